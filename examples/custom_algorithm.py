@@ -14,7 +14,7 @@ import rlhf
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.components import policy_loss
-from rlhf.algorithms.kl import difference
+from rlhf.algorithms.kl import masked_difference
 from rlhf.algorithms.losses import Denominator, aggregate
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import ALGORITHMS
@@ -39,7 +39,7 @@ def tapered(
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
-    ratio = difference(logprobs, batch.require("old_logprobs"), mask).exp().detach()
+    ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask).exp().detach()
     weight = torch.where(advantages > 0, 1.0, ratio.clamp(max=1.0))
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
     loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)

@@ -1,4 +1,4 @@
-"""`python -m rlhf`: the command line."""
+"""Run the command line with `python -m rlhf`."""
 
 import os
 import sys

@@ -7,8 +7,8 @@
     rlhf.evaluate({"output_dir": "runs/eval", ...})
     rlhf.report("runs/mine")
 
-A configuration is a mapping, a path to a YAML file, or a list of these, in which later entries take
-precedence.
+A configuration is a mapping, a path to a YAML file, or a list of mappings and paths. In a list,
+later entries take precedence.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ Config = Mapping[str, Any] | str | Path
 
 
 def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> Path:
-    """Run a command that makes a run directory: sft, reward, dpo, kto, ppo, grpo, demos, ...
+    """Run a command that writes a run directory: sft, reward, dpo, kto, ppo, grpo, demos, ...
 
     Args:
         command: Name of the command on the command line (`rlhf --help`).
-        config: A mapping, a YAML file, or a list of these.
-        overrides: Keys that take precedence; pass nested keys as ``**{"model.path": "..."}``.
+        config: A mapping, the path of a YAML file, or a list of mappings and paths.
+        overrides: Configuration keys that replace those of ``config``; pass nested keys as
+            ``**{"model.path": "..."}``.
 
     Returns:
-        The folder of the trained model, or the run directory of a command that trains none.
+        The folder of the trained model, or the run directory if the command does not train a model.
 
     Raises:
-        UserError: The configuration, the data or the directory cannot be used.
+        UserError: The configuration or the data are invalid, or the directory cannot be used.
     """
     commands = _commands()
-    checked = commands.read(command, _sources(config), list(overrides.items()))
+    checked = commands.read(command, _as_sources(config), list(overrides.items()))
     return commands.run_config(command, checked)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
-    """Run a pipeline file; return the path of its report."""
+    """Run the pipeline of a YAML file; return the path of the pipeline's report."""
     commands = _commands()
     from rlhf.pipeline import run_pipeline
 
@@ -59,7 +60,12 @@ def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
 
 
 def report(*directories: str | Path) -> Path:
-    """Write the report of a run or pipeline, or a comparison of several; return its path."""
+    """Write an HTML report; return its path.
+
+    Args:
+        directories: One run or pipeline directory for its report, or several for a comparison,
+            which is written to ``comparison.html`` in the working directory.
+    """
     from rlhf.reports import write_comparison_report, write_report
 
     folders = [Path(directory) for directory in directories]
@@ -69,7 +75,11 @@ def report(*directories: str | Path) -> Path:
 
 
 def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
-    """Return paired differences between runs, with intervals and a verdict."""
+    """Compare runs by a metric of their evaluations.
+
+    Returns:
+        Paired differences between the runs, with confidence intervals and a verdict.
+    """
     from rlhf.evaluation.compare import compare as compare_runs
 
     return compare_runs([Path(directory) for directory in directories], metric=metric)
@@ -89,7 +99,7 @@ def _printed_lines(
     command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
 ) -> list[str]:
     commands = _commands()
-    checked = commands.read(command, _sources(config), list(overrides.items()))
+    checked = commands.read(command, _as_sources(config), list(overrides.items()))
     return list(commands.output(command, checked))
 
 
@@ -101,5 +111,5 @@ def _commands() -> CommandTable:
     return COMMANDS
 
 
-def _sources(config: Config | Sequence[Config]) -> list[Config]:
+def _as_sources(config: Config | Sequence[Config]) -> list[Config]:
     return [config] if isinstance(config, Mapping | str | Path) else list(config)

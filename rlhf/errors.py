@@ -1,12 +1,12 @@
-"""The exception that the command line reports in one line."""
+"""`UserError`, which the command line prints as one line without a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake of the user: one line that says what is wrong and what to do."""
+    """A user's mistake; the one-line message says what is wrong and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message; "" if it has none."""
+    """Return the first line of an exception's message, or "" if the message is empty."""
     return (str(error).splitlines() or [""])[0]

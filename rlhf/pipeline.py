@@ -1,4 +1,7 @@
-"""`rlhf run`: run stages in order, each in a separate directory, with references by name."""
+"""Implements `rlhf run`, which runs stages in order, each in a separate directory.
+
+A stage refers to the results of an earlier stage by the earlier stage's name.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ PREFIX = "stage:"
 
 @dataclass(frozen=True)
 class Pipeline(DirectoryConfig):
-    """A list of stages, each of which is a command with its configuration.
+    """A list of stages; each stage is a command with its configuration.
 
     output_dir: runs/quickstart
     seed: 0
@@ -35,14 +38,14 @@ class Pipeline(DirectoryConfig):
       - {name: sft, command: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
       - {name: ppo, command: ppo, model: {path: stage:sft}, ...}
 
-    ``stage:NAME`` is the model in ``final/`` of an earlier stage, ``stage:NAME/FILE`` a file in its
-    directory. ``--NAME.key value`` overrides a key of a stage.
+    ``stage:NAME`` refers to the model in ``final/`` of an earlier stage, and ``stage:NAME/FILE`` to
+    a file in the directory of an earlier stage. ``--NAME.key value`` overrides a key of a stage.
     """
 
     stages: list[dict[str, Any]]
-    """The stages: name, command, and the keys of the command."""
+    """The stages; each has a name, a command, and configuration keys of the command."""
     seed: Seed = 0
-    """Random seed of every stage without a seed."""
+    """Random seed of the stages whose configuration has no seed."""
 
 
 def read_pipeline(
@@ -51,13 +54,13 @@ def read_pipeline(
     """Read a pipeline and check every stage before any of them runs.
 
     Raises:
-        UserError: A stage is wrong; the message names the stage and the key.
+        UserError: A stage is invalid; the message names the stage and the key.
     """
     tree = assemble(sources, [])
     stages = tree.get("stages")
     if not isinstance(stages, list) or not stages:
-        raise UserError("pipeline: `stages` must be a list, each with a name and a command")
-    names = [_name_of(stage, index) for index, stage in enumerate(stages)]
+        raise UserError("pipeline: `stages` must be a list of stages with a name and a command")
+    names = [_validated_name(stage, index) for index, stage in enumerate(stages)]
     for key, value in overrides:
         head, _, rest = key.partition(".")
         if rest and head in names:
@@ -72,7 +75,7 @@ def read_pipeline(
     return pipeline
 
 
-def _name_of(stage: Any, index: int) -> str:
+def _validated_name(stage: Any, index: int) -> str:
     if isinstance(stage, dict) and "verb" in stage:
         raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
@@ -81,8 +84,8 @@ def _name_of(stage: Any, index: int) -> str:
     name = convert(str, stage["name"], f"stages.{index}.name")
     if not is_file_name(name) or name in DESCRIPTIONS | RESULTS:
         raise UserError(
-            f"stages.{index}.name: {name!r} cannot be the name of a stage: it becomes that of a "
-            f"folder ({FILE_NAME_RULE}), and those of the toolkit's own files are taken"
+            f"stages.{index}.name: {name!r} is not a valid stage name; it is used as a folder name "
+            f"({FILE_NAME_RULE}) and must differ from the names of the toolkit's own files"
         )
     return name
 
@@ -92,7 +95,7 @@ def _check_stage(
 ) -> None:
     """Check the command, keys, types and references of a stage."""
     if names.count(name) > 1:
-        raise UserError(f"stages: two are called {name!r}; names must differ")
+        raise UserError(f"stages: two stages have the name {name!r}; names must differ")
     stage = pipeline.stages[index]
     try:
         for reference in _references(stage):
@@ -103,54 +106,61 @@ def _check_stage(
                     f"{nearest(target, names[:index])}"
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
-        _check_models(stage, commands_by_name)
+        _check_model_references(stage, commands_by_name)
         commands.configure(stage["command"], stage_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 
 
-def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
-    """Raise UserError for references to stages that train no model or another kind of model."""
-    specs = [stage, *(p for p in _items(stage, "policies") if isinstance(p, Mapping))]
+def _check_model_references(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
+    """Raise UserError if a model or reward refers to a stage that does not train that kind."""
+    specs = [stage, *(p for p in _list_at(stage, "policies") if isinstance(p, Mapping))]
     for spec in specs:
-        command = _command_behind(spec.get("model"), commands_by_name)
+        command = _referenced_command(spec.get("model"), commands_by_name)
         is_policy = command in ("sft", "dpo", "kto") or command in ALGORITHMS
         if command and not is_policy and not (command == stage["command"] == "reward"):
             raise UserError(
-                f"model.path {spec['model']['path']}: `rlhf {command}` leaves no language model"
+                f"model.path {spec['model']['path']}: `rlhf {command}` writes no language model"
             )
     for key in ("rewards", "gold"):
-        for row in _items(stage, key):
-            command = _command_behind(row, commands_by_name)
+        for row in _list_at(stage, key):
+            command = _referenced_command(row, commands_by_name)
             if command and command != "reward":
-                raise UserError(f"{key}: {row['path']}: `rlhf {command}` leaves no reward model")
+                raise UserError(f"{key}: {row['path']}: `rlhf {command}` writes no reward model")
 
 
-def _items(stage: Mapping[str, Any], key: str) -> list[Any]:
-    """Return a list of a stage; empty for another type, which the command's own check reports."""
+def _list_at(stage: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the list at a key of a stage, or [] if the value is missing or not a list.
+
+    A value of another type is reported when the command checks its configuration.
+    """
     value = stage.get(key)
     return value if isinstance(value, list) else []
 
 
-def _command_behind(spec: Any, commands_by_name: Mapping[str, str]) -> str | None:
-    """Return the command of the stage whose ``final/`` is the path of a model or a reward."""
+def _referenced_command(spec: Any, commands_by_name: Mapping[str, str]) -> str | None:
+    """Return the command of the stage that a model or reward refers to with ``stage:NAME``.
+
+    The result is None if ``spec`` has no such reference.
+    """
     path = spec.get("path") if isinstance(spec, Mapping) else None
     if not isinstance(path, str) or not path.startswith(PREFIX) or "/" in path:
         return None
     return commands_by_name[path.removeprefix(PREFIX)]
 
 
-def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage whose model reference is replaced by the model before earlier training.
+def with_initial_model(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the reference to a model that does not exist yet by the initial model of its stage.
 
-    The architecture is that of the trained model, so that a dry run can plan the stage. A reference
-    without an existing model is unchanged.
+    The initial model has the architecture of the trained model, so a dry run can plan the stage
+    with it. The reference is unchanged if the trained model exists, or if its stage has no
+    ``model.path``.
     """
     stages = {str(other["name"]): other for other in pipeline.stages}
     model = stage.get("model")
     while isinstance(model, Mapping) and str(model.get("path", "")).startswith(PREFIX):
         path = str(model["path"])
-        if _path_of(Path(pipeline.output_dir), path).exists():
+        if _reference_path(Path(pipeline.output_dir), path).exists():
             break
         origin = stages[path.removeprefix(PREFIX).partition("/")[0]].get("model")
         if not isinstance(origin, Mapping) or "/" in path or not origin.get("path"):
@@ -167,19 +177,23 @@ def _references(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and value.startswith(PREFIX) else []
 
 
-def waits_for(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str]:
-    """Return the references of a stage to files that earlier stages have not written yet."""
+def missing_references(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str]:
+    """Return a stage's references to models and files that do not exist yet."""
     root = Path(pipeline.output_dir)
-    return [name for name in _references(stage) if not _path_of(root, name).exists()]
+    return [name for name in _references(stage) if not _reference_path(root, name).exists()]
 
 
-def _path_of(root: Path, reference: str) -> Path:
+def _reference_path(root: Path, reference: str) -> Path:
     name, _, file = reference.removeprefix(PREFIX).partition("/")
     return root / name / (file or "final")
 
 
 def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage's configuration with directory, seed and resolved references."""
+    """Return the configuration tree of a stage's command.
+
+    ``output_dir`` is set, ``seed`` and ``resume`` default to those of the pipeline, and references
+    are replaced by paths.
+    """
     root = Path(pipeline.output_dir)
 
     def resolved(value: Any) -> Any:
@@ -188,7 +202,7 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [resolved(item) for item in value]
         if isinstance(value, str) and value.startswith(PREFIX):
-            return str(_path_of(root, value))
+            return str(_reference_path(root, value))
         return value
 
     keys = {key: resolved(value) for key, value in stage.items() if key not in ("name", "command")}
@@ -197,13 +211,14 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
-    """Run every stage that is not finished, then write the report of the pipeline.
+    """Run the stages in order, except those that are finished, then write the pipeline's report.
 
     Returns:
         Path of the report.
 
     Raises:
-        UserError: The directory exists, or a stage failed; finished stages are kept.
+        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, or a stage
+            failed. The results of finished stages are kept.
     """
     from rlhf.reports import write_report
 
@@ -234,7 +249,7 @@ def plan(name: str, pipeline: Pipeline, commands: CommandTable) -> str:
     """Return a description of what every stage would do, for `--dry-run`.
 
     Raises:
-        UserError: A stage would be rejected.
+        UserError: The configuration of a stage is invalid.
     """
     lines = []
     for stage in pipeline.stages:
@@ -248,19 +263,21 @@ def plan(name: str, pipeline: Pipeline, commands: CommandTable) -> str:
 def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandTable) -> str:
     """Return a description of what a stage would do.
 
-    A stage that waits only for the models of earlier stages is planned with those models as they
-    are before training. If a stage waits for data or rewards, everything else is checked.
+    If only the models of earlier stages are missing, the stage is planned with the initial models
+    of these stages. If data or rewards are missing, the rest of the configuration is checked.
     """
-    command, waiting = stage["command"], waits_for(pipeline, stage)
+    command, waiting = stage["command"], missing_references(pipeline, stage)
     note = f"waits for {', '.join(waiting)}"
     if waiting:
-        stage = before_training(pipeline, stage)
+        stage = with_initial_model(pipeline, stage)
     config = commands.configure(command, stage_tree(pipeline, stage))
     if not waiting:
         return commands.plan(command, config)
-    if not waits_for(pipeline, stage):
+    if not missing_references(pipeline, stage):
         return f"{commands.plan(command, config)}\n{note}; planned before training"
     model = stage.get("model")
-    has_model = isinstance(model, Mapping) and "path" in model and not waits_for(pipeline, model)
+    has_model = (
+        isinstance(model, Mapping) and "path" in model and not missing_references(pipeline, model)
+    )
     check_without_data(command, config, with_model=has_model)
     return f"keys and types are right; {note}"

@@ -119,7 +119,7 @@ def test_overrides_reach_into_lists_and_make_missing_mappings():
 @pytest.mark.parametrize(
     ("key", "part"),
     [
-        ("items.5.rate", "'5' is not an index of a list of 1"),
+        ("items.5.rate", "'5' is not an index of the list, which has 1"),
         ("items.x", "'x' is not an index"),
         ("items.²", "'²' is not an index"),
         ("name.sub", "name is 'a', not a mapping"),
@@ -194,7 +194,7 @@ def test_files_that_hold_no_mapping_are_refused_with_their_line(tmp_path, text, 
 
 def test_a_binary_file_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\x89PNG\x00")
-    with pytest.raises(UserError, match="not a text file in UTF-8"):
+    with pytest.raises(UserError, match="not a UTF-8 text file"):
         read_yaml(tmp_path / "a.yaml")
 
 
@@ -247,7 +247,7 @@ def test_text_of_an_undeclared_type_stays_text(text):
             "unknown key 'qqqq'; the keys are name, inner, parts, mode, limit, maybe",
         ),
         ({"name": "bad"}, "name must not be 'bad'"),
-        ({"name": None}, "name: has no value; leave the key out for its default"),
+        ({"name": None}, "name: has no value; remove the key to use its default"),
     ],
 )
 def test_unknown_keys_are_refused_wherever_they_stand(tree, message):

@@ -10,7 +10,7 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
-from rlhf.pipeline import read_pipeline, run_pipeline, stage_tree, waits_for
+from rlhf.pipeline import missing_references, read_pipeline, run_pipeline, stage_tree
 from tests.helpers.training import pair_rows, sft_rows, write_rows
 
 
@@ -40,7 +40,7 @@ def test_references_seed_and_overrides(tmp_path):
     assert second["model"]["path"] == str(tmp_path / "o" / "sft" / "final")
     assert second["batch_size"] == 32
     assert second["output_dir"] == str(tmp_path / "o" / "dpo")
-    assert waits_for(pipeline, pipeline.stages[1]) == ["stage:sft"]
+    assert missing_references(pipeline, pipeline.stages[1]) == ["stage:sft"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_references_seed_and_overrides(tmp_path):
         ([sft_stage(command="stf")], [], ["stage sft", "'stf'", "'sft'"]),
         ([sft_stage(), dpo_stage(bach_size=3)], [], ["stage dpo", "'batch_size'"]),
         ([dpo_stage()], [], ["stage dpo", "stage:sft", "no earlier stage"]),
-        ([sft_stage(), sft_stage()], [], ["two are called 'sft'"]),
+        ([sft_stage(), sft_stage()], [], ["two stages have the name 'sft'"]),
         ([{"command": "sft"}], [], ["stages.0", "name"]),
         ([], [], ["`stages` must be a list"]),
         ([sft_stage()], [("stf.seed", 1)], ["no stage is called 'stf'", "'sft'"]),
@@ -86,10 +86,10 @@ PPO = {"name": "ppo", "command": "ppo", "env": {"id": "text/Echo-v0"}, "model": 
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ([reward_stage(), dpo_stage(model={"path": "stage:reward"})], "leaves no language model"),
+        ([reward_stage(), dpo_stage(model={"path": "stage:reward"})], "writes no language model"),
         (
             [sft_stage(), PPO | {"rewards": [{"kind": "learned", "path": "stage:sft"}]}],
-            "`rlhf sft` leaves no reward model",
+            "`rlhf sft` writes no reward model",
         ),
         (
             [
@@ -101,7 +101,7 @@ PPO = {"name": "ppo", "command": "ppo", "env": {"id": "text/Echo-v0"}, "model": 
                     "text": [{"path": "d.jsonl"}],
                 },
             ],
-            "leaves no language model",
+            "writes no language model",
         ),
     ],
 )
@@ -111,7 +111,10 @@ def test_a_stage_is_no_model_of_the_other_kind(tmp_path, stages, words):
 
 
 LATER = {
-    "options": (dpo_stage(trainer={"precompute_ref_log_probs": True}), "is an option of TRL"),
+    "options": (
+        dpo_stage(trainer={"precompute_ref_log_probs": True}),
+        "is not an option of the native engine",
+    ),
     "modules": (
         dpo_stage(model={"path": "stage:sft", "lora": {"target_modules": ["q_prj"]}}),
         "did you mean 'q_proj'",

@@ -1,5 +1,5 @@
-"""Online policy optimization as pure functions of tensors: no model, no config object, no I/O.
+"""Online policy optimization as pure functions of tensors, without models, configuration and I/O.
 
-`registry` holds one row per algorithm. `registry`, `algorithm`, `settings` and `components` do not
-import torch.
+`registry` has one row for each algorithm. The modules `registry`, `algorithm`, `settings` and
+`components` do not import torch.
 """

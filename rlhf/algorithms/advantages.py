@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.batch import TrainingBatch, index_of
+from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import advantage
 from rlhf.algorithms.kl import kl_estimate
 from rlhf.algorithms.settings import Settings
 
-ROUNDING = 1e-6
-"""Relative difference below which two scores of a group are equal: eight float32 roundings."""
+SCORE_TOLERANCE = 1e-6
+"""Scores of a group count as equal up to this relative difference (8 times float32's epsilon)."""
 
 
 class Advantages(NamedTuple):
@@ -33,9 +33,9 @@ class Advantages(NamedTuple):
     returns: Tensor | None = None
     """[B, T], the critic's targets."""
     included: Tensor | None = None
-    """[B], True for episodes to train on; None means all."""
+    """[B], True for episodes to train on; None: all episodes."""
     pair_ids: Tensor | None = None
-    """[B] integers, equal for the two rows of a pair; None means that there are no pairs."""
+    """[B] integers, equal for the two rows of a pair; None if there are no pairs."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def estimate_advantages(
 ) -> TrainingBatch:
     """Return the batch with `advantages`, `returns`, `loss_mask` and `pair_ids` computed.
 
-    Baselines and whitening use the whole batch, so with several processes gather it first. An
+    Baselines and whitening use the whole batch; with several processes, gather the batch first. An
     episode with a nan reward could not be scored and is excluded from baselines and losses.
 
     Args:
@@ -75,7 +75,7 @@ def estimate_advantages(
     if settings.whiten_advantages:
         advantages = whiten(advantages, mask)
     if settings.tis_cap:
-        advantages = truncated_importance_weights(
+        advantages = apply_truncated_importance_weights(
             advantages,
             batch.require("old_logprobs"),
             batch.require("sampler_logprobs"),
@@ -167,7 +167,7 @@ def _gae(batch: TrainingBatch, gammas: Tensor, lams: Tensor) -> Advantages:
 
 @torch.no_grad()
 def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
-    """Mark the last sampled token of each turn, [B, T] bool."""
+    """Return a [B, T] bool tensor that is True at the last sampled token of each turn."""
     last = torch.zeros_like(mask)
     next_turn = torch.full_like(turns[:, 0], -1)
     for t in reversed(range(mask.shape[1])):
@@ -178,20 +178,23 @@ def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
 
 @advantage("trajectory_return", "whole return on every token", reads=("whiten_advantages",))
 def trajectory_return(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Use the undiscounted return of the episode (REINFORCE, Williams 1992)."""
+    """Return the undiscounted return of each episode, [B] (REINFORCE, Williams 1992)."""
     return Advantages(batch.scores())
 
 
 @advantage("return_to_go", "return from the token on", reads=("gamma", "whiten_advantages"))
 def return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Use the discounted sum of the rewards from each sampled token on."""
+    """Return the discounted sum of the current and later rewards at each sampled token."""
     rewards = batch.require("rewards")
     return Advantages(discounted_sum(rewards, batch.action_mask, gamma=settings.gamma))
 
 
 @torch.no_grad()
 def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
-    """Return the discounted sum of the rewards from each sampled token on."""
+    """Return the discounted sum of the current and later rewards at each sampled token, [B, T].
+
+    Only sampled tokens count as time steps of the discount `gamma`; other tokens have the sum 0.
+    """
     result = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -208,17 +211,17 @@ def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     groups=True,
 )
 def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Return the score minus the group's mean score (GRPO, Shao et al. 2024, section 4.1.2).
+    """Return each episode's score minus its group's mean (GRPO, Shao et al. 2024, sec. 4.1.2).
 
     With `scale_by_std`, the difference is divided by the group's sample standard deviation + 1e-4;
     without it, this is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are excluded from the
-    mean and have advantage 0. Groups with equal scores also have advantage 0, because scaling would
-    amplify rounding errors.
+    mean and have advantage 0. Episodes of groups with equal scores also have advantage 0, because
+    scaling would amplify rounding errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
     clean, scored, inverse, count = _scored_by_group(scores, groups)
     mean = _group_sum(clean, inverse) / count.clamp(min=1)
-    centered = torch.where(scored & informative_groups(scores, groups), clean - mean, 0.0)
+    centered = torch.where(scored & in_informative_group(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
         return Advantages(centered)
     variance = _group_sum(centered.square(), inverse) / (count - 1).clamp(min=1)
@@ -244,7 +247,10 @@ def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @torch.no_grad()
 def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
-    """Return the mean score of the group's other scored episodes, [B]; nan if there are none."""
+    """Return the mean score of the other scored episodes of each row's group, [B].
+
+    The mean is nan for a row whose group has no other scored episode.
+    """
     clean, scored, inverse, count = _scored_by_group(scores, groups)
     others = count - scored.to(count.dtype)
     return torch.where(others > 0, (_group_sum(clean, inverse) - clean) / others, torch.nan)
@@ -259,11 +265,11 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
 def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Subtract the mean return to go of the group's *other* episodes from the return to go.
 
-    The baseline of a token in turn k is the mean, over the other scored episodes that reached turn
-    k, of their return to go at that turn's first token, or 0 if there are none. It does not depend
-    on the episode itself, so the gradient stays unbiased even if the policy decides whether
-    there is another turn. A baseline of each turn's reward alone would assign no credit to the
-    decision to stop.
+    The baseline of a token in turn k is the mean return to go at the first token of turn k, over
+    the other scored episodes of the group that have a turn k. The baseline is 0 if there are none.
+    It does not depend on the episode itself, so the gradient is unbiased even if the policy
+    determines the number of turns. With a baseline of only the reward of turn k, the decision to
+    end the episode would get no credit.
     """
     mask, turns, groups = batch.action_mask, batch.require("turns"), batch.require("groups")
     scored = ~batch.scores().isnan()
@@ -284,27 +290,28 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
 def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return 1 for the best episode of each group and 0 for the others (best-of-n distillation).
 
-    This is RAFT (Dong et al. 2023, algorithm 1). Tied best episodes share the weight. A group with
-    equal scores is excluded, because training on it would only add noise.
+    This is RAFT (Dong et al. 2023, algorithm 1). If k episodes are tied for best, each gets 1/k. A
+    group with equal scores is excluded, because training on it would only add noise.
     """
     scores, groups = batch.scores(), batch.require("groups")
     high = _group_extreme(scores, groups, largest=True)
-    best = (scores >= high - ROUNDING * high.abs()) & informative_groups(scores, groups)
+    best = (scores >= high - SCORE_TOLERANCE * high.abs()) & in_informative_group(scores, groups)
     weight = best.to(scores.dtype)
-    inverse = index_of(groups)
+    inverse = dense_index(groups)
     weight = weight / _group_sum(weight, inverse).clamp(min=1)
     return Advantages(weight, included=weight > 0)
 
 
 @advantage("best_and_worst", "the group's best and worst as a pair", groups=True, pairs=True)
 def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Pair the best and the worst episode of each group, the first of each if several are tied.
+    """Pair the best and the worst episode of each group.
 
-    The advantages are score differences [B]: +d for the best, -d for the worst, 0 for all others.
-    Groups with equal scores have no pair.
+    If several episodes are tied for best or worst, the first of them is used. With the score
+    difference d of the pair, the advantages [B] are d for the best episode, -d for the worst, and 0
+    for all others. Groups with equal scores have no pair.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    inverse = index_of(groups)
+    inverse = dense_index(groups)
     rows = torch.arange(len(scores), device=scores.device)
     low = _group_extreme(scores, groups, largest=False)
     high = _group_extreme(scores, groups, largest=True)
@@ -314,7 +321,7 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
         )[inverse]
         for extreme in (low, high)
     )
-    informative = informative_groups(scores, groups)
+    informative = in_informative_group(scores, groups)
     best, worst = (rows == first_high) & informative, (rows == first_low) & informative
     difference = torch.where(best, high - low, torch.where(worst, low - high, 0.0))
     partner = torch.where(best, first_low, torch.where(worst, first_high, rows))
@@ -322,16 +329,16 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 
 @torch.no_grad()
-def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
-    """Mark the episodes whose group has at least two different scores, [B] bool.
+def in_informative_group(scores: Tensor, groups: Tensor) -> Tensor:
+    """Return a [B] bool tensor that is True for episodes whose group has different scores.
 
     Groups with equal scores have no gradient; DAPO's dynamic sampling replaces them (Yu et al.
-    2025, section 3.2). Scores are equal if they differ by rounding only, as do sums of the same
-    rewards in another order.
+    2025, section 3.2). Scores that differ only by rounding errors count as equal, for example sums
+    of the same rewards in a different order.
     """
     low = _group_extreme(scores, groups, largest=False)
     high = _group_extreme(scores, groups, largest=True)
-    return high - low > ROUNDING * torch.maximum(low.abs(), high.abs())
+    return high - low > SCORE_TOLERANCE * torch.maximum(low.abs(), high.abs())
 
 
 class _ScoredGroups(NamedTuple):
@@ -348,22 +355,22 @@ class _ScoredGroups(NamedTuple):
 
 
 def _scored_by_group(scores: Tensor, groups: Tensor) -> _ScoredGroups:
-    """Find the scored episodes of each group."""
+    """Return the scores without nan, and which episodes of each group have a score."""
     scored = ~scores.isnan()
-    inverse = index_of(groups)
+    inverse = dense_index(groups)
     count = _group_sum(scored.to(scores.dtype), inverse)
     return _ScoredGroups(torch.where(scored, scores, 0.0), scored, inverse, count)
 
 
 def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
-    """Return the sum over each row's group, [B]."""
+    """Return for each row the sum of `values` over the row's group, [B]."""
     totals = torch.zeros_like(values).index_add_(0, inverse, values)
     return totals[inverse]
 
 
 def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
-    """Return the maximum or minimum score of each row's group, [B]."""
-    inverse = index_of(groups)
+    """Return the maximum (`largest`) or minimum score of each row's group, [B], ignoring nan."""
+    inverse = dense_index(groups)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
     result = torch.full_like(scores, worst)
@@ -373,10 +380,10 @@ def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
 
 @torch.no_grad()
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale the masked values of the whole batch to mean 0 and variance 1.
+    """Shift and scale the values inside `mask` to mean 0 and variance 1 over the whole batch.
 
-    The variance is divided by N, not N - 1, as in lm-human-preferences. REINFORCE++ normalizes its
-    advantages like this (Hu et al. 2025).
+    The divisor of the variance is N, not N - 1, as in lm-human-preferences. REINFORCE++ normalizes
+    its advantages in this way (Hu et al. 2025).
     """
     count = mask.sum().clamp(min=1)
     mean = torch.where(mask, values, 0.0).sum() / count
@@ -385,14 +392,15 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def truncated_importance_weights(
+def apply_truncated_importance_weights(
     advantages: Tensor, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, cap: float
 ) -> Tensor:
-    """Multiply the advantage of each token by min(pi_old / pi_sampler, cap).
+    """Multiply the advantage of each token by the weight min(pi_old / pi_sampler, cap).
 
-    The sampler's arithmetic differs slightly from the trainer's, so even the first step is off
-    policy. The weight corrects for it and the cap bounds its variance (truncated importance
-    sampling, Ionides 2008; for this mismatch Yao et al. 2025, with cap 2).
+    The sampler's log-probabilities differ slightly from the trainer's, so even the first optimizer
+    step is off policy. The weight corrects for this difference, and the cap bounds the variance of
+    the weight (truncated importance sampling, Ionides 2008; Yao et al. 2025 use it for this
+    difference, with cap 2).
     """
     log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, 0.0)
     return torch.where(mask, advantages * log_ratio.exp().clamp(max=cap), 0.0)

@@ -28,13 +28,16 @@ class Algorithm:
     """Name of a function decorated with `policy_loss`."""
     settings: Settings
     unbiased: bool
-    """Whether the expected first gradient on new rollouts is a positive multiple of the policy
-    gradient of the mean return (with `kl_placement: reward`, of the penalized return)."""
+    """Whether the expected gradient of the first update on new rollouts is a positive multiple of
+    the policy gradient of the mean return. With `kl_placement: reward`, the return includes the KL
+    penalty."""
     bias: str
     """Differences between the update and the exact policy gradient, or "none" with the reason."""
     fixed_point: str
-    """Policy to which the algorithm converges on a one-turn problem with infinite batches."""
+    """Policy to which the algorithm converges on a one-turn problem with infinite batches. pi* is
+    the policy that maximizes the reward minus the KL penalty."""
     constrained: bool = False
+    """Whether a Lagrange multiplier keeps the mean cost below `cost_limit`."""
 
     @property
     def policy_loss(self) -> Component:
@@ -72,7 +75,7 @@ class Algorithm:
         return self.policy_loss.reference or self.kl_in_reward or self.kl_in_loss
 
     @property
-    def effective(self) -> frozenset[str]:
+    def effective_settings(self) -> frozenset[str]:
         """Names of the settings that affect the result of this algorithm."""
         names = _ALWAYS | self.estimator.reads | self.policy_loss.reads
         if self.policy_loss.reference:
@@ -93,15 +96,15 @@ class Algorithm:
     def _single_update(self) -> bool:
         return self.settings.num_epochs * self.settings.num_minibatches == 1
 
-    def why_ineffective(self, key: str) -> str:
-        """Return why the setting `key` has no effect, as the end of an error message."""
+    def why_no_effect(self, key: str) -> str:
+        """Return why the setting `key` has no effect, for the end of an error message."""
         if key in _RATIO and self._single_update:
             return (
-                "with one optimizer step per batch nothing has moved yet; "
-                "raise num_epochs or num_minibatches"
+                "with one optimizer step per batch, the ratio is always 1 and the critic's values "
+                "are unchanged; raise num_epochs or num_minibatches"
             )
         if key in _CONSTRAINED:
-            return "it has no cost constraint (ppo_lagrangian has)"
+            return "the algorithm has no cost constraint; use ppo_lagrangian"
         if key in ("kl_coef", "kl_estimator") and self.settings.kl_placement == "none":
             return "kl_placement is none"
         if key in CRITIC_SETTINGS:
@@ -125,13 +128,13 @@ class Algorithm:
             )
         if self.estimator.pairs != self.policy_loss.pairs:
             raise UserError(
-                f"advantage {settings.advantage} does not go with {self.name}: "
-                "best_and_worst belongs to the pairwise loss (online_dpo), and only to it"
+                f"advantage {settings.advantage} cannot be used with {self.name}: the pairwise "
+                "loss (online_dpo) requires best_and_worst, and no other loss can use it"
             )
         if self.groups and settings.group_size < 2:
             raise UserError(
                 f"group_size must be at least 2 with advantage {settings.advantage} "
-                f"(the group is the baseline), got {settings.group_size}"
+                f"(the baseline is computed from the group), got {settings.group_size}"
             )
         if self.kl_in_loss and not components("kl")[settings.kl_estimator].differentiable:
             raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Rows of tokens, padded on the right to [B, T], with everything that an update reads.
+    """Rows of tokens, padded on the right to [B, T], with all tensors that an update reads.
 
     Index t of a [B, T] field describes token t. A field is None if the algorithm does not need it
     or if it is not computed yet. Entries outside the masks may have any value, nan included.
@@ -21,8 +21,8 @@ class TrainingBatch:
     attention_mask: Tensor
     """[B, T], True for tokens that are not padding."""
     action_mask: Tensor
-    """[B, T], True for tokens of the policy: sampled tokens including stop tokens, or the
-    completion of a data row."""
+    """[B, T], True for tokens of the policy. These are the sampled tokens, including stop tokens,
+    or the completion of a data row."""
 
     sampler_logprobs: Tensor | None = None
     """[B, T], log-probabilities computed by the sampler when it drew the tokens."""
@@ -36,8 +36,8 @@ class TrainingBatch:
     """[B, T], entropy in nats of the distributions from which the tokens were drawn."""
 
     rewards: Tensor | None = None
-    """[B, T], rewards to train on, before KL and cost penalties. A nan marks an episode that could
-    not be scored."""
+    """[B, T], training rewards before KL and cost penalties. An episode that could not be scored
+    has a nan reward."""
     costs: Tensor | None = None
     """[B, T], costs of a constrained task."""
     turns: Tensor | None = None
@@ -54,7 +54,7 @@ class TrainingBatch:
     returns: Tensor | None = None
     """[B, T], the critic's targets; zeros without a critic."""
     loss_mask: Tensor | None = None
-    """[B, T], action tokens that take part in the losses."""
+    """[B, T], True for action tokens that are included in the losses."""
 
     pair_ids: Tensor | None = None
     """[B] integers. Rows with equal ids must share a micro-batch, because a loss compares them."""
@@ -84,10 +84,10 @@ class TrainingBatch:
         return torch.where(self.action_mask, rewards, 0.0).sum(dim=1)
 
     def select(self, rows: Tensor) -> TrainingBatch:
-        """Return some of the rows, without columns in which these rows have only padding.
+        """Return a batch of the given rows, without the columns in which they have only padding.
 
         Args:
-            rows: [N] indices.
+            rows: [N] row indices.
         """
         width = int(self.attention_mask[rows].sum(1).max())
         selected = {}
@@ -99,6 +99,6 @@ class TrainingBatch:
         return replace(self, **selected)
 
 
-def index_of(ids: Tensor) -> Tensor:
+def dense_index(ids: Tensor) -> Tensor:
     """Return the position of each id among the sorted distinct ids, [B]."""
     return torch.unique(ids, return_inverse=True)[1]  # pyright: ignore

@@ -4,8 +4,8 @@ A component is one decorated function. The decorator states what the function ne
 settings it reads, so a new component requires no other change.
 
 This module does not import torch, because help texts list the settings of an algorithm and
-importing torch would slow them down. Until a module of components is imported, its decorators are
-read from its source. Their arguments must therefore be literals.
+importing torch would slow them down. Until a module of components is imported, the decorators are
+read from the module's source. The arguments of the decorators must therefore be literals.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ class Component:
     reference: bool = False
     """Whether a loss contains the KL to the reference policy, so that no other KL term is added."""
     differentiable: bool = True
-    """Whether the gradient of a KL estimator is useful in a loss."""
+    """Whether a KL estimator can be a term of the loss: its expected gradient is not 0."""
 
 
 _TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl": {}}
-_read: set[str] = set()
+_parsed_modules: set[str] = set()
 
 
 def components(module: str) -> dict[str, Component]:
     """Return the registered components of one kind, by name, without importing torch.
 
     Args:
-        module: "advantages", "losses" or "kl", the module of this package with the functions. The
-        functions can be called only after the module is imported.
+        module: Kind of the components, which is the module of this package that defines them:
+            "advantages", "losses" or "kl". The functions of the components can be called only after
+            the module is imported.
     """
-    if module not in _read and f"{__package__}.{module}" not in sys.modules:
-        _read.add(module)
+    if module not in _parsed_modules and f"{__package__}.{module}" not in sys.modules:
+        _parsed_modules.add(module)
         _read_decorators(module)
     return _TABLES[module]
 
@@ -92,7 +93,7 @@ def advantage(
         reads: names of the settings that the function reads.
         critic: whether the function needs `batch.values` and `batch.bootstrap`.
         groups: whether the function needs `batch.groups`.
-        pairs: whether the advantages are for losses that compare pairs.
+        pairs: whether the estimator forms pairs of rows, for losses that compare these rows.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
     return _register("advantages", name, summary, settings, critic, groups, pairs)

@@ -1,6 +1,7 @@
-"""State across training steps: KL controllers, the Lagrange multiplier, running reward moments.
+"""State that persists between training steps.
 
-Checkpoints contain the numbers of each object, so that a resumed run continues exactly.
+This state consists of the KL controllers, the Lagrange multiplier and the running moments of the
+rewards. Checkpoints contain it, so that a resumed run continues exactly.
 """
 
 import math
@@ -21,7 +22,7 @@ class SavedNumbers:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore the fields that `state_dict` returned."""
+        """Set the fields to the values that `state_dict` returned."""
         for name in self.state_dict():
             setattr(self, name, state[name])
 
@@ -39,7 +40,7 @@ class FixedKL(SavedNumbers):
 
 @dataclass
 class AdaptiveKL(FixedKL):
-    """A KL coefficient that is adapted so that the KL approaches a target.
+    """A KL coefficient that is increased while the KL is above a target and decreased below it.
 
     coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon (Ziegler et al. 2019,
     section 2.2; lm-human-preferences). Ziegler et al. use a target of 6 nats per episode, a horizon
@@ -50,14 +51,14 @@ class AdaptiveKL(FixedKL):
     horizon: int = 10_000
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Update with the mean KL of `num_episodes` episodes, in nats per episode."""
+        """Update the coefficient with the mean KL of `num_episodes` episodes, in nats each."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * num_episodes / self.horizon
 
 
 @dataclass
 class BudgetKL(FixedKL):
-    """A constant KL coefficient; training ends once the KL exceeds a budget."""
+    """A constant KL coefficient; training ends when the mean KL per episode exceeds a budget."""
 
     budget: float = 10.0
 
@@ -70,8 +71,9 @@ class BudgetKL(FixedKL):
 class LagrangeMultiplier(SavedNumbers):
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
 
-    Gradient ascent on its logarithm: log v += lr * v * (cost - limit), clamped to at most log
-    `maximum`. The multiplier stays positive, so a satisfied constraint can become active again.
+    The logarithm of the multiplier v is updated by gradient ascent, log v += lr * v * (cost -
+    limit), and clamped to at most log `maximum`. The multiplier stays positive, so it can grow
+    again after the constraint was satisfied.
     """
 
     value: float
@@ -82,12 +84,12 @@ class LagrangeMultiplier(SavedNumbers):
     def __post_init__(self) -> None:
         if not 0 < self.value <= self.maximum:
             raise UserError(
-                f"multiplier_init must lie in (0, multiplier_max={self.maximum}], got {self.value} "
-                "(it changes by factors, so 0 would stay 0)"
+                f"multiplier_init must be in (0, multiplier_max={self.maximum}], got {self.value} "
+                "(each update multiplies the value, so 0 would never change)"
             )
 
     def update(self, cost: float) -> None:
-        """Update with the mean cost per episode of the last rollouts."""
+        """Update the multiplier with the mean cost per episode of the last rollouts."""
         log_value = math.log(self.value) + self.lr * self.value * (cost - self.limit)
         self.value = math.exp(min(log_value, math.log(self.maximum)))
 
@@ -98,7 +100,7 @@ class LagrangeMultiplier(SavedNumbers):
 
 @dataclass
 class RewardMoments(SavedNumbers):
-    """Running mean and variance of all scores so far (Chan et al. 1979, parallel update)."""
+    """Running mean and variance of all scores (parallel update of Chan et al. 1979)."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -106,7 +108,7 @@ class RewardMoments(SavedNumbers):
     """Sum of squared deviations from the mean."""
 
     def update(self, scores: Tensor) -> None:
-        """Update with scores of any shape; nan (unscored) is ignored."""
+        """Update the moments with scores of any shape; nan scores (unscored) are ignored."""
         scores = scores[~scores.isnan()].double()
         if not scores.numel():
             return
@@ -119,7 +121,7 @@ class RewardMoments(SavedNumbers):
 
     @property
     def std(self) -> float:
-        """Standard deviation, with divisor N; 1 as long as all scores are equal."""
+        """Standard deviation of the scores, with divisor N; 1 if all scores are equal."""
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def scale(self, scores: Tensor, *, clip: float) -> Tensor:

@@ -18,35 +18,41 @@ def k1(log_ratio: Tensor) -> Tensor:
 
 @kl_estimator("k2", "half the squared log ratio")
 def k2(log_ratio: Tensor) -> Tensor:
-    """Return x^2 / 2; as a loss, it has the gradient of the token's KL(policy || reference)."""
+    """Return x^2 / 2; as a loss, its gradient is that of the token's KL(policy || reference)."""
     return 0.5 * log_ratio.square()
 
 
 @kl_estimator("k3", "log ratio with a control variate")
 def k3(log_ratio: Tensor) -> Tensor:
-    """Return exp(-x) - 1 + x, unbiased; as a loss, it has the gradient of KL(ref || policy)."""
+    """Return exp(-x) - 1 + x, unbiased; as a loss, its gradient is that of KL(ref || policy)."""
     return torch.expm1(-log_ratio) + log_ratio
 
 
-def difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    """Return left - right inside `mask` and 0 outside, without values or gradients from outside."""
+def masked_difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+    """Return left - right inside `mask` and 0 outside; entries outside get no gradient."""
     return torch.where(mask, left, 0.0) - torch.where(mask, right, 0.0)
 
 
 @torch.no_grad()
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum of k1 over each episode, [B]: an unbiased estimate of its KL in nats.
+    """Return the sum of k1 over each episode, [B], an unbiased estimate of its KL in nats.
 
     The KL controllers use the mean over episodes.
     """
-    return difference(logprobs, ref_logprobs, mask).sum(dim=1)
+    return masked_difference(logprobs, ref_logprobs, mask).sum(dim=1)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
     """Estimate KL(policy || reference) at each sampled token, in nats; 0 outside `mask`.
 
-    The estimators are those of Schulman, "Approximating KL divergence", 2020. In the reward, only
-    k1 has the gradient of the KL.
+    The estimators are those of Schulman, "Approximating KL divergence", 2020. If the estimate is
+    subtracted from the reward, only k1 gives the policy gradient of the KL.
+
+    Args:
+        logprobs: [B, T], log-probabilities of the tokens under the policy.
+        ref_logprobs: [B, T], log-probabilities under the reference policy.
+        mask: [B, T], True for sampled tokens.
+        estimator: Name of a registered estimator.
 
     Raises:
         ValueError: no estimator has this name.
@@ -55,4 +61,4 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimat
     if estimator not in table:
         *names, last = table
         raise ValueError(f"kl_estimator must be {', '.join(names)} or {last}, got {estimator!r}")
-    return table[estimator].function(difference(logprobs, ref_logprobs, mask))
+    return table[estimator].function(masked_difference(logprobs, ref_logprobs, mask))

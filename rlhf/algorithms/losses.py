@@ -4,8 +4,8 @@ A policy loss is a decorated function of the new log-probabilities, a `TrainingB
 settings; `Algorithm.loss` is its name. All tensors are [B, T] unless stated otherwise; index t
 describes token t. Entries outside `batch.loss_mask` may have any value, nan included, and affect
 neither values nor gradients. The caller supplies the denominator of the *global* mini-batch, so
-that losses and metrics can be added over micro-batches. Every function returns a scalar and a
-`MetricSums`.
+that losses and metrics can be added over micro-batches. Every policy loss, `value_loss` and
+`compute_loss` return a scalar and a `MetricSums`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.batch import TrainingBatch, index_of
+from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import policy_loss
-from rlhf.algorithms.kl import difference, kl_estimate
+from rlhf.algorithms.kl import kl_estimate, masked_difference
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.algorithms.settings import Settings
 
@@ -27,11 +27,11 @@ Denominator = float | Tensor
 
 
 def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> Tensor:
-    """Return the denominator of the policy loss of a mini-batch over all processes.
+    """Return the denominator of the policy loss of a mini-batch, a scalar.
 
     Args:
         algorithm: the algorithm and its settings.
-        mask: `loss_mask` of the mini-batch.
+        mask: `loss_mask` of the mini-batch of all processes.
         max_tokens: largest number of tokens that can be sampled in an episode; used by aggregation
             "constant".
     """
@@ -60,17 +60,17 @@ def compute_loss(
     """Return the algorithm's loss (policy, KL, entropy bonus and critic) and its metrics.
 
     Args:
-        algorithm: a configured row.
+        algorithm: the algorithm and its settings.
         logprobs: log-probabilities [B, T] of the tokens under the policy, with gradients.
         batch: a micro-batch, after `estimate_advantages`.
         denominator: denominator of the global mini-batch, from `loss_denominator`; if it is 0, the
         loss is 0.
         kl_coef: current coefficient of the KL controller.
-        entropy: entropy [B, T] of the policy; required if `entropy_coef` is not 0, otherwise only a
-        metric.
+        entropy: entropy [B, T] of the policy; required if `entropy_coef` is not 0, otherwise used
+        only for a metric.
         values: values [B, T] of the critic; None omits the critic's loss.
-        num_tokens: number of tokens of the global mini-batch that are in the losses, the
-        denominator of the critic's loss; None counts those of this batch.
+        num_tokens: denominator of the critic's loss, which is the number of tokens in `loss_mask`
+        of the global mini-batch; None: the number of tokens in `loss_mask` of this batch.
         critic_only: return only the critic's loss, but the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
@@ -99,7 +99,7 @@ def compute_loss(
         error = settings.value_coef * error
         loss = error if critic_only else loss + error
     if "policy/approx_kl" not in metrics.means and batch.old_logprobs is not None:
-        terms["policy/approx_kl"] = approx_kl(difference(logprobs, batch.old_logprobs, mask))
+        terms["policy/approx_kl"] = approx_kl(masked_difference(logprobs, batch.old_logprobs, mask))
     means = {name: masked_mean(term, mask) for name, term in terms.items()}
     return loss, metrics + MetricSums(means=means) + value_metrics
 
@@ -107,16 +107,19 @@ def compute_loss(
 def aggregate(
     per_token: Tensor, mask: Tensor, *, aggregation: str, denominator: Denominator
 ) -> Tensor:
-    """Sum a loss over the sampled tokens.
+    """Sum the loss of the tokens inside `mask` and divide it by `denominator`.
 
     Args:
         per_token: loss of each token.
-        mask: sampled tokens.
-        aggregation: "token" and "constant" weight all tokens equally (the denominator is the number
-            of tokens in the global mini-batch, or sequences times a fixed length as in Dr. GRPO);
-            "sequence" takes the mean of each sequence first (the denominator is the number of
-            sequences), which gives the tokens of short completions more weight.
-        denominator: denominator of the global mini-batch.
+        mask: True for the tokens to sum over.
+        aggregation: "token" and "constant" weight all tokens equally. "sequence" takes the mean of
+            each sequence first, which gives the tokens of short completions more weight.
+        denominator: denominator of the global mini-batch, from `loss_denominator`. It is the number
+            of tokens ("token"), the number of sequences ("sequence"), or the number of sequences
+            times a fixed length as in Dr. GRPO ("constant").
+
+    Returns:
+        A scalar.
     """
     total = torch.where(mask, per_token, 0.0).sum(dim=1)
     if aggregation == "sequence":
@@ -134,12 +137,12 @@ def clipped(
 ) -> tuple[Tensor, MetricSums]:
     """Compute the clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
 
-    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). Separate bounds are DAPO's "clip higher" (Yu
-    et al. 2025). `dual_clip` c > 1 bounds the loss by -c A if A < 0 (Ye et al. 2020); 0 disables
-    this bound.
+    The loss of a token is -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). A `clip_high` above
+    `clip_low` is DAPO's "clip higher" (Yu et al. 2025). If `dual_clip` = c > 1, the loss of a token
+    with A < 0 is at most -c A (Ye et al. 2020); 0 disables this bound.
     """
     mask = batch.require("loss_mask")
-    log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
+    log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
     return _clipped_surrogate(
         log_ratio, log_ratio, batch, settings, settings.dual_clip, denominator=denominator
     )
@@ -155,14 +158,14 @@ def clipped_sequence(
 ) -> tuple[Tensor, MetricSums]:
     """Compute the clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, sec. 4).
 
-    The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio. This is the
-    paper's GSPO-token: the ratio of each token has the value s, and its gradient is s times the
-    gradient of the token's log-probability. With equal advantages over a sequence, value and
-    gradient are those of GSPO; with different advantages (turns, return to go) each token keeps its
-    own.
+    The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio. The
+    implementation is the paper's GSPO-token: the ratio of each token has the value s, and its
+    gradient is s times the gradient of the token's log-probability. If all tokens of a sequence
+    have the same advantage, the value and the gradient of the loss are those of GSPO. Tokens may
+    also have different advantages, as with return to go.
     """
     mask = batch.require("loss_mask")
-    log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
+    log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
     length = mask.sum(dim=1, keepdim=True).clamp(min=1)
     sequence_log_ratio = log_ratio.detach().sum(dim=1, keepdim=True) / length
     log_weight = sequence_log_ratio + log_ratio - log_ratio.detach()
@@ -187,7 +190,7 @@ def _clipped_surrogate(
         floor = torch.where(advantages < 0, dual_clip * advantages, -torch.inf)
         surrogate = torch.maximum(surrogate, floor)
     loss = aggregate(-surrogate, mask, aggregation=settings.aggregation, denominator=denominator)
-    return loss, _ratio_metrics(loss, log_ratio, ratio, ratio != clipped_ratio, mask)
+    return loss, _ratio_loss_metrics(loss, log_ratio, ratio, ratio != clipped_ratio, mask)
 
 
 @policy_loss(
@@ -200,17 +203,17 @@ def clipped_weight(
 ) -> tuple[Tensor, MetricSums]:
     """Weight the log-likelihood by the advantage and a clipped constant (CISPO, MiniMax 2025).
 
-    -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi: unlike in PPO, a clipped token keeps its
-    gradient.
+    The loss of a token is -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi, where sg stops the
+    gradient. Unlike in PPO, a clipped token keeps its gradient.
     """
     mask = batch.require("loss_mask")
-    log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
+    log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
     ratio = log_ratio.detach().exp()
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
     loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
-    return loss, _ratio_metrics(loss, log_ratio, ratio, ratio != weight, mask)
+    return loss, _ratio_loss_metrics(loss, log_ratio, ratio, ratio != weight, mask)
 
 
 @policy_loss("likelihood", "weighted log-likelihood", reads=("aggregation", "entropy_coef"))
@@ -237,20 +240,21 @@ def pairwise(
 ) -> tuple[Tensor, MetricSums]:
     """Compute the DPO loss on sampled pairs (Rafailov et al. 2023, eq. 7; Guo et al. 2024).
 
-    `kl_coef` is DPO's beta and the denominator is the number of pairs in the global mini-batch. The
-    advantage of a row is its score minus its partner's, equal at all tokens; a row without a token
-    in `loss_mask` belongs to no pair. With `pair_labels: soft` the better row is preferred with
-    probability sigma(difference), the exact expectation under Bradley-Terry labels; with "hard",
-    always.
+    `kl_coef` is DPO's beta, and the denominator is the number of pairs in the global mini-batch.
+    The advantage of a row, which is equal at all tokens, is its score minus the score of the other
+    row of its pair. A row without a token in `loss_mask` belongs to no pair. With `pair_labels:
+    soft`, the label "the better row is preferred" has the probability sigma(score difference), so
+    the loss is its expectation under the Bradley-Terry model. With `hard`, the better row is always
+    preferred.
     """
     mask = batch.require("loss_mask")
     first = mask.int().argmax(dim=1, keepdim=True)
     differences = batch.require("advantages").gather(1, first)[:, 0]
     paired = mask.any(dim=1)
-    log_ratio = difference(logprobs, batch.require("ref_logprobs"), mask).sum(dim=1)
+    log_ratio = masked_difference(logprobs, batch.require("ref_logprobs"), mask).sum(dim=1)
     better = paired & (differences > 0)
     signed = torch.where(better, log_ratio, torch.where(paired, -log_ratio, 0.0))
-    index = index_of(batch.require("pair_ids"))
+    index = dense_index(batch.require("pair_ids"))
     margins = torch.zeros_like(signed).index_add(0, index, settings.kl_coef * signed)[index]
     preferred = torch.where(better, differences, 0.0).sigmoid()
     if settings.pair_labels == "hard":
@@ -271,9 +275,9 @@ def value_loss(
 ) -> tuple[Tensor, MetricSums]:
     """Return half the critic's squared error, summed over `loss_mask` and divided by `denominator`.
 
-    With `value_clip` > 0, the error is the larger one of the value and of the value clipped to
-    within `value_clip` of its value at rollout (lm-human-preferences, `train_policy.py`); 0
-    disables clipping.
+    With `value_clip` > 0, the squared error of a token is the maximum of two: that of the value,
+    and that of the value clipped to within `value_clip` of the value at rollout
+    (lm-human-preferences, `train_policy.py`). 0 disables clipping.
     """
     mask, clip = batch.require("loss_mask"), settings.value_clip
     values = torch.where(mask, values, 0.0)
@@ -297,15 +301,19 @@ def value_loss(
 
 
 def approx_kl(log_ratio: Tensor) -> Tensor:
-    """Return the k3 estimate r - 1 - log r of each token; 0 if the ratio r is 1."""
+    """Return the k3 estimate r - 1 - log r of KL(old || new) for each token, [B, T], detached.
+
+    Args:
+        log_ratio: [B, T], log r = log pi - log pi_old.
+    """
     x = log_ratio.detach()
     return torch.expm1(x) - x
 
 
-def _ratio_metrics(
+def _ratio_loss_metrics(
     loss: Tensor, log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, mask: Tensor
 ) -> MetricSums:
-    """Measure how far the policy has moved from the one that sampled the rollouts."""
+    """Return the loss, clip fraction, approx KL and largest ratio as metrics of a ratio loss."""
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(
         means={

@@ -1,4 +1,4 @@
-"""Metrics of micro-batches that add up to those of the whole batch."""
+"""Metrics of micro-batches, whose sum gives the metrics of the whole batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class MetricSums:
         )
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics as floats, without means over zero tokens."""
+        """Return the metrics as floats; means over zero tokens are omitted."""
         means = {
             name: float(pair[0] / pair[1]) for name, pair in self.means.items() if pair[1] != 0
         }
@@ -39,7 +39,7 @@ class MetricSums:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return an entry of `MetricSums.means`: sum and number of the masked values, shape [2]."""
+    """Return the sum and the number of the values inside `mask`, [2], for `MetricSums.means`."""
     total = torch.where(mask, values.detach(), 0.0).sum()
     return torch.stack([total, mask.sum().to(total.dtype)])
 

@@ -1,7 +1,7 @@
-"""The table of online algorithms, with one row for each. Imports no torch.
+"""The table of online algorithms, with one row for each algorithm. Imports no torch.
 
-Code does not depend on the names of algorithms: a training step uses the properties of the row.
-`examples/ppo_from_scratch.py` shows a training loop with one row.
+The training code does not depend on the names of algorithms; it uses the properties of the row.
+`examples/ppo_from_scratch.py` shows a training loop with one of these algorithms.
 """
 
 from dataclasses import fields, replace
@@ -21,8 +21,9 @@ _ROWS = (
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
         unbiased=False,
-        bias="lam < 1 trusts the critic; whitening and the token mean rescale by random numbers; "
-        "clipping. With lam 1, no whitening and constant aggregation: none at ratio 1",
+        bias="with lam < 1, errors of the critic bias the advantages; whitening and the token mean "
+        "rescale the gradient by random factors; the ratio is clipped. With lam 1, no whitening "
+        "and constant aggregation, the gradient is unbiased at ratio 1",
         fixed_point="pi*",
     ),
     Algorithm(
@@ -34,7 +35,7 @@ _ROWS = (
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
         unbiased=False,
-        bias="as ppo, for the Lagrangian at the present multiplier",
+        bias="as for ppo, for the Lagrangian with the current multiplier",
         fixed_point="best policy within the cost limit",
         constrained=True,
     ),
@@ -55,9 +56,10 @@ _ROWS = (
             kl_coef=0.04,
         ),
         unbiased=False,
-        bias="std favors groups with little spread; the mean over each sequence favors short "
-        "ones; k3 as a loss has the gradient of KL(reference || policy)",
-        fixed_point="its own, greedier than pi*",
+        bias="division by the standard deviation gives groups with a small spread more weight; the "
+        "mean over each sequence gives short sequences more weight; the gradient of k3 as a loss "
+        "is that of KL(reference || policy)",
+        fixed_point="a policy that is greedier than pi*",
     ),
     Algorithm(
         name="dr_grpo",
@@ -70,7 +72,7 @@ _ROWS = (
             advantage="group_relative", aggregation="constant", group_size=8, kl_placement="none"
         ),
         unbiased=True,
-        bias="none at ratio 1, but for the factor (G - 1) / G",
+        bias="none at ratio 1, except for the factor (G - 1) / G",
         fixed_point="argmax of the reward; pi* with the KL in the reward",
     ),
     Algorithm(
@@ -78,7 +80,7 @@ _ROWS = (
         title="REINFORCE, leave one out",
         paper="Ahmadian et al. 2024, arXiv:2402.14740",
         equation="-sum_t A log pi / L,  A_i = R_i - mean of R_j, j != i",
-        summary="each rollout's baseline is the mean of the others in its group",
+        summary="each rollout's baseline is the mean return of the others in its group",
         loss="clipped",
         settings=Settings(advantage="leave_one_out", aggregation="constant", group_size=4),
         unbiased=True,
@@ -96,8 +98,8 @@ _ROWS = (
             advantage="return_to_go", whiten_advantages=True, kl_coef=0.01, num_minibatches=2
         ),
         unbiased=False,
-        bias="the batch's mean, deviation and token count contain the episode itself: vanishes as "
-        "1 / batch",
+        bias="the batch's mean, standard deviation and token count depend on the episode itself; "
+        "this bias decreases as 1 / batch size",
         fixed_point="pi*",
     ),
     Algorithm(
@@ -116,16 +118,18 @@ _ROWS = (
             kl_coef=0.01,
         ),
         unbiased=False,
-        bias="dividing the advantages, not the KL, by the batch's deviation rescales the weight "
-        "of the KL; k2 per token ignores what a token does to later states",
-        fixed_point="its own, greedier than pi*; the argmax where beta is small",
+        bias="the advantages, but not the KL, are divided by the batch's standard deviation, which "
+        "changes the weight of the KL; k2 per token ignores the effect of a token on later states",
+        fixed_point="a policy that is greedier than pi*; with a small kl_coef, the argmax of the "
+        "reward",
     ),
     Algorithm(
         name="dapo",
         title="Decoupled clip and dynamic sampling",
         paper="Yu et al. 2025, arXiv:2503.14476",
         equation="-sum_t min(r A, clip(r, 1 - .2, 1 + .28) A) / tokens,  A as in GRPO",
-        summary="GRPO with a higher upper clip, token mean, no uniform groups, soft length limit",
+        summary="GRPO with a higher upper clip, token mean, soft length limit, and without groups "
+        "of equal scores",
         loss="clipped",
         settings=Settings(
             advantage="group_relative",
@@ -138,7 +142,9 @@ _ROWS = (
             overlong_fraction=0.2,
         ),
         unbiased=False,
-        bias="std and dropping uniform groups both favor groups with little spread; token mean",
+        bias="division by the standard deviation, and the exclusion of groups with equal scores, "
+        "give groups with a small spread more weight; the token mean rescales the gradient by a "
+        "random factor",
         fixed_point="argmax of the reward",
     ),
     Algorithm(
@@ -159,8 +165,8 @@ _ROWS = (
             kl_placement="none",
         ),
         unbiased=False,
-        bias="std; the mean over each sequence favors short ones; off policy the ratio's root is "
-        "no importance weight",
+        bias="division by the standard deviation; the mean over each sequence gives short "
+        "sequences more weight; off policy, the root of the ratio is not an importance weight",
         fixed_point="argmax of the reward",
     ),
     Algorithm(
@@ -180,7 +186,7 @@ _ROWS = (
             kl_placement="none",
         ),
         unbiased=False,
-        bias="std; token mean",
+        bias="division by the standard deviation; the token mean",
         fixed_point="argmax of the reward",
     ),
     Algorithm(
@@ -192,12 +198,12 @@ _ROWS = (
         loss="likelihood",
         settings=Settings(advantage="best_of_group", group_size=8, kl_placement="none"),
         unbiased=False,
-        bias="imitates the best-of-n policy instead of following the reward: ranks count, not size",
+        bias="imitates the best-of-n policy, so the update depends only on the ranks of the scores",
         fixed_point="argmax of the reward",
     ),
     Algorithm(
         name="online_dpo",
-        title="Direct preference optimization on fresh pairs",
+        title="Direct preference optimization on sampled pairs",
         paper="Rafailov et al. 2023, arXiv:2305.18290; Guo et al. 2024, arXiv:2402.04792",
         equation="-[p log s(m) + (1 - p) log s(-m)],  m = b (log-ratio of the pair), p = s(R - R')",
         summary="best and worst of each group as a preference pair; no critic, no ratio",
@@ -206,8 +212,8 @@ _ROWS = (
             advantage="best_and_worst", group_size=2, kl_placement="none", kl_coef=0.1
         ),
         unbiased=False,
-        bias="the gradient of a preference loss, not of the reward; same optimum with soft labels, "
-        "ever sharper with hard ones",
+        bias="the gradient is that of a preference loss, not of the mean return; the optimum is "
+        "the same with soft labels, and deterministic with hard labels",
         fixed_point="pi*; the argmax of the reward with hard labels",
     ),
 )
@@ -232,19 +238,19 @@ def configure(name: str, **overrides: object) -> Algorithm:
     row = replace(row, settings=replace(row.settings, **overrides))  # type: ignore[arg-type]
     row.check()
     for key in overrides:
-        if key not in row.effective:
-            raise UserError(f"{key} has no effect with {name}: {row.why_ineffective(key)}")
+        if key not in row.effective_settings:
+            raise UserError(f"{key} has no effect with {name}: {row.why_no_effect(key)}")
     return row
 
 
 def _unknown(key: str, known: list[str], kind: str) -> UserError:
-    """Return the error for an unknown name; it suggests the nearest known one."""
+    """Return the error for an unknown name, which suggests the most similar known name."""
     hint = nearest(key, known) or f"; known: {', '.join(known)}"
     return UserError(f"unknown {kind} {key!r}{hint}")
 
 
 def table() -> list[dict[str, str]]:
-    """Return a printable row for each algorithm; `defaults` lists the settings with an effect."""
+    """Return a printable row for each algorithm; "defaults" lists only settings with an effect."""
     return [
         {
             "name": row.name,
@@ -260,7 +266,7 @@ def table() -> list[dict[str, str]]:
             "defaults": ", ".join(
                 f"{field.name} {getattr(row.settings, field.name)}"
                 for field in fields(Settings)
-                if field.name in row.effective
+                if field.name in row.effective_settings
             ),
         }
         for row in ALGORITHMS.values()

@@ -16,10 +16,10 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one algorithm; each row of the registry has its own defaults."""
+    """Settings of an algorithm; each row of the registry has its own defaults."""
 
     advantage: str = "gae"
-    """Advantage estimator, by name."""
+    """Name of the advantage estimator."""
     num_epochs: PositiveInt = 1
     """Number of passes over one batch of rollouts."""
     num_minibatches: PositiveInt = 1
@@ -39,7 +39,8 @@ class Settings:
     """Truncated importance sampling: upper bound on the weight of a token, which is the trainer's
     probability divided by the sampler's; 0 disables it."""
     kl_placement: Literal["reward", "loss", "none"] = "reward"
-    """Place of the KL to the reference policy: "reward", "loss" or "none"."""
+    """Whether the KL to the reference policy is subtracted from the reward ("reward"), added to the
+    loss ("loss"), or not used ("none")."""
     kl_estimator: str = "k1"
     """Estimator of the KL per token: "k1", "k2" or "k3"."""
     kl_coef: NonNegativeFloat = 0.05
@@ -61,19 +62,19 @@ class Settings:
     value_coef: NonNegativeFloat = 0.1
     """Weight of the critic's loss."""
     value_clip: NonNegativeFloat = 0.2
-    """Largest change of a value since the rollout before the value loss is clipped; 0 disables
-    clipping."""
+    """The value loss is clipped if a value differs from its value at rollout by more than this; 0
+    disables clipping."""
     pair_labels: Literal["soft", "hard"] = "soft"
-    """Labels of pairs: the better episode is preferred with probability sigma(score difference)
-    ("soft") or always ("hard")."""
+    """Labels of pairs: "soft" prefers the better episode with probability sigma(score difference),
+    "hard" always."""
     dynamic_sampling: bool = False
-    """Replace groups whose scores, before penalties, are all equal by newly sampled ones."""
+    """Replace groups whose scores (before penalties) are all equal by newly sampled groups."""
     overlong_fraction: Fraction = 0.0
     """Final fraction of a turn's token limit in which a penalty grows to 1; 0 disables it."""
     cost_limit: Finite = 0.0
-    """Largest mean cost per episode."""
+    """Upper limit of the mean cost per episode."""
     multiplier_init: PositiveFloat = 1.0
-    """Lagrange multiplier at the start."""
+    """Initial value of the Lagrange multiplier."""
     multiplier_lr: NonNegativeFloat = 0.05
     """Step size of the logarithm of the Lagrange multiplier."""
     multiplier_max: PositiveFloat = 100.0
@@ -83,7 +84,8 @@ class Settings:
         """Check the range of each value.
 
         Raises:
-            UserError: a value is outside its range; the message names key, rule and value.
+            UserError: a value is outside its range; the message states the key, the rule and the
+                value.
         """
         check_fields(self)
         dual, cap = self.dual_clip, self.tis_cap
@@ -92,11 +94,11 @@ class Settings:
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
-    """Raise a UserError that names key, rule and value unless the condition holds."""
+    """Raise a UserError that states the key, the rule and the value if the condition is false."""
     if not condition:
         raise UserError(f"{key} must {rule}, got {value}")
 
 
 def setting_names() -> list[str]:
-    """Return the names of all settings, in order."""
+    """Return the names of all settings, in the order of the fields of `Settings`."""
     return [field.name for field in fields(Settings)]

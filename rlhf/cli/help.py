@@ -99,7 +99,7 @@ def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any]
     """Return the values of an algorithm's settings, and the keys without effect."""
     algorithm = with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
-    hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective}
+    hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective_settings}
     hidden |= set() if algorithm.critic else {"critic", "critic_warmup_steps"}
     return {f"algorithm.{key}": value for key, value in values.items()}, hidden
 

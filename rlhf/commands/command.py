@@ -109,7 +109,7 @@ class CommandTable(dict[str, Command]):
         if name in ALGORITHMS:
             from rlhf.config.online import algorithm_of
 
-            effective = algorithm_of(name, config).effective
+            effective = algorithm_of(name, config).effective_settings
             tree["algorithm"] = {k: v for k, v in tree["algorithm"].items() if k in effective}
         if "trainer" in self[name].options:
             from rlhf.config.offline import trainer_defaults

@@ -1,1 +1,1 @@
-"""Typed configuration of every command. No module of the package imports torch."""
+"""Configuration classes of the commands. No module of this package imports torch."""

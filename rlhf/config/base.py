@@ -1,4 +1,4 @@
-"""Configuration keys that all runs have."""
+"""Base classes with the configuration keys that several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.runs.trackers import TrackerName
 
 @dataclass(frozen=True, kw_only=True)
 class DirectoryConfig:
-    """Base of commands that write a directory: its path, and what happens if it exists."""
+    """Base of the configurations of commands that write a directory."""
 
     output_dir: str
     """Directory to write."""
@@ -27,7 +27,7 @@ class RunConfig(DirectoryConfig):
     """Base of the configurations of commands that write a run directory."""
 
     seed: Seed = 0
-    """Random seed, from which all random numbers of the run derive."""
+    """Seed from which all random numbers of the run are derived."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +35,22 @@ class TrainingConfig(RunConfig):
     """Base of the configurations of commands that train a model."""
 
     model: ModelSpec
-    """The model that training starts from; also the reference, if the method has one."""
+    """Initial model of training; also the reference model, if the method uses one."""
     track: list[TrackerName] = field(default_factory=list)
     """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
     keep_last: PositiveInt = 2
-    """Number of checkpoints to keep; if the last is damaged, the one before it is used."""
+    """Number of checkpoints to keep. If the last checkpoint is damaged, a run resumes from the
+    previous one."""
     alarms: dict[AlarmName, Action] = field(default_factory=dict)
-    """Alarm -> action that replaces the default in docs/training.md: halt, warn, or state
-    (report)."""
+    """Alarm -> action: halt (end training), warn, or state (mention in the report only). An entry
+    replaces the default in docs/training.md."""
     profile: bool = False
-    """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""
+    """Also log throughput, FLOPS utilization, padding and peak memory (docs/metrics.md)."""
 
     def __post_init__(self) -> None:
         if self.model.dtype == "float16":
             raise ValueError(
                 "model.dtype: gradients underflow in float16; train in bfloat16 or float32 "
-                "(evaluate and generate take float16)"
+                "(rlhf evaluate and rlhf generate support float16)"
             )
         check_actions(self.alarms)

@@ -5,9 +5,9 @@
     environments: {menu: {env: {id: text/PreferenceBandit-v0}, demonstrations: {}, run: {...}}}
     algorithms: {ppo: {run: {...}}, grpo: {}}
 
-In one environment and training seed all algorithms start from the same model. Keys of a run come
-from `run` of the manifest, then of the environment, then of the algorithm; later sources take
-precedence.
+All algorithms start from the same model in each environment and training seed. The configuration
+keys of a run are those in `run` of the manifest, of the environment and of the algorithm; later
+sources in this order take precedence.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Demonstrations:
     """Demonstrations for supervised fine-tuning before reinforcement learning."""
 
     count: PositiveInt = 1000
-    """Episodes."""
+    """Number of episodes."""
     quality: Fraction = 0.4
-    """Share of the expert's actions; the other actions are random."""
+    """Fraction of the actions that the expert policy chooses; the other actions are random."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,21 @@ class BenchEnvironment:
     env: EnvSpec
     """The environment."""
     demonstrations: Demonstrations | None = None
-    """Demonstrations for supervised fine-tuning; None: every run starts from `model`."""
+    """Demonstrations for supervised fine-tuning; None: the runs start from `model` without it."""
     sft: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of `rlhf sft` for this environment."""
     run: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of online runs in this environment, such as num_steps."""
     random: Finite | None = None
-    """Return with normalized score 0; None: the environment's value of its random policy."""
+    """Return that has the normalized score 0; None: ``random_value`` of the environment."""
     optimal: Finite | None = None
-    """Return with normalized score 1; None: the environment's optimum."""
+    """Return that has the normalized score 1; None: ``optimal_value`` of the environment."""
 
     def __post_init__(self) -> None:
         if self.env.id is None:
-            raise ValueError("env.prompts: prompts have no optimum to normalize by; give env.id")
+            raise ValueError(
+                "env.prompts: a prompt set has no optimal return to normalize scores; set env.id"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,24 @@ class BenchAlgorithm:
     """A method of a benchmark: an algorithm with its settings."""
 
     command: str | None = None
-    """Name in `rlhf algorithms`; None: the name of this entry."""
+    """Name of the algorithm in `rlhf algorithms`; None: the name of this entry."""
     run: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of online runs of this method, such as optimizer.learning_rate."""
 
 
 @dataclass(frozen=True)
 class BenchConfig(DirectoryConfig):
-    """Manifest of a benchmark: environments x algorithms x training seeds."""
+    """Manifest of a benchmark, with a run for each environment, algorithm and training seed."""
 
     environments: dict[str, Any]
-    """Name -> env, demonstrations, sft, run, random, optimal."""
+    """Name -> mapping with env, demonstrations, sft, run, random, optimal."""
     algorithms: dict[str, Any]
-    """Name -> command, run."""
+    """Name -> mapping with command, run."""
     model: ModelSpec
     """Initial model of all runs, before training on demonstrations."""
     seeds: list[Seed]
-    """Training seeds, which determine demonstrations, weights and episodes."""
+    """Training seeds. A seed determines the demonstrations, the initial weights and the
+    episodes."""
     sft: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of `rlhf sft` for all environments."""
     run: dict[str, Any] = field(default_factory=dict)
@@ -84,26 +87,26 @@ class BenchConfig(DirectoryConfig):
     )
     """Reference policies of the environment that are also evaluated."""
     episodes: AtLeastTwo = 256
-    """Number of held-out episodes of an evaluation, the same for all policies."""
+    """Number of held-out episodes of an evaluation; all policies are evaluated on the same ones."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     curve_points: PositiveInt = 4
-    """Number of evaluations during training, for the sample-efficiency curve."""
+    """Number of evaluations during training, the points of the sample-efficiency curve."""
     baseline: str | None = None
     """Policy that the others are compared with; None: the initial model."""
     tuning: dict[str, Any] = field(default_factory=dict)
-    """How the settings were tuned, as written by `rlhf tune`; copied to the result."""
+    """Description of the tuning, as written by `rlhf tune`; it is copied to the result."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "algorithms", "seeds"):
             if not getattr(self, name):
-                raise ValueError(f"{name}: the list is empty; name at least one")
+                raise ValueError(f"{name}: there are no entries; give at least one")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, got {self.seeds}")
         if shared := sorted(set(self.seeds) & set(self.tuning.get("seeds", ()))):
             raise ValueError(
-                f"seeds: {shared[0]} was used in tuning, which favors the tuned settings; "
-                "choose other seeds"
+                f"seeds: seed {shared[0]} was used for tuning, so its results favor the tuned "
+                "settings; choose other seeds"
             )
 
 
@@ -111,20 +114,20 @@ class BenchConfig(DirectoryConfig):
 class BenchCommandConfig(BenchConfig):
     """Configuration of `rlhf bench`: a manifest, and options of the command.
 
-    rlhf bench MANIFEST.yaml --resume              run the jobs that are left, write the result
+    rlhf bench MANIFEST.yaml --resume              run the unfinished jobs, write the result
     rlhf bench MANIFEST.yaml --against bench.json  exit code 1 if a score is worse
     rlhf bench MANIFEST.yaml --array DIR           write the commands for a cluster
     rlhf bench MANIFEST.yaml --only menu/seed0/ppo run one job in this process
     """
 
     jobs: PositiveInt = 1
-    """Number of processes."""
+    """Number of jobs that run at the same time, each in a separate process."""
     against: str | None = None
-    """An earlier bench.json; the exit code is 1 if a score is worse."""
+    """Path of an earlier bench.json; the exit code is 1 if a score is worse than in this file."""
     array: str | None = None
-    """Folder for SLURM scripts and one command per job, which are written instead of run."""
+    """Folder to which SLURM scripts and the command of each job are written; no job is run."""
     only: str | None = None
-    """Key of a single job to run in this process."""
+    """Key of a single job to run in this process, such as menu/seed0/ppo."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +135,6 @@ class BenchCommandConfig(BenchConfig):
             raise ValueError("give at most one of --against, --array and --only")
 
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest as plain data."""
+        """Return the manifest, without the options of the command, as plain data."""
         tree = asdict(self)
         return {field.name: tree[field.name] for field in fields(BenchConfig)}

@@ -20,8 +20,8 @@ Kind = Literal[
     "ranking",
     "steps",
 ]
-"""Kind of the rows of a data set. label: thumbs up or down (KTO); text: plain language modeling;
-rated: texts or replies with ratings in additional columns."""
+"""Kind of the rows of a data set. label: replies with a binary label (KTO); text: plain text for
+language modeling; rated: texts or replies with ratings in additional columns."""
 
 DATA_KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -54,12 +54,12 @@ FIELDS = (
     "answer",
     "tests",
 )
-"""Field names of a column mapping; `input` is another name of `context`."""
+"""Field names of a column mapping; `input` is a synonym of `context`."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A source of rows. Raises UserError if a value is invalid."""
+    """Configuration of a data set. The constructor raises UserError if a value is invalid."""
 
     path: str
     """Hub id (org/name), file (.jsonl, .json, .parquet, .csv, .txt; .gz allowed) or folder."""
@@ -68,26 +68,27 @@ class DataSpec:
     data_dir: str | None = None
     """Folder inside the hub repository, e.g. harmless-base of Anthropic/hh-rlhf."""
     split: str = "train"
-    """Split of a hub data set or of a folder; a single file has none and ignores it."""
+    """Split of a hub data set or of a folder; ignored for a single file."""
     columns: dict[str, str] | None = None
     """Field -> column of the data set, e.g. {prompt: question, completion: answer}; other fields
     are found by name. A dot selects a key inside a column: {answer: reward_model.ground_truth}."""
     system: str | None = None
-    """System message of every prompt; rows with a system message keep theirs."""
+    """System message of the prompts that have none."""
     limit: PositiveInt | None = None
-    """Number of usable rows to take after the seeded shuffle."""
+    """Largest number of valid rows to use, taken after the seeded shuffle; None: all."""
     weight: PositiveFloat | None = None
-    """Share in a mixture, relative to the other sources; without weights, all rows are used."""
+    """Proportion of the rows of a mixture, relative to the weights of the other data sets. Without
+    weights, all rows are used."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
         if not self.path.strip():
             raise UserError("data.path is empty: give a hub id (org/name), a file or a folder")
         if not self.split.strip():
-            raise UserError('data.split is empty: name one, e.g. "train"')
+            raise UserError('data.split is empty: give the name of a split, e.g. "train"')
         for field in self.columns or {}:
             if field not in FIELDS:
                 raise UserError(
-                    f"data.columns maps our fields to your columns; there is no field "
-                    f"{field!r} ({', '.join(FIELDS)}){nearest(field, FIELDS)}"
+                    f"data.columns maps field names to columns of the data set; there is no field "
+                    f"{field!r} (fields: {', '.join(FIELDS)}){nearest(field, FIELDS)}"
                 )

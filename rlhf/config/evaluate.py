@@ -18,65 +18,72 @@ PAIRS_FOLDER = "pairs"
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A named policy: a model, or the environment's random or expert policy."""
+    """A policy to evaluate: a model, or the environment's random or expert policy."""
 
     name: str
-    """Name in tables and of folders; "random" or "expert" for policies without a model."""
+    """Name of the policy in tables and of its folder; "random" or "expert" if it has no model."""
     model: ModelSpec | None = None
     """The model; None: the environment's random or expert policy."""
     examples: list[DataSpec] = field(default_factory=list)
-    """Few-shot demonstrations before every episode, labeled text and prompt."""
+    """Few-shot examples that precede the prompt of episodes, texts and classified texts."""
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name) or self.name == PAIRS_FOLDER:
             raise ValueError(
-                f"policies: {self.name!r} cannot be a name: it becomes that of a folder "
-                f"({FILE_NAME_RULE}), and {PAIRS_FOLDER!r} is taken"
+                f"policies: {self.name!r} is not a valid name; it is used as a folder name "
+                f"({FILE_NAME_RULE}), and {PAIRS_FOLDER!r} is reserved"
             )
         if self.examples and self.model is None:
-            raise ValueError(f"policies: {self.name} has no model to show examples to")
+            raise ValueError(
+                f"policies: {self.name!r} has examples but no model; remove the examples"
+            )
         if self.model is None and self.name not in ("random", "expert"):
             raise ValueError(
-                f"policies: {self.name!r} has no model; only random and expert need none"
+                f"policies: {self.name!r} needs a model; only random and expert have none"
             )
 
 
 @dataclass(frozen=True)
 class ClassesSpec:
-    """Classification of labeled texts; the prediction is the most likely label as a completion."""
+    """Classification of texts by a policy.
+
+    The predicted class is the one whose completion is most likely after the prompt.
+    """
 
     data: list[DataSpec]
-    """Texts with a label: 0, 1, ..."""
+    """Texts, each with the index of its class (0, 1, ...) as label."""
     labels: list[str]
-    """The completion of each class, in order."""
+    """Completion that stands for each class, in the order of the class indices."""
     question: str = "{text}"
-    """Prompt; {text} is replaced by the text."""
+    """Template of the prompt; {text} is replaced by the text to classify."""
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise ValueError("classes.data is empty: name at least one set")
+            raise ValueError("classes.data is empty: give at least one data set")
         if len(set(self.labels)) < max(2, len(self.labels)):
-            raise ValueError(f"classes.labels: give two or more different ones, got {self.labels}")
+            raise ValueError(
+                f"classes.labels must be at least two different labels, got {self.labels}"
+            )
         if "{text}" not in self.question:
-            raise ValueError(f"classes.question has no {{text}} in it: {self.question!r}")
+            raise ValueError(f"classes.question must contain {{text}}, got {self.question!r}")
 
 
 @dataclass(frozen=True)
 class TasksSpec:
-    """Standard tasks, run by lm-evaluation-harness (extra `tasks`)."""
+    """Standard tasks that lm-evaluation-harness runs (install the extra `tasks`)."""
 
     names: list[str]
     """Names of tasks or groups, as `lm_eval ls tasks` lists them."""
     shots: NonNegativeInt | None = None
-    """Examples in each prompt; None: the number of the task."""
+    """Number of few-shot examples in each prompt; None: the task's default."""
     limit: PositiveInt | None = None
     """Largest number of documents of a task; None: all."""
     folder: str | None = None
-    """Folder with further task files (YAML)."""
+    """Folder with the YAML files of additional tasks."""
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ValueError("tasks.names is empty: name at least one")
+            raise ValueError("tasks.names is empty: give at least one task")
 
 
 @dataclass(frozen=True)
@@ -86,9 +93,9 @@ class EvaluateConfig(RunConfig):
     policies: list[PolicySpec] = field(default_factory=list)
     """Policies to evaluate."""
     env: EnvSpec | None = None
-    """Episodes on a gymnasium environment or on prompts."""
+    """Episodes in a gymnasium environment or on a prompt set."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards to measure on the episodes or on pairs."""
+    """Rewards to compute on the episodes or on the pairs."""
     text: list[DataSpec] = field(default_factory=list)
     """Prompts with completions: loss per completion token, perplexity, bits per byte."""
     classes: ClassesSpec | None = None
@@ -102,9 +109,10 @@ class EvaluateConfig(RunConfig):
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policies."""
     episodes: AtLeastTwo = 256
-    """Number of evaluation seeds, the same for all policies. Prompts are used in order."""
+    """Number of evaluation seeds; all policies are evaluated on the same ones. Prompts are used in
+    order."""
     samples: PositiveInt = 1
-    """Number of episodes per seed; with several, pass@k of every binary metric is computed."""
+    """Number of episodes per seed; if it is above 1, pass@k of every binary metric is computed."""
     first_episode: NonNegativeInt = 0
     """Index of the first episode, so that selection and evaluation can use different episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
@@ -117,19 +125,21 @@ class EvaluateConfig(RunConfig):
         if not (of_policies or self.pairs):
             raise ValueError("evaluate: nothing to do; give env, text, classes, tasks or pairs")
         if of_policies and not self.policies:
-            raise ValueError("policies: the list is empty; name at least one")
+            raise ValueError("policies: the list is empty; give at least one policy")
         if self.pairs and not self.rewards:
-            raise ValueError("rewards: pairs need at least one reward to judge them")
+            raise ValueError("rewards: to evaluate on pairs, give at least one reward")
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies: names must differ, got {', '.join(names)}")
         if self.samples > 1 and not self.env:
-            raise ValueError("samples has no effect without env: it counts episodes of a seed")
+            raise ValueError("samples has no effect without env: it is the episodes per seed")
         if self.samples > 1 and self.decoding == "greedy":
-            raise ValueError("samples has no effect with greedy decoding: all would be the same")
+            raise ValueError(
+                "samples has no effect with greedy decoding: all samples would be identical"
+            )
         unplayed = [policy.name for policy in self.policies if policy.model is None]
         if unplayed and not self.env:
             raise ValueError(
-                f"policies: {unplayed[0]} has no model and can only be measured on an env: add "
-                "env or a model"
+                f"policies: {unplayed[0]} has no model and can only be evaluated on an "
+                "environment: set env, or give the policy a model"
             )

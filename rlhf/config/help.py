@@ -25,26 +25,28 @@ PLAIN = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A key in the help: dotted name, type, default and description."""
+    """A configuration key in the help: dotted name, type, default and description."""
 
     name: str
     type: str
     required: bool
     default: Any
-    meaning: str
+    description: str
 
     def text(self) -> str:
-        """Return the key with its default, and the description in the lines below it."""
+        """Return a line with name, type and default, followed by the wrapped description."""
         has_default = self.default is not dataclasses.MISSING
-        value = f" = {_as_text(self.default)}" if has_default else ""
+        value = f" = {_default_text(self.default)}" if has_default else ""
         head = f"  --{self.name} {self.type}{value}"
-        body = textwrap.fill(self.meaning, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
-        return f"{head}\n{body}" if self.meaning else head
+        body = textwrap.fill(
+            self.description, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8
+        )
+        return f"{head}\n{body}" if self.description else head
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The keys of one nested configuration, with a title."""
+    """The keys of one configuration class, with a title."""
 
     title: str
     keys: list[Key]
@@ -68,7 +70,8 @@ def help_text(
         command: The command, for example ``rlhf grpo``.
         summary: What the command does.
         arguments: Names of the positional arguments.
-        options: Field name -> class that defines the keys of the field's mapping (see `build`).
+        options: Name of a field with a mapping -> class that defines the keys of the mapping (see
+            `build`).
         defaults: Dotted key -> effective default, if it differs from the default of the class.
         hidden: Dotted keys to omit, because they have no effect on the command.
         notes: Text below the keys.
@@ -96,46 +99,57 @@ def _with_default(key: Key, defaults: Mapping[str, Any]) -> Key:
 
 
 def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> list[Section]:
-    """Return the keys of a dataclass: a section for itself and one per nested configuration."""
+    """Return the keys of a dataclass in sections.
+
+    Args:
+        cls: The configuration class.
+        options: Name of a field with a mapping -> class that defines the keys of the mapping.
+        prefix: Dotted path of ``cls`` in the whole configuration, which starts the name of every
+            key.
+
+    Returns:
+        The section of the dataclass's own keys, followed by a section for each nested
+        configuration.
+    """
     own: list[Key] = []
     nested: list[Section] = []
-    for field, hint, meaning in _fields(cls):
+    for field, hint, description in _fields_with_docs(cls):
         name = f"{prefix}{field.name}"
         foreign = cls in options.values()
         inner = options.get(field.name) or dataclass_in(hint)
         if inner is None or foreign:
-            own.append(_key(field, hint, meaning, name))
+            own.append(_make_key(field, hint, description, name))
             continue
         is_list = typing.get_origin(hint) is list
         if is_list:
-            own.append(dataclasses.replace(_key(field, hint, meaning, name), type="LIST"))
+            own.append(dataclasses.replace(_make_key(field, hint, description, name), type="LIST"))
         first, *rest = sections_of(inner, options, f"{name}.{'N.' if is_list else ''}")
         # Keys of list items are shown as optional because the list may be empty.
         optional = is_list or not _is_required(field)
         keys = [dataclasses.replace(k, required=k.required and not optional) for k in first.keys]
-        nested += [Section(f"{name}: {meaning}", keys), *rest]
+        nested += [Section(f"{name}: {description}", keys), *rest]
     return [Section(prefix or "Options:", own), *nested]
 
 
-def _fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
-    """Yield each field with its type and its docstring."""
+def _fields_with_docs(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
+    """Yield each field that the constructor accepts, with its type and its docstring."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    meanings: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
             parsed = docstring_parser.parse_from_object(base)
-            meanings |= {p.arg_name.strip("`"): p.description or "" for p in parsed.params}
+            descriptions |= {p.arg_name.strip("`"): p.description or "" for p in parsed.params}
     for field in dataclasses.fields(cls):
         if field.init:
-            meaning = field.metadata.get("help") or meanings.get(field.name, "")
-            yield field, hints[field.name], " ".join(str(meaning).split())
+            description = field.metadata.get("help") or descriptions.get(field.name, "")
+            yield field, hints[field.name], " ".join(str(description).split())
 
 
-def _key(field: dataclasses.Field[Any], hint: Any, meaning: str, name: str) -> Key:
+def _make_key(field: dataclasses.Field[Any], hint: Any, description: str, name: str) -> Key:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    return Key(name, _type_text(hint), _is_required(field), default, meaning)
+    return Key(name, _type_text(hint), _is_required(field), default, description)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -144,7 +158,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _type_text(hint: Any) -> str:
-    """Format a type for the help, with its range."""
+    """Format a type for the help, such as ``INT>=1``, with the range of a number."""
     if typing.get_origin(hint) is typing.Annotated:
         return _type_text(typing.get_args(hint)[0]) + range_text(hint)
     if hint in PLAIN:
@@ -158,7 +172,7 @@ def _type_text(hint: Any) -> str:
     return "MAPPING" if origin is dict else "LIST" if origin in (list, tuple) else "VALUE"
 
 
-def _as_text(value: Any) -> str:
+def _default_text(value: Any) -> str:
     """Format a default as YAML."""
     if value is None:
         return "null"
@@ -167,12 +181,15 @@ def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return repr(value) if value == "" or not value.isprintable() else value
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_as_text, value))}]"
+        return f"[{', '.join(map(_default_text, value))}]"
     return str(value)
 
 
 def dataclass_in(hint: Any) -> type | None:
-    """Return the dataclass inside ``X``, ``X | None``, ``list[X]`` or a union of these."""
+    """Return the first dataclass X in a type ``X``, ``X | None``, ``list[X]`` or a union of these.
+
+    The result is None if the type contains no dataclass.
+    """
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType):

@@ -1,7 +1,8 @@
 """Read YAML files and dotted overrides, and convert them to frozen dataclasses.
 
 In ``--config base.yaml --config overlay.yaml --a.b value``, later values take precedence. Mappings
-are merged key by key, and lists are replaced; ``--rewards.0.weight 2`` changes an item of a list.
+are merged key by key, and lists are replaced. ``--rewards.0.weight 2`` changes a key of the first
+entry of a list.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Source = str | Path | Mapping[str, Any]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file with a mapping of keys to values.
+    """Read a YAML file that contains a mapping; an empty file gives an empty mapping.
 
     A file whose name ends in ``.json`` is read as JSON.
 
@@ -47,7 +48,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = read_yaml_or_json(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8; --config takes a YAML file") from error
+        raise UserError(f"{path}: not a UTF-8 text file; --config expects a YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -60,7 +61,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge ``over`` into a copy of ``base``: mappings are merged, other values replaced."""
+    """Return a copy of ``base`` with the keys of ``over``.
+
+    If a key has a mapping in ``base`` and in ``over``, the two mappings are merged; otherwise the
+    value in ``over`` replaces that in ``base``.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -70,11 +75,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_value(key: str, text: str) -> Any:
-    """Read the text of an option as YAML; mappings need braces, because plain text may have colons.
+    """Parse the text of a command-line option as YAML.
+
+    Mappings need braces and lists need brackets; other text that YAML would read as a mapping or a
+    list, such as ``a: b``, remains text. Text that is not valid YAML also remains text.
 
     Raises:
-        UserError: The text is not Unicode, or begins with a brace or a bracket and is not valid
-            YAML.
+        UserError: The text cannot be encoded as UTF-8, or begins with a brace or a bracket and is
+            not valid YAML.
     """
     if not is_utf8_encodable(text):
         raise UserError(f"--{key}: {text!r} is not text in UTF-8")
@@ -84,15 +92,15 @@ def read_value(key: str, text: str) -> Any:
         if not text.startswith(("{", "[")):
             return text
         raise UserError(
-            f"--{key}: {text!r} is not valid YAML; text that begins with a brace or bracket needs "
-            "quotes of its own"
+            f"--{key}: {text!r} is not valid YAML; put text that begins with a brace or a bracket "
+            "in additional quotes"
         ) from error
     bare = isinstance(value, dict | list) and not text.lstrip().startswith(("{", "["))
     return text if bare else value
 
 
 def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Merge configurations into one tree of plain data, then set the overrides in it.
+    """Merge configurations into one tree of plain data, then apply the overrides.
 
     Raises:
         UserError: The tree contains a secret.
@@ -105,8 +113,9 @@ def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) ->
         set_key(tree, key, value)
     if key := first_secret_key(tree):
         raise UserError(
-            f"{key}: a configuration is written to files and pages and must not contain a key, a "
-            "token or a password: set an environment variable such as OPENAI_API_KEY or HF_TOKEN"
+            f"{key}: a configuration must not contain an API key, a token or a password, because "
+            "it is written to files and reports: set an environment variable such as "
+            "OPENAI_API_KEY or HF_TOKEN"
         )
     return tree
 
@@ -115,39 +124,45 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set the value at a dotted key such as ``a.b.0.c``, in place.
 
     Raises:
-        UserError: The path leads through a plain value or past the end of a list.
+        UserError: A part of the key before the last refers to a value that is neither a mapping nor
+            a list, or an index of a list is not valid.
     """
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
         if isinstance(node, list):
-            node = node[_index(node, part, key)]
+            node = node[_list_index(node, part, key)]
         else:
             if node.get(part) is None:
                 node[part] = {}
             node = node[part]
         if not isinstance(node, dict | list):
-            raise UserError(f"--{key}: {'.'.join(parents[: depth + 1])} is {node!r}, not a mapping")
+            raise UserError(
+                f"--{key}: {'.'.join(parents[: depth + 1])} is not a mapping; its value is {node!r}"
+            )
     if isinstance(node, list):
-        node[_index(node, last, key)] = value
+        node[_list_index(node, last, key)] = value
     else:
         node[last] = value
 
 
-def _index(items: list[Any], part: str, key: str) -> int:
+def _list_index(items: list[Any], part: str, key: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
-        raise UserError(f"--{key}: {part!r} is not an index of a list of {len(items)}")
+        raise UserError(
+            f"--{key}: {part!r} is not an index of the list, which has {len(items)} entries"
+        )
     return int(part)
 
 
 def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | None = None) -> T:
-    """Convert a tree of plain data to a frozen dataclass, and check it.
+    """Check a tree of plain data and convert it to a frozen dataclass.
 
     Args:
         cls: The configuration class; its ``__post_init__`` checks further conditions.
         tree: Plain data, as read from YAML.
-        extra: Fields with a mapping of options of a foreign class, for example ``{"trainer":
-            trl.SFTConfig}``. The options are checked against that class; no instance is created.
+        extra: Name of a field with a mapping -> class that defines the keys of the mapping, for
+            example ``{"trainer": trl.SFTConfig}``. The keys and values are checked against that
+            class, and the field remains a mapping.
 
     Raises:
         UserError: A key is unknown (the message suggests the nearest one), or a value is invalid.
@@ -155,7 +170,7 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
     extra = extra or {}
     sections = functools.partial(sections_of, cls, extra)
     _check_keys(cls, tree, extra, "", sections)
-    _check_texts(tree)
+    _check_utf8(tree)
     tree = copy.deepcopy(dict(tree))
     for name, options in extra.items():
         hints = typing.get_type_hints(options, include_extras=True)
@@ -171,10 +186,11 @@ def _check_keys(
     prefix: str,
     sections: Callable[[], list[Section]],
 ) -> None:
-    """Raise UserError for an unknown key at any depth of the section at ``prefix``.
+    """Raise UserError for an unknown key, or for a value that `convert` would not reject.
 
-    ``sections`` returns all sections of the configuration, because the right key may be in another
-    one.
+    Nested mappings are checked too. ``prefix`` is the dotted path of ``tree`` in the whole
+    configuration. ``sections`` returns all sections of the whole configuration, because the
+    correct key may be in a different section.
     """
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
@@ -182,9 +198,9 @@ def _check_keys(
         if key not in hints:
             if new := renamed_key(name):
                 raise UserError(f"{name} was renamed to {new}")
-            raise UserError(f"unknown key {name!r}{_hint(key, hints, sections())}")
+            raise UserError(f"unknown key {name!r}{_suggestion(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
-            raise UserError(f"{name}: has no value; leave the key out for its default")
+            raise UserError(f"{name}: has no value; remove the key to use its default")
         kinds = {hints[key], *typing.get_args(hints[key])}
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise UserError(f"{name} must be a number, got {value!r}")
@@ -202,18 +218,22 @@ def _check_keys(
             _check_keys(section, item, {}, f"{path}.", sections)
 
 
-def _check_texts(value: Any) -> None:
-    """Raise UserError for text that UTF-8 cannot encode, at any depth of plain data."""
+def _check_utf8(value: Any) -> None:
+    """Raise UserError if plain data contain text that cannot be encoded in UTF-8, at any depth."""
     if isinstance(value, str) and not is_utf8_encodable(value):
-        raise UserError(f"{shortened(value)} is not text: half of a surrogate pair")
+        raise UserError(f"{shortened(value)} cannot be encoded in UTF-8: an unpaired surrogate")
     items = [*value, *value.values()] if isinstance(value, Mapping) else value
     if isinstance(items, list):
         for item in items:
-            _check_texts(item)
+            _check_utf8(item)
 
 
-def _hint(key: Any, known: Iterable[str], sections: list[Section]) -> str:
-    """Return the end of an error message: keys of the same name, the most similar key, or all."""
+def _suggestion(key: Any, known: Iterable[str], sections: list[Section]) -> str:
+    """Return a suggestion for an unknown key, as the end of an error message.
+
+    The suggestion is the dotted keys with the same last part, otherwise the most similar key,
+    otherwise the list of known keys.
+    """
     paths = [row.name for section in sections for row in section.keys]
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if elsewhere:

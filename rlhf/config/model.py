@@ -12,12 +12,15 @@ from rlhf.common.ranges import FractionBelowOne, PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class ScratchSpec:
-    """A small Llama with random weights and a byte-level BPE tokenizer trained on the task."""
+    """A small Llama model with random weights.
+
+    Its tokenizer is a byte-level BPE that is trained on texts of the task.
+    """
 
     hidden_size: Annotated[int, Interval(ge=1, le=65_536)] = 64
     """Width of the residual stream."""
     num_layers: Annotated[int, Interval(ge=1, le=1024)] = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: Annotated[int, Interval(ge=1, le=1024)] = 4
     """Number of attention heads; must divide hidden_size."""
     context: Annotated[int, Interval(ge=1, le=2**20)] = 256
@@ -43,16 +46,16 @@ class LoraSpec:
     rank: Annotated[int, Interval(ge=1, le=65_536)] = 16
     """Rank of the low-rank update of each weight."""
     alpha: PositiveInt = 32
-    """Scale of the update, which is multiplied by alpha / rank."""
+    """The low-rank update is multiplied by alpha / rank."""
     dropout: FractionBelowOne = 0.0
-    """Dropout on the adapter's input, in the updates of SFT and of reward models. Other
-    commands compare log-probabilities of two passes and do not use it."""
+    """Dropout probability of the adapter's input in the training of SFT and reward models. Other
+    commands compare log-probabilities of two forward passes and do not use dropout."""
     target_modules: list[str] = field(default_factory=list)
     """Names of the modules with adapters, e.g. [q_proj, v_proj]; empty: every linear layer except
     the output head."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Names of modules that are trained in full and saved with the adapters, e.g. [lm_head]. PEFT
-    matches the end of a name: norm also matches input_layernorm."""
+    """Names of modules whose weights are all trained and are saved with the adapters, e.g.
+    [lm_head]. PEFT matches the end of a name: norm also matches input_layernorm."""
     use_dora: bool = False
     """Train the magnitude of each weight separately from its direction (DoRA, Liu et al. 2024,
     arXiv:2402.09353)."""
@@ -80,14 +83,14 @@ class ModelSpec:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, e.g. {enable_thinking: false}; saved with the model."""
     fold_system: bool = False
-    """Put a system message into the first user turn, for chat templates without a system role;
-    saved with the model."""
+    """Prepend the system message to the first user turn, for chat templates without a system role.
+    This setting is saved with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights. auto: bfloat16 with float32 master weights if bf16 matmul is
     native and the model is large enough to benefit, else float32. float16 is supported for
     evaluation and generation only, because gradients underflow."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id; None: its main branch."""
+    """Branch, tag or commit of the hub repository; None: its main branch."""
     attn_implementation: str | None = None
     """transformers attention implementation used for training and scoring, e.g. eager or sdpa;
     None: this toolkit's packed attention if the model supports it, else transformers' default."""
@@ -99,5 +102,6 @@ class ModelSpec:
             raise ValueError("model.revision has no effect with model.scratch")
         if self.scratch and self.lora:
             raise ValueError(
-                "model.lora cannot be combined with model.scratch: random weights need training"
+                "model.lora cannot be combined with model.scratch: all weights of a model with "
+                "random weights must be trained; remove model.lora"
             )

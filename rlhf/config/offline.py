@@ -1,4 +1,4 @@
-"""Configuration of offline training."""
+"""Configuration of offline training: `rlhf sft`, `rlhf dpo`, `rlhf kto`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,36 @@ class OfflineConfig(TrainingConfig):
     """Configuration of `rlhf sft|dpo|kto`. Batch sizes are over all processes."""
 
     data: list[DataSpec]
-    """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
+    """Training rows: prompts with completions (sft), preference pairs (dpo), or replies with binary
+    labels (kto)."""
     eval_data: list[DataSpec] = field(default_factory=list)
-    """Held-out rows; empty: eval_fraction of the training rows, split by prompt."""
+    """Held-out rows. If the list is empty, eval_fraction of the training rows is held out."""
     eval_fraction: ProperFraction = 0.1
-    """Share of the training rows that is held out, with all rows of a prompt in one part."""
+    """Fraction of the training rows that is held out. All rows with the same prompt are in the same
+    part."""
     max_length: PositiveInt = 512
     """Largest number of tokens of an example; longer examples are truncated and counted."""
     batch_size: PositiveInt = 16
-    """Examples per optimizer step, over all processes."""
+    """Number of examples per optimizer step, over all processes."""
     micro_batch_size: PositiveInt = 8
-    """Examples of max_length in a micro-batch; divides batch_size. The native engine packs shorter
-    examples into the same number of tokens."""
+    """Number of examples of max_length tokens in a micro-batch; must divide batch_size. The native
+    engine packs shorter examples into the same number of tokens."""
     engine: Literal["auto", "native", "trl"] = "auto"
     """Training engine. auto: native for sft, dpo and reward models on pairs, else TRL."""
     evaluations: PositiveInt = 4
-    """Number of evaluations and checkpoints; the best model is kept as final/."""
+    """Number of evaluations during training; a checkpoint is saved at each, and the best model is
+    saved as final/."""
     patience: PositiveInt | None = None
-    """Stop after this number of evaluations without an improvement; None: never."""
+    """Stop training after this number of consecutive evaluations without an improvement; None:
+    never."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
+    """Options of the trainer, with TRL's names, e.g. learning_rate, num_train_epochs, max_steps,
+    beta."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
-            raise ValueError("data: the list is empty; name at least one data set")
+            raise ValueError("data: the list is empty; give at least one data set")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and "
@@ -52,12 +57,12 @@ class OfflineConfig(TrainingConfig):
 LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
 """Default of trainer.learning_rate, by command."""
 
-# Option of TRL that the user cannot set -> the keys that set it.
+# Option of TRL that the user cannot set -> configuration keys that determine it.
 RESERVED_OPTIONS = {
     "output_dir": "output_dir",
     "seed": "seed",
     "max_length": "max_length",
-    "truncation_mode": "nothing: a longer example loses its end",
+    "truncation_mode": "nothing: the end of a longer example is always removed",
     "per_device_train_batch_size": "batch_size and micro_batch_size",
     "per_device_eval_batch_size": "micro_batch_size",
     "gradient_accumulation_steps": "batch_size and micro_batch_size",
@@ -74,7 +79,10 @@ RESERVED_OPTIONS = {
 
 
 def trainer_defaults(command: str) -> dict[str, Any]:
-    """Return the defaults of `trainer` for an offline command, for both engines."""
+    """Return the defaults of the options in `trainer` for an offline command.
+
+    The native engine and TRL have the same defaults.
+    """
     fields = dataclasses.fields(OPTIONS_BY_COMMAND.get(command, NativeOptions))
     values = {field.name: field.default for field in fields}
     values["learning_rate"] = LEARNING_RATES[command]

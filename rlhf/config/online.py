@@ -1,4 +1,4 @@
-"""Configuration of an online run."""
+"""Configuration of online reinforcement learning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OptimizerSpec:
     """An optimizer with float32 state, gradient clipping, and a learning rate schedule."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd without momentum, which needs no memory for moments."""
+    """adamw, or sgd (without momentum), which needs no memory for moments."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0
@@ -40,7 +40,7 @@ class OptimizerSpec:
     warmup_steps: NonNegativeInt = 0
     """Number of optimizer steps in which the learning rate increases linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Schedule by which the learning rate decreases to 0 at the last step."""
+    """Learning rate after the warm-up. linear and cosine decrease it to 0 at the last step."""
 
     def __post_init__(self) -> None:
         if self.name == "sgd" and self.eps != OptimizerSpec.eps:
@@ -52,41 +52,45 @@ class KLSpec:
     """Controller of the KL coefficient, which starts at ``algorithm.kl_coef``."""
 
     controller: Literal["fixed", "adaptive", "budget"] = "fixed"
-    """fixed; adaptive: adjusts the KL to ``target``; budget: ends training at KL ``target``."""
+    """fixed: constant coefficient; adaptive: changes the coefficient so that the KL approaches
+    ``target``; budget: constant coefficient, and training ends if the KL exceeds ``target``."""
     target: PositiveFloat = 6.0
     """KL in nats per episode: the target of adaptive, or the limit of budget."""
     horizon: PositiveInt = 10_000
-    """Number of episodes in which the adaptive coefficient may change by a factor of about e."""
+    """Number of episodes in which the adaptive coefficient changes by a factor of at most about
+    1.2."""
 
 
 @dataclass(frozen=True)
 class RewardShaping:
-    """Scaling and penalties of an episode's score, before advantages are computed."""
+    """Scaling of an episode's score and penalties on it, before advantages are computed."""
 
     scale: Literal["none", "std", "normalise"] = "none"
-    """Divide by the running standard deviation, or also subtract the running mean."""
+    """Scaling of the scores. std: divide by the running standard deviation; normalise: also
+    subtract the running mean."""
     clip: PositiveFloat = 10.0
-    """Clip scaled scores to this number of standard deviations."""
+    """Scaled scores are clipped to plus or minus this number of standard deviations."""
     missing_eos_penalty: Finite = 0.0
-    """Subtracted from the score if the last completion was truncated before its stop token."""
+    """Number that is subtracted from the score if the last completion has no stop token."""
     length_penalty: Finite = 0.0
-    """Subtracted from the score per sampled token."""
+    """Number that is subtracted from the score for each sampled token."""
     max_unscored: Fraction = 0.2
-    """Largest share of episodes without a score; if more have none, the run stops."""
+    """Largest fraction of episodes without a score; the run stops with an error if more have
+    none."""
 
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """Held-out episodes during and after training; training never uses their seeds."""
+    """Evaluation on held-out episodes, whose seeds are never used in training."""
 
     every: NonNegativeInt = 0
-    """Number of steps between evaluations during training; 0 for none."""
+    """Number of steps between evaluations during training; 0: no evaluation during training."""
     episodes: PositiveInt = 128
-    """Number of episodes of an evaluation; prompts are repeated if there are fewer."""
+    """Number of episodes of an evaluation. If there are fewer prompts, they are repeated."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     prompts_fraction: ProperFraction = 0.1
-    """Share of env.prompts that is held out from training."""
+    """Fraction of env.prompts that is held out from training."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ class OnlineConfig(TrainingConfig):
     env: EnvSpec
     """Source of episodes."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards added to the environment's own; see docs/rewards.md for the kinds."""
+    """Rewards that are added to the environment's own reward; docs/rewards.md lists the kinds."""
     gold: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards that are measured but not used in training: gold or held-out scores."""
+    """Rewards that are computed and logged but not used in training, such as a gold score."""
     algorithm: Settings = field(default_factory=Settings)
     """Settings of the algorithm; each algorithm has its own defaults (`rlhf algorithms`)."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
@@ -108,41 +112,47 @@ class OnlineConfig(TrainingConfig):
     kl: KLSpec = field(default_factory=KLSpec)
     """Controller of the KL coefficient."""
     shaping: RewardShaping = field(default_factory=RewardShaping)
-    """Penalties and scaling of scores."""
+    """Scaling of scores and penalties on them."""
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
-    """Held-out episodes."""
+    """Evaluation on held-out episodes."""
     critic: Literal["shared", "separate"] = "shared"
-    """shared: a value head on the policy's transformer; separate: on a copy of it."""
+    """shared: a value head on the policy's transformer; separate: a value head on a copy of the
+    transformer."""
     critic_warmup_steps: NonNegativeInt = 0
-    """Number of initial steps in which only the critic is trained."""
+    """Number of initial training steps in which only the critic is trained."""
     num_steps: PositiveInt = 100
-    """Number of training steps; each collects a batch of rollouts."""
+    """Number of training steps; each step collects a batch of rollouts and trains on it."""
     episodes_per_step: PositiveInt = 64
     """Number of episodes per step, over all processes; a multiple of algorithm.group_size."""
     micro_batch_tokens: PositiveInt = 8192
     """Largest number of tokens of a micro-batch in an update, including padding."""
     save_every: PositiveInt = 10
-    """Number of steps between checkpoints."""
+    """Number of training steps between checkpoints."""
     samples_per_step: NonNegativeInt = 2
-    """Number of transcripts of each step in samples.jsonl."""
+    """Number of episodes of each training step that are written to samples.jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.env.prompts and not self.rewards:
-            raise ValueError("rewards: a prompt set has no reward of its own; name at least one")
+            raise ValueError("rewards: a prompt set has no own reward; give at least one reward")
         if not self.rewards and self.env.reward == 0:
-            raise ValueError("env.reward is 0 and there are no rewards, so nothing can be learned")
+            raise ValueError(
+                "env.reward is 0 and rewards is empty, so every score is 0: set one of them"
+            )
         if self.rollout.temperature == 0:
-            raise ValueError("rollout.temperature must be > 0 in training: greedy never explores")
+            raise ValueError(
+                "rollout.temperature must be > 0 in training: greedy decoding does not explore"
+            )
         for name in self.rollout.truncations:
             raise ValueError(
-                f"rollout.{name} is refused in training: tokens that it leaves out have no "
-                "probability in the sampler and some in the trainer, which biases the importance "
-                "ratio; lower rollout.temperature instead (rlhf evaluate and generate allow it)"
+                f"rollout.{name} cannot be used in training: tokens that it excludes have "
+                "probability 0 in the sampler but not in the trainer, which biases the importance "
+                "ratio; lower rollout.temperature instead (rlhf evaluate and generate allow "
+                f"rollout.{name})"
             )
-        self._refuse_idle_keys()
+        self._check_ineffective_keys()
 
-    def _refuse_idle_keys(self) -> None:
+    def _check_ineffective_keys(self) -> None:
         """Raise ValueError if a key is set that has no effect in this configuration."""
         if self.kl.controller == "fixed" and self.kl.target != KLSpec.target:
             raise ValueError("kl.target has no effect with kl.controller fixed")
@@ -155,13 +165,13 @@ class OnlineConfig(TrainingConfig):
             and self.evaluation.prompts_fraction != EvaluationSpec.prompts_fraction
         ):
             raise ValueError(
-                "evaluation.prompts_fraction has no effect without env.prompts: the held-out "
-                "episodes of an environment have seeds of their own"
+                "evaluation.prompts_fraction has no effect without env.prompts: held-out episodes "
+                "of an environment are selected by their seeds"
             )
 
 
 def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
-    """Return the algorithm with the settings of a run, after checking them.
+    """Return the algorithm `name` with the settings of a run.
 
     Raises:
         UserError: The episodes of a step are not a multiple of the group size, a setting is out of
@@ -178,6 +188,11 @@ def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
 
 
 def with_settings(name: str, settings: Mapping[str, Any]) -> Algorithm:
-    """Return the algorithm with other settings; settings equal to defaults need no effect."""
+    """Return the algorithm `name` with the given settings.
+
+    Raises:
+        UserError: A setting is out of range, or a setting that differs from its default has no
+            effect.
+    """
     defaults = dataclasses.asdict(ALGORITHMS[name].settings)
     return configure(name, **{k: v for k, v in settings.items() if v != defaults.get(k)})

@@ -35,11 +35,11 @@ class NativeOptions:
     max_steps: Annotated[int, Interval(ge=-1, le=MAX_INT32)] = -1
     """Number of optimizer steps; if positive, it overrides num_train_epochs."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
-    """AdamW, or sgd without momentum, each with float32 state."""
+    """AdamW, or SGD without momentum. The optimizer's state is float32."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: NonNegativeInt | None = None
-    """Number of steps of linear warm-up; None: a tenth of the steps, at most 10."""
+    """Number of steps of linear warm-up; None: a tenth of all optimizer steps, at most 10."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     adam_beta1: FractionBelowOne = 0.9
@@ -51,7 +51,7 @@ class NativeOptions:
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
     logging_steps: PositiveInt | None = None
-    """Number of steps between logged metrics; None: a twentieth of the run, at most 10."""
+    """Number of steps between logged metrics; None: 1/20 of all optimizer steps, at most 10."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ class DPOOptions(NativeOptions):
     beta: PositiveFloat = 0.1
     """Weight of the KL to the reference, in reward per nat."""
     loss_type: Sequence[str] = ("sigmoid",)
-    """[sigmoid], or [sigmoid, sft] with the mean negative log-likelihood of the chosen replies."""
+    """[sigmoid], or [sigmoid, sft]; sft adds the mean negative log-likelihood of the chosen
+    replies."""
     loss_weights: Sequence[NonNegativeFloat] | None = None
     """One weight for each loss_type; None: 1 each."""
 
     @property
     def weights(self) -> dict[str, float]:
-        """Loss -> weight."""
+        """Name of the loss -> weight."""
         return dict(
             zip(self.loss_type, self.loss_weights or [1.0] * len(self.loss_type), strict=True)
         )
@@ -97,15 +98,15 @@ def native_options(
     """Return the options of a command for the native engine.
 
     Raises:
-        UserError: The native engine does not have an option, or a value is invalid.
+        UserError: An option is unknown to the native engine, or a value is invalid.
     """
     cls = OPTIONS_BY_COMMAND[command]
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = [key for key in given if key not in known]
     if unknown:
         raise UserError(
-            f"trainer.{unknown[0]} is an option of TRL: set engine: trl, or leave it out "
-            f"(the native engine takes {', '.join(known)})"
+            f"trainer.{unknown[0]} is not an option of the native engine: set engine: trl, or "
+            f"remove the option (the native engine has {', '.join(known)})"
         )
     options = cls(**{"learning_rate": learning_rate, **given})
     _check_optimizer(options)
@@ -119,7 +120,7 @@ def _check_optimizer(options: NativeOptions) -> None:
     if options.optim not in TRAINER_OPTIMIZERS:
         raise UserError(
             f"trainer.optim: the native engine has {', '.join(TRAINER_OPTIMIZERS)}, got "
-            f"{options.optim}; for others set engine: trl"
+            f"{options.optim}; for other optimizers set engine: trl"
         )
     if TRAINER_OPTIMIZERS[options.optim] == "sgd":
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
@@ -132,11 +133,11 @@ def _check_losses(options: DPOOptions) -> None:
     if others or isinstance(options.loss_type, str):
         raise UserError(
             f"trainer.loss_type: the native engine has [sigmoid] and [sigmoid, sft], got "
-            f"{options.loss_type}; for others set engine: trl"
+            f"{options.loss_type}; for other losses set engine: trl"
         )
     weights = options.loss_weights
     if weights is not None and len(weights) != len(options.loss_type):
         raise UserError(
-            f"trainer.loss_weights must name one weight for each loss_type, got {list(weights)} "
+            f"trainer.loss_weights must have one weight for each loss_type, got {list(weights)} "
             f"for {list(options.loss_type)}"
         )

@@ -21,16 +21,20 @@ Combine = Literal["single", "mean", "worst", "uncertainty"]
 
 @dataclass(frozen=True)
 class ProxyGrid:
-    """Proxy reward models to train: every base on every number of pairs, with several seeds."""
+    """Proxy reward models to train.
+
+    An ensemble is trained for each combination of an initial model and a number of pairs.
+    """
 
     bases: list[ModelSpec]
-    """Initial models of the proxies, such as several sizes; RL uses the proxies of the first."""
+    """Initial models of the proxies, such as models of several sizes. RL uses the proxies of the
+    first."""
     data: list[DataSpec]
     """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
     pairs: list[Annotated[int, Interval(ge=10, le=MAX_INT32)]]
-    """Numbers of training pairs; RL uses the proxies with the first number."""
+    """Numbers of training pairs; RL uses the proxies that are trained with the first number."""
     members: PositiveInt = 3
-    """Number of reward models per base and number of pairs, with different seeds: an ensemble."""
+    """Number of reward models of an ensemble, which are trained with different seeds."""
     training: dict[str, Any] = field(default_factory=dict)
     """Other configuration keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
 
@@ -38,22 +42,23 @@ class ProxyGrid:
         if not self.bases or not self.data:
             raise ValueError("proxies: bases and data need at least one entry each")
         if not self.pairs:
-            raise ValueError("proxies.pairs: the list is empty; name at least one number")
+            raise ValueError("proxies.pairs: the list is empty; give at least one number")
         if len(set(self.pairs)) < len(self.pairs):
-            raise ValueError(f"proxies.pairs must differ, got {self.pairs}")
+            raise ValueError(f"proxies.pairs: the numbers must differ, got {self.pairs}")
 
 
 @dataclass(frozen=True)
 class BestOfNSpec:
     """Best-of-n over samples of the initial policy.
 
-    The minima are those of a fit with intervals.
+    The smallest allowed numbers of prompts and samples are those that the fit with confidence
+    intervals needs.
     """
 
     prompts: Annotated[int, Interval(ge=3, le=MAX_INT32)] = 48
     """Number of prompts."""
     samples: Annotated[int, Interval(ge=8, le=MAX_INT32)] = 128
-    """Number of samples for each prompt, and the largest n."""
+    """Number of samples for each prompt, which is also the largest n."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,16 @@ class TrainingSpec:
     """Training of the policy against proxies."""
 
     algorithm: str = "rloo"
-    """Any online algorithm (`rlhf algorithms`)."""
+    """Name of an online algorithm (`rlhf algorithms`)."""
     against: list[Combine] = field(default_factory=lambda: ["single"])
-    """Combinations of members to train against. single: seed s uses member s; mean; worst;
-    uncertainty: mean minus penalty times variance (Coste et al. 2023, arXiv:2310.02743)."""
+    """Rewards to train against, computed from the scores of the ensemble's members. single: seed s
+    uses the score of member s; mean: the mean; worst: the minimum; uncertainty: the mean minus
+    ``penalty`` times the variance (Coste et al. 2023, arXiv:2310.02743)."""
     seeds: PositiveInt = 3
-    """Training seeds of each combination; a fit with intervals needs three."""
+    """Number of training seeds for each entry of ``against``; a fit with intervals needs at least
+    three."""
     measured: PositiveInt = 64
-    """Number of episodes per step whose gold score is measured, at most episodes_per_step."""
+    """Number of episodes per step whose gold score is computed, at most episodes_per_step."""
     training: dict[str, Any] = field(default_factory=dict)
     """Other configuration keys of the online run: num_steps, optimizer, algorithm, ..."""
 
@@ -80,20 +87,21 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class OveroptimizeConfig(RunConfig):
-    """Configuration of `rlhf overoptimize`: a policy, a gold score, and proxies of it."""
+    """Configuration of `rlhf overoptimize`: a policy, a gold score, and proxies of this score."""
 
     model: ModelSpec
     """The initial policy."""
     env: EnvSpec
     """Source of prompts; the environment's own reward is not used."""
     gold: list[dict[str, Any]]
-    """The gold score; docs/rewards.md lists the kinds."""
+    """Rewards whose sum is the gold score; docs/rewards.md lists the kinds."""
     proxies: ProxyGrid | None = None
     """Reward models to train as proxies."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """An existing reward as the proxy, instead of ``proxies``."""
+    """Existing rewards that are the proxy, instead of ``proxies``."""
     penalty: NonNegativeFloat = 0.5
-    """Weight of the ensemble's variance in "uncertainty"; scores have standard deviation 1."""
+    """Weight of the variance of the members' scores in "uncertainty"; the scores are scaled to
+    standard deviation 1."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policy."""
     best_of_n: BestOfNSpec = field(default_factory=BestOfNSpec)
@@ -103,9 +111,12 @@ class OveroptimizeConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if not self.gold:
-            raise ValueError("gold: the list is empty; name the score that is wanted")
+            raise ValueError("gold: the list is empty; give at least one reward as the gold score")
         if (self.proxies is None) == (not self.rewards):
-            raise ValueError("overoptimize: give either proxies (to train) or rewards (one proxy)")
+            raise ValueError(
+                "overoptimize: give either proxies (reward models to train) or rewards (an "
+                "existing proxy)"
+            )
         members = self.proxies.members if self.proxies else 1
         combined = [how for how in (self.rl.against if self.rl else []) if how != "single"]
         if combined and members < 2:

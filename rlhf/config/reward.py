@@ -14,31 +14,35 @@ from rlhf.config.offline import OfflineConfig
 
 
 @dataclass(frozen=True)
-class KindRow:
+class ModelKind:
     """One kind of reward model."""
 
     implementation: str
-    """Class or function that makes the kind from the configuration, as ``module:name``."""
+    """Class or function, as ``module:name``, that creates the kind from the configuration."""
     settings: tuple[str, ...] = ()
     """Settings of `RewardConfig` that have an effect on this kind but not on all kinds."""
 
 
 _MODULES = "rlhf.training.reward_models"
 
-MODEL_KINDS: dict[str, KindRow] = {
-    "preference": KindRow(f"{_MODULES}.preference:Preference", ("margins", "num_heads")),
-    "smoothed": KindRow(f"{_MODULES}.preference:Preference", ("margins", "flip_rate", "num_heads")),
-    "unbiased": KindRow(f"{_MODULES}.preference:Unbiased", ("flip_rate", "num_heads")),
-    "scaled": KindRow(f"{_MODULES}.preference:Scaled", ("num_heads",)),
-    "length_debiased": KindRow(f"{_MODULES}.preference:LengthDebiased", ("length_coef",)),
-    "cost": KindRow(f"{_MODULES}.cost:Cost"),
-    "ranking": KindRow(f"{_MODULES}.ranking:Ranking"),
-    "best_of": KindRow(f"{_MODULES}.ranking:BestOf"),
-    "pairwise": KindRow(f"{_MODULES}.pairwise:Pairwise"),
-    "regression": KindRow(f"{_MODULES}.rated:Regression", ("labels",)),
-    "classification": KindRow(f"{_MODULES}.classification:classification", ("labels", "num_heads")),
-    "multilabel": KindRow(f"{_MODULES}.rated:MultiLabel", ("labels",)),
-    "process": KindRow(f"{_MODULES}.process:Process", ("separator",)),
+MODEL_KINDS: dict[str, ModelKind] = {
+    "preference": ModelKind(f"{_MODULES}.preference:Preference", ("margins", "num_heads")),
+    "smoothed": ModelKind(
+        f"{_MODULES}.preference:Preference", ("margins", "flip_rate", "num_heads")
+    ),
+    "unbiased": ModelKind(f"{_MODULES}.preference:Unbiased", ("flip_rate", "num_heads")),
+    "scaled": ModelKind(f"{_MODULES}.preference:Scaled", ("num_heads",)),
+    "length_debiased": ModelKind(f"{_MODULES}.preference:LengthDebiased", ("length_coef",)),
+    "cost": ModelKind(f"{_MODULES}.cost:Cost"),
+    "ranking": ModelKind(f"{_MODULES}.ranking:Ranking"),
+    "best_of": ModelKind(f"{_MODULES}.ranking:BestOf"),
+    "pairwise": ModelKind(f"{_MODULES}.pairwise:Pairwise"),
+    "regression": ModelKind(f"{_MODULES}.rated:Regression", ("labels",)),
+    "classification": ModelKind(
+        f"{_MODULES}.classification:classification", ("labels", "num_heads")
+    ),
+    "multilabel": ModelKind(f"{_MODULES}.rated:MultiLabel", ("labels",)),
+    "process": ModelKind(f"{_MODULES}.process:Process", ("separator",)),
 }
 
 
@@ -47,22 +51,25 @@ class RewardConfig(OfflineConfig):
     """Configuration of `rlhf reward`. docs/rewards.md describes the data of each kind."""
 
     kind: str = "preference"
-    """Kind of reward model, which decides the data, the loss and the report: docs/rewards.md."""
+    """Kind of reward model; it determines the data, the loss and the report (docs/rewards.md)."""
     margins: bool = False
-    """Use the margin column of the pairs in the loss: -log sigmoid(difference - margin)."""
+    """Subtract the margin column of the pairs in the loss: -log sigmoid(difference of scores -
+    margin)."""
     flip_rate: LabelNoise = 0.0
-    """Expected share of pairs whose label is wrong."""
+    """Expected fraction of pairs whose preferred reply is labeled wrongly."""
     length_coef: NonNegativeFloat = 1.0
     """Weight of the length penalty relative to the loss on pairs."""
     labels: list[str] = field(default_factory=list)
-    """regression, multilabel: the columns to predict (default: label). classification: names of the
-    classes 0, 1, ...; more than two give one output each."""
+    """regression, multilabel: names of the columns to predict (default: label). classification:
+    names of the classes 0, 1, ...; with more than two classes, the model has an output for each."""
     num_heads: Annotated[int, Interval(ge=1, le=1024)] = 1
-    """Number of heads on one backbone (an ensemble), each trained on a sample of the rows."""
+    """Number of heads on one backbone. Several heads are an ensemble, and each is trained on a
+    sample of the rows."""
     separator: str = "\n\n"
     """Text that ends each step of a solution."""
     test_data: list[DataSpec] = field(default_factory=list)
-    """Rows for the final report; empty: the held-out rows, which also select the checkpoint."""
+    """Rows for the final report. If the list is empty, the report uses the held-out rows, which
+    also select the checkpoint."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,19 +85,22 @@ class RewardConfig(OfflineConfig):
                 raise ValueError(f"{name} has no effect on kind: {self.kind} (only on {kinds})")
         if "flip_rate" in MODEL_KINDS[self.kind].settings and self.flip_rate == 0:
             raise ValueError(
-                f"kind: {self.kind} needs a flip_rate above 0; without label noise, use preference"
+                f"kind: {self.kind} needs flip_rate > 0; without label noise, use kind: preference"
             )
         if self.kind == "classification":
             self._check_classes()
         if self.kind == "multilabel" and not self.labels:
-            raise ValueError("multilabel needs labels: the columns that hold 0 or 1")
+            raise ValueError(
+                "kind: multilabel needs labels: the names of the columns with values 0 and 1"
+            )
         if self.kind == "length_debiased" and self.micro_batch_size != self.batch_size:
             raise ValueError(
-                "length_debiased correlates scores with lengths over the whole batch: set "
-                f"micro_batch_size = batch_size, got {self.micro_batch_size} and {self.batch_size}"
+                "kind: length_debiased computes the correlation of scores and lengths over the "
+                "whole batch: set micro_batch_size equal to batch_size, got "
+                f"{self.micro_batch_size} and {self.batch_size}"
             )
         if not self.separator:
-            raise ValueError("separator is empty: name the text that ends a step")
+            raise ValueError("separator is empty: give the text that ends each step")
 
     def _check_classes(self) -> None:
         if len(self.labels) == 1:

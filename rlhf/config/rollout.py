@@ -22,19 +22,22 @@ class EnvSpec:
     """Source of episodes: a gymnasium environment, or a set of prompts."""
 
     id: str | None = None
-    """Gymnasium id ("text/PreferenceBandit-v0"), or "module:Id" if a module registers it."""
+    """Gymnasium id ("text/PreferenceBandit-v0"), or "module:Id" if importing the module registers
+    the id."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     prompts: list[DataSpec] = field(default_factory=list)
-    """Prompt sets; each prompt is an episode of one turn that the rewards score."""
+    """Prompt sets. An episode is one prompt and one completion, which the rewards score."""
     reward: Finite = 1.0
-    """Weight of the environment's own reward; with 0 it is only logged, as component "env"."""
+    """Weight of the environment's own reward; if it is 0, this reward is only logged, as the
+    component "env"."""
     errors: Literal["raise", "count"] = "raise"
-    """Effect of an environment failure. raise: the run stops and the error names the seed; count:
+    """Effect of an environment failure. raise: the run stops, and the error names the seed; count:
     the episode is dropped and counted."""
     timeout: Seconds | None = None
     """Time limit of a call of the environment, in seconds; a longer call is a failure. None: no
-    limit. With `count`, the dropped episodes then depend on the speed of the machine."""
+    limit. With a limit and errors: count, the dropped episodes depend on the speed of the
+    machine."""
 
     def __post_init__(self) -> None:
         if (self.id is None) == (not self.prompts):
@@ -54,34 +57,38 @@ class RolloutSpec:
     """Sampling of the policy."""
 
     max_new_tokens: PositiveInt = 64
-    """Maximum number of tokens per turn; truncation ends the turn but not the episode."""
+    """Maximum number of sampled tokens per turn; reaching it ends the turn but not the episode."""
     max_tokens: PositiveInt | None = None
     """Maximum number of tokens per episode, including the prompt. None: the context length."""
     temperature: NonNegativeFloat = 1.0
-    """Divisor of the logits in sampling and in training; 0 or at least 0.001."""
+    """Divisor of the logits in sampling and in training: at least 0.001, or 0 for greedy
+    decoding."""
     top_k: NonNegativeInt = 0
-    """Sample from this number of most likely tokens; 0: all. Not available in training."""
+    """Sample only from this number of most likely tokens; 0: all. Not available in training."""
     top_p: PositiveFraction = 1.0
-    """Sample from the most likely tokens with this total probability. Not available in training."""
+    """Sample only from the most likely tokens whose total probability is at least this number. Not
+    available in training."""
     min_p: FractionBelowOne = 0.0
-    """Sample from tokens with this share of the top probability. Not available in training."""
+    """Sample only from tokens whose probability is at least this fraction of the highest
+    probability. Not available in training."""
     parallel: PositiveInt = 64
     """Number of episodes that are decoded at the same time."""
     chat: bool | None = None
-    """Whether to use the model's chat template; None: if it has one."""
+    """Whether to use the model's chat template; None: use it if the model has one."""
     separator: str = "\n"
     """Text between turns of a base model."""
     stop: str | None = None
     """Text that ends a turn of a base model, in addition to EOS."""
     system: str | None = None
-    """System message that replaces that of the environment or prompt; None: no replacement."""
+    """System message that replaces the one of the environment or prompt; None: no replacement."""
     invalid: Literal["end", "retry"] = "end"
     """Effect of a completion without a legal action in environments whose actions are numbers. end:
     the episode ends; retry: the state is unchanged and the next observation lists the legal
-    numbers. Text environments handle such completions themselves."""
+    numbers. Text environments have their own rule for these completions."""
     invalid_reward: Finite = 0.0
-    """Reward of a completion without a legal action. It should be lower than the return of any
-    legal play; if steps have a cost, 0 is too high (`rlhf envs check` tests this)."""
+    """Reward of a completion without a legal action. It should be lower than the return of every
+    episode with only legal actions; if steps have a cost, 0 is too high (`rlhf envs check` tests
+    this)."""
 
     def __post_init__(self) -> None:
         if self.chat and self.stop:

@@ -20,9 +20,9 @@ class Dimension:
     high: Finite | None = None
     """Largest value of a range."""
     log: bool = False
-    """Whether values are drawn uniformly in the logarithm."""
+    """Whether to search a range uniformly in the logarithm of the value."""
     choices: list[Any] = field(default_factory=list)
-    """The values of a list."""
+    """List of the values to try, instead of a range."""
 
     def __post_init__(self) -> None:
         if bool(self.choices) == (self.low is not None or self.high is not None):
@@ -38,27 +38,27 @@ class Dimension:
 
 @dataclass(frozen=True)
 class TuneConfig(DirectoryConfig):
-    """Study of `rlhf tune`: the same number of trials for each algorithm of a benchmark."""
+    """Study of `rlhf tune`, with the same number of trials for each algorithm of a benchmark."""
 
     bench: str
-    """Manifest of the benchmark: model, environments, algorithms, budgets."""
+    """Path of the benchmark's manifest, which gives the model, environments and algorithms."""
     space: dict[str, Any]
-    """Dotted key of a run -> low, high, log or choices; see Dimension."""
+    """Dotted configuration key of a run -> mapping with low, high and log, or with choices."""
     seeds: list[Seed]
-    """Training seeds of every trial, which must not be the benchmark's."""
+    """Training seeds of every trial; they must differ from the benchmark's seeds."""
     trials: PositiveInt = 20
     """Number of trials for each algorithm."""
     environments: list[str] = field(default_factory=list)
-    """Environments of the manifest over which a trial is averaged; empty: all."""
+    """Environments of the manifest over which a trial's score is averaged; empty: all."""
     episodes: AtLeastTwo = 128
-    """Number of held-out episodes for a trial's score; a benchmark uses other episodes."""
+    """Number of held-out episodes for a trial's score; the benchmark uses different episodes."""
     sampler_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Random seed of the search."""
 
     def __post_init__(self) -> None:
         for name in ("space", "seeds"):
             if not getattr(self, name):
-                raise ValueError(f"{name}: the list is empty; name at least one")
+                raise ValueError(f"{name}: there are no entries; give at least one")
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ class TuneCommandConfig(TuneConfig):
     """
 
     jobs: PositiveInt = 1
-    """Number of processes."""
+    """Number of jobs that run at the same time, each in a separate process."""

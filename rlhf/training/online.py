@@ -172,7 +172,7 @@ class OnlineTrainer(Trainer):
             with self.stopwatch("update"):
                 update_metrics = update_policy(self, batch, step=step)
             metrics |= batch_metrics
-            if "kl_coef" in self.algorithm.effective:
+            if "kl_coef" in self.algorithm.effective_settings:
                 metrics["kl/coef"] = self.kl.coef
             if "policy/kl" in metrics:
                 self.kl.update(metrics["policy/kl"], len(rollouts))

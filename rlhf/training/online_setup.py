@@ -56,7 +56,7 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
         for key in ("critic", "critic_warmup_steps"):
             if getattr(config, key) != getattr(type(config), key):
                 raise UserError(f"{key} has no effect with {name}, which has no critic")
-    if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective:
+    if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective_settings:
         raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
     if config.kl.controller == "budget" and not algorithm.reference:
         raise UserError(

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.advantages import (
+    apply_truncated_importance_weights,
     best_and_worst,
     best_of_group,
     discounted_sum,
     gae,
     group_relative,
     group_return_to_go,
-    informative_groups,
+    in_informative_group,
     last_of_turn,
     leave_one_out,
     mean_of_others,
-    truncated_importance_weights,
     turn_gae,
     whiten,
 )
@@ -197,7 +197,7 @@ def test_scores_that_differ_by_rounding_are_equal():
     assert exact[0] != exact[1]  # 0.6 in both orders, but not in float64
     scores = torch.tensor([*exact, 1.0, 1.0001, NAN, NAN, 0.0, 0.0], dtype=torch.float64)
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    assert informative_groups(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    assert in_informative_group(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
     close(of_scores(best_of_group, scores, groups), [0, 0, 0, 1.0, 0, 0, 0, 0])
     pairs = best_and_worst(scored(scores, groups), Settings())
     assert pairs.included is not None
@@ -220,7 +220,7 @@ def test_best_and_worst():
 def test_informative_groups():
     scores = torch.tensor([1.0, 1.0, 0.0, 1.0, NAN, 1.0, NAN, NAN])
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    assert informative_groups(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    assert in_informative_group(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
 
 
 def test_whiten():
@@ -237,5 +237,5 @@ def test_the_sampler_mismatch_is_weighed_and_capped():
     old = torch.tensor([[0.5, torch.nan, 0.8, 0.9]]).log()
     sampler = torch.tensor([[0.4, torch.nan, 0.2, 1.0]]).log()
     # ratios 1.25, 4 (capped at 2), 0.9
-    found = truncated_importance_weights(advantages, old, sampler, mask, cap=2.0)
+    found = apply_truncated_importance_weights(advantages, old, sampler, mask, cap=2.0)
     torch.testing.assert_close(found, torch.tensor([[2.5, 0.0, -2.0, 3.6]]))

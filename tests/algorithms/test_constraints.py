@@ -63,7 +63,7 @@ def test_multiplier_resumes_and_refuses_zero():
     first, second = (LagrangeMultiplier(v, limit=0.0, lr=0.1, maximum=9.0) for v in (3.0, 1.0))
     second.load_state_dict(first.state_dict())
     assert second == first
-    with pytest.raises(ValueError, match="multiplier_init must lie in"):
+    with pytest.raises(ValueError, match="multiplier_init must be in"):
         LagrangeMultiplier(0.0, limit=0.0, lr=0.1, maximum=9.0)
 
 

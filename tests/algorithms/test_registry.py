@@ -34,7 +34,7 @@ def test_every_setting_has_an_effect_somewhere():
         configure("ppo", advantage="turn_gae"),
         configure("ppo", num_epochs=2),
     ]
-    everywhere = frozenset().union(*(row.effective for row in configured))
+    everywhere = frozenset().union(*(row.effective_settings for row in configured))
     assert everywhere == {field.name for field in fields(Settings)}
 
 
@@ -90,9 +90,9 @@ def test_what_a_row_needs():
         ("grpo", {"clip_low": 0.1}, "raise num_epochs or num_minibatches"),
         ("dapo", {"kl_coef": 0.1}, "kl_coef has no effect with dapo: kl_placement is none"),
         ("grpo", {"value_coef": 0.1}, "advantage group_relative has no critic"),
-        ("ppo", {"cost_limit": 0.1}, "no cost constraint .ppo_lagrangian has."),
-        ("grpo", {"advantage": "best_and_worst"}, "belongs to the pairwise loss"),
-        ("online_dpo", {"advantage": "leave_one_out"}, "belongs to the pairwise loss"),
+        ("ppo", {"cost_limit": 0.1}, "no cost constraint; use ppo_lagrangian"),
+        ("grpo", {"advantage": "best_and_worst"}, "the pairwise loss"),
+        ("online_dpo", {"advantage": "leave_one_out"}, "the pairwise loss"),
         ("online_dpo", {"aggregation": "token"}, "aggregation has no effect with online_dpo"),
     ],
 )

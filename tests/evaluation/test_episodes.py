@@ -91,12 +91,12 @@ def test_samples_of_the_random_policy_differ_and_have_no_tokens():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"policies": [{"name": "../evil", "model": {"path": "m"}}]}, "cannot be a name"),
-        ({"policies": [{"name": "a/b", "model": {"path": "m"}}]}, "cannot be a name"),
+        ({"policies": [{"name": "../evil", "model": {"path": "m"}}]}, "is not a valid name"),
+        ({"policies": [{"name": "a/b", "model": {"path": "m"}}]}, "is not a valid name"),
         ({"policies": [{"name": "pairs", "model": {"path": "m"}}]}, "'pairs' is taken"),
         (
             {"policies": [{"name": "random"}], "env": None},
-            "random has no model and can only be measured on an env",
+            "random has no model and can only be evaluated on an environment",
         ),
     ],
 )

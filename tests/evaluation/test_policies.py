@@ -169,11 +169,11 @@ def test_settings_that_cannot_be_meant(keys, message):
 
 def test_specs_that_cannot_be_meant():
     source = [DataSpec("x.jsonl")]
-    with pytest.raises(ValueError, match="give two or more different ones"):
+    with pytest.raises(ValueError, match="at least two different labels"):
         ClassesSpec(source, ["a", "a"])
-    with pytest.raises(ValueError, match=r"has no \{text\} in it"):
+    with pytest.raises(ValueError, match=r"classes.question must contain"):
         ClassesSpec(source, ["a", "b"], "Well?")
-    with pytest.raises(ValueError, match="random has no model to show examples to"):
+    with pytest.raises(ValueError, match="'random' has examples but no model"):
         PolicySpec("random", examples=source)
     with pytest.raises(ValueError, match=r"tasks\.names is empty"):
         TasksSpec([])

@@ -58,7 +58,7 @@ def test_draw_reports_renormalized_logprobs_after_truncation():
 @pytest.mark.parametrize("key", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_training_refuses_truncation(key: dict):
     (name,) = key
-    with pytest.raises(ValueError, match=rf"rollout\.{name} is refused in training: .*ratio"):
+    with pytest.raises(ValueError, match=rf"rollout\.{name} cannot be used in training: .*ratio"):
         OnlineConfig(
             output_dir="x",
             model=ModelSpec("m"),

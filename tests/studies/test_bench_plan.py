@@ -112,7 +112,7 @@ def test_without_demonstrations_everybody_starts_from_the_model():
         ({"environments.echo.demonstrations": None}, ["to all of them or to none"]),
         ({"baseline": "pppo"}, ["baseline", "'ppo'"]),
         ({"seeds": [1, 1]}, ["seeds must be different"]),
-        ({"tuning": {"seeds": [9, 3]}}, ["seeds: 3 was used in tuning"]),
+        ({"tuning": {"seeds": [9, 3]}}, ["seeds: seed 3 was used for tuning"]),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(keys, words):

@@ -122,7 +122,7 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
     bench = make_bench(assemble([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
     rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]
     assert bench.run_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate
-    with pytest.raises(UserError, match="seeds: 7 was used in tuning"):
+    with pytest.raises(UserError, match="seeds: seed 7 was used for tuning"):
         make_bench(assemble([tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])]), COMMANDS)
     # A lost result is written again without a new trial.
     tuned.unlink()

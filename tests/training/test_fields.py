@@ -191,10 +191,10 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
 }
 # key -> (value, other keys, algorithm, part of the message)
 REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
-    "rollout.top_k": (5, {}, "ppo", "refused in training"),
-    "rollout.top_p": (0.9, {}, "ppo", "refused in training"),
-    "rollout.min_p": (0.1, {}, "ppo", "refused in training"),
-    "rollout.temperature": (0.0, {}, "ppo", "greedy never explores"),
+    "rollout.top_k": (5, {}, "ppo", "cannot be used in training"),
+    "rollout.top_p": (0.9, {}, "ppo", "cannot be used in training"),
+    "rollout.min_p": (0.1, {}, "ppo", "cannot be used in training"),
+    "rollout.temperature": (0.0, {}, "ppo", "greedy decoding does not explore"),
     "rollout.invalid": ("retry", {}, "ppo", "takes text"),
     "rollout.invalid_reward": (-1.0, {}, "ppo", "takes text"),
     "rollout.separator": (" ", {}, "ppo", "the chat template ends turns"),

@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf.cli.table import configure, run_command
 from rlhf.config.reward import MODEL_KINDS as KIND_ROWS
-from rlhf.config.reward import KindRow
+from rlhf.config.reward import ModelKind
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, losses
 from rlhf.reward_models.losses import IGNORED
@@ -239,7 +239,7 @@ class Halved(PairKind):
 
 
 def test_new_kind_is_one_class_and_one_row(tmp_path, encoder_model, monkeypatch):
-    monkeypatch.setitem(KIND_ROWS, "halved", KindRow(f"{__name__}:Halved"))
+    monkeypatch.setitem(KIND_ROWS, "halved", ModelKind(f"{__name__}:Halved"))
     starts = {}
     for name in ("preference", "halved"):
         run_command("reward", pairs_tree(tmp_path, encoder_model, kind=name, name=name))
@@ -251,12 +251,12 @@ def test_new_kind_is_one_class_and_one_row(tmp_path, encoder_model, monkeypatch)
 REFUSED = {
     "kind must be one of .* got 'prefrence'; did you mean 'preference'": {"kind": "prefrence"},
     "flip_rate has no effect on kind: preference": {"flip_rate": 0.1},
-    "kind: unbiased needs a flip_rate above 0": {"kind": "unbiased"},
+    "kind: unbiased needs flip_rate > 0": {"kind": "unbiased"},
     "margins has no effect on kind: ranking": {"kind": "ranking", "margins": True},
     "num_heads has no effect on kind: cost": {"kind": "cost", "num_heads": 2},
     "labels must name at least two classes": {"kind": "classification", "labels": ["a"]},
     "multilabel needs labels": {"kind": "multilabel"},
-    "set micro_batch_size = batch_size, got 4 and 8": {"kind": "length_debiased"},
+    "set micro_batch_size equal to batch_size, got 4 and 8": {"kind": "length_debiased"},
     "separator is empty": {"kind": "process", "separator": ""},
     "max_length must be <= 64": {"max_length": 65},
 }

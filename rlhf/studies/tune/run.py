@@ -196,7 +196,7 @@ def _effective(
     command = bench.command(algorithm)
     environment = next(iter(bench.environments))
     settings = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
-    effective = registry.configure(command, **settings).effective
+    effective = registry.configure(command, **settings).effective_settings
     every = {f"algorithm.{name}" for name in registry.setting_names()}
     ineffective = every - {f"algorithm.{name}" for name in effective}
     return {key: item for key, item in space.items() if key not in ineffective}
