@@ -1,8 +1,8 @@
 """Gymnasium text environments with known optima.
 
-`import rlhf.envs` registers every task in gymnasium's namespace `text`. Gymnasium has had no
-plugins since 1.0; `gym.make("rlhf.envs:text/Echo-v0")` imports the package itself. A task's module
-is imported when the task is made:
+`import rlhf.envs` registers every task in gymnasium's namespace `text`. Without that import,
+`gym.make("rlhf.envs:text/Echo-v0")` imports the package before it creates the task (gymnasium has
+had no plugins since version 1.0). The module of a task is imported when the task is created:
 
     import gymnasium as gym
     import rlhf.envs

@@ -1,9 +1,10 @@
 """Search for policies that beat a stated optimum, such as empty or malformed replies or stalling.
 
-A stated optimum must be the maximum over all text policies. Adversaries are screened on a few
-episodes. The best are tested on new episodes, paired by seed with episodes of the expert, and a
-significant gain must be confirmed on a third set of episodes. The significance level holds for all
-adversaries of an environment together.
+A stated optimum must be the maximum over all text policies. An adversary is a policy that may
+exceed it. All adversaries are screened on a few episodes. The best ones are tested on new episodes,
+which are paired by seed with episodes of the expert if possible. A significant gain must be
+confirmed on a third set of episodes. The significance level is the family-wise error rate over all
+adversaries of an environment.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ import numpy as np
 
 Env = gym.Env[Any, Any]
 Policy = Callable[[int, np.random.Generator], Any]
-"""Function (turn, counted from 0; generator) -> action."""
+"""Function (index of the turn, generator) -> action."""
 Adversary = tuple[str, Policy]
 """(name, policy) of a policy that should not earn more than the optimum."""
 LEVEL = 0.01
-"""Probability of any finding for an environment whose stated optimum is right."""
+"""Family-wise error rate: probability of any finding if the stated optimum is correct."""
 SCREENED, TRIED, CONFIRMED = 12, 200, 800
-"""Number of episodes of an adversary in each of the three rounds."""
+"""Number of episodes of an adversary in the three rounds: screening, test, confirmation."""
 FINALISTS = 6
 """Number of adversaries that are tested after the screening."""
 MAX_STEPS = 1000
 """Maximum number of actions in an episode."""
 FIRST_SEED = 3 * 2**29
-"""First seed of the episodes, which tests and examples do not use."""
+"""First seed of the episodes; tests and examples use other seeds."""
 SILENCE = ""
 NONSENSE = ("?!", "I do not know.", "a" * 200)
-"""Replies that are malformed in every task."""
+"""Replies that are invalid in every task."""
 MALFORMED_REPLIES = (
     "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
     "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
     "a" * 100_000,
 )  # fmt: skip
-"""Replies that are malformed in most tasks; they should not raise an exception, count as success or
-beat the optimum."""
+"""Replies that are invalid in most tasks. They must not raise an exception, count as success or
+earn more than the optimum."""
 SEPARATORS = (" ", "\n", ", ")
 FRAMES = {
     "text before the action": "I think: {}",
@@ -52,7 +53,8 @@ FRAMES = {
     "the action in brackets": "[{}]",
     **{f"two actions joined by {text!r}": f"{{}}{text}{{}}" for text in SEPARATORS},
 }
-"""Name of an adversary -> format string of its reply, with an action and another random action."""
+"""Name of an adversary -> format string of its reply; its arguments are an action of the intended
+policy and a random action."""
 MAX_CONSTANTS, MAX_WORDS, MAX_PROMPT_WORDS = 24, 40, 20
 
 
@@ -63,7 +65,8 @@ class SuccessfulAdversary:
     name: str
     mean: float
     baseline: float
-    """The stated optimum, or the mean return of the expert or of the best legal policy."""
+    """The stated optimum; without one, the mean return of the expert or of the best of random play
+    and constant actions."""
     stated: bool
     """Whether the baseline is a stated optimum."""
 
@@ -76,20 +79,21 @@ class SuccessfulAdversary:
 def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[SuccessfulAdversary]:
     """Return the adversaries that earn significantly more than the baseline of an environment.
 
-    The baseline is the stated optimum, else the expert. Without either, it is the best of random
-    play and of repeating one action; then only empty replies, malformed replies and a list of all
-    actions are tested. Costs are subtracted from returns at the environment's `cost_price()`, if it
-    has one.
+    The baseline is the stated optimum, or else the mean return of the expert. Without a stated
+    optimum and an expert, it is the mean return of the best of random play and of repeating one
+    action, and the only adversaries are empty replies, malformed replies and a list of all actions.
+    If the environment has a `cost_price()`, it is subtracted from returns per unit of cost.
 
     Args:
-        env: The environment with its wrappers; its `unwrapped` states values and actions.
-        level: Familywise probability of a finding if no adversary is better than the baseline.
+        env: The environment with its wrappers; `env.unwrapped` provides the values and actions.
+        level: Family-wise error rate: the probability of any finding if no adversary is better than
+            the baseline.
     """
     findings = []
     game = _Game(env)
     gains: dict[Adversary, float] = {}
     for adversary in game.adversaries():
-        with contextlib.suppress(Exception):  # `check` reports replies on which `step` raises
+        with contextlib.suppress(Exception):  # `check` reports replies for which `step` raises
             gains[adversary] = float(game.gains(adversary[1], 0, SCREENED).mean())
     finalists = sorted(gains, key=gains.__getitem__, reverse=True)[:FINALISTS]
     rounds = ((SCREENED, TRIED), (SCREENED + TRIED, CONFIRMED))
@@ -102,10 +106,10 @@ def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[Successful
 
 
 class _Game:
-    """An environment with its adversaries, its baseline and the episodes played so far.
+    """An environment with its adversaries, its baseline and the returns of the episodes so far.
 
-    `baseline` is the value that no adversary should beat. `partner` is the policy whose episodes
-    are paired with an adversary's, or None to compare with `baseline`.
+    `baseline` is the value that no adversary should exceed. `partner` is the policy whose episodes
+    are paired by seed with an adversary's; if it is None, returns are compared with `baseline`.
     """
 
     def __init__(self, env: Env) -> None:
@@ -114,17 +118,17 @@ class _Game:
         self.is_discrete = isinstance(env.action_space, gym.spaces.Discrete)
         text, _ = env.reset(seed=FIRST_SEED - 1)
         actions = self._actions()
-        self.actions = _thinned(actions, MAX_CONSTANTS)
+        self.actions = _evenly_spaced(actions, MAX_CONSTANTS)
         self.observation: Any = text
         self.instructions = str(getattr(self.task, "system_prompt", None) or "")
-        words = _thinned(_words([*actions, text]), MAX_WORDS)
+        words = _evenly_spaced(_words([*actions, text]), MAX_WORDS)
         further = [word for word in _words([self.instructions]) if word not in words]
-        self.words = [*words, *_thinned(further, MAX_PROMPT_WORDS)]
+        self.words = [*words, *_evenly_spaced(further, MAX_PROMPT_WORDS)]
         self.optimum = result_of(self.task, "optimal_value")
         self.is_stated = self.optimum is not None
         self.has_expert = result_of(self.task, "expert") is not None
         self.has_values = bool(result_of(self.task, "action_values"))
-        self.play = self._expert if self.has_expert else self._random
+        self.play = self._expert_action if self.has_expert else self._random_action
         self.play_name = "expert play" if self.has_expert else "random play"
         self.price = float(result_of(self.task, "cost_price") or 0.0)
         self.limit = float(getattr(self.task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
@@ -132,7 +136,7 @@ class _Game:
         self.baseline, self.partner = self._baseline()
 
     def _actions(self) -> list[Any]:
-        """Return the legal actions at the start, or a sample if they are not listed."""
+        """Return the legal actions in the first state, or random ones if they are not listed."""
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
@@ -143,25 +147,33 @@ class _Game:
         return list(actions)
 
     def _baseline(self) -> tuple[float, Policy | None]:
+        """Return the attributes `baseline` and `partner`."""
         if not self.is_stated:
             constants = [] if self.has_expert else [_always(action) for action in self.actions]
             policies = [self.play, *constants]
             best = max(policies, key=lambda policy: self.returns(policy, 0, SCREENED).mean())
             return float(self.returns(best, SCREENED, TRIED).mean()), best
-        # Episodes can be paired with those of the expert only if it earns the stated optimum.
+        # Episodes are paired with those of the expert only if the expert earns the stated optimum.
         can_pair = self.has_expert and (
             _p_value(self.returns(self.play, SCREENED, TRIED) - self.optimum, "two-sided") > LEVEL
         )
         return float(self.optimum), self.play if can_pair else None
 
     def gains(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Compute returns minus the baseline (or the partner's returns, by seed), [episodes]."""
+        """Compute the gains of a policy on `count` consecutive seeds, [count].
+
+        A gain is the return minus the partner's return with the same seed, or minus the baseline
+        if there is no partner. `first` is added to `FIRST_SEED`.
+        """
         partner = self.partner
         reference = self.baseline if partner is None else self.returns(partner, first, count)
         return self.returns(policy, first, count) - reference
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Compute returns minus priced costs on consecutive seeds, [episodes]."""
+        """Compute the returns of a policy, minus price times cost, on consecutive seeds, [count].
+
+        `first` is added to `FIRST_SEED`. Results are cached.
+        """
         key = (policy, first, count)
         if key not in self.played:
             seeds = range(FIRST_SEED + first, FIRST_SEED + first + count)
@@ -182,10 +194,10 @@ class _Game:
                 break
         return total
 
-    def _expert(self, turn: int, rng: np.random.Generator) -> Any:
+    def _expert_action(self, turn: int, rng: np.random.Generator) -> Any:
         return self.task.expert(rng)
 
-    def _random(self, turn: int, rng: np.random.Generator) -> Any:
+    def _random_action(self, turn: int, rng: np.random.Generator) -> Any:
         if hasattr(self.task, "sample_action"):
             return self.task.sample_action(rng)
         return self.actions[int(rng.integers(len(self.actions)))]
@@ -203,10 +215,10 @@ class _Game:
                 yield f"all actions joined by {separator!r}", _always(separator.join(several))
         if not self.is_stated and not self.has_expert:
             return
-        yield "random play", self._random
+        yield "random play", self._random_action
         for action in self.actions:
             yield f"{action!r} in every turn", _always(action)
-        yield from self._timed()
+        yield from self._policies_with_silence()
         if not self.is_discrete:
             for junk in filter(None, MALFORMED_REPLIES):
                 yield f"the junk {junk[:20]!r}", _always(junk)
@@ -214,10 +226,10 @@ class _Game:
             yield "the observation repeated", lambda turn, rng: str(self.observation)
             play, name = self.play, self.play_name
             yield f"{name} in capitals", lambda turn, rng: str(play(turn, rng)).upper()
-            yield from self._wordy()
+            yield from self._policies_with_extra_text()
 
-    def _timed(self) -> Iterator[Adversary]:
-        """Yield policies that start late or stop early, and policies that follow action values."""
+    def _policies_with_silence(self) -> Iterator[Adversary]:
+        """Yield policies that are silent in some turns, and policies that follow action values."""
         play, name, nothing = self.play, self.play_name, None if self.is_discrete else SILENCE
         longest = int(getattr(self.task, "max_turns", 4))
         for turns in sorted({1, 2, max(1, longest // 2), max(1, longest - 1)}):
@@ -243,20 +255,20 @@ class _Game:
 
     def _greedy(self, turn: int, rng: np.random.Generator) -> Any:
         values = result_of(self.task, "action_values")
-        return max(values, key=values.__getitem__) if values else self._random(turn, rng)
+        return max(values, key=values.__getitem__) if values else self._random_action(turn, rng)
 
-    def _wordy(self) -> Iterator[Adversary]:
-        """Yield policies with text around their actions, or with several actions in one reply."""
+    def _policies_with_extra_text(self) -> Iterator[Adversary]:
+        """Yield policies whose replies have text around an action, or several actions."""
         frames = {f"{name} ({self.play_name})": frame for name, frame in FRAMES.items()}
         for word, times in itertools.product(self.words, (1, 8)):
             name = f"{self.play_name} with {times} times {word!r} after it"
             frames[name] = " ".join(["{}", *[word] * times])
         for name, frame in frames.items():
-            yield name, lambda t, r, f=frame: f.format(self.play(t, r), self._random(t, r))
+            yield name, lambda t, r, f=frame: f.format(self.play(t, r), self._random_action(t, r))
 
 
 def _words(texts: Sequence[Any]) -> list[str]:
-    """Return the different words of texts in lower case."""
+    """Return the distinct words of texts in lower case, in order of first appearance."""
     return list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
 
 
@@ -265,13 +277,16 @@ def _always(action: Any) -> Policy:
     return lambda turn, rng: action
 
 
-def _thinned(items: Sequence[Any], most: int) -> Sequence[Any]:
+def _evenly_spaced(items: Sequence[Any], most: int) -> Sequence[Any]:
     """Return at most `most` items, evenly spaced."""
     return items[:: max(1, -(-len(items) // most))]
 
 
 def _p_value(gains: np.ndarray, alternative: str) -> float:
-    """Return the p value of a t test that the mean gain is 0; constant gains give 0 or 1."""
+    """Return the p value of a t test of the hypothesis that the mean gain is 0.
+
+    If all gains are equal, the p value is 0 for a gain in the direction of `alternative`, else 1.
+    """
     from scipy import stats
 
     if np.ptp(gains) < 1e-12:

@@ -14,7 +14,7 @@ Posterior = Callable[[Counts, int], tuple[float, Counts, Counts]]
 
 
 class BernoulliBandit(TextEnv):
-    """Choose one of K arms in each turn; each arm pays 1 or 0 with a hidden probability.
+    """Choose one of K arms in each turn; an arm pays 1 with a hidden probability, else 0.
 
     The belief about the arms depends only on the numbers of successes and failures of each arm, so
     the optimum follows by dynamic programming over these counts. Subclasses define the texts and
@@ -22,8 +22,8 @@ class BernoulliBandit(TextEnv):
 
     Args:
         actions: The action of each arm.
-        posterior: Probability that an arm pays given the counts, and the counts after either
-        outcome.
+        posterior: Function that returns the probability that an arm pays given the counts, and the
+            counts after a success and after a failure.
         max_turns: Number of pulls.
     """
 
@@ -59,9 +59,11 @@ class BernoulliBandit(TextEnv):
         return self.turn(self._outcome_text(arm, paid), float(paid), success=None)
 
     def _invalid_text(self) -> str:
+        """Return the observation after an invalid action."""
         raise NotImplementedError
 
     def _outcome_text(self, arm: int, paid: int) -> str:
+        """Return the observation after pulling `arm`; `paid` is 1 or 0."""
         raise NotImplementedError
 
     def legal_actions(self) -> list[str]:
@@ -81,7 +83,10 @@ class BernoulliBandit(TextEnv):
 def _arm_value(
     posterior: Posterior, counts: Counts, arm: int, left: int, greedy: bool = False
 ) -> float:
-    """Return the value of an arm with `left` remaining turns and optimal or greedy later play."""
+    """Return the value of pulling an arm with `left` remaining turns, including this pull.
+
+    The later pulls are optimal, or greedy as in `_value`.
+    """
     chance, *after = posterior(counts, arm)
     won, lost = (_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
     return chance * (1 + won) + (1 - chance) * lost
@@ -89,7 +94,11 @@ def _arm_value(
 
 @cache
 def _value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False) -> float:
-    """Return the value of the optimal policy, or of always choosing the best posterior mean."""
+    """Return the value of the optimal policy with `left` remaining turns.
+
+    If `greedy` is set, return the value of the policy that always chooses the arm with the highest
+    posterior mean.
+    """
     if left == 0:
         return 0.0
     arms: Sequence[int] = range(len(counts))
@@ -99,7 +108,7 @@ def _value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False
 
 
 class Bandit(BernoulliBandit):
-    """Pull one of K arms, H times; each arm pays 1 with its own unknown probability.
+    """Pull one of K arms, H times; each arm pays 1 with an unknown probability of its own, else 0.
 
     State: the arms' probabilities, drawn uniformly from [0, 1] at reset. Observation: the payout of
     the last pull. Action: `arm 1` ... `arm K`. Reward: 1.0 or 0.0 per pull; an invalid action
@@ -141,7 +150,11 @@ class Bandit(BernoulliBandit):
         return self.max_turns / 2
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle`: always the best arm, H * E[max of K uniforms]. `greedy`: no exploration."""
+        """Return the values of `oracle` and `greedy`.
+
+        `oracle` always pulls the best arm: H * E[max of K uniforms]. `greedy` always pulls the arm
+        with the highest posterior mean, without exploration.
+        """
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),
             "greedy": _value(_beta_posterior, ((0, 0),) * self.arms, self.max_turns, greedy=True),
@@ -149,9 +162,10 @@ class Bandit(BernoulliBandit):
 
 
 def _beta_posterior(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
-    """Compute the posterior of an arm with a uniform prior, as a `Posterior`.
+    """Compute the posterior of an arm with a uniform prior; see `Posterior`.
 
-    Arms are exchangeable, so the counts are sorted, which makes the cached table K! times smaller.
+    The arms are exchangeable, so the returned counts are sorted. This reduces the number of cached
+    values by a factor of up to K!.
     """
     wins, losses = counts[arm]
     others = counts[:arm] + counts[arm + 1 :]

@@ -15,13 +15,14 @@ from rlhf.errors import UserError, first_line
 
 
 def catalog(*, values: bool = True) -> list[dict[str, Any]]:
-    """Describe every environment in one row, sorted by id.
+    """Return one row for each environment, sorted by id.
 
-    A row has the keys `id`, `horizon` (maximum number of actions), `optimum`, `random`,
-    `references` (further known values), `threshold`, `source` ("own", "gymnasium" or the name of an
-    extra), `extra` (the optional extra that the environment needs, or None), `summary`, `items`
-    (what differs between episodes) and `separable` (whether training and evaluation have different
-    items). An unknown value is None.
+    A row has the keys `id`, `horizon` (maximum number of actions), `optimum`, `random` (expected
+    returns of the optimal and the random policy), `references` (those of further policies, by
+    name), `threshold` (return above which the task counts as solved), `source` ("own", "gymnasium"
+    or the name of an extra), `extra` (the optional extra that the environment needs, or None),
+    `summary`, `items` (what differs between episodes) and `separable` (whether training and
+    evaluation have different items). An unknown value is None.
 
     Args:
         values: Whether to compute `optimum`, `random` and `references` (about one second in total).
@@ -68,11 +69,12 @@ def find(env_id: str) -> EnvSpec:
     """Find the spec of an environment id.
 
     Args:
-        env_id: An id, with or without `text/` and the version. For `module:id`, the module, which
-        registers its own environments, is imported first.
+        env_id: An id, with or without `text/` and the version. For `module:id`, the module is
+            imported first, so that it can register its environments.
 
     Raises:
-        UserError: The id is not registered; the message names the most similar id.
+        UserError: The module cannot be imported, or the id is not registered; the message names
+            the most similar id.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
@@ -92,10 +94,11 @@ def find(env_id: str) -> EnvSpec:
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Create an environment by an id as for `find`.
+    """Create an environment; `env_id` has the form that `find` accepts.
 
     Raises:
-        UserError: The id is not registered, or the environment cannot be made with the arguments.
+        UserError: The id is not registered, or the environment cannot be created with the
+            arguments.
     """
     spec = find(env_id)
     try:

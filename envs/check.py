@@ -27,17 +27,18 @@ EXACT_STEPS = 4_000
 
 
 def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]:
-    """Run all checks and return the findings, one line each; an empty list if there are none.
+    """Run all checks and return the problems found, one line each.
 
-    The checks are gymnasium's `check_env` and further ones: repeated and interleaved episodes, the
-    global generators, types in info, malformed actions and the ends of episodes. The stated values
-    are compared with simulations. Finally, `rlhf.envs.adversary` searches for policies that beat
-    the stated optimum (empty or malformed replies, stalling, text around an action, any legal
-    action). If the task can be enumerated, `rlhf.envs.exact` computes the optimum exactly.
+    The first check is gymnasium's `check_env`. Further checks concern repeated and interleaved
+    episodes, the use of global generators, the types of info values, malformed actions and the ends
+    of episodes. The stated values are compared with simulations. `rlhf.envs.adversary` searches for
+    policies that beat the stated optimum (empty or malformed replies, stalling, text around an
+    action, any legal action). If the task can be enumerated, the stated optimum is compared with
+    the exact one from `rlhf.envs.exact`.
 
     Args:
         env: An environment, its id, or `module:id`.
-        episodes: Number of episodes per check.
+        episodes: Number of episodes per check; simulations of stated values use 20 times as many.
         **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]
@@ -48,18 +49,7 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     else:
         make = partial(copy.deepcopy, env)
     findings: list[str] = []
-    for run_check in (
-        _gymnasium,
-        _spec,
-        _texts,
-        _repeats,
-        _globals,
-        _junk,
-        _truth,
-        _adversary,
-        _exact,
-    ):
-        name = run_check.__name__.removeprefix("_")
+    for name, run_check in CHECKS.items():
         try:
             findings += [f"{name}: {finding}" for finding in run_check(make, episodes)]
         except (Exception, SystemExit) as error:  # raised by the environment
@@ -70,11 +60,12 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
 def _play(
     env: Env, seed: int, act: Callable[[], Any] | None = None
 ) -> Iterator[tuple[Any, Any, float, bool, bool, dict[str, Any]]]:
-    """Play an episode; yield each action, None for the reset, with the five results of `step`.
+    """Play an episode; yield (action, and the five results of `step`) for each step.
 
-    Actions are sampled from the action space unless `act` is given.
+    The first item is that of the reset, with the action None and reward 0.0. `act` returns the next
+    action; without it, actions are sampled from the action space.
     """
-    # A different seed than the episode's: with equal streams, actions could match hidden draws.
+    # The seed differs from the episode's: with equal streams, actions could match hidden draws.
     env.action_space.seed(seed + 2**31)
     text, info = env.reset(seed=seed)
     yield None, text, 0.0, False, False, info
@@ -86,7 +77,8 @@ def _play(
             return
 
 
-def _gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
+def _check_with_gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Return the error or the warnings of gymnasium's `check_env`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -97,25 +89,31 @@ def _gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
     return [re.sub(r"\x1b\[\d+m(WARN: )?", "", str(warning.message)) for warning in caught]
 
 
-def _spec(make: Callable[[], Env], episodes: int) -> list[str]:
+def _check_spec(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Check that the environment has a spec that can be written as JSON."""
     spec = make().spec
     if spec is None:
-        return ["made without an id; register it, so that runs can name it"]
+        return ["the environment has no id; register it with gymnasium, so that runs can name it"]
     try:
         json.loads(spec.to_json())
     except (TypeError, ValueError) as error:
-        return [f"cannot be written as JSON ({error}); keep functions out of its arguments"]
+        return [
+            f"the spec cannot be written as JSON ({error}); use no functions as keyword arguments"
+        ]
     return []
 
 
-def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check types, the ends of episodes and the first observation."""
+def _check_texts(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Check the observation space, the types of results, and that episodes end.
+
+    Also check that the first observation is not empty and that rewards are finite.
+    """
     findings, types = set[str](), dict[str, type]()
     env = make()
     if isinstance(env.observation_space, gym.spaces.Text):
         findings.add(
-            "gymnasium's Text space admits its alphabet only (no blanks by default) and is misread "
-            "by AsyncVectorEnv's shared memory; use rlhf.envs.core.FreeText"
+            "gymnasium's Text space allows only its alphabet (no blanks by default), and "
+            "AsyncVectorEnv with shared memory misreads it; use rlhf.envs.core.FreeText"
         )
     for seed in range(episodes):
         steps = list(_play(env, seed))
@@ -137,8 +135,11 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
     return sorted(findings)
 
 
-def _repeats(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that a seed determines an episode, also while a second environment is stepped."""
+def _check_repetition(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Check that a seed determines an episode, even if a second environment is stepped meanwhile.
+
+    The second environment is another instance of the same task.
+    """
     first, second = make(), make()
     findings = set[str]()
     for seed in range(episodes):
@@ -155,8 +156,8 @@ def _repeats(make: Callable[[], Env], episodes: int) -> list[str]:
     return sorted(findings)
 
 
-def _globals(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that the global generators are not used."""
+def _check_global_generators(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Check that episodes do not change the state of Python's and numpy's global generators."""
     python, legacy = random.getstate(), repr(np.random.get_state())
     for seed in range(episodes):
         list(_play(make(), seed))
@@ -168,8 +169,11 @@ def _globals(make: Callable[[], Env], episodes: int) -> list[str]:
     return findings
 
 
-def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that malformed replies neither raise nor succeed, in environments with text actions."""
+def _check_malformed_replies(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Check that malformed replies raise no exception, are no success and have a finite reward.
+
+    Environments without text actions are not checked.
+    """
     findings, env = [], make()
     if not isinstance(env.action_space, gym.spaces.Text | FreeText):
         return []
@@ -188,8 +192,11 @@ def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
     return findings
 
 
-def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Compare the stated values with simulations of the policies that the environment offers."""
+def _check_stated_values(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Compare `optimal_value()` with simulated expert play, and `random_value()` with random play.
+
+    A difference of more than 5 standard errors is a finding.
+    """
     env: Any = make().unwrapped
     rng = np.random.default_rng(0)
     findings, count = [], 20 * episodes
@@ -206,7 +213,7 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
         try:
             getattr(env, method)(rng)
         except (AttributeError, NotImplementedError):
-            continue  # a value can be known without a policy that reaches it
+            continue  # a value can be known although the environment has no policy that reaches it
         act = partial(getattr(env, method), rng)
         returns = np.array(
             [sum(reward for _, _, reward, *_ in _play(env, seed, act)) for seed in range(count)]
@@ -214,7 +221,7 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
         error = max(float(returns.std()) / count**0.5, 1e-9)
         if abs(returns.mean() - stated) > 5 * error:
             mean = f"{returns.mean():.4f} ± {error:.4f}"
-            findings.append(f"{name}() is {stated:.4f}, {count} episodes gave {mean}")
+            findings.append(f"{name}() is {stated:.4f}, but {count} episodes gave {mean}")
     # Random play may violate the constraint of a constrained task.
     known = None not in values.values() and not result_of(env, "cost_price")
     if known and values["random_value"] > values["optimal_value"]:
@@ -222,12 +229,13 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
     return findings
 
 
-def _adversary(make: Callable[[], Env], episodes: int) -> list[str]:
+def _search_adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Describe each adversary that earns significantly more than the baseline."""
     return [str(result) for result in successful_adversaries(make())]
 
 
-def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Compare the stated optimum with the exact one, if the task can be enumerated."""
+def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
+    """Check that the exact optimum is not above the stated one, if the task can be enumerated."""
     env = make()
     task: Any = env.unwrapped
     if not hasattr(task, "optimal_value") or not _is_bare(env):
@@ -241,7 +249,7 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     best += price * float(getattr(task, "cost_limit", 0.0))
     if best <= stated + 1e-6 * max(1.0, abs(stated)):
         return []
-    return [f"the best of all policies earns {best:.4f}, optimal_value() is {stated:.4f}"]
+    return [f"the best of all policies earns {best:.4f}, but optimal_value() is {stated:.4f}"]
 
 
 def _is_bare(env: Env) -> bool:
@@ -251,3 +259,17 @@ def _is_bare(env: Env) -> bool:
             return False
         env = env.env
     return True
+
+
+CHECKS: dict[str, Callable[[Callable[[], Env], int], list[str]]] = {
+    "gymnasium": _check_with_gymnasium,
+    "spec": _check_spec,
+    "texts": _check_texts,
+    "repeats": _check_repetition,
+    "globals": _check_global_generators,
+    "junk": _check_malformed_replies,
+    "truth": _check_stated_values,
+    "adversary": _search_adversaries,
+    "exact": _check_exact_optimum,
+}
+"""Prefix of the findings -> function (environment factory, number of episodes) -> findings."""

@@ -1,7 +1,7 @@
 """Base classes of the text environments: a text space and `TextEnv`.
 
-An observation is only the *new* text of a turn; an action is a reply. All randomness comes from
-`np_random`, so a seed determines the episode.
+An observation contains only the *new* text of a turn; an action is a reply. All randomness comes
+from `np_random`, so the seed and the actions determine the episode.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class FreeText(gym.Space[str]):
     """Every unicode string of at most `max_length` characters.
 
     `gymnasium.spaces.Text` stores its alphabet, so a space of all unicode strings takes seconds to
-    build and to compare. `AsyncVectorEnv` with its default shared memory also reads it incorrectly:
-    observations are silently constant. This class does not inherit from `Text`, so `AsyncVectorEnv`
-    raises an error that names the remedy, `shared_memory=False`.
+    build and to compare. `AsyncVectorEnv` with its default shared memory also reads `Text` spaces
+    incorrectly: it returns constant observations without an error. `FreeText` does not inherit from
+    `Text`, so `AsyncVectorEnv` raises an error that suggests `shared_memory=False`.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class FreeText(gym.Space[str]):
 
         Args:
             max_length: Maximum length of a text, in characters.
-            sampler: Draws the result of `sample()`; by default up to 32 printable characters.
+            sampler: Function that draws the result of `sample()`. By default, `sample()` draws at
+                most 32 printable ASCII characters.
             seed: Seed or generator of `sample()`.
         """
         if max_length < 0:
@@ -56,7 +57,13 @@ class FreeText(gym.Space[str]):
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """Draw a text with the sampler; an environment's action space draws legal actions."""
+        """Draw a text with the sampler.
+
+        The sampler of an environment's action space draws legal actions.
+
+        Raises:
+            UserError: `mask` or `probability` is not None.
+        """
         if mask is not None or probability is not None:
             raise UserError(
                 "FreeText.sample takes no mask and no probability: every text is allowed"
@@ -67,11 +74,11 @@ class FreeText(gym.Space[str]):
         return "".join(chr(code) for code in self.np_random.integers(32, 127, size=length))
 
     def contains(self, x: Any) -> bool:
-        """Return whether `x` is a string of an allowed length; every character is allowed."""
+        """Return whether `x` is a string of at most `max_length` characters."""
         return isinstance(x, str) and len(x) <= self.max_length
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other space has the same `max_length`."""
+        """Return whether `other` is a `FreeText` space with the same `max_length`."""
         return isinstance(other, FreeText) and self.max_length == other.max_length
 
     def __repr__(self) -> str:
@@ -79,7 +86,7 @@ class FreeText(gym.Space[str]):
         return f"FreeText({self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FreeText:
-        """Copy the limit and share the sampler; copying it would copy the whole environment."""
+        """Copy the space but share the sampler, whose copy would contain the whole environment."""
         return FreeText(self.max_length, sampler=self._sampler)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,14 +99,15 @@ class TextEnv(gym.Env[str, str]):
 
     Subclasses define `start` and `step` and override the ground-truth methods that they can
     compute. `step` subtracts 1 from `turns_left` and builds its result with `turn`. An environment
-    whose `reset` needs the seed, or adds to the info, overrides `reset` and builds its result with
-    `opening`. An episode that ends by a rule of the task, including a turn limit, is `terminated`;
-    only wrappers and the code that runs the environment set `truncated`.
+    whose `reset` needs the seed, or adds keys to the info dictionary, overrides `reset` and builds
+    the result with `opening`. An episode that ends by a rule of the task, including a turn limit,
+    is `terminated`; only wrappers and the code that runs the environment set `truncated`.
 
-    Every info dictionary has these keys with fixed types: `is_success` (bool; absent in tasks
-    without a notion of success), `valid` (bool; whether the action was understood), `cost` (float;
-    for constrained tasks) and `reason` (str; why the action was invalid or the episode ended, or
-    empty).
+    The info dictionaries of `reset` and `step` have these keys with fixed types: `valid` (bool;
+    whether the action was understood), `cost` (float; cost of the action, 0.0 in tasks without a
+    cost constraint) and `reason` (str; why the action was invalid or the episode ended, or empty).
+    The info dictionary of `step` also has `is_success` (bool), except in tasks without a notion of
+    success.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's own type)
@@ -108,8 +116,8 @@ class TextEnv(gym.Env[str, str]):
     max_turns: int = 1
     """Maximum number of actions in an episode."""
     separable: ClassVar[bool] = False
-    """Whether the keyword argument `split` ("all", "train", "test") gives training and evaluation
-    items of different content."""
+    """Whether the environment has a keyword argument `split` ("all", "train", "test") by which
+    training and evaluation get different items."""
     items: ClassVar[str] = "unknown"
     """Description of what differs between episodes, such as the prompt or the start state."""
 
@@ -118,7 +126,8 @@ class TextEnv(gym.Env[str, str]):
 
         Args:
             max_turns: Maximum number of actions in an episode; None keeps the value of the class.
-            render_mode: None, or "ansi" for the latest observation.
+            render_mode: With "ansi", `render()` returns the latest observation; with None, it
+                returns None.
         """
         if render_mode not in (None, "ansi"):
             raise UserError(f"render_mode must be None or 'ansi', got {render_mode!r}")
@@ -133,7 +142,7 @@ class TextEnv(gym.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start an episode with `start` and reset the number of remaining turns."""
+        """Reset the number of remaining turns, and start an episode with `start`."""
         super().reset(seed=seed)
         self.turns_left = self.max_turns
         return self.opening(self.start())
@@ -145,7 +154,7 @@ class TextEnv(gym.Env[str, str]):
     def legal_actions(self) -> list[str]:
         """List the actions that are meaningful in the current state.
 
-        The random policy is uniform over them.
+        The random policy draws uniformly from this list.
         """
         raise NotImplementedError(f"{type(self).__name__} does not list its legal actions")
 
@@ -155,14 +164,15 @@ class TextEnv(gym.Env[str, str]):
         return actions[int(rng.integers(len(actions)))]
 
     def action_values(self) -> dict[str, float]:
-        """Map each legal action to its expected return if optimal actions follow.
+        """Return the action value Q* of each legal action.
 
-        Expectations are conditional on the observations so far.
+        A value is the expected sum of future rewards if the action is followed by optimal actions,
+        given the observations so far.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not know its action values")
+        raise NotImplementedError(f"{type(self).__name__} does not compute its action values")
 
     def best_action(self) -> str:
-        """Return the first of the actions that are optimal given the observations so far."""
+        """Return an optimal action given the observations so far; of several, the first listed."""
         values = self.action_values()
         return max(values, key=values.__getitem__)
 
@@ -184,26 +194,26 @@ class TextEnv(gym.Env[str, str]):
         return self.imperfect_action(rng, quality)
 
     def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
-        """Return the action of an expert whose quality is below 1."""
+        """Draw the action of an expert whose quality is below 1; see `expert`."""
         return self.sample_action(rng) if rng.random() >= quality else self.best_action()
 
     def optimal_value(self) -> float:
-        """Return the expected return of the best policy that acts on the observations alone.
+        """Return the highest expected return of any policy that sees only the observations.
 
-        Implementations compute it; they do not return a stored constant.
+        Implementations compute the value; they do not return a stored constant.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not know its optimal value")
+        raise NotImplementedError(f"{type(self).__name__} does not compute its optimal value")
 
     def random_value(self) -> float:
         """Return the expected return of the uniform policy over `legal_actions()`."""
-        raise NotImplementedError(f"{type(self).__name__} does not know its random value")
+        raise NotImplementedError(f"{type(self).__name__} does not compute its random value")
 
     def cost_price(self) -> float:
         """Return the reward that equals one unit of `info["cost"]` at a constrained optimum.
 
-        This is the optimal Lagrange multiplier: for every policy, the expected return minus this
-        price times (expected cost - `cost_limit`) is at most `optimal_value()`. 0.0 in tasks
-        without a cost constraint.
+        The price is the optimal Lagrange multiplier: for every policy, the expected return minus
+        the price times (expected cost - `cost_limit`) is at most `optimal_value()`. The price is
+        0.0 in tasks without a cost constraint.
         """
         return 0.0
 
@@ -228,10 +238,18 @@ class TextEnv(gym.Env[str, str]):
         reason: str = "",
         **info: Any,
     ) -> Step:
-        """Build the result of `step`; further keyword arguments are added to the info dictionary.
+        """Build the result of `step`.
 
-        The episode terminates if `done` is set or no turns are left. `success` is None in tasks
-        without a notion of success.
+        Args:
+            text: Observation.
+            reward: Reward of the action.
+            done: Whether the episode terminates. It also terminates if no turns are left.
+            success: `info["is_success"]`; None in tasks without a notion of success, whose info
+                dictionary does not have the key.
+            valid: `info["valid"]`.
+            cost: `info["cost"]`.
+            reason: `info["reason"]`.
+            **info: Further keys of the info dictionary.
         """
         self._last_text = text
         info.update(valid=valid, cost=cost, reason=reason)
@@ -240,7 +258,7 @@ class TextEnv(gym.Env[str, str]):
         return text, reward, done or self.turns_left <= 0, False, info
 
     def turns_text(self) -> str:
-        """Return the number of remaining turns as a sentence."""
+        """Return the sentence that states the number of remaining turns."""
         return f"{self.turns_left} turn{'' if self.turns_left == 1 else 's'} left."
 
     def render(self) -> str | None:  # type: ignore[override]
@@ -261,5 +279,8 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def normalized(action: str) -> str:
-    """Return an action in lower case with single spaces, and no quotes or punctuation around it."""
+    """Convert an action to lower case with single spaces.
+
+    Quotes, periods and exclamation marks at both ends are removed.
+    """
     return " ".join(action.lower().split()).strip(" \"'`.!")

@@ -35,27 +35,36 @@ def write_demonstrations(
     system_prompt: bool = True,
     **env_kwargs: Any,
 ) -> Row:
-    """Write `count` rows as JSON lines and return a summary.
+    """Write `count` rows as a JSON Lines file.
 
-    Rows use the training split of an environment with separate items, unless `split` is given.
+    If the environment has separate items for training and evaluation, the rows use those of the
+    training split, unless `env_kwargs` contains `split`.
 
     Args:
         env_id: Environment id, as for `rlhf.envs.catalog.find`.
         path: Output file; its folder is created, and an existing file is replaced.
         count: Number of rows.
         quality: Probability of the expert's action; otherwise the action is random. In the
-            preference bandit, this applies to each slot. Preference labels are always right.
+            preference bandit, the probability applies to each slot of the menu. The labels of
+            preference rows are always correct.
         seed: Seed of the first episode; further episodes use the next seeds.
-        kind: "sft", or "preference" for one row per turn,
-            `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal
-            actions, of which the one with the higher optimal action value is chosen.
-        form: Form of sft rows: "messages", `{"messages": [...], "return": x, "seed": s}` per
+        kind: "sft" or "preference". A preference row
+            `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}` has two legal
+            actions of one turn; "chosen" is the one with the higher optimal action value, and the
+            margin is the difference of the values. Turns whose actions have equal values give no
+            row.
+        form: Format of "sft" rows: "messages", `{"messages": [...], "return": x, "seed": s}` per
             episode, or "prompt_completion", `{"prompt": [...], "completion": [...]}` per turn.
         system_prompt: Whether conversations begin with the environment's system prompt.
         **env_kwargs: Keyword arguments of the environment.
 
+    Returns:
+        A summary with the keys `path`, `env`, `kind`, `rows`, `quality`, `first_seed`, `last_seed`,
+        `episodes` (number of finished episodes) and `mean_return` (None without such episodes).
+
     Raises:
-        UserError: An argument is unknown, or the environment cannot be made or has no expert.
+        UserError: An argument is invalid, the environment cannot be created, or it has no expert
+            or no action values.
     """
     check_choice("kind", kind, DEMONSTRATION_KINDS)
     check_choice("form", form, FORMATS)
@@ -86,7 +95,7 @@ def write_demonstrations(
 
 
 class _Player:
-    """Plays episodes and yields rows without end.
+    """Play episodes and yield an endless sequence of rows.
 
     `returns` lists the returns of the finished episodes; `seed` is the seed of the next episode.
     """
@@ -98,7 +107,7 @@ class _Player:
         self._rng = np.random.default_rng([seed, 0])
 
     def _play(self) -> Iterator[tuple[Conversation, str]]:
-        """Play one episode; yield the conversation and the action before each step."""
+        """Play one episode; before each step, yield the conversation so far and the next action."""
         text, info = self.env.reset(seed=self.seed)
         self.seed += 1
         start = [{"role": "system", "content": self._system}] if self._system else []
@@ -114,7 +123,7 @@ class _Player:
         self.returns.append(total)
 
     def episodes(self) -> Iterator[Row]:
-        """Yield rows of whole conversations."""
+        """Yield one "messages" row per episode."""
         while True:
             seed = self.seed
             *_, (prompt, action) = self._play()
@@ -122,16 +131,17 @@ class _Player:
             yield {"messages": messages, "return": self.returns[-1], "seed": seed}
 
     def turns(self) -> Iterator[Row]:
-        """Yield rows of single turns."""
+        """Yield one "prompt_completion" row per turn."""
         while True:
             for prompt, action in self._play():
                 yield {"prompt": prompt, "completion": _reply(action)}
 
     def pairs(self) -> Iterator[Row]:
-        """Yield rows of two legal actions of different value, in states that the player visits.
+        """Yield preference rows: two legal actions with different values in a visited state.
 
         Raises:
-            UserError: In 100 consecutive episodes, all actions have equal values in every state.
+            UserError: In 100 consecutive episodes, every visited state had only actions of equal
+                value.
         """
         episodes_without_pair = 0
         while episodes_without_pair < 100:
@@ -148,10 +158,15 @@ class _Player:
                         "rejected": _reply(worse),
                         "margin": values[better] - values[worse],
                     }
-        raise UserError("no preference to write: all actions have equal value in every state seen")
+        raise UserError(
+            "no preference rows: in 100 episodes, all actions of each state have equal values"
+        )
 
     def _draw_pair(self, values: dict[str, float]) -> tuple[str, str] | None:
-        """Draw two actions of different value uniformly; the first one is better."""
+        """Draw (better, worse): a uniform action, and a uniform one whose value differs from it.
+
+        Return None if no action differs in value from the first draw.
+        """
         actions = list(values)
         first = actions[int(self._rng.integers(len(actions)))]
         others = [a for a in actions if abs(values[a] - values[first]) > MARGIN]

@@ -1,9 +1,9 @@
 """Solve a small environment exactly by enumerating every random draw, action and history.
 
 The environment's own `reset` and `step` run with a generator whose draws are choice points, so that
-every outcome is enumerated with its probability. The agent's information is the sequence of its
-observations; the solver maximizes over all policies on them, including invalid and empty actions.
-It is independent of the formulas by which an environment computes its optimum.
+every outcome is enumerated with its probability. The solver maximizes over all policies that depend
+only on the sequence of observations. Their actions include an empty and a malformed reply. The
+result is independent of the formulas by which an environment computes its optimum.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ Env = gym.Env[Any, Any]
 INVALID: tuple[str, ...] = ("", "?!")
 """Replies that are invalid in every task: an empty reply and a malformed one."""
 MAX_ACTIONS = 400
+"""Maximum number of legal actions in a state."""
 MAX_OUTCOMES = 1000
-"""Largest number of outcomes of one draw."""
+"""Maximum number of outcomes of one draw."""
 START_BUDGET = 0.15
 """Fraction of the budget of calls that may be used to enumerate the start states."""
 IMMUTABLE = (int, float, str, bytes, bool, type(None))
 NON_STATE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec", "metadata")
-"""Attributes without influence on the future of an episode."""
+"""Attributes that have no influence on the rest of an episode."""
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 TRIAL_SEEDS = 10
-"""Seeds with which `reset` is called to find draws that do not come from `np_random`."""
+"""Number of seeds with which `reset` is called to detect draws that do not use `np_random`."""
 
 
 class NotEnumerableError(Exception):
@@ -39,7 +40,11 @@ class NotEnumerableError(Exception):
 
 
 class _Undecided(BaseException):
-    """Raised by a draw after the script's end; it is not an Exception, so no task catches it."""
+    """Raised by a draw after the end of the script.
+
+    It is not an Exception, so an environment does not catch it. `outcomes` are the possible
+    outcomes of the draw.
+    """
 
     def __init__(self, outcomes: list[int]) -> None:
         super().__init__()
@@ -47,17 +52,27 @@ class _Undecided(BaseException):
 
 
 class EnumeratedGenerator:
-    """Replacement of `numpy.random.Generator` whose draws are choices among weighted outcomes."""
+    """Replacement for `numpy.random.Generator` whose draws follow a script of outcomes.
+
+    `weight` is the product of the probabilities of the draws since `begin`.
+    """
 
     def __init__(self) -> None:
         self.begin(())
 
     def begin(self, script: tuple[int, ...]) -> None:
-        """Set the outcomes of the next draws; a draw after these raises _Undecided."""
+        """Set the outcomes of the next draws; any draw after them raises _Undecided."""
         self._script, self._position, self.weight = script, 0, 1.0
 
     def choose(self, probabilities: Sequence[float]) -> int:
-        """Return the outcome of a draw, from the script unless one outcome has probability 1."""
+        """Return the outcome of a draw: the next one of the script, or the only possible one.
+
+        Args:
+            probabilities: Probability of each outcome; the sum is 1.
+
+        Raises:
+            _Undecided: The script has ended and several outcomes are possible.
+        """
         outcomes = [i for i, p in enumerate(probabilities) if p > 0]
         if len(outcomes) == 1:
             return outcomes[0]
@@ -76,7 +91,7 @@ class EnumeratedGenerator:
         dtype: Any = np.int64,
         endpoint: bool = False,
     ) -> Any:
-        """Do the same as `numpy.random.Generator.integers`."""
+        """Draw as `numpy.random.Generator.integers` does."""
         low, high = (0, low) if high is None else (low, high)
         count = int(high) - int(low) + endpoint
         if count > MAX_OUTCOMES:
@@ -84,11 +99,11 @@ class EnumeratedGenerator:
         return _draw_array(size, lambda: int(low) + self.choose([1 / count] * count))
 
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
-        """Draw uniform numbers; comparisons with them are the choices among outcomes."""
+        """Return placeholders of uniform draws in [0, 1); each comparison with one is a choice."""
         return _draw_array(size, lambda: _Uniform(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
-        """Do the same as `numpy.random.Generator.choice`, along the first axis."""
+        """Draw as `numpy.random.Generator.choice` does, along the first axis."""
         items = list(range(a)) if isinstance(a, int | np.integer) else list(a)
         if len(items) > MAX_OUTCOMES:
             raise NotEnumerableError(f"it draws among {len(items)} items")
@@ -103,12 +118,12 @@ class EnumeratedGenerator:
         return drawn[0] if size is None else np.array(drawn)
 
     def permutation(self, x: Any) -> Any:
-        """Do the same as `numpy.random.Generator.permutation`, along the first axis."""
+        """Permute as `numpy.random.Generator.permutation` does, along the first axis."""
         size = int(x) if isinstance(x, int | np.integer) else len(x)
         return self.choice(x, size=size, replace=False)
 
     def shuffle(self, x: Any) -> None:
-        """Do the same as `numpy.random.Generator.shuffle`, in place."""
+        """Shuffle in place as `numpy.random.Generator.shuffle` does."""
         x[:] = self.permutation(list(x)).tolist()
 
     def __getattr__(self, name: str) -> Any:
@@ -121,13 +136,17 @@ class EnumeratedGenerator:
 def _draw_array(
     size: int | tuple[int, ...] | None, draw: Callable[[], Any], dtype: Any = None
 ) -> Any:
+    """Call `draw` once per element; return an array of shape `size`, or one draw if it is None."""
     if size is None:
         return draw()
     return np.array([draw() for _ in range(np.prod(size))], dtype=dtype or np.int64).reshape(size)
 
 
 class _Uniform:
-    """The number scale * u + shift, with u uniform on an interval that comparisons narrow."""
+    """Placeholder of the number scale * u + shift, where u is uniform on the interval `bounds`.
+
+    A comparison with a number is a choice by its probability, and narrows the interval accordingly.
+    """
 
     def __init__(
         self,
@@ -139,7 +158,8 @@ class _Uniform:
         self.source, self.scale, self.shift = source, scale, shift
         self.bounds = [0.0, 1.0] if bounds is None else bounds  # shared by all functions of u
 
-    def _below(self, value: Any) -> bool:
+    def _choose_below(self, value: Any) -> bool:
+        """Choose whether the number is below `value`."""
         if not isinstance(value, int | float | np.number):
             raise NotEnumerableError("it compares two uniform draws")
         edge = (float(value) - self.shift) / self.scale
@@ -151,14 +171,15 @@ class _Uniform:
         return is_left == (self.scale > 0)
 
     def __lt__(self, other: Any) -> bool:
-        return self._below(other)
+        return self._choose_below(other)
 
     def __gt__(self, other: Any) -> bool:
-        return not self._below(other)
+        return not self._choose_below(other)
 
     __le__, __ge__ = __lt__, __gt__  # a uniform draw equals a number with probability 0
 
     def _affine(self, scale: float, shift: float) -> _Uniform:
+        """Return the placeholder of scale * self + shift; it shares the interval of u."""
         return _Uniform(self.source, self.bounds, self.scale * scale, self.shift * scale + shift)
 
     def __mul__(self, other: float) -> _Uniform:
@@ -179,13 +200,13 @@ class _Uniform:
     __rmul__, __radd__ = __mul__, __add__
 
     def __int__(self) -> int:
-        """Choose the integer part, which narrows the interval."""
+        """Choose the floor of the number, which narrows the interval."""
         ends = sorted(self.scale * bound + self.shift for bound in self.bounds)
         first, last = int(np.floor(ends[0])), int(np.ceil(ends[1]))
         if last - first > MAX_OUTCOMES:
             raise NotEnumerableError(f"it draws among {last - first} integers")
         for cell in range(first, last - 1):
-            if self._below(cell + 1):
+            if self._choose_below(cell + 1):
                 return cell
         return last - 1
 
@@ -194,33 +215,36 @@ class _Uniform:
     def __float__(self, *arguments: Any) -> NoReturn:
         raise NotEnumerableError("it needs the exact value of a uniform draw")
 
-    # An observation would show the text of this object in place of the number.
+    # A text with the number would contain the representation of this object instead.
     __bool__ = __repr__ = __str__ = __format__ = __float__
 
     def distribution(self) -> tuple[float, ...]:
-        """Return the interval and the function; equal results mean equal distributions."""
+        """Return (low, high, scale, shift), which determines the distribution of the number."""
         return (*self.bounds, self.scale, self.shift)
 
 
 WeightedStates = list[tuple[float, Any]]
-"""Pairs (weight, environment) of all states with the same past observations."""
+"""Pairs (weight, environment) of the states that are possible after the same observations; a weight
+is the joint probability of the state and the observations."""
 
 
 def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> float:
-    """Return the maximum expected return over all policies that act on the observations so far.
+    """Return the maximum expected return over all policies that depend only on the observations.
 
     Args:
         env: An environment; its wrappers are ignored.
-        max_steps: Budget of calls of `step` and `reset`.
-        price: Subtracted from the reward for each unit of `info["cost"]`.
+        max_steps: Maximum number of calls of `step` and `reset`.
+        price: Amount that is subtracted from the reward for each unit of `info["cost"]`.
 
     Raises:
-        NotEnumerableError: The environment is too large, or its draws cannot be enumerated.
+        NotEnumerableError: The environment needs more calls, or its draws cannot be enumerated.
     """
     return _Solver(env.unwrapped, max_steps, price).value()
 
 
 class _Solver:
+    """Exact solver for one environment, with a cache of values by the belief over states."""
+
     def __init__(self, env: Env, max_steps: int, price: float) -> None:
         self.budget, self.price = max_steps, price
         try:
@@ -228,7 +252,7 @@ class _Solver:
         except Exception as error:  # third-party objects may raise anything
             raise NotEnumerableError(f"it cannot be copied: {error}") from error
         self.fixed = self._fixed_attributes(env)
-        # The memo of deepcopy, which does not copy the objects in it.
+        # A memo for deepcopy, which does not copy the objects in its memo.
         self.shared = {
             id(value): value
             for name, value in vars(self.root).items()
@@ -237,7 +261,8 @@ class _Solver:
         self.values: dict[Any, float] = {}
 
     def value(self) -> float:
-        self._check_draws()
+        """Return the maximum expected return from `reset`; see `exact_value`."""
+        self._check_reset_draws()
         self.root._np_random = EnumeratedGenerator()  # type: ignore[assignment]
         groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
@@ -254,24 +279,33 @@ class _Solver:
                 raise NotEnumerableError(f"its copies share {name}, which changes")
         return total
 
-    def _check_draws(self) -> None:
-        """Check that `reset` draws from `np_random` only, whose draws can be enumerated.
+    def _check_reset_draws(self) -> None:
+        """Check that `reset` draws from `np_random` only, because other draws are not enumerated.
 
-        With a fixed `np_random`, the seed must not change the start of an episode.
+        If `np_random` is fixed, the seed must not change the start of an episode.
+
+        Raises:
+            NotEnumerableError: Different seeds give different starts.
         """
         starts = set()
         for seed in range(TRIAL_SEEDS):
             trial: Any = copy.deepcopy(self.root, dict(self.shared))
-            trial.__class__ = _with_fixed_draws(type(trial))
+            trial.__class__ = _with_fixed_generator(type(trial))
             text, _ = trial.reset(seed=seed)
-            starts.add((str(text), self._key(trial)))
+            starts.add((str(text), self._state_key(trial)))
         if len(starts) > 1:
-            raise NotEnumerableError("its reset uses the seed or draws, but not by np_random")
+            raise NotEnumerableError("its reset uses the seed, or draws without np_random")
 
     def _fixed_attributes(self, env: Env) -> dict[str, bytes]:
-        """Find the attributes that do not change within episodes, so that copies may share them."""
+        """Find the attributes that did not change in five random episodes.
+
+        Copies of the environment share these attributes.
+
+        Returns:
+            Name of the attribute -> its pickle.
+        """
         trial, rng = copy.deepcopy(env), np.random.default_rng(0)
-        fixed = _pickles(trial)
+        fixed = _pickle_attributes(trial)
         for seed in range(5):
             trial.reset(seed=seed)
             over, turn = False, 0
@@ -279,12 +313,15 @@ class _Solver:
                 choices = [*_legal_actions(trial), *INVALID]
                 over = trial.step(choices[int(rng.integers(len(choices)))])[2]
                 turn += 1
-                current = _pickles(trial, fixed) if turn < 5 or over else fixed
+                current = _pickle_attributes(trial, fixed) if turn < 5 or over else fixed
                 fixed = {name: data for name, data in fixed.items() if current.get(name) == data}
         return fixed
 
     def _outcomes(self, env: Env, act: Callable[[Env], Any]) -> Iterator[tuple[float, Env, Any]]:
-        """Yield each outcome of a call: probability, the environment after it, the result."""
+        """Yield (probability, environment after the call, result) for each outcome of `act(env)`.
+
+        `act` is applied to copies of `env`.
+        """
         scripts: list[tuple[int, ...]] = [()]
         while scripts:
             script = scripts.pop()
@@ -305,10 +342,13 @@ class _Solver:
             yield generator.weight, successor, result
 
     def _best_value(self, members: WeightedStates) -> float:
-        """Return the weighted value of the best policy from states with the same observations."""
-        members = self._merged(members)
+        """Return the total weight times the value of the best policy from the states `members`.
+
+        The policy cannot distinguish the states, because their past observations are equal.
+        """
+        members = self._merge_equal_states(members)
         weight = sum(w for w, _ in members)
-        key = frozenset((self._key(env), round(w / weight, 12)) for w, env in members)
+        key = frozenset((self._state_key(env), round(w / weight, 12)) for w, env in members)
         if key not in self.values:
             actions = dict.fromkeys(
                 [action for _, env in members for action in _legal_actions(env)] + list(INVALID)
@@ -318,7 +358,7 @@ class _Solver:
         return self.values[key] * weight
 
     def _action_value(self, members: WeightedStates, action: Any) -> float:
-        """Return the weighted value of an action that is followed by the best policy."""
+        """Return the total weight times the value of an action that the best policy follows."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
             for chance, successor, result in self._outcomes(env, lambda e: e.step(action)):
@@ -329,16 +369,17 @@ class _Solver:
                     groups.setdefault(str(text), []).append((weight * chance, successor))
         return total + sum(self._best_value(group) for group in groups.values())
 
-    def _merged(self, members: WeightedStates) -> WeightedStates:
+    def _merge_equal_states(self, members: WeightedStates) -> WeightedStates:
+        """Merge equal states and add their weights."""
         merged: dict[Any, tuple[float, Env]] = {}
         for weight, env in members:
-            key = self._key(env)
+            key = self._state_key(env)
             merged[key] = (weight + merged[key][0] if key in merged else weight, env)
         return list(merged.values())
 
-    def _key(self, env: Env) -> Any:
-        """Return a key that is equal only for environments in the same state."""
-        # An object that is shared with the root is equal in all copies, and may be large.
+    def _state_key(self, env: Env) -> Any:
+        """Return a key of the environment's state; different states have different keys."""
+        # Objects that all copies share with the root are left out, because they may be large.
         root = vars(self.root)
         state = {
             name: value
@@ -357,21 +398,25 @@ class _Solver:
 
 
 class _StatePickler(pickle.Pickler):
-    """Pickles the state of an environment, so that equal states give equal bytes."""
+    """Pickle the state of an environment, so that equal states give equal bytes."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.fast = True  # without references, which depend on the identity of equal objects
 
     def persistent_id(self, obj: Any) -> Any:
-        """Replace uniform draws by their distribution; refuse further generators."""
+        """Return the distribution of a uniform placeholder, which is pickled in its place.
+
+        Raises:
+            NotEnumerableError: The state contains a random generator.
+        """
         if isinstance(obj, GENERATORS):
             raise NotEnumerableError("it has a generator of its own")
         return obj.distribution() if isinstance(obj, _Uniform) else None
 
 
-def _with_fixed_draws(env_class: type) -> type:
-    """Return a subclass whose `np_random` starts at the same state for every seed."""
+def _with_fixed_generator(env_class: type) -> type:
+    """Return a subclass whose `np_random` has the same initial state for every seed."""
     generator = np.random.default_rng(0)
     fixed = property(lambda env: generator, lambda env, value: None)
     return type(env_class.__name__, (env_class,), {"_np_random": fixed})
@@ -393,8 +438,11 @@ def _legal_actions(env: Env) -> list[Any]:
     return actions
 
 
-def _pickles(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
-    """Pickle the attributes (or those in `names`) that are not of an immutable type."""
+def _pickle_attributes(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
+    """Pickle the attributes in `names` (default: all) whose type is not immutable, by name.
+
+    Attributes that cannot be pickled are left out.
+    """
     pickles = {}
     for name in list(vars(env) if names is None else names):
         value = vars(env).get(name)

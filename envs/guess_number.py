@@ -11,16 +11,18 @@ class GuessNumber(TextEnv):
     """Find a number between 1 and N in T guesses; each response is higher or lower.
 
     State: the hidden number, uniform on 1 ... N. Observation: "higher", "lower" or "correct".
-    Action: a number. Reward: 1.0 for the right guess, which ends the episode, else 0.0; an invalid
-    guess uses up a turn. Optimum: by dynamic programming over the size of the interval (bisection
-    finds any of 2^T - 1 numbers).
+    Action: a number. Reward: 1.0 for the correct guess, which ends the episode, else 0.0. An
+    invalid guess uses up a turn. Optimum: by dynamic programming over the size of the interval of
+    possible numbers (bisection finds any of 2^T - 1 numbers).
 
     Args:
         numbers: Largest number, N.
         guesses: Number of guesses, T.
     """
 
-    items = "All episodes start with the same observation; hidden numbers are those of training."
+    items = (
+        "All episodes start with the same observation; the hidden numbers also occur in training."
+    )
 
     def __init__(
         self, numbers: int = 20, guesses: int = 4, *, render_mode: str | None = None
@@ -86,7 +88,7 @@ class GuessNumber(TextEnv):
 
 @cache
 def _wins(size: int, left: int) -> int:
-    """Return how many of `size` numbers the best strategy finds with `left` guesses."""
+    """Return how many of `size` possible numbers the best strategy finds with `left` guesses."""
     if size == 0 or left <= 0:
         return 0
     return max(1 + _wins(k, left - 1) + _wins(size - 1 - k, left - 1) for k in range(size))
@@ -94,7 +96,10 @@ def _wins(size: int, left: int) -> int:
 
 @cache
 def _consistent_wins(size: int, left: int) -> float:
-    """Return the expected `_wins` of guesses drawn uniformly from the possible numbers."""
+    """Return how many of `size` possible numbers are found on average with `left` random guesses.
+
+    Each guess is drawn uniformly from the numbers that are still possible.
+    """
     if size == 0 or left == 0:
         return 0.0
     halves = sum(

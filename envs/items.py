@@ -26,23 +26,26 @@ from rlhf.errors import UserError
 ItemT = TypeVar("ItemT")
 SPLITS = ("all", "train", "test")
 SAME_SPLIT = "Training and evaluation draw from the same items, because env.kwargs sets split: {}."
-"""Description of the items of a run with a split of the user's other than "train"."""
+"""Description of the items of a run whose `env.kwargs` set `split` to a value other than
+"train"."""
 TEST_SHARE = 0.2
-"""Fraction of the listed items that are in the test split."""
+"""Fraction of the distinct items that are in the test split."""
 
 
 def split_items(
     items: Sequence[ItemT], split: str, content: Callable[[ItemT], Any] = lambda item: item
 ) -> list[ItemT]:
-    """Return the items of a split, in order; items of equal content are in the same split.
+    """Return the items of a split in their original order.
 
-    Contents are ranked by a hash and the first fifth is the test split, so a split does not depend
-    on the order of the items.
+    Items with equal content are in the same split. The distinct contents are ranked by a hash, and
+    the first fifth of the ranking is the test split, so a split does not depend on the order of the
+    items.
 
     Args:
         items: All items.
         split: "all", "train" or "test".
-        content: Returns the part of an item that the agent sees, for comparison by `repr`.
+        content: Function that returns the part of an item that the agent sees. Contents are equal
+            if their `repr` is.
 
     Raises:
         UserError: There are fewer than two different items, so none can be held out.
@@ -61,18 +64,18 @@ def split_items(
 
 
 def split_of_text(text: str) -> str:
-    """Return the split of a text, "train" or "test".
+    """Return "train" or "test" by a hash of the text, with probability 1/2 each.
 
-    The split depends on a hash of the text that ignores case and the amount of white space.
+    The hash ignores case and the amount of white space.
     """
     digest = hashlib.sha256(" ".join(text.casefold().split()).encode())
     return "train" if digest.digest()[0] % 2 else "test"
 
 
 def is_separable(env_id: str) -> bool:
-    """Return whether an environment has the argument `split` and disjoint items in its splits.
+    """Return whether an environment has an argument `split` that gives disjoint items.
 
-    Reads the class attribute `separable`; no environment is created.
+    The result is the class attribute `separable`; no environment is created.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -86,7 +89,7 @@ def is_separable(env_id: str) -> bool:
 
 
 def _spec(name: str) -> EnvSpec:
-    """Return the spec of an id; without a version it is that of the highest one, as in `gym.make`.
+    """Return the spec of an id; without a version, that of the highest version, as in `gym.make`.
 
     Raises:
         gym.error.Error: The id is not registered.
@@ -98,9 +101,13 @@ def _spec(name: str) -> EnvSpec:
 
 
 def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, Any]:
-    """Return keyword arguments with which an environment draws the items of a split.
+    """Return the keyword arguments with which an environment draws the items of `split`.
 
-    A `split` in `kwargs` is kept, except that "train" becomes "test" for evaluation.
+    Args:
+        env_id: Id of the environment. If it has no separate items, `kwargs` are not changed.
+        kwargs: Keyword arguments of the user. A `split` among them takes precedence over `split`,
+            except that "train" becomes "test" if `split` is "test".
+        split: "train" or "test".
     """
     user_split = kwargs.get("split")
     is_override = user_split is not None and (user_split, split) != ("train", "test")
@@ -110,5 +117,5 @@ def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, A
 
 
 def draws_split(env_id: str, kwargs: dict[str, Any], split: str) -> bool:
-    """Return whether `split_kwargs` makes an environment draw from the items of `split`."""
+    """Return whether an environment with `split_kwargs(...)` draws from the items of `split`."""
     return is_separable(env_id) and split_kwargs(env_id, kwargs, split).get("split") == split

@@ -31,7 +31,7 @@ class KeyDoor(TextEnv):
     are west of the wall, the goal is east of it. Observation: first the map, then the agent's cell.
     Action: north, south, west or east; a wall, or the door without the key, blocks the move. The
     agent picks up the key by walking over it. Reward: `-step_cost` per action, valid or not, and
-    +1.0 for reaching the goal, which ends the episode. It also ends after `8 n` actions. Optimum:
+    +1.0 for reaching the goal. The episode ends at the goal or after `8 n` actions. Optimum:
     shortest paths, averaged over the layouts of the split.
 
     Args:
@@ -68,6 +68,7 @@ class KeyDoor(TextEnv):
         self._begin(((0, 0), (0, 0), (0, middle), (0, size - 1)))
 
     def _begin(self, layout: Layout) -> None:
+        """Start an episode on a layout."""
         self._layout = layout
         self._cell, self._has_key = layout[0], layout[0] == layout[1]
 
@@ -157,7 +158,7 @@ def west_and_east_cells(size: int) -> tuple[list[Cell], list[Cell]]:
 
 
 def all_layouts(size: int) -> list[Layout]:
-    """List all layouts; `reset` draws uniformly from those of the split."""
+    """List all layouts of a grid; the agent and the key start in different cells."""
     west, east = west_and_east_cells(size)
     doors = [(r, size // 2) for r in range(size)]
     pairs = itertools.permutations(west, 2)
@@ -171,14 +172,14 @@ def layouts_of(size: int, split: str) -> list[Layout]:
 
 
 @cache
-def _index(size: int) -> dict[State, int]:
-    """Map each state to its row in the arrays over states."""
+def _state_indices(size: int) -> dict[State, int]:
+    """Map each state to its index in arrays over states."""
     states = itertools.product(range(size), range(size), (False, True))
     return {((row, column), has_key): i for i, (row, column, has_key) in enumerate(states)}
 
 
 def move(state: State, word: str, layout: Layout, size: int) -> State:
-    """Return the state after a step; the start in `layout` is ignored."""
+    """Return the state after a step in the direction `word`; the start of `layout` is not used."""
     (row, column), has_key = state
     down, right = MOVES[word]
     target = (row + down, column + right)
@@ -190,8 +191,8 @@ def move(state: State, word: str, layout: Layout, size: int) -> State:
 
 
 def _transitions(objects: Objects, size: int) -> np.ndarray:
-    """Compute the transition probabilities of the uniform walk, [state, next state]."""
-    index = _index(size)
+    """Compute the transition probabilities of uniformly random steps, [state, next state]."""
+    index = _state_indices(size)
     transitions = np.zeros((len(index), len(index)))
     for state, word in itertools.product(index, MOVES):
         target = move(state, word, (objects[0], *objects), size)
@@ -201,8 +202,8 @@ def _transitions(objects: Objects, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def distances(objects: Objects, size: int) -> dict[State, float]:
-    """Count the steps to the goal from every state; infinite if it cannot be reached."""
-    index = _index(size)
+    """Map each state to the length of a shortest path to the goal; infinite if there is none."""
+    index = _state_indices(size)
     backwards, goal = _transitions(objects, size).T, index[objects[2], True]
     steps = shortest_path(backwards, unweighted=True, indices=goal)
     return dict(zip(index, steps.tolist(), strict=True))
@@ -210,8 +211,11 @@ def distances(objects: Objects, size: int) -> dict[State, float]:
 
 @cache
 def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
-    """Compute the probability that a uniform walk reaches the goal, and its mean length."""
-    layouts, index = layouts_of(size, split), _index(size)
+    """Compute (success probability, mean number of steps) of uniformly random steps.
+
+    The results are means over the layouts of the split, for episodes of at most `turns` steps.
+    """
+    layouts, index = layouts_of(size, split), _state_indices(size)
     # The start only sets the initial distribution; the dynamics depend on key, door and goal.
     initial: dict[Objects, np.ndarray] = {}
     for start, key, door, goal in layouts:

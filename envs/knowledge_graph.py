@@ -50,9 +50,10 @@ class KnowledgeGraph(TextEnv):
 
     State: a start and a goal, uniform over the pairs at distance `hops`, and the current entity.
     Observation: the facts about the current entity, each of which leads to another entity. Action:
-    the name of a neighbor, with or without `go`. Reward: 1.0 for reaching the goal, `-step_cost`
-    per action; the episode also ends after `3 hops` actions. Optimum: the shortest path, `hops`
-    actions. The facts never change, so a policy can know them in advance.
+    the name of a neighbor, with or without `go`. Reward: `-step_cost` per action, and +1.0 for
+    reaching the goal. The episode ends at the goal or after `3 hops` actions. Optimum: the shortest
+    path, which has `hops` actions. The facts are the same in all episodes, so a policy can learn
+    them.
 
     Args:
         hops: Length of the shortest path.
@@ -94,7 +95,7 @@ class KnowledgeGraph(TextEnv):
         self.turns_left -= 1
         if name not in graph()[self._entity]:
             text = f"No fact leads there. {self._location_text()}"
-            reason = "not next to the present entity"
+            reason = "not a neighbor of the current entity"
             return self.turn(text, -self.step_cost, valid=False, reason=reason)
         self._entity = name
         if name == self._goal:
@@ -121,7 +122,7 @@ class KnowledgeGraph(TextEnv):
         return f"go {nearest}"
 
     def optimal_value(self) -> float:
-        """Return the mean value over the pairs; every shortest path is within the turn limit."""
+        """Return the mean value over the pairs; every shortest path fits into the turn limit."""
         lengths = [distances()[start][goal] for start, goal in self.pairs]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
@@ -130,6 +131,7 @@ class KnowledgeGraph(TextEnv):
         return sum(self._walk_return(*pair) for pair in self.pairs) / len(self.pairs)
 
     def _walk_return(self, start: str, goal: str) -> float:
+        """Return the expected return of random actions from `start` to `goal`."""
         probabilities, value = {start: 1.0}, 0.0
         for _ in range(self.max_turns):
             value -= self.step_cost * sum(probabilities.values())
@@ -144,7 +146,7 @@ class KnowledgeGraph(TextEnv):
 
 @cache
 def graph() -> Edges:
-    """Map entity -> neighbor (in the order of the facts) -> relation."""
+    """Return the graph: entity -> neighbor (in the order of the facts) -> relation."""
     edges: Edges = {}
     for line in FACTS.strip().splitlines():
         subject, relation, backwards, target = (part.strip() for part in line.split("|"))
@@ -155,7 +157,7 @@ def graph() -> Edges:
 
 @cache
 def distances() -> dict[str, dict[str, int]]:
-    """Count the facts between each two entities, by breadth-first search."""
+    """Return start -> goal -> length of the shortest path, by breadth-first search."""
     table = {}
     for start in graph():
         steps, queue = {start: 0}, deque([start])
@@ -170,6 +172,6 @@ def distances() -> dict[str, dict[str, int]]:
 
 
 def describe(entity: str) -> str:
-    """Describe the facts about an entity."""
+    """Return the observation at an entity: all facts about it."""
     facts = (f"{entity} {relation} {name}" for name, relation in graph()[entity].items())
     return f"You are at {entity}. {'; '.join(facts)}."

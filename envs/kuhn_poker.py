@@ -8,7 +8,7 @@ from rlhf.envs.core import Step, normalized
 from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv, opponent_reply
 
 Strategy = dict[str, dict[str, float]]
-"""History -> card -> probability of betting or calling."""
+"""History -> own card -> probability of `bet` or `call`, whichever is legal."""
 CARDS: tuple[str, ...] = ("jack", "queen", "king")
 DEALS = tuple(itertools.permutations(CARDS, 2))
 LEGAL = {
@@ -20,8 +20,8 @@ LEGAL = {
 """History (one letter per action so far) -> legal actions."""
 AGGRESSIVE = ("bet", "call")
 
-# The equilibrium of Kuhn 1950, "A simplified two-person poker", with alpha = 1/3; a test verifies
-# it.
+# The equilibrium of Kuhn 1950, "A simplified two-person poker", with alpha = 1/3. A test verifies
+# that it is an equilibrium.
 EQUILIBRIUM: Strategy = {
     "": {"jack": 1 / 3, "queen": 0.0, "king": 1.0},
     "c": {"jack": 1 / 3, "queen": 0.0, "king": 1.0},
@@ -40,15 +40,16 @@ RULES = (
 class KuhnPoker(TwoPlayerEnv):
     """One hand of Kuhn poker against an opponent.
 
-    State: both cards (of three, dealt uniformly), the seat and the actions so far. Observation: the
-    agent's card and the opponent's action. Action: check, bet, call or fold; an invalid action
-    folds, even if there was no bet. Reward at the end: chips won or lost (1 or 2). Optimum: the
-    exact best response to the opponent; the value of the game is -1/18 for the first seat.
+    State: the cards of both players (of three cards, dealt uniformly), the seat and the actions so
+    far. Observation: the agent's card and the opponent's action. Action: check, bet, call or fold;
+    an invalid action folds, even if there was no bet. Reward at the end: chips won (1 or 2), or
+    chips lost (-1 or -2). Optimum: the exact best response to the opponent; the value of the game
+    is -1/18 for the first seat.
 
     Args:
         opponent: "optimal" (a Nash equilibrium), "random", or a function from the opponent's
             conversation to its reply, such as a snapshot of the agent for self-play. An invalid
-            reply of a function folds; if it opens the hand, it checks.
+            reply of the function folds, or checks if it is the first action of the hand.
         seat: "first", "second", or "random" (drawn at each reset).
     """
 
@@ -103,7 +104,7 @@ class KuhnPoker(TwoPlayerEnv):
         return self.turn(text, won, True, success=won > 0, valid=valid, reason=reason)
 
     def _opponent_moves(self) -> str:
-        """Make the opponent's move and return the observation of it."""
+        """Make the opponent's move and return its description for the agent."""
         legal = LEGAL[self._history]
         if isinstance(self.opponent, str):
             chance = STRATEGIES[self.opponent][self._history][self._opponent_card]
@@ -116,8 +117,8 @@ class KuhnPoker(TwoPlayerEnv):
             text = " ".join(text.split())
             word = normalized(opponent_reply(self.opponent, self._opponent_view, text))
             if word not in legal:
-                # An episode cannot end at reset, so an opponent's invalid first action checks
-                # instead of folding.
+                # An episode cannot end at reset, so an invalid first action of the opponent is a
+                # check and not a fold.
                 word = "fold" if self._history else "check"
         self._history += word[0]
         return f"Your opponent says {word}."
@@ -128,7 +129,7 @@ class KuhnPoker(TwoPlayerEnv):
     def action_values(self) -> dict[str, float]:
         strategy = self._strategy()
         others = [card for card in CARDS if card != self._card]
-        # Likelihood of the opponent's actions so far, for each card that it may have.
+        # Likelihood of the opponent's actions so far, for each card that the opponent may have.
         weights = {c: _reach_probability(self._history, self._seat, c, strategy) for c in others}
         total = sum(weights.values())
         after = {word: self._history + word[0] for word in self.legal_actions()}
@@ -138,20 +139,23 @@ class KuhnPoker(TwoPlayerEnv):
         }
 
     def optimal_value(self) -> float:
-        return self._mean_over_deals(None)
+        return self._mean_value(None)
 
     def random_value(self) -> float:
-        return self._mean_over_deals(UNIFORM)
+        return self._mean_value(UNIFORM)
 
     def reference_values(self) -> dict[str, float]:
         """Return `equilibrium`: the value of the Nash strategy against this opponent."""
-        return {"equilibrium": self._mean_over_deals(EQUILIBRIUM)}
+        return {"equilibrium": self._mean_value(EQUILIBRIUM)}
 
     def _strategy(self) -> Strategy:
         return STRATEGIES[self._built_in_opponent()]
 
-    def _mean_over_deals(self, agent: Strategy | None) -> float:
-        """Return the mean value of a strategy over all deals; None is the best response."""
+    def _mean_value(self, agent: Strategy | None) -> float:
+        """Return the agent's mean chips over all deals and seats.
+
+        `agent` is the agent's strategy; None is the best response to the opponent.
+        """
         strategy = self._strategy()
         values = [
             _future_chips("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent)
@@ -162,14 +166,17 @@ class KuhnPoker(TwoPlayerEnv):
 
 
 def payoff(history: str) -> tuple[str, int] | None:
-    """Return the winner (`showdown`, `first` or `second`) and the chips at the end, else None."""
+    """Return (winner, chips) of a finished hand, or None if the hand is not finished.
+
+    The winner is "first", "second", or "showdown" if the higher card wins.
+    """
     if history.endswith("f"):
         return SEATS[len(history) % 2], 1
     return {"cc": ("showdown", 1), "bc": ("showdown", 2), "cbc": ("showdown", 2)}.get(history)
 
 
 def _chips_won(history: str, seat: str, card: str, opponent_card: str) -> float:
-    """Return the chips that the player in `seat` wins in a finished hand; negative if it loses."""
+    """Return the chips that the player in `seat` wins in a finished hand; a loss is negative."""
     end = payoff(history)
     assert end is not None
     winner, chips = end
@@ -185,7 +192,14 @@ def _probability(history: str, word: str, card: str, strategy: Strategy) -> floa
 
 
 def _reach_probability(history: str, seat: str, card: str, strategy: Strategy) -> float:
-    """Return the probability of the actions of `seat`'s opponent in `history`, given its card."""
+    """Return the probability of the opponent's actions in `history`.
+
+    Args:
+        history: One letter per action so far.
+        seat: Seat of the agent.
+        card: Card of the opponent.
+        strategy: Strategy of the opponent.
+    """
     chance = 1.0
     for i, letter in enumerate(history):
         if SEATS[i % 2] != seat:
@@ -202,11 +216,18 @@ def _future_chips(
     strategy: Strategy,
     agent: Strategy | None = None,
 ) -> float:
-    """Sum the future chips over the opponent's possible cards with these weights.
+    """Return the agent's expected chips, as a weighted sum over the opponent's possible cards.
 
-    The agent's choice may depend only on its own card and the history, so it is made for the
-    weighted sum and not for each card of the opponent. `strategy` is that of the opponent; without
-    a strategy of the agent, the result is that of the exact best response.
+    The agent's choice may depend only on its own card and the history, so it maximizes the weighted
+    sum, and does not choose separately for each card of the opponent.
+
+    Args:
+        history: One letter per action so far.
+        seat: Seat of the agent.
+        card: Card of the agent.
+        weights: Weight of each possible card of the opponent.
+        strategy: Strategy of the opponent.
+        agent: Strategy of the agent; None is the exact best response.
     """
     if payoff(history) is not None:
         return sum(w * _chips_won(history, seat, card, other) for other, w in weights.items())

@@ -18,9 +18,9 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 class ParseAction(TextWrapper):
     """Extract the action from a longer reply: a tag, a box, a tool call or the last line.
 
-    A reply without such an action is passed on unchanged and the environment treats it as invalid,
-    so the environment handles format errors and content errors in the same way. `info["parsed"]` is
-    True if an action was extracted.
+    A reply without an action in the form `form` is passed to the environment unchanged. The
+    environment usually treats it as invalid, in the same way as an action with invalid content.
+    `info["parsed"]` is True if an action was extracted.
 
     Args:
         env: The environment.
@@ -43,7 +43,7 @@ class ParseAction(TextWrapper):
 
 
 def _between(text: str, opening: str, closing: str) -> str | None:
-    """Return the text between the last opening mark and the next closing mark."""
+    """Return the text between the last `opening` and the next `closing`; None without either."""
     start = text.rfind(opening)
     if start < 0:
         return None
@@ -52,7 +52,10 @@ def _between(text: str, opening: str, closing: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """Return the content of the last box with balanced braces; escaped braces are not counted."""
+    """Return the content of the last `\\boxed{...}`, up to its matching brace; None without one.
+
+    Escaped braces are not counted.
+    """
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -65,7 +68,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _tool_call_to_action(text: str) -> str | None:
-    """Convert a JSON tool call to one line: the name and the argument values."""
+    """Convert a JSON tool call to one line, the name and the argument values; None without one."""
     inner = _between(text, "<tool_call>", "</tool_call>") or text
     start, end = inner.find("{"), inner.rfind("}")
     if start < 0 or end < start:

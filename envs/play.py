@@ -19,14 +19,17 @@ def play(
     write: Callable[[str], Any] = print,
     **env_kwargs: Any,
 ) -> float:
-    """Let a person play one episode and return the episode's return.
+    """Play one episode interactively.
 
     Args:
         env_id: Environment id, as for `rlhf.envs.catalog.find`.
         seed: Seed of the episode.
-        read: Prompts for a line of input; `EOFError` ends the episode.
-        write: Prints a line.
+        read: Function that shows a prompt and returns a line of input; `EOFError` stops playing.
+        write: Function that prints a text.
         **env_kwargs: Keyword arguments of the environment.
+
+    Returns:
+        The undiscounted return of the episode, or of the part that was played.
     """
     env = make(env_id, **env_kwargs)
     text, _ = env.reset(seed=seed)
@@ -55,9 +58,9 @@ def play(
 
 
 def _answer(env: Any, command: str) -> str:
-    """Return the output of `:legal` or `:hint`, or the reason why there is none."""
+    """Return the output of `:legal` or `:hint`, or the reason why it is not available."""
     if not isinstance(env, TextEnv):
-        return "this environment does not provide it"
+        return f"this environment does not support {command}"
     try:
         if command == ":legal":
             actions = env.legal_actions()

@@ -1,9 +1,9 @@
 """Preference bandit: plan a menu for a guest, as a small RLHF task with an exact gold reward.
 
-A contextual bandit with text observations, which a model can learn from scratch in seconds. The
-gold reward is exact, demonstrations have adjustable quality, preference pairs follow from the gold
-reward, and a proxy reward with a known flaw demonstrates overoptimization (Gao, Schulman and Hilton
-2023, "Scaling Laws for Reward Model Overoptimization").
+The task is a contextual bandit with text observations that a model can learn from scratch in
+seconds. The gold reward is exact, demonstrations have adjustable quality, and preference pairs
+follow from the gold reward. A proxy reward with a known flaw demonstrates overoptimization (Gao,
+Schulman and Hilton 2023, "Scaling Laws for Reward Model Overoptimization").
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ SLOTS = {
     "drink": ("water", "lemonade", "tea", "coffee", "cocoa", "wine"),
 }
 
-# How well each option of a slot (in the order above) suits a feature of the guest, from 0 to 9. The
-# affinities of a slot combine the rows of two features and are rescaled to [0, 1] per context.
+# Slot -> feature of the context -> how well each option of the slot (in the order above) suits the
+# feature, from 0 to 9. The affinities of a slot combine the rows of two features and are rescaled
+# to [0, 1] per context.
 TASTES: dict[str, dict[str, tuple[int, ...]]] = {
     "starter": {
         "hot": (0, 8, 9, 4, 1, 3),
@@ -63,12 +64,14 @@ TASTES: dict[str, dict[str, tuple[int, ...]]] = {
     },
 }
 LENGTH_COST = 0.05
-"""Gold reward lost per word after the menu."""
+"""Amount by which each word after the menu reduces the gold reward."""
 PROXY_WORD = "wine"
 PROXY_WORD_BONUS = 0.15
-"""Proxy reward added for each `PROXY_WORD`, up to `PROXY_WORDS_PAID` of them."""
+"""Amount that each of the first `PROXY_WORDS_PAID` occurrences of `PROXY_WORD` adds to the proxy
+reward."""
 PROXY_LENGTH_BONUS = 0.05
-"""Proxy reward added for each word after the menu, up to `PROXY_LENGTH_PAID` words."""
+"""Amount that each of the first `PROXY_LENGTH_PAID` words after the menu adds to the proxy
+reward."""
 PROXY_WORDS_PAID, PROXY_LENGTH_PAID = 3, 8
 
 Context = tuple[str, str, str]
@@ -93,7 +96,7 @@ def prompt_of(context: Context) -> str:
 
 
 def context_in(text: str) -> Context | None:
-    """Return the context that a text describes, or None."""
+    """Return the first context (mood, diet, weather) that a text describes, or None."""
     match = _PROMPT.search(text.lower())
     return None if match is None else (match[1], match[2], match[3])
 
@@ -119,7 +122,7 @@ def menu_value(context: Context, menu: Menu) -> float:
 
 
 def best_menu(context: Context) -> Menu:
-    """Return the menu of value 1.0."""
+    """Return the menu whose value for the context is 1.0."""
     starter, main, drink = (
         max(table, key=table.__getitem__) for table in affinities(context).values()
     )
@@ -127,9 +130,9 @@ def best_menu(context: Context) -> Menu:
 
 
 def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
-    """Return the menu at the start of a reply and the tokens after it, or None if there is no menu.
+    """Return (menu at the start of a reply, tokens after the menu), or None without a menu.
 
-    Case, commas and a final full stop are ignored. Each further word or sign is one token.
+    Case, commas and a final full stop are ignored. Each word or punctuation mark is one token.
     """
     tokens = [token for token in _TOKEN.findall(reply.lower()) if token != ","]
     if tokens and tokens[-1] == ".":
@@ -141,22 +144,25 @@ def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
 
 
 def gold_score(context: Context, reply: str) -> float:
-    """Return the true reward: menu value minus a cost of extra words, or 0.0 if there is none."""
+    """Return the true reward in [0, 1]: the value of the menu minus a cost of extra words.
+
+    It is at least 0.0, and 0.0 for a reply without a menu.
+    """
     return _scores(context, reply)[0]
 
 
 def proxy_score(context: Context, reply: str) -> float:
     """Return the flawed reward in [0, 1.85], which favors `wine` and long replies.
 
-    Menus without extra words are ranked similarly to gold: `wine` is preferred in its slot only if
-    its affinity is above 0.55. A policy that maximizes the proxy repeats the word, and its gold
-    reward decreases.
+    The proxy ranks menus without extra words similarly to the gold score: `wine` is preferred to
+    the best drink only if its affinity is above 0.55. A policy that maximizes the proxy repeats
+    `wine` after the menu, which decreases the gold score.
     """
     return _scores(context, reply)[1]
 
 
 def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
-    """Return the gold score, the proxy score, and whether the reply has a menu."""
+    """Return (gold score, proxy score, whether the reply has a menu)."""
     parsed = parse_reply(reply)
     if parsed is None:
         return 0.0, 0.0, False
@@ -170,7 +176,9 @@ def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
 
 
 def gold_reward(conversations: Sequence[Conversation]) -> list[float]:
-    """Return the `gold_score` of each conversation's last reply; the prompt has the context.
+    """Return the `gold_score` of the last message of each conversation.
+
+    The context is that of the last user message that describes a guest.
 
     Raises:
         UserError: A conversation has no user message that describes a guest.
@@ -179,12 +187,12 @@ def gold_reward(conversations: Sequence[Conversation]) -> list[float]:
 
 
 def proxy_reward(conversations: Sequence[Conversation]) -> list[float]:
-    """Return the `proxy_score` of each conversation's last reply; see `gold_reward`."""
+    """Return the `proxy_score` of the last message of each conversation; see `gold_reward`."""
     return [proxy_score(*_context_and_reply(conversation)) for conversation in conversations]
 
 
 def vocabulary() -> list[str]:
-    """List the roughly 60 words and signs of all prompts and menus, for a word tokenizer."""
+    """List the about 60 words and punctuation marks of all prompts and menus, for a tokenizer."""
     return sorted({token for text in texts() for token in _TOKEN.findall(text)})
 
 
@@ -208,7 +216,8 @@ class PreferenceBandit(TextEnv):
     Args:
         reward: "gold" or "proxy".
         instructions: Whether `system_prompt` explains the task and lists the options. A model that
-        is trained from scratch learns equally well without them, three times faster.
+            is trained from scratch learns equally well without instructions, in a third of the
+            time.
     """
 
     items = "A closed list of 48 guests, all of whom also occur in training."
@@ -252,19 +261,21 @@ class PreferenceBandit(TextEnv):
         return self._best_reply(self._context)
 
     def _best_reply(self, context: Context) -> str:
-        """Return the text with the highest reward; under the proxy, a menu with extra words."""
+        """Return the text with the highest reward: the best menu and the words that add reward."""
         return " ".join([*best_menu(context), *self._rewarded_words()])
 
     def _rewarded_words(self) -> list[str]:
-        """Return the words after the menu that increase the reward.
+        """Return the words to add to the menu for the highest reward.
 
-        The words after the menu can earn all bonuses of the proxy, whatever the menu is. The best
-        menu is therefore the same under both rewards.
+        These words earn all bonuses of the proxy, so the best menu is the same under both rewards.
         """
         return [] if self._score is gold_score else [PROXY_WORD] * PROXY_LENGTH_PAID
 
     def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
-        """Return the best reply; each slot is instead random with probability `1 - quality`."""
+        """Return the best reply, in which each option is replaced with probability `1 - quality`.
+
+        The replacement is drawn uniformly from the options of the slot.
+        """
         menu = []
         for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
             random_option = options[int(rng.integers(len(options)))]
@@ -272,7 +283,7 @@ class PreferenceBandit(TextEnv):
         return " ".join([*menu, *self._rewarded_words()])
 
     def optimal_value(self) -> float:
-        """Return the mean over contexts of the highest reward of any text."""
+        """Return the highest reward of any text, averaged over the contexts."""
         scores = (self._score(context, self._best_reply(context)) for context in CONTEXTS)
         return sum(scores) / len(CONTEXTS)
 
@@ -285,6 +296,7 @@ class PreferenceBandit(TextEnv):
         return self._mean_over_contexts(lambda values: sum(values) / len(values))
 
     def _mean_over_contexts(self, summary: Any) -> float:
+        """Apply `summary` to the rewards of all menus in each context; return the mean result."""
         actions = self.legal_actions()
         rewards = ([self._score(context, action) for action in actions] for context in CONTEXTS)
         return sum(summary(row) for row in rewards) / len(CONTEXTS)
@@ -295,4 +307,7 @@ def _context_and_reply(conversation: Conversation) -> tuple[Context, str]:
         context = context_in(message["content"]) if message["role"] == "user" else None
         if context is not None:
             return context, conversation[-1]["content"]
-    raise UserError("this reward reads the guest from the prompt, and no user message has one")
+    raise UserError(
+        "the rewards of the preference bandit need a user message that describes a guest, such as "
+        f"{prompt_of(CONTEXTS[0])!r}"
+    )

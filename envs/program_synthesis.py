@@ -37,19 +37,19 @@ class ProgramSynthesis(TextEnv):
     """Write a pipeline of list operations that reproduces the examples.
 
     State: a hidden pipeline of `length` operations, uniform over all such pipelines. Observation:
-    three examples; after a wrong program, the first example that it fails and its output. Action:
-    operations in order, separated by spaces or `|`. The episode ends with the first program that
-    fits all examples, or with the last turn. Reward: at the end, the fraction of hidden tests that
-    the last program passes; 0.0 before. Success: it passes all tests. Optimum: by enumeration of
-    every program on every test.
+    three examples; after a wrong program, the first example that the program fails and the
+    program's output. Action: operations in order, separated by spaces or `|`. The episode ends with
+    the first program that fits all examples, or with the last turn. Reward: the fraction of hidden
+    tests that the last program passes, at the end of the episode; 0.0 before. Success: the program
+    passes all hidden tests. Optimum: by enumeration of all programs on all tests.
 
     Args:
         length: Number of operations in the hidden program (difficulty); shorter programs are legal
-        too.
-        turns: Number of attempts.
-        tests: Hidden tests per episode, drawn from a pool of 60.
-        split: "all" hidden programs, or those of "train" or "test"; programs with the same outputs
-            on the examples are in the same split.
+            actions too.
+        turns: Maximum number of programs in an episode.
+        tests: Number of hidden tests per episode, drawn from a pool of 60.
+        split: Hidden programs from which an episode draws: "all", "train" or "test". Programs with
+            the same outputs on the examples are in the same split.
     """
 
     separable = True
@@ -79,8 +79,9 @@ class ProgramSynthesis(TextEnv):
         self._begin(("reverse",) * length, list(range(tests)))
 
     def _begin(self, hidden: Program, tests: list[int]) -> None:
+        """Start an episode; `tests` are indices in `_test_inputs()`."""
         self._hidden, self._tests = hidden, tests
-        self._fits = _by_outputs(self.length)[outputs_on(hidden, VISIBLE_INPUTS)]
+        self._fits = _programs_by_outputs(self.length)[outputs_on(hidden, VISIBLE_INPUTS)]
 
     def start(self) -> str:
         hidden = self._draw_program()
@@ -125,10 +126,10 @@ class ProgramSynthesis(TextEnv):
         return [" | ".join(program) for program in programs(self.length)]
 
     def action_values(self) -> dict[str, float]:
-        """Compute mean values over the hidden programs that fit the examples.
+        """Return the value of each program, a mean over the hidden programs that fit the examples.
 
         Before the last turn, a program that does not fit the examples neither ends the episode nor
-        gives information, so its value is that of the best program.
+        gives information, so its value equals that of the best program.
         """
         values = _pass_rates(self.length, self._fits)
         if self.turns_left > 1:
@@ -138,7 +139,7 @@ class ProgramSynthesis(TextEnv):
         return dict(zip(self.legal_actions(), values.tolist(), strict=True))
 
     def best_action(self) -> str:
-        """Return the program with the best expected result on the tests that fits the examples."""
+        """Return the program that fits the examples and is expected to pass most hidden tests."""
         values = _pass_rates(self.length, self._fits)
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
@@ -189,15 +190,18 @@ def programs(length: int) -> tuple[Program, ...]:
 
 @cache
 def _test_inputs() -> tuple[tuple[int, ...], ...]:
-    """Return the fixed inputs from which the hidden tests are drawn."""
+    """Return the fixed pool of inputs from which the hidden tests are drawn."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(3, 7, size=60).tolist()
     return tuple(tuple(rng.integers(-6, 10, size=size).tolist()) for size in sizes)
 
 
 @cache
-def _by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Map outputs on the visible inputs to the indices in `programs(length)` that give them."""
+def _programs_by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Map outputs on the visible inputs to the programs with these outputs.
+
+    Programs are indices in `programs(length)`.
+    """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for i, program in enumerate(programs(length)):
         groups.setdefault(outputs_on(program, VISIBLE_INPUTS), []).append(i)
@@ -206,11 +210,16 @@ def _by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...
 
 @cache
 def _output_groups(length: int, split: str) -> list[tuple[int, ...]]:
-    """Group the programs of a split by visible outputs; each group has a possible hidden program.
+    """Return the groups of programs with equal outputs on the visible inputs, for a split.
 
-    Programs are indices in `programs(length)`.
+    Groups without a program of `length` operations are left out. Programs are indices in
+    `programs(length)`.
     """
-    groups = [(o, fits) for o, fits in _by_outputs(length).items() if _hidden_indices(length, fits)]
+    groups = [
+        (o, fits)
+        for o, fits in _programs_by_outputs(length).items()
+        if _hidden_indices(length, fits)
+    ]
     return [fits for _, fits in split_items(groups, split, lambda group: group[0])]
 
 
@@ -221,19 +230,23 @@ def _hidden_programs(length: int, split: str) -> list[int]:
 
 
 def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
-    """Keep the indices of programs with `length` operations, like the hidden program."""
+    """Return those indices of `fits` whose program has `length` operations, like the hidden one."""
     return [i for i in fits if len(programs(length)[i]) == length]
 
 
 @lru_cache(maxsize=1024)
 def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
-    """Compute the expected fraction of hidden tests that each program passes, [P]."""
+    """Compute the expected fraction of hidden tests that each of the P programs passes, [P].
+
+    `fits` are the indices of the programs that fit the examples. The hidden program is uniform over
+    those with `length` operations.
+    """
     return _agreement(length)[:, _hidden_indices(length, fits)].mean(axis=1)
 
 
 @cache
 def _agreement(length: int) -> np.ndarray:
-    """Compute the fraction of test inputs on which two programs have equal outputs, [P, P]."""
+    """Compute the fraction of test inputs on which each two programs have equal outputs, [P, P]."""
     all_programs = programs(length)
     codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)
     for test, numbers in enumerate(_test_inputs()):

@@ -1,4 +1,4 @@
-"""Single-turn environment over a list of prompts; with a reward model this is classical RLHF."""
+"""A single-turn environment over a list of prompts, as in RLHF with a reward model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ EXAMPLE_PROMPTS = (
     "What is a good name for a cat?",
     "Say something kind to a stranger.",
 )
-"""Default prompts, for a first trial."""
+"""Prompts that are used by default, for a first test."""
 
 
 class PromptEnv(TextEnv):
     """Reply to a prompt from a list, in one turn; a reward function scores the reply.
 
     State: a prompt. Observation: its text; if the prompt is a conversation, the text of its last
-    message, with the earlier messages in `info["messages"]` and all keys of the last message in
-    `info["message"]`. Action: any text. Reward: the score of the whole conversation by `reward`, or
-    0.0 if there is no reward function or it returns None (`info["scored"]` is then False).
+    message. `info["messages"]` contains the earlier messages, and `info["message"]` is the last
+    message with all its keys. Action: any text. Reward: the score that `reward` gives to the whole
+    conversation; 0.0, with `info["scored"]` False, if `reward` is None or returns None.
 
     `reset(seed=s)` selects prompt `s % n` of a fixed shuffle of the n prompts, so n consecutive
     seeds select each prompt once. `info["prompt_index"]` is the index in `prompts`.
 
     Args:
         prompts: Texts, or conversations that end with a user message or a tool result.
-        reward: Scores a batch of conversations; called with a batch of one.
+        reward: Function that scores a batch of conversations; it is called with a batch of one.
         system_prompt: System message of every episode.
 
     Raises:
-        UserError: `prompts` is empty, or a conversation does not end with a user message.
+        UserError: `prompts` is not a list or is empty, or a conversation ends neither with a user
+            message nor with a tool result.
     """
 
     items = "A prompt; a run holds out prompts by content (evaluation.prompts_fraction)."
@@ -52,7 +53,7 @@ class PromptEnv(TextEnv):
     ) -> None:
         super().__init__(render_mode=render_mode)
         if isinstance(prompts, str) or not prompts:
-            raise UserError("prompts must be a list of one or more texts or conversations")
+            raise UserError("prompts must be a list of at least one text or conversation")
         self.system_prompt = system_prompt
         self._conversations = [_as_conversation(prompt, i) for i, prompt in enumerate(prompts)]
         self._order = np.random.default_rng(0).permutation(len(prompts)).tolist()
@@ -102,9 +103,16 @@ class PromptEnv(TextEnv):
 
 
 def _as_conversation(prompt: str | Conversation, index: int) -> Conversation:
-    """Convert a prompt to messages that end with a user message or a tool result."""
+    """Convert a prompt to a list of messages.
+
+    Raises:
+        UserError: The last message is neither a user message nor a tool result; `index` is for the
+            error message.
+    """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not prompt or prompt[-1].get("role") not in ("user", "tool"):
-        raise UserError(f"prompts[{index}] must end with a user message, got {prompt[-1:]!r}")
+        raise UserError(
+            f"prompts[{index}] must end with a user message or a tool result, got {prompt[-1:]!r}"
+        )
     return [dict(message) for message in prompt]

@@ -1,4 +1,4 @@
-"""Recommendation: infer a user's taste from clicks while recommending items."""
+"""Recommendation: learn a user's taste from the user's clicks while recommending items."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from rlhf.envs.bandit import BernoulliBandit, Counts
 from rlhf.envs.core import check_range
 
 ITEMS = ("thriller", "romance", "documentary", "cartoon")
-CLICKS = {  # click probability of each item
+CLICKS = {
     "suspense fan": (0.9, 0.2, 0.3, 0.2),
     "family": (0.1, 0.4, 0.3, 0.9),
     "scholar": (0.3, 0.1, 0.9, 0.2),
 }
-"""Kind of user -> click probability per item; the agent does not know the kind."""
+"""Kind of user, which the agent does not know -> probability that the user watches each item."""
 CHANCES = tuple(CLICKS.values())
 
 
@@ -27,7 +27,7 @@ class Recommend(BernoulliBandit):
         sessions: Number of sessions, T.
     """
 
-    items = "All episodes start with the same observation; user and clicks are drawn anew."
+    items = "All episodes start with the same observation; the user and the clicks are drawn anew."
     invalid_reason = "no such item"
 
     def __init__(self, sessions: int = 6, *, render_mode: str | None = None) -> None:
@@ -55,14 +55,21 @@ class Recommend(BernoulliBandit):
         return self.max_turns * sum(chances) / len(chances)
 
     def reference_values(self) -> dict[str, float]:
-        """Return `oracle` (best item of each kind of user) and `favorite` (best item overall)."""
+        """Return the values of two policies without exploration.
+
+        `oracle` recommends the best item for the kind of user, `favorite` the item that is best on
+        average over the kinds.
+        """
         oracle = sum(max(kind) for kind in CHANCES) / len(CHANCES)
         favorite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
         return {"oracle": self.max_turns * oracle, "favorite": self.max_turns * favorite}
 
 
 def _user_posterior(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
-    """Compute the probability that an item is watched, and the counts after either outcome."""
+    """Return the probability that an item is watched, and the counts in either case.
+
+    The counts are pairs (watched, ignored) for each item; see `Posterior`.
+    """
     weights = []  # likelihood of the counts for each kind of user
     for kind in CHANCES:
         likelihood = 1.0

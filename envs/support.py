@@ -1,4 +1,4 @@
-"""Support desk: a constrained Markov decision process; only customers may receive data."""
+"""Support desk: a constrained Markov decision process in which only customers may receive data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUESTS = (
 )
 QUESTIONS = ("your security word", "the year you joined", "your last payment")
 Evidence = tuple[int, int]
-"""Numbers of checks (passed, failed)."""
+"""Numbers of (passed, failed) checks so far."""
 
 
 class Rules(NamedTuple):
@@ -30,7 +30,10 @@ class Rules(NamedTuple):
 
 
 class PolicyOutcome(NamedTuple):
-    """Expected cost and reward of a deterministic policy, and its action for each evidence."""
+    """Expected cost and reward of a deterministic policy, and the policy's plan.
+
+    The plan lists (evidence, action) for each evidence that the policy can collect.
+    """
 
     cost: float
     reward: float
@@ -38,18 +41,18 @@ class PolicyOutcome(NamedTuple):
 
 
 class Support(TextEnv):
-    """A caller asks for private data: verify, disclose or refuse.
+    """Verify, disclose or refuse when a caller asks for private data.
 
     State: whether the caller is a customer or an impostor, and the checks so far. Observation: the
     request, then the result of each check. Action: `verify` (a check that impostors sometimes pass
-    and customers sometimes fail), `disclose` or `refuse`, both of which end the episode, as does
-    the last turn. An invalid action wastes a turn. Reward: 1.0 for disclosing to a customer,
+    and customers sometimes fail), `disclose` or `refuse`. Disclosing, refusing and the last turn
+    end the episode. An invalid action uses up a turn. Reward: 1.0 for disclosing to a customer,
     `-verify_cost` per check. Cost in `info["cost"]`: 1.0 for disclosing to an impostor. The task is
-    to maximize the reward subject to an expected cost of at most `cost_limit`.
+    to maximize the expected reward subject to an expected cost of at most `cost_limit`.
 
     The optimum is that of the constrained problem (Altman 1999, "Constrained Markov Decision
-    Processes"), from the exact frontier of expected cost and reward; in general it mixes two
-    deterministic policies.
+    Processes"), computed from the exact frontier of expected cost and reward. In general, the
+    optimal policy is a mixture of two deterministic policies.
 
     Args:
         cost_limit: Largest acceptable expected cost per episode.
@@ -60,7 +63,7 @@ class Support(TextEnv):
         turns: Maximum number of actions in an episode.
     """
 
-    items = "One of three requests, as in training; caller and answers are hidden and drawn anew."
+    items = "One of three requests, as in training; caller and check results are drawn anew."
 
     def __init__(
         self,
@@ -133,18 +136,18 @@ class Support(TextEnv):
         return {word: _priced_value(self.rules, evidence, left, word, price) for word in ACTIONS}
 
     def best_action(self) -> str:
-        """Return the action of one of the two optimal policies, which is drawn at reset."""
+        """Return the action of the optimal mixture; `reset` draws one of its two policies."""
         low, high, share = self._mixture()
         # The same draw selects the request; its fractional part is independent of the request.
         coin = self._coin * len(REQUESTS) % 1.0
         plan = dict((high if coin < share else low).plan)
-        # A policy has no action for evidence that it never collects.
+        # The plan has no action for evidence that the policy never collects.
         return plan.get((self._passed, self._failed)) or super().best_action()
 
     def frontier(self) -> list[tuple[float, float]]:
-        """Return the vertices (cost, reward) of the optimal reward as a function of expected cost.
+        """Return the vertices (cost, reward) of the frontier, by ascending cost.
 
-        Costs are ascending.
+        The frontier is the highest expected reward as a function of the expected cost.
         """
         return [(point.cost, point.reward) for point in _frontier(self.rules)]
 
@@ -153,16 +156,20 @@ class Support(TextEnv):
         return (1 - share) * low.reward + share * high.reward
 
     def random_value(self) -> float:
-        """Return the value of the uniform policy, which does not depend on the checks."""
+        """Return the value of the uniform policy, whose actions do not depend on the checks."""
         each_turn = (self.rules.honest - self.rules.verify_cost) / len(ACTIONS)
         return sum(each_turn / len(ACTIONS) ** turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """Return `unconstrained`, the highest reward without the cost constraint."""
+        """Return `unconstrained`: the highest expected reward without the cost constraint."""
         return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
     def _mixture(self) -> tuple[PolicyOutcome, PolicyOutcome, float]:
-        """Return the vertices below and above `cost_limit`, and the probability of the second."""
+        """Return the vertices on both sides of `cost_limit`, and the probability of the second.
+
+        The first vertex costs at most `cost_limit`, and the mixture costs exactly `cost_limit`. If
+        no vertex costs more, the first one is returned twice, with probability 0.
+        """
         hull = _frontier(self.rules)
         low = max((p for p in hull if p.cost <= self.cost_limit), key=lambda p: p.cost)
         high = min((p for p in hull if p.cost > self.cost_limit), key=lambda p: p.cost, default=low)
@@ -171,18 +178,18 @@ class Support(TextEnv):
         return low, high, (self.cost_limit - low.cost) / (high.cost - low.cost)
 
     def cost_price(self) -> float:
-        """Return the slope of the frontier at `cost_limit`, the optimal Lagrange multiplier."""
+        """Return the optimal Lagrange multiplier, the slope of the frontier at `cost_limit`."""
         low, high, _ = self._mixture()
         return (high.reward - low.reward) / (high.cost - low.cost) if high is not low else 0.0
 
 
 def percent(share: float) -> str:
-    """Format a probability as an exact percentage: 0.125 is 12.5%."""
+    """Format a probability as a percentage without rounding: 0.125 is 12.5%."""
     return f"{100 * share:.10g}%"
 
 
 def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
-    """Return the joint probabilities of the evidence with a customer and with an impostor."""
+    """Return P(evidence and customer) and P(evidence and impostor)."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
     impostor = (1 - rules.honest) * rules.pass_impostor**passed
@@ -196,9 +203,11 @@ def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
 
 @cache
 def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcome, ...]:
-    """List undominated outcomes of `left` turns, weighted by the probability of `evidence`.
+    """Return the outcomes on the upper hull of the policies that follow `evidence`.
 
-    A deterministic policy is a tree over evidence; the outcomes of its two branches add up.
+    `left` is the number of remaining turns. Costs and rewards are weighted by the probability of
+    `evidence`, so the outcome of a check is the sum of the outcomes after a passed and after a
+    failed check, minus the price of the check.
     """
     if left == 0:
         return (PolicyOutcome(0.0, 0.0, ()),)
@@ -217,7 +226,10 @@ def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcom
 
 
 def _upper_hull(points: list[PolicyOutcome]) -> tuple[PolicyOutcome, ...]:
-    """Return the vertices of the upper concave hull up to the largest reward, by ascending cost."""
+    """Return the vertices of the upper concave hull of (cost, reward), by ascending cost.
+
+    The last vertex is the one with the highest reward.
+    """
     hull: list[PolicyOutcome] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.reward)):
         if hull and point.reward <= hull[-1].reward:
@@ -229,7 +241,7 @@ def _upper_hull(points: list[PolicyOutcome]) -> tuple[PolicyOutcome, ...]:
 
 
 def _is_below_line(left: PolicyOutcome, middle: PolicyOutcome, right: PolicyOutcome) -> bool:
-    """Return whether the middle point is on or below the line between the others."""
+    """Return whether `middle` is on or below the line from `left` to `right`."""
     rise, run = right.reward - left.reward, right.cost - left.cost
     return (middle.reward - left.reward) * run <= rise * (middle.cost - left.cost)
 
@@ -239,7 +251,11 @@ def _frontier(rules: Rules) -> tuple[PolicyOutcome, ...]:
 
 
 def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
-    """Return expected reward minus `price` times cost of an action before optimal actions."""
+    """Return the priced value of the action `word` if optimal actions follow.
+
+    The priced value is the expected future reward minus `price` times the expected future cost,
+    given the evidence. `left` is the number of remaining turns, including that of the action.
+    """
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:

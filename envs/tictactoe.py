@@ -1,4 +1,4 @@
-"""Tic-tac-toe against a random opponent, a perfect one or a function."""
+"""Tic-tac-toe against a random opponent, an optimal opponent or a function."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ RULES = (
 class TicTacToe(TwoPlayerEnv):
     """Play tic-tac-toe against an opponent.
 
-    State: the board and the seat. Observation: the opponent's move and the board. Action: a cell, 1
-    to 9 by rows; an invalid action loses the turn. Reward at the end: 1 for a win, 0 for a draw, -1
-    for a loss. Optimum: expectimax against "random", minimax (0) against "optimal".
+    State: the board and the seat. Observation: the opponent's move and the board. Action: the
+    number of a cell, 1 to 9 by rows; an invalid action loses the turn. Reward at the end: 1 for a
+    win, 0 for a draw, -1 for a loss. Optimum: the expectimax value against "random"; the minimax
+    value, 0, against "optimal".
 
     Args:
         opponent: "optimal" (minimax, uniform among equally good moves), "random", or a function
             from the opponent's conversation to its reply, such as a snapshot of the agent for
-            self-play. An invalid reply of a function loses its turn.
+            self-play. If a reply of the function is invalid, the opponent loses its turn.
         seat: "first" (plays x), "second" (plays o), or "random" (drawn at each reset).
     """
 
@@ -80,22 +81,23 @@ class TicTacToe(TwoPlayerEnv):
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)
 
     def _free_cell(self, reply: str) -> int | None:
-        """Return the free cell that a reply names, or None."""
+        """Return the index of the free cell whose number is the reply, or None."""
         cell = CELL_BY_NUMBER.get(normalized(reply))
         return cell if cell is not None and self._board[cell] == "." else None
 
     def _opponent_moves(self, message: str) -> str:
-        """Make the opponent's move and return the observation of it.
+        """Make the opponent's move and return its description for the agent.
 
-        `message` informs the opponent of the agent's move.
+        `message` describes the agent's move to an opponent that is a function.
         """
-        cell = self._opponent_cell(message)
+        cell = self._choose_opponent_cell(message)
         if cell is None:
             return "Your opponent loses a turn."
         self._board = with_mark(self._board, cell, OTHER_MARK[self._mark])
         return f"Your opponent plays {cell + 1}."
 
-    def _opponent_cell(self, message: str) -> int | None:
+    def _choose_opponent_cell(self, message: str) -> int | None:
+        """Choose the opponent's cell; return None if the reply of a function is invalid."""
         if isinstance(self.opponent, str):
             choices = opponent_cells(self._board, OTHER_MARK[self._mark], self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
@@ -120,24 +122,25 @@ class TicTacToe(TwoPlayerEnv):
         return self._mean_over_seats("mean")
 
     def _mean_over_seats(self, policy: str) -> float:
+        """Return the mean of `_value` at the start over the agent's possible seats."""
         opponent, seats = self._built_in_opponent(), self._seats
         marks = ["x" if seat == "first" else "o" for seat in seats]
         return sum(_value(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(seats)
 
 
 def board_text(board: str) -> str:
-    """Format the board as three lines; free cells show their number."""
+    """Format the board as three lines; a free cell is shown as its number."""
     shown = [str(i + 1) if mark == "." else mark for i, mark in enumerate(board)]
     return "\n".join(" ".join(shown[row : row + 3]) for row in (0, 3, 6))
 
 
 def free_cells(board: str) -> list[int]:
-    """List the free cells."""
+    """List the indices of the free cells, 0 to 8."""
     return [i for i, mark in enumerate(board) if mark == "."]
 
 
 def with_mark(board: str, cell: int, mark: str) -> str:
-    """Return the board after a move."""
+    """Return the board after a player with this mark moves to `cell`."""
     return board[:cell] + mark + board[cell + 1 :]
 
 
@@ -155,27 +158,32 @@ def finished(board: str) -> bool:
 
 
 def result(board: str, mark: str) -> float:
-    """Return 1 for a win of `mark`, -1 for its loss, 0 otherwise."""
+    """Return 1.0 if the player with `mark` has won, -1.0 if that player has lost, else 0.0."""
     won = winner(board)
     return 0.0 if won is None else 1.0 if won == mark else -1.0
 
 
 @cache
 def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
-    """Return the cells from which a built-in opponent that plays `mark` draws uniformly."""
+    """Return the cells among which a built-in opponent with this mark chooses uniformly."""
     cells, other = free_cells(board), OTHER_MARK[mark]
     if opponent == "random":
         return tuple(cells)
-    # Against the optimal opponent, the other player's best value is that of perfect play by both.
+    # With opponent="optimal", `_value` assumes optimal play by both players: a minimax value.
     losses = {cell: _value(with_mark(board, cell, mark), other, other, opponent) for cell in cells}
     return tuple(cell for cell, loss in losses.items() if loss == min(losses.values()))
 
 
 @cache
 def _value(board: str, mover: str, mark: str, opponent: str, policy: str = "best") -> float:
-    """Return the value for the agent, which plays `mark`, when `mover` is to move.
+    """Return the agent's expected result from a board.
 
-    `policy` is "best" for an agent that maximizes and "mean" for one that plays uniformly.
+    Args:
+        board: Nine characters: x, o or a period.
+        mover: Mark of the player that moves next.
+        mark: Mark of the agent.
+        opponent: "optimal" or "random".
+        policy: "best" if the agent plays optimally, "mean" if it plays uniformly at random.
     """
     if finished(board):
         return result(board, mark)

@@ -1,4 +1,4 @@
-"""T-maze: remember a sign from the start. A policy without memory is no better than chance."""
+"""T-maze: remember a sign from the start of the episode. Without memory, success is by chance."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ class TMaze(TextEnv):
 
     State: the sign (left or right), the position in the corridor 0 ... L and the remaining steps.
     Observation: the sign in the first observation only, then "corridor" or "junction". The number
-    of remaining turns is not shown, because a policy without memory could encode the sign in it.
-    Action: forward, left or right; a turn inside the corridor, or an invalid action, wastes a step.
-    Reward: 1.0 for the right turn at the junction, else 0.0; any turn there ends the episode, as do
-    T steps. Optimum: 1.0 with memory, 0.5 for the best policy that sees only the current
-    observation (Bakker 2002, "Reinforcement Learning with Long Short-Term Memory").
+    of remaining steps is not in the observations, because a policy without memory could use it to
+    remember the sign. Action: forward, left or right. Left or right inside the corridor, or an
+    invalid action, wastes a step. Reward: 1.0 for turning in the direction of the sign at the
+    junction, else 0.0. The episode ends with a turn at the junction or after T steps. Optimum: 1.0
+    with memory, 0.5 for the best policy that sees only the current observation (Bakker 2002,
+    "Reinforcement Learning with Long Short-Term Memory").
 
     Args:
-        length: Corridor steps before the junction, L.
-        steps: Longest episode in actions, T.
+        length: Number of steps from the start to the junction, L.
+        steps: Maximum number of actions in an episode, T.
     """
 
     items = "Two episodes, one for each sign, both of which also occur in training."
@@ -73,15 +74,16 @@ class TMaze(TextEnv):
         probabilities, value = np.eye(self.length + 1)[0], 0.0
         for _ in range(self.max_turns):
             forward, turns = probabilities / 3, probabilities * 2 / 3
-            value += turns[-1] / 2  # half of the turns at the junction are right
+            value += turns[-1] / 2  # half of the turns at the junction are correct
             probabilities = np.append(turns[:-1], forward[-1])
             probabilities[1:] += forward[:-1]
         return float(value)
 
     def reference_values(self) -> dict[str, float]:
-        """Return `memoryless`: the best policy that sees only the current observation.
+        """Return the value of `memoryless`, the best policy that sees only the current observation.
 
-        Its turn at the junction does not depend on the sign, so it is right half of the time.
+        The turn of this policy at the junction does not depend on the sign, so it is correct in
+        half of the episodes.
         """
         return {"memoryless": self.optimal_value() / 2}
 

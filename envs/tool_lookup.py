@@ -22,14 +22,14 @@ class Rules(NamedTuple):
 
 
 class ToolLookup(TextEnv):
-    """Find the room of a person or of the person's manager, with one costly `lookup` per hop.
+    """Find the room of a person, or that of the person's manager, with costly `lookup` calls.
 
-    State: a register that is drawn at reset: each person's manager (any other person) and room,
-    uniform and independent. Observation: a person's record after `lookup NAME`. Action: `lookup
-    NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the right answer. An answer
-    ends the episode, as do `hops + 2` actions; an invalid action uses up a turn. Optimum: dynamic
-    programming over the records read, with guesses at any time; it equals 1 - hops * call_cost if
-    calls are cheap. Without the tool: 1 / rooms.
+    State: a register, drawn at reset, with the manager (any other person) and the room of each
+    person, uniform and independent. Observation: a person's record after `lookup NAME`. Action:
+    `lookup NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the correct answer.
+    The episode ends with an answer or after `hops + 2` actions; an invalid action uses up a turn.
+    Optimum: dynamic programming over the records read, where the policy may guess at any time. It
+    equals 1 - hops * call_cost if calls are cheap. Without the tool, the optimum is 1 / rooms.
 
     Args:
         hops: Number of lookups needed: 1 if the question is about a person's room, 2 if about that
@@ -67,7 +67,7 @@ class ToolLookup(TextEnv):
         self._begin(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
 
     def _begin(self, person: str, records: dict[str, tuple[int, str]]) -> None:
-        """Start an episode whose question names `person`; records are (room, manager)."""
+        """Start an episode whose question names `person`; `records` map name -> (room, manager)."""
         self._person, self._records = person, records
         self._target = person if self.rules.hops == 1 else records[person][1]
         self._read = set[str]()
@@ -103,7 +103,7 @@ class ToolLookup(TextEnv):
         return lookups + [f"answer {room}" for room in range(self.rules.rooms)]
 
     def action_values(self) -> dict[str, float]:
-        known, rooms = self._knowledge()
+        known, rooms = self._value_arguments()
         left = self.turns_left
         values = {}
         for name in self.people:
@@ -130,10 +130,10 @@ class ToolLookup(TextEnv):
         return sum((1 - answer) ** turn * each_turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """Return `guess`: answer at once, without the tool."""
+        """Return the value of `guess`, which answers at once without the tool."""
         return {"guess": 1 / self.rules.rooms}
 
-    def _knowledge(self) -> tuple[int, tuple[int, ...]]:
+    def _value_arguments(self) -> tuple[int, tuple[int, ...]]:
         """Return the arguments `known` and `rooms` of `_value` for the records read so far."""
         if self._person in self._read:
             return (2 if self.rules.hops == 2 and self._target in self._read else 1), ()
@@ -155,14 +155,15 @@ class ToolLookup(TextEnv):
 
 @cache
 def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float:
-    """Return the value with `left` actions remaining.
+    """Return the value of the optimal policy.
 
     Args:
         rules: Parameters of the task.
         left: Remaining actions.
-        known: Number of records read in the order of the question (the person, the manager).
-        rooms: While the person's record is unread, the number of records read in each room that has
-            been seen; any of these people may be the manager.
+        known: Number of useful records that have been read: 0, or 1 after the person's record, or 2
+            after the manager's record too.
+        rooms: Used only if `known` is 0: for each room that occurs in the records read, the number
+            of records with this room. Each of these people may be the manager.
     """
     if left == 0:
         return 0.0
@@ -181,7 +182,7 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
 
 
 def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Return the value after reading the person's record."""
+    """Return the value of reading the person's record, without the cost of the call."""
     if rules.hops == 1:
         return _value(rules, left - 1, 1, ())
     already = sum(rooms) / rules.others
@@ -190,7 +191,10 @@ def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
 
 
 def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Return the value after reading another person's record before the person's."""
+    """Return the value of reading the record of someone else before that of the person.
+
+    The cost of the call is not subtracted.
+    """
     value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):
         more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))

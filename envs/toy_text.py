@@ -15,7 +15,8 @@ from gymnasium.envs.toy_text.utils import categorical_sample
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 TIE_BREAK_DISCOUNT = 1 - 1e-6
-"""Discount that breaks ties in favor of the faster action and is otherwise too small to matter."""
+"""Discount factor that breaks ties in favor of the faster action; its other effects are
+negligible."""
 Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
 """State -> action -> (probability, next state, reward, terminated) of each outcome."""
 
@@ -23,16 +24,17 @@ Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
 class DiscreteToText(TextEnv):
     """A tabular environment with text observations and actions.
 
-    State: the state of the table and the remaining turns. Observation: `describe(state)`. Action:
-    one of the words `actions`. Reward and transitions: those of the table; an invalid action uses
-    up a turn without a move and costs as much as a wasted legal step (`invalid_reward`), so it is
-    never better than a legal one. The episode terminates after `max_turns` actions. Optimum: that
-    of the finite horizon, by backward induction over the transition table.
+    State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
+    of the words `actions`. Reward and transitions: those of the table. An invalid action uses up a
+    turn without a move, and its reward is that of a wasted legal step (`wasted_step_reward`), so it
+    is never better than a legal action. The episode terminates after `max_turns` actions. Optimum:
+    that of the finite horizon, by backward induction over the transition table.
 
     Args:
-        table: An environment with a transition table `P` in gymnasium's toy_text format.
+        table: An environment with a transition table `P` and an initial distribution
+            `initial_state_distrib`, in gymnasium's toy_text format.
         describe: Function that returns the description of a state.
-        actions: A word for each action, in order.
+        actions: A word for each action, in the order of the table.
         max_turns: Maximum number of actions in an episode.
         system_prompt: Instructions for the agent.
     """
@@ -80,7 +82,7 @@ class DiscreteToText(TextEnv):
         return f"{event}{self._describe(self._state)} {self.turns_text()}"
 
     def _event(self, reward: float, success: bool) -> str:
-        """Describe the effect of a step that is not visible in the new state."""
+        """Describe an event that the description of the new state does not show, or return ""."""
         return ""
 
     def _is_goal(self, reward: float) -> bool:
@@ -91,38 +93,38 @@ class DiscreteToText(TextEnv):
         return list(self._words)
 
     def action_values(self) -> dict[str, float]:
-        after = self._horizon_values()[max(self.turns_left - 1, 0)]
-        totals = self._action_totals(self._state, after)
+        after = self._optimal_values()[max(self.turns_left - 1, 0)]
+        totals = self._values_of_actions(self._state, after)
         return dict(zip(self._words, totals, strict=True))
 
     def best_action(self) -> str:
-        """Return the optimal action that reaches its reward first."""
+        """Return an optimal action; of several, the one that reaches its reward first."""
         discount = TIE_BREAK_DISCOUNT
-        after = discount * self._horizon_values(discount)[max(self.turns_left - 1, 0)]
-        return self._words[int(np.argmax(self._action_totals(self._state, after)))]
+        after = discount * self._optimal_values(discount)[max(self.turns_left - 1, 0)]
+        return self._words[int(np.argmax(self._values_of_actions(self._state, after)))]
 
     def optimal_value(self) -> float:
-        return float(self._starts @ self._horizon_values()[-1])
+        return float(self._starts @ self._optimal_values()[-1])
 
     def random_value(self) -> float:
         values = np.zeros(len(self._starts))
         for _ in range(self.max_turns):
             states = range(len(values))
-            values = np.array([np.mean(self._action_totals(s, values)) for s in states])
+            values = np.array([np.mean(self._values_of_actions(s, values)) for s in states])
         return float(self._starts @ values)
 
-    def _horizon_values(self, discount: float = 1.0) -> np.ndarray:
-        """Compute the optimal values, [remaining turns, state]."""
+    def _optimal_values(self, discount: float = 1.0) -> np.ndarray:
+        """Compute the optimal value of each state, [number of remaining turns, state]."""
         if discount not in self._values:
             rows = [np.zeros(len(self._starts))]
             for _ in range(self.max_turns):
                 states, after = range(len(self._starts)), discount * rows[-1]
-                rows.append(np.array([max(self._action_totals(s, after)) for s in states]))
+                rows.append(np.array([max(self._values_of_actions(s, after)) for s in states]))
             self._values[discount] = np.array(rows)
         return self._values[discount]
 
-    def _action_totals(self, state: int, after: np.ndarray) -> list[float]:
-        """Return the value of each action in a state; `after[s]` is the value of next state s."""
+    def _values_of_actions(self, state: int, after: np.ndarray) -> list[float]:
+        """Return the value of each action in `state`, if state s is worth `after[s]` afterwards."""
         return [
             sum(p * (r + (0.0 if ended else after[s])) for p, s, r, ended in row)
             for row in self._transitions[state].values()
@@ -130,11 +132,11 @@ class DiscreteToText(TextEnv):
 
 
 def wasted_step_reward(transitions: Transitions) -> float:
-    """Return a reward for invalid actions with which they are never better than legal ones.
+    """Return a reward for invalid actions that makes them never better than legal ones.
 
-    This is the minimum over states of the highest expected reward of one step, or 0 if that is
-    positive. A policy that waits for a turn cannot be better than the optimal one, because it could
-    have waited in the last turn instead.
+    The reward is the minimum over states of the highest expected reward of one step, but at most 0.
+    With it, waiting for a turn is never an advantage, because the policy could use the same turn
+    for a legal step at the end.
     """
     best = (
         max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())
@@ -160,7 +162,7 @@ class FrozenLake(DiscreteToText):
         rows = [b"".join(row).decode() for row in table.desc]
         super().__init__(
             table,
-            lambda state: _describe_ice("".join(rows)[state], state // 4 + 1, state % 4 + 1),
+            lambda state: _describe_cell("".join(rows)[state], state // 4 + 1, state % 4 + 1),
             actions=("left", "down", "right", "up"),
             max_turns=max_turns,
             system_prompt=(
@@ -175,7 +177,7 @@ class FrozenLake(DiscreteToText):
 SLIPPERY = "The ice is slippery: two moves out of three go sideways. "
 
 
-def _describe_ice(cell: str, row: int, column: int) -> str:
+def _describe_cell(cell: str, row: int, column: int) -> str:
     place = f"row {row}, column {column}"
     ends = {"H": f"You drown in the hole at {place}.", "G": f"You reach the goal at {place}."}
     return ends.get(cell, f"You are at {place}.")

@@ -1,4 +1,4 @@
-"""Triage: classification in which each piece of information has a cost."""
+"""Triage: classification with tests that have a cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 TESTS = {"pulse": 0.65, "temperature": 0.7, "blood": 0.75, "scan": 0.75}
-"""Test -> probability that it indicates the right answer, independently of the others."""
+"""Test -> probability that its result is correct, independently of the other tests."""
 ANSWERS = ("urgent", "routine")
 ACCURACIES = tuple(TESTS.values())
 Results = tuple[int, ...]
@@ -17,19 +17,19 @@ Results = tuple[int, ...]
 class Triage(TextEnv):
     """Decide whether a case is urgent or routine; tests have a cost and can be wrong.
 
-    State: the true class (a fair coin) and the results so far. Observation: the result of a test.
-    Action: the name of a test, or `urgent` / `routine`, which ends the episode. Reward:
-    `-test_cost` per test, 1.0 for the right answer. A repeated test costs the same and has the same
-    result. The number of actions is limited to the number of tests plus one; an invalid action uses
-    up a turn. Optimum: dynamic programming over the 3^4 sets of results (sequential testing, Wald
-    1945).
+    State: the true class (with probability 1/2 each) and the results so far. Observation: the
+    result of a test. Action: the name of a test, or the answer `urgent` or `routine`, which ends
+    the episode. Reward: `-test_cost` per test, 1.0 for the correct answer. A repeated test costs
+    the same and has the same result. The maximum number of actions is the number of tests plus one;
+    an invalid action uses up a turn. Optimum: dynamic programming over the 3^4 possible sets of
+    results (sequential testing, Wald 1945).
 
     Args:
         test_cost: Cost of each test.
     """
 
     max_turns = len(TESTS) + 1
-    items = "All episodes start with the same observation; case and results are drawn anew."
+    items = "All episodes start with the same observation; the case and the results are drawn anew."
 
     def __init__(self, test_cost: float = 0.02, *, render_mode: str | None = None) -> None:
         check_range("test_cost", test_cost, 0.0, 1.0)
@@ -42,7 +42,7 @@ class Triage(TextEnv):
             f"turns. Answer with one word: {tests}, urgent or routine."
         )
         self._truth = 0
-        # The result that each test would have, 1 for urgent or -1 for routine.
+        # The result that each test will have if it is taken: 1 for urgent, -1 for routine.
         self._outcomes, self._seen = [1] * len(TESTS), [0] * len(TESTS)
 
     def start(self) -> str:
@@ -86,12 +86,15 @@ class Triage(TextEnv):
         return sum((1 - answer) ** turn * each_turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """Return `guess` (answer at once) and `all_tests_free` (see every result at no cost)."""
+        """Return the values of `guess` and `all_tests_free`.
+
+        `guess` answers at once; `all_tests_free` is the optimum if tests have no cost.
+        """
         return {"guess": 0.5, "all_tests_free": _value((0,) * len(TESTS), self.max_turns, 0.0)}
 
 
 def _urgent_probability(seen: Results) -> float:
-    """Return the probability of urgent given the results (Bayes' rule)."""
+    """Return the probability that the case is urgent, given the results (Bayes' rule)."""
     urgent = routine = 0.5
     for result, right in zip(seen, ACCURACIES, strict=True):
         if result:
@@ -101,7 +104,10 @@ def _urgent_probability(seen: Results) -> float:
 
 
 def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
-    """Return the value of a test with `left` actions remaining and optimal later actions."""
+    """Return the value of taking a test if optimal actions follow.
+
+    `left` is the number of remaining actions, including the test.
+    """
     if seen[test]:  # a repeated test gives no information
         return _value(seen, left - 1, cost) - cost
     urgent, right = _urgent_probability(seen), ACCURACIES[test]
@@ -115,6 +121,7 @@ def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
 
 @cache
 def _value(seen: Results, left: int, cost: float) -> float:
+    """Return the value of the optimal policy with `left` remaining actions."""
     if left <= 0:
         return 0.0
     urgent = _urgent_probability(seen)

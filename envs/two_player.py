@@ -10,7 +10,7 @@ from rlhf.envs.core import TextEnv, check_choice
 from rlhf.errors import UserError
 
 Opponent = str | Callable[[Conversation], str]
-"""A built-in opponent, or a function from its conversation to its reply."""
+"""Name of a built-in opponent, or a function from the opponent's conversation to its reply."""
 SEATS = ("first", "second")
 
 
@@ -36,11 +36,12 @@ class TwoPlayerEnv(TextEnv):
         self.system_prompt = self.rules + opponent_sentence
 
     def _clear_opponent_view(self) -> None:
+        """Start the opponent's conversation again with the rules."""
         self._opponent_view: Conversation = [{"role": "system", "content": self.rules}]
 
     @property
     def _seats(self) -> tuple[str, ...]:
-        """Return the seats among which the agent's seat is drawn at reset."""
+        """Return the possible seats of the agent, which are equally probable."""
         return SEATS if self.seat == "random" else (self.seat,)
 
     def _draw_seat(self) -> str:
@@ -49,14 +50,19 @@ class TwoPlayerEnv(TextEnv):
     def _built_in_opponent(self) -> str:
         """Return the built-in opponent's name; raise a UserError if the opponent is a function."""
         if not isinstance(self.opponent, str):
-            raise UserError("values are known against 'optimal' and 'random', not a function")
+            raise UserError(
+                "values can be computed only against a built-in opponent, and opponent is a function"
+            )
         return self.opponent
 
 
 def opponent_reply(
     opponent: Callable[[Conversation], str], conversation: Conversation, text: str
 ) -> str:
-    """Return an opponent's reply to a new user message; append both to its conversation."""
+    """Return the opponent's reply to a new user message.
+
+    The message and the reply are appended to `conversation` in place.
+    """
     conversation.append({"role": "user", "content": text})
     reply = opponent([dict(message) for message in conversation])
     conversation.append({"role": "assistant", "content": reply})

@@ -14,23 +14,24 @@ from rlhf.errors import UserError
 
 
 class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
-    """Vector environment in which single rows can be paused.
+    """Vector environment in which each row can be skipped in a step.
 
     gymnasium's vector environments either reset a finished row at once (which wastes a generated
-    reply or replaces its last observation) or forbid any step while one row is finished. A group of
-    rollouts from one prompt needs a third mode: the action `None` skips its row, so that the other
-    rows can continue. `reset` takes one seed per row, which may be equal; with
-    `options={"reset_mask": mask}` it resets only some rows.
+    reply or replaces the last observation), or forbid any step while a row is finished. In this
+    class, the action `None` skips its row, so that the other rows of a group of rollouts can
+    continue. `reset` takes one seed per row; seeds may be equal. With
+    `options={"reset_mask": mask}`, `reset` resets only the rows whose mask is set.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[str, str]]]) -> None:
         """Create the environments.
 
         Args:
-            env_fns: One function per row that creates its environment.
+            env_fns: For each row, a function that creates the environment.
         """
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-        # batch_space would copy the first row's space, whose samples are legal in that row only.
+        # gymnasium's batch_space would copy the space of the first row, whose samples are legal
+        # actions only in that row.
         self.action_space = gym.spaces.Tuple([env.action_space for env in self.envs])
 
     def step(
@@ -38,8 +39,8 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step every row whose action is not None.
 
-        A skipped row gets the observation "" and reward 0, keeps its terminated and truncated
-        flags, and has no info (see gymnasium's `_key` masks).
+        A skipped row has the observation "" and reward 0, keeps its terminated and truncated flags,
+        and has no info: the `_key` masks of gymnasium's info format are False.
 
         Raises:
             UserError: The number of actions differs from the number of rows, or a finished row has
@@ -58,7 +59,7 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
                 continue
             if finished[row]:
                 raise UserError(
-                    f"row {row} is finished: pass None to skip it, or reset it with "
+                    f"row {row} is finished: pass None to skip the row, or reset it with "
                     "options={'reset_mask': ...}"
                 )
             text, reward, terminated, truncated, infos[row] = env.step(action)
@@ -76,11 +77,12 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
 
 
 def batch_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the info dictionaries of rows into arrays [rows], each with a mask `_key` [rows].
+    """Merge the info dictionaries of B rows into one dictionary of arrays [B].
 
-    The format is gymnasium's, but the type of an array holds the values of all rows. gymnasium uses
-    the type of the first row, which turns 0.5 into 0 if the first row has the int 1. Rows without
-    the key hold zero, or None if the values are not numbers.
+    For each key, `_key` is a mask [B] of the rows that have the key. The other rows contain zero,
+    or None if the values are not numbers. The format is gymnasium's, but an array has a type that
+    can represent the values of all rows. gymnasium uses the type of the first row, which turns 0.5
+    into 0 if the first row contains the int 1. Values that are dictionaries are merged recursively.
     """
     batch: dict[str, Any] = {}
     for key in dict.fromkeys(key for info in infos for key in info):
@@ -104,16 +106,20 @@ def batch_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
 def make_text_vector(
     env_id: str, num_envs: int = 1, *, max_episode_steps: int | None = None, **kwargs: Any
 ) -> TextVectorEnv:
-    """Create a `TextVectorEnv` of `num_envs` copies of a registered environment."""
+    """Create a `TextVectorEnv` with `num_envs` rows of a registered environment.
+
+    `kwargs` and `max_episode_steps` are passed to `gym.make`.
+    """
     make = partial(gym.make, env_id, max_episode_steps=max_episode_steps, **kwargs)
     return TextVectorEnv([make] * num_envs)
 
 
 def __getattr__(name: str) -> Callable[..., TextVectorEnv]:
-    """Make `"rlhf.envs.vector:namespace/Name-v0"` a vector entry point.
+    """Return the factory for the environment id `name`.
 
-    Entry points are strings, so that specs can be written as JSON, and gymnasium does not pass the
-    environment id to them. The id is therefore the attribute name.
+    `"rlhf.envs.vector:namespace/Name-v0"` is therefore a valid vector entry point. Entry points
+    must be strings, so that specs can be written as JSON, and gymnasium does not pass them the
+    environment id.
     """
     if "-v" not in name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

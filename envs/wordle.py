@@ -10,7 +10,7 @@ import numpy as np
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 ALL_RIGHT_MARKS = 242
-"""The marks `ggggg` (all letters right) as a base-3 number with the digits g = 2, y = 1, - = 0."""
+"""The marks `ggggg` of the hidden word as a base-3 number with the digits g = 2, y = 1, - = 0."""
 
 
 @cache
@@ -20,9 +20,11 @@ def word_list() -> tuple[str, ...]:
 
 
 def mark(guess: str, hidden: str) -> str:
-    """Mark each letter of a guess: g in its place, y elsewhere in the hidden word, - absent.
+    """Mark each letter of a guess with g, y or -.
 
-    Each letter of the hidden word is matched at most once.
+    g: the hidden word has the letter at the same position. y: it has the letter at another
+    position. -: it does not have the letter. Each letter of the hidden word is matched at most
+    once.
     """
     marks = ["g" if a == b else "-" for a, b in zip(guess, hidden, strict=True)]
     spare = [b for a, b in zip(guess, hidden, strict=True) if a != b]
@@ -36,18 +38,18 @@ def mark(guess: str, hidden: str) -> str:
 class Wordle(TextEnv):
     """Find a five-letter word from a known list in T guesses.
 
-    State: the hidden word, uniform on the list. Observation: the marks of the guess (g right place,
-    y elsewhere, - absent). Action: a word of the list. Reward: 1.0 for the right word, which ends
-    the episode, else 0.0; an invalid guess uses up a turn. Optimum: the largest fraction of words
-    that any strategy finds, by an exact search over the sets of words that are still possible,
-    which limits T to 3.
+    State: the hidden word, uniform on the list. Observation: the marks of the guess, see `mark`.
+    Action: a word of the list. Reward: 1.0 for the hidden word, which ends the episode, else 0.0;
+    an invalid guess uses up a turn. Optimum: the largest fraction of words that any strategy finds,
+    by an exact search over the sets of words that are still possible. T is at most 3 because of the
+    cost of this search.
 
     Args:
         words: Number of words: the first `words` of the list in a fixed order.
         guesses: Number of guesses, T; 1 to 3.
     """
 
-    items = "All episodes start with the same observation; hidden words are those of training."
+    items = "All episodes start with the same observation; the hidden words also occur in training."
 
     def __init__(
         self, words: int = 100, guesses: int = 3, *, render_mode: str | None = None
@@ -114,7 +116,10 @@ class Wordle(TextEnv):
 
 @cache
 def marks_table(words: tuple[str, ...]) -> np.ndarray:
-    """Compute the marks of each guess for each hidden word as base-3 numbers, uint8 [N, N]."""
+    """Compute the marks of each guess for each hidden word, uint8 [guess, hidden word].
+
+    The marks are encoded as base-3 numbers, as in `ALL_RIGHT_MARKS`.
+    """
     digits = {"-": 0, "y": 1, "g": 2}
     table = [
         [sum(digits[m] * 3**i for i, m in enumerate(mark(guess, hidden))) for hidden in words]
@@ -125,12 +130,15 @@ def marks_table(words: tuple[str, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _wins(words: tuple[str, ...], possible: tuple[int, ...], left: int) -> list[int]:
-    """Count the possible words that each first guess finds in `left` guesses, [N]."""
+    """Return the number of possible words that are found in `left` guesses, for each first guess.
+
+    The guesses after the first one are optimal.
+    """
     return _wins_by_guess(marks_table(words), np.array(possible), left).tolist()
 
 
 def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
-    """Compute `_wins` from the table of marks [N, N]."""
+    """Compute `_wins` from the result of `marks_table`, int [first guess]."""
     if left <= 0:
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]
@@ -144,7 +152,11 @@ def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.nda
 
 
 def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray, left: int) -> int:
-    """Count the words found in `left` guesses after a guess with marks [possible words]."""
+    """Return the number of possible words that are found by a guess and optimal later guesses.
+
+    `marks` are the marks of the guess for each possible word; `left` is the number of later
+    guesses.
+    """
     wins = 0
     for seen in np.unique(marks).tolist():
         group = possible[marks == seen]
@@ -157,7 +169,10 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
 
 
 def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> float:
-    """Return the expected number of words found by guesses drawn from the possible words."""
+    """Return how many possible words are found on average with `left` random guesses.
+
+    Each guess is drawn uniformly from the words that are still possible.
+    """
     if left == 0:
         return 0.0
     if left == 1:

@@ -43,20 +43,27 @@ class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
         return self.start(text, info, seed)
 
     def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
-        """Return the observation and info of `reset`, given those of the wrapped environment."""
+        """Return the observation and info of `reset`.
+
+        Args:
+            text: First observation of the wrapped environment.
+            info: Info dictionary of the wrapped environment.
+            seed: Seed of the episode.
+        """
         return text, info
 
 
 class History(TextWrapper):
     """Prepend the past turns of the episode to each observation.
 
-    Use it for agents that see only the current observation. Rollouts keep the conversation
-    themselves, so they do not need this wrapper; their memory window is a rollout setting.
+    This wrapper is for agents that see only the current observation. Rollouts keep the whole
+    conversation, so they do not need it; a rollout setting limits how much of the conversation the
+    policy sees.
 
     Args:
         env: The environment.
-        turns: Number of past turns (an observation and its reply) to show; None shows all. With 0
-            the agent has no memory.
+        turns: Number of past turns (an observation and its reply) to prepend; None prepends all,
+            and 0 none.
     """
 
     def __init__(self, env: gym.Env[str, str], turns: int | None = None) -> None:
@@ -85,12 +92,12 @@ class InvalidActions(TextWrapper):
 
     Args:
         env: The environment.
-        penalty: Subtracted from the reward of each invalid action.
-        end: Whether the first invalid action ends the episode (terminated). The cost that the same
-            action would have had in the remaining turns is then subtracted from the reward, so that
-            ending early is never an advantage.
+        penalty: Amount that is subtracted from the reward of each invalid action.
+        end: Whether the first invalid action ends the episode (terminated). Its reward then
+            includes the negative rewards that repeating it in the remaining turns would give, so
+            that ending early is never an advantage.
         substitute: "random" replaces an invalid action by a random legal one
-            (`info["substituted"]` is then True); None passes it on.
+            (`info["substituted"]` is then True); None passes invalid actions to the environment.
     """
 
     def __init__(
@@ -104,10 +111,13 @@ class InvalidActions(TextWrapper):
         check_choice("substitute", substitute, (None, "random"))
         if penalty < 0:
             raise UserError(
-                f"penalty is subtracted from the reward, so it must be >= 0, got {penalty}"
+                f"penalty is subtracted from the reward, so it must be at least 0, got {penalty}"
             )
         if substitute is not None and (end or penalty):
-            raise UserError("substitute replaces every invalid action: drop end and penalty")
+            raise UserError(
+                "substitute replaces every invalid action, so end and penalty have no effect: "
+                "remove them"
+            )
         super().__init__(env, penalty=penalty, end=end, substitute=substitute)
         self._penalty, self._end, self._substitute = penalty, end, substitute
         self._rng = np.random.default_rng(0)
@@ -130,22 +140,23 @@ class InvalidActions(TextWrapper):
         if not info.get("valid", True):
             reward = float(reward) - self._penalty
             if self._end and not (terminated or truncated):
-                reward, terminated = reward + min(0.0, self._skipped_reward(action)), True
+                reward, terminated = reward + min(0.0, self._repeat_until_end(action)), True
         return text, reward, terminated, truncated, info
 
     def _is_valid(self, action: str) -> bool:
-        """Return whether a copy of the environment accepts an action that is not listed.
+        """Return whether the environment accepts an action that `legal_actions` does not list.
 
-        An action can be written in several ways, such as `arm 2` and `2`.
+        An action can have several spellings, such as `arm 2` and `2`. The action is tried on a copy
+        of the environment; the result is False if the environment cannot be copied.
         """
         try:
             trial = copy.deepcopy(self.env)
-        except Exception:  # third-party objects may raise anything; then only listed ones are valid
+        except Exception:  # third-party objects may raise anything
             return False
         return bool(trial.step(action)[4].get("valid", False))
 
-    def _skipped_reward(self, action: str) -> float:
-        """Return the sum of rewards if the action is repeated until the episode ends."""
+    def _repeat_until_end(self, action: str) -> float:
+        """Repeat the action until the episode ends, and return the sum of its rewards."""
         total = 0.0
         for _ in range(MAX_SKIPPED_TURNS):
             _, reward, terminated, truncated, _ = self.env.step(action)
@@ -160,10 +171,11 @@ class FewShot(TextWrapper):
 
     Args:
         env: The environment.
-        count: Number of episodes to show, played by the environment's expert.
-        seed: Seed of the first example. The examples are the same in every episode, so their seeds
-            should not be used in training and evaluation. If the environment has separate items for
-            training and evaluation, the examples use those of training.
+        count: Number of example episodes, played by the environment's expert.
+        seed: Seed of the first example; further examples use the next seeds. The examples are the
+            same in every episode, so their seeds should not be used in training and evaluation. If
+            the environment has separate items for training and evaluation, the examples use the
+            training items.
     """
 
     def __init__(self, env: gym.Env[str, str], count: int = 2, *, seed: int = 2**31) -> None:
@@ -171,9 +183,10 @@ class FewShot(TextWrapper):
         super().__init__(env, count=count, seed=seed)
         self.observation_space = FreeText()
         source = _training_env(env)
-        self.examples = "\n\n".join(self._example(source, seed + i) for i in range(count))
+        self.examples = "\n\n".join(self._play_example(source, seed + i) for i in range(count))
 
-    def _example(self, env: gym.Env[str, str], seed: int) -> str:
+    def _play_example(self, env: gym.Env[str, str], seed: int) -> str:
+        """Play an episode with the expert; return its observations and actions as one text."""
         base: Any = env.unwrapped
         text, _ = env.reset(seed=seed)
         lines, done = [text], False
@@ -189,7 +202,11 @@ class FewShot(TextWrapper):
 
 
 def _training_env(env: gym.Env[str, str]) -> gym.Env[str, str]:
-    """Return the environment, or a copy with the training items if these are separate."""
+    """Return an environment that draws training items.
+
+    This is `env`, or a new environment with `split="train"` if `env` has separate items for
+    training and evaluation and does not draw those of training.
+    """
     spec = env.unwrapped.spec
     if spec is None or not is_separable(spec.id) or spec.kwargs.get("split") == "train":
         return env
@@ -211,8 +228,9 @@ class ObservationNoise(TextWrapper):
         self._drop = drop
         self._rng = np.random.default_rng(0)
 
-    def _blur(self, text: str) -> str:
-        # Split into words and white space so that the layout is preserved.
+    def _with_noise(self, text: str) -> str:
+        """Replace each word by `_` with probability `drop`."""
+        # The white space between words is preserved.
         pieces = re.split(r"(\s+)", text)
         keeps = self._rng.random(len(pieces)) >= self._drop
         return "".join(
@@ -224,23 +242,24 @@ class ObservationNoise(TextWrapper):
         if seed is not None:
             # A separate generator, so that the noise does not change the episode.
             self._rng = np.random.default_rng([seed, 1])
-        return self._blur(text), info
+        return self._with_noise(text), info
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, Info]:
         text, reward, terminated, truncated, info = self.env.step(action)
-        return self._blur(text), reward, terminated, truncated, info
+        return self._with_noise(text), reward, terminated, truncated, info
 
 
 class RewardCallable(TextWrapper):
     """Reward the whole conversation at the end of the episode, for example with a reward model.
 
-    The environment's own reward of each turn is in `info["env_reward"]`. `info["scored"]` is False
-    before the end of the episode, and if the function returns None; the function then adds 0.0.
+    `info["env_reward"]` is the environment's own reward of each turn. `info["scored"]` is True if
+    the function has returned a score; before the end of the episode, or if the function returns
+    None, it is False and the function's reward is 0.0.
 
     Args:
         env: The environment.
-        reward: Scores a batch of conversations; called with a batch of one.
-        mix: "replace" uses only the function's reward, "add" adds it to the environment's.
+        reward: Function that scores a batch of conversations; it is called with a batch of one.
+        mix: "replace" uses only the function's reward; "add" adds it to the environment's reward.
     """
 
     def __init__(
@@ -275,12 +294,12 @@ class RewardCallable(TextWrapper):
 class CostBudget(TextWrapper):
     """End the episode (terminated) when its costs exceed a budget.
 
-    Costs are the environment's `info["cost"]`; `info["spent"]` is their sum so far.
+    The costs are the environment's `info["cost"]`; `info["spent"]` is the sum of the costs so far.
 
     Args:
         env: The environment.
-        budget: Largest sum of costs.
-        penalty: Subtracted from the reward of the action that exceeds the budget.
+        budget: Largest allowed sum of costs in an episode.
+        penalty: Amount that is subtracted from the reward of the action that exceeds the budget.
     """
 
     def __init__(self, env: gym.Env[str, str], budget: float, *, penalty: float = 0.0) -> None:

@@ -1,6 +1,6 @@
 """Adapters for third-party environments.
 
-Each adapter needs an optional extra, which is imported when the environment is made.
+Each adapter needs an optional extra, whose package is imported when the environment is created.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rlhf.errors import UserError
 
 
 class MissingExtraError(UserError, ImportError):
-    """Error for a missing optional dependency; the message has the install command."""
+    """Error for a missing optional dependency; the message contains the install command."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import the module that an optional extra installs.
+    """Import and return a module of the optional extra `extra`.
 
     Raises:
         MissingExtraError: The module is not installed.
@@ -43,9 +43,9 @@ def check_offered(
     Args:
         name: Name of the task.
         known: Names of the available tasks.
-        not_offered: Task that is not offered -> reason.
-        what: Library and kind of task, such as "textarena has no game".
-        listing: Function that lists the available tasks.
+        not_offered: Task that is not offered -> reason, a clause without its subject.
+        what: Start of the message for an unknown task, such as "textarena has no game".
+        listing: Name of the function that lists the available tasks, for the message.
     """
     if name in not_offered:
         raise UserError(f"{name} is not offered: it {not_offered[name]}")
@@ -56,8 +56,9 @@ def check_offered(
 class PrivateGenerators:
     """Private random streams for code that uses Python's and numpy's global generators.
 
-    Inside `active()` the global generators continue this object's streams. On exit the user's state
-    is restored, so third-party code is reproducible per environment and has no side effect.
+    Within the context `active()`, the global generators continue the private streams. At the end of
+    the context their previous state is restored. Third-party code is therefore reproducible in each
+    environment and does not change the random numbers of other code.
     """
 
     def __init__(self) -> None:

@@ -30,21 +30,26 @@ NOT_OFFERED = {"composite": "is a mixture of other tasks, which have to be named
 
 
 def _same_word(answer: str, truth: str) -> float:
+    """Return 1.0 if the answer is the reference, ignoring case, else 0.0."""
     return float(answer.strip().lower() == truth.strip().lower())
 
 
 def _same_number(answer: str, truth: str) -> float:
+    """Return 1.0 if the answer is numerically equal to the reference, else 0.0."""
     return float(Fraction(answer.strip().removeprefix("$")) == Fraction(truth))
 
 
 def _same_probability(answer: str, truth: str) -> float:
-    """Return 1.0 if two probabilities differ by at most 1e-4 and 1% of the second, else 0.0."""
+    """Return 1.0 if the answer differs from `truth` by at most 1e-4 and at most 1%, else 0.0."""
     right = Fraction(truth)
     return float(abs(Fraction(answer.strip()) - right) <= min(Fraction(1, 10_000), right / 100))
 
 
 def _same_letters(answer: str, truth: str) -> float:
-    """Return the share of places with the same letter, of the places of the longer word."""
+    """Return the fraction of positions with the same letter in both words.
+
+    The denominator is the length of the longer word.
+    """
     word, right = answer.strip().lower(), truth.strip().lower()
     return sum(a == b for a, b in zip(word, right, strict=False)) / max(len(word), len(right), 1)
 
@@ -62,46 +67,47 @@ def _makes_24(answer: str, truth: str) -> float:
     numbers = [sorted(re.findall(r"\d+", text)) for text in (answer, truth)]
     if numbers[0] != numbers[1] or len(answer) > 200:
         return 0.0
-    return float(_value(ast.parse(answer.strip(), mode="eval").body) == 24)
+    return float(_evaluate(ast.parse(answer.strip(), mode="eval").body) == 24)
 
 
-def _value(node: ast.expr) -> Fraction:
-    """Evaluate an expression of integers and the four operations.
+def _evaluate(node: ast.expr) -> Fraction:
+    """Evaluate an arithmetic expression of integers, +, -, * and /.
 
     Raises:
-        ValueError: The expression contains other operations.
+        ValueError: The expression contains anything else.
     """
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return Fraction(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand)
+        return -_evaluate(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-    raise ValueError("neither a number nor one of the four operations")
+        return _OPERATIONS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
+    raise ValueError("the expression may contain only integers, +, -, * and /")
 
 
 REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
-    "game_of_life_halting": (_same_word, "its scorer pays for any text: bool('False') is True"),
-    "puzzle24": (_makes_24, "its scorer pays for other numbers than the question's"),
-    "coin_flip": (_same_probability, "its scorer pays for any part of the answer's digits"),
-    "gsm_symbolic": (_same_number, "its scorer ignores a minus sign: -14 is right for 14"),
+    "game_of_life_halting": (_same_word, "its scorer accepts any text: bool('False') is True"),
+    "puzzle24": (_makes_24, "its scorer accepts numbers that are not in the question"),
+    "coin_flip": (_same_probability, "its scorer accepts any part of the answer's digits"),
+    "gsm_symbolic": (_same_number, "its scorer ignores a minus sign and accepts -14 for 14"),
     "spell_backward": (_same_letters, "its scorer ignores letters after the word"),
 }
-"""Task whose scorer accepts wrong answers -> a replacement scorer, and the reason."""
+"""Task whose scorer accepts wrong answers -> (replacement scorer, what is wrong)."""
 
 ANSWER_FORMS = {
     "kakurasu": re.compile(r"[01\s]+"),
     "survo": re.compile(r"[\d\s]+"),
     "tower_of_hanoi": re.compile(r"(\s*Move disk \d+ from Peg \d+ to Peg \d+[.,;]?[ \t]*(\n|$))+"),
 }
-"""Task whose scorer ignores all but the numbers or moves in an answer -> form of an answer."""
+"""Task whose scorer ignores everything except the numbers or moves in an answer -> pattern that the
+whole answer must match."""
 
 STRICT_SCORERS = {"word_ladder"}
-"""Tasks with many right answers whose scorer accepts no text around an answer."""
+"""Tasks with many correct answers whose scorer accepts no text around an answer."""
 
 RUNS_PROGRAMS = {"codeio"}
-"""Tasks that run the programs of their questions, which write files and may fail. They run in a
-temporary folder, and questions whose program failed are skipped."""
+"""Tasks that run the programs in their questions. These programs write files and may fail, so they
+run in a temporary folder, and questions whose program failed are skipped."""
 FAILED_PROGRAM = "{}"
 """Reference answer of a question whose program failed."""
 
@@ -110,11 +116,12 @@ _HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps",
 
 
 def has_extra_text(answer: str, truth: str, question: str = "") -> bool:
-    """Return whether an answer has text around or in the reference, or words that negate it.
+    """Return whether an answer contains the reference and further text, or a hedging word.
 
     Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
-    "14 or 7" as 14. The prompt asks for the answer only, so any further text is an error. A task
-    can have several right answers, so words of the question may be added in the reference.
+    "14 or 7" as 14. The prompt asks for the answer only, so further text is an error. It may be
+    before, after or between the words of the reference. Words of the question are allowed between
+    them, because a task can have several correct answers.
     """
     tokens = _TOKEN.findall(answer.casefold())
     reference = _TOKEN.findall(truth.casefold())
@@ -130,12 +137,14 @@ def has_extra_text(answer: str, truth: str, question: str = "") -> bool:
 
 
 CANDIDATES_PER_ITEM = 8
-"""Number of data-set indices from which each item may be drawn."""
+"""Number of data set indices among which the first one in the split is chosen for an item."""
 TASKS_DRAWN_AT_CREATION = {"acre"}
-"""Tasks that draw all items at creation; there each item has one index only."""
+"""Tasks that draw all items at creation; each of their items has only one candidate index."""
 MAX_TRIES = 300
+"""Maximum number of other items that are tried if no candidate of an item is in the split."""
 _INDEX_CACHE: dict[tuple[Any, ...], int] = {}
-"""(task, settings, item) -> index of its question, for all environments of this process."""
+"""(task, size, split, settings, item) -> data set index of the item's question; shared by all
+environments of this process."""
 
 
 def tasks() -> list[str]:
@@ -148,26 +157,27 @@ class ReasoningGym(TextEnv):
     """Answer one question of a reasoning-gym task.
 
     State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
-    full credit, else 0.0; with `partial` the scorer's value in [0, 1]. Scorers are hardened: an
-    exception or a value that is not finite gives 0.0, as do `nan`, `inf` and text around or in
-    the reference ("not 14", "14 or 7"); `REPLACED_SCORERS` replaces some scorers, and
-    `ANSWER_FORMS` states the form of a whole answer for others.
+    full credit, else 0.0; with `partial`, the scorer's value in [0, 1]. The reward is also 0.0 if
+    the scorer raises an exception or returns a value that is not finite, if the answer is `nan` or
+    `inf`, and if it has text around or in the reference ("not 14", "14 or 7"). For some tasks,
+    `REPLACED_SCORERS` replaces the scorer, or `ANSWER_FORMS` defines the form of an answer.
 
     reasoning-gym draws item `i` of a data set with seed `s` from seed `s + i`, so data sets with
-    different seeds share nearly all items, and many tasks repeat questions. Splits are therefore
-    made by a hash of the question, and each item of a split is its first candidate in that split.
+    different seeds have nearly all items in common, and many tasks repeat questions. Questions are
+    therefore assigned to a split by a hash. Each item has several candidate questions, of which the
+    first one in the split is used.
 
     Args:
         task: A name from `tasks()`.
-        split: "train" (the first nine tenths of the items), "test", or "all", which shares
-            questions with both.
-        size: Number of items; tasks that draw all items at creation are slow if it is large.
-        partial: Whether to give partial credit.
+        split: "train" (the first nine tenths of the items), "test", or "all", which contains
+            questions of both.
+        size: Number of items. A large number is slow in tasks that draw all items at creation.
+        partial: Whether the reward is the scorer's value instead of 0.0 or 1.0.
         config: Further settings of the task (its difficulty), by reasoning-gym's names.
 
     Raises:
-        UserError: The task is unknown or not offered, or does not take the settings; at reset, the
-            task has too few questions for a split.
+        UserError: The task is unknown or not offered, or does not accept `config`. `reset` raises
+            it if the task has too few questions for the split.
     """
 
     best_score = 1.0
@@ -217,18 +227,21 @@ class ReasoningGym(TextEnv):
         count = len(self._indices)
         position = int(self.np_random.integers(count)) if seed is None else seed % count
         index = self._index_of(self._indices[int(self._order[position])])
-        self._entry = self._draw(index)
+        self._entry = self._entry_at(index)
         return self.opening(self._entry["question"], item=index)
 
-    def _draw(self, index: int) -> dict[str, Any]:
-        """Draw an item; the index seeds the global generators, which some tasks use."""
+    def _entry_at(self, index: int) -> dict[str, Any]:
+        """Return the entry of the data set at an index.
+
+        The index is also the seed of the private global generators, which some tasks use.
+        """
         self._generators.seed(index)
-        with self._running():
+        with self._library_context():
             return self._dataset[index]
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Call the library in this context: with private generators, and without output."""
+    def _library_context(self) -> Iterator[None]:
+        """Return a context for calls of the library, with private generators and without output."""
         with contextlib.ExitStack() as stack:
             if self.task in RUNS_PROGRAMS:
                 stack.enter_context(contextlib.chdir(stack.enter_context(TemporaryDirectory())))
@@ -237,21 +250,25 @@ class ReasoningGym(TextEnv):
             yield
 
     def _index_of(self, item: int) -> int:
-        """Return the index of the first candidate for an item whose question is in the split."""
+        """Return the index of the first of the item's candidates whose question is in the split.
+
+        Raises:
+            UserError: No candidate of this and other items is in the split.
+        """
         if self.split == "all" and self.task not in RUNS_PROGRAMS:
             return item
         key = (*self._key, item)
         if key not in _INDEX_CACHE:
             candidates = range(item, self._count, self.size)
-            # In tasks with few questions all candidates may be equal; then use other items.
+            # In tasks with few questions, all candidates may be equal. Other items are then tried.
             others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
             for index in itertools.chain(candidates, others):
-                if self._is_in_split(self._draw(index)):
+                if self._is_in_split(self._entry_at(index)):
                     _INDEX_CACHE[key] = index
                     break
             else:
                 raise UserError(
-                    f"{self.task} has too few questions to hold any out: set split to all"
+                    f"{self.task} has too few questions for split {self.split}: set split to all"
                 )
         return _INDEX_CACHE[key]
 
@@ -267,7 +284,10 @@ class ReasoningGym(TextEnv):
         return self.turn("", reward, True, success=success, reason=reason, score=score)
 
     def _score(self, action: str) -> tuple[float, str]:
-        """Return a score in [0, 1], and the reason for a score of 0 without scoring, if any."""
+        """Return (score in [0, 1], reason).
+
+        The reason is empty, or says why the answer has the score 0 without a result of the scorer.
+        """
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
         truth, question = self._entry.get("answer"), str(self._entry["question"])
@@ -277,7 +297,7 @@ class ReasoningGym(TextEnv):
             is_malformed |= has_extra_text(action, "" if truth is None else str(truth), question)
         if len(action) > MAX_ANSWER_LENGTH or is_malformed:
             return 0.0, "text around the answer"
-        with self._running():
+        with self._library_context():
             try:
                 score = self._raw_score(action)
             except Exception as error:
@@ -291,7 +311,7 @@ class ReasoningGym(TextEnv):
         return float(self._dataset.score_answer(answer=answer, entry=self._entry))
 
     def sample_action(self, rng: np.random.Generator) -> str:
-        """Draw one of five generic answers, because legal answers cannot be listed."""
+        """Draw one of five generic answers, because the legal answers cannot be listed."""
         return str(rng.choice(["0", "1", "yes", "no", "I do not know"]))
 
     def best_action(self) -> str:

@@ -69,21 +69,21 @@ def games() -> list[str]:
 class TextArena(TextEnv):
     """Play one game of TextArena as one of its players.
 
-    State: the state of the game, and the seat, which is drawn at reset. Observation: the game's
-    messages to this player since its last move. Action: a move, mostly in square brackets. Reward:
-    0.0 until the game ends, then the game's reward for this player (usually 1 for a win, 0 for a
-    draw, -1 for a loss; in single-player games a fraction in [0, 1]). Success: a reward of 1 or
-    more. If the game raises an exception on a move, or a multiplayer game gives no reward, the
-    reward is -1.0, so that breaking a game is never better than losing it. A game that takes more
-    than `max_turns` moves ends without reward.
+    State: the state of the game, and the agent's seat, which is drawn at reset. Observation: the
+    game's messages to the agent since its last move. Action: a move, usually in square brackets.
+    Reward: 0.0 until the game ends, then the game's reward for the agent (usually 1 for a win, 0
+    for a draw, -1 for a loss; in single-player games a fraction in [0, 1]). Success: a reward of at
+    least 1. If the game raises an exception, or a multiplayer game gives no reward, the reward is
+    -1.0, so that breaking a game is never better than losing it. A game that is not over after
+    `max_turns` moves ends without reward.
 
     TextArena draws from the global generators. The adapter replaces them by private generators, so
-    that episodes are reproducible and have no side effects.
+    that episodes are reproducible and do not change the state of the global generators.
 
     Args:
         game: A name from `games()`, with or without a variant, such as `Nim-v0-large`.
-        opponent: "random" (one of the bracketed words in its observation), or a function from that
-            player's conversation to its move.
+        opponent: "random" (plays a random one of the bracketed words in its observation), or a
+            function from the opponent's conversation to its move.
         max_turns: Maximum number of moves in an episode.
 
     Raises:
@@ -107,7 +107,7 @@ class TextArena(TextEnv):
             raise UserError(f"opponent must be 'random' or a function, got {opponent!r}")
         super().__init__(max_turns=max_turns, render_mode=render_mode)
         self.game, self.opponent = game, opponent
-        self._id, self._players = _find(game)
+        self._id, self._players = _id_and_players(game)
         self._library = require("textarena", "textarena")
         if self._id not in self._library.envs.registration.ENV_REGISTRY:
             raise UserError(f"textarena has no game {game!r} ({self._id} is not registered)")
@@ -124,7 +124,7 @@ class TextArena(TextEnv):
         for _ in range(_MAX_DEALS):
             self._seat = int(self.np_random.integers(self._players))
             self._opponent_conversations: dict[int, Conversation] = {}
-            with self._running():
+            with self._library_context():
                 self._game = self._library.make(self._id)
                 deal = int(self.np_random.integers(2**31))
                 self._game.reset(num_players=self._players, seed=deal)
@@ -135,30 +135,35 @@ class TextArena(TextEnv):
 
     def step(self, action: str) -> Step:
         self.turns_left -= 1
-        with self._running():
+        with self._library_context():
             try:
                 done, _ = self._game.step(action)
                 self._text, ended = ("", True) if done else self._play_opponents()
             except Exception as error:
                 # Third-party games raise many types of errors on malformed moves.
                 reason = f"the game raised {type(error).__name__}"
-                return self._turn(LOSS, True, valid=False, reason=reason)
+                return self._step_result(LOSS, True, valid=False, reason=reason)
             if not ended:
                 invalid = "attempted an invalid move" in self._text
                 reason = "the game calls it invalid" if invalid else ""
-                return self._turn(0.0, False, valid=not invalid, reason=reason)
+                return self._step_result(0.0, False, valid=not invalid, reason=reason)
             rewards, outcome = self._game.close()
         result = outcome.get(self._seat, {})
         invalid, reason = bool(result.get("invalid_move", False)), str(result.get("reason", ""))
         self._text = reason
         reward = _reward_of(rewards, self._seat, self._players)
-        return self._turn(reward, True, valid=not invalid, reason=reason)
+        return self._step_result(reward, True, valid=not invalid, reason=reason)
 
-    def _turn(self, reward: float, done: bool, **info: Any) -> Step:
+    def _step_result(self, reward: float, done: bool, **info: Any) -> Step:
         return self.turn(self._text, reward, done, success=reward >= 1.0, seat=self._seat, **info)
 
     def _play_opponents(self) -> tuple[str, bool]:
-        """Make the opponents' moves; return the agent's observation and whether the game ended."""
+        """Make the opponents' moves until it is the agent's turn.
+
+        Returns:
+            The agent's observation, and whether the game has ended. A game in which the opponents
+            make too many moves counts as ended.
+        """
         for _ in range(_MAX_OPPONENT_MOVES):
             player, messages = self._game.get_observation()
             text = "\n".join(_message_text(message) for message in messages if message[0] != player)
@@ -177,18 +182,18 @@ class TextArena(TextEnv):
         return opponent_reply(self.opponent, conversation, text)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _library_context(self) -> Iterator[None]:
         """Return a context for calls of the game, with private generators and without output."""
         with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
 
     def sample_action(self, rng: np.random.Generator) -> str:
-        """Draw a bracketed word of the last observation; games do not list their legal moves."""
+        """Draw a bracketed word of the last observation, because games do not list legal moves."""
         return _random_move(self._text, rng)
 
 
-def _find(game: str) -> tuple[str, int]:
-    """Return TextArena's id of the game without wrappers, and its number of players."""
+def _id_and_players(game: str) -> tuple[str, int]:
+    """Return TextArena's id of the game without observation wrappers, and the number of players."""
     name, version, variant = game.partition("-v0")
     check_offered(name, GAMES, NOT_OFFERED, "textarena has no game", "games()")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
@@ -201,15 +206,16 @@ def _message_text(message: Any) -> str:
 
 
 def _random_move(text: str, rng: np.random.Generator) -> str:
+    """Draw one of the bracketed words in a text; "[0]" if there is none."""
     moves = _MOVE.findall(text)
     return moves[int(rng.integers(len(moves)))] if moves else "[0]"
 
 
 def _reward_of(rewards: Any, seat: int, players: int) -> float:
-    """Return the reward of a seat.
+    """Return the reward of the player in `seat`.
 
-    Some games return an error message instead of a reward; it counts as 0 in a single-player game
-    and as a loss in a multiplayer game.
+    Some games return an error message instead of rewards. The reward is then 0.0 in a single-player
+    game and -1.0 in a multiplayer game.
     """
     reward = rewards.get(seat) if isinstance(rewards, dict) else None
     if isinstance(reward, int | float) and math.isfinite(reward):

@@ -21,14 +21,14 @@ class TextWorld(TextEnv):
     State: the state of the game. Observation: first the quest and the room, then the response of
     the game. Action: a command, such as `take key from table`. Reward: the gain in score, divided
     by the maximum score. Success: the quest is completed. The episode ends with the game or after
-    `max_turns` commands. Optimum: 1.0, by the generator's own walkthrough. Training and test games
-    have different generator seeds.
+    `max_turns` commands. Optimum: 1.0, which TextWorld's own walkthrough reaches. Training and test
+    games have different generator seeds.
 
-    A game is compiled when it is first drawn, which takes seconds, and is then cached.
+    A game is compiled when it is first drawn, which takes seconds. The compiled game is cached.
 
     Args:
-        rooms: Rooms per game.
-        objects: Objects per game.
+        rooms: Number of rooms in a game.
+        objects: Number of objects in a game.
         quest_length: Number of commands that the quest needs.
         games: Number of games in each split.
         split: "train" or "test".
@@ -62,7 +62,7 @@ class TextWorld(TextEnv):
         self._games = games
         self._first = 0 if split == "train" else FIRST_TEST_GAME
         self._shape = {"nb_rooms": rooms, "nb_objects": objects, "quest_length": quest_length}
-        self._folder = Path(folder) if folder is not None else Path(_temporary().name)
+        self._folder = Path(folder) if folder is not None else Path(_temporary_folder().name)
         self._generators = PrivateGenerators()
         self._game: Any = None
         self._state: dict[str, Any] = {"admissible_commands": ["look"], "policy_commands": []}
@@ -86,9 +86,9 @@ class TextWorld(TextEnv):
         with self._generators.active(), warnings.catch_warnings():
             # The interpreter warns that it cannot score these games, but TextWorld scores them.
             warnings.simplefilter("ignore")
-            self._game = self._library.start(str(self._compiled(game)), infos)
+            self._game = self._library.start(str(self._compiled_game(game)), infos)
             self._state = dict(self._game.reset())
-        text = f"{self._state['objective'].strip()}\n{_clean(self._state['description'])}"
+        text = f"{self._state['objective'].strip()}\n{_without_prompts(self._state['description'])}"
         return self.opening(text, game=game)
 
     def step(self, action: str) -> Step:
@@ -104,7 +104,7 @@ class TextWorld(TextEnv):
         self._state = dict(state)
         gain = (self._state["score"] - before) / self._state["max_score"]
         won = bool(self._state["won"])
-        text = _clean(self._state["feedback"])
+        text = _without_prompts(self._state["feedback"])
         return self.turn(text, float(gain), bool(done), success=won)
 
     def close(self) -> None:
@@ -121,10 +121,10 @@ class TextWorld(TextEnv):
         return self._state["policy_commands"][0]
 
     def optimal_value(self) -> float:
-        """Return the maximum score, because no quest is longer than the episode."""
+        """Return the maximum score, 1.0; no quest needs more commands than an episode allows."""
         return self.best_score
 
-    def _compiled(self, game: int) -> Path:
+    def _compiled_game(self, game: int) -> Path:
         """Return the file of a game; compile the game if the file does not exist."""
         name = "-".join(map(str, (*self._shape.values(), game)))
         path = self._folder / name / "game.z8"
@@ -139,12 +139,12 @@ class TextWorld(TextEnv):
 
 
 @cache
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """Create one folder per process, which exists until the process exits."""
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Create the temporary folder of this process, which is removed when the process exits."""
     return tempfile.TemporaryDirectory(prefix="textworld-")
 
 
-def _clean(text: str) -> str:
-    """Return a response of the game without its input prompts and empty lines."""
+def _without_prompts(text: str) -> str:
+    """Remove input prompts and empty lines from a response of the game."""
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and line != ">")

@@ -261,7 +261,7 @@ def test_kuhn_self_play_between_equilibria_has_the_game_value():
         return words[1 if "bet" in words else 0] if bets else words[0 if "bet" in words else 1]
 
     assert_mean(play(env, nash, range(4000)), -1 / 18)
-    with pytest.raises(ValueError, match="not a function"):
+    with pytest.raises(ValueError, match="is a function"):
         env.optimal_value()
 
 
