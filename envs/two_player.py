@@ -51,7 +51,8 @@ class TwoPlayerEnv(TextEnv):
         """Return the built-in opponent's name; raise a UserError if the opponent is a function."""
         if not isinstance(self.opponent, str):
             raise UserError(
-                "values can be computed only against a built-in opponent, and opponent is a function"
+                "values can be computed only against a built-in opponent, "
+                "but opponent is a function"
             )
         return self.opponent
 

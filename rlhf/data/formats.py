@@ -256,7 +256,10 @@ def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _opens_with_prompt(value: Any) -> bool:
-    """Return whether a cell is a list of messages whose first turn, after a system turn, is a user's."""
+    """Return whether a cell is a list of messages that begins with a user turn.
+
+    A system turn may precede the user turn.
+    """
     if not isinstance(value, list):
         return False
     roles = [_role_of(turn) for turn in value[:2]]
