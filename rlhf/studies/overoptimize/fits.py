@@ -14,9 +14,9 @@ no mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,6 +50,9 @@ class Fit:
     rise_is_seen: bool = True
     """Whether the measured gold near the peak is above the initial gold. R_RL rises from 0 with an
     infinite slope, so that its fit has a peak even if gold only falls."""
+    fall_is_seen: bool = True
+    """Whether the measured gold beyond the peak is below the gold near it. Both forms fit a peak to
+    gold that rises and then stays constant."""
 
     def gold(self, d: ArrayLike) -> np.ndarray:
         """Return the predicted gain in gold at d = sqrt(KL), elementwise."""
@@ -58,7 +61,12 @@ class Fit:
     @property
     def rises_then_falls(self) -> bool:
         """Whether the data show that gold rises first and falls before the largest distance."""
-        return self.rise_is_seen and self.peak.low > 0 and math.isfinite(self.peak.high)
+        return self.rise_is_seen and self.fall_is_seen and self._has_fitted_peak
+
+    @property
+    def _has_fitted_peak(self) -> bool:
+        """Whether the fitted curve rises first and falls before the largest distance."""
+        return self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
         """Return the recommendation on when to stop, in one sentence; distances are KL in nats."""
@@ -68,10 +76,15 @@ class Fit:
             return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold peaks"
         if self.peak.high <= self.nearest:
             return "gold falls from the start: do not optimize against this proxy"
-        if not self.rise_is_seen and self.peak.low > 0 and math.isfinite(self.peak.high):
+        if self._has_fitted_peak:
+            measured = (
+                "beyond it is not significantly lower"
+                if self.rise_is_seen
+                else "there does not differ from the initial gold"
+            )
             return (
-                f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured there "
-                "does not differ from the initial gold; measure more"
+                f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured "
+                f"{measured}; measure more"
             )
         if self.peak.low < self.furthest:
             return (
@@ -157,8 +170,9 @@ def fit_curve(
     )
     ends = float(d[d > 0].min()), float(d.max())
     peak = _peak(whole, critical**2 * covariance, form, count, *ends)
-    seen = _rise_is_seen(d, y, codes, peak, level)
-    return Fit(form, alpha, beta, peak, *ends, seen)
+    rise = _rise_is_seen(d, y, codes, peak, level)
+    fall = _fall_is_seen(d, y, codes, peak.value, level)
+    return Fit(form, alpha, beta, peak, *ends, rise, fall)
 
 
 def _rise_is_seen(
@@ -167,11 +181,38 @@ def _rise_is_seen(
     """Return whether gold near the peak is above the initial gold, by Student's t over clusters."""
     # Gold is flat near its peak: at half the distance most of the gain is reached.
     near = (d >= min(peak.low, peak.value / 2)) & (d <= max(peak.high, 1.5 * peak.value))
-    if np.unique(codes[near]).size < 3:
+    values = [*_cluster_means(y, codes, near).values()]
+    if len(values) < 3:
         return False
-    values = unit_means(y[near], codes[near].tolist())[1]
-    critical = float(stats.t.ppf(0.5 + level / 2, values.size - 1))
-    return bool(values.mean() > critical * values.std(ddof=1) / math.sqrt(values.size))
+    test: Any = stats.ttest_1samp(values, 0, alternative="greater")
+    return bool(test.pvalue < (1 - level) / 2)
+
+
+def _fall_is_seen(
+    d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: float, level: float
+) -> bool:
+    """Return whether gold beyond the peak is below gold near it, by Student's t over clusters."""
+    margin = min(peak, d.max() - peak) / 2
+    if not margin > 0:
+        return False
+    near = _cluster_means(y, codes, np.abs(d - peak) <= margin)
+    beyond = _cluster_means(y, codes, d > peak + margin)
+    if len(paired := near.keys() & beyond.keys()) >= 3:
+        drops = [near[cluster] - beyond[cluster] for cluster in paired]
+        test: Any = stats.ttest_1samp(drops, 0, alternative="greater")
+    elif min(len(near), len(beyond)) >= 3:  # every point is a cluster
+        test = stats.ttest_ind(
+            [*near.values()], [*beyond.values()], equal_var=False, alternative="greater"
+        )
+    else:
+        return False
+    return bool(test.pvalue < (1 - level) / 2)
+
+
+def _cluster_means(y: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> dict[Hashable, float]:
+    """Return cluster -> mean of its values among `rows`."""
+    names, means = unit_means(y[rows], codes[rows].tolist())
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def _design(d: np.ndarray, form: Form) -> np.ndarray:
