@@ -171,7 +171,7 @@ def verdict_lines(findings: Findings) -> list[str]:
     if others := len(findings.pairs) - len(significant):
         lines.append(
             f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
-            f"(each tested at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
+            f"(each tested at level {1 - 0.05 / len(findings.differences):.2%}, Bonferroni)"
         )
     return lines + [text for d in findings.differences[:1] if (text := coverage_text(d))]
 

@@ -68,7 +68,7 @@ class Findings:
     """Algorithm -> IQM at the start and at each point during training."""
     against_baseline: list[Difference]
     pairs: list[Difference]
-    """Differences between all pairs of algorithms."""
+    """Differences between all pairs of algorithms other than the baseline."""
 
     @property
     def differences(self) -> list[Difference]:
@@ -115,7 +115,8 @@ def analyze(scores: Scores, *, baseline: str) -> Findings:
     rows, start = scores.rows, next(iter(scores.trained))
     algorithms = [name for name in scores.trained if name != start]
     others = [name for name in scores.trained if name != baseline]
-    pairs = list(itertools.combinations(algorithms, 2))
+    pairs = [p for p in itertools.combinations(algorithms, 2) if baseline not in p]
+    comparisons = len(others) + len(pairs)
     return Findings(
         aggregates={name: _aggregates(table) for name, table in rows.items()},
         improvement={name: improvement_interval(rows[name], rows[baseline]) for name in others},
@@ -127,8 +128,8 @@ def analyze(scores: Scores, *, baseline: str) -> Findings:
         },
         profile={name: performance_profile(t, THRESHOLDS) for name, t in scores.trained.items()},
         curves={name: _efficiency(scores, name) for name in algorithms},
-        against_baseline=[_compare(rows, a, baseline, comparisons=len(others)) for a in others],
-        pairs=[_compare(rows, a, b, comparisons=len(pairs)) for a, b in pairs],
+        against_baseline=[_compare(rows, a, baseline, comparisons=comparisons) for a in others],
+        pairs=[_compare(rows, a, b, comparisons=comparisons) for a, b in pairs],
     )
 
 
