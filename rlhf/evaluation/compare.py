@@ -8,6 +8,7 @@ are over episodes, and the result holds for these two models only.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
@@ -323,6 +324,23 @@ class _Pairing:
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
 
+    def shared_error(self) -> float:
+        """Return the standard error of the mean difference due to a single reference evaluation.
+
+        All training seeds are compared with one evaluation of the reference policy. The error is
+        computed from the differences by unit, each the mean over the training seeds; it is infinite
+        for a single unit.
+        """
+        runs = [*self.runs.values(), *self.baseline_runs.values()]
+        common = [unit for unit in runs[0] if all(unit in run for run in runs)]
+        if len(common) < 2:
+            return math.inf
+        first, second = (
+            np.mean([_unit_means(run, common) for run in side.values()], axis=0)
+            for side in (self.runs, self.baseline_runs)
+        )
+        return float((first - second).std(ddof=1)) / math.sqrt(len(common))
+
     def _seeds(self) -> list[tuple[int, int]]:
         """Return pairs of training seeds; a single run is paired with every run of the other."""
         first, second = self.runs, self.baseline_runs
@@ -405,6 +423,7 @@ def _differences(
             comparisons=len(paired),
             fewest_runs=min(counts, default=None),
             span=ends[1] - ends[0] if ends else None,
+            shared_error=pairing.shared_error() if several and len(counts) < 2 else 0.0,
         )
         differences.append(difference)
     return differences, errors

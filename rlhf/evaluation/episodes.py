@@ -235,8 +235,9 @@ def summarize(
         for key, value in fields.items():
             if value is not None:
                 scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
-    metrics = {key: _over_units(key, seeds, units) for key, seeds in scored.items()}
-    if limits := Bounds.known(random, optimal):
+    limits = Bounds.known(random, optimal)
+    metrics = {key: _over_units(key, seeds, units, limits) for key, seeds in scored.items()}
+    if limits:
         metrics["normalized"] = limits.normalize_interval(metrics["return"])
     for key, column in pass_columns(scored).items():
         metrics[key] = _over_units(key, {seed: [v] for seed, v in column.items()}, units)
@@ -259,12 +260,15 @@ def summarize(
 
 
 def _over_units(
-    metric: str, seeds: Mapping[Hashable, Sequence[float]], units: Mapping[Hashable, Hashable]
+    metric: str,
+    seeds: Mapping[Hashable, Sequence[float]],
+    units: Mapping[Hashable, Hashable],
+    limits: Bounds | None = None,
 ) -> Interval:
     """Return the interval of a metric, given its samples by seed and the unit of each seed."""
     values = [value for samples in seeds.values() for value in samples]
     labels = [units[seed] for seed, samples in seeds.items() for _ in samples]
-    return metric_interval(metric, values, labels)
+    return metric_interval(metric, values, labels, limits)
 
 
 def write_evaluation(

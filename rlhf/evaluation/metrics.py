@@ -50,16 +50,22 @@ def outcome_range(
 ) -> tuple[float, float] | None:
     """Return the smallest and largest possible value of a metric; None if they are unknown.
 
-    A metric that is 0 or 1 in every episode is treated as binary, and so is its normalized value.
+    A reward that is 0 or 1 in every episode is treated as binary. So are the return and its
+    normalized value, unless the known limits of the return are outside [0, 1], or they are unknown
+    and all returns are equal.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
     if metric in COUNT_METRICS:
         return None
+    data = np.asarray(values, dtype=float)
     low, high = 0.0, 1.0
+    if metric in ("return", "normalized"):
+        is_known = limits.within(0.0, 1.0) if limits else data.min() < data.max()
+        if not is_known:
+            return None
     if metric == "normalized" and limits is not None:
         low, high = sorted((limits.normalize(0.0), limits.normalize(1.0)))
-    data = np.asarray(values, dtype=float)
     return (low, high) if ((data == low) | (data == high)).all() else None
 
 

@@ -41,6 +41,10 @@ class Bounds:
             return None
         return cls(float(random), float(optimal))
 
+    def within(self, low: float, high: float) -> bool:
+        """Return whether both values are in [low, high], up to rounding errors."""
+        return self.random >= low - 1e-9 and self.optimal <= high + 1e-9
+
     def normalize(self, value: float) -> float:
         """Return (value - random) / (optimal - random)."""
         return (value - self.random) / (self.optimal - self.random)

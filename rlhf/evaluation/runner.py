@@ -196,11 +196,20 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
     """Return loss per token with an interval over examples, perplexity and bits per byte.
 
     Bits per byte can be compared between tokenizers, losses per token cannot.
+
+    Raises:
+        UserError: no example has a completion token.
     """
+    if not any(losses.tokens):
+        raise UserError(
+            f"text: none of the {len(losses.tokens)} examples has a completion token within "
+            "max_length: raise it, or give shorter prompts"
+        )
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
     loss = ratio_interval(nats, tokens)
-    value, low, high = map(math.exp, (loss.value, loss.low, loss.high))
+    with np.errstate(over="ignore"):
+        value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
     perplexity = replace(loss, value=value, low=low, high=high)
     metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():

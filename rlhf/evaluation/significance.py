@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -14,7 +14,7 @@ from scipy import special
 from rlhf.evaluation.metrics import UnitName
 from rlhf.stats import Interval, adjusted_wald, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
-from rlhf.stats.paired import delta_interval
+from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
 
 Unit = Literal["training seeds"] | UnitName
@@ -68,7 +68,8 @@ class _Test:
     runs: int
     """Number of training runs of the method with fewer runs."""
     p_value: float
-    """Two-sided p value of the sign-flip test."""
+    """Two-sided p value of the sign-flip test, with the shared error."""
+    shared_error: float = 0.0
 
     @property
     def n(self) -> int:
@@ -97,7 +98,8 @@ class _Test:
         if spread <= 1e-9 * float(np.abs(self.deltas).max()):
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
-        return 2 * float(special.stdtr(self.n - 1, -t)) <= self.level
+        p_value = 2 * float(special.stdtr(self.n - 1, -t))
+        return _with_shared_error(p_value, self.deltas, self.shared_error) <= self.level
 
 
 def compare_means(
@@ -113,6 +115,7 @@ def compare_means(
     comparisons: int = 1,
     fewest_runs: int | None = None,
     span: float | None = None,
+    shared_error: float = 0.0,
     measure_coverage: bool = True,
 ) -> Difference:
     """Compare values [n] of `method` with the paired values [n] of `baseline`, one for each unit.
@@ -124,8 +127,9 @@ def compare_means(
     `metric` decides whether lower values are better (`LOWER_IS_BETTER`). `fewest_runs` is the
     number of training runs of the method with fewer runs, by default n; if it is 1, that method's
     variation between training seeds is unknown. `span` is the difference of the two possible values
-    of a binary outcome; it is inferred for outcomes that are all 0 or 1. `measure_coverage`
-    simulates the coverage of the interval.
+    of a binary outcome; it is inferred for outcomes that are all 0 or 1. `shared_error` is the
+    standard error of an independent error that all differences have in common, such as that of a
+    baseline with a single evaluation. `measure_coverage` simulates the coverage of the interval.
 
     Raises:
         ValueError: the lengths differ, or there are no values.
@@ -133,15 +137,22 @@ def compare_means(
     left, right = np.asarray(values, dtype=float), np.asarray(against, dtype=float)
     if left.shape != right.shape or left.ndim != 1 or left.size == 0:
         raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
-    deltas = left - right
+    deltas = paired_deltas(left, right)
     if span is None and np.isin([left, right], (0.0, 1.0)).all():
         span = 1.0
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    test = _Test(deltas, unit, 0.05 / comparisons, runs, sign_flip_test(deltas))
+    p_value = _with_shared_error(sign_flip_test(deltas), deltas, shared_error)
+    test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared_error)
     if span:
         estimate = delta_interval(deltas / span, kind="share").scaled(span)
     else:
         estimate = delta_interval(deltas, kind="mean")
+    if shared_error and estimate.known:
+        margin = float(special.ndtri(0.975)) * shared_error
+        low = estimate.value - math.hypot(estimate.value - estimate.low, margin)
+        high = estimate.value + math.hypot(estimate.high - estimate.value, margin)
+        estimate = replace(estimate, low=low, high=high)
+        measure_coverage = False
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _verdict(test, method, baseline, leader)
@@ -149,6 +160,15 @@ def compare_means(
     return Difference(
         method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
     )
+
+
+def _with_shared_error(p_value: float, deltas: np.ndarray, error: float) -> float:
+    """Return a p value of the mean difference, with an independent normal error of the mean."""
+    if error == 0 or p_value >= 1:
+        return p_value
+    mean = abs(float(deltas.mean()))
+    own_error = mean / -float(special.ndtri(p_value / 2))
+    return 2 * float(special.ndtr(-mean / math.hypot(own_error, error)))
 
 
 def fewest_pairs(level: float = 0.05) -> int:

@@ -17,7 +17,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, stratified_moments
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import share_interval
-from rlhf.stats.units import require_finite, too_few_units
+from rlhf.stats.units import no_interval_reason, require_finite, too_few_units
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """[..., runs, tasks] -> [...]"""
@@ -42,12 +42,14 @@ def aggregate_interval(
     """
     table = _table(scores)
     runs = table.shape[0]
-    if missing := too_few_units(runs):
-        return Interval.without(float(statistic(table)), runs, missing.replace("unit", "run"))
     if statistic in (mean, optimality_gap):
-        moments = stratified_moments(table if statistic is mean else 1.0 - np.minimum(table, 1.0))
-        low, high = bounds_from(moments, level=level)
-        return Interval(float(moments.mean), float(low), float(high), runs, SKEW_CORRECTED_T)
+        values = table if statistic is mean else 1.0 - np.minimum(table, 1.0)
+        if missing := _no_interval_reason(values):
+            return Interval.without(float(values.mean()), runs, missing)
+        moments = stratified_moments(values)
+        low, high = map(float, bounds_from(moments, level=level))
+        low = low if statistic is mean else max(0.0, low)
+        return Interval(float(moments.mean), low, high, runs, SKEW_CORRECTED_T)
     return _bootstrap(table, statistic, _resampled_runs(table, rng, repetitions), level)
 
 
@@ -150,9 +152,16 @@ def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 
 def _bootstrap(table: np.ndarray, statistic: Statistic, runs: np.ndarray, level: float) -> Interval:
     """Return the stretched interval of a statistic; `runs` is [repetitions, runs, tasks]."""
     count = table.shape[0]
+    if missing := _no_interval_reason(table):
+        return Interval.without(float(statistic(table)), count, missing)
     replicates = statistic(np.take_along_axis(table[None], runs, axis=1))
-    freedom = float(stratified_moments(table).freedom) if count > 1 else 1.0
+    freedom = float(stratified_moments(table).freedom)
     return stretched_interval(float(statistic(table)), replicates, count, freedom, level)
+
+
+def _no_interval_reason(table: np.ndarray) -> str:
+    """Return the reason why scores [runs, tasks] have no interval; empty if they have one."""
+    return no_interval_reason(table.mean(axis=1)).replace("unit", "run")
 
 
 def _resampled_runs(table: np.ndarray, rng: np.random.Generator, repetitions: int) -> np.ndarray:

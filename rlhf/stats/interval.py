@@ -23,6 +23,9 @@ Kind = Literal["auto", "share", "mean", "count"]
 
 EQUAL_COUNTS_LABEL = "exact (Poisson), equal counts"
 
+_FEWEST_OUTCOMES = 10
+"""Smallest number of outcomes of which two values are treated as the only possible ones."""
+
 
 def interval(
     values: ArrayLike,
@@ -40,7 +43,8 @@ def interval(
     * Any other mean has Student's t interval, corrected for skewness. This interval requires five
     units, and five units that differ from the most common value, because otherwise the spread is
     unknown.
-    * The mean of counts that are all equal has an exact (Poisson) interval.
+    * The mean of counts that all have their smallest possible value has an exact (Poisson)
+      interval.
 
     Args:
         values: [n] finite numbers.
@@ -101,7 +105,7 @@ def ratio_interval(
 def _share_interval(
     point: float, units: np.ndarray, sizes: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Return the exact interval of outcomes in [low, high]; None if that of a mean is narrower."""
+    """Return the exact interval of outcomes in [low, high]; None if that of a mean is used."""
     shares = (units - low) / (high - low)
     if not is_share(shares) and not no_interval_reason(units):
         return None
@@ -116,10 +120,14 @@ def _share_interval(
 def _count_interval(
     data: np.ndarray, units: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Return the exact interval of equal counts, or of counts that take the two smallest values."""
+    """Return the exact interval of counts that are all `low`, or all `low` or one more.
+
+    Equal counts above `low`, such as replies that all have the maximum length, have no interval:
+    how far others lie below is unknown.
+    """
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
-    if least == most and least.is_integer():
+    if least == most == low:
         # Upper bound of a Poisson mean after n counts of 0, with the mid-p correction.
         step = -math.log(1 - level) / units.size
         ends = max(low, point - step), min(high, point + step)
@@ -130,9 +138,12 @@ def _count_interval(
 
 
 def _two_values(data: np.ndarray) -> tuple[float, float] | None:
-    """Return the only two values of the outcomes, if each occurs at least twice."""
+    """Return the only two values of many outcomes, if each occurs at least twice.
+
+    Few outcomes often have two values by chance, although more are possible.
+    """
     distinct, counts = np.unique(data, return_counts=True)
-    if distinct.size != 2 or counts.min() < 2:
+    if data.size < _FEWEST_OUTCOMES or distinct.size != 2 or counts.min() < 2:
         return None
     return float(distinct[0]), float(distinct[1])
 

@@ -15,7 +15,7 @@ from rlhf.stats.interval import interval
 from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, is_share
-from rlhf.stats.units import no_interval_reason, unit_means
+from rlhf.stats.units import no_interval_reason, rounded, unit_means
 
 MAX_ENUMERATED = 30
 """Largest number of nonzero differences for which all assignments of signs are enumerated."""
@@ -89,10 +89,18 @@ def difference(
         raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
     if kind == "auto":
         kind = "share" if left.size and is_share(left) and is_share(right) else "mean"
-    deltas = left - right
+    deltas = paired_deltas(left, right)
     if clusters is not None:
         deltas = unit_means(deltas, clusters)[1]
     return delta_interval(deltas, kind=kind, level=level)
+
+
+def paired_deltas(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return left - right [n], without rounding errors.
+
+    The means of the same samples in two orders may differ in the last digit.
+    """
+    return rounded(left - right, float(np.abs([left, right]).max(initial=0.0)))
 
 
 def delta_interval(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -60,6 +61,20 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
         raise ValueError(f"{data.size} values need as many clusters, got {len(clusters)}")
 
 
+def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Return values [n] rounded to 2^-44 of the largest magnitude (13 digits).
+
+    Values that differ only by rounding errors become equal, so that they are not counted as spread
+    or as differences. `largest` is the largest magnitude that the values were computed from.
+    """
+    if largest is None:
+        largest = float(np.abs(values).max())
+    if largest == 0:
+        return values
+    step = math.ldexp(1.0, max(math.frexp(largest)[1] - 44, -1000))
+    return np.rint(values / step) * step
+
+
 def too_few_units(units: int) -> str:
     """Return the reason "too few units" for the interval of a mean; empty if there are enough."""
     if units >= FEWEST_UNITS:
@@ -71,6 +86,7 @@ def no_interval_reason(units: np.ndarray) -> str:
     """Return the reason why the mean of `units` [n] has no interval; empty if it has one."""
     if missing := too_few_units(units.size):
         return missing
+    units = rounded(units)
     if units.min() == units.max():
         return f"all {units.size} units have one value, their spread is unknown"
     differing = units.size - int(np.unique(units, return_counts=True)[1].max())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from scipy.stats import norm
 
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare
@@ -170,6 +171,25 @@ def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_n
     (found,) = result.differences
     assert (found.method, found.decoding, found.winner) == ("ppo", "greedy", "ppo")
     assert not any("single run" in note for note in result.notes)
+
+
+def test_the_error_of_one_reference_evaluation_is_not_reduced_by_training_seeds(tmp_path: Path):
+    """Ten seeds return 0.3 on every start state; the random policy found 1 of 4, by chance."""
+    values = dict.fromkeys(range(4), 0.3)
+    runs = [
+        write_run(tmp_path / f"ppo-seed{s}", {k: v + 0.001 * s for k, v in values.items()})
+        for s in range(10)
+    ]
+    write_run(
+        tmp_path / "judged", {0: 0.0, 1: 0.0, 2: 0.0, 3: 1.0}, policy="random", decoding="random"
+    )
+    (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
+    assert found.estimate.value == pytest.approx(0.0545)
+    # The sign-flip test of the seeds alone gives 2 / 2^10, and its error of the mean is far below
+    # that of the random policy: the standard deviation 0.5 of the four differences, by sqrt(4).
+    assert found.p_value == pytest.approx(2 * norm.sf(0.0545 / 0.25), abs=0.01)
+    assert found.winner is None
+    assert found.estimate.low == pytest.approx(0.0545 - 1.96 * 0.25, abs=0.01)
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path):

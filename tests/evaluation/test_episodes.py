@@ -19,7 +19,7 @@ from rlhf.evaluation.episodes import (
     write_evaluation,
 )
 from rlhf.evaluation.runner import text_summary
-from rlhf.evaluation.text import completion_losses
+from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import make_env_factory
@@ -158,3 +158,14 @@ def test_resume_measures_only_what_is_missing(tmp_path, echo_model):
     rows = [json.loads(line) for line in (folder / "mine/episodes.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == [EVALUATION_BLOCK + i for i in range(4)]
     assert '"cost": 9.0' in marked.read_text()
+
+
+def test_text_without_a_completion_token_is_refused():
+    with pytest.raises(UserError, match="none of the 2 examples has a completion token"):
+        text_summary(CompletionLosses([0.0, 0.0], [0, 0], [0, 0], truncated=2, emptied=2))
+
+
+def test_a_perplexity_beyond_the_largest_float_is_unknown():
+    losses = CompletionLosses([1000.0] * 6, [1] * 6, [1] * 6, truncated=0, emptied=0)
+    assert text_summary(losses)["text_perplexity"]["mean"] is None
+    assert text_summary(losses)["text_loss"]["mean"] == 1000

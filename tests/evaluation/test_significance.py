@@ -126,3 +126,12 @@ def test_coverage_is_measured_for_normal_and_for_observed_values():
     assert lottery.coverage_observed < 0.99
     rare = verdict([0.0] * 60 + [50.0], unit="episodes").estimate
     assert rare.needs == "1 of 61 units differ from the commonest value, an interval needs 5"
+
+
+def test_samples_in_another_order_are_identical() -> None:
+    """0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ by 1e-16, with one sign for all six prompts."""
+    first, second = np.mean([0.1, 0.2, 0.3]), np.mean([0.3, 0.2, 0.1])
+    assert first > second
+    result = compare_means([first] * 6, [second] * 6, method="a", baseline="b", unit="prompts")
+    assert (result.winner, result.p_value) == (None, 1.0)
+    assert result.verdict == "a and b are identical on every pair"

@@ -156,6 +156,21 @@ def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
     assert summary["metrics"]["turns"]["high"] > 1.0
 
 
+@pytest.mark.parametrize(("random", "optimal"), [(0.0, 10.0), (-1.0, 1.0), (None, None)])
+def test_equal_returns_are_not_those_of_a_binary_outcome(random, optimal):
+    """Returns of 0 or 10: 36% of samples of twenty with P = 0.05 are all 0, their mean is 0.5."""
+    for value in (0.0, 1.0):
+        summary = summarize(
+            rows_of([value] * 20), name="p", env="e", random=random, optimal=optimal
+        )
+        for name in {"return", "normalized"} & {*summary["metrics"]}:
+            assert summary["metrics"][name]["low"] is None
+            assert "spread is unknown" in summary["metrics"][name]["needs"]
+        assert summary["metrics"]["right"]["low"] is not None
+    mixed = summarize(rows_of([0.0, 1.0] * 4), name="p", env="e")
+    assert mixed["metrics"]["return"]["low"] == mixed["metrics"]["right"]["low"]
+
+
 def test_repeated_evaluation_seeds_are_noted():
     rows = rows_of([0.5, 0.25, 0.75])
     summary = summarize([*rows, {**rows[0]}], name="p", env="e")

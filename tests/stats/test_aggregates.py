@@ -105,3 +105,23 @@ def test_other_misuse_is_refused():
         st.iqm(np.zeros(3))
     with pytest.raises(ValueError, match="tasks differ"):
         st.probability_of_improvement(SCORES, SCORES[:, :2])
+
+
+@pytest.mark.parametrize("statistic", [st.mean, st.iqm, st.optimality_gap])
+def test_runs_that_all_reach_the_optimum_have_no_interval(statistic) -> None:
+    """Runs of 1 with 90%, else uniform: a mean of 0.95, but 59% of samples of five are all 1."""
+    solved = st.aggregate_interval(np.ones((5, 3)), statistic, rng=np.random.default_rng(0))
+    assert not solved.known
+    assert solved.needs == "all 5 runs have one value, their spread is unknown"
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        scores = np.where(rng.random((5, 2)) < 0.9, 1.0, rng.random((5, 2)))
+        found = st.aggregate_interval(scores, statistic, rng=rng, repetitions=50)
+        assert not found.known or found.low < found.high
+
+
+def test_an_optimality_gap_is_not_negative() -> None:
+    scores = np.array([[1.0, 0.99, 0.98, 0.6, 1.1, 1.0]]).T
+    found = st.aggregate_interval(scores, st.optimality_gap, rng=np.random.default_rng(0))
+    assert found.low == 0
+    assert found.value == pytest.approx((0.01 + 0.02 + 0.4) / 6)

@@ -135,9 +135,35 @@ def test_equal_counts_may_still_differ_by_one():
     step = -math.log(0.05) / 8  # exp(-8 step) / 2 = 0.025
     found = interval([1.0] * 8, kind="count", bounds=(1.0, np.inf))
     assert (found.low, found.high) == (1.0, pytest.approx(1 + step))
-    open_ended = interval([6.0] * 8, kind="count")
-    assert (open_ended.low, open_ended.high) == (pytest.approx(6 - step), pytest.approx(6 + step))
-    assert not interval([0.5] * 8, kind="count").known
+
+
+def test_equal_counts_above_their_smallest_value_have_no_interval() -> None:
+    """Replies of 64 tokens with 90%, else of 32 on average: mean 60.8, but 35% are all of 64."""
+    assert (
+        "all 8 units have one value" in interval([64.0] * 8, kind="count", bounds=(0, np.inf)).needs
+    )
+
+
+def test_two_of_several_ratings_are_not_the_only_ones() -> None:
+    """Ratings of 1, 2 and 3 with a mean of 2: few of them often have two values."""
+    assert not interval([1.0, 1.0, 2.0, 2.0], kind="mean").known
+    rng = np.random.default_rng(0)
+    for n in (4, 5, 6, 8):
+        samples = rng.integers(1, 4, size=(2000, n)).astype(float)
+        found = [x for sample in samples if (x := interval(sample, kind="mean")).known]
+        covered = np.mean([x.low <= 2 <= x.high for x in found]) if found else 1.0
+        assert covered >= 0.9
+    won = interval([1.0] * 12 + [-1.0] * 3, kind="mean")
+    share = share_interval(12, 15)
+    assert (won.low, won.high) == pytest.approx((2 * share.low - 1, 2 * share.high - 1))
+
+
+def test_rounding_errors_are_no_spread() -> None:
+    values, sizes = [0.1] * 21, [1, 2, 3, 4, 5, 6]
+    names = [name for name, size in enumerate(sizes) for _ in range(size)]
+    assert "all 6 units have one value" in interval(values, names).needs
+    first = np.linspace(0.3, 5.3, 60)
+    assert "all 60 units have one value" in difference(first, first - 0.1).needs
 
 
 def test_a_ratio_weighs_its_units_by_their_denominators():
