@@ -149,7 +149,7 @@ def compare_runs(
     if baseline not in methods:
         raise UserError(
             f"no evaluated method named {baseline!r} ({', '.join(methods)})"
-            f"{nearest(str(baseline), methods)}"
+            f"{nearest(str(baseline), methods)}{''.join(f'; {note}' for note in values.notes)}"
         )
     rows = [
         _method_score(name, setting, seeds, metric, values)

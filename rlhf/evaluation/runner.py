@@ -37,7 +37,7 @@ from rlhf.rollout.collector import Collector, make_env_factory
 from rlhf.rollout.env_calls import EnvCalls
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
-from rlhf.stats import ratio_interval
+from rlhf.stats import Interval, ratio_interval
 
 log = logging.getLogger(__name__)
 
@@ -207,14 +207,19 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
         )
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
-    loss = ratio_interval(nats, tokens)
+    loss = _at_least_zero(ratio_interval(nats, tokens))
     with np.errstate(over="ignore"):
         value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
     perplexity = replace(loss, value=value, low=low, high=high)
     metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():
-        metrics["text_bits_per_byte"] = ratio_interval(nats / math.log(2), size)
+        metrics["text_bits_per_byte"] = _at_least_zero(ratio_interval(nats / math.log(2), size))
     return {name: estimate.as_dict() for name, estimate in metrics.items()}
+
+
+def _at_least_zero(estimate: Interval) -> Interval:
+    """Return the interval of a loss, which is not negative."""
+    return replace(estimate, low=max(0.0, estimate.low)) if estimate.known else estimate
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:

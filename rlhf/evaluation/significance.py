@@ -184,7 +184,7 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
     if not test.deltas.any():
         return f"{method} and {baseline} are identical on every pair"
     if n == 1:
-        return f"no verdict: one pair of {unit} gives no interval"
+        return f"no verdict: one pair of {unit} is too few to tell {method} from {baseline}"
     if test.too_few_runs:
         if not test.significant and not test.same_sign:
             return no_winner

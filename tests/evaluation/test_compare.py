@@ -192,6 +192,19 @@ def test_the_error_of_one_reference_evaluation_is_not_reduced_by_training_seeds(
     assert found.estimate.low == pytest.approx(0.0545 - 1.96 * 0.25, abs=0.01)
 
 
+def test_a_baseline_without_scores_is_named_with_the_reason(tmp_path: Path):
+    scored = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
+    unscored = write_run(tmp_path / "ppo", {0: None, 1: None})
+    with pytest.raises(UserError, match=r"named 'ppo' \(sft\); ppo: 2 episodes without return"):
+        compare([scored, unscored], baseline="ppo")
+
+
+def test_one_pair_is_too_few(tmp_path: Path):
+    runs = [write_run(tmp_path / name, {0: value}) for name, value in (("a", 0.0), ("b", 1.0))]
+    (found,) = compare(runs).differences
+    assert found.verdict == "no verdict: one pair of episodes is too few to tell b from a"
+
+
 def test_nothing_to_compare_is_said(tmp_path: Path):
     run = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
     assert any("nothing was compared" in note for note in compare([run]).notes)

@@ -169,3 +169,11 @@ def test_a_perplexity_beyond_the_largest_float_is_unknown():
     losses = CompletionLosses([1000.0] * 6, [1] * 6, [1] * 6, truncated=0, emptied=0)
     assert text_summary(losses)["text_perplexity"]["mean"] is None
     assert text_summary(losses)["text_loss"]["mean"] == 1000
+
+
+def test_the_interval_of_a_loss_is_not_negative():
+    losses = CompletionLosses([0.01, 0.02, 0.03, 0.01, 3.0], [1] * 5, [1] * 5, 0, 0)
+    metrics = text_summary(losses)
+    assert metrics["text_loss"]["low"] == 0
+    assert metrics["text_perplexity"]["low"] == 1
+    assert metrics["text_bits_per_byte"]["low"] == 0
