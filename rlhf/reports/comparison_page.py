@@ -178,7 +178,7 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
             constant.append(f"{key} {_level(lines)}")
         elif lines:
             (shared if len(lines) > 1 or key in _FIRST_METRICS else alone).append(Chart(key, lines))
-    note = '<p class="note">Mean over training seeds; bands are 95% t intervals.</p>'
+    note = '<p class="note">Mean over training seeds; bands are 95% intervals.</p>'
     parts = [note + panels(shared)] if shared else []
     if alone:
         summary = f"{plural(len(alone), 'metric')} of one method only"

@@ -213,7 +213,10 @@ def verdict(results: dict[str, Any]) -> list[str]:
                 f"then fell by {-fell['mean']:.3g}{also}; {row['advice']}."
             )
         else:
-            lines.append(f"{name}: no fall of gold beyond the noise; {row['advice']}.")
+            lines.append(
+                f"{name}: the change of gold after its observed peak is inside the noise; "
+                f"{row['advice']}."
+            )
     rows = results["best_of_n"]
     for row in (row for row in rows if row["proxy"] == rows[0]["proxy"]):
         first, last = row["gold"][0]["mean"], row["gold"][-1]["mean"]
