@@ -140,6 +140,10 @@ class World:
             distributed.all_gather_object(values, value)
         return values
 
+    def first(self, value: Any) -> Any:
+        """Return the value of the first process, by rank, whose value is not None; or None."""
+        return next((value for value in self.gather(value) if value is not None), None)
+
     def barrier(self) -> None:
         """Wait until every process has called this method."""
         if self.size > 1:

@@ -100,7 +100,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
             # A signal that reached one process stops all of them after the same step.
-            signal_number = next(filter(None, trainer.world.gather(stop.number)), None)
+            signal_number = trainer.world.first(stop.number)
             if (save_due or signal_number) and run.writes:
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             if signal_number:

@@ -120,9 +120,10 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
 
         sets = (train_set, eval_set)
         trained = train_with_trainer(config, run, method=method, setup=setup, sets=sets)
-        share_base(run.directory / "checkpoints", run.final)
-        setup.save(trained, run.final)
-        write_checksums(run.final)
+        if run.writes:
+            share_base(run.directory / "checkpoints", run.final)
+            setup.save(trained, run.final)
+            write_checksums(run.final)
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         fit(NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set), run)

@@ -17,18 +17,22 @@ import torch
 import yaml
 
 from rlhf.errors import UserError
+from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.profiling import STEP_PARTS
 from rlhf.training.checkpoint import latest_checkpoint
 from rlhf.training.distributed import HEARTBEAT_TIMEOUT_SECONDS, Heartbeat, World
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
+    offline_tree,
     online_tree,
     pairs_tree,
     read_rows,
     same,
     save_model,
+    sft_rows,
     tensors_of,
+    write_rows,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,6 +234,33 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
         assert "stopped by SIGTERM" in errors
     steps = len(metrics_of(config.parent / "run"))
     assert checkpoint_of(config.parent / "run")["state"]["step"] == steps
+
+
+def test_a_signal_to_one_process_stops_both_processes_of_trl(
+    tmp_path: Path, echo_model: Path
+) -> None:
+    tree = offline_tree(
+        tmp_path / "run",
+        echo_model,
+        write_rows(tmp_path / "rows.jsonl", sft_rows()),
+        engine="trl",
+        micro_batch_size=2,
+        batch_size=4,
+        evaluations=2,
+        trainer={"max_steps": 2000, "logging_steps": 1},
+    )
+    config = tmp_path / "sft.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    processes = start_two(config, "sft")
+    steps_before(processes, tmp_path / "run/metrics.jsonl", lines=4)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        assert "stopped by SIGTERM" in errors
+    step = metrics_of(tmp_path / "run")[-1]["step"]
+    assert 3 <= step < 1000
+    verify_checksums(tmp_path / f"run/checkpoints/checkpoint-{step}")
 
 
 @pytest.mark.parametrize("victim", [0, 1])

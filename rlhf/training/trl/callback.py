@@ -15,12 +15,13 @@ from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE_SLOTS, Reporter
+from rlhf.training.distributed import init_distributed
 from rlhf.training.sentinel import check_gradient_norm, check_trainable
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
 
 
 class RunCallback(TrainerCallback):
-    """Logs metrics to the run directory, displays progress, and stops when the user asks."""
+    """Logs metrics to the run directory, displays progress, and stops after a signal."""
 
     NAMES = {  # noqa: RUF012
         "loss": "loss",
@@ -47,6 +48,7 @@ class RunCallback(TrainerCallback):
         trained: Sequence[torch.nn.Parameter] = (),
     ) -> None:
         self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
+        self.world = init_distributed()
         self.reporter: Reporter | None = None
         self.monitor: TrainingMonitor | None = None
 
@@ -117,9 +119,10 @@ class RunCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Display progress; if the user stopped the run, save and stop."""
+        """Display progress; if a signal reached any process, all of them save and stop."""
         if self.reporter:
             self.reporter.show(state.global_step, {})
+        self.stop.number = self.world.first(self.stop.number)
         if self.stop.requested:
             control.should_save = control.should_training_stop = True
         return control

@@ -105,6 +105,7 @@ def train_with_trainer(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             callback.close()
+        stop.number = callback.world.first(stop.number)
         stop.check(run.directory)
     return trainer.model
 
