@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -243,7 +244,8 @@ def test_resuming_what_is_no_run_is_refused(tmp_path):
 
 def test_a_run_that_was_killed_before_its_description_starts(tmp_path):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/.config.yaml.1234567.part").write_text("seed: ")
+    host = platform.node().replace(".", "-")[:16]
+    (tmp_path / f"run/.config.yaml.{host}.1234567.rlhf-part").write_text("seed: ")
     run = Run.open(config(tmp_path / "run", resume=True))
     assert (run.directory / "config.yaml").exists()
     assert not list(run.directory.glob(".config.yaml.*"))

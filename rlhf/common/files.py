@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +30,7 @@ _WRITE_ERRORS = {
     errno.EIO: "a write failed; check the disk and its free space",
 }
 """Errors of the file system -> what is wrong and what to do."""
+_DAY_SECONDS = 86400.0
 
 
 def find_write_error(error: BaseException | None) -> OSError | None:
@@ -83,29 +86,73 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Return a context that writes a new file or folder, or replaces a file, atomically.
+    """Return a context that writes or replaces a file or a folder atomically.
 
-    The block writes to the yielded path, a hidden sibling of the target. The sibling replaces the
-    target when the block ends. If the process is killed before the end, the target is unchanged,
-    and the next writer removes the sibling. If several processes write the same file at once, the
-    content of the last one remains. A target that is a folder is removed before it is replaced, so
-    only one process at a time may write a folder.
+    The block writes to the yielded path, a hidden sibling of the target, which replaces the target
+    when the block ends. If the process is killed before that, the target is unchanged, and the
+    next writer removes the sibling. Several processes may write the same file at once; the last
+    one wins.
+
+    A folder is replaced in two steps: the old one is renamed to ``.NAME.rlhf-old``, then the new
+    one to ``NAME``. After a kill between them, the next writer or `repair_folder` restores the old
+    one. Only one process may replace a folder.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.rlhf-part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        writer = path.name.split(".")[-2]
-        if path == partial or not (writer.isdecimal() and _is_running(int(writer))):
+    _restore(_old(target))
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.rlhf-part"):
+        if path == partial or _is_abandoned(path):
             remove(path)
     try:
         with write_errors_with_path(target):
             yield partial
         if target.is_dir():
-            shutil.rmtree(target)
+            target.rename(_old(target))
         partial.replace(target)
         flush_to_disk(target.parent)
     finally:
         remove(partial)
+        _restore(_old(target))
+
+
+def repair_folder(folder: Path) -> None:
+    """Restore or remove what killed processes left in a folder and in its subfolders."""
+    for old in (*folder.glob(".*.rlhf-old"), *folder.glob("*/.*.rlhf-old")):
+        _restore(old)
+    for path in (*folder.glob(".*.rlhf-part"), *folder.glob("*/.*.rlhf-part")):
+        if _is_abandoned(path):
+            remove(path)
+
+
+def _old(target: Path) -> Path:
+    """Return the path of the old folder while `atomic_path` replaces it."""
+    return target.with_name(f".{target.name}.rlhf-old")
+
+
+def _restore(old: Path) -> None:
+    """Remove the old folder of `atomic_path` if the new one exists; otherwise rename it back."""
+    target = old.with_name(old.name.removeprefix(".").removesuffix(".rlhf-old"))
+    if target.exists():
+        remove(old)
+    elif old.exists():
+        old.rename(target)
+
+
+def _host() -> str:
+    """Return the name of this machine, without dots."""
+    return platform.node().replace(".", "-")[:16]
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Return whether the process that wrote an unfinished sibling has ended.
+
+    Process ids of other machines cannot be checked, so their siblings are abandoned after a day
+    without a change.
+    """
+    host, process = partial.name.split(".")[-3:-1]
+    if host == _host() and process.isdecimal():
+        return not _is_running(int(process))
+    return time.time() - partial.stat().st_mtime > _DAY_SECONDS
 
 
 def _is_running(pid: int) -> bool:
@@ -120,8 +167,8 @@ def _is_running(pid: int) -> bool:
 
 
 def is_partial(path: Path) -> bool:
-    """Return whether a path has the name of a temporary file or folder of `atomic_path`."""
-    return path.name.startswith(".") and path.name.endswith(".part")
+    """Return whether a file or a folder is the unfinished sibling that `atomic_path` writes."""
+    return path.name.startswith(".") and path.name.endswith(".rlhf-part")
 
 
 def write_text(path: Path, text: str) -> None:

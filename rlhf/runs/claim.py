@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.common.files import describe_write_error, is_partial, remove, write_text
+from rlhf.common.files import describe_write_error, is_partial, remove, repair_folder, write_text
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files
 
@@ -167,6 +167,7 @@ class Claim:
             ) from None
 
     def _enter(self, *, overwrite: bool) -> None:
+        repair_folder(self.directory)
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._settle()
         self._was_marked = written_by_toolkit(self.directory)

@@ -1,7 +1,10 @@
 """Files that appear whole or not at all, and JSON lines that a run may still be writing."""
 
+import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from rlhf.common.files import (
     read_json,
     read_jsonl,
     read_log,
+    repair_folder,
     write_jsonl,
     write_text,
 )
@@ -45,16 +49,75 @@ def test_atomic_path_keeps_the_old_content_when_the_block_fails(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_atomic_path_removes_what_a_killed_process_left(tmp_path: Path):
-    killed = subprocess.Popen(["true"])
-    killed.wait()
-    partial = tmp_path / f".folder.{killed.pid}.part"
+def unfinished(folder: Path, host: str, process: int) -> Path:
+    """What a writer of ``folder/model`` leaves on a host if it is killed."""
+    partial = folder / f".model.{host}.{process}.rlhf-part"
     partial.mkdir()
     (partial / "stale").touch()
-    with atomic_path(tmp_path / "folder") as partial:
+    return partial
+
+
+def test_what_a_killed_process_of_this_machine_left_is_removed(tmp_path: Path):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    host = platform.node().replace(".", "-")[:16]
+    left, running = unfinished(tmp_path, host, killed.pid), unfinished(tmp_path, host, os.getppid())
+    with atomic_path(tmp_path / "model") as partial:
         partial.mkdir()
-    assert list((tmp_path / "folder").iterdir()) == []
-    assert not partial.exists()
+    assert list((tmp_path / "model").iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == [running, tmp_path / "model"]
+    assert not left.exists()
+
+
+def test_what_another_machine_left_is_removed_after_a_day(tmp_path: Path):
+    new, old = unfinished(tmp_path, "other", os.getpid()), unfinished(tmp_path, "other", 1)
+    yesterday = time.time() - 90_000
+    os.utime(old, (yesterday, yesterday))
+    repair_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
+
+
+KILLED_REPLACEMENT = """
+import os, sys
+from pathlib import Path
+from rlhf.common import files
+
+calls, last = 0, int(sys.argv[2])
+
+def counted(event, arguments):
+    global calls
+    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"):
+        calls += 1
+        if calls > last:
+            os._exit(9)
+
+with files.atomic_path(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "a").write_text("new")
+    (partial / "b").write_text("new")
+    sys.addaudithook(counted)
+"""
+
+
+def test_a_folder_is_whole_after_a_kill_at_any_operation(tmp_path: Path):
+    """The process ends before its first, second, ... operation on the file system."""
+    found = []
+    for last in range(20):
+        target = tmp_path / str(last) / "model"
+        target.mkdir(parents=True)
+        for name in "ab":
+            (target / name).write_text("old")
+        program = [sys.executable, "-c", KILLED_REPLACEMENT, str(target), str(last)]
+        killed = subprocess.run(program, check=False).returncode
+        repair_folder(tmp_path)
+        assert list(target.parent.iterdir()) == [target]
+        found.append({(path.name, path.read_text()) for path in target.iterdir()})
+        if killed == 0:
+            break
+    old, new = ({(name, content) for name in "ab"} for content in ("old", "new"))
+    assert found == [old] * found.count(old) + [new] * found.count(new)
+    assert found.count(old) >= 2
+    assert found.count(new) >= 4
 
 
 def test_two_processes_write_the_same_file_at_once(tmp_path: Path):
