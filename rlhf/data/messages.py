@@ -68,7 +68,7 @@ class RowDropped(Exception):
 
 
 def is_dialogue(text: str) -> bool:
-    r"""Return whether `text` is an HH-RLHF dialogue: Human: at its start, then \n\nAssistant:."""
+    r"""Return whether `text` is an HH-RLHF dialogue: Human: at the start, then \n\nAssistant:."""
     return _HH_START.match(text) is not None
 
 

@@ -264,7 +264,7 @@ GOOD = {
         ("sft", {"prompt": []}, "empty prompt"),
         ("sft", {"prompt": 3}, "neither text nor messages"),
         ("sft", {"prompt": {"role": "user"}}, "neither text nor messages"),
-        ("sft", {"prompt": ["Hi"]}, "message is not a role and a content"),
+        ("sft", {"prompt": ["Hi"]}, "message is not an object with a role and a content"),
         ("sft", {"prompt": [{"role": "user", "content": None}]}, "message content is not text"),
         ("sft", {"prompt": [{"role": ["user"], "content": "x"}]}, "unknown role ['user']"),
         ("sft", {"prompt": [{"role": "boss", "content": "x"}]}, "unknown role 'boss'"),
@@ -364,7 +364,7 @@ def test_only_the_last_turn_differs(read):
         (
             "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
             "\n\nHuman: a\n\nHuman: b\n\nAssistant: d",
-            "re",
+            "consecutive turns with the same role",
         ),
         (hh("", "b"), hh("", "c"), "empty prompt"),
         ("b", "c", "plain text without a prompt column"),

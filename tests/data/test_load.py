@@ -97,7 +97,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', r"a\.jsonl, line 3: broken JSON"),
         ("a.jsonl", '{"a": 1}\n[1]\n', r"a\.jsonl, line 2: expected an object .* list"),
         ("a.json", '[{"a": 1},\n{"a" 2}]', r"a\.json, line 2: broken JSON"),
-        ("a.json", '{"a": 1}\n{"a": 2}', r"a\.json, line 2: .*call it \.jsonl"),
+        ("a.json", '{"a": 1}\n{"a": 2}', r"a\.json, line 2: .*rename it to \.jsonl"),
         ("a.json", '{"a": 1}', r"a\.json: expected a list of objects, found a dict"),
         ("a.json", '[{"a": 1}, 2]', r"a\.json, item 1: expected an object, found int"),
         ("a.csv", "a,b,a\n1,2,3\n", r"a\.csv: the header names column 'a' twice"),
@@ -152,7 +152,7 @@ def test_missing_files(tmp_path):
         load(DataSpec(str(tmp_path / "trian.jsonl")), "sft", seed=0)
     with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
         load(DataSpec(str(tmp_path / "nowhere" / "a.jsonl")), "sft", seed=0)
-    with pytest.raises(UserError, match="hub id reads org/name"):
+    with pytest.raises(UserError, match="hub id has the form org/name"):
         load(DataSpec("imdb"), "text", seed=0)
 
 
