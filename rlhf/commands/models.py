@@ -40,9 +40,9 @@ def list_models(config: ListConfig) -> Iterator[str]:
 
 def get(config: GetConfig) -> Iterator[str]:
     """Download a model; yield its folder."""
-    from rlhf.models.hub import SHORT_NAMES, fetch, resolve
+    from rlhf.models.hub import SHORT_NAMES, fetch_by_short_name, resolve
 
-    download = fetch if config.name in SHORT_NAMES else resolve
+    download = fetch_by_short_name if config.name in SHORT_NAMES else resolve
     yield str(download(config.name))
 
 

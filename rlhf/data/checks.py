@@ -80,7 +80,7 @@ def unusable_rows(loaded: Loaded) -> Finding:
     count = sum(loaded.dropped.values())
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in loaded.dropped.items())
     verdict = f"{count:,} of {loaded.total:,} rows cannot be used" + (f": {reasons}" * bool(count))
-    level = _level_of(count, loaded.total)
+    level = _level_by_fraction(count, loaded.total)
     examples = tuple(f"{reason}: {where}" for reason, where in loaded.first_dropped.items())
     return Finding("unusable rows", level, verdict, count, loaded.total, examples=examples)
 
@@ -103,7 +103,7 @@ def duplicates(rows: Sequence[Row]) -> Finding:
         if key in seen:
             repeated.append(index)
         seen.add(key)
-    level = _level_of(len(repeated), len(rows))
+    level = _level_by_fraction(len(repeated), len(rows))
     return _finding("duplicates", rows, repeated, level, "repeat an earlier row")
 
 
@@ -231,7 +231,9 @@ def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length
             affected.append(index)
             by_prompt += prompt >= max_length
     what = f"exceed max_length = {max_length:,} tokens, {by_prompt:,} by the prompt alone"
-    return _finding("over-long rows", rows, affected, _level_of(len(affected), len(rows)), what)
+    return _finding(
+        "over-long rows", rows, affected, _level_by_fraction(len(affected), len(rows)), what
+    )
 
 
 def leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
@@ -275,7 +277,7 @@ def _prompt_identity(row: Row) -> tuple[str, ...]:
     tools = json.dumps(row.get("tools"), sort_keys=True, ensure_ascii=False)
     prompt = row.get("prompt", ())
     special = [turn for turn in prompt if turn["role"] == "system" or turn.get("tool_calls")]
-    return prompt_key(row), _normalized(text_of(special)), tools
+    return prompt_key(row), _normalize_text(text_of(special)), tools
 
 
 def _facts_text(row: Row) -> str:
@@ -290,14 +292,14 @@ def _comparison_texts(row: Row) -> tuple[str, ...]:
     texts += [text_of(reply) for reply in row.get("replies", ())]
     texts += row.get("steps", ())
     texts += [str(row[key]) for key in ("labels", "label") if key in row]
-    return tuple(map(_normalized, texts))
+    return tuple(map(_normalize_text, texts))
 
 
-def _normalized(text: str) -> str:
+def _normalize_text(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _level_of(count: int, total: int) -> Level:
+def _level_by_fraction(count: int, total: int) -> Level:
     return "ok" if count == 0 else "note" if count <= TOLERATED_SHARE * total else "fault"
 
 

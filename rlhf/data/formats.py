@@ -153,14 +153,14 @@ def _strings_in(value: Any) -> Iterator[str]:
             yield from _strings_in(part)
 
 
-def _prompt(cells: Cells, notes: Notes) -> Conversation:
+def _read_prompt(cells: Cells, notes: Notes) -> Conversation:
     value, context = cells["prompt"], cells.get("context")
     if isinstance(value, str) and isinstance(context, str):
         cells.pop("context")
         if context.strip() and not _contains_passage(value, context.strip()):
             value = f"{value}\n\n{context}" if value.strip() else context
     messages = as_conversation(value, notes)
-    earlier = _history(cells.pop("history", None), notes)
+    earlier = _read_history(cells.pop("history", None), notes)
     if earlier:
         rest = without_system(messages)
         messages = [*messages[: len(messages) - len(rest)], *earlier, *rest]
@@ -186,7 +186,7 @@ def _contains_passage(text: str, context: str) -> bool:
     return re.search(pattern, text, re.MULTILINE) is not None
 
 
-def _history(value: Any, notes: Notes) -> Conversation:
+def _read_history(value: Any, notes: Notes) -> Conversation:
     """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
     value = decode_json(value)
     if value in (None, "", []):
@@ -204,7 +204,7 @@ def _history(value: Any, notes: Notes) -> Conversation:
     return messages
 
 
-def _reply(
+def _read_reply(
     cells: Cells, field: str, prompt: Conversation, notes: Notes
 ) -> tuple[Conversation, Conversation]:
     """Return (prompt, reply) from the reply column `field`, and add the reasoning column.
@@ -228,30 +228,30 @@ def _reply(
     return prompt, reply
 
 
-def _messages(value: Any, notes: Notes) -> Conversation:
+def _read_messages(value: Any, notes: Notes) -> Conversation:
     return as_conversation(decode_json(value), notes)
 
 
-def _prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Conversation]:
+def _read_prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Conversation]:
     if "messages" in cells:
-        return split_last_reply(_messages(cells.pop("messages"), notes), notes)
-    return _reply(cells, "completion", _prompt(cells, notes), notes)
+        return split_last_reply(_read_messages(cells.pop("messages"), notes), notes)
+    return _read_reply(cells, "completion", _read_prompt(cells, notes), notes)
 
 
-def _sft(cells: Cells, notes: Notes) -> dict[str, Any]:
+def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "text" in cells and not (isinstance(cells["text"], str) and is_dialogue(cells["text"])):
-        return _text(cells, notes)
+        return _text_row(cells, notes)
     if "messages" in cells or "text" in cells:
-        messages = _messages(cells.pop("messages", cells.get("text")), notes)
+        messages = _read_messages(cells.pop("messages", cells.get("text")), notes)
         prompt, completion = split_first_reply(messages, notes)
     else:
-        prompt, completion = _prompt_and_reply(cells, notes)
+        prompt, completion = _read_prompt_and_reply(cells, notes)
         check_weights(completion)
     return {"prompt": prompt, "completion": completion}
 
 
-def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt, completion = _prompt_and_reply(cells, notes)
+def _label_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    prompt, completion = _read_prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion, "label": _parse_boolean(cells["label"])}
 
 
@@ -281,7 +281,7 @@ def _as_prompt(messages: Any) -> Any:
     return messages
 
 
-def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
+def _split_whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
     """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt.
 
     Args:
@@ -292,8 +292,8 @@ def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversat
     Raises:
         RowDropped: The prompts or system messages differ, or the conversations are not valid.
     """
-    cell_prompt = _prompt(cells, notes)
-    prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
+    cell_prompt = _read_prompt(cells, notes)
+    prompt, chosen, rejected = split_pair(*(_read_messages(value, notes) for value in sides))
     expected, turns = without_system(cell_prompt), without_system(prompt)
     if not same_turns(turns[: len(expected)], expected):
         raise RowDropped("prompts differ")
@@ -304,7 +304,7 @@ def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversat
     return prompt, chosen, rejected
 
 
-def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
+def _preference_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "response_a" in cells:
         cells |= judged_pair(cells)
     sides = [cells["chosen"], cells["rejected"]]
@@ -314,23 +314,23 @@ def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
     if cells.get("prompt") is None:
         if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
             raise RowDropped("plain text without a prompt column")
-        prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
+        prompt, chosen, rejected = split_pair(*(_read_messages(value, notes) for value in sides))
     elif whole:
-        prompt, chosen, rejected = _whole_pair(cells, sides, notes)
+        prompt, chosen, rejected = _split_whole_pair(cells, sides, notes)
     else:
-        cell_prompt = _prompt(cells, notes)
-        prompt, chosen = _reply(cells, "chosen", cell_prompt, notes)
-        other_prompt, rejected = _reply(cells, "rejected", cell_prompt, notes)
+        cell_prompt = _read_prompt(cells, notes)
+        prompt, chosen = _read_reply(cells, "chosen", cell_prompt, notes)
+        other_prompt, rejected = _read_reply(cells, "rejected", cell_prompt, notes)
         if not same_turns(prompt, other_prompt):
             raise RowDropped("system messages differ")
     if same_turns(chosen, rejected):
         raise RowDropped("chosen equals rejected")
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    margin = _margin(cells, notes)
+    margin = _read_margin(cells, notes)
     return row if margin is None else row | {"margin": margin}
 
 
-def _margin(cells: Cells, notes: Notes) -> float | None:
+def _read_margin(cells: Cells, notes: Notes) -> float | None:
     """Return the margin column, else the chosen score minus the rejected score, else None."""
     margin = cells.pop("margin", None)
     scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
@@ -397,14 +397,14 @@ def winner_is_second(value: Any) -> bool:
     raise RowDropped("winner names neither reply")
 
 
-def _prompt_only(cells: Cells, notes: Notes) -> dict[str, Any]:
+def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "prompt" in cells:
-        return {"prompt": _prompt(cells, notes)}
+        return {"prompt": _read_prompt(cells, notes)}
     if "chosen" in cells:
-        return {"prompt": split_last_reply(_messages(cells["chosen"], notes), notes)[0]}
+        return {"prompt": split_last_reply(_read_messages(cells["chosen"], notes), notes)[0]}
     if "turns" in cells:
         return {"prompt": _first_turn(cells["turns"], notes)}
-    messages = _messages(cells.pop("messages", cells.get("text")), notes)
+    messages = _read_messages(cells.pop("messages", cells.get("text")), notes)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
         notes.add("reply after the prompt")
@@ -424,7 +424,7 @@ def _first_turn(value: Any, notes: Notes) -> Conversation:
     return checked_prompt([{"role": "user", "content": first}])
 
 
-def _text(cells: Cells, notes: Notes) -> dict[str, Any]:
+def _text_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     text = cells["text"]
     if text is not None and not isinstance(text, str):
         raise RowDropped("text is not a string")
@@ -433,19 +433,19 @@ def _text(cells: Cells, notes: Notes) -> dict[str, Any]:
     return {"text": text}
 
 
-def _rated(cells: Cells, notes: Notes) -> dict[str, Any]:
+def _rated_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "text" in cells:
-        return _text(cells, notes)
-    prompt, completion = _prompt_and_reply(cells, notes)
+        return _text_row(cells, notes)
+    prompt, completion = _read_prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion}
 
 
-def _classification(cells: Cells, notes: Notes) -> dict[str, Any]:
-    return _rated(cells, notes) | {"label": parse_number(cells["label"], "label")}
+def _classification_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    return _rated_row(cells, notes) | {"label": parse_number(cells["label"], "label")}
 
 
-def _ranking(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt, replies = _prompt(cells, notes), decode_json(cells["replies"])
+def _ranking_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    prompt, replies = _read_prompt(cells, notes), decode_json(cells["replies"])
     if not isinstance(replies, list) or len(replies) < 2:
         raise RowDropped("fewer than two replies")
     answered = [split_reply(prompt, reply, notes) for reply in replies]
@@ -457,8 +457,8 @@ def _ranking(cells: Cells, notes: Notes) -> dict[str, Any]:
     return {"prompt": answered[0][0], "replies": ranked}
 
 
-def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt = _prompt(cells, notes)
+def _steps_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    prompt = _read_prompt(cells, notes)
     steps, labels = decode_json(cells["steps"]), decode_json(cells["labels"])
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowDropped("steps are not a list of texts")
@@ -500,13 +500,13 @@ def _parse_boolean(value: Any) -> bool:
 
 
 CONVERTERS: dict[Kind, Callable[[Cells, Notes], dict[str, Any]]] = {
-    "sft": _sft,
-    "preference": _preference,
-    "label": _label,
-    "prompt": _prompt_only,
-    "text": _text,
-    "classification": _classification,
-    "rated": _rated,
-    "ranking": _ranking,
-    "steps": _steps,
+    "sft": _sft_row,
+    "preference": _preference_row,
+    "label": _label_row,
+    "prompt": _prompt_row,
+    "text": _text_row,
+    "classification": _classification_row,
+    "rated": _rated_row,
+    "ranking": _ranking_row,
+    "steps": _steps_row,
 }

@@ -94,7 +94,7 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
         RowDropped: The value is of another type, or a message cannot be converted.
     """
     if isinstance(value, str):
-        return _from_text(value)
+        return _conversation_from_text(value)
     if value is None:
         return []
     if isinstance(value, Mapping):
@@ -104,7 +104,7 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
     return parse_messages(value, notes)
 
 
-def _from_text(text: str) -> Conversation:
+def _conversation_from_text(text: str) -> Conversation:
     if is_dialogue(text):
         return parse_dialogue(text)
     # Prompts of NVIDIA's data sets can contain several turns; the first is a user turn.

@@ -332,11 +332,11 @@ def _rating_label(value: Any) -> int | None:
     return None if value is None else int(value >= 0)
 
 
-def _is_object(*names: str) -> Callable[[Row], bool]:
+def _cells_are_objects(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(isinstance(decode_json(row.get(name)), Mapping) for name in names)
 
 
-def _is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
+def _cell_is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
     def matches(row: Row) -> bool:
         cell = decode_json(row.get(name))
         return (
@@ -434,14 +434,14 @@ SCHEMAS = (
         frozenset({"prompt", "answers"}),
         RANKING_KINDS,
         _ranking_reader("prompt", "answers", "answer", "rank", ranks=True),
-        matches=_is_list_of("answers", "answer", "rank"),
+        matches=_cell_is_list_of("answers", "answer", "rank"),
     ),
     Schema(
         "UltraFeedback",
         frozenset({"instruction", "completions"}),
         RANKING_KINDS,
         _ranking_reader("instruction", "completions", "response", "overall_score"),
-        matches=_is_list_of("completions", "response", "overall_score"),
+        matches=_cell_is_list_of("completions", "response", "overall_score"),
     ),
     Schema(
         "AlpacaFarm",
@@ -455,21 +455,21 @@ SCHEMAS = (
         frozenset({"info", "summaries", "choice"}),
         PAIR_AND_PROMPT_KINDS,
         _pair_reader(_summary_prompt, _summary_pair),
-        matches=_is_list_of("summaries", "text"),
+        matches=_cell_is_list_of("summaries", "text"),
     ),
     Schema(
         "OpenAI preference",
         frozenset({"input", "preferred_output", "non_preferred_output"}),
         PAIR_AND_PROMPT_KINDS,
         _openai_rows,
-        matches=_is_object("input"),
+        matches=_cells_are_objects("input"),
     ),
     Schema(
         "OASST trees",
         frozenset({"message_tree_id", "prompt"}),
         ("sft", "preference", "ranking", "prompt"),
         tree_items,
-        matches=_is_object("prompt"),
+        matches=_cells_are_objects("prompt"),
     ),
     Schema(
         "OASST messages",
@@ -491,7 +491,7 @@ SCHEMAS = (
         frozenset({"question", "label"}),
         ("steps", "prompt"),
         _prm800k_rows,
-        matches=_is_object("question", "label"),
+        matches=_cells_are_objects("question", "label"),
     ),
 )
 """All schemas, in the order in which they are tried."""

@@ -37,7 +37,7 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal, relative_gap
 from rlhf.models.comparison import evaluating, failing_as, tolerance_of
-from rlhf.models.hub import check_files, sources_of
+from rlhf.models.hub import check_files, find_weight_folders
 from rlhf.reward_models.generic_heads import classifier_class
 
 CONFIG_FILE = "adapter_config.json"
@@ -189,7 +189,7 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(partial)
 
 
-def share_base(checkpoints: Path, final: Path) -> None:
+def copy_base_to_final(checkpoints: Path, final: Path) -> None:
     """Copy the base model in the folder of checkpoints, if there is one, into ``final``.
 
     Hard links are used if the file system supports them, since neither folder is changed later.
@@ -247,7 +247,7 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
     return total
 
 
-def merged_model(folder: str) -> Any:
+def load_merged_model(folder: str) -> Any:
     """Load an adapter folder and merge the adapters into their base, in float32.
 
     Raises:
@@ -315,7 +315,7 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for source in _base_sources(folder, name, config.get("revision")):
         check_files(source)
-        base = merged_model(source) if is_adapter(source) else read(source)
+        base = load_merged_model(source) if is_adapter(source) else read(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(
@@ -339,7 +339,7 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
         if candidate.is_dir():
             return [str(candidate)]
     try:
-        return sources_of(name, revision=revision)
+        return find_weight_folders(name, revision=revision)
     except UserError as error:
         raise UserError(f"{folder} is an adapter on {name!r}, which is missing: {error}") from error
 

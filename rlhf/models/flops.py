@@ -25,7 +25,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * MATRIX_SIZE**3 / best
 
 
-def update_flops(model: Any, *, tokens: int, learned: int) -> float:
+def update_flops(model: Any, *, tokens: int, head_tokens: int) -> float:
     """Return the FLOPs of a forward and a backward pass, without the matmuls of attention scores.
 
     Each weight takes two FLOPs per token in the forward pass and four in the backward pass. The
@@ -34,9 +34,9 @@ def update_flops(model: Any, *, tokens: int, learned: int) -> float:
     Args:
         model: causal model or reward model.
         tokens: number of tokens that the decoder computes.
-        learned: number of tokens to which the output head is applied.
+        head_tokens: number of tokens to which the output head is applied.
     """
     head = unwrap_peft(model).get_output_embeddings()  # None for a reward model
     embedding = unwrap_peft(model).get_input_embeddings().weight.numel()
     trunk = sum(p.numel() for p in trunk_of(model).parameters()) - embedding
-    return 6.0 * (trunk * tokens + (head.weight.numel() * learned if head else 0))
+    return 6.0 * (trunk * tokens + (head.weight.numel() * head_tokens if head else 0))

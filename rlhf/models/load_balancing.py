@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import trunk_of, unwrap_peft
-from rlhf.models.fast.packing import inputs_of
+from rlhf.models.fast.packing import decoder_inputs
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.output_head import forward_from_states
 
@@ -63,7 +63,7 @@ def states_and_balancing_loss(
     inner, trunk = unwrap_peft(model), trunk_of(model)
     mask = attention_mask.long()
     output = trunk(
-        **inputs_of(tokens, tied),
+        **decoder_inputs(tokens, tied),
         attention_mask=mask,
         use_cache=False,
         output_router_logits=True,

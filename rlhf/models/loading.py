@@ -17,11 +17,11 @@ from transformers.utils import logging as hf_logging
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError, first_line
-from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
+from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, load_merged_model
 from rlhf.models.checks import check_model, read_causal
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_files, commit_of, hub_id_of, resolve
-from rlhf.models.precision import choose_dtype, default_device, use_threads
+from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
@@ -74,7 +74,7 @@ def load_model(
     move_and_cast(model, device, dtype)
     if spec.attn_implementation:
         select_attention_without_packing(model, spec.attn_implementation)
-    use_threads(model, device)
+    set_thread_count(model, device)
     check_model(model, tokenizer)
     if spec.lora:
         model = add_lora(model, spec.lora, seed=seed, hub=hub)
@@ -145,7 +145,7 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
     """
     check_files(folder)
     try:
-        return merged_model(folder) if is_adapter(folder) else read_causal(folder, dtype=dtype)
+        return load_merged_model(folder) if is_adapter(folder) else read_causal(folder, dtype=dtype)
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -183,7 +183,7 @@ def merge_adapter(adapter: str, target: Path) -> Path:
         raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")
     if target.exists():
         raise UserError(f"{target} exists already: choose another folder")
-    model = merged_model(adapter)
+    model = load_merged_model(adapter)
     tokenizer = load_tokenizer(adapter)
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id

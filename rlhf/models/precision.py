@@ -37,7 +37,7 @@ def default_device() -> torch.device:
 
 
 @functools.cache
-def native_bf16(device: torch.device) -> bool:
+def has_native_bf16(device: torch.device) -> bool:
     """Return whether the device has hardware support for bf16 matmuls."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -57,12 +57,12 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
         device: device of the model.
     """
     if name == "auto":
-        fast = native_bf16(device) and num_parameters >= BF16_MIN_PARAMS
+        fast = has_native_bf16(device) and num_parameters >= BF16_MIN_PARAMS
         return torch.bfloat16 if fast else torch.float32
     return getattr(torch, name)
 
 
-def choose_threads(num_parameters: int, device: torch.device) -> int:
+def choose_thread_count(num_parameters: int, device: torch.device) -> int:
     """Return torch's number of threads: one for a small model on a CPU, otherwise the default.
 
     The matmuls of a small model take microseconds, so distributing them costs more than it saves,
@@ -77,14 +77,14 @@ def choose_threads(num_parameters: int, device: torch.device) -> int:
     return DEFAULT_THREADS
 
 
-def use_threads(model: torch.nn.Module, device: torch.device) -> None:
+def set_thread_count(model: torch.nn.Module, device: torch.device) -> None:
     """Set torch's number of threads for the largest of the loaded models.
 
     The number is global, so a small reward model must not reduce it for a large policy.
     """
     _in_use.add(model)
     size = max(sum(p.numel() for p in one.parameters()) for one in _in_use)
-    torch.set_num_threads(choose_threads(size, device))
+    torch.set_num_threads(choose_thread_count(size, device))
 
 
 class MasterOptimizer(torch.optim.Optimizer):

@@ -100,7 +100,7 @@ class ChatFormat:
         self.text_after_reply = ""
         """Text that the template writes after the last reply of a conversation."""
         self._turn_problems = functools.cache(self._find_turn_problems)
-        self.closing = self._find_closing()
+        self.closing = self._find_closing_token()
         self.stop_ids.add(self.closing.token)
 
     def encode_prompt(self, messages: Messages) -> list[int]:
@@ -256,7 +256,7 @@ class ChatFormat:
 
     # -- what the template does ---------------------------------------------------------------
 
-    def _find_closing(self) -> ClosingToken:
+    def _find_closing_token(self) -> ClosingToken:
         """Find the token that ends a reply.
 
         Candidates are the special tokens, or else the added tokens, that the template writes after

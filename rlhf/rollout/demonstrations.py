@@ -115,7 +115,7 @@ class _Rendering:
         if not candidates:
             raise RowDropped("no reply to learn from: every weight is 0")
         for index in candidates:
-            reply = self._locate(index)
+            reply = self._locate_reply(index)
             hidden = reply is not None and self._hides_reasoning(index, reply)
             if reply is not None and hidden and OPEN_THINK_TAG.search(reply.prompt):
                 if index == last:
@@ -148,7 +148,7 @@ class _Rendering:
         ]
         return self.format.render(marked).count(SENTINEL) < sum(with_text)
 
-    def _locate(self, index: int) -> Reply | None:
+    def _locate_reply(self, index: int) -> Reply | None:
         """Return the position of message ``index`` in the whole text.
 
         The result is None if the template renders the reply differently as the last turn.

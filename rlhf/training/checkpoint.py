@@ -15,7 +15,7 @@ import torch
 
 from rlhf.common.files import atomic_path, write_errors_with_path
 from rlhf.errors import UserError
-from rlhf.models.adapters import BASE_FOLDER, share_base
+from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.runs.alarms import Halt
 from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
 from rlhf.training.trainer import SavedModel, Trainer
@@ -70,7 +70,7 @@ def save_best(directory: Path, model: SavedModel) -> None:
 
 def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
     """Write the trained model to ``final``; adapters keep the base model saved in ``directory``."""
-    share_base(directory, final)
+    copy_base_to_final(directory, final)
     with write_errors_with_path(final):
         trainer.save(final)
         write_checksums(final)

@@ -13,7 +13,7 @@ from rlhf.config.optimization import native_options
 from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
-from rlhf.models.adapters import share_base
+from rlhf.models.adapters import copy_base_to_final
 from rlhf.models.architecture import text_config, unwrap_peft, whole_context
 from rlhf.models.loading import load_model
 from rlhf.models.saving import save_model
@@ -121,7 +121,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         sets = (train_set, eval_set)
         trained = train_with_trainer(config, run, method=method, setup=setup, sets=sets)
         if run.writes:
-            share_base(run.directory / "checkpoints", run.final)
+            copy_base_to_final(run.directory / "checkpoints", run.final)
             setup.save(trained, run.final)
             write_checksums(run.final)
     else:

@@ -34,7 +34,7 @@ class Throughput:
         self._seconds += seconds
         self._tokens += int(batch.attention_mask.sum())
         self._computed_tokens += computed
-        self._flops += epochs * update_flops(self.model.model, tokens=computed, learned=trained)
+        self._flops += epochs * update_flops(self.model.model, tokens=computed, head_tokens=trained)
 
     def pop(self) -> dict[str, float]:
         """Return the metrics of the updates since the last call."""

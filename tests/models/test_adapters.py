@@ -26,7 +26,7 @@ from rlhf.config.load import build
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
 from rlhf.models import hub, loading
-from rlhf.models.adapters import WEIGHTS_FILE, merged_model, save_adapter
+from rlhf.models.adapters import WEIGHTS_FILE, load_merged_model, save_adapter
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.policy import Policy
 from rlhf.models.saving import restore_model, save_model
@@ -81,7 +81,7 @@ def test_an_adapter_on_a_model_of_the_hub_names_id_and_commit(
     config = json.loads((tmp_path / "final/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "abc123")
     assert not (tmp_path / "final/base").exists()
-    assert close(merged_model(str(tmp_path / "final")), model)
+    assert close(load_merged_model(str(tmp_path / "final")), model)
     assert (tmp_path / "asked").read_text() == "owner/name abc123"
 
 
@@ -108,7 +108,7 @@ def test_an_adapter_on_a_short_name_names_the_hub_and_loads_without_it(
     save_model(model, tokenizer, tmp_path / "final")
     config = json.loads((tmp_path / "final/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == hub.SHORT_NAMES[short].hub
-    assert close(merged_model(str(tmp_path / "final")), model)
+    assert close(load_merged_model(str(tmp_path / "final")), model)
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])
@@ -224,7 +224,7 @@ def test_untied_output_head_can_be_trained_fully(tmp_path: Path) -> None:
             if weight.requires_grad:
                 weight.add_(0.01)
     save_model(trained, tokenizer, tmp_path / "final")
-    assert close(merged_model(str(tmp_path / "final")), trained)
+    assert close(load_merged_model(str(tmp_path / "final")), trained)
     assert not close(AutoModelForCausalLM.from_pretrained(tmp_path / "m"), trained)
 
 
@@ -362,7 +362,7 @@ def test_adapters_on_experts_are_saved_with_their_base(tmp_path: Path, kind: Any
     assert start.keys() == base.keys()
     assert all(torch.equal(start[key], base[key]) for key in start)
     plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "final").eval()
-    ours = merged_model(str(tmp_path / "final"))
+    ours = load_merged_model(str(tmp_path / "final"))
     with torch.no_grad():
         expected, found, origin = (
             m(input_ids=IDS).logits
@@ -413,7 +413,7 @@ def test_an_adapter_whose_merge_would_change_the_logits_is_refused(
                 weight.normal_(std=0.3, generator=generator)
     model.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="cannot be merged into its base: the logits change by"):
-        merged_model(str(tmp_path / "adapter"))
+        load_merged_model(str(tmp_path / "adapter"))
 
 
 def test_an_adapter_without_a_merge_is_one_line(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_an_adapter_without_a_merge_is_one_line(tmp_path: Path) -> None:
     config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
     get_peft_model(base, config).save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="cannot be merged into its base"):
-        merged_model(str(tmp_path / "adapter"))
+        load_merged_model(str(tmp_path / "adapter"))
 
 
 def test_adapters_are_read_under_the_names_of_their_file(tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_adapters_are_read_under_the_names_of_their_file(tmp_path: Path) -> None
     save_model(model, tokenizer, tmp_path / "final")
     with torch.no_grad():
         expected = model(input_ids=IDS).logits
-        found = merged_model(str(tmp_path / "final"))(input_ids=IDS).logits
+        found = load_merged_model(str(tmp_path / "final"))(input_ids=IDS).logits
         again, _ = load_model(ModelSpec(path=str(tmp_path / "start"), lora=LORA), seed=0)
         restore_model(again, tmp_path / "final")
         assert torch.equal(again(input_ids=IDS).logits, expected)
@@ -455,4 +455,4 @@ def test_an_adapter_that_is_not_used_in_training_is_not_merged(tmp_path: Path) -
     model, tokenizer = adapted(str(tmp_path / "start"))
     save_model(model, tokenizer, tmp_path / "final")
     with pytest.raises(UserError, match="cannot be merged into its base"):
-        merged_model(str(tmp_path / "final"))
+        load_merged_model(str(tmp_path / "final"))

@@ -11,7 +11,7 @@ from rlhf.models.architecture import length_limits, text_config
 from rlhf.models.fast import rmsnorm as norms
 from rlhf.models.fast import swiglu as gates
 from rlhf.models.fast import verification
-from rlhf.models.fast.packing import is_packed
+from rlhf.models.fast.packing import uses_packed_attention
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.policy import Policy
 from rlhf.models.reduced_model import reduced_copy
@@ -45,7 +45,7 @@ def test_ordinary_model_keeps_all_fast_paths():
     model, _ = tiny_model()
     found, plain = scores(model)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
-    assert is_packed(model.model)
+    assert uses_packed_attention(model.model)
     assert not getattr(model.model, "reads_single_rows", False)
 
 

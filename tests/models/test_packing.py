@@ -18,9 +18,9 @@ from transformers import (
 from rlhf.models.fast.packing import (
     enable_packing,
     flat_hidden_states,
-    is_packed,
     pack,
     shared_prefixes,
+    uses_packed_attention,
 )
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.policy import Policy
@@ -162,4 +162,4 @@ def test_a_packing_model_still_reads_padded_batches_and_saves_clean(tmp_path):
     torch.testing.assert_close(after[mask], before[mask], rtol=1e-9, atol=1e-9)
     model.save_pretrained(tmp_path)
     assert "packed" not in (tmp_path / "config.json").read_text()
-    assert not is_packed(AutoModelForCausalLM.from_pretrained(tmp_path).base_model)
+    assert not uses_packed_attention(AutoModelForCausalLM.from_pretrained(tmp_path).base_model)

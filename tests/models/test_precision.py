@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rlhf.models import precision
-from rlhf.models.precision import MasterAdamW, choose_dtype, choose_threads, use_threads
+from rlhf.models.precision import MasterAdamW, choose_dtype, choose_thread_count, set_thread_count
 
 CPU = torch.device("cpu")
 
@@ -171,7 +171,7 @@ def test_a_weight_without_gradient_stays():
     ],
 )
 def test_auto_is_bf16_for_large_models_on_machines_made_for_it(monkeypatch, native, size, expected):
-    monkeypatch.setattr(precision, "native_bf16", lambda device: native)
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
     assert choose_dtype("auto", size, CPU) == expected
     assert choose_dtype("bfloat16", size, CPU) == torch.bfloat16
     assert choose_dtype("float32", size, CPU) == torch.float32
@@ -189,23 +189,23 @@ def threads(monkeypatch):
 
 @pytest.mark.usefixtures("threads")
 def test_threads_by_model_size(monkeypatch):
-    assert choose_threads(precision.MULTITHREAD_MIN_PARAMS - 1, CPU) == 1
-    assert choose_threads(precision.MULTITHREAD_MIN_PARAMS - 1, torch.device("cuda")) == 4
-    torch.set_num_threads(choose_threads(10, CPU))
+    assert choose_thread_count(precision.MULTITHREAD_MIN_PARAMS - 1, CPU) == 1
+    assert choose_thread_count(precision.MULTITHREAD_MIN_PARAMS - 1, torch.device("cuda")) == 4
+    torch.set_num_threads(choose_thread_count(10, CPU))
     # A small model before it changes nothing.
-    assert choose_threads(precision.MULTITHREAD_MIN_PARAMS, CPU) == 4
+    assert choose_thread_count(precision.MULTITHREAD_MIN_PARAMS, CPU) == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert choose_threads(10, CPU) == 4
+    assert choose_thread_count(10, CPU) == 4
 
 
 @pytest.mark.usefixtures("threads")
 def test_small_model_does_not_reduce_threads_of_large_model(monkeypatch):
     monkeypatch.setattr(precision, "MULTITHREAD_MIN_PARAMS", 100)
     large, small = torch.nn.Linear(20, 20), torch.nn.Linear(2, 2)
-    use_threads(large, CPU)
-    use_threads(small, CPU)
+    set_thread_count(large, CPU)
+    set_thread_count(small, CPU)
     assert torch.get_num_threads() == 4
     del large
     gc.collect()
-    use_threads(small, CPU)  # it is alone now
+    set_thread_count(small, CPU)  # it is alone now
     assert torch.get_num_threads() == 1

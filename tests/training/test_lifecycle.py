@@ -29,7 +29,7 @@ from rlhf.cli.table import COMMANDS, run_command
 from rlhf.commands.generate import GenerateConfig, generate
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.adapters import merged_model
+from rlhf.models.adapters import load_merged_model
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model, merge_adapter
 from rlhf.models.trainable import WeightChange
@@ -171,14 +171,14 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
     def before_saving(*folders: Path) -> None:
         trained = plain(life.model)
         life.output, life.states = output_of(trained), states_of(trained)
-        share_base(*folders)
+        copy_base_to_final(*folders)
 
-    share_base = offline.share_base
+    copy_base_to_final = offline.copy_base_to_final
     with pytest.MonkeyPatch.context() as patch:
         for module in ("trainer", "trl.trainer"):
             patch.setattr(f"rlhf.training.{module}.WeightChange", Watched)
         for module in (offline, checkpoint):
-            patch.setattr(module, "share_base", before_saving)
+            patch.setattr(module, "copy_base_to_final", before_saving)
         run_command(verb, tree)
     return life
 
@@ -380,7 +380,7 @@ def test_a_moved_result_needs_nothing_that_it_left_behind(
     reward = ImplicitReward.load(final, final / "base")
     assert close(output_of(plain(reward.policy)), life.output)
     checkpoint = max((tmp_path / "there/checkpoints").glob("step-*"))
-    assert close(output_of(plain(merged_model(str(checkpoint)))), life.output)
+    assert close(output_of(plain(load_merged_model(str(checkpoint)))), life.output)
 
 
 @pytest.mark.parametrize("start", STARTS)

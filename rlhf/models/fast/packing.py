@@ -164,7 +164,7 @@ def states_one_by_one(
     states = []
     for row, kept in zip(tokens, attention_mask, strict=True):
         reset_rotary_frequencies(trunk)
-        output = trunk(**inputs_of(row[None, kept], tied), use_cache=False)
+        output = trunk(**decoder_inputs(row[None, kept], tied), use_cache=False)
         states.append(output.last_hidden_state[0])
     return torch.cat(states), index
 
@@ -212,7 +212,7 @@ def _states_of_batch(
     config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
-        inputs = inputs_of(tokens, tied)
+        inputs = decoder_inputs(tokens, tied)
         states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
         return states.flatten(0, 1), index
@@ -226,7 +226,7 @@ def _states_of_batch(
         device=tokens.device,
     )
     states = trunk(
-        **inputs_of(packed.tokens, tied),
+        **decoder_inputs(packed.tokens, tied),
         position_ids=packed.positions,
         # Transformers uses a four-dimensional mask unchanged.
         attention_mask=tokens.new_zeros(1, 1, 1, 1),
@@ -236,12 +236,12 @@ def _states_of_batch(
     return states[0], packed.index
 
 
-def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
+def decoder_inputs(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
     """Return the input argument of a decoder for tokens [B, T]: ids, or ``tied``'s embeddings."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
-def is_packed(trunk: Any) -> bool:
+def uses_packed_attention(trunk: Any) -> bool:
     """Return whether a decoder uses packed attention."""
     return text_config(trunk)._attn_implementation == ATTENTION_NAME
 
@@ -253,7 +253,7 @@ def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
     """
     window = window_of(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
-    return is_packed(trunk) and fits
+    return uses_packed_attention(trunk) and fits
 
 
 def select_attention_without_packing(model: Any, name: str) -> None:
@@ -284,7 +284,7 @@ def enable_packing(model: Any) -> bool:
         Whether the model now packs rows.
     """
     inner, trunk = unwrap_peft(model), trunk_of(model)
-    if is_packed(trunk):
+    if uses_packed_attention(trunk):
         return True
     if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
         return False
@@ -297,4 +297,4 @@ def enable_packing(model: Any) -> bool:
         inner.set_attn_implementation(before)
         return False
     trunk.attention_before_packing = before
-    return is_packed(trunk)
+    return uses_packed_attention(trunk)

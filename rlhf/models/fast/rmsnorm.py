@@ -66,10 +66,10 @@ def patch_rmsnorm(model: torch.nn.Module) -> int:
     The new method is first compared with that of each class on random inputs, because some families
     scale by 1 + weight.
     """
-    return replace_forward(model, _forward, fits=_fits, same=_has_same_outputs)
+    return replace_forward(model, _forward, fits=_has_rmsnorm_attributes, same=_has_same_outputs)
 
 
-def _fits(module: Any) -> bool:
+def _has_rmsnorm_attributes(module: Any) -> bool:
     return type(module).__name__.endswith("RMSNorm") and "variance_epsilon" in vars(module)
 
 

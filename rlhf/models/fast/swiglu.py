@@ -52,10 +52,10 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 @torch.no_grad()
 def patch_swiglu(model: nn.Module) -> int:
     """Replace the forward method of a model's SwiGLU layers, and return their number."""
-    return replace_forward(model, _forward, fits=_fits, same=_has_same_outputs)
+    return replace_forward(model, _forward, fits=_has_swiglu_layers, same=_has_same_outputs)
 
 
-def _fits(module: Any) -> bool:
+def _has_swiglu_layers(module: Any) -> bool:
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     return all(isinstance(getattr(module, name, None), nn.Module) for name in parts)
 

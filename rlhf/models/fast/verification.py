@@ -32,8 +32,8 @@ from rlhf.models.comparison import FORWARD_ERRORS, evaluating, failing_as, is_pr
 from rlhf.models.fast.packing import (
     enable_packing,
     flat_hidden_states,
-    is_packed,
     states_one_by_one,
+    uses_packed_attention,
 )
 from rlhf.models.fast.patching import restore_forward
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
@@ -90,7 +90,7 @@ def enable_fast_paths(model: Any) -> bool:
     if not getattr(trunk, "fast_paths_verified", False):
         _enable_verified_paths(model)
         trunk.fast_paths_verified = True
-    return is_packed(trunk)
+    return uses_packed_attention(trunk)
 
 
 def _enable_verified_paths(model: Any) -> None:
@@ -128,7 +128,7 @@ def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
     trunk = trunk_of(model)
 
     def pad() -> None:
-        if is_packed(trunk):
+        if uses_packed_attention(trunk):
             unwrap_peft(model).set_attn_implementation(trunk.attention_before_packing)
         trunk.never_packs = True
 

@@ -30,7 +30,7 @@ from rlhf.models.architecture import (
     window_of,
 )
 from rlhf.models.output_head import logits_of
-from rlhf.models.precision import native_bf16
+from rlhf.models.precision import has_native_bf16
 from rlhf.models.reduced_model import reduced_config
 from rlhf.rollout.sampling.decoder_selection import (
     TOLERANCE,
@@ -135,7 +135,7 @@ class FusedDecoder:
     def __init__(self, model: Any) -> None:
         trunk = trunk_of(model)
         self.embed, self.rotary = trunk.embed_tokens, trunk.rotary_emb
-        self.layers = [_Layer(layer, trunk.config, i) for i, layer in enumerate(trunk.layers)]
+        self.layers = [_FusedLayer(layer, trunk.config, i) for i, layer in enumerate(trunk.layers)]
         self.norm, self.epsilon = trunk.norm.weight, trunk.config.rms_norm_eps
         self.head = fused_linear([unwrap_peft(model).get_output_embeddings()])
         self.dtype, self.device = model.dtype, model.device
@@ -157,7 +157,7 @@ class FusedDecoder:
         return self.head(rms_norm(last, last.shape[-1:], self.norm, self.epsilon))
 
 
-class _Layer:
+class _FusedLayer:
     """One layer of the Llama family, with fused projections."""
 
     def __init__(self, layer: Any, config: Any, index: int) -> None:
@@ -271,7 +271,7 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = torch.cat(biases) if biases else None
     device = weight.device
-    if weight.dtype == torch.bfloat16 and device.type == "cpu" and native_bf16(device):
+    if weight.dtype == torch.bfloat16 and device.type == "cpu" and has_native_bf16(device):
         return _reordered_linear(weight, bias)
     return lambda x: linear(x, weight, bias)
 

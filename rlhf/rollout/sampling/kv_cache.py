@@ -220,7 +220,7 @@ class RaggedCache(RowStore, Cache):
         """Return 0: rows have different lengths, and the model receives their positions."""
         return 0
 
-    def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
+    def split_into_passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Split new tokens of rows into forward passes, in order.
 
         Usually there is one pass. A recurrent state cannot be padded, so rows with different
@@ -228,7 +228,7 @@ class RaggedCache(RowStore, Cache):
         longer than ``limit`` also need a separate pass.
         """
         if self.in_place:
-            return super().passes(rows, inputs)
+            return super().split_into_passes(rows, inputs)
         groups: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
         for index, (length, ids) in enumerate(
             zip(self.lengths[rows].tolist(), inputs, strict=True)
@@ -269,19 +269,19 @@ class RaggedCache(RowStore, Cache):
         offset = np.arange(ends[-1]) - np.repeat(ends - number, number)
         starts = self.lengths[slots]
         contiguous = int(slots[-1] - slots[0]) == n - 1 and bool((np.diff(slots) == 1).all())
-        padded = self._tensor(starts)[:, None] + torch.arange(longest, device=self.device)
+        padded = self._to_device(starts)[:, None] + torch.arange(longest, device=self.device)
         columns = torch.arange(int((starts + number).max()), device=self.device)
         hidden = columns > padded[:, None, :, None]
         allowed = torch.zeros((), dtype=self.dtype, device=self.device)
         self.plan = Plan(
-            reading=slice(slots[0], slots[0] + n) if contiguous else self._tensor(slots),
+            reading=slice(slots[0], slots[0] + n) if contiguous else self._to_device(slots),
             shape=(n, longest),
             even=len(row) == n * longest,
-            row=self._tensor(row),
-            offset=self._tensor(offset),
-            slot=self._tensor(slots[row]),
-            position=self._tensor(starts[row] + offset),
-            ends=self._tensor(ends - 1),
+            row=self._to_device(row),
+            offset=self._to_device(offset),
+            slot=self._to_device(slots[row]),
+            position=self._to_device(starts[row] + offset),
+            ends=self._to_device(ends - 1),
             mask=torch.where(hidden, torch.finfo(self.dtype).min, allowed),
             queries=padded,
             rows=slots,
@@ -289,19 +289,19 @@ class RaggedCache(RowStore, Cache):
         if self.states:
             assert self.plan.even, "a state cannot be padded"
             assert starts.all() or not starts.any(), "rows with and without a state"
-            slots_read = self._tensor(slots)
+            slots_read = self._to_device(slots)
             for layer in self.states:
                 layer.load_states(slots_read, fresh=not starts.any())
         return self.plan
 
-    def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
+    def _to_device(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(numbers).to(self.device)
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """Increase the lengths of the rows after a pass, and store their states."""
         super().advance(rows, counts)
         if self.states:
-            slots = self._tensor(self.plan.rows)
+            slots = self._to_device(self.plan.rows)
             for layer in self.states:
                 layer.store_states(slots)
 

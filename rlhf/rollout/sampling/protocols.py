@@ -41,7 +41,7 @@ class RowStore:
         """Empty a row."""
         self.lengths[row] = 0
 
-    def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
+    def split_into_passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Split new tokens of rows into forward passes, in order; by default, one pass."""
         return [Pass(np.arange(len(rows)), inputs)]
 
@@ -96,7 +96,7 @@ def forward_new_tokens(
     """
     logits: list[torch.Tensor] = []
     order: list[np.ndarray] = []
-    for forward in cache.passes(rows, inputs):
+    for forward in cache.split_into_passes(rows, inputs):
         slots, counts = rows[forward.indices], np.array([len(ids) for ids in forward.inputs])
         cache.prepare(slots, counts)
         flat = [token for ids in forward.inputs for token in ids]

@@ -13,12 +13,12 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
-from rlhf.models.adapters import add_lora, is_adapter, merged_model
+from rlhf.models.adapters import add_lora, is_adapter, load_merged_model
 from rlhf.models.checks import check_scorer, read_causal
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_files, resolve
 from rlhf.models.loading import give_pad_token, load_tokenizer, move_and_cast
-from rlhf.models.precision import choose_dtype, default_device, use_threads
+from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
 from rlhf.reward_models.checkpoint import heads_in_fp32, pooling_of
@@ -62,7 +62,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     move_and_cast(model, device, choose_dtype(config.model.dtype, size, device))
     if config.model.attn_implementation:
         select_attention_without_packing(model, config.model.attn_implementation)
-    use_threads(model, device)
+    set_thread_count(model, device)
     heads_in_fp32(model)
     if not kind.per_token:
         check_scorer(model)
@@ -94,7 +94,7 @@ def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
         AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
     )
     try:
-        merged = merged_model(folder) if is_adapter(folder) else None
+        merged = load_merged_model(folder) if is_adapter(folder) else None
         config = merged.config if merged else AutoConfig.from_pretrained(folder)
         if not has_own_classifier(config, steps=steps):
             causal = merged or read_causal(folder, dtype=torch.float32)
