@@ -23,7 +23,7 @@ from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.envs.demonstrations import write_demonstrations
 from rlhf.runs import launch
 from rlhf.runs.alarms import ALARMS, Halt
-from rlhf.runs.diagnostics import alarm_name, check_again
+from rlhf.runs.diagnostics import alarm_name, repeat_metric_checks
 
 TASKS: dict[str, dict[str, Any]] = {
     "echo": {"id": "text/Echo-v0", "kwargs": {"num_words": 8}},
@@ -79,7 +79,7 @@ def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
             run_command(run.method, _tree(run, folder))
     except Halt as halt:
         return [halt.name]
-    monitor = check_again(output, {})
+    monitor = repeat_metric_checks(output, {})
     return sorted({alarm_name(kind) for kind in monitor.reported})
 
 

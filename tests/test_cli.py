@@ -181,7 +181,7 @@ def test_a_refused_overwrite_keeps_the_old_run(capsys, tmp_path, sft):
 
 def test_a_pipeline_is_not_the_configuration_of_a_command(capsys, tmp_path, sft):
     file = config_file(tmp_path, {"stages": [{"name": "sft", "command": "sft", **sft}]})
-    assert "start it with `rlhf run" in refused(capsys, "sft", "--config", file)
+    assert "run it with `rlhf run" in refused(capsys, "sft", "--config", file)
     assert "unknown key 'stages'" in refused(capsys, "sft", "--stages", "1")
 
 
@@ -212,7 +212,7 @@ def test_a_run_s_own_configuration_is_taken_back_by_its_verb(capsys, tmp_path, s
     path.write_text(shown)
     assert call(capsys, "sft", "--config", str(path), "--print-config")[1] == shown
     message = refused(capsys, "dpo", "--config", str(path))
-    assert "is one of `rlhf sft`, not of `rlhf dpo`" in message
+    assert "is for `rlhf sft`, not for `rlhf dpo`" in message
 
 
 def test_dry_run_shows_the_algebra_and_trains_nothing(capsys, tmp_path, sft, echo_model):
@@ -322,7 +322,9 @@ def test_a_comparison_goes_where_it_was_asked_to(capsys, tmp_path):
     page = tmp_path / "side-by-side.html"
     assert call(capsys, "report", *runs, "--output", str(page))[0] == 0
     assert "better against worse" in page.read_text().lower()
-    assert "for several runs" in refused(capsys, "report", runs[0], "--output", str(page))
+    assert "--output needs several runs" in refused(
+        capsys, "report", runs[0], "--output", str(page)
+    )
     assert "is a file: give the run directory" in refused(capsys, "report", str(page))
     assert "did you mean 'output'?" in refused(capsys, "report", *runs, "--outptu", "x")
     assert "did you mean 'metric'?" in refused(capsys, "compare", *runs, "--metrc", "return")

@@ -149,7 +149,7 @@ def test_arguments_without_a_flag_flags_and_switches():
 
 def test_arguments_without_a_flag_set_the_keys_of_the_row():
     def overrides(words, keys, config):
-        return [call.overrides for call in parse_arguments(words).per_call("x", keys, config)]
+        return [call.overrides for call in parse_arguments(words).split_calls("x", keys, config)]
 
     assert overrides(["a", "b"], ["directories"], ReportConfig) == [(("directories", ["a", "b"]),)]
     assert overrides(["a", "b"], ["path"], CheckConfig) == [(("path", "a"),), (("path", "b"),)]
@@ -157,7 +157,7 @@ def test_arguments_without_a_flag_set_the_keys_of_the_row():
     assert overrides(["a", "b"], merge_keys, MergeConfig) == [(("adapter", "a"), ("target", "b"))]
     assert overrides([], ["path"], CheckConfig) == [()]
     files = parse_arguments(["a.yaml", "--config", "b.yaml"])
-    (call,) = files.per_call("x", ["config"], CheckConfig)
+    (call,) = files.split_calls("x", ["config"], CheckConfig)
     assert call.files == ("a.yaml", "b.yaml")
     with pytest.raises(UserError, match="x: unexpected argument 'c'"):
         overrides(["a", "b", "c"], merge_keys, MergeConfig)

@@ -97,7 +97,7 @@ def test_a_tracker(monkeypatch, tmp_path, echo_model):
             lines.close,
         )
 
-    monkeypatch.setitem(trackers._OPEN, "tensorboard", write_lines)
+    monkeypatch.setitem(trackers._OPENERS, "tensorboard", write_lines)
     data = write_rows(tmp_path / "rows.jsonl", sft_rows(8))
     run_command("sft", offline_tree(tmp_path / "run", echo_model, data, track=["tensorboard"]))
     lines = [json.loads(line) for line in (tmp_path / "run" / "lines.jsonl").open()]

@@ -64,7 +64,7 @@ def test_old_configuration_is_taken_by_its_command(capsys, tmp_path: Path):
     assert shown["num_steps"] == 2
     assert 2.0 in shown["algorithm"].values()  # the cap of the importance weights that was set
     assert main(["dpo", "--config", config]) == 2
-    assert "is one of `rlhf ppo`, not of `rlhf dpo`" in capsys.readouterr().err
+    assert "is for `rlhf ppo`, not for `rlhf dpo`" in capsys.readouterr().err
 
 
 def test_old_key_in_a_users_configuration_is_refused_with_its_new_name(capsys, tmp_path: Path):

@@ -10,7 +10,13 @@ import time
 import pytest
 from rich.console import Console
 
-from rlhf.runs.progress import OFFLINE_SLOTS, Reporter, Slots, displayed_metrics, online_slots
+from rlhf.runs.progress import (
+    OFFLINE_SLOTS,
+    ProgressDisplay,
+    Slots,
+    displayed_metrics,
+    online_slots,
+)
 
 ROW = {
     "reward/mean": 0.76661,
@@ -29,7 +35,7 @@ def watched(width, *, rows=(ROW, ROW, ROW), warnings=(), slots=None, name="02-pp
     """The lines that stand on a terminal of this width when the run ends."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
     slots = online_slots(BANDIT) if slots is None else slots
-    with Reporter(name, 2000, start=1000, slots=slots, console=console) as bar:
+    with ProgressDisplay(name, 2000, start=1000, slots=slots, console=console) as bar:
         for step, row in enumerate(rows, start=1001):
             bar.show(step, row, warnings if step == 1001 else ())
             time.sleep(0.002)
@@ -79,7 +85,7 @@ def test_a_long_name_leaves_room_for_the_bar_and_keeps_both_ends():
 def test_time_left_is_known_when_a_step_takes_minutes():
     now = [0.0]
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with Reporter("ppo", 100, console=console) as bar:
+    with ProgressDisplay("ppo", 100, console=console) as bar:
         bar.view.get_time = lambda: now[0]
         for step in range(1, 5):
             now[0] += 120
@@ -157,7 +163,7 @@ def test_offline_numbers_have_short_names():
 
 def test_a_log_gets_few_plain_lines_and_every_warning(caplog):
     console = Console(file=io.StringIO(), force_terminal=False)
-    with caplog.at_level(logging.INFO), Reporter("ppo", 40, console=console) as bar:
+    with caplog.at_level(logging.INFO), ProgressDisplay("ppo", 40, console=console) as bar:
         for step in range(1, 41):
             bar.show(step, {"loss": 0.123456}, ["it diverged."] if step == 7 else ())
         bar.show(40, {"loss": 0.1})  # the last step once

@@ -54,7 +54,7 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path):
     run.log(1, {"a": 1.0})
     run.close()
     before = {p.name: p.read_bytes() for p in run.directory.iterdir() if p.is_file()}
-    with pytest.raises(UserError, match="exists already: continue it with --resume"):
+    with pytest.raises(UserError, match="exists already: continue the run with --resume"):
         Run.open(config(tmp_path / "run"))
     assert before == {p.name: p.read_bytes() for p in run.directory.iterdir() if p.is_file()}
 
@@ -132,7 +132,7 @@ def test_a_foreign_file_among_the_results_is_named(tmp_path):
     (run.final / "model.safetensors").write_text("weights")
     write_checksums(run.final)
     (run.final / "card.md").write_text("written by hand")
-    with pytest.raises(UserError, match=r"final/card\.md was not written by a run"):
+    with pytest.raises(UserError, match=r"final/card\.md was not written by the toolkit"):
         Run.open(config(tmp_path / "run", overwrite=True))
     assert (run.final / "card.md").exists()
     (run.final / "card.md").unlink()
@@ -144,7 +144,7 @@ def test_a_directory_with_an_input_of_the_run_is_not_overwritten(tmp_path, monke
     run = finished_run(tmp_path / "run")
     run.final.mkdir()
     tree = config(tmp_path / "run", overwrite=True, model={"path": str(run.final)})
-    with pytest.raises(UserError, match="final, which this command reads"):
+    with pytest.raises(UserError, match="this command reads .*final in it"):
         Run.open(tree)
     monkeypatch.chdir(run.final)
     with pytest.raises(UserError, match="working directory"):
@@ -265,10 +265,10 @@ def test_rewind_drops_later_steps_and_a_line_cut_by_a_kill(tmp_path):
     run = Run.open(config(tmp_path / "run"))
     for step in range(1, 6):
         run.log(step, {"a": float(step)})
-        run.sample(
+        run.write_sample(
             {"step": step, "split": "train", "messages": [{"role": "user", "content": "Grüße"}]}
         )
-    run.sample({"step": 3, "split": "after", "messages": []})
+    run.write_sample({"step": 3, "split": "after", "messages": []})
     with (run.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "a"')
     run.rewind(3)

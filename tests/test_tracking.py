@@ -5,7 +5,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.runs import trackers
 from rlhf.runs.directory import Run
-from rlhf.runs.trackers import check_installed
+from rlhf.runs.trackers import check_trackers_installed
 
 ROWS = [(1, {"reward/mean": 0.25, "policy/kl": 0.5}), (2, {"reward/mean": 0.75})]
 
@@ -73,7 +73,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(tmp_
 
 def test_without_a_tracker_nothing_is_looked_for(monkeypatch):
     monkeypatch.setattr("rlhf.runs.trackers.find_spec", lambda name: None)
-    check_installed([])
+    check_trackers_installed([])
 
 
 @pytest.mark.parametrize("moment", ["open", "log", "close"])
@@ -93,7 +93,7 @@ def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
         log, close = (fail if moment == name else accept for name in ("log", "close"))
         return trackers.Tracker(log, close)
 
-    monkeypatch.setitem(trackers._OPEN, "tensorboard", opened)
+    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
     run = tracked(tmp_path, "tensorboard")
     assert len(run.directory.joinpath("metrics.jsonl").read_text().splitlines()) == 2
     assert (run.directory / "finished").exists()

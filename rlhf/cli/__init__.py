@@ -1,1 +1,1 @@
-"""The command line: the table of commands, argument parsing and help texts."""
+"""The command line: the table of commands, the parser of arguments, and the help texts."""

@@ -27,17 +27,26 @@ class Arguments:
     overrides: tuple[tuple[str, Any], ...]
     """Pairs of a dotted key and its value."""
     flags: frozenset[str] = frozenset()
-    """The given flags, a subset of FLAGS."""
+    """The flags on the command line, a subset of FLAGS."""
 
     def has(self, *flags: str) -> bool:
-        """Return whether any of the flags was given."""
+        """Return whether at least one of the flags is on the command line."""
         return not self.flags.isdisjoint(flags)
 
-    def per_call(self, command: str, keys: Sequence[str], config: type) -> list[Arguments]:
-        """Assign positional arguments to keys of the configuration.
+    def split_calls(self, command: str, keys: Sequence[str], config: type) -> list[Arguments]:
+        """Replace positional arguments by overrides of configuration keys.
 
-        If the last key is a list, it receives all remaining arguments. If a command has a single
-        key that is not a list, it is called once for each argument.
+        If the last key is a list, it receives all remaining arguments. If the command has only one
+        key, and the key is not a list, the command is called once for each argument. If ``keys``
+        contains "config", the positional arguments are config files.
+
+        Args:
+            command: Name of the command, for the error message.
+            keys: Configuration keys that positional arguments set, in order.
+            config: Configuration class of the command.
+
+        Returns:
+            The arguments of each call of the command, without positional arguments.
 
         Raises:
             UserError: There are more arguments than keys.
@@ -52,7 +61,7 @@ class Arguments:
             return [self._with_overrides([(keys[0], word)]) for word in words]
         if len(words) > len(keys):
             raise UserError(
-                f"{command}: unexpected argument {words[-1]!r}: options look like --key value"
+                f"{command}: unexpected argument {words[-1]!r}: write options as --key value"
             )
         return [self._with_overrides(zip(keys, words, strict=False))]
 
@@ -61,9 +70,9 @@ class Arguments:
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
-    """Parse ``--config FILE``, ``--a.b value`` or ``--a.b=value``, flags, and other arguments.
+    """Parse ``--config FILE``, ``--a.b value`` or ``--a.b=value``, flags and positional arguments.
 
-    Values are read as YAML.
+    The values of options are parsed as YAML.
 
     Raises:
         UserError: An option has no value, or its value is not valid YAML.

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.arguments import Arguments
-from rlhf.commands.command import Command, CommandTable, current_tree
+from rlhf.commands.command import Command, CommandTable, upgrade_tree
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
 from rlhf.config.load import assemble
@@ -21,45 +21,46 @@ usage: rlhf COMMAND [--config FILE ...] [--key value ...]
 {commands}
 
 Options of every command
-  --config FILE          YAML file of options; repeatable, later files win
-  --key.sub value        override one option; `rlhf COMMAND --help` lists them
-  --print-config         print the checked configuration and stop
-  --dry-run              check everything, print batch sizes and memory, train nothing
+  --config FILE          YAML file of options; repeatable, later files take precedence
+  --key.sub value        override an option; `rlhf COMMAND --help` lists the options
+  --print-config         check the configuration, print it and stop
+  --dry-run              check everything and print batch sizes and memory, without training
   --debug                print the traceback of an error
 """
 
 
 def usage(commands: CommandTable) -> str:
-    """Return the help of the program: every command under the heading of its group."""
-    blocks = ["\n".join([group, *_lines(rows)]) for group, rows in commands.groups.items()]
+    """Return the help of the program, which lists every command under the heading of its group."""
+    blocks = ["\n".join([group, *_command_lines(rows)]) for group, rows in commands.groups.items()]
     return USAGE.format(commands="\n\n".join(blocks))
 
 
 def group_help(commands: CommandTable, word: str) -> str:
-    """Return the help of all commands whose name begins with `word`."""
+    """Return the help of the commands of two words whose first word is `word`."""
     rows = [command for name, command in commands.items() if name.startswith(f"{word} ")]
-    return "\n".join([f"usage: rlhf {word} COMMAND", "", *_lines(rows)])
+    return "\n".join([f"usage: rlhf {word} COMMAND", "", *_command_lines(rows)])
 
 
-def _lines(rows: Sequence[Command]) -> list[str]:
-    calls = [_call(command) for command in rows]
+def _command_lines(rows: Sequence[Command]) -> list[str]:
+    calls = [_call_syntax(command) for command in rows]
     width = max(22, *map(len, calls))
     return [f"  {call:<{width}} {row.summary}" for call, row in zip(calls, rows, strict=True)]
 
 
-def _call(command: Command) -> str:
-    """Return the name of a command followed by the names of its arguments."""
+def _call_syntax(command: Command) -> str:
+    """Return the name of a command followed by its positional arguments, for a usage line."""
     names = ["FILE.yaml" if name == "config" else name.upper() for name in command.arguments]
     return " ".join([command.name, *names])
 
 
 def command_help(command: Command, arguments: Arguments) -> str:
-    """Return the help of a command: the keys that have an effect, with their effective defaults.
+    """Return the help of a command, which lists the keys that have an effect and their defaults.
 
     Args:
         command: A row of the table.
-        arguments: Keys that are passed together with ``--help``. With ``engine: trl``, the options
-        of TRL are listed. Settings of an algorithm determine which other settings have an effect.
+        arguments: Arguments on the command line besides ``--help``. With ``engine: trl``, the
+            options of TRL are listed. Settings of an algorithm determine which other settings have
+            an effect.
     """
     options = {field: import_object(path) for field, path in command.options.items()}
     defaults: dict[str, Any] = {}
@@ -67,17 +68,17 @@ def command_help(command: Command, arguments: Arguments) -> str:
     notes: list[str] = []
     tree: dict[str, Any] = {}
     if options or command.name in ALGORITHMS:
-        tree = current_tree(command.name, assemble(arguments.files, arguments.overrides))
+        tree = upgrade_tree(command.name, assemble(arguments.files, arguments.overrides))
     if command.name in ALGORITHMS:
-        defaults, hidden = _algorithm_help(command.name, tree.get("algorithm", {}))
+        defaults, hidden = _algorithm_keys(command.name, tree.get("algorithm", {}))
         notes = [
-            "Settings that have no effect with these values are left out; "
-            f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` shows those of "
-            "several optimizer steps."
+            "Settings that have no effect with these values are not listed; "
+            f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` also lists those that "
+            "need several optimizer steps per batch."
         ]
     elif options:
         show_trl = tree.get("engine") == "trl"
-        defaults, hidden = _trainer_help(command.name, options, show_trl=show_trl)
+        defaults, hidden = _trainer_keys(command.name, options, show_trl=show_trl)
         if not show_trl:
             notes = [f"`rlhf {command.name} --engine trl --help` lists every option of TRL."]
     cls = import_object(command.config)
@@ -86,7 +87,7 @@ def command_help(command: Command, arguments: Arguments) -> str:
     return help_text(
         cls,
         command=f"rlhf {command.name}",
-        arguments=_call(command).removeprefix(command.name).strip(),
+        arguments=_call_syntax(command).removeprefix(command.name).strip(),
         summary=command.summary,
         options=options,
         defaults=defaults,
@@ -95,8 +96,8 @@ def command_help(command: Command, arguments: Arguments) -> str:
     )
 
 
-def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return the values of an algorithm's settings, and the keys without effect."""
+def _algorithm_keys(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return dotted key -> value for an algorithm's settings, and the keys without effect."""
     algorithm = with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
     hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective_settings}
@@ -104,12 +105,13 @@ def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any]
     return {f"algorithm.{key}": value for key, value in values.items()}, hidden
 
 
-def _trainer_help(
+def _trainer_keys(
     name: str, options: dict[str, type], *, show_trl: bool
 ) -> tuple[dict[str, Any], set[str]]:
-    """Return the values of the trainer's options, and the options that the help omits.
+    """Return dotted key -> default for the trainer's options, and the options to omit in the help.
 
-    Without ``show_trl`` the options are those of the native engine.
+    The help lists the options of TRL with ``show_trl``, and those of the native engine without it.
+    In the second case, the class in ``options`` is replaced.
     """
     from transformers import TrainingArguments
 

@@ -1,6 +1,6 @@
 """Entry point of the command line: parse a command, run it and report errors.
 
-A user's mistake is reported in one line, with exit code 2. Large libraries are imported only when a
+A user's mistake is reported in one line, with exit code 2. Large libraries are imported only if a
 command needs them.
 """
 
@@ -33,9 +33,12 @@ GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    The exit code is 0 for success, 1 for a bug or a fault that the command found, and 2 for a
-    user's mistake. If a signal stops the command, it is 128 plus the signal's number, as in a
-    shell.
+    The exit code is 0 for success, 1 for a bug or if the command found a fault (such as leakage in
+    the data), and 2 for a user's mistake. If a signal stops the command, the exit code is 128 plus
+    the signal's number, as in a shell.
+
+    Args:
+        arguments: The arguments after the program's name; None: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_up_logging()
     code = 0
     try:
-        if text := _overview(words):
+        if text := _help_or_version_text(words):
             print(text)
             return 0
         name = _command_name(words)
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         calls = [parsed]
         if parsed.positional:
-            calls = parsed.per_call(name, command.arguments, import_object(command.config))
+            calls = parsed.split_calls(name, command.arguments, import_object(command.config))
         for call in calls:
             config = COMMANDS.read(name, call.files, call.overrides)
             if call.has("--print-config"):
@@ -72,8 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report_error(error, debug=debug)
 
 
-def _overview(words: Sequence[str]) -> str:
-    """Return the help of the program or of a group, or the version; "" for any other request."""
+def _help_or_version_text(words: Sequence[str]) -> str:
+    """Return the text for a request of the program's help, a group's help or the version.
+
+    The result is "" for all other arguments.
+    """
     if not words or words[0] in ("--help", "-h", "help"):
         return usage(COMMANDS)
     if words[0] == "--version":
@@ -107,7 +113,7 @@ def _set_up_logging() -> None:
 
 
 def _report_error(error: BaseException, *, debug: bool) -> int:
-    """Print the error that ended a command; return the exit code."""
+    """Print the message of the error that ended a command; return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # stdout is flushed at exit
         return 128 + signal.SIGPIPE

@@ -1,4 +1,4 @@
-"""The table of all commands. A command consists of a function, a configuration class and a row."""
+"""The table of all commands. Each row names the function and the configuration of a command."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "report",
-                "write report.html of a run or a pipeline; of several runs, a comparison",
+                "write report.html for a run or a pipeline, or compare several runs",
                 "rlhf.commands.report:ReportConfig",
                 "rlhf.commands.report:report",
                 arguments=("directories",),
@@ -64,14 +64,14 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "compare",
-                "paired differences between runs with confidence intervals",
+                "print paired differences between runs with confidence intervals",
                 "rlhf.commands.report:CompareConfig",
                 "rlhf.commands.report:compare",
                 arguments=("runs",),
             ),
             Command(
                 "bench",
-                "environments x algorithms x seeds: normalized scores, a regression gate for CI",
+                "run a benchmark of environments x algorithms x seeds; regression gate for CI",
                 "rlhf.config.bench:BenchCommandConfig",
                 "rlhf.studies.bench.run:run",
                 plan="rlhf.studies.bench.run:plan",
@@ -80,7 +80,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "tune",
-                "equal-budget hyperparameter search for the algorithms of a benchmark",
+                "search hyperparameters with the same budget for each algorithm of a benchmark",
                 "rlhf.config.tune:TuneCommandConfig",
                 "rlhf.studies.tune.run:run",
                 plan="rlhf.studies.tune.run:plan",
@@ -88,7 +88,7 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
         ],
-        "Training (each makes a run directory)": [
+        "Training (each command writes a run directory)": [
             _offline("sft", "supervised fine-tuning on demonstrations", "trl:SFTConfig"),
             _offline(
                 "reward",
@@ -105,14 +105,14 @@ COMMANDS = CommandTable(
         "Measuring and using models": [
             Command(
                 "evaluate",
-                "measure policies and rewards on held-out episodes, text or pairs",
+                "evaluate policies and rewards on held-out episodes, text or pairs",
                 "rlhf.config.evaluate:EvaluateConfig",
                 "rlhf.evaluation.runner:run_evaluation",
                 makes_run=True,
             ),
             Command(
                 "reward-report",
-                "accuracy, calibration, baselines and stress tests of a reward, with a verdict",
+                "evaluate a reward: accuracy, calibration, baselines, stress tests, verdict",
                 "rlhf.studies.reward_report:RewardReportConfig",
                 "rlhf.studies.reward_report:run_reward_report",
                 makes_run=True,
@@ -142,7 +142,7 @@ COMMANDS = CommandTable(
         "Data, models and environments": [
             Command(
                 "demos",
-                "write demonstrations and preference pairs of an environment's expert",
+                "write demonstrations and preference pairs from an environment's expert",
                 "rlhf.commands.demos:DemosConfig",
                 "rlhf.commands.demos:write_demos",
                 makes_run=True,
@@ -156,21 +156,21 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "pairs",
-                "label a model's own samples with a known score, as preference pairs",
+                "create preference pairs from a model's samples and a known score",
                 "rlhf.commands.pairs:PairsConfig",
                 "rlhf.commands.pairs:write_pairs",
                 makes_run=True,
             ),
             Command(
                 "data check",
-                "duplicates, leakage, contradictions and suspect rows; exit code 1 on a fault",
+                "find duplicates, leakage, contradictions and suspect rows; exit code 1 on a fault",
                 "rlhf.commands.data_check:CheckConfig",
                 "rlhf.commands.data_check:check",
                 arguments=("path",),
             ),
             Command(
                 "models list",
-                "short names of models",
+                "list the short names of models",
                 "rlhf.commands.models:ListConfig",
                 "rlhf.commands.models:list_models",
             ),
@@ -190,13 +190,13 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "envs list",
-                "environments with their horizon, optimum and random return",
+                "list environments with their horizon, optimal return and random return",
                 "rlhf.commands.envs:ListConfig",
                 "rlhf.commands.envs:list_environments",
             ),
             Command(
                 "envs demos",
-                "write one file of demonstrations or pairs of an environment's expert",
+                "write one file of demonstrations or pairs from an environment's expert",
                 "rlhf.commands.demos:EnvDemosConfig",
                 "rlhf.commands.demos:env_demos",
                 arguments=("env",),
@@ -217,7 +217,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "algorithms",
-                "online algorithms with their paper, equation and settings",
+                "list online algorithms with their paper, equation and settings",
                 "rlhf.commands.algorithms:AlgorithmsConfig",
                 "rlhf.commands.algorithms:algorithms",
                 arguments=("name",),

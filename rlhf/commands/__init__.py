@@ -1,1 +1,1 @@
-"""The class of the command table, and the commands that neither train nor run studies."""
+"""The class of the command table, and the commands other than training and studies."""

@@ -1,4 +1,4 @@
-"""`rlhf algorithms`: list the online algorithms, or print one with its settings."""
+"""Implements `rlhf algorithms`, which lists all online algorithms or prints one of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class AlgorithmsConfig:
     """Configuration of `rlhf algorithms`."""
 
     name: str | None = None
-    """The algorithm to print with its equation and settings; None: a table of all algorithms."""
+    """Algorithm to print with its equation and settings; None: print a table of all algorithms."""
     json: bool = False
     """Print all algorithms as JSON instead of a table."""
 
 
 def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
-    """Yield the table of algorithms, or one of them."""
+    """Yield the text to print: one algorithm, JSON, or the table of all algorithms."""
     from rlhf.algorithms.registry import table
 
     rows = table()
@@ -30,7 +30,7 @@ def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
         by_name = {row["name"]: row for row in rows}
         if config.name not in by_name:
             raise UserError(
-                f"algorithms: there is no {config.name!r}{nearest(config.name, by_name)}"
+                f"algorithms: unknown algorithm {config.name!r}{nearest(config.name, by_name)}"
             )
         yield "\n".join(f"{key:>12}: {value}" for key, value in by_name[config.name].items())
     elif config.json:

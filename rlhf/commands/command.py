@@ -20,7 +20,7 @@ from rlhf.config.load import Source, assemble, build, merge
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_description
 from rlhf.runs.directory import Run
-from rlhf.runs.renamed import current_config
+from rlhf.runs.renamed import upgrade_config
 
 log = logging.getLogger(__name__)
 
@@ -42,32 +42,33 @@ class Command:
     run: str
     """The function that does the work.
 
-    With a run directory, it takes (name, config, run) and returns the path of what it wrote.
-    Otherwise it takes the config and is a generator of the text to print; a generator that returns
-    a value returns the exit code."""
+    If `makes_run` is true, it takes (name, config, run) and returns the path of the trained model
+    or of the run directory. Otherwise it takes the config and is a generator of the text to print;
+    the value that the generator returns, if any, is the exit code."""
     plan: str = ""
-    """The function of --dry-run. It takes (name, config) and returns text. Without one, a dry run
-    checks keys and types."""
+    """The function for --dry-run. It takes (name, config) and returns the text to print. If it is
+    empty, a dry run checks only keys and types."""
     makes_run: bool = False
-    """Whether the command makes a run directory."""
+    """Whether the command writes a run directory."""
     arguments: tuple[str, ...] = ()
-    """Keys that positional arguments set, in order; ``config`` means --config FILE."""
+    """Configuration keys that positional arguments set, in order. ``config`` stands for --config
+    FILE."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Defaults that differ from those of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Key of the configuration whose mapping another class checks -> that class."""
+    """Configuration key with a mapping -> class that defines the keys of the mapping."""
     runs_commands: bool = False
-    """Whether `run` and `plan` have a further argument ``commands``, the table of commands."""
+    """Whether `run` and `plan` have an additional argument ``commands``, the table of commands."""
     read: str = ""
-    """Builds the configuration from (sources, overrides, table of commands) if the class alone
-    does not describe it."""
+    """The function that builds the configuration from (sources, overrides, table of commands). If
+    it is empty, the configuration class defines how the configuration is built."""
 
 
 class CommandTable(dict[str, Command]):
-    """All commands by name; reads configurations, plans and runs.
+    """All commands by name, with methods that read configurations and run the commands.
 
     Args:
-        groups: Headings of `rlhf --help`, and the commands below each.
+        groups: Heading in `rlhf --help` -> commands below this heading.
     """
 
     def __init__(self, groups: Mapping[str, Sequence[Command]]) -> None:
@@ -80,27 +81,36 @@ class CommandTable(dict[str, Command]):
     def read(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
     ) -> Any:
-        """Build a configuration from YAML files or mappings and dotted keys; later values win.
+        """Build the configuration of a command.
+
+        Args:
+            name: Name of the command.
+            sources: YAML files and mappings; later ones take precedence.
+            overrides: Dotted keys and their values, which take precedence over ``sources``.
 
         Raises:
-            UserError: A file cannot be read, or a key or a value is wrong.
+            UserError: A file cannot be read, or a key or a value is invalid.
         """
         command = self[name]
         if command.read:
             return import_object(command.read)(sources, overrides, self)
-        tree = current_tree(name, assemble(sources, overrides))
+        tree = upgrade_tree(name, assemble(sources, overrides))
         paths = [source for source in sources if not isinstance(source, Mapping)]
         if paths and "stages" in tree:
-            raise UserError(f"{paths[-1]} is a pipeline: start it with `rlhf run {paths[-1]}`")
+            raise UserError(f"{paths[-1]} is a pipeline: run it with `rlhf run {paths[-1]}`")
         options = {field: import_object(path) for field, path in command.options.items()}
         return build(import_object(command.config), merge(command.defaults, tree), options)
 
     def configure(self, name: str, tree: Mapping[str, Any]) -> Any:
-        """Build a command's configuration from plain data, as `read` does."""
+        """Build the configuration of a command from plain data.
+
+        Raises:
+            UserError: A key or a value is invalid.
+        """
         return self.read(name, [tree], [])
 
     def effective_tree(self, name: str, config: Any) -> dict[str, Any]:
-        """Return a configuration as plain data with exactly the settings that the run uses.
+        """Return a configuration as plain data, with exactly the settings that the run uses.
 
         The defaults of a trainer are added, and an algorithm's settings without effect are omitted,
         so that ``config.yaml`` describes the run completely.
@@ -119,31 +129,34 @@ class CommandTable(dict[str, Command]):
         return {"command": name, **tree} if self[name].makes_run else tree
 
     def plan(self, name: str, config: Any) -> str:
-        """Return a description of what a command would do (data, steps, memory), without training.
+        """Return a description of what a command would do: data, steps, memory.
 
         Raises:
-            UserError: The run would reject the configuration.
+            UserError: The configuration or the data are invalid.
         """
         path = self[name].plan
-        return self._function(name, path)(name, config) if path else "keys and types are right"
+        return (
+            self._import_function(name, path)(name, config) if path else "keys and types are right"
+        )
 
     def output(self, name: str, config: Any) -> Generator[str, None, int]:
-        """Run a command that has no run directory; yield the text to print."""
-        return self._function(name, self[name].run)(config)
+        """Run a command without a run directory; yield the text to print, return the exit code."""
+        return self._import_function(name, self[name].run)(config)
 
     def run_command(self, name: str, tree: Mapping[str, Any]) -> Path:
         """Check a configuration, open its run directory, run the command and write the report.
 
         Returns:
-            The model's folder, or the run directory of a command that trains none.
+            The folder of the trained model, or the run directory if the command does not train a
+            model.
 
         Raises:
-            UserError: The configuration, the data or the directory cannot be used.
+            UserError: The configuration or the data are invalid, or the directory cannot be used.
         """
         return self.run_config(name, self.configure(name, tree))
 
     def run_config(self, name: str, config: Any) -> Path:
-        """Do what `run_command` does with a configuration that is already built."""
+        """Run a command like `run_command`, with a configuration from `read` or `configure`."""
         from rlhf.reports import write_report
         from rlhf.reports.run_page import REPORT_FILE
 
@@ -154,7 +167,7 @@ class CommandTable(dict[str, Command]):
                 result = run.final if run.final.exists() else run.directory
             else:
                 (run.directory / REPORT_FILE).unlink(missing_ok=True)
-                result = self._function(name, self[name].run)(name, config, run)
+                result = self._import_function(name, self[name].run)(name, config, run)
                 run.finish()
             if run.writes and not (run.directory / REPORT_FILE).exists():
                 write_report(run.directory)
@@ -172,26 +185,26 @@ class CommandTable(dict[str, Command]):
             run.close()
         return result
 
-    def _function(self, name: str, path: str) -> Callable[..., Any]:
-        """Import a function of a command, with this table as an argument if it takes one."""
+    def _import_function(self, name: str, path: str) -> Callable[..., Any]:
+        """Import a function of the command `name`; bind `commands` to this table if needed."""
         function = import_object(path)
         takes_table = self[name].runs_commands
         return functools.partial(function, commands=self) if takes_table else function
 
 
-def current_tree(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_tree(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the recorded configuration of a run to a configuration of the current version.
 
-    The ``config.yaml`` of a run contains the command, which is removed, and may contain keys of an
-    older version, which are renamed.
+    The ``config.yaml`` of a run contains the command, which is removed. It may contain keys of an
+    older version, which are renamed. A configuration without a command is returned unchanged.
 
     Raises:
-        UserError: The configuration was recorded by another command.
+        UserError: A different command than ``name`` recorded the configuration.
     """
     if "command" not in tree and "verb" not in tree:
         return dict(tree)
-    config = current_config(tree)
+    config = upgrade_config(tree)
     recorded = config.pop("command")
     if recorded != name:
-        raise UserError(f"the configuration is one of `rlhf {recorded}`, not of `rlhf {name}`")
+        raise UserError(f"the configuration is for `rlhf {recorded}`, not for `rlhf {name}`")
     return config

@@ -1,4 +1,4 @@
-"""`rlhf data check`: find duplicates, leakage, contradictions and suspect rows of a data set."""
+"""Implements `rlhf data check`, which finds duplicates, leakage, contradictions, suspect rows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ class CheckConfig:
     """Configuration of `rlhf data check`."""
 
     path: str
-    """A file, a folder or a hub id."""
+    """Data set to check: a file, a folder or a hub id."""
     kind: Kind | None = None
     """Kind of the rows; None: inferred from the columns."""
     against: str | None = None
-    """Another data set with which no prompt should be shared, such as the training set."""
+    """A second data set that should have no prompt in common with the first, such as the training
+    set."""
     columns: dict[str, str] | None = None
     """Field of the toolkit -> column of the data set; a dot selects a key inside a column."""
     seed: Seed = 0
-    """Random seed of the folds in the search for suspect pairs."""
+    """Random seed of the cross-validation folds in the search for suspect pairs."""
 
 
 def check(config: CheckConfig) -> Generator[str, None, int]:
-    """Yield the report on a data set in Markdown; return 1 if it has a fault."""
+    """Yield the report on a data set in Markdown; return 1 if the data set has a fault, else 0."""
     from rlhf.data.data_report import check_dataset
     from rlhf.data.files import read_rows
     from rlhf.data.reader import guess_kind

@@ -1,4 +1,4 @@
-"""`rlhf demos` and `rlhf envs demos`: write demonstrations and pairs of an environment."""
+"""Implements `rlhf demos` and `rlhf envs demos`, which write demonstrations and pairs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DemosFile:
-    """One file of demonstrations or preference pairs."""
+    """A file of demonstrations or preference pairs to write."""
 
     path: str
     """Name of the JSONL file in the run directory."""
     kind: Literal["sft", "preference"]
-    """Kind of rows: demonstrations, or pairs from the optimal action values."""
+    """Kind of the rows. sft: demonstrations; preference: pairs of actions that are labeled by the
+    optimal action values."""
     count: PositiveInt
-    """Rows."""
+    """Number of rows."""
     quality: Fraction = 1.0
-    """Share of actions that are the expert's; the others are random. In [0, 1]."""
+    """Fraction of the actions that the expert chooses; the other actions are random."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class DemosConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvDemosConfig(DemosFile):
-    """Configuration of `rlhf envs demos`: one file of demonstrations or pairs."""
+    """Configuration of `rlhf envs demos`: an environment and one file to write."""
 
     env: str
     """Gymnasium id of one of the toolkit's environments."""
     path: str
-    """The JSONL file to write."""
+    """Path of the JSONL file to write."""
     kind: Literal["sft", "preference"] = "sft"
     count: PositiveInt = 100
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -65,11 +66,11 @@ class EnvDemosConfig(DemosFile):
 
 
 def env_demos(config: EnvDemosConfig) -> Iterator[str]:
-    """Write the file; yield a summary of it."""
+    """Write the file; yield a line with its path, numbers of rows and episodes, and mean return."""
     from rlhf.envs.demonstrations import write_demonstrations
 
     if Path(config.path).exists():
-        raise UserError(f"{config.path} exists already: choose another --path")
+        raise UserError(f"{config.path} exists already: choose a different --path")
     summary = write_demonstrations(
         config.env,
         config.path,
@@ -102,7 +103,7 @@ def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
-    """Return rows, episodes and mean return of a written file as text."""
+    """Return the numbers of rows and episodes and the mean return of a file as text."""
     line = f"{summary['rows']} rows from {summary['episodes']} episodes"
     mean = summary["mean_return"]
     return line if mean is None else f"{line}, mean return {mean:.3g}"

@@ -1,4 +1,4 @@
-"""`--dry-run`: check everything that can be checked without training, and estimate the cost."""
+"""Implements `--dry-run`: check all that can be checked without training; estimate the cost."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from rlhf.errors import UserError
 
 
 def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
-    """Check a configuration before its data and rewards exist; load the model if it exists.
+    """Check the configuration of a training command whose data or rewards do not exist yet.
+
+    Args:
+        command: Name of the command.
+        config: Its configuration; configurations of other commands are not checked.
+        with_model: Whether the model exists; it is then loaded, which checks it.
 
     Raises:
-        UserError: The run would refuse the configuration.
+        UserError: The configuration is invalid, or the model cannot be loaded.
     """
     if isinstance(config, OnlineConfig):
         from rlhf.training.online_setup import check_config
 
-        _check_updates(config, check_config(command, config))
+        _episodes_per_minibatch(config, check_config(command, config))
     elif isinstance(config, OfflineConfig):
         from rlhf.training.offline import check_options, engine_of, method_of
 
@@ -42,10 +47,10 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
 
 def plan_offline(command: str, config: Any) -> str:
-    """Return rows, batch, steps and memory of an offline run as text, without training.
+    """Return a text with the rows, batch size, steps and memory of an offline run.
 
     Raises:
-        UserError: The run would refuse the configuration.
+        UserError: The configuration or the data are invalid.
     """
     from rlhf.training.methods import evaluation_steps, num_steps
     from rlhf.training.offline import (
@@ -72,23 +77,25 @@ def plan_offline(command: str, config: Any) -> str:
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
         f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
-        _memory(setup.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
+        _memory_line(
+            setup.model, tokens=config.micro_batch_size * config.max_length, copies=copies
+        ),
     ]
     return "\n".join(lines)
 
 
 def plan_online(command: str, config: Any) -> str:
-    """Return rollouts, updates, steps and memory of an online run as text, without training.
+    """Return a text with the rollouts, updates, steps and memory of an online run.
 
     Raises:
-        UserError: The run would refuse the configuration.
+        UserError: The configuration or the data are invalid.
     """
     from rlhf.training.online import OnlineTrainer
 
     trainer = OnlineTrainer(command, config)
     settings = trainer.algorithm.settings
     size = settings.group_size
-    per_update = _check_updates(config, trainer.algorithm)
+    per_minibatch = _episodes_per_minibatch(config, trainer.algorithm)
     copies = 1 if trainer.reference and not trainer.policy.is_lora else 0
     trainer.close()
     lines = [
@@ -96,34 +103,40 @@ def plan_online(command: str, config: Any) -> str:
         f"{config.episodes_per_step // size} start states x {size}, "
         f"{config.rollout.parallel} decoding together",
         f"updates: {settings.num_epochs} epochs x {settings.num_minibatches} mini-batches of "
-        f"{per_update} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
+        f"{per_minibatch} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
         f"steps: {config.num_steps:,}, {config.num_steps * config.episodes_per_step:,} episodes, "
         f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
-        _memory(trainer.policy.model, tokens=config.micro_batch_tokens, copies=copies),
+        _memory_line(trainer.policy.model, tokens=config.micro_batch_tokens, copies=copies),
     ]
     return "\n".join(lines)
 
 
-def _check_updates(config: Any, algorithm: Any) -> int:
+def _episodes_per_minibatch(config: Any, algorithm: Any) -> int:
     """Return the number of episodes in a mini-batch.
 
     Raises:
-        UserError: The number is less than one.
+        UserError: The number of mini-batches exceeds the number of episodes.
     """
     count = algorithm.settings.num_minibatches
     if count > config.episodes_per_step:
         raise UserError(
-            f"algorithm.num_minibatches ({count}) exceeds episodes_per_step "
-            f"({config.episodes_per_step})"
+            f"algorithm.num_minibatches must be at most episodes_per_step, got {count} and "
+            f"{config.episodes_per_step}"
         )
     return config.episodes_per_step // count
 
 
-def _memory(model: Any, *, tokens: int, copies: int) -> str:
-    """Estimate the memory of weights, gradients, optimizer, references and activations.
+def _memory_line(model: Any, *, tokens: int, copies: int) -> str:
+    """Return a line with the estimated memory of weights, gradients, optimizer and activations.
 
-    Activations take about 34 values of the model's dtype per token, layer and unit of width without
-    recomputation (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1 without the attention term).
+    Without recomputation, the activations of a token need about 34 bytes per layer and unit of
+    width in a 16-bit dtype, that is 17 values of the model's dtype (Korthikanti et al. 2022,
+    arXiv:2205.05198, eq. 1 without the attention term).
+
+    Args:
+        model: The model to train.
+        tokens: Number of tokens of a micro-batch.
+        copies: Number of frozen copies of the model, such as the reference model.
     """
     size = max(p.element_size() for p in model.parameters())
     total = sum(p.numel() for p in model.parameters())
@@ -134,16 +147,16 @@ def _memory(model: Any, *, tokens: int, copies: int) -> str:
     activations = 17 * size * tokens * shape.hidden_size * shape.num_hidden_layers
     contents = "gradients, optimizer" + (" and reference" if copies else "")
     return (
-        f"memory: about {_bytes(state + activations)} = {_bytes(state)} for "
-        f"{_count(total)} parameters ({_count(trained)} trained), {contents} + "
-        f"{_bytes(activations)} for activations of {tokens:,} tokens"
+        f"memory: about {_bytes_text(state + activations)} = {_bytes_text(state)} for "
+        f"{_count_text(total)} parameters ({_count_text(trained)} trained), {contents} + "
+        f"{_bytes_text(activations)} for activations of {tokens:,} tokens"
     )
 
 
-def _count(number: int) -> str:
-    """Format a number of parameters in millions or thousands, so that small ones are not 0."""
+def _count_text(number: int) -> str:
+    """Format a number of parameters in millions if it is at least 100,000, else in full."""
     return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
 
 
-def _bytes(number: float) -> str:
+def _bytes_text(number: float) -> str:
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""`rlhf envs`: list, play and check environments."""
+"""Implements `rlhf envs list`, `rlhf envs play` and `rlhf envs check`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EnvConfig:
 
 
 def list_environments(config: ListConfig) -> Iterator[str]:
-    """Yield the catalog of environments."""
+    """Yield the catalog of environments as a table or as JSON."""
     from rlhf.envs.catalog import catalog
 
     columns = ("id", "horizon", "optimum", "random", "source", "summary")
@@ -35,7 +35,7 @@ def list_environments(config: ListConfig) -> Iterator[str]:
 
 
 def play_environment(config: EnvConfig) -> Iterator[str]:
-    """Let the user play one episode in the terminal."""
+    """Run one episode that the user plays in the terminal; yield nothing."""
     from rlhf.envs.play import play
 
     play(config.env)
@@ -43,7 +43,7 @@ def play_environment(config: EnvConfig) -> Iterator[str]:
 
 
 def check_environment(config: EnvConfig) -> Generator[str, None, int]:
-    """Check an environment; yield the findings, and return 2 if there are any."""
+    """Check an environment; yield the findings, and return 2 if there are any, else 0."""
     from rlhf.envs.check import check
 
     findings = check(config.env)

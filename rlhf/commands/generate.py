@@ -1,4 +1,4 @@
-"""`rlhf generate`: sample completions of a model for prompts."""
+"""Implements `rlhf generate`, which samples completions of a model for prompts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rlhf.config.rollout import EnvSpec, RolloutSpec
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Configuration of `rlhf generate`: model, prompts, samples per prompt."""
+    """Configuration of `rlhf generate`: a model, prompts, and the number of samples per prompt."""
 
     model: ModelSpec
-    """The model."""
+    """Model to sample from."""
     prompt: str | None = None
-    """A single prompt; its completions are printed as text."""
+    """A single prompt, as a user message; its completions are printed as text."""
     prompts: list[DataSpec] = field(default_factory=list)
     """Prompt sets; completions are printed as JSON lines with prompt and completion."""
     samples: PositiveInt = 1
@@ -28,7 +28,7 @@ class GenerateConfig:
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Limits and temperature."""
+    """Temperature and limits of sampling."""
     seed: Seed = 0
     """Random seed of sampling."""
 

@@ -1,4 +1,4 @@
-"""`rlhf models`: list short names, download models, and merge adapters."""
+"""Implements `rlhf models list`, `rlhf models get` and `rlhf models merge`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class MergeConfig:
     """Configuration of `rlhf models merge`: an adapter, and the folder of the merged model."""
 
     adapter: str
-    """Folder of the adapter."""
+    """Folder of the LoRA adapter."""
     target: str
-    """Folder of the merged model."""
+    """Folder to which the merged model is written."""
 
 
 def list_models(config: ListConfig) -> Iterator[str]:
@@ -47,7 +47,7 @@ def get(config: GetConfig) -> Iterator[str]:
 
 
 def merge(config: MergeConfig) -> Iterator[str]:
-    """Merge an adapter into its base; yield the folder of the merged model."""
+    """Merge an adapter into its base model; yield the folder of the merged model."""
     from rlhf.models.loading import merge_adapter
 
     yield str(merge_adapter(config.adapter, Path(config.target)))

@@ -1,7 +1,7 @@
-"""`rlhf pairs`: create preference pairs from a model's samples with a simulated annotator.
+"""Implements `rlhf pairs`, which creates preference pairs from a model's samples.
 
-Because the gold score is known, later stages can measure how well a reward model fits it and how
-much a policy improves it.
+A simulated annotator labels the pairs by a known gold score. Therefore later stages can measure how
+well a reward model fits the gold score, and how much a policy improves it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairsConfig(RunConfig):
-    """Configuration of `rlhf pairs`: policy, prompts and annotator."""
+    """Configuration of `rlhf pairs`: a policy, prompts and an annotator."""
 
     model: ModelSpec
     """The policy from which replies are sampled."""
@@ -36,7 +36,7 @@ class PairsConfig(RunConfig):
     """Rewards that define the gold score instead of the environment's reward; required with
     env.prompts."""
     annotator: Annotator = field(default_factory=Annotator)
-    """Parameters of the annotator, who labels pairs by the gold score."""
+    """Parameters of the simulated annotator, which labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policy."""
     prompts: PositiveInt = 512
@@ -48,11 +48,13 @@ class PairsConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if self.env.prompts and not self.rewards:
-            raise ValueError("rewards: a prompt set has no reward of its own; name the gold score")
+            raise ValueError(
+                "rewards: a prompt set has no own reward; give the rewards of the gold score"
+            )
 
 
 def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
-    """Sample, label, and write pairs.jsonl; return the run directory."""
+    """Sample replies, label pairs of them and write pairs.jsonl; return the run directory."""
     from rlhf.evaluation.replies import play_groups
     from rlhf.models.rewards import load_rewards
 

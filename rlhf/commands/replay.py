@@ -1,4 +1,4 @@
-"""`rlhf replay`: repeat the check that ended a run."""
+"""Implements `rlhf replay`, which repeats the check of the alarm that halted a run."""
 
 from __future__ import annotations
 
@@ -11,56 +11,58 @@ from typing import Any
 from rlhf.commands.command import CommandTable
 from rlhf.errors import UserError
 from rlhf.runs.alarms import ALARMS, BUNDLE, Halt
-from rlhf.runs.diagnostics import check_again
+from rlhf.runs.diagnostics import repeat_metric_checks
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Configuration of `rlhf replay`: a run that an alarm ended."""
+    """Configuration of `rlhf replay`: a run that an alarm halted."""
 
     directory: str
     """Directory of the run."""
 
 
 def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, None, int]:
-    """Repeat the failing check from the bundle of a run; yield whether the alarm is the same.
+    """Repeat the check that halted a run; yield a line on whether the same alarm occurs.
 
-    The current code is used, so that a corrected reward, model or library can be tested.
+    The check uses the data that the run saved, and the current code, so that a corrected reward,
+    model or library can be tested.
 
     Returns:
-        0 if the alarm repeats, 1 if it does not.
+        0 if the same alarm occurs, 1 if not.
 
     Raises:
-        UserError: No alarm ended the run, or its bundle has no batch.
+        UserError: No alarm halted the run, or the run saved no batch to repeat the check.
     """
     bundle = Path(config.directory) / BUNDLE
     path = bundle / "alarm.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist: no alarm ended a run in {config.directory}")
+        raise UserError(f"{path} does not exist: no alarm halted a run in {config.directory}")
     recorded = json.loads(path.read_text(encoding="utf-8"))
     has_batch = (bundle / "evidence.pt").exists()
     if ALARMS[recorded["alarm"]].before_update and not has_batch:
         raise UserError(
-            f"{bundle} has no batch of alarm {recorded['alarm']}: engine trl keeps none"
+            f"{bundle} has no batch to repeat the check of alarm {recorded['alarm']}: engine trl "
+            "does not save batches"
         )
     try:
         if has_batch:
             _repeat_update(bundle, recorded["config"], commands)
         else:
-            check_again(bundle, recorded["config"])
+            repeat_metric_checks(bundle, recorded["config"])
     except Halt as halt:
         yield str(halt)
         if halt.name == recorded["alarm"]:
             yield f"reproduced: {halt.name}"
             return 0
-        yield f"another alarm: {halt.name} instead of {recorded['alarm']}"
+        yield f"different alarm: {halt.name} instead of {recorded['alarm']}"
         return 1
     yield f"not reproduced: {recorded['alarm']}"
     return 1
 
 
 def _repeat_update(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:
-    """Repeat the checks before an update, with the batch and the state of the bundle."""
+    """Repeat the checks before an update, with the saved batch and the last checkpoint."""
     import torch
 
     from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -76,7 +78,7 @@ def _repeat_update(bundle: Path, tree: Mapping[str, Any], commands: CommandTable
 
 
 def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
-    """Make the trainer of a recorded configuration."""
+    """Return the native trainer of a recorded configuration."""
     from rlhf.algorithms.registry import ALGORITHMS
     from rlhf.config.optimization import native_options
     from rlhf.runs.directory import seed_everything

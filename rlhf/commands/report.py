@@ -1,4 +1,4 @@
-"""`rlhf report` and `rlhf compare`: write pages and tables of finished runs."""
+"""Implements `rlhf report` and `rlhf compare`, which report on runs and compare them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Configuration of `rlhf report`: runs or pipelines."""
+    """Configuration of `rlhf report`."""
 
     directories: list[str] = field(default_factory=list)
     """Directories of runs or pipelines."""
     output: str | None = None
-    """HTML file of a comparison; None: comparison.html. The report of a single run is written into
-    its directory."""
+    """HTML file of a comparison of several runs; None: comparison.html. The report of a single run
+    is always written to its directory."""
 
     def __post_init__(self) -> None:
         if not self.directories:
             raise UserError("report: give at least one run directory")
         if self.output and len(self.directories) == 1:
-            raise UserError("report: --output is for several runs; one run has its page inside")
+            raise UserError(
+                "report: --output needs several runs; the report of one run is written to its "
+                "directory"
+            )
         if self.output and Path(self.output).is_dir():
-            raise UserError(f"report: --output {self.output} is a folder: name a file")
+            raise UserError(f"report: --output {self.output} is a folder: give the path of a file")
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Configuration of `rlhf compare`: runs and a metric."""
+    """Configuration of `rlhf compare`."""
 
     runs: list[str] = field(default_factory=list)
     """Directories of runs or pipelines with evaluations."""
@@ -39,7 +42,7 @@ class CompareConfig:
     a reward. None: the return, or if every return is 0 (as on prompts) the gold score if it was
     measured, else the training reward."""
     baseline: str | None = None
-    """Method that the others are compared with; None: the first method."""
+    """Method with which the others are compared; None: the first method."""
     json: bool = False
     """Print JSON instead of Markdown."""
 
@@ -49,7 +52,7 @@ class CompareConfig:
 
 
 def report(config: ReportConfig) -> Iterator[str]:
-    """Write the page; yield its path."""
+    """Write the report of a run, or the comparison of several; yield the path of the page."""
     from rlhf.reports import write_comparison_report, write_report
 
     folders = [Path(directory) for directory in config.directories]

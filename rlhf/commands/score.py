@@ -1,4 +1,4 @@
-"""`rlhf score`: score conversations with a reward."""
+"""Implements `rlhf score`, which scores conversations with a reward."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ScoreConfig:
     """Configuration of `rlhf score`: a reward and the conversations to score."""
 
     input: str
-    """JSONL with prompts and completions, or messages."""
+    """JSONL file whose rows have a prompt and a completion, or messages."""
     reward: str | None = None
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards by kind, as in a training configuration."""
+    """Rewards, as in a training configuration, instead of ``reward``."""
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (not self.rewards):
@@ -30,9 +30,10 @@ class ScoreConfig:
 
 
 def score(config: ScoreConfig) -> Iterator[str]:
-    """Yield a JSON line per conversation: score (null if there is none) and components.
+    """Yield a JSON line for each conversation, with the score, its components and the messages.
 
-    An `answer` column or message key is passed to the reward.
+    The score is null if the conversation could not be scored. The column `answer`, or the key
+    `answer` of a message, is passed to the reward.
     """
     from rlhf.data.conversation import labeled_conversation
     from rlhf.data.load import load

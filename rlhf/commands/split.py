@@ -1,4 +1,4 @@
-"""`rlhf split`: split a data set into train.jsonl and test.jsonl without common prompts."""
+"""Implements `rlhf split`, which splits a data set into train.jsonl and test.jsonl by prompt."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitConfig(RunConfig):
-    """Configuration of `rlhf split`: a data set and the share of the test set."""
+    """Configuration of `rlhf split`: data sets and the fraction of the test set."""
 
     data: list[DataSpec]
-    """Data to split."""
+    """Data sets to split; they are combined first."""
     kind: Kind
     """Kind of the rows."""
     test_fraction: ProperFraction = 0.1
-    """Share of rows in test.jsonl."""
+    """Fraction of the rows that are written to test.jsonl."""
 
 
 def write_split(command: str, config: SplitConfig, run: Run) -> Path:
-    """Write train.jsonl and test.jsonl; return the run directory."""
+    """Write train.jsonl and test.jsonl, split by prompt; return the run directory."""
     loaded = load(config.data, config.kind, seed=config.seed)
     log.info("data: %s", loaded.summary())
     train, test = split_by_prompt(loaded.rows, fraction=config.test_fraction, seed=config.seed)

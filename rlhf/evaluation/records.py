@@ -16,7 +16,7 @@ from rlhf.common.yaml_text import read_yaml_or_json
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
 from rlhf.runs.metric_log import MetricLog
-from rlhf.runs.renamed import current_config, read_episodes, read_metrics, sample_rows
+from rlhf.runs.renamed import upgrade_config, read_episodes, read_metrics, sample_rows
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -141,7 +141,7 @@ def read_run(directory: str | Path) -> RunRecord:
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # unfinished
-    config = current_config(_read_mapping(root / "config.yaml"))
+    config = upgrade_config(_read_mapping(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
     return RunRecord(

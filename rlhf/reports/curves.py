@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series
-from rlhf.runs.diagnostics import gold_key, over_optimized
+from rlhf.runs.diagnostics import gold_key, over_optimization_peak
 
 _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", (("train/loss", "train"), ("eval/loss", "held out"))),
@@ -45,7 +45,7 @@ def reward_charts(run: RunRecord) -> list[Chart]:
     """Return the panels of the proxy reward, the gold reward and the KL to the initial policy."""
     gold = gold_key(run)
     source = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
-    peak = over_optimized(run)
+    peak = over_optimization_peak(run)
     mark = (peak.step, "gold peaks") if peak else None
     missing = "" if gold else "No gold or held-out score was measured."
     return [

@@ -12,7 +12,7 @@ from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import panels
 from rlhf.reports.curves import is_online, learning_charts, reward_charts
 from rlhf.reports.markup import breakable, duration, esc, label_html, plural, with_acronyms
-from rlhf.runs.diagnostics import log_warnings
+from rlhf.runs.diagnostics import metric_warnings
 
 
 def header(title: str, runs: Sequence[RunRecord]) -> str:
@@ -40,7 +40,7 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
 
 def run_warnings(run: RunRecord) -> list[str]:
     """Return the warnings about one run, most serious first."""
-    warnings = [sentence for _, sentence in log_warnings(run, "at the end of training")]
+    warnings = [sentence for _, sentence in metric_warnings(run, "at the end of training")]
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")

@@ -1,4 +1,4 @@
-"""The table of alarms: conditions of a run that end training, warn, or are stated in the report."""
+"""The table of alarms: conditions on a run that end training, warn, or are stated in the report."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rlhf.common.files import write_text
 from rlhf.errors import UserError
 
 Action = Literal["halt", "warn", "state"]
-"""halt: training ends with an error; warn: a warning during training and in the report; state: only
-the report states it."""
+"""halt: training ends with an error; warn: a warning is logged and added to the report; state: the
+warning is only added to the report."""
 AlarmName = Literal[
     "not_finite",
     "first_ratio",
@@ -39,7 +39,8 @@ AlarmName = Literal[
     "missing_eos",
 ]
 BUNDLE = "halted"
-"""Folder of a run that reproduces the alarm which ended it."""
+"""Subfolder of a run directory with the data that `rlhf replay` needs to repeat the check that
+halted the run."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,17 @@ class Alarm:
     """A row of the table of alarms."""
 
     condition: str
+    """Condition that raises the alarm, for the documentation."""
     window: str
-    """Data and moment of the evaluation of the condition."""
+    """When, and on which data, the condition is checked, for the documentation."""
     action: Action
     """Default action."""
     before_update: bool = False
-    """Whether the condition is checked before an update is applied; it can then only halt."""
+    """Whether the condition is checked before an update is applied; the only action is then
+    "halt"."""
     false_alarms: int = 0
-    """Number of the 100 healthy runs of `benchmarks.alarm_rate` with this alarm, as measured."""
+    """Measured number of runs with this alarm among the 100 healthy runs of
+    `benchmarks.alarm_rate`."""
 
 
 _UPDATE = "each update, before it is applied"
@@ -74,8 +78,8 @@ ALARMS: dict[AlarmName, Alarm] = {
         before_update=True,
     ),
     "frozen": Alarm(
-        "a weight that should train requires no gradient or is not in the optimizer, or no weight "
-        "has a gradient",
+        "a trained weight does not require a gradient or is not in the optimizer, or no weight has "
+        "a gradient",
         _UPDATE,
         "halt",
         before_update=True,
@@ -83,15 +87,17 @@ ALARMS: dict[AlarmName, Alarm] = {
     "nothing_scored": Alarm(
         "no episode has a score", "each step, before its update", "halt", before_update=True
     ),
-    "no_updates": Alarm("no step took an update", "the whole run, at its end", "warn"),
+    "no_updates": Alarm("no training step updated the weights", "the end of the run", "warn"),
     "metric_not_finite": Alarm("a logged metric is NaN or infinite", "each logged step", "warn"),
     "not_moved": Alarm(
-        "every trained weight has its initial value, or KL and ratios show no change",
+        "every trained weight has its initial value, or every KL is 0 and every importance ratio "
+        "is 1",
         "5 steps after the critic's warm-up",
         "warn",
     ),
     "over_optimized": Alarm(
-        "the gold score fell by 1/5 of its range and four standard errors while the proxy rose",
+        "the gold score fell by at least 1/5 of its range and more than four standard errors, and "
+        "the proxy score rose",
         "the whole run",
         "warn",
     ),
@@ -99,55 +105,59 @@ ALARMS: dict[AlarmName, Alarm] = {
         "an importance ratio exceeds 20, or the KL exceeds 100 nats", "each logged step", "warn"
     ),
     "negative_kl": Alarm(
-        "every KL is negative, and their mean is four standard errors below 0",
+        "every KL is negative, and their mean is more than four standard errors below 0",
         "the last 10 logged steps",
         "warn",
     ),
     "exploding_gradient": Alarm(
-        "the gradient norm exceeds 20 times the largest of the 20 steps before",
+        "the gradient norm exceeds 20 times the largest of the previous 20 logged steps",
         "21 logged steps",
         "warn",
     ),
     "entropy_collapse": Alarm(
-        "the entropy fell to 1/20 of that of the first 5 steps, and the reward did not rise",
+        "the entropy is at most 1/20 of its mean over the first 5 logged steps, and the reward did "
+        "not rise",
         _LAST_5,
         "warn",
     ),
     "repetition_collapse": Alarm(
-        "at least half of the bigrams of replies repeat earlier ones, 0.3 more than in the first "
-        "5 steps, and the reward did not rise",
+        "the fraction of repeated bigrams in replies is at least 0.5 and at least 0.3 above that "
+        "of the first 5 logged steps, and the reward did not rise",
         _LAST_5,
         "warn",
     ),
     "dead_critic": Alarm(
-        "the critic explains between -0.1% and 0.1% of the variance of the returns",
+        "the critic's explained variance is between -0.001 and 0.001",
         "each of the last 20 logged steps",
         "warn",
     ),
     "overfitted": Alarm(
-        "the held-out loss is 5% above its minimum", "3 evaluations or more", "warn"
+        "the held-out loss is more than 5% above its minimum", "at least 3 evaluations", "warn"
     ),
-    "length_limited": Alarm("over 10% of replies hit the token limit", _LAST_5, "warn"),
-    "truncated": Alarm("a limit truncated over 10% of episodes", _LAST_5, "warn"),
+    "length_limited": Alarm("more than 10% of replies reach the token limit", _LAST_5, "warn"),
+    "truncated": Alarm(
+        "more than 10% of episodes are truncated by a limit of tokens or steps", _LAST_5, "warn"
+    ),
     "unscored": Alarm("an episode could not be scored", _LAST_5, "warn"),
-    "invalid": Alarm("over 10% of actions were invalid", _LAST_5, "warn"),
+    "invalid": Alarm("more than 10% of actions are invalid", _LAST_5, "warn"),
     "evasion": Alarm(
-        "truncated episodes and those with invalid replies earn more than the others",
+        "truncated episodes and episodes with invalid replies have a higher mean score than the "
+        "other episodes",
         "each of the last 10 logged steps",
         "warn",
         false_alarms=1,
     ),
-    "missing_eos": Alarm("over 10% of replies lack a stop token", _LAST_5, "warn"),
+    "missing_eos": Alarm("more than 10% of replies have no stop token", _LAST_5, "warn"),
 }
 
 
 class Halt(UserError):
-    """An alarm whose action is halt.
+    """Error that ends training because of an alarm with the action "halt".
 
     Args:
         name: Name of the alarm.
         message: What was observed, and what to do.
-        evidence: Tensors and numbers from which the check can be repeated.
+        evidence: Tensors and numbers that are needed to repeat the check.
     """
 
     def __init__(
@@ -159,32 +169,39 @@ class Halt(UserError):
 
     @property
     def repeatable(self) -> bool:
-        """Whether `rlhf replay` can repeat the check; the TRL engine keeps no batch."""
+        """Whether `rlhf replay` can repeat the check.
+
+        It cannot repeat a check before the update of the TRL engine, which does not save the batch.
+        """
         return bool(self.evidence) or not ALARMS[self.name].before_update
 
 
 def check_actions(actions: Mapping[AlarmName, Action]) -> None:
-    """Raise ValueError if an alarm that is checked before the update has another action."""
+    """Raise ValueError if an alarm that is checked before the update has an action but "halt"."""
     for name, action in actions.items():
         if ALARMS[name].before_update and action != "halt":
             raise ValueError(
-                f"alarms.{name}: {action} is refused, because the update would damage the model; "
-                "only halt is possible"
+                f"alarms.{name} must be halt, got {action}: if training continued, the update "
+                "would damage the model"
             )
 
 
 def action_of(name: AlarmName, config: Mapping[str, Any]) -> Action:
-    """Return the action of an alarm in a run: ``alarms`` of its configuration, or the default."""
+    """Return the action of an alarm in a run.
+
+    It is the entry in ``alarms`` of the run's configuration, or else the alarm's default action.
+    """
     return (config.get("alarms") or {}).get(name, ALARMS[name].action)
 
 
 def write_description(directory: Path, halt: Halt, config: Mapping[str, Any]) -> None:
-    """Write the alarm and the configuration to the bundle of a run that was halted.
+    """Write the alarm, the configuration and the metrics of a halted run to its bundle.
 
     Args:
-        directory: The run directory; its metrics are copied, because later ones may replace them.
-        halt: The alarm.
-        config: Configuration of the run, with its command.
+        directory: The run directory. Its metrics file is copied into the bundle, because a resumed
+            run may overwrite it.
+        halt: The error that ended training.
+        config: Configuration of the run, including its command.
     """
     bundle = directory / BUNDLE
     bundle.mkdir(exist_ok=True)

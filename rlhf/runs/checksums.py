@@ -10,15 +10,15 @@ from rlhf.common.files import flush_to_disk, sha256_of, write_text
 from rlhf.errors import UserError
 
 CHECKSUMS = "checksums.json"
-"""File with the SHA-256 digests of all other files of its folder."""
+"""Name of the file with the SHA-256 digests of all other files in the same folder."""
 
 
 class DamagedFolder(UserError):
-    """Error for a folder in which a file is missing or its content has changed."""
+    """Error for a folder in which a file is missing or has a different content than recorded."""
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the checksums of a folder, and flush its files to the disk."""
+    """Write a file with the checksums of all files of a folder, and flush all files to the disk."""
     digests = {}
     for path in _files(folder):
         digests[path.relative_to(folder).as_posix()] = sha256_of(path)
@@ -28,10 +28,10 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Verify every file of a folder against its checksums.
+    """Verify every file of a folder that is listed in the folder's checksums.
 
     Raises:
-        DamagedFolder: The message names the first file that is missing or has changed.
+        DamagedFolder: A file is missing or its content has changed; the message names the file.
     """
     try:
         digests = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
@@ -48,7 +48,10 @@ def verify_checksums(folder: Path) -> None:
 
 
 def unlisted_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that its checksums do not list; nothing without checksums."""
+    """Yield the files of a folder that its checksums do not list.
+
+    If the folder has no checksums, nothing is yielded.
+    """
     if (folder / CHECKSUMS).is_file():
         listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         for path in _files(folder):

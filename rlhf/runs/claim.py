@@ -1,8 +1,8 @@
-"""Lock output directories: one process at a time writes to a directory of the toolkit.
+"""Locks on output directories, so that only one process at a time writes to a directory.
 
-A directory of the toolkit contains the file ``.rlhf``. ``--overwrite`` moves the files of an
-earlier run to ``.replaced``, and restores them if the new run ends without a result. Files that no
-command writes are not moved.
+A directory that the toolkit wrote contains the file ``.rlhf``. ``--overwrite`` moves the files of
+the earlier run to ``.replaced``, and moves them back if the new run ends without a result. Files
+that the toolkit did not write are not moved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files
 
 MARKER = ".rlhf"
-"""File that marks a directory of the toolkit; it contains the id of the process that writes."""
+"""Name of the file that marks a directory of the toolkit. The file contains the id and the host of
+the process that writes to the directory, and the names that the process declared."""
 LOCK = ".lock"
 REPLACED = ".replaced"
 LOCK_FILES = frozenset({MARKER, LOCK, REPLACED})
@@ -38,7 +39,7 @@ DESCRIPTIONS = frozenset(
         "tune.yaml",
     ]
 )
-"""Entries that exist before a command has a result."""
+"""Names of the files and folders that exist before a command has a result."""
 RESULTS = frozenset(
     [
         "bench.json",
@@ -71,9 +72,9 @@ RESULTS = frozenset(
         "wandb",
     ]
 )
-"""Other entries that a command writes."""
+"""Names of the other files and folders that commands write."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
-"""Folders of the directories of runs."""
+"""Names of the folders that contain run directories."""
 
 
 class Claim:
@@ -94,62 +95,65 @@ class Claim:
         *,
         resume: bool,
         overwrite: bool,
-        description: str | None = None,
+        description_file: str | None = None,
         inputs: Iterable[Path] = (),
     ) -> Claim:
-        """Create and lock a directory, or lock one that an earlier command wrote.
+        """Create and lock a directory, or lock a directory that an earlier command wrote.
 
         Args:
             directory: The directory.
-            resume: Whether an existing directory may be continued.
-            overwrite: Whether the files of an earlier command may be replaced.
-            description: File that a directory needs to be resumed, such as config.yaml.
-            inputs: Files and folders that the command reads; none may be replaced.
+            resume: Whether to continue the run in an existing directory.
+            overwrite: Whether to replace the files of an earlier command.
+            description_file: Name of a file without which a directory cannot be resumed, such as
+                config.yaml.
+            inputs: Files and folders that the command reads; they must not be replaced.
 
         Raises:
-            UserError: The directory exists and may not be used, another process writes it, or it
-                cannot be written.
+            UserError: The directory exists and cannot be resumed or replaced, another process
+                writes to it, or it cannot be written.
         """
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         if directory.exists() and _entries(directory):
             if overwrite:
-                _refuse_replacement(directory, inputs)
+                _check_replaceable(directory, inputs)
             elif not resume:
                 raise UserError(
-                    f"{directory} exists already: continue it with --resume, replace it with "
+                    f"{directory} exists already: continue the run with --resume, replace it with "
                     "--overwrite, or choose another --output_dir"
                 )
-            elif description and not _can_resume(directory, description):
-                raise UserError(f"{directory} has no {description}, so there is nothing to resume")
+            elif description_file and not _can_resume(directory, description_file):
+                raise UserError(
+                    f"{directory} has no {description_file}, so there is nothing to resume"
+                )
         claim = cls(directory)
-        with writing(directory):
+        with write_errors_as_user_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             claim._acquire()
             try:
-                claim._enter(overwrite=overwrite)
+                claim._take_over(overwrite=overwrite)
             except BaseException:
                 claim.close()
                 raise
         return claim
 
     def declare(self, names: Iterable[str]) -> None:
-        """Record further entries that this run will write; `RESULTS` contains the usual ones."""
+        """Record the names of files and folders that this run will write and `RESULTS` lacks."""
         writer = {"pid": os.getpid(), "host": platform.node()}
-        marker = {"writer": writer, "entries": sorted({*_declared(self.directory), *names})}
+        marker = {"writer": writer, "entries": sorted({*_declared_entries(self.directory), *names})}
         write_text(self.directory / MARKER, json.dumps(marker))
 
     def commit(self) -> None:
-        """Delete the replaced files; call this when the run has its first result."""
+        """Delete the replaced files; call this method when the run has its first result."""
         if (self.directory / REPLACED).exists():
             shutil.rmtree(self.directory / REPLACED)
 
     def close(self) -> None:
-        """Release the directory; after a run without a result, its old content is restored."""
+        """Release the lock; if the run has no result, restore the earlier content first."""
         if not self._lock.is_locked:
             return
         moved = not self.directory.exists()
-        has_result = moved or self._settle()
+        has_result = moved or self._keep_or_restore()
         self._lock.release()
         if not has_result and not self._was_marked:
             for name in (MARKER, LOCK):
@@ -162,14 +166,14 @@ class Claim:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"{self.directory} is in use by {_writer(self.directory)}: wait until it ends, or "
-                "choose another --output_dir"
+                f"{self.directory} is in use by {_writer_text(self.directory)}: wait until it "
+                "ends, or choose another --output_dir"
             ) from None
 
-    def _enter(self, *, overwrite: bool) -> None:
+    def _take_over(self, *, overwrite: bool) -> None:
         repair_folder(self.directory)
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
-            self._settle()
+            self._keep_or_restore()
         self._was_marked = written_by_toolkit(self.directory)
         self._earlier = frozenset(path.name for path in _entries(self.directory))
         if overwrite and self._earlier:
@@ -178,20 +182,20 @@ class Claim:
         self.declare(())
 
     def _set_aside(self) -> None:
-        """Move the files of an earlier run to `REPLACED`."""
+        """Move the files of the earlier run to `REPLACED`."""
         written = written_entries(self.directory)
         for path in written:
             if foreign := next(_foreign_files(path), None):
                 raise UserError(
-                    f"{foreign} was not written by a run, so {self.directory} is not overwritten: "
-                    "move the file away, or choose another --output_dir"
+                    f"{foreign} was not written by the toolkit, so {self.directory} is not "
+                    "overwritten: move the file away, or choose another --output_dir"
                 )
         aside = self.directory / REPLACED
         aside.mkdir()
         for path in (*written, self.directory / MARKER):
             path.rename(aside / path.name)
 
-    def _settle(self) -> bool:
+    def _keep_or_restore(self) -> bool:
         """Keep the new run if it has a result; otherwise restore the replaced run.
 
         Returns:
@@ -212,8 +216,8 @@ class Claim:
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Raise an OSError in this block as a UserError: the directory cannot be written."""
+def write_errors_as_user_errors(directory: Path) -> Iterator[None]:
+    """Convert an OSError in this block to a UserError that the directory cannot be written."""
     try:
         yield
     except OSError as error:
@@ -221,19 +225,22 @@ def writing(directory: Path) -> Iterator[None]:
         raise UserError(f"{directory} cannot be written: {reason}") from error
 
 
-def locate(directory: str | Path) -> Path:
-    """Return the path of a directory without ``..``, even if its parents do not exist yet."""
+def resolved_path(directory: str | Path) -> Path:
+    """Resolve a path that contains ``..``, and return all other paths unchanged.
+
+    The operating system cannot resolve ``..`` if a parent directory does not exist yet.
+    """
     path = Path(directory)
     return path.resolve() if ".." in path.parts else path
 
 
 def written_by_toolkit(directory: Path) -> bool:
-    """Return whether a command of the toolkit made a directory."""
+    """Return whether a command of the toolkit created a directory."""
     return (directory / MARKER).is_file()
 
 
-def _refuse_replacement(directory: Path, inputs: Iterable[Path]) -> None:
-    """Raise UserError for a directory that must not be replaced."""
+def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
+    """Raise UserError if ``--overwrite`` must not replace the content of a directory."""
     if not any(written_by_toolkit(d) for d in (directory, directory / REPLACED)):
         raise UserError(
             f"{directory} is not a run directory (it has no file {MARKER}), so it is not "
@@ -243,24 +250,24 @@ def _refuse_replacement(directory: Path, inputs: Iterable[Path]) -> None:
     for name, place in (("working directory", Path.cwd()), ("home directory", Path.home())):
         if place.resolve().is_relative_to(target):
             raise UserError(
-                f"{directory} contains the {name}, so it is not overwritten: choose another "
+                f"{directory} is not overwritten, because it contains the {name}: choose another "
                 "--output_dir"
             )
     for path in inputs:
         if path.resolve().is_relative_to(target):
             raise UserError(
-                f"{directory} contains {path}, which this command reads, so it is not overwritten: "
-                "choose another --output_dir"
+                f"{directory} is not overwritten, because this command reads {path} in it: choose "
+                "another --output_dir"
             )
 
 
 def _entries(directory: Path) -> list[Path]:
-    """Return the entries of a directory without those of `Claim` itself."""
+    """Return the files and folders in a directory, except `LOCK_FILES`."""
     return [path for path in directory.iterdir() if path.name not in LOCK_FILES]
 
 
-def _declared(directory: Path) -> list[str]:
-    """Return the entries that earlier runs in a directory declared."""
+def _declared_entries(directory: Path) -> list[str]:
+    """Return the names that earlier runs in a directory declared."""
     try:
         return json.loads((directory / MARKER).read_text())["entries"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -268,13 +275,13 @@ def _declared(directory: Path) -> list[str]:
 
 
 def written_entries(directory: Path) -> list[Path]:
-    """Return the entries of a marked directory that the toolkit wrote."""
-    names = {*DESCRIPTIONS, *RESULTS, *_declared(directory)}
+    """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
+    names = {*DESCRIPTIONS, *RESULTS, *_declared_entries(directory)}
     return [path for path in _entries(directory) if path.name in names or written_by_toolkit(path)]
 
 
 def _foreign_files(path: Path) -> Iterator[Path]:
-    """Yield the files in an entry of the toolkit that the toolkit did not write."""
+    """Yield the files that the toolkit did not write, inside a path that the toolkit wrote."""
     if path.is_symlink() or not path.is_dir():
         return
     if path.name == "final":
@@ -298,20 +305,23 @@ def _foreign_in_container(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _can_resume(directory: Path, description: str) -> bool:
-    """Return whether a run is described, or was killed before it wrote anything else."""
-    if any((folder / description).exists() for folder in (directory, directory / REPLACED)):
+def _can_resume(directory: Path, description_file: str) -> bool:
+    """Return whether the run in a directory can be resumed.
+
+    It can if ``description_file`` exists, or if the run was killed before it wrote content.
+    """
+    if any((folder / description_file).exists() for folder in (directory, directory / REPLACED)):
         return True
     return not any(_has_content(e) and not is_partial(e) for e in _entries(directory))
 
 
 def _has_content(path: Path) -> bool:
-    """Return whether a path is a file, a link, or a folder that is not empty."""
+    """Return whether a path is a file, a symbolic link, or a folder that is not empty."""
     return path.is_symlink() or not path.is_dir() or any(path.iterdir())
 
 
-def _writer(directory: Path) -> str:
-    """Describe the process that holds the lock of a directory."""
+def _writer_text(directory: Path) -> str:
+    """Return a description of the process that holds the lock of a directory."""
     try:
         writer = json.loads((directory / MARKER).read_text())["writer"]
         return f"process {writer['pid']} on {writer['host']}"

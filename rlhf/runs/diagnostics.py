@@ -1,4 +1,4 @@
-"""Find alarms in the logged metrics of a run, during training and for the report."""
+"""Check the alarms that depend on logged metrics, during training and for the report."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rlhf.runs.alarms import AlarmName, Halt, action_of
 from rlhf.runs.metric_log import RECENT, MetricLog, RunningLog, gold_keys
 from rlhf.runs.renamed import metric_rows
 
-_SHARES = {
+_FRACTION_LIMITS = {
     "rollout/length_limited": (0.1, "replies hit the token limit"),
     "rollout/invalid": (0.1, "actions were invalid"),
     "rollout/truncated": (0.1, "episodes were truncated by a limit of tokens or steps"),
     "reward/unscored": (0.0, "episodes could not be scored"),
 }
-"""Metric -> (largest share without a warning, description)."""
+"""Metric -> (largest fraction without a warning, description)."""
 
 _UNSCORED = "rewards/unscored/"
-"""Prefix of ``rewards/unscored/NAME/REASON``: share of episodes."""
+"""Prefix of the metrics ``rewards/unscored/NAME/REASON``, which are fractions of episodes."""
 
 _ALARM_NAMES: dict[str, AlarmName] = {
     "finite": "metric_not_finite",
@@ -45,29 +45,32 @@ _ALARM_NAMES: dict[str, AlarmName] = {
     "rollout/evasion_gain": "evasion",
     "rollout/missing_eos": "missing_eos",
 }
-"""Kind of `log_warnings` -> row of the table of alarms."""
+"""Kind of a warning of `metric_warnings` -> name in the table of alarms."""
 
 _SIGN_STEPS = 10
-"""Number of steps in which a sign must persist; the chance of this is 1 in 1,024."""
+"""A warning about the sign of a metric requires the same sign in this number of last logged steps.
+For random signs, the probability is 1/1,024."""
 _GRADIENT_STEPS = 20
-"""Number of logged steps whose largest gradient norm is the reference for an explosion."""
+"""A gradient norm is compared with the largest one of this number of previous logged steps."""
 _GRADIENT_FACTOR = 20.0
-"""Gradient norms above this multiple of the reference are explosions."""
+"""A gradient norm above this multiple of the largest previous one is an explosion."""
 _CRITIC_STEPS = 20
-"""Number of logged steps in which a critic must explain no variance."""
-_CHECKS = 50
-"""A check takes time proportional to the number of rows, so the next one follows after 1/50 more
-rows."""
+"""A warning about the critic requires an explained variance of 0 in this number of last logged
+steps."""
+_CHECK_INTERVAL_DIVISOR = 50
+"""The next check follows when the number of rows has grown by 1/50, because the time of a check is
+proportional to the number of rows."""
 
 
 class TrainingMonitor:
-    """Generates warnings during training, each kind once.
+    """Checks the logged metrics during training and returns each kind of warning once.
 
-    If the run is resumed, the monitor includes earlier rows, so create it after the log is rewound.
+    The rows that a resumed run logged earlier are included, so create the monitor after
+    `Run.rewind`.
 
     Args:
         directory: The run directory; None for a run without earlier rows.
-        config: Configuration of the run.
+        config: Configuration of the run, as plain data.
     """
 
     def __init__(self, directory: Path | None, config: Mapping[str, Any]) -> None:
@@ -77,9 +80,9 @@ class TrainingMonitor:
         self.finished = False
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Add a logged row and return new warnings.
+        """Add a logged row, and return the warnings that were not returned before.
 
-        The checks run after every row of a short run and less often in a long one.
+        The checks run after every row of a short run, and less often in a long run.
 
         Raises:
             Halt: The action of a new alarm is halt.
@@ -87,18 +90,18 @@ class TrainingMonitor:
         self.log.add({"step": step, **metrics})
         if self.log.length < self.next_check:
             return []
-        self.next_check = self.log.length + max(1, self.log.length // _CHECKS)
+        self.next_check = self.log.length + max(1, self.log.length // _CHECK_INTERVAL_DIVISOR)
         return self._new_warnings(step)
 
     def finish(self, step: int) -> list[str]:
-        """Check the whole run after its last step, as `update` does."""
+        """Check the whole run after its last step; return and raise like `update`."""
         self.finished = True
         return self._new_warnings(step)
 
     def _new_warnings(self, step: int) -> list[str]:
         warnings = []
-        for kind, sentence in log_warnings(self.log, f"over the last {RECENT} logged steps"):
-            if kind in self.reported or not self._has_enough_values(kind):
+        for kind, sentence in metric_warnings(self.log, f"over the last {RECENT} logged steps"):
+            if kind in self.reported or not self._is_logged_often_enough(kind):
                 continue
             self.reported.add(kind)
             name = alarm_name(kind)
@@ -109,8 +112,8 @@ class TrainingMonitor:
                 warnings.append(sentence)
         return warnings
 
-    def _has_enough_values(self, kind: str) -> bool:
-        """Return whether the metric of a warning was logged often enough during training."""
+    def _is_logged_often_enough(self, kind: str) -> bool:
+        """Return whether the metric was logged often enough for a warning of this kind."""
         if kind == "train/updates":
             return self.finished
         if kind.startswith(_UNSCORED):
@@ -121,15 +124,18 @@ class TrainingMonitor:
             if not online:
                 return len(self.log.series(kind)[0]) > 1
             return len([step for step in online if step > warm_up]) >= RECENT
-        recent = kind in _SHARES or kind.startswith("rollout/")
+        recent = kind in _FRACTION_LIMITS or kind.startswith("rollout/")
         return not recent or len(self.log.series(kind)[1]) >= RECENT
 
 
-def check_again(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
+def repeat_metric_checks(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
     """Repeat the checks of the metrics in a run directory, row by row, as during training.
 
+    Returns:
+        The monitor after the last row.
+
     Raises:
-        Halt: The action of an alarm is halt.
+        Halt: An alarm with the action halt occurs.
     """
     monitor, step = TrainingMonitor(None, config), 0
     for row in metric_rows(directory):
@@ -140,37 +146,39 @@ def check_again(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
 
 
 def alarm_name(kind: str) -> AlarmName:
-    """Return the row of `ALARMS` to which a kind of `log_warnings` belongs."""
+    """Return the name of the alarm in `ALARMS` to which a kind of warning belongs."""
     return "unscored" if kind.startswith(_UNSCORED) else _ALARM_NAMES[kind]
 
 
-def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
-    """Yield (kind, sentence) of every warning about logged metrics, most serious first.
+def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
+    """Yield (kind, sentence) for every warning about logged metrics, most serious first.
 
-    ``when`` describes the last logged values, for example "at the end of training".
+    Args:
+        log: Metrics and configuration of the run.
+        when: Description of the last logged values, for example "at the end of training".
     """
-    for check in _CHECKED:
+    for check in _WARNING_FUNCTIONS:
         yield from check(log)
-    for key, (limit, words) in _SHARES.items():
-        if (share := _recent_share(log, key)) > limit:
+    for key, (limit, words) in _FRACTION_LIMITS.items():
+        if (share := _recent_fraction(log, key)) > limit:
             yield key, f"{share:.0%} of {words} {when}."
-    yield from _unscored_reasons(log, when)
+    yield from _unscored_warnings(log, when)
     gains = log.series("rollout/evasion_gain")[1][-_SIGN_STEPS:]
     if len(gains) == _SIGN_STEPS and min(gains) > 0:
         yield (
             "rollout/evasion_gain",
-            f"episodes with an invalid reply, or truncated by a limit, earn {_mean(gains):.2g} "
-            f"more than the others {when}: the reward favors evading the task (see "
-            "rollout.invalid_reward and rollout.max_tokens).",
+            f"the mean score of episodes that have an invalid reply or are truncated is "
+            f"{_mean(gains):.2g} above that of the other episodes {when}: the reward favors "
+            "evading the task (see rollout.invalid_reward and rollout.max_tokens).",
         )
     unstopped = _recent_mean(log, "rollout/missing_eos")
     # Truncated replies, which also lack a stop token, have a separate warning.
     if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/length_limited") + 0.02:
-        yield "rollout/missing_eos", f"{unstopped:.0%} of replies lack a stop token {when}."
+        yield "rollout/missing_eos", f"{unstopped:.0%} of replies have no stop token {when}."
 
 
 def gold_key(log: MetricLog) -> str | None:
-    """Return the key of the gold metric; None if the run measured none."""
+    """Return the key of the gold score in the metrics, or None if none was logged."""
     # The return of a prompt set is always 0.
     return next((key for key in gold_keys(log.config) if any(log.series(key)[1])), None)
 
@@ -186,10 +194,12 @@ class Peak:
     """Smoothed proxy score at the peak and at the end."""
 
 
-def over_optimized(log: MetricLog) -> Peak | None:
-    """Return the peak of gold (Gao et al. 2022); None if gold fell by less than 1/5 of its range.
+def over_optimization_peak(log: MetricLog) -> Peak | None:
+    """Return the peak of the gold score, if the gold score then fell and the proxy score rose.
 
-    Both curves are smoothed first. Gold measured on training episodes is noisy and needs 20 points.
+    The curves of the gold and the proxy score are smoothed first (Gao et al. 2022). The result is
+    None if the gold score fell by less than 1/5 of its range, if the proxy score did not rise, or
+    with too few values: at least 4, or 20 for a noisy gold score on training episodes.
     """
     key = gold_key(log)
     steps, gold = log.series(key) if key else ([], [])
@@ -210,22 +220,26 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return moving_average(values, 2 * max(1, len(values) // 30) + 1)
 
 
-def _unscored_reasons(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
-    """Yield the share of unscored episodes by reward and reason; a share of 0 is not logged."""
+def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
+    """Yield a warning for each reward and reason with the fraction of unscored episodes.
+
+    A fraction of 0 is not logged, so a missing value counts as 0.
+    """
     recent = log.recent()
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
         name, _, reason = key.removeprefix(_UNSCORED).partition("/")
         share = _mean([float(row.get(key, 0.0)) for row in recent])
         words = reason.replace("_", " ")
-        yield key, f"{share:.0%} of episodes went unscored by {name} ({words}) {when}."
+        yield key, f"{share:.0%} of episodes could not be scored by {name} ({words}) {when}."
 
 
-def _fell_clearly(values: Sequence[float]) -> bool:
-    """Return whether the last quarter's mean is 4 standard errors below the best quarter's.
+def _fell_significantly(values: Sequence[float]) -> bool:
+    """Return whether the mean of the last quarter is clearly below that of the best quarter.
 
-    The noise is estimated from neighboring values, so a trend hardly affects it. If the check runs
-    after each of 100 noisy values without a trend, about 2% of runs exceed four standard errors.
+    The threshold is 4 standard errors. The noise is estimated from differences of neighboring
+    values, so a trend hardly affects it. If the check runs after each of 100 noisy values without a
+    trend, about 2% of runs exceed the threshold.
     """
     size = max(2, len(values) // 4)
     means = [math.fsum(values[i : i + size]) / size for i in range(len(values) - size + 1)]
@@ -241,8 +255,8 @@ def _recent_mean(log: MetricLog, key: str) -> float:
     return _mean(log.series(key)[1][-RECENT:])
 
 
-def _recent_share(log: MetricLog, key: str) -> float:
-    """Return the recent value of a metric of `_SHARES` as a share."""
+def _recent_fraction(log: MetricLog, key: str) -> float:
+    """Return the mean of the last values of a metric in `_FRACTION_LIMITS`, as a fraction."""
     value = _recent_mean(log, key)
     if key not in ("rollout/length_limited", "rollout/invalid"):
         return value
@@ -254,18 +268,18 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def _not_finite(log: MetricLog) -> Iterator[tuple[str, str]]:
+def _not_finite_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     for key, step in log.not_finite().items():
         yield "finite", f"{key} is not finite from step {step} on."
 
 
-def _unmoved(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find a model that training did not change (frozen, learning rate 0 or advantages of 0)."""
+def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Warn if training does not change the model, for example because all advantages are 0."""
     steps, moved = log.series("train/moved")
     if moved and moved[-1] == 0:
         yield (
             "train/moved",
-            f"training did not move the model: at step {short_number(steps[-1])} every trained "
+            f"training did not change the model: at step {short_number(steps[-1])} every trained "
             "weight has its initial value.",
         )
         return
@@ -274,25 +288,26 @@ def _unmoved(log: MetricLog) -> Iterator[tuple[str, str]]:
     if len(kl) >= RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
         yield (
             "train/moved",
-            f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "
-            "importance ratio differs from 1.",
+            f"the policy did not change: policy/kl is 0 in all {len(kl)} logged steps, and every "
+            "importance ratio is 1.",
         )
 
 
-def _over_optimized(log: MetricLog) -> Iterator[tuple[str, str]]:
-    peak = over_optimized(log)
-    if peak is None or not _fell_clearly(log.series(gold_key(log) or "")[1]):
+def _over_optimized_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    peak = over_optimization_peak(log)
+    if peak is None or not _fell_significantly(log.series(gold_key(log) or "")[1]):
         return
     gold, proxy = ([short_number(v) for v in pair] for pair in (peak.gold, peak.proxy))
     step = short_number(peak.step)
     yield (
         "gold",
-        f"the proxy was over-optimized: gold fell from {gold[0]} at step {step} to {gold[1]} while "
-        f"the proxy rose from {proxy[0]} to {proxy[1]}. Stop near step {step}.",
+        f"the proxy was over-optimized: the gold score fell from {gold[0]} at step {step} to "
+        f"{gold[1]}, and the proxy score rose from {proxy[0]} to {proxy[1]}. Stop training near "
+        f"step {step}.",
     )
 
 
-def _diverged(log: MetricLog) -> Iterator[tuple[str, str]]:
+def _policy_jump_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     for key, limit in (("policy/ratio_max", 20.0), ("policy/kl", 100.0)):
         steps, values = log.series(key)
         above = [i for i, value in enumerate(values) if value > limit]
@@ -300,12 +315,12 @@ def _diverged(log: MetricLog) -> Iterator[tuple[str, str]]:
             yield (
                 key,
                 f"{key} reached {short_number(max(values))} (first above {short_number(limit)} at "
-                f"step {short_number(steps[above[0]])}): the policy jumped far.",
+                f"step {short_number(steps[above[0]])}): the policy changed too much.",
             )
 
 
-def _collapsed(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find entropy collapse without a rise in reward; a solved task needs no entropy."""
+def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Warn if the entropy collapsed and the reward did not rise; a solved task needs no entropy."""
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
     if min(len(entropy), len(reward)) < 2 * RECENT:
         return
@@ -315,12 +330,12 @@ def _collapsed(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "entropy",
             f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the "
-            f"reward did not rise ({short_number(first)} to {short_number(last)}): the policy "
-            "repeats itself and no longer explores.",
+            f"reward did not rise ({short_number(first)} to {short_number(last)}): the policy is "
+            "almost deterministic and no longer explores.",
         )
 
 
-def _overfitted(log: MetricLog) -> Iterator[tuple[str, str]]:
+def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     steps, values = log.series("eval/loss")
     if len(values) < 3:
         return
@@ -329,14 +344,14 @@ def _overfitted(log: MetricLog) -> Iterator[tuple[str, str]]:
         step = short_number(steps[best])
         yield (
             "eval/loss",
-            f"held-out loss rose from {short_number(values[best])} at step {step} to "
-            f"{short_number(values[-1])}: training ran too long; final/ contains the model of "
+            f"the held-out loss rose from {short_number(values[best])} at step {step} to "
+            f"{short_number(values[-1])}: training was too long; final/ contains the model of "
             f"step {step}.",
         )
 
 
-def _negative_kl(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find a KL that is negative beyond noise: the sampler and the trainer disagree."""
+def _negative_kl_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Warn if the KL is significantly negative, because sampler and trainer then disagree."""
     values = log.series("policy/kl")[1][-_SIGN_STEPS:]
     if len(values) < _SIGN_STEPS or max(values) >= 0:
         return
@@ -345,13 +360,14 @@ def _negative_kl(log: MetricLog) -> Iterator[tuple[str, str]]:
     if mean < -4 * math.sqrt(variance / len(values)):
         yield (
             "negative_kl",
-            f"policy/kl was negative in each of {len(values)} logged steps (mean "
-            f"{short_number(mean)}): the sampled tokens do not follow the scored policy.",
+            f"policy/kl was negative in each of the last {len(values)} logged steps (mean "
+            f"{short_number(mean)}): the tokens were not sampled from the policy that the trainer "
+            "scores.",
         )
 
 
-def _exploded(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find a gradient norm far above all norms of the window before it."""
+def _exploding_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Warn if a gradient norm is far above the norms of the previous logged steps."""
     steps, norms = log.series("train/grad_norm")
     for i in range(_GRADIENT_STEPS, len(norms)):
         before = max(norms[i - _GRADIENT_STEPS : i])
@@ -359,14 +375,14 @@ def _exploded(log: MetricLog) -> Iterator[tuple[str, str]]:
             yield (
                 "train/grad_norm",
                 f"the gradient exploded: its norm was {short_number(norms[i])} at step "
-                f"{short_number(steps[i])} and at most {short_number(before)} in the "
-                f"{_GRADIENT_STEPS} logged steps before.",
+                f"{short_number(steps[i])} and at most {short_number(before)} in the previous "
+                f"{_GRADIENT_STEPS} logged steps.",
             )
             return
 
 
-def _repeated(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find replies that began to repeat themselves without a rise in reward."""
+def _repetition_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Warn if the repetition inside replies rose and the reward did not."""
     repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
     if min(len(repetition), len(reward)) < 2 * RECENT:
         return
@@ -374,41 +390,41 @@ def _repeated(log: MetricLog) -> Iterator[tuple[str, str]]:
     if after >= max(0.5, before + 0.3) and _mean(reward[-RECENT:]) <= _mean(reward[:RECENT]):
         yield (
             "rollout/repetition",
-            f"{after:.0%} of the bigrams of replies repeat earlier ones, against {before:.0%} in "
-            "the first steps, and the reward did not rise.",
+            f"the fraction of repeated bigrams in replies rose from {before:.0%} in the first "
+            f"{_RECENT} logged steps to {after:.0%}, and the reward did not rise.",
         )
 
 
-def _dead_critic(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find a critic whose values do not depend on the state."""
+def _dead_critic_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Warn if the critic's values are unrelated to the returns."""
     explained = log.series("value/explained_variance")[1][-_CRITIC_STEPS:]
     if len(explained) == _CRITIC_STEPS and max(map(abs, explained)) < 1e-3:
         yield (
             "value/explained_variance",
-            f"the critic explains nothing: value/explained_variance was 0 in the last "
+            f"the critic predicts nothing: value/explained_variance was 0 in the last "
             f"{_CRITIC_STEPS} logged steps.",
         )
 
 
-def _no_updates(log: MetricLog) -> Iterator[tuple[str, str]]:
+def _no_updates_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     updates = log.series("train/updates")[1]
     if updates and not any(updates):
         yield (
             "train/updates",
-            f"nothing was trained: train/updates is 0 in all of {len(updates)} logged steps.",
+            f"nothing was trained: train/updates is 0 in all {len(updates)} logged steps.",
         )
 
 
-_CHECKED = (
-    _not_finite,
-    _no_updates,
-    _unmoved,
-    _over_optimized,
-    _diverged,
-    _negative_kl,
-    _exploded,
-    _collapsed,
-    _repeated,
-    _dead_critic,
-    _overfitted,
+_WARNING_FUNCTIONS = (
+    _not_finite_warnings,
+    _no_updates_warnings,
+    _unchanged_model_warnings,
+    _over_optimized_warnings,
+    _policy_jump_warnings,
+    _negative_kl_warnings,
+    _exploding_gradient_warnings,
+    _entropy_collapse_warnings,
+    _repetition_warnings,
+    _dead_critic_warnings,
+    _overfitted_warnings,
 )

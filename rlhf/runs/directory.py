@@ -1,9 +1,9 @@
-"""The run directory: configuration, environment, logs, checkpoints and results.
+"""The run directory, which contains configuration, environment, logs, checkpoints and results.
 
     config.yaml  inputs.json  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
     evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
-An existing directory is overwritten only with --overwrite; a run can be resumed only with the same
+An existing directory is replaced only with --overwrite. A run can be resumed only with the same
 configuration.
 """
 
@@ -27,26 +27,29 @@ from rlhf.common.files import (
 )
 from rlhf.common.yaml_text import dump_yaml, read_yaml_or_json
 from rlhf.errors import UserError
-from rlhf.runs.claim import Claim, locate, writing
-from rlhf.runs.inputs import fingerprints, input_paths, leaves
+from rlhf.runs.claim import Claim, resolved_path, write_errors_as_user_errors
+from rlhf.runs.inputs import fingerprints, input_paths, leaf_items
 from rlhf.runs.machine import describe_machine
-from rlhf.runs.renamed import current_config
+from rlhf.runs.renamed import upgrade_config
 from rlhf.runs.trackers import (
     Tracker,
-    check_installed,
+    check_trackers_installed,
     close_trackers,
-    log_to,
+    log_to_trackers,
     open_trackers,
 )
 
-# Keys about the directory of a run; config.yaml does not contain them.
+# Keys that concern only the directory of a run; config.yaml does not contain them.
 DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
 KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms"}
 
 
 class Run:
-    """Writes a run directory."""
+    """A run directory that this process writes to.
+
+    With several processes, only the first one writes; `writes` is true in it.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -59,15 +62,20 @@ class Run:
 
     @classmethod
     def open(cls, config: Mapping[str, Any]) -> Run:
-        """Create, resume or overwrite the directory of a run, as its configuration states.
+        """Create, resume or overwrite the directory of a run.
+
+        Args:
+            config: Configuration of the run as plain data, with ``output_dir`` and, if set,
+                ``resume`` and ``overwrite``.
 
         Raises:
-            UserError: The directory exists, is in use, cannot be written, or has another
-                configuration or other inputs.
+            UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, it is
+                in use or cannot be written, the run to resume has a different configuration or
+                different inputs, or a tracker is not installed.
         """
-        run = cls(locate(config["output_dir"]))
+        run = cls(resolved_path(config["output_dir"]))
         run.config = config
-        check_installed(config.get("track", ()))
+        check_trackers_installed(config.get("track", ()))
         if not run.writes:
             return run
         resume, overwrite = bool(config.get("resume")), bool(config.get("overwrite"))
@@ -76,7 +84,7 @@ class Run:
             run.directory,
             resume=resume,
             overwrite=overwrite,
-            description="config.yaml",
+            description_file="config.yaml",
             inputs=inputs,
         )
         try:
@@ -87,11 +95,14 @@ class Run:
         return run
 
     def _describe(self, *, resume: bool) -> None:
-        """Write the description of a new run, or compare it with that of the resumed run."""
+        """Write the configuration, inputs and machine of a run to its directory.
+
+        If the run is resumed, its recorded configuration and inputs are compared first.
+        """
         if resume and (self.directory / "config.yaml").exists():
-            check_same(self.directory, self.config)
+            check_unchanged_configuration(self.directory, self.config)
         kept = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
-        with writing(self.directory):
+        with write_errors_as_user_errors(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
             write_text(self.directory / "config.yaml", dump_yaml(kept))
             write_text(self.directory / "inputs.json", json.dumps(fingerprints(kept), indent=2))
@@ -105,11 +116,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """Whether `finish` was called for this run, in this or in an earlier process."""
         return (self.directory / "finished").exists()
 
     def declare(self, names: Iterable[str]) -> None:
-        """Record further entries of the directory that the run will write."""
+        """Record the names of additional files and folders that the run will write."""
         if self._claim is not None:
             self._claim.declare(names)
 
@@ -121,12 +132,17 @@ class Run:
         self.trackers = None
 
     def close(self) -> None:
-        """Give the directory up; a run without a result leaves it as it was before."""
+        """Release the directory; if the run has no result, restore the earlier content."""
         if self._claim is not None:
             self._claim.close()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line to ``metrics.jsonl``; keys are documented in docs/metrics.md."""
+        """Append a line to ``metrics.jsonl`` and send it to the trackers.
+
+        Args:
+            step: Training step of the metrics.
+            metrics: Metric key -> value; docs/metrics.md describes the keys.
+        """
         row = {"step": step, "time": round(time.monotonic() - self.started, 3), **metrics}
         self._append("metrics.jsonl", row)
         if not self.writes or not self.config.get("track"):
@@ -134,16 +150,17 @@ class Run:
         if self.trackers is None:
             flat = flatten(self.config)
             self.trackers = open_trackers(self.config["track"], self.directory, flat, step=step)
-        self.trackers = log_to(self.trackers, step, metrics)
+        self.trackers = log_to_trackers(self.trackers, step, metrics)
 
-    def sample(self, row: Mapping[str, Any]) -> None:
-        """Append one transcript to ``samples.jsonl``."""
+    def write_sample(self, row: Mapping[str, Any]) -> None:
+        """Append a transcript to ``samples.jsonl``."""
         self._append("samples.jsonl", row)
 
     def rewind(self, step: int) -> None:
         """Remove all log rows after ``step``, so that a resumed run does not log them twice.
 
-        Transcripts of the trained policy follow the last step and are written again.
+        Transcripts of the final evaluation are removed too, because the resumed run writes them
+        again.
         """
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.directory / name
@@ -160,17 +177,22 @@ class Run:
             self._claim.commit()
 
 
-def check_same(directory: Path, config: Mapping[str, Any]) -> None:
-    """Raise UserError if a run would be resumed with another configuration or changed inputs.
+def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) -> None:
+    """Check that a run is resumed with the same configuration and the same inputs.
 
-    An input may have another path, as in a directory that was moved, if its content is the same.
+    The path of an input may differ, for example because a directory was moved, if the content is
+    the same.
+
+    Args:
+        directory: The run directory.
+        config: The new configuration, as plain data.
 
     Raises:
-        UserError: The message names a key that changed.
+        UserError: The configuration or an input has changed; the message names a key.
     """
-    recorded = current_config(read_yaml_or_json(directory / "config.yaml"))
+    recorded = upgrade_config(read_yaml_or_json(directory / "config.yaml"))
     inputs, current = _recorded_inputs(directory), fingerprints(config)
-    before, now = dict(leaves(recorded)), dict(leaves(config))
+    before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -182,13 +204,14 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
         was, is_now = (shorten(repr(tree.get(key)), 100, placeholder="…") for tree in (before, now))
         raise UserError(
             f"{directory} cannot be resumed with another configuration: {key} was {was}, now "
-            f"{is_now}" + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+            f"{is_now}"
+            + (f" (and {len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
         )
     for key, fingerprint in inputs.items():
         if current.get(key, fingerprint) != fingerprint:
             raise UserError(
                 f"{directory} cannot be resumed: the content of {key} ({now[key]}) has changed "
-                "since the run started; restore it, or start anew with --overwrite"
+                "since the run started; restore it, or start a new run with --overwrite"
             )
 
 
@@ -201,15 +224,23 @@ def _recorded_inputs(directory: Path) -> dict[str, str]:
 def open_directory(
     root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> Iterator[Claim]:
-    """Claim the directory of a pipeline or a study, and describe it in a YAML file ``name``.
+    """Lock the directory of a pipeline or a study while the context is open.
+
+    Args:
+        root: The directory.
+        name: Name of the YAML file in the directory to which ``tree`` is written.
+        tree: Configuration of the pipeline or study, as plain data.
+        resume: Whether to continue in an existing directory.
+        overwrite: Whether to replace the files in an existing directory.
 
     Raises:
-        UserError: The directory exists and may not be used, or it cannot be written.
+        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, or it is in
+            use or cannot be written.
     """
     inputs = input_paths(tree).values()
-    claim = Claim.open(locate(root), resume=resume, overwrite=overwrite, inputs=inputs)
+    claim = Claim.open(resolved_path(root), resume=resume, overwrite=overwrite, inputs=inputs)
     try:
-        with writing(root):
+        with write_errors_as_user_errors(root):
             write_text(root / name, dump_yaml(dict(tree)))
         yield claim
     finally:
@@ -217,7 +248,7 @@ def open_directory(
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as a flat one: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    """Flatten nested mappings to dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -228,7 +259,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators that library code draws from: Python, numpy, torch."""
+    """Seed the global random generators of Python, numpy and torch, which libraries use."""
     import numpy as np
     import torch
 

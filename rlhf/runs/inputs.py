@@ -1,4 +1,4 @@
-"""Compute fingerprints of a run's local input files, to detect changes before it is resumed."""
+"""Fingerprints of the local input files of a run, to detect changes when the run is resumed."""
 
 from __future__ import annotations
 
@@ -14,42 +14,48 @@ from rlhf.common.files import sha256_of
 PATH_KEYS = frozenset({"path", "paths", "data_dir", "folder"})
 """Configuration keys whose value may be a local file or folder, or a list of them."""
 FULL_READ_BYTES = 64 * 2**20
-"""Files up to this size in bytes are read completely; larger files are sampled at equal spacing."""
+"""Files up to this size in bytes are read completely. Of larger files, blocks at equal distances
+are read."""
 BLOCKS, BLOCK_SIZE = 32, 2**20
+"""Number of blocks that are read of a large file, and their size in bytes."""
 
 
-def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the plain values of nested mappings and lists with their keys, such as data.0.path."""
+def leaf_items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for each value in nested mappings and lists.
+
+    An example of a key is ``data.0.path``. An empty mapping or list counts as a value.
+    """
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaf_items(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(tree, list) and tree:
         for index, value in enumerate(tree):
-            yield from leaves(value, f"{prefix}.{index}" if prefix else str(index))
+            yield from leaf_items(value, f"{prefix}.{index}" if prefix else str(index))
     else:
         yield prefix, tree
 
 
 def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the existing local files and folders that a configuration names, by key."""
+    """Return dotted key -> path for the existing local files and folders in a configuration."""
     paths = {}
-    for key, value in leaves(config):
+    for key, value in leaf_items(config):
         name = next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
-        if name in PATH_KEYS and isinstance(value, str) and _exists(value):
+        if name in PATH_KEYS and isinstance(value, str) and _path_exists(value):
             paths[key] = Path(value)
     return paths
 
 
 def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fingerprint of every local input of a configuration, by key."""
+    """Return dotted key -> fingerprint for every local input of a configuration."""
     return {key: fingerprint(path) for key, path in input_paths(config).items()}
 
 
 def fingerprint(path: Path) -> str:
-    """Return a digest of the content of a file or of all files of a folder.
+    """Return a hexadecimal digest of the content of a file or folder.
 
-    Names and times are not included, except the names of files in a folder. An adapter includes its
-    base model, if that is a local folder.
+    The digest of a folder includes the relative names of its files, except hidden files. The digest
+    of an adapter's folder also includes the base model, if the base model is a separate local
+    folder.
     """
     if path.is_file():
         return _file_fingerprint(path)
@@ -58,20 +64,23 @@ def fingerprint(path: Path) -> str:
         name = file.relative_to(path)
         if file.is_file() and not any(part.startswith(".") for part in name.parts):
             digest.update(f"{name.as_posix()} {_file_fingerprint(file)}\n".encode())
-    if base := _base_of_adapter(path):
+    if base := _adapter_base_folder(path):
         digest.update(fingerprint(base).encode())
     return digest.hexdigest()
 
 
 def _file_fingerprint(path: Path) -> str:
     status = path.stat()
-    return _read_fingerprint(path.resolve(), status.st_size, status.st_mtime_ns)
+    return _cached_fingerprint(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_fingerprint(path: Path, size: int, changed: int) -> str:
-    """Read a file of a size in bytes; the time of its last change is a part of the cache's key."""
-    del changed
+def _cached_fingerprint(path: Path, size: int, mtime_ns: int) -> str:
+    """Return the digest of a file with ``size`` bytes.
+
+    ``mtime_ns``, the time of the last change, is an argument so that it is part of the cache key.
+    """
+    del mtime_ns
     if size <= FULL_READ_BYTES:
         return sha256_of(path)
     digest = hashlib.sha256(str(size).encode())
@@ -82,7 +91,7 @@ def _read_fingerprint(path: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-def _base_of_adapter(folder: Path) -> Path | None:
+def _adapter_base_folder(folder: Path) -> Path | None:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None
@@ -91,7 +100,7 @@ def _base_of_adapter(folder: Path) -> Path | None:
     return None if not base or inside or not Path(base).is_dir() else Path(base)
 
 
-def _exists(value: str) -> bool:
+def _path_exists(value: str) -> bool:
     try:
         return bool(value) and Path(value).exists()
     except (OSError, ValueError):  # too long for a path, or with a null character

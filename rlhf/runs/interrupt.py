@@ -1,4 +1,4 @@
-"""Graceful interruption: after a signal, a run finishes its step, saves a checkpoint and stops."""
+"""Interruption by signals: a run finishes the current step, saves a checkpoint and stops."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rlhf.errors import UserError
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that stop a run: Ctrl-C, a scheduler, a closed terminal."""
+"""Signals that stop a run; Ctrl-C, a scheduler or a closed terminal send them."""
 
 
 class Interrupted(UserError):
-    """Error for a run that a signal stopped; its last completed step is saved.
+    """Error that ends a run after a signal; a checkpoint of the last completed step is saved.
 
     Args:
-        message: What to do next.
+        message: Name of the signal and how to continue.
         number: Number of the signal.
     """
 
@@ -29,7 +29,10 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """In its ``with`` block the first signal sets ``number``; a second one ends the process."""
+    """Context manager that records the first signal in ``number`` instead of ending the process.
+
+    A second signal ends the process.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -37,7 +40,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal arrived."""
+        """Whether the process received a signal."""
         return self.number is not None
 
     def __enter__(self) -> StopRequest:
@@ -55,7 +58,13 @@ class StopRequest:
         self.__exit__()
 
     def check(self, directory: object) -> None:
-        """Raise Interrupted if a signal arrived; call it when a checkpoint is written."""
+        """Raise Interrupted if the process received a signal.
+
+        Call this method after a checkpoint is written.
+
+        Args:
+            directory: The run directory, for the message.
+        """
         if self.number is not None:
             raise Interrupted(
                 f"stopped by {signal.Signals(self.number).name}; continue with --resume "

@@ -37,7 +37,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the name of the processor and its bf16 instructions, which determine the speed."""
+    """Return the name of the processor, with its bf16 instructions if it has them.
+
+    The bf16 instructions have a large influence on the speed.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
@@ -51,7 +54,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the toolkit's own checkout; None for an installed package."""
+    """Return the git commit of the toolkit's checkout; None if the toolkit is not a checkout."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -8,12 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 
-# Parts of an online step, in their order; docs/metrics.md describes them.
+# Parts of an online training step, in order of execution; docs/metrics.md describes them.
 STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
 
 
 class Stopwatch:
-    """Measures seconds by part; the time of a nested part is excluded from the outer part."""
+    """Measures the seconds of each part of a training step.
+
+    ``with stopwatch(part):`` adds the time of the block to the part. If blocks are nested, the time
+    of the inner block is not added to the outer part.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -22,7 +26,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Add the time inside the ``with`` block to a part."""
+        """Return a context that adds the time of its ``with`` block to a part."""
         self._lap()
         self._running.append(part)
         try:
@@ -39,7 +43,7 @@ class Stopwatch:
         self._since = now
 
     def take(self) -> dict[str, float]:
-        """Return the seconds by part since the last call, as metrics."""
+        """Return the seconds of each part since the last call, with the keys ``time/PART``."""
         taken, self._seconds = self._seconds, {}
         return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
 
@@ -47,10 +51,11 @@ class Stopwatch:
 def update_efficiency(
     *, real: int, computed: int, flops: float, peak_flops: float
 ) -> dict[str, float]:
-    """Return FLOPS utilization, the shares of padding and reused tokens, and peak memory.
+    """Return metrics of the efficiency of an update, with the keys ``profile/...``.
 
-    The share of padding is relative to the computed tokens. The share of reused tokens, which
-    belong to shared prefixes, is relative to the real tokens.
+    The metrics are the FLOPS utilization, the fraction of padding among the computed tokens, the
+    fraction of the real tokens that were not computed because their prefix is shared, and the peak
+    memory in GiB.
 
     Args:
         real: Number of tokens that are not padding.
@@ -67,6 +72,6 @@ def update_efficiency(
 
 
 def peak_rss_gib() -> float:
-    """Return the largest resident size of this process so far, in GiB."""
+    """Return the largest resident memory of this process so far, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

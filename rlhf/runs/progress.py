@@ -1,4 +1,4 @@
-"""Display the progress of a run: a live view in a terminal, or some lines in a log file."""
+"""Display the progress of a run, as a live view in a terminal or as some lines in a log file."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from rlhf.common.text import escape_invisible
 
 log = logging.getLogger(__name__)
 
-# Number of lines that are logged during a run if there is no terminal.
+# Approximate number of progress lines of a run if the output is not a terminal.
 LOG_LINES = 10
-# Largest width of the first line, in columns.
+# Largest width of the line with the progress bar, in columns.
 MAX_WIDTH = 100
 MAX_NAME_LENGTH = 20
 MAX_NUMBERS = 5
-# Rich estimates the time left from the steps of the last seconds, at least two of them; a step of
-# reinforcement learning may take minutes.
+# Rich estimates the remaining time from the steps in this window, at least two of them. The window
+# is long, because a step of reinforcement learning may take minutes.
 SPEED_WINDOW_SECONDS = 7 * 86400.0
 
 Slots = Sequence[Mapping[str, str]]
-"""The displayed numbers, in order. A slot maps metric keys to displayed names; the first key that
-has been logged is shown."""
+"""The numbers to display, in order. A slot maps metric keys to displayed names; of its keys, the
+first one that has been logged is shown."""
 
 OFFLINE_SLOTS: Slots = (
     {"train/loss": "loss"},
@@ -47,26 +47,28 @@ OFFLINE_SLOTS: Slots = (
     {"eval/accuracy": "held-out", "eval/token_accuracy": "held-out", "eval/rmse": "held-out"},
     {"train/grad_norm": "gradient"},
 )
-"""Numbers that are displayed in offline training."""
+"""The numbers that are displayed in offline training."""
 
 _POLICY_SLOTS: Slots = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
     {"rollout/tokens": "length"},
-    # Numbers that replace others if there is no reference, or no score other than the reward.
+    # These two are shown if there is no KL (no reference) or no gold or held-out score.
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},
 )
 
 
-class Reporter:
-    """Displays completed steps, remaining time, five numbers and warnings in a ``with`` block.
+class ProgressDisplay:
+    """Displays completed steps, remaining time, at most five numbers, and warnings.
+
+    The display is active in the ``with`` block of the object.
 
     Args:
         what: Name of the run.
         total: Number of steps.
         start: Number of steps that are already completed.
-        slots: The numbers to show; if None, the first metrics with their keys as names.
+        slots: The numbers to show; if it is empty, the first metrics are shown under their keys.
         console: Output; standard error by default.
     """
 
@@ -86,10 +88,10 @@ class Reporter:
         console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
         first = os.environ.get("RANK", "0") == "0"  # only the first process draws
         self.live = first and console.is_terminal and not console.is_dumb_terminal
-        self.view = _View(console, disable=not self.live)
-        self.task = self.view.add_task(_shortened(self.what), total=total, completed=start)
+        self.view = _ProgressView(console, disable=not self.live)
+        self.task = self.view.add_task(_shortened_name(self.what), total=total, completed=start)
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> ProgressDisplay:
         self.view.start()
         return self
 
@@ -106,15 +108,15 @@ class Reporter:
 
         Args:
             step: Number of completed steps.
-            metrics: Metrics of this step; a missing metric is shown with its last value and that
-            value's step.
-            warnings: Warnings of one line each, shown above the bar or in the log.
+            metrics: Metrics of this step. A metric that is missing here is shown with its last
+                value and the step of this value.
+            warnings: Warnings of one line each, which are shown above the bar or in the log.
         """
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
         displayed = displayed_metrics(self.seen, self.slots)
-        numbers = [self._number(name, key) for name, key in displayed.items()]
+        numbers = [self._number_text(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
         self.view.update(self.task, completed=step)
         for words in warnings:
@@ -124,8 +126,8 @@ class Reporter:
         if not self.live and due:
             log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
 
-    def _number(self, name: str, key: str) -> str:
-        """Return a number with its short name, and with its step if it was measured earlier."""
+    def _number_text(self, name: str, key: str) -> str:
+        """Return a number with its short name, and with its step if it is from an earlier step."""
         text = f"{escape_invisible(name)} {self.seen[key]:.3g}"
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"
@@ -141,11 +143,11 @@ class Reporter:
 
 
 def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
-    """Return short name -> metric key of at most five metrics to show.
+    """Return displayed name -> metric key for at most five metrics to show.
 
     Args:
-        seen: Key -> value of all metrics so far.
-        slots: The numbers to show; if None, the first metrics with their keys as names.
+        seen: Key -> last value of all metrics that have been logged.
+        slots: The numbers to show; if it is empty, the first metrics are shown under their keys.
     """
     chosen: dict[str, str] = {}
     for slot in slots or [{key: key} for key in seen]:
@@ -156,7 +158,7 @@ def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]
 
 
 def online_slots(config: Mapping[str, Any]) -> Slots:
-    """Return the slots of an online run: its reward, a gold or held-out score, and policy metrics.
+    """Return the slots of an online run: reward, gold or held-out score, and policy metrics.
 
     Args:
         config: Configuration of the run, as plain data.
@@ -171,11 +173,11 @@ def online_slots(config: Mapping[str, Any]) -> Slots:
     return ({"reward/mean": "reward"}, gold_scores, *_POLICY_SLOTS)
 
 
-class _View(Progress):
-    """Progress display: a line with bar and times, and the numbers below it."""
+class _ProgressView(Progress):
+    """Progress display with a line for the bar and the times, and the numbers below it."""
 
     def __init__(self, console: Console, *, disable: bool) -> None:
-        self.numbers = _Numbers()
+        self.numbers = _NumbersLine()
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -196,8 +198,8 @@ class _View(Progress):
         yield self.numbers
 
 
-class _Numbers:
-    """Names and values in one line, with line breaks only between two numbers."""
+class _NumbersLine:
+    """Names and values of numbers in a line, which is broken only between two numbers."""
 
     def __init__(self) -> None:
         self.parts: Sequence[str] = ()
@@ -213,8 +215,12 @@ class _Numbers:
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
-def _shortened(name: str) -> str:
-    """Shorten a name in the middle: names of stages differ at the start, of seeds at the end."""
+def _shortened_name(name: str) -> str:
+    """Shorten a long name by removing its middle.
+
+    The start and the end are kept, because names of stages differ at the start and names of seeds
+    differ at the end.
+    """
     half = MAX_NAME_LENGTH // 2
     # Rich would interpret brackets as markup.
     text = name if len(name) <= MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"

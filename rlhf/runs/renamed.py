@@ -1,7 +1,7 @@
 """Names that changed since version 0.1.0: configuration keys, metrics, and keys of JSON lines.
 
-Records of old runs are read under the current names. A user's configuration must use the current
-names; for an old name, the error message states the new one.
+When records of old runs are read, old names are replaced by the current names. A user's
+configuration must use the current names; the error message for an old name states the current one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
     "algorithm.mismatch_cap": "algorithm.tis_cap",
 }
-"""Dotted configuration key, old -> new in the same section. Indices of lists are left out:
-`rewards.path` is a key of every entry of `rewards`."""
+"""Old dotted configuration key -> new dotted key in the same section. The keys contain no indices
+of lists: `rewards.path` stands for the key `path` of every entry of `rewards`."""
 
 RENAMED_METRICS: dict[str, str] = {
     "policy/drift": "policy/approx_kl",
@@ -32,22 +32,23 @@ RENAMED_METRICS: dict[str, str] = {
     "critic/clip_fraction": "value/clip_fraction",
     "critic/explained_variance": "value/explained_variance",
 }
-"""Key of `metrics.jsonl`, old -> new."""
+"""Old key of `metrics.jsonl` -> new key."""
 
 RENAMED_SAMPLE_KEYS: dict[str, dict[str, str]] = {
     "before": {"return": "score"},
     "train": {"return": "return_trained"},
     "after": {"return": "score"},
 }
-"""Split -> key of `samples.jsonl`, old -> new. In 0.1.0, the `return` of a training episode was
-after scaling and penalties, and that of a held-out episode was before them."""
+"""Value of `split` in a line of `samples.jsonl` -> old key -> new key. In 0.1.0, the `return` of a
+training episode was computed after scaling and penalties, and the `return` of a held-out episode
+before them."""
 
 RENAMED_EPISODE_KEYS: dict[str, str] = {"cut": "length_limited"}
-"""Key of `evaluation/NAME/episodes.jsonl`, old -> new."""
+"""Old key of `evaluation/NAME/episodes.jsonl` -> new key."""
 
 
 def renamed_key(key: str) -> str | None:
-    """Return the current name of a dotted configuration key of 0.1.0, or None if it is unchanged.
+    """Return the current name of a dotted configuration key, or None if it was not renamed.
 
     >>> renamed_key("batch_size") is None
     True
@@ -55,53 +56,55 @@ def renamed_key(key: str) -> str | None:
     return RENAMED_KEYS.get(".".join(part for part in key.split(".") if not part.isdigit()))
 
 
-def current_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration of any version with the current keys."""
+def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a recorded configuration of any version, with the current keys."""
     config = copy.deepcopy(dict(tree))
     for old, new in RENAMED_KEYS.items():
-        _rename(config, old.split("."), new.rpartition(".")[2])
+        _rename_nested_key(config, old.split("."), new.rpartition(".")[2])
     return config
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Read the lines of `metrics.jsonl` of a run of any version; no file gives no lines."""
+    """Return the lines of `metrics.jsonl` of a run of any version; [] if there is no file."""
     return list(metric_rows(directory))
 
 
 def metric_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `metrics.jsonl` of a run of any version one by one."""
+    """Yield the lines of `metrics.jsonl` of a run of any version, one by one."""
     for row in log_rows(directory / "metrics.jsonl"):
-        yield _renamed(row, RENAMED_METRICS)
+        yield _with_new_keys(row, RENAMED_METRICS)
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:
-    """Read the lines of `samples.jsonl` of a run of any version; no file gives no lines."""
+    """Return the lines of `samples.jsonl` of a run of any version; [] if there is no file."""
     return list(sample_rows(directory))
 
 
 def sample_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `samples.jsonl` one by one; the file may be larger than the memory."""
+    """Yield the lines of `samples.jsonl` one by one, because the file may exceed the memory."""
     for row in log_rows(directory / "samples.jsonl"):
-        yield _renamed(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {}))
+        yield _with_new_keys(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {}))
 
 
 def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
-    """Read the lines of `episodes.jsonl` of an evaluation by a run of any version."""
-    return [_renamed(row, RENAMED_EPISODE_KEYS) for row in read_log(evaluation / "episodes.jsonl")]
+    """Return the lines of `episodes.jsonl` in the folder of an evaluation of any version."""
+    return [
+        _with_new_keys(row, RENAMED_EPISODE_KEYS) for row in read_log(evaluation / "episodes.jsonl")
+    ]
 
 
-def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _with_new_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     # Names are interned, because the parser creates new strings for each line.
     return {sys.intern(names.get(key, key)): value for key, value in row.items()}
 
 
-def _rename(node: Any, path: list[str], name: str) -> None:
-    """Rename the key at the end of a path in place; the path leads through lists."""
+def _rename_nested_key(node: Any, path: list[str], name: str) -> None:
+    """Rename the last key of a path to ``name``, in place, in every entry of lists on the path."""
     if isinstance(node, list):
         for item in node:
-            _rename(item, path, name)
+            _rename_nested_key(item, path, name)
     elif isinstance(node, dict) and path[0] in node:
         if len(path) > 1:
-            _rename(node[path[0]], path[1:], name)
+            _rename_nested_key(node[path[0]], path[1:], name)
         else:
             node[name] = node.pop(path[0])

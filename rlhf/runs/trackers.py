@@ -1,7 +1,7 @@
 """Optional experiment trackers: TensorBoard, Weights & Biases, trackio, MLflow.
 
 Each line of ``metrics.jsonl`` is also sent to the trackers, with the same keys (docs/metrics.md).
-Server and project are set through the tracker's environment variables (``WANDB_PROJECT``,
+The server and the project are set by the environment variables of the tracker (``WANDB_PROJECT``,
 ``MLFLOW_TRACKING_URI``, ...).
 """
 
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tracker:
-    """An open tracker: ``log(step, metrics)`` and ``close()``."""
+    """An open tracker, as two functions: ``log(step, metrics)`` and ``close()``."""
 
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Raise UserError if the package of a tracker is missing.
+def check_trackers_installed(names: Sequence[str]) -> None:
+    """Check that the packages of all trackers are installed.
 
     Raises:
         UserError: A package is missing; the message has the command that installs it.
@@ -48,58 +48,59 @@ def check_installed(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
 ) -> dict[str, Tracker]:
-    """Open the trackers of a run, whose name there is the name of the run directory.
+    """Open the trackers of a run.
 
     Args:
-        names: Names of the trackers, which ``check_installed`` accepts.
-        directory: The run directory.
+        names: Names of the trackers, whose packages are installed.
+        directory: The run directory; its name is the name of the run in the trackers.
         config: The configuration with dotted keys, to log.
-        step: First step that will be logged; TensorBoard discards later ones of an interrupted run.
+        step: First step that will be logged. TensorBoard discards this and later steps that an
+            interrupted run logged.
 
     Returns:
-        The trackers that could be opened, by name; failures of others are logged as warnings.
+        The trackers that could be opened, by name. The failure of a tracker is logged as a warning.
     """
     trackers = {}
     for name in names:
-        with _failures(name):
-            trackers[name] = _OPEN[name](directory, config, step)
+        with _failures_as_warnings(name):
+            trackers[name] = _OPENERS[name](directory, config, step)
     return trackers
 
 
-def log_to(
+def log_to_trackers(
     trackers: Mapping[str, Tracker], step: int, metrics: Mapping[str, float]
 ) -> dict[str, Tracker]:
-    """Send one step to every tracker; return the trackers that accepted it, by name."""
+    """Send the metrics of a step to every tracker; return the trackers that did not fail."""
     working = {}
     for name, tracker in trackers.items():
-        with _failures(name):
+        with _failures_as_warnings(name):
             tracker.log(step, metrics)
             working[name] = tracker
     return working
 
 
 def close_trackers(trackers: Mapping[str, Tracker]) -> None:
-    """Close every tracker."""
+    """Close every tracker; a failure is logged as a warning."""
     for name, tracker in trackers.items():
-        with _failures(name):
+        with _failures_as_warnings(name):
             tracker.close()
 
 
 @contextlib.contextmanager
-def _failures(name: str) -> Iterator[None]:
+def _failures_as_warnings(name: str) -> Iterator[None]:
     """Return a context that logs a tracker's failure as a warning, so that the run continues."""
     try:
         yield
     except Exception as error:
         log.warning(
-            "tracker %s failed and receives nothing more (%s: %s); metrics.jsonl is complete",
+            "tracker %s failed and gets no further metrics (%s: %s); metrics.jsonl is complete",
             name,
             type(error).__name__,
             error,
         )
 
 
-def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+def _open_tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     tensorboard = importlib.import_module("torch.utils.tensorboard")
     writer = tensorboard.SummaryWriter(str(directory / "tensorboard"), purge_step=step)
     writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()))
@@ -112,12 +113,12 @@ def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Track
     return Tracker(log, writer.close)
 
 
-def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+def _open_wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     wandb = importlib.import_module("wandb")
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=directory.name,
-        id=_identity(directory),
+        id=_tracking_id(directory),
         resume="allow",
         dir=str(directory),
         config=dict(config),
@@ -125,21 +126,21 @@ def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     return Tracker(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
 
 
-def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+def _open_trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     trackio = importlib.import_module("trackio")
     trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-        name=f"{directory.name}-{_identity(directory)}",
+        name=f"{directory.name}-{_tracking_id(directory)}",
         resume="allow",
         config=dict(config),
     )
     return Tracker(lambda step, metrics: trackio.log(dict(metrics), step=step), trackio.finish)
 
 
-def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+def _open_mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     mlflow = importlib.import_module("mlflow")
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-    tag = _identity(directory)
+    tag = _tracking_id(directory)
     earlier = mlflow.search_runs(filter_string=f"tags.rlhf = '{tag}'", output_format="list")
     if earlier:
         run = mlflow.start_run(run_id=earlier[0].info.run_id)
@@ -153,17 +154,17 @@ def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     )
 
 
-def _identity(directory: Path) -> str:
-    """Return eight hexadecimal digits that stay the same when a run is resumed."""
+def _tracking_id(directory: Path) -> str:
+    """Return an id of the run, eight hexadecimal digits, which is the same in a resumed run."""
     path = directory / "tracking_id"
     if not path.exists():
         path.write_text(os.urandom(4).hex())
     return path.read_text()
 
 
-_OPEN: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-    "mlflow": _mlflow,
+_OPENERS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": _open_tensorboard,
+    "wandb": _open_wandb,
+    "trackio": _open_trackio,
+    "mlflow": _open_mlflow,
 }

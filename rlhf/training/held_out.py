@@ -98,4 +98,4 @@ def write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
         lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
     )
     for rollout in rollouts:
-        run.sample(transcript(rollout, trainer.progress.step, split))
+        run.write_sample(transcript(rollout, trainer.progress.step, split))

@@ -11,7 +11,7 @@ from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
-from rlhf.runs.progress import Reporter
+from rlhf.runs.progress import ProgressDisplay
 from rlhf.training.checkpoint import (
     checkpoints_in,
     latest_checkpoint,
@@ -82,7 +82,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
     """Take the remaining steps; evaluate, log and save at the configured intervals."""
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
-    with Reporter(name, total, start=progress.step, slots=trainer.slots) as display:
+    with ProgressDisplay(name, total, start=progress.step, slots=trainer.slots) as display:
         monitor = TrainingMonitor(run.directory, run.config)
         while not trainer.done:
             metrics = trainer.step(progress.step, run)

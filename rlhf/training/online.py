@@ -184,7 +184,7 @@ class OnlineTrainer(Trainer):
             sample = transcript(rollout, step + 1, "train", return_trained=returns[row])
             if batch is not None:
                 sample["tokens"] = token_table(batch, row, self.policy.tokenizer)
-            run.sample(sample)
+            run.write_sample(sample)
         seconds = self.stopwatch.take()
         metrics = {**metrics, **update_metrics, **seconds}
         if self.throughput and batch is not None:

@@ -25,7 +25,7 @@ from rlhf.reports import write_comparison_report, write_report
 from rlhf.reports.markup import Table, esc
 from rlhf.reports.page import page
 from rlhf.reward_models import EachReward
-from rlhf.runs.progress import Reporter
+from rlhf.runs.progress import ProgressDisplay
 from tests.evaluation import fake_pipeline as fake
 
 ESC, RLO, ISOLATE = "\x1b", "\u202e", "\u2067"
@@ -136,7 +136,7 @@ def test_tables_in_a_terminal_show_text_as_it_is():
 def test_progress_shows_codes_as_escapes():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system=None, width=300)
-    with Reporter(HOSTILE["ansi"], 2, console=console) as reporter:
+    with ProgressDisplay(HOSTILE["ansi"], 2, console=console) as reporter:
         reporter.show(1, {f"reward/{HOSTILE['osc']}": 1.0}, [HOSTILE["return"] + RLO])
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())  # rich's own cursor movements
     for code in ("\x07", "\x9b", RLO, "\b", "]0;owned\x07"):

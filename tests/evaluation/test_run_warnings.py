@@ -8,7 +8,7 @@ import pytest
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.curves import learning_charts
 from rlhf.reports.sections import run_warnings
-from rlhf.runs.diagnostics import gold_key, over_optimized
+from rlhf.runs.diagnostics import gold_key, over_optimization_peak
 
 
 def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:
@@ -41,13 +41,16 @@ def test_quiet_run_has_no_warning():
         ),
         ({"rollout/invalid": [2.0] * 6}, "200% of actions were invalid"),
         ({"rollout/truncated": [0.4] * 6}, "40% of episodes were truncated by a limit"),
-        ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
+        (
+            {"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10},
+            "is 2.5 above that of the other episodes",
+        ),
         ({"reward/unscored": [0.01] * 6}, "1% of episodes could not be scored"),
         ({"train/loss": [1.0, float("inf")]}, "train/loss is not finite from step 1 on"),
-        ({"train/moved": [0.0, 0.0]}, "training did not move the model: at step 1 every trained"),
+        ({"train/moved": [0.0, 0.0]}, "training did not change the model: at step 1 every trained"),
         (
             {"policy/kl": [0.0] * 5, "policy/ratio_max": [1.0] * 5},
-            "the policy did not move: policy/kl is 0 in all of 5 logged steps",
+            "the policy did not change: policy/kl is 0 in all 5 logged steps",
         ),
     ],
 )
@@ -63,7 +66,9 @@ def test_reasons_of_unscored_episodes_are_named():
     rows[-2]["rewards/unscored/my_reward/valueerror"] = 1.0
     run = RunRecord(Path("ppo"), "ppo", config={}, metrics=rows, finished=True)
     # (1.0 + 0.5) over the last five steps
-    told = "PPO: 30% of episodes went unscored by my_reward (valueerror) at the end of training."
+    told = (
+        "PPO: 30% of episodes could not be scored by my_reward (valueerror) at the end of training."
+    )
     assert run_warnings(run) == [told]
     clean = [{"step": i, "reward/mean": 0.5} for i in range(1, 6)]
     long_ago = [{"step": 0, "rewards/unscored/a/b": 1.0}, *clean]
@@ -92,7 +97,7 @@ def test_cut_replies_are_told_once_but_lost_stop_tokens_too():
     more = run_warnings(
         record({"rollout/length_limited": [0.1] * 5, "rollout/missing_eos": [0.4] * 5})
     )
-    assert more == ["PPO: 40% of replies lack a stop token at the end of training."]
+    assert more == ["PPO: 40% of replies have no stop token at the end of training."]
 
 
 def test_best_loss_within_a_twentieth_is_no_overfitting():
@@ -104,21 +109,21 @@ TURNING = [0.0, 2, 4, 5, 4, 3, 2, 1]
 
 
 def test_over_optimization_needs_a_rising_proxy_and_a_falling_gold():
-    peak = over_optimized(record({"reward/mean": RISING, "eval/gold": TURNING}))
+    peak = over_optimization_peak(record({"reward/mean": RISING, "eval/gold": TURNING}))
     assert peak is not None
     assert peak.step == 3
-    assert over_optimized(record({"reward/mean": RISING, "eval/gold": RISING})) is None
+    assert over_optimization_peak(record({"reward/mean": RISING, "eval/gold": RISING})) is None
     # Both fall: the policy got worse at everything, which is no over-optimization.
-    assert over_optimized(record({"reward/mean": TURNING, "eval/gold": TURNING})) is None
+    assert over_optimization_peak(record({"reward/mean": TURNING, "eval/gold": TURNING})) is None
     dip = [0.0, 2, 4, 5, 5, 5, 5, 4.8]
-    assert over_optimized(record({"reward/mean": RISING, "eval/gold": dip})) is None
+    assert over_optimization_peak(record({"reward/mean": RISING, "eval/gold": dip})) is None
 
 
 def test_noisy_training_gold_needs_twenty_points():
     columns = {"reward/mean": RISING, "reward/env": TURNING}
-    assert over_optimized(record(columns)) is None
+    assert over_optimization_peak(record(columns)) is None
     longer = {key: [v for v in values for _ in range(3)] for key, values in columns.items()}
-    assert over_optimized(record(longer)) is not None
+    assert over_optimization_peak(record(longer)) is not None
 
 
 def test_gold_is_the_configured_reward_and_never_an_empty_return():

@@ -280,7 +280,7 @@ def test_a_run_that_trains_nothing_warns_and_can_be_made_to_fail(
     with caplog.at_level(logging.INFO):
         run_command("dapo", tree)
     assert "nothing was trained" in caplog.text
-    with pytest.raises(Halt, match="train/updates is 0 in all of 4 logged steps"):
+    with pytest.raises(Halt, match="train/updates is 0 in all 4 logged steps"):
         run_command("dapo", tree | {"alarms": {"no_updates": "halt"}, "overwrite": True})
     assert not (tmp_path / "run" / "final").exists()
 
@@ -295,7 +295,7 @@ def constant(conversations: Any) -> list[float]:
     [
         ({"entropy": "halt"}, "entropy"),
         ({"entropy_collapse": "stop"}, "entropy_collapse"),
-        ({"not_finite": "warn"}, "only halt is possible"),
+        ({"not_finite": "warn"}, "must be halt, got"),
     ],
 )
 def test_wrong_actions_are_refused(actions: dict[str, str], words: str, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def told(folder, columns, **config):
         ),
         ({"rollout/invalid": [2.0] * 9}, 4, "200% of actions were invalid over the last 5"),
         ({"reward/unscored": [0.01] * 9}, 4, "1% of episodes could not be scored over the last"),
-        ({"rollout/missing_eos": [0.3] * 9}, 4, "30% of replies lack a stop token over the last"),
+        ({"rollout/missing_eos": [0.3] * 9}, 4, "30% of replies have no stop token over the last"),
     ],
 )
 def test_each_kind_is_told_once_at_its_step(tmp_path, columns, step, words):
@@ -84,7 +84,7 @@ def test_falling_gold_is_told_once_while_the_reward_rises(tmp_path):
         columns = {"reward/mean": noisy(up, seed), "reward/gold": noisy(gold, 50 + seed)}
         ((step, words),) = told(tmp_path, columns)
         assert 25 < step < 60
-        assert words.startswith("the proxy was over-optimized: gold fell from")
+        assert words.startswith("the proxy was over-optimized: the gold score fell from")
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.02, 0.1])
@@ -109,7 +109,7 @@ def test_a_resumed_run_is_judged_with_its_earlier_rows(tmp_path):
 def test_watching_stays_cheap(tmp_path, monkeypatch):
     looks = []
     module = sys.modules[TrainingMonitor.__module__]  # its package has a function of the same name
-    monkeypatch.setattr(module, "log_warnings", lambda *_: looks.append(1) or ())
+    monkeypatch.setattr(module, "metric_warnings", lambda *_: looks.append(1) or ())
     watch = TrainingMonitor(tmp_path, {})
     for step in range(10_000):
         watch.update(step, {"policy/kl": 0.0})
@@ -160,8 +160,12 @@ def test_the_trainers_last_evaluation_can_warn(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("keys", "moved", "words"),
     [
-        ({"optimizer": {"learning_rate": 1e-30}}, 0.05, "the policy did not move: policy/kl is 0"),
-        ({"critic_warmup_steps": 6}, 0.0, "training did not move the model: at step 6"),
+        (
+            {"optimizer": {"learning_rate": 1e-30}},
+            0.05,
+            "the policy did not change: policy/kl is 0",
+        ),
+        ({"critic_warmup_steps": 6}, 0.0, "training did not change the model: at step 6"),
     ],
 )
 def test_a_run_that_does_not_move_is_told_in_its_page(tmp_path, echo_model, keys, moved, words):
@@ -175,7 +179,7 @@ def test_a_model_that_did_not_move_is_told_after_its_warm_up(tmp_path):
     columns = {"train/updates": [1.0] * 12, "train/moved": [0.0] * 12}
     ((step, words),) = told(tmp_path, columns, critic_warmup_steps=3)
     assert step == 8  # five steps after the critic's own
-    assert words.startswith("training did not move the model")
+    assert words.startswith("training did not change the model")
     later = columns | {"train/moved": [0.0] * 5 + [1.0] * 7}
     assert not told(tmp_path, later, critic_warmup_steps=3)
     assert [step for step, _ in told(tmp_path, {"train/moved": [0.0] * 3})] == [1]

@@ -21,8 +21,8 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
-from rlhf.runs.directory import KEYS_FREE_ON_RESUME, check_same, open_directory
-from rlhf.runs.progress import Reporter
+from rlhf.runs.directory import KEYS_FREE_ON_RESUME, check_unchanged_configuration, open_directory
+from rlhf.runs.progress import ProgressDisplay
 from rlhf.studies.bench.plan import Job
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def open_study(
         directory = Path(stage["output_dir"])
         if config.resume and not config.overwrite and (directory / "config.yaml").exists():
             settings = commands.configure(command, stage)
-            check_same(directory, commands.effective_tree(command, settings))
+            check_unchanged_configuration(directory, commands.effective_tree(command, settings))
     tree = {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
     with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
         yield
@@ -106,7 +106,7 @@ class Workers:
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
         failed: dict[str, str] = {}
         running: dict[Future[str | None], str] = {}
-        with Reporter(title, len(jobs)) as bar:
+        with ProgressDisplay(title, len(jobs)) as bar:
             while waiting or running:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
                 for job in ready:

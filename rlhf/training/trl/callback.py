@@ -14,7 +14,7 @@ from rlhf.models.trainable import WeightChange
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
-from rlhf.runs.progress import OFFLINE_SLOTS, Reporter
+from rlhf.runs.progress import OFFLINE_SLOTS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
 from rlhf.training.sentinel import check_gradient_norm, check_trainable
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
@@ -49,7 +49,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
         self.world = init_distributed()
-        self.reporter: Reporter | None = None
+        self.reporter: ProgressDisplay | None = None
         self.monitor: TrainingMonitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -62,7 +62,7 @@ class RunCallback(TrainerCallback):
             )
         name = self.run.directory.name
         self.monitor = TrainingMonitor(self.run.directory, self.run.config)
-        self.reporter = Reporter(
+        self.reporter = ProgressDisplay(
             name, state.max_steps, start=state.global_step, slots=OFFLINE_SLOTS
         )
         self.reporter.__enter__()
