@@ -144,7 +144,7 @@ def test_a_directory_with_an_input_of_the_run_is_not_overwritten(tmp_path, monke
     run = finished_run(tmp_path / "run")
     run.final.mkdir()
     tree = config(tmp_path / "run", overwrite=True, model={"path": str(run.final)})
-    with pytest.raises(UserError, match="this command reads .*final in it"):
+    with pytest.raises(UserError, match=r"this command reads .*final in it"):
         Run.open(tree)
     monkeypatch.chdir(run.final)
     with pytest.raises(UserError, match="working directory"):
