@@ -57,24 +57,24 @@ class OfflineConfig(TrainingConfig):
 LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
 """Default of trainer.learning_rate, by command."""
 
-# Option of TRL that the user cannot set -> configuration keys that determine it.
+# Option of TRL that the user cannot set -> what to do instead, or why.
 RESERVED_OPTIONS = {
-    "output_dir": "output_dir",
-    "seed": "seed",
-    "max_length": "max_length",
-    "truncation_mode": "nothing: the end of a longer example is always removed",
-    "per_device_train_batch_size": "batch_size and micro_batch_size",
-    "per_device_eval_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size and micro_batch_size",
-    "eval_strategy": "evaluations",
-    "eval_steps": "evaluations",
-    "save_strategy": "evaluations",
-    "save_steps": "evaluations",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "resume_from_checkpoint": "resume",
-    "load_best_model_at_end": "evaluations",
-    "use_cpu": "nothing: the accelerator is used if there is one",
+    "output_dir": "use output_dir instead",
+    "seed": "use seed instead",
+    "max_length": "use max_length instead",
+    "truncation_mode": "the end of a longer example is always removed",
+    "per_device_train_batch_size": "use batch_size and micro_batch_size instead",
+    "per_device_eval_batch_size": "use micro_batch_size instead",
+    "gradient_accumulation_steps": "use batch_size and micro_batch_size instead",
+    "eval_strategy": "use evaluations instead",
+    "eval_steps": "use evaluations instead",
+    "save_strategy": "use evaluations instead",
+    "save_steps": "use evaluations instead",
+    "bf16": "use model.dtype instead",
+    "fp16": "use model.dtype instead",
+    "resume_from_checkpoint": "use resume instead",
+    "load_best_model_at_end": "use evaluations instead",
+    "use_cpu": "the accelerator is used if there is one",
 }
 
 

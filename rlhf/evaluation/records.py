@@ -16,7 +16,7 @@ from rlhf.common.yaml_text import read_yaml_or_json
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
 from rlhf.runs.metric_log import MetricLog
-from rlhf.runs.renamed import upgrade_config, read_episodes, read_metrics, sample_rows
+from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgrade_config
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")

@@ -391,7 +391,7 @@ def _repetition_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "rollout/repetition",
             f"the fraction of repeated bigrams in replies rose from {before:.0%} in the first "
-            f"{_RECENT} logged steps to {after:.0%}, and the reward did not rise.",
+            f"{RECENT} logged steps to {after:.0%}, and the reward did not rise.",
         )
 
 

@@ -1,1 +1,1 @@
-"""Training: the offline stages (SFT, reward models, DPO, KTO) and the online algorithms."""
+"""Training with the offline methods (SFT, reward models, DPO, KTO) and the online algorithms."""

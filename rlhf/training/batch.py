@@ -1,4 +1,4 @@
-"""Make a training batch from rollouts: log-probabilities, values and advantages."""
+"""Convert rollouts to a training batch with log-probabilities, values and advantages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 def make_training_batch(
     trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
 ) -> tuple[TrainingBatch, dict[str, float]]:
-    """Score rollouts under the policy and the reference, and estimate advantages.
+    """Compute log-probabilities, values and advantages of rollouts.
 
     Args:
+        trainer: The trainer, with the policy, the reference and the algorithm.
+        rollouts: The B episodes of a training step.
         rewards: Training rewards of the tokens of each episode, from ``shaped_rewards``.
 
     Returns:
-        The training batch, and metrics of the KL, the critic and the sampler.
+        The training batch with B rows, and metrics of the KL, the critic and the sampler.
     """
     batch = _collate_and_score(trainer, rollouts, rewards)
     batch = estimate_advantages(
@@ -53,7 +55,7 @@ def make_training_batch(
         explained = explained_variance(
             batch.values, batch.require("returns"), batch.require("loss_mask")
         )
-        if math.isfinite(explained):  # nan while all returns are equal
+        if math.isfinite(explained):  # it is nan if all returns are equal
             metrics["value/explained_variance"] = explained
     return batch, metrics
 
@@ -64,7 +66,7 @@ def _collate_and_score(
     """Collate rollouts and compute log-probabilities, values, bootstrap values and entropy.
 
     The micro-batches are divided among the processes, and every process receives all results. The
-    entropy is computed only for the first rows, whose transcripts are written.
+    entropy is computed only for micro-batches with rows whose transcripts are written.
     """
     policy, reference, config = trainer.policy, trainer.reference, trainer.config
     pad_id = policy.tokenizer.pad_token_id

@@ -14,7 +14,7 @@ from rlhf.models.fast.packing import common_prefix
 def micro_batches(
     tokens: torch.Tensor,
     attention_mask: torch.Tensor,
-    units: Sequence[int],
+    group_ids: Sequence[int],
     *,
     max_tokens: int,
     packed: bool,
@@ -22,23 +22,23 @@ def micro_batches(
     """Group rows into micro-batches of at most ``max_tokens`` tokens.
 
     Args:
-        tokens: [B, T], padded on the right.
-        attention_mask: [B, T].
-        units: Index of the unit of each row. The rows of a unit (such as a pair) are in one
-        micro-batch, even if they exceed ``max_tokens``.
-        max_tokens: Maximum number of tokens that the model computes for a micro-batch. A prefix
-        that packed rows share counts once; padding counts if rows are not packed.
+        tokens: [B, T] token ids, padded on the right.
+        attention_mask: [B, T], True for tokens that are not padding.
+        group_ids: [B] ids. The rows of a group, such as the two replies of a pair, are placed in
+            the same micro-batch, even if they exceed ``max_tokens``.
+        max_tokens: Maximum number of tokens that the model computes for a micro-batch. If rows are
+            packed, a prefix that neighboring rows share counts once; otherwise padding counts too.
         packed: Whether rows are packed. Packed rows keep their order, so that the completions of a
             prompt stay together; otherwise rows of similar length are grouped.
 
     Returns:
-        The indices of the rows of each micro-batch.
+        The row indices of each micro-batch.
     """
     lengths = attention_mask.sum(1).cpu().numpy()
-    rows_of_unit: dict[int, list[int]] = {}
-    for row, unit in enumerate(units):
-        rows_of_unit.setdefault(unit, []).append(row)
-    groups = list(rows_of_unit.values())
+    rows_of_group: dict[int, list[int]] = {}
+    for row, group_id in enumerate(group_ids):
+        rows_of_group.setdefault(group_id, []).append(row)
+    groups = list(rows_of_group.values())
     if not packed:
         return _by_length(groups, lengths, max_tokens)
     return _in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)

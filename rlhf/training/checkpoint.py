@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a run in one folder, written atomically.
+"""Checkpoints, which are folders with the whole state of a run, written atomically.
 
-All random numbers of a step derive from the run's seed and the step number. A checkpoint therefore
-contains only weights, optimizer, scheduler, counters and controllers.
+All random numbers of a step are derived from the run's seed and the step number. A checkpoint
+therefore contains only weights, optimizer, scheduler, counters and controllers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
-    """Write ``directory/step-N``, then remove older checkpoints.
+    """Write the checkpoint ``directory/step-N``, then remove older checkpoints.
 
     Transformers (or PEFT, for adapters) can load the folder, which also contains the state of the
     run. The folder is written under a temporary name and then renamed, so that the previous
@@ -32,8 +32,8 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
 
     Args:
         directory: Folder of the run's checkpoints.
-        trainer: The trainer after its step N.
-        keep: Number of checkpoints that are kept, at least 1.
+        trainer: The trainer after N steps.
+        keep: Number of the newest checkpoints to keep, at least 1.
     """
     step = trainer.progress.step
     target = directory / f"step-{step}"
@@ -51,17 +51,23 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
 
 
 def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None) -> None:
-    """Remove all but the last ``keep`` checkpoints and the one with the name ``best``."""
+    """Remove checkpoints, except the last ``keep`` and the one whose folder is named ``best``.
+
+    Args:
+        checkpoints: Folders of all checkpoints, in order of their step.
+        keep: Number of checkpoints to keep, at least 1.
+        best: Name of a folder to keep in addition.
+    """
     for checkpoint in checkpoints[:-keep]:
         if checkpoint.name != best:
             shutil.rmtree(checkpoint)
 
 
 def save_best(directory: Path, model: SavedModel) -> None:
-    """Replace ``directory/best``, which contains only the model.
+    """Write the model to ``directory/best``, replacing the earlier best model.
 
-    If the process is killed during the replacement, the run resumes from a checkpoint before this
-    evaluation and writes the folder again.
+    If the process is killed during the replacement, the resumed run starts from a checkpoint before
+    this evaluation and writes the folder again.
     """
     with atomic_path(directory / "best") as partial:
         model.save(partial, base=directory / BASE_FOLDER)
@@ -69,7 +75,7 @@ def save_best(directory: Path, model: SavedModel) -> None:
 
 
 def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
-    """Write the trained model to ``final``; adapters keep the base model saved in ``directory``."""
+    """Write the trained model to ``final``, for adapters with the base model in ``directory``."""
     copy_base_to_final(directory, final)
     with write_errors_with_path(final):
         trainer.save(final)
@@ -79,14 +85,14 @@ def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
 def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
     """Return the newest checkpoint that is not damaged, or None if there is no checkpoint.
 
-    Damaged checkpoints are reported and removed, because training continues from an earlier one.
+    Newer checkpoints, which are damaged, are reported and removed.
 
     Args:
         directory: Folder of the run's checkpoints.
-        pattern: Pattern of their names, which end with a hyphen and the step.
+        pattern: Glob pattern of the checkpoints' names, which end with a hyphen and the step.
 
     Raises:
-        UserError: Every checkpoint is damaged.
+        UserError: There are checkpoints, and all of them are damaged.
     """
     checkpoints = checkpoints_in(directory, pattern)
     damaged = []
@@ -94,24 +100,26 @@ def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
         try:
             verify_checksums(checkpoint)
         except DamagedFolder as error:
-            log.warning("%s; the checkpoint before is used", error)
+            log.warning("%s; using the previous checkpoint instead", error)
             damaged.append((checkpoint, error))
             continue
         for folder, _ in damaged:
             shutil.rmtree(folder)
         return checkpoint
     if damaged:
-        raise UserError(f"{damaged[0][1]}, and no other checkpoint is left; start anew")
+        raise UserError(
+            f"{damaged[0][1]}, and there is no other checkpoint; start a new run with --overwrite"
+        )
     return None
 
 
 def checkpoints_in(directory: Path, pattern: str = "step-*") -> list[Path]:
-    """Return the checkpoints in order of their step."""
+    """Return the folders of the checkpoints in ``directory``, in order of their step."""
     return sorted(directory.glob(pattern), key=lambda path: int(path.name.split("-")[1]))
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
-    """Restore in place what ``save_checkpoint`` wrote."""
+    """Restore the state of ``trainer``, in place, from a folder of ``save_checkpoint``."""
     device = trainer.model.device
     trainer.model.restore(checkpoint)
     saved = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
@@ -123,7 +131,10 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
 
 
 def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
-    """Write the evidence of a halt to a new folder, with the state before the failing update."""
+    """Write the data that are needed to repeat the check of an alarm to a new folder.
+
+    If the check precedes an update, a checkpoint with the state before the update is written too.
+    """
     bundle.mkdir()
     if halt.evidence:
         torch.save(halt.evidence, bundle / "evidence.pt")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 4
-"""Maximum number of rounds in which DAPO samples groups to fill a batch with informative ones.
-After the last round, DAPO trains on the informative groups, or skips the update if there are
+"""Maximum number of rounds in which dynamic sampling samples groups to replace uninformative ones.
+After the last round, the update uses the informative groups so far, or is skipped if there are
 none."""
 
 
@@ -40,7 +40,7 @@ class StepRollouts:
 
     @property
     def returns(self) -> list[float]:
-        """The training return of each rollout; nan if it could not be scored."""
+        """The training return of each rollout; nan for rollouts that could not be scored."""
         return [sum(rewards) for rewards in self.rewards]
 
 
@@ -48,10 +48,11 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
     """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
     As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ before
-    penalties and scaling. A length penalty alone does not make a group informative.
+    penalties and scaling. A difference only in the length penalty does not count.
 
     Raises:
-        UserError: Every episode failed, or too many could not be scored.
+        UserError: Every episode failed, or the fraction of episodes without a score exceeds
+            ``shaping.max_unscored``.
     """
     settings, config = trainer.algorithm.settings, trainer.config
     wanted = config.episodes_per_step // settings.group_size
@@ -84,16 +85,18 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
         total = sum(trainer.world.gather(failures), Counter())
         metrics["rollout/failed"] = float(total.total())
         if not sampled:
-            raise UserError(f"every environment failed: {most_common(total)}")
+            raise UserError(
+                f"all episodes failed with an error of the environment: {most_common(total)}"
+            )
     if not settings.dynamic_sampling:
         return StepRollouts(sampled, rewards, metrics)
     dropped = float(sampled_groups - groups)
     metrics |= {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
     if not informative:
         log.warning(
-            "step %d: all %d groups of %d rounds have equal scores, so nothing is learned from "
-            "them; easier or harder tasks, or a larger algorithm.group_size, give groups that "
-            "differ",
+            "step %d: the update is skipped, because the scores are equal within each of the %d "
+            "groups of %d rounds; easier or harder tasks, or a larger algorithm.group_size, give "
+            "different scores",
             trainer.progress.step + 1,
             dropped,
             rounds,
@@ -109,7 +112,10 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
 def collect_and_score(
     trainer: OnlineTrainer, starts: Sequence[EpisodeSeed], collector: Collector
 ) -> list[Rollout]:
-    """Collect episodes and score them with all rewards, including those that are only monitored."""
+    """Collect episodes and score them with all rewards, including those that are only logged.
+
+    The result is empty if every episode failed.
+    """
     rollouts = collector.collect(starts, allow_none=True)
     if not rollouts:
         return []  # `collect_step` checks the rollouts of all processes

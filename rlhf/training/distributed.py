@@ -1,12 +1,12 @@
-"""Data-parallel training: micro-batches are sharded over processes, gradients are summed.
+"""Data-parallel training, which shards micro-batches over processes and sums the gradients.
 
 ``torchrun`` or ``accelerate launch`` starts the processes; without a launcher, there is one process
 and no communication. Every process holds the whole batch of rollouts, so baselines, whitening and
-denominators are those of the global batch. Only forward and backward passes are sharded. The model
-itself is replicated.
+denominators are those of the global batch. Only forward and backward passes are sharded. Every
+process has a copy of the model.
 
-If a process ends, the others end with a one-line error: at their next collective operation, or
-within a minute if they are waiting in one.
+If a process ends, the other processes end with a one-line error. They do so at their next
+collective operation, or within a minute if they are waiting in a collective operation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 5.0
 """Interval between two heartbeats of a process."""
 HEARTBEAT_TIMEOUT_SECONDS = 40.0
-"""Time without a heartbeat after which a process is considered lost."""
+"""A process is considered lost after this time without a heartbeat."""
 LOST_PROCESS_MESSAGE = (
     "another process of this run ended, so this one ends too; the last checkpoint is complete: "
     "continue with --resume"
@@ -46,8 +46,8 @@ LOST_PROCESS_MESSAGE = (
 class Heartbeat:
     """Detects lost processes by counters that every process increments in a shared store.
 
-    The heartbeat is needed because a collective operation with a lost process can wait forever,
-    outside of Python.
+    The heartbeat is needed because a collective operation with a lost process can wait forever, in
+    code that Python cannot interrupt.
 
     Args:
         store: A store of ``torch.distributed``.
@@ -59,15 +59,16 @@ class Heartbeat:
     rank: int
     size: int
     waiting_since: float | None = None
-    """Time at which this process entered its current collective operation; None outside of one."""
+    """Monotonic time in seconds at which this process entered its current collective operation;
+    None outside of collective operations."""
     lost: bool = False
     """Whether another process is lost."""
     _beats: int = 0
     _counters: dict[int, tuple[bytes, float]] = field(default_factory=dict)
-    """Rank -> (last counter of that process, time at which this process first read it)."""
+    """Rank -> (last counter of the process with this rank, time at which it was first read)."""
 
     def update(self, now: float) -> None:
-        """Increment this process's counter, and set ``lost`` from the counters of the others.
+        """Increment the counter of this process, and update ``lost`` from the other counters.
 
         Args:
             now: Current time of a monotonic clock, in seconds.
@@ -83,12 +84,12 @@ class Heartbeat:
             self.lost |= now - since > HEARTBEAT_TIMEOUT_SECONDS
 
     def must_end(self, now: float) -> bool:
-        """Return whether this process is waiting for a lost process."""
+        """Return whether a process is lost and this process waits in a collective operation."""
         waiting = self.waiting_since is not None and now - self.waiting_since > HEARTBEAT_SECONDS
         return self.lost and waiting
 
     def _read(self, rank: int) -> bytes:
-        """Return the counter of another process; if the store is lost, its last known value."""
+        """Return the counter of another process, or its last value if the store is lost."""
         key = f"beats/{rank}"
         try:
             return self.store.get(key) if self.store.check([key]) else b""
@@ -115,10 +116,14 @@ class World:
     def map(
         self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
     ) -> list[Result]:
-        """Return ``function(items)``; each process computes a contiguous slice of the items.
+        """Apply a function to a slice of the items in each process, and concatenate the results.
 
-        Every process gets all results, in the order of the items. The function may return fewer
-        results than items.
+        Each process computes a contiguous slice. Every process gets all results, in the order of
+        the items.
+
+        Args:
+            items: The items, equal in all processes.
+            function: Maps a sequence of items to a list of results, which may be shorter.
         """
         if self.size == 1:
             return function(items)
@@ -128,11 +133,11 @@ class World:
         return [result for rank_results in self.gather(results) for result in rank_results]
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return every ``size``-th item, starting at this process's rank."""
+        """Return this process's part of the items: every ``size``-th, from index ``rank`` on."""
         return items[self.rank :: self.size]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, by rank."""
+        """Return the list of the values of all processes, in order of their rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -151,14 +156,14 @@ class World:
                 distributed.barrier()
 
     def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the processes."""
+        """Replace each tensor, in place, by its sum over the processes."""
         if self.size > 1:
             with self._collective():
                 for tensor in tensors:
                     distributed.all_reduce(tensor)
 
     def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum gradients over the processes; the gradient of an unused parameter counts as zero."""
+        """Sum gradients over the processes; a missing gradient counts as zero."""
         if self.size == 1:
             return
         parameters = list(parameters)
@@ -169,10 +174,10 @@ class World:
 
     @contextlib.contextmanager
     def _collective(self) -> Iterator[None]:
-        """Run a collective operation.
+        """Return a context for a collective operation.
 
         Raises:
-            UserError: Another process is lost.
+            UserError: Another process is lost, before or during the operation.
         """
         heartbeat = self.heartbeat
         if heartbeat is None:
@@ -190,7 +195,10 @@ class World:
 
 
 def init_distributed() -> World:
-    """Initialize the process group that the launcher's environment variables describe."""
+    """Initialize the process group from the launcher's environment variables, and return it.
+
+    Without a launcher, the group has only this process.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
@@ -204,7 +212,10 @@ def init_distributed() -> World:
 
 @functools.cache
 def _heartbeat(rank: int, size: int) -> Heartbeat:
-    """Start the heartbeat thread of this process, with a separate connection to the store."""
+    """Start the heartbeat thread of this process; later calls return the same heartbeat.
+
+    The thread has a separate connection to the store.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     limit = timedelta(seconds=HEARTBEAT_TIMEOUT_SECONDS)
     store = distributed.TCPStore(host, port, is_master=False, timeout=limit)

@@ -25,15 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class DPOTrainer(SupervisedTrainer):
-    """DPO on pairs of replies; the reference is the initial model."""
+    """Trainer of DPO on pairs of replies, with the initial model as the reference."""
 
     options: DPOOptions
     model: Policy
     reference_logprobs: Mapping[str, Sequence[Tensor]]
-    """Split -> [2, length] log-probabilities of each pair under the reference."""
+    """Split -> log-probabilities [2, T] of each pair under the reference, where T is the length of
+    the longer reply with its prompt."""
 
     def count(self, batch: TrainingBatch) -> Tensor:
-        """Return the number of pairs and the number of tokens of the chosen replies."""
+        """Return [2]: the number of pairs and the number of tokens of the chosen replies."""
         chosen = batch.require("chosen")
         return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
 
@@ -47,14 +48,14 @@ class DPOTrainer(SupervisedTrainer):
         )
 
     def checked_gradients(self, batch: TrainingBatch) -> MetricSums:
-        """Also check that the policy of the first step is the reference."""
+        """Compute and check gradients; in the first step, check that policy = reference."""
         total = super().checked_gradients(batch)
         if self.progress.step == 0:
             check_first_ratio(total.means["approx_kl"], self.model.model.dtype)
         return total
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
-        """Collate some pairs, with the reference's log-probabilities."""
+        """Collate the given pairs of a split, with the reference's log-probabilities."""
         batch = super().make_batch(split, rows)
         width = batch.tokens.shape[1]
         pairs = [self.reference_logprobs[split][row] for row in rows]
@@ -62,9 +63,10 @@ class DPOTrainer(SupervisedTrainer):
         return replace(batch, ref_logprobs=torch.cat(padded).to(batch.tokens.device))
 
     def prepare(self, run: Run) -> None:
-        """Compute the reference's log-probabilities, or read them if the run is resumed.
+        """Compute the reference's log-probabilities, or load them if the run is resumed.
 
-        They are stored in the checkpoints' folder, so that a resumed run uses the same values.
+        The log-probabilities are saved in the folder of the checkpoints, so that a resumed run uses
+        the same values.
         """
         path = run.directory / "checkpoints" / "reference.pt"
         if self.config.resume and path.exists():
@@ -77,10 +79,10 @@ class DPOTrainer(SupervisedTrainer):
                 torch.save(self.reference_logprobs, file)
 
     def _score_reference(self) -> dict[str, list[Tensor]]:
-        """Compute the log-probabilities of every pair in use under the initial model.
+        """Return the log-probabilities under the initial model of every pair that training uses.
 
-        The pairs are scored in the batches of the first epoch, so that the first loss is exactly ln
-        2.
+        The batches are those of the first epoch, so the rounding errors are equal and the first
+        loss is exactly ln 2.
         """
         log.info("Precomputing reference log-probabilities (once)")
         set_dropout(self.model.model, active=False)
@@ -93,7 +95,7 @@ class DPOTrainer(SupervisedTrainer):
 
     @torch.no_grad()
     def _score_split(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
-        """Return the log-probabilities of each pair; empty tensors for pairs without a batch."""
+        """Return the log-probabilities [2, T] of each pair; empty for pairs without a batch."""
         logprobs = [torch.zeros(0)] * len(self.examples[split])
         for rows in batches:
             batch = super().make_batch(split, rows)
@@ -125,14 +127,14 @@ def dpo_loss(
 ) -> tuple[Tensor, MetricSums]:
     """Return the DPO loss (Rafailov et al. 2023, equation 7) of a micro-batch, and its metrics.
 
-    The weight "sft" adds the negative log-likelihood of the chosen replies (Pang et al. 2024,
-    arXiv:2404.19733).
-
     Args:
-        micro_batch: Pairs, with the reference's log-probabilities.
-        count: [2] number of pairs, and of tokens of chosen replies, in the whole batch.
+        policy: The policy in training.
+        micro_batch: P pairs in 2 P rows, each chosen row followed by its rejected row, with the
+            log-probabilities of the reference.
+        count: [2], number of pairs and number of tokens of chosen replies in the whole batch.
         beta: Weight of the KL to the reference.
-        weights: Weights of the losses "sigmoid" and "sft".
+        weights: Weights of the losses. "sigmoid" is the DPO loss; "sft" is the mean negative
+            log-likelihood of the chosen replies (Pang et al. 2024, arXiv:2404.19733).
     """
     scored = score_rows(policy, micro_batch)
     mask = micro_batch.action_mask
@@ -153,7 +155,13 @@ def dpo_loss(
 
 
 def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
-    """Return metrics from the losses and the implicit rewards of P pairs, each a tensor [P]."""
+    """Return metrics of P pairs.
+
+    Args:
+        losses: [P], loss of each pair.
+        chosen: [P], score or implicit reward of the chosen reply.
+        rejected: [P], score or implicit reward of the rejected reply.
+    """
     every = torch.ones_like(losses, dtype=torch.bool)
     values = {
         "loss": losses,

@@ -1,4 +1,4 @@
-"""Encode validated rows as token ids, with the same functions as in sampling."""
+"""Encode validated rows as token ids, with the functions that sampling also uses."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ LONG_PROMPT_REASON = "the prompt fills max_length"
 
 @dataclass(frozen=True)
 class Example:
-    """One training example of a language model or of a reward model."""
+    """A training example of a language model or of a reward model."""
 
     ids: Sequence[list[int]]
-    """Token ids of each text: a single text, a chosen and a rejected one, or all candidates."""
+    """Token ids of each text. An example has one text, a chosen and a rejected text, or all ranked
+    candidates."""
     labels: Any
-    """For a language model, the ids of each text, with IGNORED for tokens that are not trained on.
+    """For a language model, the token ids of each text, with IGNORED instead of the ids that are
+    not trained on.
 
     For a reward model, the labels of its kind: a number or a list.
     """
     desirable: bool = True
-    """Label of a single reply, for KTO."""
+    """Binary label of a single reply, for KTO."""
 
 
 class Encoder:
-    """Encodes rows as examples; counts truncated and dropped rows.
+    """Encodes rows as examples, and counts truncated and dropped rows.
 
     Args:
-        max_length: Maximum number of tokens of one row.
-        stop_ids: Further ids at which the model stops, see ``generation_stop_ids``.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens of a text, including its prompt.
+        stop_ids: Additional ids at which the model stops, see ``generation_stop_ids``.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int, stop_ids: Sequence[int] = ()) -> None:
@@ -50,10 +53,14 @@ class Encoder:
         self.first_dropped: dict[str, str] = {}
 
     def __call__(self, rows: Sequence[Row], *, pairs: bool = False) -> list[Example]:
-        """Encode ``rows``; with ``pairs``, each row has a chosen and a rejected reply.
+        """Encode rows; rows that cannot be encoded are dropped and counted.
+
+        Args:
+            rows: Validated rows of a data set.
+            pairs: Whether each row has a chosen and a rejected reply.
 
         Raises:
-            UserError: No example is left, or the template does not support a system message.
+            UserError: All rows were dropped, or the chat template cannot render a row.
         """
         encode = self._pair if pairs else self._reply
         examples = []
@@ -73,15 +80,18 @@ class Encoder:
         return examples
 
     def summary(self) -> str:
-        """Return the counts of truncated and dropped rows as text; empty if there are none."""
+        """Return the counts of truncated and dropped rows as text; "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def _nothing_left(self, count: int) -> str:
         first = next(iter(self.first_dropped.values()))
         if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length
-            return f"no example fits max_length={limit}: {self.summary()}, first {first}; raise it"
-        return f"no example is left of {count:,}: {self.summary()}, first {first}"
+            return (
+                f"no example fits max_length={limit}: {self.summary()}, first {first}; raise "
+                "max_length"
+            )
+        return f"all {count:,} examples were dropped: {self.summary()}, first {first}"
 
     def _reply(self, row: Row, notes: Counter[str]) -> Example:
         ids, labels = self._encode(row, row.get("completion", ()), notes)
@@ -96,10 +106,11 @@ class Encoder:
     def _encode(
         self, row: Row, completion: Sequence[Any], notes: Counter[str]
     ) -> tuple[list[int], list[int]]:
-        """Encode one conversation; return its ids and labels, truncated to max_length.
+        """Return the token ids and labels of a conversation, truncated to max_length.
 
         Raises:
-            RowDropped: The template rejects the row, or no trained token is left.
+            RowDropped: The template cannot render the row, or the truncated text has no token of
+                the completion.
         """
         if "text" in row:
             ids, is_action = encode_text(self.chat_format.tokenizer, row["text"])
@@ -118,7 +129,7 @@ class Encoder:
 
 
 def name_of(row: Row) -> str:
-    """Describe a row by its source and the start of its text or of its last prompt message."""
+    """Return a description of a row: its source and the start of its prompt or text."""
     text = str(row["text"] if "text" in row else row["prompt"][-1]["content"])
     shown = text if len(text) <= 40 else text[:37] + "..."
     where = f"row of {row['source']}" if row.get("source") else "row"

@@ -32,11 +32,16 @@ NUM_SAMPLES = 16
 def evaluate_held_out(
     trainer: OnlineTrainer, name: str, low: float | None = None, high: float | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Collect held-out episodes on all processes; return their summary and rows.
+    """Evaluate the policy on held-out episodes, which are divided among the processes.
 
     Args:
+        trainer: The trainer, with the policy and the settings of the evaluation.
+        name: Name of the policy in the summary.
         low: Mean return of a random policy, if it is known.
         high: Optimal mean return, if it is known.
+
+    Returns:
+        The content of ``summary.json``, and the rows of ``episodes.jsonl``.
     """
     spec = trainer.config.evaluation
     counts: Counter[str] = Counter()
@@ -56,9 +61,9 @@ def evaluate_held_out(
 
 
 def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
-    """Evaluate the trained policy on held-out episodes and write all of them."""
+    """Evaluate the trained policy on held-out episodes; write the summary and all episodes."""
     if (run.directory / "evaluation" / run.directory.name).exists():
-        return  # the run was interrupted after its evaluation
+        return  # the run was interrupted after its final evaluation
     env = trainer.config.env
     low, high = (None, None) if env.id is None else known_values(trainer.eval_collector.make_env)
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
@@ -70,10 +75,10 @@ def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
 
 
 def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Describe the overlap of held-out and training episodes, and warn if there is any."""
+    """Return the overlap of held-out and training episodes; warn if there is an overlap."""
     env = trainer.config.env
     if env.id is None:
-        separate, note = True, "A prompt; prompts of evaluation are not in training."
+        separate, note = True, "A prompt; training does not use the prompts of the evaluation."
     else:
         task: Any = trainer.eval_collector.make_env().unwrapped
         note = str(getattr(task, "items", "unknown"))
@@ -83,7 +88,8 @@ def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, 
     overlap = describe_items(trainer.openings, rows, separate=separate, note=note)
     if overlap["seen_in_training"]:
         log.warning(
-            "%d of the %d held-out episodes open like episodes of training. Their items: %s",
+            "%d of the %d held-out episodes start with the same messages as training episodes. "
+            "Items of the environment: %s",
             overlap["seen_in_training"],
             overlap["episodes"],
             note,
@@ -92,7 +98,13 @@ def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
-    """Write transcripts of held-out episodes to ``samples.jsonl``."""
+    """Write transcripts of held-out episodes to ``samples.jsonl``.
+
+    Args:
+        trainer: The trainer with the current policy.
+        run: The run directory.
+        split: Value of ``split`` in the transcripts: "before" or "after" training.
+    """
     rollouts = trainer.world.map(
         evaluation_starts(NUM_SAMPLES),
         lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),

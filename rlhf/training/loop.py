@@ -1,4 +1,4 @@
-"""The training loop, which all training methods share."""
+"""The training loop of the online algorithms and of the native engine."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ from rlhf.training.trainer import Trainer
 def fit(trainer: Trainer, run: Run) -> Path:
     """Train from the start, or from the last checkpoint, to the end.
 
-    Metrics, checkpoints and the final model are written to the run directory. The folder of the
-    final model is returned.
+    Metrics, checkpoints and the final model are written to the run directory.
+
+    Returns:
+        The folder of the final model.
 
     Raises:
         UserError: An environment or a reward failed.
-        Halt: An alarm whose action is halt; its evidence is in the run directory.
-        Interrupted: The user stopped the run; a checkpoint is left.
+        Halt: An alarm with the action halt occurred. The run directory contains the data that are
+            needed to repeat its check.
+        Interrupted: The user stopped the run; a checkpoint was saved.
     """
     checkpoints = run.directory / "checkpoints"
     with StopRequest() as stop:
@@ -66,7 +69,10 @@ def fit(trainer: Trainer, run: Run) -> Path:
 
 
 def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
-    """If the run is resumed, restore the last checkpoint and delete the metrics logged after it."""
+    """Restore the last checkpoint of a resumed run, or start a new run.
+
+    Rows that were logged after the checkpoint are deleted.
+    """
     latest = latest_checkpoint(checkpoints) if trainer.config.resume else None
     if latest is None:
         run.rewind(-1)
@@ -111,6 +117,6 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
 
 
 def _keep_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:
-    """Save the model in the checkpoints' folder if this evaluation is the best so far."""
+    """Record the loss of an evaluation; save the model if this is the lowest loss so far."""
     if trainer.progress.record_evaluation(loss) and run.writes:
         save_best(checkpoints, trainer.model)

@@ -1,4 +1,4 @@
-"""Define offline training methods, the setup of a run, and its number of steps."""
+"""Classes that describe offline training methods and the setup of a run, and numbers of steps."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ class TrainerSpec:
 
     trainer: type
     options: type
-    """Class of its training arguments."""
+    """Class of the training arguments."""
     columns: Callable[[Sequence[Any]], Any]
-    """Converts examples to the data set that the trainer reads."""
+    """Function that converts examples to the data set that the trainer reads."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of the trainer."""
+    """Additional keyword arguments of the trainer's constructor."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that `trainer:` in the configuration may override."""
     owned: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that the user cannot change."""
     handled: frozenset[str] = frozenset()
-    """Keys under `trainer:` that this package implements because the trainer does not."""
+    """Options under `trainer:` that this package implements, so the trainer does not get them."""
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The setup of one run: the model, the encoder of its rows, and how the result is saved."""
+    """The setup of a run: the model, and the functions that encode rows and save the model."""
 
     model: Any
     """The model to train, with its adapters."""
     tokenizer: Any
     encode: Callable[[Sequence[Row], bool], Sequence[Any]]
-    """Function (rows, whether they are for training) -> examples; UserError if none is left."""
+    """Function (rows, whether the rows are for training) -> examples. It raises UserError if no
+    row can be encoded."""
     summary: Callable[[], str]
-    """Returns the counts of truncated and dropped rows for the log; empty if there are none."""
+    """Function that returns the counts of truncated and dropped rows as text for the log, or ""."""
     save: Callable[[Any, Path], None]
-    """Writes the trained model to a folder."""
+    """Function (trained model, folder) that writes the model to the folder."""
     trainer: TrainerSpec | None = None
     """The trainer of TRL or transformers; None if the native engine trains."""
     report: Callable[[Run], None] | None = None
-    """Writes a report on the saved model; None if the method has no report."""
+    """Function that writes a report on the saved model; None if the method has no report."""
     dropout: bool = False
     """Whether dropout is active in updates of the native engine."""
 
@@ -68,13 +69,14 @@ class OfflineMethod:
     native: bool = True
     """Whether the native engine implements the method."""
     keep: tuple[str, ...] = ()
-    """Additional columns that are kept in the training data."""
+    """Additional columns of the data set that are kept in the rows."""
 
 
 def engine_of(config: OfflineConfig, *, native: bool) -> str:
-    """Return the engine that trains: "native" or "trl".
+    """Return the engine of a run, "native" or "trl".
 
     Args:
+        config: Configuration of the run.
         native: Whether the native engine implements the method of the run.
 
     Raises:
@@ -83,8 +85,8 @@ def engine_of(config: OfflineConfig, *, native: bool) -> str:
     """
     if config.engine == "native" and not native:
         raise UserError(
-            "engine: native trains sft, dpo, and reward models of kind preference with one head on "
-            "a decoder; omit engine for this run"
+            "engine: native supports only sft, dpo, and reward models of kind preference with one "
+            "head on a decoder; remove engine, or set engine: trl"
         )
     engine = ("native" if native else "trl") if config.engine == "auto" else config.engine
     if config.profile and engine == "trl":
@@ -93,7 +95,7 @@ def engine_of(config: OfflineConfig, *, native: bool) -> str:
 
 
 def num_steps(config: OfflineConfig, num_rows: int) -> int:
-    """Return the number of optimizer steps of the whole run."""
+    """Return the number of optimizer steps of a run on ``num_rows`` training examples."""
     if (limit := config.trainer.get("max_steps", -1)) > 0:
         return limit
     epochs = config.trainer.get("num_train_epochs", 1)
@@ -101,15 +103,15 @@ def num_steps(config: OfflineConfig, num_rows: int) -> int:
 
 
 def evaluation_steps(config: OfflineConfig, steps: int) -> int:
-    """Return the number of steps between evaluations."""
+    """Return the number of optimizer steps between evaluations, for a run of ``steps`` steps."""
     return max(1, steps // config.evaluations)
 
 
 def logging_steps(steps: int) -> int:
-    """Return the default number of steps between logged metrics."""
+    """Return the default number of steps between logged metrics, for a run of ``steps`` steps."""
     return max(1, min(10, steps // 20))
 
 
 def warmup_steps(steps: int) -> int:
-    """Return the default number of warm-up steps."""
+    """Return the default number of warm-up steps, for a run of ``steps`` steps."""
     return min(10, steps // 10)

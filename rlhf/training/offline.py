@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 
 def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], TrainingSetup]:
-    """Return the setup function of a method that trains a language model."""
+    """Return the function that sets up a run of "sft", "dpo" or "kto".
+
+    The function takes the configuration, the training rows and the engine, and loads the model.
+    """
 
     def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
         model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
@@ -64,13 +67,14 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
 
 
 def within_context(max_length: int, model: Any) -> int:
-    """Return the maximum example length: ``max_length``, or the model's positions if fewer."""
+    """Return ``max_length``, or the number of the model's positions if that is smaller."""
     positions = whole_context(text_config(unwrap_peft(model)))
     if max_length > positions:
         log.info(
-            "max_length %d exceeds the %d positions of the model: examples are truncated to the "
-            "positions, and the truncated ones are counted below",
+            "max_length %d exceeds the %d positions of the model: examples are truncated to %d "
+            "tokens, and the number of truncated examples is logged below",
             max_length,
+            positions,
             positions,
         )
     return min(max_length, positions)
@@ -88,7 +92,7 @@ NATIVE_TRAINERS = {"sft": SupervisedTrainer, "dpo": DPOTrainer, "reward": Reward
 
 
 def method_of(command: str, config: Any) -> OfflineMethod:
-    """Return the training method of a command; each kind of reward model has its own."""
+    """Return the training method of a command; for "reward" it depends on the kind of model."""
     return reward.method_of(config) if command == "reward" else METHODS[command]
 
 
@@ -97,9 +101,11 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
 
     Args:
         command: "sft", "reward", "dpo" or "kto".
+        config: Configuration of the command.
+        run: The run directory.
 
     Returns:
-        The folder of the best model.
+        The folder of the model with the lowest held-out loss.
 
     Raises:
         UserError: An option or the data are invalid, or training diverged.
@@ -135,10 +141,10 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option that another key of the configuration sets."""
+    """Raise UserError for an option under ``trainer:`` that the user cannot set there."""
     for key in options:
         if key in RESERVED_OPTIONS:
-            raise UserError(f"trainer.{key} is set by {RESERVED_OPTIONS[key]}: use that instead")
+            raise UserError(f"trainer.{key} cannot be set: {RESERVED_OPTIONS[key]}")
 
 
 def check_trainer(
@@ -149,10 +155,17 @@ def check_trainer(
     setup: TrainingSetup,
     num_rows: int,
 ) -> None:
-    """Check the options under ``trainer:`` against the engine of the run.
+    """Check the options under ``trainer:`` that the engine of the run reads.
+
+    Args:
+        command: "sft", "reward", "dpo" or "kto".
+        config: Configuration of the command.
+        method: Training method of the command.
+        setup: Setup of the run, which determines the engine.
+        num_rows: Number of training examples.
 
     Raises:
-        UserError: The engine does not have an option, or its value is invalid.
+        UserError: An option is unknown to the engine, or its value is invalid.
     """
     if setup.trainer:
         from rlhf.training.trl.trainer import make_options
@@ -163,7 +176,10 @@ def check_trainer(
 
 
 def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
-    """Load the data sets and return training and held-out rows, which have no common prompt."""
+    """Return the training rows and the held-out rows.
+
+    Rows that are split from the training data have no prompt in common with the training rows.
+    """
     read = partial(load_and_log, kind=method.data, seed=config.seed, keep=method.keep)
     rows = read(config.data, what="data")
     if config.eval_data:
@@ -172,7 +188,7 @@ def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], 
 
 
 def texts_of(rows: list[Row]) -> list[str]:
-    """Return the texts of all messages, to train the tokenizer of a model from scratch."""
+    """Return the texts of all messages, on which the tokenizer of a new model is trained."""
     fields = ("prompt", "completion", "chosen", "rejected")
     plain = [row["text"] for row in rows if "text" in row]
     return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]

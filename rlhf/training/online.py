@@ -1,4 +1,4 @@
-"""Online training: collect rollouts, score them, estimate advantages, update the policy."""
+"""Trainer of the online algorithms, which collects rollouts and updates the policy on them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
 
     Args:
         name: Name of the algorithm.
+        config: Configuration of the run.
+        run: The run directory.
 
     Returns:
         The folder of the trained policy.
@@ -68,6 +70,7 @@ class OnlineTrainer(Trainer):
 
     Args:
         name: Name of the algorithm.
+        config: Configuration of the run.
 
     Raises:
         UserError: A setting is invalid or has no effect; the message names its key.
@@ -129,12 +132,12 @@ class OnlineTrainer(Trainer):
 
     @property
     def all_rewards(self) -> list[Any]:
-        """All rewards: those that are trained on, and those that are only monitored."""
+        """The rewards that are trained on and the rewards that are only logged."""
         return [r for r in (self.rewards, self.monitor_rewards) if r is not None]
 
     @property
     def done(self) -> bool:
-        """Whether all steps are taken, or the KL budget is spent."""
+        """Whether all steps are done, or the KL exceeded the budget."""
         return self.kl.stop or super().done
 
     def state(self) -> dict[str, Stateful]:
@@ -150,7 +153,7 @@ class OnlineTrainer(Trainer):
         return stateful
 
     def prepare(self, run: Run) -> None:
-        """Choose the metrics that are displayed."""
+        """Select the metrics that the progress display shows."""
         self.slots = online_slots(run.config)
 
     def start(self, run: Run) -> None:
@@ -158,7 +161,7 @@ class OnlineTrainer(Trainer):
         write_samples(self, run, split="before")
 
     def step(self, step: int, run: Run) -> dict[str, float]:
-        """Collect rollouts, update the policy on them, and return the step's metrics."""
+        """Collect rollouts, update the policy on them, and return the metrics of the step."""
         self.stopwatch.take()  # discard the time of an evaluation
         self.collector.engine.update_policy(step)
         collected = collect_step(self)
@@ -208,7 +211,7 @@ class OnlineTrainer(Trainer):
             self.clip_gradients()
 
     def evaluate(self) -> dict[str, float]:
-        """Return mean metrics over held-out episodes."""
+        """Return the mean metrics over held-out episodes, with keys ``eval/...``."""
         summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 

@@ -1,4 +1,4 @@
-"""Make the parts of an online run from its configuration, and check their combination."""
+"""Create the components of an online run from its configuration, and check the configuration."""
 
 from __future__ import annotations
 
@@ -30,12 +30,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EpisodeCounter(SavedNumbers):
-    """Counts the start states used so far, which is the position in the data."""
+    """Number of start states that have been used, which is the position in the prompts."""
 
     count: int = 0
 
     def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
-        """Return the next groups of episodes; a group shares its start state."""
+        """Return the seeds of the next episodes, and advance the counter.
+
+        Args:
+            run_seed: Seed of the run.
+            groups: Number of groups.
+            group_size: Number of episodes of a group, which have the same start state.
+
+        Returns:
+            The seeds of ``groups * group_size`` episodes, group by group.
+        """
         first, self.count = self.count, self.count + groups
         return [
             EpisodeSeed(training_seed(run_seed, group), group, member)
@@ -45,11 +54,10 @@ class EpisodeCounter(SavedNumbers):
 
 
 def check_config(name: str, config: OnlineConfig) -> Algorithm:
-    """Return the configured algorithm, after the checks that need no model and no environment.
+    """Make the checks that need no model and no environment; return the configured algorithm.
 
     Raises:
         UserError: A setting is invalid or has no effect; the message names its key.
-        ValueError: An algorithm setting is invalid.
     """
     algorithm = algorithm_of(name, config)
     if not algorithm.critic:
@@ -60,8 +68,8 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
         raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
     if config.kl.controller == "budget" and not algorithm.reference:
         raise UserError(
-            f"kl.controller budget needs a KL divergence, but {name} has kl_placement none; choose "
-            "another placement, with algorithm.kl_coef 0 for no penalty"
+            f"kl.controller budget needs a KL, but {name} has kl_placement none; set "
+            "algorithm.kl_placement, and algorithm.kl_coef 0 for no penalty"
         )
     return algorithm
 
@@ -81,12 +89,16 @@ def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None
     env.close()
     if not discrete:
         raise UserError(
-            f"rollout.{keys[0]} has no effect: the environment takes text and judges replies itself"
+            f"rollout.{keys[0]} has no effect: in this environment actions are text, and the "
+            "environment handles invalid replies"
         )
 
 
 def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
-    """Return training and held-out prompts of ``env.prompts``; empty lists for an environment."""
+    """Return the training and the held-out prompts of ``env.prompts``.
+
+    For a gymnasium environment, the result is two empty lists.
+    """
     if not config.env.prompts:
         return [], []
     loaded = load(config.env.prompts, "prompt", seed=config.seed)
@@ -98,7 +110,7 @@ def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
 
 
 def make_controller(spec: KLSpec, coef: float) -> FixedKL:
-    """Return the KL controller that the configuration names."""
+    """Return the configured KL controller, with the initial coefficient ``coef``."""
     if spec.controller == "adaptive":
         return AdaptiveKL(coef, target=spec.target, horizon=spec.horizon)
     if spec.controller == "budget":

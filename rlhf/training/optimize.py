@@ -1,4 +1,4 @@
-"""Optimizer steps on one training batch: epochs, mini-batches and micro-batches."""
+"""Optimizer steps on a training batch, in epochs, mini-batches and micro-batches."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
     """Take all optimizer steps on one batch; the policy and its critic are updated in place.
 
     Every loss is a sum over tokens, sequences or pairs, divided by a count over the whole
-    mini-batch. Therefore the division of a mini-batch into micro-batches, and the number of
-    processes, change only memory and time.
+    mini-batch. Therefore the size of the micro-batches and the number of processes affect only
+    memory and time.
 
     Args:
+        trainer: The trainer with the policy, its optimizer and the algorithm.
         batch: Batch from ``make_training_batch``.
-        step: Training step of the batch, which seeds the shuffle. In the first
-        ``critic_warmup_steps`` steps only the critic is trained.
+        step: Index of the training step, which seeds the shuffle. In the first
+            ``critic_warmup_steps`` steps only the critic is trained.
 
     Returns:
-        Metrics over all optimizer steps.
+        Means of the metrics over all optimizer steps, and their number as ``train/updates``.
 
     Raises:
-        Halt: A check before an update failed; that update is not applied.
+        Halt: A check before an update failed; the update is not applied.
     """
     check_batch(batch, kl_coef=trainer.kl.coef)
     config, settings = trainer.config, trainer.algorithm.settings
@@ -60,7 +61,13 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
 
 
 def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Shuffle the rows with trained tokens and split them into up to ``count`` mini-batches."""
+    """Shuffle the rows with trained tokens and split them into at most ``count`` mini-batches.
+
+    The rows of a pair are in the same mini-batch.
+
+    Returns:
+        The row indices of each mini-batch.
+    """
     pair_ids = batch.require("pair_ids").cpu().numpy()
     included = batch.require("loss_mask").any(1).cpu().numpy()
     ids = rng.permutation(np.unique(pair_ids[included]))
@@ -80,20 +87,23 @@ def checked_gradients(
     """Compute the gradients of one mini-batch over all processes, and check its losses.
 
     Args:
-        rows: Indices of the mini-batch in ``batch``.
-        critic_only: Whether the policy is frozen in this step.
-        first: Whether the policy is still the one that sampled the batch.
+        trainer: The trainer with the policy and the algorithm.
+        batch: The batch of the training step.
+        rows: Indices in ``batch`` of the rows of the mini-batch.
+        critic_only: Whether only the critic is trained in this step.
+        first: Whether this is the first mini-batch, so that the policy has not changed since it
+            sampled the batch.
 
     Returns:
         Metrics over all processes.
 
     Raises:
-        Halt: A loss is not finite, or the first importance ratio differs from 1.
+        Halt: A loss is not finite, or ``first`` is set and importance ratios differ from 1.
     """
     sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
     trainer.world.all_reduce_gradients(trainer.policy.parameters())
     if critic_only:
-        # With a shared trunk, the value loss also has gradients in the policy: discard them
+        # If the critic shares the transformer, the value loss also has gradients in the policy.
         trainer.policy.model.zero_grad(set_to_none=True)
     sums = sum(trainer.world.gather(sums), MetricSums())
     check_losses(sums)
@@ -105,7 +115,7 @@ def checked_gradients(
 def accumulate_gradients(
     trainer: OnlineTrainer, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
 ) -> MetricSums:
-    """Accumulate the gradients of this process's share of one mini-batch."""
+    """Accumulate the gradients of this process's micro-batches; return their metrics."""
     rows = rows.to(trainer.policy.device)
     mask = batch.require("loss_mask")[rows]
     denominator = loss_denominator(

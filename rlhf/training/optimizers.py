@@ -1,4 +1,4 @@
-"""The optimizers that training can use."""
+"""The optimizers of the online algorithms, the native engine, and TRL with bfloat16 weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of all optimizers; each optimizer reads those that apply to it."""
+    """Settings of an optimizer; an optimizer ignores the settings that it does not have."""
 
     learning_rate: float
     """Peak learning rate."""
@@ -45,28 +45,31 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerSettings], Mast
     "adamw": _adamw,
     "sgd": _sgd,
 }
-"""Name in the configuration -> factory."""
+"""Name of the optimizer -> function that creates it from parameters and settings."""
 
 
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], settings: OptimizerSettings
 ) -> MasterOptimizer:
-    """Make the optimizer ``name``, with state and arithmetic in float32."""
+    """Return the optimizer ``name``, whose state and arithmetic are in float32."""
     return OPTIMIZERS[name](parameters, settings)
 
 
 def optimizer_name(optim: str) -> str:
-    """Convert transformers' name of an optimizer, from ``trainer.optim``, to a name in this module.
+    """Convert transformers' name of an optimizer to its name in `OPTIMIZERS`.
+
+    Args:
+        optim: Value of ``trainer.optim``.
 
     Raises:
-        UserError: The optimizer's state would have the weights' dtype, in which small updates are
-        lost.
+        UserError: The optimizer is not in `OPTIMIZERS`; its state would have the dtype of the
+            weights, so that small updates would be lost.
     """
     if optim not in TRAINER_OPTIMIZERS:
         known = ", ".join(TRAINER_OPTIMIZERS)
         raise UserError(
-            f"trainer.optim: {optim} keeps its state in the dtype of the weights, where small "
-            f"updates are lost; choose one of {known}, or set model.dtype: float32 and engine: trl"
+            f"trainer.optim: the state of {optim} has the dtype of the weights, so small updates "
+            f"are lost; choose one of {known}, or set model.dtype: float32 and engine: trl"
         )
     return TRAINER_OPTIMIZERS[optim]
 

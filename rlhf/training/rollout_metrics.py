@@ -13,9 +13,12 @@ from rlhf.rollout.batch import Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
-    """Return mean metrics over the rollouts of a batch, without metrics that no rollout has.
+    """Return metrics that are means over the rollouts of a batch; docs/metrics.md lists the keys.
+
+    A metric without a value in any rollout is omitted.
 
     Args:
+        rollouts: The rollouts of the batch.
         returns: Training return of each rollout; nan if it could not be scored.
     """
     metrics = {
@@ -39,7 +42,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
 
 
 def repetition(rollout: Rollout) -> float:
-    """Return the share of bigrams of sampled tokens that occurred before in their turn.
+    """Return the fraction of bigrams of sampled tokens that occurred earlier in the same turn.
 
     The result is nan if no turn has two sampled tokens.
     """
@@ -60,9 +63,10 @@ def repetition(rollout: Rollout) -> float:
 
 
 def unscored_metric_key(reason: str) -> str:
-    """Return the metric key ``rewards/unscored/NAME/REASON``.
+    """Convert the reason of an unscored episode to a metric key ``rewards/unscored/NAME/REASON``.
 
-    The key omits details of the reason that are specific to one text.
+    Details of the reason that are specific to a text, in parentheses or after a second colon, are
+    omitted.
     """
     name, _, detail = reason.partition(": ")
     summary = detail.partition(": ")[0].partition(" (")[0].lower()

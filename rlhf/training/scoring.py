@@ -1,4 +1,4 @@
-"""Score rollouts: apply reward models, scaling and penalties."""
+"""Compute the scores of rollouts with rewards, scaling and penalties."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rlhf.rollout.batch import Rollout
 def score_rollouts(
     rollouts: Sequence[Rollout], *, rewards: Any, gold: Any, env_weight: float
 ) -> None:
-    """Set ``rewards``, ``components`` and ``unscored`` of collected rollouts.
+    """Set ``rewards``, ``components`` and ``unscored`` of collected rollouts, in place.
 
-    The score of a reward model is added to the reward of the last sampled token.
+    The score of ``rewards`` is added to the reward of the last sampled token.
 
     Args:
-        rollouts: Collected episodes, with the rewards of their environment.
+        rollouts: Collected episodes, with the rewards of the environment.
         rewards: The reward that is trained on, or None.
-        gold: A reward that is only monitored, or None.
+        gold: A reward that is only logged, or None.
         env_weight: Weight of the environment's rewards.
     """
     for rollout in rollouts:
@@ -48,7 +48,9 @@ def score_rollouts(
 
 
 def most_common(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:
-    """Return the three most common reasons, such as ``12 x number: no reference answer (seed 7)``.
+    """Return the three most common reasons as text.
+
+    An example is ``12 x number: no reference answer (seed 7)``.
 
     Args:
         counts: Reason -> number of episodes.
@@ -64,14 +66,14 @@ def most_common(counts: Counter[str], seeds: Mapping[str, int] | None = None) ->
 
 
 def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
-    """Refuse a step in which too many episodes could not be scored.
+    """Check that not too many episodes of a step are without a score.
 
     Args:
-        rollouts: All episodes of the step so far.
-        limit: ``shaping.max_unscored``, the largest share without a score.
+        rollouts: All episodes of the step that have been collected.
+        limit: ``shaping.max_unscored``, the largest allowed fraction without a score.
 
     Raises:
-        UserError: A larger share has no score; the message names the most common reasons.
+        UserError: The fraction exceeds the limit; the message names the most common reasons.
     """
     unscored = [r for r in rollouts if math.isnan(r.score)]
     if len(unscored) > limit * len(rollouts):
@@ -92,15 +94,15 @@ def shaped_rewards(
     """Scale the scores of rollouts and subtract penalties.
 
     Args:
-        rollouts: Scored episodes; they are not changed.
-        algorithm: The algorithm, for its overlong penalty.
-        config: The configuration, for the settings of ``shaping``.
-        moments: Running moments of all scores, those of ``rollouts`` included.
+        rollouts: Scored episodes; they are not modified.
+        algorithm: The algorithm, whose settings include the overlong penalty.
+        config: The configuration, with the settings ``shaping``.
+        moments: Running moments of all scores, including those of ``rollouts``.
 
     Returns:
         The training rewards of the tokens of each episode. Scaling divides the rewards of all
-        tokens by the standard deviation; penalties, clipping and the subtraction of the mean change
-        the reward of the last sampled token.
+        tokens by the standard deviation. Penalties, clipping and the subtraction of the mean change
+        only the reward of the last sampled token.
     """
     shaping = config.shaping
     scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)

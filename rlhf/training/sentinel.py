@@ -1,4 +1,4 @@
-"""Checks before an update is applied."""
+"""Checks before an update is applied, which raise `Halt` with an alarm."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from rlhf.rollout.batch import Rollout
 from rlhf.runs.alarms import Halt
 
 _RATIO_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-6}
-"""Largest mean k3 estimate of ratios that should be 1, by the dtype of the model."""
+"""Dtype of the model -> largest mean k3 estimate of importance ratios that should be 1."""
 _HALF_TOLERANCE = 5e-3
+"""The same limit for all other dtypes."""
 
 
 def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]) -> None:
     """Check the training rewards of a step.
 
-    A nan marks an episode without a score; penalties must not create one.
+    The score of an episode that could not be scored is nan; all other scores and penalties must be
+    finite.
 
     Args:
+        rollouts: The episodes of the step.
         rewards: Training rewards of the tokens of each episode.
 
     Raises:
@@ -38,7 +41,16 @@ def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]
 def check_scores(
     scores: Sequence[float], rewards: Sequence[Sequence[float]], evidence: Mapping[str, Any]
 ) -> None:
-    """Check training rewards like `check_rewards`, with episode scores instead of rollouts."""
+    """Check training rewards like `check_rewards`.
+
+    Args:
+        scores: Score of each episode; nan if it could not be scored.
+        rewards: Training rewards of the tokens of each episode.
+        evidence: Data that are saved with the alarm.
+
+    Raises:
+        Halt: A reward is infinite, a penalty is nan, or no episode has a score.
+    """
     totals = [sum(row) for row in rewards]
     for score, total in zip(scores, totals, strict=True):
         if math.isinf(score) or math.isinf(total) or (math.isnan(total) and not math.isnan(score)):
@@ -53,7 +65,7 @@ def check_scores(
 
 
 def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
-    """Check the tensors of an online update.
+    """Check that the tensors of an online update are finite.
 
     Raises:
         Halt: A log-probability, an advantage, a target of the critic or the KL coefficient is not
@@ -80,7 +92,10 @@ def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
 
 
 def check_losses(sums: MetricSums) -> None:
-    """Check the losses and the mean log-ratio of one mini-batch.
+    """Check that the losses and the approx KL of a mini-batch are finite.
+
+    Args:
+        sums: Metrics of the mini-batch over all processes.
 
     Raises:
         Halt: A value is not finite.
@@ -93,19 +108,20 @@ def check_losses(sums: MetricSums) -> None:
         names = [name for name, value in losses.items() if not value.isfinite()]
         raise Halt(
             "not_finite",
-            f"alarm not_finite: {', '.join(names)} is not finite, so the update was not applied",
+            f"alarm not_finite: these losses are not finite, so the update was not applied: "
+            f"{', '.join(names)}",
         )
 
 
 def check_first_ratio(pair: Tensor, dtype: torch.dtype) -> None:
-    """Check that the ratio of the policy to its own earlier log-probabilities is 1.
+    """Check that the importance ratios are 1 before the first update on a batch.
 
     Args:
-        pair: [2] sum over tokens of r - 1 - log r, and number of tokens, over all processes.
-        dtype: dtype of the model.
+        pair: [2], sum over tokens of r - 1 - log r, and number of tokens, over all processes.
+        dtype: Dtype of the model.
 
     Raises:
-        Halt: The mean, which is the k3 estimate, exceeds numerical noise.
+        Halt: The mean, which is the k3 estimate, exceeds the tolerance for rounding errors.
     """
     deviation = float(pair[0] / pair[1].clamp(min=1))
     tolerance = _RATIO_TOLERANCE.get(dtype, _HALF_TOLERANCE)
@@ -113,17 +129,19 @@ def check_first_ratio(pair: Tensor, dtype: torch.dtype) -> None:
         raise Halt(
             "first_ratio",
             f"alarm first_ratio: before the first update the mean k3 estimate is "
-            f"{deviation:.3g}, above {tolerance:g}: two passes of one policy disagree (dropout, or "
-            "a layer that depends on the other rows of a batch)",
+            f"{deviation:.3g}, above {tolerance:g}: two forward passes of the same policy give "
+            "different log-probabilities (dropout, or a layer that depends on other rows of the "
+            "batch)",
         )
 
 
 def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> None:
-    """Check the global norm of the gradients.
+    """Check that the global norm of the gradients is finite.
 
     Args:
-        step: Number of the step, counted from 1.
-        learning_rate_key: Configuration key of the learning rate.
+        norm: The global norm.
+        step: Number of the training step, counted from 1.
+        learning_rate_key: Configuration key of the learning rate, for the message.
 
     Raises:
         Halt: The norm is not finite.
@@ -137,18 +155,18 @@ def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> No
 
 
 def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]) -> None:
-    """Check that every weight that should train requires a gradient, and that some have one.
+    """Check that every trained weight requires a gradient, and that at least one has a gradient.
 
-    A single weight without a gradient is allowed: an expert to which no token was routed, or the
+    Some weights may have no gradient, for example an expert to which no token was routed, or the
     policy during the critic's warm-up.
 
     Args:
-        optimizer: After a backward pass.
-        trained: The weights of the model that should train.
+        optimizer: The optimizer, after a backward pass.
+        trained: The trained weights of the model.
 
     Raises:
-        Halt: A trained weight of the model is not in the optimizer, a weight of the optimizer does
-            not require a gradient, or no weight has one.
+        Halt: A trained weight is not in the optimizer, a weight in the optimizer does not require a
+            gradient, or none of the weights has a gradient.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     learning = {id(weight) for weight in weights if weight.requires_grad}
@@ -157,12 +175,12 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
     if frozen or all(weight.grad is None for weight in weights):
         raise Halt(
             "frozen",
-            f"alarm frozen: {frozen or len(expected)} of {len(expected)} weights that should train "
-            "have no gradient",
+            f"alarm frozen: {frozen or len(expected)} of {len(expected)} trained weights have no "
+            "gradient",
         )
 
 
 def as_dict(batch: TrainingBatch) -> dict[str, torch.Tensor]:
-    """Return the fields of a batch that are not None, on the CPU."""
+    """Return field name -> tensor on the CPU, for the fields of a batch that are not None."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value.cpu() for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, and the base class of preference and reward training."""
+"""Trainer of the native engine for SFT, which is also the base class of other offline trainers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Selects the examples of each step, from a new permutation in every epoch."""
+    """Order of the training examples, with a new random permutation in every epoch."""
 
     num_rows: int
     batch_size: int
@@ -66,7 +66,7 @@ class Schedule:
         return math.ceil(self.num_rows / self.batch_size)
 
     def rows(self, step: int) -> list[int]:
-        """Return the indices of the examples of a step, counted from 0."""
+        """Return the indices of the examples of a step; steps are counted from 0."""
         epoch, index = divmod(step, self.steps_per_epoch)
         order = _permutation(self.num_rows, self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
@@ -74,22 +74,22 @@ class Schedule:
 
 @functools.lru_cache(maxsize=1)
 def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of the examples in an epoch; cached for the steps of that epoch."""
+    """Return the order of the examples in an epoch; the last result is cached."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
 def collate(
     examples: Sequence[Example], *, pad_id: int, device: torch.device, with_margins: bool = False
 ) -> TrainingBatch:
-    """Make a batch of examples of one or two texts each, padded on the right.
+    """Collate examples to a batch that is padded on the right.
 
     Args:
-        examples: Examples to collate. The rows of an example are adjacent, the chosen text of a
-        pair first.
+        examples: Examples with one text, or with a chosen and a rejected text. The texts of an
+            example are adjacent rows of the batch, in this order.
         pad_id: Id of the padding token.
         device: Device of the tensors.
-        with_margins: Whether an example is a pair whose label is its margin. Otherwise each token
-            has a label.
+        with_margins: Whether the examples are pairs whose labels are margins; otherwise the labels
+            are token ids.
     """
     ids = [text for example in examples for text in example.ids]
     labels = ids if with_margins else [text for example in examples for text in example.labels]
@@ -112,10 +112,14 @@ def collate(
 
 
 class SupervisedTrainer(Trainer):
-    """Supervised fine-tuning; preference and reward trainers replace the loss.
+    """Trainer of SFT; subclasses for DPO and reward models replace the loss.
 
     Args:
+        config: Configuration of the run.
         options: Options of the run under ``trainer:``.
+        setup: The model, and the function that saves it.
+        train_set: Training examples.
+        eval_set: Held-out examples.
     """
 
     model: Any
@@ -126,7 +130,7 @@ class SupervisedTrainer(Trainer):
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
     with_margins = False
-    """Whether examples are pairs with a margin, see ``collate``."""
+    """Whether the labels of examples are margins, see ``collate``."""
 
     def __init__(
         self,
@@ -147,7 +151,7 @@ class SupervisedTrainer(Trainer):
             scheduler = get_scheduler(
                 name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
             )
-        except (TypeError, ValueError) as error:  # unknown, or it needs further arguments
+        except (TypeError, ValueError) as error:  # unknown name, or arguments are missing
             raise UserError(f"trainer.lr_scheduler_type {name!r}: {error}") from error
         super().__init__(
             config,
@@ -167,19 +171,24 @@ class SupervisedTrainer(Trainer):
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
     def count(self, batch: TrainingBatch) -> Tensor:
-        """Return the denominator of the loss: the number of trained tokens in the whole batch."""
+        """Return the denominator of the loss, which is the number of trained tokens in a batch."""
         return batch.action_mask.sum()
 
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
-        """Return the loss of a micro-batch, divided by the batch's ``count``, and its metrics."""
+        """Return the loss and the metrics of a micro-batch.
+
+        Args:
+            micro_batch: Rows of a batch.
+            count: Result of `count` for the whole batch, by which the loss is divided.
+        """
         return sft_loss(self.model, micro_batch, count=count)
 
     def start(self, run: Run) -> None:
-        """Evaluate the initial model."""
+        """Evaluate the initial model and log the metrics as those of step 0."""
         run.log(0, self.evaluate())
 
     def step(self, step: int, run: Run) -> dict[str, float]:
-        """Take one optimizer step."""
+        """Take an optimizer step; return the metrics to log, or {} if this step is not logged."""
         batch = self.make_batch("train", self.schedule.rows(step))
         started = time.perf_counter()
         sums, norm = self.optimize(batch)
@@ -191,7 +200,7 @@ class SupervisedTrainer(Trainer):
         return self._pop_metrics()
 
     def optimize(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
-        """Take an optimizer step on a batch; return its metrics and its gradient norm."""
+        """Take an optimizer step on a batch; return its metrics and the gradient norm."""
         try:
             total = self.checked_gradients(batch)
             return total, self.apply_gradients()
@@ -200,7 +209,7 @@ class SupervisedTrainer(Trainer):
             raise
 
     def checked_gradients(self, batch: TrainingBatch) -> MetricSums:
-        """Compute the gradients of a batch over all processes, and check its loss.
+        """Compute the gradients of a batch over all processes, and check that its loss is finite.
 
         Returns:
             Metrics over all processes.
@@ -227,7 +236,7 @@ class SupervisedTrainer(Trainer):
         self.clip_gradients()
 
     def _pop_metrics(self) -> dict[str, float]:
-        """Return the metrics of the steps since the last logged one."""
+        """Return the metrics of the steps since the last logged step."""
         sums, norms, tokens = zip(*self._unlogged, strict=True)
         self._unlogged.clear()
         metrics = _with_prefix("train", sum(sums, MetricSums())) | {
@@ -253,7 +262,7 @@ class SupervisedTrainer(Trainer):
         return step % self.evaluate_every == 0 or step == self.num_steps
 
     def save_due(self, step: int) -> bool:
-        """Return whether to save a checkpoint, which is done at every evaluation."""
+        """Return whether to save a checkpoint after ``step`` steps, as at every evaluation."""
         return self.evaluation_due(step)
 
     def save(self, directory: Path) -> None:
@@ -265,7 +274,7 @@ class SupervisedTrainer(Trainer):
         return (list(range(i, min(i + size, count))) for i in range(0, count, size))
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
-        """Collate some examples of a split."""
+        """Collate the examples of a split ("train" or "eval") with the given indices."""
         examples = [self.examples[split][row] for row in rows]
         pad_id = self.model.tokenizer.pad_token_id
         return collate(
@@ -273,7 +282,7 @@ class SupervisedTrainer(Trainer):
         )
 
     def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
-        """Return the rows of each micro-batch of this process."""
+        """Return the row indices of each micro-batch of this process."""
         indices = micro_batches(
             batch.tokens,
             batch.attention_mask,
@@ -292,10 +301,12 @@ def _with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
 def sft_loss(
     policy: Policy, micro_batch: TrainingBatch, *, count: Tensor
 ) -> tuple[Tensor, MetricSums]:
-    """Return the mean negative log-likelihood of the completions' tokens, and its metrics.
+    """Return the mean negative log-likelihood of the completion tokens, and its metrics.
 
     Args:
-        count: Number of trained tokens of the whole batch.
+        policy: The model in training.
+        micro_batch: Rows of a batch.
+        count: Number of completion tokens of the whole batch, by which the sum is divided.
     """
     scored = score_rows(policy, micro_batch)
     mask = micro_batch.action_mask
@@ -305,7 +316,7 @@ def sft_loss(
 
 
 def score_rows(policy: Policy, micro_batch: TrainingBatch) -> Scored:
-    """Score the rows: log-probabilities, and the load-balancing loss of a mixture of experts."""
+    """Return the log-probabilities of rows, and the load-balancing loss of mixtures of experts."""
     return policy.score(
         micro_batch.tokens,
         micro_batch.attention_mask,
@@ -318,11 +329,17 @@ def score_rows(policy: Policy, micro_batch: TrainingBatch) -> Scored:
 def add_balancing_loss(
     loss: Tensor, sums: MetricSums, scored: Scored, mask: Tensor, *, share: Tensor
 ) -> tuple[Tensor, MetricSums]:
-    """Add the load-balancing loss of a mixture of experts, if the model's configuration has one.
+    """Add the load-balancing loss of a mixture of experts, if the model has one.
 
     Args:
-        mask: Entries over which the metric ``loss_balance`` is a mean.
-        share: Weight of the micro-batch in its batch.
+        loss: Loss of a micro-batch.
+        sums: Metrics of the micro-batch, including ``loss``.
+        scored: Result of the forward pass.
+        mask: True for the entries (tokens or pairs) that metrics average over.
+        share: Fraction of the batch that is in the micro-batch, the weight of the added loss.
+
+    Returns:
+        The new loss and metrics, with ``loss_balance``; unchanged if the model has no such loss.
     """
     if scored.balance is None:
         return loss, sums

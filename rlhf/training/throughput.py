@@ -1,4 +1,4 @@
-"""Measure throughput and FLOPS utilization of training steps, for ``profile: true``."""
+"""Measures throughput and FLOPS utilization of training steps, for ``profile: true``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from rlhf.runs.profiling import update_efficiency
 
 
 class Throughput:
-    """Accumulates the time and the tokens of updates between two logged steps."""
+    """Accumulates the time and the tokens of updates between two logged steps.
+
+    Args:
+        model: The policy or reward model in training.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -22,11 +26,12 @@ class Throughput:
         self._seconds = self._flops = 0.0
 
     def add(self, batch: TrainingBatch, *, seconds: float, epochs: int = 1) -> None:
-        """Count the updates on one batch.
+        """Add the time and the tokens of the updates on a batch.
 
         Args:
-            seconds: Duration of the updates on the batch.
-            epochs: Number of passes of the updates over the batch.
+            batch: The batch.
+            seconds: Duration of all updates on the batch.
+            epochs: Number of passes over the batch.
         """
         computed = self.model.computed_tokens(batch.tokens, batch.attention_mask)
         trained = int(batch.action_mask.sum())
@@ -37,7 +42,7 @@ class Throughput:
         self._flops += epochs * update_flops(self.model.model, tokens=computed, head_tokens=trained)
 
     def pop(self) -> dict[str, float]:
-        """Return the metrics of the updates since the last call."""
+        """Return the metrics of the updates since the last call, and start anew."""
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,

@@ -1,4 +1,4 @@
-"""The interface between `fit` and a training method, and the state that all methods share."""
+"""`Trainer`, the interface of training methods for `fit`, and the state that they share."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Stateful(Protocol):
 
 
 class SavedModel(Protocol):
-    """A policy or a reward model in training."""
+    """Interface of a policy or a reward model in training that checkpoints contain."""
 
     model: Any
-    """The transformers model that is saved."""
+    """The transformers model."""
     tokenizer: Any
     device: torch.device
 
@@ -42,14 +42,14 @@ class SavedModel(Protocol):
 
 @dataclass
 class Progress(SavedNumbers):
-    """Steps taken, and the best evaluation so far."""
+    """Number of completed steps, and the best evaluation."""
 
     step: int = 0
     best_loss: float = math.inf
     evaluations_since_best: int = 0
 
     def record_evaluation(self, loss: float) -> bool:
-        """Record the loss of an evaluation; return whether it is the lowest so far."""
+        """Record the loss of an evaluation; return whether it is lower than all earlier ones."""
         if loss < self.best_loss:
             self.best_loss, self.evaluations_since_best = loss, 0
             return True
@@ -58,9 +58,12 @@ class Progress(SavedNumbers):
 
 
 class Trainer:
-    """A training method: one class implements its step, its evaluation and its state.
+    """Base class of training methods; a subclass implements the step, the evaluation and the state.
 
     Args:
+        config: Configuration of the run.
+        model: The model in training.
+        optimizer: Optimizer of the trained parameters.
         scheduler: Learning rate schedule of the optimizer.
         num_steps: Number of training steps.
         max_grad_norm: Global norm to which gradients are clipped.
@@ -69,11 +72,12 @@ class Trainer:
     slots: Slots = ()
     """Metrics that the progress display shows."""
     learning_rate_key: str
-    """Configuration key of the learning rate, for the message when training diverges."""
+    """Configuration key of the learning rate, for the error message if training diverges."""
     keep_best = False
-    """Whether the run ends with the model of the evaluation with the lowest ``eval/loss``."""
+    """Whether the final model is that of the evaluation with the lowest ``eval/loss``."""
     patience: int | None = None
-    """Number of successive evaluations without improvement after which training stops."""
+    """Training stops after this number of consecutive evaluations without an improvement; None:
+    never."""
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class Trainer:
         self.progress = Progress()
 
     def start(self, run: Run) -> None:
-        """Evaluate the initial model; not called when a run is resumed."""
+        """Evaluate the initial model. This method is not called if a run is resumed."""
         raise NotImplementedError
 
     def step(self, step: int, run: Run) -> dict[str, float]:
@@ -112,37 +116,40 @@ class Trainer:
         raise NotImplementedError
 
     def evaluate(self) -> dict[str, float]:
-        """Return metrics on held-out data, under keys ``eval/...``."""
+        """Return metrics on held-out data, with keys ``eval/...``."""
         raise NotImplementedError
 
     def evaluation_due(self, step: int) -> bool:
-        """Return whether to evaluate when ``step`` steps are done."""
+        """Return whether to evaluate after ``step`` steps."""
         raise NotImplementedError
 
     def save_due(self, step: int) -> bool:
-        """Return whether to write a checkpoint when ``step`` steps are done."""
+        """Return whether to write a checkpoint after ``step`` steps."""
         raise NotImplementedError
 
     def save(self, directory: Path) -> None:
-        """Write the trained model."""
+        """Write the trained model to a folder."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what the trainer opened, such as environments."""
+        """Release the resources of the trainer, such as environments."""
 
     def prepare(self, run: Run) -> None:
-        """Prepare training with the initial model; also called when a run is resumed."""
+        """Prepare training while the model is the initial model.
+
+        This method is also called if a run is resumed, before the checkpoint is loaded.
+        """
 
     def finish(self, run: Run) -> None:
-        """Evaluate the trained model before it is saved."""
+        """Evaluate the trained model, after it is saved."""
 
     def state(self) -> dict[str, Stateful]:
-        """Return, by name, the objects besides the optimizer whose state checkpoints contain."""
+        """Return name -> object for the objects whose state is in ``state.json`` of checkpoints."""
         return {"progress": self.progress}
 
     @property
     def done(self) -> bool:
-        """Whether all steps are taken."""
+        """Whether all steps are done, or evaluations did not improve for ``patience`` times."""
         out_of_patience = (
             self.patience is not None and self.progress.evaluations_since_best >= self.patience
         )
@@ -155,7 +162,7 @@ class Trainer:
             The global norm of the gradients before clipping.
 
         Raises:
-            Halt: The errors of `clip_gradients`; the model is then unchanged.
+            Halt: See `clip_gradients`; the model is unchanged.
         """
         norm = self.clip_gradients()
         self.optimizer.step()
@@ -167,7 +174,7 @@ class Trainer:
         """Clip the gradients and return their global norm before clipping.
 
         Raises:
-            Halt: The norm is not finite, or weights that should train have no gradient.
+            Halt: The norm is not finite, or trained weights have no gradient.
         """
         check_trainable(self.optimizer, self.trained)
         norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
@@ -177,12 +184,12 @@ class Trainer:
         return norm
 
     def repeat_update(self, evidence: Mapping[str, Any]) -> None:
-        """Repeat the gradients and the checks of the update that ended a run; apply nothing.
+        """Repeat the checks before the update that an alarm halted, without the update.
 
         Args:
-            evidence: The evidence of the `Halt` that ended the run.
+            evidence: ``evidence`` of the `Halt` that ended the run.
 
         Raises:
-            Halt: The check fails again.
+            Halt: A check fails.
         """
         raise NotImplementedError

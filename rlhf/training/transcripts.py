@@ -1,4 +1,4 @@
-"""Transcripts of episodes, the lines of ``samples.jsonl``."""
+"""Transcripts of episodes, which are the lines of ``samples.jsonl``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.rollout.batch import Rollout
 
 MAX_TOKENS = 512
-"""Maximum number of tokens in a token table, so that samples.jsonl stays small."""
+"""Maximum number of tokens in a token table, which limits the size of samples.jsonl."""
 
 
 def transcript(
@@ -18,9 +18,16 @@ def transcript(
 ) -> dict[str, Any]:
     """Return a transcript as a line of ``samples.jsonl``.
 
-    ``return_env`` is the return of the environment. ``score`` is the weighted sum of all rewards
-    that are trained on. ``return_trained`` is the return of a training episode after scaling and
-    penalties. A value is None if the episode could not be scored.
+    In the line, ``return_env`` is the return of the environment, and ``score`` is the weighted sum
+    of all rewards that are trained on. ``score`` and ``return_trained`` are None if the episode
+    could not be scored.
+
+    Args:
+        rollout: The episode.
+        step: Training step of the policy.
+        split: "train" for training episodes; "before" or "after" training for held-out episodes.
+        return_trained: Return of a training episode after scaling and penalties; None for held-out
+            episodes.
     """
     row = {
         "step": step,
@@ -37,13 +44,24 @@ def transcript(
 
 
 def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, list[Any]]:
-    """Return columns over the first ``MAX_TOKENS`` sampled tokens of one episode.
+    """Return a table of the first ``MAX_TOKENS`` sampled tokens of an episode.
+
+    Args:
+        batch: The training batch.
+        row: Index of the episode in the batch.
+        tokenizer: Tokenizer of the policy.
 
     Returns:
-        ``text`` (the pieces of a turn joined are its completion), ``turn``, ``reward`` (the
-        training reward before KL and cost penalties), ``advantage``, ``entropy`` (nats, at the
-        sampling temperature); with a reference ``kl`` (log policy / reference, nats); with a critic
-        ``value``. Numbers have four significant digits.
+        Column name -> value of each token, with numbers rounded to four significant digits. The
+        columns are:
+
+        - ``turn``: turn of the token, counted from 0.
+        - ``text``: text of the token; the joined texts of a turn are its completion.
+        - ``reward``: training reward before KL and cost penalties.
+        - ``advantage``: advantage.
+        - ``entropy``: entropy in nats at the sampling temperature.
+        - ``kl``: log(policy / reference) in nats, only with a reference policy.
+        - ``value``: value of the critic, only with a critic.
     """
     index = batch.action_mask[row].nonzero()[:MAX_TOKENS, 0]
     columns = {
@@ -70,9 +88,9 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
 
 
 def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Return the text that each token adds to the decoded text.
+    """Return the text of each token, so that the joined texts are the decoded text.
 
-    A character of several tokens is assigned to the last of them.
+    A character that consists of several tokens is in the text of its last token.
     """
     result, length = [], 0
     for end in range(1, len(ids) + 1):

@@ -116,7 +116,7 @@ def test_a_checkpoint_without_any_of_its_files_is_not_used(cut, runs, tmp_path):
         (run / "checkpoints/step-3" / name).unlink()
         code, errors = resume(runs / "cut.yaml", run)
         assert code == 0, errors
-        assert f"step-3/{name} is missing; the checkpoint before is used" in errors
+        assert f"step-3/{name} is missing; using the previous checkpoint instead" in errors
         assert_same_run(runs / "whole", run)
 
 

@@ -83,14 +83,14 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(cut, runs, echo_mode
     damage(cut / "checkpoints/step-3")
     run_command("ppo", online_tree(cut, echo_model, resume=True))
     assert "step-3" in caplog.text
-    assert "the checkpoint before is used" in caplog.text
+    assert "using the previous checkpoint instead" in caplog.text
     assert_same_run(runs / "whole", cut)
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_continued(cut, echo_model):
     for step in (2, 3):
         flip_a_bit(cut / f"checkpoints/step-{step}")
-    with pytest.raises(UserError, match=r"step-3/model\.safetensors is damaged.*start anew"):
+    with pytest.raises(UserError, match=r"step-3/model\.safetensors is damaged.*start a new run"):
         run_command("ppo", online_tree(cut, echo_model, resume=True))
     assert (cut / "checkpoints/step-2").exists()
     assert (cut / "metrics.jsonl").exists()

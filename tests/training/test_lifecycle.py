@@ -57,7 +57,7 @@ IDS = torch.tensor([[5, 17, 80, 9, 30, 61], [7, 8, 9, 100, 11, 12]])
 WORKS, ABSENT = "works", "does not exist"
 
 NO_ADAPTER = "contains no LoRA adapter (no adapter_config.json)"
-NOT_NATIVE = "engine: native trains sft, dpo, and reward models of kind preference"
+NOT_NATIVE = "engine: native supports only sft, dpo, and reward models of kind preference"
 
 
 def state_of(start: str, stage: str, engine: str) -> str:

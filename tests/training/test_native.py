@@ -245,8 +245,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
         ("dpo", {"trainer": {"beta": -1.0}}, r"trainer.beta must be > 0"),
         ("dpo", {"trainer": {"loss_type": ["ipo"]}}, r"loss_type.*engine: trl"),
         ("dpo", {"trainer": {"loss_weights": [1, 2]}}, r"loss_weights must have one weight"),
-        ("kto", {}, r"engine: native trains sft, dpo"),
-        ("reward", {"kind": "ranking"}, r"engine: native trains sft, dpo"),
+        ("kto", {}, r"engine: native supports only sft, dpo"),
+        ("reward", {"kind": "ranking"}, r"engine: native supports only sft, dpo"),
     ],
 )
 def test_what_it_does_not_have_is_refused(tmp_path, echo_model, verb, keys, message):

@@ -114,7 +114,9 @@ def test_sft_examples_are_truncated_at_their_end_and_counted(echo_model):
 
 def test_nothing_fits_is_one_line(echo_model):
     encoder = Encoder(AutoTokenizer.from_pretrained(echo_model), max_length=2)
-    with pytest.raises(UserError, match=r"no example fits max_length=2: 3 dropped.*raise it"):
+    with pytest.raises(
+        UserError, match=r"no example fits max_length=2: 3 dropped.*raise max_length"
+    ):
         encoder(sft_rows(3))
 
 
@@ -180,7 +182,7 @@ def test_options_that_the_run_sets_are_refused_by_name(tmp_path, echo_model, key
     value = TEXT_OPTIONS.get(key, 1)
     with pytest.raises(UserError) as caught:
         run_command("sft", tree_of("sft", tmp_path, echo_model, trainer={key: value}))
-    assert str(caught.value).startswith(f"trainer.{key} is set by {RESERVED_OPTIONS[key]}")
+    assert str(caught.value).startswith(f"trainer.{key} cannot be set: {RESERVED_OPTIONS[key]}")
 
 
 def test_bad_values_of_trainer_options_are_one_line(tmp_path, echo_model):
@@ -265,7 +267,7 @@ def test_pairs_that_differ_only_in_what_the_template_omits_are_not_blamed_on_max
     assert len(encoder(rows, pairs=True)) == 1
     reason = "replies that are rendered with the same tokens"
     assert encoder.summary() == f"1 dropped: {reason}"
-    with pytest.raises(UserError, match=rf"no example is left of 1: .*{reason}"):
+    with pytest.raises(UserError, match=rf"all 1 examples were dropped: .*{reason}"):
         encoder(rows[1:], pairs=True)
 
 

@@ -1,4 +1,4 @@
-"""Training of reward models, with one file for each group of similar kinds.
+"""Training of reward models, with one module for each group of similar kinds.
 
-A kind is a subclass of `base.RewardKind` and a row of `rlhf.config.reward.MODEL_KINDS`.
+A kind is defined by a subclass of `base.RewardKind` and a row of `rlhf.config.reward.MODEL_KINDS`.
 """

@@ -1,4 +1,4 @@
-"""The interface of a kind of reward model."""
+"""`RewardKind`, the interface of a kind of reward model."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ class TrainedModel:
 
     run: Run
     train_rows: list[Row]
-    """Rows that it was trained on; the baselines are fitted on them."""
+    """Rows on which the model was trained; the baselines are fitted on them."""
     test_rows: list[Row]
-    """Rows that it was not trained on."""
+    """Rows on which the model was not trained; the report is computed on them."""
     dropped: Mapping[str, int]
-    """Reason -> number of test rows without an example."""
+    """Reason -> number of test rows that were dropped."""
     dtype: str
     """Name of the dtype in which the model is loaded."""
 
     def load(self, **options: Any) -> LearnedReward:
-        """Load the scorer of the saved model."""
+        """Load the saved model as a reward; ``options`` are those of `LearnedReward.load`."""
         return with_packing(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
 
     def logits(self) -> np.ndarray:
-        """Return the raw outputs [N, K] for the labeled texts of the test rows."""
+        """Return the K raw outputs of the model for each of the N test rows, [N, K]."""
         reward = self.load(attributes="all")
         ids = [reward.encode(labeled_messages(row)) for row in self.test_rows]
         return reward.score_ids(ids).numpy()
 
 
 class RewardKind:
-    """A kind of reward model: its data, examples, loss, metrics and report.
+    """A kind of reward model, which defines its data, examples, loss, metrics and report.
 
-    The logits of a batch have one row per text. The labels have one row per example, and a loss is
-    a sum over the labels that are not IGNORED, divided by their number in the whole batch, so that
-    micro-batches do not change the gradient.
+    The logits of a batch have one row per text, and the labels have one row per example. A loss is
+    a sum over the labels that are not IGNORED, divided by the number of these labels in the whole
+    batch, so that the size of micro-batches does not change the gradient.
     """
 
     data: Kind
     """Kind of the rows."""
     columns: tuple[str, ...] = ()
-    """Additional columns that the rows have."""
+    """Additional columns of the data set that the kind reads."""
     scorer = "learned"
-    """Kind of reward that reads the checkpoint, see `rlhf.reward_models.KINDS`."""
+    """Kind of reward that loads the saved model, see `rlhf.reward_models.KINDS`."""
     problem_type: str | None = None
-    """The ``problem_type`` of transformers for the checkpoint."""
+    """Value of transformers' ``problem_type`` in the saved model's configuration."""
     per_token = False
-    """Whether the head reads every token instead of the whole text."""
+    """Whether the model has outputs for every token, instead of only for the whole text."""
     append_eos = True
-    """Whether texts of a decoder end with EOS."""
+    """Whether EOS is appended to the texts if the model is a decoder."""
     in_trl = False
     """Whether TRL's reward trainer and the native engine implement the loss."""
 
@@ -87,30 +87,36 @@ class RewardKind:
         return self.config.labels or ["reward"]
 
     def check_rows(self, rows: Sequence[Row]) -> None:
-        """Raise UserError if no row has the columns that the kind needs."""
+        """Raise UserError if none of the rows has the columns that the kind needs."""
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        """Encode a row as an example with the kind's labels.
+        """Encode a row as an example with the labels of this kind.
 
         Raises:
-            RowDropped: The row cannot be an example.
+            RowDropped: The row cannot be encoded; the message is the reason.
         """
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        """Return the loss of a micro-batch; ``count`` is the number of labels of the batch."""
+        """Return the loss of a micro-batch, a scalar.
+
+        Args:
+            logits: [N, K], the K outputs for each of the N texts of the micro-batch.
+            labels: Labels of the examples of the micro-batch.
+            count: Number of labels in the whole batch that are not IGNORED.
+        """
         raise NotImplementedError
 
     def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Reshape logits to one row per example, for the metrics."""
+        """Reshape logits with one row per text to one row per example, for the metrics."""
         return logits
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return metrics of the held-out examples; ``logits`` have the shape of ``by_example``."""
+        """Return metrics of the held-out examples; `by_example` defines the shape of ``logits``."""
         raise NotImplementedError
 
     def report(self, trained: TrainedModel) -> list[str]:
-        """Evaluate the saved model, write the report, and return its main lines."""
+        """Evaluate the saved model, write the report, and return the lines to log."""
         name = trained.run.directory.name
         report = self.evaluate(trained)
         page = labeled_page(name, report)
@@ -119,18 +125,18 @@ class RewardKind:
         return page.splitlines()[2:]
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Return a report with metrics of the saved model and of the baselines on the test rows."""
+        """Return a report with metrics of the saved model and of baselines on the test rows."""
         raise NotImplementedError
 
     def before_saving(self, model: Any) -> None:
-        """Change the trained model before it is saved."""
+        """Modify the trained model in place before it is saved; by default, do nothing."""
 
 
 def kind_of(config: RewardConfig) -> RewardKind:
-    """Return the kind that a configuration names."""
+    """Return the kind of reward model with the name ``config.kind``."""
     return import_object(MODEL_KINDS[config.kind].implementation)(config)
 
 
 def known_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the share of the known labels that are predicted correctly."""
+    """Return ``accuracy``: the fraction of correct predictions among labels other than IGNORED."""
     return {"accuracy": float((predicted == labels)[labels != IGNORED].mean())}

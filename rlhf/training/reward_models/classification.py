@@ -1,4 +1,4 @@
-"""Kinds that learn classes of single texts."""
+"""Kinds of reward models that classify single texts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from rlhf.training.reward_models.encoding import (
 
 
 def classification(config: RewardConfig) -> RewardKind:
-    """Return the kind for two classes, or the kind for more classes."""
+    """Return `MultiClass` for more than two classes, else `Binary`."""
     return MultiClass(config) if len(config.labels) > 2 else Binary(config)
 
 
 class LogOdds(RewardKind):
-    """Kind with the binary cross-entropy loss of log-odds. Labels [B, K]: 0, 1 or IGNORED."""
+    """Base class of kinds whose outputs are log-odds, with the binary cross-entropy loss.
+
+    Labels [B, K]: 0, 1 or IGNORED.
+    """
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         known = labels != IGNORED
@@ -44,24 +47,24 @@ class LogOdds(RewardKind):
 
 
 class Classes(RewardKind):
-    """Base class of kinds that assign one class to each text, with their report."""
+    """Base class of kinds that predict one class for each text."""
 
     data = "classification"
 
     def class_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Return logits [N, C] of the classes from the model's outputs [N, K]."""
+        """Convert the model's outputs [N, K] to logits of the C classes, [N, C]."""
         return logits
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report accuracy, macro-F1 and AUC of the model and of two baselines."""
+        """Return a report with accuracy, macro-F1 and AUC of the model and of two baselines."""
         logits = self.class_logits(trained.logits())
         return class_report(logits, trained.test_rows, trained.train_rows, "label")
 
 
 class Binary(LogOdds, Classes):
-    """Classifier of two classes by the log-odds of class 1; several heads form an ensemble.
+    """Classifier of two classes, whose output is the log-odds of class 1.
 
-    Labels [B, M]: 0, 1 or IGNORED, for each of the M heads.
+    Several heads are an ensemble. Labels [B, M]: 0, 1 or IGNORED, for each of the M heads.
     """
 
     def outputs(self) -> list[str]:
@@ -79,7 +82,7 @@ class Binary(LogOdds, Classes):
 
 
 class MultiClass(Classes):
-    """Softmax classifier of more than two classes. Labels [B]: the index of the class."""
+    """Softmax classifier of more than two classes. Labels [B]: index of the class."""
 
     problem_type = "single_label_classification"
 
@@ -97,7 +100,14 @@ class MultiClass(Classes):
 def class_report(
     logits: np.ndarray, rows: Sequence[Row], train_rows: Sequence[Row], column: str
 ) -> Report:
-    """Return the report on logits [N, C]; ``column`` contains the true class of each of N rows."""
+    """Return a report that compares the predicted classes with two baselines.
+
+    Args:
+        logits: [N, C], logits of the C classes for the N test rows.
+        rows: The N test rows.
+        train_rows: Rows on which the baselines are fitted.
+        column: Name of the column with the index of the true class.
+    """
     labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
     tf_idf = labeled.words_classifier(
         [labeled_text(row) for row in train_rows],

@@ -1,4 +1,4 @@
-"""Cost models, which learn the order of two replies and give safe replies a cost below zero."""
+"""Cost models, which rank two replies by harmfulness and give safe replies a negative cost."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ UNSAFE_COLUMNS = ("chosen_unsafe", "rejected_unsafe")
 
 
 class Cost(PairKind):
-    """Cost model of Safe RLHF; the safer reply of a pair is the chosen one.
+    """Cost model of Safe RLHF (Dai et al. 2023); the chosen reply of a pair is the safer one.
 
-    Labels [B, 2]: 1 if the chosen or the rejected reply, respectively, is unsafe, else 0.
+    Labels [B, 2]: for the chosen and the rejected reply, 1 if the reply is unsafe, else 0.
     """
 
     scorer = "cost"

@@ -1,6 +1,6 @@
-"""Encode rows as examples of a reward model, and collate them.
+"""Encode rows as examples of a reward model, and collate examples.
 
-Texts are encoded by the same functions as in scoring.
+Texts are encoded with the functions that scoring also uses.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
-"""Share of the rows that each head of an ensemble learns from, as in a bootstrap sample."""
+"""Fraction of the rows on which a head of an ensemble is trained, which is the expected fraction of
+distinct rows in a bootstrap sample."""
 
 
 class RewardEncoder:
-    """Encodes rows as examples of a kind; counts truncated and dropped rows.
+    """Encodes rows as examples of a kind of reward model; counts truncated and dropped rows.
 
     Args:
-        append_eos: Whether every text ends with EOS.
+        kind: The kind of reward model.
+        tokenizer: Tokenizer of the model.
+        append_eos: Whether EOS is appended to every text.
     """
 
     def __init__(self, kind: RewardKind, tokenizer: Any, *, append_eos: bool) -> None:
@@ -50,19 +53,22 @@ class RewardEncoder:
         self.truncated = False
         """Whether a text of the current row was truncated."""
         self.encoded_rows: dict[bool, list[Row]] = {}
-        """Whether rows are for training -> the rows that have an example."""
+        """Whether the rows are for training -> the rows that were not dropped."""
         self.dropped: dict[bool, Counter[str]] = {}
-        """Whether rows are for training -> (reason -> number of rows without an example)."""
+        """Whether the rows are for training -> reason -> number of dropped rows."""
 
     def __call__(self, rows: Sequence[Row], training: bool) -> list[Example]:
-        """Encode rows; neighboring examples have similar lengths.
+        """Encode rows, in an order in which the examples of a batch have similar lengths.
+
+        Rows that cannot be encoded are dropped and counted.
 
         Args:
-            training: Whether the rows are for training, where each head learns from its own sample
-            of the rows.
+            rows: Validated rows.
+            training: Whether the rows are for training. If so, each head of an ensemble is trained
+                on a different sample of the rows.
 
         Raises:
-            UserError: No example is left.
+            UserError: All rows were dropped.
         """
         self.training, examples = training, []
         self.encoded_rows[training], self.dropped[training] = [], Counter()
@@ -80,7 +86,8 @@ class RewardEncoder:
                 self.dropped[training][str(reason)] += 1
         if not examples:
             raise UserError(
-                f"no example is left: {self.summary()}; max_length is {self.config.max_length}"
+                f"all examples were dropped: {self.summary()}; max_length is "
+                f"{self.config.max_length}"
             )
         lengths = [max(map(len, example.ids)) for example in examples]
         if training:
@@ -90,11 +97,11 @@ class RewardEncoder:
         return [examples[i] for i in order]
 
     def summary(self) -> str:
-        """Return the counts of truncated and dropped rows as text; empty if there are none."""
+        """Return the counts of truncated and dropped rows as text; "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def text(self, conversation: Conversation) -> list[int]:
-        """Encode a conversation as scoring does; truncation removes the oldest tokens."""
+        """Return the token ids of a conversation; truncation removes the oldest tokens."""
         ids, truncated = encode_truncated(
             self.tokenizer,
             conversation,
@@ -105,7 +112,7 @@ class RewardEncoder:
         return ids
 
     def pair(self, row: Row) -> list[list[int]]:
-        """Encode the chosen and the rejected reply of a row, each with its prompt.
+        """Return the token ids of the prompt with the chosen and with the rejected reply.
 
         Raises:
             RowDropped: The two texts have the same tokens.
@@ -117,11 +124,15 @@ class RewardEncoder:
         return [chosen, rejected]
 
     def encode_labeled(self, row: Row) -> list[int]:
-        """Encode the text of a labeled row."""
+        """Return the token ids of the text or conversation of a labeled row."""
         return self.text(labeled_messages(row))
 
     def for_heads(self, label: float) -> list[float]:
-        """Return M labels: ``label`` if the head learns from the current row, else IGNORED."""
+        """Return a label for each of the M heads.
+
+        In training with several heads, the label is IGNORED for heads that are not trained on the
+        current row; otherwise it is ``label``.
+        """
         heads = self.config.num_heads
         if heads == 1 or not self.training:
             return [label] * heads
@@ -130,17 +141,20 @@ class RewardEncoder:
 
 
 def labeled_messages(row: Row) -> list[dict[str, Any]]:
-    """Return the conversation of a labeled row, with the row's tools."""
+    """Return the messages of a labeled row, with the row's tools."""
     return with_tools(labeled_conversation(row), row.get("tools"))
 
 
 def labeled_text(row: Row) -> str:
-    """Return the last message of a labeled row."""
+    """Return the content of the last message of a labeled row."""
     return labeled_conversation(row)[-1]["content"]
 
 
 def unit_of(row: Row) -> str:
-    """Return the unit by which labeled rows are resampled: the prompt, or else the text."""
+    """Return the key of a row's independent unit: its prompt, or its text if it has no prompt.
+
+    Rows with the same key are not independent in confidence intervals.
+    """
     return prompt_key(row) if row.get("prompt") else labeled_text(row)
 
 
@@ -149,9 +163,17 @@ def length_grouped(
 ) -> np.ndarray:
     """Order rows so that the texts of a batch have similar lengths, with batches in random order.
 
-    Rows are shuffled, sorted by length within spans of 50 batches, and the batches are shuffled.
-    The batch with the longest text comes first, so that a run that does not fit in memory fails at
-    its start.
+    Rows are shuffled and sorted by length within spans of 50 batches. Then the batches are
+    shuffled. The batch with the longest text is the first one, so that a run that does not fit into
+    the memory fails at its start. Incomplete batches are at the end.
+
+    Args:
+        lengths: Number of tokens of each row.
+        batch_size: Number of rows of a batch.
+        generator: Source of random numbers.
+
+    Returns:
+        The row indices in their new order.
     """
     size = np.asarray(lengths)
     order = generator.permutation(len(size))
@@ -170,7 +192,12 @@ def length_grouped(
 
 
 def collate_texts(examples: Sequence[Example], *, pad_id: int) -> dict[str, Tensor]:
-    """Pad the texts of a batch on the right with ``pad_id``, and label lists with IGNORED."""
+    """Collate examples: pad texts on the right with ``pad_id``, and lists of labels with IGNORED.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` [N, T] of the N texts of all examples, and ``labels``
+        with one row per example.
+    """
     texts = [text for example in examples for text in example.ids]
     ids = pad_right(texts, pad_id)
     lengths = torch.tensor([len(text) for text in texts])

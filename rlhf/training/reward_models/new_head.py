@@ -27,17 +27,24 @@ from rlhf.training.reward_models.base import RewardKind
 
 
 def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
-    """Load the model of a run in float32, with a new head and a padding token other than EOS.
+    """Load the model of a run with a new reward head and a padding token other than EOS.
+
+    Args:
+        kind: Kind of reward model, with the configuration of the run.
 
     Returns:
-        The model, its tokenizer, and its pooling, see `rlhf.reward_models.sidecar.Sidecar`.
+        The model on the default device and in the configured dtype, its tokenizer, and its pooling,
+        see `rlhf.reward_models.sidecar.Sidecar`.
 
     Raises:
-        UserError: The model does not exist, or has fewer positions than max_length.
+        UserError: The model does not exist, has no support for a reward head, or has fewer
+            positions than max_length.
     """
     config = kind.config
     if config.model.scratch:
-        raise UserError("model.scratch: a reward model starts from a language model; give a path")
+        raise UserError(
+            "model.scratch: a reward model must start from a trained model; set model.path"
+        )
     folder = resolve(str(config.model.path), revision=config.model.revision)
     check_files(folder)
     tokenizer = load_tokenizer(folder)
@@ -76,12 +83,12 @@ def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
     """Load the backbone of a model folder with a new head, in float32; adapters are merged.
 
     Args:
-        folder: Folder of a language model, or of an adapter on one.
+        folder: Folder of a language model or an encoder, or of an adapter.
         names: Names of the outputs.
-        steps: Whether the head reads every token instead of the whole text.
+        steps: Whether the model has outputs for every token, instead of only for the whole text.
 
     Raises:
-        UserError: The model does not exist, or supports no head.
+        UserError: The model does not exist, or a reward head cannot be added to it.
     """
     labels = {
         "num_labels": len(names),
@@ -119,7 +126,7 @@ def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
 
 
 def _refuse_random_backbone(folder: str, model: Any, missing: Iterable[str]) -> None:
-    """Refuse a model whose backbone lacks weights, which would be random.
+    """Check that all weights of the backbone were loaded, because others are random.
 
     Raises:
         UserError: Weights are missing; the message names them.
@@ -135,15 +142,16 @@ def _refuse_random_backbone(folder: str, model: Any, missing: Iterable[str]) -> 
 
 
 def head_modules(model: Any) -> dict[str, Any]:
-    """Return the modules outside the backbone, by name."""
+    """Return name -> module for the modules outside the backbone."""
     return {name: m for name, m in model.named_children() if m is not model.base_model}
 
 
 def reinitialize_heads(model: Any) -> None:
-    """Initialize the heads with the usual standard deviation of a linear layer, 1 / sqrt(width).
+    """Initialize the linear layers of the heads with standard deviation 1 / sqrt(width).
 
-    The heads of an ensemble differ by their initialization, and should disagree on texts unlike the
-    data. With the smaller initialization of language models they would hardly differ.
+    The heads of an ensemble should disagree on texts that differ from the training data, so their
+    initial weights must differ. The smaller initialization of language models would make the heads
+    almost equal.
     """
     for module in head_modules(model).values():
         for layer in module.modules():
@@ -152,7 +160,7 @@ def reinitialize_heads(model: Any) -> None:
 
 
 def add_adapters(model: Any, kind: RewardKind) -> Any:
-    """Add LoRA to the backbone; the new head is trained in full and saved."""
+    """Add LoRA adapters to the backbone; all weights of the new head are trained and saved."""
     assert kind.config.model.lora is not None
     # Without modules_to_save, PEFT would freeze the head, which would stay random.
     heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]

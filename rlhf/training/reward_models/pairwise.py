@@ -1,4 +1,4 @@
-"""Pairwise models, which read two replies in one text and predict whether the first is better."""
+"""Pairwise models, which predict from a text with two replies whether the first is better."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Pairwise(LogOdds):
-    """Predicts the log-odds that the first of two replies is better; their order is random.
+    """Kind that predicts the log-odds that the first of two replies is better.
 
-    Labels [B, 1]: 1 if the first reply is the chosen one, else 0.
+    The order of the chosen and the rejected reply is random. Labels [B, 1]: 1 if the first reply is
+    the chosen one, else 0.
     """
 
     data = "preference"
@@ -41,7 +42,10 @@ class Pairwise(LogOdds):
         return Example([ids], [float(chosen_first)])
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report the accuracy, the agreement of both orders, and the longer reply as a baseline."""
+        """Return a report with the accuracy of the model and of the longer reply as a baseline.
+
+        ``order_agreement`` is the fraction of pairs with the same prediction in the two orders.
+        """
         rows = trained.test_rows
         model = with_packing(PairModel.load(trained.run.final, dtype=trained.dtype))
         chosen, rejected = ([_text(row, side) for row in rows] for side in ("chosen", "rejected"))

@@ -1,4 +1,4 @@
-"""Kinds that learn from pairs: Bradley-Terry, and variants for noisy or weighted labels."""
+"""Kinds of reward models that are trained on preference pairs, with variants of Bradley-Terry."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from rlhf.training.reward_models.base import RewardKind, TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 REPORT_PAIRS = 500
-"""Maximum number of held-out pairs in the report if the configuration names no test data."""
+"""Maximum number of held-out pairs in the report if the configuration has no ``test_data``."""
 
 
 class PairKind(RewardKind):
-    """Base class of kinds with a chosen and a rejected text, and one or several heads.
+    """Base class of kinds whose examples are a chosen and a rejected text.
 
-    Labels [B, M]: the margin for each head, IGNORED for heads that do not learn from the pair.
+    Labels [B, M]: the margin for each of the M heads, IGNORED for heads that are not trained on the
+    pair.
     """
 
     data = "preference"
@@ -44,7 +45,8 @@ class PairKind(RewardKind):
         if self.uses_margin and not any("margin" in row for row in rows):
             setting = "margins is true" if self.config.margins else f"kind: {self.config.kind}"
             raise UserError(
-                f"{setting}, but the pairs have neither a margin column nor scores of both sides"
+                f"{setting}, but the pairs have neither a margin column nor the scores of the "
+                "chosen and the rejected reply"
             )
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
@@ -63,7 +65,7 @@ class PairKind(RewardKind):
         return torch.where(known, cells, 0.0).sum() / count
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        """Return the loss of each pair and head; all [B, M]."""
+        """Return the loss of each pair and head, [B, M], from scores and margins [B, M]."""
         raise NotImplementedError
 
     def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -75,11 +77,15 @@ class PairKind(RewardKind):
         return {"accuracy": float((np.sign(margin) + 1).mean() / 2), "margin": float(margin.mean())}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Return the scores [B, 2] of the two replies, the mean over the heads."""
+        """Return the scores [B, 2] of the two replies, which are means over the heads."""
         return logits.mean(-1)
 
     def report(self, trained: TrainedModel) -> list[str]:
-        """Write the report on pairs, and the fitted temperature into the checkpoint's sidecar."""
+        """Write the report on pairs, and save the fitted temperature with the model.
+
+        Returns:
+            The lines of the report's verdict.
+        """
         rows = trained.test_rows if self.config.test_data else trained.test_rows[:REPORT_PAIRS]
         sidecar = Sidecar.read(trained.run.final)
         assert sidecar is not None
@@ -99,7 +105,7 @@ class PairKind(RewardKind):
         return report["verdict"]
 
     def scorer_of(self, trained: TrainedModel) -> Reward:
-        """Load the saved model as a reward: a higher score is better."""
+        """Load the saved model as a reward whose higher scores are better."""
         if self.scorer == "learned":
             return trained.load()
         return load_rewards({"kind": self.scorer, "path": str(trained.run.final)})
@@ -119,14 +125,14 @@ class Preference(PairKind):
 
 
 class Unbiased(PairKind):
-    """Bradley-Terry loss whose expectation under label flips is the loss on clean labels."""
+    """Bradley-Terry loss for noisy labels, whose expected value is the loss on correct labels."""
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         return losses.unbiased_bradley_terry(chosen, rejected, flip_rate=self.config.flip_rate)
 
 
 class Scaled(PairKind):
-    """Bradley-Terry loss weighted by the strength of the preference, the margin column."""
+    """Bradley-Terry loss that is weighted by the margin column, the strength of the preference."""
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__(config)
@@ -137,10 +143,10 @@ class Scaled(PairKind):
 
 
 class LengthDebiased(PairKind):
-    """ODIN: a second head absorbs the length of the replies and is dropped after training.
+    """ODIN, in which a second head learns the effect of length and is removed after training.
 
-    Labels [B, 2]: the lengths of the chosen and of the rejected reply, in hundreds of characters.
-    The loss correlates scores with lengths over the whole batch.
+    Labels [B, 2]: lengths of the chosen and of the rejected reply, in hundreds of characters. The
+    loss contains the correlation of scores and lengths over the whole batch.
     """
 
     def outputs(self) -> list[str]:
@@ -165,7 +171,7 @@ class LengthDebiased(PairKind):
         return mean * (labels.numel() / count)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Return the scores of the head that is kept."""
+        """Return the scores [B, 2] of the first head, which is not removed."""
         return logits[..., 0]
 
     def before_saving(self, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Process reward models, which classify every step of a solution as right or wrong."""
+"""Process reward models, which classify every step of a solution as correct or wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Process(RewardKind):
-    """Classifies the last token of steps. Labels [B, T]: 0 or 1 there, IGNORED elsewhere."""
+    """Kind that classifies every step of a solution, at the last token of the step.
+
+    Labels [B, T]: 1 for correct and 0 for wrong at the last token of a step, IGNORED elsewhere.
+    """
 
     data = "steps"
     scorer = "process"
@@ -35,7 +38,7 @@ class Process(RewardKind):
             encoder.tokenizer, self._solution(row), separator=self.config.separator
         )
         if len(steps.ends) != len(row["labels"]):
-            raise RowDropped("a step is empty or holds the separator")
+            raise RowDropped("a step is empty or contains the separator")
         labels = [IGNORED] * len(steps.ids)
         for end, label in zip(steps.ends, row["labels"], strict=True):
             labels[end] = IGNORED if label is None else int(label)
@@ -50,7 +53,10 @@ class Process(RewardKind):
         return known_accuracy(logits.argmax(-1), labels)
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report the accuracy on steps, and the share of the most common class as a baseline."""
+        """Return a report with the accuracy on steps.
+
+        The baseline predicts the more common class of the training data for every step.
+        """
         reward = ProcessReward.load(trained.run.final, dtype=trained.dtype)
         train_labels = [label for row in trained.train_rows for label in row["labels"]]
         known = [bool(label) for label in train_labels if label is not None]

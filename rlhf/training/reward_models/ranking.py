@@ -1,4 +1,4 @@
-"""Kinds that learn from more than two replies to a prompt: from rankings or from the best reply."""
+"""Kinds of reward models that are trained on several replies to a prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Ranking(RewardKind):
-    """Plackett-Luce loss on ranked replies, the best first. Labels [B]: the number of replies."""
+    """Kind with the Plackett-Luce loss on ranked replies. Labels [B]: number of replies."""
 
     data = "ranking"
 
@@ -31,7 +31,7 @@ class Ranking(RewardKind):
         return Example(texts, len(texts))
 
     def best_first(self, row: Row) -> list[Any]:
-        """Return the replies of a row, the best first."""
+        """Return the replies of a row in an order in which the best reply is the first."""
         return list(row["replies"])
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
@@ -39,22 +39,31 @@ class Ranking(RewardKind):
         return self.group_losses(scores, mask=scores > -torch.inf).sum() / count
 
     def group_losses(self, scores: Tensor, *, mask: Tensor) -> Tensor:
-        """Return the loss [B] of scores [B, K]; ``mask`` is True where there is a reply."""
+        """Return the loss of each example, [B].
+
+        Args:
+            scores: [B, K], scores of up to K replies, the best reply first.
+            mask: [B, K], True for replies and False for padding.
+        """
         return losses.ranking(scores, mask=mask)
 
     def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Reshape logits [N, 1] to scores [B, K], -inf where an example has fewer replies."""
+        """Reshape logits [N, 1] to scores [B, K], padded with -inf for missing replies."""
         position = torch.arange(int(labels.max()), device=logits.device)
         scores = logits.new_full((len(labels), len(position)), -torch.inf)
         return scores.masked_scatter(position < labels[:, None], logits[:, 0])
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return the share of the examples whose best reply has the highest score."""
+        """Return ``accuracy``: the fraction of examples whose best reply has the highest score."""
         is_reply = np.arange(logits.shape[1]) < labels[:, None]
         return {"accuracy": float((np.where(is_reply, logits, -np.inf).argmax(1) == 0).mean())}
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report how often the best reply scores highest, for the model and two baselines."""
+        """Return a report with the accuracy of the model and of two baselines.
+
+        The accuracy is the fraction of rows whose best reply is selected. The baselines are the
+        longest reply and a random reply.
+        """
         reward = trained.load()
         correct, longest, chance = [], [], []
         for row in trained.test_rows:
@@ -72,7 +81,7 @@ class Ranking(RewardKind):
 
 
 class BestOf(Ranking):
-    """Softmax cross-entropy loss of the best reply, whose index is in the column ``best``."""
+    """Kind with the cross-entropy of selecting the best reply; column ``best`` has its index."""
 
     columns = ("best",)
 

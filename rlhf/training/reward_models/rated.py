@@ -1,4 +1,4 @@
-"""Kinds that learn one or several columns of ratings or binary labels of single texts."""
+"""Kinds of reward models that predict columns of ratings or binary labels of single texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from rlhf.training.reward_models.encoding import (
 
 
 class Regression(RewardKind):
-    """Squared-error loss of ratings. Labels [B, K]: a rating per column, IGNORED if unknown."""
+    """Kind with the squared-error loss of ratings.
+
+    Labels [B, K]: the rating in each of the K columns, IGNORED if it is unknown.
+    """
 
     problem_type = "regression"
 
@@ -54,7 +57,10 @@ class Regression(RewardKind):
         return {"rmse": float(np.sqrt((error**2).mean()))}
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report on every column; if there are several, metric names begin with the column."""
+        """Return a report with the metrics of every column.
+
+        If there are several columns, the names of metrics begin with the name of the column.
+        """
         rows, logits = trained.test_rows, trained.logits()
         report: Report = {
             "rows": len(rows),
@@ -80,7 +86,14 @@ class Regression(RewardKind):
     def evaluate_column(
         self, logits: np.ndarray, rows: list[Row], train_rows: list[Row], name: str
     ) -> Report:
-        """Return the report of one column for logits [N] of the rows with a known label."""
+        """Return the report of a column.
+
+        Args:
+            logits: [N], outputs of the model for the N rows.
+            rows: Test rows with a known label in the column.
+            train_rows: Rows with a known label, on which the baseline is fitted.
+            name: Name of the column.
+        """
         ridge = labeled.words_rater(
             [labeled_text(row) for row in train_rows],
             [float(row[name]) for row in train_rows],
@@ -96,7 +109,10 @@ class Regression(RewardKind):
 
 
 class MultiLabel(LogOdds, Regression):
-    """Log-odds of binary labels. Labels [B, K]: 0 or 1 per column, IGNORED if unknown."""
+    """Kind that predicts the log-odds of binary labels.
+
+    Labels [B, K]: 0 or 1 in each of the K columns, IGNORED if the label is unknown.
+    """
 
     problem_type = "multi_label_classification"
 

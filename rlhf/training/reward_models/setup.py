@@ -1,4 +1,4 @@
-"""Set up the training of a reward model of any kind, on either engine."""
+"""Set up the training of a reward model of any kind, with the native engine or TRL."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from rlhf.training.reward_models.new_head import load_with_new_head
 log = logging.getLogger(__name__)
 
 TRL_ONLY_OPTIONS = frozenset({"center_rewards_coefficient"})
-"""Options of TRL's reward trainer that transformers' trainer lacks; the kinds implement them."""
+"""Options of TRL's reward trainer that transformers' trainer does not have. For that trainer, the
+kinds implement the options in their loss."""
 
 TOOLKIT_OPTIONS = frozenset({"disable_dropout"})
-"""Options that this package implements for every trainer."""
+"""Options that this package implements for all trainers."""
 
 
 def method_of(config: RewardConfig) -> OfflineMethod:
-    """Return the training method of a kind of reward model."""
+    """Return the training method of the configured kind of reward model."""
     kind = kind_of(config)
     return OfflineMethod(
         kind.data,
@@ -48,7 +49,17 @@ def method_of(config: RewardConfig) -> OfflineMethod:
 
 
 def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str) -> TrainingSetup:
-    """Load the model with a new head, and set up its encoder, its trainer and its report."""
+    """Load the model with a new head; return it with its encoder, trainer and report.
+
+    Args:
+        kind: The kind of reward model.
+        config: Configuration of the run.
+        rows: The training rows, which are not used.
+        engine: "native" or "trl".
+
+    Raises:
+        UserError: The model cannot be used, or ``engine: native`` is set for an encoder.
+    """
     model, tokenizer, pooling = load_with_new_head(kind)
     if engine == "native" and pooling != "last":
         engine = engine_of(config, native=False)  # the native engine trains decoders only
@@ -102,7 +113,10 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
 
 
 def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
-    """Return TRL's trainer if it has the kind's loss, else transformers' trainer with that loss."""
+    """Return the specification of TRL's trainer if it implements the loss of the kind.
+
+    Otherwise, return that of transformers' trainer with the loss of the kind.
+    """
     # The encoder has already ordered the rows into batches of similar length.
     defaults = {"train_sampling_strategy": "sequential"}
     owned: dict[str, Any] = {"remove_unused_columns": False}
@@ -116,7 +130,7 @@ def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
             trl.RewardConfig,
             functools.partial(reward_columns, margins=kind.config.margins),
             defaults=defaults,
-            # The encoder truncates; TRL would drop the row.
+            # The encoder truncates long texts; TRL would drop the rows.
             owned=owned | {"max_length": None, "disable_dropout": False},
             handled=TOOLKIT_OPTIONS,
         )

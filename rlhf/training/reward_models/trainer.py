@@ -1,4 +1,4 @@
-"""Bradley-Terry training of a reward model on a decoder."""
+"""Trainer of the native engine for reward models on decoders, with the Bradley-Terry loss."""
 
 from __future__ import annotations
 
@@ -20,34 +20,44 @@ from rlhf.training.supervised import SupervisedTrainer
 
 
 class Scorer:
-    """A reward model in training: a decoder with one float32 output, read at the last token."""
+    """A reward model in training, a decoder whose float32 output at the last token is the score."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.supports_packing = enable_fast_paths(model)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return every trained parameter."""
+        """Return the parameters that require a gradient."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
-        """Write a folder that ``from_pretrained`` reads; ``base`` is passed to ``save_model``."""
+        """Write the model to a folder that ``from_pretrained`` can load.
+
+        Args:
+            directory: The folder.
+            base: See ``save_model``.
+        """
         save_model(self.model, self.tokenizer, directory, base=base)
 
     def restore(self, directory: Path) -> None:
-        """Load in place the weights that ``save`` wrote."""
+        """Load the weights, in place, from a folder of ``save``."""
         restore_model(self.model, directory)
 
     def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
-        """Return the number of tokens that one pass over a batch computes."""
+        """Return the number of tokens, including padding, that one pass over a batch computes."""
         return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: Tensor) -> bool:
-        """Return whether a pass over rows [B, T] packs them."""
+        """Return whether a forward pass packs rows with this attention mask [B, T]."""
         return packs_rows(trunk_of(self.model), attention_mask)
 
     def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the scores [B] of whole texts."""
+        """Return the score of each text, [B], with gradients.
+
+        Args:
+            tokens: [B, T] token ids, padded on the right.
+            attention_mask: [B, T], True for tokens that are not padding.
+        """
         hidden, index = flat_hidden_states(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
@@ -62,7 +72,7 @@ class RewardTrainer(SupervisedTrainer):
     with_margins = True
 
     def count(self, batch: TrainingBatch) -> Tensor:
-        """Return the number of pairs."""
+        """Return the denominator of the loss, which is the number of pairs in the batch."""
         return batch.require("chosen").sum()
 
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:

@@ -1,1 +1,1 @@
-"""Adapter to the trainers of TRL and transformers."""
+"""Training with the trainers of TRL and transformers."""

@@ -1,4 +1,4 @@
-"""Log a trainer's metrics to the run directory, under the toolkit's own keys."""
+"""Callback that logs the metrics of TRL's trainers under the keys of this toolkit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_chec
 
 
 class RunCallback(TrainerCallback):
-    """Logs metrics to the run directory, displays progress, and stops after a signal."""
+    """Logs metrics to the run directory, displays progress, and stops training after a signal.
+
+    Args:
+        run: The run directory.
+        stop: Records the signals that stop the run.
+        movement: Detects changes of the model; None: ``train/moved`` is not logged.
+        trained: The trained weights of the model.
+    """
 
     NAMES = {  # noqa: RUF012
         "loss": "loss",
@@ -81,7 +88,7 @@ class RunCallback(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Check the clipped gradients before they are applied."""
+        """Check the clipped gradients before the optimizer step."""
         check_trainable(optimizer, self.trained)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         check_gradient_norm(
@@ -91,14 +98,14 @@ class RunCallback(TrainerCallback):
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Log the trainer's metrics under the toolkit's keys."""
+        """Log the trainer's metrics under the keys of this toolkit."""
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
             if not isinstance(value, int | float) or name not in self.NAMES:
                 continue
-            # The mean over no examples, such as the reward of the chosen replies of a batch without
-            # any, is nan; that of a loss or a gradient is a fault, for which there is an alarm.
+            # A mean over no examples is nan, such as the reward of the chosen replies in a batch
+            # without chosen replies. A nan loss or gradient norm is a fault and raises an alarm.
             if math.isfinite(value) or name in ("loss", "grad_norm"):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
@@ -110,7 +117,7 @@ class RunCallback(TrainerCallback):
             self.reporter.show(state.global_step, row, warnings)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Complete the checkpoint, and remove older ones."""
+        """Write the checksums of the new checkpoint, and remove older checkpoints."""
         if self.run.writes:
             complete_checkpoint(
                 Path(args.output_dir) / f"checkpoint-{state.global_step}",
@@ -119,7 +126,7 @@ class RunCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Display progress; if a signal reached any process, all of them save and stop."""
+        """Display progress; after a signal to any process, all of them save and stop."""
         if self.reporter:
             self.reporter.show(state.global_step, {})
         self.stop.number = self.world.first(self.stop.number)

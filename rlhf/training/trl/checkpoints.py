@@ -1,6 +1,8 @@
-"""Checkpoints of the trainers of TRL and transformers, which write them file by file.
+"""Checkpoints of the trainers of TRL and transformers.
 
-Checksums are written last, so a checkpoint without them was being written when the run was killed.
+These trainers write a checkpoint file by file, and this package writes the checksums afterwards. A
+checkpoint without checksums is therefore incomplete, because the run was killed while it was
+written.
 """
 
 from __future__ import annotations
@@ -15,28 +17,28 @@ CHECKPOINT_PATTERN = "checkpoint-*"
 
 
 def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> None:
-    """Write the checksums of a checkpoint, then remove older ones.
+    """Write the checksums of a checkpoint, then remove older checkpoints.
 
     Args:
         checkpoint: Folder of the newest checkpoint.
-        keep: Number of checkpoints that are kept, at least 1.
-        best: Path of the best checkpoint, which is kept too.
+        keep: Number of the newest checkpoints to keep, at least 1.
+        best: Path of the best checkpoint, which is kept in addition; None if there is none.
     """
     write_checksums(checkpoint)
     remove_older_checkpoints(checkpoint.parent, keep=keep, best=best)
 
 
 def remove_older_checkpoints(directory: Path, *, keep: int, best: str | None) -> None:
-    """Remove all but the last ``keep`` checkpoints and the one at the path ``best``."""
+    """Remove the checkpoints in a folder, except the last ``keep`` and the one at ``best``."""
     name = Path(best).name if best else None
     remove_older(checkpoints_in(directory, CHECKPOINT_PATTERN), keep=keep, best=name)
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None; remove incomplete ones.
+    """Remove incomplete checkpoints; return the newest checkpoint, or None if there is none.
 
     Raises:
-        UserError: There are complete checkpoints, and every one is damaged.
+        UserError: There are complete checkpoints, and all of them are damaged.
     """
     for checkpoint in directory.glob(CHECKPOINT_PATTERN):
         if not (checkpoint / CHECKSUMS).exists():

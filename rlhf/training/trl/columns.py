@@ -1,8 +1,8 @@
-"""Data sets and collators that pass the toolkit's token ids to TRL's trainers.
+"""Data sets and collators that pass the token ids of this toolkit to TRL's trainers.
 
-The DPO and KTO trainers always render and encode the text columns of a data set. The text columns
-therefore contain a placeholder, and the collators in this module read additional columns with the
-toolkit's ids.
+TRL's DPO and KTO trainers always render and encode the text columns of a data set. The text columns
+therefore contain placeholders, and the collators in this module read additional columns with the
+token ids of this toolkit.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def label_columns(examples: Sequence[Example]) -> Dataset:
 
 
 def reward_columns(examples: Sequence[Example], *, margins: bool) -> Dataset:
-    """Return the data set for ``RewardTrainer``, with or without a margin column."""
+    """Return the data set for ``RewardTrainer``, with a margin column if ``margins`` is true."""
     return Dataset.from_list(
         [
             {"chosen_ids": example.ids[0], "rejected_ids": example.ids[1]}
@@ -73,11 +73,12 @@ def reward_columns(examples: Sequence[Example], *, margins: bool) -> Dataset:
 
 
 class PairCollator:
-    """Collates pairs for ``DPOTrainer``: chosen rows first, then the rejected rows.
+    """Collates pairs for ``DPOTrainer``; in a batch, all chosen rows precede all rejected rows.
 
     Args:
         pad_id: Id of the padding token.
-        multiple: Pad the width to a multiple of this; None pads to the longest row.
+        multiple: The width of a batch is padded to a multiple of this number; None: to the longest
+            row.
     """
 
     def __init__(self, pad_id: int, multiple: int | None = None) -> None:
@@ -97,13 +98,14 @@ class PairCollator:
 class KTOCollator:
     """Collates labeled replies for ``KTOTrainer``.
 
-    The KL estimate needs mismatched pairs: each prompt is combined with the reply of the preceding
-    example of the batch, and the first prompt with the last reply.
+    The KL estimate of KTO needs mismatched prompts and replies. Each prompt is combined with the
+    reply of the previous example of the batch, and the first prompt with the last reply.
 
     Args:
         pad_id: Id of the padding token.
-        max_length: Maximum number of tokens of a mismatched pair.
-        multiple: Pad the width to a multiple of this; None pads to the longest row.
+        max_length: Maximum number of tokens of a mismatched prompt and reply.
+        multiple: The width of a batch is padded to a multiple of this number; None: to the longest
+            row.
     """
 
     def __init__(self, pad_id: int, max_length: int, multiple: int | None = None) -> None:
@@ -117,7 +119,7 @@ class KTOCollator:
             lengths = [_prompt_length(row) for row in labels]
 
             def mismatched(rows: list[list[int]]) -> list[list[int]]:
-                """Join each prompt with the previous row's reply, the first with the last reply."""
+                """Join each prompt with the reply of the previous row, the first with the last."""
                 joined = (
                     rows[i][: lengths[i]] + rows[i - 1][lengths[i - 1] :] for i in range(len(rows))
                 )

@@ -1,6 +1,6 @@
-"""Train with TRL's trainers, or with transformers' own.
+"""Train with TRL's trainers, or with transformers' trainer.
 
-The trainers are configured through their arguments only, without subclasses or private names.
+The trainers are configured only by their public arguments, without subclasses.
 """
 
 from __future__ import annotations
@@ -48,7 +48,15 @@ from rlhf.training.trl.columns import (
 def causal_trainer(
     command: str, config: OfflineConfig, model: Any, tokenizer: Any, *, max_length: int
 ) -> TrainerSpec:
-    """Return TRL's trainer for "sft", "dpo" or "kto" on a language model."""
+    """Return the specification of TRL's trainer for a language model.
+
+    Args:
+        command: "sft", "dpo" or "kto".
+        config: Configuration of the run.
+        model: The model to train.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens of an example.
+    """
     owned: dict[str, Any] = {"max_length": max_length}
     if command == "sft":
         return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_columns, owned=owned)
@@ -73,13 +81,17 @@ def train_with_trainer(
     setup: TrainingSetup,
     sets: tuple[Any, Any],
 ) -> Any:
-    """Train ``setup.model`` with ``setup.trainer`` and return the best model.
+    """Train ``setup.model`` with ``setup.trainer``; return the model with the lowest held-out loss.
 
     Args:
+        config: Configuration of the run.
+        run: The run directory.
+        method: Training method of the command.
+        setup: Setup of the run.
         sets: Training examples and held-out examples.
 
     Raises:
-        UserError: The trainer refuses an option.
+        UserError: The value of an option under ``trainer:`` is invalid.
         Interrupted: The user stopped the run.
     """
     assert setup.trainer is not None
@@ -113,10 +125,21 @@ def train_with_trainer(
 def make_options(
     method: OfflineMethod, spec: TrainerSpec, config: OfflineConfig, directory: Path, num_rows: int
 ) -> Any:
-    """Build the training arguments: defaults, overridden by the user's options, then fixed ones.
+    """Return the training arguments of a trainer.
+
+    The user's options under ``trainer:`` override the defaults. Options that other configuration
+    keys determine override both.
+
+    Args:
+        method: Training method of the command.
+        spec: The trainer.
+        config: Configuration of the run.
+        directory: The run directory.
+        num_rows: Number of training examples.
 
     Raises:
-        UserError: The batch size does not fit, or the trainer refuses an option.
+        UserError: The batch size is not a multiple of the micro-batch size times the number of
+            processes, or the value of an option is invalid.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % (config.micro_batch_size * world):
@@ -141,7 +164,7 @@ def make_options(
         "output_dir": str(directory / "checkpoints"),
         "seed": config.seed,
         "use_cpu": default_device().type == "cpu",
-        "bf16": False,  # the dtype of the weights decides, not autocast
+        "bf16": False,  # the dtype of the weights determines the precision, not autocast
         "per_device_train_batch_size": config.micro_batch_size,
         "per_device_eval_batch_size": config.micro_batch_size,
         "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * world),
@@ -162,7 +185,18 @@ def make_options(
 def make_trainer(
     setup: TrainingSetup, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
 ) -> Any:
-    """Build the trainer, with float32 master weights and, if configured, early stopping."""
+    """Return the trainer, with float32 master weights and, if ``patience`` is set, early stopping.
+
+    Args:
+        setup: Setup of the run.
+        config: Configuration of the run.
+        options: Training arguments, from `make_options`.
+        train_set: Training examples.
+        eval_set: Held-out examples.
+
+    Raises:
+        UserError: The value of an option is invalid.
+    """
     spec = setup.trainer
     assert spec is not None
     extra: dict[str, Any] = {"processing_class": setup.tokenizer, **spec.arguments}
@@ -185,9 +219,9 @@ def make_trainer(
 
 @contextlib.contextmanager
 def refused_options() -> Iterator[None]:
-    """Return a context that raises a trainer's error about an option as a UserError.
+    """Return a context that converts a trainer's error about an option to a UserError.
 
-    Some options are validated only when the trainer first uses them.
+    A context is needed because trainers validate some options only at their first use.
     """
     try:
         yield
