@@ -85,9 +85,7 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
         total = sum(trainer.world.gather(failures), Counter())
         metrics["rollout/failed"] = float(total.total())
         if not sampled:
-            raise UserError(
-                f"all episodes failed with an error of the environment: {most_common(total)}"
-            )
+            raise UserError(f"the environment failed in every episode: {most_common(total)}")
     if not settings.dynamic_sampling:
         return StepRollouts(sampled, rewards, metrics)
     dropped = float(sampled_groups - groups)
