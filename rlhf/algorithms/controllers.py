@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 
 
 @dataclass
-class SavedNumbers:
+class CheckpointedNumbers:
     """Base class of dataclasses whose fields are numbers that checkpoints contain."""
 
     def state_dict(self) -> dict[str, float]:
@@ -28,7 +28,7 @@ class SavedNumbers:
 
 
 @dataclass
-class FixedKL(SavedNumbers):
+class FixedKL(CheckpointedNumbers):
     """A constant KL coefficient."""
 
     coef: float
@@ -68,7 +68,7 @@ class BudgetKL(FixedKL):
 
 
 @dataclass
-class LagrangeMultiplier(SavedNumbers):
+class LagrangeMultiplier(CheckpointedNumbers):
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
 
     The logarithm of the multiplier v is updated by gradient ascent, log v += lr * v * (cost -
@@ -99,7 +99,7 @@ class LagrangeMultiplier(SavedNumbers):
 
 
 @dataclass
-class RewardMoments(SavedNumbers):
+class RewardMoments(CheckpointedNumbers):
     """Running mean and variance of all scores (parallel update of Chan et al. 1979)."""
 
     count: float = 0.0

@@ -27,11 +27,11 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
         _episodes_per_minibatch(config, check_config(command, config))
     elif isinstance(config, OfflineConfig):
-        from rlhf.training.offline import check_options, engine_of, method_of
+        from rlhf.training.offline import check_reserved_options, engine_of, method_of
 
-        check_options(config.trainer)
+        check_reserved_options(config.trainer)
         method = method_of(command, config)
-        if engine_of(config, native=method.native) == "native":
+        if engine_of(config, native_supported=method.native) == "native":
             native_options(command, config.trainer, learning_rate=method.learning_rate)
     else:
         return
@@ -52,22 +52,22 @@ def plan_offline(command: str, config: Any) -> str:
     Raises:
         UserError: The configuration or the data are invalid.
     """
-    from rlhf.training.methods import evaluation_steps, num_steps
+    from rlhf.training.methods import evaluation_interval, num_steps
     from rlhf.training.offline import (
-        check_options,
-        check_trainer,
+        check_reserved_options,
+        check_trainer_options,
         engine_of,
         load_rows,
         method_of,
     )
 
     method = method_of(command, config)
-    check_options(config.trainer)
+    check_reserved_options(config.trainer)
     train_rows, eval_rows = load_rows(config, method)
-    setup = method.setup(config, train_rows, engine_of(config, native=method.native))
+    setup = method.setup(config, train_rows, engine_of(config, native_supported=method.native))
     examples = setup.encode(train_rows, True)
     setup.encode(eval_rows, False)
-    check_trainer(command, config, method=method, setup=setup, num_rows=len(examples))
+    check_trainer_options(command, config, method=method, setup=setup, num_rows=len(examples))
     steps = num_steps(config, len(examples))
     accumulation = config.batch_size // config.micro_batch_size
     copies = 1 if setup.trainer and "ref_model" in setup.trainer.arguments else 0
@@ -76,7 +76,7 @@ def plan_offline(command: str, config: Any) -> str:
         + (f" ({setup.summary()})" if setup.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
-        f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
+        f"steps: {steps:,}, evaluated every {evaluation_interval(config, steps)}",
         _memory_line(
             setup.model, tokens=config.micro_batch_size * config.max_length, copies=copies
         ),

@@ -47,7 +47,7 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
         )
     try:
         if has_batch:
-            _repeat_update(bundle, recorded["config"], commands)
+            _repeat_update_checks(bundle, recorded["config"], commands)
         else:
             repeat_metric_checks(bundle, recorded["config"])
     except Halt as halt:
@@ -61,7 +61,7 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
     return 1
 
 
-def _repeat_update(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:
+def _repeat_update_checks(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:
     """Repeat the checks before an update, with the saved batch and the last checkpoint."""
     import torch
 
@@ -72,7 +72,7 @@ def _repeat_update(bundle: Path, tree: Mapping[str, Any], commands: CommandTable
     try:
         if checkpoint := latest_checkpoint(bundle):
             load_checkpoint(checkpoint, trainer)
-        trainer.repeat_update(evidence)
+        trainer.repeat_update_checks(evidence)
     finally:
         trainer.close()
 

@@ -39,7 +39,7 @@ MODEL_KINDS: dict[str, ModelKind] = {
     "pairwise": ModelKind(f"{_MODULES}.pairwise:Pairwise"),
     "regression": ModelKind(f"{_MODULES}.rated:Regression", ("labels",)),
     "classification": ModelKind(
-        f"{_MODULES}.classification:classification", ("labels", "num_heads")
+        f"{_MODULES}.classification:classification_kind", ("labels", "num_heads")
     ),
     "multilabel": ModelKind(f"{_MODULES}.rated:MultiLabel", ("labels",)),
     "process": ModelKind(f"{_MODULES}.process:Process", ("separator",)),

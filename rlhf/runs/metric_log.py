@@ -14,8 +14,8 @@ import numpy as np
 from rlhf.common.numbers import is_number
 
 GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
-"""Default gold metrics, in order of preference; `eval/return` and `reward/env` are the
-environment's own reward."""
+"""Keys of the metrics that can be the gold score by default, in order of preference. `eval/return`
+and `reward/env` are the environment's own reward."""
 CHECKED_KEYS = (
     "eval/loss",
     "policy/entropy",
@@ -35,9 +35,9 @@ CHECKED_KEYS = (
     "train/updates",
     "value/explained_variance",
 )
-"""Metrics that the alarms read, besides the gold metric."""
+"""Keys of the metrics that the alarms read, besides the gold score."""
 RECENT = 5
-"""Number of last logged values whose mean represents the end of training."""
+"""The mean of this number of last logged values represents the end of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class MetricLog:
         return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
     def recent(self) -> Sequence[Mapping[str, Any]]:
-        """Return the last rows, whose mean represents the end of training."""
+        """Return the last `RECENT` rows, whose mean represents the end of training."""
         return self.metrics[-RECENT:]
 
     def not_finite(self) -> dict[str, int]:
@@ -67,10 +67,10 @@ class MetricLog:
 
 
 class RunningLog(MetricLog):
-    """Metrics of a run in training that the alarms read.
+    """Logged metrics of a run in training, limited to the metrics that the alarms read.
 
-    The memory of a long run must not grow with all of its rows: an array needs 8 bytes per step and
-    metric, a row of `MetricLog` about 2.5 kB.
+    The metrics are stored in arrays, which need 8 bytes per step and metric. A row of `MetricLog`
+    needs about 2.5 kB, which is too much for a long run.
 
     Args:
         config: Configuration of the run.
@@ -88,7 +88,7 @@ class RunningLog(MetricLog):
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a logged row."""
+        """Add a logged row at the end."""
         self.length += 1
         self._recent.append(row)
         _note_not_finite(row, self._not_finite)
@@ -103,7 +103,7 @@ class RunningLog(MetricLog):
         return steps[order].tolist(), values[order].tolist()
 
     def recent(self) -> Sequence[Mapping[str, Any]]:
-        """Return the last rows."""
+        """Return the last `RECENT` rows."""
         return list(self._recent)
 
     def not_finite(self) -> dict[str, int]:
@@ -112,13 +112,16 @@ class RunningLog(MetricLog):
 
 
 def gold_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys that may be the gold metric, in order of preference."""
+    """Return the keys of the metrics that can be the gold score, in order of preference."""
     names = [str(spec.get("name") or spec.get("kind")) for spec in config.get("gold") or ()]
     return [*(f"{split}/{name}" for split in ("eval", "reward") for name in names), *GOLD_KEYS]
 
 
 def _note_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:
-    """Add the metrics of a row that are not finite, unless an earlier row had one; in place."""
+    """Record in ``first_steps`` the step of each metric of a row that is not finite.
+
+    The entry of a metric is unchanged if an earlier row had such a value.
+    """
     for key, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             first_steps.setdefault(key, int(row.get("step", 0)))

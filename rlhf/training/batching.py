@@ -40,11 +40,13 @@ def micro_batches(
         rows_of_group.setdefault(group_id, []).append(row)
     groups = list(rows_of_group.values())
     if not packed:
-        return _by_length(groups, lengths, max_tokens)
-    return _in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
+        return _group_by_length(groups, lengths, max_tokens)
+    return _group_in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
 
 
-def _by_length(groups: list[list[int]], lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
+def _group_by_length(
+    groups: list[list[int]], lengths: np.ndarray, max_tokens: int
+) -> list[list[int]]:
     batches: list[list[int]] = []
     for group in sorted(groups, key=lambda rows: max(lengths[row] for row in rows)):
         width = max(lengths[row] for row in group)
@@ -55,7 +57,7 @@ def _by_length(groups: list[list[int]], lengths: np.ndarray, max_tokens: int) ->
     return batches
 
 
-def _in_order(
+def _group_in_order(
     groups: list[list[int]], rows: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
     batches: list[list[int]] = []

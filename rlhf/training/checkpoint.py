@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.runs.alarms import Halt
 from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
-from rlhf.training.trainer import SavedModel, Trainer
+from rlhf.training.trainer import CheckpointableModel, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None)
             shutil.rmtree(checkpoint)
 
 
-def save_best(directory: Path, model: SavedModel) -> None:
+def save_best(directory: Path, model: CheckpointableModel) -> None:
     """Write the model to ``directory/best``, replacing the earlier best model.
 
     If the process is killed during the replacement, the resumed run starts from a checkpoint before

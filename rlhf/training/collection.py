@@ -14,7 +14,12 @@ from rlhf.algorithms.advantages import in_informative_group
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.training.scoring import most_common, refuse_unscored, score_rollouts, shaped_rewards
+from rlhf.training.scoring import (
+    check_unscored_fraction,
+    most_common_text,
+    score_rollouts,
+    shaped_rewards,
+)
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer
@@ -70,7 +75,7 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
         rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
         first, sampled = len(sampled), sampled + collected
         if collected:
-            refuse_unscored(sampled, limit=config.shaping.max_unscored)
+            check_unscored_fraction(sampled, limit=config.shaping.max_unscored)
             scores = torch.tensor([rollout.score for rollout in collected], dtype=torch.float64)
             trainer.moments.update(scores)
             rewards += shaped_rewards(collected, trainer.algorithm, config, trainer.moments)
@@ -85,7 +90,7 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
         total = sum(trainer.world.gather(failures), Counter())
         metrics["rollout/failed"] = float(total.total())
         if not sampled:
-            raise UserError(f"the environment failed in every episode: {most_common(total)}")
+            raise UserError(f"the environment failed in every episode: {most_common_text(total)}")
     if not settings.dynamic_sampling:
         return StepRollouts(sampled, rewards, metrics)
     dropped = float(sampled_groups - groups)

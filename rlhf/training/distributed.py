@@ -141,7 +141,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with self._collective():
+        with self._collective_operation():
             distributed.all_gather_object(values, value)
         return values
 
@@ -152,13 +152,13 @@ class World:
     def barrier(self) -> None:
         """Wait until every process has called this method."""
         if self.size > 1:
-            with self._collective():
+            with self._collective_operation():
                 distributed.barrier()
 
     def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor, in place, by its sum over the processes."""
         if self.size > 1:
-            with self._collective():
+            with self._collective_operation():
                 for tensor in tensors:
                     distributed.all_reduce(tensor)
 
@@ -173,7 +173,7 @@ class World:
         self.all_reduce(parameter.grad for parameter in parameters if parameter.grad is not None)
 
     @contextlib.contextmanager
-    def _collective(self) -> Iterator[None]:
+    def _collective_operation(self) -> Iterator[None]:
         """Return a context for a collective operation.
 
         Raises:
@@ -207,11 +207,11 @@ def init_distributed() -> World:
         # The group must be destroyed before the interpreter shuts down, because its threads can
         # abort the process then.
         atexit.register(distributed.destroy_process_group)
-    return World(distributed.get_rank(), size, _heartbeat(distributed.get_rank(), size))
+    return World(distributed.get_rank(), size, _start_heartbeat(distributed.get_rank(), size))
 
 
 @functools.cache
-def _heartbeat(rank: int, size: int) -> Heartbeat:
+def _start_heartbeat(rank: int, size: int) -> Heartbeat:
     """Start the heartbeat thread of this process; later calls return the same heartbeat.
 
     The thread has a separate connection to the store.

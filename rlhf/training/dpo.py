@@ -33,7 +33,7 @@ class DPOTrainer(SupervisedTrainer):
     """Split -> log-probabilities [2, T] of each pair under the reference, where T is the length of
     the longer reply with its prompt."""
 
-    def count(self, batch: TrainingBatch) -> Tensor:
+    def loss_denominators(self, batch: TrainingBatch) -> Tensor:
         """Return [2]: the number of pairs and the number of tokens of the chosen replies."""
         chosen = batch.require("chosen")
         return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
@@ -47,9 +47,9 @@ class DPOTrainer(SupervisedTrainer):
             weights=self.options.weights,
         )
 
-    def checked_gradients(self, batch: TrainingBatch) -> MetricSums:
+    def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:
         """Compute and check gradients; in the first step, check that policy = reference."""
-        total = super().checked_gradients(batch)
+        total = super().compute_checked_gradients(batch)
         if self.progress.step == 0:
             check_first_ratio(total.means["approx_kl"], self.model.model.dtype)
         return total
@@ -90,7 +90,7 @@ class DPOTrainer(SupervisedTrainer):
         train_batches = (self.schedule.rows(step) for step in range(num_batches))
         return {
             "train": self._score_split("train", train_batches),
-            "eval": self._score_split("eval", self.eval_batches()),
+            "eval": self._score_split("eval", self.eval_batch_rows()),
         }
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ class Encoder:
         Raises:
             UserError: All rows were dropped, or the chat template cannot render a row.
         """
-        encode = self._pair if pairs else self._reply
+        encode = self._encode_pair if pairs else self._encode_reply
         examples = []
         for row in rows:
             notes: Counter[str] = Counter()
@@ -70,20 +70,20 @@ class Encoder:
                 examples.append(encode(row, notes))
             except RowDropped as reason:
                 self.changed[f"dropped: {reason}"] += 1
-                self.first_dropped.setdefault(str(reason), name_of(row))
+                self.first_dropped.setdefault(str(reason), describe_row(row))
             except UserError as error:
-                raise UserError(f"{name_of(row)}: {error}") from error
+                raise UserError(f"{describe_row(row)}: {error}") from error
             else:
                 self.changed += Counter(set(notes))
         if not examples:
-            raise UserError(self._nothing_left(len(rows)))
+            raise UserError(self._all_dropped_message(len(rows)))
         return examples
 
     def summary(self) -> str:
         """Return the counts of truncated and dropped rows as text; "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
-    def _nothing_left(self, count: int) -> str:
+    def _all_dropped_message(self, count: int) -> str:
         first = next(iter(self.first_dropped.values()))
         if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length
@@ -93,17 +93,19 @@ class Encoder:
             )
         return f"all {count:,} examples were dropped: {self.summary()}, first {first}"
 
-    def _reply(self, row: Row, notes: Counter[str]) -> Example:
-        ids, labels = self._encode(row, row.get("completion", ()), notes)
+    def _encode_reply(self, row: Row, notes: Counter[str]) -> Example:
+        ids, labels = self._encode_conversation(row, row.get("completion", ()), notes)
         return Example((ids,), (labels,), desirable=bool(row.get("label", True)))
 
-    def _pair(self, row: Row, notes: Counter[str]) -> Example:
-        chosen, rejected = (self._encode(row, row[side], notes) for side in ("chosen", "rejected"))
+    def _encode_pair(self, row: Row, notes: Counter[str]) -> Example:
+        chosen, rejected = (
+            self._encode_conversation(row, row[side], notes) for side in ("chosen", "rejected")
+        )
         if chosen[0] == rejected[0]:
             raise RowDropped(EQUAL_TEXTS_REASON if notes["truncated"] else SAME_TOKENS_REASON)
         return Example((chosen[0], rejected[0]), (chosen[1], rejected[1]))
 
-    def _encode(
+    def _encode_conversation(
         self, row: Row, completion: Sequence[Any], notes: Counter[str]
     ) -> tuple[list[int], list[int]]:
         """Return the token ids and labels of a conversation, truncated to max_length.
@@ -128,7 +130,7 @@ class Encoder:
         ]
 
 
-def name_of(row: Row) -> str:
+def describe_row(row: Row) -> str:
     """Return a description of a row: its source and the start of its prompt or text."""
     text = str(row["text"] if "text" in row else row["prompt"][-1]["content"])
     shown = text if len(text) <= 40 else text[:37] + "..."

@@ -67,14 +67,14 @@ def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     env = trainer.config.env
     low, high = (None, None) if env.id is None else known_values(trainer.eval_collector.make_env)
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
-    summary["items"] = _items(trainer, rows)
+    summary["items"] = _item_overlap(trainer, rows)
     for note in summary["notes"]:
         log.warning("evaluation: %s", note)
     if run.writes:
         write_evaluation(run.directory, rows, summary)
 
 
-def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the overlap of held-out and training episodes; warn if there is an overlap."""
     env = trainer.config.env
     if env.id is None:

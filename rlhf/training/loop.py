@@ -96,7 +96,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             if trainer.evaluation_due(progress.step):
                 metrics |= trainer.evaluate()
                 if trainer.keep_best:
-                    _keep_best(trainer, run, checkpoints, metrics["eval/loss"])
+                    _save_if_best(trainer, run, checkpoints, metrics["eval/loss"])
             save_due = trainer.save_due(progress.step)
             if save_due:
                 metrics["train/moved"] = trainer.movement.changed_fraction()
@@ -116,7 +116,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             display.show(progress.step, {}, warnings)
 
 
-def _keep_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:
+def _save_if_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:
     """Record the loss of an evaluation; save the model if this is the lowest loss so far."""
     if trainer.progress.record_evaluation(loss) and run.writes:
         save_best(checkpoints, trainer.model)

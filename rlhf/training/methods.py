@@ -29,9 +29,9 @@ class TrainerSpec:
     """Additional keyword arguments of the trainer's constructor."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that `trainer:` in the configuration may override."""
-    owned: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that the user cannot change."""
-    handled: frozenset[str] = frozenset()
+    handled_options: frozenset[str] = frozenset()
     """Options under `trainer:` that this package implements, so the trainer does not get them."""
 
 
@@ -72,23 +72,23 @@ class OfflineMethod:
     """Additional columns of the data set that are kept in the rows."""
 
 
-def engine_of(config: OfflineConfig, *, native: bool) -> str:
+def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
     """Return the engine of a run, "native" or "trl".
 
     Args:
         config: Configuration of the run.
-        native: Whether the native engine implements the method of the run.
+        native_supported: Whether the native engine implements the method of the run.
 
     Raises:
         UserError: `engine` is "native" but the native engine does not implement the method, or
             `profile` is set but TRL trains.
     """
-    if config.engine == "native" and not native:
+    if config.engine == "native" and not native_supported:
         raise UserError(
             "engine: native supports only sft, dpo, and reward models of kind preference with one "
             "head on a decoder; remove engine, or set engine: trl"
         )
-    engine = ("native" if native else "trl") if config.engine == "auto" else config.engine
+    engine = ("native" if native_supported else "trl") if config.engine == "auto" else config.engine
     if config.profile and engine == "trl":
         raise UserError("profile has no effect on this run: only the native engine is profiled")
     return engine
@@ -102,16 +102,16 @@ def num_steps(config: OfflineConfig, num_rows: int) -> int:
     return max(1, math.ceil(math.ceil(num_rows / config.batch_size) * epochs))
 
 
-def evaluation_steps(config: OfflineConfig, steps: int) -> int:
+def evaluation_interval(config: OfflineConfig, steps: int) -> int:
     """Return the number of optimizer steps between evaluations, for a run of ``steps`` steps."""
     return max(1, steps // config.evaluations)
 
 
-def logging_steps(steps: int) -> int:
+def default_logging_interval(steps: int) -> int:
     """Return the default number of steps between logged metrics, for a run of ``steps`` steps."""
     return max(1, min(10, steps // 20))
 
 
-def warmup_steps(steps: int) -> int:
+def default_warmup_steps(steps: int) -> int:
     """Return the default number of warm-up steps, for a run of ``steps`` steps."""
     return min(10, steps // 10)

@@ -42,14 +42,14 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
     def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
         model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
         stop_ids = generation_stop_ids(model)
-        max_length = within_context(config.max_length, model)
+        max_length = limit_to_context(config.max_length, model)
         encoder = Encoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
         log.info(encoder.chat_format.describe())
         trainer = None
         if engine == "trl":
-            from rlhf.training.trl.trainer import causal_trainer
+            from rlhf.training.trl.trainer import causal_trainer_spec
 
-            trainer = causal_trainer(command, config, model, tokenizer, max_length=max_length)
+            trainer = causal_trainer_spec(command, config, model, tokenizer, max_length=max_length)
         if command != "sft":
             warn_of_dropout(command, config.model)
 
@@ -66,7 +66,7 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
     return setup
 
 
-def within_context(max_length: int, model: Any) -> int:
+def limit_to_context(max_length: int, model: Any) -> int:
     """Return ``max_length``, or the number of the model's positions if that is smaller."""
     positions = whole_context(text_config(unwrap_peft(model)))
     if max_length > positions:
@@ -112,8 +112,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         Interrupted: The user stopped the run.
     """
     method = method_of(command, config)
-    check_options(config.trainer)
-    engine = engine_of(config, native=method.native)
+    check_reserved_options(config.trainer)
+    engine = engine_of(config, native_supported=method.native)
     seed_everything(config.seed)
     train_rows, eval_rows = load_rows(config, method)
     setup = method.setup(config, train_rows, engine)
@@ -140,14 +140,14 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     return run.final
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_reserved_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for an option under ``trainer:`` that the user cannot set there."""
     for key in options:
         if key in RESERVED_OPTIONS:
             raise UserError(f"trainer.{key} cannot be set: {RESERVED_OPTIONS[key]}")
 
 
-def check_trainer(
+def check_trainer_options(
     command: str,
     config: OfflineConfig,
     *,

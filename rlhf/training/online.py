@@ -28,12 +28,12 @@ from rlhf.training.loop import fit
 from rlhf.training.online_setup import (
     EpisodeCounter,
     check_config,
-    make_controller,
+    check_ineffective_rollout_keys,
+    make_kl_controller,
     make_multiplier,
-    refuse_idle_rollout_keys,
     split_prompts,
 )
-from rlhf.training.optimize import checked_gradients, update_policy
+from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.rollout_metrics import rollout_metrics
 from rlhf.training.sentinel import check_batch, check_rewards, check_scores
@@ -95,7 +95,7 @@ class OnlineTrainer(Trainer):
             return Collector.open(*parts, prompts=prompts, watch=self.stopwatch, split=split)
 
         self.collector = collector(prompts, "train")
-        refuse_idle_rollout_keys(config, self.collector)
+        check_ineffective_rollout_keys(config, self.collector)
         log.info(self.collector.chat_format.describe())
         self.reference = Reference(self.policy) if self.algorithm.reference else None
         self.eval_collector = collector(eval_prompts, "test")
@@ -107,7 +107,7 @@ class OnlineTrainer(Trainer):
             num_steps=config.num_steps,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
-        self.kl = make_controller(config.kl, self.algorithm.settings.kl_coef)
+        self.kl = make_kl_controller(config.kl, self.algorithm.settings.kl_coef)
         self.multiplier = make_multiplier(self.algorithm)
         self.moments = RewardMoments()
         self.starts = EpisodeCounter()
@@ -198,7 +198,7 @@ class OnlineTrainer(Trainer):
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
         return metrics
 
-    def repeat_update(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
         if "scores" in evidence:
             check_scores(evidence["scores"], evidence["rewards"], evidence)
             return
@@ -207,7 +207,7 @@ class OnlineTrainer(Trainer):
         check_batch(batch, kl_coef=evidence.get("kl_coef", self.kl.coef))
         if "rows" in evidence:
             flags = {name: evidence[name] for name in ("critic_only", "first")}
-            checked_gradients(self, batch, evidence["rows"], **flags)
+            compute_checked_gradients(self, batch, evidence["rows"], **flags)
             self.clip_gradients()
 
     def evaluate(self) -> dict[str, float]:

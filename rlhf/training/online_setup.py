@@ -11,9 +11,9 @@ from gymnasium.spaces import Discrete
 from rlhf.algorithms.controllers import (
     AdaptiveKL,
     BudgetKL,
+    CheckpointedNumbers,
     FixedKL,
     LagrangeMultiplier,
-    SavedNumbers,
 )
 from rlhf.algorithms.registry import Algorithm
 from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class EpisodeCounter(SavedNumbers):
+class EpisodeCounter(CheckpointedNumbers):
     """Number of start states that have been used, which is the position in the prompts."""
 
     count: int = 0
@@ -74,7 +74,7 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
     return algorithm
 
 
-def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
+def check_ineffective_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
     """Raise UserError if a key of ``rollout`` is set that has no effect in this run."""
     rollout, defaults = config.rollout, RolloutSpec
     if collector.chat_format.chat:
@@ -109,7 +109,7 @@ def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
     return [prompt_of(row) for row in train], [prompt_of(row) for row in held_out]
 
 
-def make_controller(spec: KLSpec, coef: float) -> FixedKL:
+def make_kl_controller(spec: KLSpec, coef: float) -> FixedKL:
     """Return the configured KL controller, with the initial coefficient ``coef``."""
     if spec.controller == "adaptive":
         return AdaptiveKL(coef, target=spec.target, horizon=spec.horizon)

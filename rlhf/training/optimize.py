@@ -12,7 +12,7 @@ from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.runs.alarms import Halt
 from rlhf.training.batching import micro_batches
-from rlhf.training.sentinel import as_dict, check_batch, check_first_ratio, check_losses
+from rlhf.training.sentinel import check_batch, check_first_ratio, check_losses, tensors_on_cpu
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer
@@ -46,10 +46,12 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
         for rows in mini_batches(batch, settings.num_minibatches, rng):
             first = not norms
             try:
-                sums = checked_gradients(trainer, batch, rows, critic_only=critic_only, first=first)
+                sums = compute_checked_gradients(
+                    trainer, batch, rows, critic_only=critic_only, first=first
+                )
                 norms.append(trainer.apply_gradients())
             except Halt as halt:
-                halt.evidence = {"batch": as_dict(batch), "rows": rows}
+                halt.evidence = {"batch": tensors_on_cpu(batch), "rows": rows}
                 halt.evidence |= {"critic_only": critic_only, "first": first}
                 raise
             total = total + sums
@@ -76,7 +78,7 @@ def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> 
     return [torch.as_tensor(indices) for indices in rows]
 
 
-def checked_gradients(
+def compute_checked_gradients(
     trainer: OnlineTrainer,
     batch: TrainingBatch,
     rows: torch.Tensor,

@@ -27,7 +27,7 @@ class OptimizerSettings:
     """Adam's epsilon."""
 
 
-def _adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+def _make_adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
     return MasterAdamW(
         parameters,
         lr=settings.learning_rate,
@@ -37,13 +37,13 @@ def _adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> M
     )
 
 
-def _sgd(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+def _make_sgd(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
     return MasterSGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerSettings], MasterOptimizer]] = {
-    "adamw": _adamw,
-    "sgd": _sgd,
+    "adamw": _make_adamw,
+    "sgd": _make_sgd,
 }
 """Name of the optimizer -> function that creates it from parameters and settings."""
 

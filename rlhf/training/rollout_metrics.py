@@ -32,7 +32,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
         "rollout/truncated": _mean([r.truncated for r in rollouts]),
         "rollout/evasion_gain": _evasion_gain(rollouts, returns),
         "rollout/cost": _mean([r.cost for r in rollouts]),
-        "rollout/repetition": _mean([repetition(r) for r in rollouts]),
+        "rollout/repetition": _mean([repeated_bigram_fraction(r) for r in rollouts]),
     }
     reasons = Counter(unscored_metric_key(r.unscored) for r in rollouts if r.unscored)
     metrics |= {key: count / len(rollouts) for key, count in reasons.items()}
@@ -41,7 +41,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def repetition(rollout: Rollout) -> float:
+def repeated_bigram_fraction(rollout: Rollout) -> float:
     """Return the fraction of bigrams of sampled tokens that occurred earlier in the same turn.
 
     The result is nan if no turn has two sampled tokens.

@@ -87,7 +87,7 @@ def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
             "not_finite",
             f"alarm not_finite: {', '.join(wrong)} of the batch are not finite, so no update was "
             "applied",
-            {"batch": as_dict(batch), "kl_coef": kl_coef},
+            {"batch": tensors_on_cpu(batch), "kl_coef": kl_coef},
         )
 
 
@@ -113,17 +113,17 @@ def check_losses(sums: MetricSums) -> None:
         )
 
 
-def check_first_ratio(pair: Tensor, dtype: torch.dtype) -> None:
+def check_first_ratio(sum_and_count: Tensor, dtype: torch.dtype) -> None:
     """Check that the importance ratios are 1 before the first update on a batch.
 
     Args:
-        pair: [2], sum over tokens of r - 1 - log r, and number of tokens, over all processes.
+        sum_and_count: [2], sum of r - 1 - log r over the tokens of all processes, and their number.
         dtype: Dtype of the model.
 
     Raises:
         Halt: The mean, which is the k3 estimate, exceeds the tolerance for rounding errors.
     """
-    deviation = float(pair[0] / pair[1].clamp(min=1))
+    deviation = float(sum_and_count[0] / sum_and_count[1].clamp(min=1))
     tolerance = _RATIO_TOLERANCE.get(dtype, _HALF_TOLERANCE)
     if not deviation <= tolerance:
         raise Halt(
@@ -180,7 +180,7 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
         )
 
 
-def as_dict(batch: TrainingBatch) -> dict[str, torch.Tensor]:
+def tensors_on_cpu(batch: TrainingBatch) -> dict[str, torch.Tensor]:
     """Return field name -> tensor on the CPU, for the fields of a batch that are not None."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value.cpu() for name, value in values.items() if value is not None}

@@ -34,17 +34,17 @@ from rlhf.training.batching import micro_batches
 from rlhf.training.examples import Example
 from rlhf.training.methods import (
     TrainingSetup,
-    evaluation_steps,
-    logging_steps,
+    default_logging_interval,
+    default_warmup_steps,
+    evaluation_interval,
     num_steps,
-    warmup_steps,
 )
 from rlhf.training.optimizers import (
     make_optimizer,
     optimizer_name,
     optimizer_settings,
 )
-from rlhf.training.sentinel import as_dict, check_losses
+from rlhf.training.sentinel import check_losses, tensors_on_cpu
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Schedule:
+class BatchSchedule:
     """Order of the training examples, with a new random permutation in every epoch."""
 
     num_rows: int
@@ -145,7 +145,9 @@ class SupervisedTrainer(Trainer):
         optimizer = make_optimizer(
             optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
         )
-        warmup = warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
+        warmup = (
+            default_warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
+        )
         name = options.lr_scheduler_type
         try:
             scheduler = get_scheduler(
@@ -164,13 +166,13 @@ class SupervisedTrainer(Trainer):
         self.options, self.setup = options, setup
         self.patience = config.patience
         self.examples = {"train": train_set, "eval": eval_set}
-        self.schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)
-        self.evaluate_every = evaluation_steps(config, steps)
-        self.log_every = options.logging_steps or logging_steps(steps)
+        self.schedule = BatchSchedule(len(train_set), config.batch_size, steps, config.seed)
+        self.evaluate_every = evaluation_interval(config, steps)
+        self.log_every = options.logging_steps or default_logging_interval(steps)
         self.throughput = Throughput(model) if config.profile else None
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
-    def count(self, batch: TrainingBatch) -> Tensor:
+    def loss_denominators(self, batch: TrainingBatch) -> Tensor:
         """Return the denominator of the loss, which is the number of trained tokens in a batch."""
         return batch.action_mask.sum()
 
@@ -179,7 +181,7 @@ class SupervisedTrainer(Trainer):
 
         Args:
             micro_batch: Rows of a batch.
-            count: Result of `count` for the whole batch, by which the loss is divided.
+            count: Result of `loss_denominators` for the whole batch, by which the loss is divided.
         """
         return sft_loss(self.model, micro_batch, count=count)
 
@@ -202,13 +204,13 @@ class SupervisedTrainer(Trainer):
     def optimize(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
         """Take an optimizer step on a batch; return its metrics and the gradient norm."""
         try:
-            total = self.checked_gradients(batch)
+            total = self.compute_checked_gradients(batch)
             return total, self.apply_gradients()
         except Halt as halt:
-            halt.evidence = {"batch": as_dict(batch), "rows": None}
+            halt.evidence = {"batch": tensors_on_cpu(batch), "rows": None}
             raise
 
-    def checked_gradients(self, batch: TrainingBatch) -> MetricSums:
+    def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:
         """Compute the gradients of a batch over all processes, and check that its loss is finite.
 
         Returns:
@@ -219,7 +221,7 @@ class SupervisedTrainer(Trainer):
         """
         torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
-        count, total = self.count(batch), MetricSums()
+        count, total = self.loss_denominators(batch), MetricSums()
         for rows in self.micro_batch_rows(batch):
             loss, sums = self.loss(batch.select(rows), count=count)
             loss.backward()
@@ -229,10 +231,10 @@ class SupervisedTrainer(Trainer):
         check_losses(total)
         return total
 
-    def repeat_update(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
         device = self.model.device
         batch = {name: value.to(device) for name, value in evidence["batch"].items()}
-        self.checked_gradients(TrainingBatch(**batch))
+        self.compute_checked_gradients(TrainingBatch(**batch))
         self.clip_gradients()
 
     def _pop_metrics(self) -> dict[str, float]:
@@ -251,11 +253,11 @@ class SupervisedTrainer(Trainer):
         """Return the metrics of the loss on the held-out examples."""
         set_dropout(self.model.model, active=False)
         total = MetricSums()
-        for examples in self.eval_batches():
+        for examples in self.eval_batch_rows():
             batch = self.make_batch("eval", examples)
             for rows in self.micro_batch_rows(batch):
                 micro_batch = batch.select(rows)
-                total = total + self.loss(micro_batch, count=self.count(micro_batch))[1]
+                total = total + self.loss(micro_batch, count=self.loss_denominators(micro_batch))[1]
         return _with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
     def evaluation_due(self, step: int) -> bool:
@@ -268,7 +270,7 @@ class SupervisedTrainer(Trainer):
     def save(self, directory: Path) -> None:
         self.setup.save(self.model.model, directory)
 
-    def eval_batches(self) -> Iterable[list[int]]:
+    def eval_batch_rows(self) -> Iterable[list[int]]:
         """Return the indices of the held-out examples of each batch."""
         size, count = self.config.batch_size, len(self.examples["eval"])
         return (list(range(i, min(i + size, count))) for i in range(0, count, size))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rlhf.algorithms.controllers import SavedNumbers
+from rlhf.algorithms.controllers import CheckpointedNumbers
 from rlhf.models.precision import MasterOptimizer
 from rlhf.models.trainable import WeightChange, trained_parameters
 from rlhf.runs.directory import Run
@@ -27,7 +27,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-class SavedModel(Protocol):
+class CheckpointableModel(Protocol):
     """Interface of a policy or a reward model in training that checkpoints contain."""
 
     model: Any
@@ -41,7 +41,7 @@ class SavedModel(Protocol):
 
 
 @dataclass
-class Progress(SavedNumbers):
+class Progress(CheckpointedNumbers):
     """Number of completed steps, and the best evaluation."""
 
     step: int = 0
@@ -82,7 +82,7 @@ class Trainer:
     def __init__(
         self,
         config: Any,
-        model: SavedModel,
+        model: CheckpointableModel,
         optimizer: MasterOptimizer,
         scheduler: Any,
         *,
@@ -183,7 +183,7 @@ class Trainer:
         )
         return norm
 
-    def repeat_update(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
         """Repeat the checks before the update that an alarm halted, without the update.
 
         Args:

@@ -35,10 +35,10 @@ def transcript(
         "seed": rollout.seed,
         "messages": rollout.conversation,
         "return_env": rollout.env_return,
-        "score": _finite(rollout.score),
+        "score": _finite_or_none(rollout.score),
     }
     if return_trained is not None:
-        row["return_trained"] = _finite(return_trained)
+        row["return_trained"] = _finite_or_none(return_trained)
     row["rewards"] = rollout.components
     return row | ({"unscored": rollout.unscored} if rollout.unscored else {})
 
@@ -77,7 +77,7 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
     text = []
     for turn in sorted(set(turns)):
         turn_ids = [token for token, number in zip(ids, turns, strict=True) if number == turn]
-        text += pieces(
+        text += token_texts(
             turn_ids, lambda some: tokenizer.decode(some, clean_up_tokenization_spaces=False)
         )
     numbers = {
@@ -87,7 +87,7 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
     return {"turn": turns, "text": text, **numbers}
 
 
-def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+def token_texts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
     """Return the text of each token, so that the joined texts are the decoded text.
 
     A character that consists of several tokens is in the text of its last token.
@@ -102,5 +102,5 @@ def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[s
     return result
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -31,7 +31,7 @@ from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.policy import Policy
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import WeightChange, make_trainable
-from rlhf.training.reward_models.new_head import with_new_head
+from rlhf.training.reward_models.new_head import load_backbone_with_head
 from tests.helpers.models import tiny_model, tiny_qwen2
 from tests.models.families import model_of
 
@@ -283,7 +283,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, method: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     for load in (
         lambda: load_model(ModelSpec(path=str(tmp_path)), seed=0),
-        lambda: with_new_head(str(tmp_path), ["reward"], steps=False),
+        lambda: load_backbone_with_head(str(tmp_path), ["reward"], steps=False),
     ):
         with pytest.raises(UserError, match=rf"is quantized \({method}\), which is not") as error:
             load()
@@ -307,7 +307,7 @@ def test_damaged_weights_are_one_line(tmp_path: Path, content: Any, name: str) -
     (folder / name).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     for load in (
         lambda: load_model(ModelSpec(path=str(folder)), seed=0),
-        lambda: with_new_head(str(folder), ["reward"], steps=False),
+        lambda: load_backbone_with_head(str(folder), ["reward"], steps=False),
     ):
         with pytest.raises(UserError, match=f"{name} is damaged or incomplete") as error:
             load()

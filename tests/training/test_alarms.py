@@ -241,7 +241,7 @@ def test_a_replay_without_the_fault_passes(tmp_path: Path, echo_model: Path, cap
 def test_a_supervised_run_halts_and_is_replayed(
     tmp_path: Path, echo_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    checked = SupervisedTrainer.checked_gradients
+    checked = SupervisedTrainer.compute_checked_gradients
 
     def broken(trainer: SupervisedTrainer, batch: Any) -> Any:
         total = checked(trainer, batch)
@@ -249,7 +249,7 @@ def test_a_supervised_run_halts_and_is_replayed(
             next(iter(trainer.model.parameters())).grad.fill_(math.inf)
         return total
 
-    monkeypatch.setattr(SupervisedTrainer, "checked_gradients", broken)
+    monkeypatch.setattr(SupervisedTrainer, "compute_checked_gradients", broken)
     data = write_rows(tmp_path / "rows.jsonl", sft_rows())
     with pytest.raises(Halt, match="diverged in step 4: the gradient is not finite"):
         run_command("sft", offline_tree(tmp_path / "run", echo_model, data))

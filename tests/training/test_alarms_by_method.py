@@ -136,7 +136,7 @@ def test_a_weight_that_is_not_finite_halts_the_next_update(
     updates: list[Any],
     monkeypatch: Patch,
 ) -> None:
-    checked = SupervisedTrainer.checked_gradients
+    checked = SupervisedTrainer.compute_checked_gradients
 
     def planted(self: SupervisedTrainer, batch: Any) -> Any:
         if len(updates) == 3:
@@ -144,7 +144,7 @@ def test_a_weight_that_is_not_finite_halts_the_next_update(
                 self.model.parameters()[1].fill_(value)
         return checked(self, batch)
 
-    monkeypatch.setattr(SupervisedTrainer, "checked_gradients", planted)
+    monkeypatch.setattr(SupervisedTrainer, "compute_checked_gradients", planted)
     with pytest.raises(Halt) as halt:
         run_command(method, tree_of(method, tmp_path, echo_model, engine="native"))
     assert halt.value.name == "not_finite"
@@ -246,7 +246,7 @@ def sharpen(trainer: OnlineTrainer) -> None:
 def test_a_gradient_that_explodes_is_a_warning_of_its_step(
     tmp_path: Path, echo_model: Path, monkeypatch: Patch
 ) -> None:
-    checked = optimize.checked_gradients
+    checked = optimize.compute_checked_gradients
 
     def planted(trainer: OnlineTrainer, *args: Any, **kwargs: Any) -> Any:
         sums = checked(trainer, *args, **kwargs)
@@ -254,7 +254,7 @@ def test_a_gradient_that_explodes_is_a_warning_of_its_step(
             explode(trainer)
         return sums
 
-    monkeypatch.setattr(optimize, "checked_gradients", planted)
+    monkeypatch.setattr(optimize, "compute_checked_gradients", planted)
     run_command("grpo", online_tree(tmp_path / "run", echo_model, num_steps=25))
     assert first_steps(tmp_path / "run")["exploding_gradient"] == 23
 

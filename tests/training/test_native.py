@@ -9,7 +9,7 @@ from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
-from rlhf.training.supervised import Schedule, SupervisedTrainer
+from rlhf.training.supervised import BatchSchedule, SupervisedTrainer
 from tests.helpers.trainers import divergent, tree_of, trl_trainer
 from tests.helpers.training import evaluations, metrics_of, pair_rows, same, weights_of
 
@@ -27,7 +27,7 @@ def native_trainer(verb, tree):
     seed_everything(config.seed)
     method = offline.method_of(verb, config)
     train_rows, eval_rows = offline.load_rows(config, method)
-    engine = offline.engine_of(config, native=method.native)
+    engine = offline.engine_of(config, native_supported=method.native)
     setup = method.setup(config, train_rows, engine)
     sets = (setup.encode(train_rows, True), setup.encode(eval_rows, False))
     options = native_options(verb, config.trainer, learning_rate=method.learning_rate)
@@ -71,7 +71,7 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
     batch = same_batch(native, verb, inputs)
     total = 0.0
     for micro_batch in map(batch.select, native.micro_batch_rows(batch)):
-        loss, _ = native.loss(micro_batch, count=native.count(batch))
+        loss, _ = native.loss(micro_batch, count=native.loss_denominators(batch))
         loss.backward()
         total += loss.item()
     assert total == pytest.approx(theirs.item(), rel=1e-5)
@@ -213,13 +213,13 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
 
 
 def test_each_epoch_sees_every_example_once_in_a_new_order():
-    schedule = Schedule(num_rows=10, batch_size=4, num_steps=6, seed=0)
+    schedule = BatchSchedule(num_rows=10, batch_size=4, num_steps=6, seed=0)
     epochs = [
         [row for step in steps for row in schedule.rows(step)] for steps in ((0, 1, 2), (3, 4, 5))
     ]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
-    assert schedule.rows(4) == Schedule(10, 4, 99, 0).rows(4)
+    assert schedule.rows(4) == BatchSchedule(10, 4, 99, 0).rows(4)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):

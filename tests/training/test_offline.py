@@ -22,7 +22,7 @@ from rlhf.models.precision import MasterAdamW
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
 from rlhf.training.methods import num_steps
-from rlhf.training.trl.columns import KTOCollator, PairCollator, pair_columns
+from rlhf.training.trl.columns import KTOCollator, PairCollator, pair_dataset
 from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
     evaluations,
@@ -254,7 +254,7 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
         rows[2][side] = [{"role": "assistant", "content": word + text}]  # differs at the start
     encoder = Encoder(tokenizer, max_length=40)
     examples = encoder(rows, pairs=True)
-    assert len(examples) == len(pair_columns(examples)) == 3
+    assert len(examples) == len(pair_dataset(examples)) == 3
     # An example counts once, though both of its texts are cut.
     assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
 

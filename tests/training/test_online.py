@@ -17,7 +17,7 @@ from rlhf.training import optimize as update
 from rlhf.training.collection import collect_and_score, collect_step
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.scoring import shaped_rewards
-from rlhf.training.transcripts import pieces
+from rlhf.training.transcripts import token_texts
 from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
     metrics_of,
@@ -91,8 +91,8 @@ def test_pieces_keep_characters_whole():
     alphabet = [bytes([value]) for value in range(256)]
     decode = lambda ids: b"".join(alphabet[i] for i in ids).decode("utf-8", errors="replace")  # noqa: E731
     ids = list("a é🙂b".encode())
-    assert pieces(ids, decode) == ["a", " ", "", "é", "", "", "", "🙂", "b"]
-    assert "".join(pieces(ids[:-2], decode)) == "a é\ufffd"
+    assert token_texts(ids, decode) == ["a", " ", "", "é", "", "", "", "🙂", "b"]
+    assert "".join(token_texts(ids[:-2], decode)) == "a é\ufffd"
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (1, 4), (3, 1), (3, 4)])

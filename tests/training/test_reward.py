@@ -30,7 +30,7 @@ def start_loss(tree):
     method = offline.method_of("reward", config)
     run = Run.open({**tree, "command": "reward"})
     train_rows, eval_rows = offline.load_rows(config, method)
-    engine = offline.engine_of(config, native=method.native)
+    engine = offline.engine_of(config, native_supported=method.native)
     setup = method.setup(config, train_rows, engine)
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     options = make_options(method, setup.trainer, config, run.directory, len(train_set))
@@ -145,7 +145,7 @@ def test_margins_without_a_column_are_refused(tmp_path, echo_model):
 
 
 def test_scratch_model_is_refused(tmp_path, echo_model):
-    with pytest.raises(UserError, match="a reward model starts from a language model"):
+    with pytest.raises(UserError, match="a reward model must start from a trained model"):
         run_command("reward", pairs_tree(tmp_path, echo_model, model={"scratch": {}}))
 
 

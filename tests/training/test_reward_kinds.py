@@ -22,7 +22,7 @@ from rlhf.reward_models.pairwise import PairModel
 from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
 from rlhf.training.reward_models.base import kind_of
-from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts, length_grouped
+from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts, length_grouped_order
 from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
@@ -323,7 +323,7 @@ def test_resume_with_transformers_trainer_is_exact(tmp_path, encoder_model, monk
 def test_length_grouped():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 500, size=1003)
-    order = length_grouped(lengths.tolist(), 8, generator)
+    order = length_grouped_order(lengths.tolist(), 8, generator)
     assert sorted(order.tolist()) == list(range(1003))
     widths = [lengths[order[i : i + 8]] for i in range(0, 1000, 8)]
     padding = sum(int(w.max() * len(w) - w.sum()) for w in widths) / sum(w.sum() for w in widths)

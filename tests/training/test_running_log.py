@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from rlhf.runs.diagnostics import log_warnings
+from rlhf.runs.diagnostics import metric_warnings
 from rlhf.runs.metric_log import CHECKED_KEYS, MetricLog, RunningLog
 
 
@@ -37,7 +37,7 @@ def test_series_and_warnings_are_those_of_the_rows(seed: int) -> None:
     for key in (*CHECKED_KEYS, "eval/judge", "reward/env"):
         assert compact.series(key) == whole.series(key)
     assert compact.not_finite() == whole.not_finite()
-    assert list(log_warnings(compact, "now")) == list(log_warnings(whole, "now"))
+    assert list(metric_warnings(compact, "now")) == list(metric_warnings(whole, "now"))
 
 
 def test_memory_grows_by_less_than_a_tenth_of_the_rows() -> None:

@@ -33,7 +33,7 @@ def told(folder, columns, **config):
     [
         ({"policy/kl": [1.0, 150.0, 200.0, 300.0]}, 1, "policy/kl reached 150 (first above 100"),
         ({"policy/ratio_max": [1.0, 1.0, 30.0, 50.0]}, 2, "policy/ratio_max reached 30"),
-        ({"eval/loss": [1.0, 0.8, 0.9, 1.0]}, 2, "held-out loss rose from 0.8 at step 1"),
+        ({"eval/loss": [1.0, 0.8, 0.9, 1.0]}, 2, "the held-out loss rose from 0.8 at step 1"),
         ({"train/loss": [1.0, float("nan"), float("nan")]}, 1, "train/loss is not finite"),
         (
             {"rollout/length_limited": [0.5] * 9},
@@ -154,7 +154,7 @@ def test_the_trainers_last_evaluation_can_warn(tmp_path, caplog):
             recorder.on_log(None, state, control, logs={"eval_loss": loss, "noise": "x"})
         recorder.close()
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "step 3: held-out loss rose from 0.5 at step 1 to 0.9" in warning
+    assert "step 3: the held-out loss rose from 0.5 at step 1 to 0.9" in warning
 
 
 @pytest.mark.parametrize(

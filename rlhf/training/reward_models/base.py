@@ -86,7 +86,7 @@ class RewardKind:
             return [f"head{i}" for i in range(self.config.num_heads)]
         return self.config.labels or ["reward"]
 
-    def check_rows(self, rows: Sequence[Row]) -> None:
+    def check_columns(self, rows: Sequence[Row]) -> None:
         """Raise UserError if none of the rows has the columns that the kind needs."""
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:

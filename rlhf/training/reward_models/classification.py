@@ -20,11 +20,11 @@ from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
     labeled_text,
-    unit_of,
+    unit_key,
 )
 
 
-def classification(config: RewardConfig) -> RewardKind:
+def classification_kind(config: RewardConfig) -> RewardKind:
     """Return `MultiClass` for more than two classes, else `Binary`."""
     return MultiClass(config) if len(config.labels) > 2 else Binary(config)
 
@@ -74,7 +74,7 @@ class Binary(LogOdds, Classes):
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _class_number(row["label"], 2)
-        return Example([encoder.encode_labeled(row)], encoder.for_heads(float(label)))
+        return Example([encoder.encode_labeled(row)], encoder.labels_for_heads(float(label)))
 
     def class_logits(self, logits: np.ndarray) -> np.ndarray:
         log_odds = logits.mean(1)
@@ -121,7 +121,7 @@ def class_report(
         logits,
         np.array(labels),
         baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},
-        groups=[unit_of(row) for row in rows],
+        groups=[unit_key(row) for row in rows],
     )
 
 

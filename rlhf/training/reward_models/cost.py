@@ -28,8 +28,8 @@ class Cost(PairKind):
     columns = UNSAFE_COLUMNS
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        unsafe = [_flag(row[name], name) for name in UNSAFE_COLUMNS]
-        return Example(encoder.pair(row), unsafe)
+        unsafe = [_unsafe_flag(row[name], name) for name in UNSAFE_COLUMNS]
+        return Example(encoder.encode_pair(row), unsafe)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         better, worse = self.by_example(logits, labels)[..., 0].unbind(1)
@@ -42,11 +42,11 @@ class Cost(PairKind):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {"accuracy": float(((logits[..., 0] > 0) == (labels > 0.5)).mean())}
 
-    def scorer_of(self, trained: TrainedModel) -> Reward:
-        return super().scorer_of(trained) * -1.0
+    def load_scorer(self, trained: TrainedModel) -> Reward:
+        return super().load_scorer(trained) * -1.0
 
 
-def _flag(value: Any, name: str) -> float:
+def _unsafe_flag(value: Any, name: str) -> float:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return float(value)
     raise RowDropped(f"{name} is not true or false")

@@ -74,7 +74,7 @@ class RewardEncoder:
         self.encoded_rows[training], self.dropped[training] = [], Counter()
         self.generator = np.random.default_rng([self.config.seed, training])
         self.bare_texts = "text" in rows[0]
-        self.kind.check_rows(rows)
+        self.kind.check_columns(rows)
         for row in rows:
             self.truncated = False
             try:
@@ -91,7 +91,7 @@ class RewardEncoder:
             )
         lengths = [max(map(len, example.ids)) for example in examples]
         if training:
-            order = length_grouped(lengths, self.config.batch_size, self.generator)
+            order = length_grouped_order(lengths, self.config.batch_size, self.generator)
         else:
             order = np.argsort(lengths, kind="stable")
         return [examples[i] for i in order]
@@ -100,7 +100,7 @@ class RewardEncoder:
         """Return the counts of truncated and dropped rows as text; "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
-    def text(self, conversation: Conversation) -> list[int]:
+    def encode_conversation(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation; truncation removes the oldest tokens."""
         ids, truncated = encode_truncated(
             self.tokenizer,
@@ -111,23 +111,25 @@ class RewardEncoder:
         self.truncated |= truncated
         return ids
 
-    def pair(self, row: Row) -> list[list[int]]:
+    def encode_pair(self, row: Row) -> list[list[int]]:
         """Return the token ids of the prompt with the chosen and with the rejected reply.
 
         Raises:
             RowDropped: The two texts have the same tokens.
         """
         prompt = with_tools(row["prompt"], row.get("tools"))
-        chosen, rejected = (self.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            self.encode_conversation([*prompt, *row[side]]) for side in ("chosen", "rejected")
+        )
         if chosen == rejected:
             raise RowDropped(EQUAL_TEXTS_REASON if self.truncated else SAME_TOKENS_REASON)
         return [chosen, rejected]
 
     def encode_labeled(self, row: Row) -> list[int]:
         """Return the token ids of the text or conversation of a labeled row."""
-        return self.text(labeled_messages(row))
+        return self.encode_conversation(labeled_messages(row))
 
-    def for_heads(self, label: float) -> list[float]:
+    def labels_for_heads(self, label: float) -> list[float]:
         """Return a label for each of the M heads.
 
         In training with several heads, the label is IGNORED for heads that are not trained on the
@@ -150,7 +152,7 @@ def labeled_text(row: Row) -> str:
     return labeled_conversation(row)[-1]["content"]
 
 
-def unit_of(row: Row) -> str:
+def unit_key(row: Row) -> str:
     """Return the key of a row's independent unit: its prompt, or its text if it has no prompt.
 
     Rows with the same key are not independent in confidence intervals.
@@ -158,7 +160,7 @@ def unit_of(row: Row) -> str:
     return prompt_key(row) if row.get("prompt") else labeled_text(row)
 
 
-def length_grouped(
+def length_grouped_order(
     lengths: Sequence[int], batch_size: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Order rows so that the texts of a batch have similar lengths, with batches in random order.

@@ -53,7 +53,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         kwargs=config.model.chat_template_kwargs,
         fold_system=config.model.fold_system,
     )
-    model = with_new_head(folder, kind.outputs(), steps=kind.per_token)
+    model = load_backbone_with_head(folder, kind.outputs(), steps=kind.per_token)
     model.config.problem_type = kind.problem_type
     model.config.use_cache = False
     positions = model.config.to_dict().get("max_position_embeddings")
@@ -79,7 +79,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     return make_trainable(model), tokenizer, pooling
 
 
-def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
+def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> Any:
     """Load the backbone of a model folder with a new head, in float32; adapters are merged.
 
     Args:
@@ -121,11 +121,11 @@ def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
     except (AttributeError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder} cannot carry a reward head: {reason}") from error
-    _refuse_random_backbone(folder, model, info["missing_keys"])
+    _check_backbone_loaded(folder, model, info["missing_keys"])
     return model
 
 
-def _refuse_random_backbone(folder: str, model: Any, missing: Iterable[str]) -> None:
+def _check_backbone_loaded(folder: str, model: Any, missing: Iterable[str]) -> None:
     """Check that all weights of the backbone were loaded, because others are random.
 
     Raises:

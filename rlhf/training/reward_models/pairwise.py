@@ -30,7 +30,7 @@ class Pairwise(LogOdds):
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         chosen_first = bool(encoder.generator.random() < 0.5)
         order = ("chosen", "rejected") if chosen_first else ("rejected", "chosen")
-        first, second = (_text(row, side) for side in order)
+        first, second = (_reply_text(row, side) for side in order)
         ids, swapped = (
             encode_pair(
                 encoder.tokenizer, prompt_of(row), *replies, max_length=self.config.max_length
@@ -48,7 +48,9 @@ class Pairwise(LogOdds):
         """
         rows = trained.test_rows
         model = with_packing(PairModel.load(trained.run.final, dtype=trained.dtype))
-        chosen, rejected = ([_text(row, side) for row in rows] for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            [_reply_text(row, side) for row in rows] for side in ("chosen", "rejected")
+        )
         log_odds, agree = model.compare([prompt_of(row) for row in rows], chosen, rejected)
         correct = (np.sign(log_odds) + 1) / 2
         gaps = [len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]
@@ -60,5 +62,5 @@ class Pairwise(LogOdds):
         return report
 
 
-def _text(row: Row, side: str) -> str:
+def _reply_text(row: Row, side: str) -> str:
     return "\n\n".join(message["content"] for message in row[side])

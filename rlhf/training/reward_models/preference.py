@@ -41,7 +41,8 @@ class PairKind(RewardKind):
         self.uses_margin = config.margins
         self.centering: float = config.trainer.get("center_rewards_coefficient") or 0.0
 
-    def check_rows(self, rows: Sequence[Row]) -> None:
+    def check_columns(self, rows: Sequence[Row]) -> None:
+        """Raise UserError if the loss uses margins and none of the rows has a margin."""
         if self.uses_margin and not any("margin" in row for row in rows):
             setting = "margins is true" if self.config.margins else f"kind: {self.config.kind}"
             raise UserError(
@@ -55,7 +56,7 @@ class PairKind(RewardKind):
         margin = float(row["margin"]) if self.uses_margin else 0.0
         if margin < 0:  # a negative strength would leave the loss without a lower bound
             raise RowDropped("margin below 0: the rejected completion has the higher score")
-        return Example(encoder.pair(row), encoder.for_heads(margin))
+        return Example(encoder.encode_pair(row), encoder.labels_for_heads(margin))
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         chosen, rejected = self.by_example(logits, labels).unbind(1)
@@ -90,7 +91,7 @@ class PairKind(RewardKind):
         sidecar = Sidecar.read(trained.run.final)
         assert sidecar is not None
         report = report_on_pairs(
-            self.scorer_of(trained),
+            self.load_scorer(trained),
             rows,
             trained.run.directory,
             name=trained.run.directory.name,
@@ -104,7 +105,7 @@ class PairKind(RewardKind):
             dataclasses.replace(sidecar, temperature=temperature).write(trained.run.final)
         return report["verdict"]
 
-    def scorer_of(self, trained: TrainedModel) -> Reward:
+    def load_scorer(self, trained: TrainedModel) -> Reward:
         """Load the saved model as a reward whose higher scores are better."""
         if self.scorer == "learned":
             return trained.load()
@@ -157,7 +158,7 @@ class LengthDebiased(PairKind):
             sum(len(message["content"]) for message in row[side]) / 100
             for side in ("chosen", "rejected")
         ]
-        return Example(encoder.pair(row), lengths)
+        return Example(encoder.encode_pair(row), lengths)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         chosen, rejected = self.by_example(logits, labels).unbind(1)

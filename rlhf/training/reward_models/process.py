@@ -35,7 +35,7 @@ class Process(RewardKind):
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         steps = encode_steps(
-            encoder.tokenizer, self._solution(row), separator=self.config.separator
+            encoder.tokenizer, self._solution_conversation(row), separator=self.config.separator
         )
         if len(steps.ends) != len(row["labels"]):
             raise RowDropped("a step is empty or contains the separator")
@@ -63,7 +63,7 @@ class Process(RewardKind):
         majority = bool(np.mean(known) >= 0.5)
         correct, by_majority, groups = [], [], []
         for row in trained.test_rows:
-            scores = reward.step_scores(self._solution(row))
+            scores = reward.step_scores(self._solution_conversation(row))
             for score, label in zip(scores, row["labels"], strict=True):
                 if label is not None:
                     correct.append(float((score > 0.5) == bool(label)))
@@ -73,6 +73,6 @@ class Process(RewardKind):
             correct, baselines={"commonest label": by_majority}, groups=groups
         )
 
-    def _solution(self, row: Row) -> Conversation:
+    def _solution_conversation(self, row: Row) -> Conversation:
         reply = "".join(step + self.config.separator for step in row["steps"])
         return [*prompt_of(row), {"role": "assistant", "content": reply}]

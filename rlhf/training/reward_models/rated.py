@@ -21,7 +21,7 @@ from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
     labeled_text,
-    unit_of,
+    unit_key,
 )
 
 
@@ -64,7 +64,7 @@ class Regression(RewardKind):
         rows, logits = trained.test_rows, trained.logits()
         report: Report = {
             "rows": len(rows),
-            "units": len({unit_of(row) for row in rows}),
+            "units": len({unit_key(row) for row in rows}),
             "metrics": {},
             "baselines": {"TF-IDF": {}},
             "gains": {"TF-IDF": {}},
@@ -104,7 +104,7 @@ class Regression(RewardKind):
             logits,
             np.array([row[name] for row in rows], dtype=float),
             baselines={"TF-IDF": ridge},
-            groups=[unit_of(row) for row in rows],
+            groups=[unit_key(row) for row in rows],
         )
 
 

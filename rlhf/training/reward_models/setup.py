@@ -42,13 +42,15 @@ def method_of(config: RewardConfig) -> OfflineMethod:
     return OfflineMethod(
         kind.data,
         LEARNING_RATES["reward"],
-        functools.partial(prepare, kind),
+        functools.partial(prepare_setup, kind),
         native=kind.in_trl,
         keep=kind.columns,
     )
 
 
-def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str) -> TrainingSetup:
+def prepare_setup(
+    kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
+) -> TrainingSetup:
     """Load the model with a new head; return it with its encoder, trainer and report.
 
     Args:
@@ -62,7 +64,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
     """
     model, tokenizer, pooling = load_with_new_head(kind)
     if engine == "native" and pooling != "last":
-        engine = engine_of(config, native=False)  # the native engine trains decoders only
+        engine = engine_of(config, native_supported=False)  # the native engine trains decoders only
     append_eos = pooling == "last" and kind.append_eos
     if append_eos:
         end_template_at_score(tokenizer)
@@ -106,33 +108,33 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
         encode=encoder,
         summary=encoder.summary,
         save=save,
-        trainer=reward_trainer(kind, model) if engine == "trl" else None,
+        trainer=reward_trainer_spec(kind, model) if engine == "trl" else None,
         report=report,
         dropout=True,
     )
 
 
-def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
+def reward_trainer_spec(kind: RewardKind, model: Any) -> TrainerSpec:
     """Return the specification of TRL's trainer if it implements the loss of the kind.
 
     Otherwise, return that of transformers' trainer with the loss of the kind.
     """
     # The encoder has already ordered the rows into batches of similar length.
     defaults = {"train_sampling_strategy": "sequential"}
-    owned: dict[str, Any] = {"remove_unused_columns": False}
+    fixed: dict[str, Any] = {"remove_unused_columns": False}
     if kind.in_trl:
         import trl
 
-        from rlhf.training.trl.columns import reward_columns
+        from rlhf.training.trl.columns import reward_dataset
 
         return TrainerSpec(
             trl.RewardTrainer,
             trl.RewardConfig,
-            functools.partial(reward_columns, margins=kind.config.margins),
+            functools.partial(reward_dataset, margins=kind.config.margins),
             defaults=defaults,
             # The encoder truncates long texts; TRL would drop the rows.
-            owned=owned | {"max_length": None, "disable_dropout": False},
-            handled=TOOLKIT_OPTIONS,
+            fixed=fixed | {"max_length": None, "disable_dropout": False},
+            handled_options=TOOLKIT_OPTIONS,
         )
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -154,6 +156,6 @@ def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
         list,
         arguments,
         defaults,
-        owned,
+        fixed,
         TOOLKIT_OPTIONS | TRL_ONLY_OPTIONS,
     )

@@ -71,7 +71,7 @@ class RewardTrainer(SupervisedTrainer):
     model_class = Scorer
     with_margins = True
 
-    def count(self, batch: TrainingBatch) -> Tensor:
+    def loss_denominators(self, batch: TrainingBatch) -> Tensor:
         """Return the denominator of the loss, which is the number of pairs in the batch."""
         return batch.require("chosen").sum()
 

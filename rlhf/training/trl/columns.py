@@ -20,14 +20,14 @@ from rlhf.training.examples import Example
 Row = Mapping[str, Any]
 
 
-def sft_columns(examples: Sequence[Example]) -> Dataset:
+def sft_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the data set for ``SFTTrainer``."""
     return Dataset.from_list(
         [{"input_ids": example.ids[0], "labels": example.labels[0]} for example in examples]
     )
 
 
-def pair_columns(examples: Sequence[Example]) -> Dataset:
+def pair_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the data set for ``DPOTrainer`` with ``PairCollator``."""
     return Dataset.from_list(
         [
@@ -45,7 +45,7 @@ def pair_columns(examples: Sequence[Example]) -> Dataset:
     )
 
 
-def label_columns(examples: Sequence[Example]) -> Dataset:
+def label_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the data set for ``KTOTrainer`` with ``KTOCollator``."""
     return Dataset.from_list(
         [
@@ -61,7 +61,7 @@ def label_columns(examples: Sequence[Example]) -> Dataset:
     )
 
 
-def reward_columns(examples: Sequence[Example], *, margins: bool) -> Dataset:
+def reward_dataset(examples: Sequence[Example], *, margins: bool) -> Dataset:
     """Return the data set for ``RewardTrainer``, with a margin column if ``margins`` is true."""
     return Dataset.from_list(
         [
@@ -88,7 +88,7 @@ class PairCollator:
         sides = ("chosen", "rejected")
         ids = [example[f"{side}_tokens"] for side in sides for example in examples]
         labels = [example[f"{side}_labels"] for side in sides for example in examples]
-        batch = _columns(ids, labels, self.pad_id, self.multiple)
+        batch = _padded_columns(ids, labels, self.pad_id, self.multiple)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
@@ -114,7 +114,7 @@ class KTOCollator:
     def __call__(self, examples: Sequence[Row]) -> dict[str, Tensor]:
         ids = [example["completion_tokens"] for example in examples]
         labels = [example["completion_labels"] for example in examples]
-        batch = _columns(ids, labels, self.pad_id, self.multiple)
+        batch = _padded_columns(ids, labels, self.pad_id, self.multiple)
         if "KL_completion_ids" in examples[0]:
             lengths = [_prompt_length(row) for row in labels]
 
@@ -125,7 +125,9 @@ class KTOCollator:
                 )
                 return [row[: self.max_length] for row in joined]
 
-            columns = _columns(mismatched(ids), mismatched(labels), self.pad_id, self.multiple)
+            columns = _padded_columns(
+                mismatched(ids), mismatched(labels), self.pad_id, self.multiple
+            )
             batch |= {f"KL_{name}": column for name, column in columns.items()}
         for name in ("ref_logps", "ref_KL_logps"):
             if name in examples[0]:
@@ -139,7 +141,7 @@ def _prompt_length(labels: Sequence[int]) -> int:
     return next(t for t, label in enumerate(labels) if label != IGNORED)
 
 
-def _columns(
+def _padded_columns(
     ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int, multiple: int
 ) -> dict[str, Tensor]:
     """Return padded ids, attention mask and mask of the trained tokens, each [B, T]."""

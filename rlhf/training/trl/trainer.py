@@ -28,10 +28,10 @@ from rlhf.training.methods import (
     OfflineMethod,
     TrainerSpec,
     TrainingSetup,
-    evaluation_steps,
-    logging_steps,
+    default_logging_interval,
+    default_warmup_steps,
+    evaluation_interval,
     num_steps,
-    warmup_steps,
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
@@ -39,13 +39,13 @@ from rlhf.training.trl.checkpoints import last_complete_checkpoint
 from rlhf.training.trl.columns import (
     KTOCollator,
     PairCollator,
-    label_columns,
-    pair_columns,
-    sft_columns,
+    label_dataset,
+    pair_dataset,
+    sft_dataset,
 )
 
 
-def causal_trainer(
+def causal_trainer_spec(
     command: str, config: OfflineConfig, model: Any, tokenizer: Any, *, max_length: int
 ) -> TrainerSpec:
     """Return the specification of TRL's trainer for a language model.
@@ -57,10 +57,10 @@ def causal_trainer(
         tokenizer: Tokenizer of the model.
         max_length: Maximum number of tokens of an example.
     """
-    owned: dict[str, Any] = {"max_length": max_length}
+    fixed: dict[str, Any] = {"max_length": max_length}
     if command == "sft":
-        return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_columns, owned=owned)
-    owned["remove_unused_columns"] = False  # the collators need these columns
+        return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_dataset, fixed=fixed)
+    fixed["remove_unused_columns"] = False  # the collators need these columns
     multiple = config.trainer.get("pad_to_multiple_of")
     arguments: dict[str, Any] = {}
     if unwrap_peft(model) is model:
@@ -68,9 +68,9 @@ def causal_trainer(
         arguments["ref_model"] = make_frozen(copy.deepcopy(model))
     if command == "dpo":
         arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
-        return TrainerSpec(trl.DPOTrainer, trl.DPOConfig, pair_columns, arguments, owned=owned)
+        return TrainerSpec(trl.DPOTrainer, trl.DPOConfig, pair_dataset, arguments, fixed=fixed)
     arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, config.max_length, multiple)
-    return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, label_columns, arguments, owned=owned)
+    return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, label_dataset, arguments, fixed=fixed)
 
 
 def train_with_trainer(
@@ -111,7 +111,7 @@ def train_with_trainer(
             run.rewind(int(checkpoint.name.split("-")[1]))
         else:
             run.rewind(-1)
-            with refused_options():
+            with option_errors_as_user_errors():
                 trainer.evaluate()  # step 0: the initial model
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -148,19 +148,19 @@ def make_options(
             f"{config.batch_size}, {config.micro_batch_size} and {world}"
         )
     steps = num_steps(config, num_rows)
-    every = evaluation_steps(config, steps)
+    every = evaluation_interval(config, steps)
     defaults: dict[str, Any] = {
         "learning_rate": method.learning_rate,
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
-        "logging_steps": logging_steps(steps),
+        "logging_steps": default_logging_interval(steps),
         "logging_nan_inf_filter": False,  # the filter replaces a nan loss by the mean of others
         "report_to": "none",
         "disable_tqdm": True,  # the run displays its own progress
         "lr_scheduler_type": "linear",
-        "warmup_steps": warmup_steps(steps),
+        "warmup_steps": default_warmup_steps(steps),
     }
-    owned: dict[str, Any] = {
+    fixed: dict[str, Any] = {
         "output_dir": str(directory / "checkpoints"),
         "seed": config.seed,
         "use_cpu": default_device().type == "cpu",
@@ -176,9 +176,11 @@ def make_options(
         "metric_for_best_model": "loss",
         "greater_is_better": False,
     }
-    requested = {key: value for key, value in config.trainer.items() if key not in spec.handled}
-    arguments = {**defaults, **spec.defaults, **requested, **owned, **spec.owned}
-    with refused_options():
+    requested = {
+        key: value for key, value in config.trainer.items() if key not in spec.handled_options
+    }
+    arguments = {**defaults, **spec.defaults, **requested, **fixed, **spec.fixed}
+    with option_errors_as_user_errors():
         return spec.options(**arguments)
 
 
@@ -207,7 +209,7 @@ def make_trainer(
         name = optimizer_name(getattr(options.optim, "value", options.optim))
         optimizer = make_optimizer(name, trained, optimizer_settings(options))
         extra["optimizers"] = (optimizer, None)
-    with refused_options():
+    with option_errors_as_user_errors():
         return spec.trainer(
             model=setup.model,
             args=options,
@@ -218,7 +220,7 @@ def make_trainer(
 
 
 @contextlib.contextmanager
-def refused_options() -> Iterator[None]:
+def option_errors_as_user_errors() -> Iterator[None]:
     """Return a context that converts a trainer's error about an option to a UserError.
 
     A context is needed because trainers validate some options only at their first use.
