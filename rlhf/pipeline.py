@@ -98,7 +98,7 @@ def _check_stage(
         raise UserError(f"stages: two stages have the name {name!r}; names must differ")
     stage = pipeline.stages[index]
     try:
-        for reference in _references(stage):
+        for reference in _stage_references(stage):
             target = reference.removeprefix(PREFIX).partition("/")[0]
             if target not in names[:index]:
                 raise UserError(
@@ -169,18 +169,18 @@ def with_initial_model(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str
     return {**stage, "model": model} if model is not None else dict(stage)
 
 
-def _references(value: Any) -> list[str]:
+def _stage_references(value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [name for item in value.values() for name in _references(item)]
+        return [name for item in value.values() for name in _stage_references(item)]
     if isinstance(value, list):
-        return [name for item in value for name in _references(item)]
+        return [name for item in value for name in _stage_references(item)]
     return [value] if isinstance(value, str) and value.startswith(PREFIX) else []
 
 
 def missing_references(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str]:
     """Return a stage's references to models and files that do not exist yet."""
     root = Path(pipeline.output_dir)
-    return [name for name in _references(stage) if not _reference_path(root, name).exists()]
+    return [name for name in _stage_references(stage) if not _reference_path(root, name).exists()]
 
 
 def _reference_path(root: Path, reference: str) -> Path:

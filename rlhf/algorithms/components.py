@@ -69,10 +69,10 @@ def _read_decorators(module: str) -> None:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
                 arguments = map(ast.literal_eval, call.args)
                 options = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
-                decorators[call.func.id](*arguments, **options)(_not_imported)
+                decorators[call.func.id](*arguments, **options)(_raise_not_imported)
 
 
-def _not_imported(*_: Any, **__: Any) -> NoReturn:
+def _raise_not_imported(*_: Any, **__: Any) -> NoReturn:
     raise RuntimeError("the module of this function has not been imported")
 
 

@@ -181,6 +181,11 @@ def _clipped_surrogate(
     *,
     denominator: Denominator,
 ) -> tuple[Tensor, MetricSums]:
+    """Return the clipped surrogate loss and its metrics.
+
+    The importance ratio in the loss is exp(`log_weight`); `log_ratio`, the log-ratio of each token,
+    is used for the metric approx KL.
+    """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     ratio = log_weight.exp()

@@ -8,8 +8,11 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import Command, CommandTable
 
 
-def _offline(
-    name: str, summary: str, options: str, config: str = "rlhf.config.offline:OfflineConfig"
+def _offline_command(
+    name: str,
+    summary: str,
+    trainer_options: str,
+    config: str = "rlhf.config.offline:OfflineConfig",
 ) -> Command:
     return Command(
         name,
@@ -18,11 +21,11 @@ def _offline(
         "rlhf.training.offline:train_offline",
         plan="rlhf.commands.dry_run:plan_offline",
         makes_run=True,
-        options={"trainer": options},
+        options={"trainer": trainer_options},
     )
 
 
-def _online(name: str, summary: str) -> Command:
+def _online_command(name: str, summary: str) -> Command:
     return Command(
         name,
         summary,
@@ -89,18 +92,18 @@ COMMANDS = CommandTable(
             ),
         ],
         "Training (each command writes a run directory)": [
-            _offline("sft", "supervised fine-tuning on demonstrations", "trl:SFTConfig"),
-            _offline(
+            _offline_command("sft", "supervised fine-tuning on demonstrations", "trl:SFTConfig"),
+            _offline_command(
                 "reward",
                 "train a reward model on pairs, rankings, labels or steps",
                 "trl:RewardConfig",
                 "rlhf.config.reward:RewardConfig",
             ),
-            _offline("dpo", "direct preference optimization", "trl:DPOConfig"),
-            _offline(
+            _offline_command("dpo", "direct preference optimization", "trl:DPOConfig"),
+            _offline_command(
                 "kto", "Kahneman-Tversky optimization on labeled completions", "trl:KTOConfig"
             ),
-            *(_online(name, row.title) for name, row in ALGORITHMS.items()),
+            *(_online_command(name, row.title) for name, row in ALGORITHMS.items()),
         ],
         "Measuring and using models": [
             Command(

@@ -18,7 +18,7 @@ from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
 from rlhf.config.load import Source, assemble, build, merge
 from rlhf.errors import UserError
-from rlhf.runs.alarms import Halt, write_description
+from rlhf.runs.alarms import Halt, write_alarm_description
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgrade_config
 
@@ -173,7 +173,7 @@ class CommandTable(dict[str, Command]):
                 write_report(run.directory)
         except Halt as halt:
             if run.writes:
-                write_description(run.directory, halt, run.config)
+                write_alarm_description(run.directory, halt, run.config)
             if halt.repeatable:
                 halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)
             raise

@@ -77,7 +77,9 @@ def help_text(
         notes: Text below the keys.
     """
     sections = [
-        Section(section.title, [_with_default(key, defaults or {}) for key in section.keys])
+        Section(
+            section.title, [_with_effective_default(key, defaults or {}) for key in section.keys]
+        )
         for section in sections_of(cls, options or {})
     ]
     keys = [key for section in sections for key in section.keys if key.name not in hidden]
@@ -92,7 +94,7 @@ def help_text(
     return "\n\n".join([*blocks, *notes])
 
 
-def _with_default(key: Key, defaults: Mapping[str, Any]) -> Key:
+def _with_effective_default(key: Key, defaults: Mapping[str, Any]) -> Key:
     if key.name not in defaults:
         return key
     return dataclasses.replace(key, default=defaults[key.name], required=False)

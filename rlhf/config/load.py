@@ -147,6 +147,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _list_index(items: list[Any], part: str, key: str) -> int:
+    """Convert the part of a dotted key to an index of a list; raise UserError if it is invalid."""
     if not part.isdecimal() or int(part) >= len(items):
         raise UserError(
             f"--{key}: {part!r} is not an index of the list, which has {len(items)} entries"

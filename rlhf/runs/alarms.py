@@ -194,7 +194,7 @@ def action_of(name: AlarmName, config: Mapping[str, Any]) -> Action:
     return (config.get("alarms") or {}).get(name, ALARMS[name].action)
 
 
-def write_description(directory: Path, halt: Halt, config: Mapping[str, Any]) -> None:
+def write_alarm_description(directory: Path, halt: Halt, config: Mapping[str, Any]) -> None:
     """Write the alarm, the configuration and the metrics of a halted run to its bundle.
 
     Args:

@@ -20,7 +20,7 @@ class DamagedFolder(UserError):
 def write_checksums(folder: Path) -> None:
     """Write a file with the checksums of all files of a folder, and flush all files to the disk."""
     digests = {}
-    for path in _files(folder):
+    for path in _files_except_checksums(folder):
         digests[path.relative_to(folder).as_posix()] = sha256_of(path)
         flush_to_disk(path)
     write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
@@ -54,11 +54,11 @@ def unlisted_files(folder: Path) -> Iterator[Path]:
     """
     if (folder / CHECKSUMS).is_file():
         listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        for path in _files(folder):
+        for path in _files_except_checksums(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 yield path
 
 
-def _files(folder: Path) -> list[Path]:
+def _files_except_checksums(folder: Path) -> list[Path]:
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     return sorted(paths)

@@ -162,6 +162,11 @@ class Claim:
                 self.directory.rmdir()
 
     def _acquire(self) -> None:
+        """Acquire the lock.
+
+        Raises:
+            UserError: Another process has the lock.
+        """
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -171,6 +176,7 @@ class Claim:
             ) from None
 
     def _take_over(self, *, overwrite: bool) -> None:
+        """Mark the locked directory as one of this process; move earlier files if ``overwrite``."""
         repair_folder(self.directory)
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._keep_or_restore()
@@ -292,13 +298,14 @@ def _foreign_files(path: Path) -> Iterator[Path]:
         for child in written:
             yield from _foreign_files(child)
     elif path.name in CONTAINERS:
-        yield from _foreign_in_container(path)
+        yield from _foreign_files_in_container(path)
 
 
-def _foreign_in_container(folder: Path) -> Iterator[Path]:
+def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
+    """Yield the files that the toolkit did not write, inside a folder of run directories."""
     for path in folder.iterdir():
         if path.is_dir() and not written_by_toolkit(path):
-            yield from _foreign_in_container(path)
+            yield from _foreign_files_in_container(path)
         elif path.is_dir():
             yield from _foreign_files(path)
         elif path.suffix != ".jsonl":

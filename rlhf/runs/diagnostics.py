@@ -99,6 +99,7 @@ class TrainingMonitor:
         return self._new_warnings(step)
 
     def _new_warnings(self, step: int) -> list[str]:
+        """Return the warnings that were not returned before; raise Halt as `update` does."""
         warnings = []
         for kind, sentence in metric_warnings(self.log, f"over the last {RECENT} logged steps"):
             if kind in self.reported or not self._is_logged_often_enough(kind):

@@ -144,7 +144,7 @@ class Run:
             metrics: Metric key -> value; docs/metrics.md describes the keys.
         """
         row = {"step": step, "time": round(time.monotonic() - self.started, 3), **metrics}
-        self._append("metrics.jsonl", row)
+        self._append_row("metrics.jsonl", row)
         if not self.writes or not self.config.get("track"):
             return
         if self.trackers is None:
@@ -154,7 +154,7 @@ class Run:
 
     def write_sample(self, row: Mapping[str, Any]) -> None:
         """Append a transcript to ``samples.jsonl``."""
-        self._append("samples.jsonl", row)
+        self._append_row("samples.jsonl", row)
 
     def rewind(self, step: int) -> None:
         """Remove all log rows after ``step``, so that a resumed run does not log them twice.
@@ -169,7 +169,7 @@ class Run:
                 kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
                 write_text(path, "".join(json_line(row) for row in kept))
 
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+    def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
         if not self.writes:
             return
         append_text(self.directory / name, json_line(row))

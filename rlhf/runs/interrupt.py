@@ -46,14 +46,14 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         # Only the main thread may install handlers; elsewhere (notebook kernels) nothing changes.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in SIGNALS}
+            self._previous = {s: signal.signal(s, self._record_signal) for s in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _record_signal(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.__exit__()
 

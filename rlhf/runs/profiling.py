@@ -27,15 +27,15 @@ class Stopwatch:
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Return a context that adds the time of its ``with`` block to a part."""
-        self._lap()
+        self._add_elapsed_time()
         self._running.append(part)
         try:
             yield
         finally:
-            self._lap()
+            self._add_elapsed_time()
             self._running.pop()
 
-    def _lap(self) -> None:
+    def _add_elapsed_time(self) -> None:
         now = time.perf_counter()
         if self._running:
             part = self._running[-1]

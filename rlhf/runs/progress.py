@@ -120,7 +120,7 @@ class ProgressDisplay:
         self.view.numbers.parts = numbers
         self.view.update(self.task, completed=step)
         for words in warnings:
-            self._warn(step, words)
+            self._show_warning(step, words)
         every = max(1, self.total // LOG_LINES)
         due = before // every != step // every or before < step == self.total
         if not self.live and due:
@@ -132,7 +132,7 @@ class ProgressDisplay:
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"
 
-    def _warn(self, step: int, words: str) -> None:
+    def _show_warning(self, step: int, words: str) -> None:
         if self.live:
             line = Text.assemble(
                 (f"warning, step {step}: ", "bold yellow"), escape_invisible(words)

@@ -60,6 +60,7 @@ def _group_by_length(
 def _group_in_order(
     groups: list[list[int]], rows: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
+    """Join consecutive groups; tokens of a prefix that neighboring rows share count once."""
     batches: list[list[int]] = []
     size = 0
     for group in groups:

@@ -84,6 +84,7 @@ class Encoder:
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def _all_dropped_message(self, count: int) -> str:
+        """Return the error message for ``count`` rows, all of which were dropped."""
         first = next(iter(self.first_dropped.values()))
         if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length

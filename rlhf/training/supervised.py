@@ -241,7 +241,7 @@ class SupervisedTrainer(Trainer):
         """Return the metrics of the steps since the last logged step."""
         sums, norms, tokens = zip(*self._unlogged, strict=True)
         self._unlogged.clear()
-        metrics = _with_prefix("train", sum(sums, MetricSums())) | {
+        metrics = _metrics_with_prefix("train", sum(sums, MetricSums())) | {
             "train/grad_norm": float(np.mean(norms)),
             "train/learning_rate": self.scheduler.get_last_lr()[0],
             "train/tokens": sum(tokens),
@@ -258,7 +258,7 @@ class SupervisedTrainer(Trainer):
             for rows in self.micro_batch_rows(batch):
                 micro_batch = batch.select(rows)
                 total = total + self.loss(micro_batch, count=self.loss_denominators(micro_batch))[1]
-        return _with_prefix("eval", sum(self.world.gather(total), MetricSums()))
+        return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
     def evaluation_due(self, step: int) -> bool:
         return step % self.evaluate_every == 0 or step == self.num_steps
@@ -296,7 +296,7 @@ class SupervisedTrainer(Trainer):
         return [torch.tensor(rows, device=device) for rows in self.world.shard(indices)]
 
 
-def _with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
+def _metrics_with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in sums.compute().items()}
 
 

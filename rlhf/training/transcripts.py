@@ -103,4 +103,5 @@ def token_texts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> l
 
 
 def _finite_or_none(value: float) -> float | None:
+    """Return the value, or None if it is nan or infinite."""
     return value if math.isfinite(value) else None

@@ -73,7 +73,7 @@ class Binary(LogOdds, Classes):
         return super().outputs()
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        label = _class_number(row["label"], 2)
+        label = _parse_class_index(row["label"], 2)
         return Example([encoder.encode_labeled(row)], encoder.labels_for_heads(float(label)))
 
     def class_logits(self, logits: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ class MultiClass(Classes):
     problem_type = "single_label_classification"
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        label = _class_number(row["label"], len(self.config.labels))
+        label = _parse_class_index(row["label"], len(self.config.labels))
         return Example([encoder.encode_labeled(row)], label)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
@@ -125,7 +125,7 @@ def class_report(
     )
 
 
-def _class_number(value: Any, count: int) -> int:
+def _parse_class_index(value: Any, count: int) -> int:
     if value not in range(count):
         raise RowDropped(f"label is not one of the classes 0 to {count - 1}")
     return int(value)

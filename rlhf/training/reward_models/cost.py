@@ -28,7 +28,7 @@ class Cost(PairKind):
     columns = UNSAFE_COLUMNS
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        unsafe = [_unsafe_flag(row[name], name) for name in UNSAFE_COLUMNS]
+        unsafe = [_parse_flag(row[name], name) for name in UNSAFE_COLUMNS]
         return Example(encoder.encode_pair(row), unsafe)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
@@ -46,7 +46,7 @@ class Cost(PairKind):
         return super().load_scorer(trained) * -1.0
 
 
-def _unsafe_flag(value: Any, name: str) -> float:
+def _parse_flag(value: Any, name: str) -> float:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return float(value)
     raise RowDropped(f"{name} is not true or false")

@@ -42,7 +42,7 @@ class Regression(RewardKind):
         self.columns = () if only_label else tuple(self.names)
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        values = [_rating(row[name], name) for name in self.names]
+        values = [_parse_rating(row[name], name) for name in self.names]
         if all(value == IGNORED for value in values):
             raise RowDropped("no rating")
         return Example([encoder.encode_labeled(row)], values)
@@ -78,9 +78,9 @@ class Regression(RewardKind):
                 name,
             )
             prefix = f"{name}/" if len(self.names) > 1 else ""
-            report["metrics"] |= _prefixed(column["metrics"], prefix)
+            report["metrics"] |= _with_key_prefix(column["metrics"], prefix)
             for part in ("baselines", "gains"):
-                report[part]["TF-IDF"] |= _prefixed(column[part]["TF-IDF"], prefix)
+                report[part]["TF-IDF"] |= _with_key_prefix(column[part]["TF-IDF"], prefix)
         return report
 
     def evaluate_column(
@@ -128,7 +128,7 @@ class MultiLabel(LogOdds, Regression):
         return class_report(np.stack([np.zeros(len(rows)), logits], 1), rows, train_rows, name)
 
 
-def _rating(value: Any, name: str) -> float:
+def _parse_rating(value: Any, name: str) -> float:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return float(IGNORED)
     if isinstance(value, str) or not math.isfinite(value) or value == IGNORED:
@@ -136,5 +136,5 @@ def _rating(value: Any, name: str) -> float:
     return float(value)
 
 
-def _prefixed(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _with_key_prefix(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in values.items()}
