@@ -33,7 +33,8 @@ class TrainingBatch:
     values: Tensor | None = None
     """[B, T], the critic's values when the rollouts were collected."""
     entropy: Tensor | None = None
-    """[B, T], entropy in nats of the distributions from which the tokens were drawn."""
+    """[B, T], entropy in nats of the distributions from which the tokens were drawn; 0 in rows for
+    which it was not computed."""
 
     rewards: Tensor | None = None
     """[B, T], training rewards before KL and cost penalties. An episode that could not be scored

@@ -24,8 +24,8 @@ def subtract_missing_eos_penalty(scores: Tensor, stopped: Tensor, *, penalty: fl
 def soft_overlong_penalty(lengths: Tensor, *, max_tokens: int, fraction: float) -> Tensor:
     """Return DAPO's soft overlong penalty (Yu et al. 2025, section 3.4), between -1 and 0.
 
-    The penalty is 0 up to (1 - `fraction`) `max_tokens` sampled tokens, falls linearly, and is -1
-    from `max_tokens` on. DAPO uses the last 4096 of 20480 tokens: fraction 0.2.
+    The penalty is 0 up to (1 - `fraction`) `max_tokens` sampled tokens, then decreases linearly,
+    and is -1 from `max_tokens` on. DAPO's fraction is 0.2 (the last 4096 of 20480 tokens).
 
     Args:
         lengths: [B], number of sampled tokens of the longest turn of each episode.

@@ -230,10 +230,10 @@ def configure(name: str, **overrides: object) -> Algorithm:
             have no effect in this combination.
     """
     if name not in ALGORITHMS:
-        raise _unknown(name, list(ALGORITHMS), "algorithm")
+        raise _unknown_name_error(name, list(ALGORITHMS), "algorithm")
     for key in overrides:
         if key not in setting_names():
-            raise _unknown(key, setting_names(), "setting")
+            raise _unknown_name_error(key, setting_names(), "setting")
     row = ALGORITHMS[name]
     row = replace(row, settings=replace(row.settings, **overrides))  # type: ignore[arg-type]
     row.check()
@@ -243,7 +243,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
     return row
 
 
-def _unknown(key: str, known: list[str], kind: str) -> UserError:
+def _unknown_name_error(key: str, known: list[str], kind: str) -> UserError:
     """Return the error for an unknown name, which suggests the most similar known name."""
     hint = nearest(key, known) or f"; known: {', '.join(known)}"
     return UserError(f"unknown {kind} {key!r}{hint}")

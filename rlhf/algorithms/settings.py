@@ -27,8 +27,9 @@ class Settings:
     group_size: PositiveInt = 1
     """Number of rollouts from one start state, which share a baseline."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Reduction of the loss: mean over tokens ("token"), mean over sequences of their means
-    ("sequence"), or sum divided by the largest number of tokens in an episode ("constant")."""
+    """Reduction of the loss over tokens. "token": mean over all tokens. "sequence": mean of each
+    sequence, then mean over sequences. "constant": sum of each sequence divided by the largest
+    number of tokens of an episode, then mean over sequences."""
     clip_low: NonNegativeFloat = 0.2
     """The lower bound of the clipped ratio is 1 - clip_low."""
     clip_high: NonNegativeFloat = 0.2
@@ -70,7 +71,8 @@ class Settings:
     dynamic_sampling: bool = False
     """Replace groups whose scores (before penalties) are all equal by newly sampled groups."""
     overlong_fraction: Fraction = 0.0
-    """Final fraction of a turn's token limit in which a penalty grows to 1; 0 disables it."""
+    """Fraction of a turn's token limit, at its end, in which a penalty grows from 0 to 1; 0
+    disables the penalty."""
     cost_limit: Finite = 0.0
     """Upper limit of the mean cost per episode."""
     multiplier_init: PositiveFloat = 1.0

@@ -177,7 +177,7 @@ class Halt(UserError):
 
 
 def check_actions(actions: Mapping[AlarmName, Action]) -> None:
-    """Raise ValueError if an alarm that is checked before the update has an action but "halt"."""
+    """Raise ValueError if an alarm that is checked before the update has an action except halt."""
     for name, action in actions.items():
         if ALARMS[name].before_update and action != "halt":
             raise ValueError(

@@ -75,7 +75,10 @@ def save_best(directory: Path, model: CheckpointableModel) -> None:
 
 
 def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
-    """Write the trained model to ``final``, for adapters with the base model in ``directory``."""
+    """Write the trained model to the folder ``final``.
+
+    For adapters, the base model that was saved in ``directory`` is copied to ``final``.
+    """
     copy_base_to_final(directory, final)
     with write_errors_with_path(final):
         trainer.save(final)

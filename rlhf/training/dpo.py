@@ -48,7 +48,7 @@ class DPOTrainer(SupervisedTrainer):
         )
 
     def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:
-        """Compute and check gradients; in the first step, check that policy = reference."""
+        """Compute and check gradients; in the first step, also check that the ratios are 1."""
         total = super().compute_checked_gradients(batch)
         if self.progress.step == 0:
             check_first_ratio(total.means["approx_kl"], self.model.model.dtype)

@@ -42,7 +42,7 @@ class Throughput:
         self._flops += epochs * update_flops(self.model.model, tokens=computed, head_tokens=trained)
 
     def pop(self) -> dict[str, float]:
-        """Return the metrics of the updates since the last call, and start anew."""
+        """Return the metrics of the updates since the last call, and reset the sums."""
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,

@@ -126,7 +126,7 @@ def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> An
 
 
 def _check_backbone_loaded(folder: str, model: Any, missing: Iterable[str]) -> None:
-    """Check that all weights of the backbone were loaded, because others are random.
+    """Check that all weights of the backbone were loaded; missing weights would be random.
 
     Raises:
         UserError: Weights are missing; the message names them.
