@@ -1,6 +1,7 @@
 """Composable rewards with one interface: learned models, rules, judges and code execution.
 
-``import rlhf.reward_models`` does not import torch; names that need it are imported on first use.
+``import rlhf.reward_models`` does not import torch; names that need torch are imported on first
+use.
 """
 
 import importlib

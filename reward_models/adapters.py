@@ -24,8 +24,13 @@ class FunctionReward(Reward):
     """Reward that calls a user's function, which returns a float or None for each conversation.
 
     If the function raises an exception for a batch, it is called again for each conversation, so
-    that a single text affects only its own score. An exception results in None and is counted by
-    its message, file and line, because a bug should not end a long run.
+    that one text affects only its own score. A conversation for which it raises again has the score
+    None, and the exception is counted with its type, message, file and line: a bug in the function
+    should not end a long run.
+
+    Args:
+        function: Function from a list of conversations to a list of scores.
+        name: Name of the component; by default the name of the function.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
@@ -51,7 +56,12 @@ class FunctionReward(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
-        """Call the function and return its scores, or None for each conversation and the error."""
+        """Call the function on a batch.
+
+        Returns:
+            Its scores and None; or, if it raises, a None for each conversation and a description of
+            the exception.
+        """
         try:
             with contained():
                 values = [as_score(v) for v in _items(self.function(copy.deepcopy(batch)))]
@@ -66,29 +76,33 @@ class FunctionReward(Reward):
 
 
 def _items(values: Any) -> Iterable[Any]:
-    """Return the scores of a batch; raise TypeError for a text or a mapping."""
+    """Return ``values``, the result of a user's function; raise TypeError for text or a mapping."""
     if isinstance(values, str | bytes | Mapping):
-        raise TypeError(f"returned a {type(values).__name__}, not a list of scores")
+        raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
 
 
 def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Reward:
-    """Return ``reward`` itself, or a plain function as a :class:`FunctionReward`."""
+    """Convert a plain function to a :class:`FunctionReward`; return a ``Reward`` unchanged.
+
+    Raises:
+        UserError: ``reward`` is neither.
+    """
     if isinstance(reward, Reward):
         return reward
     if callable(reward):
         return FunctionReward(reward, name=name)
     raise UserError(
-        f"a reward is a Reward or a function of conversations, got {type(reward).__name__}"
+        f"a reward must be a Reward or a function of conversations, got {type(reward).__name__}"
     )
 
 
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    Text, numbers and lists of these in the other columns of the data set (``answer``, ...) become
-    facts on the first message. TRL names its metrics after ``__name__`` and ignores rows whose
-    reward is None.
+    Texts, numbers and lists of these in the other columns of the data set (``answer``, ...) become
+    keys of the first message, where rules read them. TRL names the metrics after the function's
+    ``__name__``, and ignores rows whose reward is None.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:
@@ -103,6 +117,10 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
 
 
 def _row_facts(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+    """Return the facts of a row: column -> text, or list of texts and numbers.
+
+    Columns that are not lists of length ``rows`` are left out.
+    """
     facts: dict[str, Any] = {}
     for name, column in columns.items():
         if not isinstance(column, list) or len(column) != rows:

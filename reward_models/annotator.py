@@ -1,8 +1,8 @@
-"""Estimate the temperature, biases and noise of an annotator from its labels, with intervals.
+"""Estimate the temperature, biases and noise of an annotator from preference labels.
 
 Model: P(label) = e + (1 - 2e) * sigmoid(sum_k w_k x_k), where x_k are differences chosen - rejected
 (reward, length, position) and e is the fraction of randomly flipped labels (Bradley-Terry with a
-lapse rate). It is fitted by maximum likelihood with Fisher scoring.
+lapse rate). The parameters are fitted by maximum likelihood with Fisher scoring.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class Annotator:
     """Fraction of randomly flipped labels, in [0, 0.5)."""
 
     def temperature(self, feature: str = "reward") -> Estimate:
-        """Return 1 / weight with its interval; inf if the weight or the end is <= 0."""
+        """Return 1 / weight of a feature with its interval.
+
+        The temperature is inf if the weight is at most 0, and an end of the interval is inf if the
+        corresponding end of the weight's interval is at most 0.
+        """
         w = self.weights[feature]
         return Estimate(*(1 / x if x > 0 else float("inf") for x in (w.value, w.high, w.low)))
 
@@ -52,23 +56,28 @@ def fit_annotator(
 ) -> Annotator:
     """Fit an annotator model to preference pairs.
 
-    The intervals of the weights are Student's t intervals with the sandwich covariance over groups.
-    The interval of the noise uses the profile likelihood, with the statistic divided by the design
-    effect of the groups, because a symmetric interval is wrong near the bound at 0.
+    The intervals of the weights are Student's t intervals with the sandwich covariance clustered by
+    group. The interval of the noise uses the profile likelihood, because a symmetric interval is
+    wrong near the bound at 0; its statistic is divided by the design effect of the groups.
 
     Args:
-        features: Name -> differences chosen - rejected, [N].
-        noise: Whether to fit the flip rate; otherwise it is 0.
-        groups: Group of each pair, such as its prompt, [N]; pairs of a group are dependent.
+        features: Name -> differences chosen - rejected of the feature, [N].
+        noise: Whether to fit the fraction of randomly flipped labels; otherwise it is 0.
+        groups: Group of each pair, such as its prompt, [N]. Pairs of the same group may be
+            dependent; by default, all pairs are independent.
 
     Raises:
-        UserError: There are too few pairs, or features are collinear or separate the labels.
+        UserError: There are too few pairs, a feature is always 0, or the features are collinear or
+            separate the labels perfectly.
     """
     names = list(features)
     x = np.column_stack([np.asarray(features[name], dtype=float) for name in names])
     scale = np.sqrt((x**2).mean(0))
     if len(x) <= len(names) + 1 or (scale == 0).any():
-        raise UserError("fit_annotator needs more pairs than features, none of them all zero")
+        raise UserError(
+            "fit_annotator needs at least two pairs more than features, and each feature must be "
+            "nonzero for at least one pair"
+        )
     x = x / scale
     theta = np.zeros(len(names) + 1)
     theta = _ascend(x, theta, free=np.arange(len(names)))
@@ -91,13 +100,18 @@ def fit_annotator(
 
 
 def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
-    """Return the interval of rates that lower the profile likelihood by at most ``limit`` / 2."""
+    """Return the interval of the noise by the profile likelihood.
+
+    It contains the noise rates for which the profile log-likelihood is at most ``limit`` / 2 below
+    its maximum.
+    """
     best, top, free = float(theta[-1]), _log_likelihood(x, theta), np.arange(len(theta) - 1)
 
     def excess(noise: float) -> float:
         fixed = theta.copy()
         fixed[-1] = noise
-        # Near 1/2 the likelihood hardly depends on the weights, so the best fit's weights are kept.
+        # Near 1/2 the likelihood hardly depends on the weights, so those of the best fit are kept
+        # if the fit fails.
         with contextlib.suppress(ValueError):
             fixed = _ascend(x, fixed, free=free, iterations=50)
         return 2 * (top - _log_likelihood(x, fixed)) - limit
@@ -111,7 +125,10 @@ def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estima
 
 
 def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return P(label) [N] and its gradient with respect to the weights and the noise [N, K+1]."""
+    """Return P(label) [N], and the gradient with respect to the K weights and the noise [N, K+1].
+
+    ``x`` are the features [N, K], and ``theta`` [K+1] are the weights and the noise.
+    """
     s, e = special.expit(x @ theta[:-1]), theta[-1]
     gradient = np.column_stack([(1 - 2 * e) * (s * (1 - s))[:, None] * x, 1 - 2 * s])
     return np.clip(e + (1 - 2 * e) * s, 1e-12, 1 - 1e-12), gradient
@@ -124,14 +141,27 @@ def _log_likelihood(x: np.ndarray, theta: np.ndarray) -> float:
 def _ascend(
     x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: int = 200
 ) -> np.ndarray:
-    """Fit the ``free`` parameters by Fisher scoring with step halving; noise is in [0, 0.49]."""
+    """Maximize the likelihood over the parameters ``free`` by Fisher scoring with step halving.
+
+    Args:
+        x: Features, [N, K].
+        theta: Initial weights and noise, [K+1].
+        free: Indices in ``theta`` of the parameters to fit; the others are constant.
+        iterations: Maximum number of steps.
+
+    Returns:
+        The fitted parameters, [K+1]; the noise is in [0, 0.49].
+
+    Raises:
+        UserError: The information matrix is singular.
+    """
     best = _log_likelihood(x, theta)
     for _ in range(iterations):
         p, gradient = _probability(x, theta)
         g = gradient[:, free]
         information = (g / (p * (1 - p))[:, None]).T @ g
         if np.linalg.cond(information) > 1e12:
-            raise UserError("these features determine each other or every label; drop one")
+            raise UserError("the features are collinear or predict every label; remove one of them")
         step = np.linalg.solve(information, (g / p[:, None]).sum(0))
         for halving in range(30):
             trial = theta.copy()
@@ -151,7 +181,10 @@ def _ascend(
 def _covariances(
     x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, free: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sandwich covariance over groups [N] and the model covariance. [free, free]"""
+    """Return the covariance clustered by group (sandwich) and that of the model, [free, free].
+
+    ``groups`` [N] are numbers from 0, and ``free`` is the number of fitted parameters.
+    """
     p, gradient = _probability(x, theta)
     g = gradient[:, :free]
     model = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)

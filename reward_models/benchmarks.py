@@ -1,11 +1,13 @@
-"""Score public reward benchmarks from local rows: RewardBench 1 and 2, RM-Bench, JudgeBench.
+"""Evaluate rewards on local rows of public benchmarks: RewardBench 1 and 2, RM-Bench, JudgeBench.
 
 Rows come from the files of the benchmarks; nothing is downloaded. Each function returns plain
-numbers. An item that the reward cannot score is counted as wrong and reported under ``unscored``.
-In addition to the published scores, the results contain ``intervals`` (95%, clustered by prompt;
-the interval of a section combines those of its subsets; nested scores are named ``section /
-part``), ``rows`` (number of rows of each part) and ``absent`` (parts without rows). A score with
-absent parts cannot be compared with published ones.
+numbers. In addition to the published scores, a result has these keys:
+
+- ``unscored``: number of replies that the reward could not score; their rows count as wrong.
+- ``intervals``: 95% intervals, clustered by prompt, by the name of the score; the name of a nested
+  score is ``section / part``. The interval of a section combines the intervals of its subsets.
+- ``rows``: number of rows of each part.
+- ``absent``: parts without rows. A score with absent parts is not comparable with published scores.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from rlhf.stats import Interval, interval, jackknife, weighted_sum_interval
 
 Row = Mapping[str, Any]
 Scores = Mapping[str, Any]
-"""Name of a score -> its estimate, or the scores of its parts."""
+"""Name of a score -> estimate with its interval, or the scores of the parts."""
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Chat": (
@@ -67,17 +69,24 @@ SUBSETS_2 = ("Factuality", "Focus", "Math", "Precise IF", "Safety", "Ties")
 DOMAINS = ("chat", "code", "math", "safety")
 """Domains of RM-Bench (2410.16184)."""
 
-_MATH_PRM_WEIGHT = 984  # the number of prompts of all code subsets, instead of its own 447
+# Weight of math-prm in its section: the number of prompts of all code subsets, instead of its own
+# 447 prompts.
+_MATH_PRM_WEIGHT = 984
 
 
 def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """Score RewardBench 1: rows of ``prompt``, ``chosen``, ``rejected``, ``subset``.
+    """Return the accuracy on RewardBench 1 (2403.13787).
 
-    A pair is right if the chosen reply scores strictly higher. Sections weight their subsets by the
-    number of prompts (``math-prm`` as 984); the score is the mean of the sections with rows.
+    A pair is right if the chosen reply scores strictly higher. The score of a section is the mean
+    over its subsets, weighted by their numbers of prompts (984 for ``math-prm``). The score is the
+    mean of the sections that have rows.
+
+    Args:
+        reward: The reward to evaluate.
+        rows: Rows with ``prompt``, ``chosen``, ``rejected`` and ``subset``.
 
     Raises:
-        UserError: A subset is unknown.
+        UserError: A subset is unknown, or there are no rows.
     """
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
@@ -100,13 +109,19 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """Score RewardBench 2 (2506.01937): best of four.
+    """Return the accuracy on RewardBench 2 (2506.01937), a best-of-four task.
 
-    A row is right if a chosen reply has the highest score; if k replies share it, it counts 1/k.
-    ``Ties`` is scored by :func:`ties_score`. The score is the mean of the subsets.
+    A row is right if a chosen reply has the highest score; it counts 1/k if k replies share the
+    highest score. The subset ``Ties`` has the score :func:`ties_score`. The score is the mean of
+    the subsets that have rows.
 
-    Rows have ``prompt``, ``chosen`` (list), ``rejected`` (list) and ``subset``; rows of ``Ties``
-    also have ``id`` ("ref:n" or "tied:n").
+    Args:
+        reward: The reward to evaluate.
+        rows: Rows with ``prompt``, ``chosen`` (list), ``rejected`` (list) and ``subset``. Rows of
+            ``Ties`` also have ``id`` ("ref:n" or "tied:n").
+
+    Raises:
+        UserError: There are no rows.
     """
     rows = list(rows)
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
@@ -131,6 +146,10 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
+    """Return the credit of a row: 1/k if a good reply is among the k highest scores, else 0.
+
+    The credit is 0 if a score is nan.
+    """
     scores = np.concatenate([good, bad])
     if np.isnan(scores).any():
         return 0.0
@@ -139,16 +158,22 @@ def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
 
 
 def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the score of Ties, where right answers should have equal scores above all wrong ones.
+    """Return the score of Ties, whose right answers should have equal scores above all wrong ones.
 
-    The score is the sum of 0.3 times the accuracy on each group of prompts (every right answer
-    above every wrong one); 0.2 P(the gap to the best wrong answer exceeds the spread of the right
-    ones); 0.2 P(the smaller of this gap and that of the reference prompt exceeds the spread); and
-    0.01 times the mean of tanh(gap / spread - 1).
+    For a tied prompt, the spread is the difference between the highest and the lowest score of its
+    right answers, and the gap is the lowest score of a right answer minus the highest score of a
+    wrong one. The smaller gap is the smaller one of this gap and that of the reference prompt with
+    the same number. The score is the sum of
+
+    - 0.3 times the accuracy on the tied prompts and 0.3 times that on the reference prompts (a
+      prompt counts if every right answer scores above every wrong one);
+    - 0.2 times the fraction of tied prompts whose gap exceeds the spread;
+    - 0.2 times the fraction of tied prompts whose smaller gap exceeds the spread;
+    - 0.01 times the mean of tanh(smaller gap / spread - 1).
 
     Args:
-        prompts: "ref:n" (one right answer) and "tied:n" (several) -> scores of the right answers
-            and of the wrong answers.
+        prompts: "ref:n" (reference prompt, with one right answer) or "tied:n" (tied prompt, with
+            several) -> scores of the right answers, and scores of the wrong answers.
     """
     accurate = {group: [] for group in ("ref", "tied")}
     for key, (good, bad) in prompts.items():
@@ -181,29 +206,35 @@ def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Inte
 
 
 def _clearness(gap: float, spread: float) -> float:
-    """Return tanh(gap / spread - 1), or its limit if the spread is 0; 0 for unknown scores."""
+    """Return tanh(gap / spread - 1), or the limit for a spread of 0; 0 if an argument is nan."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0
     return math.tanh(gap / spread - 1) if spread > 0 else float(np.sign(gap))
 
 
 def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """Score RM-Bench (2410.16184): substance against style.
+    """Return the accuracy on RM-Bench (2410.16184), which varies the style of the replies.
 
-    Each row has 3 x 3 comparisons of chosen style i with rejected style j: ``easy`` if the chosen
-    reply has the richer style (i > j), ``normal`` for equal styles, ``hard`` if it has the plainer
-    one. Results are averaged per domain (safety: over its two parts), then over domains; the score
-    is the mean of the three levels.
+    Each row gives 3 x 3 comparisons of chosen style i with rejected style j. They are ``easy`` if
+    the chosen reply has the richer style (i > j), ``normal`` for equal styles, and ``hard`` if the
+    chosen reply has the plainer style. The accuracies are averaged per domain (for safety, over its
+    two parts), then over domains. The score is the mean of the three levels.
 
-    Rows have ``prompt``, ``domain``, and ``chosen`` and ``rejected`` with three styles each
-    (concise, detailed, detailed with Markdown).
+    Args:
+        reward: The reward to evaluate.
+        rows: Rows with ``prompt``, ``domain``, ``chosen`` and ``rejected``. Chosen and rejected
+            replies have three styles each (concise, detailed, detailed with Markdown).
+
+    Raises:
+        UserError: A row does not have three chosen and three rejected replies, or there are no
+            rows.
     """
     rows = list(rows)
     items = [
         (row["prompt"], r) for row in rows for side in ("chosen", "rejected") for r in row[side]
     ]
     if len(items) != 6 * len(rows):
-        raise UserError("RM-Bench rows need three chosen and three rejected replies each")
+        raise UserError("every row of RM-Bench needs three chosen and three rejected replies")
     values, unscored = _scores(reward, items)
     styles = values.reshape(len(rows), 2, 3)
     wins = styles[:, 0, :, None] > styles[:, 1, None, :]
@@ -227,10 +258,17 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """Score JudgeBench (2410.12784): a row is right if the better reply scores strictly higher.
+    """Return the accuracy on JudgeBench (2410.12784).
 
-    Rows have ``question``, ``response_A``, ``response_B``, ``label`` ("A>B" or "B>A") and
-    ``source``.
+    A row is right if the better reply scores strictly higher.
+
+    Args:
+        reward: The reward to evaluate.
+        rows: Rows with ``question``, ``response_A``, ``response_B``, ``label`` ("A>B" or "B>A") and
+            ``source``.
+
+    Raises:
+        UserError: A label is unknown, or there are no rows.
     """
     rows = list(rows)
     if odd := [row["label"] for row in rows if row["label"] not in ("A>B", "B>A")]:
@@ -247,7 +285,7 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
-    """Return the scores of (prompt, reply) items [N], nan if unknown, and the number of nan."""
+    """Return the scores of N items (prompt, reply), [N], nan if unscored, and the number of nan."""
     if not items:
         raise UserError("a benchmark needs at least one row")
     conversations = [
@@ -260,7 +298,10 @@ def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarra
 def _by_part(
     rows: Sequence[Row], values: np.ndarray, *, part: str, prompt: str = "prompt"
 ) -> dict[str, Interval]:
-    """Return the mean of values [N] for each part; ``part`` and ``prompt`` are keys of rows."""
+    """Return the mean of ``values`` [N] of the rows of each part, with its interval.
+
+    ``part`` and ``prompt`` are the keys of a row with the name of its part and with its prompt.
+    """
     members: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         members[str(row[part])].append(i)
@@ -271,13 +312,13 @@ def _by_part(
 
 
 def _rate(values: np.ndarray, prompts: Sequence[str | Conversation]) -> Interval:
-    """Return the mean of values [N] in [0, 1]; rows with the same prompt are one unit."""
+    """Return the mean of values [N] in [0, 1] with its interval; equal prompts are one unit."""
     units = [p if isinstance(p, str) else json.dumps(p, sort_keys=True) for p in prompts]
     return interval(values, units, bounds=(0.0, 1.0), weigh="values")
 
 
 def _mean(parts: Mapping[str, Interval], weights: Mapping[str, int] | None = None) -> Interval:
-    """Return the mean of independent parts, by default with equal weights."""
+    """Return the weighted mean of independent parts with its interval; default: equal weights."""
     numbers = [1 if weights is None else weights[name] for name in parts]
     return weighted_sum_interval(
         list(parts.values()), [number / sum(numbers) for number in numbers]
@@ -285,11 +326,13 @@ def _mean(parts: Mapping[str, Interval], weights: Mapping[str, int] | None = Non
 
 
 def _result(scores: Scores, unscored: int, rows: Mapping[str, int]) -> dict[str, Any]:
+    """Convert scores to the result of a benchmark, which the module's docstring describes."""
     counts = dict(sorted(rows.items()))
     return {**_values(scores), "unscored": unscored, "intervals": _limits(scores), "rows": counts}
 
 
 def _values(scores: Scores) -> dict[str, Any]:
+    """Return the same nested names with plain numbers instead of intervals."""
     return {
         name: part.value if isinstance(part, Interval) else _values(part)
         for name, part in scores.items()
@@ -297,7 +340,7 @@ def _values(scores: Scores) -> dict[str, Any]:
 
 
 def _limits(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Return the interval and number of prompts of each score; the ends are None if unknown."""
+    """Return name -> interval ends and number of prompts; unknown ends are None."""
     limits: dict[str, dict[str, Any]] = {}
     for name, part in scores.items():
         if isinstance(part, Interval):

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
-"""Keys of a message that are passed to a template; ``weight`` and ``answer`` are not."""
+"""Keys of a message that are passed to a template. Other keys, such as ``weight`` and ``answer``,
+are not."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-"""Template variables that are set by the data or the toolkit, not by options."""
+"""Template variables that the data or the toolkit sets; options must not set them."""
 
 SENTINEL = "\u2063text\u2063"
-"""Placeholder for a text, to find what the template writes around it."""
+"""Placeholder for the content of a message, by which its position in the rendered text is found."""
 
 CALLS_WITHOUT_TEMPLATE = "tool calls cannot be rendered without a chat template"
 
@@ -41,7 +42,12 @@ _READS_THINKING = re.compile(
 
 
 class TemplateRefused(Unscorable):
-    """Error for messages that the chat template rejects; ``reason`` is its message in one line."""
+    """Error for messages that the chat template cannot render.
+
+    Args:
+        reason: Message of the template's exception in one line, or what the template omits.
+        raised: Whether the template has raised an exception.
+    """
 
     def __init__(self, reason: str, *, raised: bool = True) -> None:
         what = f"refuses it: {reason}" if raised else reason
@@ -68,17 +74,19 @@ def set_chat_options(
     """Add template options to a tokenizer in place; ``save_pretrained`` saves them.
 
     Args:
-        kwargs: Template variables, which override saved ones.
-        fold_system: Fold system messages into the first user turn; False keeps the saved option.
+        tokenizer: The tokenizer to change.
+        kwargs: Template variables; they override the variables that are stored in the tokenizer.
+        fold_system: Whether to fold system messages into the first user turn; False keeps the
+            option that is stored in the tokenizer.
 
     Raises:
-        UserError: The template does not read a variable, or it is in ``RESERVED``.
+        UserError: An option has no effect on the template, or a variable is in ``RESERVED``.
     """
     source = template_source(tokenizer)
     for name in kwargs or {}:
         if name in RESERVED:
             raise UserError(
-                f"model.chat_template_kwargs.{name} is decided by the data, not by a setting"
+                f"model.chat_template_kwargs.{name}: the data determine this variable; remove it"
             )
         if not re.search(rf"\b{re.escape(name)}\b", source):
             what = f"does not read {name!r}" if source else "is missing"
@@ -96,7 +104,7 @@ def set_chat_options(
 
 
 def template_defaults(variables: Mapping[str, Any]) -> str:
-    """Return Jinja text that sets default values of template variables."""
+    """Return Jinja text that gives each template variable a value if it is not defined."""
     literals = {
         name: "none" if value is None else json.dumps(value) for name, value in variables.items()
     }
@@ -107,7 +115,7 @@ def template_defaults(variables: Mapping[str, Any]) -> str:
 
 
 def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return why the template cannot render a system message; None if it can."""
+    """Return why the template cannot render a system message, or None if the template can."""
     turns = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "?"}]
     try:
         text = render_chat(tokenizer, turns, add_generation_prompt=True)
@@ -117,7 +125,7 @@ def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the Jinja text of all templates of the tokenizer, or an empty text."""
+    """Return the Jinja text of all templates of the tokenizer, or an empty string."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         return "\n".join(map(str, template.values()))
@@ -133,18 +141,20 @@ def render_chat(
 ) -> str:
     """Render ``messages`` with the chat template and the options stored in the tokenizer.
 
-    A list under ``tools`` in one of the messages is passed as the template's ``tools``. Templates
-    expect tool calls in different forms: arguments as an object or as JSON text, content missing or
-    empty. The first form in which every call and every tool result is rendered is used; a second
-    rendering with markers in their place shows whether one is left out.
+    A list under the key ``tools`` of a message is passed as the template's ``tools``. Templates
+    expect tool calls in different forms: arguments as an object or as JSON text, and empty content
+    as None or as an empty string. The first form in which the template renders every call and every
+    tool result is used. To detect omissions, the messages are rendered a second time with markers
+    in place of calls and results.
 
     Args:
-        messages: Dicts with role and content; further keys as in ``MESSAGE_KEYS``.
-        add_generation_prompt: Append the beginning of the assistant's next turn.
-        fixed_date: Render a fixed date in templates that write today's date.
+        tokenizer: The tokenizer.
+        messages: Dictionaries with role and content; ``MESSAGE_KEYS`` lists further keys.
+        add_generation_prompt: Whether to append the beginning of the assistant's next turn.
+        fixed_date: Whether templates that write today's date write a fixed date instead.
 
     Raises:
-        TemplateRefused: The template raised, or it omits tool calls or tool results.
+        TemplateRefused: The template raised an exception, or omits tool calls or tool results.
     """
     marked, markers = _mark_tool_turns(messages)
     options: dict[str, Any] = chat_template_kwargs(tokenizer)
@@ -173,7 +183,7 @@ def render_chat(
     raise refusal
 
 
-# Forms of an assistant message with tool calls.
+# Forms of an assistant message with tool calls: arguments of `_prepare_messages`.
 _CALL_FORMS = tuple(
     {"as_text": as_text, "without_content": without_content}
     for as_text in (False, True)
@@ -184,13 +194,13 @@ _CALL_FORMS = tuple(
 def _mark_tool_turns(
     messages: Sequence[Message],
 ) -> tuple[list[Message], dict[str, list[str]]]:
-    """Replace tool results and the values of tool calls by markers.
+    """Replace tool results and the argument values of tool calls by markers.
 
-    A call keeps its names, because templates can look them up among the tools. Without arguments,
-    its function's name is the marker.
+    The function names and argument names of a call are kept, because templates can look them up
+    among the tools. In a call without arguments, the function name is replaced.
 
     Returns:
-        The marked messages, and the markers of "tool calls" and of "tool results" if there are any.
+        The marked messages; and "tool calls" or "tool results" -> its markers, if there are any.
     """
     markers: dict[str, list[str]] = {}
 
@@ -228,12 +238,12 @@ def _mark_tool_turns(
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:
-    """Return the tools of a conversation, stored on one of its messages; None if there are none."""
+    """Return the ``tools`` of the first message that has some, or None if no message has any."""
     return next((message["tools"] for message in messages if message.get("tools")), None)
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """Return ``messages`` with ``tools`` on the first message, where ``render_chat`` reads them."""
+    """Return copies of ``messages``, with ``tools`` as a key of the first one for `render_chat`."""
     copied = [dict(message) for message in messages]
     if tools and copied:
         copied[0]["tools"] = list(tools)
@@ -247,11 +257,13 @@ def _prepare_messages(
     as_text: bool,
     without_content: bool,
 ) -> list[dict[str, Any]]:
-    """Return messages in the form that is passed to the template, without unknown and empty keys.
+    """Return the messages that are passed to the template, without unknown and empty keys.
 
     Args:
-        as_text: Pass arguments of tool calls as JSON text instead of objects.
-        without_content: Replace empty content of a message with tool calls by None.
+        tokenizer: The tokenizer, whose option `folds_system` is applied.
+        messages: Messages of a conversation.
+        as_text: Whether the arguments of tool calls are JSON text instead of objects.
+        without_content: Whether empty content of a message with tool calls is None.
     """
     thinking = _READS_THINKING.search(template_source(tokenizer)) is not None
     prepared = []
@@ -269,9 +281,10 @@ def _prepare_messages(
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:
-    """Return (reasoning, other content) of a message.
+    """Return (reasoning, content without reasoning) of a message.
 
-    The reasoning is in its own key or in a leading ``<think>`` block of the content.
+    The reasoning is the value of ``reasoning_content``, or a ``<think>`` block at the start of the
+    content; it is empty if there is neither.
     """
     content = str(message.get("content") or "")
     if reasoning := message.get("reasoning_content"):
@@ -284,7 +297,10 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 
 
 def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return ``messages`` with the system text moved to the start of the first user turn."""
+    """Return copies of ``messages`` with the system text at the start of the first user turn.
+
+    Without a user turn, the system message becomes a user message.
+    """
     copied = [dict(message) for message in messages]
     if not copied or copied[0]["role"] != "system":
         return copied
@@ -297,7 +313,7 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _with_arguments(call: Any, as_text: bool) -> Any:
-    """Return a tool call with its arguments as JSON text (OpenAI's form) or as an object."""
+    """Return a tool call with the arguments as JSON text (OpenAI's form) or as an object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):

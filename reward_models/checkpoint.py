@@ -20,7 +20,7 @@ from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
-_NO_LIMIT = 1_000_000  # tokenizers write "no limit" as an enormous model_max_length
+_NO_LIMIT = 1_000_000  # a tokenizer without a limit has a larger model_max_length
 
 
 def load_checkpoint(
@@ -30,16 +30,17 @@ def load_checkpoint(
     device: str | torch.device | None,
     steps: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and the tokenizer at ``path``; the heads compute in float32.
+    """Load the reward model and the tokenizer at ``path``; the heads compute in float32.
 
     Args:
         path: Folder or hub id.
+        dtype: Type of the weights outside the heads.
         device: Device of the model; by default the GPU if there is one.
-        steps: The head is on every token.
+        steps: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        UserError: It is an unmerged adapter, or lacks weights.
+        UserError: The checkpoint is an unmerged adapter, or lacks weights.
     """
     if (Path(path) / "adapter_config.json").is_file():
         raise UserError(
@@ -60,12 +61,18 @@ def load_model(
     device: str | torch.device | None,
     missing: str,
 ) -> Any:
-    """Load a model for evaluation, by default onto the GPU if there is one.
+    """Load a model in evaluation mode.
+
+    Args:
+        load: Loader of transformers, such as a ``from_pretrained``.
+        path: Folder or hub id.
+        dtype: Type of the weights.
+        device: Device of the model; by default the GPU if there is one.
+        missing: Predicate for the error message, such as "has no trained reward head".
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        UserError: The checkpoint ``missing``: it lacks weights, which transformers would
-            initialize randomly.
+        UserError: The checkpoint lacks weights, which transformers would initialize randomly.
     """
     model, info = read(load, path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
@@ -75,10 +82,10 @@ def load_model(
 
 
 def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
-    """Call a loader of transformers on ``path``.
+    """Call a loader of transformers on ``path`` and return its result.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: There is no checkpoint, or the loader raised OSError or ValueError.
     """
     missing = (
         f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
@@ -92,10 +99,10 @@ def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
 
 
 def heads_in_fp32(model: PreTrainedModel) -> None:
-    """Make all modules outside the backbone compute in float32.
+    """Make all modules outside the backbone compute in float32, in place.
 
-    bfloat16 has 8 bits of precision: rewards with a mean of 20 and a standard deviation of 1 lose
-    two points of pairwise accuracy by rounding.
+    bfloat16 has 8 bits of precision. If rewards have a mean of 20 and a standard deviation of 1,
+    rounding to bfloat16 reduces the pairwise accuracy by two percentage points.
     """
     for child in model.children():
         if child is not model.base_model:
@@ -108,7 +115,7 @@ def _inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
 
 
 def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
-    """Remove all outputs of the last head layer except the first, and call it ``name``."""
+    """Keep only the first output of the last head layer, in place, with the label ``name``."""
     layers = [
         layer
         for child in model.children()
@@ -126,7 +133,10 @@ def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
 
 
 def pooling_of(model: PreTrainedModel) -> str:
-    """Return ``last`` for decoders (a linear ``score`` at every position), else ``model``."""
+    """Return the pooling of a model, as in `Sidecar`.
+
+    It is ``last`` for decoders, whose child ``score`` is a linear layer, and ``model`` for others.
+    """
     is_decoder = isinstance(dict(model.named_children()).get("score"), torch.nn.Linear)
     return "last" if is_decoder else "model"
 
@@ -153,10 +163,18 @@ def reconcile(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """Return the checkpoint's sidecar, or infer one, and check it.
+    """Return the checkpoint's sidecar after checking it; infer one if the checkpoint has none.
+
+    Args:
+        path: Folder or hub id.
+        model: The loaded model.
+        tokenizer: The loaded tokenizer.
+        max_length: Requested maximum number of tokens, or None.
+        append_eos: Requested rule for EOS, or None.
 
     Raises:
-        UserError: The sidecar differs from the model, the tokenizer, or the requested settings.
+        UserError: The sidecar contradicts the model, the tokenizer or a requested setting, or
+            cannot be inferred.
     """
     sidecar = find_sidecar(path)
     if sidecar is None:
@@ -172,7 +190,7 @@ def reconcile(
     positions = _positions(model)
     if sidecar.max_length is not None and positions is not None and sidecar.max_length > positions:
         raise UserError(
-            f"{path}: max_length={sidecar.max_length} exceeds its {positions} positions"
+            f"{path}: max_length={sidecar.max_length} exceeds the model's {positions} positions"
         )
     return sidecar
 
@@ -187,7 +205,7 @@ def check_sidecar(path: str | Path, sidecar: Sidecar, **settings: Any) -> None:
         if value is not None and getattr(sidecar, key) != value:
             raise UserError(
                 f"{path} was trained with {key}={getattr(sidecar, key)!r}, "
-                f"but here it is {value!r}; scores would not mean the same"
+                f"but here it is {value!r}; the scores would not be comparable"
             )
 
 
@@ -199,13 +217,20 @@ def _infer(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """Infer the sidecar of a model trained by TRL: a template's ids, or plain text and EOS."""
+    """Infer the sidecar of a model that was trained by TRL.
+
+    Unless ``append_eos`` is given, EOS is appended to the texts of a decoder without a chat
+    template, and not to others.
+
+    Raises:
+        UserError: ``append_eos`` cannot be inferred.
+    """
     pooling = pooling_of(model)
     if append_eos is None:
         if pooling == "last" and model.config.pad_token_id == tokenizer.eos_token_id is not None:
             raise UserError(
-                f"{path} has no reward_model.json and its pad token is its EOS, so its head was "
-                "not trained at EOS; set append_eos to true or false"
+                f"{path} has no reward_model.json, and its pad token is its EOS token, so its head "
+                "was not trained at EOS; set append_eos to true or false"
             )
         is_plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
         append_eos = pooling == "last" and is_plain
@@ -219,5 +244,5 @@ def _infer(
 
 
 def _positions(model: PreTrainedModel) -> int | None:
-    """Return the number of positions of the model; None if unknown."""
+    """Return the maximum number of positions of the model, or None if it is unknown."""
     return model.config.to_dict().get("max_position_embeddings")

@@ -1,4 +1,4 @@
-"""Rewards for programs: run the code of a reply and its tests in two confined processes."""
+"""Rewards for programs: run the code in a reply, and tests of it, in two confined processes."""
 
 from __future__ import annotations
 
@@ -42,36 +42,39 @@ class Outcome:
     """Result of running a program."""
 
     status: str
-    """``passed``; ``failed`` (an exception, or an end before the end of the tests); ``cpu``,
-    ``output`` or ``threads`` (stopped at that limit); ``deadline`` (wall-clock limit)."""
+    """``passed``; ``failed`` (an exception was raised, or the program exited before the tests
+    finished); ``cpu``, ``output`` or ``threads`` (that limit was exceeded); ``deadline`` (the
+    wall-clock limit was exceeded)."""
     output: str
-    """Output of the program to stdout and stderr, then that of the tests, up to the limit."""
+    """Output of the program to stdout and stderr, followed by that of the tests; truncated at the
+    limit."""
     seconds: float
-    """Wall-clock time."""
+    """Wall-clock time, in seconds."""
 
 
 @dataclass(frozen=True)
 class CodeRunner:
-    """Runs Python programs and their tests in two processes under limits of the kernel.
+    """Run Python programs and their tests in two processes with limits that the kernel enforces.
 
     ``sandbox.confinement`` lists the restrictions, and ``docs/security.md`` describes the
-    protection. The constructor fails on a host that cannot enforce a limit, unless
+    protection. On a host that cannot enforce a limit, the constructor raises an error, unless
     ``allow_unenforced`` is set; then only the other limits apply.
 
     Raises:
-        UserError: A limit is not positive, or the host cannot enforce it.
+        UserError: A limit is too small, or the host cannot enforce it.
     """
 
     cpu_seconds: int = 5
-    """CPU time of each process."""
+    """Limit of the CPU time of each process, in seconds."""
     wall_seconds: float = 20.0
-    """Wall-clock time; longer than the CPU time, because the machine may be busy."""
+    """Limit of the wall-clock time of a run, in seconds. It is longer than the CPU time, because
+    the machine may be busy."""
     memory_mb: int = 512
-    """Address space of each process, including the interpreter, in MiB."""
+    """Limit of the address space of each process, including the interpreter, in MiB."""
     output_kb: int = 1024
-    """Size of the output, in KiB."""
+    """Limit of the output of both processes together, in KiB."""
     allow_unenforced: bool = False
-    """Run even if a limit cannot be enforced."""
+    """Whether to run programs even if a limit cannot be enforced."""
 
     def __post_init__(self) -> None:
         limits = (self.cpu_seconds, self.wall_seconds, self.memory_mb, self.output_kb)
@@ -79,13 +82,17 @@ class CodeRunner:
             raise UserError(f"code: every limit must be > 0, got {limits}")
         if self.memory_mb < 64:
             raise UserError(
-                f"code: memory_mb must be >= 64 (Python needs that), got {self.memory_mb}"
+                f"code: memory_mb must be at least 64, which Python needs, got {self.memory_mb}"
             )
         if not self.allow_unenforced:
             self.run("pass")
 
     def run(self, code: str, tests: str = "") -> Outcome:
         """Run ``code``, then ``tests``; the tests pass if they end without an exception.
+
+        Args:
+            code: Python source of the program.
+            tests: Python source of the tests, which use the names of the program.
 
         Raises:
             SetupError: The host cannot enforce a limit.
@@ -98,8 +105,8 @@ class CodeRunner:
             for end in ends:
                 end.close()
             status = self._watch(program, checker, started + self.wall_seconds)
-        # If a process was ended before its report, the report of the other process may have the
-        # reason.
+        # A process may be killed before it writes its report. Existing reports are checked first,
+        # because they may contain the reason.
         for process in sorted((program, checker), key=lambda process: not process.report):
             if process.report or status in ("passed", "failed", "cpu"):
                 self._check_enforced(process.report)
@@ -108,12 +115,16 @@ class CodeRunner:
         return Outcome(status, text, time.monotonic() - started)
 
     def _start(self, role: str, end: socket.socket, **content: str) -> _Process:
+        """Start one of the processes; ``content`` is the program or the tests."""
         limits = {"cpu": self.cpu_seconds, "memory": self.memory_mb << 20, "parent": os.getpid()}
         task = {"limits": limits, "allow_unenforced": self.allow_unenforced, **content}
         return _Process(role, end, task)
 
     def _watch(self, program: _Process, checker: _Process, deadline: float) -> str:
-        """Collect output until the tests end or a limit that is checked here is exceeded."""
+        """Collect output until the tests end, or a limit is exceeded; return the status.
+
+        The limits of output, threads and wall-clock time are checked here.
+        """
         with selectors.DefaultSelector() as selector:
             for process in (program, checker):
                 selector.register(process.stdout, selectors.EVENT_READ, process)
@@ -134,8 +145,8 @@ class CodeRunner:
         """Return the status after the checker has closed its output."""
         exit_code = checker.wait(deadline)
         if exit_code == PROGRAM_ENDED:
-            # The exit code shows an exceeded limit; unfinished tests fail even if the exit code is
-            # 0.
+            # The exit code of the program shows whether it exceeded a limit. Unfinished tests count
+            # as failed even if this exit code is 0.
             exit_code = program.wait(min(deadline, time.monotonic() + 1.0)) or PROGRAM_ENDED
         if exit_code is None:
             return "deadline"
@@ -143,7 +154,9 @@ class CodeRunner:
         return "passed" if exit_code == 0 else "cpu" if over_cpu else "failed"
 
     def _check_enforced(self, report: bytes) -> None:
-        failed = json.loads(report) if report.startswith(b"{") else {"sandbox": "no start"}
+        """Raise SetupError if a process reports that a restriction could not be applied."""
+        no_report = {"sandbox": "the process did not start"}
+        failed = json.loads(report) if report.startswith(b"{") else no_report
         if failed and not self.allow_unenforced:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise SetupError(
@@ -153,12 +166,12 @@ class CodeRunner:
 
 
 class _Process:
-    """One of the two processes and its output so far; the process ends with the context.
+    """One of the two processes and its output so far; it is killed at the end of the context.
 
     Args:
-        role: Module of ``sandbox``: "program" or "checker".
-        end: End of the socket pair for this process.
-        task: Task that the process receives on stdin.
+        role: Module of ``sandbox`` that the process runs: "program" or "checker".
+        end: This process's end of the socket pair.
+        task: JSON object that the process receives on stdin.
     """
 
     def __init__(self, role: str, end: socket.socket, task: dict[str, Any]):
@@ -191,28 +204,32 @@ class _Process:
 
     @property
     def report(self) -> bytes:
-        """The first line of output: restrictions that failed, as JSON."""
+        """First line of the output: the restrictions that could not be applied, as JSON."""
         return self.output.partition(b"\n")[0]
 
     def text(self) -> bytes:
-        """The output after the first line."""
+        """Return the output after the first line."""
         return self.output.partition(b"\n")[2]
 
     def read(self) -> bool:
-        """Read available output; return False at its end."""
+        """Append available output to ``output``; return False at the end of the stream."""
         chunk = os.read(self.stdout.fileno(), 65536)
         self.output += chunk
         return bool(chunk)
 
     def num_threads(self) -> int:
-        """Number of threads; 0 if unknown or if the process has ended."""
+        """Return the number of threads; 0 if it is unknown or the process has ended."""
         try:
             return len(os.listdir(f"/proc/{self._process.pid}/task"))
         except OSError:
             return 0
 
     def wait(self, deadline: float) -> int | None:
-        """Wait for the process; return its exit code, or None if it still runs at the deadline."""
+        """Wait for the process to exit.
+
+        Returns:
+            The exit code; None if the process still runs at ``deadline`` (`time.monotonic`).
+        """
         try:
             return self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -227,19 +244,19 @@ def code(
     memory_mb: int = 512,
     allow_unenforced: bool = False,
 ) -> Reward:
-    """Reward 1.0 if the code in the reply passes its tests, else 0.0.
+    """Build a reward of 1.0 if the code in the reply passes the tests, else 0.0.
 
-    Code that exceeds its limit of CPU time, memory, threads or output fails. Code that exceeds the
+    Code that exceeds a limit of CPU time, memory, threads or output fails. Code that exceeds the
     wall-clock limit has no score, because the machine may have been busy.
 
     Args:
-        tests: Python source that raises if the program is wrong. Without it, the tests are the fact
-            ``tests`` of the conversation or the column ``tests`` of ``answers``.
-        answers: JSONL file with ``prompt`` and ``tests``.
-        cpu_seconds: Limit of the CPU time.
-        wall_seconds: Limit of the wall-clock time.
-        memory_mb: Limit of the memory, in MiB.
-        allow_unenforced: Run even if the host cannot enforce a limit.
+        tests: Python source that raises an exception if the program is wrong. Without it, the tests
+            are read from the key ``tests`` of a message, or from ``answers``.
+        answers: JSON Lines file with ``prompt`` and ``tests`` in each row.
+        cpu_seconds: Limit of the CPU time of each process, in seconds.
+        wall_seconds: Limit of the wall-clock time, in seconds.
+        memory_mb: Limit of the address space of each process, in MiB.
+        allow_unenforced: Whether to run programs even if the host cannot enforce a limit.
     """
     target = Target(tests, answers, key="tests")
     runner = CodeRunner(
@@ -253,7 +270,7 @@ def code(
         program, checks = code_in(last_reply(conversation)), target.of(conversation)
         outcome = runner.run(program, checks)
         if outcome.status == "deadline":
-            raise Unscorable(f"deadline of {wall_seconds:g} s")
+            raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")
         return float(outcome.status == "passed")
 
     return EachReward(check, name="code")

@@ -1,14 +1,14 @@
 """The reward interface, and compositions of rewards.
 
-A reward maps conversations (Hugging Face chat format) to :class:`Scores`: for each conversation a
-float, or None if it could not be scored. Every composition propagates None and counts it with its
-reason; None is never replaced by zero.
+A reward maps conversations (Hugging Face chat format) to :class:`Scores`. The score of a
+conversation is a float, or None if it could not be scored. Every composition propagates None with
+its reason and counts the reasons; None is never replaced by zero.
 
     reward = build([{"kind": "learned", "path": "runs/reward/final"}, {"kind": "repetition"}])
     reward = 0.5 * helpful + brief.clip(0, 1)
     reward = helpful.gate(is_safe, at_least=0.5, otherwise=-1.0)
 
-Facts for rules, such as the right answer, are additional keys of a message:
+Facts for rules, such as the reference answer, are additional keys of a message:
 ``{"role": ..., "content": ..., "answer": "42"}``. Models never receive these keys.
 """
 
@@ -37,12 +37,12 @@ R = TypeVar("R")
 S = TypeVar("S", bound="Reward")
 
 _MAX_MESSAGE = 160
-"""Longest part of an exception's message that is reported, in characters."""
+"""Number of characters to which the message of a reported exception is truncated."""
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
 class Unscorable(Exception):
-    """Raised when a conversation has no score; the message is the reason that is counted."""
+    """Raised if a conversation cannot be scored; the message is the reason."""
 
 
 class SetupError(UserError):
@@ -50,9 +50,10 @@ class SetupError(UserError):
 
 
 def describe(error: BaseException) -> str:
-    """Describe an exception in one line: type, message, and the file and line that raised it.
+    """Describe an exception in one line: type, message, and a location (file and line).
 
-    The line is the deepest one outside installed packages, where a user can fix it.
+    The location is the deepest line of the traceback outside installed packages, which a user can
+    change, or the deepest line if there is none.
     """
     frames = traceback.extract_tb(error.__traceback__)
     user_frames = [frame for frame in frames if not _is_installed(frame.filename)]
@@ -66,6 +67,7 @@ def describe(error: BaseException) -> str:
 
 
 def _is_installed(path: str) -> bool:
+    """Return whether a source file is in an installed package or in the standard library."""
     folder = os.path.dirname(os.path.abspath(path))
     return "site-packages" in path or path.startswith("<") or folder.startswith(_STDLIB)
 
@@ -74,21 +76,22 @@ def _is_installed(path: str) -> bool:
 class Scores:
     """Rewards of N conversations.
 
-    Values that are not finite become None, because a NaN in an advantage would destroy a run.
+    Values that are not finite are replaced by None, because a NaN in an advantage would ruin a run.
     """
 
     values: list[Score]
-    """Reward of each conversation, or None, [N]."""
+    """Reward of each conversation, or None if it has none, [N]."""
     components: dict[str, list[Score]] = field(default_factory=dict)
-    """Name of each leaf of the composition -> its raw scores before weights and clips, [N]."""
+    """Name of each leaf of the composition -> its raw scores, before weights and clips, [N]."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Event, such as a truncated text or the reason of a None -> number of occurrences."""
+    """Event, such as a truncated text or the reason of a missing score -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
-    """Reason why a reward is missing, or None if it is not, [N]; by default "no score"."""
+    """Why the reward of each conversation is missing, or None if it is not missing, [N]. If the
+    list is empty, the reason is "no score" or "not finite"."""
 
     def __post_init__(self) -> None:
         raw = self.values
-        object.__setattr__(self, "values", [_finite(value) for value in raw])
+        object.__setattr__(self, "values", [_finite_or_none(value) for value in raw])
         reasons = self.reasons or [None] * len(raw)
         if len(reasons) != len(raw):
             raise ValueError(f"{len(reasons)} reasons for {len(raw)} scores")
@@ -102,7 +105,9 @@ class Scores:
                 raise ValueError(
                     f"component {name!r} has {len(column)} scores, the reward {len(self.values)}"
                 )
-        columns = {name: [_finite(v) for v in column] for name, column in self.components.items()}
+        columns = {
+            name: [_finite_or_none(v) for v in column] for name, column in self.components.items()
+        }
         object.__setattr__(self, "components", columns)
 
     @property
@@ -114,11 +119,11 @@ class Scores:
 def score_each(
     function: Callable[[T], R | None], items: Sequence[T], *, name: str
 ) -> tuple[list[R | None], list[str | None], Counter[str]]:
-    """Apply ``function`` to each item; an :class:`Unscorable` becomes a None with a reason.
+    """Apply ``function`` to each of N items; if it raises :class:`Unscorable`, the result is None.
 
     Returns:
-        Results [N], reasons of those that are missing [N], which start with ``name``, and the
-        number of each reason.
+        The results [N]; the reason of each missing result, which starts with ``name``, or None [N];
+        and the number of occurrences of each reason.
     """
     results: list[R | None] = []
     reasons: list[str | None] = []
@@ -134,7 +139,7 @@ def score_each(
 
 
 def scatter(column: Iterable[Score], rows: Iterable[int], length: int) -> list[Score]:
-    """Return a column of ``length`` scores: ``column`` at the indices ``rows``, None elsewhere."""
+    """Return ``length`` scores: those of ``column`` at the indices ``rows``, and None elsewhere."""
     known = dict(zip(rows, column, strict=True))
     return [known.get(row) for row in range(length)]
 
@@ -142,14 +147,18 @@ def scatter(column: Iterable[Score], rows: Iterable[int], length: int) -> list[S
 def merge(
     results: Sequence[Scores],
 ) -> tuple[dict[str, list[Score]], Counter[str], list[str | None]]:
-    """Return components, counts, and the first reason for each conversation, of several rewards."""
+    """Merge the results of several rewards on the same N conversations.
+
+    Returns:
+        All components, the sums of the counts, and the first reason for each conversation [N].
+    """
     components = {name: column for result in results for name, column in result.components.items()}
     counts = sum((result.counts for result in results), Counter())
     columns = zip(*(result.reasons for result in results), strict=True)
     return components, counts, [next(filter(None, row), None) for row in columns]
 
 
-def _finite(value: Score) -> Score:
+def _finite_or_none(value: Score) -> Score:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -165,7 +174,7 @@ def as_score(value: Any) -> Score:
 
 
 def score_copies(reward: Reward, conversations: Sequence[Conversation]) -> Scores:
-    """Score copies of conversations, so that a reward cannot change another reward's input.
+    """Score copies of conversations, so that one reward cannot change the input of the next.
 
     Raises:
         UserError: The reward does not return one score for each conversation.
@@ -177,7 +186,7 @@ def score_copies(reward: Reward, conversations: Sequence[Conversation]) -> Score
         size = f" of {len(scores.values)}" if isinstance(scores, Scores) else ""
         raise UserError(
             f"reward {reward.name!r} returned {kind}{size} for {len(conversations)} conversations; "
-            "it must return Scores with one value for each"
+            "it must return Scores with one value for each conversation"
         )
     return scores
 
@@ -189,28 +198,35 @@ class Reward(ABC):
     temperature: float = 1.0
     """Score difference that corresponds to one unit of log-odds in :meth:`prefer`."""
     moments: tuple[float, float] | None = None
-    """Mean and standard deviation on samples of the reference policy, if known."""
+    """Mean and standard deviation of the scores on samples of the reference policy, if known."""
     inner_rewards: Sequence[Reward] = ()
-    """The rewards from which this one computes its scores."""
+    """The rewards from whose scores this reward computes its own."""
 
     @abstractmethod
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        """Score conversations, [N]."""
+        """Score N conversations."""
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Return the values of :meth:`score`, [N]; environment wrappers call this."""
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:
-        """Return the leaves of this composition, in order."""
+        """Return the rewards without inner rewards in this composition, in order."""
         return (self,)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
-        """Return all learned rewards from which this one computes its scores."""
+        """Return all learned rewards on which the scores of this reward depend."""
         return _distinct(c for inner in self.inner_rewards for c in inner.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """Return P(first is better) = sigmoid((score(first) - score(second)) / temperature)."""
+        """Return P(first is better) for N pairs of conversations, [N].
+
+        The probability is sigmoid((score(first) - score(second)) / temperature), or None if a score
+        is missing.
+
+        Raises:
+            UserError: ``first`` and ``second`` have different lengths.
+        """
         if len(first) != len(second):
             raise UserError(
                 f"prefer compares pairs, got {len(first)} and {len(second)} conversations"
@@ -244,7 +260,7 @@ class Reward(ABC):
         return -self + other
 
     def clip(self, low: float, high: float) -> Reward:
-        """Return this reward limited to [low, high]."""
+        """Return this reward clipped to [low, high]."""
         if not low < high:
             raise UserError(f"clip needs low < high, got low={low}, high={high}")
         return Mapped(self, lambda value: min(max(value, low), high))
@@ -256,22 +272,29 @@ class Reward(ABC):
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
         """Return the reward (value - mean) / std, by default with this reward's ``moments``.
 
-        With the statistics of samples of the *reference policy*, a KL coefficient has the same
+        With the statistics on samples of the *reference policy*, a KL coefficient has the same
         meaning for all reward models (Ziegler et al. 2019).
+
+        Raises:
+            UserError: The reward has no ``moments`` and ``mean`` or ``std`` is None, or ``std`` is
+                not positive.
         """
         if mean is None or std is None:
             if self.moments is None:
-                raise UserError(f"reward {self.name!r} has no mean and std; give both")
+                raise UserError(
+                    f"reward {self.name!r} has no stored mean and std: give them to normalise"
+                )
             mean, std = self.moments
         if not std > 0:
-            raise UserError(f"normalise needs std > 0, got {std}")
+            raise UserError(f"normalise: std must be > 0, got {std}")
         return Mapped(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:
-        """Return this reward if ``condition`` scores at least ``at_least``, else ``otherwise``.
+        """Return a reward that is this one if ``condition`` scores at least ``at_least``.
 
-        Conversations that do not meet the condition are not scored by this reward, so a cheap rule
-        can save calls of an expensive judge. If the condition has no score, the result is None.
+        Otherwise it is ``otherwise``, or None if the condition has no score. Conversations that do
+        not meet the condition are not scored by this reward, so a cheap rule can save calls of an
+        expensive judge.
         """
         return Gated(self, condition, at_least=at_least, otherwise=otherwise)
 
@@ -293,7 +316,10 @@ class Composition(Reward):
 
 
 class Mapped(Composition):
-    """A function of another reward's value; None and components are unchanged."""
+    """A reward whose value is a function of another reward's value.
+
+    None remains None, and the components are those of the other reward.
+    """
 
     def __init__(self, inner: Reward, function: Callable[[float], float]):
         super().__init__(inner.name, inner)
@@ -306,7 +332,7 @@ class Mapped(Composition):
 
 
 class Combined(Composition):
-    """Sum or product of rewards; None if any of them is None."""
+    """Sum ("+") or product ("*") of rewards; None if one of them is None."""
 
     def __init__(self, operator: str, *inner_rewards: Reward):
         super().__init__(f" {operator} ".join(r.name for r in inner_rewards), *inner_rewards)
@@ -346,7 +372,7 @@ class Gated(Composition):
 
 
 def _distinct(rewards: Iterable[S]) -> tuple[S, ...]:
-    """Return the rewards in order, each object once."""
+    """Remove repeated objects; the order is kept."""
     return tuple({id(reward): reward for reward in rewards}.values())
 
 
@@ -360,9 +386,9 @@ def check_names(leaves: Sequence[Reward]) -> None:
 class EachReward(Reward):
     """A reward that ``function`` computes for one conversation at a time.
 
-    The function returns a float, or raises :class:`Unscorable` with the reason. Any other exception
-    also gives None for this conversation and is counted with its message and location; only a
-    :class:`SetupError` ends the batch.
+    The function returns a float, or raises :class:`Unscorable` with the reason why there is no
+    score. After any other exception, the conversation also has no score, and the exception is
+    counted with its message and location; only a :class:`SetupError` is raised to the caller.
     """
 
     def __init__(self, function: Callable[[Conversation], float], *, name: str):
@@ -388,7 +414,8 @@ class EachReward(Reward):
 def last_reply(conversation: Conversation) -> str:
     """Return the text of the last assistant message.
 
-    The text is empty for a message that only calls a tool; several text parts are joined.
+    If the content is a list of parts, their texts are joined. The text is empty if the message has
+    no content, as in a message that only calls a tool.
 
     Raises:
         Unscorable: There is no assistant message, or its content is not text.
@@ -400,6 +427,7 @@ def last_reply(conversation: Conversation) -> str:
 
 
 def _text(content: Any) -> str:
+    """Return the text of a message's content; see `last_reply`."""
     if isinstance(content, str):
         return content
     if content is None:
@@ -407,11 +435,11 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         parts = [part.get("text", "") if isinstance(part, Mapping) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
-    raise Unscorable(f"a message whose content is a {type(content).__name__}")
+    raise Unscorable(f"the content of a message is a {type(content).__name__}, not text")
 
 
 def as_messages(value: str | Conversation, role: str) -> Conversation:
-    """Return a text as one message of ``role``, or a copy of a list of messages."""
+    """Convert a text to a list of one message with this role; copy a list of messages."""
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
@@ -421,5 +449,5 @@ def fact(conversation: Conversation, key: str) -> Any:
 
 
 def with_facts(conversation: Conversation, facts: Mapping[str, str]) -> Conversation:
-    """Return a copy with ``facts`` as further keys of the first message."""
+    """Return a copy of a conversation with ``facts`` as further keys of the first message."""
     return [{**conversation[0], **facts}, *conversation[1:]]

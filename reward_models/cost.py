@@ -1,4 +1,4 @@
-"""Cost models, which score the harm of a reply; costs above zero are unsafe."""
+"""Cost models, which score how harmful a reply is; a cost above zero means unsafe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rlhf.reward_models.learned import LearnedReward
 
 
 class CostModel(Reward):
-    """A reward checkpoint read as a cost: positive is unsafe (Safe RLHF, arXiv:2310.12773).
+    """A cost that is the score of a checkpoint; unsafe replies have a positive cost.
 
-    Train it with ``losses.cost_model``. The Bradley-Terry loss alone determines costs only up to a
-    constant, so replies labeled safe can have a positive cost (arXiv:2510.03520).
+    The checkpoint must be trained with ``losses.cost_model`` (Safe RLHF, arXiv:2310.12773). The
+    Bradley-Terry loss alone determines costs only up to a constant, so that replies labeled safe
+    can have a positive cost (arXiv:2510.03520).
     """
 
     def __init__(self, inner: LearnedReward, *, name: str = "cost"):
@@ -23,11 +24,14 @@ class CostModel(Reward):
     def load(
         cls, path: str | Path, *, device: str | None = None, batch_size: int = 16
     ) -> CostModel:
-        """Load the cost model at ``path``."""
+        """Load the cost model at ``path``, a folder or a hub id."""
         return cls(LearnedReward.load(path, device=device, batch_size=batch_size))
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        """Return costs, which are not negated: subtract them from a reward, or constrain them."""
+        """Return the costs, which are not negated: subtract them from a reward, or constrain them.
+
+        The component ``<name>.unsafe`` is 1.0 for a positive cost, else 0.0.
+        """
         inner = self.inner.score(conversations)
         unsafe = [None if v is None else float(v > 0) for v in inner.values]
         components = {self.name: inner.values, f"{self.name}.unsafe": unsafe}

@@ -1,11 +1,11 @@
 """Encode conversations as token ids, in the same way for training and for scoring.
 
-A reward model must score text in the form on which it was trained, so both use
-:func:`encode_conversation`. TRL's ``RewardTrainer`` (checked in trl 1.16.0, ``_prepare_dataset``)
-skips its own template, EOS rule and tokenization if the data set has the columns ``chosen_ids`` and
-``rejected_ids`` (lists of int; ``margin`` is optional), which this function can fill. The trainer
-still drops rows that are longer than ``RewardConfig.max_length``, so truncate with this function
-and set that option to None.
+A reward model must score text in the form on which it was trained, so training and scoring use
+:func:`encode_conversation`. It can also prepare data for TRL's ``RewardTrainer``: if the data set
+has the columns ``chosen_ids`` and ``rejected_ids`` (lists of int; ``margin`` is optional), the
+trainer does not apply a template, an EOS rule and tokenization of its own (checked in trl 1.16.0,
+``_prepare_dataset``). It still drops rows that are longer than ``RewardConfig.max_length``, so
+truncate with :func:`encode_conversation` and set that option to None.
 """
 
 from __future__ import annotations
@@ -53,10 +53,18 @@ def encode_conversation(
     """Return the token ids of a conversation, truncated on the left.
 
     Args:
-        append_eos: Make the tokenizer's EOS the last token: remove white space that the template
-            writes after it, or append it. Otherwise the ids are exactly the template's.
-        max_length: Largest number of tokens. Longer texts lose their oldest tokens, so that the end
-            of the reply is kept; a leading [CLS] or BOS is also kept.
+        tokenizer: The tokenizer.
+        conversation: The conversation; its last message is usually the reply to score.
+        append_eos: Whether the last token must be the tokenizer's EOS. White space that the
+            template writes after EOS is then removed, and EOS is appended if it is missing. If
+            False, the ids are those of the rendered template.
+        max_length: Maximum number of tokens; None is no limit. The first tokens of longer texts are
+            removed, so that the end of the reply is kept; a leading [CLS] or BOS is also kept.
+
+    Raises:
+        Unscorable: The conversation cannot be rendered; see :func:`render`.
+        UserError: ``append_eos`` is set and the tokenizer has no EOS token, or the conversation is
+            empty.
     """
     ids, _ = encode_truncated(tokenizer, conversation, append_eos=append_eos, max_length=max_length)
     return ids
@@ -69,12 +77,14 @@ def encode_truncated(
     append_eos: bool,
     max_length: int | None,
 ) -> tuple[list[int], bool]:
-    """Return what :func:`encode_conversation` returns, and whether the text was truncated."""
+    """Return the result of :func:`encode_conversation`, and whether the text was truncated."""
     text = render(tokenizer, conversation)
     eos = tokenizer.eos_token
     if append_eos:
         if not isinstance(eos, str):
-            raise UserError("append_eos needs a tokenizer with an EOS token; set it to false")
+            raise UserError(
+                "append_eos needs a tokenizer with an EOS token; set append_eos to false"
+            )
         text = text.rstrip().removesuffix(eos)
     is_plain = tokenizer.chat_template is None
     ids = list(tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"])
@@ -88,15 +98,17 @@ def encode_truncated(
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
-    """Render a conversation with the tokenizer's chat template, or join its texts without one.
+    """Render a conversation as text, with the tokenizer's chat template if it has one.
 
-    Without a template, a single message is its bare text (the form on which sentiment and toxicity
-    classifiers are trained), and several messages are ``role: text`` paragraphs separated by empty
-    lines. Templates that write today's date render a fixed one, so that scores do not depend on it.
+    Without a template, a single message is rendered as its bare content (the form on which
+    sentiment and toxicity classifiers are trained), and several messages are rendered as
+    ``role: content`` paragraphs separated by empty lines. Templates that write today's date write a
+    fixed date instead, so that scores do not depend on the date.
 
     Raises:
-        Unscorable: The template raised (:class:`TemplateRefused`), or there are tool calls and no
-            template.
+        Unscorable: The template cannot render the conversation (:class:`TemplateRefused`), or the
+            conversation has tool calls and there is no template.
+        UserError: The conversation is empty.
     """
     if not conversation:
         raise UserError("cannot encode an empty conversation")
@@ -124,13 +136,13 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Change the tokenizer's chat template so that it renders what scoring encodes.
+    """Change the tokenizer's chat template in place so that its text ends with EOS, as in scoring.
 
-    Call it on the tokenizer that is saved with a reward model that reads EOS. Other libraries
-    render with the saved template and read the last token, which without this change can be the
-    white space that ChatML writes after EOS. The changed template ends with EOS, writes the fixed
-    date, and has the tokenizer's template options as defaults. Rendering a prompt
-    (``add_generation_prompt``) is unchanged.
+    This is for a tokenizer that is saved with a reward model whose score is read at EOS. Other
+    libraries render with the saved template and read the score at the last token. Without the
+    change, the last token can be white space, which ChatML writes after EOS. The changed template
+    also writes the fixed date, and has the tokenizer's template options as defaults. The rendering
+    of prompts (``add_generation_prompt``) does not change otherwise.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:
@@ -147,12 +159,13 @@ def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give a tokenizer a pad token that is not its EOS, and return its id.
+    """Give a tokenizer a pad token that differs from EOS and BOS, and return the token's id.
 
-    Transformers' pooling reads the last token that is not padding; with pad == EOS it skips the EOS
-    of a finished reply. Uses a reserved token of the vocabulary if there is one, else adds
-    ``<|pad|>``; then the model's embeddings must be resized to ``len(tokenizer)``. Set
-    ``model.config.pad_token_id`` to the returned id before training.
+    The pooling of Transformers reads the last token that is not padding; if the pad token is EOS,
+    it skips the EOS of a finished reply. The pad token is a reserved token of the vocabulary if
+    there is one. Otherwise ``<|pad|>`` is added, and the model's embeddings must be resized to
+    ``len(tokenizer)``. In both cases, set ``model.config.pad_token_id`` to the returned id before
+    training.
     """
     taken = (tokenizer.eos_token, tokenizer.bos_token)
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:

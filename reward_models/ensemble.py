@@ -22,11 +22,11 @@ _METHODS = ("mean", "worst", "uncertainty")
 
 @dataclasses.dataclass(frozen=True)
 class ScoreCombination:
-    """A rule that combines M scores of one text into one (Coste et al., 2310.02743).
+    """A rule that combines M scores of one text into one score (Coste et al., 2310.02743).
 
     ``how`` is ``mean``, ``worst`` (the minimum, WCO) or ``uncertainty`` (mean - penalty * variance,
-    UWO). The variance divides by M (ddof=0); disagreement is its square root. Published code uses
-    either ddof=0 or ddof=1, so penalties are not directly comparable.
+    UWO). The variance is divided by M (ddof=0), and the disagreement is the square root of the
+    variance. Published code uses ddof=0 or ddof=1, so penalties are not directly comparable.
     """
 
     how: str = "mean"
@@ -39,9 +39,10 @@ class ScoreCombination:
             raise UserError(f"ensemble: penalty must be >= 0, got {self.penalty}")
 
     def __call__(self, columns: Sequence[Sequence[Score]]) -> tuple[list[Score], list[Score]]:
-        """Return combined scores [N] and disagreement [N] of M columns of N scores.
+        """Return the combined scores [N] and the disagreement [N] of N texts.
 
-        Both are nan if one of the scores of a text is missing.
+        ``columns`` are the scores of M members, [M, N]. If a score of a text is None, its combined
+        score and its disagreement are nan.
         """
         scores = np.array(columns, dtype=float).T.copy()  # contiguous rows [N, M]; None becomes nan
         values = scores.min(1) if self.how == "worst" else scores.mean(1)
@@ -53,8 +54,8 @@ class ScoreCombination:
 class Ensemble(Reward):
     """Several rewards combined into one; see :class:`ScoreCombination`.
 
-    Components: every member, the ensemble, and ``<name>.disagreement``. Members should have the
-    same scale: normalize each on samples of the reference policy first.
+    The components are those of the members, the combined score, and ``<name>.disagreement``. The
+    members should have the same scale: normalize each on samples of the reference policy first.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Ensemble(Reward):
         name: str = "ensemble",
     ):
         if len(members) < 2:
-            raise UserError(f"ensemble: needs at least two members, got {len(members)}")
+            raise UserError(f"ensemble: at least two members are required, got {len(members)}")
         self.inner_rewards, self.name = tuple(members), name
         self.combine = ScoreCombination(how, penalty)
         check_names([leaf for member in members for leaf in member.leaves()])
@@ -83,9 +84,11 @@ class Ensemble(Reward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> Ensemble:
-        """Load the checkpoints at ``paths``; they are named ``member0``, ``member1``, ...
+        """Load an ensemble of the checkpoints at ``paths``, named ``member0``, ``member1``, ...
 
-        ``own_scale`` normalizes each by its checkpoint's reference mean and standard deviation.
+        If ``own_scale`` is set, the scores of each member are normalized by the mean and the
+        standard deviation in its sidecar. For ``how`` and ``penalty`` see
+        :class:`ScoreCombination`, for the other arguments :meth:`LearnedReward.load`.
         """
         members: list[Reward] = []
         for i, path in enumerate(paths):
@@ -103,7 +106,7 @@ class Ensemble(Reward):
 
 
 class HeadEnsemble(Reward):
-    """The heads of one checkpoint as an ensemble, computed in one forward pass."""
+    """An ensemble whose members are the heads of one checkpoint, computed in one forward pass."""
 
     def __init__(
         self,
@@ -116,13 +119,13 @@ class HeadEnsemble(Reward):
         self.inner, self.inner_rewards, self.name = inner, (inner,), name
         self.combine = ScoreCombination(how, penalty)
         if len(inner.parts) < 2:
-            raise UserError("ensemble: a checkpoint needs at least two heads")
+            raise UserError("heads: the checkpoint must have at least two heads")
 
     @classmethod
     def load(
         cls, path: str, *, how: str = "mean", penalty: float = 0.1, device: str | None = None
     ) -> HeadEnsemble:
-        """Load all heads of the checkpoint at ``path``."""
+        """Load the ensemble of all heads of the checkpoint at ``path``."""
         return cls(
             LearnedReward.load(path, attributes="all", device=device), how=how, penalty=penalty
         )
@@ -138,14 +141,18 @@ class HeadEnsemble(Reward):
 
 
 def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
-    """Average the weights of checkpoints and write one checkpoint (WARM, 2401.12187).
+    """Average the weights of checkpoints and save the result as a checkpoint (WARM, 2401.12187).
 
     The checkpoints must have the same base model and encode text in the same way. The tokenizer and
-    the sidecar are copied from the first; its calibration is reset. The averaged model costs one
-    forward pass; the members' disagreement is lost.
+    the sidecar are copied from the first checkpoint, but the calibration in the sidecar is reset.
+    Scoring with the averaged model needs one forward pass, but gives no disagreement.
+
+    Returns:
+        The path ``output``.
 
     Raises:
-        UserError: Fewer than two checkpoints, different shapes, or different sidecars.
+        UserError: There are fewer than two checkpoints, or they differ in the shapes of their
+            parameters or in the encoding of texts.
         FileExistsError: ``output`` is not empty.
     """
     output = Path(output)
@@ -156,7 +163,7 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     sidecars = [Sidecar.read(path) for path in paths]
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
-        raise UserError("the checkpoints encode text differently (reward_model.json)")
+        raise UserError("the checkpoints encode text differently, see their reward_model.json")
     models = [read(read(classifier_class, path).from_pretrained, path) for path in paths]
     _average_into_first(models)
     models[0].save_pretrained(output)
@@ -167,11 +174,13 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
 
 
 def _average_into_first(models: Sequence[PreTrainedModel]) -> None:
+    """Replace the floating-point weights of the first model by the means over all models."""
     states = [model.state_dict() for model in models]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes):
         raise UserError(
-            "parameter names or shapes differ; averaging requires the same architecture"
+            "the parameter names or shapes of the checkpoints differ; averaging needs checkpoints "
+            "of the same architecture"
         )
     for name, tensor in states[0].items():
         if tensor.is_floating_point():

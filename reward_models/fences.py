@@ -17,7 +17,7 @@ class Block:
     """A fenced code block."""
 
     language: str
-    """First word of the info string, in lower case; empty if there is none."""
+    """First word after the opening fence, in lower case; empty if there is none."""
     code: str
     """The lines without the indentation of the fence."""
 
@@ -25,8 +25,9 @@ class Block:
 def fenced_blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a text in order (CommonMark 4.5).
 
-    A fence is closed by a line that consists of at least as many of the same characters. A block
-    that is not closed ends with the text. Any indentation is accepted, as within a list.
+    A line that consists of the characters of the opening fence, at least as many, closes the block.
+    A block that is not closed ends at the end of the text. Fences may have any indentation, as in
+    a list.
     """
     blocks: list[Block] = []
     opening: re.Match[str] | None = None
@@ -57,9 +58,10 @@ def _block(opening: re.Match[str], lines: list[str]) -> Block:
 
 
 def code_in(reply: str) -> str:
-    """Return the program in a reply: its last Python block, else its last block without a language.
+    """Return the program in a reply, without its reasoning in ``<think>``.
 
-    Reasoning in ``<think>`` is ignored. Without such a block, the whole reply is the program.
+    The program is the last Python block, or else the last block without a language, or else the
+    whole reply.
     """
     text = after_thinking(reply)
     blocks = fenced_blocks(text)

@@ -1,8 +1,9 @@
-"""Classification heads for decoder families without classifiers in Transformers.
+"""Classification heads for decoder families that have no classifier in Transformers.
 
-This module creates classes that combine a family's trunk with Transformers' generic head (a linear
-layer on the last token). A class has the name that it would have in Transformers. Its checkpoints
-have the usual format; the sidecar next to the weights describes how to read them.
+This module creates classes that combine the trunk of a family with the generic head of Transformers
+(a linear layer on the last token or on every token). A class has the name that it would have in
+Transformers, and its checkpoints have the usual format. The sidecar next to the weights describes
+how texts are encoded.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ def _hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None)
 
 
 class LastTokenHead(GenericForSequenceClassification):
-    """Head on the last token that is not padding, for any trunk."""
+    """A linear head that reads the last token that is not padding, for any trunk."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> SequenceClassifierOutput:
-        """Return logits [B, K] of texts [B, T]; without a mask, padding must be on the right."""
+        """Return logits [B, K] of texts [B, T].
+
+        Without a mask, every pad token counts as padding, and padding must be on the right.
+        """
         states = _hidden_states(self, input_ids, attention_mask)
         config: Any = self.config  # type: ignore[attr-defined]
         is_token = input_ids != config.get_text_config().pad_token_id
@@ -58,7 +62,7 @@ class LastTokenHead(GenericForSequenceClassification):
 
 
 class EveryTokenHead(GenericForTokenClassification):
-    """Head on every token, for any trunk."""
+    """A linear head that reads every token, for any trunk."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -69,19 +73,21 @@ class EveryTokenHead(GenericForTokenClassification):
 
 
 def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
-    """Return the class whose ``from_pretrained`` loads a checkpoint with a head on whole texts.
+    """Return the class whose ``from_pretrained`` loads a classification checkpoint.
 
-    This is Transformers' auto class if the family has a classifier.
+    The class is the auto class of Transformers if Transformers has a classifier for the family, and
+    a class of this module otherwise.
 
     Args:
         path: Folder or hub id.
-        steps: The head is on every token.
+        steps: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
-        OSError, ValueError: From Transformers, if there is no configuration.
+        OSError: There is no configuration (from Transformers).
+        ValueError: The configuration is not valid (from Transformers).
     """
     config = AutoConfig.from_pretrained(path)
-    # For an unknown family, the auto class raises the error.
+    # For an unknown family, the auto class will raise the error.
     generic = (
         None if has_own_classifier(config, steps=steps) else _generic_class(type(config), steps)
     )
@@ -91,15 +97,15 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
 def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
     """Return a classifier with the trunk of a language model and a newly initialized head.
 
-    The trunk is reused and not copied, so that buffers that are not saved keep their values.
+    The trunk is moved and not copied, so that buffers that are not saved keep their values.
 
     Args:
         causal: The language model; it must not be used afterwards.
         labels: ``num_labels``, ``id2label`` and ``label2id`` of the configuration.
-        steps: Put the head on every token.
+        steps: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
-        UserError: The family has no trunk for a head.
+        UserError: The model has no separate trunk.
     """
     model_class = _generic_class(type(causal.config), steps)
     if model_class is None:
@@ -122,7 +128,10 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
 
 
 def has_own_classifier(config: Any, *, steps: bool) -> bool:
-    """Return whether Transformers has a classifier for the family of a configuration."""
+    """Return whether Transformers has a classifier for the family of a configuration.
+
+    If ``steps`` is set, this is a token classifier, else a sequence classifier.
+    """
     return type(config) in _auto_class(steps)._model_mapping
 
 
@@ -142,8 +151,8 @@ def _generic_class(config_class: Any, steps: bool) -> Any:
     attributes = {
         "config_class": config_class,
         "base_model_prefix": family.base_model_prefix,
-        # Transformers initializes buffers, and selects implementations of attention and experts, by
-        # the module of a class.
+        # Transformers uses the module of a class to initialize buffers and to select
+        # implementations of attention and experts.
         "__module__": family.__module__,
     }
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
@@ -151,7 +160,7 @@ def _generic_class(config_class: Any, steps: bool) -> Any:
 
 
 def _family_of(causal: Any) -> Any:
-    """Return the common base class of a family's models; None if there is none."""
+    """Return the base class that all models of a family share, or None if there is none."""
     names = (base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
     family = next(names, PreTrainedModel)
     return None if family is PreTrainedModel else family

@@ -22,11 +22,21 @@ from rlhf.reward_models.encoding import encode_conversation, template_hash
 
 
 class ImplicitReward(Reward):
-    """beta * sum over the last reply's tokens of log pi - log pi_ref (DPO, 2305.18290, equation 5).
+    """The implicit reward of a preference-trained policy (DPO, 2305.18290, equation 5).
 
-    With ``average`` the sum is divided by the number of tokens, as RewardBench does for models that
-    favor length. The tokens of the reply, including EOS, are those after the longest common prefix
-    of the ids with and without it.
+    The score is beta * sum(log pi - log pi_ref) over the tokens of the last reply, including EOS.
+    With ``average``, the sum is divided by the number of tokens, as RewardBench does for models
+    that favor long replies. The tokens of the reply are those after the longest common prefix of
+    the conversation's token ids with the reply and with an empty reply.
+
+    Args:
+        policy: The policy pi.
+        reference: The reference policy pi_ref.
+        tokenizer: The tokenizer of both.
+        beta: Coefficient beta; above 0.
+        average: Whether to divide the sum by the number of tokens.
+        max_length: Maximum number of tokens; the first tokens of longer conversations are removed.
+        name: Name of the component.
     """
 
     def __init__(
@@ -57,16 +67,16 @@ class ImplicitReward(Reward):
         device: str | None = None,
         dtype: str = "float32",
     ) -> ImplicitReward:
-        """Load both models from checkpoints.
+        """Load the policy and the reference policy from checkpoints (folders or hub ids).
 
         Raises:
             FileNotFoundError: ``policy`` or ``reference`` is not a checkpoint.
-            UserError: The tokenizers or chat templates differ.
+            UserError: The tokenizers or the chat templates differ.
         """
         tokenizers = [read(AutoTokenizer.from_pretrained, path) for path in (policy, reference)]
         same_vocab = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
         if not same_vocab or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
-            raise UserError(f"{policy} and {reference} tokenize or format text differently")
+            raise UserError(f"{policy} and {reference} have different tokenizers or chat templates")
         return cls(
             _load_policy(policy, dtype=dtype, device=device),
             _load_policy(reference, dtype=dtype, device=device),
@@ -94,7 +104,7 @@ class ImplicitReward(Reward):
 
 
 def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
-    """Load a language model; an adapter is loaded onto the base model in its folder, if any."""
+    """Load a language model, or an adapter and the base model in the adapter's folder ``base``."""
     base = Path(path) / "base"
     is_adapter = (Path(path) / "adapter_config.json").is_file() and base.is_dir()
     model = load_model(
@@ -111,7 +121,7 @@ def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
 
 @torch.no_grad()
 def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return log p(ids[t] | ids[<t]) for t = 1 ... T-1 of ``ids`` [1, T], in float64. [T-1]"""
+    """Return log p(ids[t] | ids[<t]) for t = 1 ... T-1, [T-1], in float64; ``ids`` are [1, T]."""
     logits = model(ids, use_cache=False).logits[0, :-1].double()
     return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
@@ -119,7 +129,10 @@ def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def reply_span(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
-    """Return the token ids of a conversation with EOS, and the start of its last message (>= 1)."""
+    """Return the token ids of a conversation with EOS, and the index of the last message's start.
+
+    The index is at least 1.
+    """
     ids = encode_conversation(tokenizer, conversation, append_eos=True)
     blank = [*conversation[:-1], {**conversation[-1], "content": ""}]
     without = encode_conversation(tokenizer, blank, append_eos=True)

@@ -1,8 +1,9 @@
 """Use a language model as a judge: rate single replies, or compare replies in both orders.
 
-A judge is a function ``generate(prompts: list[str]) -> list[str | None]``: a local model, or
-:func:`endpoint` for an OpenAI-compatible server. If the result is None, an exception or an answer
-without a verdict, there is no score, and the reason is counted.
+A judge is a function ``generate(prompts: list[str]) -> list[str | Exception | None]``, for example
+of a local model, or the result of :func:`endpoint` for an OpenAI-compatible server. If the answer
+to a prompt is None, an exception or a text without a verdict, there is no score, and the reason is
+counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from rlhf.reward_models.core import (
 )
 
 Answer = str | Exception | None
+"""Answer of a judge; an exception or None if there is no answer."""
 Generate = Callable[[list[str]], Sequence[Answer]]
+"""Function that returns the judge's answer to each prompt."""
 
 RATING = """Rate how well the last reply serves the user: correct, relevant, clear, harmless.
 
@@ -56,7 +59,16 @@ _WINNER = re.compile(r"winner\W{1,4}(?:reply\s+)?([AB])\b", re.IGNORECASE)
 
 
 class RatingJudge(Reward):
-    """Reward that is a judge's rating of each conversation, scaled from [low, high] to [0, 1]."""
+    """Reward that is a judge's rating of each conversation, scaled from [low, high] to [0, 1].
+
+    Args:
+        generate: The judge.
+        template: Prompt with the field ``{conversation}``, and optionally ``{low}`` and ``{high}``.
+            The answer must contain "Rating: N".
+        low: Lowest rating.
+        high: Highest rating.
+        name: Name of the component.
+    """
 
     def __init__(
         self,
@@ -68,7 +80,7 @@ class RatingJudge(Reward):
         name: str = "judge",
     ):
         if not low < high:
-            raise UserError(f"judge: needs low < high, got {low} and {high}")
+            raise UserError(f"judge: low must be below high, got low={low}, high={high}")
         _check_fields(template, ("conversation",))
         self.generate, self.template, self.name = generate, template, name
         self.low, self.high = low, high
@@ -83,11 +95,14 @@ class RatingJudge(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _read(self, answer: Answer) -> float:
+        """Return the scaled rating in an answer; raise Unscorable if it has none."""
         if isinstance(answer, Exception):
             raise Unscorable(describe(answer))
         if not isinstance(answer, str):
             kind = type(answer).__name__
-            raise Unscorable("no answer" if answer is None else f"the answer is of type {kind}")
+            raise Unscorable(
+                "no answer" if answer is None else f"the answer is of type {kind}, not text"
+            )
         ratings = _RATING.findall(answer)
         if not ratings:
             raise Unscorable("no rating in answer")
@@ -98,12 +113,17 @@ class RatingJudge(Reward):
 
 
 class PairJudge:
-    """Estimates P(first reply is better) from one judgment in each order of the replies.
+    """Estimate P(first reply is better) from two verdicts of a judge, one for each order.
 
-    A verdict that depends on the order gives 0.5 and is counted as ``swapped``; GPT-4 was
-    consistent in only 65% of the pairs of Zheng et al. (2306.05685). This class is not a
-    :class:`Reward`, because it scores pairs; use it to label preference data or to evaluate a
-    policy.
+    If the verdict depends on the order of the replies, the estimate is 0.5 and the pair is counted
+    as ``swapped``; GPT-4 was consistent in only 65% of the pairs of Zheng et al. (2306.05685). This
+    class is not a :class:`Reward`, because it scores pairs; use it to label preference data or to
+    evaluate a policy.
+
+    Args:
+        generate: The judge.
+        template: Prompt with the fields ``{prompt}``, ``{first}`` and ``{second}``. The answer must
+            contain "Winner: A" or "Winner: B".
     """
 
     def __init__(self, generate: Generate, *, template: str = COMPARISON):
@@ -112,7 +132,11 @@ class PairJudge:
         self.counts: Counter[str] = Counter()
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """Return 1 if the first is better, 0 if the second, 0.5 if verdicts differ, else None, [N].
+        """Compare N pairs of conversations with the same prompt, [N].
+
+        Returns:
+            For each pair, 1.0 if the first reply is better, 0.0 if the second one is, 0.5 if the
+            two verdicts differ, and None if a verdict is missing.
 
         Raises:
             UserError: The conversations of a pair have different prompts.
@@ -120,7 +144,7 @@ class PairJudge:
         prompts = []
         for a, b in zip(first, second, strict=True):
             if a[:-1] != b[:-1]:
-                raise UserError("judge: the two conversations of a pair must share their prompt")
+                raise UserError("judge: the two conversations of a pair must have the same prompt")
             shared = {"prompt": as_text(a[:-1])}
             texts = a[-1]["content"], b[-1]["content"]
             prompts.append(_fill(self.template, **shared, first=texts[0], second=texts[1]))
@@ -129,6 +153,7 @@ class PairJudge:
         return [self._verdict(*answers[i : i + 2]) for i in range(0, len(answers), 2)]
 
     def _verdict(self, straight: Answer, swapped: Answer) -> Score:
+        """Combine the answers for the given and for the swapped order; see `prefer`."""
         texts = [answer if isinstance(answer, str) else "" for answer in (straight, swapped)]
         letters = [_WINNER.findall(text) for text in texts]
         if not all(letters):
@@ -140,12 +165,12 @@ class PairJudge:
 
 
 def as_text(conversation: Conversation) -> str:
-    """Return the conversation as paragraphs that start with the role."""
+    """Format a conversation as paragraphs, each with the role in brackets on its first line."""
     return "\n\n".join(f"[{m['role'].capitalize()}]\n{m['content']}" for m in conversation)
 
 
 def _fill(template: str, **fields: str) -> str:
-    """Replace ``{name}`` in one pass, so that braces inside a reply are not replaced."""
+    """Replace each ``{name}`` by its field in one pass, so that braces in a reply are kept."""
     pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in fields))
     return pattern.sub(lambda match: fields[match.group()[1:-1]], template)
 
@@ -153,11 +178,15 @@ def _fill(template: str, **fields: str) -> str:
 def _check_fields(template: str, fields: Sequence[str]) -> None:
     for field in fields:
         if f"{{{field}}}" not in template:
-            raise UserError(f"judge: the template lacks the field {{{field}}}")
+            raise UserError(f"judge: the template must contain the field {{{field}}}")
 
 
 def _answers(generate: Generate, prompts: list[str]) -> list[Answer]:
-    """Return an answer for each prompt; if the judge raises, its exception for each."""
+    """Return the judge's answer to each prompt; if the judge raises, the exception for each prompt.
+
+    Raises:
+        UserError: The judge raised a UserError, or returned another number of answers.
+    """
     if not prompts:
         return []
     try:
@@ -168,7 +197,7 @@ def _answers(generate: Generate, prompts: list[str]) -> list[Answer]:
     except Exception as error:
         return [error] * len(prompts)
     if len(answers) != len(prompts):
-        raise UserError(f"judge: {len(answers)} answers to {len(prompts)} prompts")
+        raise UserError(f"judge: got {len(answers)} answers to {len(prompts)} prompts")
     return answers
 
 
@@ -180,25 +209,25 @@ def endpoint(
     parallel: int = 4,
     max_tokens: int = 512,
 ) -> Generate:
-    """Return a judge on an OpenAI-compatible server, with greedy decoding.
+    """Return a judge that is a model on an OpenAI-compatible server, with greedy decoding.
 
-    If an answer is late, refused or malformed, or the network fails, the result is the exception.
-    The API key is read from the environment variable ``OPENAI_API_KEY``.
+    If a request fails, exceeds the timeout, or has a malformed response, the answer is the
+    exception. The API key is read from the environment variable ``OPENAI_API_KEY``.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
         model: Name of the model on the server.
-        timeout: Seconds per request.
+        timeout: Time limit of a request, in seconds.
         parallel: Number of concurrent requests.
-        max_tokens: Longest answer, in tokens.
+        max_tokens: Maximum length of an answer, in tokens.
 
     Raises:
         UserError: The address contains a user name or a password.
     """
     if "@" in urllib.parse.urlsplit(url).netloc:
         raise UserError(
-            "judge: url contains a user name or a password, which the run directory would record; "
-            "give the key in the environment variable OPENAI_API_KEY"
+            "judge: url contains a user name or a password, which would be saved in the run "
+            "directory; set the environment variable OPENAI_API_KEY instead"
         )
     address = url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
@@ -213,7 +242,7 @@ def endpoint(
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 answer = json.load(response)["choices"][0]["message"]["content"]
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            return error.with_traceback(None)  # its frames hold the whole answer
+            return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 
     def generate(prompts: list[str]) -> list[Answer]:
@@ -232,6 +261,9 @@ def rating(
     timeout: float = 60.0,
     parallel: int = 4,
 ) -> Reward:
-    """Kind ``judge``: ratings by the model ``model`` at the OpenAI-compatible address ``url``."""
+    """Build a reward of kind ``judge``: ratings by a model on an OpenAI-compatible server.
+
+    The arguments are those of :func:`endpoint` and :class:`RatingJudge`.
+    """
     generate = endpoint(url, model, timeout=timeout, parallel=parallel)
     return RatingJudge(generate, template=template, low=low, high=high)

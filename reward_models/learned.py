@@ -1,10 +1,10 @@
-"""Learned rewards: sequence-classification checkpoints whose scores do not depend on the batch.
+"""Learned rewards: scores of sequence-classification checkpoints that do not depend on the batch.
 
-Transformers' pooling takes the rightmost token that differs from ``config.pad_token_id`` and
-ignores the attention mask: with pad == EOS it cannot detect the end of a reply, and with
-``inputs_embeds`` it reads padding. This module selects the token by the attention mask. Every row
-is first moved to the left edge, so that absolute positions, BERT's [CLS] and causal masks are those
-of the unpadded text.
+The pooling of Transformers reads the rightmost token that differs from ``config.pad_token_id`` and
+ignores the attention mask. If the pad token is EOS, it cannot detect the end of a reply, and with
+``inputs_embeds`` it reads padding. This module selects the last token by the attention mask. The
+tokens of every row are first moved to the left edge, so that absolute positions, BERT's [CLS] and
+causal masks are those of the unpadded text.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ from rlhf.reward_models.sidecar import Sidecar
 
 _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes home to sleep.")
 
-# (ids [B, T], padded on the right, mask [B, T]) -> last hidden states [N, D], and the index of each
-# token's state among them [B, T].
+# Function (ids [B, T], padded on the right; mask [B, T]) -> last hidden states [N, D] of N packed
+# tokens, and the index among them of the state of each token [B, T].
 States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
 class PrefixScores:
-    """The output of the reward head at every token of one conversation.
+    """The score of every prefix of one conversation.
 
-    The head was trained at the last token only, so earlier values are out of distribution.
+    The head was trained at the last token only, so the values at earlier tokens are out of
+    distribution.
     """
 
     tokens: list[str]
     """Text of each token, [T]."""
     values: list[float]
-    """Score of the prefix that ends with each token, [T]; the last score is the reward."""
+    """Score of the prefix that ends with each token, [T]; the last value is the reward."""
 
 
 class LearnedReward(Reward):
     """Reward that is the score of a checkpoint; :meth:`load` loads and checks the checkpoint.
 
-    The score is the logit of a single output, the log-odds of ``label`` of a classifier, or the sum
-    of several regression outputs weighted by ``attributes`` (``"all"``: weights of 1), with each
-    output as a component.
+    The score is the logit of a head with one output, the log-odds of the class ``label`` of a
+    classifier, or the sum of several regression outputs weighted by ``attributes`` (``"all"``:
+    weights of 1). In the last case, each output is also a component.
     """
 
     def __init__(
@@ -102,23 +103,29 @@ class LearnedReward(Reward):
         attributes: Mapping[str, float] | Literal["all"] | None = None,
         scope: str | None = None,
     ) -> LearnedReward:
-        """Load and check the checkpoint at ``path``, a folder or a hub id.
+        """Load and check a reward checkpoint.
 
-        The score is raw; ``reward.normalise()`` applies the sidecar's reference mean and standard
-        deviation.
+        The score is not normalized; ``reward.normalise()`` applies the mean and the standard
+        deviation of the reference policy's scores, which the sidecar contains.
 
         Args:
+            path: Folder or hub id.
             device: Device of the model; by default the GPU if there is one.
-            batch_size: Texts in one forward pass.
-            max_length: Maximum number of tokens; by default that of the sidecar, or TRL's.
-            append_eos: Whether texts end with EOS; by default as in the sidecar, or in TRL.
-            label: The class of a classifier whose log-odds are the score.
-            attributes: Weights of the outputs of a regression head.
-            scope: "reply" scores the last message without its prompt; by default as trained.
+            dtype: Type of the weights outside the head.
+            batch_size: Number of texts in one forward pass.
+            max_length: Maximum number of tokens; by default that of the sidecar. Without a sidecar,
+                it is the limit of the tokenizer and of the model's positions.
+            append_eos: Whether texts end with EOS; by default as in the sidecar. Without a sidecar,
+                TRL's rule is assumed.
+            label: Class of a classifier whose log-odds are the score.
+            attributes: Output of a regression head -> weight.
+            scope: "reply" scores the last message without its prompt, "conversation" the whole
+                conversation; by default as in the sidecar.
 
         Raises:
+            FileNotFoundError: There is no checkpoint.
             UserError: The checkpoint has no trained head, a setting or the chat template differs
-                from training, scores depend on padding, or the label is unknown.
+                from training, scores depend on padding, or a label is unknown.
         """
         model, tokenizer = checkpoint.load_checkpoint(path, dtype=dtype, device=device)
         sidecar = checkpoint.reconcile(
@@ -136,23 +143,28 @@ class LearnedReward(Reward):
         tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
         try:
             reward.self_check(tolerance=tolerance)
-        except ValueError:  # scores depend on the batch, as with LongRoPE beyond its first context
+        except ValueError:  # scores depend on the batch, as with LongRoPE beyond its short context
             reward._alone = True
             reward.self_check(tolerance=tolerance)
         return reward
 
     def read_packed(self, states: States) -> None:
-        """Compute hidden states with ``states`` instead of the model's pass over padded batches."""
+        """Use ``states`` to compute hidden states, instead of the model on padded batches."""
         self._states = states
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
         return (self,)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        """Return the token ids of the model's input; raise :class:`Unscorable` for none."""
+        """Return the token ids of the model's input for a conversation.
+
+        Raises:
+            Unscorable: The conversation cannot be rendered, or has no tokens.
+        """
         return self._encode(conversation)[0]
 
     def _encode(self, conversation: Conversation) -> tuple[list[int], bool]:
+        """Return the token ids, and whether the text was truncated."""
         if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
         ids, truncated = encoding.encode_truncated(
@@ -180,9 +192,14 @@ class LearnedReward(Reward):
 
     @torch.no_grad()
     def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """Return logits [N, K] in float32 for N token lists, in their order."""
+        """Return the logits [N, K] of N tokenized texts, in the order of ``encoded``.
+
+        The logits of all K outputs of the head are in float32, on the CPU. They are not yet scores:
+        :meth:`score` combines the outputs.
+        """
         logits = torch.zeros(len(encoded), self.model.config.num_labels or 1)
-        # Sort packed texts by their common prefixes and padded texts by their lengths.
+        # Sort packed texts so that texts with common prefixes are adjacent, and padded texts by
+        # length.
         key = list if self._states else len
         order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
@@ -194,7 +211,10 @@ class LearnedReward(Reward):
     def pad(
         self, encoded: Sequence[Sequence[int]], *, side: str = "right"
     ) -> tuple[Tensor, Tensor]:
-        """Return mask [B, T] (bool) and ids [B, T] on the model's device, padded on ``side``."""
+        """Pad B tokenized texts on ``side``; return mask [B, T] (bool) and ids [B, T].
+
+        The tensors are on the model's device.
+        """
         width = max(len(ids) for ids in encoded)
         ids = torch.full((len(encoded), width), self._pad_id, device=self.model.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -207,7 +227,13 @@ class LearnedReward(Reward):
     def logits(
         self, mask: Tensor, *, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
-        """Return logits [B, K] in float32, with gradients, for padded ids or embeddings."""
+        """Return the logits [B, K] of padded texts in float32; gradients are recorded.
+
+        Args:
+            mask: Whether a position is a token and not padding, [B, T].
+            input_ids: Token ids, [B, T].
+            inputs_embeds: Embeddings, [B, T, D], instead of ``input_ids``.
+        """
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         [(key, tensor)] = [(k, v) for k, v in inputs.items() if v is not None]
         if self._alone and len(mask) > 1:
@@ -237,6 +263,7 @@ class LearnedReward(Reward):
 
         Raises:
             UserError: The model is an encoder.
+            Unscorable: The conversation cannot be rendered, or has no tokens.
         """
         if self.sidecar.pooling != "last":
             raise UserError("prefix scores need a decoder; this checkpoint is an encoder")
@@ -248,12 +275,15 @@ class LearnedReward(Reward):
 
     @torch.no_grad()
     def self_check(self, *, tolerance: float) -> float:
-        """Return the largest change of a score by padding on either side, and by batching.
+        """Check that padding (left or right) and batching do not change the logits of a text.
+
+        Returns:
+            The largest absolute change.
 
         Raises:
-            UserError: The change exceeds ``tolerance`` relative to the score.
+            UserError: The change exceeds ``tolerance`` * (1 + largest absolute logit).
         """
-        # Many chat templates refuse a conversation that does not start with the user.
+        # Many chat templates reject a conversation that does not start with a user message.
         first = [{"role": "user", "content": "?"}] if self.tokenizer.chat_template else []
         texts = [[*first, {"role": "assistant", "content": text}] for text in _CHECK_TEXTS]
         short, long = (self.encode(text) for text in texts)
@@ -266,15 +296,23 @@ class LearnedReward(Reward):
             others.append(self.logits(mask[:1], input_ids=ids[:1]))
         worst = float((torch.cat(others) - alone).abs().max())
         if not worst <= tolerance * (1 + float(alone.abs().max())):
-            raise UserError(f"scores change by {worst:.2g} with padding; this model is not usable")
+            raise UserError(
+                f"padding changes scores by {worst:.2g}; this model cannot be used as a reward"
+            )
         return worst
 
 
 def pack_left(mask: Tensor, tensor: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
-    """Move the positions where ``mask`` [B, T] is set to the left edge, in order.
+    """Move the positions where ``mask`` is set to the left edge, in order.
 
-    ``tensor`` is [B, T] or [B, T, H]. Returns mask and tensor trimmed to the longest row, padded
-    with ``fill``: an attention weight of zero does not remove a NaN.
+    Args:
+        mask: Positions to keep, [B, T].
+        tensor: Values, [B, T] or [B, T, D].
+        fill: Value of the padding, which replaces old values because an attention weight of zero
+            does not remove a NaN.
+
+    Returns:
+        The mask and the tensor, truncated to the length of the longest row.
     """
     order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
     order = order[:, : int(mask.sum(1).max())]
@@ -287,10 +325,15 @@ def pack_left(mask: Tensor, tensor: Tensor, *, fill: int) -> tuple[Tensor, Tenso
 def _read_value(
     model: PreTrainedModel, label: str | None, attributes: Mapping[str, float] | None
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function from logits [N, K] to rewards [N]."""
+    """Return the function that computes rewards [N] from logits [N, K]; see `LearnedReward`.
+
+    Raises:
+        UserError: ``label`` and ``attributes`` are given, one of them is unknown, or the model has
+            several outputs and neither is given.
+    """
     num_labels = model.config.num_labels or 1
     if label is not None and attributes is not None:
-        raise UserError("give label (a classifier) or attributes (regression heads), not both")
+        raise UserError("set label (a classifier) or attributes (regression heads), not both")
     if attributes is not None:
         weights = torch.zeros(num_labels)
         for name, weight in attributes.items():
@@ -299,7 +342,7 @@ def _read_value(
     if label is None:
         if num_labels > 1:
             names = ", ".join(model.config.label2id or {})
-            raise UserError(f"this model has {num_labels} outputs; choose one by label: {names}")
+            raise UserError(f"this model has {num_labels} outputs; set label to one of: {names}")
         return lambda logits: logits[:, 0]
     k = _label_index(model, label)
     if num_labels == 1 or model.config.problem_type == "multi_label_classification":
@@ -309,6 +352,7 @@ def _read_value(
 
 
 def _label_index(model: PreTrainedModel, label: str) -> int:
+    """Return the index of an output; raise UserError if the model has no such label."""
     labels = model.config.label2id or {}
     if label not in labels:
         hint = nearest(label, labels) or f"; it has {', '.join(labels)}"

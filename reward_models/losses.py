@@ -1,7 +1,8 @@
-"""Losses of reward models: pure functions of score tensors, one loss per row.
+"""Losses of reward models: pure functions of score tensors.
 
-The caller divides by the size of the whole batch, so that micro-batches do not change a gradient.
-In formulas, d = score(chosen) - score(rejected); scores are float32.
+Most functions return one loss per row, [B]. The caller divides their sum by the size of the whole
+batch, so that the gradient does not depend on the micro-batches. In formulas,
+d = score(chosen) - score(rejected), and scores are float32.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 IGNORED = -100
-"""Label of tokens and texts that are not trained on, as in torch's cross entropy."""
+"""Label of tokens and texts that do not contribute to the loss, as in torch's cross entropy."""
 
 
 def bradley_terry(
@@ -21,10 +22,14 @@ def bradley_terry(
     margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Return -(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d), [B].
+    """Return the Bradley-Terry loss -(1 - e) log sigmoid(d - m) - e log sigmoid(m - d), [B].
 
-    Bradley-Terry with the margin of Llama 2 (2307.09288, equation 2) and the label smoothing of
-    conservative DPO, for labels of which a share e is expected to be wrong.
+    Args:
+        chosen: Scores of the chosen replies, [B].
+        rejected: Scores of the rejected replies, [B].
+        margin: Margin m of Llama 2 (2307.09288, equation 2), [B] or a number.
+        label_smoothing: Fraction e of the labels that are expected to be wrong, in [0, 0.5), as in
+            conservative DPO.
     """
     _check_label_noise("label_smoothing", label_smoothing)
     d = chosen - rejected - margin
@@ -32,10 +37,9 @@ def bradley_terry(
 
 
 def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) -> Tensor:
-    """Return -strength * log sigmoid(d), [B].
+    """Return -strength * log sigmoid(d), [B] (HelpSteer2-Preference, 2410.01257).
 
-    Clearer preferences have more weight (HelpSteer2-Preference, 2410.01257). ``strength`` is [B] or
-    a scalar, for example 1 to 3.
+    ``strength``, [B] or a scalar, is larger for clearer preferences, for example 1 to 3.
     """
     return -strength * logsigmoid(chosen - rejected)
 
@@ -43,9 +47,9 @@ def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) 
 def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float) -> Tensor:
     """Return ((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid, [B].
 
-    Its mean over labels flipped with probability e equals the loss on clean labels (robust DPO,
-    2403.00409, equation 12). It is unbounded below for e > 0: use early stopping, or a penalty on
-    large scores.
+    If labels are flipped with probability e = ``flip_rate``, in [0, 0.5), the expectation of this
+    loss equals the loss on the clean labels (robust DPO, 2403.00409, equation 12). For e > 0 the
+    loss has no lower bound: use early stopping, or a penalty on large scores.
     """
     _check_label_noise("flip_rate", flip_rate)
     d = chosen - rejected
@@ -55,8 +59,8 @@ def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float
 def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> Tensor:
     """Return loss + coef * (score(chosen) + score(rejected))^2, [B].
 
-    Bradley-Terry leaves the mean of the scores undetermined; a small coefficient such as 0.01 keeps
-    it near zero (2312.09244).
+    The Bradley-Terry loss does not determine the mean of the scores; a small coefficient such as
+    0.01 keeps the mean near zero (2312.09244).
     """
     return loss + coef * (chosen + rejected) ** 2 if coef else loss
 
@@ -64,7 +68,10 @@ def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> 
 def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
     """Return -log softmax(scores)[best] over the candidates in ``mask``, [B] (Ziegler et al. 2019).
 
-    ``scores`` [B, K], ``best`` [B] the index of the picked candidate, ``mask`` [B, K].
+    Args:
+        scores: Scores of the candidates, [B, K].
+        best: Index of the best candidate, [B].
+        mask: Which candidates exist, [B, K].
     """
     open_scores = torch.where(mask, scores, -torch.inf)
     return -open_scores.log_softmax(-1).gather(1, best[:, None])[:, 0]
@@ -73,7 +80,9 @@ def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
 def ranking(scores: Tensor, *, mask: Tensor) -> Tensor:
     """Return the Plackett-Luce loss -sum_k log softmax(scores[k:])[0] of ranked candidates, [B].
 
-    ``scores`` and ``mask`` are [B, K]; padding must come last.
+    Args:
+        scores: Scores of the candidates from the best to the worst, [B, K].
+        mask: Which candidates exist, [B, K]; padding must be at the end of a row.
     """
     open_scores = torch.where(mask, scores, -torch.inf)
     tail = open_scores.flip(-1).logcumsumexp(-1).flip(-1)
@@ -83,10 +92,17 @@ def ranking(scores: Tensor, *, mask: Tensor) -> Tensor:
 def cost_model(
     worse: Tensor, better: Tensor, *, worse_unsafe: Tensor, better_unsafe: Tensor
 ) -> Tensor:
-    """Return -log s(c_w - c_b) - log s(+-c_w) - log s(+-c_b), [B], with + for unsafe replies.
+    """Return the loss of a cost model (Safe RLHF, 2310.12773), [B].
 
-    In Safe RLHF (2310.12773), costs are ordered, and their sign is positive for unsafe replies; s
-    is the sigmoid. ``worse`` is the cost of the more harmful reply; the flags are boolean [B].
+    It is -log s(c_w - c_b) - log s(±c_w) - log s(±c_b), where s is the sigmoid and ± is + for an
+    unsafe and - for a safe reply. The more harmful reply therefore gets the higher cost, and unsafe
+    replies get positive costs.
+
+    Args:
+        worse: Cost c_w of the more harmful reply, [B].
+        better: Cost c_b of the less harmful reply, [B].
+        worse_unsafe: Whether the more harmful reply is unsafe, boolean [B].
+        better_unsafe: Whether the less harmful reply is unsafe, boolean [B].
     """
     sign_worse = torch.where(worse_unsafe, worse, -worse)
     sign_better = torch.where(better_unsafe, better, -better)
@@ -94,10 +110,12 @@ def cost_model(
 
 
 def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Tensor:
-    """Return the squared error summed over the known targets, divided by ``num_targets``. Scalar.
+    """Return the sum of squared errors divided by ``num_targets``, a scalar (ArmoRM, 2406.12845).
 
-    Both are [B, K], one column per attribute; a missing rating is nan (ArmoRM, 2406.12845).
-    ``num_targets`` counts the ratings of the *whole* batch.
+    Args:
+        predictions: Predicted ratings, [B, K], one column per attribute.
+        targets: Ratings, [B, K]; missing ratings are nan and are left out.
+        num_targets: Number of ratings in the *whole* batch.
     """
     known = ~targets.isnan()
     error = torch.where(known, predictions - torch.where(known, targets, 0.0), 0.0)
@@ -105,10 +123,15 @@ def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Ten
 
 
 def step_ends(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
-    """Return the cross entropy at step ends divided by ``num_steps`` of the whole batch, a scalar.
+    """Return the sum of cross entropies at step ends divided by ``num_steps``, a scalar.
 
-    ``logits`` [B, T, C] at every token, ``labels`` [B, T] the class of the step that ends at this
-    token (0 wrong, 1 right), :data:`IGNORED` elsewhere (PRM800K, 2305.20050).
+    The loss is that of PRM800K (2305.20050).
+
+    Args:
+        logits: Logits at every token, [B, T, C].
+        labels: Class of the step that ends at each token (0 wrong, 1 right), [B, T];
+            :data:`IGNORED` at the other tokens.
+        num_steps: Number of steps in the *whole* batch.
     """
     flat = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -123,12 +146,17 @@ def length_debiased(
     *,
     coef: float = 1.0,
 ) -> Tensor:
-    """Return the ODIN loss (2402.07319) of a quality head and a length head.
+    """Return the ODIN loss (2402.07319) of a quality head and a length head, a scalar.
 
-    Each pair is (chosen [B], rejected [B]): the quality head, the length head, and the replies'
-    lengths. The loss is Bradley-Terry on the sum of the heads, plus ``coef`` times |corr(quality,
-    length)| + 1 - corr(length head, length) over the batch; a scalar mean. The length head is
-    dropped after training.
+    It is the mean Bradley-Terry loss of the sum of the heads, plus ``coef`` times
+    (|corr(quality, size)| + 1 - corr(length, size)) over the batch. The length head is removed
+    after training.
+
+    Args:
+        quality: Outputs of the quality head for the chosen and the rejected replies, each [B].
+        length: Outputs of the length head for the chosen and the rejected replies, each [B].
+        sizes: Lengths of the chosen and the rejected replies, each [B].
+        coef: Coefficient of the correlations.
     """
     total = bradley_terry(quality[0] + length[0], quality[1] + length[1]).mean()
     size = torch.cat(sizes).to(total.dtype)

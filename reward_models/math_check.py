@@ -1,4 +1,4 @@
-"""Verify mathematical answers; the functions run in the math worker process."""
+"""Verify mathematical answers; ``rules.math`` calls these functions in a worker process."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ class _Late(Exception):
 
 
 def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
-    """Return whether the final answer of a reply equals a reference.
+    """Compare the final answer of a reply with a reference answer.
 
     Args:
-        reference: The right answer, in LaTeX or plain text.
+        reference: The correct answer, in LaTeX or plain text.
         reply: Reply of a policy.
-        seconds: CPU time for each of the two texts; None for no limit.
+        seconds: Limit of the CPU time for each of the two texts; None for no limit.
 
     Returns:
-        ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed; and the reason.
+        ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed; and the reason,
+        which is empty for ``right``.
     """
     failure = "reference"
     try:
@@ -54,10 +55,10 @@ def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[s
 
 @lru_cache(maxsize=4096)
 def read_reference(text: str) -> Node:
-    """Parse a reference answer, which must have a value.
+    """Parse a reference answer and check that it has a value.
 
     Raises:
-        NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute its value.
+        NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute the value.
     """
     tree = read_math(answer_segment(text)[0].strip())
     try:
@@ -74,7 +75,8 @@ def read_reply(reply: str, *, in_words: bool = False) -> Node:
 
     Args:
         reply: Reply of a policy.
-        in_words: Whether the right answer is a word, which may follow "the answer is".
+        in_words: Whether the correct answer consists of words. The reply may then also state its
+            answer after "the answer is", or consist of up to four words.
 
     Raises:
         NotUnderstood: A part of the answer cannot be parsed.
@@ -94,7 +96,10 @@ def read_reply(reply: str, *, in_words: bool = False) -> Node:
 
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """Raise ``_Late`` after this much CPU time; without effect outside the main thread."""
+    """Raise ``_Late`` in the context after ``seconds`` of CPU time.
+
+    There is no limit if ``seconds`` is None, or outside the main thread.
+    """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return

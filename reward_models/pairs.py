@@ -18,7 +18,7 @@ from rlhf.reward_models.core import Conversation, as_messages
 
 @dataclass(frozen=True)
 class Pair:
-    """A chosen and a rejected conversation, which both start with the prompt."""
+    """A chosen and a rejected conversation with the same prompt."""
 
     prompt: Conversation
     chosen: Conversation
@@ -26,16 +26,17 @@ class Pair:
     rejected: Conversation
     """The rejected conversation, with its prompt."""
     source: str = ""
-    """Origin of the row, such as a data set or an annotator; the report has a slice for each."""
+    """Origin of the row, such as a data set or an annotator. The report shows the accuracy for each
+    source."""
 
     @property
     def group(self) -> str:
-        """Key of the prompt; the report treats pairs with the same prompt as one cluster."""
+        """Key of the prompt. Intervals of the report are clustered by this key."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Characters of the chosen and of the rejected reply."""
+        """Numbers of characters of the chosen and of the rejected reply."""
         n = len(self.prompt)
         chosen, rejected = (
             sum(len(message["content"]) for message in conversation[n:])
@@ -45,10 +46,11 @@ class Pair:
 
 
 def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dict[str, Any]:
-    """Return the data card: sizes, origins and faults of the pairs.
+    """Return the data card of pairs: numbers of pairs, sources, lengths and problems.
 
-    ``duplicates``: repeated pairs; ``contradictions``: pairs that also occur in the other order;
-    ``prompts_in_training``: prompts that are also in ``train`` (None without it).
+    ``duplicates`` is the number of repeated pairs, ``contradictions`` the number of pairs that also
+    occur with chosen and rejected exchanged, and ``prompts_in_training`` the number of prompts that
+    are also in ``train`` (None if ``train`` is None).
     """
     keys = [tuple(json.dumps(side) for side in (p.chosen, p.rejected)) for p in pairs]
     known = set(keys)
@@ -70,11 +72,15 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
 def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     """Convert a row with ``chosen``, ``rejected`` and optionally ``prompt`` to a :class:`Pair`.
 
-    A string is one message. The messages of a reply may begin with the prompt. ``source``
-    is the name of the column that holds the origin of the row.
+    A string is converted to one message. The messages of a reply may begin with those of the
+    prompt. Without ``prompt``, the prompt is the common beginning of the two conversations.
+
+    Args:
+        row: The row.
+        source: Name of the column with the origin of the row.
 
     Raises:
-        UserError: A column is missing, a reply has no messages, or there is no common prompt.
+        UserError: A column is missing, a reply has no messages, or there is no prompt.
     """
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:
@@ -86,14 +92,16 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     else:
         prompt = _common_prefix(chosen, rejected)
     if not prompt or min(len(chosen), len(rejected)) <= len(prompt):
-        raise UserError("a pair needs a prompt and two replies to it, each of at least one message")
+        raise UserError("a pair needs a prompt and two replies, each of at least one message")
     return Pair(prompt, chosen, rejected, source=str(row.get(source, "")) if source else "")
 
 
 def _with_prompt(prompt: Conversation, reply: Conversation) -> Conversation:
+    """Prepend the prompt to a reply that does not begin with it."""
     return reply if reply[: len(prompt)] == prompt else [*prompt, *reply]
 
 
 def _common_prefix(first: Conversation, second: Conversation) -> Conversation:
+    """Return the equal messages at the start of two conversations, without their last messages."""
     pairs = zip(first[:-1], second[:-1], strict=False)
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]

@@ -1,4 +1,4 @@
-"""Pairwise preference models, which read two replies and return the first one's log-odds."""
+"""Pairwise preference models, which read two replies and predict which one is better."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def encode_pair(
     *,
     max_length: int,
 ) -> list[int]:
-    """Return the token ids of the prompt and the two replies, marked A and B.
+    """Return the token ids of a prompt and two replies with the headings A and B.
 
-    Truncation removes the start of the prompt, then the ends of the replies, of the longer one
-    first.
+    Texts of more than ``max_length`` tokens are truncated: first the prompt loses tokens at its
+    start, then the longer reply at its end, then both replies.
     """
 
     def ids(text: str) -> list[int]:
@@ -47,16 +47,16 @@ def encode_pair(
 
 
 def _first(*ids: Any) -> list[int]:
+    """Return a list of the first id that is not None; an empty list if there is none."""
     return [i for i in ids if i is not None][:1]
 
 
 class PairModel(Reward):
-    """Reward that is the log-odds that a reply is better than a reference, averaged over both
-    orders.
+    """Reward that is the log-odds that a reply is better than a reference reply.
 
-    As a reward the model needs a reference reply: ``answers`` (a file of prompts and answers) or
-    the fact ``answer`` of the conversation, see :class:`~rlhf.reward_models.targets.Target`.
-    :meth:`compare` compares any two replies.
+    The log-odds are averaged over the two orders of the replies. The reference reply is read from
+    ``answers`` (a file of prompts and answers) or from the key ``answer`` of a message, see
+    :class:`~rlhf.reward_models.targets.Target`. :meth:`compare` compares any two replies.
     """
 
     def __init__(self, inner: LearnedReward, *, reference: Target, name: str = "pairwise"):
@@ -73,14 +73,23 @@ class PairModel(Reward):
         batch_size: int = 16,
         dtype: str = "float32",
     ) -> PairModel:
-        """Load the preference model at ``path``."""
+        """Load the preference model at ``path``, a folder or a hub id.
+
+        ``answers`` is a JSON Lines file of reference replies; see
+        :class:`~rlhf.reward_models.targets.Target`.
+        """
         inner = LearnedReward.load(path, device=device, batch_size=batch_size, dtype=dtype)
         return cls(inner, reference=Target(answers=answers))
 
     def compare(
         self, prompts: Sequence[Conversation], first: Sequence[str], second: Sequence[str]
     ) -> tuple[list[float], list[bool]]:
-        """Return [N] log-odds that the first reply is better, and whether both orders agree."""
+        """Compare two replies to each of N prompts.
+
+        Returns:
+            The log-odds that the first reply is better, averaged over the two orders, [N]; and
+            whether the model prefers the same reply in both orders, [N].
+        """
         limit = self.inner.sidecar.max_length or 512
         rows = []
         for prompt, a, b in zip(prompts, first, second, strict=True):
@@ -101,7 +110,7 @@ class PairModel(Reward):
         return Scores(values, components, counts, reasons)
 
     def _comparison(self, conversation: Conversation) -> tuple[Conversation, str, str]:
-        """Return the prompt, the reply and the reference reply."""
+        """Return the prompt, the reply and the reference reply; raise Unscorable without them."""
         prompt, reply = conversation[:-1], last_reply(conversation)
-        render(self.inner.tokenizer, prompt)  # raises if the template refuses the prompt
+        render(self.inner.tokenizer, prompt)  # raises if the template cannot render the prompt
         return prompt, reply, self.reference.of(conversation)

@@ -1,4 +1,4 @@
-"""Process rewards, which score each step of a solution and aggregate the scores."""
+"""Process rewards, which score each step of a solution and combine the scores into a reward."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "product": math.prod,
     "last": lambda steps: steps[-1],
 }
-"""Name -> function from P(right) of the steps to one reward."""
+"""Name -> function that computes the reward from the probabilities that the steps are right."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,19 @@ class StepEncoding:
     """Token ids of a solution, and the position of the last token of each step."""
 
     ids: list[int]
-    """Token ids. [T]"""
+    """Token ids, [T]."""
     ends: list[int]
-    """Positions of the last token of each step. [S]"""
+    """Position of the last token of each step, [S]."""
 
 
 def encode_steps(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, separator: str = "\n\n"
 ) -> StepEncoding:
-    """Split the last reply at ``separator`` and encode each step on its own, with its separator.
+    """Split the last reply at ``separator``, and encode each step separately with its separator.
 
-    Each step therefore ends with the same token at every position. The prompt is rendered as for
-    scoring; the reply follows as plain text. The last step also ends with the separator.
+    The tokens at the end of a step therefore do not depend on the position of the step. The prompt
+    is rendered as in :func:`~rlhf.reward_models.encoding.render`, and the reply follows as plain
+    text. The last step also ends with the separator.
 
     Raises:
         Unscorable: The reply has no step.
@@ -64,11 +65,13 @@ def encode_steps(
 
 
 class ProcessReward(Reward):
-    """Reward that aggregates P(step is right) from a two-class token classifier.
+    """Reward that combines the probabilities that the steps are right.
 
-    Class 1 is "right". ``aggregate``: ``min`` (a chain is as good as its weakest step), ``product``
-    or ``last``. A model trained on Monte-Carlo labels predicts the success of the continuation: a
-    value, not correctness, so that best-of-n with it can be misleading (2501.07301).
+    The model is a token classifier with two classes; class 1 is "right". ``aggregate`` is ``min``
+    (the score of the worst step), ``product`` or ``last``. A model that was trained on Monte-Carlo
+    labels predicts the probability that the continuation succeeds, not whether the step is correct.
+    Best-of-n selection with such a model can therefore be misleading (Zhang et al. 2025,
+    arXiv:2501.07301).
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class ProcessReward(Reward):
                 f"process: aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}"
             )
         if model.config.num_labels != 2:
-            raise UserError(f"process: needs two classes, this has {model.config.num_labels}")
+            raise UserError(
+                f"process: the model must have two classes, got {model.config.num_labels}"
+            )
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.aggregate, self.separator = aggregate, separator
 
@@ -99,11 +104,15 @@ class ProcessReward(Reward):
         device: str | None = None,
         dtype: str = "float32",
     ) -> ProcessReward:
-        """Load a token-classification checkpoint from a folder or the hub.
+        """Load a token-classification checkpoint.
 
         Args:
-            separator: Text that ends each step; by default that of the sidecar, or an empty line.
+            path: Folder or hub id.
+            aggregate: A name of ``AGGREGATES``.
+            separator: Text that ends each step; by default that of the sidecar. Without a sidecar,
+                it is an empty line.
             device: Device of the model; by default the GPU if there is one.
+            dtype: Type of the weights outside the head.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
@@ -121,7 +130,11 @@ class ProcessReward(Reward):
 
     @torch.no_grad()
     def step_scores(self, conversation: Conversation) -> list[float]:
-        """Return P(right) of every step; raise :class:`Unscorable` if there are none."""
+        """Return the probability that each step is right, [S].
+
+        Raises:
+            Unscorable: The reply has no step, or the prompt cannot be rendered.
+        """
         steps = encode_steps(self.tokenizer, conversation, separator=self.separator)
         ids = torch.tensor([steps.ids], device=self.model.device)
         logits = self.model(ids).logits[0, steps.ends].float()

@@ -1,7 +1,7 @@
 """Build rewards from configuration: ``build({"kind": "learned", "path": ...})``.
 
-``KINDS`` maps a kind to its builder as ``module:name``, so that rules do not import torch. A new
-kind requires a function and a row of this table.
+``KINDS`` maps a kind to the ``module:name`` of its builder, so that rules do not import torch. To
+add a kind, write a function that returns a reward, and add a row to this table.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _WRAPPERS = ("name", "weight", "clip", "threshold", "normalise")
 
 
 def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
-    """Build the reward of a spec; a list of specs is the sum of their rewards.
+    """Build the reward of a spec; the reward of a list of specs is the sum of their rewards.
 
-    In addition to ``kind`` and the settings of the kind, a spec takes ``name`` (of the component),
-    ``normalise: {mean, std}`` (``true`` uses the statistics of the checkpoint), ``clip: [low,
-    high]``, ``threshold: x`` and ``weight``, which are applied in this order.
+    In addition to ``kind`` and the settings of the kind, a spec may have ``name`` (of the
+    component), ``normalise: {mean, std}`` (``true`` uses the statistics of the checkpoint),
+    ``clip: [low, high]``, ``threshold: x`` and ``weight``. They are applied in this order.
 
     Raises:
         UserError: A kind or setting is unknown, a setting is missing, or two components have the
@@ -73,7 +73,7 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
 
 def _build_one(spec: Mapping[str, Any]) -> Reward:
     if not isinstance(spec, Mapping):
-        raise UserError(f"rewards: each entry is a mapping with `kind`, got {spec!r}")
+        raise UserError(f"rewards: each entry must be a mapping with `kind`, got {spec!r}")
     settings = dict(spec)
     kind = settings.pop("kind", None)
     if kind is None:
@@ -90,17 +90,18 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
 
 
 def _wrap(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
+    """Apply normalise, clip, threshold and weight to a reward, in this order."""
     if "normalise" in wrappers:
         moments = {} if wrappers["normalise"] is True else wrappers["normalise"]
         if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
-            problem = f"rewards: {kind}: normalise takes true or {{mean, std}}"
+            problem = f"rewards: {kind}: normalise must be true or {{mean, std}}"
             raise UserError(f"{problem}, got {moments!r}")
         numbers = {key: _number(kind, f"normalise.{key}", moments[key]) for key in moments}
         reward = reward.normalise(**numbers)
     if "clip" in wrappers:
         bounds = wrappers["clip"]
         if not isinstance(bounds, Sequence) or len(bounds) != 2:
-            raise UserError(f"rewards: {kind}: clip takes [low, high], got {bounds!r}")
+            raise UserError(f"rewards: {kind}: clip must be [low, high], got {bounds!r}")
         reward = reward.clip(*(_number(kind, "clip", bound) for bound in bounds))
     if "threshold" in wrappers:
         reward = reward.threshold(_number(kind, "threshold", wrappers["threshold"]))
@@ -150,14 +151,19 @@ def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[st
 
 
 def _suggest(word: str, choices) -> str:
+    """Return the end of a message: the most similar choice, or all choices."""
     return nearest(word, choices) or f"; known: {', '.join(choices)}"
 
 
 def function_reward(path: str, timeout: float | None = None) -> Reward:
-    """Kind ``function``: a user's function at ``module:name``, conversations -> scores.
+    """Build a reward of kind ``function`` from a user's function from conversations to scores.
 
-    With ``timeout`` (seconds per conversation), for code that may hang, the function runs in a
-    separate process, one conversation at a time, and is killed if it takes longer.
+    Args:
+        path: ``module:name`` of the function.
+        timeout: Time limit for each conversation, in seconds, for code that may hang. The function
+            then runs in a separate process, with one conversation at a time, and the process is
+            killed if it exceeds the limit. None: the function runs in this process, without a
+            limit.
     """
     function = import_object(path, what="rewards: kind 'function'")
     if timeout is None:
@@ -167,7 +173,10 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
 
 
 def trained(path: str) -> Reward:
-    """Kind ``trained``: a checkpoint, loaded as the kind of reward in its sidecar."""
+    """Build a reward of kind ``trained``: load a checkpoint as the kind that its sidecar names.
+
+    Without a sidecar, the kind is ``learned``. ``path`` is a folder or a hub id.
+    """
     from rlhf.reward_models.checkpoint import find_sidecar
 
     sidecar = find_sidecar(path)
@@ -180,5 +189,9 @@ def gate(
     at_least: float = 0.5,
     otherwise: float = 0.0,
 ) -> Reward:
-    """Kind ``gate``: the spec ``reward`` if the spec ``condition`` scores at least ``at_least``."""
+    """Build a reward of kind ``gate`` from the specs of a reward and of a condition.
+
+    The score is that of ``reward`` where ``condition`` scores at least ``at_least``, and
+    ``otherwise`` elsewhere; see :meth:`Reward.gate`.
+    """
     return build(reward).gate(build(condition), at_least=at_least, otherwise=otherwise)

@@ -1,7 +1,8 @@
 """Rule-based rewards of the last reply: answers, patterns, formats, length, repetition.
 
 Each function builds a :class:`~rlhf.reward_models.core.Reward`. Its arguments are the settings of
-the kind of the same name in a configuration.
+the corresponding kind in a configuration (``tags`` is the kind ``format``). For ``answer`` and
+``answers`` see :class:`~rlhf.reward_models.targets.Target`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _REFUSAL = re.compile(
 def exact_match(
     answer: Answer | None = None, answers: str | None = None, ignore_case: bool = True
 ) -> Reward:
-    """Reward 1.0 if the reply equals a right answer up to surrounding white space (and case)."""
+    """Build a reward of 1.0 if the reply equals a reference answer, else 0.0.
+
+    Surrounding white space is ignored, and case too if ``ignore_case`` is set.
+    """
     target = Target(answer, answers)
 
     def check(conversation: Conversation) -> float:
@@ -47,10 +51,11 @@ def exact_match(
 def number(
     answer: Answer | None = None, answers: str | None = None, tolerance: float = 0.0
 ) -> Reward:
-    """Reward 1.0 if the reply's final number equals a right answer; see ``docs/rewards.md``.
+    """Build a reward of 1.0 if the final number of the reply equals a reference answer, else 0.0.
 
-    A reference that cannot be parsed as one number gives None with the reason; a reply that cannot
-    be parsed scores 0.0.
+    The number may differ by at most ``tolerance``. A reply that cannot be parsed scores 0.0. If a
+    reference cannot be parsed as one number and the reply equals no other reference, there is no
+    score. See ``docs/rewards.md``.
     """
     if not 0 <= tolerance < float("inf"):
         raise UserError(f"number: tolerance must be >= 0 and finite, got {tolerance}")
@@ -75,18 +80,22 @@ def number(
 
 
 def _zero_unless(reasons: Sequence[str]) -> float:
-    """Return 0.0, or raise Unscorable if a reference, which may be right, was not parsed."""
+    """Return 0.0, or raise Unscorable if a reference could not be parsed.
+
+    The reply may equal a reference that could not be parsed. ``reasons`` says why it could not.
+    """
     if reasons:
         raise Unscorable(f"the reference answer is not understood: {reasons[0]}")
     return 0.0
 
 
 def math(answer: Answer | None = None, answers: str | None = None, timeout: float = 10.0) -> Reward:
-    """Reward 1.0 if the reply's final expression equals a right answer (LaTeX or plain text).
+    """Build a reward of 1.0 if the final expression of the reply equals a reference, else 0.0.
 
-    Both are parsed by a grammar and compared by sympy, in a separate process; see
-    ``docs/rewards.md``. A reply that needs more than ``timeout`` seconds of CPU time is wrong. A
-    reply on which the process dies, or runs three times as long by the wall clock, has no score.
+    The reply and the reference (LaTeX or plain text) are parsed by a grammar and compared by sympy
+    in a separate process; see ``docs/rewards.md``. A reply that needs more than ``timeout`` seconds
+    of CPU time counts as wrong. A reply has no score if the process crashes or needs more than
+    3 * ``timeout`` seconds of wall-clock time.
     """
     target = Target(answer, answers)
     worker = Worker("rlhf.reward_models.math_check:verdict", timeout=3.0 * timeout)
@@ -107,10 +116,10 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
 def regex(
     pattern: str, full: bool = False, ignore_case: bool = False, timeout: float = 1.0
 ) -> Reward:
-    """Reward 1.0 if ``pattern`` occurs in the reply (with ``full``: matches the whole reply).
+    """Build a reward of 1.0 if ``pattern`` occurs in the reply, else 0.0.
 
-    ``.`` also matches line breaks. A reply on which the search takes more than ``timeout`` seconds
-    has no score.
+    With ``full``, the pattern must match the whole reply. ``.`` also matches line breaks. A reply
+    for which the search takes more than ``timeout`` seconds has no score.
     """
     if not timeout > 0:
         raise UserError(f"regex: timeout must be > 0 seconds, got {timeout}")
@@ -125,16 +134,16 @@ def regex(
         try:
             return float(matches(last_reply(conversation), timeout=timeout) is not None)
         except TimeoutError:
-            raise Unscorable(f"the pattern takes more than {timeout:g} s") from None
+            raise Unscorable(f"the pattern search takes more than {timeout:g} s") from None
 
     return EachReward(check, name="regex")
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
-    """Reward 1.0 if the reply consists of ``<a>...</a>`` for the ``names`` in order, else 0.0.
+    """Build a reward of 1.0 if the reply consists of the blocks ``<name>...</name>``, else 0.0.
 
-    Each tag occurs once, with only white space between the blocks. This is the format reward of
-    DeepSeek-R1 (2501.12948).
+    There must be one block for each of the ``names``, in their order, with only white space between
+    the blocks. This is the format reward of DeepSeek-R1 (2501.12948).
     """
     blocks = r"\s*".join(rf"<{re.escape(n)}>.*?</{re.escape(n)}>" for n in names)
     pattern = re.compile(rf"\s*{blocks}\s*", re.DOTALL)
@@ -149,14 +158,17 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
 
 
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
-    """Reward 0.0 for ``low`` to ``high`` words (or characters), negative for other lengths.
+    """Build a reward of 0.0 for replies of ``low`` to ``high`` words, and below 0.0 for others.
 
-    A shorter reply scores length / low - 1, a longer one 1 - length / high, but at least -1.
+    A shorter reply scores length / low - 1, and a longer one 1 - length / high, but at least -1.
+    ``unit`` is "words" or "characters"; without ``high``, there is no upper limit.
     """
     if unit not in ("words", "characters"):
         raise UserError(f"length: unit must be 'words' or 'characters', got {unit!r}")
     if low < 0 or (high is not None and high < max(low, 1)):
-        raise UserError(f"length: needs 0 <= low <= high and high >= 1, got {low} and {high}")
+        raise UserError(
+            f"length: 0 <= low <= high and high >= 1 are required, got low={low}, high={high}"
+        )
 
     def check(conversation: Conversation) -> float:
         reply = last_reply(conversation)
@@ -169,7 +181,10 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
 
 
 def repetition(n: int = 3) -> Reward:
-    """Penalize repetition: minus the fraction of word ``n``-grams that occurred earlier."""
+    """Build a penalty of repetition: minus the fraction of word n-grams that repeat earlier ones.
+
+    Case is ignored. The score is in (-1, 0].
+    """
     if n < 1:
         raise UserError(f"repetition: n must be >= 1, got {n}")
 
@@ -182,10 +197,10 @@ def repetition(n: int = 3) -> Reward:
 
 
 def refusal() -> Reward:
-    """Reward 1.0 if the reply's first 200 characters match a pattern of refusals, else 0.0.
+    """Build a reward of 1.0 if the first 200 characters match a pattern of refusals, else 0.0.
 
-    The signal is weak: the pattern matches few replies and is often wrong. Use it to monitor
-    training, or as a penalty with a weight.
+    The signal is weak: few replies match the pattern, and a match is often not a refusal. Use the
+    reward to monitor training, or as a penalty with a negative weight.
     """
 
     def check(conversation: Conversation) -> float:

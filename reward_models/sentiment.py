@@ -16,30 +16,35 @@ _NEGATIONS = frozenset(
 )
 _STRONGER = frozenset(("very", "really", "extremely", "absolutely", "totally", "truly", "so"))
 _WEAKER = frozenset(("slightly", "somewhat", "fairly", "rather", "almost", "kinda", "sorta"))
-_NEGATION_RANGE = 3  # number of words after a negation that it affects
-_SHRINKAGE = 2.0  # shrinks the sentiment of replies with few known words towards 0
+_NEGATION_RANGE = 3  # a negation affects this many words after it
+_SHRINKAGE = 2.0  # added to the denominator, so that replies with few known words are near 0
 
 
 def lexicon(path: str | None = None) -> Reward:
-    """Reward the sentiment in (-1, 1): sum of valences / (sum of absolute valences + 2).
+    """Build a reward that is the sentiment of the reply, in (-1, 1).
 
-    A negation among the three words before a word multiplies its valence by -0.75; an adverb of
-    degree just before it changes its strength. Repeating a positive word saturates, but a policy
-    can still exploit the score; monitor it together with a held-out judge.
+    The sentiment is the sum of the words' valences divided by (the sum of absolute valences + 2). A
+    negation among the three words before a word multiplies its valence by -0.75. The valence is
+    multiplied by 1.5 or 0.5 if the previous word is an adverb such as "very" or "slightly". The
+    score of a repeated positive word saturates, but a policy can still exploit the reward; monitor
+    a held-out judge as well.
 
     Args:
-        path: File with a "word value" per line; by default the lexicon of this package.
+        path: File with lines of the form "word value"; by default the lexicon of this package.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        UserError: A line is not "word value".
+        UserError: A line does not have this form.
     """
     words = read_lexicon(path)
     return EachReward(lambda c: valence(last_reply(c), words), name="lexicon")
 
 
 def valence(text: str, words: dict[str, float]) -> float:
-    """Return the sentiment of ``text`` in (-1, 1); 0 without known words."""
+    """Return the sentiment of ``text`` in (-1, 1); 0.0 if no word is in ``words``.
+
+    ``words`` maps words to valences; see :func:`lexicon` for the formula.
+    """
     tokens = _WORD.findall(text.casefold().replace("’", "'"))
     total = size = 0.0
     for i, token in enumerate(tokens):
@@ -70,14 +75,16 @@ def read_lexicon(path: str | None = None) -> dict[str, float]:
         try:
             words[word.strip().casefold()] = float(value)
         except ValueError:
-            raise UserError(f"{path}:{number} should be 'word value', got {line!r}") from None
+            raise UserError(
+                f"{path}:{number} must have the form 'word value', got {line!r}"
+            ) from None
     return words
 
 
 def vader() -> Reward:
-    """Reward VADER's compound sentiment in [-1, 1], for short texts (Hutto and Gilbert 2014).
+    """Build a reward that is VADER's compound sentiment, in [-1, 1] (Hutto and Gilbert 2014).
 
-    Needs ``pip install "rlhf-kit[sentiment]"``.
+    VADER is made for short texts. It needs ``pip install "rlhf-kit[sentiment]"``.
     """
     try:
         from vaderSentiment.vaderSentiment import (  # type: ignore[import-not-found]

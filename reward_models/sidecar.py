@@ -16,29 +16,31 @@ FILE_NAME = "reward_model.json"
 class Sidecar:
     """Description of a reward checkpoint: encoding of texts, pooling and calibration.
 
-    Written next to the weights; ``AutoModelForSequenceClassification`` can still load the
-    checkpoint.
+    The file is next to the weights; ``AutoModelForSequenceClassification`` can load the checkpoint
+    without it.
     """
 
     template_hash: str
-    """Fingerprint of the chat template and the EOS token, from ``encoding.template_hash``."""
+    """Result of ``encoding.template_hash``: a hash of the chat template, its options and EOS."""
     append_eos: bool
     """Whether every text ends with EOS."""
     max_length: int | None
-    """Largest number of tokens; longer texts lose their oldest tokens. None: no limit."""
+    """Maximum number of tokens, to which longer texts are truncated on the left; None: no limit."""
     pooling: str
     """``last``: the head reads the last token. ``model``: the encoder's own pooling. ``steps``: the
     head reads the token that ends each step."""
     temperature: float = 1.0
-    """Temperature fitted on held-out pairs: P(a better) = sigmoid((score(a) - score(b)) / T)."""
+    """Temperature T, fitted on held-out pairs: P(a is better than b) =
+    sigmoid((score(a) - score(b)) / T)."""
     mean: float | None = None
     """Mean raw score on samples of the reference policy."""
     std: float | None = None
     """Standard deviation of the raw score on samples of the reference policy."""
     kind: str = "learned"
-    """Kind of reward that loads this checkpoint, as in a configuration."""
+    """Kind of the reward in a configuration, such as "learned" or "cost"."""
     scope: str = "conversation"
-    """``reply``: trained on texts without prompts, so it scores the last reply alone."""
+    """``conversation``: the model scores the whole conversation. ``reply``: it was trained on texts
+    without prompts and scores only the last reply."""
     separator: str | None = None
     """Text that ends each step, for process rewards."""
 
@@ -50,7 +52,7 @@ class Sidecar:
         if not self.temperature > 0:
             raise UserError(f"temperature must be > 0, got {self.temperature}")
         if (self.mean is None) != (self.std is None):
-            raise UserError("give both mean and std, or neither")
+            raise UserError("set both mean and std, or neither")
         if self.std is not None and not self.std > 0:
             raise UserError(f"std must be > 0, got {self.std}")
 

@@ -1,4 +1,4 @@
-"""Find the right answer to a conversation, for verifiers."""
+"""Find the reference answer of a conversation, for rewards that verify answers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ Answer = str | int | float | list[str | int | float]
 
 
 class Target:
-    """The right answer: a constant, a fact of the conversation, or a row of a file.
+    """Source of the reference answers of conversations.
 
-    An answer is text or a number; a list contains alternatives.
+    An answer is a text or a number, or a list of alternative answers. If neither ``answer`` nor
+    ``answers`` is given, the answer is the value of ``key`` in the last message that has this key.
 
     Args:
-        answer: The same answer for all conversations.
-        answers: JSONL file (``.gz`` allowed) with a ``prompt`` and an answer per row; the row is
-            selected by the last user message. Without it, the fact ``key`` is used.
-        key: Key of the answer in a row or a conversation.
+        answer: The answer to all conversations.
+        answers: JSON Lines file (optionally ``.gz``) with ``prompt`` and ``key`` in each row. The
+            row whose prompt equals the last user message has the answer.
+        key: Key of the answer in a row or in a message.
 
     Raises:
-        UserError: Both ``answer`` and ``answers`` are given, a row lacks a key, or two rows have
-            the same prompt and different answers.
+        UserError: ``answer`` and ``answers`` are given, a row lacks a key, or two rows have the
+            same prompt and different answers.
         FileNotFoundError: The file does not exist.
     """
 
@@ -37,19 +38,27 @@ class Target:
         key: str = "answer",
     ):
         if answer is not None and answers is not None:
-            raise UserError("give answer (one constant) or answers (a file), not both")
+            raise UserError("set answer (one constant) or answers (a file), not both")
         self.answer, self.key = answer, key
-        self.table = _read_answers(Path(answers), key) if answers else None
+        self.table = _read_answers_by_prompt(Path(answers), key) if answers else None
 
     def of(self, conversation: Conversation) -> str:
-        """Return the right answer; raise :class:`Unscorable` if there is none or a list."""
+        """Return the reference answer of a conversation.
+
+        Raises:
+            Unscorable: There is no answer, or there are several alternatives.
+        """
         answers = self.any_of(conversation)
         if len(answers) > 1:
-            raise Unscorable("a list of reference answers instead of a single one")
+            raise Unscorable("several reference answers instead of a single one")
         return answers[0]
 
     def any_of(self, conversation: Conversation) -> list[str]:
-        """Return the alternative right answers; raise :class:`Unscorable` for none."""
+        """Return the alternative reference answers of a conversation.
+
+        Raises:
+            Unscorable: There is no answer, or an answer is neither a text nor a number.
+        """
         answer: Any = self.answer
         if answer is None and self.table is not None:
             users = [m["content"] for m in conversation if m["role"] == "user"]
@@ -62,21 +71,22 @@ class Target:
 
 
 def _text(answer: Any) -> str:
-    """Return the text of an answer; 42 and 42.0 are both "42"."""
+    """Convert an answer to text; 42 and 42.0 become "42"."""
     if isinstance(answer, float) and answer.is_integer() and abs(answer) < 1e15:
         return str(int(answer))
     if isinstance(answer, str | int | float):
         return str(answer)
-    raise Unscorable(f"a reference answer that is a {type(answer).__name__}")
+    raise Unscorable(f"a reference answer is a {type(answer).__name__}, not a text or a number")
 
 
-def _read_answers(path: Path, key: str) -> dict[str, Any]:
+def _read_answers_by_prompt(path: Path, key: str) -> dict[str, Any]:
+    """Read prompt -> value of ``key`` from a JSON Lines file; see `Target`."""
     if not path.is_file():
         raise FileNotFoundError(f"no file of answers at {path}")
     table: dict[str, Any] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         if "prompt" not in row or key not in row:
-            raise UserError(f"{path}:{number} needs keys 'prompt' and {key!r}")
+            raise UserError(f"{path}:{number} must have the keys 'prompt' and {key!r}")
         prompt, answer = str(row["prompt"]).strip(), row[key]
         if table.setdefault(prompt, answer) != answer:
             raise UserError(f"{path}:{number} gives a second answer to the same prompt")

@@ -7,14 +7,14 @@ from typing import Any
 
 
 def fit_words(texts: Sequence[str], **options: Any) -> Any:
-    """Fit a ``TfidfVectorizer``; None if the vocabulary is empty.
+    """Fit a ``TfidfVectorizer`` to texts and return it, or None if the vocabulary is empty.
 
-    Words are sequences of two or more letters or digits. If the texts have no such words (single
-    characters, emoji), they are split at white space.
+    Words are sequences of at least two letters or digits. If the texts have no such words (only
+    single characters or emoji), they are split at white space.
 
     Args:
         texts: Training texts.
-        **options: Options of ``TfidfVectorizer``.
+        **options: Further options of ``TfidfVectorizer``.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -1,8 +1,8 @@
 """Call a function in a separate process with a timeout, for scorers that may hang or crash.
 
-``Worker`` starts a Python subprocess that runs ``serve``; calls and results are JSON lines. Unlike
-``multiprocessing``, a subprocess can be started from threads and needs no guard in the caller's
-``__main__``.
+``Worker`` starts a Python subprocess that runs ``serve``; calls and results are sent as JSON Lines.
+Unlike a process of ``multiprocessing``, the subprocess can be started from threads and needs no
+guard in the caller's ``__main__``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from typing import Any
 from rlhf.errors import UserError
 from rlhf.reward_models.core import SetupError, Unscorable, describe
 
-_START_SECONDS = 120.0  # imports of a large library on a busy machine
+_START_SECONDS = 120.0  # time limit of the start, for imports of a large library on a busy machine
 
 
 class Worker:
-    """Calls a function in another process, which is started on first use and after every kill.
+    """Call a function in another process.
+
+    The process is started at the first call. After a timeout or a crash, the next call starts a new
+    process.
 
     Args:
         path: ``module:name`` of a function with JSON arguments and a JSON result.
-        timeout: Seconds per call.
-        extra: Optional dependency that the error names if the module cannot be imported.
+        timeout: Time limit of a call, in seconds.
+        extra: Optional extra to install if the module cannot be imported, for the error message.
     """
 
     def __init__(self, path: str, *, timeout: float, extra: str | None = None):
@@ -42,12 +45,17 @@ class Worker:
         atexit.register(self.close)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function; raises :class:`Unscorable` if it raises, crashes or times out."""
+        """Call the function and return its result.
+
+        Raises:
+            Unscorable: The function raised an exception, crashed or exceeded the time limit.
+            SetupError: The function cannot be imported.
+        """
         with self._lock:
             return self._call(arguments)
 
     def _call(self, arguments: tuple) -> Any:
-        process = self._running()
+        process = self._running_process()
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(arguments).encode() + b"\n")
@@ -67,7 +75,8 @@ class Worker:
             self._process.wait()
             self._process = None
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running_process(self) -> subprocess.Popen[bytes]:
+        """Return the process; start it if it does not run."""
         if self._process is None or self._process.poll() is not None:
             # `-m` would import this module twice, because its package imports it.
             code = "import sys; from rlhf.reward_models.worker import serve; serve(sys.argv[1])"
@@ -84,6 +93,7 @@ class Worker:
         return self._process
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
+        """Read a message of the process; after ``seconds`` or its end, raise Unscorable."""
         assert process.stdout is not None
         deadline, line = time.monotonic() + seconds, b""
         while not line.endswith(b"\n"):
@@ -99,9 +109,10 @@ class Worker:
 
 
 def serve(path: str) -> None:
-    """Call a function with the arguments in each line of standard input.
+    """Call the function at ``path`` with the arguments in each line of standard input.
 
-    Results are written to standard output; the function's own output goes to standard error.
+    Results are written to standard output. Text that the function prints is redirected to standard
+    error.
     """
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -100,7 +100,7 @@ def test_vocabulary_is_small_and_covers_prompts_and_replies():
 
 
 def test_a_conversation_without_a_guest_is_an_error():
-    with pytest.raises(ValueError, match="no user message"):
+    with pytest.raises(ValueError, match="need a user message that describes a guest"):
         task.gold_reward([conversation("hello", "soup tofu water")])
 
 

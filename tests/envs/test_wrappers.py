@@ -68,7 +68,7 @@ def test_invalid_actions_can_be_replaced_without_changing_other_draws():
 def test_invalid_action_settings_that_contradict_are_refused():
     with pytest.raises(ValueError, match="substitute"):
         InvalidActions(make("Bandit-v0"), substitute="random", end=True)
-    with pytest.raises(ValueError, match=">= 0"):
+    with pytest.raises(ValueError, match="at least 0"):
         InvalidActions(make("Bandit-v0"), penalty=-1)
 
 

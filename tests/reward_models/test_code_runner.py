@@ -97,7 +97,10 @@ def test_deadline_is_no_score_and_tests_travel_as_a_fact(helpers):
     reward = build({"kind": "code", "wall_seconds": 5.0})
     scores = reward.score([slow, quick, helpers["talk"]("q", "x = 1")])
     assert scores.values == [None, 1.0, None]
-    assert scores.counts == {"code: deadline of 5 s": 1, "code: no reference answer": 1}
+    assert scores.counts == {
+        "code: exceeded the wall-clock limit of 5 s": 1,
+        "code: no reference answer": 1,
+    }
 
 
 class DelayedStart(str):

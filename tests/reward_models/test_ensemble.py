@@ -96,7 +96,7 @@ def test_averaged_weights_are_the_mean_and_load_again(helpers, tmp_path):
 def test_averaging_rejects_incompatible_checkpoints(helpers, tmp_path):
     a = helpers["decoder"](tmp_path / "a")
     b = helpers["decoder"](tmp_path / "b", num_hidden_layers=1)
-    with pytest.raises(UserError, match="parameter names or shapes differ"):
+    with pytest.raises(UserError, match="parameter names or shapes of the checkpoints differ"):
         average_weights([a, b], tmp_path / "out")
     sidecar = a / "reward_model.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"append_eos": False}))
@@ -106,5 +106,5 @@ def test_averaging_rejects_incompatible_checkpoints(helpers, tmp_path):
 
 def test_members_on_their_own_scale(helpers, tmp_path):
     paths = [helpers["decoder"](tmp_path / str(seed), seed=seed) for seed in range(2)]
-    with pytest.raises(ValueError, match="has no mean and std"):
+    with pytest.raises(ValueError, match="has no stored mean and std"):
         Ensemble.load([str(p) for p in paths], own_scale=True)

@@ -65,12 +65,12 @@ def test_pair_judge_with_position_bias_gives_ties():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match=r"lacks the field \{conversation\}"):
+    with pytest.raises(ValueError, match=r"must contain the field \{conversation\}"):
         RatingJudge(lambda p: [], template="Rate it")
     other = [{"role": "user", "content": "another"}, *talk("x")[1:]]
-    with pytest.raises(ValueError, match="must share their prompt"):
+    with pytest.raises(ValueError, match="must have the same prompt"):
         PairJudge(lambda p: []).prefer([talk("x")], [other])
-    with pytest.raises(ValueError, match="0 answers to 1 prompts"):
+    with pytest.raises(ValueError, match="got 0 answers to 1 prompts"):
         RatingJudge(lambda p: []).score([talk("x")])
 
 

@@ -206,7 +206,7 @@ def test_pad_equal_eos_without_sidecar_needs_a_decision(helpers, tmp_path):
         ({"pooling": "model"}, {}, "pooling='model'"),
         ({}, {"append_eos": False}, "append_eos=True, but here it is False"),
         ({}, {"max_length": 32}, "max_length=64, but here it is 32"),
-        ({"max_length": 5000}, {}, "exceeds its 256 positions"),
+        ({"max_length": 5000}, {}, "exceeds the model's 256 positions"),
         ({"temprature": 1.0}, {}, "temprature"),
         ({"std": 0.0, "mean": 0.0}, {}, "std must be > 0"),
     ],
@@ -234,7 +234,7 @@ def test_scores_that_depend_on_padding_are_refused_at_load(decoder_path, monkeyp
     monkeypatch.setattr(
         "rlhf.reward_models.learned.pack_left", lambda mask, tensor, fill: (mask, tensor)
     )
-    with pytest.raises(UserError, match="with padding"):
+    with pytest.raises(UserError, match="padding changes scores"):
         LearnedReward.load(decoder_path)
 
 
@@ -249,7 +249,7 @@ def test_classifier_label_gives_its_log_odds(helpers, tmp_path, talks):
     assert reward(talks) == pytest.approx((p / (1 - p)).log().tolist(), abs=1e-5)
     with pytest.raises(UserError, match="did you mean 'positive'"):
         LearnedReward.load(path, label="postive")
-    with pytest.raises(UserError, match="3 outputs; choose one by label"):
+    with pytest.raises(UserError, match="3 outputs; set label to one of"):
         LearnedReward.load(path)
 
 

@@ -53,7 +53,7 @@ def test_implicit_reward_of_the_reference_is_zero(pair_of_models, helpers):
 
 def test_implicit_models_must_read_text_alike(pair_of_models, helpers, tmp_path):
     other = helpers["causal"](tmp_path, tokenizer=helpers["tokenizer"](template=None))
-    with pytest.raises(ValueError, match="differently"):
+    with pytest.raises(ValueError, match="different tokenizers or chat templates"):
         ImplicitReward.load(pair_of_models[0], other)
     with pytest.raises(ValueError, match="beta must be > 0"):
         ImplicitReward.load(*pair_of_models, beta=0.0)
