@@ -238,11 +238,15 @@ def _without_interval(estimate: Interval) -> Interval:
 
 
 def estimate_of(value: Mapping[str, Any]) -> Interval:
-    """Return the interval of a summary with `mean` or `value`, `low`, `high` and `n`."""
+    """Return the interval of a summary with `mean` or `value`, `low`, `high` and `n`.
+
+    In reports on rewards `n` is the number of values, and `groups` that of independent units.
+    """
     numbers = (value.get("mean", value.get("value")), value.get("low"), value.get("high"))
     mean, low, high = (math.nan if number is None else float(number) for number in numbers)
     method, needs = value.get("method") or "", value.get("needs") or ""
-    return Interval(mean, low, high, int(value.get("n") or 0), method, needs)
+    units = value.get("groups", value.get("n"))
+    return Interval(mean, low, high, int(units or 0), method, needs)
 
 
 def _varies(runs: Sequence[RunRecord], metric: str) -> bool:

@@ -89,7 +89,7 @@ def _accuracy_line(name: str, share: Report, tone: str) -> Line:
     if estimate.known:
         remark = f"[{estimate.low:.1%}, {estimate.high:.1%}]"
     return Line(
-        name, plural(estimate.units, "pair"), estimate, f"{estimate.value:.1%}", remark, tone
+        name, plural(estimate.units, "prompt"), estimate, f"{estimate.value:.1%}", remark, tone
     )
 
 
@@ -99,8 +99,8 @@ def gain_forest(report: Report) -> str:
     for name, row in report["baselines"].items():
         gain = estimate_of(row["gain"])
         tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
-        pairs = plural(gain.units, "paired comparison")
-        lines.append(Line(f"over {name}", pairs, gain, signed(gain), bounds(gain), tone))
+        prompts = plural(gain.units, "prompt")
+        lines.append(Line(f"over {name}", prompts, gain, signed(gain), bounds(gain), tone))
     detail = "over each baseline, 95%"
     return titled_forest("Paired gain in accuracy", detail, lines, [(0.0, "no gain")])
 

@@ -80,6 +80,18 @@ def test_its_tables_are_files_too(run):
     assert [row["n"] for row in tables["pairs_best_of_n"]] == [1, 2, 4, 8, 16, 32]
 
 
+def test_repeated_prompts_are_counted_once(tmp_path):
+    """40 pairs on 10 prompts are 10 independent observations."""
+    repeated = [row | {"prompt": f"Question {i % 10}?"} for i, row in enumerate(rows(40))]
+    report = report_on_pairs(LENGTH, repeated, tmp_path, name="pairs")
+    assert (report["accuracy"]["n"], report["accuracy"]["groups"]) == (40, 10)
+    page = unescape(write_report(tmp_path).read_text())
+    assert "<small>10 prompts</small>" in page
+    assert "<small>40 pairs</small>" not in page
+    slices = list(csv.DictReader((tmp_path / "report_tables" / "pairs_slices.csv").open()))
+    assert {row["accuracy n"] for row in slices if row["by"] == "all"} == {"10"}
+
+
 def test_the_markdown_holds_the_same(run):
     page = (run / "evaluation" / "pairs" / "report.md").read_text()
     for words in (
