@@ -74,19 +74,33 @@ def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
     evaluation is named after the policy instead of the directory. It replaces the final evaluation
     of the training run of that name.
     """
+    return _select_evaluations(runs)[0]
+
+
+def _select_evaluations(
+    runs: Sequence[RunRecord],
+) -> tuple[list[MethodEvaluation], list[str]]:
+    """Return the evaluations to use, and notes on those left out because of an equal name."""
     # Evaluation runs with named policies come first, because they define the order of the table.
     ordered = sorted(runs, key=lambda run: not _names_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
-    labels = method_names([_run_directory(run, evaluation) for run, evaluation in pairs])
-    owners: dict[tuple[str, int, str, str], Path] = {}
-    selected = []
-    for (run, evaluation), label in zip(pairs, labels, strict=True):
+    paths = [_run_directory(run, evaluation) for run, evaluation in pairs]
+    owners: dict[tuple[str, int, str, str], tuple[RunRecord, Path]] = {}
+    selected, notes = [], []
+    for (run, evaluation), path, label in zip(pairs, paths, method_names(paths), strict=True):
         policy = evaluation.describe("policy")
         method, seed = (policy, 0) if policy in REFERENCE_POLICIES else (label, training_seed(run))
         setting = (evaluation.describe("env"), evaluation.describe("decoding"))
-        if owners.setdefault((method, seed, *setting), run.directory) == run.directory:
-            selected.append(MethodEvaluation(evaluation, method, seed))
-    return selected
+        owner, owner_path = owners.setdefault((method, seed, *setting), (run, path))
+        item = MethodEvaluation(evaluation, method, seed)
+        if owner.directory == run.directory:
+            selected.append(item)
+        elif not item.is_reference and (path != owner_path or _names_policies(run)):
+            notes.append(
+                f"{run.name}: the evaluation of {method} was left out, because {owner.name} has "
+                "one of the same name; compare them separately"
+            )
+    return selected, notes
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,8 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
     values: dict[str, list[float]] = defaultdict(list)
     limits: dict[str, Bounds | None] = {}
     names: dict[Setting, UnitName] = {}
-    for item in method_evaluations(runs):
+    evaluations, left_out = _select_evaluations(runs)
+    for item in evaluations:
         rows = item.evaluation.episodes
         for row, unit in zip(rows, item.evaluation.units, strict=True):
             value = episode_value(row, metric)
@@ -129,6 +144,7 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
         name = unit_name(item.evaluation.units)
         names[setting] = name if name != "episodes" else names.get(setting, name)
     notes = [f"{name}: {n} episodes without {metric} left out" for name, n in unscored.items()]
+    notes += left_out
     notes += [
         f"{name}: {repeated} episodes repeat an evaluation seed and are averaged with the first"
         for (name, *_), counts in samples.items()

@@ -199,6 +199,21 @@ def test_a_baseline_without_scores_is_named_with_the_reason(tmp_path: Path):
         compare([scored, unscored], baseline="ppo")
 
 
+def test_evaluations_of_one_name_are_not_dropped_silently(tmp_path: Path):
+    """Two evaluations of the policies x and y: the second one was ignored without a note."""
+    for name, values in (("first", {0: 0.0, 1: 1.0}), ("second", {2: 5.0, 3: 6.0})):
+        for policy in ("x", "y"):
+            write_run(tmp_path / name, values, policy=policy)
+        (tmp_path / name / "config.yaml").write_text("policies: [{name: x}, {name: y}]")
+    result = compare([tmp_path / "first", tmp_path / "second"])
+    assert [(row.method, row.estimate.value) for row in result.rows] == [("x", 0.5), ("y", 0.5)]
+    for method in ("x", "y"):
+        assert any(
+            note.startswith(f"second: the evaluation of {method} was left out, because first has")
+            for note in result.notes
+        )
+
+
 def test_one_pair_is_too_few(tmp_path: Path):
     runs = [write_run(tmp_path / name, {0: value}) for name, value in (("a", 0.0), ("b", 1.0))]
     (found,) = compare(runs).differences
