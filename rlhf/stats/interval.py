@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
+from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, moments_of
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import EXACT_LABEL, is_share, mid_p_bounds, share_interval
 from rlhf.stats.units import (
+    FEWEST_EFFECTIVE,
     cluster_index,
+    effective_units,
     finite_vector,
     no_interval_reason,
     require_equal_length,
@@ -77,12 +80,10 @@ def interval(
         outcomes = _two_values(data)
     if outcomes and (exact := _share_interval(point, units, sizes, *outcomes, level)):
         return exact
-    if missing := no_interval_reason(units):
-        return Interval.without(point, units.size, missing)
-    below, above = mean_bounds(units, level=level)
-    return Interval(
-        point, max(low, float(below)), min(high, float(above)), units.size, SKEW_CORRECTED_T
-    )
+    estimate = _mean_interval(point, units - point, sizes, level)
+    if not estimate.known:
+        return estimate
+    return replace(estimate, low=max(low, estimate.low), high=min(high, estimate.high))
 
 
 def ratio_interval(
@@ -90,16 +91,33 @@ def ratio_interval(
 ) -> Interval:
     """Return a ratio of sums over n units, such as nats per token, with its interval.
 
-    The interval is that of the linearized ratio: the mean of the residuals
-    numerator - ratio * denominator. The denominators are positive.
+    The interval is that of a mean of the residuals numerator - ratio * denominator. The
+    denominators are positive.
     """
     top, bottom = finite_vector(numerators), finite_vector(denominators)
     ratio = float(top.sum() / bottom.sum())
-    residuals = ratio + (top - ratio * bottom) / bottom.mean()
-    if missing := no_interval_reason(residuals):
-        return Interval.without(ratio, top.size, missing)
-    low, high = mean_bounds(residuals, level=level)
-    return Interval(ratio, float(low), float(high), top.size, SKEW_CORRECTED_T)
+    return _mean_interval(ratio, (top - ratio * bottom) / bottom.mean(), bottom, level)
+
+
+def _mean_interval(
+    point: float, residuals: np.ndarray, sizes: np.ndarray, level: float
+) -> Interval:
+    """Return the interval of a mean of n units with weights proportional to `sizes` [n].
+
+    The mean is fitted to large units, whose residuals are therefore too small. They are divided by
+    one minus the unit's share, as in the jackknife (MacKinnon & White 1985, HC3), and the degrees
+    of freedom are those of the effective number of units.
+    """
+    n, share = sizes.size, sizes / sizes.sum()
+    if missing := no_interval_reason(point + residuals):
+        return Interval.without(point, n, missing)
+    effective = effective_units(sizes)
+    if effective < FEWEST_EFFECTIVE:
+        return Interval.without(point, n, f"the largest of {n} units has {share.max():.0%} of all")
+    moments = moments_of(residuals * (1 - 1 / n) / (1 - share))
+    moments = moments._replace(mean=np.asarray(point), freedom=np.asarray(effective - 1))
+    low, high = bounds_from(moments, level=level)
+    return Interval(point, float(low), float(high), n, SKEW_CORRECTED_T)
 
 
 def _share_interval(
@@ -107,10 +125,10 @@ def _share_interval(
 ) -> Interval | None:
     """Return the exact interval of outcomes in [low, high]; None if that of a mean is used."""
     shares = (units - low) / (high - low)
-    if not is_share(shares) and not no_interval_reason(units):
-        return None
     # Values of one cluster may be equal, so unequal clusters are replaced by fewer equal ones.
-    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    effective = effective_units(sizes)
+    if not is_share(shares) and not no_interval_reason(units) and effective >= FEWEST_EFFECTIVE:
+        return None
     share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)
     scaled = (low + (high - low) * float(end) for end in ends)

@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike
 FEWEST_UNITS = 5
 """Smallest number of units, and of units unlike the most common value, for an interval."""
 
+FEWEST_EFFECTIVE = 2
+"""Smallest effective number of units of different sizes for the interval of a mean."""
+
 
 def finite_vector(values: ArrayLike) -> np.ndarray:
     """Return `values` as a float array [n].
@@ -73,6 +76,11 @@ def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
         return values
     step = math.ldexp(1.0, max(math.frexp(largest)[1] - 44, -1000))
     return np.rint(values / step) * step
+
+
+def effective_units(sizes: np.ndarray) -> float:
+    """Return the number of equal units with the variance of units of `sizes` [n] (Kish 1965)."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def too_few_units(units: int) -> str:

@@ -111,7 +111,7 @@ def counts() -> Iterator[Point]:
 
 
 def ratios() -> Iterator[Point]:
-    for n, skew in product((5, 20, 100), (0.3, 0.7)):
+    for n, skew in product((5, 20, 100), (0.3, 0.7, 1.5)):
         # Nats per token vary with the example, and longer examples have fewer of them.
         rate = 2.0 * np.exp(-(skew**2) * 0.5)
 

@@ -172,6 +172,22 @@ def test_a_ratio_weighs_its_units_by_their_denominators():
     assert found.value == pytest.approx(31 / 13)
     even = ratio_interval([1.0, 2.0, 3.0, 4.0, 6.0], [2.0] * 5)
     assert even.low == pytest.approx(interval([0.5, 1.0, 1.5, 2.0, 3.0]).low)
+    # One text has nine of ten tokens: the ratio is fitted to it.
+    single = ratio_interval([90.0, 5.0, 1.0, 4.0, 2.0, 3.0], [90.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    assert single.needs == "the largest of 6 units has 90% of all"
+
+
+def test_large_clusters_do_not_hide_their_error():
+    """The standard error of a ratio is that of the jackknife, with its residuals divided by 1 - h.
+
+    Shares h: 1/8 four times, 1/2 once. Effective number: 64 / (4 * 1 + 16) = 3.2.
+    """
+    found = ratio_interval([2.0, 0.0, 2.0, 0.0, 4.0], [1.0, 1.0, 1.0, 1.0, 4.0])
+    # Ratio 1; residuals +1, -1, +1, -1, 0 over a mean of 1.6, times (4/5) / (7/8). Symmetric values
+    # have the interval of Student's t.
+    residual = 1 / 1.6 * 0.8 / 0.875
+    error = math.sqrt(4 * residual**2 / (5 * 4))
+    assert found.high == pytest.approx(1 + stats.t.ppf(0.975, 2.2) * error)
 
 
 def test_a_mean_over_tasks_has_the_moments_of_one():
