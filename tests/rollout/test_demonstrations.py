@@ -116,7 +116,7 @@ def test_a_system_text_is_refused_or_folded_into_the_first_user_turn(tmp_path):
     tokenizer = chatml(STRICT)
     prompt = [{"role": "system", "content": "Be kind."}, user("Hi")]
     chat_format = ChatFormat(tokenizer)
-    refused = r"System role not supported; drop .*fold_system: true"
+    refused = r"System role not supported; remove .*fold_system: true"
     with pytest.raises(UserError, match=refused):
         chat_format.encode_prompt(prompt)
     with pytest.raises(UserError, match=refused):

@@ -397,7 +397,7 @@ def test_the_template_has_the_options_that_were_asked_for(tmp_path, places) -> N
     changes = {"model": {"path": str(folder), **options}, "rollout": {"system": "Be kind."}}
     refused = tree_of("unused", places, merge(changes, {"model": {"fold_system": False}}))
     config = configure("grpo", refused)
-    with pytest.raises(UserError, match=r"no system role; drop .*fold_system"):
+    with pytest.raises(UserError, match=r"no system role; remove .*fold_system"):
         OnlineTrainer("grpo", config)
     final = run_command("grpo", tree_of(tmp_path / "run", places, {**changes, "num_steps": 1}))
     for model in (changes["model"], {"path": str(final)}):  # saved with the model
