@@ -211,9 +211,9 @@ def copy_base_to_final(checkpoints: Path, final: Path) -> None:
 def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
     """Record the base model in the PEFT configuration, for checkpoints that TRL writes.
 
-    A base model that differs from the hub's is copied into ``checkpoints``. For an unchanged hub
+    The base model is copied into ``checkpoints`` unless it is an unchanged hub model. For a hub
     model, the configuration keeps the local folder from which the model was loaded, because PEFT
-    would contact the hub at every save if it contained the hub id.
+    would contact the hub at every save if the configuration contained the hub id.
     """
     if getattr(model, "hub_model", None) is None:
         write_base(model, tokenizer, checkpoints / BASE_FOLDER)

@@ -119,7 +119,7 @@ def window_of(config: Any) -> int | None:
 
 
 def length_limits(config: Any) -> list[int]:
-    """Return the row lengths, in tokens, beyond which a model computes differently, in order.
+    """Return the row lengths, in tokens and ascending, beyond which a model computes differently.
 
     They are the attention windows and the ``rotary_limit``.
     """

@@ -134,7 +134,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
     """Check that all ids of a tokenizer have an embedding.
 
     Raises:
-        UserError: a token has no embedding; the message names the first one.
+        UserError: a token has no embedding; the message names the first such token.
     """
     rows = unwrap_peft(model).get_input_embeddings().num_embeddings
     # Some tokenizer classes add an unknown token, which byte-level tokenizers never produce.

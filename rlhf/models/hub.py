@@ -250,7 +250,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def from_gguf(path: Path) -> Path:
-    """Return the folder with the conversion of a GGUF file, which is made once and cached."""
+    """Convert a GGUF file, or find the cached conversion; return the folder of the model."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     target = cache_directory() / "models" / f"{path.stem}-{key.hexdigest()[:12]}"

@@ -59,8 +59,8 @@ class Policy:
     Args:
         model: causal model.
         tokenizer: its tokenizer, whose pad token differs from EOS.
-        critic: "none"; "shared", a value head on the policy's decoder; or "separate", a value head
-        on a second decoder, which is initialized with a copy of the policy's.
+        critic: "none"; "shared" for a value head on the policy's decoder; or "separate" for a value
+            head on a second decoder, which is initialized as a copy of the policy's decoder.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
@@ -119,8 +119,8 @@ class Policy:
             action_mask: [B, T], True where a token was sampled; never at position 0.
             temperature: sampling temperature of the tokens.
             with_entropy: whether to compute entropies; otherwise they are 0, which is faster.
-            with_balance: compute the load-balancing loss if the model's configuration enables it;
-                rows are then padded instead of packed.
+            with_balance: whether to compute the load-balancing loss, if the model's configuration
+                enables it; rows are then padded instead of packed.
         """
         tied, balance = tied_embedding(self.model), None
         if with_balance and self.balancing_weight:
@@ -193,7 +193,7 @@ def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
 
 
 class Reference:
-    """The frozen policy of the start of training; at step 0 the KL divergence is exactly 0.
+    """The policy at the start of training, frozen; at step 0 the KL divergence is exactly 0.
 
     The weights are copied from the policy's model. With LoRA, the base model with disabled adapters
     is used instead, which needs no additional memory.
