@@ -233,7 +233,7 @@ def _is_index(step: str) -> bool:
     return step.removeprefix("-").isdigit()
 
 
-def root_of(path: str, present: Collection[str]) -> str:
+def root_column(path: str, present: Collection[str]) -> str:
     """Return the column that contains a path; `present` are the names of all columns."""
     return path if path in present else path.partition(".")[0]
 
@@ -254,7 +254,7 @@ def _check_mapping(
                 f"{source}: data.columns.{field} is not a field of {kind} data "
                 f"(fields: {', '.join(sorted(allowed))})"
             )
-        if root_of(column, present) not in present:
+        if root_column(column, present) not in present:
             raise UserError(
                 f"{source}: data.columns.{field} names column {column!r}, which does not exist; "
                 f"columns found: {', '.join(sorted(present))}{nearest(column, present)}"

@@ -14,7 +14,7 @@ from rlhf.data.columns import (
     cell_of,
     column_of,
     find_layouts,
-    root_of,
+    root_column,
 )
 from rlhf.data.formats import convert
 from rlhf.data.messages import Notes, RowDropped, is_filled
@@ -135,9 +135,9 @@ class TableReader:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
                 break
-        roots = {root_of(column, self.present) for column in layout.columns.values()}
+        roots = {root_column(column, self.present) for column in layout.columns.values()}
         paths = {column for other in self.layouts for column in other.columns.values()}
-        others = {root_of(path, self.present) for path in paths} - roots
+        others = {root_column(path, self.present) for path in paths} - roots
         self.skipped.update(name for name in sorted(others) if is_filled(row.get(name)))
         self.used |= roots
         cells = {f: cell for f, cell in cells.items() if f in layout.fields or cell is not None}
@@ -151,7 +151,7 @@ class TableReader:
             return {}
         columns = {f: column_of(f, self.present, {}, taken=schema.columns) for f in FACT_FIELDS}
         facts = {f: cell_of(row, column) for f, column in columns.items() if column}
-        self.used |= {root_of(column, self.present) for column in columns.values() if column}
+        self.used |= {root_column(column, self.present) for column in columns.values() if column}
         return {f: cell for f, cell in facts.items() if cell is not None}
 
     def _recognized_schema(self, table: Sequence[Row]) -> Schema | None:

@@ -336,7 +336,7 @@ class ChatFormat:
                 [*first, PROBE_REPLY, PROBE_USER, PROBE_REPLY, PROBE_USER], prompt=True
             )
         except TemplateRefused as refusal:
-            return _REWRITES.format(f"refuses several turns: {refusal.reason}"), None
+            return _REWRITES.format(f"cannot render several turns ({refusal.reason})"), None
         if SENTINEL not in turns or longer.count(SENTINEL) < 2:
             return _REWRITES.format("leaves earlier replies out"), None
         if not _have_same_ending(turns, longer):
