@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Control characters except newline, tab and the return of "\r\n"; overrides, embeddings and
-# isolates of the bidirectional algorithm, which reorder the text after them; halves of surrogate
-# pairs, which cannot be written; line separators.
+# isolates of the bidirectional algorithm, which reorder the text after them; lone surrogates, which
+# cannot be encoded; line separators.
 _INVISIBLE = re.compile(
     r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )

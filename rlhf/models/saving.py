@@ -45,7 +45,7 @@ def restore_model(model: Any, folder: Path) -> None:
     for path in folder.glob("model*.safetensors"):
         stored |= load_file(path)
     parameters = dict(model.named_parameters())
-    if not parameters.keys() <= stored.keys():  # families whose files use other weight names
+    if not parameters.keys() <= stored.keys():  # the files of some families use other names
         wide = torch.promote_types(model.dtype, torch.float32)
         plain = type(model).from_pretrained(folder, dtype=wide)
         stored = dict(plain.named_parameters())

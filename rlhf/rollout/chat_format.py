@@ -254,7 +254,7 @@ class ChatFormat:
         except TemplateRefused:
             return True
 
-    # -- what the template does ---------------------------------------------------------------
+    # -- properties of the template -----------------------------------------------------------
 
     def _find_closing_token(self) -> ClosingToken:
         """Find the token that ends a reply.

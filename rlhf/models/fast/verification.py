@@ -43,7 +43,7 @@ from rlhf.models.reduced_model import reduced_copy
 
 log = logging.getLogger(__name__)
 
-# Factor on the tolerance of gradients, which accumulate more rounding errors.
+# Factor of the tolerance for gradients, which accumulate more rounding errors than states.
 GRADIENT_TOLERANCE_FACTOR = 3.0
 # Gradients of parameters with up to this many elements are compared. They include the gradients of
 # the norms and biases of all layers, which depend on all later layers.

@@ -130,7 +130,7 @@ class Sampler:
         self.logprobs = np.zeros((rows, 0))
         self.count = np.zeros(rows, dtype=np.int64)
         self.limit = np.zeros(rows, dtype=np.int64)
-        self.last = np.zeros(rows, dtype=np.int64)  # sampled, and not yet in the cache
+        self.last = np.zeros(rows, dtype=np.int64)  # sampled token that is not in the cache yet
         self.decoding = np.zeros(rows, dtype=bool)
 
     def submit(self, request: Request) -> None:

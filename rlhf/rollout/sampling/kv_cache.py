@@ -250,7 +250,7 @@ class RaggedCache(RowStore, Cache):
         If the capacity is too small, it is at least doubled.
         """
         if tokens > self.capacity:
-            # Rounded up, so that the allocator can reuse the memory for the next cache.
+            # The capacity is rounded up, so that the next cache can reuse the memory.
             self.capacity = max(
                 -(-tokens // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE, 2 * self.capacity
             )
