@@ -140,7 +140,7 @@ def find_layouts(
 
     Args:
         kind: Kind of rows.
-        table: Rows of the source, for error messages.
+        table: Rows of the source, to check mapped paths and for error messages.
         present: Names of all columns.
         spec: Specification of the source, with the mapping.
         facts: Whether every kind has the optional fields `answer` and `tests`.

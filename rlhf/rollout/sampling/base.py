@@ -69,8 +69,8 @@ class Completion:
     request: Request
     tokens: list[int]
     logprobs: list[float]
-    """Log-probability of each token, in nats, under the distribution after temperature and
-    truncation; with greedy decoding, under the model's own distribution."""
+    """Log-probability of each token, in nats, after temperature and truncation; with greedy
+    decoding, at temperature 1."""
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights that sampled the completion."""
