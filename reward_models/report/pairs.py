@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,6 +29,8 @@ from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
 _MIN_TEXTS_FOR_WORDS = 10  # prompts (or training pairs)
+_MIN_PAIRS_FOR_TEMPERATURE, _MIN_PROMPTS_FOR_TEMPERATURE = 40, 20
+"""Smallest sample for the interval of the temperature; with 20 pairs, its coverage is 74%."""
 _MAX_MATCHED_GAP = 0.1  # relative difference up to which two replies count as equally long
 
 
@@ -191,11 +194,13 @@ def _by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
 def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
     """Return the calibration at the given and the fitted temperature, with its interval."""
     fitted = fit_temperature(scored.margins)
-    try:
-        fit = fit_annotator({"reward": scored.margins}, noise=False, groups=scored.groups)
-        interval = {**vars(fit.temperature()), "value": fitted}
-    except ValueError:  # all pairs are correct, or all margins are 0
-        interval = None
+    interval = None
+    prompts = len(set(scored.groups))
+    if len(scored.pairs) >= _MIN_PAIRS_FOR_TEMPERATURE and prompts >= _MIN_PROMPTS_FOR_TEMPERATURE:
+        # The fit fails if all pairs are correct, or all margins are 0.
+        with contextlib.suppress(ValueError):
+            fit = fit_annotator({"reward": scored.margins}, noise=False, groups=scored.groups)
+            interval = {**vars(fit.temperature()), "value": fitted}
     return {
         "as_given": asdict(calibrate(scored.margins, temperature=temperature)),
         "fitted": asdict(calibrate(scored.margins, temperature=fitted)),

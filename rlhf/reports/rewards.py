@@ -151,12 +151,16 @@ def _calibration_chart(report: Report) -> Chart:
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
         lines.append(Series(name, x, y, color))
-    interval = report["calibration"].get("temperature") or {}
-    ends = [number(interval[k]) if interval.get(k) is not None else "∞" for k in ("low", "high")]
+    interval = report["calibration"].get("temperature")
     fitted = report["calibration"]["fitted"]["temperature"]
     note = "Share of correct pairs among those with this predicted probability, σ(margin / T)."
     if fitted is not None:
-        note += f" Fitted T {number(fitted)} [{ends[0]}, {ends[1]}]."
+        note += f" Fitted T {number(fitted)}"
+        if interval:
+            ends = (interval["low"], interval["high"])
+            low, high = ("∞" if end is None else number(end) for end in ends)
+            note += f" [{low}, {high}]"
+        note += "."
     return Chart("Calibration", lines, note, "predicted probability")
 
 

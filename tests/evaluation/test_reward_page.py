@@ -88,6 +88,8 @@ def test_repeated_prompts_are_counted_once(tmp_path):
     page = unescape(write_report(tmp_path).read_text())
     assert "<small>10 prompts</small>" in page
     assert "<small>40 pairs</small>" not in page
+    # The temperature has no interval with fewer than 20 prompts.
+    assert not re.search(r"Fitted T [\d.]+ \[", page)
     slices = list(csv.DictReader((tmp_path / "report_tables" / "pairs_slices.csv").open()))
     assert {row["accuracy n"] for row in slices if row["by"] == "all"} == {"10"}
 
