@@ -1,6 +1,7 @@
 """Parse answers: numbers and mathematics in plain text, LaTeX and Unicode.
 
-``lexer`` produces tokens, ``marks`` and ``prose`` find the answer in a reply, ``quantity`` parses a
-number with its unit, ``grammar`` parses mathematics, and ``algebra`` compares it with sympy. All of
-them except ``algebra`` take time linear in the length of the text.
+``lexer`` splits a text into tokens, ``marks`` and ``prose`` find the answer in a reply,
+``quantity`` parses a number with its unit, ``grammar`` parses mathematics, and ``algebra`` compares
+parsed answers with sympy. The running time of all modules except ``algebra`` is linear in the
+length of the text.
 """

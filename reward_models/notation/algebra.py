@@ -1,8 +1,8 @@
-"""Compare two answers with sympy; they are equal only if sympy proves it.
+"""Compare two answers with sympy; they are equal only if sympy proves that they are.
 
 Values are compared exactly (0.33 is not 1/3), equations up to a constant factor, inequalities up to
-a positive factor or as sets of solutions, collections in any order, tuples and intervals item by
-item.
+a positive factor or by their sets of solutions, collections in any order, and tuples and intervals
+item by item.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def same(reference: Node, answer: Node) -> bool:
     """Return whether an answer equals the reference.
 
     Raises:
-        NotUnderstood: A part of either has no value, such as a division by zero.
+        NotUnderstood: A part of the reference or of the answer has no value, such as a division by
+            zero.
     """
     (reference, unit), (answer, answer_unit) = _split_unit(reference), _split_unit(answer)
     if not units.agree(unit, answer_unit):
@@ -47,8 +48,8 @@ def same(reference: Node, answer: Node) -> bool:
     references, answers = _alternatives(reference), _alternatives(answer)
     if len(references) > 1 or len(answers) > 1 or "set" in (reference.kind, answer.kind):
         return _same_collections(reference, answer, references, answers)
-    reference, answer = _reduced(references[0]), _reduced(answers[0])
-    reference, answer = _unbound(reference, answer)
+    reference, answer = _reduce_equations(references[0]), _reduce_equations(answers[0])
+    reference, answer = _without_assigned_name(reference, answer)
     if reference.kind == answer.kind == "relation" and _same_relations(reference, answer):
         return True
     if _is_set(reference) or _is_set(answer):
@@ -67,16 +68,17 @@ def check(node: Node) -> None:
     """Check that a reference answer has a value.
 
     Raises:
-        NotUnderstood: It has no value, or it is an equation without content.
+        NotUnderstood: The answer has no value, or is a relation that is always or never true.
     """
     for part in _subtrees(node):
-        if part.kind == "relation" and not _symbols(part):
+        if part.kind == "relation" and not _has_symbols(part):
             raise NotUnderstood("a relation without a variable")
     if not same(node, node):
-        raise NotUnderstood("it does not equal itself")
+        raise NotUnderstood("sympy does not prove that it equals itself")
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
+    """Return an answer without its unit, and the unit, or "" if there is none."""
     unit = ""
     while node.kind == "unit":
         if node.data == units.PERCENT:
@@ -93,7 +95,10 @@ def _split_unit(node: Node) -> tuple[Node, str]:
 
 
 def _words(node: Node) -> tuple[str, ...] | None:
-    """Return the words of an answer that consists of words; a single letter is also a word."""
+    """Return the sorted words of an answer that consists of words, or None for other answers.
+
+    A single letter is also a word.
+    """
     if node.kind == "text":
         assert isinstance(node.data, tuple)
         return tuple(sorted(node.data))
@@ -110,7 +115,10 @@ def _words(node: Node) -> tuple[str, ...] | None:
 
 
 def _alternatives(node: Node) -> list[Node]:
-    """Return alternatives of a list, a set or a sign such as ±; a set in a set is one of them."""
+    """Return the items of a list or a set, or the two values of an answer with ±.
+
+    Nested lists are flattened, but a set in a set is one item. Other answers are the only item.
+    """
     if node.kind in ("list", "set"):
         nested = [[c] if c.kind == node.kind == "set" else _alternatives(c) for c in node.args]
         return [alternative for alternatives in nested for alternative in alternatives]
@@ -120,6 +128,7 @@ def _alternatives(node: Node) -> list[Node]:
 
 
 def _resolve_plus_minus(node: Node, sign: int) -> Node:
+    """Replace each ± by + if ``sign`` is 1, and by - if it is -1."""
     args = tuple(_resolve_plus_minus(child, sign) for child in node.args)
     if node.kind != "pm":
         return Node(node.kind, args, node.data)
@@ -129,25 +138,30 @@ def _resolve_plus_minus(node: Node, sign: int) -> Node:
 def _same_collections(
     reference: Node, answer: Node, references: list[Node], answers: list[Node]
 ) -> bool:
+    """Compare lists and sets; ``references`` and ``answers`` are their `_alternatives`."""
     if _is_condition(reference) or _is_condition(answer):
         return _same_sets(reference, answer)
     if (reference.kind == "set") != (answer.kind == "set") and 1 in (len(references), len(answers)):
         return False
     if reference.kind in ("cup", "cap") or answer.kind in ("cup", "cap"):
         return _same_sets(reference, answer)
-    names = [{_name(item) for item in items} for items in (references, answers)]
+    names = [{_assigned_name(item) for item in items} for items in (references, answers)]
     if max(map(len, names)) > 1 and names[0] != names[1]:
-        # "1, 2" states x = 1, y = 2 in this order; "or" does not join values of several names
+        # "1, 2" can be x = 1, y = 2 in this order, but "1 or 2" cannot.
         joints = {str(reference.data), str(answer.data)}
         is_plain = {""} in names and "set" not in (reference.kind, answer.kind)
         return is_plain and "or" not in joints and _same_in_order(references, answers)
-    references, answers = _distinct(_values(references)), _distinct(_values(answers))
+    references, answers = (
+        _distinct(_assigned_values(references)),
+        _distinct(_assigned_values(answers)),
+    )
     return len(references) == len(answers) and all(
         any(same(a, b) for b in answers) for a in references
     )
 
 
 def _distinct(items: list[Node]) -> list[Node]:
+    """Remove items that equal an earlier item."""
     distinct: list[Node] = []
     for item in items:
         if not any(same(item, other) for other in distinct):
@@ -155,8 +169,11 @@ def _distinct(items: list[Node]) -> list[Node]:
     return distinct
 
 
-def _values(items: list[Node]) -> list[Node]:
-    """Return the values of ``x = 1, x = 2`` or ``x = 1, 2``, without the common name."""
+def _assigned_values(items: list[Node]) -> list[Node]:
+    """Return the items with their common name removed: ``x = 1, x = 2`` and ``x = 1, 2`` are 1, 2.
+
+    Items that assign values to different names are returned unchanged.
+    """
     names = {item.args[0] for item in items if _is_binding(item)}
     others = [item for item in items if not _is_binding(item)]
     if len(names) != 1 or any(item.kind == "relation" for item in others):
@@ -164,8 +181,8 @@ def _values(items: list[Node]) -> list[Node]:
     return [item.args[-1] if _is_binding(item) else item for item in items]
 
 
-def _name(item: Node) -> str:
-    """Return the name that an item assigns a value to, without its subscript, or ""."""
+def _assigned_name(item: Node) -> str:
+    """Return the name to which an item assigns a value, without its subscript; or ""."""
     return str(item.args[0].data).partition("_")[0] if _is_binding(item) else ""
 
 
@@ -181,7 +198,7 @@ def _same_items(reference: Node, answer: Node) -> bool:
 
 
 def _is_binding(node: Node) -> bool:
-    """Return whether the node assigns a value to a name: ``x = 5`` or ``f(x) = 2x``."""
+    """Return whether the node assigns a value to a name, as ``x = 5`` or ``f(x) = 2x`` does."""
     return node.kind == "relation" and set(_operators(node)) == {"="} and _is_name(node.args[0])
 
 
@@ -192,10 +209,13 @@ def _is_name(node: Node) -> bool:
     return node.kind in ("symbol", "applied")
 
 
-def _reduced(node: Node) -> Node:
+def _reduce_equations(node: Node) -> Node:
     """Reduce a chain of equations to one equation, or to a value if it is a calculation.
 
-    ``x = 2 + 3 = 5`` is ``x = 5``, and ``2 + 3 = 5`` is 5; ``6 = 5`` has no content.
+    ``x = 2 + 3 = 5`` becomes ``x = 5``, and ``2 + 3 = 5`` becomes 5.
+
+    Raises:
+        NotUnderstood: The equations do not agree, or are always or never true, such as ``6 = 5``.
     """
     if node.kind != "relation" or set(_operators(node)) != {"="}:
         return node
@@ -218,25 +238,33 @@ def _reduced(node: Node) -> Node:
 
 
 def _is_expression(node: Node) -> bool:
+    """Return whether the node is an expression with a value, and not a collection or a text."""
     others = ("brackets", "set", "list", "matrix", "text", "unit", *_SET_OPERATIONS)
     return node.kind not in others and node != _EMPTY_SET
 
 
-def _unbound(reference: Node, answer: Node) -> tuple[Node, Node]:
-    """Return both answers, without a name that only one of them assigns to the value."""
+def _without_assigned_name(reference: Node, answer: Node) -> tuple[Node, Node]:
+    """Return the two answers; if only one of them assigns its value to a name, remove the name."""
     if (
         _is_binding(answer)
         and reference.kind != "relation"
         and answer.args[0] not in _subtrees(reference)
     ):
         return reference, answer.args[-1]
-    if _is_binding(reference) and answer.kind != "relation" and not _symbols(reference.args[-1]):
+    if (
+        _is_binding(reference)
+        and answer.kind != "relation"
+        and not _has_symbols(reference.args[-1])
+    ):
         return reference.args[-1], answer
     return _membership(reference, answer), _membership(answer, reference)
 
 
 def _membership(node: Node, other: Node) -> Node:
-    """Return the set in ``x \\in (0, 1)``, unless the other answer has a different name."""
+    """Return the set of ``x \\in (0, 1)``, unless the other answer is a relation without x.
+
+    Other nodes are returned unchanged.
+    """
     if node.kind != "relation" or node.data != ("in",) or node.args[0].kind != "symbol":
         return node
     if other.kind == "relation" and node.args[0] not in _subtrees(other):
@@ -245,17 +273,18 @@ def _membership(node: Node, other: Node) -> Node:
 
 
 def _subtrees(node: Node) -> Iterator[Node]:
-    """Return the node and all nodes below it."""
+    """Yield the node and all nodes below it."""
     yield node
     for child in node.args:
         yield from _subtrees(child)
 
 
-def _symbols(node: Node) -> bool:
+def _has_symbols(node: Node) -> bool:
     return any(part.kind in ("symbol", "applied") for part in _subtrees(node))
 
 
 def _same_relations(reference: Node, answer: Node) -> bool:
+    """Return whether two relations are equal up to a constant factor (positive in inequalities)."""
     one_name = reference.args[0] == answer.args[0] and reference.data == answer.data == ("=",)
     if one_name and same(reference.args[1], answer.args[1]):
         return True
@@ -274,7 +303,10 @@ def _same_relations(reference: Node, answer: Node) -> bool:
 
 
 def _difference(node: Node) -> tuple[Any, str]:
-    """Return the difference of both sides of a relation, and its operator without "<" and "<="."""
+    """Return the difference of the two sides of a relation, and the operator that compares it to 0.
+
+    "<" and "<=" are converted to ">" and ">=" by exchanging the sides.
+    """
     left, right = (expression(child) for child in node.args)
     operator = _operators(node)[0]
     if operator in ("<", "<="):
@@ -283,8 +315,8 @@ def _difference(node: Node) -> tuple[Any, str]:
 
 
 def _ratio(first: Any, second: Any) -> Any:
-    """Return the constant ratio of ``first`` to ``second``, or None."""
-    for point in _points(first.free_symbols | second.free_symbols):
+    """Return the ratio of ``first`` to ``second`` at a test point; None if it is 0 or undefined."""
+    for point in _test_points(first.free_symbols | second.free_symbols):
         a, b = first.subs(point), second.subs(point)
         if equal(b, sp.Integer(0)) or not b.is_finite or not a.is_finite:
             continue
@@ -297,7 +329,7 @@ def _ratio(first: Any, second: Any) -> Any:
 
 
 def _is_condition(node: Node) -> bool:
-    """Return whether the node is a list of inequalities."""
+    """Return whether the node is a list of inequalities that "and" or "or" joins."""
     is_joined = node.kind == "list" and node.data in _CONDITIONS
     return is_joined and all(_is_inequality(child) for child in node.args)
 
@@ -323,7 +355,7 @@ def _same_sets(reference: Node, answer: Node) -> bool:
     first, second = _as_set(reference), _as_set(answer)
     if first is None or second is None:
         return False
-    a, b = _pieces(first), _pieces(second)
+    a, b = _intervals_and_points(first), _intervals_and_points(second)
     return len(a) == len(b) and all(
         p[2:] == q[2:] and equal(p[0], q[0]) and equal(p[1], q[1])
         for p, q in zip(a, b, strict=True)
@@ -331,7 +363,7 @@ def _same_sets(reference: Node, answer: Node) -> bool:
 
 
 def _as_set(node: Node) -> Any:
-    """Return the set of real numbers that ``node`` describes, or None."""
+    """Return the sympy set of real numbers that ``node`` describes; None if it is not a set."""
     if node.kind == "brackets" and len(node.args) == 2:
         return _interval(node)
     if node.kind == "set":
@@ -348,6 +380,7 @@ def _as_set(node: Node) -> Any:
 
 
 def _interval(node: Node) -> Any:
+    """Return the interval of two brackets, or None if its ends are not real numbers."""
     low, high = (expression(child) for child in node.args)
     if low.free_symbols or high.free_symbols or not low.is_extended_real:
         return None
@@ -358,7 +391,7 @@ def _interval(node: Node) -> Any:
 
 
 def _solutions(node: Node) -> Any:
-    """Return the numbers that satisfy a chain of inequalities in one variable."""
+    """Return the sympy set of solutions of a chain of inequalities in one variable, or None."""
     parts = [expression(child) for child in node.args]
     symbols = set().union(*(part.free_symbols for part in parts))
     if len(symbols) != 1:
@@ -375,8 +408,11 @@ def _solutions(node: Node) -> Any:
     return solutions
 
 
-def _pieces(real_set: Any) -> list[tuple]:
-    """Return intervals and points of a set in order: their ends, and whether the ends are open."""
+def _intervals_and_points(real_set: Any) -> list[tuple]:
+    """Return the intervals and points of a set in order.
+
+    Each is (low end, high end, whether the low end is open, whether the high end is open).
+    """
     parts = real_set.args if isinstance(real_set, sp.Union) else (real_set,)
     pieces: list[tuple] = []
     for part in parts:
@@ -387,7 +423,7 @@ def _pieces(real_set: Any) -> list[tuple]:
         elif isinstance(part, sp.FiniteSet):
             pieces += [(point, point, False, False) for point in part.args]
         else:
-            raise NotUnderstood("a set that is not known")
+            raise NotUnderstood("an unknown kind of set")
     return sorted(pieces, key=lambda piece: (float(piece[0]), float(piece[1])))
 
 
@@ -403,7 +439,7 @@ def equal(a: Any, b: Any) -> bool:
     difference = a - b
     if difference == 0:
         return True
-    if difference.is_Rational or _differs(difference):
+    if difference.is_Rational or _is_clearly_nonzero(difference):
         return False
     proofs: list[Callable[[Any], Any]] = [
         sp.expand,
@@ -416,17 +452,17 @@ def equal(a: Any, b: Any) -> bool:
     return any(proof(difference) == 0 for proof in proofs) or difference.equals(0) is True
 
 
-def _differs(difference: Any) -> bool:
-    """Return whether the difference is clearly nonzero at some point."""
-    for point in _points(difference.free_symbols):
+def _is_clearly_nonzero(difference: Any) -> bool:
+    """Return whether an expression is clearly nonzero at a test point."""
+    for point in _test_points(difference.free_symbols):
         value = sp.N(difference.subs(point), _DIGITS)
         if value.is_number and value.is_finite and abs(value) > _TINY:
             return True
     return False
 
 
-def _points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
-    """Return three points at which expressions are compared before a proof is attempted."""
+def _test_points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
+    """Yield three test points (symbol -> value), for comparisons before a proof is attempted."""
     names = sorted(symbols, key=str)
     starts = (sp.Rational(7, 5), sp.Rational(-11, 13), sp.Rational(23, 3))
     for k, start in enumerate(starts if names else starts[:1]):
@@ -435,10 +471,14 @@ def _points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
 
 
 def expression(node: Node, *, angle: bool = False) -> Any:
-    """Return ``node`` as a sympy expression over real variables; large powers are rejected.
+    """Convert a node to a sympy expression over real variables.
+
+    Args:
+        node: The node.
+        angle: Whether the value is an angle in radians, to which degrees are converted.
 
     Raises:
-        NotUnderstood: The node is not an expression, or it has no value.
+        NotUnderstood: The node is not an expression, has no value, or has too large powers.
     """
     result = _expression(node, angle)
     if result.has(sp.nan, sp.zoo):
@@ -455,7 +495,7 @@ def _expression(node: Node, angle: bool) -> Any:
         return sp.Symbol(str(node.data), real=True)
     if kind == "constant":
         if node.data not in _CONSTANTS:
-            raise NotUnderstood(f"{node.data} where a value is due")
+            raise NotUnderstood(f"{node.data} where a value is expected")
         return _CONSTANTS[str(node.data)]
     if kind == "percent" or (kind == "unit" and node.data == units.PERCENT):
         return expression(node.args[0]) / 100
@@ -469,7 +509,7 @@ def _expression(node: Node, angle: bool) -> Any:
     if kind == "applied":
         return sp.Function(str(node.data))(*(expression(child) for child in node.args))
     if kind not in _OPERATIONS:
-        raise NotUnderstood(f"a {kind} where a value is due")
+        raise NotUnderstood(f"a {kind} where a value is expected")
     return _OPERATIONS[kind](*(expression(child, angle=angle) for child in node.args))
 
 
@@ -481,14 +521,14 @@ def _divide(a: Any, b: Any) -> Any:
 
 def _root(radicand: Any, index: Any) -> Any:
     if not index.is_Integer or not 1 < index < 100:
-        raise NotUnderstood("a root that is not known")
+        raise NotUnderstood("a root whose index is not a whole number from 2 to 99")
     if radicand.is_negative and index % 2:
         return sp.real_root(radicand, index)
     return _power(radicand, 1 / index)
 
 
 def _combinatorial(function: Any, *numbers: Any) -> Any:
-    """Return a factorial or a binomial coefficient of numbers that are not too large."""
+    """Return a factorial or a binomial coefficient; raise NotUnderstood for too large numbers."""
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
             raise NotUnderstood("number too large")
@@ -540,5 +580,5 @@ def _function(node: Node) -> Any:
     if name not in dir(sp) or (len(parts) != 1 and not many):
         raise NotUnderstood(f"the function {name} with {len(parts)} arguments")
     if name in ("gcd", "lcm") and not all(part.is_Integer for part in parts):
-        raise NotUnderstood(f"{name} of something else than whole numbers")
+        raise NotUnderstood(f"{name} of values that are not whole numbers")
     return getattr(sp, name)(*parts)

@@ -36,7 +36,11 @@ _APPLIED = "fghFGH"
 
 @dataclass(frozen=True)
 class Node:
-    """A node of an answer: its kind, its children ``args``, and further ``data``."""
+    """A node of the tree of an answer.
+
+    ``kind`` is a kind of expression, such as "add" or "number", ``args`` are the children, and
+    ``data`` is the content of a leaf, such as a value or a name.
+    """
 
     kind: str
     args: tuple[Node, ...] = ()
@@ -48,7 +52,8 @@ def read_math(text: str, *, math: bool = True) -> Node:
 
     Args:
         text: The answer without surrounding sentences.
-        math: Whether words are products of letters, as between math delimiters.
+        math: Whether to treat the text as if it were between math delimiters, where words are
+            products of letters.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
@@ -65,19 +70,22 @@ def read_math(text: str, *, math: bool = True) -> Node:
         raise NotUnderstood(f"longer than {MAX_TOKENS} symbols")
     for token in tokens:
         if token.kind == "unknown" or token.text in ("...", "dots"):
-            raise NotUnderstood(f"{token.text!r} is not known")
+            raise NotUnderstood(f"the unknown symbol {token.text!r}")
     in_words = _in_words(tokens)
     if in_words is not None:
         return Node("text", data=in_words)
     reader = _MathReader(tokens)
     node = reader.answer()
     if reader.peek().kind != "end":
-        raise NotUnderstood(f"{reader.peek().text!r} where nothing is due")
+        raise NotUnderstood(f"{reader.peek().text!r} after the end of the answer")
     return node
 
 
 def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
-    """Return the lower-case words of an answer such as ``\\text{even}`` or ``\\text{(B)}``."""
+    """Return the words of an answer such as ``\\text{even}`` or ``\\text{(B)}`` in lower case.
+
+    Return None if the answer does not consist of words.
+    """
     kinds = {token.kind for token in tokens}
     if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:
         return None
@@ -123,7 +131,11 @@ class _MathReader(TokenReader):
         return items
 
     def _separator(self) -> str | None:
-        """Read a separator: a comma, "and", "or", or a comma with one of these words."""
+        """Take a comma, "and", "or", or a comma and one of these words.
+
+        Returns:
+            The word if there is one, else ","; None if there is no separator.
+        """
         comma = self.take_op(",", ";")
         token = self.peek()
         word = token.text.lower() if token.kind in ("word", "command") else ""
@@ -184,7 +196,7 @@ class _MathReader(TokenReader):
                 return node
 
     def _starts_factor(self) -> bool:
-        """Return whether the next token begins a factor without a multiplication sign."""
+        """Return whether the next token begins a factor after an implicit multiplication sign."""
         token = self.peek()
         if token.kind == "word":
             return self._is_letters(token)
@@ -254,7 +266,7 @@ class _MathReader(TokenReader):
             self.expect("}")
         name = "".join(parts)
         if not name:
-            raise NotUnderstood("a subscript that is not known")
+            raise NotUnderstood("an empty or unknown subscript")
         if node.kind == "symbol":
             return Node("symbol", data=f"{node.data}_{name}")
         return _in_base(digits, name)
@@ -273,7 +285,7 @@ class _MathReader(TokenReader):
             return self._absolute()
         if token.is_op("(", "[", "\\{", "{"):
             return self._brackets()
-        raise NotUnderstood(f"{token.text!r} where a value is due")
+        raise NotUnderstood(f"{token.text!r} where a value is expected")
 
     def _numeral(self) -> Node:
         """Parse a number or a mixed number; ``5\\frac{x}{2}`` is a product."""
@@ -317,7 +329,7 @@ class _MathReader(TokenReader):
         return node if len(word) == 1 else Node("letters", (node,), word)
 
     def _named(self, name: str) -> Node | None:
-        """Parse what follows the name of a function, a constant or a Greek letter."""
+        """Parse a function, a constant or a Greek letter after its name; None for other names."""
         if name in _FUNCTIONS:
             return self._function(name)
         if name in _CONSTANTS:
@@ -325,7 +337,7 @@ class _MathReader(TokenReader):
         return Node("symbol", data=name) if name in _LETTERS else None
 
     def _is_applied(self, name: str) -> bool:
-        """Return whether a letter before brackets is a function, such as f, g, h or ``P(A) =``."""
+        """Return whether a name before brackets is a function, as in f(x) or ``P(A) =``."""
         opening = self.peek()
         if not opening.is_op("(") or opening.spaced or len(name.rstrip("'")) != 1:
             return False
@@ -351,7 +363,7 @@ class _MathReader(TokenReader):
             return self._matrix()
         if (named := self._named(name)) is not None:
             return named
-        raise NotUnderstood(f"\\{name} is not known")
+        raise NotUnderstood(f"the unknown command \\{name}")
 
     def _fraction(self) -> Node:
         top, bottom = self._argument(), self._argument()
@@ -370,7 +382,7 @@ class _MathReader(TokenReader):
             return _letter(self.take_first())
         if token.kind == "command":
             return self._command()
-        raise NotUnderstood("an argument that is missing")
+        raise NotUnderstood("a missing argument")
 
     def _braced(self) -> Node:
         self.expect("{")
@@ -450,7 +462,7 @@ class _MathReader(TokenReader):
         return _bracketed(opening, closing, items)
 
     def _ungroup(self) -> None:
-        """Treat a comma between brackets as a separator: ``(3,100)`` is a pair."""
+        """Split numbers such as 3,100 between brackets at their commas: ``(3,100)`` is a pair."""
         depth, position = 0, self.position
         while position < len(self.tokens):
             token = self.tokens[position]
@@ -473,7 +485,7 @@ class _MathReader(TokenReader):
     def _matrix(self) -> Node:
         name = self._environment()
         if name not in _MATRICES:
-            raise NotUnderstood(f"a {name} is not known")
+            raise NotUnderstood(f"the unknown environment {name}")
         rows, row = [], [self.item()]
         while not self.peek().is_command("end"):
             if self.take_op("&"):
@@ -502,7 +514,7 @@ class _MathReader(TokenReader):
     # Units
 
     def _unit(self) -> str:
-        """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``."""
+        """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``; "" if none."""
         if currency := self.take_currency():
             return currency
         words: list[str] = []
@@ -555,14 +567,16 @@ def _differential(node: Node) -> bool:
 
 
 def _in_base(digits: str, base: str) -> Node:
+    """Return the number with these digits in a base; raise NotUnderstood if there is none."""
     if not digits.isdigit() or not base.isdigit() or not 2 <= int(base) <= 36 or len(digits) > 200:
-        raise NotUnderstood("a base that is not known")
+        raise NotUnderstood("a base that is not from 2 to 36, or too many digits")
     if max(int(digit) for digit in digits) >= int(base):
-        raise NotUnderstood("a digit beyond its base")
+        raise NotUnderstood("a digit that is not below its base")
     return Node("based", (_number(int(digits, int(base))),), base)
 
 
 def _bracketed(opening: str, closing: str, items: list[Node]) -> Node:
+    """Return the group, tuple, interval, set or matrix of items between brackets."""
     if opening in ("\\{", "{"):
         if opening == "{" and len(items) == 1:
             return items[0]

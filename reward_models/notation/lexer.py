@@ -14,38 +14,39 @@ def word_set(text: str) -> frozenset[str]:
 
 
 MAX_TEXT = 20_000
-"""Longest text that is parsed, in characters."""
+"""Maximum length of a text, in characters."""
 MAX_DIGITS = 1000
 MAX_EXPONENT = 1000
-"""Largest power of ten of a number such as 1e6."""
+"""Largest absolute power of ten in a number such as 1e6."""
 
 
 class NotUnderstood(Exception):
-    """Error for a text that cannot be parsed; the message is the reason."""
+    """Error for a text that cannot be parsed; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A symbol of an answer."""
+    """A token of an answer."""
 
     kind: str
     """``number``, ``word``, ``command`` (LaTeX), ``operator``, ``currency``, ``delimiter`` (of
     mathematics), ``line`` (a line break), ``punctuation`` or ``unknown``."""
     text: str
-    """Normalized text: every minus sign is ``-``."""
+    """Normalized text: for example, every minus sign is ``-``."""
     start: int
-    end: int
     """Index of the first character in the text."""
+    end: int
+    """Index after the last character in the text."""
     spaced: bool = False
-    """Whether white space precedes it."""
+    """Whether white space precedes the token."""
     math: bool = False
-    """Whether it is between math delimiters."""
+    """Whether the token is between math delimiters."""
     prose: bool = False
-    """Whether it is inside ``\\text{...}``."""
+    """Whether the token is inside ``\\text{...}``."""
     value: Fraction = Fraction(0)
     """Value of a number; 0 for other tokens."""
     groups: tuple[str, ...] = ()
-    """Groups of digits of a number such as 1,035, which is a list between brackets."""
+    """Groups of digits of a number such as 1,035, which is a list of numbers between brackets."""
 
     def is_op(self, *texts: str) -> bool:
         """Return whether the token is one of these operators."""
@@ -85,6 +86,7 @@ _IGNORED = word_set(
 
 
 def _table(text: str) -> dict[str, str]:
+    """Parse pairs ``a→b`` that white space separates."""
     pairs = [pair.partition("→") for pair in text.split()]
     return {first: second for first, _, second in pairs}
 
@@ -121,7 +123,7 @@ def tokens_of(text: str, *, math: bool = False) -> list[Token]:
 
     Args:
         text: An answer or a whole reply.
-        math: Whether all of the text is between math delimiters.
+        math: Whether to treat the whole text as if it were between math delimiters.
 
     Raises:
         NotUnderstood: The text is longer than ``MAX_TEXT`` characters.
@@ -132,6 +134,8 @@ def tokens_of(text: str, *, math: bool = False) -> list[Token]:
 
 
 class _Lexer:
+    """Lexer of one text; the methods add tokens and return the position after them."""
+
     def __init__(self, text: str, math: bool):
         self.text, self.tokens, self.math, self.spaced = text, [], math, False
         self.always_math, self.closes = math, closing_positions(text)
@@ -178,7 +182,7 @@ class _Lexer:
         if superscript := _SUPERSCRIPT.match(self.text, start):
             return self._superscript(superscript)
         if unicodedata.category(letter) == "No":
-            return self._vulgar(start)
+            return self._fraction_character(start)
         if (dollars := _DOLLARS.match(self.text, start)) and dollars.end() - 1 not in self.closes:
             country = dollars[1].removeprefix("US")
             return self._add("currency", f"{country}$", start, dollars.end())
@@ -203,7 +207,7 @@ class _Lexer:
         return self._add(kind, letter, start, start + 1)
 
     def _tilde(self, start: int) -> int:
-        """Return a LaTeX space between two symbols, else the sign for "about"."""
+        """Read ``~``: white space (LaTeX) between two symbols, else the sign for "about"."""
         around = self.text[max(0, start - 1) : start], self.text[start + 1 : start + 2]
         if all(c and not c.isspace() for c in around):
             self.spaced = True
@@ -249,7 +253,10 @@ class _Lexer:
         return end + 1
 
     def _dollar(self, start: int) -> int:
-        """Return a math delimiter if its partner follows (Pandoc's rules), else a currency sign."""
+        """Read a dollar sign: a math delimiter if its partner exists (by Pandoc's rules).
+
+        Otherwise it is a currency sign.
+        """
         text = self.text
         if text.startswith("$$", start):
             self.math = self.always_math or not self.math
@@ -265,6 +272,7 @@ class _Lexer:
         return self._add("currency", "$", start, start + 1)
 
     def _superscript(self, match: re.Match[str]) -> int:
+        """Read superscript digits as ``^{...}``."""
         digits = match.group().translate(_SUPERSCRIPTS)
         start, end = match.span()
         if len(digits) > MAX_DIGITS:
@@ -277,7 +285,8 @@ class _Lexer:
         self._add("number", digits, start, end, value=Fraction(int(digits)))
         return self._add("operator", "}", start, end)
 
-    def _vulgar(self, start: int) -> int:
+    def _fraction_character(self, start: int) -> int:
+        """Read a character such as ½."""
         parts = unicodedata.normalize("NFKC", self.text[start]).split("⁄")
         if len(parts) == 2 and all(part.isdecimal() for part in parts):
             value = Fraction(int(parts[0]), int(parts[1]))
@@ -285,6 +294,7 @@ class _Lexer:
         return self._add("unknown", self.text[start], start, start + 1)
 
     def _number(self, start: int) -> int:
+        """Read a number, with separators of thousands and an exponent if it has them."""
         text, groups = self.text, ()
         if match := _REPEATING.match(text, start):
             return self._repeating(match)
@@ -293,7 +303,7 @@ class _Lexer:
             digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
         elif match := _GROUPED.match(text, start):
             end = match.end()
-            if match.group("mark") == "," and self._listed(end):
+            if match.group("mark") == "," and self._is_in_list(end):
                 match, end = None, start
             else:
                 digits = re.sub(r"\D", "", match.group())
@@ -312,12 +322,12 @@ class _Lexer:
             power, end = int(sign + exponent.group(2)[:6]), exponent.end()
         if len(digits) > MAX_DIGITS or abs(power) > MAX_EXPONENT:
             return self._add("unknown", "number too large", start, end)
-        value = Fraction(_ascii(digits)) * Fraction(10) ** power
+        value = Fraction(_ascii_digits(digits)) * Fraction(10) ** power
         return self._add("number", text[start:end], start, end, value=value, groups=groups)
 
     def _repeating(self, match: re.Match[str]) -> int:
-        """Return a repeating decimal such as ``0.1\\overline{6}``."""
-        whole, first, period = (_ascii(part) for part in match.groups())
+        """Read a repeating decimal such as ``0.1\\overline{6}``."""
+        whole, first, period = (_ascii_digits(part) for part in match.groups())
         start, end = match.span()
         if end - start > MAX_DIGITS:
             return self._add("unknown", "number too large", start, end)
@@ -325,19 +335,20 @@ class _Lexer:
         value = int(whole or "0") + (int(first or "0") + cycle) / 10 ** len(first)
         return self._add("number", match.group(), start, end, value=value)
 
-    def _listed(self, end: int) -> bool:
-        """Return whether a number is part of a list: a comma and more digits follow."""
+    def _is_in_list(self, end: int) -> bool:
+        """Return whether a comma and more digits follow, so that the number is part of a list."""
         return self.text[end : end + 1] == "," and self.text[end + 1 : end + 2].isdecimal()
 
 
-def _ascii(digits: str) -> str:
+def _ascii_digits(digits: str) -> str:
+    """Convert Unicode decimal digits to ASCII digits; periods are kept."""
     return "".join(c if c == "." else str(unicodedata.decimal(c)) for c in digits)
 
 
 def closing_positions(text: str) -> dict[int, int]:
-    """Return opening position -> closing position for every brace and dollar sign.
+    """Return opening position -> closing position of each pair of braces or dollar signs.
 
-    Escaped braces and dollar signs are ignored.
+    Escaped braces, escaped dollar signs and ``$$`` are ignored.
     """
     pairs: dict[int, int] = {}
     open_braces: list[int] = []
@@ -364,6 +375,7 @@ def closing_positions(text: str) -> dict[int, int]:
 
 
 def _encloses_math(text: str, start: int, end: int) -> bool:
+    """Return whether two dollar signs are math delimiters and not currency signs."""
     inside = text[start + 1 : end]
     if not inside.strip() or "\n\n" in inside or text[end + 1 : end + 2].isdigit():
         return False

@@ -1,4 +1,4 @@
-"""Find the marked answer in a reply: tags, boxes and the ``####`` of GSM8K."""
+"""Find an answer that a reply marks: by a tag, a box or the ``####`` of GSM8K."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def last_box(text: str) -> tuple[int, int, str] | None:
 
 
 def answer_segment(reply: str) -> tuple[str, str, str]:
-    """Return the part of a reply with its answer, and the texts before and after a box.
+    """Return the part of a reply that contains the answer, and the texts before and after a box.
 
-    First, the last ``<answer>`` tag is selected, or the reply without its reasoning. In it, the
-    answer is the last box or the line after the last ``####``, whichever comes later; otherwise it
-    is the whole text.
+    The reply without its reasoning is searched, or only its last ``<answer>`` tag if it has one.
+    The answer is the last box or the line after the last ``####``, whichever is later. Without
+    either, it is the whole text. The last two results are empty unless the answer is a box.
 
     Raises:
-        NotUnderstood: A mark is not closed, or two boxes are alternatives.
+        NotUnderstood: A tag or a box is not closed, or the last two boxes are alternatives.
     """
     text = after_thinking(reply)
     opened = list(_ANSWER_TAG.finditer(text))
@@ -67,12 +67,15 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
 
 
 def is_box(reply: str) -> bool:
-    """Return whether ``reply`` consists of a box."""
+    """Return whether ``reply`` begins with a box."""
     return _BOX.match(reply.strip()) is not None
 
 
 def _refuse_alternative_box(before: str, content: str) -> None:
-    """Raise NotUnderstood if only a conjunction separates the last box from another one."""
+    """Raise NotUnderstood if only a conjunction separates the last two boxes.
+
+    ``before`` is the text before the last box, and ``content`` its content.
+    """
     try:
         previous = last_box(before)
     except NotUnderstood:  # the other box is not closed
@@ -84,7 +87,7 @@ def _refuse_alternative_box(before: str, content: str) -> None:
 
 
 def _after_mark(text: str) -> str:
-    """Return the line after ``####``, or the lines after it if that line is empty or a heading."""
+    """Return the rest of the line after ``####``, or the following lines if it has no answer."""
     line, _, rest = text.partition("\n")
     is_heading = _HEADING.fullmatch(line[:200]) is not None
     if not rest.strip() or (_STARTS_WITH_ANSWER.match(line[:200]) and not is_heading):

@@ -1,8 +1,8 @@
 """Find the final statement of a reply: its last number or expression, if it is unambiguous.
 
-A reply states an answer if its last run of mathematical symbols is not next to a negation
-("not 14"), an alternative ("14 or 7"), a comparison ("more than 14") or a second number of the same
-quantity ("3 hours 15 minutes"). These words are recognized in English only.
+The answer of a reply is its last run of mathematical symbols. The answer is ambiguous if the run is
+next to a negation ("not 14"), an alternative ("14 or 7"), a comparison ("more than 14") or a second
+number of the same quantity ("3 hours 15 minutes"). Only English words are recognized.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FUNCTIONS = word_set(
     "lg exp sqrt cbrt abs gcd lcm max min floor ceil binom pi infty oo theta alpha beta "
     "gamma lambda phi mu omega sigma delta rho"
 )
-"""Words of plain text that are mathematics."""
+"""Words of plain text that are mathematical symbols."""
 
 _MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
 _CLAUSE = re.compile(
@@ -42,7 +42,7 @@ _UNASSERTED = re.compile(
     r"\b(?:suppose|assume|assuming|imagine|let(?= [a-z]\b(?!['’])|\s*$)|if(?!.*\bthen\b))[^,]*$",
     re.I,
 )
-"""Words that report a number or assume it, without stating it as the answer."""
+"""Words with which a reply reports or assumes a number, without stating that it is the answer."""
 _LABEL = re.compile(
     r"\b(?:(?:no|nos|fig|eq|eqn)\.|step|figure|equation|problem|question|exercise|example)\s*\(?$",
     re.I,
@@ -63,7 +63,8 @@ _OBJECT = re.compile(
     r"(?: the)?\W*$",
     re.I,
 )
-"""Words whose object is not the answer, unless a calculation or a phrase of _MEASURE_OF is."""
+"""Words after which a number is not the answer, unless it is the result of a calculation or a
+phrase of _MEASURE_OF precedes it."""
 _MEASURE_OF = re.compile(
     r"\b(?:total|sum|amount|average|mean|cost|price|profit|loss|gain|balance|income|salary|change|"
     r"savings|length|width|height|weight|distance|speed|area|volume|perimeter|radius|capacity|"
@@ -132,7 +133,7 @@ _OPERATORS = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _QUOTES = "'\"“”‘’′″"
 _NEAR = 80
-"""Number of characters before a run in which words can change its meaning."""
+"""Number of characters before a run that are searched for words that change its meaning."""
 _MAX_RUN = 2000
 _MAX_PROSE = 5000
 _SIGN_OR_BULLET = re.compile(r"^[ \t]*[-+][ \t]+[\d.]", re.M)
@@ -148,14 +149,14 @@ class Statement:
     words: str
     """The rest of the sentence, which may contain a unit."""
     is_whole: bool
-    """Whether no number precedes the run in its sentence, so that an equation is complete."""
+    """Whether the sentence has no number before the run, so that an equation in it is complete."""
 
 
 def reply_segment(reply: str) -> tuple[str, bool]:
-    """Return the part of a reply with its answer, without Markdown, and whether it is a box.
+    """Return the part of a reply with the answer, without Markdown, and whether it is a box.
 
     Raises:
-        NotUnderstood: A mark is not closed, or the text around a box contradicts it.
+        NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
     """
     segment, before, after = answer_segment(reply)
     if before or after:
@@ -164,7 +165,7 @@ def reply_segment(reply: str) -> tuple[str, bool]:
             segment = rf"{segment} \text{{{scaled['scale']}}}"
         elif glued := _GLUED_TO_BOX.match(after):
             segment += glued[0]
-    if len(segment) > _MAX_PROSE:  # the end decides, and a line break is a safe place to cut
+    if len(segment) > _MAX_PROSE:  # only the end matters; cut it at a line break
         segment = segment[-_MAX_PROSE:].partition("\n")[2]
     return plain(segment), bool(before or after) or is_box(reply)
 
@@ -185,7 +186,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
         first -= 1
     start, end = tokens[first].start, tokens[last].end
     run = segment[start:end]
-    if tokens[last].prose and run.count("{") > run.count("}"):  # what closes \\text is no token
+    if tokens[last].prose and run.count("{") > run.count("}"):  # the brace of \\text is no token
         end += len(segment) - end - len(segment[end:].lstrip("} "))
     _check_before(segment, tokens, first, run)
     is_quoted = any(mark in segment[:start] for mark in _QUOTES)
@@ -200,26 +201,26 @@ def plain(text: str) -> str:
     """Return ``text`` without Markdown.
 
     Raises:
-        NotUnderstood: A part is struck out, or a bullet may be a minus sign.
+        NotUnderstood: A part is struck out, or a minus sign may be a bullet of a list.
     """
     if "~~" in text:
-        raise NotUnderstood("something is struck out")
+        raise NotUnderstood("a part is struck out")
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
     if "\n" in text.strip():
         if _SIGN_OR_BULLET.search(text):
-            raise NotUnderstood("a bullet that may be a sign")
+            raise NotUnderstood("a sign that may be a bullet of a list")
         text = _LIST_MARK.sub("", text)
     return text.strip()
 
 
 def _is_symbol(tokens: list[Token], i: int) -> bool:
-    """Return whether a token can be in a run: a number, operator, command, or variable."""
+    """Return whether token ``i`` can be in a run: a number, operator, command or variable."""
     token = tokens[i]
     if token.kind in ("number", "operator", "command", "currency", "delimiter", "unknown"):
-        return not token.is_op(",", ";", ":", "!", "&") or _inside(tokens, i)
+        return not token.is_op(",", ";", ":", "!", "&") or _joins_symbols(tokens, i)
     if token.kind == "line":
-        return _inside(tokens, i)
+        return _joins_symbols(tokens, i)
     if token.kind == "punctuation":
         before = _neighbors(tokens, i)[0]
         is_repeating = token.text == "..." and before.kind == "number"
@@ -234,7 +235,7 @@ def _is_symbol(tokens: list[Token], i: int) -> bool:
 
 
 def _neighbors(tokens: list[Token], i: int) -> tuple[Token, Token]:
-    """Return the tokens before and after one; beyond the ends a token of kind ``none``."""
+    """Return the tokens before and after token ``i``; at the ends, a token of kind ``none``."""
     none = Token("none", "", -1, -1)
     before = tokens[i - 1] if i else none
     return before, tokens[i + 1] if i + 1 < len(tokens) else none
@@ -246,8 +247,8 @@ def _is_prime(before: Token, token: Token) -> bool:
     return token.text in "'’" and letter and not token.spaced
 
 
-def _inside(tokens: list[Token], i: int) -> bool:
-    """Return whether a separator is directly between two symbols of one expression."""
+def _joins_symbols(tokens: list[Token], i: int) -> bool:
+    """Return whether the separator ``i`` is directly between two symbols of one expression."""
     before, after = _neighbors(tokens, i)
     if "none" in (before.kind, after.kind):
         return False
@@ -263,7 +264,7 @@ def _inside(tokens: list[Token], i: int) -> bool:
 
 
 def _is_variable(tokens: list[Token], i: int) -> bool:
-    """Return whether a word of plain text is a function, a variable, or a product of variables."""
+    """Return whether the word ``i`` is a function, a variable or a product of variables."""
     token, word = tokens[i], tokens[i].text
     before, after = _neighbors(tokens, i)
     glued_before = not token.spaced and before.kind in ("number", "operator", "command")
@@ -286,7 +287,11 @@ def _is_variable(tokens: list[Token], i: int) -> bool:
 
 
 def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
-    """Return the first and last token of the last run that can be an answer."""
+    """Return the indices of the first and last token of the last run that can be an answer.
+
+    Raises:
+        NotUnderstood: There is no such run, or it is too long.
+    """
     end = len(tokens) - 1
     while end >= 0:
         if not _is_symbol(tokens, end):
@@ -303,13 +308,14 @@ def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
 
 
 def _can_answer(run: list[Token], numbers_only: bool) -> bool:
+    """Return whether a run has a number or, unless ``numbers_only``, a word or a command."""
     if any(token.kind == "number" or token.text.startswith("number") for token in run):
         return True
     return not numbers_only and any(token.kind in ("word", "command") for token in run)
 
 
 def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Return the run without the sentence's punctuation at its ends."""
+    """Return the indices of the run without delimiters and punctuation at its ends."""
     while end > start and (
         tokens[end].kind == "delimiter"
         or tokens[end].is_op(",", ";", ":")
@@ -333,7 +339,7 @@ def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
 
 
 def _join(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Extend the run by candidates that "or", "and" or a comma joins to it, as one list."""
+    """Extend the run by earlier runs that "or", "and" or a comma joins to it; return indices."""
     while True:
         position = start - 1
         while position >= 0 and (
@@ -357,19 +363,22 @@ def _run_start(tokens: list[Token], position: int) -> int:
 
 
 def _sentence(text: str) -> str:
+    """Return the text up to the end of the first sentence."""
     return re.split(r"[.?!](?:\s|$)|\n", text, maxsplit=1)[0]
 
 
 def _sentence_before(text: str) -> str:
+    """Return the last sentence of the text, which may be incomplete."""
     return re.split(r"[.?!]\s+|\n", text)[-1]
 
 
 def check_asserted(before: str, *, is_calculation: bool = False) -> None:
-    """Check that the words before an answer state it.
+    """Check that the words before an answer do not deny, report or assume it.
 
     Args:
-        before: The text before the answer; its last clause decides.
-        is_calculation: Whether the answer is the result of a calculation, which states it.
+        before: The text before the answer; only its last clause is checked.
+        is_calculation: Whether the answer is the result of a calculation. It is then not checked
+            whether it is reported or assumed.
 
     Raises:
         NotUnderstood: The clause negates the answer, reports it or assumes it.
@@ -382,6 +391,14 @@ def check_asserted(before: str, *, is_calculation: bool = False) -> None:
 
 
 def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
+    """Raise NotUnderstood if the text before the run changes its meaning.
+
+    Args:
+        text: The whole text.
+        tokens: Its tokens.
+        first: Index of the first token of the run.
+        run: Text of the run.
+    """
     before = _LATEX_SPACE.sub("  ", text[: tokens[first].start])
     sentence = _sentence_before(before)
     clause = _CLAUSE.split(sentence)[-1]
@@ -405,14 +422,20 @@ def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
 
 
 def _is_signed(tokens: list[Token], first: int) -> bool:
-    """Return whether "minus" or "negative" before the run is its sign, and not a subtraction."""
+    """Return whether "minus" or "negative" before the run is a sign, and not a subtraction."""
     if first == 0 or tokens[first - 1].text.lower() not in ("minus", "negative"):
         return False
     return first == 1 or tokens[first - 2].kind != "number"
 
 
 def _check_neighbor(between: str, previous: Token, token: Token) -> None:
-    """Raise NotUnderstood if the number before the run may belong to it."""
+    """Raise NotUnderstood if the previous number may belong to the run.
+
+    Args:
+        between: The text between the previous number and the run.
+        previous: The previous number.
+        token: The first token of the run.
+    """
     if not any(c.isalpha() for c in between):
         if token.kind == "number" and previous.value == token.value:
             return
@@ -428,6 +451,7 @@ def _check_neighbor(between: str, previous: Token, token: Token) -> None:
 
 
 def _check_after(rest: str) -> None:
+    """Raise NotUnderstood if the text after the run changes its meaning."""
     if re.match(r"\.[a-z_\d]", rest):
         raise NotUnderstood("a symbol that is part of a name")
     if _DOUBT_AFTER.search(rest):
@@ -437,6 +461,7 @@ def _check_after(rest: str) -> None:
 
 
 def _check_box(before: str, content: str, after: str) -> None:
+    """Raise NotUnderstood if the text around a box contradicts its content."""
     clause = _CLAUSE.split(_sentence_before(before))[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")

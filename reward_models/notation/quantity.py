@@ -1,6 +1,6 @@
-"""Parse one number with its unit; text that does not fit the grammar is rejected.
+"""Parse one number with its unit; a text that does not fit the grammar is rejected.
 
-quantity  = [name "="] value            after the last "=" of a chain of equations
+quantity  = [name "="] value            the value after the last "=" of a chain of equations
 value     = signs [currency] magnitude [currency] [scale word] [unit]
 magnitude = "(" value ")" | mixed | fraction | power | product with a power of ten | number
 """
@@ -35,10 +35,13 @@ class Quantity:
     value: Fraction
     """The number; a percentage is divided by 100."""
     unit: str = ""
-    """The unit in the spelling of ``units``; empty if there is none."""
+    """The unit in its canonical spelling; empty if there is none."""
 
     def matches(self, other: Quantity, *, tolerance: Fraction = Fraction(0)) -> bool:
-        """Return whether ``other``, from a reply, has this value and no different unit."""
+        """Return whether ``other`` differs in value by at most ``tolerance`` and not in its unit.
+
+        A missing unit matches every unit.
+        """
         near = abs(self.value - other.value) <= tolerance
         return near and units.agree(self.unit, other.unit)
 
@@ -48,8 +51,9 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
 
     Args:
         text: A number without surrounding sentences.
-        is_reference: Whether to reject a decimal comma, which may also separate two numbers.
-        is_whole: Whether equations in the text are complete, and must be true.
+        is_reference: Whether the text is a reference answer. It must then not be approximate or
+            have a decimal comma, which may also separate two numbers.
+        is_whole: Whether equations in the text are complete; they must then be true.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
@@ -58,11 +62,11 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
     if any(token.kind == "line" for token in tokens):
         raise NotUnderstood("several lines")
     if is_reference and any(token.is_op("~") for token in tokens):
-        raise NotUnderstood("a value that is only near")
+        raise NotUnderstood("an approximate value")
     for token in tokens:
         if token.kind == "unknown":
             is_number = token.text.startswith("number")
-            raise NotUnderstood(token.text if is_number else "a symbol that is not known")
+            raise NotUnderstood(token.text if is_number else f"the unknown symbol {token.text!r}")
     if not any(token.kind == "number" for token in tokens):
         raise NotUnderstood("no number")
     last = _after_equals(tokens)
@@ -78,10 +82,10 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
 
 @lru_cache(maxsize=4096)
 def read_reference_quantity(reference: str) -> Quantity:
-    """Parse a reference answer: the whole text, its box or the text after ``####``.
+    """Parse the number in a reference answer: the whole text, its box or the text after ``####``.
 
     Raises:
-        NotUnderstood: It is not one number.
+        NotUnderstood: The answer is not one number.
     """
     return read_quantity(answer_segment(reference)[0], is_reference=True)
 
@@ -102,7 +106,7 @@ def read_final_quantity(reply: str) -> Quantity:
 
 
 def unit_words(words: str) -> str:
-    """Return the scale words and known units at the start of ``words``."""
+    """Return the scale words and known units with which ``words`` begins, joined by spaces."""
     selected: list[str] = []
     words = re.sub(r"\\(?:text|mbox|mathrm)\b", "", words.split(",")[0])
     for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
@@ -121,7 +125,7 @@ def unit_words(words: str) -> str:
 
 
 def _without_ends(tokens: list[Token]) -> list[Token]:
-    """Return the tokens without surrounding line breaks, quotation marks and the full stop."""
+    """Remove line breaks, quotation marks and a full stop at the ends of a list of tokens."""
     start, end = 0, len(tokens)
     while start < end and (tokens[start].kind == "line" or tokens[start].text in "\"'“‘"):
         start += 1
@@ -133,6 +137,11 @@ def _without_ends(tokens: list[Token]) -> list[Token]:
 
 
 def _after_equals(tokens: Sequence[Token]) -> list[Token]:
+    """Return the tokens after the last "="; all tokens if there is none.
+
+    Raises:
+        NotUnderstood: The tokens are another relation, or more than one statement.
+    """
     if any(token.is_op(*_RELATIONS) for token in tokens):
         raise NotUnderstood("a relation, not a number")
     positions = [i for i, token in enumerate(tokens) if token.is_op("=", "~")]
@@ -153,11 +162,11 @@ def _check_calculations(
     Args:
         text: The whole text.
         tokens: The tokens up to the last "=".
-        quantity: The value after it.
-        written: Its text; the number of its decimals decides how far it may be rounded.
+        quantity: The value after the last "=".
+        written: The text of this value; it may be rounded to its number of decimals.
 
     Raises:
-        NotUnderstood: ``43 = 42``.
+        NotUnderstood: A calculation has a different value, as in ``43 = 42``.
     """
     decimals = re.search(r"\.(\d+)", written)
     step = Fraction(1, 10 ** (len(decimals[1]) if decimals else 0) * (100 if "%" in written else 1))
@@ -174,7 +183,7 @@ def _check_calculations(
 
 
 def _calculated(text: str) -> Fraction | None:
-    """Return the value of a calculation with numbers; None for any other text."""
+    """Return the value of a calculation with numbers, or None for any other text."""
     try:
         return _evaluated(read_math(text, math=False))
     except (NotUnderstood, ZeroDivisionError):
@@ -182,6 +191,7 @@ def _calculated(text: str) -> Fraction | None:
 
 
 def _evaluated(node: Node) -> Fraction | None:
+    """Return the value of a tree of numbers and basic operations, or None for any other tree."""
     if node.kind == "number":
         assert isinstance(node.data, Fraction)
         return node.data
@@ -220,10 +230,10 @@ class _QuantityReader(TokenReader):
 
     def _magnitude(self) -> Fraction:
         if opening := self.take_op("(", "{"):
-            return self._powers(self._inside(")" if opening == "(" else "}"))
-        return self._frac() if self.peek().is_command("frac") else self._written()
+            return self._powers(self._in_brackets(")" if opening == "(" else "}"))
+        return self._frac() if self.peek().is_command("frac") else self._written_number()
 
-    def _inside(self, closing: str) -> Fraction:
+    def _in_brackets(self, closing: str) -> Fraction:
         """Parse a number without a unit, or ``1 \\over 2``, up to a closing bracket."""
         quantity, bottom = self.value(), Quantity(Fraction(1))
         if closing == "}" and self.peek().is_command("over"):
@@ -246,7 +256,7 @@ class _QuantityReader(TokenReader):
     def _argument(self) -> Fraction:
         """Parse an argument of ``\\frac``: braces, or a single digit of a number without braces."""
         if self.take_op("{"):
-            return self._inside("}")
+            return self._in_brackets("}")
         token = self.peek()
         if token.kind != "number" or not token.text.isdigit():
             raise NotUnderstood("a fraction without two numbers")
@@ -255,12 +265,12 @@ class _QuantityReader(TokenReader):
     def _number(self) -> Fraction:
         token = self.peek()
         if token.kind != "number":
-            raise NotUnderstood("no number where one is due")
+            raise NotUnderstood("no number where a number is expected")
         if self.peek(-1).kind == "word" and not token.spaced:
             raise NotUnderstood("a number that is part of a name")
         return self.take().value
 
-    def _written(self) -> Fraction:
+    def _written_number(self) -> Fraction:
         token, number = self.peek(), self._number()
         if token.text == "vulgar":
             return number
@@ -325,7 +335,7 @@ class _QuantityReader(TokenReader):
         return mantissa * self._power(Fraction(10), max_exponent=MAX_EXPONENT)
 
     def _scale(self) -> int:
-        """Parse scale words such as "million"."""
+        """Parse scale words such as "million" and return their product; 1 if there are none."""
         scale = 1
         while factor := units.SCALES.get(self.peek().text.lower()):
             scale *= factor
@@ -357,7 +367,7 @@ class _QuantityReader(TokenReader):
         token = self.peek()
         if token.kind == "word" and token.text.lower() not in units.NOT_UNITS:
             if token.text == "K" and not token.spaced and not words:
-                return None  # kelvin or thousand
+                return None  # K can mean kelvin or thousand
             if units.known_unit(token.text) is None:
                 is_ordinal = not token.spaced and not words
                 if len(token.text) == 1 or is_ordinal:

@@ -14,13 +14,13 @@ _MAX_DEPTH = 40
 
 
 class TokenReader:
-    """Reads a list of tokens; ``position`` is the index of the next one."""
+    """Base class of parsers of a list of tokens; ``position`` is the index of the next token."""
 
     def __init__(self, tokens: Sequence[Token]):
         self.tokens, self.position, self._depth = list(tokens), 0, 0
 
     def peek(self, ahead: int = 0) -> Token:
-        """Return the next token or one after it; beyond both ends a token of kind ``end``."""
+        """Return the token at ``position + ahead``, or a token of kind ``end`` if there is none."""
         position = self.position + ahead
         return self.tokens[position] if 0 <= position < len(self.tokens) else _END
 
@@ -31,26 +31,26 @@ class TokenReader:
         return token
 
     def take_op(self, *texts: str) -> str | None:
-        """Take the next token if it is one of these operators, and return its text."""
+        """Take the next token if it is one of these operators; return its text, or None if not."""
         return self.take().text if self.peek().is_op(*texts) else None
 
     def take_currency(self) -> str:
-        """Take a currency sign and return it; the empty string if there is none."""
+        """Take a currency sign and return it, or "" if there is none."""
         return self.take().text if self.peek().kind == "currency" else ""
 
     def expect(self, *texts: str) -> str:
-        """Take one of these operators.
+        """Take one of these operators and return its text.
 
         Raises:
-            NotUnderstood: The next token is something else.
+            NotUnderstood: The next token is not one of them.
         """
         operator = self.take_op(*texts)
         if operator is None:
-            raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is due")
+            raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is expected")
         return operator
 
     def take_first(self) -> str:
-        """Take the first character of a number or word, as LaTeX does for ``\\frac12``."""
+        """Take the first character of a number or word and return it, as in LaTeX ``\\frac12``."""
         token = self.peek()
         parts = (token.text[:1], token.text[1:]) if len(token.text) > 1 else (token.text,)
         self.tokens[self.position : self.position + 1] = [
@@ -62,7 +62,7 @@ class TokenReader:
         return self.take().text
 
     def is_degree(self) -> bool:
-        """Return whether a degree sign in LaTeX follows: ``^\\circ`` or ``^{\\circ}``."""
+        """Return whether a LaTeX degree sign follows: ``^\\circ`` or ``^{\\circ}``."""
         braced = self.peek(1).is_op("{")
         token = self.peek(2 if braced else 1)
         is_circle = token.is_command("circ") or token.is_op("deg")
@@ -79,7 +79,7 @@ class TokenReader:
         """Take the fraction after a whole number, as in ``5½`` and ``5 1/2``.
 
         Returns:
-            The value of the mixed number; None if there is no fraction.
+            The value of the mixed number, or None if no fraction follows.
         """
         top, slash, bottom = self.peek(), self.peek(1), self.peek(2)
         if top.kind == "number" and top.text == "vulgar":
@@ -91,10 +91,10 @@ class TokenReader:
 
     @contextmanager
     def nested(self) -> Iterator[None]:
-        """Count nested brackets, so that a text cannot exhaust the stack.
+        """Return a context for a nested bracket; the depth is limited to protect the stack.
 
         Raises:
-            NotUnderstood: There are too many.
+            NotUnderstood: The brackets are nested too deeply.
         """
         self._depth += 1
         if self._depth > _MAX_DEPTH:
@@ -104,7 +104,7 @@ class TokenReader:
 
 
 def mixed_number(whole: Fraction, top: Fraction, bottom: Fraction) -> Fraction:
-    """Return the value of a mixed number such as 5 1/2.
+    """Return the value of a mixed number, such as 5 1/2: whole + top / bottom.
 
     Raises:
         NotUnderstood: The fraction is not between 0 and 1.

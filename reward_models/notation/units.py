@@ -77,14 +77,17 @@ NOT_UNITS = word_set(
 
 
 def known_unit(word: str) -> str | None:
-    """Return the canonical spelling of the unit ``word``; None if it is not a unit."""
+    """Return the canonical spelling of the unit ``word``, or None if it is not a known unit."""
     if word in _KNOWN:
         return _KNOWN[word]
-    return None if len(word) == 1 else _KNOWN.get(word.lower())  # M is no meter
+    return None if len(word) == 1 else _KNOWN.get(word.lower())  # M is not a meter
 
 
 def canonical(names: list[str]) -> str:
-    """Return the canonical spelling of a unit: ``square meters`` is ``m^2``."""
+    """Return the canonical spelling of a unit of several words: ``square meters`` is ``m^2``.
+
+    A word can also be "/" or a power such as "^2". Unknown words are kept in the singular.
+    """
     if [word.lower() for word in names] == ["per", "cent"]:
         return PERCENT
     parts, power = [], ""

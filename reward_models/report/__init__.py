@@ -1,1 +1,1 @@
-"""Reports on rewards: numbers, findings in sentences, and Markdown pages."""
+"""Reports on rewards: numbers, findings as sentences, and Markdown pages."""

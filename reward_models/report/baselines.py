@@ -11,21 +11,26 @@ from rlhf.reward_models.pairs import Pair
 from rlhf.reward_models.words import fit_words
 from rlhf.stats.units import cluster_index
 
-_WORDS_C = 1e-4  # inverse regularization, the best for 2,000 to 20,000 pairs of two data sets
+# Inverse regularization strength; the best value for 2,000 to 20,000 pairs of two data sets.
+_WORDS_C = 1e-4
 
 
 def longer(pairs: Sequence[Pair]) -> np.ndarray:
-    """Return the difference in characters, chosen - rejected. [N]"""
+    """Return the differences in length, chosen - rejected, in characters, [N]."""
     return np.array([a - b for a, b in (pair.lengths for pair in pairs)], dtype=float)
 
 
 def bag_of_words(
     pairs: Sequence[Pair], *, train: Sequence[Pair] | None = None, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """Return margins [N] of logistic regression on the words of the two replies.
+    """Return the margins [N] of a logistic regression on the words of the two replies.
 
-    It is fitted on ``train``, or cross-fitted on ``pairs`` in ``folds`` that share no prompt. The
-    prompt cancels in the difference, so the model uses the replies only.
+    The regression is fitted on ``train``. If ``train`` is None, it is cross-fitted on ``pairs`` in
+    ``folds`` folds, which have no prompt in common. The features are the differences of the two
+    replies' TF-IDF vectors, so they do not depend on the prompt.
+
+    Raises:
+        ValueError: ``train`` is None and the pairs have fewer than two prompts.
     """
     if train is not None:
         return _fit_words(train, pairs)
@@ -44,6 +49,7 @@ def bag_of_words(
 
 
 def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
+    """Fit the regression on ``train`` and return the margins of ``test``, [N]."""
     from sklearn.linear_model import LogisticRegression
 
     def replies(pairs: Sequence[Pair], side: str) -> list[str]:
@@ -68,7 +74,10 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
 
 
 def response_only(reward: Reward, pairs: Sequence[Pair]) -> np.ndarray:
-    """Return margins [N] of ``reward`` on the last replies without prompts; nan if unscored."""
+    """Return the margins [N] of ``reward`` on the last replies without their prompts.
+
+    A margin is nan if a reply could not be scored.
+    """
 
     def alone(pair: Pair, side: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": last_reply(getattr(pair, side))}]

@@ -15,7 +15,7 @@ class Bin:
     confidence: float
     """Mean predicted probability of the reply with the higher score, in [0.5, 1]."""
     accuracy: float
-    """Share of pairs in which the reply with the higher score is chosen; ties count one half."""
+    """Fraction of pairs in which the reply with the higher score is chosen; a tie counts 1/2."""
     count: int
     """Number of pairs in the bin."""
 
@@ -26,18 +26,22 @@ class Calibration:
 
     temperature: float
     nll: float
-    """Mean -log P(label), nats; log 2 = 0.693 at chance level."""
+    """Mean -log P(chosen is better), in nats; log 2 = 0.693 at chance level."""
     brier: float
-    """Mean squared error of P(label); 0.25 at chance level."""
+    """Mean of (1 - P(chosen is better))^2; 0.25 at chance level."""
     ece: float
-    """Expected calibration error: mean |accuracy - confidence| over the bins, weighted by count."""
+    """Expected calibration error: mean of |accuracy - confidence| over the bins, weighted by
+    ``count``."""
     bins: list[Bin]
 
 
 def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10) -> Calibration:
-    """Return the calibration of ``margins`` [N] = score(chosen) - score(rejected).
+    """Return the calibration of ``margins`` = score(chosen) - score(rejected), [N].
 
-    The bins have equal numbers of pairs; bins of equal width would mostly be empty.
+    The bins have (nearly) equal numbers of pairs; most bins of equal width would be empty.
+
+    Raises:
+        ValueError: There are no margins.
     """
     margins = np.asarray(margins, dtype=float)
     if len(margins) == 0:
@@ -60,11 +64,11 @@ def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 
 
 
 def fit_temperature(margins: np.ndarray) -> float:
-    """Return the temperature with the least NLL (Guo et al. 2017, for pairs).
+    """Return the temperature with the lowest NLL (Guo et al. 2017, applied to pairs).
 
     The NLL is convex in 1 / temperature and is minimized by bisection. The result is inf if the
-    mean margin is not positive, and far below the scale of the margins if every margin is positive:
-    then the likelihood has no maximum.
+    mean margin is not positive. If every margin is positive, the NLL has no minimum, and the result
+    is far below the scale of the margins.
     """
     margins = np.asarray(margins, dtype=float)
     scale = float(np.abs(margins).mean()) if len(margins) else 0.0

@@ -1,4 +1,4 @@
-"""Derive the findings of a report on pairs, in sentences."""
+"""Derive the findings of a report on pairs, as sentences."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 from rlhf.reward_models.report.markdown import has_interval, percent
 
-_MAX_CHANGE = 1e-3  # standard deviations by which batching may change a score; float32 is far below
-_MIN_SPREAD = 0.1  # smallest share of the spread within prompts from which a policy can learn
+# Largest acceptable change of a score by batching, in standard deviations; the rounding errors of
+# float32 are far smaller.
+_MAX_CHANGE = 1e-3
+# Smallest ratio of the spread within prompts to the overall spread from which a policy can learn.
+_MIN_SPREAD = 0.1
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-    """Return the findings, the most serious first; each claim is supported by an interval."""
+    """Return the findings of a report, the most serious first.
+
+    A finding that compares numbers is based on their interval, not only on the estimate.
+    """
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):
-        return ["All pairs share one prompt: they give no estimate for other prompts."]
+        return ["All pairs have the same prompt, so there is no estimate for other prompts."]
     lines = []
     if report["scores"]["std"] == 0:
         lines.append("All scores are equal: the reward does not distinguish replies.")
@@ -35,17 +41,21 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     if data["prompts_in_training"]:
         lines.append(
             f"{data['prompts_in_training']} of {data['prompts']} prompts are also in the training "
-            "pairs: accuracy on new prompts may be lower."
+            "pairs, so the accuracy on new prompts may be lower."
         )
     if data["contradictions"]:
-        lines.append(f"{data['contradictions']} pairs occur in both orders.")
+        lines.append(
+            f"{data['contradictions']} pairs also occur with chosen and rejected exchanged."
+        )
     if data["unscored"]:
         share = data["unscored"] / data["pairs"]
         lines.append(
             f"{data['unscored']} pairs ({share:.1%}) could not be scored and are left out."
         )
     if data["ties"] > 0.02 * data["pairs"]:
-        lines.append(f"{data['ties']} pairs are exact ties: the score is too coarse.")
+        lines.append(
+            f"{data['ties']} pairs have equal scores for both replies: the score is too coarse."
+        )
     if data["prompts"] < 100:
         lines.append(f"Only {data['prompts']} prompts: every interval is wide.")
     return lines or ["No problem was found."]
@@ -89,26 +99,31 @@ def _about_calibration(report: Mapping[str, Any]) -> list[str]:
     fitted, given = (calibration[key]["temperature"] for key in ("fitted", "as_given"))
     if fitted is None or fitted == math.inf:
         sure = report["scores"]["std"] == 0 or report["accuracy"]["high"] < 0.5
-        return ["No temperature makes its margins informative."] if sure else []
+        return ["At no temperature are the probabilities better than chance."] if sure else []
     ends = calibration["temperature"]
-    if ends is None:  # every pair is ordered correctly: the smaller the temperature, the better
+    if ends is None:  # every pair is ordered correctly, so a lower temperature is always better
         return []
     low, high = (math.inf if end is None else end for end in (ends["low"], ends["high"]))
     ratio = fitted / given
     if ratio > 1.5 and given < low <= fitted:
-        return [f"Overconfident: its margins are {ratio:.1f} times what the labels support."]
+        return [f"Overconfident: its margins must be divided by {ratio:.1f} to fit the labels."]
     if ratio < 1 / 1.5 and high < given:
-        return [f"Underconfident: its margins could be {1 / ratio:.1f} times as large."]
+        return [
+            f"Underconfident: its margins must be multiplied by {1 / ratio:.1f} to fit the labels."
+        ]
     return []
 
 
 def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
-    # None: no text was compared, or the scores have no spread to measure a change by.
+    # None: no text was compared, or the scores have no spread, which is the unit of changes.
     if invariance is None or invariance["share"] is None or not invariance["share"] > _MAX_CHANGE:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])
     what = {"batch": "the batch", "order": "the position in the batch", "padding": "padding"}[worst]
-    return [f"Scores depend on {what}: by up to {invariance['share']:.2g} std for the same text."]
+    return [
+        f"Scores depend on {what}: the score of a text changes by up to "
+        f"{invariance['share']:.2g} standard deviations."
+    ]
 
 
 def _about_policy(report: Mapping[str, Any]) -> list[str]:
@@ -123,18 +138,18 @@ def _about_policy(report: Mapping[str, Any]) -> list[str]:
     if chosen:
         first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
         lines.append(
-            f"Choosing the best of {chosen['ns'][-1]} by this reward {_gold_change(chosen)} from "
-            f"{first:.3g} to {last:.3g}; {chosen['advice']}."
+            f"Choosing the best of {chosen['ns'][-1]} replies by this reward "
+            f"{_gold_change(chosen)} from {first:.3g} to {last:.3g}; {chosen['advice']}."
         )
     return lines
 
 
 def _gold_change(chosen: Mapping[str, Any]) -> str:
-    """Describe the change of gold over the same prompts, as far as its interval supports it."""
+    """Describe the change of the gold score, and its direction if it is significant."""
     gain = chosen.get("gain")  # reports of 0.1.0 have none
     if gain and has_interval(gain) and (gain["low"] > 0 or gain["high"] < 0):
-        return "raises gold" if gain["low"] > 0 else "lowers gold"
-    return "does not clearly change gold:"
+        return "raises the gold score" if gain["low"] > 0 else "lowers the gold score"
+    return "does not significantly change the gold score:"
 
 
 def _about_stress(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Intervals of a report on rewards, whose independent units are prompts."""
+"""Intervals of a report on rewards; the independent units are prompts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def cluster_interval(
     *,
     bounds: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """Return the mean of values with a 95% interval over groups, such as prompts.
+    """Return the mean of values with a 95% interval that is clustered by group.
 
     Args:
-        values: Each has the same weight; values of one group are not independent. [N]
-        groups: The independent unit of each value. [N]
-        bounds: Smallest and largest possible value, if known.
+        values: Values of equal weight, [N]; those of the same group may be dependent.
+        groups: Group of each value, such as its prompt, [N].
+        bounds: Smallest and largest possible value, if they are known.
 
     Returns:
-        ``value``, ``low``, ``high`` (nan without an interval), ``n`` (values) and ``groups``.
+        A dictionary with ``value``, ``low`` and ``high`` (nan without an interval), ``n`` (number
+        of values) and ``groups`` (number of groups).
     """
     x = np.asarray(values, dtype=float)
     num_groups = len(set(groups))
@@ -39,17 +40,24 @@ def cluster_interval(
 def share_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Return the mean of ``values`` [N] in [0, 1], with an interval within [0, 1]."""
+    """Return `cluster_interval` of ``values`` in [0, 1], [N], with an interval within [0, 1]."""
     return cluster_interval(values, groups, bounds=(0.0, 1.0))
 
 
 def gain_interval(
     gains: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Return the mean of paired differences ``gains`` [N] of outcomes in [0, 1], with an interval.
+    """Return the mean of paired differences with a 95% interval that is clustered by group.
 
-    The keys are those of `cluster_interval`. If few differences are not 0, the interval is the
-    adjusted Wald interval of paired shares.
+    If too few differences are nonzero for that, the interval is the adjusted Wald interval of
+    paired proportions.
+
+    Args:
+        gains: Differences of outcomes in [0, 1], [N].
+        groups: Group of each difference, such as its prompt, [N].
+
+    Returns:
+        A dictionary with the keys of `cluster_interval`.
     """
     x, (_, index) = np.asarray(gains, dtype=float), cluster_index(groups)
     sizes = np.bincount(index).astype(float) if index.size else np.zeros(0)
@@ -63,7 +71,7 @@ def gain_interval(
 
 
 def as_row(result: Interval, n: int) -> dict[str, float]:
-    """Convert an interval to the keys of a report, with the number of values and of groups."""
+    """Convert an interval of ``n`` values to a dictionary with the keys of `cluster_interval`."""
     ends = {"low": result.low, "high": result.high}
     return {"value": result.value, "n": n, **ends, "groups": result.units}
 

@@ -1,4 +1,4 @@
-"""Compute metrics of a model and of baselines on labeled texts, and the paired gains."""
+"""Compute metrics of a model and of baselines on labeled texts, and the model's paired gains."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class Measure:
     """A metric of predictions [N, ...] and labels [N]."""
 
     metric: Callable[[np.ndarray, np.ndarray], Any]
-    """Function that returns the metric of all rows, or for a share the outcome of each row [N]."""
+    """Function (predictions, labels) -> metric. With the scale "share", it returns the outcome of
+    each row, [N], and the metric is the mean."""
     scale: Scale | Literal["share"]
-    """Scale of the interval."""
+    """Scale on which the interval is computed; "share" is for outcomes in [0, 1]."""
 
     def estimate(
         self, predictions: np.ndarray, labels: np.ndarray, units: Sequence[Hashable]
     ) -> Estimate:
-        """Return the metric with its interval over units [N]."""
+        """Return the metric with its interval; ``units`` [N] are the rows' independent units."""
         if self.scale == "share":
             return share(self.metric(predictions, labels), units)
 
@@ -52,7 +53,7 @@ class Measure:
         labels: np.ndarray,
         units: Sequence[Hashable],
     ) -> Estimate:
-        """Return the paired difference to a baseline with its interval over units [N]."""
+        """Return metric - metric of the baseline, with the paired interval over ``units`` [N]."""
 
         def difference(rows: Any = slice(None)) -> Any:
             score = self.metric(predictions[rows], labels[rows])
@@ -71,14 +72,19 @@ def labeled_report(
     baselines: Mapping[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Return the metrics of predictions, those of baselines, and the paired gain over each.
+    """Return the metrics of a model and of baselines, and the paired gain over each baseline.
 
     Args:
         measures: ``CLASS_MEASURES`` for logits [N, C], ``RATING_MEASURES`` for ratings [N].
-        predictions: Predictions of the model. [N, ...]
-        labels: Numbers of the classes, or ratings. [N]
-        baselines: Name -> predictions of a baseline. [N, ...]
-        groups: Independent unit of each row, such as its prompt; by default each row is one. [N]
+        predictions: Predictions of the model, [N, ...].
+        labels: Class indices or ratings, [N].
+        baselines: Name -> predictions of the baseline, [N, ...].
+        groups: Independent unit of each row, such as its prompt, [N]; by default, each row is a
+            unit.
+
+    Returns:
+        A dictionary with ``rows``, ``units`` (their numbers), ``metrics``, ``baselines`` and
+        ``gains``.
     """
     units = list(range(len(labels)) if groups is None else groups)
 
@@ -103,7 +109,13 @@ def accuracy_report(
     baselines: Mapping[str, Sequence[float] | np.ndarray],
     groups: Sequence[Hashable],
 ) -> dict[str, Any]:
-    """Return the accuracy of outcomes [N] in [0, 1], and the paired gain over each baseline."""
+    """Return the `labeled_report` of the accuracy alone.
+
+    Args:
+        correct: Outcomes of the model in [0, 1], [N].
+        baselines: Name -> outcomes of the baseline in [0, 1], [N].
+        groups: Independent unit of each row, [N].
+    """
     measures = {"accuracy": Measure(lambda outcomes, _: outcomes, "share")}
     outcomes = {name: np.asarray(column) for name, column in baselines.items()}
     no_labels = np.zeros(len(correct))
@@ -113,7 +125,10 @@ def accuracy_report(
 
 
 def plain(row: dict[str, float]) -> Estimate:
-    """Convert an interval to the keys of reports on labeled texts; unknown numbers are None."""
+    """Convert a result of `cluster_interval` to ``mean``, ``low``, ``high`` and ``n`` (groups).
+
+    Unknown numbers are None.
+    """
     known = math.isfinite(row["low"])
     return {
         "mean": row["value"] if math.isfinite(row["value"]) else None,
@@ -124,17 +139,20 @@ def plain(row: dict[str, float]) -> Estimate:
 
 
 def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
-    """Return the mean of outcomes [N] in [0, 1], with its interval over groups [N]."""
+    """Return the mean of outcomes in [0, 1], [N], with its interval over ``groups`` [N]."""
     return plain(share_interval(outcomes, groups))
 
 
 def correct_predictions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return 1 for each row whose class has the highest score, else 0. [N, C] -> [N]"""
+    """Return 1.0 for each row whose label has the highest score, else 0.0, [N].
+
+    ``scores`` are [N, C], and ``labels`` [N] are class indices.
+    """
     return (scores.argmax(1) == labels).astype(float)
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean over classes of the harmonic mean of precision and recall."""
+    """Return the F1 score, averaged over the C classes; scores [N, C], labels [N]."""
     # scikit-learn's f1_score is too slow for a jackknife, which calls this function 100 times.
     classes = scores.shape[1]
     confusion = np.zeros((classes, classes))
@@ -144,9 +162,14 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the AUC of each class against the others, averaged over the classes; scores [N, C].
+    """Return the AUC of each class against the others, averaged over the classes.
 
-    Rows are ranked by log-probability, because logits are not comparable between rows.
+    Rows are ranked by log-probability, because logits are not comparable between rows. The result
+    is nan if all labels are equal.
+
+    Args:
+        scores: Logits, [N, C].
+        labels: Class indices, [N].
     """
     logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     areas = []
@@ -160,7 +183,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the root mean squared difference."""
+    """Return the root mean squared difference of two vectors."""
     return float(np.sqrt(((a - b) ** 2).mean()))
 
 
@@ -179,7 +202,11 @@ RATING_MEASURES = {
 def words_classifier(
     train: Sequence[str], labels: Sequence[int], test: Sequence[str], *, classes: int
 ) -> np.ndarray:
-    """Return log-probabilities [N, C] of logistic regression on TF-IDF of words and bigrams."""
+    """Fit a logistic regression on TF-IDF vectors of words and bigrams; predict ``test``.
+
+    Returns:
+        Log-probabilities of the classes for each test text, [N, C].
+    """
     from sklearn.linear_model import LogisticRegression
 
     train_vectors, test_vectors = _words(train, test)
@@ -193,7 +220,7 @@ def words_classifier(
 
 
 def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[str]) -> np.ndarray:
-    """Return ratings [N] predicted by ridge regression on TF-IDF vectors."""
+    """Fit a ridge regression on TF-IDF vectors; return the predicted ratings of ``test``, [N]."""
     from sklearn.linear_model import Ridge
 
     train_vectors, test_vectors = _words(train, test)
@@ -201,7 +228,7 @@ def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[s
 
 
 def _words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
-    """Return TF-IDF vectors of both sets; a column of zeros if ``train`` has no words."""
+    """Return TF-IDF vectors of the two lists; a column of zeros if ``train`` has no words."""
     words = fit_words(train, ngram_range=(1, 2), min_df=2 if len(train) > 50 else 1)
     if words is None:
         return np.zeros((len(train), 1)), np.zeros((len(test), 1))

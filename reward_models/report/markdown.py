@@ -17,7 +17,10 @@ _YES_NO = {True: "yes", False: "no", None: "undecided"}
 
 
 def write_report(directory: Path, summary: Mapping[str, Any], page: str) -> None:
-    """Write ``evaluation/<name>/summary.json`` and ``report.md`` into a run directory."""
+    """Write ``summary.json`` and ``report.md`` into ``evaluation/<name>/`` of a run directory.
+
+    ``name`` is the key "name" of ``summary``, and ``page`` is the content of ``report.md``.
+    """
     folder = directory / "evaluation" / summary["name"]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -31,7 +34,7 @@ def pairs_page(report: Mapping[str, Any]) -> str:
         f"# Reward report: {markdown_text(str(report['reward']))}",
         "## Verdict\n\n" + "\n".join(f"- {markdown_text(line)}" for line in report["verdict"]),
         f"## Accuracy\n\n{percent(report['accuracy'])} on {data['pairs']} pairs of "
-        f"{data['prompts']} prompts; {data['ties']} ties (counted half), "
+        f"{data['prompts']} prompts; {data['ties']} ties (each counts 1/2), "
         f"{data['unscored']} unscored (left out).",
         _table(
             ["baseline", "its accuracy", "gain over it"],
@@ -76,7 +79,7 @@ def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
     if result.get("absent"):
         absent = markdown_text(", ".join(result["absent"]))
         parts.append(
-            f"The file has no rows of {absent}, so this score is not comparable with published "
+            f"The file has no rows of {absent}, so the score is not comparable with published "
             "scores."
         )
     return "\n\n".join(parts) + "\n"
@@ -87,7 +90,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def _text(cell: Cell) -> str:
-    """Return a cell as text; an interval is ``0.750 [0.600, 0.900]``."""
+    """Format a cell; an estimate with an interval becomes ``0.750 [0.600, 0.900]``."""
     if cell is None:
         return "unknown"
     if isinstance(cell, Mapping):
@@ -99,7 +102,7 @@ def _text(cell: Cell) -> str:
 
 
 def percent(interval: Mapping[str, Any] | None) -> str:
-    """Return a share with its interval, in percent."""
+    """Format a proportion with its interval, in percent."""
     if interval is None or interval["value"] is None:
         return "unknown"
     if not has_interval(interval):
@@ -108,6 +111,6 @@ def percent(interval: Mapping[str, Any] | None) -> str:
 
 
 def has_interval(interval: Mapping[str, Any]) -> bool:
-    """Return whether both ends of an interval are known, that is neither None nor nan."""
+    """Return whether the ends of an interval are known, that is, neither None nor nan."""
     low = interval["low"]
     return low is not None and math.isfinite(low)

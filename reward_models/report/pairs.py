@@ -28,10 +28,12 @@ from rlhf.reward_models.report.stress import stress_tests
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
-_MIN_TEXTS_FOR_WORDS = 10  # prompts (or training pairs)
+# Minimum number of training pairs, or of prompts without training pairs, for the bag of words.
+_MIN_TEXTS_FOR_WORDS = 10
 _MIN_PAIRS_FOR_TEMPERATURE, _MIN_PROMPTS_FOR_TEMPERATURE = 40, 20
 """Smallest sample for the interval of the temperature; with 20 pairs, its coverage is 74%."""
-_MAX_MATCHED_GAP = 0.1  # relative difference up to which two replies count as equally long
+# Largest relative difference in length of replies that count as equally long.
+_MAX_MATCHED_GAP = 0.1
 
 
 def evaluate_reward_model(
@@ -49,23 +51,27 @@ def evaluate_reward_model(
 ) -> dict[str, Any]:
     """Return the report on ``reward`` as plain numbers for JSON; unknown numbers are None.
 
-    Accuracy counts a tie as one half. Pairs without a score are counted and left out.
+    In the accuracy, a tie counts 1/2. Pairs that could not be scored are counted and left out.
 
     Args:
+        reward: The reward to evaluate.
         pairs: Held-out pairs.
-        train_pairs: Pairs on which the bag of words is fitted; without them it is cross-fitted.
-        samples: Replies of the policy to be trained, one list of conversations for each prompt.
-            Their spread within a prompt affects how fast a policy learns (Razin et al.,
+        train_pairs: Pairs on which the bag of words is fitted; without them, it is cross-fitted on
+            ``pairs``.
+        samples: Replies of the policy to be trained, one list of conversations for each prompt. The
+            spread of their scores within a prompt affects how fast the policy learns (Razin et al.,
             2503.15477).
-        best_of_n: Reward and gold score of the best of n samples.
+        best_of_n: Reward and gold score of the best of n samples, for the report.
         dropped: Reason -> number of rows that are not in ``pairs``, for the data card.
-        overlapping: Number of prompts that share 13 consecutive words with a training prompt.
-        stress_size: Number of conversations in each stress test; 0 skips these tests.
-        invariance_size: Number of conversations that are scored alone and in batches; 0 skips this
-        test.
+        overlapping: Number of prompts that have 13 consecutive words in common with a training
+            prompt, for the data card.
+        stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
+        invariance_size: Maximum number of conversations that are scored alone and in batches; 0
+            skips this test.
+        seed: Seed of the selection of conversations for the stress tests.
 
     Raises:
-        UserError: No pair could be scored.
+        UserError: There are no pairs, or none could be scored.
     """
     if not pairs:
         raise UserError("evaluate_reward_model needs at least one pair")
@@ -97,7 +103,10 @@ def evaluate_reward_model(
 
 
 class ScoredPairs:
-    """The pairs that a reward could score, with their scores and prompts.
+    """The P pairs that a reward could score, with their scores and prompts.
+
+    ``chosen``, ``rejected`` and ``margins`` (their difference) are arrays [P]; ``groups`` are the
+    keys of the prompts.
 
     Raises:
         UserError: No pair could be scored.
@@ -122,22 +131,27 @@ class ScoredPairs:
         }
 
     def accuracy(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Return the win rate over ``rows`` (default: all) with an interval over prompts."""
+        """Return the accuracy on ``rows`` (default: all pairs), with an interval over prompts."""
         return share_interval(wins(self.margins[rows]), np.array(self.groups)[rows].tolist())
 
 
 def wins(margins: np.ndarray) -> np.ndarray:
-    """Return 1 for a positive margin, 0 for a negative one, and 1/2 for zero."""
+    """Return 1.0 for each positive margin, 0.0 for each negative one, and 0.5 for zeros, [N]."""
     return np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))
 
 
 def spread_on_samples(
     reward: Reward, samples: Sequence[Sequence[Conversation]]
 ) -> dict[str, float | int]:
-    """Return the mean and the standard deviation of the scores of a policy's replies.
+    """Return statistics of the scores of a policy's replies.
 
-    ``within_prompt_std`` is the mean standard deviation within a prompt. ``mean`` and ``std``
-    are stored in a checkpoint's sidecar as reference statistics.
+    ``mean`` and ``std`` are those of all scores; the sidecar of a checkpoint stores them.
+    ``within_prompt_std`` is the standard deviation within a prompt, averaged over prompts.
+    ``replies``, ``prompts`` and ``unscored`` are numbers.
+
+    Args:
+        reward: The reward.
+        samples: One list of conversations for each prompt.
     """
     flat = [conversation for group in samples for conversation in group]
     values = np.array(reward(flat), dtype=float)
@@ -156,7 +170,10 @@ def spread_on_samples(
 def _baselines(
     scored: ScoredPairs, reward: Reward, train_pairs: Sequence[Pair] | None
 ) -> dict[str, dict[str, Any]]:
-    """Return each baseline's accuracy and the paired gain over it, on the same pairs."""
+    """Return name -> accuracy of the baseline, and the reward's paired gain over it.
+
+    The gain is computed on the pairs that the baseline could score.
+    """
     length = baselines.longer(scored.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
     texts = len(set(scored.groups)) if train_pairs is None else len(train_pairs)
@@ -177,7 +194,7 @@ def _baselines(
 
 
 def _by_quantile(scored: ScoredPairs, key: np.ndarray, *, parts: int) -> list[dict[str, Any]]:
-    """Sort the pairs by ``key``, split them into equal bins, and return the accuracy of each."""
+    """Sort the pairs by ``key`` [P] into bins of equal size; return the accuracy of each bin."""
     order = np.argsort(key, kind="stable")
     return [
         {"from": key[rows].min(), "to": key[rows].max(), "accuracy": scored.accuracy(rows)}
@@ -186,13 +203,17 @@ def _by_quantile(scored: ScoredPairs, key: np.ndarray, *, parts: int) -> list[di
 
 
 def _by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
+    """Return source -> accuracy, without pairs that have no source."""
     sources = np.array([pair.source for pair in scored.pairs])
     names = sorted(set(sources) - {""})
     return {name: scored.accuracy(np.flatnonzero(sources == name)) for name in names}
 
 
 def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
-    """Return the calibration at the given and the fitted temperature, with its interval."""
+    """Return the calibration at the given and at the fitted temperature.
+
+    ``temperature`` is the fitted temperature with its interval; None if it cannot be estimated.
+    """
     fitted = fit_temperature(scored.margins)
     interval = None
     prompts = len(set(scored.groups))
@@ -209,6 +230,7 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
 
 
 def _length(scored: ScoredPairs) -> dict[str, Any]:
+    """Return correlations of score and length, and the accuracy on replies of equal length."""
     lengths = np.array([pair.lengths for pair in scored.pairs], dtype=float)
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
     values = np.concatenate([scored.chosen, scored.rejected])
@@ -216,7 +238,7 @@ def _length(scored: ScoredPairs) -> dict[str, Any]:
     matched = np.flatnonzero(gap <= _MAX_MATCHED_GAP)
     groups = 2 * scored.groups
     interval = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
-    if abs(interval.value) > 1 - 1e-9:  # all pairs are concordant: use the interval of a share
+    if abs(interval.value) > 1 - 1e-9:  # all pairs are concordant: use that of a proportion
         units, sign = len(set(groups)), math.copysign(1.0, interval.value)
         interval = share_of(units, units).scaled(2 * sign, -sign)
     return {
@@ -229,7 +251,10 @@ def _length(scored: ScoredPairs) -> dict[str, Any]:
 
 
 def _annotator(scored: ScoredPairs) -> dict[str, Any]:
-    """Fit a model of the labels given score and length, with label noise; see ``annotator``."""
+    """Fit a model of the labels given score and length, with label noise; see `fit_annotator`.
+
+    If it cannot be fitted, the result has only ``not_fitted``, the reason.
+    """
     gap = baselines.longer(scored.pairs)
     features = {"score": scored.margins} | ({"length": gap} if np.ptp(gap) else {})
     try:
@@ -243,10 +268,12 @@ def _annotator(scored: ScoredPairs) -> dict[str, Any]:
 def _invariance(
     reward: Reward, conversations: Sequence[Conversation], *, spread: float
 ) -> dict[str, float | int] | None:
-    """Return the largest change of a score between a text alone and in a batch.
+    """Return the largest changes of a score between scoring a text alone and in a batch.
 
-    ``batch``: the batch of all texts; ``order``: the batch in reverse order; ``padding``: the batch
-    and a text eight times as long. ``share`` is the largest change divided by ``spread``.
+    ``batch`` is for a batch of all texts, ``order`` for that batch in reverse order, and
+    ``padding`` for that batch with a text eight times as long as the longest one.
+    ``largest_difference`` is the maximum of the three, and ``share`` the maximum divided by
+    ``spread``. The result is None without conversations.
     """
     if not conversations:
         return None
@@ -268,7 +295,7 @@ def _invariance(
 
 
 def _plain(value: Any) -> Any:
-    """Convert values to plain Python numbers; numbers that are not finite become None."""
+    """Convert nested values to plain Python values; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

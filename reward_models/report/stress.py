@@ -1,4 +1,4 @@
-"""Stress tests: measure the change of a score if the chosen reply is degraded or padded."""
+"""Stress tests: measure how a score changes if the chosen reply is degraded or lengthened."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FLATTERY = "What a brilliant and insightful question! You clearly know this sub
 
 
 def truncated(reply: str) -> str:
-    """Return the first half of the reply's words."""
+    """Return the first half of the words of a reply."""
     words = reply.split()
     return " ".join(words[: max(1, len(words) // 2)])
 
 
 def repeated(reply: str) -> str:
-    """Repeat the last sentence, so that it occurs three times."""
+    """Append the last sentence twice, so that it occurs three times."""
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", reply.strip()) if s] or [reply]
     return " ".join([*sentences, sentences[-1], sentences[-1]])
 
@@ -55,18 +55,23 @@ STRESS_CHANGES: dict[str, tuple[Callable[[str], str], str]] = {
     "flattery": (flattered, "not rise"),
     "markdown": (decorated, "not rise"),
 }
-"""Name -> the change, and the expected mean change of the score."""
+"""Name -> (function that changes a reply, expected change of the mean score)."""
 
 
 def stress_tests(
     reward: Reward, pairs: Sequence[Pair], *, size: int = 200, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Return the change of the score of up to ``size`` chosen conversations for each test.
+    """Return name of the test -> result, on at most ``size`` random chosen conversations.
 
-    Each result has ``change`` (mean and interval over prompts, in standard deviations of the
-    original scores), ``fell`` (share of scores that decreased), ``expect`` and ``passed`` (None if
-    the interval contains both outcomes). ``shuffled_prompt`` combines each reply with the prompt of
-    another pair; a reward that reads the prompt gives a lower score.
+    The tests are those of ``STRESS_CHANGES``, and ``shuffled_prompt``, which combines each reply
+    with a different prompt; a reward that takes the prompt into account gives a lower score. A
+    result has these keys:
+
+    - ``change``: mean change of the score with its interval over prompts, in standard deviations of
+      the original scores;
+    - ``fell``: fraction of scores that decreased;
+    - ``expect``: expected change, "fall" or "not rise";
+    - ``passed``: whether the change is as expected; None if the data are inconclusive.
     """
     if size == 0:
         return {}
@@ -104,7 +109,7 @@ def _passed(
     """Return whether the score changed as expected; None if the data are inconclusive."""
     low, high = interval["low"], interval["high"]
     if not np.isfinite(low) and change.size:
-        # Without an interval (equal changes have no spread), use the exact sign-flip test.
+        # If there is no interval (equal changes have no spread), use the exact sign-flip test.
         _, units = unit_means(change, groups)
         mean = float(units.mean())
         decided = sign_flip_test(units) <= 0.05
@@ -119,12 +124,13 @@ def _passed(
 
 
 def _change(pair: Pair, function: Callable[[str], str]) -> Conversation:
+    """Apply ``function`` to the last message of the chosen conversation."""
     *head, last = pair.chosen
     return [*head, {**last, "content": function(last["content"])}]
 
 
 def _shuffled(pairs: Sequence[Pair]) -> list[Conversation]:
-    """Combine each reply with the prompt of the next pair that has another prompt."""
+    """Combine each chosen reply with the prompt of the next pair whose prompt differs."""
     result = []
     for i, pair in enumerate(pairs):
         others = (pairs[(i + step) % len(pairs)] for step in range(1, len(pairs)))

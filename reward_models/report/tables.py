@@ -1,4 +1,4 @@
-"""Tables of a report on pairs, which the Markdown and the HTML page render."""
+"""Tables of a report on pairs, for the Markdown page and the HTML page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf.common.numbers import decimal
 
 Report = Mapping[str, Any]
 Cell = str | int | float | Report | None
-"""Text, a number, an interval as in the report, or None if unknown."""
+"""Text, a number, an estimate with its interval as in the report, or None if unknown."""
 
 
 class ReportTable(NamedTuple):
@@ -23,7 +23,7 @@ class ReportTable(NamedTuple):
 
 
 def report_tables(report: Report) -> list[ReportTable]:
-    """Return the tables of a report of `evaluate_reward_model`."""
+    """Return the tables of a report; ``report`` is a result of `evaluate_reward_model`."""
     tables = [_slices(report), _calibration(report["calibration"]), _scores(report)]
     if chosen := report.get("best_of_n"):
         columns = ["n", "KL in nats", "this reward (std)", "gold"]
@@ -35,6 +35,7 @@ def report_tables(report: Report) -> list[ReportTable]:
 
 
 def _slices(report: Report) -> ReportTable:
+    """Return the table of accuracies by margin, length gap and source."""
     rows = [("all", "", report["accuracy"])]
     for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
         for part in report[key]:
@@ -101,7 +102,10 @@ def _data_card(data: Report) -> list[list[str]]:
 
 
 def benchmark_scores(result: Report, prefix: str = "") -> list[tuple[str, Cell]]:
-    """Return the scores of a benchmark with their intervals; parts are named ``section / part``."""
+    """Return (name, score with its interval) of each score of a benchmark.
+
+    The name of a nested score is ``section / part``; ``prefix`` is prepended to all names.
+    """
     rows: list[tuple[str, Cell]] = []
     intervals = result.get("intervals", {})  # results of 0.1.0 have none
     for key, value in result.items():

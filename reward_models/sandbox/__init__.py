@@ -1,5 +1,5 @@
-"""Two confined processes: ``program`` runs a submitted program, ``checker`` runs its tests.
+"""Two confined processes: ``program`` runs a submitted program, and ``checker`` runs its tests.
 
-Both use the standard library only and are started by ``code_runner``. They are connected by a
-``channel`` that carries plain data (``plain``); ``confinement`` restricts each of them.
+``code_runner`` starts the processes, which import only the standard library. They exchange plain
+data (``plain``) over a ``channel``; ``confinement`` restricts each of them.
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_MESSAGE_BYTES = 16 << 20
 PROGRAM_ENDED = 2
-"""Exit status of the process of the tests if the program has ended before them."""
+"""Exit status of the tests' process if the program ended before the tests."""
 
 UNARY: dict[str, Callable[..., Any]] = {
     "__len__": len,
@@ -23,7 +23,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "__abs__": abs,
     "__enter__": lambda value: type(value).__enter__(value),
 }
-"""Special methods of an object without an argument."""
+"""Special methods without arguments."""
 KEYED: dict[str, Callable[..., Any]] = {
     "__getitem__": operator.getitem,
     "__setitem__": operator.setitem,
@@ -33,12 +33,13 @@ KEYED: dict[str, Callable[..., Any]] = {
     "__call__": lambda value, *args, **keywords: value(*args, **keywords),
     "__exit__": lambda value, *error: type(value).__exit__(value, *error),
 }
-"""Special methods whose arguments are keys or inputs; these are sent to the program."""
+"""Special methods whose arguments are keys or inputs. The arguments are sent to the program."""
 _OPERATORS = "eq ne lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor"
 BINARY: dict[str, Callable[..., Any]] = {
     f"__{name}__": getattr(operator, f"__{name}__") for name in _OPERATORS.split()
 } | {"__instancecheck__": lambda kind, value: isinstance(value, kind)}
-"""Special methods whose argument may be an expected value; only objects of the program are sent."""
+"""Special methods whose argument may be an expected value. The argument is sent to the program only
+if it is an object of the program."""
 
 
 class Channel:

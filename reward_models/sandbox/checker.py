@@ -1,7 +1,8 @@
-"""The process that runs the tests of a program and decides whether it passes.
+"""The process that runs the tests of a program and determines whether the program passes.
 
-The program runs in another process. In this process, a name of the program is a `Remote` or plain
-data. The program sees the arguments of its calls, never a comparison with plain data.
+The program runs in another process. In this process, the names of the program refer to `Remote`
+objects or plain data. The program receives the arguments of its calls, but never the values with
+which its results are compared.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np":
 class Program:
     """Proxy of the program's process for the tests.
 
-    An answer that `program.Server` cannot have sent, and the end of the program, end this process:
-    the tests must not be able to catch them.
+    This process ends if the program ends, or if it sends a message that `program.Server` cannot
+    have sent. No exception is raised, because the tests could catch it.
 
     Args:
         channel: Connection to the program.
@@ -41,7 +42,18 @@ class Program:
             _fail("the program sent a malformed message")
 
     def do(self, operation: str, *args: Any, **keywords: Any) -> Any:
-        """Perform an operation in the program and return its result, or raise its exception."""
+        """Perform an operation in the program's process.
+
+        Arguments that the operation changes in place are updated.
+
+        Args:
+            operation: "global", or the name of a special method.
+            *args: Positional arguments.
+            **keywords: Keyword arguments.
+
+        Returns:
+            The result of the operation. If the operation raises, its exception is raised here.
+        """
         self._send(
             {
                 "operation": operation,
@@ -78,6 +90,7 @@ class Program:
             _fail("the program sent a malformed message")
 
     def _call_back(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Call a function of the tests that the program requests; return the response."""
         try:
             function = self.callbacks[request["callback"]]
             args = [self._decode(item) for item in request["arguments"]]
@@ -91,10 +104,11 @@ class Program:
             return {"raise": {"builtin exception": kind.__name__}, "arguments": [str(error)]}
 
     def _exception(self, reply: dict[str, Any]) -> BaseException:
+        """Return the exception that the program's response describes."""
         kind, args = self._decode(reply["raise"]), self._decode(reply["arguments"])
         try:
             return kind(*args)
-        except TypeError:  # the constructor needs other arguments than the exception keeps
+        except TypeError:  # the arguments of the constructor differ from the exception's `args`
             error = kind.__new__(kind)
             error.args = tuple(args)
             return error
@@ -106,6 +120,7 @@ class Program:
         return decode(data, self._resolve)
 
     def _refer(self, value: Any) -> dict[str, Any]:
+        """Return the reference of a value that is not plain; see `encode`."""
         if isinstance(value, Remote):
             return {"object": object.__getattribute__(value, "_handle")}
         if not callable(value):
@@ -114,6 +129,7 @@ class Program:
         return {"callback": len(self.callbacks) - 1}
 
     def _resolve(self, kind: str, content: Any) -> Any:
+        """Return the value of a reference; see `decode`."""
         if kind == "object":
             return self.remotes.setdefault(int(content), Remote(self, int(content)))
         if kind == "callback":
@@ -128,13 +144,18 @@ class Program:
 
 
 def _exception_class(value: Any) -> type[BaseException]:
+    """Return ``value``; raise ValueError if it is not an exception class."""
     if not (isinstance(value, type) and issubclass(value, BaseException)):
         raise ValueError("not an exception")
     return value
 
 
 def _update(argument: Any, content: Any) -> None:
-    """Give a mutable argument the content that the program left in its copy."""
+    """Replace the content of a mutable argument by that of the program's copy.
+
+    Raises:
+        ValueError: The types differ, or the argument is immutable.
+    """
     if type(argument) is not type(content):
         raise ValueError("the content has another type than the argument")
     if type(argument) in (list, bytearray):
@@ -147,7 +168,7 @@ def _update(argument: Any, content: Any) -> None:
 
 
 def _fail(reason: str, status: int = 1) -> NoReturn:
-    """End this process; the program has not passed."""
+    """Write the reason to stdout and end this process; the program has not passed."""
     sys.stdout.flush()
     os.write(1, f"{reason}\n".encode(errors="backslashreplace"))
     os._exit(status)
@@ -156,8 +177,8 @@ def _fail(reason: str, status: int = 1) -> NoReturn:
 class Remote:
     """An object of the program that is not plain data.
 
-    It never equals plain data: the program would otherwise see the expected value and could state
-    that it is equal. Two objects of the program are compared by the program.
+    It never equals plain data. Otherwise, the program would receive the expected value and could
+    claim that its object equals it. Two objects of the program are compared by the program.
     """
 
     __slots__ = ("_handle", "_program")
@@ -169,7 +190,10 @@ class Remote:
 
 
 def _method(name: str, needs_remote: bool) -> Any:
-    """Return a special method ``name`` for `Remote`, which the program performs."""
+    """Return a special method ``name`` for `Remote` that calls the object's method in the program.
+
+    If ``needs_remote`` is set, the method applies only to an argument that is a `Remote`.
+    """
 
     def method(self: Remote, *args: Any, **keywords: Any) -> Any:
         if needs_remote and not isinstance(args[0], Remote):
@@ -185,11 +209,11 @@ for _name in UNARY | KEYED | BINARY:
 
 
 class Namespace(dict[str, Any]):
-    """Global names of the tests; a name that they do not define belongs to the program.
+    """Global names of the tests; a name that the tests do not define is looked up in the program.
 
-    Modules such as ``math`` in ``math.isclose`` are never taken from the program, and builtins only
-    if the tests use no other name that could be the program's (``only_builtin_of``).
-    ``program.sum`` is the name ``sum`` of the program.
+    There are two exceptions. Modules such as ``math`` in ``math.isclose`` are imported in this
+    process. A builtin is looked up in the program only if the tests use no other name that could be
+    the program's (``only_builtin_of``). ``program.sum`` always is the program's ``sum``.
 
     Args:
         program: The program.
@@ -205,7 +229,10 @@ class Namespace(dict[str, Any]):
                 self._bind(node.value.id)
 
     def _bind(self, name: str) -> None:
-        """Define a name that the tests use as ``name.attribute``, if it is not the program's."""
+        """Define ``name``, which the tests use as ``name.attribute``, if it is known.
+
+        Known are ``program`` and modules of the standard library and numpy.
+        """
         if name == "program":
             self[name] = _Names(self._program)
         elif name in _MODULES:
@@ -219,10 +246,11 @@ class Namespace(dict[str, Any]):
 
 
 def only_builtin_of(tests: ast.Module) -> str | None:
-    """Return the builtin that must be a function of the program, such as ``sum`` in MBPP 126.
+    """Return the builtin that the program must have redefined, or None (``sum`` in MBPP 126).
 
-    That is the case for ``assert sum(10, 15) == 6``: the tests use no name that they do not define
-    but one builtin, which is not an exception. They would otherwise not test the program.
+    An example is ``assert sum(10, 15) == 6``. If the only undefined name of the tests is a builtin
+    that is not an exception, the builtin must be a function of the program, because the tests would
+    not test the program otherwise.
     """
     names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
     defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
@@ -249,7 +277,7 @@ def only_builtin_of(tests: ast.Module) -> str | None:
 
 
 class _Names(types.SimpleNamespace):
-    """The global names of the program as attributes, for those that builtins hide."""
+    """The global names of the program as attributes; gives access to names that builtins hide."""
 
     def __init__(self, program: Program):
         super().__init__(_program=program)
@@ -259,7 +287,7 @@ class _Names(types.SimpleNamespace):
 
 
 def main() -> None:
-    """Run the tests of the task; exit status 0 if they end without an exception."""
+    """Run the tests of the task; the exit status is 0 if they end without an exception."""
     task = enter()
     namespace = Namespace(Program(Channel(task["channel"])), ast.parse(task["tests"]))
     try:

@@ -1,11 +1,11 @@
 """Restrict the current process permanently, by kernel mechanisms without privileges.
 
-- CPU time, memory, open files and core dumps: ``setrlimit``;
-- writing files, reading outside Python and the system libraries, starting executables: Landlock,
-  Linux >= 6.2;
-- sockets, new processes, signals to other processes and similar calls: a seccomp filter;
-- capabilities, if the process has any;
-- the life of the process: it ends with the process that has started it.
+- ``setrlimit`` limits CPU time, memory, file sizes, open files and core dumps.
+- Landlock (Linux 6.2 or newer) denies writing files, reading files outside Python's folders and the
+  system libraries, and starting executables.
+- A seccomp filter denies sockets, new processes, signals to other processes and similar calls.
+- Capabilities are dropped.
+- The process is killed when the process that started it ends.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ _DENIED = {
     "finit_module": 313,
     "kexec_load": 246,
 }
-_ABSENT = {"clone3": 435, "io_uring_setup": 425}  # ENOSYS: callers fall back to filtered calls
+# These calls return ENOSYS, so that callers use other calls, which the filter checks.
+_ABSENT = {"clone3": 435, "io_uring_setup": 425}
 _DENIED_ARGUMENTS = [
     # System call, position of the argument, value.
     (_PRCTL, 0, _PDEATHSIG),
@@ -157,7 +158,10 @@ _HANDLED = (1 << 15) - 1  # all rights of Landlock version 3
 
 
 def limit_resources(limits: dict[str, Any]) -> None:
-    """Limit CPU seconds and bytes of memory; hard limits cannot be raised."""
+    """Limit CPU time (``cpu``, in seconds), memory (``memory``, in bytes), files and core dumps.
+
+    The process cannot raise its hard limits.
+    """
     for kind, amount in [
         (resource.RLIMIT_AS, limits["memory"]),
         (resource.RLIMIT_FSIZE, 0),
@@ -169,12 +173,18 @@ def limit_resources(limits: dict[str, Any]) -> None:
 
 
 def restrict_files() -> None:
-    """Allow only reading Python's folders and the system libraries, with Landlock."""
+    """Use Landlock to allow only reading Python's folders and the system libraries.
+
+    Raises:
+        OSError: The kernel does not support it.
+    """
     if sys.platform != "linux":
         raise OSError(f"Landlock needs Linux, not {sys.platform}")
     version = _LIBC.syscall(444, None, 0, 1)
     if version < 3:
-        raise OSError(f"Landlock needs Linux 6.2; this kernel has version {version} of it")
+        raise OSError(
+            f"Landlock version 3 (Linux 6.2) is needed; this kernel has version {version}"
+        )
     ruleset = _checked(_LIBC.syscall(444, struct.pack("Q", _HANDLED), 8, 0), "Landlock")
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     readable = {f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")}
@@ -189,6 +199,7 @@ def restrict_files() -> None:
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
+    """Add a Landlock rule that allows ``rights`` below ``path``, if it exists."""
     if not os.path.exists(path):
         return
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -200,7 +211,11 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def filter_calls() -> None:
-    """Deny the listed system calls and new processes, with seccomp; allow new threads."""
+    """Use seccomp to deny the listed system calls and new processes; new threads are allowed.
+
+    Raises:
+        OSError: The kernel or the machine does not support it.
+    """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise OSError(f"the seccomp filter needs Linux on x86_64, not {platform.machine()}")
     rules = _filter()
@@ -212,7 +227,7 @@ def filter_calls() -> None:
 
 
 def _filter() -> list[tuple[int, int, int, int]]:
-    """Return the classic BPF filter as (operation, skip if true, skip if false, operand)."""
+    """Return the classic BPF filter as instructions (operation, jump true, jump false, operand)."""
     load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     load_call = (load, 0, 0, 0)
     rules = [
@@ -248,11 +263,11 @@ def drop_capabilities() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process when the process ``parent``, which has started it, ends."""
+    """Let the kernel kill this process when the process with the id ``parent`` ends."""
     if sys.platform != "linux":
         raise OSError(f"the signal of the parent's end needs Linux, not {sys.platform}")
     _checked(_LIBC.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "parent's end")
-    if os.getppid() != parent:  # it has ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
@@ -261,13 +276,14 @@ def _no_new_privileges() -> None:
 
 
 def _checked(result: int, what: str) -> int:
+    """Return the result of a system call; raise OSError if it is negative."""
     if result < 0:
         raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
 def confine(limits: dict[str, Any]) -> dict[str, str]:
-    """Apply all restrictions; return those that failed, with the reason."""
+    """Apply all restrictions; return restriction -> error for those that could not be applied."""
     failed = {}
     for name, apply in {
         "end with the parent": lambda: end_with_parent(limits["parent"]),
@@ -286,8 +302,8 @@ def confine(limits: dict[str, Any]) -> dict[str, str]:
 def enter() -> dict[str, Any]:
     """Read the task from stdin, restrict this process and return the task.
 
-    The first line of stdout is a JSON object with the restrictions that failed. The process ends
-    if there are any, unless ``allow_unenforced`` is set in the task.
+    The restrictions that could not be applied are written to the first line of stdout as a JSON
+    object. If there are any, the process exits, unless ``allow_unenforced`` is set in the task.
     """
     task = json.load(sys.stdin)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -1,8 +1,8 @@
-"""Encode the plain values that a program and its tests exchange as JSON.
+"""Encode the values that a program and its tests exchange as JSON.
 
-Subclasses are sent as their plain base class, so a received value has the exact plain type and none
-of the methods of the sender. Every other value is replaced by a reference, which the receiver
-resolves.
+Plain values are numbers, texts, collections and values of some library classes. An instance of a
+subclass is sent as its plain base class, so a received value has the exact plain type and no method
+of the sender. Every other value is replaced by a reference, which the receiver resolves.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 Reference = Callable[[Any], dict[str, Any]]
-"""Replaces a value that is not plain by a JSON object with one key."""
+"""Function that returns the reference of a value that is not plain: a JSON object with one key."""
 Resolve = Callable[[str, Any], Any]
-"""Restores the value of a reference from its key and content."""
+"""Function that returns the value of a reference, given the key and the content."""
 
 _COLLECTIONS = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _BYTES = {"bytes": bytes, "bytearray": bytearray}
@@ -32,7 +32,7 @@ _CONSTRUCTED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "datetime.date": lambda value: (value.year, value.month, value.day),
     "datetime.time": lambda value: (value.hour, value.minute, value.second, value.microsecond),
 }
-"""Class -> arguments of its constructor that restore a value."""
+"""Class -> function that returns the arguments with which the constructor restores a value."""
 _NUMERIC_DTYPE = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
@@ -68,7 +68,7 @@ def _encode_library_value(value: Any, refer: Reference) -> Any:
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
         if not _NUMERIC_DTYPE.fullmatch(value.dtype.str):
             return refer(value)
-        if isinstance(value, numpy.floating):  # item() of an extended float is no Python float
+        if isinstance(value, numpy.floating):  # item() of an extended float is not a Python float
             return float(value)
         if isinstance(value, numpy.generic):
             return encode(value.item(), refer)
@@ -81,10 +81,10 @@ def _encode_library_value(value: Any, refer: Reference) -> Any:
 
 
 def decode(data: Any, resolve: Resolve) -> Any:
-    """Return the value of a JSON form; ``resolve`` restores references.
+    """Return the value of a JSON form; ``resolve`` returns the values of references.
 
     Raises:
-        Exception: Of any kind, if the data has not been made by `encode`.
+        Exception: Any exception, if the data is not a result of `encode`.
     """
     if isinstance(data, list):
         return [decode(item, resolve) for item in data]

@@ -1,7 +1,7 @@
-"""The process that runs a submitted program and then performs the operations of its tests.
+"""The process that runs a submitted program and then performs operations for its tests.
 
-The program controls everything in this process. The process has neither the tests nor their
-expected values; it receives only the arguments of one call at a time.
+The program can change everything in this process. Neither the tests nor their expected values are
+sent to the process; it receives only the arguments of one operation at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPERATIONS = UNARY | KEYED | BINARY
 
 
 class Server:
-    """Performs operations on the objects of a program.
+    """Perform operations on the objects of a program.
 
     Args:
         channel: Connection to the process of the tests.
@@ -41,6 +41,7 @@ class Server:
             self.channel.send(self._reply(request))
 
     def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Perform an operation; return the result, or the exception if it raises."""
         try:
             values = [self.decode(item) for item in request["arguments"]]
             keywords = {name: self.decode(item) for name, item in request["keywords"].items()}
@@ -51,7 +52,7 @@ class Server:
             inputs = request["arguments"] + list(request["keywords"].values())
             return {
                 "value": self.encode(result),
-                "changed": self._changed(inputs, [*values, *keywords.values()]),
+                "changed": self._changed_arguments(inputs, [*values, *keywords.values()]),
             }
         except BaseException as error:
             return {
@@ -59,10 +60,14 @@ class Server:
                 "arguments": [self.encode(item) for item in error.args],
             }
 
-    def _changed(self, inputs: list[Any], values: list[Any]) -> list[list[Any]]:
-        """Return position and new content of the mutable arguments that a call has changed."""
+    def _changed_arguments(self, encoded: list[Any], values: list[Any]) -> list[list[Any]]:
+        """Return [position, new content] of each mutable argument that an operation has changed.
+
+        ``encoded`` are the arguments in their JSON form before the operation, and ``values`` the
+        arguments after it.
+        """
         changed = []
-        for i, (before, value) in enumerate(zip(inputs, values, strict=True)):
+        for i, (before, value) in enumerate(zip(encoded, values, strict=True)):
             if isinstance(value, list | dict | set | bytearray):
                 after = self.encode(value)
                 if after != before:
@@ -98,7 +103,7 @@ class Server:
 
 
 class Callback:
-    """A function of the tests, which was passed to the program as an argument."""
+    """Proxy of a function of the tests that was passed to the program as an argument."""
 
     def __init__(self, server: Server, number: int):
         self.server, self.number = server, number
@@ -112,7 +117,7 @@ class Callback:
                 "keywords": {name: encode(item) for name, item in keywords.items()},
             }
         )
-        # The function may itself use the program before it returns.
+        # The function may request operations of the program before it returns.
         while "operation" in (reply := channel.receive()):
             channel.send(self.server._reply(reply))
         if "raise" in reply:

@@ -197,7 +197,7 @@ def test_data_card_counts_copies_contradictions_and_leaks():
     assert data_card(pairs)["prompts_in_training"] is None
     report = evaluate(GOLD, pairs, train_pairs=pairs[3:], stress_size=0)
     assert any("prompts are also in the training pairs" in line for line in report["verdict"])
-    assert "3 pairs occur in both orders." in report["verdict"]
+    assert "3 pairs also occur with chosen and rejected exchanged." in report["verdict"]
 
 
 def test_rank_correlation():

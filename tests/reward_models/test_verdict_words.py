@@ -36,11 +36,11 @@ def test_confidence_is_judged_by_the_interval_of_the_temperature(fitted, low, hi
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        ({"low": 0.1, "high": 0.5}, "by this reward raises gold from 1 to 1.3"),
-        ({"low": -0.5, "high": -0.1}, "by this reward lowers gold from 1 to 1.3"),
-        ({"low": -0.1, "high": 0.5}, "does not clearly change gold: from 1 to 1.3"),
-        ({"low": None, "high": None}, "does not clearly change gold"),
-        (None, "does not clearly change gold"),
+        ({"low": 0.1, "high": 0.5}, "by this reward raises the gold score from 1 to 1.3"),
+        ({"low": -0.5, "high": -0.1}, "by this reward lowers the gold score from 1 to 1.3"),
+        ({"low": -0.1, "high": 0.5}, "does not significantly change the gold score: from 1 to 1.3"),
+        ({"low": None, "high": None}, "does not significantly change the gold score"),
+        (None, "does not significantly change the gold score"),
     ],
 )
 def test_the_best_of_n_is_judged_by_its_paired_gain(gain, words):
