@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -113,12 +115,53 @@ def add_lora(
                 f"model.lora.modules_to_save: {name.split('.modules_to_save.')[0].split('.')[-1]} "
                 "contains modules that also get adapters; set target_modules to other modules"
             )
-    ids = torch.tensor([[1, 2]], device=model.device)
-    problem = f"model.lora: {type(model).__name__} cannot be run with these adapters"
-    with torch.no_grad(), evaluating(adapted), failing_as(problem):
-        adapted(input_ids=ids)
+    with torch.no_grad(), evaluating(adapted):
+        _check_effect(adapted)
     adapted.hub_model = hub
     return adapted
+
+
+def _check_effect(adapted: Any) -> None:
+    """Check that training reaches every adapter, and that a merge has the same effect.
+
+    Raises:
+        UserError: the model cannot be run with adapters, reads an adapted weight itself, without
+            the module's adapter, or uses it in another module too.
+    """
+    name = type(unwrap_peft(adapted)).__name__
+    modules: dict[str, Any] = {
+        path: m for path, m in adapted.named_modules() if isinstance(m, BaseTunerLayer)
+    }
+    owners = Counter(id(p) for m in adapted.modules() for p in m._parameters.values())
+    for path, module in modules.items():
+        if any(owners[id(p)] > 1 for p in module.get_base_layer().parameters()):
+            raise UserError(
+                f"model.lora.target_modules: {path.rpartition('.')[2]} shares its weights with "
+                f"another module of {name}, so its adapter could not be merged"
+            )
+    used: set[nn.Module] = set()
+    hooks = [m.register_forward_hook(lambda m, *_: used.add(m)) for m in modules.values()]
+    ids = torch.tensor([[1, 2]], device=adapted.device)
+    with failing_as(f"model.lora: {name} cannot be run with these adapters"):
+        logits = adapted(input_ids=ids).logits
+    for hook in hooks:
+        hook.remove()
+    unused: dict[str, list[Any]] = defaultdict(list)
+    for path, module in modules.items():
+        if module not in used:
+            unused[path.rpartition(".")[2]].append(module.get_base_layer().weight)
+    # An expert to which no token is routed is not used either, but its weights have no effect.
+    for kind, weights in unused.items():
+        for weight in weights:
+            weight.neg_()
+        changed = not torch.equal(adapted(input_ids=ids).logits, logits)
+        for weight in weights:
+            weight.neg_()  # restores every bit
+        if changed:
+            raise UserError(
+                f"model.lora.target_modules: {name} reads the weights of {kind} itself, so that "
+                "training would not reach their adapters; set target_modules without it"
+            )
 
 
 def _check_names(model: nn.Module, spec: LoraSpec) -> None:
@@ -166,13 +209,13 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         write_base(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
     # PEFT must not save the embedding: a trained embedding is part of the adapter's modules, and a
-    # base with a resized embedding is saved as a copy.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    # base with a resized embedding is saved as a copy. TRL adds a second adapter, its reference.
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
         settings.save_pretrained(folder)
     weights = base_weights(model)
-    if hub is not None and all(w.dtype != torch.float16 for w in weights.values()):
+    if all(w.dtype != torch.float16 for w in weights.values()):
         fingerprint = {"sampled_crc32": fingerprint_of(weights)}
         (folder / FINGERPRINT_FILE).write_text(json.dumps(fingerprint) + "\n")
 
@@ -331,13 +374,12 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
         UserError: the base model is missing.
     """
     candidates = [folder / BASE_FOLDER]
-    if Path(name).name == BASE_FOLDER:  # all checkpoints of a run share one base folder
-        candidates.append(folder.parent / BASE_FOLDER)
-    if name and not Path(name).is_absolute():
+    if name:  # a relative path is relative to the adapter
         candidates.append(folder / name)
-    for candidate in candidates:
-        if candidate.is_dir():
-            return [str(candidate)]
+    if Path(name).name == BASE_FOLDER:  # all checkpoints of a run, which may have moved, share one
+        candidates.append(folder.parent / BASE_FOLDER)
+    if folders := [str(candidate) for candidate in candidates if candidate.is_dir()]:
+        return folders
     try:
         return find_weight_folders(name, revision=revision)
     except UserError as error:

@@ -130,6 +130,31 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, change: str) ->
     assert "\n" not in str(error.value)
 
 
+def test_the_base_of_an_adapter_is_the_one_it_was_trained_on(tmp_path: Path) -> None:
+    """A checkpoint names `base` beside it; after a copy another model may have that name there."""
+    tokenizer = tiny_model()[1]
+    for name, seed in (("start", 0), ("other", 1)):
+        tiny_model(seed=seed)[0].save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    model, _ = adapted(str(tmp_path / "start"))
+    checkpoints = tmp_path / "run/checkpoints"
+    save_adapter(model, tokenizer, checkpoints / "step-1", base=checkpoints / "base")
+    copy = tmp_path / "copy/step-1"
+    shutil.copytree(checkpoints / "step-1", copy)
+    shutil.copytree(tmp_path / "other", tmp_path / "copy/base")
+    assert close(merged_model(str(copy)), model)  # the original path still exists
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert close(merged_model(str(tmp_path / "moved/checkpoints/step-1")), model)
+    with pytest.raises(UserError, match="not those that it was trained on"):
+        merged_model(str(copy))
+    shutil.copytree(tmp_path / "other", checkpoints / "base")
+    with pytest.raises(UserError, match="not those that it was trained on"):
+        merged_model(str(copy))
+    shutil.rmtree(tmp_path / "copy/base")
+    shutil.copytree(tmp_path / "start", tmp_path / "copy/base")
+    assert close(merged_model(str(copy)), model)
+
+
 def test_missing_adapter_base_is_user_error(tmp_path: Path) -> None:
     base, tokenizer = tiny_model()
     base.save_pretrained(tmp_path / "m")
@@ -448,11 +473,34 @@ def test_adapters_that_the_model_cannot_run_are_refused(tmp_path: Path, family: 
         load_model(ModelSpec(path=str(tmp_path), lora=LORA), seed=0)
 
 
+UNREACHED = {"jamba": "dt_proj", "longcat_flash": "classifier", "zamba": "q_proj"}
+
+
+@pytest.mark.parametrize("family", UNREACHED)
+def test_adapters_that_a_merge_would_apply_differently_are_refused(
+    tmp_path: Path, family: str
+) -> None:
+    """Jamba's scan and LongCat's router read weights themselves; Zamba's layers share theirs."""
+    model_of(family).save_pretrained(tmp_path)
+    tiny_model()[1].save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"target_modules: .*\b{UNREACHED[family]}\b"):
+        load_model(ModelSpec(path=str(tmp_path), lora=LORA), seed=0)
+    others = {"jamba": "in_proj", "longcat_flash": "down_proj", "zamba": "in_proj"}
+    lora = LoraSpec(rank=2, target_modules=[others[family]])
+    load_model(ModelSpec(path=str(tmp_path), lora=lora), seed=0)
+
+
 def test_an_adapter_that_is_not_used_in_training_is_not_merged(tmp_path: Path) -> None:
     """Jamba's scan reads the weights of a projection itself, so its adapter has no effect."""
-    model_of("jamba").save_pretrained(tmp_path / "start")
-    tiny_model()[1].save_pretrained(tmp_path / "start")
-    model, tokenizer = adapted(str(tmp_path / "start"))
-    save_model(model, tokenizer, tmp_path / "final")
+    base = model_of("jamba")
+    base.save_pretrained(tmp_path / "start")
+    model = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["dt_proj"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.3, generator=generator)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "start")
+    model.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="cannot be merged into its base"):
-        load_merged_model(str(tmp_path / "final"))
+        load_merged_model(str(tmp_path / "adapter"))

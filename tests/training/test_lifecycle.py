@@ -240,6 +240,8 @@ def test_what_was_trained_is_what_is_loaded(
     assert metrics_of(life.folder)[-1]["train/moved"] > 0
     assert not close(life.states, expected)
 
+    folders = {path.name for path in life.final.iterdir() if path.is_dir()}
+    assert folders == ({"base"} if adapted else set())
     found = output_of(read_plainly(life.final, reward=reward))
     if reward and adapted:  # saved merged
         assert close(found, life.output)
