@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +187,20 @@ class CommandTable(dict[str, Command]):
         return result
 
     def _import_function(self, name: str, path: str) -> Callable[..., Any]:
-        """Import a function of the command `name`; bind `commands` to this table if needed."""
+        """Import a function of the command `name`; bind `commands` to this table if needed.
+
+        Raises:
+            UserError: The command runs other commands, and a launcher started several processes.
+        """
         function = import_object(path)
-        takes_table = self[name].runs_commands
-        return functools.partial(function, commands=self) if takes_table else function
+        if not self[name].runs_commands:
+            return function
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"`rlhf {name}` runs in one process: start it without torchrun, or start each "
+                "training command with torchrun"
+            )
+        return functools.partial(function, commands=self)
 
 
 def upgrade_tree(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:

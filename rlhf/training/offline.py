@@ -133,10 +133,9 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         fit(NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set), run)
-    if setup.report:
-        if run.writes:
-            setup.report(run)
-        init_distributed().barrier()
+    if setup.report and run.writes:
+        setup.report(run)
+    init_distributed().barrier()
     return run.final
 
 

@@ -16,11 +16,15 @@ import pytest
 import torch
 import yaml
 
+from rlhf.cli.main import main
+from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
 from rlhf.runs.checksums import verify_checksums
+from rlhf.runs.directory import Run
 from rlhf.runs.profiling import STEP_PARTS
 from rlhf.training.checkpoint import latest_checkpoint
 from rlhf.training.distributed import HEARTBEAT_TIMEOUT_SECONDS, Heartbeat, World
+from rlhf.training.offline import train_offline
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -219,6 +223,57 @@ def steps_before(processes: list[subprocess.Popen[str]], log: Path, *, lines: in
     while not (log.exists() and log.read_text().count("\n") >= lines):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
+
+
+def test_trl_in_two_processes_stops_in_both_and_is_written_by_one(tmp_path: Path) -> None:
+    tree = offline_tree(
+        tmp_path / "run",
+        save_model(tmp_path / "model"),
+        write_rows(tmp_path / "data.jsonl", sft_rows()),
+        engine="trl",
+        evaluations=1,
+        trainer={"max_steps": 400, "logging_steps": 1},
+    )
+    config = tmp_path / "sft.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    processes = start_two(config, "sft")
+    steps_before(processes, tmp_path / "run/metrics.jsonl", lines=3)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, errors
+    (checkpoint,) = (tmp_path / "run/checkpoints").glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert step == metrics_of(tmp_path / "run")[-1]["step"]
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["global_step"] == step
+
+
+def test_trl_leaves_the_result_to_the_first_process(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "data.jsonl", sft_rows())
+    trainer = {"max_steps": 1}
+    model = save_model(tmp_path / "model")
+    tree = offline_tree(tmp_path / "run", model, rows, engine="trl", trainer=trainer)
+    config = COMMANDS.configure("sft", tree)
+    run = Run.open(COMMANDS.effective_tree("sft", config))
+    run.writes = False
+    train_offline("sft", config, run)
+    run.close()
+    assert not run.final.exists()
+
+
+def test_a_pipeline_in_two_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = pairs_tree(tmp_path, save_model(tmp_path / "model"))
+    stage = {key: value for key, value in tree.items() if key != "output_dir"}
+    stages = [stage | {"name": "dpo", "command": "dpo"}]
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "out"), "stages": stages}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["run", str(path)]) == 2
+    assert "`rlhf run` runs in one process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
