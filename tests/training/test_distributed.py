@@ -225,30 +225,6 @@ def steps_before(processes: list[subprocess.Popen[str]], log: Path, *, lines: in
         time.sleep(0.01)
 
 
-def test_trl_in_two_processes_stops_in_both_and_is_written_by_one(tmp_path: Path) -> None:
-    tree = offline_tree(
-        tmp_path / "run",
-        save_model(tmp_path / "model"),
-        write_rows(tmp_path / "data.jsonl", sft_rows()),
-        engine="trl",
-        evaluations=1,
-        trainer={"max_steps": 400, "logging_steps": 1},
-    )
-    config = tmp_path / "sft.yaml"
-    config.write_text(yaml.safe_dump(tree))
-    processes = start_two(config, "sft")
-    steps_before(processes, tmp_path / "run/metrics.jsonl", lines=3)
-    processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGTERM, errors
-    (checkpoint,) = (tmp_path / "run/checkpoints").glob("checkpoint-*")
-    step = int(checkpoint.name.split("-")[1])
-    assert step == metrics_of(tmp_path / "run")[-1]["step"]
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    assert state["global_step"] == step
-
-
 def test_trl_leaves_the_result_to_the_first_process(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "data.jsonl", sft_rows())
     trainer = {"max_steps": 1}
