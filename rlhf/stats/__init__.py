@@ -13,10 +13,11 @@ from rlhf.stats.jackknife import jackknife, weighted_sum_interval
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, share_interval
-from rlhf.stats.units import unit_means
+from rlhf.stats.units import EQUAL_UNITS_REASON, unit_means
 
 __all__ = [
     "EQUAL_COUNTS_LABEL",
+    "EQUAL_UNITS_REASON",
     "Interval",
     "adjusted_wald",
     "difference",

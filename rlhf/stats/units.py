@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike
 FEWEST_UNITS = 5
 """Smallest number of units, and of units unlike the most common value, for an interval."""
 
+EQUAL_UNITS_REASON = "have one value, their spread is unknown"
+"""End of the reason why equal units have no interval."""
+
 FEWEST_EFFECTIVE = 2
 """Smallest effective number of units of different sizes for the interval of a mean."""
 
@@ -96,7 +99,7 @@ def no_interval_reason(units: np.ndarray) -> str:
         return missing
     units = rounded(units)
     if units.min() == units.max():
-        return f"all {units.size} units have one value, their spread is unknown"
+        return f"all {units.size} units {EQUAL_UNITS_REASON}"
     differing = units.size - int(np.unique(units, return_counts=True)[1].max())
     if differing < min(FEWEST_UNITS, units.size / 2):
         return (
