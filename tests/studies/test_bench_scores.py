@@ -69,6 +69,17 @@ def test_only_what_lies_outside_the_noise_is_called_better(tmp_path):
     assert findings.aggregates["expert"]["IQM"].known is False
 
 
+def test_all_verdicts_share_one_error_rate(tmp_path):
+    """Two comparisons with sft and one pair: each is tested at 5% / 3."""
+    _, findings = found(planted_bench(tmp_path / "b", RETURNS))
+    assert any("each tested at level 98.33%" in line for line in verdict_lines(findings))
+    # log2(2 / 0.0167) = 6.9: at this level the sign-flip test needs 7 seeds.
+    assert "at least 7" in findings.pairs[0].verdict
+    _, findings = found(planted_bench(tmp_path / "c", RETURNS, baseline="good"))
+    names = [{d.method, d.baseline} for d in findings.differences]
+    assert names == [{"sft", "good"}, {"twin", "good"}]
+
+
 def test_four_seeds_call_nobody_better(tmp_path):
     four = {row: {env: v[:4] for env, v in table.items()} for row, table in RETURNS.items()}
     _, findings = found(planted_bench(tmp_path / "b", four))
