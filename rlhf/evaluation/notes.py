@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.metrics import opening_of, unit_of
+from rlhf.evaluation.metrics import opening_of, unit_name, unit_of
 
 ENVIRONMENT = "environment: "
 """Start of the keys of `counts` that `EnvCalls` reports."""
@@ -84,10 +84,12 @@ def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     if any(row.get("decoding") != "greedy" for row in rows):
         return notes
-    units = len({unit_of(row) for row in rows})
+    names = [unit_of(row) for row in rows]
+    units = len(set(names))
     if units < len(rows):
+        unit = unit_name(names)
         notes.append(
-            f"{len(rows)} greedy episodes repeat {units} prompts: n = {units}; more prompts narrow "
+            f"{len(rows)} greedy episodes repeat {units} {unit}: n = {units}; more {unit} narrow "
             "the intervals, more episodes do not"
         )
     different = len({repr(row.get("messages")) for row in rows})

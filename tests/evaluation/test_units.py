@@ -178,6 +178,13 @@ def test_repeated_evaluation_seeds_are_noted():
     assert any("1 of 4 episodes repeat an evaluation seed" in note for note in summary["notes"])
 
 
+def test_greedy_samples_of_a_start_state_are_not_called_prompts():
+    rows = [row | {"decoding": "greedy"} for row in rows_of([0.5, 0.25])]
+    twice = [row | {"sample": sample} for row in rows for sample in range(2)]
+    (note,) = summarize(twice, name="p", env="e")["notes"]
+    assert note.startswith("4 greedy episodes repeat 2 start states: n = 2; more start states")
+
+
 def test_truncated_texts_are_noted():
     summary = summarize(rows_of([0.5] * 6), name="p", env="e", counts={"learned: truncated": 2})
     assert "learned: 2 of 6 texts were truncated before they were scored" in summary["notes"]
