@@ -255,6 +255,28 @@ def test_hostile_text_runs_and_deforms_nothing(browser: str, tmp_path: Path):
             assert seen["requests"] == ["/probed.html"]
             assert seen["title"] != "owned"
             assert seen["scripts"] == 2
+            assert seen["content"] <= seen["width"]
+
+
+def test_long_names_do_not_widen_a_page(browser: str, tmp_path: Path):
+    pipeline = fake.write_pipeline(tmp_path / ("P" * 150))
+    for stage in ("ppo", "dpo"):
+        (pipeline / stage).rename(pipeline / (stage + "N" * 200))
+    length = EachReward(lambda c: float(len(c[-1]["content"])), name="L" * 200)
+    rows = [
+        {"prompt": f"{i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no"} for i in range(40)
+    ]
+    report_on_pairs(length, rows, tmp_path / "judged", name="p" * 150)
+    pages = [
+        write_report(pipeline),
+        write_comparison_report([pipeline], tmp_path / "compare.html"),
+        write_report(tmp_path / "judged"),
+    ]
+    for number, page in enumerate(pages):
+        for size in ("1180,900", "390,800"):
+            profile = tmp_path / f"profile{number}{size}"
+            seen, _ = open_page(browser, page, profile, f"--window-size={size}")
+            assert seen["content"] <= seen["width"]
 
 
 def test_the_policy_blocks_injected_scripts(browser: str, tmp_path: Path):
