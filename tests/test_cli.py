@@ -307,7 +307,7 @@ def test_listings(capsys, tmp_path):
     rows = json.loads(call(capsys, "envs", "list", "--json")[1])
     assert {"text/TMaze-v0", "text/PreferenceBandit-v0"} <= {row["id"] for row in rows}
     assert "arXiv" in call(capsys, "algorithms", "grpo")[1]
-    assert "no 'grp'" in refused(capsys, "algorithms", "grp")
+    assert "unknown algorithm 'grp'" in refused(capsys, "algorithms", "grp")
     assert call(capsys, "envs", "check", "text/Echo-v0")[0] == 0
     target = tmp_path / "demos.jsonl"
     demos = ("envs", "demos", "text/Echo-v0", "--path", str(target), "--count", "5")

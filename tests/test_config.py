@@ -122,7 +122,7 @@ def test_overrides_reach_into_lists_and_make_missing_mappings():
         ("items.5.rate", "'5' is not an index of the list, which has 1"),
         ("items.x", "'x' is not an index"),
         ("items.²", "'²' is not an index"),
-        ("name.sub", "name is 'a', not a mapping"),
+        ("name.sub", "name is not a mapping; its value is 'a'"),
     ],
 )
 def test_overrides_that_lead_nowhere_are_refused(key, part):

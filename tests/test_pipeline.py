@@ -129,7 +129,7 @@ LATER = {
     ),
     "updates": (
         PPO | {"model": {"path": "stage:sft"}, "algorithm": {"num_minibatches": 99}},
-        "exceeds episodes_per_step",
+        "must be at most episodes_per_step",
     ),
 }
 

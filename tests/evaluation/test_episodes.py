@@ -93,7 +93,7 @@ def test_samples_of_the_random_policy_differ_and_have_no_tokens():
     [
         ({"policies": [{"name": "../evil", "model": {"path": "m"}}]}, "is not a valid name"),
         ({"policies": [{"name": "a/b", "model": {"path": "m"}}]}, "is not a valid name"),
-        ({"policies": [{"name": "pairs", "model": {"path": "m"}}]}, "'pairs' is taken"),
+        ({"policies": [{"name": "pairs", "model": {"path": "m"}}]}, "'pairs' is reserved"),
         (
             {"policies": [{"name": "random"}], "env": None},
             "random has no model and can only be evaluated on an environment",
