@@ -122,11 +122,11 @@ def add_lora(
 
 
 def _check_effect(adapted: Any) -> None:
-    """Check that training reaches every adapter, and that a merge has the same effect.
+    """Check that every adapter affects the model's outputs, in training and after a merge.
 
     Raises:
-        UserError: the model cannot be run with adapters, reads an adapted weight itself, without
-            the module's adapter, or uses it in another module too.
+        UserError: the model cannot be run with the adapters, reads an adapted weight without
+            calling the module that contains it, or shares an adapted weight with another module.
     """
     name = type(unwrap_peft(adapted)).__name__
     modules: dict[str, Any] = {
@@ -150,7 +150,7 @@ def _check_effect(adapted: Any) -> None:
     for path, module in modules.items():
         if module not in used:
             unused[path.rpartition(".")[2]].append(module.get_base_layer().weight)
-    # An expert to which no token is routed is not used either, but its weights have no effect.
+    # An expert to which no token is routed is not called, but changing its weights has no effect.
     for kind, weights in unused.items():
         for weight in weights:
             weight.neg_()
@@ -159,8 +159,9 @@ def _check_effect(adapted: Any) -> None:
             weight.neg_()  # restores every bit
         if changed:
             raise UserError(
-                f"model.lora.target_modules: {name} reads the weights of {kind} itself, so that "
-                "training would not reach their adapters; set target_modules without it"
+                f"model.lora.target_modules: {name} reads the weights of {kind} without calling "
+                "the module, so its adapters would not be trained; set target_modules without "
+                f"{kind}"
             )
 
 
@@ -209,7 +210,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         write_base(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
     # PEFT must not save the embedding: a trained embedding is part of the adapter's modules, and a
-    # base with a resized embedding is saved as a copy. TRL adds a second adapter, its reference.
+    # base with a resized embedding is saved as a copy. TRL adds a second adapter for the reference.
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
@@ -376,7 +377,7 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
     candidates = [folder / BASE_FOLDER]
     if name:  # a relative path is relative to the adapter
         candidates.append(folder / name)
-    if Path(name).name == BASE_FOLDER:  # all checkpoints of a run, which may have moved, share one
+    if Path(name).name == BASE_FOLDER:  # the checkpoints of a run, which can be moved, share it
         candidates.append(folder.parent / BASE_FOLDER)
     if folders := [str(candidate) for candidate in candidates if candidate.is_dir()]:
         return folders
