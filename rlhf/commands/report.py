@@ -39,8 +39,8 @@ class CompareConfig:
     """Directories of runs or pipelines with evaluations."""
     metric: str | None = None
     """Metric to compare: return, success, cost, turns, invalid, tokens, normalized, or the name of
-    a reward. None: the return, or if every return is 0 (as on prompts) the gold score if it was
-    measured, else the training reward."""
+    a reward. None: the return, but if every return is 0 (as on prompt sets), the gold score if it
+    was computed, else the training reward."""
     baseline: str | None = None
     """Method with which the others are compared; None: the first method."""
     json: bool = False

@@ -146,7 +146,7 @@ class World:
         return values
 
     def first(self, value: Any) -> Any:
-        """Return the value of the first process, by rank, whose value is not None; or None."""
+        """Return the value of the lowest rank that is not None, or None if all values are None."""
         return next((value for value in self.gather(value) if value is not None), None)
 
     def barrier(self) -> None:

@@ -126,7 +126,7 @@ class RunCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Display progress; after a signal to any process, all of them save and stop."""
+        """Display progress; after a signal to any process, all processes save and stop."""
         if self.reporter:
             self.reporter.show(state.global_step, {})
         self.stop.number = self.world.first(self.stop.number)
