@@ -147,7 +147,9 @@ def compare_means(
         estimate = delta_interval(deltas / span, kind="share").scaled(span)
     else:
         estimate = delta_interval(deltas, kind="mean")
-    if shared_error and estimate.known:
+    if math.isinf(shared_error):
+        estimate = Interval.without(estimate.value, deltas.size, "the common error is unknown")
+    elif shared_error and estimate.known:
         margin = float(special.ndtri(0.975)) * shared_error
         low = estimate.value - math.hypot(estimate.value - estimate.low, margin)
         high = estimate.value + math.hypot(estimate.high - estimate.value, margin)
@@ -200,7 +202,8 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
             f"(at least {needed})"
         )
     if not test.significant:
-        return no_winner + _sample_size_hint(test.deltas, unit)
+        # More pairs do not reduce the shared error.
+        return no_winner + ("" if test.shared_error else _sample_size_hint(test.deltas, unit))
     p_value = f"p = {test.p_value:.2g}" if test.p_value >= 1e-4 else "p < 0.0001"
     if unit != "training seeds":
         return (

@@ -192,6 +192,15 @@ def test_the_error_of_one_reference_evaluation_is_not_reduced_by_training_seeds(
     assert found.estimate.low == pytest.approx(0.0545 - 1.96 * 0.25, abs=0.01)
 
 
+def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
+    runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s}) for s in range(6)]
+    write_run(tmp_path / "judged", {0: 0.0}, policy="random", decoding="random")
+    (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
+    assert (found.winner, found.p_value, found.estimate.known) == (None, 1.0, False)
+    assert found.estimate.needs == "the common error is unknown"
+    assert found.verdict.endswith("the difference lies inside the noise")
+
+
 def test_a_baseline_without_scores_is_named_with_the_reason(tmp_path: Path):
     scored = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
     unscored = write_run(tmp_path / "ppo", {0: None, 1: None})
