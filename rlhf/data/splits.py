@@ -53,7 +53,8 @@ def split_by_prompt(
     if len(groups) < 2:
         raise UserError(
             f"cannot split by prompt: the {len(rows)} rows have {len(groups)} distinct prompt(s), "
-            "but a split needs at least 2"
+            "but a split needs at least 2: add rows with another prompt, or, for sft, reward, dpo "
+            "and kto, give eval_data"
         )
     held_out: set[int] = set()
     for group in groups:

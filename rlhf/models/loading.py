@@ -145,7 +145,12 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
     """
     check_files(folder)
     try:
-        return load_merged_model(folder) if is_adapter(folder) else read_causal(folder, dtype=dtype)
+        if not is_adapter(folder):
+            return read_causal(folder, dtype=dtype)
+        model = load_merged_model(folder)
+        if model.get_output_embeddings() is None:
+            raise UserError(f"{folder} is an adapter of a classifier, not of a language model")
+        return model
     except UserError:
         raise
     except (OSError, ValueError) as error:

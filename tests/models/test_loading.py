@@ -215,6 +215,8 @@ def test_merge_adapter_keeps_the_head_that_a_classifier_carries(tmp_path, output
                 weight.normal_(std=0.1)
     adapted.save_pretrained(tmp_path / "adapter")
     tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="is an adapter of a classifier, not"):
+        load_causal_model(str(tmp_path / "adapter"))
     merged = merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
     plain = AutoModelForSequenceClassification.from_pretrained(merged)
     expected = adapted.eval()(input_ids=IDS).logits
