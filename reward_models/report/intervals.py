@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from rlhf.stats import Interval, adjusted_wald, interval
+from rlhf.stats import Interval, adjusted_wald_bounds, interval
 from rlhf.stats.units import cluster_index, no_interval_reason
 
 
@@ -65,7 +65,7 @@ def gain_interval(
         return cluster_interval(x, groups)
     weight = sizes.mean()
     won, lost = x[x > 0].sum() / weight, -x[x < 0].sum() / weight
-    low, high = adjusted_wald(won, lost, sizes.size)
+    low, high = adjusted_wald_bounds(won, lost, sizes.size)
     result = Interval(float(x.mean()), float(low), float(high), sizes.size)
     return as_row(result, x.size)
 

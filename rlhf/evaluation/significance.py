@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from rlhf.evaluation.metrics import UnitName
-from rlhf.stats import Interval, adjusted_wald, sign_flip_test
+from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
@@ -238,7 +238,7 @@ def _coverage(
         return normal, simulated_coverage(deltas, n, rng=rng, trials=trials)
     drawn = rng.choice(deltas / (span or 1.0), size=(trials, n))
     gains, losses = np.maximum(drawn, 0).sum(axis=1), np.maximum(-drawn, 0).sum(axis=1)
-    low, high = adjusted_wald(gains, losses, n)
+    low, high = adjusted_wald_bounds(gains, losses, n)
     truth = float(deltas.mean()) / (span or 1.0)
     return None, float(((low <= truth) & (truth <= high)).mean())
 

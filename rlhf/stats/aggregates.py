@@ -1,8 +1,8 @@
-"""Benchmark aggregates with intervals.
+"""Compute the aggregates of a benchmark's scores, with confidence intervals.
 
-Scores of a benchmark are arrays [..., runs, tasks]; leading axes (bootstrap repetitions) are kept.
-The aggregates are those of Agarwal et al. (2021), "Deep RL at the Edge of the Statistical
-Precipice", and equal those of rliable.
+Scores are arrays [..., runs, tasks]. An aggregate reduces the last two axes and keeps the leading
+axes, such as bootstrap repetitions. The aggregates are those of Agarwal et al. (2021), "Deep RL at
+the Edge of the Statistical Precipice", and have the same values as in the package rliable.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, stratified_moments
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import share_interval
-from rlhf.stats.units import no_interval_reason, require_finite, too_few_units
+from rlhf.stats.units import no_interval_reason, require_finite, too_few_units_reason
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""[..., runs, tasks] -> [...]"""
+"""Function that maps scores [..., runs, tasks] to aggregates [...]."""
 
 REPETITIONS = 2000
-"""Bootstrap repetitions."""
+"""Default number of bootstrap repetitions."""
 
 
 def aggregate_interval(
@@ -36,21 +36,23 @@ def aggregate_interval(
 ) -> Interval:
     """Return `statistic` of scores [runs, tasks] with an interval over the runs of each task.
 
-    The interval of the mean and of the optimality gap is that of a mean of (clipped) scores. The
-    interval of other statistics is a stretched bootstrap interval; runs are resampled within each
-    task.
+    The mean and the optimality gap are means of scores or of clipped scores, so they have Student's
+    t interval, corrected for skewness. Other statistics have the bootstrap interval of
+    `stretched_interval`, for which the runs of each task are resampled.
     """
-    table = _table(scores)
+    table = _checked_table(scores)
     runs = table.shape[0]
     if statistic in (mean, optimality_gap):
         values = table if statistic is mean else 1.0 - np.minimum(table, 1.0)
-        if missing := _no_interval_reason(values):
+        if missing := _no_run_interval_reason(values):
             return Interval.without(float(values.mean()), runs, missing)
         moments = stratified_moments(values)
         low, high = map(float, bounds_from(moments, level=level))
         low = low if statistic is mean else max(0.0, low)
         return Interval(float(moments.mean), low, high, runs, SKEW_CORRECTED_T)
-    return _bootstrap(table, statistic, _resampled_runs(table, rng, repetitions), level)
+    return _bootstrap_interval(
+        table, statistic, _resampled_run_indices(table, rng, repetitions), level
+    )
 
 
 def sample_efficiency(
@@ -60,28 +62,39 @@ def sample_efficiency(
     repetitions: int = REPETITIONS,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Return the interquartile mean at each step of curves [runs, tasks, steps].
+    """Return the interquartile mean at each step of curves [runs, tasks, steps], with intervals.
 
-    Whole curves are resampled, so all steps use the same runs and the band is smooth.
+    The bootstrap resamples whole curves: all steps use the same resampled runs, so that the band of
+    the intervals is smooth.
+
+    Raises:
+        ValueError: `curves` does not have three axes, or contains values that are not finite.
     """
     data = np.asarray(curves, dtype=float)
     if data.ndim != 3:
         raise ValueError(f"curves must be [runs, tasks, steps], got shape {data.shape}")
-    tables = [_table(data[:, :, step]) for step in range(data.shape[2])]
-    runs = _resampled_runs(tables[0], rng, repetitions)
-    return [_bootstrap(table, iqm, runs, level) for table in tables]
+    tables = [_checked_table(data[:, :, step]) for step in range(data.shape[2])]
+    runs = _resampled_run_indices(tables[0], rng, repetitions)
+    return [_bootstrap_interval(table, iqm, runs, level) for table in tables]
 
 
 def stretched_interval(
     value: float, replicates: np.ndarray, units: int, freedom: float, level: float = 0.95
 ) -> Interval:
-    """Return the percentile interval of bootstrap replicates [repetitions], widened for small n.
+    """Return the percentile interval of bootstrap replicates, widened for small numbers of units.
 
-    A percentile interval over 5 units has a coverage of 83 to 91%. It is widened about the point
-    estimate by sqrt(n / (n - 1)) t / z with n `units` and `freedom` degrees of freedom of t, which
-    for a mean of one task gives the t interval. There is no interval for fewer than five units.
+    A percentile interval over 5 units has a coverage of only 83 to 91%. Its distances from the
+    point estimate are therefore multiplied by sqrt(n / (n - 1)) t / z, where n is `units`. For the
+    mean of one task this gives Student's t interval.
+
+    Args:
+        value: point estimate.
+        replicates: [repetitions] value of the statistic for each bootstrap sample.
+        units: number of independent units; there is no interval for fewer than five.
+        freedom: degrees of freedom of the quantile t.
+        level: confidence level.
     """
-    if missing := too_few_units(units):
+    if missing := too_few_units_reason(units):
         return Interval.without(value, units, missing)
     tail = (1 + level) / 2
     stretch = math.sqrt(units / (units - 1)) * special.stdtrit(freedom, tail) / special.ndtri(tail)
@@ -97,12 +110,15 @@ def stretched_interval(
 
 def mean(scores: ArrayLike) -> np.ndarray:
     """Return the mean over runs and tasks, [..., runs, tasks] -> [...]."""
-    return _scores(scores).mean(axis=(-2, -1))
+    return _score_array(scores).mean(axis=(-2, -1))
 
 
 def iqm(scores: ArrayLike) -> np.ndarray:
-    """Return the mean of the middle half of all scores, [..., runs, tasks] -> [...]."""
-    table = _scores(scores)
+    """Return the interquartile mean: the mean of the middle half of all scores.
+
+    Shapes: [..., runs, tasks] -> [...].
+    """
+    table = _score_array(scores)
     flat = table.reshape(*table.shape[:-2], -1)
     first = flat.shape[-1] // 4
     last = flat.shape[-1] - first
@@ -111,72 +127,94 @@ def iqm(scores: ArrayLike) -> np.ndarray:
 
 def optimality_gap(scores: ArrayLike) -> np.ndarray:
     """Return the mean of 1 - min(score, 1), [..., runs, tasks] -> [...]."""
-    return 1.0 - np.minimum(_scores(scores), 1.0).mean(axis=(-2, -1))
+    return 1.0 - np.minimum(_score_array(scores), 1.0).mean(axis=(-2, -1))
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
-    """Return the share of scores above each threshold, [..., runs, tasks] -> [..., thresholds]."""
-    table = _scores(scores)
+    """Return the proportion of scores above each threshold.
+
+    Shapes: [..., runs, tasks] -> [..., thresholds].
+    """
+    table = _score_array(scores)
     above = table[..., None] > np.asarray(thresholds, dtype=float)
     return above.mean(axis=(-3, -2))
 
 
 def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Return P(a score of `first` exceeds one of `second`), a mean over tasks; ties count half.
+    """Return the probability that a score of `first` exceeds a score of `second` on the same task.
 
-    The numbers of runs may differ: [..., runs, tasks] and [..., other runs, tasks] -> [...].
+    The result is the mean over tasks; ties count half. `first` and `second` may have different
+    numbers of runs. Shapes: [..., runs, tasks] and [..., other runs, tasks] -> [...].
+
+    Raises:
+        ValueError: the numbers of tasks differ.
     """
-    left, right = _scores(first), _scores(second)
+    left, right = _score_array(first), _score_array(second)
     if left.shape[-1] != right.shape[-1]:
-        raise ValueError(f"tasks differ: {left.shape[-1]} and {right.shape[-1]}")
+        raise ValueError(
+            f"both need the same number of tasks, got {left.shape[-1]} and {right.shape[-1]}"
+        )
     delta = left[..., :, None, :] - right[..., None, :, :]
     return (0.5 * (np.sign(delta) + 1)).mean(axis=(-3, -2, -1))
 
 
 def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Return `probability_of_improvement` with an exact interval inside [0, 1].
+    """Return `probability_of_improvement` of scores [runs, tasks], with an interval in [0, 1].
 
-    In each task, the variance is at most that of a share of n runs, with n the smaller of the two
-    numbers of runs (Birnbaum & Klose 1957). The interval is that of such a share.
+    In each task, the variance of the estimate is at most that of a proportion in n runs, where n is
+    the smaller of the two numbers of runs (Birnbaum & Klose 1957). The interval is therefore the
+    exact interval of a proportion in n runs of each task.
     """
-    left, right = _table(first), _table(second)
+    left, right = _checked_table(first), _checked_table(second)
     probability = float(probability_of_improvement(left, right))
     runs = min(left.shape[0], right.shape[0])
-    if missing := too_few_units(runs):
+    if missing := too_few_units_reason(runs):
         return Interval.without(probability, runs, missing.replace("unit", "run"))
     units = runs * left.shape[1]
     share = share_interval(probability * units, units, level=level)
     return Interval(probability, share.low, share.high, runs, share.method)
 
 
-def _bootstrap(table: np.ndarray, statistic: Statistic, runs: np.ndarray, level: float) -> Interval:
-    """Return the stretched interval of a statistic; `runs` is [repetitions, runs, tasks]."""
+def _bootstrap_interval(
+    table: np.ndarray, statistic: Statistic, run_indices: np.ndarray, level: float
+) -> Interval:
+    """Return the stretched bootstrap interval of a statistic of scores [runs, tasks].
+
+    `run_indices` [repetitions, runs, tasks] are those of `_resampled_run_indices`.
+    """
     count = table.shape[0]
-    if missing := _no_interval_reason(table):
+    if missing := _no_run_interval_reason(table):
         return Interval.without(float(statistic(table)), count, missing)
-    replicates = statistic(np.take_along_axis(table[None], runs, axis=1))
+    replicates = statistic(np.take_along_axis(table[None], run_indices, axis=1))
     freedom = float(stratified_moments(table).freedom)
     return stretched_interval(float(statistic(table)), replicates, count, freedom, level)
 
 
-def _no_interval_reason(table: np.ndarray) -> str:
-    """Return the reason why scores [runs, tasks] have no interval; empty if they have one."""
+def _no_run_interval_reason(table: np.ndarray) -> str:
+    """Return why scores [runs, tasks] have no interval, or an empty string if they have one."""
     return no_interval_reason(table.mean(axis=1)).replace("unit", "run")
 
 
-def _resampled_runs(table: np.ndarray, rng: np.random.Generator, repetitions: int) -> np.ndarray:
-    """Return indices of resampled runs, drawn for each task, [repetitions, runs, tasks]."""
+def _resampled_run_indices(
+    table: np.ndarray, rng: np.random.Generator, repetitions: int
+) -> np.ndarray:
+    """Return the indices of resampled runs, drawn separately for each task.
+
+    Shapes: [runs, tasks] -> [repetitions, runs, tasks].
+    """
     return rng.integers(0, table.shape[0], size=(repetitions, *table.shape))
 
 
-def _table(scores: ArrayLike) -> np.ndarray:
+def _checked_table(scores: ArrayLike) -> np.ndarray:
+    """Return scores as an array [runs, tasks]; raise ValueError if empty or not finite."""
     data = np.asarray(scores, dtype=float)
     if data.ndim != 2 or data.size == 0:
-        raise ValueError(f"scores must be a non-empty [runs, tasks], got shape {data.shape}")
+        raise ValueError(f"scores must be a non-empty array [runs, tasks], got shape {data.shape}")
     return require_finite(data)
 
 
-def _scores(scores: ArrayLike) -> np.ndarray:
+def _score_array(scores: ArrayLike) -> np.ndarray:
+    """Return scores as an array [..., runs, tasks]; raise ValueError if an axis is missing."""
     data = np.asarray(scores, dtype=float)
     if data.ndim < 2:
         raise ValueError(f"scores must be [..., runs, tasks], got shape {data.shape}")

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, moments_of
+from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, mean_moments
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import EXACT_LABEL, is_share, mid_p_bounds, share_interval
+from rlhf.stats.shares import EXACT_LABEL, is_binary, mid_p_bounds, share_interval
 from rlhf.stats.units import (
     FEWEST_EFFECTIVE,
     cluster_index,
@@ -41,11 +41,15 @@ def interval(
 ) -> Interval:
     """Return the mean of `values` with a confidence interval over independent units.
 
-    * A share has an exact interval for any number of units. If each unit is a mean of several
-    samples, the interval of a mean is used instead if it is narrower, clipped to [0, 1].
-    * Any other mean has Student's t interval, corrected for skewness. This interval requires five
-    units, and five units that differ from the most common value, because otherwise the spread is
-    unknown.
+    * If each unit has one of the two `bounds` as its value (0 or 1 for a proportion), the interval
+      is exact (binomial with the mid-p correction), for any number of units. If many values take
+      only two values, each at least twice, these two are used as the bounds.
+    * Units with other values inside known bounds, such as the mean of several samples, have the
+      interval of a mean, clipped to the bounds. If there are too few units for that, the exact
+      interval is used, which is valid but wider.
+    * Any other mean has Student's t interval, corrected for skewness. This interval requires at
+      least five units. Moreover, at least five units (half of fewer than ten) must differ from the
+      most common value, because otherwise the variance cannot be estimated.
     * The mean of counts that all have their smallest possible value has an exact (Poisson)
       interval.
 
@@ -53,32 +57,33 @@ def interval(
         values: [n] finite numbers.
         clusters: [n] independent unit of each value, such as its prompt, start state or seed; by
             default every value is a unit.
-        kind: "share" for outcomes in [0, 1], "count" for whole numbers, "mean" for anything else;
-            "auto" treats values that are all 0 or 1 as a share.
+        kind: "share" for a proportion of outcomes in [0, 1], "count" for whole numbers, "mean" for
+            other values. "auto" means "share" if all values are 0 or 1 and `bounds` is None, else
+            "mean".
         bounds: smallest and largest possible value, if known.
-        weigh: "units" or "values": the elements that have equal weight in the mean.
+        weigh: "units" gives each unit the same weight in the mean, "values" each value.
         level: confidence level.
 
     Raises:
-        ValueError: there are no values, some are not finite or outside `bounds`, or the number of
-            clusters differs.
+        ValueError: there are no values, some values are not finite or outside `bounds`, or the
+            numbers of values and clusters differ.
     """
     data = finite_vector(values)
     if kind == "auto":
-        kind = "share" if bounds is None and is_share(data) else "mean"
+        kind = "share" if bounds is None and is_binary(data) else "mean"
     low, high = (0.0, 1.0) if kind == "share" and bounds is None else bounds or (-np.inf, np.inf)
     if data.min() < low or data.max() > high:
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
-    units, sizes = _units(data, clusters, weigh)
+    units, sizes = _unit_values(data, clusters, weigh)
     point = float(data.mean() if weigh == "values" else units.mean())
-    if kind == "count" and (exact := _count_interval(data, units, low, high, level)):
+    if kind == "count" and (exact := _exact_count_interval(data, units, low, high, level)):
         return exact
     outcomes: tuple[float, float] | None = None
     if np.isfinite([low, high]).all() and high > low:
         outcomes = low, high
     elif kind != "count":
-        outcomes = _two_values(data)
-    if outcomes and (exact := _share_interval(point, units, sizes, *outcomes, level)):
+        outcomes = _two_distinct_values(data)
+    if outcomes and (exact := _exact_interval(point, units, sizes, *outcomes, level)):
         return exact
     estimate = _mean_interval(point, units - point, sizes, level)
     if not estimate.known:
@@ -89,10 +94,11 @@ def interval(
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, *, level: float = 0.95
 ) -> Interval:
-    """Return a ratio of sums over n units, such as nats per token, with its interval.
+    """Return sum(numerators) / sum(denominators), such as nats per token, with its interval.
 
-    The interval is that of a mean of the residuals numerator - ratio * denominator. The
-    denominators are positive.
+    Both arguments have one value for each of n units, [n]; the denominators must be positive. The
+    interval is that of a mean of the residuals (numerator - ratio * denominator) /
+    mean(denominators).
     """
     top, bottom = finite_vector(numerators), finite_vector(denominators)
     ratio = float(top.sum() / bottom.sum())
@@ -104,9 +110,10 @@ def _mean_interval(
 ) -> Interval:
     """Return the interval of a mean of n units with weights proportional to `sizes` [n].
 
-    The mean is fitted to large units, whose residuals are therefore too small. They are divided by
-    one minus the unit's share, as in the jackknife (MacKinnon & White 1985, HC3), and the degrees
-    of freedom are those of the effective number of units.
+    Large units have a large influence on the mean, so their residuals are too small. Residuals are
+    therefore divided by one minus the unit's fraction of the total size, as in the jackknife
+    (MacKinnon & White 1985, HC3). The degrees of freedom are those of the effective number of
+    units.
     """
     n, share = sizes.size, sizes / sizes.sum()
     if missing := no_interval_reason(point + residuals):
@@ -114,20 +121,24 @@ def _mean_interval(
     effective = effective_units(sizes)
     if effective < FEWEST_EFFECTIVE:
         return Interval.without(point, n, f"the largest of {n} units has {share.max():.0%} of all")
-    moments = moments_of(residuals * (1 - 1 / n) / (1 - share))
+    moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))
     moments = moments._replace(mean=np.asarray(point), freedom=np.asarray(effective - 1))
     low, high = bounds_from(moments, level=level)
     return Interval(point, float(low), float(high), n, SKEW_CORRECTED_T)
 
 
-def _share_interval(
+def _exact_interval(
     point: float, units: np.ndarray, sizes: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Return the exact interval of outcomes in [low, high]; None if that of a mean is used."""
+    """Return the exact interval of a mean of outcomes in [low, high].
+
+    The result is None if some units lie between `low` and `high` and the interval of a mean exists.
+    `units` [n] are the values of the units, and `sizes` [n] their weights.
+    """
     shares = (units - low) / (high - low)
-    # Values of one cluster may be equal, so unequal clusters are replaced by fewer equal ones.
+    # Values of one cluster may be equal, so clusters of different sizes count as fewer units.
     effective = effective_units(sizes)
-    if not is_share(shares) and not no_interval_reason(units) and effective >= FEWEST_EFFECTIVE:
+    if not is_binary(shares) and not no_interval_reason(units) and effective >= FEWEST_EFFECTIVE:
         return None
     share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)
@@ -135,13 +146,14 @@ def _share_interval(
     return Interval(point, *scaled, units=units.size, method=EXACT_LABEL)
 
 
-def _count_interval(
+def _exact_count_interval(
     data: np.ndarray, units: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Return the exact interval of counts that are all `low`, or all `low` or one more.
+    """Return the exact interval of counts that are all `low`, or that are all `low` or `low` + 1.
 
-    Equal counts above `low`, such as replies that all have the maximum length, have no interval:
-    how far others lie below is unknown.
+    In the second case, the result is None if the interval of a mean exists. Equal counts above
+    `low`, such as replies that all have the maximum length, have no interval, because it is unknown
+    how far other counts lie below.
     """
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
@@ -155,10 +167,11 @@ def _count_interval(
     return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)
 
 
-def _two_values(data: np.ndarray) -> tuple[float, float] | None:
-    """Return the only two values of many outcomes, if each occurs at least twice.
+def _two_distinct_values(data: np.ndarray) -> tuple[float, float] | None:
+    """Return the distinct values, smallest first, if there are two and each occurs twice or more.
 
-    Few outcomes often have two values by chance, although more are possible.
+    Otherwise return None. The result is also None for few outcomes, because these may have only two
+    values by chance.
     """
     distinct, counts = np.unique(data, return_counts=True)
     if data.size < _FEWEST_OUTCOMES or distinct.size != 2 or counts.min() < 2:
@@ -166,10 +179,14 @@ def _two_values(data: np.ndarray) -> tuple[float, float] | None:
     return float(distinct[0]), float(distinct[1])
 
 
-def _units(
+def _unit_values(
     data: np.ndarray, clusters: Sequence[Hashable] | np.ndarray | None, weigh: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return one value for each independent unit, and its weight in the mean."""
+    """Return the value and the weight of each of C independent units, both [C].
+
+    The mean of the unit values is the requested mean. If `weigh` is "values" and the clusters have
+    different sizes, a unit's value is the linearized contribution of its cluster.
+    """
     if clusters is None:
         return data, np.ones(data.size)
     require_equal_length(data, clusters)

@@ -1,4 +1,4 @@
-"""Jackknife intervals of statistics that are not means."""
+"""Compute intervals of statistics that are not means: jackknife, and sums of estimates."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlhf.stats.result import Interval
 from rlhf.stats.units import cluster_index, no_interval_reason
 
 MAX_BLOCKS = 100
-"""Largest number of blocks of units; more blocks cost time and do not improve the interval."""
+"""Maximum number of blocks of units; more blocks cost time and do not improve the interval."""
 
 FEWEST_CLUSTERS = 20
-"""Smallest number of units for an interval; with 10 units, its coverage for a macro-F1 is 83%."""
+"""Minimum number of units for an interval; with 10 units, the coverage for macro-F1 is only 83%."""
 
 Scale = Literal["identity", "logit", "log", "fisher"]
 
@@ -34,17 +34,19 @@ def jackknife(
     scale: Scale = "identity",
     level: float = 0.95,
 ) -> Interval:
-    """Return a statistic of rows with an interval over clusters, from jackknife pseudo-values.
+    """Return a statistic of n rows with an interval over clusters, from jackknife pseudo-values.
 
-    The interval is computed on a scale on which the statistic is approximately normal and is mapped
-    back, so that it stays inside the statistic's range. There is no interval at an end of the range
-    (an area of exactly 1), with fewer than twenty clusters, or if leaving clusters out does not
-    change the statistic.
+    The interval is computed on a scale on which the statistic is approximately normal. Its bounds
+    are then mapped back, so they lie inside the statistic's range. There is no interval for a value
+    at an end of the range (such as an area of exactly 1), for fewer than twenty clusters, or if
+    leaving clusters out does not change the statistic.
 
     Args:
-        statistic: maps row indices [m] to a number; nan if it is undefined.
+        statistic: function that maps row indices [m] to a number, or to nan if the statistic is
+            undefined for these rows.
         clusters: [n] independent unit of each row.
-        scale: "logit" for shares and areas, "fisher" for correlations, "log" for positive numbers.
+        scale: "logit" for proportions and areas under a curve, "fisher" for correlations, "log" for
+            positive numbers, "identity" for others.
         level: confidence level.
     """
     names, codes = cluster_index(clusters)
@@ -61,7 +63,8 @@ def jackknife(
             [float(forward(statistic(rows[blocks != block]))) for block in range(blocks.max() + 1)]
         )
     if not np.isfinite(center) or not np.isfinite(without).all():
-        return Interval.without(point, units, "it is at an end of its range, or is undefined")
+        reason = "the value is at an end of its range, or is undefined"
+        return Interval.without(point, units, reason)
     count = without.size
     pseudo = count * center - (count - 1) * without
     if missing := no_interval_reason(pseudo):
@@ -72,11 +75,13 @@ def jackknife(
 
 
 def weighted_sum_interval(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
-    """Return the sum of independent estimates with a MOVER interval (Zou & Donner 2008).
+    """Return the weighted sum of independent estimates with a MOVER interval (Zou & Donner 2008).
 
-    The distance from the sum to a bound is the square root of the summed squares of the parts'
-    distances to their bounds, so that shares of exactly 0 or 1 contribute their uncertainty. The
-    sum has an interval only if every part of positive weight has one; no weight is negative.
+    The distance from the sum to its lower bound is the square root of the sum of
+    (weight * distance)^2 over the parts, where the distance is that of a part to its own lower
+    bound; likewise for the upper bound. A proportion of exactly 0 or 1 therefore contributes its
+    uncertainty. The sum has an interval only if every part with a positive weight has one. The
+    weights must not be negative.
     """
     shares = np.asarray(weights, dtype=float)
     estimates = np.array([part.value for part in parts])

@@ -11,9 +11,10 @@ SKEW_CORRECTED_T = "t, corrected for skewness"
 
 
 class Moments(NamedTuple):
-    """Moments that determine the interval of a mean; all arrays have the same shape."""
+    """Moments of an estimated mean, which determine its interval; all have the same shape."""
 
     mean: np.ndarray
+    """Estimate of the mean."""
     error: np.ndarray
     """Standard error of the mean."""
     skewness: np.ndarray
@@ -22,8 +23,8 @@ class Moments(NamedTuple):
     """Degrees of freedom of the standard error."""
 
 
-def moments_of(values: np.ndarray) -> Moments:
-    """Return the moments of the mean of n >= 2 independent values, [..., n] -> [...]."""
+def mean_moments(values: np.ndarray) -> Moments:
+    """Return the moments of the mean of n >= 2 independent values [..., n], each [...]."""
     n = values.shape[-1]
     mean = values.mean(axis=-1)
     centered = values - mean[..., None]
@@ -32,14 +33,15 @@ def moments_of(values: np.ndarray) -> Moments:
     third = (squares * centered).mean(axis=-1)
     error = np.sqrt(variance / n)
     return Moments(
-        mean, error, _ratio(third, variance**1.5 * np.sqrt(n)), np.full_like(mean, n - 1)
+        mean, error, _ratio_or_zero(third, variance**1.5 * np.sqrt(n)), np.full_like(mean, n - 1)
     )
 
 
 def stratified_moments(scores: np.ndarray) -> Moments:
-    """Return moments of the mean over tasks of means over runs, [..., runs, tasks] -> [...].
+    """Return the moments of the mean of scores [..., runs, tasks] over runs and tasks, each [...].
 
-    The degrees of freedom are Satterthwaite's, because the tasks' variances differ.
+    The runs are independent samples, and the tasks are fixed strata. The degrees of freedom are
+    Satterthwaite's, because the variances of the tasks differ.
     """
     runs, tasks = scores.shape[-2:]
     centered = scores - scores.mean(axis=-2, keepdims=True)
@@ -48,42 +50,47 @@ def stratified_moments(scores: np.ndarray) -> Moments:
     total = variances.sum(axis=-1)
     variance = total / (runs * tasks**2)
     squares: np.ndarray = (variances**2).sum(axis=-1)
-    freedom = (runs - 1) * np.where(squares > 0, _ratio(total**2, squares), 1.0)
+    freedom = (runs - 1) * np.where(squares > 0, _ratio_or_zero(total**2, squares), 1.0)
     mean = scores.mean(axis=(-2, -1))
-    return Moments(mean, np.sqrt(variance), _ratio(third, variance**1.5), freedom)
+    return Moments(mean, np.sqrt(variance), _ratio_or_zero(third, variance**1.5), freedom)
 
 
 def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds [...] of a mean from its moments.
 
-    The bounds enclose both Student's t interval and the interval of Hall's (1992) cubic
-    transformation, which shifts the bounds toward the long tail: for skewed values, the coverage of
-    t alone is 83 to 90%. The sample skewness underestimates the population's, so it is scaled up.
-    Each half of the interval is limited to two to three times that of t.
+    The bounds enclose Student's t interval and the interval of Hall's (1992) cubic transformation.
+    That transformation shifts the bounds toward the long tail; for skewed values, the coverage of
+    Student's t interval alone is only 83 to 90%. The sample skewness underestimates that of the
+    population, so it is multiplied by 1.25 + 6 / n, where n is the number of degrees of freedom
+    plus one. The distance from the mean to a bound is limited to 2 + 5 / n times that of Student's
+    t interval.
     """
     units = moments.freedom + 1
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
     longest = (2 + 5 / units) * quantile
     a = moments.skewness * (1.25 + 6 / units)
-    below = np.clip(_untransformed(quantile, a), quantile, longest)
-    above = np.clip(-_untransformed(-quantile, a), quantile, longest)
+    below = np.clip(_inverse_hall(quantile, a), quantile, longest)
+    above = np.clip(-_inverse_hall(-quantile, a), quantile, longest)
     return moments.mean - moments.error * below, moments.mean + moments.error * above
 
 
 def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return lower and upper bounds of the mean of n >= 2 independent values, [..., n] -> [...]."""
-    return bounds_from(moments_of(values), level=level)
+    """Return lower and upper bounds [...] of the mean of n >= 2 independent values [..., n]."""
+    return bounds_from(mean_moments(values), level=level)
 
 
-def _untransformed(target: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """Solve T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target` for T, with skewness a of the mean."""
+def _inverse_hall(target: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Solve Hall's transformation T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target` for T.
+
+    `a` is the skewness of the mean.
+    """
     small = np.abs(a) < 1e-6
     safe = np.where(small, 1.0, a)
     root = 3 / safe * (np.cbrt(1 + safe * (target - safe / 6)) - 1)
     return np.where(small, target, root)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio_or_zero(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Return numerator / denominator, or 0 if the denominator is 0."""
     safe = np.where(denominator > 0, denominator, 1.0)
     return np.where(denominator > 0, numerator / safe, 0.0)

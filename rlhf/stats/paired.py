@@ -1,4 +1,4 @@
-"""Analyze paired differences: sign-flip test and confidence interval."""
+"""Compute the sign-flip test and the confidence interval of paired differences."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.interval import interval
 from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import adjusted_wald, is_share
+from rlhf.stats.shares import adjusted_wald_bounds, is_binary
 from rlhf.stats.units import no_interval_reason, rounded, unit_means
 
 MAX_ENUMERATED = 30
-"""Largest number of nonzero differences for which all assignments of signs are enumerated."""
+"""Maximum number of nonzero differences for which all assignments of signs are enumerated."""
 
-_LARGEST = 14
-"""Number of the largest differences whose signs are enumerated if there are more than that."""
+_NUM_ENUMERATED_LARGEST = 14
+"""Number of largest differences whose signs are enumerated if there are over MAX_ENUMERATED."""
 
 _LARGEST_STEP = 1000
 """Largest difference in units of their common divisor for which the exact distribution is used."""
 
-_MOST_ADDITIONS = 20_000_000
+_MAX_ADDITIONS = 20_000_000
 """Largest number of additions to compute the exact distribution, about 20 ms."""
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
     """Return the two-sided p value of Fisher's sign-flip test of `differences` [n].
 
-    If the two values of every pair are exchangeable, each difference has either sign with equal
-    probability. The p value is the share of all 2^n assignments of signs whose sum is at least as
-    far from 0 as the observed sum. It is exact for up to 30 nonzero differences (all assignments
-    are enumerated, meet in the middle), for equal magnitudes (binomial distribution), and for
-    multiples of one number, such as shares and counts, up to the 1000-fold (convolution). Otherwise
-    the signs of the 14 largest differences are enumerated, and the sum of the others has an
-    Edgeworth expansion with the fourth cumulant, so that a few large differences cannot make a
-    winner.
+    If the two values of every pair are exchangeable, each difference is positive or negative with
+    equal probability. The p value is the proportion of all 2^n assignments of signs whose sum is at
+    least as far from 0 as the observed sum. It is computed in one of four ways:
+
+    * If all nonzero differences have the same magnitude, the distribution is binomial.
+    * For up to 30 nonzero differences, all assignments are enumerated (meet in the middle).
+    * If all differences are multiples of one number, at most 1000 times this number, the exact
+      distribution is computed by convolution. Examples are proportions and counts.
+    * Otherwise the signs of the 14 largest differences are enumerated, and the distribution of the
+      sum of the others is approximated by an Edgeworth expansion with the fourth cumulant. A normal
+      approximation alone would give too small p values if a few differences are much larger.
 
     Returns:
         The p value; 1.0 if all differences are 0.
@@ -53,11 +56,15 @@ def sign_flip_test(differences: ArrayLike) -> float:
     unit = float(sizes.max())
     sizes, observed = sizes / unit, observed / unit
     if sizes.min() > 1 - 1e-9:
-        return _binomial(round(observed), sizes.size)
+        return _binomial_p_value(round(observed), sizes.size)
     if sizes.size <= MAX_ENUMERATED:
-        return _enumerated(sizes, observed)
+        return _enumerated_p_value(sizes, observed)
     steps = _common_steps(sizes)
-    return _approximated(sizes, observed) if steps is None else _convolved(steps, observed)
+    return (
+        _approximate_p_value(sizes, observed)
+        if steps is None
+        else _convolved_p_value(steps, observed)
+    )
 
 
 def difference(
@@ -70,25 +77,25 @@ def difference(
 ) -> Interval:
     """Return the mean of first[i] - second[i] with a confidence interval over independent units.
 
-    Differences of shares have the adjusted Wald interval for any number of pairs; others have the
-    interval of `interval`, which needs five pairs.
+    Differences of binary outcomes have the adjusted Wald interval for any number of pairs. Other
+    differences have the interval of a mean, which needs at least five pairs.
 
     Args:
         first: [n] values.
         second: [n] values to subtract, in the same order.
         clusters: [n] independent unit of each pair; by default every pair is a unit.
-        kind: "share" if the values are outcomes in [0, 1]; "auto" treats values that are all 0 or 1
-        as shares.
+        kind: "share" if the values are outcomes in [0, 1], else "mean". "auto" means "share" if all
+            values are 0 or 1, else "mean".
         level: confidence level.
 
     Raises:
-        ValueError: the lengths differ, there are no values, or some are not finite.
+        ValueError: the lengths differ, there are no values, or some values are not finite.
     """
     left, right = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if left.shape != right.shape:
         raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
     if kind == "auto":
-        kind = "share" if left.size and is_share(left) and is_share(right) else "mean"
+        kind = "share" if left.size and is_binary(left) and is_binary(right) else "mean"
     deltas = paired_deltas(left, right)
     if clusters is not None:
         deltas = unit_means(deltas, clusters)[1]
@@ -106,7 +113,12 @@ def paired_deltas(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def delta_interval(
     deltas: np.ndarray, *, kind: Literal["share", "mean"], level: float = 0.95
 ) -> Interval:
-    """Return the interval of the mean of paired differences [n], one for each independent unit."""
+    """Return the mean of paired differences [n] of independent units, with its interval.
+
+    With kind "share", the differences lie in [-1, 1]. They have the adjusted Wald interval if all
+    are -1, 0 or 1, or if the interval of a mean does not exist. Otherwise they have the interval of
+    a mean, clipped to [-1, 1].
+    """
     if kind == "mean":
         return interval(deltas, kind="mean", level=level)
     point, n = float(deltas.mean()), deltas.size
@@ -114,20 +126,23 @@ def delta_interval(
         low, high = mean_bounds(deltas, level=level)
         return Interval(point, max(-1.0, float(low)), min(1.0, float(high)), n, SKEW_CORRECTED_T)
     gains, losses = deltas[deltas > 0].sum(), -deltas[deltas < 0].sum()
-    low, high = adjusted_wald(gains, losses, n, level=level)
+    low, high = adjusted_wald_bounds(gains, losses, n, level=level)
     return Interval(point, float(low), float(high), n, "adjusted Wald")
 
 
-def _binomial(observed: int, n: int) -> float:
-    """Return P(|heads - tails| >= observed) of n fair coins."""
+def _binomial_p_value(observed: int, n: int) -> float:
+    """Return P(|heads - tails| >= observed) for n tosses of a fair coin."""
     if observed == 0:
         return 1.0
     heads = (n + observed) // 2
     return min(1.0, 2 * float(special.bdtrc(heads - 1, n, 0.5)))
 
 
-def _enumerated(sizes: np.ndarray, observed: float) -> float:
-    """Return the two-sided p value, by enumerating the sign assignments of two halves."""
+def _enumerated_p_value(sizes: np.ndarray, observed: float) -> float:
+    """Return the two-sided p value from all assignments of signs to `sizes` [n].
+
+    The signed sums of each half of the sizes are enumerated, and then combined by a binary search.
+    """
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
     slack = 1e-9 * float(sizes.sum())
@@ -138,6 +153,7 @@ def _enumerated(sizes: np.ndarray, observed: float) -> float:
 
 
 def _signed_sums(sizes: np.ndarray) -> np.ndarray:
+    """Return the sums of `sizes` [n] for all assignments of signs, [2^n]."""
     sums = np.zeros(1)
     for size in sizes:
         sums = np.concatenate([sums - size, sums + size])
@@ -145,7 +161,7 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
 
 
 def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
-    """Return sizes [n], of which the largest is 1, as multiples of their largest common divisor.
+    """Return sizes [n] as multiples of their largest common divisor; the largest size is 1.
 
     Returns:
         Whole numbers [n]; None if there is no such divisor, or the exact test would be too slow.
@@ -157,13 +173,13 @@ def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
         if abs(float(ratio) - size) > 1e-9 or largest > _LARGEST_STEP:
             return None
     steps = np.rint(sizes * largest).astype(int)
-    return steps if steps.size * steps.sum() <= _MOST_ADDITIONS else None
+    return steps if steps.size * steps.sum() <= _MAX_ADDITIONS else None
 
 
-def _convolved(steps: np.ndarray, observed: float) -> float:
-    """Return the two-sided p value of whole-number sizes, by convolution of their distributions.
+def _convolved_p_value(steps: np.ndarray, observed: float) -> float:
+    """Return the two-sided p value for whole-number sizes `steps` [n], by convolution.
 
-    `observed` is the absolute sum in units of the largest size.
+    `observed` is the absolute sum of the differences, divided by the largest size.
     """
     chances = np.ones(1)  # probability of each sum of the sizes that have a positive sign
     for step in np.sort(steps).tolist():
@@ -176,13 +192,17 @@ def _convolved(steps: np.ndarray, observed: float) -> float:
     return min(1.0, 2 * float(chances[positive:].sum())) if signed_sum else 1.0
 
 
-def _approximated(sizes: np.ndarray, observed: float) -> float:
-    """Return the p value by enumeration of the largest sizes and expansion of the others' sum."""
+def _approximate_p_value(sizes: np.ndarray, observed: float) -> float:
+    """Return the two-sided p value for many differences of different `sizes` [n].
+
+    The signs of the largest sizes are enumerated, and the distribution of the signed sum of the
+    others is approximated by an Edgeworth expansion.
+    """
     ordered = np.sort(sizes)[::-1]
-    rest = ordered[_LARGEST:]
+    rest = ordered[_NUM_ENUMERATED_LARGEST:]
     variance = float((rest**2).sum())
     excess = -2 * float((rest**4).sum()) / variance**2
-    z = (observed - _signed_sums(ordered[:_LARGEST])) / math.sqrt(variance)
+    z = (observed - _signed_sums(ordered[:_NUM_ENUMERATED_LARGEST])) / math.sqrt(variance)
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     tails = special.ndtr(-z) + density * excess / 24 * (z**3 - 3 * z)
     return min(1.0, max(0.0, 2 * float(tails.mean())))

@@ -11,7 +11,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.means import mean_bounds
 
-_MOST_PAIRS = 10_000_000
+_MAX_PAIRS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,21 @@ class SampleSize:
     """Size of the smallest experiment that detects a difference with the required power."""
 
     seeds: int
-    """Number of training seeds (pairs of runs), or of pairs of episodes for fixed models."""
+    """Number of training seeds, that is, of pairs of runs; number of pairs of episodes if two
+    trained models are compared."""
     episodes: int
     """Number of evaluation episodes for each training seed."""
     power: float
-    """Probability that the interval of the paired difference excludes 0."""
+    """Probability that the interval of the paired difference excludes 0 with this size."""
 
 
 def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
-    """Return the power of the two-sided paired t test with n >= 2 pairs (non-central t).
+    """Return the power of the two-sided paired t test with n pairs, from the non-central t.
 
-    `effect` is the difference divided by the standard deviation of one paired difference; `level`
-    is one minus the significance level.
+    Args:
+        effect: mean difference, divided by the standard deviation of one paired difference.
+        n: number of pairs, at least 2.
+        level: one minus the significance level.
     """
     if n < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
@@ -52,13 +55,14 @@ def sample_size(
 ) -> SampleSize:
     """Return the smallest number of training seeds that detects `difference` with `power`.
 
-    To plan the episodes for one pair of models, pass the standard deviation over episodes as
-    `seed_sd` and read `seeds` as pairs of episodes.
+    To plan the number of episodes for the comparison of two trained models, pass the standard
+    deviation over episodes as `seed_sd`; `seeds` of the result is then the number of pairs of
+    episodes.
 
     Args:
         difference: mean difference to detect.
-        seed_sd: standard deviation of the paired difference between seeds.
-        episode_sd: standard deviation of the paired difference of one episode.
+        seed_sd: standard deviation of the paired difference over training seeds.
+        episode_sd: standard deviation of the paired difference over the episodes of one seed.
         episodes: number of evaluation episodes for each training seed.
         power: required probability of detection.
         level: one minus the significance level.
@@ -76,11 +80,12 @@ def sample_size(
     def is_enough(n: int) -> bool:
         return paired_power(effect, n, level=level) >= power
 
-    candidates = range(2, _MOST_PAIRS + 1)
+    candidates = range(2, _MAX_PAIRS + 1)
     index = bisect_left(candidates, True, key=is_enough)
     if index == len(candidates):
         raise ValueError(
-            f"no sample size: {difference} is too small for a standard deviation of {sd:.3g}"
+            f"a difference of {difference} is too small to detect with {_MAX_PAIRS:,} pairs: the "
+            f"standard deviation is {sd:.3g}"
         )
     seeds = candidates[index]
     return SampleSize(seeds, episodes, paired_power(effect, seeds, level=level))
@@ -94,7 +99,11 @@ def simulated_coverage(
     trials: int = 2000,
     level: float = 0.95,
 ) -> float:
-    """Simulate the coverage of the interval of a mean of n draws from `population`."""
+    """Return the simulated coverage of the interval of a mean of n draws from `population`.
+
+    The coverage is the proportion of `trials` samples whose interval contains the mean of the
+    population.
+    """
     low, high = mean_bounds(rng.choice(population, size=(trials, n)), level=level)
     truth = population.mean()
     return float(((low <= truth) & (truth <= high)).mean())

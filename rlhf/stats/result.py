@@ -8,21 +8,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its interval; `low` and `high` are nan if there is none."""
+    """A point estimate with its confidence interval."""
 
     value: float
+    """Point estimate."""
     low: float
+    """Lower bound of the interval; nan if there is no interval."""
     high: float
+    """Upper bound of the interval; nan if there is no interval."""
     units: int
     """Number of independent units: prompts, start states, episodes or training seeds."""
     method: str = ""
-    """Method that computed the interval; empty if there is none."""
+    """Name of the method that computed the interval; empty if there is no interval."""
     needs: str = ""
-    """Reason why there is no interval, such as "5 units"; empty if there is one."""
+    """Reason why there is no interval, such as "3 units, an interval needs 5"; empty if there is
+    an interval."""
 
     @classmethod
     def without(cls, value: float, units: int, needs: str) -> Interval:
-        """Return an estimate without an interval, and the reason."""
+        """Return an estimate that has no interval; `needs` is the reason."""
         return cls(float(value), math.nan, math.nan, int(units), needs=needs)
 
     @property
@@ -31,16 +35,20 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def scaled(self, factor: float, shift: float = 0.0) -> Interval:
-        """Return the interval of factor * quantity + shift; `factor` may be negative."""
+        """Return the estimate of factor * quantity + shift with its interval.
+
+        `factor` may be negative.
+        """
         low, high = sorted((factor * self.low + shift, factor * self.high + shift))
         if not self.known:
             low = high = math.nan
         return Interval(factor * self.value + shift, low, high, self.units, self.method, self.needs)
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """Return plain data: "mean", "low", "high", "n", and "method" (or "needs").
+        """Return a dictionary for JSON with the keys "mean", "low", "high" and "n".
 
-        Numbers that are not finite are None.
+        Numbers that are not finite are None. The key "method" is added if there is an interval, and
+        "needs" if there is none.
         """
         record: dict[str, float | int | str | None] = {
             key: value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Estimate the result of drawing several samples for one prompt: pass@k and best-of-n."""
+"""Estimate pass@k and best-of-n from the scores of several samples for one prompt."""
 
 from __future__ import annotations
 
@@ -14,36 +14,50 @@ from rlhf.stats.units import finite_vector
 def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
     """Return the unbiased estimate of pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
-    n is `drawn`, c is `correct`; pass@k is the probability that one of k samples is correct.
+    n is `drawn` and c is `correct`. pass@k is the probability that at least one of k samples is
+    correct.
 
     Raises:
-        ValueError: fewer than k samples were drawn, or more are correct than drawn.
+        ValueError: fewer than k samples were drawn, or `correct` is not between 0 and `drawn`.
     """
     if not 0 <= correct <= drawn or not 1 <= k <= drawn:
-        raise ValueError(f"pass@{k} needs between 1 and {drawn} samples, the number drawn")
+        raise ValueError(
+            f"pass@{k} needs 1 <= k <= drawn and 0 <= correct <= drawn, got {correct} correct of "
+            f"{drawn} drawn"
+        )
     return 1.0 - math.comb(drawn - correct, k) / math.comb(drawn, k)
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
-    """Return the expected gold score of the sample with the highest proxy score among n of N.
+    """Return the expected gold score of the best of n samples, selected by the proxy score.
 
-    The estimate is unbiased: the exact average over all C(N, n) subsets (Nakano et al. 2021,
-    appendix I). Samples with equal proxy scores are equally likely to be chosen. Both scores have
-    shape [N].
+    `proxy` and `gold` are the scores of N samples, [N]. The estimate is unbiased: it is the exact
+    average over all C(N, n) subsets of n samples (Nakano et al. 2021, appendix I). Samples with
+    equal proxy scores are equally likely to be selected.
+
+    Raises:
+        ValueError: the lengths differ, a score is not finite, or `n` is not between 1 and N.
     """
     ranking, score = finite_vector(proxy), finite_vector(gold)
     size = ranking.size
     if size != score.size or not 1 <= n <= size:
-        raise ValueError(f"need equal lengths and 1 <= n <= {size}, got {score.size} and n={n}")
+        raise ValueError(
+            f"need {size} gold scores, one for each proxy score, and 1 <= n <= {size}, got "
+            f"{score.size} gold scores and n = {n}"
+        )
     order = np.argsort(ranking, kind="stable")
     _, ties = np.unique(ranking[order], return_inverse=True)
     tied_mean = np.bincount(ties, weights=score[order]) / np.bincount(ties)
-    return float(_best_weights(size, n) @ tied_mean[ties])
+    return float(_best_of_n_probabilities(size, n) @ tied_mean[ties])
 
 
 @lru_cache(maxsize=256)
-def _best_weights(size: int, n: int) -> np.ndarray:
-    """Return P(rank r is the best of n) = C(r, n - 1) / C(size, n) for each rank r, [size]."""
+def _best_of_n_probabilities(size: int, n: int) -> np.ndarray:
+    """Return the probability that each sample is the best of n random ones, [size].
+
+    The samples are sorted by increasing score. The probability is C(r, n - 1) / C(size, n) for
+    rank r = 0, ..., size - 1.
+    """
     weights = np.zeros(size)
     ranks = np.arange(size - 1, n - 1, -1)
     factors: np.ndarray = np.r_[n / size, (ranks - n + 1) / ranks]

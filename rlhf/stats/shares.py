@@ -1,4 +1,4 @@
-"""Compute intervals of shares and of differences of paired shares."""
+"""Compute intervals of proportions ("shares") and of differences of paired proportions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ EXACT_LABEL = "exact (mid-p)"
 def mid_p_bounds(
     successes: ArrayLike, units: ArrayLike, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return bounds of a binomial share by the exact distribution with the mid-p correction.
+    """Return the bounds of a binomial proportion, from the exact mid-p test.
 
-    The bounds solve P(X > x) + P(X = x) / 2 = (1 - level) / 2 and the mirrored equation (Lancaster
-    1961; Agresti & Gottard 2007). The tails are incomplete beta functions, so that neither argument
-    has to be an integer. With few units, the coverage of Wilson's interval is as low as 83% near 0
-    and 1; the coverage of this interval is at least 92%.
+    The lower bound solves P(X > x) + P(X = x) / 2 = (1 - level) / 2 for the proportion, and the
+    upper bound solves P(X < x) + P(X = x) / 2 = (1 - level) / 2 (Lancaster 1961; Agresti & Gottard
+    2007). The probabilities are incomplete beta functions, so `successes` and `units` need not be
+    integers. With few units, the coverage of Wilson's interval is as low as 83% for proportions
+    near 0 and 1; the coverage of this interval is at least 92%.
 
     Args:
         successes: [...] sum of the outcomes, each in [0, 1].
-        units: [...] number of independent outcomes.
+        units: [...] number of independent units.
         level: confidence level.
 
     Returns:
@@ -35,15 +36,15 @@ def mid_p_bounds(
     if x.ndim == 0:
         low, high = _scalar_bounds(float(x), float(n), level)
         return np.asarray(low), np.asarray(high)
-    return _bounds(x, n, level)
+    return _array_bounds(x, n, level)
 
 
 def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
-    """Return the share `successes / units` of outcomes in [0, 1] with its exact interval.
+    """Return the proportion `successes / units` with its exact interval.
 
-    `successes` need not be an integer: a unit may be the mean of several samples. Among all
-    distributions on [0, 1] with a given mean, the Bernoulli distribution has the largest variance,
-    so the interval is valid for all of them.
+    `successes` is the sum of outcomes in [0, 1]. It need not be an integer, because a unit may be
+    the mean of several samples. The interval is valid in this case too: among all distributions on
+    [0, 1] with a given mean, the Bernoulli distribution has the largest variance.
 
     Raises:
         ValueError: `successes` is outside [0, `units`], or `units` is less than 1.
@@ -54,14 +55,15 @@ def share_interval(successes: float, units: int, *, level: float = 0.95) -> Inte
     return Interval(successes / units, float(low), float(high), int(units), EXACT_LABEL)
 
 
-def adjusted_wald(
+def adjusted_wald_bounds(
     gains: ArrayLike, losses: ArrayLike, units: ArrayLike, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bounds of a difference of paired shares, (gains - losses) / units.
+    """Return the bounds of the difference of paired proportions, (gains - losses) / units.
 
-    In the adjusted Wald interval of Bonett & Price (2012), one gain and one loss are added, so that
-    the interval of equal differences has a positive width. It uses Student's t with n + 1 degrees
-    of freedom, because the coverage of the normal quantile is too low for 2 to 10 pairs.
+    The adjusted Wald interval of Bonett & Price (2012) adds one gain and one loss to the data, so
+    that its width is positive even if all differences are equal. Here it uses the quantile of
+    Student's t with n + 1 degrees of freedom, where n is `units`, because the coverage with the
+    normal quantile is too low for 2 to 10 pairs.
 
     Args:
         gains: [...] sum of the positive differences, each in [0, 1].
@@ -83,20 +85,24 @@ def adjusted_wald(
 
 @lru_cache(maxsize=4096)
 def _scalar_bounds(x: float, n: float, level: float) -> tuple[float, float]:
-    """Return the bounds of one share; cached, because tables repeat the same few shares."""
-    low, high = _bounds(np.array([x]), np.array([n]), level)
+    """Return the mid-p bounds of one proportion.
+
+    The results are cached, because tables repeat the same few proportions.
+    """
+    low, high = _array_bounds(np.array([x]), np.array([n]), level)
     return float(low[0]), float(high[0])
 
 
-def _bounds(x: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _array_bounds(x: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return lower and upper mid-p bounds [...] for x [...] successes in n [...] units."""
     tail = (1 - level) / 2
-    low = np.where(x <= 0, 0.0, _solve(x, n, tail))
-    high = np.where(x >= n, 1.0, 1.0 - _solve(n - x, n, tail))
+    low = np.where(x <= 0, 0.0, _lower_mid_p_bound(x, n, tail))
+    high = np.where(x >= n, 1.0, 1.0 - _lower_mid_p_bound(n - x, n, tail))
     return low, high
 
 
-def _solve(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
-    """Solve P(X > x) + P(X = x) / 2 = `tail` for p, with X ~ Binomial(n, p), by bisection."""
+def _lower_mid_p_bound(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
+    """Solve P(X > x) + P(X = x) / 2 = `tail` for p by bisection, where X ~ Binomial(n, p)."""
     low, high = np.zeros_like(x), np.ones_like(x)
     inside = np.clip(x, 1e-12, None)
     rest = np.clip(n - x, 1e-12, None)
@@ -110,6 +116,6 @@ def _solve(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
     return (low + high) / 2
 
 
-def is_share(values: np.ndarray) -> bool:
+def is_binary(values: np.ndarray) -> bool:
     """Return whether every value is 0 or 1."""
     return bool(((values == 0) | (values == 1)).all())

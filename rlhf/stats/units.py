@@ -1,4 +1,4 @@
-"""Validate the inputs of the interval functions, and compute their independent units."""
+"""Validate the inputs of the interval functions, and average values in each independent unit."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 FEWEST_UNITS = 5
-"""Smallest number of units, and of units unlike the most common value, for an interval."""
+"""An interval of a mean needs at least this many units, and at least this many units that differ
+from the most common value (half of the units if there are fewer than ten)."""
 
-EQUAL_UNITS_REASON = "have one value, their spread is unknown"
+EQUAL_UNITS_REASON = "have the same value, so the variance cannot be estimated"
 """End of the reason why equal units have no interval."""
 
 FEWEST_EFFECTIVE = 2
-"""Smallest effective number of units of different sizes for the interval of a mean."""
+"""Minimum effective number of units for the interval of a mean over units of different sizes."""
 
 
 def finite_vector(values: ArrayLike) -> np.ndarray:
     """Return `values` as a float array [n].
 
     Raises:
-        ValueError: there are no values, they are not one-dimensional, or some are not finite.
+        ValueError: `values` is empty or not one-dimensional, or some values are not finite.
     """
     data = np.asarray(values, dtype=float)
     if data.ndim != 1 or data.size == 0:
-        raise ValueError(f"need a non-empty list of numbers, got shape {data.shape}")
+        raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
     return require_finite(data)
 
 
@@ -34,14 +35,17 @@ def require_finite(data: np.ndarray) -> np.ndarray:
     """Return `data` unchanged; raise ValueError if a value is not finite."""
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
-        raise ValueError(f"{bad} of {data.size} values are not finite; drop or repair them first")
+        raise ValueError(f"{bad} of {data.size} values are not finite; remove or replace them")
     return data
 
 
 def cluster_index(
     clusters: Sequence[Hashable] | np.ndarray,
 ) -> tuple[list[Hashable], np.ndarray]:
-    """Return the distinct clusters in order, and the index [n] of each row's cluster."""
+    """Return the distinct clusters in order of first appearance, and each row's cluster index [n].
+
+    An index is the position in the list of distinct clusters.
+    """
     positions: dict[Hashable, int] = {}
     codes = np.array([positions.setdefault(name, len(positions)) for name in clusters], dtype=int)
     return list(positions), codes
@@ -50,7 +54,9 @@ def cluster_index(
 def unit_means(
     values: ArrayLike, clusters: Sequence[Hashable] | np.ndarray
 ) -> tuple[list[Hashable], np.ndarray]:
-    """Return the distinct clusters in order of first appearance, and the mean of their values [n].
+    """Return the C distinct clusters in order of first appearance, and each cluster's mean [C].
+
+    `values` and `clusters` have one element for each row.
 
     Raises:
         ValueError: the numbers of values and clusters differ.
@@ -64,14 +70,17 @@ def unit_means(
 def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> None:
     """Raise ValueError if the numbers of values and clusters differ."""
     if len(clusters) != data.size:
-        raise ValueError(f"{data.size} values need as many clusters, got {len(clusters)}")
+        raise ValueError(
+            f"expected one cluster per value, got {data.size} values and {len(clusters)} clusters"
+        )
 
 
 def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Return values [n] rounded to 2^-44 of the largest magnitude (13 digits).
 
-    Values that differ only by rounding errors become equal, so that they are not counted as spread
-    or as differences. `largest` is the largest magnitude that the values were computed from.
+    Values that differ only by rounding errors become equal, so that rounding errors do not count as
+    variance or as differences. `largest` is the largest magnitude of the numbers from which the
+    values were computed; by default it is that of `values`.
     """
     if largest is None:
         largest = float(np.abs(values).max())
@@ -82,20 +91,29 @@ def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
 
 
 def effective_units(sizes: np.ndarray) -> float:
-    """Return the number of equal units with the variance of units of `sizes` [n] (Kish 1965)."""
+    """Return the effective number of units with weights `sizes` [n] (Kish 1965).
+
+    It is the number of units of equal size whose mean has the same variance.
+    """
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def too_few_units(units: int) -> str:
-    """Return the reason "too few units" for the interval of a mean; empty if there are enough."""
+def too_few_units_reason(units: int) -> str:
+    """Return why this number of units is too small for an interval of a mean.
+
+    The result is an empty string if there are enough units.
+    """
     if units >= FEWEST_UNITS:
         return ""
     return f"{units} {'unit' if units == 1 else 'units'}, an interval needs {FEWEST_UNITS}"
 
 
 def no_interval_reason(units: np.ndarray) -> str:
-    """Return the reason why the mean of `units` [n] has no interval; empty if it has one."""
-    if missing := too_few_units(units.size):
+    """Return why the mean of the unit values `units` [n] has no interval.
+
+    The result is an empty string if the mean has an interval.
+    """
+    if missing := too_few_units_reason(units.size):
         return missing
     units = rounded(units)
     if units.min() == units.max():
@@ -103,7 +121,7 @@ def no_interval_reason(units: np.ndarray) -> str:
     differing = units.size - int(np.unique(units, return_counts=True)[1].max())
     if differing < min(FEWEST_UNITS, units.size / 2):
         return (
-            f"{differing} of {units.size} units differ from the commonest value, "
-            f"an interval needs {FEWEST_UNITS}"
+            f"only {differing} of {units.size} units differ from the most common value, "
+            f"an interval needs {FEWEST_UNITS} such units"
         )
     return ""

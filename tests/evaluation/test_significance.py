@@ -125,7 +125,9 @@ def test_coverage_is_measured_for_normal_and_for_observed_values():
     assert lottery.coverage_observed is not None
     assert lottery.coverage_observed < 0.99
     rare = verdict([0.0] * 60 + [50.0], unit="episodes").estimate
-    assert rare.needs == "1 of 61 units differ from the commonest value, an interval needs 5"
+    assert rare.needs == (
+        "only 1 of 61 units differ from the most common value, an interval needs 5 such units"
+    )
 
 
 def test_samples_in_another_order_are_identical() -> None:

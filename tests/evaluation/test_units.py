@@ -165,7 +165,7 @@ def test_equal_returns_are_not_those_of_a_binary_outcome(random, optimal):
         )
         for name in {"return", "normalized"} & {*summary["metrics"]}:
             assert summary["metrics"][name]["low"] is None
-            assert "spread is unknown" in summary["metrics"][name]["needs"]
+            assert "variance cannot be estimated" in summary["metrics"][name]["needs"]
         assert summary["metrics"]["right"]["low"] is not None
     mixed = summarize(rows_of([0.0, 1.0] * 4), name="p", env="e")
     assert mixed["metrics"]["return"]["low"] == mixed["metrics"]["right"]["low"]

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from rlhf.stats import (
-    adjusted_wald,
+    adjusted_wald_bounds,
     difference,
     interval,
     ratio_interval,
@@ -52,7 +52,7 @@ def test_paired_shares_are_covered_at_every_truth(n: int):
     gains, losses = (a.ravel().astype(float) for a in np.mgrid[: n + 1, : n + 1])
     keep = gains + losses <= n
     gains, losses = gains[keep], losses[keep]
-    low, high = adjusted_wald(gains, losses, n)
+    low, high = adjusted_wald_bounds(gains, losses, n)
     found = []
     for apart in (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0):
         for share in np.linspace(0, 1, 11):
@@ -106,8 +106,8 @@ def test_the_long_tail_gets_the_wider_side():
     [
         ([2.5], "1 unit, an interval needs 5"),
         ([0.1, 0.2, 0.3, 0.4], "4 units, an interval needs 5"),
-        ([0.37] * 30, "all 30 units have one value"),
-        ([0.0] * 26 + [0.1, 0.2, 0.3, 0.4], "4 of 30 units differ from the commonest value"),
+        ([0.37] * 30, "all 30 units have the same value"),
+        ([0.0] * 26 + [0.1, 0.2, 0.3, 0.4], "only 4 of 30 units differ from the most common value"),
     ],
 )
 def test_what_has_no_interval_says_what_it_needs(values: list[float], words: str):
@@ -140,7 +140,8 @@ def test_equal_counts_may_still_differ_by_one():
 def test_equal_counts_above_their_smallest_value_have_no_interval() -> None:
     """Replies of 64 tokens with 90%, else of 32 on average: mean 60.8, but 35% are all of 64."""
     assert (
-        "all 8 units have one value" in interval([64.0] * 8, kind="count", bounds=(0, np.inf)).needs
+        "all 8 units have the same value"
+        in interval([64.0] * 8, kind="count", bounds=(0, np.inf)).needs
     )
 
 
@@ -161,9 +162,9 @@ def test_two_of_several_ratings_are_not_the_only_ones() -> None:
 def test_rounding_errors_are_no_spread() -> None:
     values, sizes = [0.1] * 21, [1, 2, 3, 4, 5, 6]
     names = [name for name, size in enumerate(sizes) for _ in range(size)]
-    assert "all 6 units have one value" in interval(values, names).needs
+    assert "all 6 units have the same value" in interval(values, names).needs
     first = np.linspace(0.3, 5.3, 60)
-    assert "all 60 units have one value" in difference(first, first - 0.1).needs
+    assert "all 60 units have the same value" in difference(first, first - 0.1).needs
 
 
 def test_a_ratio_weighs_its_units_by_their_denominators():
@@ -232,7 +233,7 @@ def test_unusable_values_are_refused(bad: list[float]):
 def test_other_misuse_is_refused():
     with pytest.raises(ValueError, match="equal lengths"):
         difference([1, 2], [1])
-    with pytest.raises(ValueError, match="as many clusters"):
+    with pytest.raises(ValueError, match="one cluster per value"):
         interval([1.0, 2.0], ["a"])
     with pytest.raises(ValueError, match="successes <= units"):
         share_interval(3, 2)
