@@ -20,9 +20,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = ", ".join([*WORKLOADS, *GROUPS, "all"])
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=names)
-    parser.add_argument("--warmup", type=int, default=default.warmup, help="warm-up rounds")
     parser.add_argument(
-        "--rounds", type=int, default=default.rounds, help="undisturbed rounds to measure"
+        "--warmup", type=int, default=default.warmup, help="number of warm-up rounds"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=default.rounds,
+        help="number of rounds to measure, without rounds that other processes slowed down",
     )
     parser.add_argument(
         "--quiet",
@@ -34,9 +39,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--patience",
         type=float,
         default=default.patience,
-        help="seconds to wait for idle cores before a step",
+        help="maximum number of seconds to wait for idle cores before a step",
     )
-    parser.add_argument("--model", default=default.model, help="short name, hub id or folder")
+    parser.add_argument(
+        "--model", default=default.model, help="short name, hub id or folder of the model"
+    )
     parser.add_argument(
         "--sides",
         nargs="*",
@@ -56,16 +63,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=paths.RESULTS, help="results file")
     parser.add_argument(
-        "--table", action="store_true", help="write table and figure of docs/performance.md"
+        "--table", action="store_true", help="write the table and figure of docs/performance.md"
     )
     parsed = parser.parse_args(arguments)
     if not parsed.workloads and not parsed.table:
-        parser.error("give a workload or --table")
+        parser.error("give at least one workload, or --table")
     return parsed
 
 
 def expand(names: list[str]) -> list[str]:
-    """Return the workloads that a list of workloads, groups and "all" names.
+    """Expand a list of workload names, group names and "all" to workload names.
 
     Raises:
         UserError: a name is unknown.
@@ -110,7 +117,7 @@ def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
 
 
 def report(result: dict) -> None:
-    """Print a result."""
+    """Print the result of a workload."""
     for row in result.get("rows", ()):
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     for side in result.get("sides", {}).values():
@@ -119,12 +126,12 @@ def report(result: dict) -> None:
         print(
             f"{result['workload']}: {side['label']}: {side['seconds']:.3f} s "
             f"[{low:.3f}, {high:.3f}], {side['rate']:,.1f} {result['unit']}/s{peak}; "
-            f"{side['kept']} steps, {side['dropped']} dropped"
+            f"{side['kept']} steps, {side['dropped']} slowed by other processes"
         )
     for other, ratio in result.get("ratios", {}).items():
         low, high = ratio["quartiles"]
         ends = ratio["interval"]
-        mean = f", 95% of the mean [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+        mean = f", 95% interval of the mean [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
         print(
             f"{result['workload']}: {ratio['speed']:.2f}x {other} [{low:.2f}, {high:.2f}]{mean}, "
             f"{ratio['pairs']} undisturbed pairs"

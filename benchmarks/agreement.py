@@ -1,7 +1,7 @@
 """Compare loss and gradient of TRL and of the toolkit on one batch in float32.
 
-TRL's trainer runs until its first loss. Its batch and weights are then passed to the toolkit's
-functions. Results are differences relative to TRL's value.
+TRL's trainer runs until its first loss. The toolkit then computes the loss and the gradient on the
+same batch with the same weights. The results are differences relative to TRL's values.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from rlhf.training.dpo import dpo_loss
 from rlhf.training.reward_models.trainer import Scorer
 from rlhf.training.supervised import sft_loss
 
-# Losses below this are treated as zero; the first loss of GRPO is zero up to rounding.
-ZERO_LOSS = 1e-2
+MIN_LOSS_SCALE = 1e-2
+"""Smallest denominator of the relative difference of two losses.
+
+The first loss of GRPO is zero up to rounding.
+"""
 
 
 class _Captured(Exception):
@@ -47,7 +50,13 @@ def grpo(job: Job) -> dict[str, float]:
 
 
 def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
-    """Return inputs and value of the trainer's first loss; its gradient stays in the model."""
+    """Run a TRL trainer until its first loss, and compute the gradient of this loss.
+
+    The gradient is stored in the parameters of the model.
+
+    Returns:
+        The inputs (batch) and the value of the loss.
+    """
     kept: list[Any] = []
     compute = trainer.compute_loss
 
@@ -66,12 +75,21 @@ def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
 
 
 def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str, float]:
-    """Compute the loss of ``ours`` with the same weights, and compare loss and gradient."""
+    """Compare TRL's loss and gradient with those of the toolkit.
+
+    Args:
+        model: model whose parameters have TRL's gradients.
+        theirs: TRL's loss.
+        ours: function that computes the toolkit's loss with the same model and batch.
+
+    Returns:
+        The relative differences of "loss" and "gradient".
+    """
     expected = take_gradient(model)
     loss = ours()
     loss.backward()
     gradient = take_gradient(model)
-    scale = max(abs(theirs.item()), ZERO_LOSS)
+    scale = max(abs(theirs.item()), MIN_LOSS_SCALE)
     return {
         "loss": abs(loss.item() - theirs.item()) / scale,
         "gradient": ((gradient - expected).norm() / expected.norm()).item(),
@@ -79,14 +97,17 @@ def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str,
 
 
 def take_gradient(model: Any) -> Tensor:
-    """Return all gradients as one vector, and clear them."""
+    """Return all gradients of a model as one vector, and clear them."""
     parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return torch.cat(parts)
 
 
 def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> TrainingBatch:
-    """Convert TRL's batch to a `TrainingBatch`, in which the rows of a pair are adjacent."""
+    """Convert TRL's batch to a `TrainingBatch` in which the two rows of a pair are adjacent.
+
+    TRL's batch has all chosen rows first, then all rejected rows.
+    """
     count = len(inputs["input_ids"])
     rows = torch.arange(count)
     half = max(count // 2, 1)
@@ -103,12 +124,14 @@ def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> Tr
 
 
 def _sft(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the toolkit's SFT loss on TRL's batch."""
     mask = inputs["labels"] != -100
     policy = Policy(trainer.model, trainer.processing_class)
     return sft_loss(policy, _examples(inputs, mask), count=mask.sum())[0]
 
 
 def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the toolkit's reward-model loss on TRL's batch."""
     scorer = Scorer(trainer.model, trainer.processing_class)
     part = _examples(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
     chosen, rejected = scorer.score(part.tokens, part.attention_mask).view(-1, 2).unbind(1)
@@ -116,6 +139,7 @@ def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the toolkit's DPO loss on TRL's batch."""
     policy = Policy(trainer.model, trainer.processing_class)
     mask = inputs["completion_mask"].bool()
     attention = inputs["attention_mask"].bool()
@@ -129,6 +153,7 @@ def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _grpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the toolkit's GRPO loss on TRL's rollouts."""
     tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1).bool()
     actions = inputs["completion_mask"].bool()

@@ -1,10 +1,11 @@
-"""Measure how often alarms occur in healthy runs: 100 tiny runs that are fixed beforehand.
+"""Measure how often alarms occur in 100 tiny runs that are healthy.
 
     python -m benchmarks.alarm_rate FOLDER [--first-seed 0]
 
 A run is healthy if it starts from a model that imitates noisy demonstrations of a task with a known
-optimum, and trains with moderate settings. The thresholds of the alarms were chosen with
-``--first-seed 100``. Prints the number of runs with each alarm, and Clopper-Pearson intervals.
+optimum, and trains with moderate settings. The script prints the number of runs with each alarm,
+with Clopper-Pearson intervals. The thresholds of the alarms were selected with
+``--first-seed 100``, so the runs with the default seeds are independent of them.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ TASKS: dict[str, dict[str, Any]] = {
     "bandit": {"id": "text/Bandit-v0", "kwargs": {"arms": 2, "horizon": 3}},
     "support": {"id": "text/Support-v0", "kwargs": {"turns": 2}},
 }
-"""Name -> environment: one turn, several turns, and costs."""
+"""Name -> environment: with one turn, with several turns, and with costs."""
 OFFLINE = ("sft", "reward", "dpo", "kto")
 LIMIT = 5
-"""Largest accepted number of runs with an alarm."""
+"""Maximum accepted number of runs with an alarm."""
 
 
 class HealthyRun(NamedTuple):
-    """A run of the list; its name is that of its folder."""
+    """One of the healthy runs."""
 
     method: str
     task: str
@@ -45,12 +46,15 @@ class HealthyRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
+        """Name of the run and of its folder."""
         return "-".join(map(str, self))
 
 
 def healthy_runs(first_seed: int = 0) -> list[HealthyRun]:
-    """Return the 100 runs: 12 algorithms x 3 tasks x 2 seeds, and 4 offline methods x 7 seeds."""
+    """Return the 100 runs: 12 algorithms x 3 tasks x 2 seeds, and 4 offline methods x 7 seeds.
+
+    `first_seed` is the smallest seed.
+    """
     tasks = list(TASKS)
     online = [
         HealthyRun(method, task, first_seed + seed)
@@ -67,11 +71,11 @@ def healthy_runs(first_seed: int = 0) -> list[HealthyRun]:
 
 
 def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
-    """Train, unless the run exists already, and return its alarms of any action.
+    """Train a run unless it is finished, and return the names of its alarms, whatever their action.
 
     Args:
-        run: A run of the list.
-        folder: Data, initial models and runs are written below it.
+        run: one of the healthy runs.
+        folder: folder for the data, the initial models and the runs.
     """
     output = folder / run.name
     try:
@@ -84,7 +88,10 @@ def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
 
 
 def summary(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
-    """Return the number of runs with each alarm, and with any, with 95% intervals, as Markdown."""
+    """Return the numbers of runs with each alarm and with any alarm, as a Markdown table.
+
+    The table has 95% intervals. The runs with alarms are listed below it.
+    """
     counts = Counter(name for names in alarms.values() for name in names)
     counts["any"] = sum(map(bool, alarms.values()))
     lines = ["| alarm | runs | 95% interval |", "| --- | ---: | --- |"]
@@ -96,7 +103,7 @@ def summary(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
 
 
 def _tree(run: HealthyRun, folder: Path) -> dict[str, Any]:
-    """Return the configuration of a run, after its data and its initial model were made."""
+    """Return the configuration of a run; create its data and its initial model if necessary."""
     common = {"output_dir": str(folder / run.name), "seed": run.seed}
     if run.method == "sft":
         return common | _offline(run, folder, steps=300)
@@ -116,7 +123,7 @@ def _tree(run: HealthyRun, folder: Path) -> dict[str, Any]:
 
 
 def _initial_model(run: HealthyRun, folder: Path) -> Path:
-    """Return the folder of a model that imitates noisy demonstrations of the run's task."""
+    """Train a model on noisy demonstrations of the run's task if necessary; return its folder."""
     name = f"initial-{run.task}-{run.seed}"
     if not (folder / name / "final").exists():
         keys = {"output_dir": str(folder / name), "seed": run.seed}
@@ -125,7 +132,7 @@ def _initial_model(run: HealthyRun, folder: Path) -> Path:
 
 
 def _offline(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
-    """Return data, model and trainer of an offline method."""
+    """Return the configuration of data, model and trainer for an offline method."""
     return {
         "model": {"scratch": {"hidden_size": 32, "context": 256, "initializer_range": 0.18}},
         "data": [{"path": str(_data(run, folder, count=1024, seed=run.seed))}],
@@ -142,7 +149,7 @@ def _offline(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
 
 
 def _data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
-    """Return the file of demonstrations, pairs or labeled replies, written once."""
+    """Write the demonstrations, pairs or labeled replies of a run if necessary; return the file."""
     kind = "sft" if run.method == "sft" else "preference"
     path = folder / f"{kind}-{run.task}-{seed}.jsonl"
     if not path.exists():
@@ -164,7 +171,7 @@ def _data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Train the runs that are not finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first-seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Compare learning curves of two implementations: a table of paired differences and a figure."""
+"""Compare learning curves of two implementations, by paired differences and in a figure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from rlhf.stats import difference, interval
 
-CURVE_END_STEPS = 5  # number of last steps whose mean is the end of a curve
+CURVE_END_STEPS = 5
+"""Number of last steps whose mean is the end of a curve."""
 
 
 def curve(run: Path) -> list[float]:
-    """Return the mean reward of each batch of a run."""
+    """Return the mean reward of each step of a run directory."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["reward/mean"] for line in lines]
 
@@ -22,7 +23,7 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
     """Return a Markdown table of the curves' means and ends, with paired differences.
 
     Args:
-        found: algorithm -> side -> curves [seeds, steps]; the same two sides for all.
+        found: algorithm -> side -> curves [seeds, steps]; all algorithms have the same two sides.
     """
     first, second = next(iter(found.values()))
     lines = [

@@ -1,7 +1,7 @@
-"""Benchmark of decoding: the toolkit's sampler, transformers' ``generate`` and llama.cpp.
+"""Benchmark of decoding: the toolkit's sampler, ``generate`` of transformers, and llama.cpp.
 
-All process the same requests. A request is a prompt and the number of tokens of its reply; the
-models never sample a stop token. The unit of work is a requested token.
+All three process the same requests. A request is a prompt and the number of tokens of its reply.
+The models never sample a stop token. The unit of work is a requested token.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from typing import Any
 from benchmarks.worker import Job, StepTimer
 
 Request = tuple[list[int], int]
+"""(token ids of the prompt, number of tokens of the reply)."""
 
 
 def requests_of(job: Job) -> list[Request]:
-    """Return prompts as token ids, with the lengths of the replies."""
+    """Read the requests of a job."""
     lines = (job.folder / "requests.jsonl").read_text().splitlines()
     return [(row["ids"], row["limit"]) for row in map(json.loads, lines)]
 
 
 def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
-    """Decode up to ``rows`` requests together; the next request replaces a finished row."""
+    """Time the toolkit's sampler with up to ``rows`` requests in a batch.
+
+    When a request is finished, the next one takes its row.
+    """
     from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
     from rlhf.rollout.sampling.base import Request, SamplingParams
@@ -30,11 +34,11 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
     stop: Any = tokenizer.eos_token_id
     sampling = SamplingParams(stop_ids=frozenset({stop}))
-    asked = requests_of(job)
+    requests = requests_of(job)
 
     def step() -> float:
         sampler = Sampler(model, sampling, rows=rows)
-        waiting = iter(enumerate(asked))
+        waiting = iter(enumerate(requests))
 
         def submit() -> None:
             for name, (ids, limit) in waiting:
@@ -44,7 +48,7 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
         for _ in range(rows):
             submit()
         done = 0
-        while done < len(asked):
+        while done < len(requests):
             for completion in sampler.step():
                 sampler.release(completion.request.episode_id)
                 done += 1
@@ -55,20 +59,20 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
 
 
 def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
-    """Decode with ``model.generate`` in bf16, in batches that end with their longest reply.
+    """Time ``model.generate`` of transformers in bf16, in batches of ``rows`` requests.
 
-    The temperature is 1, as in the toolkit's sampler.
+    A batch ends with its longest reply. The temperature is 1, as in the toolkit's sampler.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList
 
     model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype="bfloat16").eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model)
-    asked = requests_of(job)
+    requests = requests_of(job)
 
     def step() -> float:
-        for first in range(0, len(asked), rows):
-            batch = asked[first : first + rows]
+        for first in range(0, len(requests), rows):
+            batch = requests[first : first + rows]
             ids = torch.tensor([ids for ids, _ in batch])
             limits = torch.tensor([limit for _, limit in batch])
             model.generate(
@@ -89,7 +93,12 @@ def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
 
 
 def length_criterion(prompt: int, limits: Any) -> Any:
-    """Return a stopping criterion: each row has its requested number of tokens."""
+    """Return a stopping criterion that stops each row at its requested number of tokens.
+
+    Args:
+        prompt: number of tokens of the prompts.
+        limits: [rows] numbers of tokens of the replies.
+    """
 
     def check(input_ids: Any, scores: Any, **_: Any) -> Any:
         return input_ids.shape[1] - prompt >= limits
@@ -98,16 +107,17 @@ def length_criterion(prompt: int, limits: Any) -> Any:
 
 
 def llama_cpp(job: Job, timer: StepTimer) -> None:
-    """Decode one request at a time greedily with llama.cpp, on 4-bit weights.
+    """Time llama.cpp with 4-bit weights, one request at a time, with greedy decoding.
 
-    ``use_extra_bufts=False`` disables the repacking for AMX, which crashes in the released build.
+    ``use_extra_bufts=False`` disables the repacking of weights for AMX, which crashes in the
+    released build.
     """
     import os
 
     from llama_cpp import Llama
     from llama_cpp import llama_cpp as library
 
-    # The constructor has no argument for this parameter, but reads it from this function.
+    # The constructor has no argument for this parameter. It uses the result of this function.
     parameters = library.llama_model_default_params()
     parameters.use_extra_bufts = False
     library.llama_model_default_params = lambda: parameters
@@ -119,14 +129,14 @@ def llama_cpp(job: Job, timer: StepTimer) -> None:
         n_threads_batch=threads,
         verbose=False,
     )
-    asked = requests_of(job)
+    requests = requests_of(job)
 
     def step() -> float:
-        for ids, limit in asked:
+        for ids, limit in requests:
             model.reset()
-            told = model.generate(ids, temp=0.0)
+            tokens = model.generate(ids, temp=0.0)
             for _ in range(limit):
-                next(told)
+                next(tokens)
         return job.work
 
     timer.loop(step)

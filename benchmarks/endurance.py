@@ -1,11 +1,11 @@
-"""Memory, open handles, threads and step time of a long PPO run of the smallest model.
+"""Measure memory, open handles, threads and step time in a long PPO run of a tiny model.
 
     python -m benchmarks.endurance FOLDER [--steps 5000]
 
-After every step, a fixed control computation runs and is timed. The ratio of both times reduces
-the effect of other load on the machine but does not remove it: measure on an idle machine. The
-change of the ratio over the run is the slope of a line through the logarithms of the block
-medians; its interval is that of a t distribution, with blocks of 100 steps as units. The first
+After every step, a fixed control computation runs and is timed. The ratio of step time to control
+time depends less on the load of the machine than the step time, but an idle machine is still
+necessary. The change of the ratio over the run is estimated by a line through the logarithms of the
+medians of blocks of 100 steps. Its t interval treats the blocks as independent units. The first
 tenth of the run is warm-up. The exit code is 1 if a limit is exceeded.
 """
 
@@ -28,11 +28,11 @@ from rlhf.runs import launch
 from rlhf.runs.directory import Run
 
 BLOCK = 100
-"""Steps per row of the table."""
+"""Number of steps of a block, which is a row of endurance.csv."""
 MAX_TIME_CHANGE = 0.05
-"""Largest upper bound of the relative change of step time over the run."""
+"""Limit of the upper bound of the relative change of step time over the run."""
 MAX_MEMORY_GROWTH = 8.0
-"""Largest growth of resident memory after warm-up, in MiB per 1,000 steps."""
+"""Limit of the upper bound of the growth of resident memory, in MiB per 1,000 steps."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,23 @@ class Block:
     """Measurements of ``BLOCK`` steps."""
 
     step: int
+    """Number of the last step of the block."""
     memory: float
-    """Resident memory at the end, in MiB."""
+    """Resident memory at the end of the block, in MiB."""
     handles: int
+    """Number of open file descriptors at the end of the block."""
     threads: int
+    """Number of Python threads at the end of the block."""
     step_ms: float
     """Median time of a step in milliseconds."""
     control_ms: float
     """Median time of the control computation in milliseconds."""
     ratio: float
-    """Median of step time / time of the control computation after it."""
+    """Median of the step time divided by the time of the control computation after the step."""
 
 
 class MeasuredRun(Run):
-    """A run that measures the process after every logged step."""
+    """A run that measures the time of every step, and the process after every block of steps."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -62,12 +65,12 @@ class MeasuredRun(Run):
         self._started: float | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log a step; append to ``blocks`` after every ``BLOCK`` steps."""
+        """Log a step; append a block to ``blocks`` after every ``BLOCK`` steps."""
         super().log(step, metrics)
         ended = time.perf_counter()
         control_computation()
         now = time.perf_counter()
-        if self._started is not None:  # the first step includes the start of the run
+        if self._started is not None:  # The first step includes the start of the run.
             self._times.append((ended - self._started, now - ended))
         if step % BLOCK == 0:
             self.blocks.append(self._block(step))
@@ -75,6 +78,7 @@ class MeasuredRun(Run):
         self._started = time.perf_counter()
 
     def _block(self, step: int) -> Block:
+        """Return the measurements since the last block."""
         times = np.array(self._times)
         self._times.clear()
         step_ms, control_ms = np.median(times, axis=0) * 1e3
@@ -107,7 +111,7 @@ def resident_mib() -> float:
 
 
 def train(folder: Path, steps: int) -> list[Block]:
-    """Train with PPO on a task of one turn and return the measurements."""
+    """Train with PPO on a task of one turn; return the measurements of each block."""
     from rlhf.cli.table import configure
     from rlhf.training.online import train_online
 
@@ -132,7 +136,13 @@ def train(folder: Path, steps: int) -> list[Block]:
 
 
 def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, float, float]:
-    """Return the change of a value over all blocks, with the bounds of its 95% interval."""
+    """Return the change of a value over all blocks by linear regression, with its 95% interval.
+
+    `values` has one value for each block.
+
+    Returns:
+        The change, and the lower and the upper bound.
+    """
     steps = [block.step for block in blocks]
     line = stats.linregress(steps, values)
     half = float(stats.t.ppf(0.975, len(steps) - 2)) * line.stderr
@@ -141,7 +151,7 @@ def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, fl
 
 
 def verdict(blocks: list[Block]) -> tuple[str, bool]:
-    """Return a summary, and whether every limit is kept."""
+    """Return a summary, and whether no limit is exceeded."""
     measured = blocks[max(1, len(blocks) // 10) :]
     times = np.expm1(change_over_run(measured, [float(np.log(b.ratio)) for b in measured]))
     memory = change_over_run(measured, [block.memory for block in measured])
@@ -158,7 +168,7 @@ def verdict(blocks: list[Block]) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Train, write endurance.csv, print the summary; return the exit code."""
+    """Train, write endurance.csv and print the summary; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=5000)

@@ -1,9 +1,9 @@
 """Benchmark of the text environments, and of the overhead of a vector environment.
 
-"raw" is the number of actions per second of processor time on one core. It includes resets without
-a seed; a seeded reset makes a generator, which takes longer than a step. "made" is the same number
-for environments from `gymnasium.make`. "vector" is the additional time of `TextVectorEnv` with
-eight rows, per row and step.
+The column "raw" is the number of steps per second of processor time on one core. It includes resets
+without a seed; a reset with a seed creates a random generator, which takes longer than a step. The
+column "made" is the same number for environments from `gymnasium.make`. The column "vector" is the
+additional time of a vector environment with eight rows, per row and step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ ROWS = 8
 
 
 def measure(job: Job, *, seconds: float) -> list[dict[str, Any]]:
-    """Return one row per environment; each number is measured for ``seconds`` of processor time."""
+    """Return a table row for each environment.
+
+    Each number is measured for ``seconds`` seconds of processor time.
+    """
     rows = []
     for name in envs.TASKS:
         env_id = f"text/{name}"
@@ -41,7 +44,7 @@ def measure(job: Job, *, seconds: float) -> list[dict[str, Any]]:
 
 
 def steps_per_second(env: gym.Env, action: str, seconds: float) -> float:
-    """Return the number of actions per second, including resets at the end of episodes."""
+    """Return the number of steps per second of processor time, with resets after episodes."""
     env.reset(seed=0)
     steps, start = 0, time.process_time()
     while True:
@@ -56,7 +59,10 @@ def steps_per_second(env: gym.Env, action: str, seconds: float) -> float:
 
 
 def vector_seconds_per_row(env_id: str, action: str, seconds: float) -> float:
-    """Return the seconds per row and step of eight rows; finished rows are reset together."""
+    """Return the processor time of a vector environment in seconds, per row and step.
+
+    The environment has eight rows. Rows whose episodes end at the same step are reset together.
+    """
     many = gym.make_vec(env_id, num_envs=ROWS)
     many.reset(seed=0)
     steps, start = 0, time.process_time()

@@ -1,4 +1,4 @@
-"""Run a workload: prepare inputs, check that implementations agree, time alternating steps."""
+"""Run a workload: prepare the inputs, compare the results of implementations, and time steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import ROOT, work_directory
-from benchmarks.summary import Round, Step, enough, ratios, summarize
+from benchmarks.summary import Round, Step, enough_rounds, ratios, summarize
 from benchmarks.system_load import wait_for_quiet
 from benchmarks.venvs import python_of
 from benchmarks.workloads import WORKLOADS, Side
@@ -24,7 +24,7 @@ from rlhf.errors import UserError
 
 OURS = "ours"
 BEFORE = "before"
-"""Name of the toolkit's side with the code of another checkout."""
+"""Name of the side that runs the toolkit's code of another checkout."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,29 @@ class Options:
     warmup: int = 5
     """Number of warm-up rounds; a round is one step of every side."""
     rounds: int = 10
-    """Number of undisturbed rounds to measure; at most twice as many are run."""
+    """Number of undisturbed rounds to measure; at most twice as many rounds are run. A round is
+    undisturbed if other processes used at most ``quiet`` cores during each step."""
     quiet: float = 0.2
-    """Number of cores that other processes may use during an undisturbed step."""
+    """Maximum number of cores that other processes may use during an undisturbed step."""
     patience: float = 20.0
-    """Seconds to wait for idle cores before each step."""
+    """Maximum number of seconds to wait for idle cores before each step."""
     model: str = "smollm2-135m-instruct"
     """Short name, hub id or folder of a model that accepts plain-text prompts."""
     sides: tuple[str, ...] = ()
-    """Sides to run; by default all."""
+    """Names of the sides to run; empty: all sides."""
     against: Path | None = None
-    """Checkout of another commit, whose code replaces all sides except the toolkit's."""
+    """Checkout of another commit. The toolkit is compared with this code instead of the other
+    sides."""
 
 
 class WorkerProcess:
-    """A side (an implementation of the workload) in a separate process.
+    """A separate process that runs a side (an implementation) or a function of a workload.
 
     Args:
         workload: name of the workload.
-        side: name of the side; or "prepare", "check", "measure".
+        side: name of the side, or of the function: "prepare", "check" or "measure".
         folder: folder of the inputs and the log.
-        spec: specification of the side.
+        spec: specification of the side; None for a function.
         root: checkout whose code runs.
     """
 
@@ -70,10 +72,10 @@ class WorkerProcess:
         venv = spec.venv if spec else ""
         environment = {**os.environ, **(spec.environment if spec else {})}
         if venv:
-            environment.pop("PYTHONPATH", None)  # do not import the caller's packages
+            environment.pop("PYTHONPATH", None)  # Do not import the packages of this process.
         elif root != ROOT:
-            environment["PYTHONPATH"] = str(root)  # takes precedence over the installed package
-        # The other checkout's workload table names this side "ours".
+            environment["PYTHONPATH"] = str(root)  # It takes precedence over the installed package.
+        # In the workload table of the other checkout, the name of this side is "ours".
         worker_side = OURS if side == BEFORE else side
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -91,7 +93,7 @@ class WorkerProcess:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()  # the worker exits at end of file
+        self.process.stdin.close()  # The worker exits at the end of its input.
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -99,10 +101,10 @@ class WorkerProcess:
             self.process.wait()
 
     def read(self) -> dict[str, Any]:
-        """Read the next report.
+        """Wait for the next report of the process and return it.
 
         Raises:
-            UserError: the process exited; the message has the last line of its log.
+            UserError: the process exited; the message contains the last line of its log.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -113,7 +115,7 @@ class WorkerProcess:
         return json.loads(line)
 
     def step(self) -> Step:
-        """Run one step."""
+        """Run one step and return its measurements."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
@@ -124,10 +126,10 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
     """Measure one workload.
 
     Returns:
-        The result without date and machine.
+        The result for the results file, without date and machine.
 
     Raises:
-        UserError: a side does not exist, could not be started, or failed.
+        UserError: a side does not exist, or its process could not be started or failed.
     """
     row = WORKLOADS[name]
     for side in options.sides:
@@ -136,11 +138,11 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
     folder = make_input_folder(name, options.model)
     result: dict[str, Any] = {"workload": name, "model": options.model}
     if row.prepare:
-        once(name, "prepare", folder)
+        run_once(name, "prepare", folder)
     if row.measure:
-        return result | {"rows": once(name, "measure", folder)}
+        return result | {"rows": run_once(name, "measure", folder)}
     if row.check:
-        result["agreement"] = once(name, "check", folder)
+        result["agreement"] = run_once(name, "check", folder)
         log(f"{name}: one batch in float32, relative differences {result['agreement']}")
     if options.against:
         ours = row.sides[OURS]
@@ -157,7 +159,11 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
 
 
 def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
-    """Return the sides whose virtual environments exist; only optional sides may be missing."""
+    """Return the sides whose virtual environments exist or can be created.
+
+    Raises:
+        UserError: the environment of a side that is not optional cannot be created.
+    """
     usable = {}
     for side, spec in sides.items():
         try:
@@ -165,7 +171,7 @@ def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
         except UserError as error:
             if not spec.optional:
                 raise
-            log(f"{side} is left out: {error}")
+            log(f"{side} is skipped: {error}")
         else:
             usable[side] = spec
     return usable
@@ -174,25 +180,28 @@ def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
 def measure_rounds(
     name: str, folder: Path, sides: Mapping[str, Side], options: Options
 ) -> list[Round]:
-    """Measure rounds of alternating steps, with one process for each side."""
+    """Run rounds with one process for each side, and return them without the warm-up rounds."""
     with ExitStack() as stack:
         workers = {}
         for side, spec in sides.items():
             root = options.against if side == BEFORE and options.against else ROOT
             workers[side] = stack.enter_context(WorkerProcess(name, side, folder, spec, root))
-            workers[side].read()  # sides load one at a time, so that they do not disturb each other
+            workers[side].read()  # Wait until this side is loaded before the next.
         rounds: list[Round] = []
         for number, steps in enumerate(take_rounds(workers, options)):
             counted = number >= options.warmup
             log_round(name, number, steps, counted=counted, limit=options.quiet)
             rounds += [steps] if counted else []
-            if enough(rounds, options.rounds, options.quiet):
+            if enough_rounds(rounds, options.rounds, options.quiet):
                 return rounds
     raise AssertionError("unreachable: take_rounds is infinite")
 
 
 def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterator[Round]:
-    """Yield rounds of one step of every side, in alternating order (A B, B A, ...)."""
+    """Yield rounds without end; a round is one step of every side.
+
+    The order of the sides alternates between rounds (A B, B A, ...).
+    """
     forwards = True
     while True:
         order = list(workers) if forwards else list(reversed(workers))
@@ -204,14 +213,14 @@ def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Itera
         forwards = not forwards
 
 
-def once(name: str, task: str, folder: Path) -> Any:
-    """Run a function once in a separate process, and return its result."""
+def run_once(name: str, task: str, folder: Path) -> Any:
+    """Run "prepare", "check" or "measure" of a workload in a process, and return its result."""
     with WorkerProcess(name, task, folder) as worker:
         return worker.read()["result"]
 
 
 def make_input_folder(name: str, model: str) -> Path:
-    """Make a new folder for a workload's inputs and logs, with the request file."""
+    """Create a new folder for a workload's inputs and logs, and write request.json into it."""
     folder = work_directory("work") / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -220,7 +229,7 @@ def make_input_folder(name: str, model: str) -> Path:
 
 
 def log_round(name: str, number: int, steps: Round, *, counted: bool, limit: float) -> None:
-    """Log one line for a round."""
+    """Log one line with the times of a round."""
     times = [
         f"{side} {step.seconds:.2f} s{' (disturbed)' if step.disturbed(limit) else ''}"
         for side, step in steps.items()

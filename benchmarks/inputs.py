@@ -1,4 +1,4 @@
-"""Write the inputs of a workload into its folder: rows, models, the toolkit's configuration."""
+"""Write the inputs of a workload into its folder: rows, models, and the toolkit's configuration."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.worker import Job
 from rlhf.models.hub import resolve
 from rlhf.models.loading import load_tokenizer
 
-# Number of steps that no run reaches, because the harness stops all sides.
+# Number of steps of a run, which it does not reach because the harness stops it earlier.
 ENDLESS = 10_000
 
 
 def offline(job: Job, *, verb: str) -> None:
-    """Write the rows of one batch, and the toolkit's configuration for training on them."""
+    """Write the inputs of SFT, reward training or DPO: the rows of one batch, and settings."""
     rng = random.Random(0)
     rows = ROWS[verb](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
@@ -49,7 +49,7 @@ def offline(job: Job, *, verb: str) -> None:
 
 
 def first_step(job: Job) -> None:
-    """Write the inputs of SFT on eight short documents, with a model that loads in milliseconds."""
+    """Write the inputs of SFT on eight short documents, with a tiny model that loads quickly."""
     offline(job, verb="sft")
     settings = job.settings
     model = tiny_llama(job.folder / "model")
@@ -62,7 +62,7 @@ def first_step(job: Job) -> None:
 
 
 def grpo(job: Job) -> None:
-    """Write the inputs of GRPO: a prompt of 64 tokens, 8 replies of 32 tokens, no reference."""
+    """Write the inputs of GRPO with 8 replies of 32 tokens to a prompt of 64 tokens, without KL."""
     model = endless_model(job.request["model"], job.folder / "model")
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=64)),
@@ -75,9 +75,13 @@ def grpo(job: Job) -> None:
 
 
 def ppo(job: Job) -> None:
-    """Write the inputs of PPO: 8 prompts of 64 tokens, replies of 32, a full-size reward model."""
+    """Write the inputs of PPO with replies of 32 tokens to 8 prompts of 64 tokens.
+
+    The reward model has the size of the policy.
+    """
     model = endless_model(job.request["model"], job.folder / "model")
-    # TRL passes prompt and reply as ids; the toolkit's chat template would add 32 tokens.
+    # TRL passes the ids of prompt and reply to the reward model. Without this limit, the chat
+    # template in the toolkit would add 32 tokens.
     reward = reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=64)),
@@ -91,7 +95,7 @@ def ppo(job: Job) -> None:
 
 
 def mfu(job: Job) -> None:
-    """Write the inputs of SFT on 2,048 tokens, with work in floating-point operations."""
+    """Write the inputs of SFT on 2,048 tokens; the unit of work is a floating-point operation."""
     offline(job, verb="sft")
     rows = sft_rows(random.Random(0), mean=214)
     write_rows(job.folder / "rows.jsonl", rows)
@@ -104,7 +108,7 @@ def mfu(job: Job) -> None:
 
 
 def shared_prefix(job: Job) -> None:
-    """Write the inputs of a GRPO update on eight replies of 32 tokens to a prompt of 512 tokens."""
+    """Write the inputs of a GRPO update on 8 replies of 32 tokens to a prompt of 512 tokens."""
     model = resolve(job.request["model"])
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=512, count=8)),
@@ -117,12 +121,13 @@ def shared_prefix(job: Job) -> None:
 
 
 def decoding(job: Job, *, requests: int, limits: str) -> None:
-    """Write prompts of 64 tokens with reply lengths: all 64, or mixed with a third as mean.
+    """Write the inputs of decoding: prompts of 64 tokens, with the lengths of their replies.
 
     Args:
         job: job of the workload.
         requests: number of requests.
-        limits: "fixed" or "mixed".
+        limits: "fixed" for replies of 64 tokens, "mixed" for the lengths of `mixed_lengths` with a
+            maximum of 96 tokens.
     """
     rng = random.Random(2)
     model = endless_model(job.request["model"], job.folder / "model")
@@ -135,19 +140,22 @@ def decoding(job: Job, *, requests: int, limits: str) -> None:
 
 
 def multiturn(job: Job) -> None:
-    """Write the inputs of 8 episodes of 10 turns, with 64 tokens first, replies of 16, then 24."""
+    """Write the inputs of 8 episodes of 10 turns.
+
+    The first question has 64 tokens, a reply 16 tokens, and a later question 24 tokens.
+    """
     model = endless_model(job.request["model"], job.folder / "model")
     settings = {"turns": 10, "episodes": 8, "opening": 64, "reply": 16, "answer": 24}
     write_job(job, model=model, **settings)
 
 
 def tiny(job: Job) -> None:
-    """Write the inputs of PPO in the echo task: 2.8M parameters, 128 rollouts of 16 new tokens."""
+    """Write the inputs of PPO in the echo task: 2.8M parameters and 128 rollouts of 16 tokens."""
     config = {
         "output_dir": str(job.folder / "run"),
         "model": {"path": tiny_llama(job.folder / "model")},
         "env": {"id": "text/Echo-v0"},
-        # A separator is empty so that releases which place it differently compute equal tokens.
+        # The separator is empty, so that releases that place it differently use equal tokens.
         "rollout": {"max_new_tokens": 16, "parallel": 128, "chat": False, "separator": ""},
         "episodes_per_step": 128,
         "num_steps": ENDLESS,
@@ -158,7 +166,7 @@ def tiny(job: Job) -> None:
 
 
 def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
-    """Return the common configuration of the online workloads on prompts."""
+    """Return the configuration that the online workloads with prompts have in common."""
     return {
         "output_dir": str(job.folder / "run"),
         "model": {"path": model},
@@ -169,18 +177,18 @@ def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
 
 
 def prompt_file(job: Job, *, tokens: int, count: int = 256) -> Path:
-    """Write plain prompts of ``tokens`` tokens; return the file."""
+    """Write ``count`` prompts of about ``tokens`` tokens to prompts.jsonl; return the path."""
     rng = random.Random(1)
     rows = [{"prompt": question(words(tokens, rng))} for _ in range(count)]
     return write_rows(job.folder / "prompts.jsonl", rows)
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:
-    """Write rows as JSON lines; return the file."""
+    """Write rows as JSON Lines; return ``path``."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def write_job(job: Job, **settings: Any) -> None:
-    """Write the settings that the sides read."""
+    """Write job.json with the settings that the sides read."""
     (job.folder / "job.json").write_text(json.dumps(settings, indent=1))

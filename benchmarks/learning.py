@@ -2,10 +2,10 @@
 
     python -m benchmarks.learning FOLDER [--seeds 5] [--tasks echo bandit key_door]
 
-The script runs configs/learning/TASK.yaml with each seed: a tiny model with random weights, SFT on
-noisy demonstrations, then PPO and GRPO. It prints the return of the sampled policies on held-out
-episodes as a share of the optimal return, and how many seeds reach the share `REQUIRED_SHARE`.
-Finished stages are not repeated.
+The script runs configs/learning/TASK.yaml with each seed: SFT of a tiny model with random weights
+on noisy demonstrations, then PPO and GRPO. It prints the mean return of the policies on held-out
+episodes, with sampled decoding, as a fraction of the optimal return. It also prints for how many
+seeds this fraction is at least `REQUIRED_FRACTION`. Finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from rlhf.runs import launch
 CONFIGS = Path(__file__).parents[1] / "configs/learning"
 TASKS = ("echo", "bandit", "key_door")
 ALGORITHMS = ("ppo", "grpo")
-REQUIRED_SHARE = 0.95
-"""Required share of the optimal return."""
+REQUIRED_FRACTION = 0.95
+"""Required fraction of the optimal return."""
 
 
 def run_task(task: str, folder: Path, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Run one task with one seed; return policy -> share of the optimum and seconds."""
+    """Run one task with one seed; return policy -> result, see `result`."""
     root = folder / f"{task}-{seed}"
     rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True)
     return {policy: result(root, policy) for policy in ("sft", *ALGORITHMS)}
 
 
 def result(root: Path, policy: str) -> dict[str, Any]:
-    """Return the share of the optimum, the normalized score with its interval, and the seconds.
+    """Return the result of a policy: "share", "normalized" and "seconds".
 
-    The normalized score is 0 for the random policy and 1 for the optimal policy.
+    "share" is the mean return as a fraction of the optimal return. "normalized" is the return
+    scaled to 0 for the random and 1 for the optimal policy, with its interval. "seconds" is the
+    duration of training.
     """
     summary = json.loads((root / f"evaluate/evaluation/{policy}/summary.json").read_text())
     lines = (root / policy / "metrics.jsonl").read_text().splitlines()
@@ -51,8 +53,8 @@ def result(root: Path, policy: str) -> dict[str, Any]:
 def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
     """Return a Markdown table with one row per task and policy."""
     rows = [
-        "| task | policy | return / optimum, by seed | normalised score, by seed "
-        f"| seeds at {REQUIRED_SHARE} | seconds a run, median |",
+        "| task | policy | return / optimum, by seed | normalized score, by seed "
+        f"| seeds with at least {REQUIRED_FRACTION} | seconds per run, median |",
         "| --- | --- | --- | --- | ---: | ---: |",
     ]
     for task, seeds in results.items():
@@ -60,7 +62,7 @@ def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
             found = [seed[policy] for seed in seeds]
             shares = ", ".join(f"{x['share']:.3f}" for x in found)
             scores = ", ".join(f"{x['normalized']['mean']:.2f}" for x in found)
-            reached = sum(x["share"] >= REQUIRED_SHARE for x in found)
+            reached = sum(x["share"] >= REQUIRED_FRACTION for x in found)
             seconds = median(x["seconds"] for x in found)
             rows.append(
                 f"| {task} | {policy} | {shares} | {scores} | {reached} of {len(found)} "
@@ -70,7 +72,7 @@ def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
 
 
 def main() -> None:
-    """Run the missing tasks and print the table."""
+    """Run the tasks that are not finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)

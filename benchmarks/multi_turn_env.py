@@ -1,4 +1,4 @@
-"""A task with many turns of fixed lengths, which do not depend on the replies."""
+"""An environment with many turns, whose questions have fixed lengths."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ ENV_ID = "benchmarks.multi_turn_env:benchmarks/Interview-v0"
 
 
 class Interview(TextEnv):
-    """Ask ``turns`` questions; each reply with a word of its question has the reward 1.
+    """An environment that asks ``turns`` questions.
+
+    The reward of a reply is 1 if the reply contains a word of the question, else 0.
 
     Args:
         turns: number of questions, including the first.
-        opening: number of tokens of the first question.
-        answer: number of tokens of every later question, including line breaks around it.
+        first_tokens: number of tokens of the first question.
+        later_tokens: number of tokens of every later question, including line breaks around it.
     """
 
     def __init__(
-        self, turns: int, opening: int, answer: int, *, render_mode: str | None = None
+        self, turns: int, first_tokens: int, later_tokens: int, *, render_mode: str | None = None
     ) -> None:
         super().__init__(render_mode=render_mode)
-        self.max_turns, self.sizes = turns, (opening, answer - 2)
-        self.asked, self.question = 0, ""
+        self.max_turns, self.sizes = turns, (first_tokens, later_tokens - 2)
+        self.num_asked, self.question = 0, ""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """Return the first question."""
         super().reset(seed=seed)
-        self.asked = 1
-        return self.opening(self._ask(self.sizes[0]))
+        self.num_asked = 1
+        return self.opening(self._new_question(self.sizes[0]))
 
     def step(self, action: str) -> Step:
-        """Return the next question."""
+        """Return the next question, and the reward of the reply to the last question."""
         reward = float(bool(set(action.split()) & set(self.question.split())))
-        over = self.asked == self.max_turns
-        self.asked += 1
-        return self.turn("" if over else self._ask(self.sizes[1]), reward, over, success=None)
+        over = self.num_asked == self.max_turns
+        self.num_asked += 1
+        return self.turn(
+            "" if over else self._new_question(self.sizes[1]), reward, over, success=None
+        )
 
-    def _ask(self, count: int) -> str:
+    def _new_question(self, count: int) -> str:
+        """Return a question of ``count`` random words, and remember it for the reward."""
         self.question = words(count, random.Random(int(self.np_random.integers(2**31))))
         return self.question
 

@@ -13,7 +13,7 @@ from benchmarks.worker import Job, StepTimer
 
 
 def ours(job: Job, timer: StepTimer) -> None:
-    """Time `Collector.collect`, whose cache is kept for the whole episode."""
+    """Time `Collector.collect`, which keeps the KV cache for the whole episode."""
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
     from rlhf.models.loading import load_model
@@ -21,7 +21,7 @@ def ours(job: Job, timer: StepTimer) -> None:
 
     s = job.settings
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
-    task = {"turns": s["turns"], "opening": s["opening"], "answer": s["answer"]}
+    task = {"turns": s["turns"], "first_tokens": s["opening"], "later_tokens": s["answer"]}
     spec = RolloutSpec(max_new_tokens=s["reply"], parallel=s["episodes"], chat=False)
     collector = Collector.open(model, tokenizer, EnvSpec(id=ENV_ID, kwargs=task), spec)
 
@@ -35,8 +35,8 @@ def ours(job: Job, timer: StepTimer) -> None:
 def trl(job: Job, timer: StepTimer) -> None:
     """Time TRL's GRPO with `rollout_func`, its only interface for plain-text replies.
 
-    As in TRL's own loop over tool calls, every turn passes the whole history to ``generate``. The
-    update, which is not measured, uses four tokens of each episode.
+    As in TRL's loop over tool calls, every turn passes the whole history to ``generate``. The
+    update is not measured, so it uses only four tokens of each episode.
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,7 +73,17 @@ def trl(job: Job, timer: StepTimer) -> None:
 def episodes(
     trainer: Any, tokenizer: Any, count: int, s: dict[str, Any]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Play ``count`` episodes in lockstep; return the ids of first questions and of the rest."""
+    """Play ``count`` episodes, all with the same number of turns so far.
+
+    Args:
+        trainer: TRL's trainer with the model.
+        tokenizer: tokenizer of the model.
+        count: number of episodes.
+        s: settings of the job.
+
+    Returns:
+        The token ids of the first question, and those of the rest of the episode, for each episode.
+    """
     import torch
 
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)

@@ -2,12 +2,12 @@
 
     python -m benchmarks.parity FOLDER [--seeds 8] [--steps 40]
 
-The task is to repeat a word in one turn, with reward 1 for the right word. Both sides start from
-the same weights (an SFT model per seed) and use the same prompts. They take one optimizer step per
-batch of 64 replies in groups of 8, without a KL penalty, with AdamW and the same constant learning
-rate. Gradients are not clipped, because clipping, unlike Adam, depends on the scale of the loss. A
-curve is the mean reward of each batch. The table lists the mean and the end of the curves with
-their paired differences over seeds. Finished runs in FOLDER are not repeated.
+The task is to repeat a word in one turn; the reward is 1 for the correct word. For each seed, both
+implementations start from the same SFT model and use the same prompts. They take one optimizer step
+for each batch of 64 replies in groups of 8, without a KL penalty, with AdamW and the same constant
+learning rate. Gradients are not clipped, because clipping depends on the scale of the loss, and
+Adam does not. A curve is the mean reward of each batch. The table lists the mean and the end of the
+curves, with paired differences over seeds. Finished runs in FOLDER are not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
 def word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
-    """Return 1.0 for each reply that is the word of the prompt ("Repeat: apple"), else 0.0."""
+    """Return 1.0 for each reply that equals the last word of its prompt, else 0.0.
+
+    An example of a prompt is "Repeat: apple".
+    """
     return [
         float(talk[-1]["content"].strip() == talk[-2]["content"].split()[-1])
         for talk in conversations
@@ -39,7 +42,11 @@ def word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
 
 
 def start_model(folder: Path, seed: int) -> Path:
-    """Train the common initial model by SFT, and write prompts.jsonl in the same folder."""
+    """Train the common initial model by SFT if necessary, and write prompts.jsonl into ``folder``.
+
+    Returns:
+        The folder of the initial model.
+    """
     root = folder / f"start-{seed}"
     if not (root / "sft/finished").exists():
         tree = read_yaml(START)
@@ -56,7 +63,7 @@ def start_model(folder: Path, seed: int) -> Path:
 def our_config(
     algorithm: str, model: Path, folder: Path, *, seed: int, steps: int
 ) -> dict[str, Any]:
-    """Return the toolkit's configuration."""
+    """Return the configuration of a training run with the toolkit."""
     return {
         "output_dir": str(folder / f"ours-{algorithm}-{seed}"),
         "seed": seed,
@@ -134,7 +141,7 @@ def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
 
 
 def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.ndarray]]:
-    """Return algorithm -> side -> curves [seeds, steps]; missing curves are made."""
+    """Return algorithm -> side -> curves [seeds, steps]; train the runs that are not finished."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for algorithm in ALGORITHMS:
         table: dict[str, list[list[float]]] = {side: [] for side in SIDES}
@@ -151,7 +158,7 @@ def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.nd
 
 
 def main() -> None:
-    """Run the missing trainings, print the table and draw the figure."""
+    """Train the runs that are not finished, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=8)

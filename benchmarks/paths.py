@@ -1,4 +1,4 @@
-"""Folders of the benchmarks' inputs, logs, virtual environments and results."""
+"""Define the folders of the benchmarks' inputs, logs, virtual environments and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PICTURE = ROOT / "docs" / "images" / "performance.png"
 
 
 def work_directory(*parts: str) -> Path:
-    """Return a folder in the user's cache or ``$RLHF_CACHE``, and make it if it is missing."""
+    """Return a folder under the user's cache or ``$RLHF_CACHE``; create it if it does not exist."""
     folder = cache_directory().joinpath("benchmarks", *parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""Measure the speed of matrix multiplication, an upper bound on the speed of a model."""
+"""Measure the speed of matrix multiplication, which is an upper bound for the speed of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_PRODUCTS = 32
 
 
 def matmul(job: Job, timer: StepTimer) -> None:
-    """Multiply square bf16 matrices; the unit of work is a floating-point operation."""
+    """Time products of square bf16 matrices; the unit of work is a floating-point operation."""
     generator = torch.Generator().manual_seed(0)
     one, other = (
         torch.randn(MATRIX_SIZE, MATRIX_SIZE, generator=generator).bfloat16() for _ in range(2)
@@ -30,14 +30,15 @@ def matmul(job: Job, timer: StepTimer) -> None:
 
 
 def model_flops(model: str, texts: list[tuple[int, int]]) -> float:
-    """Return the floating-point operations of a forward and a backward pass without recomputation.
+    """Return the number of floating-point operations of a forward and a backward pass.
 
-    Each weight and token takes two operations in the forward pass and four in the backward pass.
-    Causal attention is included. The output head is counted only for learned tokens.
+    Each weight takes two operations per token in the forward pass and four in the backward pass.
+    Causal attention is included, and recomputation of activations is not. The output head is
+    counted only for tokens with a loss.
 
     Args:
         model: folder of a decoder of the Llama family.
-        texts: (tokens, learned tokens) of each document.
+        texts: (number of tokens, number of tokens with a loss) of each document.
     """
     with open(f"{model}/config.json") as file:
         config: dict[str, Any] = json.load(file)
@@ -50,6 +51,7 @@ def model_flops(model: str, texts: list[tuple[int, int]]) -> float:
     for tokens, learned in texts:
         total += 6.0 * config["num_hidden_layers"] * layer * tokens
         total += 6.0 * config["vocab_size"] * width * learned
-        # Attention scores and weighted sums are two products of tokens x tokens / 2 for each head.
+        # The attention scores and the weighted sums are two products with tokens x tokens / 2
+        # entries for each head.
         total += 6.0 * config["num_hidden_layers"] * heads * head_width * tokens**2
     return total

@@ -2,9 +2,9 @@
 
     python -m benchmarks.precision FOLDER [--seeds 5]
 
-The script runs SFT, PPO and GRPO of configs/learning/TASK.yaml twice with each seed; only the dtype
-of the weights differs. With bfloat16, the optimizer has float32 master weights. A curve is the mean
-reward of each batch. Finished stages are not repeated.
+For each seed, the script runs SFT, PPO and GRPO of configs/learning/TASK.yaml twice: with bfloat16
+and with float32 weights. With bfloat16 weights, the optimizer has float32 master weights. A curve
+is the mean reward of each batch. Finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list
 
 
 def main() -> None:
-    """Run the missing trainings, print the table and draw the figure."""
+    """Train the runs that are not finished, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)

@@ -1,7 +1,7 @@
 """Benchmark of prefix sharing: an update on eight replies to one prompt of 512 tokens.
 
-Both sides take the same update of the online loop. One computes the prompt once; the other uses
-transformers' attention and computes the prompt for each reply.
+Both sides run the same update of online training. One side processes the prompt once. The other
+side uses the attention of transformers, and processes the prompt once for each reply.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ PROMPT, REPLY, ROWS = 512, 32, 8
 
 
 def update(job: Job, timer: StepTimer, *, shared: bool) -> None:
-    """Time the update with its optimizer step; the unit of work is a token, prefixes included."""
+    """Time the update and its optimizer step.
+
+    The unit of work is a token; the prompt counts once for each reply. ``shared`` is whether the
+    prompt is processed only once.
+    """
     trainer = make_trainer(job, shared=shared)
     batch = make_batch(trainer)
     numbers = iter(range(trainer.config.num_steps))
@@ -44,7 +48,7 @@ def check(job: Job) -> dict[str, float]:
 
 
 def make_trainer(job: Job, *, shared: bool, dtype: str = "auto") -> OnlineTrainer:
-    """Return the trainer of an online run."""
+    """Return a GRPO trainer; ``shared`` is whether it processes a common prompt only once."""
     tree = job.settings["config"]
     tree = {**tree, "model": {**tree["model"], "dtype": dtype}}
     trainer = OnlineTrainer("grpo", configure("grpo", tree))
@@ -54,7 +58,7 @@ def make_trainer(job: Job, *, shared: bool, dtype: str = "auto") -> OnlineTraine
 
 
 def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
-    """Make eight replies of random tokens to one random prompt, with different scores."""
+    """Return a batch of eight random replies to one random prompt, with different scores."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(100, 4000, (PROMPT,), generator=generator).tolist()
     rollouts, rewards = [], []

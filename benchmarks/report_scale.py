@@ -1,4 +1,4 @@
-"""Benchmark of the report of a run with 100,000 steps and 100,000 samples."""
+"""Measure time, memory and page size of the report of a run with 100,000 steps and samples."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ QUANTITIES = ("advantage", "reward", "kl", "entropy", "value")
 
 
 def write_run(root: Path, steps: int, samples: int) -> None:
-    """Write the logs of a run; every training sample has a table of its tokens."""
+    """Write the logs of a run with random values; every training sample has recorded tokens."""
     rng = random.Random(0)
     (root / "config.yaml").write_text("command: ppo\n")
     with (root / "metrics.jsonl").open("w") as file:
@@ -63,6 +63,7 @@ def write_run(root: Path, steps: int, samples: int) -> None:
 
 
 def _sample(index: int, steps: int, samples: int, rng: random.Random) -> dict[str, object]:
+    """Return the row of samples.jsonl with this index."""
     after = index - (samples - HELD_OUT)
     split = "before" if index < HELD_OUT else "after" if after >= 0 else "train"
     row: dict[str, object] = {
@@ -82,7 +83,7 @@ def _sample(index: int, steps: int, samples: int, rng: random.Random) -> dict[st
 
 
 def main() -> None:
-    """Print the seconds, the peak memory and the size of the page."""
+    """Write the report, and print the seconds, the peak memory and the size of the page."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_run(root, STEPS, SAMPLES)

@@ -1,4 +1,4 @@
-"""Store results as JSON lines, with date, machine and package versions."""
+"""Store results as JSON Lines, with date, machine and package versions."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ Result = dict[str, Any]
 
 
 def stamp() -> dict[str, Any]:
-    """Return date, commit, machine and versions."""
-    told = describe_machine()
+    """Return date, commit, machine and package versions, which are stored with a result."""
+    description = describe_machine()
     return {
-        "date": told["date"],
-        "commit": told["commit"],
+        "date": description["date"],
+        "commit": description["commit"],
         "machine": {
-            "processor": told["processor"],
-            "cores": told["cores"],
+            "processor": description["processor"],
+            "cores": description["cores"],
             "memory_gib": memory_gib(),
             "threads": os.environ.get("OMP_NUM_THREADS"),
         },
-        "versions": {"python": told["python"], **told["versions"]},
+        "versions": {"python": description["python"], **description["versions"]},
     }
 
 
 def memory_gib() -> float | None:
-    """Return the memory of the machine in GiB; None if the system does not report it."""
+    """Return the memory of the machine in GiB, or None if the system does not report it."""
     if sys.platform == "win32":
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
 def append(path: Path, result: Mapping[str, Any]) -> None:
-    """Add one result to the file."""
+    """Append a result to the results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
 
 
 def read(path: Path) -> list[Result]:
-    """Return all results, the oldest first.
+    """Return all results of the results file, the oldest first.
 
     Raises:
         UserError: the file does not exist.
     """
     if not path.exists():
-        raise UserError(f"no results in {path}: measure first (python -m benchmarks all)")
+        raise UserError(f"{path} does not exist: first run python -m benchmarks all")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def machine_of(result: Result) -> str:
-    """Return the name of the machine of a result."""
+    """Return text that identifies the machine of a result."""
     machine = result["machine"]
     return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
 def newest_results(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
-    """Return machine -> workload -> newest complete result, the most recent machine first.
+    """Return machine -> workload -> newest result, the most recent machine first.
 
-    A result with fewer sides does not replace an older one.
+    Results that do not have all sides are ignored.
     """
     found: dict[str, dict[str, Result]] = {}
     for result in results:

@@ -1,13 +1,13 @@
-"""Compare the disagreement of an ensemble on texts like and unlike its training texts.
+"""Compare the disagreement of an ensemble on texts from the training distribution and on others.
 
     rlhf reward --config configs/rewards/ensemble.yaml
     python -m benchmarks.reward_disagreement runs/ensemble/final inside.jsonl outside.jsonl ...
 
-Each file has a column of texts (`text` or another name that the loader recognizes; `FILE:COLUMN`
-selects a column). The first file has texts of the training distribution ("inside"). The script
-prints the mean disagreement (standard deviation over the heads, in units of the score) and the
-share of (inside, outside) pairs in which the outside text has the larger disagreement, each with an
-interval over texts.
+Each file has a column of texts: `text`, another name that the loader recognizes, or the column
+COLUMN of the argument `FILE:COLUMN`. The first file has texts from the training distribution
+("inside"). The script prints the mean disagreement on each file, which is the standard deviation
+over the heads in units of the score. For each other file, it prints the proportion of (inside,
+outside) pairs in which the outside text has the larger disagreement. All intervals are over texts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from rlhf.runs import launch
 from rlhf.stats import Interval, interval, jackknife
 
 TEXTS = 1000
+"""Maximum number of texts of a file."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print one line per file."""
+    """Print one line for each file, and one line for each comparison with the first file."""
     launch.prepare()
     checkpoint, inside, *outside = arguments
     reward = build({"kind": "trained", "path": checkpoint})
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def disagreement(reward, source: str) -> np.ndarray:
-    """Return the disagreement of the heads about each of N texts of a file, [N]."""
+    """Return the disagreement of the heads on each of the N texts of a file, [N]."""
     path, _, column = source.partition(":")
     spec = DataSpec(path, limit=TEXTS, columns={"text": column} if column else None)
     rows = load(spec, "text", seed=0).rows
@@ -50,7 +51,10 @@ def disagreement(reward, source: str) -> np.ndarray:
 
 
 def separation(inside: np.ndarray, outside: np.ndarray) -> Interval:
-    """Return P(an outside text has the larger disagreement) with an interval; ties count half."""
+    """Return the probability that an outside text has a larger disagreement than an inside text.
+
+    Ties count half. The interval is over texts.
+    """
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     both = np.concatenate([inside, outside])
     scores = np.stack([-both, both], 1)

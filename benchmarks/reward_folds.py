@@ -1,11 +1,11 @@
-"""Cross-validate a reward model: each pair is scored by a model of other conversations.
+"""Cross-validate a reward model: score each pair by a model trained on other conversations.
 
     python -m benchmarks.reward_folds --config configs/rewards/harmless.yaml
 
-In a small data set, a test split has few pairs; with folds, every pair is tested once. Dialogues
-that begin with the same words are in the same fold, and intervals are over these groups. The
-options are those of `rlhf reward`, and `--folds N`. The results are written to `folds.json` and
-`folds.md` in the output folder.
+In a small data set, a test split has few pairs; with cross-validation, every pair is tested once.
+Conversations with the same first message are in the same fold, and they are one independent unit of
+the confidence intervals. The options are those of `rlhf reward`, and `--folds N`. The results are
+written to `folds.json` and `folds.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlhf.runs import launch
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train and evaluate every fold; print the pooled table."""
+    """Train and evaluate every fold; write and print the results over all folds."""
     launch.prepare()
     parsed = parse_arguments(arguments)
     folds = next((value for key, value in parsed.overrides if key == "folds"), 5)
@@ -64,7 +64,17 @@ def main(arguments: Sequence[str]) -> None:
 def train_fold(
     tree: dict[str, Any], rows: list[dict[str, Any]], held_out: np.ndarray, folder: Path
 ) -> Path:
-    """Train on the rows that are not held out; a finished fold is not trained again."""
+    """Train a reward model on the rows that are not held out, unless it is finished.
+
+    Args:
+        tree: configuration of the training.
+        rows: canonical preference rows.
+        held_out: [rows] whether each row is held out.
+        folder: run directory of the fold.
+
+    Returns:
+        The folder of the trained model.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     data = folder.with_suffix(".jsonl")
     write_jsonl(data, [row for row, out in zip(rows, held_out, strict=True) if not out])
@@ -74,13 +84,18 @@ def train_fold(
 
 
 def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:
-    """Return the score of the chosen reply minus that of the rejected reply, [N]."""
+    """Return the score of the chosen minus that of the rejected reply for each of N pairs, [N]."""
     scores = np.array(reward([p.chosen for p in pairs] + [p.rejected for p in pairs]), dtype=float)
     return scores[: len(pairs)] - scores[len(pairs) :]
 
 
 def accuracies_of(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the accuracy of each scorer (ties count half) and the model's gain over it."""
+    """Return the accuracy of each scorer, and the paired gain of the model over the other scorers.
+
+    Args:
+        margins: scorer -> margin of each pair, [N]; a margin of 0 counts half.
+        groups: [N] independent unit of each pair.
+    """
     right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
     ours = right["this model"]
     return {

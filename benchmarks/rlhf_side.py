@@ -1,4 +1,4 @@
-"""The toolkit's side of the training workloads, with the functions that `rlhf sft|ppo|...` uses."""
+"""Run the toolkit's side of the training workloads, with the functions of `rlhf sft|ppo|...`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.runs.directory import Run
 
 
 class PacedRun(Run):
-    """A run that waits for the side's turn after every logged step."""
+    """A run that stops after every logged step until the harness starts the side's next step."""
 
     def __init__(self, directory: Path, timer: StepTimer, work: float) -> None:
         super().__init__(directory)
@@ -20,15 +20,15 @@ class PacedRun(Run):
         timer.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics, stop the timer and wait for the next turn."""
+        """Log the metrics, stop the timer and wait for the start of the next step."""
         super().log(step, metrics)
-        if "train/loss" in metrics:  # not an evaluation
+        if "train/loss" in metrics:  # The row is not that of an evaluation.
             self.timer.done(self.work)
             self.timer.start()
 
 
 def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
-    """Train SFT, a reward model or DPO as `rlhf` does, with every step logged."""
+    """Time the steps of SFT, reward training or DPO; every step is logged."""
     from rlhf.training.offline import train_offline
 
     config = configure(verb, job.settings["config"])
@@ -36,7 +36,7 @@ def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
 
 
 def online(job: Job, timer: StepTimer) -> None:
-    """Time whole steps of an online algorithm; the unit of work is a sampled token."""
+    """Time the steps of an online algorithm; the unit of work is a sampled token."""
     from rlhf.training.online import OnlineTrainer
 
     algorithm = job.settings["algorithm"]

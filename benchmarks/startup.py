@@ -1,4 +1,4 @@
-"""Benchmark of startup times; every step starts a new process."""
+"""Benchmark of startup times; each step starts a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAMS = {
 
 
 def run(job: Job, timer: StepTimer, *, program: str) -> None:
-    """Start a program and wait for its end at every turn; the unit of work is a start."""
+    """Time a program from its start to its end; the unit of work is one start of the program."""
 
     def step() -> float:
         command = [sys.executable, "-c", PROGRAMS[program], str(job.folder)]

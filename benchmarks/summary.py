@@ -1,4 +1,4 @@
-"""Summarize timed steps: medians, and ratios of steps of the same round."""
+"""Summarize timed steps: medians of each side, and ratios of sides in the same round."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ class Step:
 
     seconds: float
     work: float
-    others: float | None  # number of cores that other processes used during the step
+    """Amount of work, in the workload's unit."""
+    others: float | None
+    """Number of cores that other processes used during the step; None if unknown."""
     peak_gib: float | None
+    """Peak memory of the process until the end of the step, in GiB; None if unknown."""
 
     @property
     def rate(self) -> float:
-        """Work per second."""
+        """Amount of work per second."""
         return self.work / self.seconds
 
     def disturbed(self, limit: float) -> bool:
-        """Whether other processes used more than ``limit`` cores."""
+        """Return whether other processes used more than ``limit`` cores."""
         return self.others is not None and self.others > limit
 
 
 Round = Mapping[str, Step]
+"""Side -> its step in the round."""
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the first and the third quartile; both are the value if there is only one."""
+    """Return the first and the third quartile; for a single value, both equal this value."""
     if len(values) == 1:
         return values[0], values[0]
     first, _, third = quantiles(values, n=4, method="inclusive")
@@ -42,7 +46,10 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
-    """Return medians and quartiles of a side's undisturbed steps, or of all steps if none is."""
+    """Return medians and quartiles of the undisturbed steps of a side.
+
+    If all steps were disturbed, all are used. ``limit`` is that of `Step.disturbed`.
+    """
     undisturbed = [step for step in steps if not step.disturbed(limit)]
     used = undisturbed or steps
     seconds = [step.seconds for step in used]
@@ -63,9 +70,14 @@ def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
 def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     """Return the speed of the first side relative to each other side.
 
-    ``speed`` is the ratio of the median work per second. ``quartiles`` are those of the ratios
-    within rounds in which both steps were undisturbed, and ``interval`` is the 95% interval of the
-    geometric mean of these ratios.
+    Only rounds in which the steps of both sides were undisturbed are used, or all rounds if there
+    are none.
+
+    Returns:
+        Other side -> results. ``speed`` is the ratio of the medians of work per second.
+        ``quartiles`` are the quartiles of the ratios within rounds, and ``interval`` is the 95%
+        interval of the geometric mean of these ratios. ``pairs`` is the number of undisturbed
+        rounds. ``memory`` is the ratio of the peak memories.
     """
     ours, *rest = rounds[0]
     by_side = {}
@@ -79,24 +91,28 @@ def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
             "quartiles": list(quartiles(pairs)),
             "interval": _interval(pairs),
             "pairs": len(clean),
-            "memory": _share(rounds[-1][ours].peak_gib, rounds[-1][other].peak_gib),
+            "memory": _memory_ratio(rounds[-1][ours].peak_gib, rounds[-1][other].peak_gib),
         }
     return by_side
 
 
 def _interval(pairs: Sequence[float]) -> list[float] | None:
-    """Return the ends of the 95% interval of a mean ratio; None for fewer than five pairs."""
+    """Return the bounds of the 95% interval of the geometric mean of ratios.
+
+    The result is None for fewer than five ratios.
+    """
     estimate = interval([math.log(ratio) for ratio in pairs], kind="mean")
     return [math.exp(estimate.low), math.exp(estimate.high)] if estimate.known else None
 
 
-def enough(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
-    """Return whether ``wanted`` rounds are undisturbed, or twice as many were run."""
+def enough_rounds(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
+    """Return whether ``wanted`` rounds were undisturbed, or twice as many rounds were run."""
     clean = sum(not any(step.disturbed(limit) for step in r.values()) for r in rounds)
     return clean >= wanted or len(rounds) >= 2 * wanted
 
 
-def _share(ours: float | None, other: float | None) -> float | None:
+def _memory_ratio(ours: float | None, other: float | None) -> float | None:
+    """Return ours / other, or None if a value is unknown."""
     return None if ours is None or other is None else ours / other
 
 

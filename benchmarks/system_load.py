@@ -1,4 +1,4 @@
-"""Measure the load of other processes while a step runs."""
+"""Measure the processor time of other processes while a step runs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ STAT = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters at one moment, in seconds."""
+    """Times at one moment, in seconds."""
 
     clock: float
-    own: float  # processor time of this process and of its finished children
-    busy: float | None  # of all processors; None if the system does not report it
+    """Wall-clock time."""
+    own: float
+    """Processor time of this process and of its finished child processes."""
+    busy: float | None
+    """Processor time of all processes; None if the system does not report it."""
 
     @classmethod
     def now(cls) -> Reading:
-        """Read the current counters."""
+        """Read the current times."""
         times = os.times()
         return cls(time.perf_counter(), sum(times[:4]), busy_seconds())
 
     def others(self, since: Reading) -> float | None:
-        """Return the number of cores that other processes used between readings; None if unknown.
+        """Return the number of cores that other processes used since an earlier reading.
 
-        Time that the hypervisor gave to other virtual machines is included.
+        The processor time that the hypervisor assigned to other virtual machines is included. The
+        result is None if the system does not report processor times.
         """
         if self.busy is None or since.busy is None:
             return None
@@ -37,7 +41,10 @@ class Reading:
 
 
 def busy_seconds() -> float | None:
-    """Return the processor seconds since the machine started that were not idle."""
+    """Return the non-idle processor time since the machine started, in seconds.
+
+    The result is None if the system does not report it.
+    """
     if not STAT.exists():
         return None
     user, nice, system, _idle, _wait, irq, softirq, steal = map(
@@ -47,11 +54,15 @@ def busy_seconds() -> float | None:
 
 
 def wait_for_quiet(limit: float, *, patience: float) -> bool:
-    """Wait until other processes use fewer than ``limit`` cores; return False after ``patience``.
+    """Wait until other processes use fewer than ``limit`` cores.
 
     Args:
         limit: number of cores.
         patience: maximum number of seconds to wait.
+
+    Returns:
+        False if other processes still use more cores after ``patience`` seconds, else True. The
+        result is also True if the load is unknown.
     """
     end = time.perf_counter() + patience
     while True:
@@ -65,7 +76,7 @@ def wait_for_quiet(limit: float, *, patience: float) -> bool:
 
 
 def peak_gib() -> float | None:
-    """Return the largest resident memory of this process or of its child processes, in GiB.
+    """Return the larger of the peak resident memories of this process and its children, in GiB.
 
     The result is None if the system does not report it.
     """

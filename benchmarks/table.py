@@ -21,21 +21,21 @@ TABLE_HEAD = (
 def write_page(
     results: Mapping[str, Mapping[str, Result]], *, page: Path = PAGE, picture: Path = PICTURE
 ) -> None:
-    """Replace the text between the page's BEGIN and END markers, and write the figure.
+    """Write the results between the BEGIN and END markers of a page, and draw the figure.
 
     Args:
-        results: The newest result for each machine and workload.
+        results: machine -> workload -> newest result.
         page: Markdown file to update.
-        picture: Path of the figure.
+        picture: path of the figure.
 
     Raises:
-        UserError: The page lacks one of the markers.
+        UserError: the page does not have both markers.
     """
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise UserError(f"{page} needs the lines {BEGIN} and {END} around its results")
+        raise UserError(f"{page} must contain the lines {BEGIN} and {END} around the results")
     ordered = {
         machine: {name: found[name] for name in WORKLOADS if name in found}
         for machine, found in results.items()
@@ -47,12 +47,20 @@ def write_page(
 
 def section(machine: str, results: Mapping[str, Result]) -> str:
     """Return the Markdown section of one machine."""
-    parts = [f"### {machine}", provenance(results), comparisons(results), environments(results)]
+    parts = [
+        f"### {machine}",
+        provenance(results),
+        comparison_table(results),
+        tables_without_sides(results),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
 def provenance(results: Mapping[str, Result]) -> str:
-    """Return date, commit and package versions; one line per distinct combination."""
+    """Return the date, commit and package versions of the results as text.
+
+    If they differ between workloads, there is one line for each combination.
+    """
     seen: dict[str, list[str]] = {}
     for name, result in results.items():
         versions = result["versions"]
@@ -69,7 +77,7 @@ def provenance(results: Mapping[str, Result]) -> str:
     return "\n".join(f"* {', '.join(names)}: {line}" for line, names in seen.items())
 
 
-def comparisons(results: Mapping[str, Result]) -> str:
+def comparison_table(results: Mapping[str, Result]) -> str:
     """Return the table with one row for each side of each workload."""
     lines = [
         side_line(name, result, side)
@@ -80,37 +88,43 @@ def comparisons(results: Mapping[str, Result]) -> str:
 
 
 def side_line(name: str, result: Result, side: str) -> str:
-    """Return a row of the table; the row of this toolkit has the title of the workload."""
-    row, told = WORKLOADS[name], result["sides"][side]
+    """Return the table row of a side; the toolkit's row begins with the title of the workload."""
+    row, side_result = WORKLOADS[name], result["sides"][side]
     ratio = result["ratios"].get(side)
-    peak = "" if told["peak_gib"] is None else f"{told['peak_gib']:.1f}"
+    peak = "" if side_result["peak_gib"] is None else f"{side_result['peak_gib']:.1f}"
     cells = [
         "" if ratio else row.title,
-        told["label"],
-        f"{told['seconds']:.3g}",
-        rate_text(told["rate"], result["unit"]),
+        side_result["label"],
+        f"{side_result['seconds']:.3g}",
+        rate_text(side_result["rate"], result["unit"]),
         peak,
-        faster(ratio) if ratio else "",
-        target(name, side),
-        f"{ratio['pairs']}, {told['dropped']}" if ratio else f"{told['kept']}, {told['dropped']}",
+        speed_text(ratio) if ratio else "",
+        target_text(name, side),
+        f"{ratio['pairs']}, {side_result['dropped']}"
+        if ratio
+        else f"{side_result['kept']}, {side_result['dropped']}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """Format a throughput; floating-point operations are given in TFLOP."""
+    """Return a throughput per second as text, such as "1,200 new tokens" or "0.35 TFLOP"."""
     digits = f"{rate:,.0f}" if rate >= 1000 else f"{rate:.3g}"
     return f"{rate / 1e12:.2f} TFLOP" if unit == "FLOP" else f"{digits} {unit}"
 
 
-def faster(ratio: Mapping[str, Any]) -> str:
-    """Format a ratio of medians with the quartiles of the pairs."""
+def speed_text(ratio: Mapping[str, Any]) -> str:
+    """Return a speed ratio as text, with the quartiles of the ratios within rounds."""
     low, high = ratio["quartiles"]
     return f"{ratio['speed']:.2f}× [{low:.2f}, {high:.2f}]"
 
 
-def target(name: str, side: str) -> str:
-    """Return the target of a side: minimum throughput, minimum speedup or maximum memory ratio."""
+def target_text(name: str, side: str) -> str:
+    """Return the target of a side as text, or an empty string if there is none.
+
+    The target is a minimum throughput of the toolkit, a minimum speed ratio to the side, or a
+    maximum memory ratio.
+    """
     row = WORKLOADS[name]
     if side == next(iter(row.sides)):
         return "" if row.floor is None else f"{row.floor:,.0f} {row.unit}/s"
@@ -119,8 +133,8 @@ def target(name: str, side: str) -> str:
     return ", ".join(parts)
 
 
-def environments(results: Mapping[str, Result]) -> str:
-    """Return the tables of workloads that have no baseline."""
+def tables_without_sides(results: Mapping[str, Result]) -> str:
+    """Return the tables of workloads without sides."""
     tables = []
     for result in results.values():
         if rows := result.get("rows"):
@@ -131,7 +145,7 @@ def environments(results: Mapping[str, Result]) -> str:
 
 
 def draw(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
-    """Plot speed ratios with quartiles, one panel per machine; a red tick marks the target."""
+    """Plot the speed ratios with quartiles in one panel per machine; red lines are the targets."""
     import matplotlib
 
     matplotlib.use("Agg")

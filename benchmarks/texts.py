@@ -1,7 +1,7 @@
-"""Generate rows of random words with fixed lengths, the same for every side.
+"""Generate rows of random words with fixed lengths; every side gets the same rows.
 
-Every step of an offline workload uses the same rows, so that each side has the same tokens, lengths
-and padding in every step, regardless of shuffling.
+Every step of an offline workload uses the same rows. The tokens, lengths and padding are therefore
+the same for every side and step, regardless of shuffling.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def words(count: int, rng: random.Random) -> str:
 
 
 def lognormal_lengths(count: int, total: int, *, sigma: float = 0.6) -> list[int]:
-    """Return quantiles of a lognormal distribution, scaled to a sum of about ``total``."""
+    """Return ``count`` quantiles of a lognormal distribution, scaled to a sum of about ``total``.
+
+    ``sigma`` is the standard deviation of the logarithm.
+    """
     normal = NormalDist()
     shares = [2.718281828 ** (sigma * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
     return [max(2, round(total * share / sum(shares))) for share in shares]
@@ -50,7 +53,11 @@ def answer(text: str) -> list[Message]:
 
 
 def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
-    """Return eight documents with short prompts; chat templates add about 42 tokens to each."""
+    """Return eight documents with short prompts.
+
+    ``mean`` is the mean number of words of a completion. Chat templates add about 42 tokens to each
+    document.
+    """
     lengths = lognormal_lengths(8, 8 * mean)
     return [
         {"prompt": question(words(8, rng)), "completion": answer(words(n, rng))} for n in lengths
@@ -58,17 +65,17 @@ def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
 
 
 def reward_rows(rng: random.Random) -> list[dict[str, Any]]:
-    """Return four pairs with texts of about 920 tokens."""
+    """Return four pairs, whose eight texts have about 920 tokens in total."""
     return _pairs(rng, prompt=8, reply=73)
 
 
 def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
-    """Return four pairs with prompts of 128 tokens and replies of different lengths, about 64."""
+    """Return four pairs with prompts of about 128 tokens and replies of about 64 on average."""
     return _pairs(rng, prompt=100, reply=63)
 
 
 def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any]]:
-    """Return four pairs: ``prompt`` words in each prompt, ``reply`` words on average in a reply."""
+    """Return four pairs with ``prompt`` words per prompt and about ``reply`` words per reply."""
     lengths = lognormal_lengths(8, 8 * reply)
     rng.shuffle(lengths)
     return [
@@ -85,12 +92,15 @@ ROWS = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
 
 
 def mixed_lengths(count: int, *, most: int) -> list[int]:
-    """Return reply lengths with mean ``most`` / 3: quantiles of a triangular density."""
+    """Return ``count`` reply lengths up to ``most``, with the mean ``most`` / 3.
+
+    They are quantiles of a density that decreases linearly to 0.
+    """
     return [max(1, round(most * (1 - (1 - (i + 0.5) / count) ** 0.5))) for i in range(count)]
 
 
 def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
-    """Return TRL's columns with the toolkit's token ids; for DPO, TRL encodes the texts."""
+    """Return rows for TRL with the toolkit's token ids; rows for DPO remain text."""
     if verb == "dpo":
         return list(rows)
     if verb == "reward":
@@ -115,7 +125,7 @@ def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[di
 
 
 def count_tokens(rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
-    """Return the number of tokens of a batch without padding; a pair counts its prompt twice."""
+    """Return the number of tokens of rows without padding; the prompt of a pair counts twice."""
     chat_format = ChatFormat(tokenizer)
     texts = [
         (row["prompt"], row[name])

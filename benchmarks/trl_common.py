@@ -1,4 +1,4 @@
-"""Common code of TRL's sides. Options are TRL's defaults unless the side is tuned."""
+"""Define the code that all sides with TRL use."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ ENDLESS = 10_000
 
 
 class Paced(TrainerCallback):
-    """Callback that makes a trainer wait for its turn after every step."""
+    """Callback that stops a trainer after every step until the harness starts its next step."""
 
     def __init__(self, timer: StepTimer, work: float) -> None:
         self.timer, self.work = timer, work
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Wait for the first turn."""
+        """Wait for the start of the first step."""
         self.timer.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the timer after an optimizer step; logging and loading count for the next step."""
+        """Stop the timer after an optimizer step, and wait for the start of the next step.
+
+        Logging and data loading are part of the next step.
+        """
         self.timer.done(self.work)
         self.timer.start()
 
@@ -30,9 +33,9 @@ class Paced(TrainerCallback):
 def options(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:
     """Return the arguments of a TRL configuration.
 
-    The defaults are bf16 autocast, gradient checkpointing and fused AdamW; without an accelerator,
-    TRL requires ``use_cpu``. Tuned sides do not use checkpointing (their allocator settings are set
-    by the process).
+    TRL's defaults are bf16 autocast, gradient checkpointing and fused AdamW. Without an
+    accelerator, TRL requires ``use_cpu``. With ``tuned``, gradient checkpointing is off; the
+    allocator settings of tuned sides are set before the process imports torch.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""TRL's GRPO step: ``model.generate``, then one update on eight replies to one prompt."""
+"""Run GRPO in TRL: a step is ``model.generate`` and one update on eight replies to one prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.worker import Job, StepTimer
 
 
 def train(job: Job, timer: StepTimer, *, tuned: bool) -> None:
-    """Train until stopped."""
+    """Train until the harness stops the process."""
     trainer = make_trainer(job, tuned=tuned)
     trainer.add_callback(Paced(timer, job.work))
     trainer.train()
 
 
 def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
-    """Make the trainer, with the toolkit's prompts as plain text."""
+    """Return TRL's trainer, which uses the toolkit's prompts as plain text."""
     lines = (job.folder / "prompts.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"][0]["content"] for line in lines]
     config = trl.GRPOConfig(
@@ -42,5 +42,5 @@ def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
 
 
 def number_of_words(completions: list[str], **_: Any) -> list[float]:
-    """Return the number of words of each completion, a reward without computational cost."""
+    """Return a cheap reward for each completion: its number of words / 40 - 1."""
     return [len(text.split()) / 40 - 1.0 for text in completions]

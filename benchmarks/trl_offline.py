@@ -1,4 +1,4 @@
-"""TRL's SFT, reward and DPO trainers on the same rows as the toolkit's side."""
+"""Run TRL's SFT, reward and DPO trainers on the same rows as the toolkit's side."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TRAINERS = {
 
 
 def train(job: Job, timer: StepTimer, *, verb: str, tuned: bool) -> None:
-    """Train until stopped."""
+    """Train until the harness stops the process."""
     trainer = make_trainer(job, verb, tuned=tuned)
     trainer.add_callback(Paced(timer, job.work))
     trainer.train()
 
 
 def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
-    """Make the trainer of a command, with the toolkit's token ids."""
+    """Return TRL's trainer for a command ("sft", "reward" or "dpo"), on the rows in trl.jsonl."""
     make, configuration = TRAINERS[verb]
     tokenizer: Any = load_tokenizer(job.model)
     rows = [json.loads(line) for line in (job.folder / "trl.jsonl").read_text().splitlines()]
@@ -47,7 +47,7 @@ def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
 
 
 def load_model(place: str, *, classifier: bool) -> Any:
-    """Load a model in float32, as TRL loads models by name."""
+    """Load a model in float32, as TRL does for a model name."""
     if classifier:
         return AutoModelForSequenceClassification.from_pretrained(
             place, num_labels=1, dtype="float32"

@@ -1,6 +1,7 @@
-"""TRL's last release with PPO, in a separate virtual environment without the toolkit.
+"""Run PPO in the last TRL release that has it, in a separate virtual environment.
 
-Its PPO needs four models of full size: policy, reference, value model and reward model.
+The toolkit is not installed there. PPO in TRL needs four models of full size: policy, reference,
+value model and reward model.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from benchmarks.worker import Job, StepTimer
 
 
 def train(job: Job, timer: StepTimer) -> None:
-    """Train until stopped.
+    """Train until the harness stops the process.
 
     This trainer ignores the option for gradient checkpointing, so the tuned side differs only in
-    the settings of its process.
+    the allocator settings and environment variables of its process.
     """
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
     lines = (job.folder / "prompts.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Make virtual environments for sides with incompatible packages, and keep them in the cache."""
+"""Create virtual environments for sides with incompatible packages, and store them in the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Recipe:
 
     Args:
         packages: requirements with versions.
-        shared: packages to install in the version of the current environment.
+        shared: packages that get the same versions as in the current environment.
         note: description for the log and for error messages.
     """
 
@@ -28,22 +28,24 @@ class Recipe:
 
 
 RECIPES = {
-    # The last release with trl.experimental.ppo, which trl#7020 deleted.
+    # This is the last release with trl.experimental.ppo, which trl#7020 deleted.
     "trl-ppo": Recipe(
         packages=("trl==1.12.0",),
         shared=("torch", "transformers", "accelerate", "datasets", "numpy"),
         note="the PPO of TRL 1.12",
     ),
-    # There are no wheels, so pip compiles the package, which takes minutes and a C++ compiler.
+    # There are no wheels, so pip compiles the package. This takes minutes and needs a C++ compiler.
     "llama": Recipe(packages=("llama-cpp-python==0.3.36",), shared=("numpy",), note="llama.cpp"),
 }
 
 
 def python_of(name: str) -> str:
-    """Return the interpreter of an environment, and make it if needed; "" is the current one.
+    """Return the Python interpreter of a virtual environment; create the environment if necessary.
+
+    ``name`` is a key of ``RECIPES``, or an empty string for the current environment.
 
     Raises:
-        UserError: pip could not install it.
+        UserError: pip could not install the packages.
     """
     if not name:
         return sys.executable
@@ -65,12 +67,13 @@ def python_of(name: str) -> str:
 
 
 def requirements(recipe: Recipe) -> list[str]:
-    """Return pip's requirements, without local version labels such as ``+cpu``."""
+    """Return the requirements for pip, without local version labels such as ``+cpu``."""
     shared = [f"{name}=={version(name).partition('+')[0]}" for name in recipe.shared]
     return [*shared, *recipe.packages]
 
 
 def _run(command: list[str], recipe: Recipe) -> None:
+    """Run a command; raise UserError if it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]

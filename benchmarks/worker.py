@@ -1,9 +1,10 @@
-"""Worker process of one side of a workload; it runs a step for each line on standard input.
+"""Run one side of a workload in a worker process.
 
     python -m benchmarks.worker WORKLOAD SIDE FOLDER
 
-The processes of all sides exist at the same time; one of them steps while the others wait. The
-input has one word per line, the output one JSON object per line.
+The process runs one step for each line "go" on standard input, and writes one JSON object for each
+step to standard output. The processes of all sides exist at the same time, but only one of them
+runs a step at any time.
 """
 
 from __future__ import annotations
@@ -22,18 +23,21 @@ from rlhf.common.imports import import_object
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs of a side, read from ``folder``."""
+    """Inputs of a side, which are read from ``folder``."""
 
     folder: Path
 
     @property
     def request(self) -> dict[str, Any]:
-        """The user's options: ``model``."""
+        """Content of request.json: the user's option ``model``."""
         return json.loads((self.folder / "request.json").read_text())
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Values from the workload's ``prepare``: ``model`` (a folder), ``work``, ``config``."""
+        """Content of job.json, which the workload's ``prepare`` writes.
+
+        The keys include ``model`` (a folder), ``work`` and ``config``.
+        """
         return json.loads((self.folder / "job.json").read_text())
 
     @property
@@ -43,15 +47,15 @@ class Job:
 
     @property
     def work(self) -> float:
-        """Work of one step, in the workload's unit."""
+        """Amount of work of one step, in the workload's unit."""
         return self.settings["work"]
 
 
 class StepTimer:
-    """Waits for a side's turn, times its step and reports it.
+    """Waits until the harness starts the side's step, times the step and reports it.
 
-    The time between ``done`` and the next ``start`` is not measured, but the other sides still
-    wait.
+    The time between ``done`` and the next ``start`` is not measured, but the other sides wait
+    during this time.
     """
 
     def __init__(self, orders: TextIO, reports: TextIO) -> None:
@@ -60,14 +64,17 @@ class StepTimer:
         self.begun = Reading.now()
 
     def start(self) -> None:
-        """Report the last step and wait for the next turn; exit at the end of the input."""
+        """Report the last step, and wait for the harness to start the next step.
+
+        The process exits at the end of its input.
+        """
         self.report({**self.pending, "peak_gib": peak_gib()})
         if self.orders.readline().strip() != "go":
             raise SystemExit
         self.begun = Reading.now()
 
     def done(self, work: float) -> None:
-        """Stop the timer after ``work`` units."""
+        """Stop the timer; ``work`` is the amount of work of the step."""
         now = Reading.now()
         self.pending = {
             "seconds": now.clock - self.begun.clock,
@@ -76,26 +83,32 @@ class StepTimer:
         }
 
     def loop(self, step: Callable[[], float]) -> None:
-        """Call ``step``, which returns its work, at every turn."""
+        """Run and time ``step`` without end; ``step`` returns its amount of work."""
         while True:
             self.start()
             self.done(step())
 
     def report(self, row: dict[str, Any]) -> None:
-        """Write one line."""
+        """Write one line of output."""
         self.reports.write(json.dumps(row) + "\n")
         self.reports.flush()
 
 
 def private_stdout() -> TextIO:
-    """Reserve standard output for reports; other output goes to standard error."""
+    """Return a stream to standard output, and redirect all other output to standard error."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return reports
 
 
 def main(workload: str, side: str, folder: str) -> None:
-    """Run one side until its input ends; "check", "prepare" and "measure" run once."""
+    """Run a side until its input ends, or run "prepare", "check" or "measure" once.
+
+    Args:
+        workload: name of the workload.
+        side: name of the side, "prepare", "check" or "measure".
+        folder: folder of the inputs.
+    """
     from benchmarks.workloads import WORKLOADS
 
     reports = private_stdout()

@@ -1,4 +1,4 @@
-"""The table of workloads. Functions are named by strings, so that torch is not imported."""
+"""Define the workloads. Functions are given as strings, so that torch is not imported here."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class Side:
         label: name in tables.
         run: ``module:function``, called as ``run(job, timer, **options)``.
         options: keyword arguments of ``run``.
-        allocator: whether to apply the toolkit's allocator settings before torch starts.
-        environment: environment variables of the process.
-        venv: virtual environment, a recipe of ``benchmarks.venvs``.
+        allocator: whether to apply the toolkit's allocator settings before torch is imported.
+        environment: additional environment variables of the process.
+        venv: name of the virtual environment, a key of ``benchmarks.venvs.RECIPES``; empty for the
+            current environment.
         optional: whether the side is skipped if its virtual environment cannot be made.
     """
 
@@ -32,21 +33,21 @@ class Side:
 
 @dataclass(frozen=True)
 class Workload:
-    """A measured task; the first side is the toolkit's.
+    """A measured task. The first side is that of the toolkit.
 
     Args:
         title: name in tables.
         unit: unit of the work that a side reports.
-        sides: name -> side; all sides step in turn.
+        sides: name -> side.
         prepare: ``module:function`` that writes the inputs, called as ``(job, **options)``.
         check: ``module:function`` that compares loss and gradient of two sides on one batch, called
         like ``prepare``.
         measure: ``module:function`` that returns rows of numbers, for workloads without sides,
         called like ``prepare``.
-        options: keyword arguments of these functions.
-        bars: side -> required ratio of the toolkit's speed to the side's.
-        floor: required speed of the toolkit, in units of work per second.
-        memory_bars: side -> largest ratio of the toolkit's peak memory to the side's.
+        options: keyword arguments of ``prepare``, ``check`` and ``measure``.
+        bars: side -> required minimum of the ratio of the toolkit's speed to the side's speed.
+        floor: required minimum speed of the toolkit, in units of work per second.
+        memory_bars: side -> maximum ratio of the toolkit's peak memory to the side's peak memory.
     """
 
     title: str
@@ -62,7 +63,7 @@ class Workload:
 
 
 def _trl(run: str, **options: Any) -> dict[str, Side]:
-    """Return TRL's sides with default settings and with tuned settings."""
+    """Return the two sides of TRL: with its default settings and with tuned settings."""
     return {
         "trl": Side("TRL as it comes", run, {"tuned": False, **options}),
         "trl-tuned": Side("TRL tuned", run, {"tuned": True, **options}, allocator=True),
@@ -70,10 +71,12 @@ def _trl(run: str, **options: Any) -> dict[str, Side]:
 
 
 def _ours(run: str, **options: Any) -> Side:
+    """Return the side of the toolkit."""
     return Side("ours", run, options, allocator=True)
 
 
 def _offline(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
+    """Return the workload of an offline training command."""
     return Workload(
         title,
         "real tokens",
@@ -162,7 +165,7 @@ WORKLOADS: dict[str, Workload] = {
                 "TRL 1.12 tuned",
                 "benchmarks.trl_ppo:train",
                 allocator=True,
-                # The trainer ignores its bf16 option and reads only accelerate's variable.
+                # The trainer ignores its option bf16 and uses only this variable of accelerate.
                 environment={"ACCELERATE_MIXED_PRECISION": "bf16"},
                 venv="trl-ppo",
             ),

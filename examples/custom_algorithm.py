@@ -1,10 +1,10 @@
-"""Add a custom algorithm: a decorated loss and a row in the table of algorithms.
+"""Add a custom algorithm: a decorated loss function and an entry in `ALGORITHMS`.
 
     python examples/custom_algorithm.py
 
 The loss is TOPR (Le Roux et al. 2025, arXiv:2503.14286) with one importance weight per token.
 Tokens with a positive advantage have weight 1. Tokens with a negative advantage have the truncated
-weight min(pi / pi_old, 1), so that they lose their influence once they are unlikely.
+weight min(pi / pi_old, 1), so that their influence vanishes when they become unlikely.
 """
 
 import torch
@@ -31,11 +31,12 @@ def tapered(
         logprobs: [B, T], log-probabilities of the sampled tokens, with gradients.
         batch: the micro-batch, with advantages.
         settings: settings of the algorithm.
-        denominator: number of tokens of the mini-batch, so that losses can be added over
-        micro-batches.
+        denominator: normalization of the whole mini-batch, so that the losses of its micro-batches
+            can be added.
 
     Returns:
-        The loss, and sums of metrics that are divided by the number of optimizer steps.
+        The loss, and the metrics of the micro-batch. `sums` are added over the micro-batches and
+        divided by the number of optimizer steps.
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
@@ -61,7 +62,7 @@ ALGORITHMS["topr"] = Algorithm(
 
 
 def main() -> None:
-    """Train with the new algorithm, which is a command like the built-in algorithms."""
+    """Train with the new algorithm, which is a stage like the built-in algorithms."""
     rlhf.stage(
         "topr",
         {

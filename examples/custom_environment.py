@@ -1,4 +1,4 @@
-"""Train on a custom gymnasium environment with text observations and actions.
+"""Train in a custom gymnasium environment with text observations and actions.
 
     python examples/custom_environment.py
 
@@ -15,26 +15,27 @@ from rlhf.envs.core import FreeText
 
 
 class HotOrCold(gym.Env):
-    """Find a hidden digit within four turns; the reward is 1 for the right digit, 0.1 for another.
+    """The policy must find a hidden digit within four turns.
 
-    Observations and actions are text. ``reset`` draws everything random from ``self.np_random``,
-    so that an episode is a function of its seed.
+    The reward is 1 for the correct digit, 0.1 for a wrong digit, and 0 for any other text.
+    Observations and actions are text. ``reset`` draws all random values from ``self.np_random``, so
+    that an episode depends only on its seed and the actions.
     """
 
     max_turns = 4
 
     def __init__(self) -> None:
-        # Class attributes would share one random generator among all instances.
+        # As class attributes, the spaces would share one random generator among all instances.
         self.observation_space, self.action_space = FreeText(), FreeText()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Draw a new digit."""
+        """Draw a new digit and return the first observation."""
         super().reset(seed=seed)
         self.digit, self.turn = int(self.np_random.integers(10)), 0
         return "Guess a digit.", {}
 
     def step(self, action: str):
-        """Compare the guess with the digit."""
+        """Compare the guess with the digit; return observation, reward and end of the episode."""
         self.turn += 1
         guess = action.strip()
         right = guess == str(self.digit)
@@ -55,7 +56,7 @@ gym.register(id="mine/HotOrCold-v0", entry_point="custom_environment:HotOrCold")
 
 
 def main() -> None:
-    """Check the environment, then train on it."""
+    """Check the environment, then train in it."""
     for finding in check("custom_environment:mine/HotOrCold-v0", episodes=3):
         print("check:", finding)
     rlhf.stage(

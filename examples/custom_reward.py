@@ -13,15 +13,15 @@ PROMPTS = ["Say hello.", "Name a color.", "Count to three.", "Describe the sea."
 
 
 def few_vowels(conversations: list[list[dict[str, str]]]) -> list[float | None]:
-    """Score each completion by its share of letters that are not vowels.
+    """Score each completion by the fraction of its letters that are not vowels.
 
     Args:
         conversations: lists of messages ``{"role": ..., "content": ...}``; the last one is the
             policy's completion.
 
     Returns:
-        One score per conversation. None marks a completion that cannot be scored. It is counted and
-        excluded from the update, unlike a completion with score 0.
+        One score for each conversation, or None if a completion cannot be scored. A completion
+        without a score is counted and excluded from the update.
     """
     scores: list[float | None] = []
     for conversation in conversations:
@@ -49,7 +49,8 @@ def main() -> None:
             "rollout": {"max_new_tokens": 8},
             "episodes_per_step": 32,
             "num_steps": 10,
-            "shaping": {"max_unscored": 1.0},  # a random model writes completions without letters
+            # A model with random weights writes completions without letters, which have no score.
+            "shaping": {"max_unscored": 1.0},
             "optimizer": {"learning_rate": 3e-3},
         },
     )

@@ -4,7 +4,7 @@
 
 The model has random weights so that the example runs in seconds on a CPU. For real use, replace
 ``MODEL`` by ``{"path": "smollm2-135m-instruct"}`` and the two files by your own; docs/data.md lists
-the supported layouts.
+the supported formats.
 """
 
 import rlhf
@@ -32,7 +32,7 @@ def write_data() -> None:
 
 
 def main() -> None:
-    """Run SFT and DPO, and compare completions."""
+    """Run SFT and DPO, and print completions of both models."""
     write_data()
     shared = {"max_length": 48, "eval_fraction": 0.2, "batch_size": 4, "micro_batch_size": 4}
     sft = rlhf.stage(

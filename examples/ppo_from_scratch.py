@@ -1,9 +1,10 @@
-"""PPO in one file, from the pure functions of `rlhf.algorithms`.
+"""Implement PPO in one file with the pure functions of `rlhf.algorithms`.
 
     python examples/ppo_from_scratch.py
 
-A transformer with random weights learns to write lower-case vowels. `rlhf.stage("ppo", ...)` does
-the same with reward models, a reference policy, micro-batches, several processes and checkpoints.
+A transformer with random weights learns to write lower-case vowels. `rlhf.stage("ppo", ...)` runs
+the same algorithm, and supports reward models, a reference policy, micro-batches, several processes
+and checkpoints.
 """
 
 from dataclasses import replace
@@ -27,7 +28,7 @@ STEPS, EPISODES, MAX_TOKENS = 20, 64, 4
 
 
 class Vowels(gym.Env):
-    """An environment of one turn; the reward is the number of vowels per allowed token."""
+    """An environment with one turn; the reward is the number of vowels divided by `MAX_TOKENS`."""
 
     observation_space = FreeText()
     action_space = FreeText()
@@ -39,7 +40,7 @@ class Vowels(gym.Env):
         return "vowels", {}
 
     def step(self, action: str):
-        """Score the completion and end the episode."""
+        """Return the reward of the completion, and end the episode."""
         return "", sum(letter in "aeiou" for letter in action) / MAX_TOKENS, True, False, {}
 
 
@@ -58,14 +59,15 @@ def main() -> None:
     rollout = RolloutSpec(max_new_tokens=MAX_TOKENS)
     collector = Collector.open(model, tokenizer, EnvSpec(id="example/Vowels-v0"), rollout)
     for step in range(STEPS):
-        # 1. Play episodes. All tensors of the batch are [episodes, tokens]; index t is token t.
+        # 1. Play episodes. The batch's tensors are [episodes, tokens], and column t is token t.
         numbers = range(step * EPISODES, (step + 1) * EPISODES)
         seeds = [EpisodeSeed(seed=n, group_index=n, sample_index=0) for n in numbers]
         rollouts = collector.collect(seeds)
         rewards = [episode.env_rewards for episode in rollouts]
         batch = collate(rollouts, rewards, pad_id=tokenizer.pad_token_id, device=policy.device)
 
-        # 2. Log-probabilities and values under the policy that sampled, then advantages (GAE).
+        # 2. Compute the log-probabilities and values of the policy that sampled the episodes, then
+        # the advantages (GAE).
         with torch.no_grad():
             scored = policy.score(batch.tokens, batch.attention_mask, batch.action_mask)
         batch = replace(
@@ -76,7 +78,8 @@ def main() -> None:
         )
         batch = estimate_advantages(algorithm, batch)
 
-        # 3. Several epochs of mini-batches on the clipped surrogate and the critic's error.
+        # 3. Optimize the clipped surrogate objective and the critic's loss on mini-batches, for
+        # several epochs.
         for _ in range(settings.num_epochs):
             order = torch.randperm(len(batch), generator=generator)
             for rows in order.chunk(settings.num_minibatches):

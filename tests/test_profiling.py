@@ -60,7 +60,7 @@ def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
     ]
     assert kept == metrics_of(tmp_path / "plain")
     page = (tmp_path / "profiled/report.html").read_text()
-    assert "Where the time went" in page
+    assert "Time by part of a step" in page
     assert "FLOP utilization" in page
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a language model as a classifier: the label most probable as a reply is predicted."""
+"""Evaluate a language model as a classifier that predicts the most probable label as a reply."""
 
 from __future__ import annotations
 
@@ -25,11 +25,20 @@ def class_summary(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> dict[str, Any]:
-    """Return accuracy, macro-F1 and AUC of a policy and of always predicting the majority class.
+    """Return the report on a policy as a classifier, with a baseline.
 
-    `rows` are canonical classification rows; if a row has a prompt and a reply, the reply is
-    classified. `examples` are few-shot messages before each question. A question with its label may
-    have up to `max_length` tokens.
+    The metrics are accuracy, macro-F1 and AUC. The baseline always predicts the majority class.
+
+    Args:
+        policy: the model.
+        rows: canonical classification rows. If a row has a prompt and a reply, the reply is
+            classified.
+        spec: question and names of the classes.
+        examples: few-shot messages before each question.
+        max_length: maximum number of tokens of a question with its label.
+
+    Returns:
+        The report of `labeled_report` as plain data.
 
     Raises:
         UserError: a label has no class name, or a text is too long.
@@ -37,7 +46,8 @@ def class_summary(
     truth = np.array([int(row["label"]) for row in rows])
     if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):
         raise UserError(
-            f"classes: label {outside[0]} has no name; classes.labels names {len(spec.labels)}"
+            f"classes: the data have the label {outside[0]}, but classes.labels has only "
+            f"{len(spec.labels)} names"
         )
     texts = [labeled_conversation(row)[-1]["content"] for row in rows]
     scores = class_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
@@ -54,7 +64,10 @@ def class_logprobs(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> np.ndarray:
-    """Return the log-probability (nats) of each label as the reply to each text, [N, C]."""
+    """Return the log-probability of each of C labels as the reply to each of N texts, [N, C].
+
+    The arguments are those of `class_summary`; the unit is nats.
+    """
     rows = []
     for text in texts:
         question = {"role": "user", "content": spec.question.replace("{text}", text)}
@@ -69,7 +82,7 @@ def class_logprobs(
     if max(lengths) > max_length:
         raise UserError(
             f"classes: a question with its label has {max(lengths)} tokens, more than max_length = "
-            f"{max_length}: raise it, or leave out long texts"
+            f"{max_length}: increase max_length, or remove long texts"
         )
     losses = completion_losses(policy, rows, max_length=max_length)
     return -np.array(losses.nats).reshape(len(texts), len(spec.labels))

@@ -1,8 +1,9 @@
 """`rlhf compare RUN...`: paired comparison of methods on common evaluation seeds.
 
-Runs whose paths differ only in a part such as `seed3` are training seeds of one method. With
-several training seeds, intervals are over training seeds. With one run of each method, intervals
-are over episodes, and the result holds for these two models only.
+Runs whose paths differ only in a part such as `seed3` are runs of one method with different
+training seeds. If a method has several training seeds, the seeds are the independent units of the
+intervals. If each method has one run, the units are prompts, start states or episodes, and the
+result holds only for the models that were evaluated.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from rlhf.common.names import nearest
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
-from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
+from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.run_groups import (
     Episodes,
     MethodValues,
     Setting,
-    collect_methods,
+    collect_metric_values,
     method_evaluations,
     training_seed,
 )
@@ -33,7 +34,7 @@ from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare
 from rlhf.stats import Interval, interval
 
 MAX_PAIRED_METHODS = 6
-"""Largest number of trained methods of which all pairs are compared (15 comparisons)."""
+"""Maximum number of trained methods for comparisons between all pairs (15 comparisons)."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,27 @@ class MethodScore:
     env: str
     decoding: str
     unit: Unit
+    """Independent unit of the interval."""
     estimate: Interval
     episodes: int
+    """Number of episodes of all training seeds together."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare`; `notes` lists omitted data and caveats."""
+    """Result of `compare`."""
 
     metric: str
     baseline: str
     rows: list[MethodScore]
+    """Scores of every method in every setting (environment and decoding)."""
     differences: list[Difference]
     notes: list[str]
+    """Caveats, and descriptions of omitted data."""
 
     def to_markdown(self) -> str:
-        """Return Markdown: two tables, the verdicts, the measured coverage and the notes."""
-        parts = _tables(self)
+        """Return Markdown: two tables, the verdicts, the simulated coverage and the notes."""
+        parts = _markdown_tables(self)
         parts += [
             f"- {markdown_text(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
             f"**{markdown_text(d.verdict)}**"
@@ -76,7 +81,7 @@ class Comparison:
         return "\n".join(parts) + "\n"
 
     def to_json(self) -> str:
-        """Return the comparison as JSON text; unknown interval ends are null."""
+        """Return the comparison as JSON text; unknown bounds of intervals are null."""
         tree = asdict(self)
         items = [*tree["rows"], *tree["differences"]]
         for item, source in zip(items, [*self.rows, *self.differences], strict=True):
@@ -87,24 +92,26 @@ class Comparison:
 def compare(
     run_dirs: Sequence[str | Path], *, metric: str | None = None, baseline: str | None = None
 ) -> Comparison:
-    """Compare run or pipeline directories on the prompts or evaluation seeds they share.
+    """Compare the methods of run or pipeline directories on common prompts or evaluation seeds.
 
     Args:
         run_dirs: run or pipeline directories.
-        metric: an episode field (return, success, cost, ...), a reward component, or normalized (0
-            for the random policy, 1 for the optimal one, if both are known); by default
-            the result of `default_metric`.
-        baseline: the method that others are compared with, by default the first. Without it the
-            trained policies of a single pipeline are also compared with each other.
+        metric: name of an episode field (return, success, cost, ...), name of a reward component,
+            or "normalized", the return scaled to 0 for the random policy and 1 for the optimal
+            policy. By default the result of `default_metric`.
+        baseline: name of the method that others are compared with, by default the first trained
+            method. If `baseline` is None and there is only one directory, the trained methods are
+            also compared with each other.
 
     Raises:
-        UserError: no episodes were evaluated, a name is unknown, or the runs have no common units.
+        UserError: no episodes were evaluated, a name is unknown, a directory is given twice, or no
+            two methods have common units.
     """
     directories = [Path(directory).resolve() for directory in run_dirs]
     every_pair = baseline is None and len(directories) == 1
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
-    stages = [read_stages(directory) for directory in directories]
+    stages = [read_runs(directory) for directory in directories]
     comparison = compare_runs(
         list(chain(*stages)), metric=metric, baseline=baseline, every_pair=every_pair
     )
@@ -124,31 +131,41 @@ def compare_runs(
     every_pair: bool = False,
     keep_going: bool = False,
 ) -> Comparison:
-    """Compare run records in memory, as `compare` does for directories.
+    """Compare the methods of run records in memory, as `compare` does for directories.
 
-    With `every_pair`, up to `MAX_PAIRED_METHODS` trained methods are also compared with each other.
-    If no two methods have a common unit, the result has no differences with `keep_going`; without
-    it, UserError is raised. A single pair without a common unit only adds a note.
+    Args:
+        runs: run records.
+        metric: see `compare`.
+        baseline: see `compare`.
+        every_pair: also compare trained methods with each other, if there are at most
+            `MAX_PAIRED_METHODS` of them.
+        keep_going: return a comparison without differences if no two methods have a common unit,
+            instead of raising an error. A single pair without common units adds only a note.
+
+    Raises:
+        UserError: see `compare`.
     """
     is_default = metric is None
     metric = metric or default_metric(runs, strict=not keep_going)
-    values = collect_methods(runs, metric)
+    values = collect_metric_values(runs, metric)
     methods, notes = values.methods, list(values.notes)
     if is_default and metric != "return":
-        notes.append(f"compared by {metric}, as every return is 0; --metric names another")
+        notes.append(
+            f"compared by {metric}, because every return is 0; --metric chooses another metric"
+        )
     if baseline is None:
         trained = [name for name in methods if name not in REFERENCE_POLICIES]
         baseline = next(iter([*trained, *methods]), None)
     if not methods and any(e.episodes for run in runs for e in run.evaluations):
-        raise UserError(f"no episode has a score of {metric}: {'; '.join(notes)}")
+        raise UserError(f"no episode has a score for {metric}: {'; '.join(notes)}")
     if not methods:
         raise UserError(
-            "no episodes were evaluated in these directories: run `rlhf evaluate` with env first "
-            "(results on text, labels, tasks or pairs are in the report)"
+            "no episodes were evaluated in these directories: first run `rlhf evaluate` with the "
+            "key env (results on text, labels, tasks or pairs are in the report)"
         )
     if baseline not in methods:
         raise UserError(
-            f"no evaluated method named {baseline!r} ({', '.join(methods)})"
+            f"baseline: no method named {baseline!r} was evaluated ({', '.join(methods)})"
             f"{nearest(str(baseline), methods)}{''.join(f'; {note}' for note in values.notes)}"
         )
     rows = [
@@ -156,25 +173,29 @@ def compare_runs(
         for name, method in methods.items()
         for setting, seeds in method.items()
     ]
-    opponents = _opponents(methods, baseline, every_pair=every_pair)
+    opponents = _pairs_to_compare(methods, baseline, every_pair=every_pair)
     differences, errors = _differences(values, opponents, metric, notes)
     if errors and not differences and not keep_going:
         raise errors[0]
     notes += [f"not compared: {error}" for error in errors]
     notes += _general_notes(differences)
-    notes += _different_settings(runs, metric)
+    notes += _notes_on_different_settings(runs, metric)
     if not differences and not errors:
         notes.append(
-            f"nothing was compared: no other method was evaluated as {baseline} was, in the same "
-            "environment with the same decoding"
+            f"nothing was compared: no other method was evaluated in the same environment and with "
+            f"the same decoding as {baseline}"
         )
     return Comparison(metric, baseline, rows, differences, list(dict.fromkeys(notes)))
 
 
-def _opponents(
+def _pairs_to_compare(
     methods: Mapping[str, object], baseline: str, *, every_pair: bool
 ) -> list[tuple[str, str]]:
-    """List the pairs to compare: every method with the baseline, then trained methods."""
+    """Return the pairs (method, baseline) to compare.
+
+    Every method is compared with `baseline`. If `every_pair` is set, pairs of trained methods
+    follow.
+    """
     pairs = [(name, baseline) for name in methods if name != baseline]
     trained = [name for name in methods if name not in REFERENCE_POLICIES and name != baseline]
     if every_pair and len(trained) < MAX_PAIRED_METHODS:
@@ -183,20 +204,20 @@ def _opponents(
 
 
 def coverage_text(difference: Difference) -> str:
-    """Return a sentence on the simulated coverage of a difference; "" if it has no interval."""
+    """Return a text on the simulated coverage of a difference; "" if it was not simulated."""
     shares = {
-        "for normal differences": difference.coverage_normal,
-        "redrawing the observed ones": difference.coverage_observed,
+        "for normally distributed differences": difference.coverage_normal,
+        "for resampled observed differences": difference.coverage_observed,
     }
     parts = [f"{share:.1%} {what}" for what, share in shares.items() if share is not None]
     if not parts:
         return ""
     size = f"{difference.estimate.units} {difference.unit}"
-    return f"measured coverage of the 95% intervals at {size}: {', '.join(parts)}"
+    return f"simulated coverage of the 95% intervals with {size}: {', '.join(parts)}"
 
 
 def format_estimate(estimate: Interval) -> str:
-    """Return `0.412 [0.380, 0.444]`, or the value and the reason why there is no interval."""
+    """Return text such as `0.412 [0.380, 0.444]`, or the value and why it has no interval."""
     if not estimate.known:
         reason = estimate.needs or f"n = {estimate.units}"
         return f"{estimate.value:.3f} (no interval: {reason})"
@@ -204,10 +225,12 @@ def format_estimate(estimate: Interval) -> str:
 
 
 def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
-    """Return "return", or `headline_metric` if every return is 0, as with prompt sets.
+    """Return "return", or the result of `headline_metric` if every return is 0.
+
+    In a prompt set every return is 0, because the environment gives no reward.
 
     Raises:
-        UserError: with `strict`, if every return is 0 and no reward has scores in all runs.
+        UserError: `strict` is set, every return is 0, and no reward has scores in all runs.
     """
     rows = [row for run in runs for e in run.evaluations for row in e.episodes]
     if any(row.get("return") for row in rows):
@@ -216,19 +239,17 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
     if strict and metric == "return" and any(row.get("components") for row in rows):
         raise UserError(
             "every return is 0 and no reward has scores in all of these runs: evaluate them with "
-            "the same rewards, or name a --metric"
+            "the same rewards, or choose a metric with --metric"
         )
     return metric
 
 
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
-    """Return the main metric of a report: a gold component, else the return, else the reward.
+    """Return the name of the main metric of a report, or None if no episodes were evaluated.
 
-    In a prompt set every return is 0; its main metric is the training reward, or "score" if that
-    has several components.
-
-    Returns:
-        The name of the metric; None if no episodes were evaluated.
+    It is the first gold component that all episodes have. Without a gold component it is "return",
+    unless every return is 0, as in a prompt set. In that case it is "score", the weighted sum of
+    several training rewards, or else the first training reward.
     """
     rows = [row for run in runs for e in run.evaluations for row in e.episodes]
     if not rows:
@@ -251,12 +272,12 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
 
 
 def _reward_names(run: RunRecord, key: str) -> list[str]:
-    """Return the names of the rewards in a run's configuration."""
+    """Return the component names of the rewards listed under `key` in a run's configuration."""
     return [_reward_name(spec) for spec in run.config.get(key) or [] if isinstance(spec, Mapping)]
 
 
 def _reward_name(spec: Mapping[str, object]) -> str:
-    """Return the component name of a reward: the function's name, or else the kind."""
+    """Return a reward's component name: its `name`, else its function's name, else its kind."""
     kind = spec.get("kind")
     default = str(spec.get("path")).rpartition(":")[2] if kind == "function" else kind
     return str(spec.get("name") or default)
@@ -269,6 +290,7 @@ def _method_score(
     metric: str,
     values: MethodValues,
 ) -> MethodScore:
+    """Return the mean of the metric for one method in one setting, given its runs by seed."""
     env = setting[0]
     samples = [pair for units in seeds.values() for pair in units.items()]
     column = [value for _, unit_values in samples for value in unit_values]
@@ -283,7 +305,7 @@ def _method_score(
 
 
 def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
-    """Return the mean over the episodes of each of `units`. [units]"""
+    """Return the mean metric over the episodes of each of `units`, [units]."""
     return np.array([np.mean(episodes[unit]) for unit in units])
 
 
@@ -304,23 +326,26 @@ class _Pairing:
 
     @property
     def names(self) -> str:
-        """The names of both methods, for messages."""
+        """The names of the method and of the baseline, for messages."""
         return f"{self.method} and {self.baseline}"
 
     def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the means [units] of both methods on common units, for each pair of runs.
+        """Return the unit means of the method and of the baseline, for each pair of runs.
+
+        Returns:
+            For each pair of runs, two arrays [units] in the order of the common units.
 
         Raises:
-            UserError: the runs have no common seeds or units.
+            UserError: the method and the baseline have no common training seeds or units.
         """
         return [
-            self._common_units(self.runs[seed], self.baseline_runs[other])
-            for seed, other in self._seeds()
+            self._common_unit_means(self.runs[seed], self.baseline_runs[other])
+            for seed, other in self._seed_pairs()
         ]
 
     @property
     def run_counts(self) -> list[int]:
-        """Numbers of training runs of those of the two methods that are trained."""
+        """Number of training runs of each of the two methods, without reference policies."""
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
 
@@ -341,8 +366,15 @@ class _Pairing:
         )
         return float((first - second).std(ddof=1)) / math.sqrt(len(common))
 
-    def _seeds(self) -> list[tuple[int, int]]:
-        """Return pairs of training seeds; a single run is paired with every run of the other."""
+    def _seed_pairs(self) -> list[tuple[int, int]]:
+        """Return the pairs of training seeds (method, baseline) to compare.
+
+        Runs with equal seeds are paired. If the method or the baseline has a single run, that run
+        is paired with every run of the other.
+
+        Raises:
+            UserError: there are no common seeds.
+        """
         first, second = self.runs, self.baseline_runs
         common = sorted(first.keys() & second.keys())
         if len(first) == 1 or len(second) == 1:
@@ -350,27 +382,33 @@ class _Pairing:
         if not common:
             raise UserError(
                 f"{self.names} share no training seed ({sorted(first)} and {sorted(second)}): "
-                "train both with the same seeds, so that their differences pair"
+                "train both methods with the same seeds, so that runs can be paired"
             )
         if len(common) < max(len(first), len(second)):
             self.notes.append(
-                f"{self.names}: only the {len(common)} training seeds of both were compared"
+                f"{self.names}: only the {len(common)} common training seeds were compared"
             )
         return [(seed, seed) for seed in common]
 
-    def _common_units(self, first: Episodes, second: Episodes) -> tuple[np.ndarray, np.ndarray]:
-        """Return both runs' means of the units that they have in common, in the same order."""
+    def _common_unit_means(
+        self, first: Episodes, second: Episodes
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the means of two runs on their common units, two arrays [units] in equal order.
+
+        Raises:
+            UserError: the runs have no common units.
+        """
         common = [key for key in first if key in second]
         units = "evaluation seeds" if self.unit != "prompts" else self.unit
         if not common:
             raise UserError(
-                f"{self.names} share no {units.removesuffix('s')}: evaluate both on the same "
-                f"{units}, so that their differences pair"
+                f"{self.names} share no {units.removesuffix('s')}: evaluate both methods on the "
+                f"same {units}, so that results can be paired"
             )
         most = max(len(first), len(second))
         if len(common) < most:
             self.notes.append(
-                f"{self.names}: {len(common)} of {most} {units} are common; others left out"
+                f"{self.names}: only {len(common)} of {most} {units} are common and were compared"
             )
         return _unit_means(first, common), _unit_means(second, common)
 
@@ -378,9 +416,10 @@ class _Pairing:
 def _pairings(
     values: MethodValues, opponents: Sequence[tuple[str, str]], notes: list[str]
 ) -> Iterator[_Pairing]:
-    """Yield the pairs of methods in every setting in which both were evaluated.
+    """Yield every pair of methods in every setting in which both methods were evaluated.
 
-    Reference policies have no decoding, so a reference baseline is paired with any decoding.
+    Reference policies are evaluated without decoding, so a reference policy as the baseline is
+    paired with a method in the same environment with any decoding.
     """
     for method, baseline in opponents:
         for setting, runs in values.methods[method].items():
@@ -393,7 +432,10 @@ def _pairings(
 def _differences(
     values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
-    """Return the differences of all pairs with common units, and the errors of the other pairs."""
+    """Return the differences of all pairs that have common units, and errors for the other pairs.
+
+    Notes on omitted data are added to `notes`.
+    """
     paired, errors = [], []
     for pairing in _pairings(values, opponents, notes):
         try:
@@ -408,8 +450,8 @@ def _differences(
         ends, counts = values.ranges[env], pairing.run_counts
         if len(counts) == 2 and min(counts) == 1 < max(counts):
             notes.append(
-                f"{pairing.names}: one of them has a single run; its own training noise is not in "
-                "the interval"
+                f"{pairing.names}: one of the two has a single run, so the interval does "
+                "not include its variation between training seeds"
             )
         difference = compare_means(
             left,
@@ -429,8 +471,8 @@ def _differences(
     return differences, errors
 
 
-def _different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
-    """Return notes on compared runs whose environment or whose rewards behind `metric` differ."""
+def _notes_on_different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
+    """Return notes on compared runs that differ in the environment or the rewards of `metric`."""
     compared = {id(item.evaluation) for item in method_evaluations(runs)}
     first: dict[Hashable, tuple[str, object]] = {}
     notes = []
@@ -449,36 +491,44 @@ def _different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
             key = what if what.startswith("env") else (what, training_seed(run))
             name, other = first.setdefault(key, (run.name, value))
             if value != other:
-                notes.append(f"not the same task: {name} and {run.name} differ in the {what}")
+                notes.append(f"not the same task: {name} and {run.name} differ in {what}")
     return notes
 
 
 def _general_notes(differences: Sequence[Difference]) -> list[str]:
+    """Return caveats on multiple comparisons, on single training runs and on low coverage."""
     notes = []
     if len(differences) > 1:
         notes.append(
-            f"{len(differences)} comparisons: a winner needs a sign-flip test with p <= "
+            f"{len(differences)} comparisons: a method wins if the sign-flip test gives p <= "
             f"{0.05 / len(differences):.2g} (Bonferroni)"
         )
     if any(d.unit != "training seeds" for d in differences):
         notes.append(
-            "one training run for each method: this compares two models, not two methods; to "
-            f"compare methods, train at least {FEWEST_SEEDS} seeds of each"
+            "one training run for each method: the result holds for these models, not for the "
+            f"methods; to compare methods, train each with at least {FEWEST_SEEDS} seeds"
         )
     if any(d.coverage_observed is not None and d.coverage_observed < 0.93 for d in differences):
         notes.append(
-            "some differences are so skewed that their intervals cover less than 95%: evaluate on "
-            "more episodes"
+            "some differences are so skewed that the coverage of their 95% intervals is below 93%: "
+            "evaluate more episodes"
         )
     return notes
 
 
-def _tables(comparison: Comparison) -> list[str]:
-    """Return the markdown tables of the methods and of their differences."""
+def _markdown_tables(comparison: Comparison) -> list[str]:
+    """Return the Markdown tables of the methods and, if there are any, of their differences."""
     estimate = f"{comparison.metric} [95% interval]"
     columns = ["method", "environment", "decoding", estimate, "over", "episodes"]
     rows = [
-        [r.method, r.env, r.decoding, format_estimate(r.estimate), _size(r), str(r.episodes)]
+        [
+            r.method,
+            r.env,
+            r.decoding,
+            format_estimate(r.estimate),
+            _sample_size_text(r),
+            str(r.episodes),
+        ]
         for r in comparison.rows
     ]
     tables = [markdown_table(columns, rows)]
@@ -489,7 +539,7 @@ def _tables(comparison: Comparison) -> list[str]:
             d.env,
             d.decoding,
             format_estimate(d.estimate),
-            _size(d),
+            _sample_size_text(d),
             d.winner or "none",
         ]
         for d in comparison.differences
@@ -497,5 +547,6 @@ def _tables(comparison: Comparison) -> list[str]:
     return [*tables, markdown_table(columns, rows)] if rows else tables
 
 
-def _size(row: MethodScore | Difference) -> str:
+def _sample_size_text(row: MethodScore | Difference) -> str:
+    """Return the number and the name of the units, such as "5 training seeds"."""
     return f"{row.estimate.units} {row.unit}"

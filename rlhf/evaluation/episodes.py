@@ -1,7 +1,7 @@
 """Collect held-out episodes of a policy, summarize them and write them to a run directory.
 
-Every policy is evaluated on the same seeds, so that differences are paired. Training does not use
-these seeds.
+Every policy is evaluated on the same seeds, so that policies can be compared by paired differences.
+Training does not use these seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from rlhf.common.files import atomic_path, json_line
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import item_id, metric_interval, pass_columns, unit_name, unit_of
+from rlhf.evaluation.metrics import item_id, metric_interval, pass_at_k_by_seed, unit_name, unit_of
 from rlhf.evaluation.notes import evaluation_caveats, unscored_metrics
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
 from rlhf.reward_models.core import score_copies
@@ -29,12 +29,18 @@ from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
 RANDOM_STREAM = 11
+"""First element of the seed of the reference policies' random generator."""
 _FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
-"""Fields of an episode that are metrics, besides its reward components."""
+"""Fields of an episode that are metrics. The reward components are metrics too."""
 
 
-def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[EpisodeSeed]:
-    """Return ``samples`` episode seeds for each of ``episodes`` start states from ``first`` on."""
+def evaluation_episode_seeds(
+    episodes: int, *, first: int = 0, samples: int = 1
+) -> list[EpisodeSeed]:
+    """Return ``samples`` episode seeds for each of ``episodes`` held-out start states.
+
+    ``first`` is the index of the first start state.
+    """
     numbers = range(first, first + episodes)
     return [
         EpisodeSeed(evaluation_seed(i), i, sample) for i in numbers for sample in range(samples)
@@ -49,10 +55,15 @@ def play_model(
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the episodes of a model, decoded greedily or at the collector's temperature.
+    """Play one episode per start with a model, and return the rows of ``episodes.jsonl``.
 
-    Each of `rewards` adds its components to the episodes. Truncated texts, reasons for missing
-    scores and failures of environments are added to `counts`.
+    Args:
+        collector: collector with the model and the environment.
+        starts: seeds of the episodes.
+        decoding: "greedy", or "sampled" to sample at the collector's temperature.
+        rewards: rewards whose components are added to the episodes.
+        counts: counter to which truncated texts, reasons for missing scores and failures of
+            environments are added.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
@@ -61,7 +72,7 @@ def play_model(
     if counts is not None:
         counts.update(collector.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return _rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
+    return _episode_rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 
 
 def play_reference(
@@ -73,11 +84,22 @@ def play_reference(
     counts: Counter[str] | None = None,
     calls: EnvCalls | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
+    """Play one episode per start with the random or the expert policy of an environment.
+
+    Args:
+        policy: "random" or "expert".
+        make_env: function that creates the environment.
+        starts: seeds of the episodes.
+        rewards: rewards whose components are added to the episodes.
+        counts: counter to which reasons for missing scores and failures of environments are added.
+        calls: error handling of environment code; by default a failure raises UserError.
+
+    Returns:
+        The rows of ``episodes.jsonl``.
 
     Raises:
-        UserError: the environment has no such policy, or it failed and ``calls`` does not count
-        failures.
+        UserError: the environment does not have the policy, every episode failed, or an episode
+            failed and ``calls`` does not count failures.
     """
     if policy not in REFERENCE_POLICIES:
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
@@ -86,7 +108,7 @@ def play_reference(
     calls = calls or EnvCalls()
     rollouts = []
     for start in starts:
-        rollout = _play(policy, env, start, calls)
+        rollout = _play_reference_episode(policy, env, start, calls)
         if rollout is not None:
             rollouts.append(rollout)
             continue
@@ -94,16 +116,18 @@ def play_reference(
         env = make_env()
     calls.close(env)
     if not rollouts:
-        raise UserError("every environment failed, so there is nothing to evaluate")
+        raise UserError("every episode failed with an environment error; see the warnings above")
     if counts is not None:
         counts.update(calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return _rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
+    return _episode_rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
 
 
-def _play(policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls) -> Rollout | None:
-    """Play one episode of a reference policy; None if the environment failed."""
-    # The environment draws from the stream of the seed alone, so the policy needs another stream.
+def _play_reference_episode(
+    policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls
+) -> Rollout | None:
+    """Play one episode with a reference policy; return None if the environment failed."""
+    # The environment's generator has the same seed, so the policy's generator needs another one.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.sample_index] if start.sample_index else key)
     opening = calls.run(start.seed, lambda: reset(env, start.seed))
@@ -114,7 +138,7 @@ def _play(policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls) -> Rol
     rollout = Rollout(start.seed, start.group_index, start.sample_index, start_info=start_info)
     done = False
     while not done:
-        turn = calls.run(start.seed, lambda: _take_turn(policy, env, rng))
+        turn = calls.run(start.seed, lambda: _take_reference_step(policy, env, rng))
         if turn is None:
             return None
         action, (reply, reward, terminated, truncated, info) = turn
@@ -133,8 +157,15 @@ def _play(policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls) -> Rol
     return rollout
 
 
-def _take_turn(policy: str, env: gym.Env, rng: np.random.Generator) -> tuple[str, tuple]:
-    """Take one step with a reference policy; return its action as text and the step's result."""
+def _take_reference_step(policy: str, env: gym.Env, rng: np.random.Generator) -> tuple[str, tuple]:
+    """Take one step with a reference policy.
+
+    Returns:
+        The action as text, and the result of the environment's step.
+
+    Raises:
+        UserError: the environment does not have the policy.
+    """
     task: Any = env.unwrapped
     try:
         action = task.expert() if policy == "expert" else task.sample_action(rng)
@@ -143,7 +174,7 @@ def _take_turn(policy: str, env: gym.Env, rng: np.random.Generator) -> tuple[str
     return str(action), step(env, action)
 
 
-def _rows(
+def _episode_rows(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Any],
     *,
@@ -151,13 +182,18 @@ def _rows(
     seconds: float,
     counts: Counter[str] | None,
 ) -> list[dict[str, Any]]:
+    """Score episodes and return the rows of ``episodes.jsonl``.
+
+    ``seconds`` is the mean duration of an episode. Reasons for missing scores are added to
+    ``counts``.
+    """
     conversations = [rollout.conversation for rollout in rollouts]
     columns: dict[str, list[float | None]] = {}
     for position, reward in enumerate(rewards):
         scores = score_copies(reward, conversations)
         columns |= scores.components
         if position == 0 and len(scores.components) > 1:
-            # Training maximizes the weighted sum of several rewards.
+            # With several components, training maximizes their weighted sum.
             columns["score"] = scores.values
         if counts is not None:
             counts.update(scores.counts)
@@ -185,14 +221,20 @@ def _rows(
 
 
 def _prompt_id(rollout: Rollout) -> str | None:
-    """Return an id of the first observation that does not depend on few-shot examples."""
+    """Return the id of the start state in a fixed list, see `item_id`; None without a list.
+
+    The id is that of the prompt without few-shot examples, so it is equal with and without them.
+    """
     info = rollout.start_info
     observation = {"role": "user", "content": info.get("observation", "")}
     return item_id([*info.get("messages", ()), observation], info)
 
 
-def known_values(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
-    """Return the values of the random and the optimal policy; None for unknown values."""
+def reference_returns(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
+    """Return the expected returns of the random and the optimal policy of an environment.
+
+    A return is None if the environment does not define it.
+    """
     task: Any = make_env().unwrapped
     values = []
     for name in ("random_value", "optimal_value"):
@@ -214,17 +256,17 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
 
-    Intervals are over units; episodes of one prompt or one seed are one unit, see `unit_of`. With
-    several samples for a seed, pass@k is included. Rewards that could not score every episode are
-    listed under ``unscored``.
+    The intervals are over independent units; episodes of one prompt or one seed are one unit, see
+    `unit_of`. If a seed has several samples, pass@k is included. Rewards that could not score every
+    episode are listed under ``unscored``.
 
     Args:
-        rows: episodes of one policy.
+        rows: episodes of one policy, as in ``episodes.jsonl``.
         name: name of the policy.
-        env: id of the environment, "prompts" for a prompt set.
-        random: return of the random policy, if known.
-        optimal: return of the optimal policy, if known.
-        counts: counts reported by the rewards, by "NAME: reason".
+        env: id of the environment, or "prompts" for a prompt set.
+        random: expected return of the random policy, if known.
+        optimal: expected return of the optimal policy, if known.
+        counts: counts of missing scores, truncations and failures: "NAME: reason" -> number.
     """
     counts = counts or {}
     rows = [{"env": env, **row} for row in rows]
@@ -235,12 +277,14 @@ def summarize(
         for key, value in fields.items():
             if value is not None:
                 scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
-    limits = Bounds.known(random, optimal)
-    metrics = {key: _over_units(key, seeds, units, limits) for key, seeds in scored.items()}
+    limits = Bounds.if_known(random, optimal)
+    metrics = {
+        key: _interval_over_units(key, seeds, units, limits) for key, seeds in scored.items()
+    }
     if limits:
         metrics["normalized"] = limits.normalize_interval(metrics["return"])
-    for key, column in pass_columns(scored).items():
-        metrics[key] = _over_units(key, {seed: [v] for seed, v in column.items()}, units)
+    for key, column in pass_at_k_by_seed(scored).items():
+        metrics[key] = _interval_over_units(key, {seed: [v] for seed, v in column.items()}, units)
     unscored = unscored_metrics(rows, counts)
     return {
         "name": name,
@@ -259,13 +303,17 @@ def summarize(
     }
 
 
-def _over_units(
+def _interval_over_units(
     metric: str,
     seeds: Mapping[Hashable, Sequence[float]],
     units: Mapping[Hashable, Hashable],
     limits: Bounds | None = None,
 ) -> Interval:
-    """Return the interval of a metric, given its samples by seed and the unit of each seed."""
+    """Return the mean of a metric with its interval over units.
+
+    `seeds` maps each seed to the metric's values, one for each sample; `units` maps each seed to
+    its unit.
+    """
     values = [value for samples in seeds.values() for value in samples]
     labels = [units[seed] for seed, samples in seeds.items() for _ in samples]
     return metric_interval(metric, values, labels, limits)
@@ -274,12 +322,12 @@ def _over_units(
 def write_evaluation(
     directory: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> Path:
-    """Write the folder ``evaluation/<name>/`` of a run.
+    """Write episodes and summary to ``evaluation/<name>/`` in a run directory; return this folder.
 
     The folder is created atomically, so that an existing folder is complete.
 
     Raises:
-        UserError: the folder exists; evaluations are never overwritten.
+        UserError: the folder exists already.
     """
     target = directory / "evaluation" / summary["name"]
     if target.exists():

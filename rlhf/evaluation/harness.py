@@ -17,38 +17,41 @@ from rlhf.stats import Interval, share_interval
 
 BATCH_SIZE = 8
 
-# Metrics of the harness that are shares, whose intervals lie in [0, 1].
-SHARE_METRICS = ("acc", "acc_norm", "exact_match")
+# Metrics of the harness that are proportions; their intervals lie in [0, 1].
+PROPORTION_METRICS = ("acc", "acc_norm", "exact_match")
 
 FEWEST_DOCUMENTS = 30
-"""Smallest number of documents for a normal interval from the harness's standard error."""
+"""Minimum number of documents for a normal interval from the harness's standard error."""
 
 
 def require_harness() -> None:
-    """Raise UserError if the extra is not installed."""
+    """Raise UserError if the extra ``tasks`` (lm-evaluation-harness) is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError('tasks need lm-evaluation-harness: pip install "rlhf-kit[tasks]"')
 
 
 def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Return every metric of every task as ``TASK/METRIC``, with a 95% interval if there is one.
+    """Evaluate a policy on standard tasks.
+
+    Returns:
+        ``TASK/METRIC`` -> the metric with its 95% interval, see `Interval.as_dict`.
 
     Raises:
         UserError: the extra is not installed, or a task is unknown or cannot be loaded.
     """
     require_harness()
-    lm_eval: Any = importlib.import_module("lm_eval")  # the extra may be missing in a type check
+    lm_eval: Any = importlib.import_module("lm_eval")  # Type checkers may not find it.
     wrapped: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=spec.folder)
     known = set(manager.all_tasks)
     if unknown := [name for name in spec.names if name not in known]:
-        raise UserError(f"tasks: {unknown[0]!r} is unknown; `lm_eval ls tasks` lists them")
+        raise UserError(f"tasks: {unknown[0]!r} is unknown; `lm_eval ls tasks` lists all tasks")
     chat = bool(policy.tokenizer.chat_template)
     try:
         output = lm_eval.simple_evaluate(
             model=wrapped(
                 pretrained=policy.model,
-                tokenizer=with_default_options(policy.tokenizer),
+                tokenizer=with_default_template_options(policy.tokenizer),
                 batch_size=BATCH_SIZE,
             ),
             tasks=list(spec.names),
@@ -68,8 +71,12 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
     return metrics_of(output)
 
 
-def with_default_options(tokenizer: Any) -> Any:
-    """Make the chat template's options its defaults, because the harness passes no options."""
+def with_default_template_options(tokenizer: Any) -> Any:
+    """Return a tokenizer whose chat template has the model's options as its defaults.
+
+    The harness renders the template without options. The result is a copy, or `tokenizer` itself if
+    there are no options.
+    """
     options = chat_template_kwargs(tokenizer)
     if not options or not isinstance(tokenizer.chat_template, str):
         return tokenizer
@@ -79,7 +86,11 @@ def with_default_options(tokenizer: Any) -> Any:
 
 
 def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the metrics in the harness's output; "acc,none" and its stderr become ``TASK/acc``."""
+    """Convert the output of the harness to ``TASK/METRIC`` -> the metric with its interval.
+
+    The keys "acc,none" and "acc_stderr,none" of a task become ``TASK/acc``. A filter other than
+    "none" is added in parentheses.
+    """
     metrics = {}
     for task, results in output["results"].items():
         for key, value in results.items():
@@ -94,11 +105,15 @@ def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
-    """Return the exact interval of a share, or an interval from the standard error."""
-    if name in SHARE_METRICS and documents and 0 <= value <= 1:
+    """Return the exact interval of a proportion, or else a normal interval.
+
+    The normal interval uses the standard error `error`. Without it, or for too few documents, there
+    is no interval.
+    """
+    if name in PROPORTION_METRICS and documents and 0 <= value <= 1:
         return share_interval(value * documents, documents)
     if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:
-        needs = f"the task gives no standard error over {FEWEST_DOCUMENTS} documents or more"
+        needs = f"an interval needs a standard error and at least {FEWEST_DOCUMENTS} documents"
         return Interval.without(value, documents or 0, needs)
     half = float(special.ndtri(0.975)) * error
     return Interval(value, value - half, value + half, documents or 0, "normal")

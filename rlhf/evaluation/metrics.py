@@ -1,4 +1,4 @@
-"""Metrics of episodes: possible values, independent units and intervals."""
+"""Determine the possible values, the independent units and the intervals of episode metrics."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 UnitName = Literal["prompts", "start states", "episodes"]
 
 COUNT_METRICS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
-"""Metric that is a count -> its smallest possible value."""
+"""Name of a metric that is a count -> its smallest possible value."""
 
 ITEM_KEYS = ("prompt_index", "item", "game")
-"""Keys of `info` that identify the entry of a fixed list that an episode started from."""
+"""Keys of `info` that identify the entry of a fixed list with which an episode starts."""
 
 
 def metric_interval(
@@ -37,7 +37,7 @@ def metric_interval(
         metric: name of the metric.
         values: [n] value of each episode.
         units: [n] unit of each episode, see `unit_of`; by default each episode is a unit.
-        limits: values of the random and the optimal policy, used to normalize the return.
+        limits: returns of the random and the optimal policy, if the metric is "normalized".
     """
     if metric in COUNT_METRICS:
         least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
@@ -48,11 +48,11 @@ def metric_interval(
 def outcome_range(
     metric: str, values: Sequence[float], limits: Bounds | None = None
 ) -> tuple[float, float] | None:
-    """Return the smallest and largest possible value of a metric; None if they are unknown.
+    """Return the two possible values of a binary metric, the smaller first; None for other metrics.
 
-    A reward that is 0 or 1 in every episode is treated as binary. So are the return and its
-    normalized value, unless the known limits of the return are outside [0, 1], or they are unknown
-    and all returns are equal.
+    `success` and pass@k lie in [0, 1]. A reward that is 0 or 1 in every episode is treated as
+    binary. So are the return and its normalized value, unless the known bounds `limits` of the
+    return lie outside [0, 1], or `limits` is None and all returns are equal.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
@@ -69,17 +69,18 @@ def outcome_range(
     return (low, high) if ((data == low) | (data == high)).all() else None
 
 
-def pass_columns(
+def pass_at_k_by_seed(
     groups: Mapping[str, Mapping[Hashable, Sequence[float]]],
 ) -> dict[str, dict[Hashable, float]]:
-    """Return pass@k of each seed, for every binary metric with several samples for a seed.
+    """Return pass@k of each seed, for every binary metric if a seed has several samples.
 
     Args:
-        groups: metric -> seed -> its samples. `success` gives `pass@k`, others `NAME/pass@k`.
+        groups: metric -> seed -> value of the metric for each sample.
 
     Returns:
-        Metric -> seed -> value, for k = 1, 2, 4, ... and the number of samples. A seed with
-        unscored samples is included for every k up to its number of scored samples.
+        Name -> seed -> pass@k. The name is `pass@k` for `success` and `METRIC/pass@k` for others; k
+        is 1, 2, 4, ... and the largest number of samples. A seed is omitted for every k above its
+        number of scored samples.
     """
     columns: dict[str, dict[Hashable, float]] = {}
     for name, seeds in groups.items():
@@ -100,45 +101,54 @@ def pass_columns(
 def unit_of(row: Mapping[str, Any]) -> Hashable:
     """Return the independent unit of an episode.
 
-    Episodes of one prompt, or of one entry of another fixed list, are one unit, because new
-    episodes would start from other entries. If the environment draws each start state at random,
-    the unit is its seed. In both cases samples of one seed are one unit.
+    If episodes start from entries of a fixed list, such as prompts, the unit is the entry: its id
+    is `prompt_id`. If the environment draws each start state at random, the unit is the seed. In
+    both cases all samples of one seed belong to the same unit.
     """
     if row.get("prompt_id") is not None:
         return str(row["prompt_id"])
     if row.get("env") == "prompts" and row.get("messages"):
-        # Files of 0.1.0 have no prompt id: the last message is the reply, the others the prompt.
-        return content_id(row["messages"][:-1])
+        # Files of version 0.1.0 have no prompt id. The last message is the reply, and the other
+        # messages are the prompt.
+        return messages_digest(row["messages"][:-1])
     return int(row["seed"])
 
 
 def unit_name(units: Sequence[Hashable]) -> UnitName:
-    """Return the name of these units: prompts, start states or episodes."""
+    """Return the name of the units of a list of episodes, given the unit of each episode.
+
+    Units from a fixed list are "prompts". Seeds are "start states" if a seed has several episodes,
+    else "episodes".
+    """
     if any(isinstance(unit, str) for unit in units):
         return "prompts"
     return "start states" if len(set(units)) < len(units) else "episodes"
 
 
 def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
-    """Return the id of the entry of a fixed list with which an episode starts; None without a list.
+    """Return the id of the entry of a fixed list with which an episode starts.
 
-    Entries with equal texts have one id. `messages` are the messages before the first reply, and
-    `info` is the info from `reset`.
+    Entries with equal texts have the same id. The result is None if the environment has no list,
+    that is, if `info` has none of `ITEM_KEYS`.
+
+    Args:
+        messages: messages before the first reply.
+        info: `info` that the environment's `reset` returned.
     """
     if not any(key in info for key in ITEM_KEYS):
         return None
     # Different games may have the same first text.
     hidden = [{"game": info["game"]}] if info.get("game") is not None else []
-    return content_id([*messages, *hidden])
+    return messages_digest([*messages, *hidden])
 
 
-def opening_of(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def messages_before_reply(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the messages before the first reply."""
     roles = [message.get("role") for message in messages]
     return list(messages[: roles.index("assistant")] if "assistant" in roles else messages)
 
 
-def content_id(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the short digest of messages."""
+def messages_digest(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return a digest of messages: the first 16 hexadecimal digits of their SHA-256."""
     text = json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

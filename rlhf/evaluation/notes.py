@@ -1,4 +1,4 @@
-"""Caveats of an evaluation, one sentence each."""
+"""Write the caveats of an evaluation, one sentence each."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.metrics import opening_of, unit_name, unit_of
+from rlhf.evaluation.metrics import messages_before_reply, unit_name, unit_of
 
-ENVIRONMENT = "environment: "
-"""Start of the keys of `counts` that `EnvCalls` reports."""
+ENVIRONMENT_PREFIX = "environment: "
+"""Prefix of the keys of `counts` that count failures of environments, see `EnvCalls`."""
 
 
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Return reward -> {"scored", "episodes", "reasons"}, for rewards with missing scores.
+    """Return the number of scores, and the reasons for missing scores, of incomplete rewards.
 
-    `counts` are the counts that the rewards reported: "NAME: reason" -> number.
+    Args:
+        rows: episodes of one policy.
+        counts: counts that the rewards reported: "NAME: reason" -> number.
+
+    Returns:
+        Reward with missing scores -> {"scored", "episodes", "reasons"}: the number of episodes with
+        a score, the number of all episodes, and reason -> number.
     """
     missing: Counter[str] = Counter()
     for row in rows:
@@ -41,7 +47,15 @@ def evaluation_caveats(
     unscored: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
 ) -> list[str]:
-    """List caveats of a policy's episodes, given the result of `unscored_metrics` and `counts`."""
+    """Return the caveats of a policy's episodes.
+
+    They concern missing scores, truncated texts, failures of environments and repeated episodes.
+
+    Args:
+        rows: episodes of the policy.
+        unscored: result of `unscored_metrics`.
+        counts: "NAME: reason" -> number, as for `unscored_metrics`.
+    """
     notes = [unscored_text(name, entry) for name, entry in unscored.items()]
     notes += [
         f"{key.removesuffix(': truncated')}: {number} of {len(rows)} texts were truncated before "
@@ -49,24 +63,29 @@ def evaluation_caveats(
         for key, number in counts.items()
         if key.endswith(": truncated") and number
     ]
-    return [*notes, *_failures(rows, counts), *_repetitions(rows)]
+    return [*notes, *_failure_notes(rows, counts), *_repetition_notes(rows)]
 
 
-def _failures(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
-    """Return a note on the episodes that were dropped with `env.errors: count`."""
-    failed = {key: number for key, number in counts.items() if key.startswith(ENVIRONMENT)}
+def _failure_notes(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
+    """Return a list of at most one note, on episodes dropped because of `env.errors: count`."""
+    failed = {key: number for key, number in counts.items() if key.startswith(ENVIRONMENT_PREFIX)}
     if not failed:
         return []
     dropped = sum(failed.values())
-    reasons = "; ".join(f"{key.removeprefix(ENVIRONMENT)} ({n})" for key, n in failed.items())
+    reasons = "; ".join(
+        f"{key.removeprefix(ENVIRONMENT_PREFIX)} ({n})" for key, n in failed.items()
+    )
     return [
         f"{dropped} of {len(rows) + dropped} episodes were dropped because their environment "
-        f"failed, so the results are those of the others: {reasons}"
+        f"failed; the results are those of the remaining episodes: {reasons}"
     ]
 
 
 def unscored_text(name: str, entry: Mapping[str, Any]) -> str:
-    """Format a caveat, such as `exact_match: 0 of 4 scored: no reference answer`."""
+    """Return a caveat on missing scores, such as `exact_match: 0 of 4 scored: no reference answer`.
+
+    `entry` is the value for the reward `name` in the result of `unscored_metrics`.
+    """
     missing = entry["episodes"] - entry["scored"]
     reasons = (entry.get("reasons") or {}).items()
     listed = ", ".join(what if n == missing else f"{what} ({n})" for what, n in reasons)
@@ -74,13 +93,14 @@ def unscored_text(name: str, entry: Mapping[str, Any]) -> str:
     return f"{scored}: {listed}" if listed else scored
 
 
-def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _repetition_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return notes on episodes that repeat a seed, a prompt or a conversation."""
     notes = []
     samples = Counter((row["seed"], row.get("sample", 0)) for row in rows)
     if repeated := sum(number - 1 for number in samples.values()):
         notes.append(
-            f"{repeated} of {len(rows)} episodes repeat an evaluation seed; they count as one unit "
-            "with the first"
+            f"{repeated} of {len(rows)} episodes repeat an evaluation seed; all episodes of one "
+            "seed count as one unit"
         )
     if any(row.get("decoding") != "greedy" for row in rows):
         return notes
@@ -89,15 +109,15 @@ def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if units < len(rows):
         unit = unit_name(names)
         notes.append(
-            f"{len(rows)} greedy episodes repeat {units} {unit}: n = {units}; more {unit} narrow "
-            "the intervals, more episodes do not"
+            f"{len(rows)} greedy episodes repeat {units} {unit}: n = {units}; to narrow the "
+            f"intervals, evaluate more {unit}, not more episodes"
         )
     different = len({repr(row.get("messages")) for row in rows})
-    openings = len({repr(opening_of(row.get("messages") or [])) for row in rows})
+    openings = len({repr(messages_before_reply(row.get("messages") or [])) for row in rows})
     if units == len(rows) and openings == different < len(rows) / 2:
         notes.append(
             f"{len(rows)} greedy episodes contain {different} different conversations: if the "
             "environment has a list of tasks, set info['prompt_index'] to the index of the task, "
-            "which makes the task the unit of the intervals"
+            "so that the task is the unit of the intervals"
         )
     return notes

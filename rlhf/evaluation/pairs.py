@@ -1,4 +1,4 @@
-"""Write the report on a reward for held-out preference rows."""
+"""Evaluate a reward on held-out preference rows and write a report."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ def report_on_pairs(
     train_rows: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a reward on canonical preference rows and write ``evaluation/<name>``.
+    """Evaluate a reward on preference rows and write ``evaluation/<name>/`` in `directory`.
 
-    `rows` are held-out rows, `train_rows` the training rows; `options` are passed to
-    `evaluate_reward_model`.
+    Args:
+        reward: the reward.
+        rows: held-out canonical preference rows.
+        directory: run directory.
+        name: name of the folder and of the report.
+        train_rows: rows on which the reward was trained, if known.
+        options: options of `evaluate_reward_model`.
 
     Returns:
         The report as plain data.

@@ -20,22 +20,22 @@ from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgrade_
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
-"""Untrained policies of an environment; each is compared as a separate method."""
+"""Names of the policies that environments define; each is compared as a separate method."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Values of the random and the optimal policy, which have the normalized scores 0 and 1."""
+    """Returns of the random and the optimal policy, which normalize to 0 and 1."""
 
     random: float
     optimal: float
 
     @classmethod
-    def known(cls, random: Any, optimal: Any) -> Bounds | None:
-        """Return the bounds from two values; None if one is unknown.
+    def if_known(cls, random: Any, optimal: Any) -> Bounds | None:
+        """Return the bounds, or None if a value is not a number or `random` is not below `optimal`.
 
-        The result is also None if the optimum is not above the random policy, which can violate the
-        limit of a constrained task.
+        In a constrained task the optimal return may be the lower one, because the random policy may
+        violate the constraint.
         """
         if not is_number(random) or not is_number(optimal) or random >= optimal:
             return None
@@ -50,31 +50,37 @@ class Bounds:
         return (value - self.random) / (self.optimal - self.random)
 
     def normalize_interval(self, estimate: Interval) -> Interval:
-        """Normalize an estimate and its interval."""
+        """Return the normalized estimate with its normalized interval."""
         factor = 1 / (self.optimal - self.random)
         return estimate.scaled(factor, -self.random * factor)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder of `evaluation/`: a policy in one environment with one decoding."""
+    """Content of one folder of `evaluation/`: a policy in one environment with one decoding."""
 
     name: str
+    """Name of the folder."""
     summary: Mapping[str, Any]
+    """Content of `summary.json`."""
     episodes: Sequence[Mapping[str, Any]]
+    """Rows of `episodes.jsonl`; empty if there are none."""
 
     @property
     def bounds(self) -> Bounds | None:
-        """The bounds of the environment; None if the summary does not have them."""
-        return Bounds.known(self.summary.get("random"), self.summary.get("optimal"))
+        """Returns of the environment's random and optimal policy; None if they are unknown."""
+        return Bounds.if_known(self.summary.get("random"), self.summary.get("optimal"))
 
     @cached_property
     def units(self) -> list[Hashable]:
-        """Return the independent unit of each episode, see `unit_of`."""
+        """Independent unit of each episode, see `unit_of`."""
         return [unit_of(row) for row in self.episodes]
 
-    def describe(self, key: str) -> str:
-        """Return `env`, `policy` or `decoding` from the summary or an episode; "" if unknown."""
+    def summary_field(self, key: str) -> str:
+        """Return the value of `env`, `policy` or `decoding`; "" if it is unknown.
+
+        The value is that of the summary, or else that of the first episode.
+        """
         first = self.episodes[0] if self.episodes else {}
         return str(self.summary.get(key) or first.get(key) or "")
 
@@ -85,58 +91,64 @@ class RunRecord(MetricLog):
 
     directory: Path
     name: str
+    """Name of the directory."""
     environment: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `environment.json`: versions and hardware."""
     samples: Sequence[Mapping[str, Any]] = ()
-    """Rows of `samples.jsonl`: held-out episodes before and after training, and training episodes
-    with recorded tokens from the first, the middle and the last such step."""
+    """Rows of `samples.jsonl` that the report shows: held-out episodes before and after training,
+    and training episodes with recorded tokens. The latter are from three steps: the first, the
+    middle and the last step with recorded tokens."""
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
+    """Whether the run has finished."""
     _series: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Return the steps and values of a metric, computed once for each metric."""
+        """Return the steps and the values of a logged metric. The result is cached."""
         if key not in self._series:
             self._series[key] = super().series(key)
         return self._series[key]
 
 
-def read_stages(directory: str | Path) -> list[RunRecord]:
-    """Return the runs of a pipeline directory in order, or the single run of a run directory.
+def read_runs(directory: str | Path) -> list[RunRecord]:
+    """Read the runs of a pipeline directory in order, or the single run of a run directory.
 
     Raises:
-        UserError: the folder is missing, or is neither a pipeline nor a run directory.
+        UserError: the directory does not exist, or is neither a pipeline nor a run directory.
     """
     root = Path(directory)
     if root.is_file():
-        raise UserError(f"{root} is a file: give the run directory, such as {root.parent}")
+        raise UserError(f"{root} is a file: expected a run directory, such as {root.parent}")
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
         raise UserError(f"run directory {root} does not exist{nearest(root.name, siblings)}")
-    if is_run(root):
+    if is_run_directory(root):
         return [read_run(root)]
-    stages = [child for child in sorted(root.iterdir()) if child.is_dir() and is_run(child)]
+    stages = [
+        child for child in sorted(root.iterdir()) if child.is_dir() and is_run_directory(child)
+    ]
     if (root / "bench.json").exists() or (root / "bench.yaml").exists():
         raise UserError(
-            f"{root} is a benchmark: `rlhf bench` wrote its report.html; the runs are in "
-            f"{root / 'runs'}"
+            f"{root} is a benchmark, not a run: its report is {root / 'report.html'}, and its runs "
+            f"are in {root / 'runs'}"
         )
     if not stages and not (root / "pipeline.yaml").exists():
         raise UserError(
-            f"{root} is not a run directory: neither it nor any folder in it has a config.yaml, "
-            "metrics.jsonl or evaluation/"
+            f"{root} is not a run directory: there is no config.yaml, metrics.jsonl or evaluation/ "
+            "in it or in any of its folders"
         )
-    return [read_run(child) for child in sorted(stages, key=_stage_order(root))]
+    return [read_run(child) for child in sorted(stages, key=_stage_sort_key(root))]
 
 
-def is_run(directory: Path) -> bool:
-    """Return whether a folder looks like a run directory, finished or not."""
+def is_run_directory(directory: Path) -> bool:
+    """Return whether a folder has a file of a run directory; the run need not be finished."""
     return any(
         (directory / name).exists() for name in ("config.yaml", "metrics.jsonl", "evaluation")
     )
 
 
 def read_run(directory: str | Path) -> RunRecord:
-    """Read one run directory; missing files give empty fields."""
+    """Read one run directory. The fields of missing files are empty."""
     root = Path(directory)
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -157,33 +169,41 @@ def read_run(directory: str | Path) -> RunRecord:
 
 
 def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
-    """Return the value of an episode field or reward component; None if it could not be scored.
+    """Return the value of a metric, an episode field or a reward component, for one episode.
+
+    The result is None if the metric could not be scored.
 
     Raises:
-        UserError: the episode has no such metric; the message suggests the nearest name.
+        UserError: the episode does not have the metric (the message suggests the nearest name), or
+            the metric is "seconds", which is a mean over episodes.
     """
     if metric == "seconds":
-        raise UserError("seconds cannot be compared: they are the mean over a batch of episodes")
+        raise UserError("seconds cannot be compared: the value is a mean over a batch of episodes")
     components = row.get("components") or {}
     if metric in components:
         value = components[metric]
     elif metric in row and metric != "components":
         value = row[metric]
     else:
-        known = [*episode_metrics(row)]
+        known = [*episode_metric_names(row)]
         raise UserError(
             f"metric {metric!r} was not evaluated ({', '.join(known)}){nearest(metric, known)}"
         )
     return float(value) if isinstance(value, bool) or is_number(value) else None
 
 
-def episode_metrics(row: Mapping[str, Any]) -> list[str]:
+def episode_metric_names(row: Mapping[str, Any]) -> list[str]:
     """Return the names of an episode's metrics: numeric fields, then reward components."""
     fields = ("return", "normalized", "success", *COUNT_METRICS)
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
+    """Read a folder of `evaluation/`, and add the normalized return to its episodes.
+
+    Raises:
+        UserError: an episode has no environment, decoding or seed.
+    """
     summary = _read_mapping(folder / "summary.json")
     rows = read_episodes(folder)
     for number, row in enumerate(rows, start=1):
@@ -200,7 +220,10 @@ def _read_evaluation(folder: Path) -> Evaluation:
 
 
 def _selected_samples(root: Path) -> list[dict[str, Any]]:
-    """Return the rows of `samples.jsonl` that a report shows; all rows may not fit into memory."""
+    """Return the rows of `samples.jsonl` that a report shows, see `RunRecord.samples`.
+
+    The file is read row by row, because all rows together may not fit into memory.
+    """
     recorded = (row["step"] for row in sample_rows(root) if has_tokens(row))
     steps = sorted(set(recorded))
     shown = {steps[i * (len(steps) - 1) // 2] for i in range(3) if steps}
@@ -212,11 +235,16 @@ def _selected_samples(root: Path) -> list[dict[str, Any]]:
 
 
 def has_tokens(row: Mapping[str, Any]) -> bool:
-    """Return whether a sample has a table of its tokens."""
+    """Return whether a row of `samples.jsonl` has recorded tokens."""
     return bool((row.get("tokens") or {}).get("text"))
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON mapping; return {} if there is no file.
+
+    Raises:
+        UserError: the file cannot be parsed, or does not contain a mapping.
+    """
     if not path.is_file():
         return {}
     try:
@@ -228,8 +256,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _stage_order(root: Path):
-    """Return a sort key of run directories: order of `stages` in pipeline.yaml, date, name."""
+def _stage_sort_key(root: Path):
+    """Return a sort key function for the run directories of a pipeline directory.
+
+    It sorts by the order of `stages` in pipeline.yaml, then by date, then by name.
+    """
     stages = _read_mapping(root / "pipeline.yaml").get("stages") or []
     names = [s.get("name", "") if isinstance(s, dict) else str(s) for s in stages]
 

@@ -1,4 +1,4 @@
-"""Sample several replies of a policy to each prompt, as candidates of best-of-n."""
+"""Sample several replies of a policy to each prompt, as candidates for best-of-n."""
 
 from __future__ import annotations
 
@@ -27,7 +27,19 @@ def play_groups(
     samples: int,
     seed: int,
 ) -> list[list[Rollout]]:
-    """Collect ``samples`` episodes of ``model`` from the start state of each of ``seeds``.
+    """Collect several episodes of a model from each of several start states.
+
+    Args:
+        model: model to load.
+        env: environment or prompt set.
+        rollout: settings of the sampling.
+        seeds: seed of each start state. Seeds from ``evaluation_seed`` draw from the test split of
+            the environment, other seeds from the train split.
+        samples: number of episodes for each start state.
+        seed: seed of the model and of the data.
+
+    Returns:
+        The episodes of each start state, in the order of ``seeds``.
 
     Raises:
         UserError: the environment or the model cannot be loaded, or an episode fails.
@@ -62,7 +74,10 @@ def play_groups(
 def sample_replies(
     model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
 ) -> list[list[Any]]:
-    """Sample ``samples`` conversations for each of ``prompts`` held-out start states.
+    """Sample ``samples`` conversations from each of ``prompts`` held-out start states.
+
+    Returns:
+        The conversations of each start state.
 
     Raises:
         UserError: see ``play_groups``.
@@ -77,7 +92,7 @@ def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndar
 
     Args:
         reward: Reward that scores conversations.
-        groups: Conversations of each prompt.
+        groups: Conversations of each prompt; every prompt needs the same number.
         what: Name of the reward in error messages.
 
     Raises:

@@ -20,17 +20,18 @@ from rlhf.evaluation.records import (
 _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
-"""(environment, decoding); values are compared only within one setting."""
+"""(environment, decoding). Methods are compared only within one setting."""
 Episodes = dict[Hashable, list[float]]
-"""Independent unit -> metric values of its episodes."""
+"""Independent unit -> values of the metric, one for each episode of the unit."""
 Method = dict[Setting, dict[int, Episodes]]
-"""Setting -> training seed -> episodes."""
+"""Setting -> training seed -> values by unit."""
 
 
 def method_names(directories: Sequence[Path]) -> list[str]:
-    """Return the method of each directory, named by the end of its path without seed parts.
+    """Return the name of the method of each run directory.
 
-    Names consist of as many path components as are needed to distinguish the methods.
+    A method's name is the last k components of the directory's path, without parts such as `seed3`.
+    k is the smallest number for which all different methods have different names.
     """
     paths = []
     for directory in directories:
@@ -39,12 +40,16 @@ def method_names(directories: Sequence[Path]) -> list[str]:
     return _shortest_tails(paths)
 
 
-def name_runs(directories: Sequence[Path]) -> list[str]:
-    """Return the shortest end of each directory's path that distinguishes it from the others."""
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """Return the last k components of each directory's path as its name.
+
+    k is the smallest number for which all different directories have different names.
+    """
     return _shortest_tails([list(directory.resolve().parts) for directory in directories])
 
 
 def _shortest_tails(paths: Sequence[list[str]]) -> list[str]:
+    """Return the last k components of each path, with the smallest k that keeps paths distinct."""
     distinct = len({tuple(parts) for parts in paths})
     depth = 1
     while len({tuple(parts[-depth:]) for parts in paths}) < distinct:
@@ -54,10 +59,11 @@ def _shortest_tails(paths: Sequence[list[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class MethodEvaluation:
-    """An evaluation, with its method and training seed."""
+    """An evaluation with its method and training seed."""
 
     evaluation: Evaluation
     method: str
+    """Name of the method, see `method_names`, or of the reference policy."""
     seed: int
     """Training seed; 0 for a reference policy."""
 
@@ -70,9 +76,9 @@ class MethodEvaluation:
 def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
     """Return every evaluation that has episodes, with its method and training seed.
 
-    `rlhf evaluate` can evaluate the models of several runs in one directory. Such an
-    evaluation is named after the policy instead of the directory. It replaces the final evaluation
-    of the training run of that name.
+    `rlhf evaluate` can evaluate the models of several runs in one run directory. The method of
+    such an evaluation is named after the policy, not after the directory. It replaces the final
+    evaluation of the training run that has the same name.
     """
     return _select_evaluations(runs)[0]
 
@@ -80,25 +86,26 @@ def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
 def _select_evaluations(
     runs: Sequence[RunRecord],
 ) -> tuple[list[MethodEvaluation], list[str]]:
-    """Return the evaluations to use, and notes on those left out because of an equal name."""
-    # Evaluation runs with named policies come first, because they define the order of the table.
-    ordered = sorted(runs, key=lambda run: not _names_policies(run))
+    """Return the evaluations to use, and notes on those that are omitted because of equal names."""
+    # Runs of `rlhf evaluate` with named policies are first, because their order is that of the
+    # table.
+    ordered = sorted(runs, key=lambda run: not _has_named_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
-    paths = [_run_directory(run, evaluation) for run, evaluation in pairs]
+    paths = [_path_for_method_name(run, evaluation) for run, evaluation in pairs]
     owners: dict[tuple[str, int, str, str], tuple[RunRecord, Path]] = {}
     selected, notes = [], []
     for (run, evaluation), path, label in zip(pairs, paths, method_names(paths), strict=True):
-        policy = evaluation.describe("policy")
+        policy = evaluation.summary_field("policy")
         method, seed = (policy, 0) if policy in REFERENCE_POLICIES else (label, training_seed(run))
-        setting = (evaluation.describe("env"), evaluation.describe("decoding"))
+        setting = (evaluation.summary_field("env"), evaluation.summary_field("decoding"))
         owner, owner_path = owners.setdefault((method, seed, *setting), (run, path))
         item = MethodEvaluation(evaluation, method, seed)
         if owner.directory == run.directory:
             selected.append(item)
-        elif not item.is_reference and (path != owner_path or _names_policies(run)):
+        elif not item.is_reference and (path != owner_path or _has_named_policies(run)):
             notes.append(
-                f"{run.name}: the evaluation of {method} was left out, because {owner.name} has "
-                "one of the same name; compare them separately"
+                f"{run.name}: the evaluation of {method} is omitted, because {owner.name} has an "
+                "evaluation with the same name; compare them separately"
             )
     return selected, notes
 
@@ -108,18 +115,23 @@ class MethodValues:
     """Values of one metric for every method."""
 
     methods: dict[str, Method]
+    """Name of the method -> its values."""
     notes: list[str]
     """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
-    """Environment -> smallest and largest possible value, if known."""
+    """Environment -> the two possible values of a binary metric, see `outcome_range`."""
     limits: Mapping[str, Bounds | None]
-    """Environment -> values of its random and its optimal policy."""
+    """Environment -> returns of its random and its optimal policy, if known."""
     unit_names: Mapping[Setting, UnitName]
     """Setting -> name of its independent units, see `unit_name`."""
 
 
-def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
-    """Group the values of `metric` by method, setting, training seed and independent unit."""
+def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValues:
+    """Collect the values of `metric` by method, setting, training seed and independent unit.
+
+    Raises:
+        UserError: an episode does not have the metric.
+    """
     methods: dict[str, Method] = {}
     unscored: Counter[str] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
@@ -143,10 +155,12 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
         setting = (str(rows[0]["env"]), str(rows[0]["decoding"]))
         name = unit_name(item.evaluation.units)
         names[setting] = name if name != "episodes" else names.get(setting, name)
-    notes = [f"{name}: {n} episodes without {metric} left out" for name, n in unscored.items()]
+    notes = [
+        f"{name}: {n} episodes have no {metric} and are omitted" for name, n in unscored.items()
+    ]
     notes += left_out
     notes += [
-        f"{name}: {repeated} episodes repeat an evaluation seed and are averaged with the first"
+        f"{name}: {repeated} episodes repeat an evaluation seed; episodes of one seed are averaged"
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
@@ -155,18 +169,29 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
 
 
 def training_seed(run: RunRecord) -> int:
-    """Return the seed in the run's path (`seed3`), else in its configuration, else 0."""
+    """Return the training seed of a run.
+
+    It is the last number in the run's path that follows "seed" (`seed3`), else `seed` of the
+    configuration, else 0.
+    """
     numbers = _SEED_PART.findall(str(run.directory.resolve()))
     return int(numbers[-1]) if numbers else int(run.config.get("seed") or 0)
 
 
-def _names_policies(run: RunRecord) -> bool:
-    """Return whether a run directory evaluated policies under their own names."""
-    trained = {e.describe("policy") for e in run.evaluations} - {*REFERENCE_POLICIES, ""}
+def _has_named_policies(run: RunRecord) -> bool:
+    """Return whether a run is one of `rlhf evaluate` whose methods are named after its policies.
+
+    This is the case if its configuration lists policies, or if it evaluated several.
+    """
+    trained = {e.summary_field("policy") for e in run.evaluations} - {*REFERENCE_POLICIES, ""}
     return "policies" in run.config or len(trained) > 1
 
 
-def _run_directory(run: RunRecord, evaluation: Evaluation) -> Path:
-    """Return the directory of the run whose model was evaluated."""
-    named = _names_policies(run) and evaluation.describe("policy")
+def _path_for_method_name(run: RunRecord, evaluation: Evaluation) -> Path:
+    """Return the path from which `method_names` derives the name of an evaluation's method.
+
+    It is the run directory. For a run that names its policies, it is a path beside that directory,
+    with the name of the policy.
+    """
+    named = _has_named_policies(run) and evaluation.summary_field("policy")
     return run.directory.resolve().parent / Path(named).name if named else run.directory

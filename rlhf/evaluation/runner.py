@@ -19,10 +19,10 @@ from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.episodes import (
-    evaluation_starts,
-    known_values,
+    evaluation_episode_seeds,
     play_model,
     play_reference,
+    reference_returns,
     summarize,
     write_evaluation,
 )
@@ -44,21 +44,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Data and rewards for the evaluation of every policy, loaded once."""
+    """Data and rewards that are loaded once and used for the evaluation of every policy."""
 
     config: EvaluateConfig
     prompts: list[Any]
+    """Conversations to reply to; empty without a prompt set."""
     text: list[Any]
+    """Canonical SFT rows for the loss."""
     classes: list[Any]
+    """Canonical classification rows."""
     rewards: list[Any]
+    """The sum of all configured rewards as one element, or an empty list."""
 
 
 def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
-    """Run every evaluation in the configuration; return the run directory."""
-    data = load_data(config)
+    """Run all evaluations of the configuration that are not finished; return the run directory."""
+    data = load_evaluation_data(config)
     for spec in config.policies:
         if (run.directory / "evaluation" / spec.name).exists():
-            continue  # finished before an interruption
+            continue  # The evaluation was finished before an interruption.
         log.info("evaluating %s", spec.name)
         _evaluate_policy(spec, data, run)
         release_memory()
@@ -67,8 +71,13 @@ def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
     return run.directory
 
 
-def load_data(config: EvaluateConfig) -> EvaluationData:
-    """Load prompts, text, labeled texts and rewards of a configuration."""
+def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
+    """Load the prompts, texts, labeled texts and rewards of a configuration.
+
+    Raises:
+        UserError: data or rewards cannot be loaded, or tasks are configured and the extra is not
+            installed.
+    """
     if config.tasks:
         require_harness()
     sets = config.env.prompts if config.env else []
@@ -83,6 +92,7 @@ def load_data(config: EvaluateConfig) -> EvaluationData:
 
 
 def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
+    """Evaluate one policy on all data and write its folder of `evaluation/`."""
     config = data.config
     policy = Policy(*load_model(spec.model, seed=config.seed)) if spec.model else None
     examples = few_shot_messages(spec, config.seed)
@@ -90,9 +100,9 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     counts: Counter[str] = Counter()
     summary: dict[str, Any] = {"name": spec.name, "env": "text", "policy": spec.name, "metrics": {}}
     if config.env:
-        rows = _play(spec, policy, data, examples, counts)
+        rows = _play_episodes(spec, policy, data, examples, counts)
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        low, high = known_values(make_env) if config.env.id else (None, None)
+        low, high = reference_returns(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
         summary = summarize(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
         if config.env.id:
@@ -102,27 +112,34 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
                 note = SAME_SPLIT.format(config.env.kwargs["split"])
             summary["items"] = {"separate": separate, "note": note}
     if policy is not None:
-        _measure_without_episodes(policy, data, summary, examples)
+        _add_metrics_without_episodes(policy, data, summary, examples)
     for note in summary.get("notes", ()):
         log.warning("%s: %s", spec.name, note)
     write_evaluation(run.directory, rows, summary)
 
 
 def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
-    """Return the messages of a policy's few-shot examples, without system messages."""
+    """Return the messages of a policy's few-shot examples, without system messages.
+
+    Raises:
+        UserError: the examples are plain text.
+    """
     rows = load_and_log(spec.examples, "sft", what="examples", seed=seed)
     if any("text" in row for row in rows):
-        raise UserError("examples: plain text has no turns; give prompts and completions")
+        raise UserError("examples: expected rows with prompt and completion, got plain text")
     return [m for row in rows for m in without_system([*row["prompt"], *row["completion"]])]
 
 
-def _measure_without_episodes(
+def _add_metrics_without_episodes(
     policy: Policy,
     data: EvaluationData,
     summary: dict[str, Any],
     examples: Sequence[dict[str, str]],
 ) -> None:
-    """Add the loss on text, the labels and the standard tasks to `summary`, in place."""
+    """Add the metrics that need no episodes to `summary`, in place.
+
+    They are the loss on text, the accuracy on labeled texts, and the standard tasks.
+    """
     config = data.config
     if data.text:
         text = [
@@ -137,7 +154,7 @@ def _measure_without_episodes(
             note = f"text: {losses.truncated} of {len(text)} examples were truncated to max_length "
             note += f"= {config.max_length} tokens"
             if losses.emptied:
-                note += f", {losses.emptied} have no completion left"
+                note += f", and {losses.emptied} of these have no completion token left"
             summary["notes"] = [*summary.get("notes", ()), note]
         summary["text"] = {"losses": losses.nats, "tokens": losses.tokens, "bytes": losses.bytes}
     if config.classes:
@@ -154,17 +171,23 @@ def _measure_without_episodes(
         summary["metrics"] |= task_metrics(policy, config.tasks, seed=config.seed)
 
 
-def _play(
+def _play_episodes(
     spec: PolicySpec,
     policy: Policy | None,
     data: EvaluationData,
     examples: Sequence[dict[str, str]],
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
-    """Play and return the episodes of a model, or of a random or expert policy."""
+    """Play the episodes of a model or of a reference policy; return the rows of `episodes.jsonl`.
+
+    `policy` is None for a reference policy. `examples` are few-shot messages. Missing scores,
+    truncations and failures are counted in `counts`.
+    """
     config = data.config
     assert config.env is not None
-    starts = evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples)
+    starts = evaluation_episode_seeds(
+        config.episodes, first=config.first_episode, samples=config.samples
+    )
     if policy is None:
         make_env = make_env_factory(config.env, data.prompts, split="test")
         return play_reference(
@@ -193,9 +216,14 @@ def _play(
 
 
 def text_summary(losses: CompletionLosses) -> dict[str, Any]:
-    """Return loss per token with an interval over examples, perplexity and bits per byte.
+    """Return the loss per token, the perplexity and the bits per byte, with intervals.
 
-    Bits per byte can be compared between tokenizers, losses per token cannot.
+    The intervals are over examples; examples without completion tokens are omitted. Bits per byte
+    can be compared between models with different tokenizers; losses per token cannot.
+
+    Returns:
+        ``text_loss`` (nats per token), ``text_perplexity`` and ``text_bits_per_byte``, see
+        `Interval.as_dict`. ``text_bits_per_byte`` is omitted if a completion has no bytes.
 
     Raises:
         UserError: no example has a completion token.
@@ -203,7 +231,7 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
     if not any(losses.tokens):
         raise UserError(
             f"text: none of the {len(losses.tokens)} examples has a completion token within "
-            "max_length: raise it, or give shorter prompts"
+            "max_length: increase max_length, or use shorter prompts"
         )
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
@@ -223,7 +251,7 @@ def _at_least_zero(estimate: Interval) -> Interval:
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
-    """Measure the accuracy of the rewards, and of trivial baselines, on pairs."""
+    """Write the report on the sum of the rewards, and on simple baselines, for preference pairs."""
     pairs = load_and_log(config.pairs, "preference", what="pairs", seed=config.seed)
     train = load_and_log(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     report_on_pairs(

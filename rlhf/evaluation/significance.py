@@ -1,4 +1,4 @@
-"""Paired comparison of two methods: interval of the difference, sign-flip test and verdict."""
+"""Compare two methods by paired differences: interval, sign-flip test and verdict."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from rlhf.stats.power import sample_size, simulated_coverage
 Unit = Literal["training seeds"] | UnitName
 
 FEWEST_SEEDS = 5
-"""Smallest number of training seeds for calling one method better than another."""
+"""Minimum number of training seeds for declaring one method better than another."""
 
 LOWER_IS_BETTER = frozenset(
     {"cost", "invalid", "turns", "tokens", "seconds", "length_limited", "loss", "perplexity"}
 )
-_MOST_SUGGESTED_PAIRS = 10_000
-_FEWEST_REDRAWN = 20
-"""Smallest number of differences from which coverage is simulated by resampling."""
+"""Metrics for which lower values are better."""
+_MAX_SUGGESTED_PAIRS = 10_000
+"""No sample size is suggested if it would be larger than about this number of pairs."""
+_FEWEST_RESAMPLED = 20
+"""Minimum number of differences for which coverage is simulated by resampling them."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +41,42 @@ class Difference:
     env: str
     decoding: str
     unit: Unit
+    """Independent unit: each training seed, prompt, start state or episode gives one pair."""
     estimate: Interval
-    """Mean of method - baseline with its 95% interval, not corrected for several comparisons."""
+    """Mean of method - baseline with its 95% interval, without correction for multiple
+    comparisons."""
     winner: str | None
+    """Name of the method that is significantly better; None if there is no winner."""
     verdict: str
+    """The result of the comparison in words."""
     p_value: float
-    """p value of the sign-flip test, which decides the winner."""
+    """Two-sided p value of the sign-flip test. The winner is determined as `_Test` describes."""
     coverage_normal: float | None
-    """Simulated coverage of the interval for `n` normally distributed differences."""
+    """Simulated coverage of the interval for n normally distributed differences, where n is the
+    number of pairs; None if it was not simulated."""
     coverage_observed: float | None
-    """Simulated coverage for values resampled from the observed differences; None if n < 20."""
+    """Simulated coverage of the interval for n values resampled from the observed differences; None
+    if it was not simulated or n < 20."""
 
 
 @dataclass(frozen=True)
 class _Test:
     """Test of paired differences, for `compare_means`.
 
-    The sign-flip test decides if it can reach the level. With too few pairs for that, episodes
-    and prompts have no winner. Five or more training seeds, each the mean of many episodes, are
-    then compared by Student's t, provided that all differences have the same sign and are not all
-    equal.
+    The sign-flip test is used if there are enough pairs for its p value to reach `level`. With
+    fewer pairs, the difference is not significant if the units are prompts, start states or
+    episodes. If the units are training seeds, Student's t test is used instead. It requires at
+    least five training seeds, and differences that all have the same sign and are not all equal.
+    The t test is adequate because the value of a training seed is a mean over many episodes.
     """
 
     deltas: np.ndarray
-    """[n], one difference for each unit."""
+    """Difference for each unit, [n]."""
     unit: Unit
     level: float
+    """Significance level."""
     runs: int
-    """Number of training runs of the method with fewer runs."""
+    """Number of training runs of the method that has fewer training runs."""
     p_value: float
     """Two-sided p value of the sign-flip test, with the shared error."""
     shared_error: float = 0.0
@@ -78,7 +88,7 @@ class _Test:
 
     @property
     def too_few_runs(self) -> bool:
-        """Whether the units are training seeds, and too few to call one method better."""
+        """Whether the units are training seeds and there are fewer than `FEWEST_SEEDS`."""
         return self.unit == "training seeds" and self.runs < FEWEST_SEEDS
 
     @property
@@ -88,7 +98,7 @@ class _Test:
 
     @property
     def significant(self) -> bool:
-        """Whether the differences are significant at the level."""
+        """Whether the mean difference is significant at `level`."""
         if self.n >= fewest_pairs(self.level) or self.unit != "training seeds":
             return self.p_value <= self.level
         if self.n < FEWEST_SEEDS or not self.same_sign:
@@ -118,18 +128,30 @@ def compare_means(
     shared_error: float = 0.0,
     measure_coverage: bool = True,
 ) -> Difference:
-    """Compare values [n] of `method` with the paired values [n] of `baseline`, one for each unit.
+    """Compare the values of `method` with the paired values of `baseline`.
 
-    A winner is declared if the sign-flip test gives p <= 0.05 / `comparisons` (Bonferroni),
-    so that all comparisons together declare a wrong winner in at most 5% of cases. At a level of 5%
-    this needs six pairs; five training seeds of one sign are compared by Student's t.
+    The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
+    most 5%. A winner is declared if the sign-flip test gives a p value of at most this level. At a
+    level of 5%, the sign-flip test needs at least six pairs. With five training seeds, Student's t
+    test is used if all differences have the same sign.
 
-    `metric` decides whether lower values are better (`LOWER_IS_BETTER`). `fewest_runs` is the
-    number of training runs of the method with fewer runs, by default n; if it is 1, that method's
-    variation between training seeds is unknown. `span` is the difference of the two possible values
-    of a binary outcome; it is inferred for outcomes that are all 0 or 1. `shared_error` is the
-    standard error of an independent error that all differences have in common, such as that of a
-    baseline with a single evaluation. `measure_coverage` simulates the coverage of the interval.
+    Args:
+        values: [n] value of `method` for each unit.
+        against: [n] value of `baseline` for each unit, in the same order.
+        method: name of the method.
+        baseline: name of the baseline.
+        unit: name of the units.
+        env: name of the environment, copied into the result.
+        decoding: decoding of the policies, copied into the result.
+        metric: name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
+        comparisons: number of comparisons, including this one, for the Bonferroni correction.
+        fewest_runs: number of training runs of the method that has fewer training runs, by default
+            n. With 1, the variation between training seeds of this method is unknown.
+        span: difference of the two possible values of a binary metric; None for other metrics. It
+            is inferred if all values are 0 or 1.
+        shared_error: standard error of an independent error that all differences have in common,
+            such as the error of a baseline with a single evaluation.
+        measure_coverage: whether to simulate the coverage of the interval.
 
     Raises:
         ValueError: the lengths differ, or there are no values.
@@ -158,14 +180,14 @@ def compare_means(
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _verdict(test, method, baseline, leader)
-    coverage = _coverage(deltas, estimate, span) if measure_coverage else (None, None)
+    coverage = _simulated_coverages(deltas, estimate, span) if measure_coverage else (None, None)
     return Difference(
         method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
     )
 
 
 def _with_shared_error(p_value: float, deltas: np.ndarray, error: float) -> float:
-    """Return a p value of the mean difference, with an independent normal error of the mean."""
+    """Return the p value of the mean difference, increased by an independent error of the mean."""
     if error == 0 or p_value >= 1:
         return p_value
     mean = abs(float(deltas.mean()))
@@ -174,31 +196,31 @@ def _with_shared_error(p_value: float, deltas: np.ndarray, error: float) -> floa
 
 
 def fewest_pairs(level: float = 0.05) -> int:
-    """Return the smallest number of pairs at which the sign-flip test can reach a level."""
+    """Return the smallest number of pairs for which the sign-flip test can reach p <= `level`."""
     return math.ceil(math.log2(2 / level))
 
 
 def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
-    """Return the outcome of a test in words."""
+    """Return the result of a test in words; `leader` is the method with the better mean."""
     n, unit, needed = test.n, test.unit, fewest_pairs(test.level)
     other = baseline if leader == method else method
-    no_winner = f"no winner between {method} and {baseline}: the difference lies inside the noise"
+    no_winner = f"no winner between {method} and {baseline}: the difference is not significant"
     if not test.deltas.any():
-        return f"{method} and {baseline} are identical on every pair"
+        return f"{method} and {baseline} have equal values in every pair"
     if n == 1:
-        return f"no verdict: one pair of {unit} is too few to tell {method} from {baseline}"
+        return f"no verdict: one pair of {unit} is not enough to compare {method} with {baseline}"
     if test.too_few_runs:
         if not test.significant and not test.same_sign:
             return no_winner
         runs = test.runs
-        counted = "a single run of one side is" if runs == 1 else f"{runs} training seeds are"
+        number = "a single run of one method is" if runs == 1 else f"{runs} training seeds are"
         return (
-            f"{leader} leads in these runs, but {counted} too few to call it better than {other} "
-            f"(at least {FEWEST_SEEDS} of each)"
+            f"{leader} has the better mean in these runs, but {number} not enough to call it "
+            f"better than {other} (at least {FEWEST_SEEDS} seeds of each)"
         )
     if not test.significant and n < needed:
         return (
-            f"no verdict: {n} {unit} are too few to tell {method} from {baseline} "
+            f"no verdict: {n} {unit} are not enough to compare {method} with {baseline} "
             f"(at least {needed})"
         )
     if not test.significant:
@@ -208,30 +230,34 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
     if unit != "training seeds":
         return (
             f"{leader} is better than {other} on these {unit} "
-            f"(one trained model each; sign-flip test, {p_value})"
+            f"(one trained model for each method; sign-flip test, {p_value})"
         )
     sign_flip = f", sign-flip test, {p_value}" if n >= needed else ""
     return f"{leader} is significantly better than {other} (95%, {n} training seeds{sign_flip})"
 
 
 def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
-    """Return the suggested number of pairs to detect a difference as large as the observed one."""
+    """Return text on the number of pairs that detects a difference as large as the observed one.
+
+    The result is an empty string if that number would be very large.
+    """
     mean, sd = float(deltas.mean()), float(deltas.std(ddof=1))
-    if sd == 0 or abs(mean) < 4 * sd / math.sqrt(_MOST_SUGGESTED_PAIRS):
+    if sd == 0 or abs(mean) < 4 * sd / math.sqrt(_MAX_SUGGESTED_PAIRS):
         return ""
-    return f"; one of this size needs about {sample_size(mean, seed_sd=sd).seeds} {unit}"
+    pairs = sample_size(mean, seed_sd=sd).seeds
+    return f"; detecting a difference of this size needs about {pairs} {unit}"
 
 
-def _coverage(
+def _simulated_coverages(
     deltas: np.ndarray, estimate: Interval, span: float | None
 ) -> tuple[float | None, float | None]:
-    """Return the simulated coverage for normal and for resampled differences, or None."""
+    """Return `coverage_normal` and `coverage_observed` of `Difference`."""
     n = deltas.size
     if not estimate.known:
         return None, None
     trials = max(100, min(2000, 1_000_000 // n))
     normal = _normal_coverage(n, trials) if estimate.method == SKEW_CORRECTED_T else None
-    if n < _FEWEST_REDRAWN or not deltas.std():
+    if n < _FEWEST_RESAMPLED or not deltas.std():
         return normal, None
     rng = np.random.default_rng(0)
     if estimate.method == SKEW_CORRECTED_T:
@@ -245,5 +271,6 @@ def _coverage(
 
 @lru_cache(maxsize=256)
 def _normal_coverage(n: int, trials: int) -> float:
+    """Return the simulated coverage of the interval of a mean of n normally distributed values."""
     rng = np.random.default_rng(0)
     return simulated_coverage(rng.normal(size=50_000), n, rng=rng, trials=trials)

@@ -1,4 +1,4 @@
-"""Loss of a model on held-out completions."""
+"""Compute the loss of a model on held-out completions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CompletionLosses:
     """Loss of each row's completion."""
 
     nats: list[float]
-    """Summed negative log-likelihood of each completion."""
+    """Negative log-likelihood of each completion, summed over its tokens."""
     tokens: list[int]
     """Number of tokens of each completion."""
     bytes: list[int]
@@ -40,7 +40,7 @@ class CompletionLosses:
     truncated: int
     """Number of rows that were truncated to the maximum length."""
     emptied: int
-    """Number of truncated rows without a remaining completion token."""
+    """Number of rows that have no completion token left after truncation."""
 
 
 @torch.no_grad()
@@ -51,13 +51,13 @@ def completion_losses(
 
     Args:
         policy: the model.
-        rows: canonical SFT rows; for plain text, all tokens but the first are the completion.
-        max_length: maximum number of tokens of one example; the rest is truncated. Rows whose
-        prompt alone has this length, and rows that the chat template rejects, have 0 completion
-        tokens; the log reports their numbers.
-        batch_size: number of examples in one forward pass.
+        rows: canonical SFT rows. In plain text, all tokens except the first are the completion.
+        max_length: maximum number of tokens of a row; longer rows are truncated. A row has no
+            completion tokens if its prompt alone has this length, or if the chat template cannot
+            render it. The log reports the numbers of these rows.
+        batch_size: number of rows in one forward pass.
     """
-    whole, changes = _encode(policy, rows)
+    whole, changes = _encode_rows(policy, rows)
     truncated = [any(mask[:max_length]) for ids, mask in whole if len(ids) > max_length]
     changes["truncated"] = len(truncated)
     if summary := ", ".join(f"{count:,} {what}" for what, count in changes.items() if count):
@@ -80,7 +80,10 @@ def completion_losses(
 
 
 def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
-    """Return the summed negative log-likelihood of each example, in one padded batch."""
+    """Return the negative log-likelihood of each example's completion, summed over its tokens.
+
+    All examples are scored in one padded batch.
+    """
     ids = [torch.tensor(ids) for ids, _ in examples]
     masks = [torch.tensor(mask) for _, mask in examples]
     pad_id = policy.tokenizer.pad_token_id
@@ -91,10 +94,12 @@ def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
     return [-float(row.sum()) for row in scored.logprobs]
 
 
-def _encode(policy: Policy, rows: Sequence[dict[str, Any]]) -> tuple[list[Example], Counter[str]]:
-    """Return the examples, and counts of dropped or changed rows by reason.
+def _encode_rows(
+    policy: Policy, rows: Sequence[dict[str, Any]]
+) -> tuple[list[Example], Counter[str]]:
+    """Return one example for each row, and the numbers of omitted or changed rows by reason.
 
-    A row that cannot be encoded gives an example without completion tokens.
+    A row that cannot be encoded becomes an example of one padding token without completion tokens.
     """
     chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
     encoded, changes = [], Counter()

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, with colors from CSS variables and a cursor from report.js."""
+"""Draw line charts as inline SVG; colors are CSS variables, and report.js adds the cursor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from rlhf.stats import Interval
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
 _MAX_POINTS = 300
+"""Approximate maximum number of points of a drawn line."""
 _MIN_SMOOTHED = 40
+"""Minimum number of points of a line that is also drawn smoothed."""
 _MAX_DOTS = 20
+"""Maximum number of points of a line whose points are all drawn as dots."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart, with a band from `low` to `high`."""
+    """A line of a chart, with an optional band from `low` to `high`."""
 
     name: str
     x: Sequence[float]
@@ -34,7 +37,10 @@ class Series:
     def from_estimates(
         cls, name: str, x: Sequence[float], estimates: Sequence[Interval], color: str
     ) -> Series:
-        """Return a line of estimates; its band has width 0 at a point without an interval."""
+        """Return a line through estimates, with their intervals as its band.
+
+        The band has width 0 at a point without an interval.
+        """
         values = [e.value for e in estimates]
         if not any(e.known for e in estimates):
             return cls(name, x, values, color)
@@ -51,16 +57,16 @@ class Chart:
     series: Sequence[Series]
     note: str = ""
     x_label: str = "step"
-    """Short name of x, shown on the axis and with the values at the cursor."""
+    """Short name of x, which is shown on the axis and beside the values at the cursor."""
     mark: tuple[float, str] | None = None
-    """(position, label) of a vertical line."""
+    """(x, label) of a vertical line."""
     shade: tuple[float, float] | None = None
-    """Range of x to shade, such as the interval of `mark`; clipped to the axis."""
+    """Range of x that is shaded, such as the interval of `mark`; it is clipped to the axis."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Transformation from data coordinates to pixels of the view box."""
+    """Ranges of the axes, and the transformation from data coordinates to the SVG view box."""
 
     x0: float
     x1: float
@@ -68,9 +74,11 @@ class _Frame:
     y1: float
 
     def px(self, x: float) -> float:
+        """Return the horizontal position of x in the view box."""
         return LEFT + (x - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
 
     def py(self, y: float) -> float:
+        """Return the vertical position of y in the view box."""
         return HEIGHT - BOTTOM - (y - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
 
@@ -80,7 +88,7 @@ def panels(charts: Sequence[Chart]) -> str:
 
 
 def draw(chart: Chart) -> str:
-    """Return a chart as an HTML figure; a chart without points has a message instead of axes."""
+    """Return a chart as an HTML figure. A chart without points has a message instead of axes."""
     lines = [_thinned(series) for series in chart.series if series.x]
     heading = f"<b>{esc(chart.title)}</b>{_legend(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"
@@ -105,7 +113,7 @@ def draw(chart: Chart) -> str:
 def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten) in [low, high].
 
-    With `whole`, all numbers are integers, for axes of steps.
+    If `whole` is set, all numbers are integers, as on an axis of training steps.
     """
     raw = (high - low) / max(1, count)
     if whole:
@@ -117,10 +125,11 @@ def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> li
 
 
 def _frame(lines: Sequence[Series]) -> _Frame:
+    """Return the ranges of the axes that contain all lines and bands."""
     xs = [x for s in lines for x in s.x]
     ys = [y for s in lines for y in (*s.y, *s.low, *s.high)]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    # The axis of losses, lengths and shares includes 0 if 0 is near.
+    # The vertical axis starts at 0 if all values are positive and 0 is near.
     if 0 < y0 < 0.35 * y1:
         y0 = 0.0
     pad = 0.06 * (y1 - y0) or 0.5 * abs(y1) or 1.0
@@ -128,6 +137,7 @@ def _frame(lines: Sequence[Series]) -> _Frame:
 
 
 def _grid(frame: _Frame) -> str:
+    """Return the horizontal grid lines with their labels."""
     parts = []
     for value in ticks(frame.y0, frame.y1):
         y = frame.py(value)
@@ -141,6 +151,7 @@ def _grid(frame: _Frame) -> str:
 
 
 def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
+    """Return the horizontal axis with its ticks and its name `label`."""
     base = HEIGHT - BOTTOM
     marks = ticks(frame.x0, frame.x1, 5, whole=whole)
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
@@ -157,6 +168,7 @@ def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
 
 
 def _shade(low: float, high: float, frame: _Frame) -> str:
+    """Return a rectangle that shades the range [low, high] of x."""
     left, right = frame.px(max(low, frame.x0)), frame.px(min(high, frame.x1))
     return (
         f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{max(0.0, right - left):.1f}" '
@@ -165,6 +177,7 @@ def _shade(low: float, high: float, frame: _Frame) -> str:
 
 
 def _mark(x: float, label: str, frame: _Frame) -> str:
+    """Return a labeled vertical line at x."""
     at, left = frame.px(x), x > (frame.x0 + frame.x1) / 2
     line = (
         f'<line class="mark-line" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
@@ -177,7 +190,11 @@ def _mark(x: float, label: str, frame: _Frame) -> str:
 
 
 def _line(series: Series, frame: _Frame) -> str:
-    """Draw a line with its last point; a short line with all points, a long one also smoothed."""
+    """Return the path of a line, and a dot at its last point.
+
+    A short line has dots at all points. A long line is drawn faintly, with its moving average over
+    it.
+    """
     color, values, parts = esc(series.color), series.y, []
     if len(series.x) >= _MIN_SMOOTHED:
         raw = _path(series.x, series.y, frame)
@@ -192,6 +209,7 @@ def _line(series: Series, frame: _Frame) -> str:
 
 
 def _band(series: Series, frame: _Frame) -> str:
+    """Return the polygon of a line's band."""
     upper = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.high, strict=True)]
     lower = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.low, strict=True)]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *reversed(lower)])
@@ -199,11 +217,13 @@ def _band(series: Series, frame: _Frame) -> str:
 
 
 def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
+    """Return the data of an SVG path through points."""
     points = (f"{frame.px(x):.1f} {frame.py(y):.1f}" for x, y in zip(xs, ys, strict=True))
     return "M" + "L".join(points)
 
 
 def _legend(lines: Sequence[Series], title: str) -> str:
+    """Return the names of several lines, or the last value of a single line."""
     if len(lines) == 1:
         name = "" if lines[0].name.lower() in title.lower() else esc(lines[0].name) + " "
         return f'<span class="last">{name}{short_number(lines[0].y[-1])}</span>'
@@ -211,11 +231,13 @@ def _legend(lines: Sequence[Series], title: str) -> str:
 
 
 def _description(chart: Chart, lines: Sequence[Series]) -> str:
+    """Return a text description of a chart for screen readers."""
     parts = [f"{s.name} from {short_number(s.y[0])} to {short_number(s.y[-1])}" for s in lines]
     return f"{chart.title}: {'; '.join(parts)}"
 
 
 def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
+    """Return the data that report.js needs for the cursor, as escaped JSON."""
     data = {
         "label": chart.x_label,
         "frame": [frame.x0, frame.x1, frame.y0, frame.y1, LEFT, RIGHT, TOP, BOTTOM],
@@ -233,7 +255,10 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
 
 
 def _thinned(series: Series) -> Series:
-    """Reduce a line to about 300 points, the minimum and maximum of each bin, to keep spikes."""
+    """Reduce a line to about `_MAX_POINTS` points.
+
+    The minimum and the maximum of each bin are kept, so that spikes remain visible.
+    """
     size = len(series.x)
     if size <= _MAX_POINTS:
         return series

@@ -1,4 +1,4 @@
-"""`rlhf report A B`: one page for several runs, with bands over training seeds."""
+"""`rlhf report A B`: write one page for several runs, with intervals over training seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from rlhf.common.files import write_text
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.compare import Comparison, headline_metric
-from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
+from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.run_groups import method_evaluations, method_names
 from rlhf.reports import results, transcripts
 from rlhf.reports.charts import Chart, Series, panels
@@ -28,16 +28,20 @@ _IGNORED_PREFIXES = ("time/", "tokens/")
 
 
 def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
-    """Write one page for several runs to `path`, and its tables to `<stem>_tables/`.
+    """Write one page for several runs to `path`, and its tables to `<stem>_tables/` beside it.
 
-    Runs whose paths differ only in a part such as `seed3` are training seeds of one method: the
-    method's curve is the mean over seeds with a 95% t band.
+    Runs whose paths differ only in a part such as `seed3` are runs of one method with different
+    training seeds. The curve of such a method is the mean over seeds, with 95% t intervals as a
+    band.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: a folder contains no run.
+        UserError: a directory contains no run.
     """
     directories = dict.fromkeys(Path(directory).resolve() for directory in run_dirs)
-    runs = [run for directory in directories for run in read_stages(directory)]
+    runs = [run for directory in directories for run in read_runs(directory)]
     methods = _runs_by_method(runs)
     metric = headline_metric(runs)
     comparisons = results.comparisons(runs, metric) if metric else []
@@ -67,22 +71,26 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     methods: dict[str, list[RunRecord]] = {}
     for run, label in zip(runs, method_names([r.directory for r in runs]), strict=True):
         methods.setdefault(label, []).append(run)
-    trained = {name: group for name, group in methods.items() if not _evaluates_others(group[0])}
+    trained = {name: group for name, group in methods.items() if not _is_evaluation_run(group[0])}
     return trained or methods
 
 
-def _evaluates_others(run: RunRecord) -> bool:
-    """Return whether `rlhf evaluate` wrote a run, so that its policies are the methods."""
-    policies = {evaluation.describe("policy") for evaluation in run.evaluations}
+def _is_evaluation_run(run: RunRecord) -> bool:
+    """Return whether a run is one of `rlhf evaluate` with policies of its own.
+
+    In this case the methods are its policies, not the run.
+    """
+    policies = {evaluation.summary_field("policy") for evaluation in run.evaluations}
     return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
 
 
 def _run_counts(
     runs: Sequence[RunRecord], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, int]:
-    """Return the number of runs of each method, evaluated methods first.
+    """Return the number of runs of each method; methods with evaluations come first.
 
-    If the training runs of a method are not on the page, its distinct training seeds are counted.
+    If the training runs of a method are not on the page, the result is the number of its distinct
+    training seeds.
     """
     seeds: dict[str, set[int]] = {}
     for item in method_evaluations(runs):
@@ -90,20 +98,24 @@ def _run_counts(
             seeds.setdefault(item.method, set()).add(item.seed)
     evaluated = {name: len(numbers) for name, numbers in seeds.items()}
     counts = {name: len(group) for name, group in methods.items()}
-    trained = {name: counts[name] for name in methods if not _evaluates_others(methods[name][0])}
+    trained = {name: counts[name] for name in methods if not _is_evaluation_run(methods[name][0])}
     return evaluated | trained or counts
 
 
 def _colors(
     counts: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, str]:
-    """Return the CSS class of each method; gray if its training run is not on the page."""
+    """Return the CSS color class of each method.
+
+    Methods whose training runs are not on the page are gray, if other training runs are on it.
+    """
     known = [name for name in counts if name in methods] or list(counts)
     tones = {name: f"c{index % 6 + 1}" for index, name in enumerate(known)}
     return {name: tones.get(name, "ref") for name in (*counts, *methods)}
 
 
 def _title(comparison: Comparison | None, counts: Mapping[str, int]) -> str:
+    """Return the names of the compared methods, or of all methods, joined by "against"."""
     compared = [row.method for row in comparison.rows] if comparison else []
     names = [name for name in dict.fromkeys(compared) if name not in REFERENCE_POLICIES]
     return " against ".join(names if len(names) > 1 else counts)
@@ -115,7 +127,7 @@ def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) ->
 
 
 def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
-    """Return an HTML tile for each method, with its color, its name and one fact."""
+    """Return a tile for each method as HTML, with its color, its name and the text of `facts`."""
     tiles = "".join(
         f'<li class="{colors[name]}"><b>{label_html(name)}</b><span>{esc(fact)}</span></li>'
         for name, fact in facts.items()
@@ -124,19 +136,23 @@ def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
 
 
 def _transcripts(runs: Sequence[RunRecord], comparison: Comparison | None) -> str:
+    """Return folded HTML with episodes of the same evaluation seeds for every method."""
     cards = transcripts.across_methods(runs, comparison) if comparison else ""
     if not cards:
         return ""
-    title = "Held-out episodes of the same seed under every method, side by side"
+    title = "Held-out episodes of the same seed for every method, side by side"
     note = (
-        '<p class="note">Episodes of the smallest training seed that all methods have, or of each '
-        "method's first seed if there is none.</p>"
+        '<p class="note">The episodes are those of the smallest training seed that all methods '
+        "have, or those of each method's first seed if there is no common seed.</p>"
     )
     return _fold(title, note + cards)
 
 
 def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
-    """Return a table of the keys that differ between the first runs; output paths are omitted."""
+    """Return a table of the configuration keys that differ between the methods' first runs.
+
+    Keys of output directories are omitted.
+    """
     flat = {name: flatten(runs[0].config) for name, runs in methods.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
     rows: list[list[Cell]] = [
@@ -149,13 +165,20 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
 
 
 def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
-    """Return a table of the last value of every metric, averaged over training seeds."""
-    rows = [[key, *(_last(runs, key) for runs in methods.values())] for key in _keys(methods)]
+    """Return a table of the last value of every metric, as the mean over training seeds."""
+    rows = [
+        [key, *(_mean_last_value(runs, key) for runs in methods.values())]
+        for key in _metric_keys(methods)
+    ]
     return Table("metrics", "Final metrics", ["metric", *methods], rows)
 
 
 def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
-    """Return the common steps of all runs, and the mean with its interval at each step."""
+    """Return the mean of a metric over runs, with its interval, at each common step.
+
+    Returns:
+        The steps that all runs with this metric logged, and the estimates at these steps.
+    """
     by_run = [dict(zip(*run.series(key), strict=True)) for run in runs]
     by_run = [values for values in by_run if values]
     if not by_run:
@@ -165,9 +188,12 @@ def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[In
 
 
 def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]) -> str:
-    """Draw all metrics; metrics of one method only are folded, constant metrics are text."""
+    """Return the charts of all metrics as HTML.
+
+    Charts of metrics that only one method logged are folded. Constant metrics are listed as text.
+    """
     shared, alone, constant = [], [], []
-    for key in _keys(methods):
+    for key in _metric_keys(methods):
         bands = {name: seed_band(runs, key) for name, runs in methods.items()}
         lines = [
             Series.from_estimates(with_acronyms(name), steps, estimates, colors[name])
@@ -175,7 +201,7 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
             if steps
         ]
         if lines and all(_is_constant(line) for line in lines):
-            constant.append(f"{key} {_level(lines)}")
+            constant.append(f"{key} {_constant_text(lines)}")
         elif lines:
             (shared if len(lines) > 1 or key in _FIRST_METRICS else alone).append(Chart(key, lines))
     note = '<p class="note">Mean over training seeds; bands are 95% intervals.</p>'
@@ -189,25 +215,27 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
 
 
 def _fold(summary: str, body: str) -> str:
+    """Return HTML that shows `summary` and reveals `body` on a click."""
     return f'<details class="fold"><summary>{summary}</summary>{body}</details>'
 
 
 def _is_constant(line: Series) -> bool:
-    """Return whether all runs of a method logged the same constant value."""
+    """Return whether all runs of a method logged the same value at every step."""
     values = [*line.y, *line.low, *line.high]
     # The mean of five equal values may differ from them in its last digit.
     return len(line.x) > 1 and math.isclose(min(values), max(values), abs_tol=1e-12)
 
 
-def _level(lines: Sequence[Series]) -> str:
-    """Return the common value, such as `0.01`, or each method's: `0.01 (PPO), 0.05 (RLOO)`."""
+def _constant_text(lines: Sequence[Series]) -> str:
+    """Return the value of constant lines: `0.01`, or `0.01 (PPO), 0.05 (RLOO)` if they differ."""
     levels = [short_number(line.y[0]) for line in lines]
     if len(set(levels)) == 1:
         return levels[0]
     return ", ".join(f"{level} ({line.name})" for level, line in zip(levels, lines, strict=True))
 
 
-def _keys(methods: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+def _metric_keys(methods: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+    """Return the names of the logged metrics to show, the most important ones first."""
     rows = [row for runs in methods.values() for run in runs for row in run.metrics]
     logged = dict.fromkeys(key for row in rows for key in row)
     keys = [k for k in logged if "/" in k and not k.startswith(_IGNORED_PREFIXES)]
@@ -215,7 +243,8 @@ def _keys(methods: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     return first + sorted(set(keys) - set(first))
 
 
-def _last(runs: Sequence[RunRecord], key: str) -> Interval | None:
+def _mean_last_value(runs: Sequence[RunRecord], key: str) -> Interval | None:
+    """Return the mean over runs of the last logged value; None if no run logged the metric."""
     finals = [values[-1] for run in runs for values in [run.series(key)[1]] if values]
     return interval(finals, kind="mean") if finals else None
 

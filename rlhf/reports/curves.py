@@ -37,7 +37,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 def is_online(run: RunRecord) -> bool:
-    """Return whether a run logged rewards of its own rollouts."""
+    """Return whether a run logged the rewards of training episodes, as online training does."""
     return any("reward/mean" in row for row in run.metrics)
 
 
@@ -47,7 +47,7 @@ def reward_charts(run: RunRecord) -> list[Chart]:
     source = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
     peak = over_optimization_peak(run)
     mark = (peak.step, "gold peaks") if peak else None
-    missing = "" if gold else "No gold or held-out score was measured."
+    missing = "" if gold else "No gold score and no held-out score were measured."
     return [
         Chart(
             "Proxy reward",
@@ -71,9 +71,14 @@ def reward_charts(run: RunRecord) -> list[Chart]:
 
 
 def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
-    """Return the panels of all logged metrics, and the constant metrics as text."""
+    """Return charts of the metrics in `_PANELS` and of the reward components.
+
+    Returns:
+        The charts, and texts such as "Learning rate 0.0001" for panels in which every line is
+        constant.
+    """
     panels = [(title, _lines(run, keys)) for title, keys in _PANELS]
-    components = _components(run)
+    components = _component_keys(run)
     if len(components) > 1:
         panels.append(("Reward components", _lines(run, components)))
     charts, constant = [], []
@@ -87,7 +92,8 @@ def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
     return charts, constant
 
 
-def _components(run: RunRecord) -> list[tuple[str, str]]:
+def _component_keys(run: RunRecord) -> list[tuple[str, str]]:
+    """Return (metric key, component name) of up to six reward components."""
     logged = dict.fromkeys(key for row in run.metrics for key in row)
     skipped = {"reward/mean", "reward/unscored", "reward/std"}
     return [
@@ -98,10 +104,11 @@ def _components(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _lines(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Series]:
+    """Return the lines of a panel; `keys` are pairs of metric key and name of the line."""
     lines = []
     for key, name in keys:
         x, y = run.series(key)
-        # Omit a share that is always zero or equals the previous line.
+        # Omit a line of a panel that is always zero or equals an earlier line.
         repeated = any(line.y == y for line in lines)
         if x and (any(y) or len(keys) == 1) and not repeated:
             lines.append(Series(name, x, y, color=f"c{len(lines) % 6 + 1}"))

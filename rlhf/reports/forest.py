@@ -1,4 +1,4 @@
-"""Forest plots: estimates with intervals on a common scale, as HTML without SVG."""
+"""Draw forest plots: estimates with intervals on a common scale, as HTML without SVG."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ class Line:
 def titled_forest(
     title: str, detail: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
 ) -> str:
-    """Return a forest plot below a heading; empty if there are no lines."""
+    """Return the HTML of a forest plot with a heading, or an empty string if there are no lines.
+
+    `marks` are (position, label) pairs of vertical lines.
+    """
     heading = f"<h3>{esc(title)} <small>{label_html(detail)}</small></h3>"
     return heading + forest(lines, marks) if lines else ""
 
 
 def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
-    """Return the lines on a common scale, with `marks` as named vertical lines."""
+    """Return the HTML of a forest plot; `marks` are (position, label) pairs of vertical lines."""
     ends = [line.estimate.value for line in lines] + [value for value, _ in marks]
     known = [line.estimate for line in lines if line.estimate.known]
     ends += [end for estimate in known for end in (estimate.low, estimate.high)]
@@ -42,6 +45,7 @@ def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
     pad = 0.04 * (high - low) or 1.0
 
     def at(value: float) -> float:
+        """Return the horizontal position of a value in percent."""
         return 100 * (value - low + pad) / (high - low + 2 * pad)
 
     ticks = "".join(f'<div class="mark" style="left:{at(v):.2f}%"></div>' for v, _ in marks)
@@ -52,6 +56,7 @@ def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
 
 
 def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
+    """Return a row; `at` maps values to percent, and `ticks` is the HTML of the vertical lines."""
     e = line.estimate
     span = ""
     if e.known:
@@ -67,5 +72,6 @@ def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
 
 
 def _mark(percent: float, name: str) -> str:
+    """Return the label of a vertical line at a position in percent."""
     side = ' class="first"' if percent < 12 else ' class="final"' if percent > 88 else ""
     return f'<span{side} style="left:{percent:.2f}%">{label_html(name)}</span>'

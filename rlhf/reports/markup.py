@@ -1,4 +1,4 @@
-"""HTML building blocks: escaped text, numbers, and tables with CSV and JSON downloads."""
+"""Build the HTML elements of reports: text, numbers, and tables with CSV and JSON downloads."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _ACRONYMS = re.compile(
 )
 
 _NAME_COLUMNS = frozenset({"stage", "policy", "difference", "verdict"})
+"""Columns whose text cells contain names, in which acronyms are written in capitals."""
 _RANGE_COLUMNS = frozenset({"range"})
 """Columns whose text cells contain numbers."""
 
@@ -33,7 +34,7 @@ Cell = str | int | float | Interval | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table with column names; an Interval becomes three columns in the CSV file."""
+    """A table of a report. An Interval is one cell in HTML and four columns in CSV and JSON."""
 
     slug: str
     """File name of the downloads, without extension."""
@@ -42,11 +43,14 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def to_html(self) -> str:
-        """Return the table in a scrollable box, with links that save it as CSV and JSON."""
-        shown = [i for i in range(len(self.columns)) if not self._folded(i)]
+        """Return the table as HTML in a scrollable box, with links that save it as CSV and JSON.
+
+        Columns with equal cells are moved to a caption below the table, see `_in_caption`.
+        """
+        shown = [i for i in range(len(self.columns)) if not self._in_caption(i)]
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
-            f'<th scope="col"{_align(i in numeric)}>{label_html(self.columns[i])}</th>'
+            f'<th scope="col"{_alignment(i in numeric)}>{label_html(self.columns[i])}</th>'
             for i in shown
         )
         body = "".join(
@@ -58,7 +62,7 @@ class Table:
         return f'<div class="table" tabindex="0">{table}</div>{self._caption()}{save}'
 
     def _link(self, ending: str) -> str:
-        """Return a link that saves the whole table, including folded columns, from a data URL."""
+        """Return a data URL link that saves the whole table as `ending` ("csv" or "json")."""
         text = self.to_csv() if ending == "csv" else self.to_json()
         encoded = base64.b64encode(text.encode(errors="backslashreplace")).decode()
         kind = {"csv": "text/csv", "json": "application/json"}[ending]
@@ -68,25 +72,27 @@ class Table:
         )
 
     def _cell(self, row: Sequence[Cell], column: int, *, is_number: bool) -> str:
+        """Return the HTML of the cell of a row in a column."""
         cell = row[column]
         if isinstance(cell, str):
-            cell = self._shown(cell, column)
+            cell = self._display_text(cell, column)
         long = ' class="long"' if isinstance(cell, str) and len(cell) > 40 else ""
-        return f"<td{_align(is_number) or long}>{cell_html(cell)}</td>"
+        return f"<td{_alignment(is_number) or long}>{cell_html(cell)}</td>"
 
-    def _shown(self, text: str, column: int) -> str:
-        """Return the text of a cell in the page's spelling."""
+    def _display_text(self, text: str, column: int) -> str:
+        """Return the text of a cell as the page shows it, with minus signs or acronyms."""
         name = self.columns[column]
         if name in _RANGE_COLUMNS:
             return minus(text)
         return with_acronyms(text) if name in _NAME_COLUMNS else text
 
-    def _folded(self, column: int) -> bool:
-        """Return whether a column moves to the caption.
+    def _in_caption(self, column: int) -> bool:
+        """Return whether a column is shown in the caption instead of the table.
 
-        A column moves if all of several rows are equal, or, in a wide table of one row, if the cell
-        is text or a constant. A column with a numeric name, as in a profile, is a point of a curve
-        and does not move.
+        In a table of several rows, this is the case if all cells of the column are equal. In a wide
+        table of one row, it is the case if the cell is empty, text or a mean of equal values. A
+        column with a numeric name, as in a performance profile, is a point of a curve and stays in
+        the table.
         """
         if _NUMERAL.fullmatch(self.columns[column]):
             return False
@@ -96,22 +102,27 @@ class Table:
         return wide and column > 0 and _is_plain(self.rows[0][column])
 
     def _caption(self) -> str:
+        """Return the note with the folded columns, or an empty string."""
         facts = [
-            f"{label_html(self.columns[i])} {self._fact(i)}"
+            f"{label_html(self.columns[i])} {self._common_cell_html(i)}"
             for i in range(len(self.columns))
-            if self._folded(i) and self.rows[0][i] is not None
+            if self._in_caption(i) and self.rows[0][i] is not None
         ]
         lead = "In every row" if len(self.rows) > 1 else "Also"
         return f'<p class="note">{lead}: {"; ".join(facts)}.</p>' if facts else ""
 
-    def _fact(self, column: int) -> str:
+    def _common_cell_html(self, column: int) -> str:
+        """Return the HTML of the common cell of a folded column."""
         cell = self.rows[0][column]
         if isinstance(cell, Interval):
             return esc(number(cell.value))
-        return cell_html(self._shown(cell, column) if isinstance(cell, str) else cell)
+        return cell_html(self._display_text(cell, column) if isinstance(cell, str) else cell)
 
     def to_csv(self) -> str:
-        """Return comma-separated values with a header line; intervals as `x`, `x low`, `x high`."""
+        """Return comma-separated values with a header line.
+
+        An Interval in column `x` becomes the columns `x`, `x low`, `x high` and `x n`.
+        """
         records = self.to_records()
         names = list(dict.fromkeys(key for record in records for key in record))
         out = io.StringIO()
@@ -121,23 +132,30 @@ class Table:
         return out.getvalue()
 
     def to_json(self) -> str:
-        """Return the records as JSON text."""
+        """Return the result of `to_records` as JSON text."""
         return json.dumps(self.to_records(), indent=1, ensure_ascii=False) + "\n"
 
     def to_records(self) -> list[dict[str, str | int | float | None]]:
-        """Return one flat mapping for each row, for JSON."""
+        """Return one dictionary for each row: column -> value.
+
+        An Interval in column `x` becomes the keys `x`, `x low`, `x high` and `x n`.
+        """
         return [
             {
                 key: value
                 for name, cell in zip(self.columns, row, strict=True)
-                for key, value in _flat(name, cell)
+                for key, value in _cell_columns(name, cell)
             }
             for row in self.rows
         ]
 
 
 def esc(text: object) -> str:
-    """Escape text, including quotes, for HTML; control and reordering characters become escapes."""
+    """Return text escaped for HTML, including quotes.
+
+    Control characters and characters that change the text direction are replaced by visible
+    escapes.
+    """
     return html.escape(escape_invisible(str(text)))
 
 
@@ -157,7 +175,7 @@ def label_html(text: str) -> str:
 
 
 def sentence_html(text: str) -> str:
-    """Return an escaped sentence with a capital first letter, acronyms and code in backticks."""
+    """Return a sentence as HTML: first letter and acronyms in capitals, backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", label_html(text[:1].upper() + text[1:]))
 
 
@@ -172,14 +190,14 @@ def number(value: float) -> str:
 
 
 def bounds(estimate: Interval) -> str:
-    """Return `[0.380, 0.444]`, or the reason why there is no interval."""
+    """Return the interval as text, such as `[0.380, 0.444]`, or why there is no interval."""
     if not estimate.known:
         return f"no interval: {estimate.needs or f'n = {estimate.units}'}"
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def cell_html(cell: Cell) -> str:
-    """Return one table cell; the interval of an Interval is in small print."""
+    """Return the HTML content of a table cell."""
     if cell is None:
         return '<span class="note">–</span>'
     if isinstance(cell, Interval):
@@ -206,7 +224,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a section with a heading, or an empty text if there is no content."""
+    """Return the HTML of a section with a heading, or an empty string if all parts are empty."""
     body = "".join(parts)
     if not body:
         return ""
@@ -219,7 +237,7 @@ def anchor(title: str) -> str:
 
 
 def contents(body: str) -> str:
-    """Return the links to the sections of a page; empty for fewer than three sections."""
+    """Return links to the sections in `body`, or an empty string for fewer than three sections."""
     titles = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
     if len(titles) < 3:
         return ""
@@ -227,18 +245,20 @@ def contents(body: str) -> str:
     return f'<nav class="contents" aria-label="Contents">{links}</nav>'
 
 
-def _align(is_numeric: bool) -> str:
+def _alignment(is_numeric: bool) -> str:
+    """Return the attribute that right-aligns a cell, or an empty string."""
     return ' class="n"' if is_numeric else ""
 
 
 def _is_plain(cell: Cell) -> bool:
-    """Return whether a cell is text, empty, or a mean of equal values."""
+    """Return whether a cell is text, empty, or an Interval of equal counts."""
     if isinstance(cell, Interval):
         return cell.method == EQUAL_COUNTS_LABEL or EQUAL_UNITS_REASON in cell.needs
     return isinstance(cell, str | None)
 
 
-def _flat(name: str, cell: Cell) -> list[tuple[str, str | int | float | None]]:
+def _cell_columns(name: str, cell: Cell) -> list[tuple[str, str | int | float | None]]:
+    """Return the (column, value) pairs of a cell, four for an Interval."""
     if not isinstance(cell, Interval):
         return [(name, cell)]
     values = cell.as_dict()

@@ -1,4 +1,4 @@
-"""Report section on overoptimization: proxy and gold over √KL, fits and predicted peaks."""
+"""Report section on overoptimization: proxy and gold scores over √KL, fits, predicted peaks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PROXY_NAMES = {
     "worst": "the ensemble's minimum",
     "uncertainty": "the ensemble's mean minus its variance",
 }
-"""Method of combining proxies -> its name on pages and in verdicts."""
+"""Way of combining the members of a proxy -> its name on pages and in verdicts."""
 
 Result = Mapping[str, Any]
 
 
 def read_results(runs: Sequence[RunRecord]) -> list[Result]:
-    """Return the results of every run that has an `overoptimization.json`."""
+    """Return the content of `overoptimization.json` of every run that has this file."""
     paths = [run.directory / RESULT_FILE for run in runs]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
@@ -46,7 +46,7 @@ def overoptimization_section(results: Sequence[Result]) -> str:
 
 
 def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
-    """Return the fits and peaks of training and of best-of-n."""
+    """Return the tables of the fits and peaks, for training by RL and for best-of-n."""
     tables = []
     for result in results:
         tables += [_training_table(result["rl"])] if result["rl"] else []
@@ -54,20 +54,27 @@ def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
     return tables
 
 
-def _by_distance(row: Result, key: str, name: str, color: str) -> Series:
-    """Return a curve over sqrt(KL), sorted by sqrt(KL), which can decrease from step to step."""
+def _series_by_distance(row: Result, key: str, name: str, color: str) -> Series:
+    """Return a curve of `key` over sqrt(KL), with intervals.
+
+    The points are sorted by sqrt(KL), because the KL may decrease from step to step.
+    """
     d = _distances(row)
     order = sorted(range(len(d)), key=d.__getitem__)
     return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
 
 
-def _fitted(fit: Result, start: float, color: str = "c2") -> Series:
+def _fitted_series(fit: Result, start: float, color: str = "c2") -> Series:
+    """Return the fitted curve; `start` is the gold score of the initial policy."""
     curve = fit["curve"]
     return Series("fit", curve["d"], [start + gain for gain in curve["gain"]], color)
 
 
-def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
-    """Return the mark of the predicted peak and its shaded interval; None if outside the data."""
+def _peak_marks(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
+    """Return `mark` and `shade` of a `Chart` for the predicted peak and its interval.
+
+    A value is None if it lies outside the data.
+    """
     peak, far = fit["peak"], fit["furthest"]
     at = peak["mean"]
     mark = (at, "predicted peak") if at is not None and at <= far else None
@@ -77,10 +84,13 @@ def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | 
 
 
 def _training_charts(row: Result, start: float) -> list[Chart]:
+    """Return the charts of one training: proxy and gold over sqrt(KL), and sqrt(KL) by step."""
     observed, fit = row["observed"], row["fit"]
-    mark, shade = _peak(fit) if fit else (None, None)
-    proxy = _by_distance(row, "proxy_score", "proxy", "proxy")
-    gold = [_by_distance(row, "gold", "gold", "gold")] + ([_fitted(fit, start)] if fit else [])
+    mark, shade = _peak_marks(fit) if fit else (None, None)
+    proxy = _series_by_distance(row, "proxy_score", "proxy", "proxy")
+    gold = [_series_by_distance(row, "gold", "gold", "gold")] + (
+        [_fitted_series(fit, start)] if fit else []
+    )
     peak = estimate_of(observed["distance"])
     seeds = f", range over the individual seeds {bounds(peak)}" if row["seeds"] > 1 else ""
     note = f"Observed peak at {peak.value:.2f}{seeds} (step {observed['step']})"
@@ -99,7 +109,10 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
 
 
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
-    """Return charts of the first proxy and its fit, and of gold by combination, data and size."""
+    """Return the charts of best-of-n.
+
+    They show the first proxy with its fit, and gold by combination, number of pairs and model size.
+    """
     first = rows[0]
     cell = [row for row in rows if row["proxy"] == first["proxy"]]
     single = [row for row in rows if row["how"] == "single"]
@@ -111,38 +124,44 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
         (row for row in single if row["pairs"] == first["pairs"]),
         key=lambda row: row["parameters"] or 0,
     )
-    mark, shade = _peak(first["fit"])
-    gold = [_curve(first, "gold", "gold"), _fitted(first["fit"], first["gold"][0]["mean"])]
-    proxy = _curve(first, "proxy", "proxy", key="proxy_score")
+    mark, shade = _peak_marks(first["fit"])
+    gold = [
+        _mean_series(first, "gold", "gold"),
+        _fitted_series(first["fit"], first["gold"][0]["mean"]),
+    ]
+    proxy = _mean_series(first, "proxy", "proxy", key="proxy_score")
     note = f"{first['advice'][:1].upper()}{first['advice'][1:]}."
     charts = [
         Chart("Proxy", [proxy], "Score in standard deviations.", "√KL", mark, shade),
         Chart("Gold and fit", gold, note, "√KL", mark, shade),
     ]
     if len(cell) > 1:
-        charts.append(_several("Gold by ensemble combination", cell, lambda row: row["how"]))
+        charts.append(_gold_chart("Gold by ensemble combination", cell, lambda row: row["how"]))
     if len(data) > 1:
-        charts.append(_several("Gold by data", data, lambda row: f"{row['pairs']:,} pairs"))
+        charts.append(_gold_chart("Gold by data", data, lambda row: f"{row['pairs']:,} pairs"))
     if len(size) > 1:
-        charts.append(_several("Gold by size", size, lambda row: _size(row["parameters"])))
+        charts.append(_gold_chart("Gold by size", size, lambda row: _size_text(row["parameters"])))
     return charts
 
 
-def _several(title: str, rows: Sequence[Result], name: Any) -> Chart:
-    lines = [_curve(row, name(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
+def _gold_chart(title: str, rows: Sequence[Result], name: Any) -> Chart:
+    """Return a chart with the gold curve of every row; the function `name` names its line."""
+    lines = [_mean_series(row, name(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
     return Chart(title, lines, x_label="√KL")
 
 
-def _curve(row: Result, name: str, color: str, *, key: str = "gold") -> Series:
-    """Return a line of the means of `key` over sqrt(KL)."""
+def _mean_series(row: Result, name: str, color: str, *, key: str = "gold") -> Series:
+    """Return the line of the means of `key` over sqrt(KL), without intervals."""
     return Series(name, _distances(row), [item["mean"] for item in row[key]], color)
 
 
 def _distances(row: Result) -> list[float]:
+    """Return sqrt(KL) of each point."""
     return [math.sqrt(kl) for kl in row["kl"]]
 
 
-def _size(parameters: int | None) -> str:
+def _size_text(parameters: int | None) -> str:
+    """Return a number of parameters as text, such as "1.5M"."""
     if parameters is None:
         return "unknown size"
     return f"{parameters / 1e6:.3g}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"
@@ -158,7 +177,10 @@ def _training_table(rows: Sequence[Result]) -> Table:
         line: list[Cell] = [PROXY_NAMES[row["how"]], row["seeds"], observed["step"]]
         line += [estimate_of(observed["distance"]), observed["gold"]]
         line += [estimate_of(observed[key]) for key in ("gold_after", "proxy_after")]
-        line += [*_coefficients(row["fit"]), {True: "yes", False: "no"}.get(observed.get("inside"))]
+        line += [
+            *_coefficient_cells(row["fit"]),
+            {True: "yes", False: "no"}.get(observed.get("inside")),
+        ]
         cells.append(line)
     return Table("training", "Training", columns, cells)
 
@@ -170,12 +192,15 @@ def _best_of_n_table(rows: Sequence[Result]) -> Table:
     for row in rows:
         line: list[Cell] = [row["proxy"], row["parameters"], row["pairs"], PROXY_NAMES[row["how"]]]
         line += [row["accuracy"], estimate_of(row["gold"][0]), estimate_of(row["gold"][-1])]
-        cells.append(line + _coefficients(row["fit"]))
+        cells.append(line + _coefficient_cells(row["fit"]))
     return Table("best_of_n", "Best of n", columns, cells)
 
 
-def _coefficients(fit: Result | None) -> list[Cell]:
-    """Return alpha, beta and the peak; an unbounded interval of the peak is shown as text."""
+def _coefficient_cells(fit: Result | None) -> list[Cell]:
+    """Return the cells alpha, beta and predicted peak; empty cells without a fit.
+
+    The peak is text if there is none or its interval is unbounded.
+    """
     if fit is None:
         return [None, None, None]
     peak = fit["peak"]

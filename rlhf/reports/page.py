@@ -1,4 +1,4 @@
-"""The HTML document: one file with inline style and script and no requests."""
+"""Build the HTML document: one file with inline style and script, which makes no requests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from importlib.resources import files
 
 from rlhf.reports.markup import contents, esc
 
-# The policy blocks all requests and all scripts except the page's own, identified by its hash.
+# The content security policy blocks all requests, and all scripts except that with this hash.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
 
 
 def page(title: str, body: str) -> str:
-    """Return an HTML document with `body`; a table of contents follows the header in `body`."""
+    """Return an HTML document with `body`; a table of contents is inserted after its header."""
     head, closing, rest = body.partition("</header>")
     body = f"{head}{closing}{contents(body)}{rest}"
     home = files("rlhf.reports")

@@ -1,4 +1,4 @@
-"""Report tables of time and throughput."""
+"""Build the report's tables of time and throughput."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ PROFILE_METRICS = {
 
 
 def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """Return tables of median seconds per part of a step, and of the profiles of runs."""
+    """Return the tables of time and of profiles; each cell is the median over the logged steps.
+
+    The first table has the seconds of each part of a step. The second has the `PROFILE_METRICS`. A
+    table without data is omitted.
+    """
     times = {f"time/{part}": part for part in STEP_PARTS}
     tables = []
     if timed := _by_run(runs, times):
         rows = [[name, sum(filter(None, cells)), *cells] for name, cells in timed]
         columns = ["stage", "seconds a step", *STEP_PARTS]
-        tables.append(Table("time", "Where the time went (median of steps)", columns, rows))
+        tables.append(Table("time", "Time by part of a step (median over steps)", columns, rows))
     if profiled := _by_run(runs, PROFILE_METRICS):
         columns = ["stage", *PROFILE_METRICS.values()]
         rows = [[name, *cells] for name, cells in profiled]
-        tables.append(Table("profile", "Profile (median of steps)", columns, rows))
+        tables.append(Table("profile", "Profile (median over steps)", columns, rows))
     return tables
 
 
 def _by_run(
     runs: Sequence[RunRecord], keys: Mapping[str, str]
 ) -> list[tuple[str, list[float | None]]]:
-    """Return name and medians of every run that logged any of the keys."""
+    """Return (name, medians of the metrics `keys`) for every run that logged any of them."""
     rows = []
     for run in runs:
         series = [run.series(key)[1] for key in keys]

@@ -1,4 +1,4 @@
-"""Evaluation results of several runs: verdicts, forest plots and tables."""
+"""Show the evaluation results of several runs: verdicts, forest plots and tables."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlhf.evaluation.records import (
     Bounds,
     Evaluation,
     RunRecord,
-    episode_metrics,
+    episode_metric_names,
     episode_value,
 )
-from rlhf.evaluation.run_groups import method_evaluations, method_names, name_runs, training_seed
+from rlhf.evaluation.run_groups import method_evaluations, method_names, run_names, training_seed
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.charts import Series
 from rlhf.reports.forest import Line, titled_forest
@@ -23,14 +23,19 @@ from rlhf.reports.markup import Cell, Table, bounds, esc, label_html, number, pl
 from rlhf.stats import Interval
 
 _HIDDEN = frozenset({"seconds"})
+"""Metrics that the tables omit."""
 
 
 def comparisons(
     runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
 ) -> list[Comparison]:
-    """Compare runs by the headline metric, then by every metric that all evaluations have."""
+    """Compare runs by the metric `headline`, then by other metrics that all evaluations have.
+
+    Metrics that are equal in all episodes are omitted, and so are turns, tokens and times. If
+    `every_pair` is set, trained methods are also compared with each other, see `compare_runs`.
+    """
     first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
-    shared = set.intersection(*(set(episode_metrics(row)) for row in first_rows))
+    shared = set.intersection(*(set(episode_metric_names(row)) for row in first_rows))
     unused = {headline, "normalized", "seconds", "turns", "tokens", "length_limited"}
     secondary = [metric for metric in sorted(shared - unused) if _varies(runs, metric)]
     return [
@@ -40,7 +45,10 @@ def comparisons(
 
 
 def verdict_list(comparison: Comparison) -> str:
-    """Return the verdicts as an HTML list, colored by winner."""
+    """Return the verdicts as an HTML list.
+
+    Methods that are better than the baseline are green, those that are worse are red.
+    """
     items = [
         verdict_item(
             d, comparison.metric, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
@@ -51,7 +59,10 @@ def verdict_list(comparison: Comparison) -> str:
 
 
 def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
-    """Return one verdict, and the paired difference below it."""
+    """Return the HTML list item of a verdict, with the paired difference below it.
+
+    `tone` is the CSS class "good" or "bad", or None.
+    """
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
@@ -62,7 +73,7 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
 
 
 def verdict_html(verdict: str) -> str:
-    """Return the verdict with a capital first letter, unless it starts with the name of a run."""
+    """Return a verdict as HTML; the first letter is a capital unless a name is the first word."""
     starts_with_word = verdict.startswith(("no ", "one "))
     return sentence_html(verdict) if starts_with_word else label_html(verdict)
 
@@ -72,10 +83,13 @@ def score_forests(
     limits: Mapping[str, Bounds],
     colors: Mapping[str, str] | None = None,
 ) -> str:
-    """Draw a forest plot for each environment and decoding, with the random and the optimal value.
+    """Return a forest plot of the methods' scores for each environment and decoding, as HTML.
 
-    `limits` are the bounds by environment, and `colors` the CSS color classes by method; by default
-    all methods have the same color.
+    Args:
+        comparison: scores to draw.
+        limits: environment -> returns of the random and the optimal policy, drawn as marks if the
+            metric is the return.
+        colors: method -> CSS color class; by default all methods have the same color.
     """
     parts = []
     settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)
@@ -94,7 +108,10 @@ def score_forests(
 
 
 def difference_forest(comparison: Comparison) -> str:
-    """Draw the paired differences from each baseline; a difference with a winner is colored."""
+    """Return a forest plot of the paired differences from each baseline, as HTML.
+
+    Differences with a winner are colored.
+    """
     parts = []
     for baseline in dict.fromkeys(d.baseline for d in comparison.differences):
         lines = [
@@ -108,12 +125,12 @@ def difference_forest(comparison: Comparison) -> str:
 
 
 def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> Table:
-    """Return every evaluation with all its metrics and the fraction of optimal.
+    """Return the table of all evaluations, with their metrics and normalized returns.
 
-    Rows are labeled by stage and policy, or with `by_method` by method and training seed.
+    The rows are labeled by stage and policy, or by method and training seed if `by_method` is set.
     """
     items = _by_method(runs) if by_method else _by_stage(runs)
-    evaluated = [(label, e, metrics) for label, e in items if (metrics := _metrics(e))]
+    evaluated = [(label, e, metrics) for label, e in items if (metrics := _evaluation_metrics(e))]
     keys = list(dict.fromkeys(key for _, _, metrics in evaluated for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
     fraction = any("normalized" in metrics for _, _, metrics in evaluated)
@@ -123,15 +140,15 @@ def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> T
     rows: list[list[Cell]] = []
     for label, evaluation, metrics in evaluated:
         count = evaluation.summary.get("episodes") or len(evaluation.episodes)
-        cells: list[Cell] = [*label, evaluation.describe("env")]
-        cells += [evaluation.describe("decoding"), int(count), _over(evaluation)]
+        cells: list[Cell] = [*label, evaluation.summary_field("env")]
+        cells += [evaluation.summary_field("decoding"), int(count), _units_text(evaluation)]
         cells += [metrics.get("normalized")] if fraction else []
         rows.append(cells + [metrics.get(key) for key in keys])
     return Table("evaluations", "Evaluations", columns, rows)
 
 
-def _over(evaluation: Evaluation) -> str | None:
-    """Return the number and name of the independent units: `10 prompts`."""
+def _units_text(evaluation: Evaluation) -> str | None:
+    """Return the number and name of the independent units, such as "10 prompts"."""
     summary = evaluation.summary
     if "units" in summary and "unit" in summary:
         return plural(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
@@ -142,18 +159,21 @@ def _over(evaluation: Evaluation) -> str | None:
 
 
 def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Return every current evaluation, labeled by stage and policy."""
+    """Return the evaluations of the table with their labels, stage and policy.
+
+    Evaluations that another run replaces are omitted, see `method_evaluations`.
+    """
     current = {id(item.evaluation) for item in method_evaluations(runs)}
     return [
-        ([name, e.describe("policy") or e.name], e)
-        for name, run in zip(name_runs([run.directory for run in runs]), runs, strict=True)
+        ([name, e.summary_field("policy") or e.name], e)
+        for name, run in zip(run_names([run.directory for run in runs]), runs, strict=True)
         for e in run.evaluations
         if id(e) in current or not e.episodes
     ]
 
 
 def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Return every current evaluation, labeled by method and training seed."""
+    """Return the evaluations of the table with their labels, method and training seed."""
     items: list[tuple[list[Cell], Evaluation]] = [
         ([item.method, None if item.is_reference else item.seed], item.evaluation)
         for item in method_evaluations(runs)
@@ -166,7 +186,7 @@ def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> Table:
-    """Return the paired differences and verdicts for every metric."""
+    """Return the table of the paired differences and verdicts for every metric."""
     columns = ["metric", "difference", "environment", "decoding", "mean", "pairs", "verdict"]
     rows: list[list[Cell]] = [
         [
@@ -185,32 +205,35 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def notes(comparisons: Sequence[Comparison]) -> str:
-    """Return the measured coverage and the notes on omitted data, as HTML."""
-    worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
+    """Return notes as HTML: the lowest simulated coverage, and the notes of the comparisons."""
+    worst = min(
+        (d for c in comparisons[:1] for d in c.differences), key=_lowest_coverage, default=None
+    )
     lines = [coverage] if worst and (coverage := coverage_text(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
     return "".join(f'<p class="note">{sentence_html(line)}.</p>' for line in dict.fromkeys(lines))
 
 
-def _coverage(difference: Difference) -> float:
+def _lowest_coverage(difference: Difference) -> float:
+    """Return the lower of the simulated coverages of a difference; 1 if none was simulated."""
     shares = (difference.coverage_normal, difference.coverage_observed)
     return min((share for share in shares if share is not None), default=1.0)
 
 
 def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
-    """Return environment -> bounds, from the summaries that have them."""
+    """Return environment -> returns of the random and the optimal policy, where both are known."""
     evaluations = (e for run in runs for e in run.evaluations)
-    return {e.describe("env"): e.bounds for e in evaluations if e.bounds}
+    return {e.summary_field("env"): e.bounds for e in evaluations if e.bounds}
 
 
-def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
-    """Return the metrics in the summary; missing metrics are computed from the episodes.
+def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
+    """Return the metrics of an evaluation, from its summary or else computed from its episodes.
 
-    Summaries of 0.1.0 treat each episode as a unit, so their metrics are computed again.
+    Summaries of version 0.1.0 treat each episode as a unit, so their metrics are computed again.
     """
     summary = evaluation.summary.get("metrics") or {}
     metrics = {key: estimate_of(value) for key, value in summary.items() if value}
-    names = episode_metrics(evaluation.episodes[0]) if evaluation.episodes else []
+    names = episode_metric_names(evaluation.episodes[0]) if evaluation.episodes else []
     if names and "unit" not in evaluation.summary:
         repeated = len(set(evaluation.units)) < len(evaluation.episodes)
         metrics = {
@@ -231,16 +254,17 @@ def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
 
 
 def _without_interval(estimate: Interval) -> Interval:
-    """Remove the interval, which an older version computed over other units."""
+    """Return an estimate without its interval, which an older version computed over other units."""
     return Interval.without(
-        estimate.value, estimate.units, "measured by an older version: evaluate again"
+        estimate.value, estimate.units, "computed by an older version: evaluate again"
     )
 
 
 def estimate_of(value: Mapping[str, Any]) -> Interval:
-    """Return the interval of a summary with `mean` or `value`, `low`, `high` and `n`.
+    """Convert a mapping with `mean` or `value`, `low`, `high` and `n` to an Interval.
 
-    In reports on rewards `n` is the number of values, and `groups` that of independent units.
+    In reports on rewards, `n` is the number of values, and `groups` is the number of independent
+    units.
     """
     numbers = (value.get("mean", value.get("value")), value.get("low"), value.get("high"))
     mean, low, high = (math.nan if number is None else float(number) for number in numbers)
@@ -250,6 +274,7 @@ def estimate_of(value: Mapping[str, Any]) -> Interval:
 
 
 def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
+    """Return whether a metric has at least two different values in the episodes of runs."""
     values = {
         episode_value(row, metric) for run in runs for e in run.evaluations for row in e.episodes
     }
@@ -257,6 +282,7 @@ def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
 
 
 def _score_line(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str]) -> Line:
+    """Return the row of a forest plot for the score of a method."""
     tone = "ref" if row.decoding in ("random", "expert") else colors.get(row.method, "c1")
     text = bounds(row.estimate)
     if bound:
@@ -267,6 +293,7 @@ def _score_line(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str
 
 
 def _difference_line(d: Difference, comparison: Comparison) -> Line:
+    """Return the row of a forest plot for a paired difference."""
     tone = {d.method: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
     several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
     setting = f"{d.env} {d.decoding}" if several else f"{d.estimate.units:,} paired {d.unit}"
@@ -274,9 +301,13 @@ def _difference_line(d: Difference, comparison: Comparison) -> Line:
 
 
 def signed(estimate: Interval) -> str:
+    """Return the value of an estimate as text, with a plus or minus sign."""
     return f"{'+' if estimate.value > 0 else ''}{number(estimate.value)}"
 
 
 def band(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str) -> Series:
-    """Return a line with the intervals of `rows`, each a mapping for `estimate_of`."""
+    """Return a line through estimates with their intervals as a band.
+
+    Each of `rows` is a mapping for `estimate_of`.
+    """
     return Series.from_estimates(name, x, [estimate_of(row) for row in rows], color)

@@ -1,4 +1,4 @@
-"""Report section on rewards: accuracy, baselines, slices, calibration, stress tests."""
+"""Report section on rewards: accuracy, baselines, calibration and stress tests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rlhf.reward_models.report.tables import Report, benchmark_scores, report_ta
 
 
 def is_reward_report(evaluation: Evaluation) -> bool:
-    """Return whether an evaluation is a report on a reward, measured on pairs."""
+    """Return whether an evaluation is the report of a reward on preference pairs."""
     return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
 
 
 def reward_quality(runs: Sequence[RunRecord]) -> str:
     """Return the section with the reports on rewards, as HTML.
 
-    For one run the whole report is shown, for several runs only accuracy and findings.
+    For one run the section has the whole report; for several runs, only findings and accuracy.
     """
     parts = []
     for run in runs:
@@ -36,7 +36,7 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
                 parts += [gain_forest(report), panels(_charts(report)), stress_forest(report)]
             elif (run.directory / "report.html").exists():
                 link = f"{run.name}/report.html"
-                note = f'In full: <a href="{quote(link)}">{esc(link)}</a>'
+                note = f'Full report: <a href="{quote(link)}">{esc(link)}</a>'
                 parts.append(f'<p class="note">{note}</p>')
     return "".join(parts)
 
@@ -59,7 +59,7 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def findings(report: Report) -> str:
-    """Return the findings as an HTML list, with a color class for good and for bad findings."""
+    """Return the findings of a report as an HTML list; good ones are green, bad ones are red."""
     items = "".join(
         f'<li class="{_tone(line)}">{esc(minus(line))}</li>' for line in report.get("verdict") or []
     )
@@ -67,6 +67,7 @@ def findings(report: Report) -> str:
 
 
 def _tone(line: str) -> str:
+    """Return the CSS class of a finding: "good", "bad" or an empty string."""
     if line.startswith(("Better than", "No problem", "Nothing here speaks")):
         return "good"
     return "" if line.startswith(("Only", "Choosing", "Underconfident")) else "bad"
@@ -140,12 +141,13 @@ def _charts(report: Report) -> list[Chart]:
 
 
 def _accuracy_lines(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
-    """Return the accuracy over `x`, and the chance level."""
+    """Return the line of the accuracy over `x`, and the line of the chance level."""
     accuracy = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
     return [accuracy, Series("chance level", [x[0], x[-1]], [0.5, 0.5], "c5")]
 
 
 def _calibration_chart(report: Report) -> Chart:
+    """Return the chart of accuracy over predicted probability, before and after the fit of T."""
     lines = [Series("perfect calibration", [0.5, 1.0], [0.5, 1.0], "c5")]
     for name, key, color in (("as given", "as_given", "c2"), ("fitted", "fitted", "c3")):
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
@@ -153,7 +155,7 @@ def _calibration_chart(report: Report) -> Chart:
         lines.append(Series(name, x, y, color))
     interval = report["calibration"].get("temperature")
     fitted = report["calibration"]["fitted"]["temperature"]
-    note = "Share of correct pairs among those with this predicted probability, σ(margin / T)."
+    note = "Proportion of correct pairs by predicted probability, σ(margin / T)."
     if fitted is not None:
         note += f" Fitted T {number(fitted)}"
         if interval:
@@ -165,22 +167,26 @@ def _calibration_chart(report: Report) -> Chart:
 
 
 def best_of_n_charts(chosen: Report) -> list[Chart]:
-    """Return charts of this reward and the gold score of the best of n, over the root of the KL."""
+    """Return charts of the reward and the gold score of best-of-n samples, over sqrt(KL)."""
     d = [math.sqrt(kl) for kl in chosen["kl"]]
     proxy = band("this reward", d, chosen["proxy_score"], "proxy")
     gold = [band("gold", d, chosen["gold"], "gold")]
     return [
         Chart("Best of n: this reward", [proxy], "Score in standard deviations.", "√KL"),
-        Chart("Best of n: gold", gold, f"Unbiased, for n up to {chosen['ns'][-1]}.", "√KL"),
+        Chart(
+            "Best of n: gold", gold, f"Unbiased estimates for n up to {chosen['ns'][-1]}.", "√KL"
+        ),
     ]
 
 
 def _table(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return a table in which mappings are converted to Interval cells."""
     cells = [[estimate_of(c) if isinstance(c, Mapping) else c for c in row] for row in rows]
     return Table(name, title, columns, cells)
 
 
 def _benchmark_table(evaluation: Evaluation) -> Table:
+    """Return the table of a reward's scores on a public benchmark."""
     result = evaluation.summary["benchmark"]
     title = with_acronyms(evaluation.name)
     if result.get("absent"):

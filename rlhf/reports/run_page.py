@@ -1,4 +1,4 @@
-"""`rlhf report DIR`: one self-contained HTML page for a run or a pipeline."""
+"""`rlhf report DIR`: write one self-contained HTML page for a run or a pipeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
-from rlhf.evaluation.records import RunRecord, read_stages
+from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
 from rlhf.reports.markup import Table, esc, label_html, section
 from rlhf.reports.overoptimization import (
@@ -29,19 +29,22 @@ from rlhf.reports.tables import save_curves, save_tables
 from rlhf.reports.tokens import token_view
 
 REPORT_FILE = "report.html"
-"""Name of the page in its directory."""
+"""File name of the page."""
 
 
 def write_report(directory: str | Path) -> Path:
     """Write `report.html` of a run or pipeline directory, and its tables to `report_tables/`.
 
-    A run that is still training, or that was never evaluated, gives a shorter page.
+    The page is shorter if a run is still training or was not evaluated.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: the folder contains no run.
+        UserError: the directory contains no run.
     """
     root = Path(directory)
-    runs = read_stages(root)
+    runs = read_runs(root)
     metric = headline_metric(runs)
     comparisons = results.comparisons(runs, metric, every_pair=True) if metric else []
     tables = [results.evaluation_table(runs), results.difference_table(comparisons)]
@@ -49,7 +52,7 @@ def write_report(directory: str | Path) -> Path:
     tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
     tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)
-    # The curves are already available as JSON, in metrics.jsonl.
+    # The curves are saved as CSV only, because metrics.jsonl already has them as JSON.
     save_curves(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
@@ -82,6 +85,7 @@ def _body(
 
 
 def _transcripts(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -> str:
+    """Return the transcripts as HTML: across methods, before and after training, and by token."""
     parts = []
     if comparisons and (cards := transcripts.across_methods(runs, comparisons[0])):
         parts.append(f"<h3>One prompt, every stage</h3>{cards}")

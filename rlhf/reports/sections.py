@@ -1,4 +1,4 @@
-"""Sections of a report: header, warnings, curves and configuration."""
+"""Build sections of a report: header, warnings, curves and configuration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rlhf.runs.diagnostics import metric_warnings
 
 
 def header(title: str, runs: Sequence[RunRecord]) -> str:
-    """Return the page header: title, one line of facts and the chain of stages."""
+    """Return the page header as HTML: title, a line of facts, and the stages in order."""
     facts = [plural(len(runs), "stage")] if len(runs) > 1 else []
-    seconds = sum(_seconds(run) for run in runs)
+    seconds = sum(_training_seconds(run) for run in runs)
     facts += [duration(seconds) + " of training"] if seconds else []
     date = next((str(run.environment["date"]) for run in runs if "date" in run.environment), "")
     facts += [date[:16].replace("T", " ")] if date else []
@@ -28,7 +28,7 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
     facts += [str(processor)] if processor else []
     chain = "".join(
         f"<li><b>{label_html(run.name)}</b>"
-        + "".join(f"<span>{breakable(line)}</span>" for line in _stage(run))
+        + "".join(f"<span>{breakable(line)}</span>" for line in _stage_lines(run))
         + "</li>"
         for run in runs
     )
@@ -45,7 +45,7 @@ def run_warnings(run: RunRecord) -> list[str]:
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")
     for evaluation in run.evaluations:
-        policy = evaluation.describe("policy") if len(run.evaluations) > 1 else "evaluation"
+        policy = evaluation.summary_field("policy") if len(run.evaluations) > 1 else "evaluation"
         warnings += [f"{policy}: {note}." for note in evaluation.summary.get("notes") or ()]
     if run.metrics and not run.finished and not (run.directory / "final").exists():
         warnings.append(f"Not finished: the last logged step is {run.metrics[-1].get('step')}.")
@@ -53,16 +53,16 @@ def run_warnings(run: RunRecord) -> list[str]:
 
 
 def warning_box(runs: Sequence[RunRecord]) -> str:
-    """Return the box at the top of the page with all warnings; empty if there are none."""
+    """Return the HTML box with all warnings, or an empty string if there are none."""
     messages = [message for run in runs for message in run_warnings(run)]
     if not messages:
         return ""
     items = "".join(f"<li>{esc(message)}</li>" for message in messages)
-    return f'<aside class="warnings"><b>Look at this first</b><ul>{items}</ul></aside>'
+    return f'<aside class="warnings"><b>Warnings</b><ul>{items}</ul></aside>'
 
 
 def reward_section(runs: Sequence[RunRecord]) -> str:
-    """Return curves of proxy, gold and KL of every online stage, as HTML."""
+    """Return the curves of proxy reward, gold reward and KL for every online stage, as HTML."""
     return "".join(
         f"<h3>{label_html(run.name)}</h3>{panels(reward_charts(run))}"
         for run in filter(is_online, runs)
@@ -70,7 +70,7 @@ def reward_section(runs: Sequence[RunRecord]) -> str:
 
 
 def learning_section(runs: Sequence[RunRecord]) -> str:
-    """Return all other logged curves of every stage."""
+    """Return the other curves of every stage as HTML, see `learning_charts`."""
     parts = []
     for run in runs:
         charts, constant = learning_charts(run)
@@ -81,7 +81,7 @@ def learning_section(runs: Sequence[RunRecord]) -> str:
 
 
 def what_was_run(runs: Sequence[RunRecord]) -> str:
-    """Return command, versions and configuration of every stage, as folded HTML."""
+    """Return the command, the versions and the configuration of every stage, as HTML."""
     parts = []
     for run in runs:
         facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _facts(run))
@@ -95,35 +95,40 @@ def what_was_run(runs: Sequence[RunRecord]) -> str:
     return "".join(parts)
 
 
-def _stage(run: RunRecord) -> list[str]:
-    """Return facts about a stage: `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`."""
+def _stage_lines(run: RunRecord) -> list[str]:
+    """Return the lines of a stage: origin of its model, its data, and its steps and time.
+
+    An example is ["from SFT", "PreferenceBandit-v0", "120 steps · 45 s"].
+    """
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [plural(int(steps), "step")] if steps else []
-    effort += [duration(_seconds(run))] if _seconds(run) >= 1 else []
-    lines = [_model(run.config), _source(run.config), " · ".join(effort)]
+    effort += [duration(_training_seconds(run))] if _training_seconds(run) >= 1 else []
+    lines = [_model_text(run.config), _data_text(run.config), " · ".join(effort)]
     return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
 
 
-def _model(config: Mapping[str, Any]) -> str:
+def _model_text(config: Mapping[str, Any]) -> str:
+    """Return text on the origin of a run's model, or an empty string if it is unknown."""
     model = config.get("model")
     if isinstance(model, Mapping):
         if model.get("path"):
-            return _origin(str(model["path"]))
+            return _origin_text(str(model["path"]))
         return "model from scratch" if model.get("scratch") else ""
-    return _origin(str(model)) if model else ""
+    return _origin_text(str(model)) if model else ""
 
 
-def _origin(path: str) -> str:
-    """Return `from SFT` for the `final/` folder of an earlier run, else the end of the path."""
+def _origin_text(path: str) -> str:
+    """Return "from SFT" for the `final/` folder of the run `sft`, else the end of the path."""
     parts = path.rstrip("/").split("/")
     return (
         f"from {with_acronyms(parts[-2])}"
         if parts[-1] == "final" and len(parts) > 1
-        else _tail(path)
+        else _path_end(path)
     )
 
 
-def _source(config: Mapping[str, Any]) -> str:
+def _data_text(config: Mapping[str, Any]) -> str:
+    """Return the name of a run's environment, or the names of its data sets."""
     env = config.get("env")
     name = env.get("id") if isinstance(env, Mapping) else env
     if name:
@@ -131,15 +136,16 @@ def _source(config: Mapping[str, Any]) -> str:
     data = (env.get("prompts") if isinstance(env, Mapping) else None) or config.get("data")
     sources = data if isinstance(data, list) else [data]
     names = [s.get("path") if isinstance(s, Mapping) else s for s in sources]
-    return ", ".join(_tail(str(name)) for name in names if name)
+    return ", ".join(_path_end(str(name)) for name in names if name)
 
 
-def _tail(path: str) -> str:
-    """Return the last two parts of a path or hub id."""
+def _path_end(path: str) -> str:
+    """Return the last two components of a path or hub id."""
     return "/".join(path.rstrip("/").split("/")[-2:])
 
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
+    """Return (name, value) pairs: command, versions, machine, commit and date, where known."""
     env = run.environment
     command = env.get("command")
     versions = env.get("versions") or {}
@@ -153,6 +159,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value]
 
 
-def _seconds(run: RunRecord) -> float:
+def _training_seconds(run: RunRecord) -> float:
+    """Return the duration of training in seconds; 0 if no times were logged."""
     times = [row["time"] for row in run.metrics if is_number(row.get("time"))]
     return float(max(times, default=0.0))

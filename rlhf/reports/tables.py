@@ -1,4 +1,4 @@
-"""Save the tables of a report: a CSV file for each table, and a JSON file for all."""
+"""Save the tables of a report: one CSV file for each table, and one JSON file with all tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AXES = ("step", "time")
 
 
 def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
-    """Write `curves.csv` with all logged metrics in long form, row by row."""
+    """Write all logged metrics to `curves.csv`, one line for each stage, step and metric."""
     with atomic_path(folder / "curves.csv") as partial, partial.open("w", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["stage", "step", "metric", "value"])
@@ -33,12 +33,12 @@ def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def logged_keys(run: RunRecord) -> list[str]:
-    """Return the metrics that a run logged, in order of first appearance."""
+    """Return the names of the metrics that a run logged, in order of first appearance."""
     return [key for key in dict.fromkeys(k for row in run.metrics for k in row) if key not in _AXES]
 
 
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
-    """Write `<slug>.csv` for each table and `tables.json` with all of them."""
+    """Write `<slug>.csv` for each table, and `tables.json` with all tables, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         save_csv(folder, table)
@@ -48,5 +48,5 @@ def save_tables(folder: Path, tables: Sequence[Table]) -> None:
 
 
 def save_csv(folder: Path, table: Table) -> None:
-    """Write `<slug>.csv` in an existing folder."""
+    """Write a table as `<slug>.csv` into a folder that exists."""
     write_text(folder / f"{table.slug}.csv", table.to_csv())

@@ -1,4 +1,4 @@
-"""Training transcripts with each token shaded by one quantity; hovering shows all quantities."""
+"""Show training transcripts whose tokens are shaded by a quantity, such as the advantage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _ROWS_PER_STEP = 2
 
 
 def token_view(run: RunRecord) -> str:
-    """Return the transcripts of the first, the middle and the last step with recorded tokens."""
+    """Return the samples of a run that have recorded tokens, as HTML.
+
+    They are from the first, the middle and the last step with recorded tokens. The reader selects
+    the quantity, and hovering over a token shows all its quantities.
+    """
     rows = [row for row in run.samples if has_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})
     rows_of = {step: [row for row in rows if row["step"] == step] for step in steps}
@@ -35,21 +39,26 @@ def token_view(run: RunRecord) -> str:
 
 
 def _quantities(row: Mapping[str, Any]) -> list[str]:
+    """Return the names of the recorded quantities of a sample's tokens."""
     return [name for name in row["tokens"] if name not in ("text", "turn")]
 
 
 def _card(row: Mapping[str, Any]) -> str:
-    """Return a conversation as HTML, with sampled replies split into tokens."""
+    """Return a sample's conversation as HTML; its sampled replies are split into tokens."""
     table, messages = row["tokens"], row.get("messages") or []
     replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns = sorted(set(table["turn"]))
-    sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # earlier replies are in the prompt
+    sampled = replies[
+        max(0, len(replies) - 1 - max(turns)) :
+    ]  # Earlier replies belong to the prompt.
     turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps(
         {name: [v if is_number(v) else None for v in table[name]] for name in _quantities(row)}
     )
     body = "".join(
-        _tokens(table, turn_of[i], message) if i in turn_of else message_html(message, quiet=True)
+        _reply_tokens(table, turn_of[i], message)
+        if i in turn_of
+        else message_html(message, quiet=True)
         for i, message in enumerate(messages)
     )
     label = f"step {row['step']} · seed {row['seed']} · {score_text(row)}"
@@ -59,9 +68,12 @@ def _card(row: Mapping[str, Any]) -> str:
     )
 
 
-def _tokens(table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]) -> str:
+def _reply_tokens(
+    table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]
+) -> str:
+    """Return the reply of turn `number` as HTML, split into tokens."""
     pieces = [(i, table["text"][i]) for i, turn in enumerate(table["turn"]) if turn == number]
     spans = "".join(f'<span data-at="{i}">{esc(piece)}</span>' for i, piece in pieces)
     missing = len(str(message.get("content", ""))) - sum(len(piece) for _, piece in pieces)
-    note = f'<span class="note"> [{missing:,} characters were not kept]</span>'
+    note = f'<span class="note"> [{missing:,} characters were not saved]</span>'
     return f'<div class="turn">{spans}{note if missing > 0 else ""}</div>'

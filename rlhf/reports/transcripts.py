@@ -1,4 +1,4 @@
-"""Transcripts side by side: before and after training, or one prompt for every method."""
+"""Show transcripts side by side: before and after training, or for every method."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from rlhf.evaluation.run_groups import method_evaluations
 from rlhf.reports.markup import esc, label_html, minus, number, with_acronyms
 
 _MAX_CASES = 4
+"""Maximum number of seeds that are shown."""
 _VISIBLE_CHARACTERS = 700
+"""Number of characters of a message that are visible without unfolding."""
 _MAX_CHARACTERS = 20_000
+"""Maximum number of characters of a message on the page."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class Reply:
 
 
 def before_and_after(run: RunRecord) -> str:
-    """Return cards with the samples before and after training, paired by seed, as HTML."""
+    """Return cards with samples of the same seed before and after training, as HTML."""
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
-    chosen = _spread([(_return(late[s]) - _return(early[s]), s) for s in seeds])
+    chosen = _select_seeds([(_score_or_zero(late[s]) - _score_or_zero(early[s]), s) for s in seeds])
     cards = []
     for description, seed in chosen:
         replies = [
@@ -46,8 +49,8 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     """Return cards that show the episodes of one evaluation seed for every method, as HTML.
 
     The evaluation seeds are selected by the difference between the last and the first method. The
-    episodes are those of the smallest training seed that all methods have. Without such a seed,
-    each method's smallest training seed is used.
+    episodes are those of the smallest training seed that all methods have. If there is no common
+    training seed, they are those of each method's first training seed.
     """
     columns = _episodes_by_method(runs)
     if len(columns) < 2:
@@ -55,12 +58,18 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     first, last = next(iter(columns.values())), list(columns.values())[-1]
     shared = [seed for seed in first if all(seed in rows for rows in columns.values())]
     metric = comparison.metric
-    chosen = _spread([(_value(last[s], metric) - _value(first[s], metric), s) for s in shared])
+    chosen = _select_seeds(
+        [(_metric_or_zero(last[s], metric) - _metric_or_zero(first[s], metric), s) for s in shared]
+    )
     methods = with_acronyms(f"{list(columns)[-1]} against {next(iter(columns))}")
     cards = []
     for description, seed in chosen:
         replies = [
-            Reply(name, f"{metric} {number(_value(rows[seed], metric))}", rows[seed]["messages"])
+            Reply(
+                name,
+                f"{metric} {number(_metric_or_zero(rows[seed], metric))}",
+                rows[seed]["messages"],
+            )
             for name, rows in columns.items()
         ]
         cards.append(
@@ -84,8 +93,8 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
 
 
 def transcript_card(description: str, label: str, replies: Sequence[Reply]) -> str:
-    """Return a card with the common first messages and then a column for each reply, as HTML."""
-    shared = _common(replies)
+    """Return a card as HTML: the common first messages, then a column for each reply."""
+    shared = _count_common_messages(replies)
     opening = "".join(message_html(message, quiet=True) for message in replies[0].messages[:shared])
     columns = "".join(
         f"<div><h4>{label_html(reply.title)} <span>{esc(reply.score)}</span></h4>"
@@ -101,21 +110,24 @@ def transcript_card(description: str, label: str, replies: Sequence[Reply]) -> s
 
 
 def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
-    """Return a message as HTML; the end of a long message is folded."""
+    """Return a message as HTML; the end of a long message is folded.
+
+    The role is shown, except for an assistant message if `quiet` is False.
+    """
     content = str(message.get("content", ""))
     role = str(message.get("role", ""))
     shown = role != "assistant" or quiet
     name = f"<i>{esc(role)}</i>" if shown else ""
     head, rest = content[:_VISIBLE_CHARACTERS], content[_VISIBLE_CHARACTERS:_MAX_CHARACTERS]
     omitted = len(content) - _MAX_CHARACTERS
-    end = f" [{omitted:,} characters left out here]" if omitted > 0 else ""
+    end = f" [{omitted:,} characters omitted]" if omitted > 0 else ""
     if not content.strip():
         return f'<div class="turn">{name}<span class="note">(empty)</span></div>'
     fold = f"<details><summary>{len(rest):,} more characters</summary>{esc(rest + end)}</details>"
     return f'<div class="turn">{name}{esc(head)}{fold if rest else ""}</div>'
 
 
-def _common(replies: Sequence[Reply]) -> int:
+def _count_common_messages(replies: Sequence[Reply]) -> int:
     """Return the number of messages before the first reply that are equal in all columns."""
     shortest = min(len(reply.messages) for reply in replies)
     for index in range(shortest):
@@ -125,43 +137,52 @@ def _common(replies: Sequence[Reply]) -> int:
     return shortest
 
 
-def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Return (description, seed) of the largest, two typical and the smallest change."""
+def _select_seeds(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
+    """Select seeds by their (change, seed) pairs: the largest, two typical and the smallest change.
+
+    All seeds are selected if there are at most `_MAX_CASES`.
+
+    Returns:
+        (description of the change, seed) pairs.
+    """
     order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
     if len(order) <= _MAX_CASES:
-        return [(_change(delta), seed) for delta, seed in order]
+        return [(_change_text(delta), seed) for delta, seed in order]
     ranks = [0, len(order) // 3, len(order) // 2, len(order) - 1]
     labels = ["Largest gain", "Upper third", "Median", "Largest loss"]
     if order[-1][0] >= 0:
         labels[-1] = "Smallest gain"
     return [
-        (f"{name}: {_change(order[rank][0])}", order[rank][1])
+        (f"{name}: {_change_text(order[rank][0])}", order[rank][1])
         for name, rank in zip(labels, ranks, strict=True)
     ]
 
 
-def _change(delta: float) -> str:
+def _change_text(delta: float) -> str:
+    """Return a change of the score as text with its sign."""
     return minus(f"{delta:+.3f}") if delta else "no change in score"
 
 
-def _return(row: Mapping[str, Any]) -> float:
-    value = _total(row)
+def _score_or_zero(row: Mapping[str, Any]) -> float:
+    """Return the score of a sample as a number; 0 if it has none."""
+    value = _sample_score(row)
     return float(value) if is_number(value) else 0.0
 
 
-def _total(row: Mapping[str, Any]) -> Any:
+def _sample_score(row: Mapping[str, Any]) -> Any:
     """Return the score of a sample; samples of version 0.1.0 have only `return_trained`."""
     return row.get("score", row.get("return_trained"))
 
 
-def _value(row: Mapping[str, Any], metric: str) -> float:
+def _metric_or_zero(row: Mapping[str, Any], metric: str) -> float:
+    """Return the metric of an episode as a number; 0 if it has none."""
     value = (row.get("components") or {}).get(metric, row.get(metric))
     return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
 
 
 def score_text(row: Mapping[str, Any]) -> str:
-    """Return the scores of a line of `samples.jsonl`: `score 0.4 · trained on 0.3 · proxy 1.2`."""
-    value, name = _total(row), "score" if "score" in row else "trained on"
+    """Return the scores of a sample as text, such as `score 0.4 · trained on 0.3 · proxy 1.2`."""
+    value, name = _sample_score(row), "score" if "score" in row else "trained on"
     parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")
     if is_number(shaped) and shaped != value:

@@ -31,7 +31,7 @@ SCORERS: dict[str, str] = {
     "rmbench": "rm_bench",
     "judgebench": "judge_bench",
 }
-"""Benchmark -> the function of rlhf.reward_models.benchmarks that scores its rows."""
+"""Benchmark -> name of the function in rlhf.reward_models.benchmarks that scores its rows."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,17 @@ class RewardReportConfig(RunConfig):
     data: list[DataSpec] = field(default_factory=list)
     """Held-out preference pairs."""
     train_data: list[DataSpec] = field(default_factory=list)
-    """Training pairs of the reward, to fit the bag of words and to count shared prompts."""
+    """Training pairs of the reward, used to fit the bag-of-words baseline and to count common
+    prompts."""
     benchmark: Benchmark | None = None
-    """A public benchmark, in its own format."""
+    """A public benchmark, whose file has the format of its publication."""
     path: str | None = None
     """File, folder or hub id of the benchmark."""
     split: str = "train"
     """Split of the benchmark's folder or hub id."""
     policy: ModelSpec | None = None
-    """Policy to be trained; the report then has the spread of scores among its samples."""
+    """Policy that will be trained with the reward. The report then contains the standard deviation
+    of the scores of its samples."""
     gold: list[dict[str, Any]] = field(default_factory=list)
     """Gold score for the best-of-n curve; requires a policy."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
@@ -72,23 +74,28 @@ class RewardReportConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (not self.rewards):
-            raise ValueError("reward-report: give either --reward FOLDER or --rewards")
+            raise ValueError("reward-report: give either --reward FOLDER or --rewards, not both")
         if not self.data and self.benchmark is None:
             raise ValueError(
-                "reward-report: nothing to evaluate it on; give data (pairs) or benchmark"
+                "reward-report: there is nothing to evaluate the reward on; give data (pairs) or "
+                "benchmark"
             )
         if (self.benchmark is None) != (self.path is None):
-            raise ValueError("reward-report: benchmark and path (its file or hub id) go together")
+            raise ValueError(
+                "reward-report: give both benchmark and path (its file or hub id), or neither"
+            )
         if self.policy is not None and not self.data:
-            raise ValueError("policy: it replies to the prompts of the pairs; give data")
+            raise ValueError("policy needs the prompts of preference pairs; give data")
         if self.gold and self.policy is None:
             raise ValueError("gold has no effect without a policy whose replies it scores")
         if self.save and self.reward is None:
-            raise ValueError("save writes into a checkpoint; it needs --reward FOLDER")
+            raise ValueError(
+                "save writes into the checkpoint of a reward model; give --reward FOLDER"
+            )
 
 
 def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
-    """Evaluate the reward, and write summary.json and report.md under evaluation/.
+    """Evaluate the reward, and write summary.json and report.md to folders of evaluation/.
 
     Returns:
         The run directory.
@@ -111,7 +118,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
 
 
 def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
-    """Write the report on preference pairs and return it as plain data."""
+    """Write the report on preference pairs to evaluation/pairs/ and return it as plain data."""
     from rlhf.evaluation.pairs import report_on_pairs
 
     loaded = load(config.data, "preference", seed=config.seed)
@@ -137,7 +144,13 @@ def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str,
 def policy_replies(
     config: RewardReportConfig, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> list[list[Any]]:
-    """Sample the policy on the first prompts of the pairs, which are saved as a file."""
+    """Sample replies of the policy to the first prompts of the pairs.
+
+    The prompts are written to `prompts.jsonl` in `directory`.
+
+    Returns:
+        The conversations of each prompt.
+    """
     from rlhf.evaluation.replies import sample_replies
 
     assert config.policy is not None
@@ -159,7 +172,11 @@ def policy_replies(
 def best_of_n(
     config: RewardReportConfig, reward: Any, groups: list[list[Any]]
 ) -> dict[str, Any] | None:
-    """Return reward and gold score of the best of n samples, with the fit of Gao et al. (2022)."""
+    """Return the reward and gold scores of best-of-n, with the fit of Gao et al. (2022).
+
+    The result is that of `best_of_n_result`. It is None if there are too few samples for a fit, or
+    all samples have the same reward.
+    """
     from rlhf.evaluation.replies import score_replies
     from rlhf.models.rewards import load_rewards
     from rlhf.studies.overoptimize.results import best_of_n_result
@@ -168,23 +185,28 @@ def best_of_n(
     gold = score_replies(load_rewards(config.gold), groups, what="gold")
     if len(groups) < 3 or config.samples < 8 or by.std() == 0:
         log.info(
-            "skipping the best-of-n curve: it needs 3 prompts, 8 samples, and scores that differ"
+            "skipping the best-of-n curve: it needs at least 3 prompts, at least 8 samples, and "
+            "different scores"
         )
         return None
     return best_of_n_result(reward.name, ((by - by.mean()) / by.std())[None], gold)
 
 
 def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write the fitted numbers into the checkpoint's sidecar; missing numbers are not changed.
+    """Write the fitted temperature, mean and standard deviation into the checkpoint's sidecar.
+
+    Values that the report does not contain are not changed.
 
     Raises:
-        UserError: The folder has no reward_model.json.
+        UserError: the folder has no reward_model.json.
     """
     from rlhf.reward_models import Sidecar
 
     sidecar = Sidecar.read(folder)
     if sidecar is None:
-        raise UserError(f"save: {folder} has no reward_model.json to write into")
+        raise UserError(
+            f"save: {folder} has no reward_model.json, so it is not a trained reward model"
+        )
     result: dict[str, float] = {}
     if (temperature := report["calibration"]["fitted"]["temperature"]) is not None:
         result["temperature"] = temperature
@@ -196,10 +218,10 @@ def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
 def report_on_benchmark(
     name: str, reward: Any, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> dict[str, Any]:
-    """Evaluate the reward on a benchmark and write evaluation/<name>/.
+    """Evaluate the reward on a benchmark, write evaluation/<name>/ and return its summary.
 
     Raises:
-        UserError: A row lacks a column of the benchmark.
+        UserError: a row does not have a column of the benchmark.
     """
     from rlhf.reward_models import benchmarks
     from rlhf.reward_models.report.markdown import benchmark_page, write_report
@@ -208,7 +230,9 @@ def report_on_benchmark(
     try:
         result = score(reward, rows)
     except KeyError as error:
-        raise UserError(f"{name}: a row has no column {error}; is this another format?") from error
+        raise UserError(
+            f"{name}: a row has no column {error}; the file does not have the benchmark's format"
+        ) from error
     summary = {
         "name": name,
         "env": name,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.evaluation.episodes import (
-    evaluation_starts,
-    known_values,
+    evaluation_episode_seeds,
     play_model,
+    reference_returns,
     summarize,
     write_evaluation,
 )
@@ -46,7 +46,7 @@ def evaluate_held_out(
     spec = trainer.config.evaluation
     counts: Counter[str] = Counter()
     rows = trainer.world.map(
-        evaluation_starts(spec.episodes),
+        evaluation_episode_seeds(spec.episodes),
         lambda starts: play_model(
             trainer.eval_collector,
             starts,
@@ -65,7 +65,9 @@ def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     if (run.directory / "evaluation" / run.directory.name).exists():
         return  # the run was interrupted after its final evaluation
     env = trainer.config.env
-    low, high = (None, None) if env.id is None else known_values(trainer.eval_collector.make_env)
+    low, high = (
+        (None, None) if env.id is None else reference_returns(trainer.eval_collector.make_env)
+    )
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
     summary["items"] = _item_overlap(trainer, rows)
     for note in summary["notes"]:
@@ -106,7 +108,7 @@ def write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
         split: Value of ``split`` in the transcripts: "before" or "after" training.
     """
     rollouts = trainer.world.map(
-        evaluation_starts(NUM_SAMPLES),
+        evaluation_episode_seeds(NUM_SAMPLES),
         lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
     )
     for rollout in rollouts:

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.summary import Step, enough, ratios, summarize
+from benchmarks.summary import Step, enough_rounds, ratios, summarize
 
 
 def step(seconds: float, *, others: float | None = 0.0, work: float = 12.0) -> Step:
@@ -38,7 +38,7 @@ def test_unknown_load_counts_as_quiet():
 
 def test_a_machine_that_is_never_quiet_ends_the_measurement():
     noisy = [{"ours": step(1.0, others=1.0)}] * 5
-    assert not enough(noisy, 3, limit=0.2)
-    assert enough([*noisy, *noisy[:1]], 3, limit=0.2)
-    assert enough(ROUNDS[:2], 2, limit=0.2)
+    assert not enough_rounds(noisy, 3, limit=0.2)
+    assert enough_rounds([*noisy, *noisy[:1]], 3, limit=0.2)
+    assert enough_rounds(ROUNDS[:2], 2, limit=0.2)
     assert summarize([r["ours"] for r in noisy], limit=0.2)["kept"] == 0

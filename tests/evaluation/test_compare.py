@@ -22,7 +22,7 @@ def test_two_models_pair_by_evaluation_seed(tmp_path: Path):
     assert difference.estimate.value == pytest.approx(4 / 3)
     # Three differences of one sign: p = 2 / 2^3
     assert (difference.winner, difference.p_value) == (None, 0.25)
-    assert "3 episodes are too few" in difference.verdict
+    assert "3 episodes are not enough" in difference.verdict
     assert any("one training run for each method" in note for note in result.notes)
 
 
@@ -77,7 +77,7 @@ def test_one_decided_metric_leads_where_prompts_have_no_return(tmp_path: Path):
     assert (found.winner, found.p_value) == ("ppo", pytest.approx(2 / 2**6))
     assert any("compared by learned" in note for note in result.notes)
     assert "| 6 prompts | 12 |" in result.to_markdown()
-    assert "identical on every pair" in compare(runs, metric="return").differences[0].verdict
+    assert "equal values in every pair" in compare(runs, metric="return").differences[0].verdict
 
 
 def test_runs_of_another_task_are_named(tmp_path: Path):
@@ -91,8 +91,8 @@ def test_runs_of_another_task_are_named(tmp_path: Path):
         (tmp_path / name / "config.yaml").write_text(text)
     runs = [write_run(tmp_path / name, {0: 1.0, 1: 2.0}) for name in ("short", "long")]
     notes = compare([*runs, tmp_path / "unevaluated"], metric="gold").notes
-    assert "not the same task: short and long differ in the env.kwargs of e" in notes
-    assert "not the same task: short and long differ in the reward gold" in notes
+    assert "not the same task: short and long differ in env.kwargs of e" in notes
+    assert "not the same task: short and long differ in reward gold" in notes
     assert "unevaluated: no episodes were evaluated" in notes
 
 
@@ -106,7 +106,7 @@ def test_prompt_runs_with_no_common_reward_are_not_identical(tmp_path: Path):
 
 def test_a_metric_that_nothing_could_score_says_so(tmp_path: Path):
     run = write_run(tmp_path / "sft", {0: None, 1: None})
-    with pytest.raises(UserError, match="no episode has a score of gold"):
+    with pytest.raises(UserError, match="no episode has a score for gold"):
         compare([run], metric="gold")
 
 
@@ -160,7 +160,7 @@ def test_five_runs_are_not_significantly_better_than_a_single_one(tmp_path: Path
     (found,) = compare([base, *runs]).differences
     assert found.estimate.units == 5
     assert found.winner is None
-    assert "a single run of one side is too few" in found.verdict
+    assert "a single run of one method is not enough" in found.verdict
     assert "significant" not in found.verdict
 
 
@@ -218,7 +218,7 @@ def test_evaluations_of_one_name_are_not_dropped_silently(tmp_path: Path):
     assert [(row.method, row.estimate.value) for row in result.rows] == [("x", 0.5), ("y", 0.5)]
     for method in ("x", "y"):
         assert any(
-            note.startswith(f"second: the evaluation of {method} was left out, because first has")
+            note.startswith(f"second: the evaluation of {method} is omitted, because first has")
             for note in result.notes
         )
 
@@ -226,7 +226,7 @@ def test_evaluations_of_one_name_are_not_dropped_silently(tmp_path: Path):
 def test_one_pair_is_too_few(tmp_path: Path):
     runs = [write_run(tmp_path / name, {0: value}) for name, value in (("a", 0.0), ("b", 1.0))]
     (found,) = compare(runs).differences
-    assert found.verdict == "no verdict: one pair of episodes is too few to tell b from a"
+    assert found.verdict == "no verdict: one pair of episodes is not enough to compare b with a"
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path):
@@ -295,7 +295,7 @@ def test_component_metric_and_unscored_episodes(tmp_path: Path):
     new = write_run(tmp_path / "ppo", {0: 2.0, 1: 3.5, 2: None})
     result = compare([old, new], metric="gold")
     assert result.differences[0].estimate.value == pytest.approx(2.5)
-    assert "ppo: 1 episodes without gold left out" in result.notes
+    assert "ppo: 1 episodes have no gold and are omitted" in result.notes
     assert any("2 of 3 evaluation seeds" in note for note in result.notes)
 
 
@@ -341,7 +341,7 @@ def test_coverage_is_printed(tmp_path: Path):
     old = write_run(tmp_path / "sft", {i: float(i % 3) for i in range(30)})
     new = write_run(tmp_path / "ppo", {i: float(i % 4) for i in range(30)})
     text = compare([old, new]).to_markdown()
-    assert "measured coverage of the 95% intervals at 30 episodes: 9" in text
+    assert "simulated coverage of the 95% intervals with 30 episodes: 9" in text
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path):

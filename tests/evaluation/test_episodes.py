@@ -13,7 +13,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.episodes import (
-    evaluation_starts,
+    evaluation_episode_seeds,
     play_reference,
     summarize,
     write_evaluation,
@@ -32,9 +32,9 @@ BANDIT = EnvSpec(id="text/PreferenceBandit-v0", kwargs={"instructions": False})
 
 def test_reference_policies_are_near_their_known_values():
     make_env = make_env_factory(BANDIT)
-    expert = play_reference("expert", make_env, evaluation_starts(50), rewards=[])
+    expert = play_reference("expert", make_env, evaluation_episode_seeds(50), rewards=[])
     assert all(row["return"] == 1.0 and row["success"] for row in expert)
-    random = play_reference("random", make_env, evaluation_starts(400), rewards=[])
+    random = play_reference("random", make_env, evaluation_episode_seeds(400), rewards=[])
     summary = summarize(random, name="random", env="e", random=0.474, optimal=1.0)
     found = summary["metrics"]["return"]
     assert found["low"] - 0.02 < make_env().unwrapped.random_value() < found["high"] + 0.02
@@ -49,7 +49,7 @@ def test_reference_policies_are_near_their_known_values():
 @pytest.mark.parametrize("task", ["GuessNumber", "KuhnPoker", "Recommend", "Triage"])
 def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
     make_env = make_env_factory(EnvSpec(id=f"text/{task}-v0"))
-    rows = play_reference("random", make_env, evaluation_starts(1500), rewards=[])
+    rows = play_reference("random", make_env, evaluation_episode_seeds(1500), rewards=[])
     returns = [row["return"] for row in rows]
     error = np.std(returns) / len(returns) ** 0.5
     assert abs(np.mean(returns) - make_env().unwrapped.random_value()) < 4 * error
@@ -58,12 +58,12 @@ def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
 def test_an_environment_without_an_expert_says_so():
     make_env = make_env_factory(EnvSpec(id="CartPole-v1"))
     with pytest.raises(UserError, match="has no expert policy"):
-        play_reference("expert", make_env, evaluation_starts(2), rewards=[])
+        play_reference("expert", make_env, evaluation_episode_seeds(2), rewards=[])
 
 
 def test_an_evaluation_is_never_overwritten(tmp_path):
     def write(episodes: int) -> None:
-        starts = evaluation_starts(episodes)
+        starts = evaluation_episode_seeds(episodes)
         rows = play_reference("expert", make_env_factory(BANDIT), starts, rewards=[])
         write_evaluation(tmp_path, rows, summarize(rows, name="expert", env="bandit"))
 
@@ -75,7 +75,7 @@ def test_an_evaluation_is_never_overwritten(tmp_path):
 
 
 def test_samples_of_the_random_policy_differ_and_have_no_tokens():
-    starts = evaluation_starts(40, samples=3)
+    starts = evaluation_episode_seeds(40, samples=3)
     rows = play_reference("random", make_env_factory(BANDIT), starts, rewards=[])
     assert [(row["seed"], row["sample"]) for row in rows[:4]] == [
         (EVALUATION_BLOCK, 0),

@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 
 from rlhf.evaluation.episodes import summarize
-from rlhf.evaluation.metrics import pass_columns
+from rlhf.evaluation.metrics import pass_at_k_by_seed
 from rlhf.stats.samples import pass_at_k
 
 
@@ -36,7 +36,7 @@ def test_only_what_is_right_or_wrong_has_pass_at_k():
         "length": {1: [0.5, 0.25, 1.0], 2: [1.0, 1.0, 0.0]},
         "turns": {1: [1.0, 1.0, 1.0], 2: [1.0, 1.0, 1.0]},
     }
-    found = pass_columns(groups)
+    found = pass_at_k_by_seed(groups)
     assert found["pass@1"] == {1: pytest.approx(1 / 3), 2: 0.0}
     assert found["pass@2"] == {1: pytest.approx(2 / 3), 2: 0.0}
     assert found["pass@3"] == {1: 1.0, 2: 0.0}
@@ -47,7 +47,7 @@ def test_only_what_is_right_or_wrong_has_pass_at_k():
 
 def test_large_pass_at_k_stays_exact():
     assert pass_at_k(5_000, correct=1, drawn=10_000) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="between 1 and 3"):
+    with pytest.raises(ValueError, match="of 3 drawn"):
         pass_at_k(4, correct=1, drawn=3)
 
 

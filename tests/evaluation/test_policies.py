@@ -145,9 +145,9 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
         1 / 3
     )
     two = ClassesSpec([DataSpec(str(data))], words[:2])
-    with pytest.raises(UserError, match=r"label 2 has no name; classes\.labels names 2"):
+    with pytest.raises(UserError, match=r"label 2, but classes\.labels has only 2 names"):
         class_summary(policy, rows, two, max_length=100)
-    with pytest.raises(UserError, match="more than max_length = 2: raise it"):
+    with pytest.raises(UserError, match="more than max_length = 2: increase max_length"):
         class_logprobs(policy, words, spec, max_length=2)
 
 
@@ -203,7 +203,7 @@ def test_the_harness_results_become_metrics():
     assert metrics["arc/acc"]["n"] == 25
     assert metrics["long/brier"]["high"] == pytest.approx(0.4 + 1.959964 * 0.05)
     assert metrics["gsm/exact_match (strict)"]["low"] is None
-    assert "no standard error" in str(metrics["gsm/exact_match (strict)"]["needs"])
+    assert "needs a standard error" in str(metrics["gsm/exact_match (strict)"]["needs"])
     assert len(metrics) == 3
 
 

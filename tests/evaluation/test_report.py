@@ -30,7 +30,7 @@ def test_whole_pipeline_tells_its_story(whole: Path):
         "Proxy reward",
         "Gold reward",
         "KL to the start",
-        "Measured coverage of the 95% intervals at 128 episodes",
+        "Simulated coverage of the 95% intervals with 128 episodes",
         "Before training",
         "accuracy on held-out pairs",
         "from SFT",
@@ -199,7 +199,7 @@ def test_long_transcript_folds(tmp_path: Path):
     fake.write_rows(run / "metrics.jsonl", [{"step": 1, "train/loss": 2.0}])
     page = text_of(write_report(run))
     assert "19,300 more characters" in page
-    assert "10,000 characters left out here" in page
+    assert "10,000 characters omitted" in page
     assert "not scored" in page
 
 
@@ -228,7 +228,7 @@ def test_proxy_without_gold_is_said(tmp_path: Path):
     run = tmp_path / "ppo"
     rows = [{"step": i, "reward/mean": i / 9, "policy/kl": 0.1} for i in range(9)]
     fake.write_rows(run / "metrics.jsonl", rows)
-    assert "No gold or held-out score was measured" in text_of(write_report(run))
+    assert "No gold score and no held-out score were measured" in text_of(write_report(run))
 
 
 def test_evaluation_without_summary_or_partner(tmp_path: Path):

@@ -132,7 +132,7 @@ def test_over_optimization_shows_peak_interval_and_table(tmp_path):
     )  # exp(1 / .5 - 1)
     assert trained["observed"]["gold_after"]["high"] < 0 < trained["observed"]["proxy_after"]["low"]
     assert trained["observed"]["distance"]["low"] < math.e < trained["observed"]["distance"]["high"]
-    assert "while the proxy rose on" in results["verdict"][0]
+    assert "while the proxy continued to rise" in results["verdict"][0]
     (tmp_path / "config.yaml").write_text("command: overoptimize\n")
     (tmp_path / "overoptimization.json").write_text(json.dumps(results, allow_nan=False))
     page = unescape(write_report(tmp_path).read_text())

@@ -58,7 +58,7 @@ def test_equal_differences_of_few_pairs_name_nobody(n: int, unit: Unit):
     result = compare_means([1.0] * n, [0.0] * n, **names)
     assert result.winner is None
     assert result.p_value == pytest.approx(2 / 2**n)
-    assert "too few" in result.verdict
+    assert "not enough" in result.verdict
     assert result.estimate.low < 1.0
     six = compare_means([1.0] * 6, [0.0] * 6, **names)
     assert six.winner == "a"
@@ -85,13 +85,13 @@ def test_fewer_seeds_never_are(deltas: list[float]):
     result = verdict(deltas)
     assert result.winner is None
     assert "significant" not in result.verdict
-    assert "too few" in result.verdict
+    assert "not enough" in result.verdict
 
 
 def test_episodes_speak_of_two_models_only():
     result = verdict([1.0, 1.1, 0.9, 1.2, 1.0, 0.8], unit="episodes")
     assert result.winner == "ppo"
-    assert "one trained model each" in result.verdict
+    assert "one trained model for each method" in result.verdict
     assert "significant" not in result.verdict
 
 
@@ -100,7 +100,7 @@ def test_noise_names_nobody_and_says_how_many_seeds_it_would_take():
     deltas = np.array([-1.0, 1, -1, 1, -1, 1, -1, 1]) * np.sqrt(7 / 8) + 0.5
     result = verdict(deltas.tolist())
     assert result.winner is None
-    assert "inside the noise" in result.verdict
+    assert "not significant" in result.verdict
     assert "34 training seeds" in result.verdict
 
 
@@ -109,7 +109,7 @@ def test_lower_cost_wins():
 
 
 def test_identical_and_single_pairs():
-    assert "identical" in verdict([0.0] * 5).verdict
+    assert "equal values" in verdict([0.0] * 5).verdict
     single = verdict([1.0])
     assert single.winner is None
     assert "one pair of training seeds is too few" in single.verdict
@@ -136,4 +136,4 @@ def test_samples_in_another_order_are_identical() -> None:
     assert first > second
     result = compare_means([first] * 6, [second] * 6, method="a", baseline="b", unit="prompts")
     assert (result.winner, result.p_value) == (None, 1.0)
-    assert result.verdict == "a and b are identical on every pair"
+    assert result.verdict == "a and b have equal values in every pair"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf.evaluation.compare import compare_runs
-from rlhf.evaluation.metrics import content_id
+from rlhf.evaluation.metrics import messages_digest
 from rlhf.evaluation.records import Evaluation, RunRecord
 from tests.stats.verdicts import Draw, exact_power, prompts, seeds, winners
 
@@ -112,7 +112,7 @@ def run(name: str, right: np.ndarray, samples: int) -> RunRecord:
             "seed": 2**30 + copy * right.size + index,
             "sample": 0,
             "prompt_index": index,
-            "prompt_id": content_id([{"content": f"prompt {index}"}]),
+            "prompt_id": messages_digest([{"content": f"prompt {index}"}]),
             "return": 0.0,
             "components": {"exact_match": float(value)},
         }

@@ -45,7 +45,9 @@ def test_bounds_of_the_manifest_win_and_an_unknown_optimum_is_asked_for(tmp_path
     assert scores.trained["sft"][:, 1] == pytest.approx([0.05, 0.1, 0.05, 0.1, 0.075])
     for path in (tmp_path / "b/runs/maze/seed0/evaluate").rglob("summary.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"optimal": None}))
-    with pytest.raises(UserError, match=r"environments\.maze: .*give optimal: in the manifest"):
+    with pytest.raises(
+        UserError, match=r"environments\.maze: .*set the key optimal in the manifest"
+    ):
         read_scores(bench)
 
 
@@ -64,7 +66,9 @@ def test_only_what_lies_outside_the_noise_is_called_better(tmp_path):
     assert [d.winner for d in findings.pairs] == [None]
     lines = verdict_lines(findings)
     assert lines[0].startswith("good is significantly better than sft (95%, 5 training seeds)")
-    assert any(line.startswith("1 of 1 pairs of algorithms have no winner") for line in lines)
+    assert any(
+        line.startswith("1 of 1 pairs of algorithms do not differ significantly") for line in lines
+    )
     assert findings.improvement["good"].value == 1.0
     assert findings.aggregates["expert"]["IQM"].known is False
 
@@ -72,7 +76,10 @@ def test_only_what_lies_outside_the_noise_is_called_better(tmp_path):
 def test_all_verdicts_share_one_error_rate(tmp_path):
     """Two comparisons with sft and one pair: each is tested at 5% / 3."""
     _, findings = found(planted_bench(tmp_path / "b", RETURNS))
-    assert any("each tested at level 98.33%" in line for line in verdict_lines(findings))
+    assert any(
+        "each pair is tested at significance level 1.67%" in line
+        for line in verdict_lines(findings)
+    )
     # log2(2 / 0.0167) = 6.9: at this level the sign-flip test needs 7 seeds.
     assert "at least 7" in findings.pairs[0].verdict
     _, findings = found(planted_bench(tmp_path / "c", RETURNS, baseline="good"))
@@ -133,7 +140,7 @@ def test_the_gate_finds_what_got_worse_and_nothing_else(tmp_path):
     before = result_of(tmp_path / "before", RETURNS)
     same = result_of(tmp_path / "same", RETURNS)
     assert gate(same, before).worse == []
-    assert gate(same, before).line().startswith("bench: nothing is worse beyond noise")
+    assert gate(same, before).line().startswith("bench: no score is significantly worse")
     noisy = RETURNS | {"good": TWIN, "twin": GOOD}
     assert gate(result_of(tmp_path / "noisy", noisy), before).worse == []
     drops = (0.36, 0.44, 0.4, 0.42, 0.38)

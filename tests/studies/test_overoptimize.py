@@ -15,7 +15,7 @@ from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,
     combined_proxy_scores,
-    powers_of_two,
+    powers_of_two_and_limit,
     rl_result,
     verdict,
 )
@@ -129,7 +129,7 @@ def test_more_pairs_than_there_are_is_refused(policy_folder, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": str(path)}], "pairs": [30]}
     tree = tree_of(policy_folder, tmp_path, rewards=[], proxies=grid)
-    with pytest.raises(UserError, match="needs 30 pairs, but without the held-out prompts"):
+    with pytest.raises(UserError, match="needs 30 pairs, but only"):
         run_command("overoptimize", tree)
 
 
@@ -154,8 +154,8 @@ def test_ensembles_beat_single_proxies_whose_errors_are_their_own():
 
 
 def test_powers_of_two_end_at_the_limit():
-    assert powers_of_two(8) == [1, 2, 4, 8]
-    assert powers_of_two(12) == [1, 2, 4, 8, 12]
+    assert powers_of_two_and_limit(8) == [1, 2, 4, 8]
+    assert powers_of_two_and_limit(12) == [1, 2, 4, 8, 12]
 
 
 def test_moving_average_clips_the_window_at_the_ends():

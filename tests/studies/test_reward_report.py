@@ -73,10 +73,10 @@ def test_benchmark_report(tmp_path):
     ("change", "words"),
     [
         ({"reward": "x", "rewards": [{"kind": "length"}]}, "either --reward FOLDER or --rewards"),
-        ({"data": []}, "nothing to evaluate it on"),
-        ({"benchmark": "rmbench"}, "go together"),
+        ({"data": []}, "nothing to evaluate the reward on"),
+        ({"benchmark": "rmbench"}, "or neither"),
         ({"gold": [{"kind": "length"}]}, "no effect without a policy"),
-        ({"save": True}, "needs --reward FOLDER"),
+        ({"save": True}, "give --reward FOLDER"),
         ({"samples": 1}, "samples must be >= 2"),
     ],
 )

@@ -98,7 +98,7 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
     lost = Search("grpo", SPACE, tmp_path, seed=0)
     lost.ask(0)
     lost.tell(0, None)
-    with pytest.raises(UserError, match="grpo failed in all of its trials"):
+    with pytest.raises(UserError, match="all trials of grpo failed"):
         lost.best()
 
 

@@ -21,7 +21,7 @@ eval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {commands})"
 
 _SUBMIT = """\
 #!/bin/sh
-# Start models first, then the runs that need them, then the table.
+# The jobs of initial models run first, then the training runs that need them, then the table.
 set -e
 first=$(sbatch --parsable {start})
 second=$(sbatch --parsable --dependency=afterok:$first {train})
@@ -30,10 +30,11 @@ sbatch --dependency=afterok:$second --job-name=bench-table --wrap {table}
 
 
 def write_array(bench: Bench, folder: str | Path) -> list[Path]:
-    """Write manifest, command lists and SLURM scripts; return the files.
+    """Write the manifest, lists of commands and SLURM scripts; return the paths of the files.
 
-    `start.txt` and `train.txt` contain one command per line. The commands of `train.txt` need the
-    results of `start.txt`. Any scheduler works, for example `xargs -P 8 -I{} sh -c {} < start.txt`.
+    `start.txt` and `train.txt` contain one command per line. The commands in `train.txt` need the
+    results of those in `start.txt`. Other schedulers can be used too, for example
+    `xargs -P 8 -I{} sh -c {} < start.txt`.
     """
     target = Path(folder).resolve()
     target.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,7 @@ def write_array(bench: Bench, folder: str | Path) -> list[Path]:
 
 
 def _write_list(folder: Path, name: str, jobs: Sequence[Job], manifest: Path) -> list[Path]:
+    """Write `<name>.txt` with the commands of jobs, and `<name>.slurm`; return both paths."""
     commands, script = folder / f"{name}.txt", folder / f"{name}.slurm"
     quoted = shlex.quote(str(manifest))
     lines = [f"rlhf bench {quoted} --only {shlex.quote(job.key)}\n" for job in jobs]

@@ -1,4 +1,4 @@
-"""`rlhf bench --against BASELINE.json`: test for regressions against an earlier result."""
+"""`rlhf bench --against BASELINE.json`: test whether scores are worse than in an earlier result."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ ALL_ENVIRONMENTS = "all environments"
 
 @dataclass(frozen=True)
 class Gate:
-    """Comparisons with an earlier result; ``worse`` lists the significant regressions."""
+    """Comparisons of a benchmark's result with an earlier result."""
 
     compared: list[Difference]
+    """One difference for each row and environment; the earlier result is the baseline."""
     notes: list[str]
+    """Differences between the manifests, and rows that are only in the earlier result."""
 
     @property
     def worse(self) -> list[Difference]:
-        """Comparisons that are significantly worse than the baseline, the largest loss first."""
+        """Differences that are significantly worse than the baseline, the largest loss first."""
         losses = [d for d in self.compared if d.winner == d.baseline]
         return sorted(losses, key=lambda d: d.estimate.value)
 
@@ -37,26 +39,26 @@ class Gate:
         scope = f"{len(self.compared)} comparisons over {seeds} training seeds"
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
         if not self.worse:
-            return f"bench: nothing is worse beyond noise in {scope}{extra}"
+            return f"bench: no score is significantly worse in {scope}{extra}"
         losses = ", ".join(
             f"{d.method} on {d.env} by {format_estimate(d.estimate)}" for d in self.worse
         )
-        return f"bench: WORSE than the baseline beyond noise: {losses}; {scope}{extra}"
+        return f"bench: significantly WORSE than the baseline: {losses}; {scope}{extra}"
 
 
 def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
-    """Compare two results (`bench.json`) by row and environment.
+    """Compare two results (contents of `bench.json`) by row and environment.
 
-    The scores of one row in one environment are paired by training seed. The level of each test
-    keeps the probability of any false regression below 5% (Bonferroni).
+    The scores of a row in an environment are paired by training seed. The family-wise error rate of
+    all comparisons is at most 5% (Bonferroni).
 
     Raises:
-        UserError: too few common training seeds, or no common row and environment.
+        UserError: the results have too few common training seeds, or no common row and environment.
     """
     seeds = common_seeds(now["seeds"], before)
-    cells = _cells(now, before, seeds)
+    cells = _paired_scores(now, before, seeds)
     if not cells:
-        raise UserError("--against: the two results share no algorithm on any environment")
+        raise UserError("--against: the two results have no common algorithm and environment")
     compared = [
         compare_means(
             current,
@@ -77,7 +79,7 @@ def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
     """Return the training seeds that a benchmark and an earlier result have in common.
 
     Raises:
-        UserError: there are too few for a test.
+        UserError: there are fewer than `FEWEST_SEEDS` common seeds.
     """
     common = [seed for seed in seeds if seed in before["seeds"]]
     if len(common) < FEWEST_SEEDS:
@@ -92,7 +94,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """Read a `bench.json`.
 
     Raises:
-        UserError: the file is missing or has another format.
+        UserError: the file is missing, cannot be read, or does not have the format of a
+            `bench.json`.
     """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -119,17 +122,21 @@ def _is_result(tree: Any) -> bool:
     )
 
 
-def _cells(
+def _paired_scores(
     now: Mapping[str, Any], before: Mapping[str, Any], seeds: list[int]
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """Return (row, environment) -> scores of both results by common seed, with the mean."""
+    """Return (row, environment) -> scores of the current and the earlier result, each [seeds].
+
+    The mean of each row over all common environments is added as the environment
+    `ALL_ENVIRONMENTS`. Reference policies are omitted.
+    """
     cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for row, table in now["scores"].items():
         earlier_table = before["scores"].get(row, {})
         pairs = {
             env: (_by_seed(now, values, seeds), _by_seed(before, earlier_table[env], seeds))
             for env, values in table.items()
-            # Reference policies have one value for all seeds.
+            # Reference policies have a single value instead of one for each seed.
             if env in earlier_table and len(values) == len(now["seeds"])
         }
         cells |= {(row, env): pair for env, pair in pairs.items()}
@@ -140,13 +147,13 @@ def _cells(
 
 
 def _by_seed(result: Mapping[str, Any], values: list[float], seeds: list[int]) -> np.ndarray:
-    """Return the scores of the given training seeds."""
+    """Return the scores [seeds] of the given training seeds, in their order."""
     by_seed = dict(zip(result["seeds"], values, strict=True))
     return np.array([by_seed[seed] for seed in seeds])
 
 
 def _notes(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Return the differences between the two manifests and results."""
+    """Return notes on differences between the manifests and on rows that are missing now."""
     notes = []
     ignored = ("output_dir", "seeds")
     current, earlier = now.get("manifest", {}), before.get("manifest", {})

@@ -1,4 +1,4 @@
-"""Run jobs in reused worker processes, so that each process imports torch only once."""
+"""Run the jobs of a study in worker processes that are reused, so that each imports torch once."""
 
 from __future__ import annotations
 
@@ -32,10 +32,18 @@ log = logging.getLogger(__name__)
 def open_study(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
 ) -> Iterator[None]:
-    """Return a context that locks a study's directory, and write its configuration.
+    """Lock a study's directory while the context is open, and write the study's configuration.
+
+    Args:
+        root: directory of the study.
+        name: name of the configuration file.
+        config: configuration with `resume` and `overwrite`.
+        commands: commands of the jobs.
+        jobs: jobs whose stored configurations are compared with the current ones when resuming.
 
     Raises:
-        UserError: the directory exists, or one of its jobs had another configuration.
+        UserError: the directory exists and neither `resume` nor `overwrite` is set, or a stage was
+            started with a different configuration.
     """
     for command, stage in (stage for job in jobs for stage in job.stages):
         directory = Path(stage["output_dir"])
@@ -48,7 +56,7 @@ def open_study(
 
 
 def run_job(job: Job, commands: CommandTable) -> None:
-    """Run the unfinished stages of a job in this process."""
+    """Run the unfinished stages of a job in this process, and delete their checkpoints."""
     for command, tree in job.stages:
         commands.run_command(command, tree)
         # Delete the optimizer state of a finished run, because it is most of the run's size.
@@ -56,12 +64,16 @@ def run_job(job: Job, commands: CommandTable) -> None:
         launch.release_memory()
 
 
-def _attempt(job: Job, commands: CommandTable) -> str | None:
-    """Run a job in a worker; return the error message of a user's mistake, None if it succeeded.
+def _run_in_worker(job: Job, commands: CommandTable) -> str | None:
+    """Run a job in a worker process.
+
+    Returns:
+        The message of a ValueError (UserError is one), or None if the job succeeded.
 
     Raises:
-        RuntimeError: Any other exception, as text: the pool breaks on an exception that cannot be
-            pickled, such as those of user code.
+        RuntimeError: the job raised another exception. The traceback is the message, because the
+            pool breaks on an exception that cannot be pickled, and exceptions of user code may be
+            such.
     """
     try:
         run_job(job, commands)
@@ -73,7 +85,10 @@ def _attempt(job: Job, commands: CommandTable) -> str | None:
 
 
 class Workers:
-    """`count` worker processes as a context manager; each writes its output to a file in `logs`."""
+    """Context manager of `count` worker processes.
+
+    Each process writes its output to the file `<process id>.log` in the directory `logs`.
+    """
 
     def __init__(self, count: int, commands: CommandTable, *, logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
@@ -83,7 +98,7 @@ class Workers:
             count,
             # A forked copy of a process with threads may hang.
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_prepare,
+            initializer=_initialize_worker,
             initargs=(logs, max(1, (os.cpu_count() or 1) // count)),
         )
 
@@ -94,13 +109,20 @@ class Workers:
         self.pool.shutdown(cancel_futures=True)
 
     def run_jobs(self, jobs: Sequence[Job], title: str) -> dict[str, str]:
-        """Run every job after the job that it depends on; `title` is for the progress display.
+        """Run all jobs in parallel, each after the job that it depends on.
+
+        A job that another job depends on, and that is not in `jobs`, counts as finished.
+
+        Args:
+            jobs: jobs to run.
+            title: title of the progress display.
 
         Returns:
-            Error messages by key of the failed jobs, including jobs that depend on a failed one.
+            Key of each failed job -> error message. Jobs that depend on a failed job are not run
+            and count as failed.
 
         Raises:
-            UserError: a process died; finished runs are kept.
+            UserError: a worker process died; finished runs are kept.
         """
         waiting = {job.key: job for job in jobs}
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
@@ -111,10 +133,10 @@ class Workers:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
                 for job in ready:
                     del waiting[job.key]
-                    running[self.pool.submit(_attempt, job, self.commands)] = job.key
+                    running[self.pool.submit(_run_in_worker, job, self.commands)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key = running.pop(future)
-                    if reason := self._reason(future):
+                    if reason := self._error_message(future):
                         dependent = [job.key for job in waiting.values() if job.after == key]
                         failed |= {key: reason} | {name: f"{key} failed" for name in dependent}
                         for name in dependent:
@@ -124,19 +146,23 @@ class Workers:
                 bar.show(len(done & {job.key for job in jobs}) + len(failed), {})
         return failed
 
-    def _reason(self, future: Future[str | None]) -> str | None:
-        """Return the error message of a job; None if it succeeded."""
+    def _error_message(self, future: Future[str | None]) -> str | None:
+        """Return the error message of a job, or None if it succeeded."""
         try:
             return future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"a process of the benchmark died (out of memory?): see {self.logs}, use fewer "
-                "--jobs, and continue with --resume"
+                f"a worker process died, perhaps because memory was exhausted: see {self.logs}; "
+                "continue with --resume and fewer --jobs"
             ) from error
 
 
-def _prepare(logs: Path, threads: int) -> None:
-    """Initialize a worker process: output file, number of threads, termination with its parent."""
+def _initialize_worker(logs: Path, threads: int) -> None:
+    """Initialize a worker process.
+
+    Its output is redirected to a file in `logs`, torch uses `threads` threads, and the process
+    terminates when its parent does.
+    """
     with (logs / f"{os.getpid()}.log").open("a", encoding="utf-8") as file:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -145,14 +171,14 @@ def _prepare(logs: Path, threads: int) -> None:
     launch.prepare()
     import torch
 
-    # By default torch uses as many threads as there are cores in every process.
+    # By default every process uses as many threads as the machine has cores.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     set_up_logging(logging.INFO)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Terminate the worker when its parent dies; otherwise it would wait forever."""
+    """Wait until the parent process ends, then terminate; the worker would otherwise never end."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -19,27 +19,32 @@ from rlhf.studies.bench.plan import Bench
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-# Reserved names, which other folders and rows have.
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+# Names that are reserved, because other folders and table rows have them.
 _RESERVED = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
-_OWNED = {
-    "output_dir": "the benchmark",
-    "model": "`model` and the demonstrations",
+# Key of a run -> keys of the manifest that determine it; None if no key does.
+_SET_BY_BENCHMARK = {
+    "output_dir": None,
+    "model": "`model` and `demonstrations`",
     "env": "`environments`",
     "seed": "`seeds`",
-    "data": "the demonstrations",
-    "eval_data": "the demonstrations",
+    "data": "`demonstrations`",
+    "eval_data": "`demonstrations`",
     "evaluation": "`episodes`, `decoding` and `curve_points`",
-    "resume": "the benchmark",
-    "overwrite": "the benchmark",
+    "resume": None,
+    "overwrite": None,
 }
 
 
 def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
-    """Make a manifest from plain data and check every run's configuration.
+    """Build the benchmark that a manifest describes, and check the configuration of every run.
+
+    Args:
+        tree: content of the manifest.
+        commands: commands that the runs use.
 
     Raises:
-        UserError: a key is wrong; the message names the environment or algorithm and the key.
+        UserError: a key is wrong; the message names the environment or the algorithm, and the key.
     """
     config = build(BenchConfig, tree)
     bench = Bench(
@@ -51,24 +56,29 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     _check_starts(bench)
     _check_algorithms(bench)
     for name, task in bench.environments.items():
-        _refuse_owned_keys(f"environments.{name}.run", task.run)
-        _refuse_owned_keys(f"environments.{name}.sft", task.sft)
+        _refuse_benchmark_keys(f"environments.{name}.run", task.run)
+        _refuse_benchmark_keys(f"environments.{name}.sft", task.sft)
         _check_runs(bench, name)
     return bench
 
 
 def _entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]:
-    """Build the entries of a group of the manifest; their names become folders."""
+    """Build the entries of the manifest's group `environments` or `algorithms`.
+
+    Raises:
+        UserError: a name cannot be the name of a folder, or an entry is wrong.
+    """
     for name in items:
-        if not _NAME.fullmatch(str(name)) or "seed" in str(name):
+        if not _FOLDER_NAME.fullmatch(str(name)) or "seed" in str(name):
             raise UserError(
-                f"{group}: {name!r} is not a folder name (letters, digits, . + - _, without 'seed')"
+                f"{group}: {name!r} is not a valid folder name: use letters, digits and . + - _, "
+                "and do not use 'seed'"
             )
     return {name: build_entry(cls, item, f"{group}.{name}") for name, item in items.items()}
 
 
 def build_entry(cls: type[T], item: Any, key: str) -> T:
-    """Build a configuration from a mapping; `key` is its key, for error messages."""
+    """Build a configuration of class `cls` from a mapping; `key` is named in error messages."""
     if item is not None and not isinstance(item, Mapping):
         known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
         raise UserError(f"{key}: expected a mapping with {known}; got {item!r}")
@@ -79,42 +89,51 @@ def build_entry(cls: type[T], item: Any, key: str) -> T:
 
 
 def _check_starts(bench: Bench) -> None:
-    """Check that all environments have demonstrations or none has, so that rows are comparable."""
+    """Check the demonstrations of the environments and the settings that depend on them.
+
+    Either all environments or none must have demonstrations, so that the scores of a row are
+    comparable.
+    """
     kinds = {task.demonstrations is None for task in bench.environments.values()}
     if len(kinds) > 1:
-        raise UserError("environments: give demonstrations to all of them or to none")
+        raise UserError("environments: give demonstrations for all environments or for none")
     if kinds == {True} and bench.config.model.scratch:
-        raise UserError("model.scratch: random weights need demonstrations to start from")
+        raise UserError(
+            "model.scratch: a model with random weights must first be trained on demonstrations; "
+            "give demonstrations for the environments"
+        )
     if kinds == {True} and bench.config.sft:
         raise UserError("sft has no effect without demonstrations")
-    _refuse_owned_keys("sft", bench.config.sft)
-    _refuse_owned_keys("run", bench.config.run)
+    _refuse_benchmark_keys("sft", bench.config.sft)
+    _refuse_benchmark_keys("run", bench.config.run)
 
 
 def _check_algorithms(bench: Bench) -> None:
+    """Check the names and commands of the algorithms, and the name of the baseline."""
     for name, entry in bench.algorithms.items():
         command = bench.command(name)
         if name in _RESERVED:
-            raise UserError(f"algorithms: {name!r} is the name of another row; choose another")
+            raise UserError(f"algorithms: the name {name!r} is reserved; choose another name")
         if command not in registry.ALGORITHMS:
             raise UserError(
                 f"algorithms.{name}: {command!r} is not an online algorithm"
                 f"{nearest(command, registry.ALGORITHMS)}"
             )
-        _refuse_owned_keys(f"algorithms.{name}.run", entry.run)
+        _refuse_benchmark_keys(f"algorithms.{name}.run", entry.run)
     methods = [*bench.config.references, bench.start, *bench.algorithms]
     if bench.baseline not in methods:
         raise UserError(
-            f"baseline: there is no {bench.baseline!r}{nearest(bench.baseline, methods)}"
+            f"baseline: there is no row {bench.baseline!r}{nearest(bench.baseline, methods)}"
         )
 
 
 def _check_runs(bench: Bench, environment: str) -> None:
-    """Check keys, types and settings of an environment's runs."""
+    """Check the keys, types and settings of the runs of an environment with the first seed."""
     seed = bench.config.seeds[0]
     for command, tree in bench.start_job(environment, seed).stages:
         try:
-            # TRL's own options are checked by the run, because importing TRL takes many seconds.
+            # The options of TRL are checked when the run starts, because the import of TRL takes
+            # many seconds.
             build(OfflineConfig, tree) if command == "sft" else bench.commands.configure(
                 command, tree
             )
@@ -134,8 +153,13 @@ def _check_runs(bench: Bench, environment: str) -> None:
             raise UserError(f"{name} on {environment}: {error}") from error
 
 
-def _refuse_owned_keys(path: str, tree: Mapping[str, Any]) -> None:
-    """Raise UserError for keys that the benchmark sets."""
+def _refuse_benchmark_keys(path: str, tree: Mapping[str, Any]) -> None:
+    """Raise UserError if `tree` contains a key that the benchmark sets itself.
+
+    `path` is the key of `tree`, for error messages.
+    """
     for key in tree:
-        if key in _OWNED:
-            raise UserError(f"{path}.{key} is set by {_OWNED[key]}: use that instead")
+        if key in _SET_BY_BENCHMARK:
+            owner = _SET_BY_BENCHMARK[key]
+            advice = f"use {owner} instead" if owner else "remove the key"
+            raise UserError(f"{path}.{key} is set by the benchmark: {advice}")

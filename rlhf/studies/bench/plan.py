@@ -15,34 +15,36 @@ from rlhf.config.online import OnlineConfig
 from rlhf.rollout.seeds import training_seed
 
 REFERENCES = "reference"
-"""Folder of the reference policies."""
+"""Name of the folder of the reference policies."""
 DEMONSTRATIONS_FILE = "sft.jsonl"
 HELD_OUT = 64
-"""Held-out episodes for the loss of supervised fine-tuning."""
+"""Number of held-out demonstrations for the evaluation loss of supervised fine-tuning."""
 HELD_OUT_FROM = 3_000_000
-"""Index of the first start state of held-out episodes, beyond those of training."""
+"""Index of the first start state of held-out demonstrations; no training run reaches it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Stages that one process runs in order, and the job that they depend on."""
+    """Stages that one process runs in order."""
 
     key: str
     """Path of the last stage under runs/, such as menu/seed0/ppo."""
     stages: tuple[tuple[str, dict[str, Any]], ...]
     """(command, configuration) pairs."""
     after: str | None = None
+    """Key of the job that must be finished first."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A checked manifest."""
+    """A benchmark: a checked manifest, from which the runs and jobs are derived."""
 
     config: BenchConfig
+    """Content of the manifest."""
     environments: Mapping[str, BenchEnvironment]
     algorithms: Mapping[str, BenchAlgorithm]
     commands: CommandTable
-    """The commands that the jobs run."""
+    """Commands that the jobs run."""
 
     @property
     def root(self) -> Path:
@@ -51,17 +53,17 @@ class Bench:
 
     @property
     def start(self) -> str:
-        """Name of the row of initial models."""
+        """Name of the row of initial models: "sft" with demonstrations, else "model"."""
         first = next(iter(self.environments.values()))
         return "sft" if first.demonstrations else "model"
 
     @property
     def baseline(self) -> str:
-        """Name of the row that others are compared with."""
+        """Name of the row with which the other rows are compared."""
         return self.config.baseline or self.start
 
     def command(self, algorithm: str) -> str:
-        """Return the command that an algorithm of the manifest runs."""
+        """Return the name of the command that an algorithm of the manifest runs."""
         return self.algorithms[algorithm].command or algorithm
 
     def run_path(self, *parts: str) -> Path:
@@ -78,7 +80,7 @@ class Bench:
             **tree,
             "output_dir": str(self.run_path(environment, folder, algorithm)),
             "model": self.start_model(environment, seed),
-            "env": _plain(task.env),
+            "env": _without_unset_keys(task.env),
             "seed": seed,
             "evaluation": {
                 "every": max(1, steps // self.config.curve_points),
@@ -91,11 +93,15 @@ class Bench:
     def start_model(self, environment: str, seed: int) -> dict[str, Any]:
         """Return the configuration of the initial model of training."""
         if self.environments[environment].demonstrations is None:
-            return _plain(self.config.model)
+            return _without_unset_keys(self.config.model)
         return {"path": str(self.run_path(environment, f"seed{seed}", "sft", "final"))}
 
     def start_job(self, environment: str, seed: int) -> Job:
-        """Return the job of demonstrations, supervised fine-tuning and its evaluation."""
+        """Return the job that creates and evaluates the initial model.
+
+        With demonstrations, the job generates them and trains the model on them. Without
+        demonstrations, the job only evaluates the model of the manifest.
+        """
         task, folder = self.environments[environment], f"seed{seed}"
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
@@ -110,7 +116,7 @@ class Bench:
         return Job(f"{environment}/{folder}/{self.start}", tuple(stages))
 
     def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
-        """Return one training run, which ends with its evaluation."""
+        """Return the job of one training run; the run ends with its evaluation."""
         tree = self.run_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
         return Job(
@@ -118,13 +124,13 @@ class Bench:
         )
 
     def reference_job(self, environment: str) -> Job:
-        """Return the evaluation of the reference policies on the same held-out episodes."""
+        """Return the job that evaluates the reference policies on the held-out episodes."""
         policies = [{"name": name} for name in self.config.references]
         tree = self.evaluate_tree(environment, policies, self.run_path(environment, REFERENCES))
         return Job(f"{environment}/{REFERENCES}", (("evaluate", tree),))
 
     def jobs(self) -> list[Job]:
-        """Return all jobs, each after the one that it depends on."""
+        """Return all jobs; each job follows the job that it depends on."""
         config, names = self.config, list(self.environments)
         jobs = [self.reference_job(name) for name in names if config.references]
         jobs += [self.start_job(name, seed) for seed in config.seeds for name in names]
@@ -139,12 +145,15 @@ class Bench:
     def evaluate_tree(
         self, environment: str, policies: list[dict[str, Any]], target: Path
     ) -> dict[str, Any]:
-        """Return the configuration of an evaluation on the held-out episodes."""
+        """Return the configuration of an evaluation of `policies` on the held-out episodes.
+
+        `target` is the run directory of the evaluation.
+        """
         task = self.environments[environment]
         return {
             "output_dir": str(target),
             "policies": policies,
-            "env": _plain(task.env),
+            "env": _without_unset_keys(task.env),
             "rollout": merge(self.config.run, task.run).get("rollout", {}),
             "episodes": self.config.episodes,
             "decoding": self.config.decoding,
@@ -152,7 +161,11 @@ class Bench:
         }
 
     def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
-        """Return demonstrations whose start states differ between training seeds and files."""
+        """Return the configuration of a run that generates `count` demonstrations.
+
+        `name` is "demos" or "demos-held-out". The start states differ between training seeds, and
+        between the demonstrations for training and the held-out ones.
+        """
         task = self.environments[environment]
         assert task.demonstrations
         first = 0 if name == "demos" else HELD_OUT_FROM
@@ -167,11 +180,12 @@ class Bench:
         }
 
     def _sft_tree(self, environment: str, seed: int) -> dict[str, Any]:
+        """Return the configuration of supervised fine-tuning on the demonstrations."""
         folder = self.run_path(environment, f"seed{seed}")
         return {
             **merge(self.config.sft, self.environments[environment].sft),
             "output_dir": str(folder / "sft"),
-            "model": _plain(self.config.model),
+            "model": _without_unset_keys(self.config.model),
             "data": [{"path": str(folder / "demos" / DEMONSTRATIONS_FILE)}],
             "eval_data": [{"path": str(folder / "demos-held-out" / DEMONSTRATIONS_FILE)}],
             "seed": seed,
@@ -179,6 +193,6 @@ class Bench:
         }
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain data, without unset keys."""
+def _without_unset_keys(config: Any) -> dict[str, Any]:
+    """Return a configuration as a dictionary, without keys whose value is None."""
     return {key: value for key, value in asdict(config).items() if value is not None}

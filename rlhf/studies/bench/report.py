@@ -1,4 +1,4 @@
-"""Write a benchmark's result: Markdown, CSV, JSON, one HTML page, and one page per environment."""
+"""Write a benchmark's result as Markdown, CSV, JSON, an HTML page, and a page per environment."""
 
 from __future__ import annotations
 
@@ -21,26 +21,34 @@ from rlhf.studies.bench.plan import REFERENCES, Bench
 from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, verdict_lines
 from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
-MOST_LINES = 6
+MAX_LINES = 6
 """Number of colors, which is the maximum number of lines in a chart."""
 
 
 def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
-    """Write the result of a finished benchmark into its directory; return the page."""
+    """Write the result of a finished benchmark into its directory.
+
+    Returns:
+        The path of `report.html`.
+    """
     root = bench.root
     tables = make_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
     text = json.dumps(as_json(bench, scores, findings), indent=1)
     write_text(root / "bench.json", text + "\n")
     write_text(root / "bench.md", markdown(bench, findings, tables))
-    pages = _environment_pages(bench)
+    pages = _write_environment_pages(bench)
     body = _body(bench, findings, tables, pages)
     write_text(root / "report.html", page("Benchmark", body))
     return root / "report.html"
 
 
-def _environment_pages(bench: Bench) -> dict[str, str]:
-    """Return environment -> its comparison page, relative to the benchmark's."""
+def _write_environment_pages(bench: Bench) -> dict[str, str]:
+    """Write the comparison page of each environment.
+
+    Returns:
+        Environment -> path of its page, relative to the directory of the benchmark.
+    """
     folder = bench.root / "pages"
     folder.mkdir(exist_ok=True)
     pages = {}
@@ -56,6 +64,7 @@ def _environment_pages(bench: Bench) -> dict[str, str]:
 def _body(
     bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
 ) -> str:
+    """Return the body of the page; `pages` is the result of `_write_environment_pages`."""
     notes = "".join(f'<p class="note">{sentence_html(line)}</p>' for line in protocol(bench))
     parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", notes]
     parts.append(_verdicts(findings))
@@ -68,12 +77,15 @@ def _body(
 
 
 def _colors(findings: Findings) -> dict[str, str]:
-    """Return algorithm -> CSS color class, in manifest order, as on the environments' pages."""
-    return {name: f"c{index % MOST_LINES + 1}" for index, name in enumerate(findings.curves)}
+    """Return algorithm -> CSS color class.
+
+    Colors are assigned in the order of the manifest, as on the pages of the environments.
+    """
+    return {name: f"c{index % MAX_LINES + 1}" for index, name in enumerate(findings.curves)}
 
 
 def _tiles(findings: Findings) -> str:
-    """Return the tiles with each algorithm's color and interquartile mean."""
+    """Return a tile with the color and the interquartile mean of each algorithm, as HTML."""
     colors = _colors(findings)
     means = {name: findings.aggregates[name]["IQM"] for name in colors}
     scores = {name: f"IQM {number(e.value)} {bounds(e)}" for name, e in means.items()}
@@ -81,7 +93,10 @@ def _tiles(findings: Findings) -> str:
 
 
 def _verdicts(findings: Findings) -> str:
-    """Return the verdicts: green for a win, red for a loss against the baseline."""
+    """Return the verdicts as an HTML list.
+
+    Algorithms that are better than the baseline are green, those that are worse are red.
+    """
     significant = [d for d in findings.pairs if d.winner]
     items = [
         verdict_item(d, METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or ""))
@@ -96,7 +111,7 @@ def _verdicts(findings: Findings) -> str:
 
 
 def _forest(findings: Findings) -> str:
-    """Return the forest plot of the IQM of every row, between random and optimal."""
+    """Return the forest plot of the IQM of every row, with marks at random and optimal."""
     lines, colors = [], _colors(findings)
     for name, aggregates in findings.aggregates.items():
         estimate = aggregates["IQM"]
@@ -108,27 +123,28 @@ def _forest(findings: Findings) -> str:
 
 
 def _charts(findings: Findings) -> str:
-    """Draw learning curves and performance profiles, with up to `MOST_LINES` lines in a panel."""
+    """Draw learning curves and performance profiles, with up to `MAX_LINES` lines in a panel."""
     charts = []
     names = list(findings.curves)
-    for first in range(0, len(names), MOST_LINES):
-        shown = names[first : first + MOST_LINES]
-        charts += [_efficiency(findings, shown), _profile(findings, shown)]
+    for first in range(0, len(names), MAX_LINES):
+        shown = names[first : first + MAX_LINES]
+        charts += [_efficiency_chart(findings, shown), _profile_chart(findings, shown)]
     return panels(charts)
 
 
-def _efficiency(findings: Findings, names: Sequence[str]) -> Chart:
+def _efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
+    """Return the chart of the IQM during training."""
     lines, colors = [], _colors(findings)
     for name in names:
         curve = findings.curves[name]
         shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
         lines.append(Series.from_estimates(with_acronyms(name), shares, curve, colors[name]))
-    note = "IQM on held-out episodes, by share of training; bands are 95% bootstrap intervals."
+    note = "IQM on held-out episodes during training; bands are 95% bootstrap intervals."
     return Chart("Sample efficiency", lines, note, x_label="%")
 
 
-def _profile(findings: Findings, names: Sequence[str]) -> Chart:
-    """Return the performance profiles of the algorithms, and in gray of the initial models."""
+def _profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
+    """Return the chart of the performance profiles; the initial models are gray."""
     colors = _colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [
@@ -140,5 +156,5 @@ def _profile(findings: Findings, names: Sequence[str]) -> Chart:
         )
         for name in (*start, *names)
     ]
-    note = "Share of runs (environments and seeds) that score above x."
+    note = "Proportion of runs (environments and seeds) with a score above x."
     return Chart("Performance profile", lines, note, x_label="score")

@@ -1,4 +1,4 @@
-"""Convert a benchmark's result to tables, Markdown and plain data."""
+"""Convert a benchmark's result to tables, Markdown and a dictionary for JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from rlhf import __version__
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.evaluation.compare import coverage_text, format_estimate
+from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.machine import describe_machine
 from rlhf.studies.bench.plan import Bench
@@ -16,7 +17,10 @@ from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 
 def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
-    """Return tables of aggregates, environments, verdicts, curves, profiles and single scores."""
+    """Return the tables of aggregates, environments, verdicts, curves, profiles and scores of runs.
+
+    `baseline` is the name of the row with which the others are compared.
+    """
     total: list[list[Cell]] = [
         [name, *row.values(), findings.improvement.get(name), float(scores.rows[name].min())]
         for name, row in findings.aggregates.items()
@@ -58,7 +62,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
 
 
 def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
-    """Return the result as plain data; `rlhf bench --against` reads it back."""
+    """Return the content of `bench.json`, which `rlhf bench --against` reads."""
     config = asdict(bench.config)
     return {
         "manifest": {k: v for k, v in config.items() if k not in ("resume", "overwrite")},
@@ -90,7 +94,7 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
 
 
 def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
-    """Return environment -> algorithm -> training episodes of one run."""
+    """Return environment -> algorithm -> number of training episodes of one run."""
     seed = bench.config.seeds[0]
 
     def count(environment: str, algorithm: str) -> int:
@@ -104,14 +108,14 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
 
 
 def protocol(bench: Bench) -> list[str]:
-    """Return the description of the benchmark's protocol, in sentences."""
+    """Return the sentences that describe how the benchmark was run."""
     config = bench.config
     lines = [
         f"{len(bench.algorithms)} algorithms on {len(bench.environments)} environments with "
         f"{len(config.seeds)} training seeds ({', '.join(map(str, config.seeds))}). Scores are "
         "(return − random) / (optimal − random), from the last model of each run on the same "
-        f"{config.episodes} held-out episodes, {config.decoding}. In one environment and seed all "
-        f"algorithms start from the same model, the row {bench.start}."
+        f"{config.episodes} held-out episodes ({config.decoding} decoding). In each environment "
+        f"and seed, all algorithms start from the same model, the row {bench.start}."
     ]
     episodes = training_episodes(bench)
     for env, counts in episodes.items():
@@ -121,40 +125,41 @@ def protocol(bench: Bench) -> list[str]:
     budgets = {env: next(iter(c.values())) for env, c in episodes.items()}
     parts = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
     lines.append(f"Training episodes: {parts}.")
-    lines.append(_tuning(config.tuning, bench.algorithms))
+    lines.append(_tuning_sentence(config.tuning, bench.algorithms))
     return lines
 
 
-def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
+def _tuning_sentence(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
+    """Return the sentence on the tuning of the algorithms' settings."""
     if not tuning:
-        return "Settings were not tuned by `rlhf tune`; better ones may exist for any algorithm."
+        return "The settings were not tuned by `rlhf tune`; any algorithm may have better settings."
     untuned = [name for name in algorithms if name not in tuning["algorithms"]]
     extra = f" Not tuned: {', '.join(untuned)}." if untuned else ""
     return (
-        f"Settings were tuned with {tuning['trials']} trials for each of "
+        f"The settings were tuned with {tuning['trials']} trials for each of "
         f"{', '.join(tuning['algorithms'])}, on seeds {', '.join(map(str, tuning['seeds']))} and "
-        f"episodes that are not used in this comparison.{extra}"
+        f"on episodes that are not used in this comparison.{extra}"
     )
 
 
 def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
-    """Return the result as Markdown; equal scores give equal text."""
+    """Return the content of `bench.md`."""
     by_slug = {table.slug: table for table in tables}
     title = markdown_text(bench.root.resolve().name)
-    parts = [f"# {title}", "\n\n".join([*protocol(bench), _versions()])]
-    parts += [_section(by_slug[slug]) for slug in ("aggregates", "cells")]
+    parts = [f"# {title}", "\n\n".join([*protocol(bench), _version_sentence()])]
+    parts += [_markdown_section(by_slug[slug]) for slug in ("aggregates", "cells")]
     lines = [f"* {markdown_text(line)}" for line in verdict_lines(findings)]
     parts.append("## Verdicts\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, _section(by_slug["curves"])]) + "\n"
+    return "\n\n".join([*parts, _markdown_section(by_slug["curves"])]) + "\n"
 
 
-def _section(table: Table) -> str:
-    """Return the title and rows of a table."""
-    cells = [[_cell(cell) for cell in row] for row in table.rows]
+def _markdown_section(table: Table) -> str:
+    """Return a table as Markdown with its title as the heading."""
+    cells = [[_cell_text(cell) for cell in row] for row in table.rows]
     return f"## {table.title}\n\n{markdown_table(table.columns, cells).rstrip()}"
 
 
-def _versions() -> str:
+def _version_sentence() -> str:
     machine = describe_machine()
     commit = f" ({machine['commit'][:7]})" if machine["commit"] else ""
     return (
@@ -164,19 +169,30 @@ def _versions() -> str:
 
 
 def verdict_lines(findings: Findings) -> list[str]:
-    """Return verdicts against the baseline, significant pairs, and the number of other pairs."""
-    lines = [f"{d.verdict}: {format_estimate(d.estimate)}" for d in findings.against_baseline]
+    """Return the verdicts as text lines.
+
+    They are the verdicts against the baseline, those of the pairs of algorithms that differ
+    significantly, the number of the other pairs, and the simulated coverage of the intervals.
+    """
+    lines = [_verdict_line(d) for d in findings.against_baseline]
     significant = [d for d in findings.pairs if d.winner]
-    lines += [f"{d.verdict}: {format_estimate(d.estimate)}" for d in significant]
+    lines += [_verdict_line(d) for d in significant]
     if others := len(findings.pairs) - len(significant):
         lines.append(
-            f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
-            f"(each tested at level {1 - 0.05 / len(findings.differences):.2%}, Bonferroni)"
+            f"{others} of {len(findings.pairs)} pairs of algorithms do not differ significantly "
+            "(each pair is tested at significance level "
+            f"{0.05 / len(findings.differences):.2%}, Bonferroni)"
         )
     return lines + [text for d in findings.differences[:1] if (text := coverage_text(d))]
 
 
-def _cell(cell: Cell) -> str:
+def _verdict_line(difference: Difference) -> str:
+    """Return a verdict with the mean difference and its interval."""
+    return f"{difference.verdict}: mean difference {format_estimate(difference.estimate)}"
+
+
+def _cell_text(cell: Cell) -> str:
+    """Return a cell as text; numbers have two decimals."""
     if cell is None:
         return "–"
     if isinstance(cell, str | int):

@@ -1,4 +1,4 @@
-"""`rlhf bench`: environments x algorithms x training seeds, and a table of their scores."""
+"""`rlhf bench`: train every algorithm in every environment with every seed, and compare scores."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ MANIFEST = "bench.yaml"
 
 
 def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
-    """Run all unfinished jobs in `jobs` processes, then write the result; return its page.
+    """Run all unfinished jobs in `jobs` processes, and write the result.
+
+    Returns:
+        The path of the HTML page.
 
     Raises:
-        UserError: the directory exists, or some runs failed; the others are kept.
+        UserError: the directory exists and neither `resume` nor `overwrite` is set, or some jobs
+            failed; finished runs are kept.
     """
     check_environments(bench)
     with open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs()):
@@ -38,17 +42,18 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
             key, reason = next(iter(failed.items()))
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             raise UserError(
-                f"{key}: {reason}{more}; the other runs are kept, continue with --resume"
+                f"{key}: {reason}{more}; finished runs are kept, continue with --resume"
             )
         scores = read_scores(bench)
         return write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
 
 
 def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
-    """Run a benchmark, one of its jobs, or write its job array; yield the paths that were written.
+    """Run a benchmark or one of its jobs, or write its job array; yield the lines to print.
 
     Returns:
-        The exit code: 1 if a score is worse than in the result at ``against``.
+        The exit code: 1 if a score is significantly worse than in the result at ``against``, else
+        0.
     """
     bench = make_bench(config.manifest(), commands)
     if config.array:
@@ -69,7 +74,7 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
 
 
 def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
-    """Return a description of what a benchmark will run, for `--dry-run`."""
+    """Check a benchmark and describe its runs, for `--dry-run`."""
     bench = make_bench(config.manifest(), commands)
     check_environments(bench)
     jobs = bench.jobs()
@@ -80,23 +85,23 @@ def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
 
 
 def run_one_job(bench: Bench, key: str) -> Path:
-    """Run one job of a job array in this process; return the directory of its last stage.
+    """Run the job with this key in this process; return the directory of its last stage.
 
     Raises:
-        UserError: there is no such job, or the job that it depends on is unfinished.
+        UserError: there is no job with this key, or the job that it depends on is not finished.
     """
     known = {job.key: job for job in bench.jobs()}
     if key not in known:
         raise UserError(f"--only: there is no job {key!r}{nearest(key, known)}")
     job = known[key]
     if job.after and not (bench.run_path(job.after).parent / "evaluate" / "finished").exists():
-        raise UserError(f"--only {key}: it needs the result of {job.after}; run that first")
+        raise UserError(f"--only {key}: it needs the result of {job.after}; run that job first")
     run_job(job, bench.commands)
     return Path(job.stages[-1][1]["output_dir"])
 
 
 def check_environments(bench: Bench) -> None:
-    """Create every gymnasium environment once.
+    """Check that every gymnasium environment of a benchmark can be created.
 
     Raises:
         UserError: an environment does not exist or does not accept its arguments.

@@ -34,7 +34,10 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 
 @dataclass(frozen=True)
 class Scores:
-    """Normalized mean returns on the held-out episodes."""
+    """Normalized mean returns on the held-out episodes.
+
+    A row is an algorithm, the initial model or a reference policy.
+    """
 
     environments: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -54,25 +57,27 @@ class Scores:
 
 @dataclass(frozen=True)
 class Findings:
-    """Aggregates and verdicts; all intervals are at 95%."""
+    """Aggregates and verdicts of a benchmark; all intervals have the level 95%."""
 
     aggregates: Mapping[str, Mapping[str, Interval]]
-    """Row -> interquartile mean (IQM), mean, optimality gap."""
+    """Row -> name (IQM, mean, optimality gap) -> aggregate over seeds and environments. IQM is the
+    interquartile mean."""
     improvement: Mapping[str, Interval]
-    """Row -> probability that one of its runs has a higher score than a run of the baseline."""
+    """Row -> probability that a run of the row has a higher score than a run of the baseline."""
     cells: Mapping[str, Mapping[str, Interval]]
     """Row -> environment -> mean over training seeds."""
     profile: Mapping[str, np.ndarray]
-    """Row -> share of runs above each of `THRESHOLDS`."""
+    """Row -> proportion of runs with a score above each of `THRESHOLDS`."""
     curves: Mapping[str, list[Interval]]
     """Algorithm -> IQM at the start and at each point during training."""
     against_baseline: list[Difference]
+    """Differences between every other trained row and the baseline."""
     pairs: list[Difference]
     """Differences between all pairs of algorithms other than the baseline."""
 
     @property
     def differences(self) -> list[Difference]:
-        """All differences; those from the baseline come first."""
+        """All differences; the differences from the baseline come first."""
         return [*self.against_baseline, *self.pairs]
 
 
@@ -80,14 +85,14 @@ def read_scores(bench: Bench) -> Scores:
     """Read the scores of a benchmark whose jobs are all finished.
 
     Raises:
-        UserError: a run is missing, or an environment has no known bounds.
+        UserError: a run is missing, or the random or optimal return of an environment is unknown.
     """
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     start = {n: bench.run_path(n, f"seed{seeds[0]}", "evaluate") for n in names}
     bounds = {n: bounds_of(bench, n, read_summary(start[n], bench.start)) for n in names}
 
     def table(row: str, folders: Sequence[str]) -> np.ndarray:
-        """Return the scores [runs, tasks] of an algorithm from the folders of its runs."""
+        """Return the scores [folders, environments] of a row, given the folders of its runs."""
         summaries = [[read_summary(bench.run_path(n, f), row) for n in names] for f in folders]
         return np.array(
             [
@@ -106,12 +111,15 @@ def read_scores(bench: Bench) -> Scores:
             for row, folder in folders.items()
         },
         references={row: table(row, [REFERENCES]) for row in bench.config.references},
-        curves={row: _curves(bench, row, bounds) for row in bench.algorithms},
+        curves={row: _training_curves(bench, row, bounds) for row in bench.algorithms},
     )
 
 
 def analyze(scores: Scores, *, baseline: str) -> Findings:
-    """Compute aggregates and verdicts; all rows are compared with the row `baseline`."""
+    """Compute aggregates and verdicts.
+
+    All trained rows are compared with the row `baseline`, and all algorithms with each other.
+    """
     rows, start = scores.rows, next(iter(scores.trained))
     algorithms = [name for name in scores.trained if name != start]
     others = [name for name in scores.trained if name != baseline]
@@ -127,13 +135,16 @@ def analyze(scores: Scores, *, baseline: str) -> Findings:
             for name, table in rows.items()
         },
         profile={name: performance_profile(t, THRESHOLDS) for name, t in scores.trained.items()},
-        curves={name: _efficiency(scores, name) for name in algorithms},
-        against_baseline=[_compare(rows, a, baseline, comparisons=comparisons) for a in others],
-        pairs=[_compare(rows, a, b, comparisons=comparisons) for a, b in pairs],
+        curves={name: _iqm_curve(scores, name) for name in algorithms},
+        against_baseline=[
+            _compare_rows(rows, a, baseline, comparisons=comparisons) for a in others
+        ],
+        pairs=[_compare_rows(rows, a, b, comparisons=comparisons) for a, b in pairs],
     )
 
 
 def _aggregates(table: np.ndarray) -> dict[str, Interval]:
+    """Return the IQM, the mean and the optimality gap of scores [seeds, environments]."""
     statistics = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
     return {
         name: aggregate_interval(table, statistic, rng=np.random.default_rng(0))
@@ -141,17 +152,17 @@ def _aggregates(table: np.ndarray) -> dict[str, Interval]:
     }
 
 
-def _efficiency(scores: Scores, name: str) -> list[Interval]:
-    """Return the IQM of the initial model and of every point along training."""
+def _iqm_curve(scores: Scores, name: str) -> list[Interval]:
+    """Return the IQM of the initial model and of every evaluation during training."""
     start = next(iter(scores.trained.values()))
     curves = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)
     return sample_efficiency(curves, rng=np.random.default_rng(0))
 
 
-def _compare(
+def _compare_rows(
     rows: Mapping[str, np.ndarray], method: str, baseline: str, *, comparisons: int
 ) -> Difference:
-    """Compare the means over environments, paired by training seed."""
+    """Compare the mean scores over environments of two rows, paired by training seed."""
     left, right = np.broadcast_arrays(rows[method].mean(axis=1), rows[baseline].mean(axis=1))
     return compare_means(
         left,
@@ -166,27 +177,30 @@ def _compare(
 
 
 def read_summary(run: Path, policy: str) -> dict[str, Any]:
-    """Read the summary of a policy in a run.
+    """Read the `summary.json` of a policy in a run directory.
 
     Raises:
-        UserError: the run is unfinished.
+        UserError: the file does not exist, so the run is not finished.
     """
     path = run / "evaluation" / policy / "summary.json"
     if not path.is_file():
-        raise UserError(f"{path} is missing: continue with --resume")
+        raise UserError(f"{path} is missing: continue the study with --resume")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def mean_return(summary: Mapping[str, Any]) -> float:
-    """Return the mean return over the episodes."""
+    """Return the mean return over the episodes from a summary."""
     return float(summary["metrics"]["return"]["mean"])
 
 
 def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
-    """Return the bounds of an environment, from the manifest or the summary of an evaluation in it.
+    """Return the random and the optimal return of an environment.
+
+    The values of the manifest take precedence over those of `summary`, the summary of an evaluation
+    in the environment.
 
     Raises:
-        UserError: a bound is unknown, or the optimal value is not above the random one.
+        UserError: a value is unknown, or the optimal return is not above the random return.
     """
     task = bench.environments[environment]
     low = summary["random"] if task.random is None else task.random
@@ -194,18 +208,18 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
     for key, value in (("random", low), ("optimal", high)):
         if value is None:
             raise UserError(
-                f"environments.{environment}: the {key} value of {task.env.id} is unknown, but "
-                f"scores are normalized by it; give {key}: in the manifest"
+                f"environments.{environment}: the {key} return of {task.env.id} is unknown, but "
+                f"scores are normalized with it: set the key {key} in the manifest"
             )
     if low >= high:
         raise UserError(
-            f"environments.{environment}: random is {low}, which is not below optimal, {high}"
+            f"environments.{environment}: random must be below optimal, got {low} and {high}"
         )
     return Bounds(low, high)
 
 
-def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.ndarray:
-    """Return the held-out scores along training, [seeds, environments, points]."""
+def _training_curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.ndarray:
+    """Return the held-out scores of an algorithm during training, [seeds, environments, points]."""
 
     def curve(name: str, seed: int) -> list[float]:
         rows = read_metrics(bench.run_path(name, f"seed{seed}", algorithm))

@@ -1,1 +1,1 @@
-"""Study of reward overoptimization: gold score against distance from the initial policy."""
+"""Study of reward overoptimization: the gold score by distance from the initial policy."""

@@ -1,14 +1,14 @@
-"""Scaling curves of reward over-optimization (Gao, Schulman & Hilton 2022).
+"""Fit scaling curves of reward over-optimization (Gao, Schulman & Hilton 2022).
 
 With d = sqrt(KL to the initial policy), the gain in gold score follows
 R_bon(d) = d (alpha - beta d) under best-of-n and R_RL(d) = d (alpha - beta log d) under RL
 (section 3.1). Both are 0 at d = 0 and linear in alpha and beta, so least squares is exact.
 
-Intervals treat each cluster (a training seed, a prompt) as one observation: they are Student's t
-intervals of jackknife pseudo-values of (alpha, beta) over clusters. The interval of the peak
+Each cluster (a training seed or a prompt) is one independent unit. The intervals of alpha and beta
+are Student's t intervals of jackknife pseudo-values over clusters. The interval of the peak
 contains the distances at which the fitted slope of gold does not differ significantly from 0
-(Fieller 1954). This interval remains valid if beta can be 0, when the ratio of the coefficients has
-no mean.
+(Fieller 1954). It remains valid if beta may be 0; an interval of the ratio of the coefficients
+would not, because the ratio has no mean in this case.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Form = Literal["best-of-n", "rl"]
 _LARGEST_EXPONENT = 50.0
 """A fitted peak beyond exp(50) is treated as no peak, because beta is then 0 up to rounding."""
 _GRID = 2001
-"""Number of distances at which the slope is tested; the peak's interval is exact to 1/2000."""
+"""Number of distances at which the slope is tested; their spacing is 1/2000 of the range."""
 
 
 @dataclass(frozen=True)
@@ -38,42 +38,47 @@ class Fit:
     """Fitted coefficients and the predicted peak, with intervals."""
 
     form: Form
+    """Form of the curve: R_bon ("best-of-n") or R_RL ("rl")."""
     alpha: Interval
     beta: Interval
     peak: Interval
-    """d = sqrt(KL) at which gold is highest: 0 if it falls from the start, inf if it never falls.
-    The upper end is inf if the data do not show that gold falls."""
+    """Distance d = sqrt(KL) at which the fitted gold is highest: 0 if it only falls, inf if it only
+    rises. The upper bound is inf if the data do not show that gold falls."""
     nearest: float
     """Smallest measured d above 0."""
     furthest: float
     """Largest measured d; a peak beyond it is an extrapolation."""
     rise_is_seen: bool = True
-    """Whether the measured gold near the peak is above the initial gold. R_RL rises from 0 with an
-    infinite slope, so that its fit has a peak even if gold only falls."""
+    """Whether the measured gold near the peak is significantly above the initial gold. This is
+    checked because the fit of R_RL has a peak even if gold only falls: its slope at 0 is
+    infinite."""
     fall_is_seen: bool = True
-    """Whether the measured gold beyond the peak is below the gold near it. Both forms fit a peak to
-    gold that rises and then stays constant."""
+    """Whether the measured gold beyond the peak is significantly below the gold near the peak. This
+    is checked because both forms fit a peak to gold that rises and then stays constant."""
 
     def gold(self, d: ArrayLike) -> np.ndarray:
         """Return the predicted gain in gold at d = sqrt(KL), elementwise."""
-        return _design(np.asarray(d, dtype=float), self.form) @ [self.alpha.value, self.beta.value]
+        return _regressors(np.asarray(d, dtype=float), self.form) @ [
+            self.alpha.value,
+            self.beta.value,
+        ]
 
     @property
     def rises_then_falls(self) -> bool:
-        """Whether the data show that gold rises first and falls before the largest distance."""
+        """Whether the data show that gold rises and then falls before the largest distance."""
         return self.rise_is_seen and self.fall_is_seen and self._has_fitted_peak
 
     @property
     def _has_fitted_peak(self) -> bool:
-        """Whether the fitted curve rises first and falls before the largest distance."""
+        """Whether the fitted curve rises and then falls before the largest distance."""
         return self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
-        """Return the recommendation on when to stop, in one sentence; distances are KL in nats."""
+        """Return a recommendation on when to stop, without a final period; KL is in nats."""
         kl, reached = self.peak.value**2, self.furthest**2
         low, high = self.peak.low**2, self.peak.high**2
         if self.rises_then_falls:
-            return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold peaks"
+            return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold is highest"
         if self.peak.high <= self.nearest:
             return "gold falls from the start: do not optimize against this proxy"
         if self._has_fitted_peak:
@@ -88,13 +93,13 @@ class Fit:
             )
         if self.peak.low < self.furthest:
             return (
-                f"no advice: the interval of the peak, KL [{low:.3g}, {_end(high)}], contains both "
-                "rising and falling gold; measure more"
+                "no advice: in the interval of the peak, "
+                f"KL [{low:.3g}, {_upper_bound_text(high)}], gold may rise or fall; measure more"
             )
         if math.isfinite(kl):
             return f"gold still rises at KL {reached:.3g}; a peak near KL {kl:.3g} is extrapolated"
-        further = "train on" if self.form == "rl" else "try a larger n"
-        return f"no peak: gold still rises at KL {reached:.3g}; {further}, keep measuring"
+        further = "train longer" if self.form == "rl" else "try a larger n"
+        return f"no peak: gold still rises at KL {reached:.3g}; {further} and measure again"
 
 
 def kl_best_of_n(n: int) -> float:
@@ -105,9 +110,17 @@ def kl_best_of_n(n: int) -> float:
 
 
 def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np.ndarray:
-    """Return expected gold of the proxy's best of n, [prompts, N] -> [prompts, ns].
+    """Return the expected gold score of the sample with the highest proxy score among n.
 
-    The estimate is unbiased. For several proxies [proxies, prompts, N], the mean is returned.
+    The estimates are unbiased.
+
+    Args:
+        proxy: proxy scores [prompts, N], or [proxies, prompts, N] to average over several proxies.
+        gold: gold scores [prompts, N].
+        ns: values of n, each at most N.
+
+    Returns:
+        Expected gold scores [prompts, ns].
     """
     ranking, score = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if ranking.ndim == 3:
@@ -121,9 +134,13 @@ def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np
 
 
 def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> Fit:
-    """Fit R_bon to the gain over n = 1; clusters are prompts, whose samples all n share.
+    """Fit R_bon to the gain in gold over n = 1.
 
-    `scores` are gold scores from `best_of_n_scores` [prompts, ns], and the first of `ns` is 1.
+    The clusters are the prompts, because all n use the same samples of a prompt.
+
+    Args:
+        scores: gold scores from `best_of_n_scores`, [prompts, ns].
+        ns: values of n; the first is 1.
     """
     gains = scores[:, 1:] - scores[:, :1]
     kl = [kl_best_of_n(n) for n in ns[1:]]
@@ -142,23 +159,26 @@ def fit_curve(
     """Return the least-squares fit of the gain in gold, with intervals over clusters.
 
     Args:
-        kl: KL to the initial policy in nats [n]; negative estimates count as 0.
-        gain: gold score minus initial gold score [n].
-        form: "best-of-n" or "rl".
-        clusters: independent unit of each point [n], e.g. its training seed; by default every point
-            is a unit.
+        kl: [n] KL to the initial policy in nats; negative estimates are replaced by 0.
+        gain: [n] gold score minus initial gold score.
+        form: form of the curve, "best-of-n" or "rl".
+        clusters: [n] independent unit of each point, such as its training seed; by default every
+            point is a unit.
         level: confidence level.
 
     Raises:
-        ValueError: lengths differ, values are not finite, or fewer than 3 clusters or distances.
+        ValueError: the lengths differ, some values are not finite, or there are fewer than 3
+            different clusters or distances.
     """
     d, y = np.sqrt(np.maximum(np.asarray(kl, dtype=float), 0)), np.asarray(gain, dtype=float)
     labels = np.arange(d.size) if clusters is None else np.asarray(clusters)
     _, codes = np.unique(labels, return_inverse=True)
     _require_fittable(d, y, codes)
-    squares, products = _normal_equations(_design(d, form), y, codes)
-    whole = _solve(squares.sum(axis=0), products.sum(axis=0))
-    without_one = _solve(squares.sum(axis=0) - squares, products.sum(axis=0) - products)
+    squares, products = _normal_equations(_regressors(d, form), y, codes)
+    whole = _solve_normal_equations(squares.sum(axis=0), products.sum(axis=0))
+    without_one = _solve_normal_equations(
+        squares.sum(axis=0) - squares, products.sum(axis=0) - products
+    )
     count = len(squares)
     pseudo = count * whole - (count - 1) * without_one  # [clusters, 2]
     covariance = np.cov(pseudo.T) / count
@@ -178,8 +198,11 @@ def fit_curve(
 def _rise_is_seen(
     d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: Interval, level: float
 ) -> bool:
-    """Return whether gold near the peak is above the initial gold, by Student's t over clusters."""
-    # Gold is flat near its peak: at half the distance most of the gain is reached.
+    """Return whether the gold gain `y` near the peak is significantly above 0.
+
+    The test is Student's t test over clusters.
+    """
+    # The curve is flat near its peak: most of the gain is reached at half of the distance.
     near = (d >= min(peak.low, peak.value / 2)) & (d <= max(peak.high, 1.5 * peak.value))
     values = [*_cluster_means(y, codes, near).values()]
     if len(values) < 3:
@@ -191,7 +214,10 @@ def _rise_is_seen(
 def _fall_is_seen(
     d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: float, level: float
 ) -> bool:
-    """Return whether gold beyond the peak is below gold near it, by Student's t over clusters."""
+    """Return whether gold beyond the peak is significantly below gold near the peak.
+
+    The test is Student's t test over clusters.
+    """
     margin = min(peak, d.max() - peak) / 2
     if not margin > 0:
         return False
@@ -200,7 +226,7 @@ def _fall_is_seen(
     if len(paired := near.keys() & beyond.keys()) >= 3:
         drops = [near[cluster] - beyond[cluster] for cluster in paired]
         test: Any = stats.ttest_1samp(drops, 0, alternative="greater")
-    elif min(len(near), len(beyond)) >= 3:  # every point is a cluster
+    elif min(len(near), len(beyond)) >= 3:  # Every point is a cluster.
         test = stats.ttest_ind(
             [*near.values()], [*beyond.values()], equal_var=False, alternative="greater"
         )
@@ -215,8 +241,8 @@ def _cluster_means(y: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> dict[H
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def _design(d: np.ndarray, form: Form) -> np.ndarray:
-    """Return the regressors of alpha and beta, [n] -> [n, 2]."""
+def _regressors(d: np.ndarray, form: Form) -> np.ndarray:
+    """Return the regressors of alpha and beta for distances d, [n] -> [n, 2]."""
     if form == "best-of-n":
         return np.stack([d, -(d**2)], axis=-1)
     return np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1)
@@ -233,18 +259,26 @@ def _normal_equations(
     return squares, products
 
 
-def _solve(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """Solve least squares from normal equations; the pseudo-inverse handles a single distance."""
+def _solve_normal_equations(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Solve normal equations [..., 2, 2] and [..., 2] for the coefficients (alpha, beta), [..., 2].
+
+    The pseudo-inverse is used, because the equations are singular for a single distance.
+    """
     return (np.linalg.pinv(squares, hermitian=True) @ products[..., None])[..., 0]
 
 
 def _peak(
     coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
 ) -> Interval:
-    """Return the peak of the fitted curve, and the range of distances whose slope may be 0.
+    """Return the peak of the fitted curve, with the interval of distances whose slope may be 0.
 
-    `spread` [2, 2] is the covariance of the coefficients (alpha, beta) times the squared critical
-    value; `near` and `far` are the smallest and the largest measured distance.
+    Args:
+        coefficients: alpha and beta, [2].
+        spread: covariance of the coefficients times the squared critical value, [2, 2].
+        form: form of the curve.
+        count: number of clusters.
+        near: smallest measured distance above 0.
+        far: largest measured distance.
     """
     value = _turning_point(float(coefficients[0]), float(coefficients[1]), form, far)
     start = 0.0 if form == "best-of-n" else near
@@ -259,7 +293,7 @@ def _peak(
         return Interval(value, 0.0, float(start), count)
     if rising.all():
         return Interval(value, far, math.inf, count)
-    # Each end of the interval is between two grid points; use the outer point.
+    # Each bound lies between two grid points; use the outer point.
     low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
     high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
     return Interval(value, low, high, count)
@@ -273,7 +307,10 @@ def _regressor_derivatives(d: np.ndarray, form: Form) -> np.ndarray:
 
 
 def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
-    """Return the d of the maximum; without a maximum, 0 (falling) or inf (rising)."""
+    """Return the distance of the maximum of the curve.
+
+    A curve without a maximum gives 0 if it falls at `far`, and inf if it rises there.
+    """
     if beta <= 0:
         return (
             math.inf
@@ -287,8 +324,11 @@ def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
 
 
 def _require_fittable(d: np.ndarray, y: np.ndarray, codes: np.ndarray) -> None:
+    """Raise ValueError if the points are not sufficient for a fit with intervals."""
     if d.ndim != 1 or not d.size == y.size == codes.size:
-        raise ValueError(f"kl, gain, clusters differ in length: {d.size}, {y.size}, {codes.size}")
+        raise ValueError(
+            f"kl, gain and clusters differ in length: {d.size}, {y.size}, {codes.size}"
+        )
     if not (np.isfinite(d).all() and np.isfinite(y).all()):
         raise ValueError("kl and gain must be finite")
     if np.unique(d).size < 3 or np.unique(codes).size < 3:
@@ -298,5 +338,6 @@ def _require_fittable(d: np.ndarray, y: np.ndarray, codes: np.ndarray) -> None:
         )
 
 
-def _end(kl: float) -> str:
+def _upper_bound_text(kl: float) -> str:
+    """Return the upper bound of an interval of KL as text."""
     return f"{kl:.3g}" if math.isfinite(kl) else "beyond the data"

@@ -1,4 +1,4 @@
-"""Convert results of an overoptimization study to plain data: curves, fits, peaks and advice."""
+"""Compute the results of an overoptimization study as plain data: curves, fits, peaks, advice."""
 
 from __future__ import annotations
 
@@ -22,27 +22,34 @@ from rlhf.studies.overoptimize.fits import (
 )
 
 CURVE_POINTS = 60
-SMOOTHING_SHARE = 0.1  # share of a run's steps over which gold is averaged to find its peak
+"""Number of points of a fitted curve."""
+SMOOTHING_FRACTION = 0.1
+"""Length of the moving average that smooths gold to find its peak, as a fraction of the steps."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """Logged values of one training run by step; all lists have the same length."""
+    """Logged values of one training run at each step; all lists have the same length."""
 
     steps: list[int]
     kl: list[float]
     """KL to the initial policy, in nats per episode."""
     proxy: list[float]
+    """Mean proxy score of the episodes."""
     gold: list[float]
+    """Mean gold score of the episodes."""
 
 
 def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
-    """Return the proxy and gold scores of best-of-n, the fit and its advice.
+    """Return the proxy and gold scores of best-of-n for n = 1, 2, 4, ..., the fit and its advice.
 
-    `by` are standardized proxy scores [members, prompts, samples], `gold` has the shape [prompts,
-    samples]. The curves are averaged over the members.
+    Args:
+        name: name of the proxy.
+        by: standardized proxy scores [members, prompts, samples]; the curves are averaged over the
+            members.
+        gold: gold scores [prompts, samples].
     """
-    ns = powers_of_two(gold.shape[1])
+    ns = powers_of_two_and_limit(gold.shape[1])
     proxy_scores = best_of_n_scores(by, by, ns)
     gold_scores = best_of_n_scores(by, gold, ns)
     fit = fit_best_of_n(gold_scores, ns)
@@ -50,8 +57,8 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
         "proxy": name,
         "ns": ns,
         "kl": [kl_best_of_n(n) for n in ns],
-        "proxy_score": _means(proxy_scores),
-        "gold": _means(gold_scores),
+        "proxy_score": _column_means(proxy_scores),
+        "gold": _column_means(gold_scores),
         "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
         "fit": fit_result(fit),
         "advice": _best_of_n_advice(fit, ns),
@@ -59,7 +66,16 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
 
 
 def combined_proxy_scores(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
-    """Return the proxy scores for each way of combining the members [members, prompts, samples]."""
+    """Return the proxy scores for each way of combining the members of an ensemble.
+
+    Args:
+        columns: scores of the members, [members, prompts, samples].
+        penalty: weight of the variance for the combination "uncertainty".
+
+    Returns:
+        "single" -> `columns`. If there are several members, also "mean", "worst" and "uncertainty"
+        -> combined scores [1, prompts, samples].
+    """
     ways = {"single": columns}
     if len(columns) > 1:
         flat = columns.reshape(len(columns), -1).tolist()
@@ -69,18 +85,18 @@ def combined_proxy_scores(columns: np.ndarray, *, penalty: float) -> dict[str, n
     return ways
 
 
-def _means(scores: np.ndarray) -> list[dict[str, Any]]:
+def _column_means(scores: np.ndarray) -> list[dict[str, Any]]:
     """Return the mean of each column of scores [units, columns], with its interval over units."""
     return [interval(column, kind="mean").as_dict() for column in scores.T]
 
 
-def powers_of_two(limit: int) -> list[int]:
-    """Return 1, 2, 4, ... and ``limit`` itself."""
+def powers_of_two_and_limit(limit: int) -> list[int]:
+    """Return the powers of two below ``limit``, and ``limit`` itself, in ascending order."""
     return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
 
 
 def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
-    """Return the fit's advice, with the largest n whose KL is not above that of the peak."""
+    """Return the fit's advice, with the largest n up to the peak, if there is a peak."""
     if not fit.rises_then_falls:
         return fit.advice()
     largest = max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
@@ -88,16 +104,18 @@ def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
 
 
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
-    """Return the training curves, fit, observed peak and the changes after it.
+    """Return the training curves, the fit, the observed peak and the changes after the peak.
 
-    There is one track for each training seed; `how` is the way in which the proxies were combined,
-    and `start` is the mean gold score of the initial policy.
+    Args:
+        how: how the members of the proxy were combined.
+        tracks: one track for each training seed; all are cut to the shortest.
+        start: mean gold score of the initial policy.
     """
     length = min(len(track.steps) for track in tracks)
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
     gold = np.array([track.gold[:length] for track in tracks])
     proxy = np.array([track.proxy[:length] for track in tracks])
-    width = max(1, round(SMOOTHING_SHARE * length))
+    width = max(1, round(SMOOTHING_FRACTION * length))
     best, distance, height = observed_peak(kl, gold, width)
     changes = {
         "gold_after": _change_after_peak(gold, gold, width),
@@ -108,8 +126,8 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "seeds": len(tracks),
         "steps": tracks[0].steps[:length],
         "kl": np.maximum(kl.mean(0), 0).tolist(),
-        "proxy_score": _means(proxy),
-        "gold": _means(gold),
+        "proxy_score": _column_means(proxy),
+        "gold": _column_means(gold),
         "observed": {
             "step": tracks[0].steps[best],
             "distance": _range_of_peaks(kl, gold, width).as_dict(),
@@ -118,7 +136,7 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         },
         "fit": None,
         "falls": False,
-        "advice": "fewer than 3 seeds: no fit with intervals",
+        "advice": "no fit: a fit with intervals needs at least 3 seeds",
     }
     if len(tracks) >= 3:
         # Training seeds are the clusters, because the points of one seed are dependent.
@@ -133,7 +151,11 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
 
 
 def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
-    """Return step index, d = sqrt(KL) and height of the peak of mean gold [seeds, steps]."""
+    """Return step index, d = sqrt(KL) and gold score of the peak of the mean gold over seeds.
+
+    `kl` and `gold` have the shape [seeds, steps]. Both means are smoothed by a moving average over
+    `width` steps.
+    """
     smooth = moving_average(gold.mean(0), width)
     best = int(np.argmax(smooth))
     nats = max(0.0, float(moving_average(kl.mean(0), width)[best]))
@@ -141,10 +163,10 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
 
 
 def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
-    """Return the distance of the observed peak, and the range of the peaks of individual seeds.
+    """Return the distance d of the observed peak, with the range of the peaks of single seeds.
 
-    The range is only descriptive, because an interval of an argmax over few noisy curves has no
-    known coverage.
+    The bounds of the result are this range and not a confidence interval: the coverage of an
+    interval for the argmax of few noisy curves is unknown.
     """
     point = observed_peak(kl, gold, width)[1]
     single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
@@ -154,10 +176,18 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
 
 
 def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
-    """Return the change of each seed from the peak of gold to the end, [seeds, T] -> [seeds].
+    """Return the change of `values` from the peak of gold to the end of training, for each seed.
 
-    The peak for a seed is computed from the other seeds. The peak of the seed's own curve would be
-    a maximum of its noise, so every flat curve would seem to fall.
+    The peak for a seed is computed from the other seeds. The peak of the seed's own curve would
+    partly be a maximum of noise, so that a constant curve would seem to fall after it.
+
+    Args:
+        values: [seeds, steps].
+        gold: [seeds, steps] gold scores that determine the peak.
+        width: number of steps over which values are averaged at the peak and at the end.
+
+    Returns:
+        The changes [seeds].
     """
     count, length = gold.shape
     last = slice(length - width, length)
@@ -171,7 +201,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
 
 
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
-    """Return the fit's advice, with the step at which the mean KL reached that of the peak."""
+    """Return the fit's advice, with the step that reached the KL of the peak, if there is one."""
     advice = fit.advice()
     if not fit.rises_then_falls:
         return advice
@@ -180,11 +210,11 @@ def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
         for step, kl in zip(result["steps"], result["kl"], strict=True)
         if kl >= fit.peak.value**2
     ]
-    return f"{advice}; it was reached at step {passed[0]}" if passed else advice
+    return f"{advice}; training reached it at step {passed[0]}" if passed else advice
 
 
 def fit_result(fit: Fit) -> dict[str, Any]:
-    """Return a fit as plain data, with points of its curve; infinite values are None."""
+    """Return a fit as a dictionary for JSON, with points of its curve; infinite values are None."""
     d = np.linspace(0, fit.furthest, CURVE_POINTS)
     return {
         "form": fit.form,
@@ -197,16 +227,19 @@ def fit_result(fit: Fit) -> dict[str, Any]:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Return the sentences on the outcome of each way of optimizing, and on when to stop."""
+    """Return one sentence for each optimization by RL and by best-of-n.
+
+    A sentence describes how gold changed and recommends when to stop.
+    """
     lines = []
     for row in results["rl"]:
         name = f"{results['algorithm']} against {PROXY_NAMES[row['how']]}"
         observed = row["observed"]
         fell, rose = observed["gold_after"], observed["proxy_after"]
-        # The peak is selected for high gold, so even constant gold can seem to fall after it.
-        # Therefore the fit must also show a fall.
-        if _has_sign(fell, -1) and row["falls"]:
-            also = " while the proxy rose on" if _has_sign(rose, 1) else ""
+        # The peak is the maximum of noisy gold, so even constant gold can seem to fall after it.
+        # The fit must therefore show a fall too.
+        if _interval_has_sign(fell, -1) and row["falls"]:
+            also = " while the proxy continued to rise" if _interval_has_sign(rose, 1) else ""
             nats = observed["distance"]["mean"] ** 2
             lines.append(
                 f"{name}: gold peaked at step {observed['step']} (KL {nats:.3g}) and "
@@ -214,7 +247,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
             )
         else:
             lines.append(
-                f"{name}: the change of gold after its observed peak is inside the noise; "
+                f"{name}: the change of gold after its observed peak is not significant; "
                 f"{row['advice']}."
             )
     rows = results["best_of_n"]
@@ -228,7 +261,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _has_sign(change: dict[str, Any], sign: int) -> bool:
-    """Return whether the whole interval has the given sign."""
+def _interval_has_sign(change: dict[str, Any], sign: int) -> bool:
+    """Return whether the interval of a change lies above 0 (`sign` 1) or below 0 (`sign` -1)."""
     end = change["low"] if sign > 0 else change["high"]
     return end is not None and sign * end > 0

@@ -1,8 +1,9 @@
 """`rlhf overoptimize`: over-optimize proxies of a known gold score and recommend when to stop.
 
-Proxies are reward models trained on few pairs. The policy is optimized against them by best-of-n
-and by reinforcement learning; the gold score is only measured. Results are plotted over the square
-root of the KL to the initial policy, as in Gao, Schulman & Hilton (2022).
+The proxies are reward models that were trained on few pairs, or an existing reward. The policy is
+optimized against them by best-of-n and by reinforcement learning. The gold score is measured, but
+not optimized. Results are plotted over the square root of the KL to the initial policy, as in Gao,
+Schulman & Hilton (2022).
 """
 
 from __future__ import annotations
@@ -42,23 +43,26 @@ from rlhf.studies.overoptimize.results import (
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1  # share of the prompts on which the proxies' accuracy is measured
+HELD_OUT = 0.1
+"""Fraction of the prompts that are held out to measure the accuracy of the proxies."""
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """Reward models with the same base and number of pairs (an ensemble)."""
+    """An existing reward, or an ensemble of reward models with equal base and number of pairs."""
 
     name: str
     parameters: int | None
     """Number of parameters of one member; None for an existing reward."""
     pairs: int | None
+    """Number of training pairs; None for an existing reward."""
     members: list[Path]
+    """Folders of the trained reward models; empty for an existing reward."""
     accuracy: float | None
-    """Mean accuracy of the members on held-out pairs."""
+    """Mean accuracy of the members on held-out pairs; None for an existing reward."""
 
     def as_dict(self, how: str) -> dict[str, Any]:
-        """Return the proxy as plain data, with the way its members are combined."""
+        """Return the proxy as a dictionary for JSON; `how` is how its members are combined."""
         return {
             "how": how,
             "parameters": self.parameters,
@@ -71,13 +75,13 @@ class Proxy:
 def run_overoptimize(
     command: str, config: OveroptimizeConfig, run: Run, commands: CommandTable
 ) -> Path:
-    """Train the proxies, optimize against them, fit, and write overoptimization.json.
+    """Train the proxies, optimize against them, fit the curves and write overoptimization.json.
 
     Returns:
         The run directory.
 
     Raises:
-        UserError: a part of the configuration is wrong, or some reply has no gold score.
+        UserError: a key of the configuration is wrong, or a reply has no gold score.
     """
     study = _Study(config, run.directory, commands)
     study.check()
@@ -100,10 +104,10 @@ def run_overoptimize(
         "algorithm": config.rl.algorithm if config.rl else None,
         "best_of_n": [
             proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth)
-            for proxy, columns in _scored(config, proxies, groups)
+            for proxy, columns in _standardized_scores(config, proxies, groups)
             for how, by in combined_proxy_scores(columns, penalty=config.penalty).items()
         ],
-        # Training uses the scale of the scores that `_scored` wrote into the checkpoints.
+        # Training uses the scale that `_standardized_scores` wrote into the checkpoints.
         "rl": [
             rl_result(how, study.train_against(how, config.rl, proxies, gold), start=start)
             for how in config.rl.against
@@ -120,14 +124,18 @@ def run_overoptimize(
 
 
 def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
-    """Check the parts of a study, for `--dry-run`."""
+    """Check the configuration of a study, for `--dry-run`; return the line to print.
+
+    Raises:
+        UserError: a key is wrong.
+    """
     _Study(config, Path(config.output_dir), commands).check()
-    return "keys and types are right, those of the proxies and of the training too"
+    return "keys and types are valid, including those of the proxies and of the training"
 
 
 @dataclass(frozen=True)
 class _Study:
-    """A study, and the reward models and policies that are trained for it."""
+    """A study, which trains its reward models and policies in subfolders of `directory`."""
 
     config: OveroptimizeConfig
     directory: Path
@@ -135,15 +143,15 @@ class _Study:
 
     @property
     def env(self) -> EnvSpec:
-        """The environment without its own reward; prompts have none."""
+        """The environment with its reward multiplied by 0; a prompt set has no reward."""
         env = self.config.env
         return env if env.prompts else dataclasses.replace(env, reward=0.0)
 
     def check(self) -> None:
-        """Check the configurations of the reward models and training runs before any work.
+        """Check the configurations of the reward models and of the training runs.
 
         Raises:
-            UserError: one of them is wrong.
+            UserError: a configuration is wrong.
         """
         if grid := self.config.proxies:
             tree = self._proxy_tree(grid, grid.bases[0], train=self.directory, member=0)
@@ -153,23 +161,29 @@ class _Study:
             self.commands.configure(spec.algorithm, {**tree, "output_dir": self.config.output_dir})
 
     def train_proxies(self, grid: ProxyGrid) -> list[Proxy]:
-        """Train every proxy of the grid; members share the pairs and differ in their seeds."""
+        """Train every proxy of the grid, for each base model and number of pairs.
+
+        The members of a proxy are trained on the same pairs with different seeds.
+
+        Raises:
+            UserError: there are fewer pairs than required.
+        """
         seed, root = self.config.seed, self.directory / "proxies"
         rows = load_and_log(grid.data, "preference", what="proxies.data", seed=seed)
         rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=seed)
         if len(rows) < max(grid.pairs):
             raise UserError(
-                f"proxies.pairs needs {max(grid.pairs)} pairs, but without the held-out prompts "
-                f"there are {len(rows)}"
+                f"proxies.pairs needs {max(grid.pairs)} pairs, but only {len(rows)} are left after "
+                "prompts are held out"
             )
-        write_jsonl(self._held_out, held_out)
+        write_jsonl(self._held_out_file, held_out)
         proxies = []
         for index, base in enumerate(grid.bases):
             for count in grid.pairs:
                 train, name = root / f"pairs-{count}.jsonl", f"base{index}-{count}"
                 write_jsonl(train, rows[:count])
                 members = [
-                    self._run(
+                    self._run_command(
                         "reward",
                         root / f"{name}-member{member}",
                         self._proxy_tree(grid, base, train=train, member=member),
@@ -183,22 +197,30 @@ class _Study:
     def train_against(
         self, how: str, spec: TrainingSpec, proxies: list[Proxy], gold: Any
     ) -> list[Track]:
-        """Train the policy against the first proxy, combined as `how`; one track for each seed."""
+        """Train the policy against the first proxy with every seed; return a track for each seed.
+
+        `how` is how the members of the proxy are combined.
+        """
         tracks = []
         for seed in range(spec.seeds):
-            rewards = _proxy_reward(self.config, how, proxies, seed)
+            rewards = _proxy_reward_config(self.config, how, proxies, seed)
             directory = self.directory / "rl" / f"{how}-seed{seed}"
-            self._run(spec.algorithm, directory, self._training_tree(spec, rewards, seed=seed))
+            self._run_command(
+                spec.algorithm, directory, self._training_tree(spec, rewards, seed=seed)
+            )
             tracks.append(_read_track(directory, gold, spec))
         return tracks
 
     @property
-    def _held_out(self) -> Path:
-        """File of the pairs that measure the proxies' accuracy."""
+    def _held_out_file(self) -> Path:
+        """Path of the file with the held-out pairs, on which the proxies' accuracy is measured."""
         return self.directory / "proxies" / "held-out.jsonl"
 
-    def _run(self, command: str, directory: Path, tree: dict[str, Any]) -> Path:
-        """Run a command in `directory` unless it is finished there; return its result."""
+    def _run_command(self, command: str, directory: Path, tree: dict[str, Any]) -> Path:
+        """Run a command with `directory` as its output, or resume it; return the command's result.
+
+        A finished run is not repeated.
+        """
         tree = {**tree, "output_dir": str(directory), "resume": True}
         result = self.commands.run_command(command, tree)
         release_memory()
@@ -207,10 +229,11 @@ class _Study:
     def _proxy_tree(
         self, grid: ProxyGrid, base: ModelSpec, *, train: Path, member: int
     ) -> dict[str, Any]:
+        """Return the configuration of the training of one member on the pairs in `train`."""
         return {
             "model": dataclasses.asdict(base),
             "data": [{"path": str(train)}],
-            "eval_data": [{"path": str(self._held_out)}],
+            "eval_data": [{"path": str(self._held_out_file)}],
             **grid.training,
             "seed": self.config.seed + member,
         }
@@ -218,6 +241,7 @@ class _Study:
     def _training_tree(
         self, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
     ) -> dict[str, Any]:
+        """Return the configuration of the training of the policy with one seed."""
         return {
             "model": dataclasses.asdict(self.config.model),
             "env": dataclasses.asdict(self.env),
@@ -230,7 +254,7 @@ class _Study:
 
 
 def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
-    """Return a trained proxy, with its size and the accuracy in its members' reports."""
+    """Return a trained proxy, with its size and the mean accuracy from the members' reports."""
     accuracies = []
     for folder in members:
         run_directory = folder.parent
@@ -240,12 +264,14 @@ def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
     return Proxy(name, size, pairs, members, float(np.mean(accuracies)))
 
 
-def _scored(
+def _standardized_scores(
     config: OveroptimizeConfig, proxies: list[Proxy], groups: list[list[Any]]
 ) -> list[tuple[Proxy, np.ndarray]]:
-    """Return each proxy with its members' standardized scores [members, prompts, samples].
+    """Return each proxy with the standardized scores of its members, [members, prompts, samples].
 
-    The statistics go into the checkpoints' sidecars: RL and ensembles use the same scale.
+    The mean and the standard deviation of each member's scores are written to the sidecar of its
+    checkpoint, so that RL and ensembles use the same scale. Without proxies, the result is the
+    existing reward.
     """
     if not proxies:
         reward = load_rewards(config.rewards)
@@ -268,19 +294,26 @@ def _scored(
 
 
 def _standardized(column: np.ndarray, name: str) -> np.ndarray:
-    """Return the scores with mean 0 and standard deviation 1; `name` is for the error message."""
+    """Return the scores shifted and scaled to mean 0 and standard deviation 1.
+
+    Raises:
+        UserError: all scores are equal; the message contains `name`.
+    """
     if column.std() == 0:
         raise UserError(
-            f"{name} gives every reply the same score, so that nothing can be optimized: train it "
-            "longer, or give another proxy"
+            f"{name} gives every reply the same score, so it cannot be optimized: train it longer, "
+            "or use another proxy"
         )
     return (column - column.mean()) / column.std()
 
 
-def _proxy_reward(
+def _proxy_reward_config(
     config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
 ) -> list[dict[str, Any]]:
-    """Return the configuration of the reward that RL maximizes."""
+    """Return the configuration of the reward that RL maximizes with training seed `seed`.
+
+    It is an existing reward, a single member of the first proxy, or the ensemble of its members.
+    """
     if not proxies:
         return config.rewards
     members = [str(path) for path in proxies[0].members]
@@ -292,7 +325,9 @@ def _proxy_reward(
 
 
 def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
-    """Return KL, proxy and gold score of each step of a run; gold is measured on transcripts.
+    """Return the KL, proxy and gold scores of each step of a run.
+
+    The gold score is measured on the saved transcripts of the training episodes.
 
     Raises:
         UserError: the run logged no KL, or a transcript has no gold score.
@@ -300,7 +335,7 @@ def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
     metrics = [row for row in read_metrics(directory) if "reward/mean" in row]
     if "policy/kl" not in metrics[0]:
         raise UserError(
-            f"rl.algorithm: {spec.algorithm} logs no policy/kl, which is needed for the distance"
+            f"rl.algorithm: {spec.algorithm} does not log policy/kl, which the study needs"
         )
     samples = [row for row in read_samples(directory) if row["split"] == "train"]
     scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]

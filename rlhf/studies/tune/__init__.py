@@ -1,1 +1,1 @@
-"""Hyperparameter search with an equal budget for every algorithm."""
+"""Hyperparameter search with the same number of trials for every algorithm."""

@@ -4,8 +4,8 @@
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
 
 A trial trains an algorithm with one setting in every environment and training seed of the study;
-its score is the mean normalized return on held-out episodes. The seeds and episodes differ from the
-benchmark's, so that settings are not compared on the data by which they were selected.
+its score is the mean normalized return on held-out episodes. The seeds and episodes differ from
+those of the benchmark, so that the benchmark does not use the data by which settings were selected.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ from rlhf.studies.tune.search import Search, Trial
 log = logging.getLogger(__name__)
 
 STUDY = "tune.yaml"
+"""Name of the file with the study's configuration."""
 TUNED = "tuned.yaml"
+"""Name of the file with the best settings."""
 FIRST_EPISODE = 2**29
-"""Index of the first held-out episode for tuning; those of a benchmark start at 0."""
+"""Index of the first held-out episode for tuning; the episodes of a benchmark start at index 0."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Study:
 
     config: TuneConfig
     bench: Bench
+    """The benchmark with the environments and training seeds of the study."""
     spaces: Mapping[str, Mapping[str, Dimension]]
     """Algorithm -> dimensions of the search space that affect it."""
 
@@ -66,11 +69,11 @@ class Study:
         return {name: keys for name, keys in unused.items() if keys}
 
     def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
-        """Return the runs of a trial, each followed by its evaluation on the tuning episodes."""
+        """Return the jobs of a trial; each trains and evaluates one run (environment and seed)."""
         return [self._job(algorithm, trial, *cell) for cell in self.cells]
 
     def score(self, algorithm: str, trial: Trial) -> float:
-        """Return the mean normalized return of a finished trial."""
+        """Return the mean normalized return of a finished trial over environments and seeds."""
         scores = []
         for environment, seed in self.cells:
             stage = self._job(algorithm, trial, environment, seed).stages[-1]
@@ -81,16 +84,18 @@ class Study:
 
     @property
     def cells(self) -> list[tuple[str, int]]:
-        """Environments and training seeds of every trial."""
+        """All pairs (environment, training seed); every trial has a run for each."""
         return list(itertools.product(self.bench.environments, self.config.seeds))
 
     def _job(self, algorithm: str, trial: Trial, environment: str, seed: int) -> Job:
+        """Return the job of one run of a trial and its evaluation on the tuning episodes."""
         bench, key = self.bench, f"{algorithm}/trial{trial.number}/{environment}/seed{seed}"
         folder = self.root / "trials" / key
         run = bench.run_tree(environment, algorithm, seed)
         for name, value in trial.settings.items():
             set_key(run, name, value)
-        # The run's own evaluation uses the benchmark's episodes, so a separate one is needed.
+        # The evaluation in the training run uses the episodes of the benchmark, so a separate
+        # evaluation is needed.
         run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
         policy = {"name": algorithm, "model": {"path": str(folder / "run" / "final")}}
         evaluate = bench.evaluate_tree(environment, [policy], folder / "evaluate") | {
@@ -103,18 +108,18 @@ class Study:
 
 
 def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
-    """Run the search; yield the path of tuned.yaml."""
+    """Run the search; yield the path of tuned.yaml, and return the exit code 0."""
     yield str(run_tune(make_study(config, commands), jobs=config.jobs))
     return 0
 
 
 def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
-    """Return a description of what a study will run, for `--dry-run`."""
+    """Check a study and describe its runs, for `--dry-run`."""
     study = make_study(config, commands)
     bench = study.bench
     runs = config.trials * len(bench.environments) * len(config.seeds)
     lines = [
-        f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs an algorithm, "
+        f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs per algorithm, "
         f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
     ]
     lines += [f"{name}: {', '.join(keys)} has no effect" for name, keys in study.left_out.items()]
@@ -122,16 +127,16 @@ def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
 
 
 def make_study(config: TuneConfig, commands: CommandTable) -> Study:
-    """Check a study together with its benchmark.
+    """Build a study and its benchmark from a configuration, and check both.
 
     Raises:
-        UserError: the study does not fit its benchmark; the message names the key.
+        UserError: a key is wrong or does not fit the benchmark; the message names the key.
     """
     tree = assemble([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
         raise UserError(
-            f"seeds: {shared[0]} is one of the benchmark's seeds; settings must not be "
-            "compared on the seeds that selected them"
+            f"seeds: {shared[0]} is one of the benchmark's seeds; use other seeds for tuning, "
+            "because a comparison on the seeds that selected the settings is biased"
         )
     known = tree.get("environments") or {}
     for name in config.environments:
@@ -145,22 +150,24 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     }
     bench = make_bench(tree | overrides, commands)
     space = {k: build_entry(Dimension, item, f"space.{k}") for k, item in config.space.items()}
-    spaces = {name: _effective(bench, name, space) for name in bench.algorithms}
+    spaces = {name: _effective_dimensions(bench, name, space) for name in bench.algorithms}
     _check_space(tree | overrides, spaces, space, commands)
     return Study(config, bench, spaces)
 
 
 def run_tune(study: Study, *, jobs: int = 1) -> Path:
-    """Search until every algorithm has its trials; return the path of tuned.yaml.
+    """Run the trials of every algorithm that are not finished; return the path of tuned.yaml.
 
     Raises:
-        UserError: the directory exists, Optuna is missing, or an algorithm failed in every trial.
+        UserError: the directory exists and neither `resume` nor `overwrite` is set, Optuna is not
+            installed, or every trial of an algorithm failed.
     """
     with open_study(study.root, STUDY, study.config, study.bench.commands):
         return _search(study, jobs=jobs)
 
 
 def _search(study: Study, *, jobs: int) -> Path:
+    """Run all trials in `jobs` processes and write the result; return the path of tuned.yaml."""
     searches = {
         name: Search(name, space, study.root, seed=study.config.sampler_seed)
         for name, space in study.spaces.items()
@@ -171,12 +178,12 @@ def _search(study: Study, *, jobs: int) -> Path:
             key, reason = next(iter(failed.items()))
             raise UserError(f"{key}: {reason}")
         for number in range(study.config.trials):
-            _one_round(study, searches, workers, number)
-    return _write(study, searches)
+            _run_round(study, searches, workers, number)
+    return _write_result(study, searches)
 
 
-def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
-    """Run the trial `number` of every algorithm in parallel, unless it is finished."""
+def _run_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
+    """Run the trial `number` of every algorithm in parallel; finished trials are not repeated."""
     unfinished = {name: search.ask(number) for name, search in searches.items()}
     trials = {name: trial for name, trial in unfinished.items() if trial is not None}
     jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
@@ -189,10 +196,10 @@ def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, n
         searches[name].tell(number, None if reasons else study.score(name, trial))
 
 
-def _effective(
+def _effective_dimensions(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
-    """Return the dimensions that have an effect in an algorithm."""
+    """Return the dimensions of a search space that have an effect in an algorithm."""
     command = bench.command(algorithm)
     environment = next(iter(bench.environments))
     settings = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
@@ -208,12 +215,20 @@ def _check_space(
     space: Mapping[str, Dimension],
     commands: CommandTable,
 ) -> None:
-    """Check that every key belongs to a run and accepts both ends of its range."""
+    """Check that each key of the search space is valid in the configuration of a run.
+
+    The check uses all choices of a key, or both ends of its range.
+
+    Raises:
+        UserError: a key does not exist, has no effect in any algorithm, or a value is invalid.
+    """
     if unused := [key for key in space if not any(key in spaces[name] for name in spaces)]:
-        raise UserError(f"space.{unused[0]} has no effect in any of {', '.join(spaces)}")
+        raise UserError(
+            f"space.{unused[0]} has no effect in any of the algorithms {', '.join(spaces)}"
+        )
     for key, item in space.items():
         for value in item.choices or (item.low, item.high):
-            run = _as_run({key: value})
+            run = _nested_settings({key: value})
             algorithms = {name: {"run": run} for name in spaces if key in spaces[name]}
             try:
                 make_bench(merge(tree, {"algorithms": algorithms}), commands)
@@ -221,7 +236,7 @@ def _check_space(
                 raise UserError(f"space.{key}: with {value!r}, {error}") from error
 
 
-def _as_run(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _nested_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Convert settings with dotted keys to the configuration of a run."""
     run: dict[str, Any] = {}
     for key, value in settings.items():
@@ -229,10 +244,16 @@ def _as_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     return run
 
 
-def _write(study: Study, searches: Mapping[str, Search]) -> Path:
-    """Write the best settings as an overlay of the manifest, with the search budget."""
+def _write_result(study: Study, searches: Mapping[str, Search]) -> Path:
+    """Write tuned.yaml and the table of trials; return the path of tuned.yaml.
+
+    The file contains the best settings of each algorithm, for `rlhf bench --config`, and a
+    description of the search.
+    """
     config, best = study.config, {name: search.best() for name, search in searches.items()}
-    algorithms = {name: {"run": _as_run(trial.settings)} for name, (trial, _) in best.items()}
+    algorithms = {
+        name: {"run": _nested_settings(trial.settings)} for name, (trial, _) in best.items()
+    }
     tuning = {
         "trials": config.trials,
         "seeds": config.seeds,
@@ -247,13 +268,14 @@ def _write(study: Study, searches: Mapping[str, Search]) -> Path:
     tree = {"algorithms": algorithms, "tuning": tuning}
     path = study.root / TUNED
     path.write_text(dump_yaml(tree), encoding="utf-8")
-    save_csv(study.root, _trials(searches, list(config.space)))
+    save_csv(study.root, _trial_table(searches, list(config.space)))
     for name, (_, value) in best.items():
         log.info("%s: best of %d trials %.3f", name, config.trials, value)
     return path
 
 
-def _trials(searches: Mapping[str, Search], keys: Sequence[str]) -> Table:
+def _trial_table(searches: Mapping[str, Search], keys: Sequence[str]) -> Table:
+    """Return the table of all trials, with their scores and settings."""
     rows: list[list[Cell]] = [
         [name, trial.number, value, *(trial.settings.get(key) for key in keys)]
         for name, search in searches.items()

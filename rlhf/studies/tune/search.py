@@ -1,4 +1,4 @@
-"""Seeded and resumable Optuna search for one algorithm."""
+"""Search the settings of one algorithm with Optuna; a search is seeded and can be resumed."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ from rlhf.config.tune import Dimension
 from rlhf.errors import UserError
 
 JOURNAL = "optuna.log"
-# Difference between the sampler seeds of two searches.
-_MOST_TRIALS = 100_000
+"""Name of the file in which Optuna stores the trials."""
+# Factor of the search's seed in the sampler seeds; it exceeds the number of trials of a search.
+_SEED_STRIDE = 100_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial: a number and the settings to try."""
+    """A trial of a search."""
 
     number: int
+    """Index of the trial in the search, from 0."""
     settings: dict[str, Any]
-    """Dotted key of a run -> value."""
+    """Settings to try: dotted key of a run's configuration -> value."""
 
 
 class Search:
-    """Trials of one algorithm, stored in the study's journal.
+    """The trials of one algorithm, which are stored in the study's folder.
 
-    Each trial's sampler is seeded by `seed` and the trial's number, so that a resumed search tries
-    the same settings as an uninterrupted one.
+    The sampler of each trial gets a seed from `seed` and the number of the trial, so that a resumed
+    search tries the same settings as an uninterrupted search.
+
+    Args:
+        name: name of the algorithm.
+        space: dotted key -> dimension.
+        folder: folder of the study.
+        seed: seed of the search.
+
+    Raises:
+        UserError: Optuna is not installed.
     """
 
     def __init__(
@@ -39,9 +50,7 @@ class Search:
             from optuna.storages import JournalStorage
             from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
-            raise UserError(
-                'rlhf tune searches with Optuna: pip install "rlhf-kit[tuning]"'
-            ) from error
+            raise UserError('rlhf tune needs Optuna: pip install "rlhf-kit[tuning]"') from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # The lock of the run directory admits one process, so an existing lock of Optuna belongs to
         # a killed process. Optuna itself waits for it, forever if the path is relative.
@@ -57,18 +66,21 @@ class Search:
         )
 
     def ask(self, number: int) -> Trial | None:
-        """Return trial `number`, new or from an interrupted search, or None if it is finished."""
+        """Return the trial `number`, or None if it is finished.
+
+        The trial is a stored one if the search was interrupted during this trial, else a new one.
+        """
         stored = self._complete_trials()
         if number < len(stored):
             trial = stored[number]
             return None if trial.state.is_finished() else Trial(number, dict(trial.params))
-        seed = self.seed * _MOST_TRIALS + number
+        seed = self.seed * _SEED_STRIDE + number
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=False)
         trial = self.study.ask(self.space)
         return Trial(number, dict(trial.params))
 
     def tell(self, number: int, value: float | None) -> None:
-        """Record the score of a trial; None if it failed."""
+        """Store the score of a trial; `value` is None if the trial failed."""
         trial = self._complete_trials()[number]
         state = self.optuna.trial.TrialState
         if value is None:
@@ -77,7 +89,7 @@ class Search:
             self.study.tell(trial.number, value)
 
     def trials(self) -> list[tuple[Trial, float | None]]:
-        """Return every trial with its score."""
+        """Return every trial with its score; the score is None if the trial has none."""
         return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._complete_trials())]
 
     def failed(self) -> int:
@@ -85,22 +97,23 @@ class Search:
         return sum(value is None for _, value in self.trials())
 
     def best(self) -> tuple[Trial, float]:
-        """Return the trial with the highest score; the first in case of a tie.
+        """Return the trial with the highest score, and the score; of equal scores, the first trial.
 
         Raises:
             UserError: every trial failed.
         """
         scored = [(trial, value) for trial, value in self.trials() if value is not None]
         if not scored:
-            raise UserError(f"{self.name} failed in all of its trials: narrow its search space")
+            raise UserError(f"all trials of {self.name} failed: narrow its search space")
         return max(scored, key=lambda pair: pair[1])
 
     def _complete_trials(self) -> list[Any]:
-        """Return trials that have all parameters; an interruption may leave an incomplete one."""
+        """Return Optuna's trials that have all parameters; an interrupted trial may not."""
         return [t for t in self.study.trials if t.params.keys() == self.space.keys()]
 
 
 def _distribution(optuna: Any, item: Dimension) -> Any:
+    """Convert a dimension to a distribution of Optuna."""
     if item.choices:
         return optuna.distributions.CategoricalDistribution(item.choices)
     return optuna.distributions.FloatDistribution(item.low, item.high, log=item.log)
