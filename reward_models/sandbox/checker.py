@@ -38,6 +38,8 @@ class Program:
         self.channel = channel
         self.remotes: dict[int, Any] = {}
         self.callbacks: list[Any] = []
+        self.functions: set[int] = set()
+        """Handles of the objects that the tests requested by their global names."""
         if self._receive() != {"ready": True}:
             _fail("the program sent a malformed message")
 
@@ -71,7 +73,13 @@ class Program:
                 _update(values[i], self._decode(content))
         except Exception:
             _fail("the program sent a malformed message")
+        if operation == "global" and isinstance(result, Remote):
+            self.functions.add(_handle_of(result))
         if error is not None:
+            # In a `map` or `zip` of the tests, StopIteration would skip the remaining cases.
+            called = operation == "__call__" and _handle_of(args[0]) in self.functions
+            if called and isinstance(error, StopIteration):
+                raise RuntimeError("the program raised StopIteration")
             raise error
         return result
 
@@ -122,7 +130,7 @@ class Program:
     def _refer(self, value: Any) -> dict[str, Any]:
         """Return the reference of a value that is not plain; see `encode`."""
         if isinstance(value, Remote):
-            return {"object": object.__getattribute__(value, "_handle")}
+            return {"object": _handle_of(value)}
         if not callable(value):
             raise TypeError(f"a {type(value).__name__} cannot be passed to the program")
         self.callbacks.append(value)
@@ -187,6 +195,10 @@ class Remote:
     def __init__(self, program: Program, handle: int):
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_handle", handle)
+
+
+def _handle_of(remote: Remote) -> int:
+    return object.__getattribute__(remote, "_handle")
 
 
 def _method(name: str, needs_remote: bool) -> Any:

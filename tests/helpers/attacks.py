@@ -324,6 +324,12 @@ EQUALITY = {
     ),
 }
 WEAK_TESTS = {
+    "end of the iteration over the cases": (
+        "def f(x): raise StopIteration",
+        "the program raised StopIteration",
+        "cases = {{2: 4, 3: 9}}\nfor value, right in zip(map(f, cases), cases.values()):\n"
+        "    assert value == right",
+    ),
     # Program, text of the output, tests that a program in the same process could satisfy.
     "difference": (
         _ALWAYS_EQUAL.format("") + "def f(x): return E()",
