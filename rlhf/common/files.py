@@ -229,14 +229,15 @@ def log_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
     Nothing is yielded if the file does not exist. An incomplete last line, which a killed or a
-    running process can leave, is skipped.
+    running process can leave, is skipped, also if it ends within a character.
 
     Raises:
         UserError: A complete line is not a JSON object.
     """
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", newline="\n") as stream:
+    # A write can end within a character: bytes that are not UTF-8 are read as lone surrogates.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith("\n") and not _is_complete_json(line):
                 return

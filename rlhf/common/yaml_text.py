@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import yaml
 
 from rlhf.common.files import is_utf8_encodable, read_json
+from rlhf.errors import UserError
 
 MAX_NODES = 100_000
 """Largest number of keys and values in a YAML text, with aliases expanded."""
@@ -37,6 +38,23 @@ def read_yaml_or_json(path: Path) -> Any:
         yaml.YAMLError: The file is a YAML file and cannot be parsed, see `load_yaml`.
     """
     return read_json(path) if path.suffix == ".json" else load_yaml(path.read_text("utf-8"))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML or JSON file that a run wrote; {} if there is no file.
+
+    Raises:
+        UserError: The file is damaged: it cannot be read, or is no mapping.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        tree = read_yaml_or_json(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}".splitlines()[0]) from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping, got {type(tree).__name__}")
+    return tree
 
 
 def dump_yaml(tree: Any) -> str:

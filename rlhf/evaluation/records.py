@@ -8,11 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf.common.names import nearest
 from rlhf.common.numbers import is_number
-from rlhf.common.yaml_text import read_yaml_or_json
+from rlhf.common.yaml_text import read_mapping
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
 from rlhf.runs.metric_log import MetricLog
@@ -153,14 +151,14 @@ def read_run(directory: str | Path) -> RunRecord:
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # unfinished
-    config = upgrade_config(_read_mapping(root / "config.yaml"))
+    config = upgrade_config(read_mapping(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
     return RunRecord(
         directory=root,
         name=root.resolve().name,
         config=config,
-        environment=_read_mapping(root / "environment.json"),
+        environment=read_mapping(root / "environment.json"),
         metrics=read_metrics(root),
         samples=_selected_samples(root),
         evaluations=[_read_evaluation(path) for path in names],
@@ -204,7 +202,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     Raises:
         UserError: an episode has no environment, decoding or seed.
     """
-    summary = _read_mapping(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     rows = read_episodes(folder)
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
@@ -239,33 +237,16 @@ def has_tokens(row: Mapping[str, Any]) -> bool:
     return bool((row.get("tokens") or {}).get("text"))
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON mapping; return {} if there is no file.
-
-    Raises:
-        UserError: the file cannot be parsed, or does not contain a mapping.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        tree = read_yaml_or_json(path)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: cannot be read: {error}".splitlines()[0]) from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping, got {type(tree).__name__}")
-    return tree
-
-
 def _stage_sort_key(root: Path):
     """Return a sort key function for the run directories of a pipeline directory.
 
     It sorts by the order of `stages` in pipeline.yaml, then by date, then by name.
     """
-    stages = _read_mapping(root / "pipeline.yaml").get("stages") or []
+    stages = read_mapping(root / "pipeline.yaml").get("stages") or []
     names = [s.get("name", "") if isinstance(s, dict) else str(s) for s in stages]
 
     def key(child: Path) -> tuple[int, str, str]:
         position = names.index(child.name) if child.name in names else len(names)
-        return position, str(_read_mapping(child / "environment.json").get("date", "")), child.name
+        return position, str(read_mapping(child / "environment.json").get("date", "")), child.name
 
     return key

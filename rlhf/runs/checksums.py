@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf.common.files import flush_to_disk, sha256_of, write_text
 from rlhf.errors import UserError
@@ -33,13 +34,7 @@ def verify_checksums(folder: Path) -> None:
     Raises:
         DamagedFolder: A file is missing or its content has changed; the message names the file.
     """
-    try:
-        digests = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedFolder(f"{folder / CHECKSUMS} is missing") from None
-    except ValueError:
-        raise DamagedFolder(f"{folder / CHECKSUMS} is damaged") from None
-    for name, digest in digests.items():
+    for name, digest in _read_checksums(folder).items():
         path = folder / name
         if not path.is_file():
             raise DamagedFolder(f"{path} is missing")
@@ -51,12 +46,33 @@ def unlisted_files(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder that its checksums do not list.
 
     If the folder has no checksums, nothing is yielded.
+
+    Raises:
+        DamagedFolder: The checksums cannot be read.
     """
     if (folder / CHECKSUMS).is_file():
-        listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        listed = _read_checksums(folder)
         for path in _files_except_checksums(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 yield path
+
+
+def _read_checksums(folder: Path) -> dict[str, Any]:
+    """Return the digest of each file of a folder.
+
+    Raises:
+        DamagedFolder: There are no checksums, or they cannot be read.
+    """
+    path = folder / CHECKSUMS
+    try:
+        digests = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedFolder(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError):
+        digests = None
+    if not isinstance(digests, dict) or not digests:
+        raise DamagedFolder(f"{path} is damaged")
+    return digests
 
 
 def _files_except_checksums(folder: Path) -> list[Path]:

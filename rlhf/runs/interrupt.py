@@ -45,8 +45,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         # Only the main thread may install handlers; elsewhere (notebook kernels) nothing changes.
+        # A signal that is ignored remains ignored: `nohup` ignores SIGHUP.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._record_signal) for s in SIGNALS}
+            active = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            self._previous = {s: signal.signal(s, self._record_signal) for s in active}
         return self
 
     def __exit__(self, *_: object) -> None:

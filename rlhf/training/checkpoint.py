@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
 import torch
 
-from rlhf.common.files import atomic_path, write_errors_with_path
+from rlhf.common.files import atomic_path, remove, write_errors_with_path
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.runs.alarms import Halt
@@ -106,8 +107,8 @@ def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
             log.warning("%s; using the previous checkpoint instead", error)
             damaged.append((checkpoint, error))
             continue
-        for folder, _ in damaged:
-            shutil.rmtree(folder)
+        for path, _ in damaged:
+            remove(path)
         return checkpoint
     if damaged:
         raise UserError(
@@ -117,8 +118,12 @@ def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
 
 
 def checkpoints_in(directory: Path, pattern: str = "step-*") -> list[Path]:
-    """Return the folders of the checkpoints in ``directory``, in order of their step."""
-    return sorted(directory.glob(pattern), key=lambda path: int(path.name.split("-")[1]))
+    """Return the checkpoints in ``directory`` in order of their step.
+
+    Other names that match the pattern, such as step-4-copy, are omitted.
+    """
+    named = ((re.fullmatch(r"[a-z]+-(\d+)", path.name), path) for path in directory.glob(pattern))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:

@@ -138,12 +138,13 @@ def test_two_processes_write_the_same_file_at_once(tmp_path: Path):
         ('{"step": 1}\n', [1]),
         ('{"step": 1}\n{"step": 2}', [1, 2]),
         ('{"step": 1}\n{"st', [1]),
+        ('{"step": 1}\n{"text": "\udce2\udc80', [1]),  # two of the three bytes of U+2028
         ('{"step": 1, "text": "a\u2028b"}\n{"step": 2}\n', [1, 2]),
     ],
 )
 def test_read_log_leaves_out_an_unfinished_last_line(tmp_path: Path, text: str, steps: list[int]):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     assert [row["step"] for row in read_log(path)] == steps
 
 

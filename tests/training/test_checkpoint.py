@@ -10,7 +10,7 @@ from rlhf.cli.main import main
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files, verify_checksums
-from rlhf.runs.interrupt import Interrupted
+from rlhf.runs.interrupt import Interrupted, StopRequest
 from rlhf.training import online
 from rlhf.training.online import OnlineTrainer
 from tests.helpers.training import assert_same_run, online_tree
@@ -40,12 +40,34 @@ def garble_the_checksums(folder):
     (folder / "checksums.json").write_text("{")
 
 
+def replace_the_checksums_by_a_list(folder):
+    (folder / "checksums.json").write_text("[]")
+
+
+def empty_the_checksums(folder):
+    (folder / "checksums.json").write_text("{}")
+
+
+def replace_the_folder_by_a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def replace_the_folder_by_a_broken_link(folder):
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+
+
 DAMAGES = (
     flip_a_bit,
     truncate_the_optimizer,
     remove_the_state,
     remove_the_checksums,
     garble_the_checksums,
+    replace_the_checksums_by_a_list,
+    empty_the_checksums,
+    replace_the_folder_by_a_file,
+    replace_the_folder_by_a_broken_link,
 )
 
 
@@ -96,6 +118,32 @@ def test_a_run_without_a_whole_checkpoint_is_not_continued(cut, echo_model):
     assert (cut / "metrics.jsonl").exists()
 
 
+def test_other_names_among_the_checkpoints_are_left_alone(cut, runs, echo_model):
+    shutil.copytree(cut / "checkpoints/step-2", cut / "checkpoints/step-2-copy")
+    (cut / "checkpoints/step-notes.txt").write_text("written by hand")
+    run_command("ppo", online_tree(cut, echo_model, resume=True))
+    names = sorted(path.name for path in (cut / "checkpoints").iterdir())
+    assert names == ["step-2-copy", "step-3", "step-4", "step-notes.txt"]
+    shutil.rmtree(cut / "checkpoints/step-2-copy")
+    (cut / "checkpoints/step-notes.txt").unlink()
+    assert_same_run(runs / "whole", cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "", "expected a mapping"),
+        ("inputs.json", "[]", "expected a mapping"),
+        ("inputs.json", '{"a', "broken JSON"),
+    ],
+)
+def test_a_damaged_description_is_one_line(cut, echo_model, name, content, words):
+    (cut / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}.*{words}"):
+        run_command("ppo", online_tree(cut, echo_model, resume=True))
+
+
 def test_a_copied_run_directory_continues(cut, runs, echo_model):
     run_command("ppo", online_tree(cut, echo_model, resume=True))
     assert_same_run(runs / "whole", cut)
@@ -126,6 +174,18 @@ def test_a_failing_evaluation_does_not_cost_the_model(
     verify_checksums(tmp_path / "run/final")
     run_command("ppo", tree | {"resume": True})
     assert_same_run(runs / "whole", tmp_path / "run")
+
+
+def test_an_ignored_signal_remains_ignored():
+    """`nohup` ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])

@@ -7,9 +7,9 @@ written.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from rlhf.common.files import remove
 from rlhf.runs.checksums import CHECKSUMS, write_checksums
 from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint, remove_older
 
@@ -40,7 +40,7 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     Raises:
         UserError: There are complete checkpoints, and all of them are damaged.
     """
-    for checkpoint in directory.glob(CHECKPOINT_PATTERN):
+    for checkpoint in checkpoints_in(directory, CHECKPOINT_PATTERN):
         if not (checkpoint / CHECKSUMS).exists():
-            shutil.rmtree(checkpoint)
+            remove(checkpoint)
     return latest_checkpoint(directory, CHECKPOINT_PATTERN)
