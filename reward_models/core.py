@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score
 from rlhf.common.foreign import contained
-from rlhf.errors import UserError
+from rlhf.errors import UserError, message_of
 
 if TYPE_CHECKING:
     from rlhf.reward_models.learned import LearnedReward
@@ -61,7 +61,7 @@ def describe(error: BaseException) -> str:
     if frames:
         frame = (user_frames or frames)[-1]
         location = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
-    message = " ".join(str(error).split())
+    message = " ".join(message_of(error).split())
     message = f": {message[:_MAX_MESSAGE]}" if message else ""
     return f"{type(error).__name__}{message}{location}"
 

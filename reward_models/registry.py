@@ -169,7 +169,7 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     if timeout is None:
         return as_reward(function)
     worker = Worker(path, timeout=timeout)
-    return EachReward(lambda conversation: worker([conversation])[0], name=function.__name__)
+    return EachReward(lambda conversation: worker([conversation])[0], name=as_reward(function).name)
 
 
 def trained(path: str) -> Reward:

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +115,10 @@ def serve(path: str) -> None:
     Results are written to standard output. Text that the function prints is redirected to standard
     error.
     """
+    # Ctrl-C and schedulers signal every process; the run needs scores until its step has ended.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, name = path.partition(":")

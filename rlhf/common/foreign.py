@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, message_of
 
 _REPEAT_SECONDS = 1.0
 """Interval of further interruptions in seconds, for code that catches the first interruption."""
@@ -43,7 +43,7 @@ def contained(timeout: float | None = None) -> Iterator[None]:
         except SystemExit as error:
             raise RuntimeError(f"called sys.exit({error.code!r})") from error
         except BaseException as error:
-            raise RuntimeError(f"raised {type(error).__name__}: {error}") from error
+            raise RuntimeError(f"raised {type(error).__name__}: {message_of(error)}") from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import gymnasium as gym
 import numpy as np
 
+from rlhf.common.files import is_utf8_encodable
 from rlhf.common.foreign import contained
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
@@ -84,6 +85,7 @@ def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
             _require_type(message, Mapping, 'an entry of info["messages"]')
         ):
             raise TypeError('an entry of info["messages"] has no key "role" or no key "content"')
+        _unicode(_require_type(message["content"], str, 'the content of info["messages"]'))
     return _observation_text(observation), info
 
 
@@ -92,11 +94,13 @@ def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str
 
     Raises:
         TypeError: A returned value has the wrong type.
-        ValueError: The reward or the cost is not finite.
+        ValueError: The reward or a number of the info is not finite.
     """
     observation, reward, terminated, truncated, info = env.step(action)
     info = _require_type(info, Mapping, "info")
-    _finite_number(info.get("cost", 0.0), 'info["cost"]')
+    for key in info.keys() & {"cost", "is_success", "valid"}:
+        if key != "is_success" or info[key] is not None:
+            _finite_number(info[key], f'info["{key}"]')
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         _require_type(value, bool | int | np.bool_, name)
     reward = _finite_number(reward, "the reward")
@@ -113,7 +117,14 @@ def _require_type(value: Any, expected: Any, name: str) -> Any:
 def _observation_text(observation: Any) -> str:
     if observation is None or isinstance(observation, bytes):
         raise TypeError(f"the observation is of type {type(observation).__name__}")
-    return str(observation)
+    return _unicode(str(observation))
+
+
+def _unicode(text: str) -> str:
+    """Return a text; raise ValueError for a lone surrogate, which tokenizers reject."""
+    if not is_utf8_encodable(text):
+        raise ValueError("the observation has half of a surrogate pair")
+    return text
 
 
 def _finite_number(value: Any, name: str) -> float:

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.reward_models import Reward, Scores, as_reward, as_trl, build
 from rlhf.reward_models.core import EachReward, SetupError, Unscorable, last_reply
+from rlhf.reward_models.worker import Worker
 
 
 def talk(reply: str, **facts: str):
@@ -169,6 +171,18 @@ def test_the_line_of_a_crash_is_the_users_own():
     assert reason.endswith(f"(test_core.py:{line})")
 
 
+def test_an_exception_without_a_text_is_counted():
+    class Unprintable(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def fails(conversations):
+        raise Unprintable
+
+    [reason] = as_reward(fails).score([talk("a")]).counts
+    assert reason.startswith("fails: Unprintable (test_core.py:")
+
+
 def test_a_function_returning_too_few_scores_is_an_error():
     with pytest.raises(ValueError, match="returned 1 scores for 2"):
         as_reward(lambda conversations: [1.0])([talk("1"), talk("2")])
@@ -211,6 +225,9 @@ def importable(tmp_path, monkeypatch):
         "def hang(cs):\n"
         "    if cs[0][-1]['content'] == 'hang': time.sleep(60)\n"
         "    return [1.0]\n"
+        "class One:\n"
+        "    def __call__(self, cs): return [1.0]\n"
+        "one = One()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     return "my_rewards_for_test"
@@ -250,6 +267,20 @@ def test_a_function_with_a_deadline_is_killed_and_the_next_text_is_scored(import
     scores = reward.score([talk("a"), talk("hang"), talk("b")])
     assert scores.values == [1.0, None, 1.0]
     assert scores.counts == {"hang: timeout after 3 s": 1}
+
+
+def test_a_callable_object_with_a_deadline_has_the_name_of_its_class(importable):
+    assert build({"kind": "function", "path": f"{importable}:one", "timeout": 3.0}).name == "One"
+
+
+def test_a_signal_to_all_processes_does_not_cost_a_score(importable):
+    """Ctrl-C in a terminal reaches the worker too, and the run still finishes its step."""
+    worker = Worker(f"{importable}:hang", timeout=60.0)
+    assert worker([talk("a")]) == [1.0]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        worker._process.send_signal(number)
+    assert worker([talk("b")]) == [1.0]
+    worker.close()
 
 
 @pytest.mark.parametrize(
