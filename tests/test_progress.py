@@ -1,5 +1,6 @@
 """The live view at several widths, the numbers it chooses, and its lines where no terminal is."""
 
+import errno
 import io
 import logging
 import re
@@ -40,6 +41,22 @@ def watched(width, *, rows=(ROW, ROW, ROW), warnings=(), slots=None, name="02-pp
             bar.show(step, row, warnings if step == 1001 else ())
             time.sleep(0.002)
     return on_screen(console.file.getvalue(), width)
+
+
+class ClosedTerminal(io.StringIO):
+    """Fails as a terminal whose window was closed."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_closed_terminal_does_not_stop_the_run():
+    """The run saves a checkpoint after the step and the signal."""
+    file = io.StringIO()
+    with Reporter("run", 2, console=Console(file=file, force_terminal=True)) as bar:
+        bar.view.console.file = ClosedTerminal()
+        bar.show(1, ROW, ["a warning"])
+        bar.show(2, ROW)
 
 
 def on_screen(output, width):

@@ -6,6 +6,7 @@ command needs them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -118,26 +119,30 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # stdout is flushed at exit
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
-        print("rlhf: stopped by the user", file=sys.stderr)
+        _print_error("rlhf: stopped by the user")
         return 128 + signal.SIGINT
     if isinstance(error, Interrupted):
-        print(f"rlhf: {error}", file=sys.stderr)
+        _print_error(f"rlhf: {error}")
         return 128 + error.number
     if isinstance(error, SystemExit):  # exit code 0 without a result would look like success
-        print(f"rlhf: imported code called sys.exit({error.code!r})", file=sys.stderr)
+        _print_error(f"rlhf: imported code called sys.exit({error.code!r})")
         return 1
     if not debug and not isinstance(error, UserError) and (cause := find_write_error(error)):
         path = f"{cause.filename}: " if cause.filename else ""
-        print(
+        _print_error(
             f"rlhf: {path}{describe_write_error(cause)}, then repeat the command (a run continues "
-            "with --resume)",
-            file=sys.stderr,
+            "with --resume)"
         )
         return 2
     # A UserError or an unreadable file is the user's mistake; anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
-        print(masked(escape_invisible(trace)), end="", file=sys.stderr)
+        _print_error(masked(escape_invisible(trace)).rstrip("\n"))
         return 1
-    print(f"rlhf: {masked(escape_invisible(' '.join(str(error).split())))}", file=sys.stderr)
+    _print_error(f"rlhf: {masked(escape_invisible(' '.join(str(error).split())))}")
     return 2
+
+
+def _print_error(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal was closed; the exit code is unchanged
+        print(text, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -101,7 +102,8 @@ class ProgressDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.view.stop()
+        with contextlib.suppress(OSError):  # the terminal was closed
+            self.view.stop()
 
     def show(self, step: int, metrics: Mapping[str, float], warnings: Iterable[str] = ()) -> None:
         """Show the progress after a step.
@@ -118,9 +120,10 @@ class ProgressDisplay:
         displayed = displayed_metrics(self.seen, self.slots)
         numbers = [self._number_text(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
-        self.view.update(self.task, completed=step)
-        for words in warnings:
-            self._show_warning(step, words)
+        with contextlib.suppress(OSError):  # the terminal was closed; the run saves and stops
+            self.view.update(self.task, completed=step)
+            for words in warnings:
+                self._show_warning(step, words)
         every = max(1, self.total // LOG_LINES)
         due = before // every != step // every or before < step == self.total
         if not self.live and due:
