@@ -53,7 +53,7 @@ class ClosedTerminal(io.StringIO):
 def test_a_closed_terminal_does_not_stop_the_run():
     """The run saves a checkpoint after the step and the signal."""
     file = io.StringIO()
-    with Reporter("run", 2, console=Console(file=file, force_terminal=True)) as bar:
+    with ProgressDisplay("run", 2, console=Console(file=file, force_terminal=True)) as bar:
         bar.view.console.file = ClosedTerminal()
         bar.show(1, ROW, ["a warning"])
         bar.show(2, ROW)

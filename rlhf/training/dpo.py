@@ -17,6 +17,7 @@ from rlhf.config.optimization import DPOOptions
 from rlhf.models.policy import Policy
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import bradley_terry
+from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
 from rlhf.runs.directory import Run
 from rlhf.training.sentinel import check_first_ratio
 from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, score_rows
@@ -66,17 +67,23 @@ class DPOTrainer(SupervisedTrainer):
         """Compute the reference's log-probabilities, or load them if the run is resumed.
 
         The log-probabilities are saved in the folder of the checkpoints, so that a resumed run uses
-        the same values.
+        the same values. If the file is damaged, the initial model, which is loaded at this moment,
+        scores the pairs again.
         """
-        path = run.directory / "checkpoints" / "reference.pt"
-        if self.config.resume and path.exists():
-            self.reference_logprobs = torch.load(path, weights_only=True)
-            return
+        folder = run.directory / "checkpoints" / "reference"
+        if self.config.resume and folder.exists():
+            try:
+                verify_checksums(folder)
+                self.reference_logprobs = torch.load(folder / "logprobs.pt", weights_only=True)
+                return
+            except DamagedFolder as error:
+                log.warning("%s; the pairs are scored again", error)
         self.reference_logprobs = self._score_reference()
         if run.writes:
-            # torch.save stores the name of a path, but not that of a file object
-            with atomic_path(path) as partial, partial.open("wb") as file:
-                torch.save(self.reference_logprobs, file)
+            with atomic_path(folder) as partial:
+                partial.mkdir()
+                torch.save(self.reference_logprobs, partial / "logprobs.pt")
+                write_checksums(partial)
 
     def _score_reference(self) -> dict[str, list[Tensor]]:
         """Return the log-probabilities under the initial model of every pair that training uses.

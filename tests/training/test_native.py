@@ -11,7 +11,14 @@ from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.supervised import BatchSchedule, SupervisedTrainer
 from tests.helpers.trainers import divergent, tree_of, trl_trainer
-from tests.helpers.training import evaluations, metrics_of, pair_rows, same, weights_of
+from tests.helpers.training import (
+    evaluations,
+    metrics_of,
+    pair_rows,
+    same,
+    unknown_entries,
+    weights_of,
+)
 
 VERBS = ("sft", "dpo", "reward")
 # A longer and a shorter prompt, replies of several lengths: padding that must not count.
@@ -209,6 +216,28 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
     monkeypatch.setattr(SupervisedTrainer, "step", original)
     run_command(verb, cut | {"resume": True})
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
+
+
+def test_a_damaged_reference_is_scored_again(tmp_path, echo_model, monkeypatch, caplog):
+    whole = tree_of("dpo", tmp_path, echo_model, engine="native", name="whole")
+    run_command("dpo", whole)
+    cut = tree_of("dpo", tmp_path, echo_model, engine="native", name="cut")
+
+    def failing(trainer, step, run):
+        raise UserError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "step", failing)
+        with pytest.raises(UserError, match="cut"):
+            run_command("dpo", cut)
+    path = tmp_path / "cut/checkpoints/reference/logprobs.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    run_command("dpo", cut | {"resume": True})
+    assert "logprobs.pt is damaged" in caplog.text
+    assert not unknown_entries(tmp_path)
     assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
 
 
