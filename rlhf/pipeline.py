@@ -5,8 +5,9 @@ A stage refers to the results of an earlier stage by the earlier stage's name.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,19 +225,30 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
 
     root = Path(pipeline.output_dir)
     tree = {"seed": pipeline.seed, "stages": pipeline.stages}
+    if pipeline.resume and not pipeline.overwrite:  # before pipeline.yaml is written again
+        for stage in pipeline.stages:
+            with _errors_of(stage):
+                commands.check_resumable(stage["command"], stage_tree(pipeline, stage))
     with open_directory(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
     ) as claim:
         for number, stage in enumerate(pipeline.stages, start=1):
             log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
-            try:
+            with _errors_of(stage):
                 commands.run_command(stage["command"], stage_tree(pipeline, stage))
                 claim.commit()
                 release_memory()
-            except UserError as error:
-                error.args = (f"stage {stage['name']}: {error}",)
-                raise
         return write_report(root)
+
+
+@contextlib.contextmanager
+def _errors_of(stage: Mapping[str, Any]) -> Iterator[None]:
+    """Return a context that names a stage in a UserError."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (f"stage {stage['name']}: {error}",)
+        raise
 
 
 def run(pipeline: Pipeline, commands: CommandTable) -> Generator[str, None, int]:

@@ -150,6 +150,38 @@ def file_in_the_model(root, patch):
     return config(root / "run")
 
 
+def own_answers(root, patch):
+    finished_run(root / "run")
+    write(root / "run/pairs.jsonl")
+    rewards = [{"kind": "exact_match", "answers": str(root / "run/pairs.jsonl")}]
+    return config(root / "run", rewards=rewards)
+
+
+def file_among_the_checkpoints(root, patch):
+    finished_run(root / "run")
+    write(root / "run/checkpoints/notes.txt")
+    return config(root / "run")
+
+
+def copy_of_a_checkpoint(root, patch):
+    finished_run(root / "run")
+    write(root / "run/checkpoints/step-1/state.json")
+    write(root / "run/checkpoints/step-1-copy/state.json")
+    return config(root / "run")
+
+
+def file_in_an_evaluation(root, patch):
+    finished_run(root / "run")
+    write(root / "run/evaluation/run/plot.png")
+    return config(root / "run")
+
+
+def file_among_the_tables(root, patch):
+    finished_run(root / "run")
+    write(root / "run/report_tables/analysis.ipynb")
+    return config(root / "run")
+
+
 def file_in_a_stage(root, patch):
     pipeline(root / "run")
     write(root / "run/sft/notes.txt")
@@ -208,7 +240,12 @@ REFUSED = (
     own_data,
     own_reward_models,
     own_model_in_a_pipeline,
+    own_answers,
     file_in_the_model,
+    file_among_the_checkpoints,
+    copy_of_a_checkpoint,
+    file_in_an_evaluation,
+    file_among_the_tables,
     file_in_a_stage,
     folder_in_a_stage,
     file_in_the_model_of_a_stage,
@@ -292,6 +329,9 @@ MISTAKES = {
     "unknown key": {"nmu_steps": 3},
     "environment that fails": {"env": {"id": "text/Echo-v0", "kwargs": {"num_words": -1}}},
     "bad value": {"num_steps": 0},
+    "reward that scores nothing": {
+        "rewards": [{"kind": "function", "path": "tests.helpers.training:no_score"}]
+    },
 }
 
 

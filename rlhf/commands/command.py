@@ -20,7 +20,7 @@ from rlhf.common.names import nearest
 from rlhf.config.load import Source, assemble, build, merge
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description
-from rlhf.runs.directory import Run
+from rlhf.runs.directory import Run, check_unchanged_configuration
 from rlhf.runs.renamed import upgrade_config
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,17 @@ class CommandTable(dict[str, Command]):
             defaults = {k: v for k, v in trainer_defaults(name).items() if v is not None}
             tree["trainer"] = {**defaults, **tree["trainer"]}
         return {"command": name, **tree} if self[name].makes_run else tree
+
+    def check_resumable(self, name: str, tree: Mapping[str, Any]) -> None:
+        """Check that a run in the directory of a configuration, if any, can be continued with it.
+
+        Raises:
+            UserError: The run was started with another configuration or other inputs.
+        """
+        directory = Path(tree["output_dir"])
+        if (directory / "config.yaml").exists():
+            config = self.configure(name, tree)
+            check_unchanged_configuration(directory, self.effective_tree(name, config))
 
     def plan(self, name: str, config: Any) -> str:
         """Return a description of what a command would do: data, steps, memory.

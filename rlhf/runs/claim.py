@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from rlhf.common.files import describe_write_error, is_partial, remove, repair_folder, write_text
 from rlhf.errors import UserError
+from rlhf.runs.alarms import BUNDLE
 from rlhf.runs.checksums import unlisted_files
 
 MARKER = ".rlhf"
@@ -40,6 +42,9 @@ DESCRIPTIONS = frozenset(
     ]
 )
 """Names of the files and folders that exist before a command has a result."""
+BEFORE_FIRST_STEP = frozenset({"checkpoints", BUNDLE, "samples.jsonl"})
+"""Names of those that a training run may write before its first step; they do not replace an old
+run."""
 RESULTS = frozenset(
     [
         "bench.json",
@@ -48,7 +53,7 @@ RESULTS = frozenset(
         "evaluation",
         "final",
         "finished",
-        "halted",
+        BUNDLE,
         "metrics.jsonl",
         "optuna.log",
         "overoptimization.json",
@@ -75,6 +80,14 @@ RESULTS = frozenset(
 """Names of the other files and folders that commands write."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 """Names of the folders that contain run directories."""
+CONTENTS = {
+    "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
+    r"|README\.md",
+    "evaluation": r".+/(episodes\.jsonl|report\.md|summary\.json)",
+    "logs": r"\d+\.log",
+    "report_tables": r"[^/]+\.(csv|json)",
+}
+"""Name of a folder -> pattern of the paths of files that commands write to it."""
 
 
 class Claim:
@@ -158,7 +171,7 @@ class Claim:
         if not has_result and not self._was_marked:
             for name in (MARKER, LOCK):
                 (self.directory / name).unlink(missing_ok=True)
-            if not self._existed:
+            if not self._existed and not any(self.directory.iterdir()):
                 self.directory.rmdir()
 
     def _acquire(self) -> None:
@@ -191,7 +204,7 @@ class Claim:
         """Move the files of the earlier run to `REPLACED`."""
         written = written_entries(self.directory)
         for path in written:
-            if foreign := next(_foreign_files(path), None):
+            if foreign := next(foreign_files(path), None):
                 raise UserError(
                     f"{foreign} was not written by the toolkit, so {self.directory} is not "
                     "overwritten: move the file away, or choose another --output_dir"
@@ -208,13 +221,18 @@ class Claim:
             Whether the new run has a result.
         """
         new = [path for path in written_entries(self.directory) if path.name not in self._earlier]
-        if any(path.name not in DESCRIPTIONS and _has_content(path) for path in new):
+        aside = self.directory / REPLACED
+        no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
+        if any(path.name not in no_result and _has_content(path) for path in new):
             self.commit()
             return True
+        evidence = self.directory / BUNDLE  # of an alarm at the first step; `rlhf replay` needs it
         for path in new:
-            remove(path)
-        aside = self.directory / REPLACED
+            if path != evidence or not aside.exists():
+                remove(path)
         if aside.exists():
+            if evidence.exists():
+                remove(aside / BUNDLE)
             for path in aside.iterdir():
                 path.replace(self.directory / path.name)
             aside.rmdir()
@@ -286,7 +304,7 @@ def written_entries(directory: Path) -> list[Path]:
     return [path for path in _entries(directory) if path.name in names or written_by_toolkit(path)]
 
 
-def _foreign_files(path: Path) -> Iterator[Path]:
+def foreign_files(path: Path) -> Iterator[Path]:
     """Yield the files that the toolkit did not write, inside a path that the toolkit wrote."""
     if path.is_symlink() or not path.is_dir():
         return
@@ -296,9 +314,13 @@ def _foreign_files(path: Path) -> Iterator[Path]:
         written = written_entries(path)
         yield from (child for child in _entries(path) if child not in written)
         for child in written:
-            yield from _foreign_files(child)
+            yield from foreign_files(child)
     elif path.name in CONTAINERS:
         yield from _foreign_files_in_container(path)
+    elif pattern := CONTENTS.get(path.name):
+        files = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+        names = {file: file.relative_to(path).as_posix() for file in files if not is_partial(file)}
+        yield from (file for file, name in names.items() if not re.fullmatch(pattern, name))
 
 
 def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
@@ -307,7 +329,7 @@ def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
         if path.is_dir() and not written_by_toolkit(path):
             yield from _foreign_files_in_container(path)
         elif path.is_dir():
-            yield from _foreign_files(path)
+            yield from foreign_files(path)
         elif path.suffix != ".jsonl":
             yield path
 

@@ -25,7 +25,7 @@ from rlhf.common.files import (
     read_log,
     write_text,
 )
-from rlhf.common.yaml_text import dump_yaml, read_yaml_or_json
+from rlhf.common.yaml_text import dump_yaml, read_mapping
 from rlhf.errors import UserError
 from rlhf.runs.claim import Claim, resolved_path, write_errors_as_user_errors
 from rlhf.runs.inputs import fingerprints, input_paths, leaf_items
@@ -145,6 +145,8 @@ class Run:
         """
         row = {"step": step, "time": round(time.monotonic() - self.started, 3), **metrics}
         self._append_row("metrics.jsonl", row)
+        if self._claim is not None:
+            self._claim.commit()
         if not self.writes or not self.config.get("track"):
             return
         if self.trackers is None:
@@ -170,11 +172,8 @@ class Run:
                 write_text(path, "".join(json_line(row) for row in kept))
 
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
-        if not self.writes:
-            return
-        append_text(self.directory / name, json_line(row))
-        if self._claim is not None:
-            self._claim.commit()
+        if self.writes:
+            append_text(self.directory / name, json_line(row))
 
 
 def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) -> None:
@@ -190,8 +189,8 @@ def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) ->
     Raises:
         UserError: The configuration or an input has changed; the message names a key.
     """
-    recorded = upgrade_config(read_yaml_or_json(directory / "config.yaml"))
-    inputs, current = _recorded_inputs(directory), fingerprints(config)
+    recorded = upgrade_config(read_mapping(directory / "config.yaml"))
+    inputs, current = read_mapping(directory / "inputs.json"), fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     changed = [
         key
@@ -213,11 +212,6 @@ def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) ->
                 f"{directory} cannot be resumed: the content of {key} ({now[key]}) has changed "
                 "since the run started; restore it, or start a new run with --overwrite"
             )
-
-
-def _recorded_inputs(directory: Path) -> dict[str, str]:
-    path = directory / "inputs.json"
-    return read_yaml_or_json(path) if path.exists() else {}
 
 
 @contextlib.contextmanager

@@ -11,8 +11,12 @@ from typing import Any
 
 from rlhf.common.files import sha256_of
 
-PATH_KEYS = frozenset({"path", "paths", "data_dir", "folder"})
+PATH_KEYS = frozenset(
+    {"answers", "bench", "data_dir", "folder", "path", "paths", "policy", "reference"}
+)
 """Configuration keys whose value may be a local file or folder, or a list of them."""
+CACHE_KEY = "env.kwargs.folder"
+"""Key of a folder to which an environment writes compiled games; its content may change."""
 FULL_READ_BYTES = 64 * 2**20
 """Files up to this size in bytes are read completely. Of larger files, blocks at equal distances
 are read."""
@@ -47,7 +51,8 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
 
 def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """Return dotted key -> fingerprint for every local input of a configuration."""
-    return {key: fingerprint(path) for key, path in input_paths(config).items()}
+    paths = input_paths(config)
+    return {key: fingerprint(path) for key, path in paths.items() if key != CACHE_KEY}
 
 
 def fingerprint(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from rlhf.config.model import ScratchSpec
 from rlhf.models.scratch import make_model, make_tokenizer
-from rlhf.runs.claim import LOCK_FILES, MARKER, written_entries
+from rlhf.runs.claim import LOCK_FILES, MARKER, foreign_files, written_entries
 
 WORDS = ("apple", "river", "stone", "cloud")
 PROMPTS = tuple(f"Repeat: {word}" for word in WORDS)
@@ -93,6 +93,11 @@ def user(text: str) -> list[Tree]:
 def assistant(text: str) -> list[Tree]:
     """A completion of one reply."""
     return [{"role": "assistant", "content": text}]
+
+
+def no_score(conversations: list[Any]) -> list[None]:
+    """A reward that scores nothing."""
+    return [None] * len(conversations)
 
 
 def sft_rows(count: int = 32) -> list[Tree]:
@@ -234,6 +239,8 @@ def unknown_entries(root: Path) -> list[Path]:
     """Entries of run directories below a folder that ``--overwrite`` would not replace."""
     found = []
     for marker in root.rglob(MARKER):
-        known = {*written_entries(marker.parent), *(marker.parent / n for n in LOCK_FILES)}
+        written = written_entries(marker.parent)
+        known = {*written, *(marker.parent / n for n in LOCK_FILES)}
         found += [path for path in marker.parent.iterdir() if path not in known]
+        found += [path for entry in written for path in foreign_files(entry)]
     return found

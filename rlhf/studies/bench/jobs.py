@@ -21,7 +21,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
-from rlhf.runs.directory import KEYS_FREE_ON_RESUME, check_unchanged_configuration, open_directory
+from rlhf.runs.directory import KEYS_FREE_ON_RESUME, open_directory
 from rlhf.runs.progress import ProgressDisplay
 from rlhf.studies.bench.plan import Job
 
@@ -45,11 +45,9 @@ def open_study(
         UserError: the directory exists and neither `resume` nor `overwrite` is set, or a stage was
             started with a different configuration.
     """
-    for command, stage in (stage for job in jobs for stage in job.stages):
-        directory = Path(stage["output_dir"])
-        if config.resume and not config.overwrite and (directory / "config.yaml").exists():
-            settings = commands.configure(command, stage)
-            check_unchanged_configuration(directory, commands.effective_tree(command, settings))
+    if config.resume and not config.overwrite:
+        for command, stage in (stage for job in jobs for stage in job.stages):
+            commands.check_resumable(command, stage)
     tree = {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
     with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
         yield
