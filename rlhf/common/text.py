@@ -26,18 +26,19 @@ _MARKDOWN = re.compile(
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 SECRET_KEY = re.compile(
-    r"(.*_)?(api_?key|secret(_key)?|access_key|private_key|passw(or)?d|credentials?|authorization)"
-    r"|(.*_)?(hub|hf|access|auth|bearer|api|refresh|secret)_token|token",
+    r"(.*[-_])?((api|secret|access|private)[-_]?key|secret|passw(or)?d|passphrase|credentials?"
+    r"|authorization|cookie)|(.*[-_])?(hub|hf|access|auth|bearer|api|refresh|secret)[-_]?token|token",
     re.IGNORECASE,
 )
 """Pattern of names of settings, options or variables whose value is secret."""
 
 _SECRETS = re.compile(
     r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#@]+@"  # the name and the password in a URL
-    r"|(?P<query>[?&](?:api_?key|key|token|access_token|password|secret|signature)=)[^\s&#]+"
+    r"|(?P<query>[?&](?:api_?key|key|token|access_token|password|secret|sig|signature)=)[^\s&#]+"
     r"|(?P<bearer>\bbearer\s+)[\w.~+/=-]{8,}"
     r"|\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}"
-    r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}",
+    r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bglpat-[\w-]{20,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----",
     re.IGNORECASE,
 )
 MASK = "***"
