@@ -350,6 +350,47 @@ def test_a_mistake_does_not_cost_the_finished_run(tmp_path, echo_model, capsys, 
     }
 
 
+def test_a_stage_without_a_result_does_not_cost_the_finished_pipeline(tmp_path, echo_model, capsys):
+    pipeline(tmp_path / "run")
+    before = files(tmp_path / "run")
+    stage = online_tree(tmp_path, echo_model) | MISTAKES["reward that scores nothing"]
+    del stage["output_dir"]
+    stages = [{"name": "ppo", "command": "ppo", **stage}]
+    tree = {"output_dir": str(tmp_path / "run"), "stages": stages}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["run", str(tmp_path / "pipeline.yaml"), "--overwrite"]) == 2
+    assert "could not be scored" in capsys.readouterr().err
+    after = files(tmp_path / "run")
+    del before[".rlhf"], after[".rlhf"]
+    assert after == before
+
+
+def test_a_run_halted_at_its_first_step_leaves_its_evidence_in_the_old_run(tmp_path):
+    finished_run(tmp_path / "run")
+    before = files(tmp_path / "run")
+    run = Run.open(config(tmp_path / "run"))
+    run.write_sample({"step": 0})
+    write(run.directory / "halted/alarm.json")
+    run.close()
+    after = files(tmp_path / "run")
+    assert after.pop("halted/alarm.json") == b"written by hand"
+    del before[".rlhf"], after[".rlhf"]
+    assert after == before
+
+
+def test_a_refused_resumption_leaves_the_record_of_a_pipeline(tmp_path, echo_model, capsys):
+    stage = online_tree(tmp_path, echo_model)
+    del stage["output_dir"]
+    stages = [{"name": "ppo", "command": "ppo", **stage}]
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "stages": stages}))
+    assert main(["run", str(path)]) == 0
+    before = files(tmp_path / "run")
+    assert main(["run", str(path), "--resume", "--seed", "5"]) == 2
+    assert "stage ppo: " in capsys.readouterr().err
+    assert files(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", ".", "..", "a/b", "", "final", "-x"])
 def test_names_of_stages_stay_in_the_directory(tmp_path, capsys, name):
     stage = {"name": name, "command": "demos", "env": "text/Echo-v0", "files": []}

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -223,7 +223,7 @@ class Claim:
         new = [path for path in written_entries(self.directory) if path.name not in self._earlier]
         aside = self.directory / REPLACED
         no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
-        if any(path.name not in no_result and _has_content(path) for path in new):
+        if any(_has_result(path, no_result) for path in new):
             self.commit()
             return True
         evidence = self.directory / BUNDLE  # of an alarm at the first step; `rlhf replay` needs it
@@ -342,6 +342,15 @@ def _can_resume(directory: Path, description_file: str) -> bool:
     if any((folder / description_file).exists() for folder in (directory, directory / REPLACED)):
         return True
     return not any(_has_content(e) and not is_partial(e) for e in _entries(directory))
+
+
+def _has_result(path: Path, no_result: Container[str]) -> bool:
+    """Return whether a path, or a run directory in it, has content under another name."""
+    if path.name in CONTAINERS:
+        return any(_has_result(marker.parent, no_result) for marker in path.rglob(MARKER))
+    if path.is_dir() and written_by_toolkit(path):
+        return any(_has_result(entry, no_result) for entry in written_entries(path))
+    return path.name not in no_result and _has_content(path)
 
 
 def _has_content(path: Path) -> bool:
