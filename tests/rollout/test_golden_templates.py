@@ -143,5 +143,5 @@ def test_thinking_can_be_switched_off_and_stays_off(tmp_path):
         assert learned_in(found, ids, is_action) == ["<|im_end|>"]
     with pytest.raises(ValueError, match=r"enable_thinkin has no effect.*does not read"):
         set_chat_options(tokenizer, kwargs={"enable_thinkin": False})
-    with pytest.raises(ValueError, match="decided by the data"):
+    with pytest.raises(ValueError, match="the data determine this variable"):
         set_chat_options(tokenizer, kwargs={"tools": []})
