@@ -37,22 +37,18 @@ def write_demonstrations(
 ) -> Row:
     """Write `count` rows as a JSON Lines file.
 
-    If the environment has separate items for training and evaluation, the rows use those of the
-    training split, unless `env_kwargs` contains `split`.
+    The rows use the training split of the environment, unless `env_kwargs` contains `split`.
 
     Args:
         env_id: Environment id, as for `rlhf.envs.catalog.find`.
         path: Output file; its folder is created, and an existing file is replaced.
         count: Number of rows.
-        quality: Probability of the expert's action; otherwise the action is random. In the
-            preference bandit, the probability applies to each slot of the menu. The labels of
-            preference rows are always correct.
+        quality: Probability of the expert's action (in the preference bandit, for each slot of the
+            menu); otherwise the action is random. Preference labels are always correct.
         seed: Seed of the first episode; further episodes use the next seeds.
         kind: "sft" or "preference". A preference row
             `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}` has two legal
-            actions of one turn; "chosen" is the one with the higher optimal action value, and the
-            margin is the difference of the values. Turns whose actions have equal values give no
-            row.
+            actions of one turn whose optimal action values differ by the margin.
         form: Format of "sft" rows: "messages", `{"messages": [...], "return": x, "seed": s}` per
             episode, or "prompt_completion", `{"prompt": [...], "completion": [...]}` per turn.
         system_prompt: Whether conversations begin with the environment's system prompt.
@@ -63,8 +59,7 @@ def write_demonstrations(
         `episodes` (number of finished episodes) and `mean_return` (None without such episodes).
 
     Raises:
-        UserError: An argument is invalid, the environment cannot be created, or it has no expert
-            or no action values.
+        UserError: An argument is invalid, or the environment has no expert or no action values.
     """
     check_choice("kind", kind, DEMONSTRATION_KINDS)
     check_choice("form", form, FORMATS)
@@ -75,9 +70,7 @@ def write_demonstrations(
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     player = _Player(env, quality, seed, system_prompt)
     try:
-        source = {"messages": player.episodes, "prompt_completion": player.turns}[form]
-        all_rows = player.pairs() if kind == "preference" else source()
-        rows = list(itertools.islice(all_rows, count))
+        rows = list(itertools.islice(player.rows(kind, form), count))
     except NotImplementedError as error:
         raise UserError(f"{env_id} cannot write {kind} rows: {error}") from error
     write_jsonl(path, rows)
@@ -88,9 +81,7 @@ def write_demonstrations(
         "rows": len(rows),
         "quality": quality,
         "first_seed": seed,
-        "episodes": len(player.returns),
-        "mean_return": float(np.mean(player.returns)) if player.returns else None,
-        "last_seed": player.seed - 1,
+        **player.summary(),
     }
 
 
@@ -105,6 +96,17 @@ class _Player:
         self.returns: list[float] = []
         self._system = env.system_prompt if system_prompt else None
         self._rng = np.random.default_rng([seed, 0])
+
+    def summary(self) -> Row:
+        """Return the number and the mean return of the finished episodes, and the last seed."""
+        mean = float(np.mean(self.returns)) if self.returns else None
+        return {"episodes": len(self.returns), "mean_return": mean, "last_seed": self.seed - 1}
+
+    def rows(self, kind: str, form: str) -> Iterator[Row]:
+        """Yield rows of the kind and the form that `write_demonstrations` describes."""
+        if kind == "preference":
+            return self.pairs()
+        return self.episodes() if form == "messages" else self.turns()
 
     def _play(self) -> Iterator[tuple[Conversation, str]]:
         """Play one episode; before each step, yield the conversation so far and the next action."""

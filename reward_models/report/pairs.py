@@ -59,8 +59,7 @@ def evaluate_reward_model(
         train_pairs: Pairs on which the bag of words is fitted; without them, it is cross-fitted on
             ``pairs``.
         samples: Replies of the policy to be trained, one list of conversations for each prompt. The
-            spread of their scores within a prompt affects how fast the policy learns (Razin et al.,
-            2503.15477).
+            spread of their scores affects how fast it learns (Razin et al., 2503.15477).
         best_of_n: Reward and gold score of the best of n samples, for the report.
         dropped: Reason -> number of rows that are not in ``pairs``, for the data card.
         overlapping: Number of prompts that have 13 consecutive words in common with a training
@@ -77,14 +76,10 @@ def evaluate_reward_model(
         raise UserError("evaluate_reward_model needs at least one pair")
     scored = ScoredPairs(reward, pairs)
     texts = [pair.chosen for pair in scored.pairs[:invariance_size]]
+    left_out = {"dropped": dict(dropped or {}), "overlapping": overlapping}
     report = {
         "reward": reward.name,
-        "data": {
-            **data_card(pairs, train_pairs),
-            **scored.data,
-            "dropped": dict(dropped or {}),
-            "overlapping": overlapping,
-        },
+        "data": {**data_card(pairs, train_pairs), **scored.data, **left_out},
         "accuracy": scored.accuracy(),
         "baselines": _baselines(scored, reward, train_pairs),
         "by_margin": _by_quantile(scored, np.abs(scored.margins), parts=10),

@@ -123,18 +123,15 @@ def load(
     if kind not in DATA_KINDS:
         raise UserError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
     keep = tuple(keep)
-    readers = [
-        _read_source(
-            spec, kind, seed=None if seed is None else f"{seed}/{i}", keep=keep, facts=facts
-        )
-        for i, spec in enumerate(specs)
-    ]
+    readers = []
+    for i, spec in enumerate(specs):
+        source_seed = None if seed is None else f"{seed}/{i}"
+        readers.append(_read_source(spec, kind, seed=source_seed, keep=keep, facts=facts))
     sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
     rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
     if len(readers) > 1 and seed is not None:
         random.Random(seed).shuffle(rows)
-    dropped, sources, ignored = Counter(), Counter(), Counter()
-    first_dropped: dict[str, str] = {}
+    dropped, sources, ignored, first_dropped = Counter(), Counter(), Counter(), {}
     for reader, spec, size in zip(readers, specs, sizes, strict=True):
         dropped.update(reader.num_dropped)
         ignored.update(reader.ignored)
@@ -143,11 +140,10 @@ def load(
             reason: f"{spec.path}, row {min(indices) + 1}"
             for reason, indices in reader.dropped.items()
         } | first_dropped
-    total = sum(reader.total for reader in readers)
     return Loaded(
         rows=rows,
         dropped=dict(dropped.most_common()),
-        total=total,
+        total=(total := sum(reader.total for reader in readers)),
         unused=total - len(rows) - dropped.total(),
         sources=dict(sources),
         first_dropped=first_dropped,

@@ -137,8 +137,7 @@ def compare_runs(
         runs: run records.
         metric: see `compare`.
         baseline: see `compare`.
-        every_pair: also compare trained methods with each other, if there are at most
-            `MAX_PAIRED_METHODS` of them.
+        every_pair: also compare up to `MAX_PAIRED_METHODS` trained methods with each other.
         keep_going: return a comparison without differences if no two methods have a common unit,
             instead of raising an error. A single pair without common units adds only a note.
 
@@ -181,10 +180,8 @@ def compare_runs(
     notes += _general_notes(differences)
     notes += _notes_on_different_settings(runs, metric)
     if not differences and not errors:
-        notes.append(
-            f"nothing was compared: no other method was evaluated in the same environment and with "
-            f"the same decoding as {baseline}"
-        )
+        others = "no other method was evaluated in the same environment and with the same decoding"
+        notes.append(f"nothing was compared: {others} as {baseline}")
     return Comparison(metric, baseline, rows, differences, list(dict.fromkeys(notes)))
 
 

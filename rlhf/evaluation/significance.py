@@ -16,6 +16,7 @@ from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
+from rlhf.stats.shares import is_binary
 
 Unit = Literal["training seeds"] | UnitName
 
@@ -147,43 +148,45 @@ def compare_means(
         comparisons: number of comparisons, including this one, for the Bonferroni correction.
         fewest_runs: number of training runs of the method that has fewer training runs, by default
             n. With 1, the variation between training seeds of this method is unknown.
-        span: difference of the two possible values of a binary metric; None for other metrics. It
-            is inferred if all values are 0 or 1.
+        span: difference of the two possible values of a binary metric; inferred from 0 and 1.
         shared_error: standard error of an independent error that all differences have in common,
             such as the error of a baseline with a single evaluation.
         measure_coverage: whether to simulate the coverage of the interval.
 
     Raises:
-        ValueError: the lengths differ, or there are no values.
+        ValueError: the lengths differ, there are no values, or some values are not finite.
     """
-    left, right = np.asarray(values, dtype=float), np.asarray(against, dtype=float)
-    if left.shape != right.shape or left.ndim != 1 or left.size == 0:
-        raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
-    deltas = paired_deltas(left, right)
-    if span is None and np.isin([left, right], (0.0, 1.0)).all():
+    deltas = paired_deltas(values, against)
+    if span is None and is_binary(values) and is_binary(against):
         span = 1.0
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
     p_value = _with_shared_error(sign_flip_test(deltas), deltas, shared_error)
     test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared_error)
+    estimate = _difference_interval(deltas, span, shared_error)
+    leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
+    winner = leader if test.significant and not test.too_few_runs else None
+    verdict = _verdict(test, method, baseline, leader)
+    simulated = measure_coverage and not shared_error
+    coverage = _simulated_coverages(deltas, estimate, span) if simulated else (None, None)
+    return Difference(
+        method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
+    )
+
+
+def _difference_interval(deltas: np.ndarray, span: float | None, shared_error: float) -> Interval:
+    """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
         estimate = delta_interval(deltas / span, kind="share").scaled(span)
     else:
         estimate = delta_interval(deltas, kind="mean")
     if math.isinf(shared_error):
-        estimate = Interval.without(estimate.value, deltas.size, "the common error is unknown")
-    elif shared_error and estimate.known:
-        margin = float(special.ndtri(0.975)) * shared_error
-        low = estimate.value - math.hypot(estimate.value - estimate.low, margin)
-        high = estimate.value + math.hypot(estimate.high - estimate.value, margin)
-        estimate = replace(estimate, low=low, high=high)
-        measure_coverage = False
-    leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
-    winner = leader if test.significant and not test.too_few_runs else None
-    verdict = _verdict(test, method, baseline, leader)
-    coverage = _simulated_coverages(deltas, estimate, span) if measure_coverage else (None, None)
-    return Difference(
-        method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
-    )
+        return Interval.without(estimate.value, deltas.size, "the common error is unknown")
+    if not (shared_error and estimate.known):
+        return estimate
+    margin = float(special.ndtri(0.975)) * shared_error
+    low = estimate.value - math.hypot(estimate.value - estimate.low, margin)
+    high = estimate.value + math.hypot(estimate.high - estimate.value, margin)
+    return replace(estimate, low=low, high=high)
 
 
 def _with_shared_error(p_value: float, deltas: np.ndarray, error: float) -> float:

@@ -15,7 +15,7 @@ from rlhf.stats.interval import interval
 from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald_bounds, is_binary
-from rlhf.stats.units import no_interval_reason, rounded, unit_means
+from rlhf.stats.units import finite_vector, no_interval_reason, rounded, unit_means
 
 MAX_ENUMERATED = 30
 """Maximum number of nonzero differences for which all assignments of signs are enumerated."""
@@ -91,23 +91,26 @@ def difference(
     Raises:
         ValueError: the lengths differ, there are no values, or some values are not finite.
     """
-    left, right = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if left.shape != right.shape:
-        raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
+    deltas = paired_deltas(first, second)
     if kind == "auto":
-        kind = "share" if left.size and is_binary(left) and is_binary(right) else "mean"
-    deltas = paired_deltas(left, right)
+        kind = "share" if is_binary(first) and is_binary(second) else "mean"
     if clusters is not None:
         deltas = unit_means(deltas, clusters)[1]
     return delta_interval(deltas, kind=kind, level=level)
 
 
-def paired_deltas(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return left - right [n], without rounding errors.
+def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Return first - second [n], without rounding errors.
 
     The means of the same samples in two orders may differ in the last digit.
+
+    Raises:
+        ValueError: the lengths differ, there are no values, or some values are not finite.
     """
-    return rounded(left - right, float(np.abs([left, right]).max(initial=0.0)))
+    left, right = finite_vector(first), finite_vector(second)
+    if left.size != right.size:
+        raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
+    return rounded(left - right, float(np.abs([left, right]).max()))
 
 
 def delta_interval(

@@ -116,6 +116,6 @@ def _lower_mid_p_bound(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
     return (low + high) / 2
 
 
-def is_binary(values: np.ndarray) -> bool:
+def is_binary(values: ArrayLike) -> bool:
     """Return whether every value is 0 or 1."""
-    return bool(((values == 0) | (values == 1)).all())
+    return bool(np.isin(values, (0, 1)).all())

@@ -63,7 +63,7 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
     wanted = config.episodes_per_step // settings.group_size
     sampled: list[Rollout] = []
     rewards: list[list[float]] = []
-    informative: list[int] = []
+    informative: list[int] = []  # indices into sampled
     groups = rounds = sampled_groups = 0
     failures = trainer.collector.calls.failures
     failures.clear()
@@ -93,8 +93,8 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
             raise UserError(f"the environment failed in every episode: {most_common_text(total)}")
     if not settings.dynamic_sampling:
         return StepRollouts(sampled, rewards, metrics)
-    dropped = float(sampled_groups - groups)
-    metrics |= {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
+    metrics["rollout/rounds"] = float(rounds)
+    metrics["rollout/groups_dropped"] = dropped = float(sampled_groups - groups)
     if not informative:
         log.warning(
             "step %d: the update is skipped, because the scores are equal within each of the %d "
@@ -105,11 +105,8 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
             rounds,
         )
         return StepRollouts(sampled, rewards, metrics, skip=True)
-    return StepRollouts(
-        [sampled[index] for index in informative],
-        [rewards[index] for index in informative],
-        metrics,
-    )
+    rewards = [rewards[index] for index in informative]
+    return StepRollouts([sampled[index] for index in informative], rewards, metrics)
 
 
 def collect_and_score(

@@ -112,7 +112,7 @@ def test_identical_and_single_pairs():
     assert "equal values" in verdict([0.0] * 5).verdict
     single = verdict([1.0])
     assert single.winner is None
-    assert "one pair of training seeds is too few" in single.verdict
+    assert "one pair of training seeds is not enough" in single.verdict
 
 
 def test_coverage_is_measured_for_normal_and_for_observed_values():

@@ -53,11 +53,7 @@ def prepare_setup(
 ) -> TrainingSetup:
     """Load the model with a new head; return it with its encoder, trainer and report.
 
-    Args:
-        kind: The kind of reward model.
-        config: Configuration of the run.
-        rows: The training rows, which are not used.
-        engine: "native" or "trl".
+    ``engine`` is "native" or "trl". ``rows``, the training rows, are not used.
 
     Raises:
         UserError: The model cannot be used, or ``engine: native`` is set for an encoder.
