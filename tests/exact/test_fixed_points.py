@@ -189,9 +189,9 @@ def test_reinforce_baseline_has_its_own_fixed_point():
 
 
 def documented() -> dict[str, float]:
-    """The last column of the table "Where they converge" in docs/algorithms.md."""
+    """The last column of the table "Fixed points" in docs/algorithms.md."""
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
-    section = page.split("## Where they converge")[1].split("## ")[0]
+    section = page.split("## Fixed points")[1].split("## ")[0]
     return {
         name: float(distance)
         for name, distance in re.findall(r"^\| `(\S+)` \|.*\| ([\d.]+) \|$", section, re.M)
