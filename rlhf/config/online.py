@@ -128,6 +128,8 @@ class OnlineConfig(TrainingConfig):
     """Largest number of tokens of a micro-batch in an update, including padding."""
     save_every: PositiveInt = 10
     """Number of training steps between checkpoints."""
+    keep_best: bool = False
+    """Also keep the model of the best evaluation, as checkpoints/best (docs/training.md)."""
     samples_per_step: NonNegativeInt = 2
     """Number of episodes of each training step that are written to samples.jsonl."""
 
@@ -158,6 +160,11 @@ class OnlineConfig(TrainingConfig):
             raise ValueError("kl.target has no effect with kl.controller fixed")
         if self.kl.controller != "adaptive" and self.kl.horizon != KLSpec.horizon:
             raise ValueError(f"kl.horizon has no effect with kl.controller {self.kl.controller}")
+        if self.keep_best and not self.evaluation.every:
+            raise ValueError(
+                "keep_best has no effect with evaluation.every 0: set the number of steps between "
+                "evaluations"
+            )
         if self.shaping.scale == "none" and self.shaping.clip != RewardShaping.clip:
             raise ValueError("shaping.clip has no effect with shaping.scale none")
         if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf.errors import UserError
@@ -53,7 +54,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
                 save_evidence(run.directory / BUNDLE, trainer, halt)
             raise
     trainer.world.barrier()
-    if trainer.keep_best:
+    if trainer.final_is_best:
         verify_checksums(checkpoints / "best")
         trainer.model.restore(checkpoints / "best")
     if run.writes:
@@ -96,7 +97,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             if trainer.evaluation_due(progress.step):
                 metrics |= trainer.evaluate()
                 if trainer.keep_best:
-                    _save_if_best(trainer, run, checkpoints, metrics["eval/loss"])
+                    _save_if_best(trainer, run, checkpoints, metrics)
             save_due = trainer.save_due(progress.step)
             if save_due:
                 metrics["train/moved"] = trainer.movement.changed_fraction()
@@ -116,7 +117,10 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             display.show(progress.step, {}, warnings)
 
 
-def _save_if_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:
+def _save_if_best(
+    trainer: Trainer, run: Run, checkpoints: Path, metrics: Mapping[str, float]
+) -> None:
     """Record the loss of an evaluation; save the model if this is the lowest loss so far."""
+    loss = trainer.evaluation_loss(metrics)
     if trainer.progress.record_evaluation(loss) and run.writes:
         save_best(checkpoints, trainer.model)

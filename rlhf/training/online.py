@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ class OnlineTrainer(Trainer):
         self.starts = EpisodeCounter()
         self.openings = Openings()
         self.throughput = Throughput(self.policy) if config.profile else None
+        self.keep_best = config.keep_best
 
     def _make_optimizer(self, config: OnlineConfig) -> tuple[Any, Any]:
         """Return the optimizer of the policy and its learning rate schedule."""
@@ -214,6 +216,21 @@ class OnlineTrainer(Trainer):
         """Return the mean metrics over held-out episodes, with keys ``eval/...``."""
         summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
+
+    def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
+        """Return the negative score of an evaluation; infinity if no episode has a score.
+
+        The score is a gold reward, if there is one, else the return of the environment; of a prompt
+        set, it is the reward that is trained on.
+        """
+        config = self.config
+        gold, rewards = (
+            [spec.get("name") or spec["kind"] for spec in specs]
+            for specs in (config.gold, config.rewards)
+        )
+        names = [*gold, "return"] if config.env.id else [*gold, "score", *rewards]
+        scores = (metrics[f"eval/{name}"] for name in names if f"eval/{name}" in metrics)
+        return -next(scores, -math.inf)
 
     def evaluation_due(self, step: int) -> bool:
         every = self.config.evaluation.every

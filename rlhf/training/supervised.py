@@ -129,6 +129,7 @@ class SupervisedTrainer(Trainer):
     slots = OFFLINE_SLOTS
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
+    final_is_best = True
     with_margins = False
     """Whether the labels of examples are margins, see ``collate``."""
 

@@ -74,7 +74,9 @@ class Trainer:
     learning_rate_key: str
     """Configuration key of the learning rate, for the error message if training diverges."""
     keep_best = False
-    """Whether the final model is that of the evaluation with the lowest ``eval/loss``."""
+    """Whether the model of the best evaluation is kept in ``checkpoints/best``."""
+    final_is_best = False
+    """Whether the run ends with that model instead of the last one."""
     patience: int | None = None
     """Training stops after this number of consecutive evaluations without an improvement; None:
     never."""
@@ -118,6 +120,10 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Return metrics on held-out data, with keys ``eval/...``."""
         raise NotImplementedError
+
+    def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
+        """Return the number that is lowest at the best evaluation, given its metrics."""
+        return metrics["eval/loss"]
 
     def evaluation_due(self, step: int) -> bool:
         """Return whether to evaluate after ``step`` steps."""

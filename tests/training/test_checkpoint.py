@@ -1,5 +1,6 @@
 """Damaged checkpoints are replaced by the one before; a failing evaluation costs nothing."""
 
+import math
 import os
 import shutil
 import signal
@@ -7,13 +8,13 @@ import signal
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.cli.table import run_command
+from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files, verify_checksums
 from rlhf.runs.interrupt import Interrupted, StopRequest
 from rlhf.training import online
 from rlhf.training.online import OnlineTrainer
-from tests.helpers.training import assert_same_run, online_tree
+from tests.helpers.training import assert_same_run, online_tree, same, tensors_of
 
 
 def flip_a_bit(folder):
@@ -158,6 +159,59 @@ def test_keep_last_is_the_number_of_checkpoints(tmp_path, echo_model):
     run_command("ppo", online_tree(tmp_path / "run", echo_model, keep_last=3))
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert kept == ["step-2", "step-3", "step-4"]
+
+
+def planted_scores(patch):
+    """Held-out returns of 0.1, 0.9, 0.5 and 0.9 after the steps 1 to 4."""
+
+    def evaluate(trainer):
+        return {"eval/return": [0.1, 0.9, 0.5, 0.9][trainer.progress.step - 1]}
+
+    patch.setattr(OnlineTrainer, "evaluate", evaluate)
+
+
+def test_keep_best_keeps_the_model_of_the_first_best_evaluation(
+    tmp_path, runs, echo_model, monkeypatch
+):
+    keys = {"evaluation": {"episodes": 4, "every": 1}, "keep_best": True}
+    planted_scores(monkeypatch)
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, keep_last=4, **keys))
+    checkpoints = tmp_path / "run/checkpoints"
+    assert len(list(checkpoints.iterdir())) == 5
+    verify_checksums(checkpoints / "best")
+    weights = {name: tensors_of(checkpoints / name) for name in ("best", "step-2", "step-4")}
+    assert same(weights["best"], weights["step-2"])
+    assert not same(weights["best"], weights["step-4"])
+    assert same(tensors_of(tmp_path / "run/final"), weights["step-4"])
+    assert same(weights["step-4"], tensors_of(runs / "whole/checkpoints/step-4"))
+
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    for name in ("step-2", "step-3", "step-4", "best"):  # killed while best was replaced
+        shutil.rmtree(tmp_path / "cut/checkpoints" / name)
+    shutil.rmtree(tmp_path / "cut/final")
+    shutil.copytree(checkpoints / "step-1", tmp_path / "cut/checkpoints/.best.rlhf-old")
+    (tmp_path / "cut/finished").unlink()
+    tree = online_tree(tmp_path / "cut", echo_model, keep_last=4, resume=True, **keys)
+    run_command("ppo", tree)
+    assert_same_run(tmp_path / "run", tmp_path / "cut")
+    assert same(tensors_of(tmp_path / "cut/checkpoints/best"), weights["best"])
+    assert not list((tmp_path / "cut/checkpoints").glob(".*"))
+
+
+def test_evaluations_are_compared_by_gold_then_return_then_reward(tmp_path, echo_model):
+    metrics = {"eval/return": 0.2, "eval/proxy": 0.3, "eval/judge": 0.4}
+    trainer = object.__new__(OnlineTrainer)
+    judge = [{"kind": "length", "name": "judge"}]
+    proxy = [{"kind": "length", "name": "proxy"}]
+    prompts = {"id": None, "prompts": [{"path": "prompts.jsonl"}]}
+    for keys, score in (
+        ({"gold": judge, "rewards": proxy}, 0.4),
+        ({"rewards": proxy}, 0.2),
+        ({"rewards": proxy, "env": prompts}, 0.3),
+    ):
+        trainer.config = configure("ppo", online_tree(tmp_path, echo_model, **keys))
+        assert trainer.evaluation_loss(metrics) == -score
+    assert trainer.evaluation_loss({}) == math.inf
 
 
 def test_a_failing_evaluation_does_not_cost_the_model(
