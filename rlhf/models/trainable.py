@@ -51,6 +51,18 @@ def trained_parameters(model: Any) -> list[nn.Parameter]:
     ]
 
 
+def weights_without_gradient(model: nn.Module) -> list[str]:
+    """Return the names of the trainable parameters that a backward pass did not reach.
+
+    The weights of experts are left out: no token may have been routed to them.
+    """
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None and "experts" not in name.split(".")
+    ]
+
+
 def make_frozen(model: Any) -> Any:
     """Freeze all parameters and disable dropout; return the model."""
     return set_dropout(model.requires_grad_(False), active=False)

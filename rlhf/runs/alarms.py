@@ -19,6 +19,7 @@ AlarmName = Literal[
     "not_finite",
     "first_ratio",
     "frozen",
+    "no_gradient",
     "nothing_scored",
     "no_updates",
     "metric_not_finite",
@@ -65,9 +66,9 @@ _UPDATE = "each update, before it is applied"
 _LAST_5 = "the last 5 logged steps"
 ALARMS: dict[AlarmName, Alarm] = {
     "not_finite": Alarm(
-        "a loss, gradient norm, log-probability, reward, advantage or KL coefficient is NaN or "
-        "infinite",
-        _UPDATE,
+        "a loss, gradient norm, log-probability, reward, advantage, KL coefficient or weight is "
+        "NaN or infinite",
+        "each update, before it is applied; the weights before each evaluation and checkpoint",
         "halt",
         before_update=True,
     ),
@@ -83,6 +84,11 @@ ALARMS: dict[AlarmName, Alarm] = {
         _UPDATE,
         "halt",
         before_update=True,
+    ),
+    "no_gradient": Alarm(
+        "a weight that requires a gradient, experts excepted, has none, although others have",
+        "5 logged steps, without the critic's warm-up",
+        "warn",
     ),
     "nothing_scored": Alarm(
         "no episode has a score", "each step, before its update", "halt", before_update=True

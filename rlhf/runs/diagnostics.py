@@ -28,6 +28,7 @@ _UNSCORED = "rewards/unscored/"
 _ALARM_NAMES: dict[str, AlarmName] = {
     "finite": "metric_not_finite",
     "train/moved": "not_moved",
+    "train/no_gradient": "no_gradient",
     "train/updates": "no_updates",
     "gold": "over_optimized",
     "policy/ratio_max": "policy_jump",
@@ -294,6 +295,18 @@ def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         )
 
 
+def _no_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find weights that no backward pass reaches; an unused part of a model is one too."""
+    counts = log.series("train/no_gradient")[1]
+    if len(counts) >= RECENT:
+        yield (
+            "train/no_gradient",
+            f"{counts[-1]:.0f} of the weights have no gradient, although others have, so they "
+            "do not train: the model does not use them, or a pass detaches them (the log names "
+            "them).",
+        )
+
+
 def _over_optimized_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     peak = over_optimization_peak(log)
     if peak is None or not _fell_significantly(log.series(gold_key(log) or "")[1]):
@@ -420,6 +433,7 @@ _WARNING_FUNCTIONS = (
     _not_finite_warnings,
     _no_updates_warnings,
     _unchanged_model_warnings,
+    _no_gradient_warnings,
     _over_optimized_warnings,
     _policy_jump_warnings,
     _negative_kl_warnings,

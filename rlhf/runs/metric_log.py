@@ -32,6 +32,7 @@ CHECKED_KEYS = (
     "rollout/turns",
     "train/grad_norm",
     "train/moved",
+    "train/no_gradient",
     "train/updates",
     "value/explained_variance",
 )

@@ -23,6 +23,7 @@ from rlhf.training.checkpoint import (
     save_evidence,
     save_final,
 )
+from rlhf.training.sentinel import check_weights
 from rlhf.training.trainer import Trainer
 
 
@@ -94,27 +95,42 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
         while not trainer.done:
             metrics = trainer.step(progress.step, run)
             progress.step += 1
+            save_due = trainer.save_due(progress.step)
+            if save_due or trainer.evaluation_due(progress.step):
+                _check_weights(trainer)
             if trainer.evaluation_due(progress.step):
                 metrics |= trainer.evaluate()
                 if trainer.keep_best:
                     _save_if_best(trainer, run, checkpoints, metrics)
-            save_due = trainer.save_due(progress.step)
             if save_due:
                 metrics["train/moved"] = trainer.movement.changed_fraction()
             warnings = []
+            if metrics and trainer.without_gradient:
+                metrics["train/no_gradient"] = float(trainer.without_gradient)
             if metrics:
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
             # A signal that reached one process stops all of them after the same step.
             signal_number = trainer.world.first(stop.number)
+            if signal_number:
+                _check_weights(trainer)
             if (save_due or signal_number) and run.writes:
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             if signal_number:
                 stop.number = signal_number
                 stop.check(run.directory)
+        _check_weights(trainer)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)
+
+
+def _check_weights(trainer: Trainer) -> None:
+    check_weights(
+        trainer.model.model,
+        step=trainer.progress.step,
+        learning_rate_key=trainer.learning_rate_key,
+    )
 
 
 def _save_if_best(

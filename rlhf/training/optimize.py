@@ -103,6 +103,8 @@ def compute_checked_gradients(
         Halt: A loss is not finite, or ``first`` is set and importance ratios differ from 1.
     """
     sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
+    if not critic_only:
+        trainer.count_weights_without_gradient()
     trainer.world.all_reduce_gradients(trainer.policy.parameters())
     if critic_only:
         # If the critic shares the transformer, the value loss also has gradients in the policy.

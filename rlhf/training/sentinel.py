@@ -1,4 +1,4 @@
-"""Checks before an update is applied, which raise `Halt` with an alarm."""
+"""Checks before an update is applied or a model is saved, which raise `Halt` with an alarm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
@@ -177,6 +177,27 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
             "frozen",
             f"alarm frozen: {frozen or len(expected)} of {len(expected)} trained weights have no "
             "gradient",
+        )
+
+
+def check_weights(model: nn.Module, *, step: int, learning_rate_key: str) -> None:
+    """Check the weights of a model before it is evaluated and saved.
+
+    Args:
+        step: Number of completed steps.
+        learning_rate_key: Configuration key of the learning rate.
+
+    Raises:
+        Halt: A weight is not finite.
+    """
+    weights = dict(model.named_parameters())
+    wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if wrong:
+        raise Halt(
+            "not_finite",
+            f"training diverged: after step {step}, {len(wrong)} of {len(weights)} weights are not "
+            f"finite (the first is {wrong[0]}), so the model is not saved; lower "
+            f"{learning_rate_key} and continue from the last checkpoint with --resume",
         )
 
 

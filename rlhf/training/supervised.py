@@ -227,6 +227,7 @@ class SupervisedTrainer(Trainer):
             loss, sums = self.loss(batch.select(rows), count=count)
             loss.backward()
             total = total + sums
+        self.count_weights_without_gradient()
         self.world.all_reduce_gradients(self.model.parameters())
         total = sum(self.world.gather(total), MetricSums())
         check_losses(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import torch
 
 from rlhf.algorithms.controllers import CheckpointedNumbers
 from rlhf.models.precision import MasterOptimizer
-from rlhf.models.trainable import WeightChange, trained_parameters
+from rlhf.models.trainable import WeightChange, trained_parameters, weights_without_gradient
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
 from rlhf.training.distributed import init_distributed
 from rlhf.training.sentinel import check_gradient_norm, check_trainable
+
+log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
@@ -101,6 +104,8 @@ class Trainer:
         self.trained = trained_parameters(model.model)
         self.world = init_distributed()
         self.progress = Progress()
+        self.without_gradient = 0
+        """Number of weights that the last update did not reach."""
 
     def start(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a run is resumed."""
@@ -175,6 +180,15 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def count_weights_without_gradient(self) -> None:
+        """Set ``without_gradient``, after the backward passes of this process."""
+        names = weights_without_gradient(self.model.model)
+        # A process that had no micro-batch has no gradient at all.
+        count = min(self.world.gather(len(names)))
+        if count and not self.without_gradient:
+            log.warning("no gradient in step %d: %s", self.progress.step + 1, ", ".join(names[:5]))
+        self.without_gradient = count
 
     def clip_gradients(self) -> float:
         """Clip the gradients and return their global norm before clipping.

@@ -15,19 +15,28 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.load import merge
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
+from rlhf.models.trainable import weights_without_gradient
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training import optimize
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.sentinel import check_scores
 from rlhf.training.supervised import SupervisedTrainer
-from tests.helpers.training import metrics_of, offline_tree, online_tree, sft_rows, write_rows
+from tests.helpers.training import (
+    assert_same_run,
+    metrics_of,
+    offline_tree,
+    online_tree,
+    sft_rows,
+    write_rows,
+)
 
 Columns = dict[str, list[float]]
 # alarm -> (columns of metrics, row at which the alarm is due)
 FAULTS: dict[str, tuple[Columns, int]] = {
     "metric_not_finite": ({"train/loss": [1.0, math.nan, math.inf]}, 1),
     "not_moved": ({"train/moved": [0.0] * 3}, 1),
+    "no_gradient": ({"train/no_gradient": [1.0] * 5}, 4),
     "policy_jump": ({"policy/kl": [1.0, 2.0, 101.0]}, 2),
     "negative_kl": ({"policy/kl": [0.1] + [-0.5, -0.6] * 5}, 10),
     "exploding_gradient": ({"train/grad_norm": [1.0, 2.0] * 10 + [41.0]}, 20),
@@ -69,6 +78,7 @@ HEALTHY: list[Columns] = [
     {"value/explained_variance": [0.0] * 19 + [0.01]},
     {"value/explained_variance": [-0.5] * 20},
     {"train/updates": [0.0, 0.0, 1.0]},
+    {"train/no_gradient": [1.0] * 4},
 ]
 
 
@@ -283,6 +293,74 @@ def test_a_run_that_trains_nothing_warns_and_can_be_made_to_fail(
     with pytest.raises(Halt, match="train/updates is 0 in all 4 logged steps"):
         run_command("dapo", tree | {"alarms": {"no_updates": "halt"}, "overwrite": True})
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_detached_weight_is_a_warning(
+    tmp_path: Path, echo_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    accumulate = optimize.accumulate_gradients
+
+    def detached(trainer: OnlineTrainer, *args: Any, **kwargs: Any) -> Any:
+        sums = accumulate(trainer, *args, **kwargs)
+        trainer.policy.model.model.norm.weight.grad = None
+        return sums
+
+    monkeypatch.setattr(optimize, "accumulate_gradients", detached)
+    with caplog.at_level(logging.INFO):
+        run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=6))
+    assert [row["train/no_gradient"] for row in metrics_of(tmp_path / "run")] == [1.0] * 6
+    assert caplog.text.count("no gradient in step 1: model.norm.weight") == 1
+    assert caplog.text.count("warning, step 5: 1 of the weights have no gradient") == 1
+
+
+def test_the_warm_up_of_a_critic_is_not_counted(tmp_path: Path, echo_model: Path) -> None:
+    tree = online_tree(tmp_path / "run", echo_model, critic_warmup_steps=2)
+    run_command("ppo", tree)
+    assert not any("train/no_gradient" in row for row in metrics_of(tmp_path / "run"))
+
+
+def test_an_expert_without_tokens_is_not_counted() -> None:
+    gate = torch.nn.Linear(2, 2, bias=False)
+    experts = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    model = torch.nn.ModuleDict({"gate": gate, "experts": experts})
+    assert weights_without_gradient(model) == ["gate.weight"]
+    gate.weight.requires_grad_(False)
+    assert weights_without_gradient(model) == []
+
+
+def test_weights_that_the_last_update_makes_infinite_are_not_saved(
+    tmp_path: Path, echo_model: Path
+) -> None:
+    run_command("ppo", online_tree(tmp_path / "whole", echo_model))
+    step = OnlineTrainer.step
+
+    def overflowing(trainer: OnlineTrainer, number: int, run: Any) -> Any:
+        metrics = step(trainer, number, run)
+        if number == 3:
+            with torch.no_grad():
+                trainer.policy.model.model.norm.weight[0] = math.inf
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnlineTrainer, "step", overflowing)
+        with pytest.raises(Halt, match=r"after step 4, 1 of \d+ weights are .*norm\.weight"):
+            run_command("ppo", online_tree(tmp_path / "run", echo_model))
+    assert not (tmp_path / "run/final").exists()
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_a_supervised_run_does_not_save_infinite_weights(
+    engine: str, tmp_path: Path, echo_model: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    options = {"max_steps": 1, "learning_rate": 1e39}
+    tree = offline_tree(tmp_path / "run", echo_model, data, engine=engine, trainer=options)
+    with pytest.raises(Halt, match=r"after step 1, \d+ of \d+ weights are not finite"):
+        run_command("sft", tree)
+    assert not (tmp_path / "run/final").exists()
+    assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
 def constant(conversations: Any) -> list[float]:

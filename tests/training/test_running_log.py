@@ -3,6 +3,7 @@
 import math
 import random
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from rlhf.runs.diagnostics import metric_warnings
 from rlhf.runs.metric_log import CHECKED_KEYS, MetricLog, RunningLog
 
 
-def rows(count: int, seed: int) -> list[dict[str, float]]:
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
     """Rows with missing, infinite and nan values of checked and other metrics."""
     rng = random.Random(seed)
     keys = (*CHECKED_KEYS, "eval/judge", "reward/env", "other")

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from rlhf.models.trainable import WeightChange
+from rlhf.models.trainable import WeightChange, weights_without_gradient
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE_SLOTS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
-from rlhf.training.sentinel import check_gradient_norm, check_trainable
+from rlhf.training.sentinel import check_gradient_norm, check_trainable, check_weights
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
 
 
@@ -56,6 +56,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
         self.world = init_distributed()
+        self.without_gradient = 0
         self.reporter: ProgressDisplay | None = None
         self.monitor: TrainingMonitor | None = None
 
@@ -90,6 +91,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Check the clipped gradients before the optimizer step."""
         check_trainable(optimizer, self.trained)
+        self.without_gradient = len(weights_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         check_gradient_norm(
             float(torch.nn.utils.get_total_norm(gradients)),
@@ -110,11 +112,28 @@ class RunCallback(TrainerCallback):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
             row["train/moved"] = self.movement.changed_fraction()
+        if self.without_gradient and any(key.startswith("train/") for key in row):
+            row["train/no_gradient"] = float(self.without_gradient)
         if row:
             self.run.log(state.global_step, row)
         if row and self.reporter and self.monitor:
             warnings = self.monitor.update(state.global_step, row)
             self.reporter.show(state.global_step, row, warnings)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
+        """Display progress; after a signal to any process, all processes save and stop.
+
+        Raises:
+            Halt: The weights are not finite and would be evaluated or saved.
+        """
+        if self.reporter:
+            self.reporter.show(state.global_step, {})
+        self.stop.number = self.world.first(self.stop.number)
+        if self.stop.requested:
+            control.should_save = control.should_training_stop = True
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            check_weights(model, step=state.global_step, learning_rate_key="trainer.learning_rate")
+        return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the checksums of the new checkpoint, and remove older checkpoints."""
@@ -124,12 +143,3 @@ class RunCallback(TrainerCallback):
                 keep=int(self.run.config["keep_last"]),
                 best=state.best_model_checkpoint,
             )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Display progress; after a signal to any process, all processes save and stop."""
-        if self.reporter:
-            self.reporter.show(state.global_step, {})
-        self.stop.number = self.world.first(self.stop.number)
-        if self.stop.requested:
-            control.should_save = control.should_training_stop = True
-        return control
