@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score
 from rlhf.common.foreign import contained
+from rlhf.common.text import masked
 from rlhf.errors import UserError, message_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def describe(error: BaseException) -> str:
     if frames:
         frame = (user_frames or frames)[-1]
         location = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
-    message = " ".join(message_of(error).split())
+    message = masked(" ".join(message_of(error).split()))
     message = f": {message[:_MAX_MESSAGE]}" if message else ""
     return f"{type(error).__name__}{message}{location}"
 
@@ -132,7 +133,7 @@ def score_each(
         try:
             result = function(item)
         except Unscorable as error:
-            reason = f"{name}: {error}"
+            reason = masked(f"{name}: {error}")  # a judge may repeat its key
         results.append(result)
         reasons.append(reason)
     return results, reasons, Counter(reason for reason in reasons if reason)

@@ -14,6 +14,7 @@ import numpy as np
 
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.foreign import contained
+from rlhf.common.text import masked
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
 
@@ -54,7 +55,7 @@ class EnvCalls:
         except UserError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
+            reason = masked(f"{type(error).__name__}: {first_line(error)}")
             if self.errors == "raise":
                 raise UserError(
                     f"the environment failed in the episode of seed {seed}: {reason}"

@@ -183,6 +183,16 @@ def test_an_exception_without_a_text_is_counted():
     assert reason.startswith("fails: Unprintable (test_core.py:")
 
 
+def test_the_reason_of_a_missing_score_has_no_secrets():
+    """Reasons are written to samples.jsonl and metrics.jsonl."""
+
+    def fails(conversations):
+        raise ValueError("Incorrect API key provided: sk-hunter2-hunter2hunter2")
+
+    [reason] = as_reward(fails).score([talk("a")]).counts
+    assert reason.startswith("fails: ValueError: Incorrect API key provided: *** (test_core.py:")
+
+
 def test_a_function_returning_too_few_scores_is_an_error():
     with pytest.raises(ValueError, match="returned 1 scores for 2"):
         as_reward(lambda conversations: [1.0])([talk("1"), talk("2")])
