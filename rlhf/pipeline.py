@@ -229,6 +229,8 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         for stage in pipeline.stages:
             with _errors_of(stage):
                 commands.check_resumable(stage["command"], stage_tree(pipeline, stage))
+    if pipeline.overwrite and root.exists():  # a mistake in a late stage would cost the old run
+        plan("run", pipeline, commands)
     with open_directory(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
     ) as claim:

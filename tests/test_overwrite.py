@@ -365,6 +365,22 @@ def test_a_stage_without_a_result_does_not_cost_the_finished_pipeline(tmp_path, 
     assert after == before
 
 
+def test_a_mistake_in_a_late_stage_does_not_cost_the_finished_pipeline(
+    tmp_path, echo_model, capsys
+):
+    pipeline(tmp_path / "run")
+    before = files(tmp_path / "run")
+    stage = online_tree(tmp_path, echo_model)
+    del stage["output_dir"]
+    stages = [{"name": "ppo", "command": "ppo", **stage}]
+    stages += [{"name": "late", "command": "ppo", **stage, **MISTAKES["wrong reward"]}]
+    tree = {"output_dir": str(tmp_path / "run"), "stages": stages}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["run", str(tmp_path / "pipeline.yaml"), "--overwrite"]) == 2
+    assert "stage late: " in capsys.readouterr().err
+    assert files(tmp_path / "run") == before
+
+
 def test_a_run_halted_at_its_first_step_leaves_its_evidence_in_the_old_run(tmp_path):
     finished_run(tmp_path / "run")
     before = files(tmp_path / "run")
