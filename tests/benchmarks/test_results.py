@@ -72,7 +72,7 @@ def test_the_page_keeps_what_stands_around_the_results(tmp_path: Path):
     assert text.index("### one machine") < text.index("text/Echo-v0") < text.index("### another")
     assert 0 < picture.stat().st_size < 200_000
     page.write_text("no marks")
-    with pytest.raises(UserError, match="around its results"):
+    with pytest.raises(UserError, match="around the results"):
         write_page(results, page=page, picture=picture)
 
 

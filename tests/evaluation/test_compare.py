@@ -204,7 +204,9 @@ def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
 def test_a_baseline_without_scores_is_named_with_the_reason(tmp_path: Path):
     scored = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
     unscored = write_run(tmp_path / "ppo", {0: None, 1: None})
-    with pytest.raises(UserError, match=r"named 'ppo' \(sft\); ppo: 2 episodes have no return"):
+    with pytest.raises(
+        UserError, match=r"named 'ppo' was evaluated \(sft\); ppo: 2 episodes have no return"
+    ):
         compare([scored, unscored], baseline="ppo")
 
 

@@ -182,7 +182,8 @@ def test_greedy_samples_of_a_start_state_are_not_called_prompts():
     rows = [row | {"decoding": "greedy"} for row in rows_of([0.5, 0.25])]
     twice = [row | {"sample": sample} for row in rows for sample in range(2)]
     (note,) = summarize(twice, name="p", env="e")["notes"]
-    assert note.startswith("4 greedy episodes repeat 2 start states: n = 2; more start states")
+    assert note.startswith("4 greedy episodes repeat 2 start states: n = 2; to narrow the ")
+    assert "evaluate more start states" in note
 
 
 def test_truncated_texts_are_noted():

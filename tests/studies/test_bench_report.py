@@ -44,8 +44,8 @@ def test_every_named_winner_is_green_and_coverage_is_a_note(page: str):
             ("twin", "PPO"),
         )
     }
-    assert "<li><strong>1 of 3 pairs of algorithms do not differ significantly" in page
-    assert '<p class="note">Measured coverage of the 95% intervals at 5 training seeds' in page
+    assert "<li><strong>1 of 3 pairs of algorithms have no winner" in page
+    assert '<p class="note">Simulated coverage of the 95% intervals with 5 training seeds' in page
 
 
 def test_tiles_and_words_speak_as_the_tables_do(page: str):

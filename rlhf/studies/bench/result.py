@@ -179,7 +179,7 @@ def verdict_lines(findings: Findings) -> list[str]:
     lines += [_verdict_line(d) for d in significant]
     if others := len(findings.pairs) - len(significant):
         lines.append(
-            f"{others} of {len(findings.pairs)} pairs of algorithms do not differ significantly "
+            f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
             "(each pair is tested at significance level "
             f"{0.05 / len(findings.differences):.2%}, Bonferroni)"
         )
