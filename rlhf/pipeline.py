@@ -20,6 +20,7 @@ from rlhf.common.ranges import Seed, convert
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble, build, set_key
 from rlhf.errors import UserError
+from rlhf.runs.checksums import CHECKSUMS, DamagedFolder, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
 from rlhf.runs.directory import open_directory
 from rlhf.runs.launch import release_memory
@@ -189,6 +190,22 @@ def _reference_path(root: Path, reference: str) -> Path:
     return root / name / (file or "final")
 
 
+def _verify_references(root: Path, stage: Mapping[str, Any]) -> None:
+    """Verify the checksums of the models of earlier stages that a stage uses.
+
+    Raises:
+        DamagedFolder: A file of a model is missing or damaged.
+    """
+    for folder in {_reference_path(root, name) for name in _stage_references(stage)}:
+        if (folder / CHECKSUMS).is_file():
+            try:
+                verify_checksums(folder)
+            except DamagedFolder as error:
+                raise DamagedFolder(
+                    f"{error}; remove the folder {folder.parent} to repeat that stage"
+                ) from error
+
+
 def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration tree of a stage's command.
 
@@ -237,6 +254,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         for number, stage in enumerate(pipeline.stages, start=1):
             log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
             with _errors_of(stage):
+                _verify_references(root, stage)
                 commands.run_command(stage["command"], stage_tree(pipeline, stage))
                 claim.commit()
                 release_memory()

@@ -76,6 +76,26 @@ def test_a_failed_stage_is_named_and_finished_ones_stay(tmp_path):
         run_pipeline(pipeline, COMMANDS)
 
 
+def test_a_damaged_model_of_an_earlier_stage_is_not_trained_on(tmp_path, echo_model):
+    rows = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    keys = {"data": [{"path": str(rows)}], "max_length": 32, "trainer": {"max_steps": 1}}
+    first = sft_stage(name="first", model={"path": str(echo_model)}, **keys)
+    second = sft_stage(name="second", model={"path": "stage:first"}, **keys)
+    broken = second | {"data": [{"path": "stage:first/nowhere.jsonl"}]}
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        run_pipeline(
+            read_pipeline([pipeline_file(tmp_path, [first, broken])], [], COMMANDS), COMMANDS
+        )
+    weights = tmp_path / "out/first/final/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    file = pipeline_file(tmp_path, [first, second], resume=True)
+    with pytest.raises(UserError, match=r"stage second: .*model\.safetensors is damaged.*remove"):
+        run_pipeline(read_pipeline([file], [], COMMANDS), COMMANDS)
+    assert not (tmp_path / "out/second").exists()
+
+
 def reward_stage(**keys) -> dict:
     return sft_stage(name="reward", command="reward", model={"path": "m"}) | keys
 
