@@ -3,8 +3,7 @@
     python examples/ppo_from_scratch.py
 
 A transformer with random weights learns to write lower-case vowels. `rlhf.stage("ppo", ...)` runs
-the same algorithm, and supports reward models, a reference policy, micro-batches, several processes
-and checkpoints.
+the same algorithm, with reward models, a reference policy, micro-batches and checkpoints.
 """
 
 from dataclasses import replace
@@ -66,8 +65,7 @@ def main() -> None:
         rewards = [episode.env_rewards for episode in rollouts]
         batch = collate(rollouts, rewards, pad_id=tokenizer.pad_token_id, device=policy.device)
 
-        # 2. Compute the log-probabilities and values of the policy that sampled the episodes, then
-        # the advantages (GAE).
+        # 2. Compute log-probabilities and values of the sampling policy, then advantages (GAE).
         with torch.no_grad():
             scored = policy.score(batch.tokens, batch.attention_mask, batch.action_mask)
         batch = replace(
@@ -78,8 +76,7 @@ def main() -> None:
         )
         batch = estimate_advantages(algorithm, batch)
 
-        # 3. Optimize the clipped surrogate objective and the critic's loss on mini-batches, for
-        # several epochs.
+        # 3. Optimize the clipped surrogate objective and the value loss for several epochs.
         for _ in range(settings.num_epochs):
             order = torch.randperm(len(batch), generator=generator)
             for rows in order.chunk(settings.num_minibatches):

@@ -323,6 +323,6 @@ def test_a_comparison_goes_where_it_was_asked_to(capsys, tmp_path):
     assert call(capsys, "report", *runs, "--output", str(page))[0] == 0
     assert "better against worse" in page.read_text().lower()
     assert "needs several runs" in refused(capsys, "report", runs[0], "--output", str(page))
-    assert "is a file: give the run directory" in refused(capsys, "report", str(page))
+    assert "is a file: expected a run directory" in refused(capsys, "report", str(page))
     assert "did you mean 'output'?" in refused(capsys, "report", *runs, "--outptu", "x")
     assert "did you mean 'metric'?" in refused(capsys, "compare", *runs, "--metrc", "return")

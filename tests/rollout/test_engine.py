@@ -89,7 +89,7 @@ def test_update_policy_is_refused_until_reset():
     engine = ContinuousEngine(model, max_rows=2)
     engine.submit([request(0, [7, 8])])
     engine.poll()
-    with pytest.raises(RuntimeError, match="before the engine is reset"):
+    with pytest.raises(RuntimeError, match="reset the engine before"):
         engine.update_policy(1)
     engine.reset()
     engine.update_policy(1)

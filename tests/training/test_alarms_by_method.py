@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,7 +188,7 @@ def test_dpo_halts_if_its_policy_does_not_start_as_the_reference(
 
 @pytest.mark.parametrize("method", TRL)
 def test_trl_halts_before_an_update_that_is_not_finite(
-    method: str, tmp_path: Path, echo_model: Path, monkeypatch: Patch, caplog: Any, capsys: Any
+    method: str, tmp_path: Path, echo_model: Path, monkeypatch: Patch, capsys: Any
 ) -> None:
     weights: list[torch.Tensor] = []
     step_end = RunCallback.on_step_end
@@ -197,21 +196,16 @@ def test_trl_halts_before_an_update_that_is_not_finite(
     def planted(self: RunCallback, *args: Any, model: Any = None, **kwargs: Any) -> Any:
         if args[1].global_step == 2:
             weights.extend(model.parameters())
-            with torch.no_grad():
-                weights[1].fill_(math.nan)
+            weights[1].register_hook(lambda gradient: gradient * math.nan)
             weights.extend(weight.detach().clone() for weight in weights[:])
         return step_end(self, *args, model=model, **kwargs)
 
     monkeypatch.setattr(RunCallback, "on_step_end", planted)
-    with (
-        caplog.at_level(logging.INFO),
-        pytest.raises(Halt, match="in step 3: the gradient") as halt,
-    ):
+    with pytest.raises(Halt, match="in step 3: the gradient") as halt:
         run_command(method, tree_of(method, tmp_path, echo_model))
     assert halt.value.name == "not_finite"
     half = len(weights) // 2
     torch.testing.assert_close(weights[:half], weights[half:], rtol=0, atol=0, equal_nan=True)
-    assert "eval/loss is not finite from step 2 on" in caplog.text
     assert main(["replay", str(tmp_path / "run")]) == 2
     assert "engine trl does not save batches" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.learning import ALGORITHMS, REQUIRED_SHARE, TASKS, run_task
+from benchmarks.learning import ALGORITHMS, REQUIRED_FRACTION, TASKS, run_task
 
 
 @pytest.mark.slow
@@ -12,7 +12,7 @@ from benchmarks.learning import ALGORITHMS, REQUIRED_SHARE, TASKS, run_task
 def test_the_optimum_is_reached(tmp_path, task: str) -> None:
     found = run_task(task, tmp_path, seed=0)
     for algorithm in ALGORITHMS:
-        assert found[algorithm]["share"] >= REQUIRED_SHARE
+        assert found[algorithm]["share"] >= REQUIRED_FRACTION
         # Not because imitation was there already: most of what it lacked is gained.
         before = found["sft"]["normalized"]["mean"]
         assert found[algorithm]["normalized"]["low"] > before
