@@ -263,7 +263,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
 
 @contextlib.contextmanager
 def _errors_of(stage: Mapping[str, Any]) -> Iterator[None]:
-    """Return a context that names a stage in a UserError."""
+    """Return a context manager that adds the name of the stage to a UserError."""
     try:
         yield
     except UserError as error:

@@ -71,7 +71,7 @@ class PrivateGenerators:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Return a context in which the global generators use the private streams."""
+        """Return a context manager in which the global generators use the private streams."""
         user_state = random.getstate(), np.random.get_state()
         random.setstate(self._python)
         np.random.set_state(self._numpy)

@@ -241,7 +241,10 @@ class ReasoningGym(TextEnv):
 
     @contextmanager
     def _library_context(self) -> Iterator[None]:
-        """Return a context for calls of the library, with private generators and without output."""
+        """Return a context manager for calls of the library.
+
+        The library uses private random generators, and its output is discarded.
+        """
         with contextlib.ExitStack() as stack:
             if self.task in RUNS_PROGRAMS:
                 stack.enter_context(contextlib.chdir(stack.enter_context(TemporaryDirectory())))

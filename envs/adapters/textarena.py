@@ -183,7 +183,7 @@ class TextArena(TextEnv):
 
     @contextmanager
     def _library_context(self) -> Iterator[None]:
-        """Return a context for calls of the game, with private generators and without output."""
+        """Return a context manager that calls a game with private generators and without output."""
         with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
 

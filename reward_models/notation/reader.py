@@ -91,7 +91,7 @@ class TokenReader:
 
     @contextmanager
     def nested(self) -> Iterator[None]:
-        """Return a context for a nested bracket; the depth is limited to protect the stack.
+        """Return a context manager for a nested bracket; the depth is limited to protect the stack.
 
         Raises:
             NotUnderstood: The brackets are nested too deeply.

@@ -31,7 +31,7 @@ class MergeConfig:
 
 
 def list_models(config: ListConfig) -> Iterator[str]:
-    """Yield name, number of parameters, license and hub id of each short name."""
+    """Yield a line per model in `SHORT_NAMES`: name, size, license and Hugging Face Hub id."""
     from rlhf.models.hub import SHORT_NAMES
 
     for name, row in SHORT_NAMES.items():
@@ -39,7 +39,7 @@ def list_models(config: ListConfig) -> Iterator[str]:
 
 
 def get(config: GetConfig) -> Iterator[str]:
-    """Download a model; yield its folder."""
+    """Download a model, unless the name is a local folder; yield the folder of the model."""
     from rlhf.models.hub import SHORT_NAMES, fetch_by_short_name, resolve
 
     download = fetch_by_short_name if config.name in SHORT_NAMES else resolve

@@ -16,8 +16,8 @@ class ReportConfig:
     directories: list[str] = field(default_factory=list)
     """Directories of runs or pipelines."""
     output: str | None = None
-    """HTML file of a comparison of several runs; None: comparison.html. The report of a single run
-    is always written to its directory."""
+    """HTML file of a comparison of several runs; the default is comparison.html. The report of a
+    single run is always written to its directory."""
 
     def __post_init__(self) -> None:
         if not self.directories:
@@ -39,10 +39,10 @@ class CompareConfig:
     """Directories of runs or pipelines with evaluations."""
     metric: str | None = None
     """Metric to compare: return, success, cost, turns, invalid, tokens, normalized, or the name of
-    a reward. None: the return, but if every return is 0 (as on prompt sets), the gold score if it
-    was computed, else the training reward."""
+    a reward. By default, the return is compared. If every return is 0, as for prompt datasets, the
+    gold score is compared if it was computed, and the training reward otherwise."""
     baseline: str | None = None
-    """Method with which the others are compared; None: the first method."""
+    """Method with which the others are compared; the default is the first method."""
     json: bool = False
     """Print JSON instead of Markdown."""
 

@@ -56,7 +56,9 @@ def describe_write_error(error: OSError) -> str:
 
 @contextlib.contextmanager
 def write_errors_with_path(path: Path) -> Iterator[None]:
-    """Return a context that raises the errors of `_WRITE_ERRORS` as an OSError with this path.
+    """Return a context manager that raises the errors in `_WRITE_ERRORS` with this path.
+
+    The raised exception is an OSError with the path of the file or folder that was written.
 
     Other exceptions, and an OSError that has a path, are raised unchanged.
     """
@@ -86,16 +88,16 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Return a context that writes or replaces a file or a folder atomically.
+    """Return a context manager that writes or replaces a file or a folder atomically.
 
-    The block writes to the yielded path, a hidden sibling of the target, which replaces the target
-    when the block ends. If the process is killed before that, the target is unchanged, and the
-    next writer removes the sibling. Several processes may write the same file at once; the last
-    one wins.
+    The block writes to the yielded path, a hidden temporary path in the same folder, which
+    replaces the target when the block ends. If the process is killed before that, the target is
+    unchanged, and the next writer removes the temporary file or folder. Several processes may write
+    the same file at once; the content of the last writer remains.
 
     A folder is replaced in two steps: the old one is renamed to ``.NAME.rlhf-old``, then the new
-    one to ``NAME``. After a kill between them, the next writer or `repair_folder` restores the old
-    one. Only one process may replace a folder.
+    one to ``NAME``. If the process is killed between the two steps, the next writer or
+    `repair_folder` restores the old folder. Only one process may replace a folder.
     """
     partial = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.rlhf-part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def repair_folder(folder: Path) -> None:
-    """Restore or remove what killed processes left in a folder and in its subfolders."""
+    """Restore old folders and remove temporary files that killed processes left.
+
+    The folder and its direct subfolders are searched.
+    """
     for old in (*folder.glob(".*.rlhf-old"), *folder.glob("*/.*.rlhf-old")):
         _restore(old)
     for path in (*folder.glob(".*.rlhf-part"), *folder.glob("*/.*.rlhf-part")):
@@ -125,7 +130,7 @@ def repair_folder(folder: Path) -> None:
 
 
 def _old(target: Path) -> Path:
-    """Return the path of the old folder while `atomic_path` replaces it."""
+    """Return the path to which `atomic_path` temporarily renames the old folder."""
     return target.with_name(f".{target.name}.rlhf-old")
 
 
@@ -144,10 +149,10 @@ def _host() -> str:
 
 
 def _is_abandoned(partial: Path) -> bool:
-    """Return whether the process that wrote an unfinished sibling has ended.
+    """Return whether the process that was writing a temporary file or folder has ended.
 
-    Process ids of other machines cannot be checked, so their siblings are abandoned after a day
-    without a change.
+    The processes of other machines cannot be checked, so a temporary file of another machine counts
+    as abandoned if it was not modified for a day.
     """
     host, process = partial.name.split(".")[-3:-1]
     if host == _host() and process.isdecimal():
@@ -167,7 +172,7 @@ def _is_running(pid: int) -> bool:
 
 
 def is_partial(path: Path) -> bool:
-    """Return whether a file or a folder is the unfinished sibling that `atomic_path` writes."""
+    """Return whether a path is a temporary file or folder of `atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".rlhf-part")
 
 
@@ -228,15 +233,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def log_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
-    Nothing is yielded if the file does not exist. An incomplete last line, which a killed or a
-    running process can leave, is skipped, also if it ends within a character.
+    Nothing is yielded if the file does not exist. An incomplete last line, which a killed or
+    running process can leave, is skipped, even if it ends in the middle of a multi-byte character.
 
     Raises:
         UserError: A complete line is not a JSON object.
     """
     if not path.is_file():
         return
-    # A write can end within a character: bytes that are not UTF-8 are read as lone surrogates.
+    # The last character may be incomplete: invalid UTF-8 bytes are read as lone surrogates.
     with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith("\n") and not _is_complete_json(line):
@@ -269,8 +274,8 @@ def read_json(path: Path) -> Any:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object per line and return the number of lines.
 
-    The file is written atomically, and compressed with gzip if its name ends in .gz. Equal rows
-    give equal bytes.
+    The file is written atomically, and compressed with gzip if its name ends in .gz. The
+    bytes of the file depend only on the rows.
     """
     path = Path(path)
     count = 0
@@ -285,9 +290,9 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def open_text(path: Path, newline: str | None = None) -> io.TextIOBase:
-    """Open a UTF-8 text file for reading, without a byte order mark.
+    """Open a UTF-8 text file for reading.
 
-    The file is decompressed if its name ends in .gz.
+    A byte order mark is skipped. The file is decompressed if its name ends in .gz.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     return cast(io.TextIOBase, opener(path, "rt", encoding="utf-8-sig", newline=newline))

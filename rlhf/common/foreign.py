@@ -1,4 +1,4 @@
-"""Call the user's or third-party code: environments, rewards, judges, rollout engines."""
+"""Call user code or third-party code: environments, rewards, judges, rollout engines."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class _Expired(BaseException):
 
 @contextlib.contextmanager
 def contained(timeout: float | None = None) -> Iterator[None]:
-    """Return a context for third-party code that limits its side effects on this process.
+    """Return a context manager that limits the side effects of third-party code on this process.
 
     Output of the code goes to standard error, because standard output is for results.
 
     Args:
-        timeout: Limit in seconds; None is no limit. Native code that does not handle signals is
+        timeout: Limit in seconds; None means no limit. Native code that does not handle signals is
         interrupted only when it returns to Python.
 
     Raises:

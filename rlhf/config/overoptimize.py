@@ -28,7 +28,7 @@ class ProxyGrid:
 
     bases: list[ModelSpec]
     """Initial models of the proxies, such as models of several sizes. RL uses the proxies of the
-    first."""
+    first model."""
     data: list[DataSpec]
     """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
     pairs: list[Annotated[int, Interval(ge=10, le=MAX_INT32)]]
@@ -51,8 +51,8 @@ class ProxyGrid:
 class BestOfNSpec:
     """Best-of-n over samples of the initial policy.
 
-    The smallest allowed numbers of prompts and samples are those that the fit with confidence
-    intervals needs.
+    The minimum numbers of prompts and samples are required to fit the gold score as a function of
+    the KL with confidence intervals.
     """
 
     prompts: Annotated[int, Interval(ge=3, le=MAX_INT32)] = 48
@@ -98,12 +98,12 @@ class OveroptimizeConfig(RunConfig):
     proxies: ProxyGrid | None = None
     """Reward models to train as proxies."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Existing rewards that are the proxy, instead of ``proxies``."""
+    """Existing rewards that are used as the proxy. Set either this key or ``proxies``."""
     penalty: NonNegativeFloat = 0.5
     """Weight of the variance of the members' scores in "uncertainty"; the scores are scaled to
     standard deviation 1."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Sampling of the policy."""
+    """Sampling settings of the policy."""
     best_of_n: BestOfNSpec = field(default_factory=BestOfNSpec)
     """Optimization by best-of-n."""
     rl: TrainingSpec | None = None

@@ -1,4 +1,4 @@
-"""Read rows from a file, a folder or the hub.
+"""Read rows from a file, a folder or the Hugging Face Hub.
 
 Error messages are one line with the file name and, if possible, the line number.
 """
@@ -48,7 +48,9 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
 
 
 def read_file(path: str | Path) -> list[Row]:
-    """Return all rows of a data file, whose format is given by its suffix before a `.gz`.
+    """Return all rows of a data file.
+
+    The format is determined by the suffix, without a final `.gz`.
 
     Raises:
         UserError: The format is unknown, or the content is malformed.
@@ -157,7 +159,7 @@ def _data_suffix(path: Path) -> str:
 
 
 def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
-    """Load a folder of data files, a folder of `save_to_disk`, or a hub id with `datasets`."""
+    """Load a folder of data files, a folder of `save_to_disk` or a hub id with `datasets`."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError
@@ -180,7 +182,8 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
             raise UserError(f"data folder {path}: {_one_line(error)}") from None
         raise UserError(
             f"data set {spec.path!r} is not a local path and cannot be loaded from the hub "
-            f"({_one_line(error)}); offline, set data.path to a local file: {', '.join(READERS)}"
+            f"({_one_line(error)}); if you are offline, set data.path to a local file with one of "
+            f"the suffixes {', '.join(READERS)}"
         ) from None
     rows = cast(datasets.Dataset, rows).with_transform(_columnar_batch)
     return cast(Sequence[Row], rows)

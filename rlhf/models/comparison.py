@@ -32,7 +32,7 @@ def tolerance_of(model: Any) -> float:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Return a context that sets evaluation mode, and then restores the mode of every module."""
+    """Return a context manager that sets evaluation mode and then restores each module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -44,7 +44,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failing_as(problem: str) -> Iterator[None]:
-    """Return a context in which a failed forward pass raises a UserError.
+    """Return a context manager in which a failed forward pass raises a UserError.
 
     Raises:
         UserError: ``problem``, and the first line of the exception.

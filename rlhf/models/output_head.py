@@ -101,7 +101,7 @@ class _TrunkOutput(BaseModelOutputWithPast):
 
 @contextlib.contextmanager
 def _returning(trunk: Any, output: _TrunkOutput) -> Iterator[None]:
-    """Return a context in which the decoder returns ``output`` and computes nothing."""
+    """Return a context manager in which the decoder returns ``output`` and computes nothing."""
     before = vars(trunk).get("forward")
     trunk.forward = lambda *args, **kwargs: output
     try:

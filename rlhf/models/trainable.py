@@ -52,7 +52,7 @@ def trained_parameters(model: Any) -> list[nn.Parameter]:
 
 
 def weights_without_gradient(model: nn.Module) -> list[str]:
-    """Return the names of the trainable parameters that a backward pass did not reach.
+    """Return the names of the trainable parameters that have no gradient after a backward pass.
 
     The weights of experts are left out: no token may have been routed to them.
     """

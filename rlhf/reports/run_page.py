@@ -35,7 +35,7 @@ REPORT_FILE = "report.html"
 def write_report(directory: str | Path) -> Path:
     """Write `report.html` of a run or pipeline directory, and its tables to `report_tables/`.
 
-    The page is shorter if a run is still training or was not evaluated.
+    Sections without data are omitted, for example if a run is still training or was not evaluated.
 
     Returns:
         The path of the page.

@@ -49,12 +49,12 @@ _ALARM_NAMES: dict[str, AlarmName] = {
 """Kind of a warning of `metric_warnings` -> name in the table of alarms."""
 
 _SIGN_STEPS = 10
-"""A warning about the sign of a metric requires the same sign in this number of last logged steps.
-For random signs, the probability is 1/1,024."""
+"""A warning about the sign of a metric requires the same sign in each of the last steps of this
+number. If the signs are random, the probability of the required signs is 1/1,024."""
 _GRADIENT_STEPS = 20
 """A gradient norm is compared with the largest one of this number of previous logged steps."""
 _GRADIENT_FACTOR = 20.0
-"""A gradient norm above this multiple of the largest previous one is an explosion."""
+"""A gradient norm above this multiple of the largest previous norm is an exploding gradient."""
 _CRITIC_STEPS = 20
 """A warning about the critic requires an explained variance of 0 in this number of last logged
 steps."""
@@ -170,8 +170,9 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
         yield (
             "rollout/evasion_gain",
             f"the mean score of episodes that have an invalid reply or are truncated is "
-            f"{_mean(gains):.2g} above that of the other episodes {when}: the reward favors "
-            "evading the task (see rollout.invalid_reward and rollout.max_tokens).",
+            f"{_mean(gains):.2g} above that of the other episodes over the last {_SIGN_STEPS} "
+            "logged steps: the reward favors evading the task (see rollout.invalid_reward and "
+            "rollout.max_tokens).",
         )
     unstopped = _recent_mean(log, "rollout/missing_eos")
     # Truncated replies, which also lack a stop token, have a separate warning.
@@ -181,7 +182,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 def gold_key(log: MetricLog) -> str | None:
     """Return the key of the gold score in the metrics, or None if none was logged."""
-    # The return of a prompt set is always 0.
+    # The return of a prompt dataset is always 0, so it is not used as the gold score.
     return next((key for key in gold_keys(log.config) if any(log.series(key)[1])), None)
 
 
@@ -200,8 +201,9 @@ def over_optimization_peak(log: MetricLog) -> Peak | None:
     """Return the peak of the gold score, if the gold score then fell and the proxy score rose.
 
     The curves of the gold and the proxy score are smoothed first (Gao et al. 2022). The result is
-    None if the gold score fell by less than 1/5 of its range, if the proxy score did not rise, or
-    with too few values: at least 4, or 20 for a noisy gold score on training episodes.
+    None if the gold score fell by less than 1/5 of its range, or if the proxy score did not rise.
+    It is also None if a score has fewer than 4 values, or fewer than 20 values for a gold score on
+    training episodes, which is noisy.
     """
     key = gold_key(log)
     steps, gold = log.series(key) if key else ([], [])
@@ -285,7 +287,8 @@ def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
             "weight has its initial value.",
         )
         return
-    # Weights that start at 0 change with any learning rate; the policy's outputs may not.
+    # Weights that are initialized to 0, such as B in LoRA, change at any learning rate, even if it
+    # is too small to change the policy's outputs.
     kl, ratio = log.series("policy/kl")[1], log.series("policy/ratio_max")[1]
     if len(kl) >= RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
         yield (
@@ -296,14 +299,14 @@ def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _no_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find weights that no backward pass reaches; an unused part of a model is one too."""
+    """Warn if trainable parameters have no gradient, for example if the model does not use them."""
     counts = log.series("train/no_gradient")[1]
     if len(counts) >= RECENT:
         yield (
             "train/no_gradient",
-            f"{counts[-1]:.0f} of the weights have no gradient, although others have, so they "
-            "do not train: the model does not use them, or a pass detaches them (the log names "
-            "them).",
+            f"{counts[-1]:.0f} of the parameter tensors have no gradient, so they are not trained, "
+            "although others are. Either the model does not use them, or they are detached from "
+            "the graph. The log contains the names of some of them.",
         )
 
 
@@ -334,7 +337,10 @@ def _policy_jump_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the entropy collapsed and the reward did not rise; a solved task needs no entropy."""
+    """Warn if the entropy collapsed and the reward did not rise.
+
+    A low entropy with a higher reward is normal for a solved task, so it is not reported.
+    """
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
     if min(len(entropy), len(reward)) < 2 * RECENT:
         return
@@ -365,7 +371,10 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _negative_kl_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the KL is significantly negative, because sampler and trainer then disagree."""
+    """Warn if the estimate of the KL is significantly negative.
+
+    The sampler and the trainer then compute different log-probabilities.
+    """
     values = log.series("policy/kl")[1][-_SIGN_STEPS:]
     if len(values) < _SIGN_STEPS or max(values) >= 0:
         return
@@ -375,8 +384,8 @@ def _negative_kl_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "negative_kl",
             f"policy/kl was negative in each of the last {len(values)} logged steps (mean "
-            f"{short_number(mean)}): the tokens were not sampled from the policy that the trainer "
-            "scores.",
+            f"{short_number(mean)}): the tokens were not sampled from the policy whose "
+            "log-probabilities the trainer computes.",
         )
 
 

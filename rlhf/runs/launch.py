@@ -21,13 +21,13 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # TRL itself sets the deprecated name, so the warning is not useful to the user.
+    # TRL itself sets the deprecated argument, so the warning is not useful to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     _keep_freed_memory()
 
 
 def release_memory() -> None:
-    """Return freed memory to the operating system, which the allocator would otherwise keep."""
+    """Return the freed memory that the allocator keeps to the operating system."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim

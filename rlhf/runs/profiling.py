@@ -26,7 +26,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Return a context that adds the time of its ``with`` block to a part."""
+        """Return a context manager that adds the time of its ``with`` block to a part."""
         self._add_elapsed_time()
         self._running.append(part)
         try:

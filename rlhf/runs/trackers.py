@@ -88,7 +88,7 @@ def close_trackers(trackers: Mapping[str, Tracker]) -> None:
 
 @contextlib.contextmanager
 def _failures_as_warnings(name: str) -> Iterator[None]:
-    """Return a context that logs a tracker's failure as a warning, so that the run continues."""
+    """Return a context manager that logs a tracker's failure as a warning instead of raising it."""
     try:
         yield
     except Exception as error:

@@ -110,7 +110,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
         for line in report["verdict"]:
             log.info("%s", line)
         if config.save and config.reward:
-            save_calibration(Path(config.reward), report)
+            write_calibration_to_checkpoint(Path(config.reward), report)
     if config.benchmark and config.path:
         rows = read_rows(DataSpec(config.path, split=config.split))
         report_on_benchmark(config.benchmark, reward, rows, run.directory)
@@ -192,7 +192,7 @@ def best_of_n(
     return best_of_n_result(reward.name, ((by - by.mean()) / by.std())[None], gold)
 
 
-def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
+def write_calibration_to_checkpoint(folder: Path, report: Mapping[str, Any]) -> None:
     """Write the fitted temperature, mean and standard deviation into the checkpoint's sidecar.
 
     Values that the report does not contain are not changed.

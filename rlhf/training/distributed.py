@@ -146,7 +146,7 @@ class World:
         return values
 
     def first(self, value: Any) -> Any:
-        """Return the value of the lowest rank that is not None, or None if all values are None."""
+        """Return the first value, by rank, that is not None; None if every value is None."""
         return next((value for value in self.gather(value) if value is not None), None)
 
     def barrier(self) -> None:
@@ -174,7 +174,9 @@ class World:
 
     @contextlib.contextmanager
     def _collective_operation(self) -> Iterator[None]:
-        """Return a context for a collective operation.
+        """Return a context manager for a collective operation.
+
+        It records when this process began to wait, and converts connection errors.
 
         Raises:
             UserError: Another process is lost, before or during the operation.
@@ -205,7 +207,7 @@ def init_distributed() -> World:
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         # The group must be destroyed before the interpreter shuts down, because its threads can
-        # abort the process then.
+        # abort the process during the shutdown.
         atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size, _start_heartbeat(distributed.get_rank(), size))
 

@@ -218,10 +218,10 @@ class OnlineTrainer(Trainer):
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
     def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
-        """Return the negative score of an evaluation; infinity if no episode has a score.
+        """Return the negated score of an evaluation; infinity if no episode has a score.
 
-        The score is a gold reward, if there is one, else the return of the environment; of a prompt
-        set, it is the reward that is trained on.
+        The score is the first gold reward with a value. Otherwise it is the return of the
+        environment, or the training reward for a prompt dataset.
         """
         config = self.config
         gold, rewards = (

@@ -31,7 +31,7 @@ class Stateful(Protocol):
 
 
 class CheckpointableModel(Protocol):
-    """Interface of a policy or a reward model in training that checkpoints contain."""
+    """Interface of a policy or reward model that is trained and saved in checkpoints."""
 
     model: Any
     """The transformers model."""
@@ -79,7 +79,7 @@ class Trainer:
     keep_best = False
     """Whether the model of the best evaluation is kept in ``checkpoints/best``."""
     final_is_best = False
-    """Whether the run ends with that model instead of the last one."""
+    """Whether the final model is the model of the best evaluation instead of the last one."""
     patience: int | None = None
     """Training stops after this number of consecutive evaluations without an improvement; None:
     never."""
@@ -105,7 +105,7 @@ class Trainer:
         self.world = init_distributed()
         self.progress = Progress()
         self.without_gradient = 0
-        """Number of weights that the last update did not reach."""
+        """Number of trainable parameter tensors that had no gradient in the last update."""
 
     def start(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a run is resumed."""
@@ -127,7 +127,7 @@ class Trainer:
         raise NotImplementedError
 
     def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
-        """Return the number that is lowest at the best evaluation, given its metrics."""
+        """Return the loss by which evaluations are compared, computed from the metrics."""
         return metrics["eval/loss"]
 
     def evaluation_due(self, step: int) -> bool:
@@ -160,7 +160,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done, or evaluations did not improve for ``patience`` times."""
+        """Whether all steps are done, or the last ``patience`` evaluations were not the best."""
         out_of_patience = (
             self.patience is not None and self.progress.evaluations_since_best >= self.patience
         )
@@ -204,7 +204,9 @@ class Trainer:
         return norm
 
     def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
-        """Repeat the checks before the update that an alarm halted, without the update.
+        """Repeat the checks that precede the update at which an alarm halted the run.
+
+        The update itself is not repeated, so the model does not change.
 
         Args:
             evidence: ``evidence`` of the `Halt` that ended the run.

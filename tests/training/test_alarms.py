@@ -310,7 +310,7 @@ def test_a_detached_weight_is_a_warning(
         run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=6))
     assert [row["train/no_gradient"] for row in metrics_of(tmp_path / "run")] == [1.0] * 6
     assert caplog.text.count("no gradient in step 1: model.norm.weight") == 1
-    assert caplog.text.count("warning, step 5: 1 of the weights have no gradient") == 1
+    assert caplog.text.count("warning, step 5: 1 of the parameter tensors have no gradient") == 1
 
 
 def test_the_warm_up_of_a_critic_is_not_counted(tmp_path: Path, echo_model: Path) -> None:

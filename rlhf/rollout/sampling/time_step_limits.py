@@ -28,7 +28,7 @@ def mixers_with_time_step_limits(trunk: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def clamped_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
-    """Return a context in which the projections of these layers clamp their time steps.
+    """Return a context manager in which the projections of these layers clamp their time steps.
 
     The time step of each head is softplus(x + bias), where x is one of the last columns of the
     projection. x + bias is clamped to the inverse softplus of the limits. In passes over several

@@ -93,7 +93,7 @@ def _tiles(findings: Findings) -> str:
 
 
 def _verdicts(findings: Findings) -> str:
-    """Return the verdicts as an HTML list.
+    """Return the results of the comparisons between algorithms as an HTML list.
 
     Algorithms that are better than the baseline are green, those that are worse are red.
     """
@@ -111,7 +111,10 @@ def _verdicts(findings: Findings) -> str:
 
 
 def _forest(findings: Findings) -> str:
-    """Return the forest plot of the IQM of every row, with marks at random and optimal."""
+    """Return the forest plot of the IQM of every algorithm and reference policy.
+
+    Vertical lines show the scores of the random and the optimal policy.
+    """
     lines, colors = [], _colors(findings)
     for name, aggregates in findings.aggregates.items():
         estimate = aggregates["IQM"]

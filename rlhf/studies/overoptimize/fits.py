@@ -85,7 +85,7 @@ class Fit:
             measured = (
                 "beyond it is not significantly lower"
                 if self.rise_is_seen
-                else "there does not differ from the initial gold"
+                else "there is not significantly above the initial gold"
             )
             return (
                 f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured "

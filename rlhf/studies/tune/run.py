@@ -60,7 +60,7 @@ class Study:
         return Path(self.config.output_dir)
 
     @property
-    def left_out(self) -> dict[str, list[str]]:
+    def unused_keys(self) -> dict[str, list[str]]:
         """Algorithm -> keys of the search space that do not affect it."""
         every = self.config.space
         unused = {
@@ -122,7 +122,9 @@ def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
         f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs per algorithm, "
         f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
     ]
-    lines += [f"{name}: {', '.join(keys)} has no effect" for name, keys in study.left_out.items()]
+    lines += [
+        f"{name}: {', '.join(keys)} has no effect" for name, keys in study.unused_keys.items()
+    ]
     return "\n".join(lines)
 
 
@@ -261,7 +263,7 @@ def _write_result(study: Study, searches: Mapping[str, Search]) -> Path:
         "environments": list(study.bench.environments),
         "algorithms": list(algorithms),
         "space": config.space,
-        "left_out": study.left_out,
+        "left_out": study.unused_keys,
         "best_scores": {name: round(value, 4) for name, (_, value) in best.items()},
         "failed_trials": {name: search.failed() for name, search in searches.items()},
     }

@@ -1,4 +1,7 @@
-"""Search the settings of one algorithm with Optuna; a search is seeded and can be resumed."""
+"""Search the hyperparameters of one algorithm with Optuna.
+
+A search is seeded and can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from rlhf.errors import UserError
 
 JOURNAL = "optuna.log"
 """Name of the file in which Optuna stores the trials."""
-# Factor of the search's seed in the sampler seeds; it exceeds the number of trials of a search.
+# Trial n of a search uses the sampler seed `seed * _SEED_STRIDE + n`. The stride exceeds the number
+# of trials, so that searches with different seeds have no sampler seed in common.
 _SEED_STRIDE = 100_000
 
 
@@ -52,8 +56,8 @@ class Search:
         except ImportError as error:
             raise UserError('rlhf tune needs Optuna: pip install "rlhf-kit[tuning]"') from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # The lock of the run directory admits one process, so an existing lock of Optuna belongs to
-        # a killed process. Optuna itself waits for it, forever if the path is relative.
+        # The run directory is locked by one process, so an existing lock of Optuna belongs to a
+        # killed process. Optuna would wait for this lock, and never end if the path is relative.
         (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
         self.optuna: Any = optuna
         self.name, self.seed = name, seed
@@ -97,7 +101,9 @@ class Search:
         return sum(value is None for _, value in self.trials())
 
     def best(self) -> tuple[Trial, float]:
-        """Return the trial with the highest score, and the score; of equal scores, the first trial.
+        """Return the trial with the highest score, and the score.
+
+        If several trials have the highest score, the first one is returned.
 
         Raises:
             UserError: every trial failed.
@@ -108,7 +114,7 @@ class Search:
         return max(scored, key=lambda pair: pair[1])
 
     def _complete_trials(self) -> list[Any]:
-        """Return Optuna's trials that have all parameters; an interrupted trial may not."""
+        """Return Optuna's trials that have all parameters; an interrupted trial may lack some."""
         return [t for t in self.study.trials if t.params.keys() == self.space.keys()]
 
 

@@ -221,9 +221,9 @@ def make_trainer(
 
 @contextlib.contextmanager
 def option_errors_as_user_errors() -> Iterator[None]:
-    """Return a context that converts a trainer's error about an option to a UserError.
+    """Return a context manager that converts a trainer's error about an option to a UserError.
 
-    A context is needed because trainers validate some options only at their first use.
+    It is needed because trainers validate some options only at their first use.
     """
     try:
         yield
