@@ -28,6 +28,14 @@ def write_checksums(folder: Path) -> None:
     flush_to_disk(folder / CHECKSUMS)
 
 
+def update_checksum(file: Path) -> None:
+    """Record the new content of a file in the checksums of its folder, if the folder has them."""
+    folder = file.parent
+    if (folder / CHECKSUMS).is_file():
+        digests = _read_checksums(folder) | {file.name: sha256_of(file)}
+        write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
+
+
 def verify_checksums(folder: Path) -> None:
     """Verify every file of a folder that is listed in the folder's checksums.
 

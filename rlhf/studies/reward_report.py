@@ -19,6 +19,7 @@ from rlhf.data.files import read_rows
 from rlhf.data.load import load, load_and_log
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
+from rlhf.runs.checksums import update_checksum
 from rlhf.runs.directory import Run
 
 log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ def write_calibration_to_checkpoint(folder: Path, report: Mapping[str, Any]) -> 
         result["temperature"] = temperature
     if (policy := report["policy"]) and policy["std"]:
         result |= {"mean": policy["mean"], "std": policy["std"]}
-    dataclasses.replace(sidecar, **result).write(folder)
+    update_checksum(dataclasses.replace(sidecar, **result).write(folder))
 
 
 def report_on_benchmark(

@@ -14,7 +14,9 @@ from transformers import (
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
+from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.directory import Run, seed_everything
+from rlhf.studies.reward_report import write_calibration_to_checkpoint
 from rlhf.training import offline
 from rlhf.training.reward_models.base import kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder
@@ -179,6 +181,24 @@ def test_temperature_that_cannot_be_fitted_is_reported(tmp_path, echo_model, cap
         final = run_command("reward", pairs_tree(tmp_path, echo_model))
     assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.0
     assert "No temperature makes its margins informative" in caplog.text
+
+
+def test_the_fitted_temperature_is_saved_and_the_checksums_stay_valid(
+    tmp_path, echo_model, monkeypatch
+):
+    report = {"calibration": {"fitted": {"temperature": 1.7}}, "verdict": []}
+    monkeypatch.setattr(
+        "rlhf.training.reward_models.preference.report_on_pairs", lambda *args, **kwargs: report
+    )
+    final = run_command("reward", pairs_tree(tmp_path, echo_model))
+    assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.7
+    verify_checksums(final)
+    weights = final / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    report = {"calibration": {"fitted": {"temperature": 0.5}}, "policy": None}
+    write_calibration_to_checkpoint(final, report)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        verify_checksums(final)
 
 
 def test_replies_of_one_character(tmp_path, echo_model):

@@ -19,6 +19,7 @@ from rlhf.reward_models import Sidecar, losses
 from rlhf.reward_models.checkpoint import keep_first_output
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.losses import IGNORED
+from rlhf.runs.checksums import update_checksum
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import RewardKind, TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
@@ -102,7 +103,8 @@ class PairKind(RewardKind):
         )
         temperature = report["calibration"]["fitted"]["temperature"]
         if temperature is not None:  # None if the model is no better than chance
-            dataclasses.replace(sidecar, temperature=temperature).write(trained.run.final)
+            sidecar = dataclasses.replace(sidecar, temperature=temperature)
+            update_checksum(sidecar.write(trained.run.final))
         return report["verdict"]
 
     def load_scorer(self, trained: TrainedModel) -> Reward:
