@@ -52,8 +52,8 @@ class Command:
     makes_run: bool = False
     """Whether the command writes a run directory."""
     arguments: tuple[str, ...] = ()
-    """Configuration keys that positional arguments set, in order. ``config`` stands for --config
-    FILE."""
+    """Configuration keys that positional arguments set, in order. ``config`` is the value of
+    ``--config``."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Defaults that differ from those of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)

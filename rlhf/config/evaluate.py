@@ -53,7 +53,7 @@ class ClassesSpec:
     data: list[DataSpec]
     """Texts, each with the index of its class (0, 1, ...) as label."""
     labels: list[str]
-    """Completion that stands for each class, in the order of the class indices."""
+    """Completion of each class, in the order of the class indices."""
     question: str = "{text}"
     """Template of the prompt; {text} is replaced by the text to classify."""
 

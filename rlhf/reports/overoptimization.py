@@ -73,7 +73,7 @@ def _fitted_series(fit: Result, start: float, color: str = "c2") -> Series:
 def _peak_marks(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
     """Return `mark` and `shade` of a `Chart` for the predicted peak and its interval.
 
-    A value is None if it lies outside the data.
+    A value is None if it is outside the range of the data.
     """
     peak, far = fit["peak"], fit["furthest"]
     at = peak["mean"]

@@ -24,16 +24,14 @@ def write_checksums(folder: Path) -> None:
     for path in _files_except_checksums(folder):
         digests[path.relative_to(folder).as_posix()] = sha256_of(path)
         flush_to_disk(path)
-    write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
-    flush_to_disk(folder / CHECKSUMS)
+    _write_digests(folder, digests)
 
 
 def update_checksum(file: Path) -> None:
     """Record the new content of a file in the checksums of its folder, if the folder has them."""
     folder = file.parent
     if (folder / CHECKSUMS).is_file():
-        digests = _read_checksums(folder) | {file.name: sha256_of(file)}
-        write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
+        _write_digests(folder, _read_checksums(folder) | {file.name: sha256_of(file)})
 
 
 def verify_checksums(folder: Path) -> None:
@@ -81,6 +79,11 @@ def _read_checksums(folder: Path) -> dict[str, Any]:
     if not isinstance(digests, dict) or not digests:
         raise DamagedFolder(f"{path} is damaged")
     return digests
+
+
+def _write_digests(folder: Path, digests: dict[str, Any]) -> None:
+    write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
+    flush_to_disk(folder / CHECKSUMS)
 
 
 def _files_except_checksums(folder: Path) -> list[Path]:

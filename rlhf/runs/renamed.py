@@ -19,7 +19,7 @@ RENAMED_KEYS: dict[str, str] = {
     "algorithm.mismatch_cap": "algorithm.tis_cap",
 }
 """Old dotted configuration key -> new dotted key in the same section. The keys contain no indices
-of lists: `rewards.path` stands for the key `path` of every entry of `rewards`."""
+of lists: `rewards.path` is the key `path` of every entry of `rewards`."""
 
 RENAMED_METRICS: dict[str, str] = {
     "policy/drift": "policy/approx_kl",

@@ -50,7 +50,7 @@ def test_atomic_path_keeps_the_old_content_when_the_block_fails(tmp_path: Path):
 
 
 def unfinished(folder: Path, host: str, process: int) -> Path:
-    """What a writer of ``folder/model`` leaves on a host if it is killed."""
+    """Make the temporary folder of a killed process that wrote ``folder/model`` on a host."""
     partial = folder / f".model.{host}.{process}.rlhf-part"
     partial.mkdir()
     (partial / "stale").touch()

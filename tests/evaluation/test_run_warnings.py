@@ -66,10 +66,10 @@ def test_reasons_of_unscored_episodes_are_named():
     rows[-2]["rewards/unscored/my_reward/valueerror"] = 1.0
     run = RunRecord(Path("ppo"), "ppo", config={}, metrics=rows, finished=True)
     # (1.0 + 0.5) over the last five steps
-    told = (
+    warning = (
         "PPO: 30% of episodes could not be scored by my_reward (valueerror) at the end of training."
     )
-    assert run_warnings(run) == [told]
+    assert run_warnings(run) == [warning]
     clean = [{"step": i, "reward/mean": 0.5} for i in range(1, 6)]
     long_ago = [{"step": 0, "rewards/unscored/a/b": 1.0}, *clean]
     assert run_warnings(RunRecord(Path("p"), "p", config={}, metrics=long_ago, finished=True)) == []

@@ -293,7 +293,7 @@ def _peak(
         return Interval(value, 0.0, float(start), count)
     if rising.all():
         return Interval(value, far, math.inf, count)
-    # Each bound lies between two grid points; use the outer point.
+    # Each bound is between two grid points; use the outer point.
     low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
     high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
     return Interval(value, low, high, count)

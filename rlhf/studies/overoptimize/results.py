@@ -262,6 +262,6 @@ def verdict(results: dict[str, Any]) -> list[str]:
 
 
 def _interval_has_sign(change: dict[str, Any], sign: int) -> bool:
-    """Return whether the interval of a change lies above 0 (`sign` 1) or below 0 (`sign` -1)."""
+    """Return whether the interval of a change is above 0 (`sign` 1) or below 0 (`sign` -1)."""
     end = change["low"] if sign > 0 else change["high"]
     return end is not None and sign * end > 0
