@@ -342,14 +342,14 @@ def table(outcomes: dict[str, dict[str, Outcome]]) -> str:
             if outcome.refused:
                 line = re.sub(r"\b\w+(?=For[A-Z]\w+|LMHead\w*|ModelWith\w+)", "*", outcome.refused)
                 reasons.setdefault(f"{stage}: {line}", []).append(name)
-    lines += ["", "| what is refused | the line | families |", "| --- | --- | --- |"]
+    lines += ["", "| stage that fails | error message | families |", "| --- | --- | --- |"]
     for reason, names in reasons.items():
         stage, _, line = reason.partition(": ")
         lines.append(f"| {stage} | {line} | {', '.join(names)} |")
     whole = sum(all(outcome.right for outcome in found.values()) for found in outcomes.values())
     head = (
-        f"{len(outcomes)} families, {len(trained)} of which can be a policy; {whole} are right in "
-        f"every stage (transformers {transformers.__version__})."
+        f"With Transformers {transformers.__version__}, {len(trained)} of {len(outcomes)} families "
+        f"can be a policy, and {whole} pass the comparison in every stage."
     )
     return "\n".join([head, "", *lines])
 
