@@ -1,7 +1,8 @@
-"""Generate rows of random words with fixed lengths; every side gets the same rows.
+"""Generate rows of random words with fixed lengths.
 
-Every step of an offline workload uses the same rows. The tokens, lengths and padding are therefore
-the same for every side and step, regardless of shuffling.
+The toolkit and TRL are measured on the same rows, and every step of an offline workload uses the
+same rows. The tokens, lengths and padding are therefore the same for the toolkit and TRL and in
+every step, regardless of shuffling.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[di
 
 
 def count_tokens(rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
-    """Return the number of tokens of rows without padding; the prompt of a pair counts twice."""
+    """Return the number of tokens of rows, excluding padding; the prompt of a pair counts twice."""
     chat_format = ChatFormat(tokenizer)
     texts = [
         (row["prompt"], row[name])

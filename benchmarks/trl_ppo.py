@@ -1,7 +1,7 @@
 """Run PPO in the last TRL release that has it, in a separate virtual environment.
 
-The toolkit is not installed there. PPO in TRL needs four models of full size: policy, reference,
-value model and reward model.
+The toolkit is not installed in that environment. PPO in TRL needs four models of full size: policy,
+reference, value model and reward model.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from benchmarks.worker import Job, StepTimer
 def train(job: Job, timer: StepTimer) -> None:
     """Train until the harness stops the process.
 
-    This trainer ignores the option for gradient checkpointing, so the tuned side differs only in
-    the allocator settings and environment variables of its process.
+    This trainer ignores the gradient checkpointing option. The tuned TRL configuration therefore
+    differs from the default configuration only in the allocator settings and environment variables
+    of the process.
     """
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
     lines = (job.folder / "prompts.jsonl").read_text().splitlines()

@@ -51,9 +51,9 @@ class KnowledgeGraph(TextEnv):
     State: a start and a goal, uniform over the pairs at distance `hops`, and the current entity.
     Observation: the facts about the current entity, each of which leads to another entity. Action:
     the name of a neighbor, with or without `go`. Reward: `-step_cost` per action, and +1.0 for
-    reaching the goal. The episode ends at the goal or after `3 hops` actions. Optimum: the shortest
-    path, which has `hops` actions. The facts are the same in all episodes, so a policy can learn
-    them.
+    reaching the goal. The episode ends at the goal or after `3 * hops` actions. Optimum: the
+    shortest path, which has `hops` actions. The facts are the same in all episodes, so a policy can
+    learn them.
 
     Args:
         hops: Length of the shortest path.

@@ -117,9 +117,9 @@ def make_text_vector(
 def __getattr__(name: str) -> Callable[..., TextVectorEnv]:
     """Return the factory for the environment id `name`.
 
-    `"rlhf.envs.vector:namespace/Name-v0"` is therefore a valid vector entry point. Entry points
-    must be strings, so that specs can be written as JSON, and gymnasium does not pass them the
-    environment id.
+    `"rlhf.envs.vector:namespace/Name-v0"` is therefore a valid vector entry point. Each id
+    needs its own entry point, because gymnasium does not pass the id to the entry point, and
+    because an entry point must be a string so that the spec can be serialized as JSON.
     """
     if "-v" not in name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -181,9 +181,11 @@ def _ascend(
 def _covariances(
     x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, free: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the covariance clustered by group (sandwich) and that of the model, [free, free].
+    """Return the cluster-robust and the model-based covariance of parameters, each [free, free].
 
-    ``groups`` [N] are numbers from 0, and ``free`` is the number of fitted parameters.
+    The cluster-robust covariance is the sandwich estimator, and the model-based covariance is the
+    inverse Fisher information. ``groups`` [N] are indices that start at 0, and ``free`` is the
+    number of fitted parameters.
     """
     p, gradient = _probability(x, theta)
     g = gradient[:, :free]

@@ -25,8 +25,8 @@ class ScoreCombination:
     """A rule that combines M scores of one text into one score (Coste et al., 2310.02743).
 
     ``how`` is ``mean``, ``worst`` (the minimum, WCO) or ``uncertainty`` (mean - penalty * variance,
-    UWO). The variance is divided by M (ddof=0), and the disagreement is the square root of the
-    variance. Published code uses ddof=0 or ddof=1, so penalties are not directly comparable.
+    UWO). The variance is the population variance (ddof=0), and the disagreement is the standard
+    deviation. Published code uses ddof=0 or ddof=1, so penalties are not directly comparable.
     """
 
     how: str = "mean"

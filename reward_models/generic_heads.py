@@ -1,9 +1,9 @@
 """Classification heads for decoder families that have no classifier in Transformers.
 
-This module creates classes that combine the trunk of a family with the generic head of Transformers
-(a linear layer on the last token or on every token). A class has the name that it would have in
-Transformers, and its checkpoints have the usual format. The sidecar next to the weights describes
-how texts are encoded.
+This module creates classes that combine the base model of a family with the generic head of
+Transformers (a linear layer on the last token or on every token). A class has the name that it
+would have in Transformers, and its checkpoints have the usual format. The sidecar next to the
+weights describes how texts are encoded.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from rlhf.errors import UserError
 
 
 def _hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return the last hidden states [B, T, D] of the trunk of ``model``."""
+    """Return the last hidden states [B, T, D] of the base model of ``model``."""
     trunk = getattr(model, model.base_model_prefix)
     mask = {} if attention_mask is None else {"attention_mask": attention_mask}
     return trunk(input_ids, use_cache=False, **mask).last_hidden_state
 
 
 class LastTokenHead(GenericForSequenceClassification):
-    """A linear head that reads the last token that is not padding, for any trunk."""
+    """A linear head that reads the last token that is not padding, for any base model."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -62,7 +62,7 @@ class LastTokenHead(GenericForSequenceClassification):
 
 
 class EveryTokenHead(GenericForTokenClassification):
-    """A linear head that reads every token, for any trunk."""
+    """A linear head that reads every token, for any base model."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -87,7 +87,7 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
         ValueError: The configuration is not valid (from Transformers).
     """
     config = AutoConfig.from_pretrained(path)
-    # For an unknown family, the auto class will raise the error.
+    # For an unknown family, the auto class raises the error.
     generic = (
         None if has_own_classifier(config, steps=steps) else _generic_class(type(config), steps)
     )
@@ -95,9 +95,9 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
 
 
 def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
-    """Return a classifier with the trunk of a language model and a newly initialized head.
+    """Return a classifier with the base model of a language model and a newly initialized head.
 
-    The trunk is moved and not copied, so that buffers that are not saved keep their values.
+    The base model is moved instead of copied, so that its non-persistent buffers keep their values.
 
     Args:
         causal: The language model; it must not be used afterwards.
@@ -105,7 +105,7 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
         steps: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
-        UserError: The model has no separate trunk.
+        UserError: The model has no separate base model.
     """
     model_class = _generic_class(type(causal.config), steps)
     if model_class is None:
@@ -141,7 +141,7 @@ def _auto_class(steps: bool) -> Any:
 
 @functools.cache
 def _generic_class(config_class: Any, steps: bool) -> Any:
-    """Return the class with a generic head on a decoder family's trunk; None for other families."""
+    """Return a decoder family's class with a generic head; None for other families."""
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])

@@ -22,7 +22,7 @@ _WORDS = re.compile(r"\A[^\W\d_]+(?: [^\W\d_]+){0,3}\.?\Z")
 
 
 class _Late(Exception):
-    """Error for an exceeded limit of CPU time."""
+    """Raised when the CPU time limit is exceeded."""
 
 
 def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:

@@ -455,13 +455,13 @@ class _MathReader(TokenReader):
             self.expect("\\}")
             return condition
         else:
-            self._ungroup()
+            self._split_digit_groups()
             items = self.items() if not self.peek().is_op("\\}", "}") else []
         closing = self.expect(*_CLOSING[opening])
         self.bars = bars
         return _bracketed(opening, closing, items)
 
-    def _ungroup(self) -> None:
+    def _split_digit_groups(self) -> None:
         """Split numbers such as 3,100 between brackets at their commas: ``(3,100)`` is a pair."""
         depth, position = 0, self.position
         while position < len(self.tokens):

@@ -1,4 +1,4 @@
-"""Restrict the current process permanently, by kernel mechanisms without privileges.
+"""Restrict the current process permanently with kernel mechanisms that need no privileges.
 
 - ``setrlimit`` limits CPU time, memory, file sizes, open files and core dumps.
 - Landlock (Linux 6.2 or newer) denies writing files, reading files outside Python's folders and the

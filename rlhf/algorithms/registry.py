@@ -1,7 +1,8 @@
-"""The table of online algorithms, with one row for each algorithm. Imports no torch.
+"""The table of online algorithms, with one row for each algorithm.
 
-The training code does not depend on the names of algorithms; it uses the properties of the row.
-`examples/ppo_from_scratch.py` shows a training loop with one of these algorithms.
+This module does not import torch. The training code does not depend on the names of algorithms; it
+uses the properties of the row. `examples/ppo_from_scratch.py` shows a training loop with one of
+these algorithms.
 """
 
 from dataclasses import fields, replace

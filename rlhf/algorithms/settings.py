@@ -67,12 +67,12 @@ class Settings:
     disables clipping."""
     pair_labels: Literal["soft", "hard"] = "soft"
     """Labels of pairs: "soft" prefers the better episode with probability sigma(score difference),
-    "hard" always."""
+    "hard" with probability 1."""
     dynamic_sampling: bool = False
     """Replace groups whose scores (before penalties) are all equal by newly sampled groups."""
     overlong_fraction: Fraction = 0.0
-    """Fraction of a turn's token limit, at its end, in which a penalty grows from 0 to 1; 0
-    disables the penalty."""
+    """Length of DAPO's soft overlong range, as a fraction of a turn's token limit. In this range,
+    which ends at the limit, the penalty increases from 0 to 1. 0 disables the penalty."""
     cost_limit: Finite = 0.0
     """Upper limit of the mean cost per episode."""
     multiplier_init: PositiveFloat = 1.0

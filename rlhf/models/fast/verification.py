@@ -132,14 +132,14 @@ def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
             unwrap_peft(model).set_attn_implementation(trunk.attention_before_packing)
         trunk.never_packs = True
 
-    def read_single_rows() -> None:
+    def disable_row_batches() -> None:
         trunk.reads_single_rows = True
 
     return (
         ("packed rows", pad),
         ("the tied embedding", lambda: disable_tied_embedding(trunk)),
         ("fused norms and gates", lambda: restore_forward(trunk)),
-        ("batches of rows", read_single_rows),
+        ("batches of rows", disable_row_batches),
     )
 
 
@@ -247,18 +247,18 @@ def _states_and_gradients(batch: Batch, read: Read, small: list[Any]) -> Result:
 def _gap(result: Result, expected: Result) -> float:
     """Return the largest difference of states and of gradients, divided by its tolerance."""
     tolerance = tolerance_of(expected.states)
-    gaps = [_difference([result.states], [expected.states]) / tolerance]
+    gaps = [_relative_difference([result.states], [expected.states]) / tolerance]
     pairs = list(zip(result.gradients, expected.gradients, strict=True))
     if any((a is None) != (b is None) for a, b in pairs):
         return float("inf")
     gradients = [(a, b) for a, b in pairs if a is not None and b is not None]
     if gradients:
         ours, theirs = zip(*gradients, strict=True)
-        gaps.append(_difference(ours, theirs) / (GRADIENT_TOLERANCE_FACTOR * tolerance))
+        gaps.append(_relative_difference(ours, theirs) / (GRADIENT_TOLERANCE_FACTOR * tolerance))
     return max(gaps)
 
 
-def _difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def _relative_difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the difference of two lists of tensors relative to the size of ``expected``.
 
     In float32 it is the largest difference, in half precision the mean.
