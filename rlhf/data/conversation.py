@@ -1,4 +1,4 @@
-"""Validate conversations, and split them into a prompt and a reply.
+"""Read conversations from cells, validate them, and split them into a prompt and its replies.
 
 Every row is validated by `check_turns`, whatever the format of the data set. A row that cannot be
 used raises `RowDropped`; the loader counts the rows by reason.
@@ -6,11 +6,82 @@ used raises `RowDropped`; the loader counts the rows by reason.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.common.conversation import Conversation, Message
-from rlhf.data.messages import Notes, RowDropped, as_conversation
+from rlhf.data.messages import (
+    ROLES,
+    Notes,
+    RowDropped,
+    decode_json,
+    is_message,
+    parse_messages,
+)
+
+Cells = dict[str, Any]
+"""Field -> cell of the row. The optional cells that are used are removed."""
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+_NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+MIN_PASSAGE_WORDS = 5
+"""Minimum number of words of a context that is searched for inside the lines of a prompt."""
+
+
+def as_conversation(value: Any, notes: Notes) -> Conversation:
+    """Convert text, a dialogue, one message, or a list of messages to a conversation.
+
+    Plain text becomes one user turn, and None an empty conversation.
+
+    Raises:
+        RowDropped: The value is of another type, or a message cannot be converted.
+    """
+    if isinstance(value, str):
+        return _conversation_from_text(value)
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        value = [value] if is_message(value) else None
+    if not isinstance(value, Sequence):
+        raise RowDropped("neither text nor messages")
+    return parse_messages(value, notes)
+
+
+def _conversation_from_text(text: str) -> Conversation:
+    if is_dialogue(text):
+        return parse_dialogue(text)
+    # Prompts of NVIDIA's data sets can contain several turns; the first is a user turn.
+    first, *rest = _NEMO_TURN.split(text)
+    turns: Conversation = [{"role": "user", "content": first}]
+    for speaker, content in zip(rest[::2], rest[1::2], strict=True):
+        turns.append({"role": ROLES[speaker.lower()], "content": content})
+    return turns
+
+
+def is_dialogue(text: str) -> bool:
+    r"""Return whether `text` is an HH-RLHF dialogue: Human: at the start, then \n\nAssistant:."""
+    return _HH_START.match(text) is not None
+
+
+def parse_dialogue(text: str) -> Conversation:
+    r"""Return the messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
+
+    A turn begins with "Human:" or "Assistant:" after a blank line. The contents are stripped and
+    may be empty, as after "\n\nAssistant:" at the end of a prompt.
+    """
+    pieces = _HH_TURN.split("\n\n" + text.lstrip())
+    return [
+        {"role": ROLES[speaker.lower()], "content": content.strip()}
+        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def read_messages(value: Any, notes: Notes) -> Conversation:
+    """Convert a cell with text, a dialogue, messages, or the JSON of messages to a conversation."""
+    return as_conversation(decode_json(value), notes)
 
 
 def check_turns(messages: Sequence[Message]) -> None:
@@ -222,3 +293,172 @@ def split_pair(chosen: Conversation, rejected: Conversation) -> tuple[Conversati
     for rest in rests:
         check_turns([*prompt, *rest])
     return prompt, checked_reply(rests[0]), checked_reply(rests[1])
+
+
+def read_prompt(cells: Cells, notes: Notes) -> Conversation:
+    """Return the validated prompt of a row, from its prompt, context and history cells.
+
+    Args:
+        cells: Cells of the row; the optional cells that are used are removed.
+        notes: Descriptions of ignored parts, changed in place.
+
+    Raises:
+        RowDropped: The prompt or the history is not valid.
+    """
+    value, context = cells["prompt"], cells.get("context")
+    if isinstance(value, str) and isinstance(context, str):
+        cells.pop("context")
+        if context.strip() and not _contains_passage(value, context.strip()):
+            value = f"{value}\n\n{context}" if value.strip() else context
+    messages = as_conversation(value, notes)
+    earlier = _read_history(cells.pop("history", None), notes)
+    if earlier:
+        rest = without_system(messages)
+        messages = [*messages[: len(messages) - len(rest)], *earlier, *rest]
+    return checked_prompt(messages)
+
+
+def _contains_passage(text: str, context: str) -> bool:
+    """Return whether a text contains a context.
+
+    A context of fewer than MIN_PASSAGE_WORDS words must be whole lines of the text, because a short
+    context can be part of an instruction by chance, such as the 2 of "multiply 12 by:".
+    """
+    edges = (
+        (r"^[ \t]*", r"[ \t]*$")
+        if len(context.split()) < MIN_PASSAGE_WORDS
+        else (r"(?<!\w)", r"(?!\w)")
+    )
+    pattern = edges[0] + re.escape(context) + edges[1]
+    return re.search(pattern, text, re.MULTILINE) is not None
+
+
+def _read_history(value: Any, notes: Notes) -> Conversation:
+    """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
+    value = decode_json(value)
+    if value in (None, "", []):
+        return []
+    if not isinstance(value, list):
+        raise RowDropped("history is not a list of turns")
+    if not all(isinstance(pair, (list, tuple)) for pair in value):
+        return as_conversation(value, notes)
+    messages: Conversation = []
+    for pair in value:
+        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowDropped("history is not a list of turns")
+        roles = zip(("user", "assistant"), pair, strict=True)
+        messages += [{"role": role, "content": text} for role, text in roles]
+    return messages
+
+
+def _read_reply(
+    cells: Cells, field: str, prompt: Conversation, notes: Notes
+) -> tuple[Conversation, Conversation]:
+    """Return (prompt, reply) from the reply column `field`, and add the reasoning column.
+
+    A system message in the reply column is moved to the prompt.
+    """
+    value, cell = cells[field], cells.get("prompt")
+    if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
+        value = value.removeprefix(cell)
+        if is_dialogue(value):
+            return split_reply(prompt, parse_dialogue(value), notes)
+        if "\n\nHuman:" in value:
+            raise RowDropped("reply contains a user or system turn")
+        value = value.strip()
+    prompt, reply = split_reply(prompt, value, notes)
+    reasoning = cells.get("reasoning")
+    if field == "completion" and isinstance(reasoning, str) and not reasoning_of(reply[-1]):
+        cells.pop("reasoning")
+        if reasoning.strip():
+            reply = [*reply[:-1], {**reply[-1], "reasoning_content": reasoning}]
+    return prompt, reply
+
+
+def _opens_with_prompt(value: Any) -> bool:
+    """Return whether a cell is a list of messages that begins with a user turn.
+
+    A system turn may precede the user turn.
+    """
+    if not isinstance(value, list):
+        return False
+    roles = [_role_of(turn) for turn in value[:2]]
+    return next((role for role in roles if role != "system"), None) == "user"
+
+
+def _role_of(turn: Any) -> str | None:
+    """Return the canonical role of a message that is not converted yet; None if it has none."""
+    if not isinstance(turn, Mapping):
+        return None
+    return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
+
+
+def _as_prompt(messages: Any) -> Any:
+    """Return a list of messages without the assistant turns at its end."""
+    messages = decode_json(messages)
+    while isinstance(messages, list) and messages and _role_of(messages[-1]) == "assistant":
+        messages = messages[:-1]
+    return messages
+
+
+def _split_whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
+    """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt.
+
+    Args:
+        cells: Cells of the row.
+        sides: The two conversations, chosen first.
+        notes: Descriptions of ignored parts, changed in place.
+
+    Raises:
+        RowDropped: The prompts or system messages differ, or the conversations are not valid.
+    """
+    cell_prompt = read_prompt(cells, notes)
+    prompt, chosen, rejected = split_pair(*(read_messages(value, notes) for value in sides))
+    expected, turns = without_system(cell_prompt), without_system(prompt)
+    if not same_turns(turns[: len(expected)], expected):
+        raise RowDropped("prompts differ")
+    if len(expected) < len(cell_prompt):
+        if len(turns) < len(prompt) and not same_turns(prompt[:1], cell_prompt[:1]):
+            raise RowDropped("system messages differ")
+        prompt = [cell_prompt[0], *turns]
+    return prompt, chosen, rejected
+
+
+def read_prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Conversation]:
+    """Return (prompt, reply) of a row with a messages cell, or with prompt and completion cells.
+
+    Raises:
+        RowDropped: The prompt or the reply is not valid.
+    """
+    if "messages" in cells:
+        return split_last_reply(read_messages(cells.pop("messages"), notes), notes)
+    return _read_reply(cells, "completion", read_prompt(cells, notes), notes)
+
+
+def read_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
+    """Return (prompt, chosen, rejected) from the cells of a row with a chosen and a rejected reply.
+
+    The prompt is the prompt cell, else the messages cell, else the common start of the replies.
+
+    Raises:
+        RowDropped: The replies are equal, or the prompt or a reply is not valid.
+    """
+    sides = [cells["chosen"], cells["rejected"]]
+    whole = all(_opens_with_prompt(value) for value in sides)
+    if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
+        cells["prompt"] = _as_prompt(cells.pop("messages"))
+    if cells.get("prompt") is None:
+        if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
+            raise RowDropped("plain text without a prompt column")
+        return split_pair(*(read_messages(value, notes) for value in sides))
+    if whole:
+        prompt, chosen, rejected = _split_whole_pair(cells, sides, notes)
+    else:
+        cell_prompt = read_prompt(cells, notes)
+        prompt, chosen = _read_reply(cells, "chosen", cell_prompt, notes)
+        other_prompt, rejected = _read_reply(cells, "rejected", cell_prompt, notes)
+        if not same_turns(prompt, other_prompt):
+            raise RowDropped("system messages differ")
+    if same_turns(chosen, rejected):
+        raise RowDropped("chosen equals rejected")
+    return prompt, chosen, rejected

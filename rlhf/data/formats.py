@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,33 +12,27 @@ from rlhf.common.files import is_utf8_encodable
 from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
-    check_turns,
+    Cells,
     check_weights,
     checked_prompt,
-    checked_reply,
-    reasoning_of,
+    is_dialogue,
+    read_messages,
+    read_pair,
+    read_prompt,
+    read_prompt_and_reply,
     same_turns,
     split_first_reply,
     split_last_reply,
-    split_pair,
     split_reply,
-    without_system,
 )
 from rlhf.data.messages import (
-    ROLES,
     Notes,
     RowDropped,
-    as_conversation,
     decode_json,
     decode_messages,
-    is_dialogue,
     is_filled,
-    parse_dialogue,
     parse_tools,
 )
-
-Cells = dict[str, Any]
-"""Field -> cell of the row. A converter removes the optional cells that it uses."""
 
 _MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
 """Fields whose cells are text or messages; in CSV files the messages are JSON."""
@@ -84,8 +77,6 @@ def convert(
             result["prompt"], rest.pop("system", None), system, notes
         )
         _add_facts(result["prompt"], rest, notes)
-        for side in ("completion", "chosen", "rejected"):
-            check_turns([*result["prompt"], *result.get(side, ())])
     elif system is not None:
         notes.add("data.system for a row without a prompt")
     notes.update(f"{field} column" for field in OPTIONAL_FIELDS if is_filled(rest.get(field)))
@@ -153,178 +144,27 @@ def _strings_in(value: Any) -> Iterator[str]:
             yield from _strings_in(part)
 
 
-def _read_prompt(cells: Cells, notes: Notes) -> Conversation:
-    value, context = cells["prompt"], cells.get("context")
-    if isinstance(value, str) and isinstance(context, str):
-        cells.pop("context")
-        if context.strip() and not _contains_passage(value, context.strip()):
-            value = f"{value}\n\n{context}" if value.strip() else context
-    messages = as_conversation(value, notes)
-    earlier = _read_history(cells.pop("history", None), notes)
-    if earlier:
-        rest = without_system(messages)
-        messages = [*messages[: len(messages) - len(rest)], *earlier, *rest]
-    return checked_prompt(messages)
-
-
-MIN_PASSAGE_WORDS = 5
-"""Minimum number of words of a context that is searched for inside the lines of a prompt."""
-
-
-def _contains_passage(text: str, context: str) -> bool:
-    """Return whether a text contains a context.
-
-    A context of fewer than MIN_PASSAGE_WORDS words must be whole lines of the text, because a short
-    context can be part of an instruction by chance, such as the 2 of "multiply 12 by:".
-    """
-    edges = (
-        (r"^[ \t]*", r"[ \t]*$")
-        if len(context.split()) < MIN_PASSAGE_WORDS
-        else (r"(?<!\w)", r"(?!\w)")
-    )
-    pattern = edges[0] + re.escape(context) + edges[1]
-    return re.search(pattern, text, re.MULTILINE) is not None
-
-
-def _read_history(value: Any, notes: Notes) -> Conversation:
-    """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
-    value = decode_json(value)
-    if value in (None, "", []):
-        return []
-    if not isinstance(value, list):
-        raise RowDropped("history is not a list of turns")
-    if not all(isinstance(pair, (list, tuple)) for pair in value):
-        return as_conversation(value, notes)
-    messages: Conversation = []
-    for pair in value:
-        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise RowDropped("history is not a list of turns")
-        roles = zip(("user", "assistant"), pair, strict=True)
-        messages += [{"role": role, "content": text} for role, text in roles]
-    return messages
-
-
-def _read_reply(
-    cells: Cells, field: str, prompt: Conversation, notes: Notes
-) -> tuple[Conversation, Conversation]:
-    """Return (prompt, reply) from the reply column `field`, and add the reasoning column.
-
-    A system message in the reply column is moved to the prompt.
-    """
-    value, cell = cells[field], cells.get("prompt")
-    if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
-        value = value.removeprefix(cell)
-        if is_dialogue(value):
-            return split_reply(prompt, parse_dialogue(value), notes)
-        if "\n\nHuman:" in value:
-            raise RowDropped("reply contains a user or system turn")
-        value = value.strip()
-    prompt, reply = split_reply(prompt, value, notes)
-    reasoning = cells.get("reasoning")
-    if field == "completion" and isinstance(reasoning, str) and not reasoning_of(reply[-1]):
-        cells.pop("reasoning")
-        if reasoning.strip():
-            reply = [*reply[:-1], {**reply[-1], "reasoning_content": reasoning}]
-    return prompt, reply
-
-
-def _read_messages(value: Any, notes: Notes) -> Conversation:
-    return as_conversation(decode_json(value), notes)
-
-
-def _read_prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Conversation]:
-    if "messages" in cells:
-        return split_last_reply(_read_messages(cells.pop("messages"), notes), notes)
-    return _read_reply(cells, "completion", _read_prompt(cells, notes), notes)
-
-
 def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "text" in cells and not (isinstance(cells["text"], str) and is_dialogue(cells["text"])):
         return _text_row(cells, notes)
     if "messages" in cells or "text" in cells:
-        messages = _read_messages(cells.pop("messages", cells.get("text")), notes)
+        messages = read_messages(cells.pop("messages", cells.get("text")), notes)
         prompt, completion = split_first_reply(messages, notes)
     else:
-        prompt, completion = _read_prompt_and_reply(cells, notes)
+        prompt, completion = read_prompt_and_reply(cells, notes)
         check_weights(completion)
     return {"prompt": prompt, "completion": completion}
 
 
 def _label_row(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt, completion = _read_prompt_and_reply(cells, notes)
+    prompt, completion = read_prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion, "label": _parse_boolean(cells["label"])}
-
-
-def _opens_with_prompt(value: Any) -> bool:
-    """Return whether a cell is a list of messages that begins with a user turn.
-
-    A system turn may precede the user turn.
-    """
-    if not isinstance(value, list):
-        return False
-    roles = [_role_of(turn) for turn in value[:2]]
-    return next((role for role in roles if role != "system"), None) == "user"
-
-
-def _role_of(turn: Any) -> str | None:
-    """Return the canonical role of a message that is not converted yet; None if it has none."""
-    if not isinstance(turn, Mapping):
-        return None
-    return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
-
-
-def _as_prompt(messages: Any) -> Any:
-    """Return a list of messages without the assistant turns at its end."""
-    messages = decode_json(messages)
-    while isinstance(messages, list) and messages and _role_of(messages[-1]) == "assistant":
-        messages = messages[:-1]
-    return messages
-
-
-def _split_whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
-    """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt.
-
-    Args:
-        cells: Cells of the row.
-        sides: The two conversations, chosen first.
-        notes: Descriptions of ignored parts, changed in place.
-
-    Raises:
-        RowDropped: The prompts or system messages differ, or the conversations are not valid.
-    """
-    cell_prompt = _read_prompt(cells, notes)
-    prompt, chosen, rejected = split_pair(*(_read_messages(value, notes) for value in sides))
-    expected, turns = without_system(cell_prompt), without_system(prompt)
-    if not same_turns(turns[: len(expected)], expected):
-        raise RowDropped("prompts differ")
-    if len(expected) < len(cell_prompt):
-        if len(turns) < len(prompt) and not same_turns(prompt[:1], cell_prompt[:1]):
-            raise RowDropped("system messages differ")
-        prompt = [cell_prompt[0], *turns]
-    return prompt, chosen, rejected
 
 
 def _preference_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "response_a" in cells:
         cells |= judged_pair(cells)
-    sides = [cells["chosen"], cells["rejected"]]
-    whole = all(_opens_with_prompt(value) for value in sides)
-    if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
-        cells["prompt"] = _as_prompt(cells.pop("messages"))
-    if cells.get("prompt") is None:
-        if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
-            raise RowDropped("plain text without a prompt column")
-        prompt, chosen, rejected = split_pair(*(_read_messages(value, notes) for value in sides))
-    elif whole:
-        prompt, chosen, rejected = _split_whole_pair(cells, sides, notes)
-    else:
-        cell_prompt = _read_prompt(cells, notes)
-        prompt, chosen = _read_reply(cells, "chosen", cell_prompt, notes)
-        other_prompt, rejected = _read_reply(cells, "rejected", cell_prompt, notes)
-        if not same_turns(prompt, other_prompt):
-            raise RowDropped("system messages differ")
-    if same_turns(chosen, rejected):
-        raise RowDropped("chosen equals rejected")
+    prompt, chosen, rejected = read_pair(cells, notes)
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     margin = _read_margin(cells, notes)
     return row if margin is None else row | {"margin": margin}
@@ -399,12 +239,12 @@ def winner_is_second(value: Any) -> bool:
 
 def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "prompt" in cells:
-        return {"prompt": _read_prompt(cells, notes)}
+        return {"prompt": read_prompt(cells, notes)}
     if "chosen" in cells:
-        return {"prompt": split_last_reply(_read_messages(cells["chosen"], notes), notes)[0]}
+        return {"prompt": split_last_reply(read_messages(cells["chosen"], notes), notes)[0]}
     if "turns" in cells:
         return {"prompt": _first_turn(cells["turns"], notes)}
-    messages = _read_messages(cells.pop("messages", cells.get("text")), notes)
+    messages = read_messages(cells.pop("messages", cells.get("text")), notes)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
         notes.add("reply after the prompt")
@@ -436,7 +276,7 @@ def _text_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 def _rated_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "text" in cells:
         return _text_row(cells, notes)
-    prompt, completion = _read_prompt_and_reply(cells, notes)
+    prompt, completion = read_prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion}
 
 
@@ -445,20 +285,20 @@ def _classification_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _ranking_row(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt, replies = _read_prompt(cells, notes), decode_json(cells["replies"])
+    prompt, replies = read_prompt(cells, notes), decode_json(cells["replies"])
     if not isinstance(replies, list) or len(replies) < 2:
         raise RowDropped("fewer than two replies")
     answered = [split_reply(prompt, reply, notes) for reply in replies]
     if not all(same_turns(other, answered[0][0]) for other, _ in answered):
         raise RowDropped("system messages differ")
-    ranked = [checked_reply(reply) for _, reply in answered]
+    ranked = [reply for _, reply in answered]
     if any(same_turns(*pair) for pair in itertools.combinations(ranked, 2)):
         raise RowDropped("equal replies")
     return {"prompt": answered[0][0], "replies": ranked}
 
 
 def _steps_row(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt = _read_prompt(cells, notes)
+    prompt = read_prompt(cells, notes)
     steps, labels = decode_json(cells["steps"]), decode_json(cells["labels"])
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowDropped("steps are not a list of texts")

@@ -1,4 +1,4 @@
-"""Convert a cell of a table (text, dialogue or message list) to canonical messages.
+"""Convert the messages and tool descriptions of a data set to canonical messages and tools.
 
 A canonical message has the keys `role` (system, user, assistant, tool) and `content` (text).
 Optional keys are `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0 excludes a
@@ -9,7 +9,6 @@ other key with a value is added to `notes`. A row that cannot be used raises `Ro
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,61 +57,9 @@ _READ_KEYS = {
     "tests",
 }
 
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
-_NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
-
 
 class RowDropped(Exception):
     """Raised for a row that cannot be used; the loader counts the rows by message."""
-
-
-def is_dialogue(text: str) -> bool:
-    r"""Return whether `text` is an HH-RLHF dialogue: Human: at the start, then \n\nAssistant:."""
-    return _HH_START.match(text) is not None
-
-
-def parse_dialogue(text: str) -> Conversation:
-    r"""Return the messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
-
-    A turn begins with "Human:" or "Assistant:" after a blank line. The contents are stripped and
-    may be empty, as after "\n\nAssistant:" at the end of a prompt.
-    """
-    pieces = _HH_TURN.split("\n\n" + text.lstrip())
-    return [
-        {"role": ROLES[speaker.lower()], "content": content.strip()}
-        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
-
-
-def as_conversation(value: Any, notes: Notes) -> Conversation:
-    """Convert text, a dialogue, one message, or a list of messages to a conversation.
-
-    Plain text becomes one user turn, and None an empty conversation.
-
-    Raises:
-        RowDropped: The value is of another type, or a message cannot be converted.
-    """
-    if isinstance(value, str):
-        return _conversation_from_text(value)
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        value = [value] if _is_message(value) else None
-    if not isinstance(value, Sequence):
-        raise RowDropped("neither text nor messages")
-    return parse_messages(value, notes)
-
-
-def _conversation_from_text(text: str) -> Conversation:
-    if is_dialogue(text):
-        return parse_dialogue(text)
-    # Prompts of NVIDIA's data sets can contain several turns; the first is a user turn.
-    first, *rest = _NEMO_TURN.split(text)
-    turns: Conversation = [{"role": "user", "content": first}]
-    for speaker, content in zip(rest[::2], rest[1::2], strict=True):
-        turns.append({"role": ROLES[speaker.lower()], "content": content})
-    return turns
 
 
 def decode_json(value: Any) -> Any:
@@ -132,10 +79,11 @@ def decode_messages(value: Any) -> Any:
     """
     decoded = decode_json(value)
     items = decoded if isinstance(decoded, list) else [decoded]
-    return decoded if items and all(map(_is_message, items)) else value
+    return decoded if items and all(map(is_message, items)) else value
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Return whether a value is an object with a role and a content, under one of their names."""
     return isinstance(value, Mapping) and (
         {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
     )

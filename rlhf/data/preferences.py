@@ -15,9 +15,9 @@ from typing import Any
 
 from rlhf.common.conversation import Conversation
 from rlhf.common.ranges import Finite, LabelNoise, NonNegativeFloat, check_fields
-from rlhf.data.conversation import checked_prompt, split_reply
+from rlhf.data.conversation import as_conversation, checked_prompt, split_reply
 from rlhf.data.load import Loaded
-from rlhf.data.messages import RowDropped, as_conversation
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.core import sigmoid
 

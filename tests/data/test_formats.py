@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf.data import DataSpec, load
-from rlhf.data.messages import parse_dialogue
+from rlhf.data.conversation import parse_dialogue
 
 
 def user(text):
