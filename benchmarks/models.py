@@ -47,7 +47,7 @@ def reward_model(model: str, folder: Path, *, tokens: int) -> str:
 
     from rlhf.models.loading import give_pad_token
     from rlhf.reward_models import Sidecar
-    from rlhf.reward_models.encoding import template_hash
+    from rlhf.reward_models.chat_template import template_hash
 
     tokenizer = load_tokenizer(model)
     torch.manual_seed(0)

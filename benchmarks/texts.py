@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
-from rlhf.reward_models.encoding import encode_conversation
+from rlhf.reward_models.chat_template import encode_conversation
 from rlhf.rollout.chat_format import ChatFormat, encode_example
 
 # Words that are one token after a space in common vocabularies.

@@ -22,7 +22,7 @@ from rlhf.reward_models.core import (
 from rlhf.reward_models.registry import KINDS, build
 
 if TYPE_CHECKING:
-    from rlhf.reward_models.encoding import encode_conversation
+    from rlhf.reward_models.chat_template import encode_conversation
     from rlhf.reward_models.learned import LearnedReward
     from rlhf.reward_models.sidecar import Sidecar
 
@@ -32,7 +32,7 @@ if __name__ != "rlhf.reward_models":  # a second import would define each class 
 _LAZY = {
     "LearnedReward": "rlhf.reward_models.learned",
     "Sidecar": "rlhf.reward_models.sidecar",
-    "encode_conversation": "rlhf.reward_models.encoding",
+    "encode_conversation": "rlhf.reward_models.chat_template",
 }
 
 __all__ = [

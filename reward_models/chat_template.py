@@ -1,4 +1,7 @@
-"""Render conversations with a chat template; the only module that calls ``apply_chat_template``.
+"""Render conversations with a chat template, and encode them for training and for scoring.
+
+This is the only module that calls ``apply_chat_template``. A reward model must score text in the
+form on which it was trained, so its training and scoring use :func:`encode_truncated`.
 
 Options of a model's template (``enable_thinking``, folding the system message into the first user
 turn) are stored in the tokenizer's configuration. They are saved and loaded with the tokenizer, so
@@ -7,13 +10,14 @@ every stage of a pipeline renders in the same way.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import UserError, first_line
-from rlhf.reward_models.core import Unscorable
+from rlhf.reward_models.core import Conversation, Unscorable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +38,9 @@ CALLS_WITHOUT_TEMPLATE = "tool calls cannot be rendered without a chat template"
 
 FIXED_DATE = "01 Jan 2025"
 FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
+
+_PLAIN_JOIN = "plain-1"
+_ENDING = "{#- ends where the score is read -#}"
 
 _KWARGS, _FOLD = "chat_template_kwargs", "fold_system"
 _READS_THINKING = re.compile(
@@ -328,3 +335,128 @@ def _with_arguments(call: Any, as_text: bool) -> Any:
     except json.JSONDecodeError:
         return dict(call)
     return {**call, "arguments": parsed} if isinstance(parsed, Mapping) else dict(call)
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    *,
+    append_eos: bool,
+    max_length: int | None = None,
+) -> list[int]:
+    """Return the token ids of a conversation, truncated on the left.
+
+    This can prepare data for TRL's ``RewardTrainer``: if the data set has the columns
+    ``chosen_ids`` and ``rejected_ids`` (lists of int; ``margin`` is optional), the trainer does not
+    apply a template, an EOS rule and tokenization of its own (checked in trl 1.16.0,
+    ``_prepare_dataset``). Set ``RewardConfig.max_length`` to None, because the trainer otherwise
+    drops longer rows.
+
+    Args:
+        tokenizer: The tokenizer.
+        conversation: The conversation; its last message is usually the reply to score.
+        append_eos: Whether the last token must be the tokenizer's EOS. White space that the
+            template writes after EOS is then removed, and EOS is appended if it is missing. If
+            False, the ids are those of the rendered template.
+        max_length: Maximum number of tokens; None is no limit. The first tokens of longer texts are
+            removed, so that the end of the reply is kept; a leading [CLS] or BOS is also kept.
+
+    Raises:
+        Unscorable: The conversation cannot be rendered; see :func:`render`.
+        UserError: ``append_eos`` is set and the tokenizer has no EOS token, or the conversation is
+            empty.
+    """
+    ids, _ = encode_truncated(tokenizer, conversation, append_eos=append_eos, max_length=max_length)
+    return ids
+
+
+def encode_truncated(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    tools: Sequence[Any] | None = None,
+    *,
+    append_eos: bool,
+    max_length: int | None,
+) -> tuple[list[int], bool]:
+    """Return the result of :func:`encode_conversation`, and whether the text was truncated.
+
+    ``tools`` are descriptions of tools for the template, see :func:`with_tools`.
+    """
+    text = render(tokenizer, with_tools(conversation, tools))
+    eos = tokenizer.eos_token
+    if append_eos:
+        if not isinstance(eos, str):
+            raise UserError(
+                "append_eos needs a tokenizer with an EOS token; set append_eos to false"
+            )
+        text = text.rstrip().removesuffix(eos)
+    is_plain = tokenizer.chat_template is None
+    ids = list(tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"])
+    if append_eos and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    if max_length is None or len(ids) <= max_length:
+        return ids, False
+    if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]):
+        return [ids[0], *ids[len(ids) - max_length + 1 :]], True
+    return ids[-max_length:], True
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+    """Render a conversation as text, with the tokenizer's chat template if it has one.
+
+    Without a template, a single message is rendered as its bare content (the form on which
+    sentiment and toxicity classifiers are trained), and several messages are rendered as
+    ``role: content`` paragraphs separated by empty lines. Templates that write today's date write a
+    fixed date instead, so that scores do not depend on the date.
+
+    Raises:
+        Unscorable: The template cannot render the conversation (:class:`TemplateRefused`), or the
+            conversation has tool calls and there is no template.
+        UserError: The conversation is empty.
+    """
+    if not conversation:
+        raise UserError("cannot encode an empty conversation")
+    if tokenizer.chat_template is None:
+        if any(message.get("tool_calls") for message in conversation):
+            raise Unscorable(CALLS_WITHOUT_TEMPLATE)
+        if len(conversation) == 1:
+            return conversation[0]["content"]
+        return "\n\n".join(f"{m['role']}: {m['content']}" for m in conversation)
+    return render_chat(tokenizer, conversation, fixed_date=True)
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a fingerprint (16 hex digits) of the chat template, its options and the EOS token.
+
+    Together with the vocabulary, these determine the result of :func:`encode_conversation`.
+    """
+    has_template = tokenizer.chat_template is not None
+    template = tokenizer.get_chat_template() if has_template else _PLAIN_JOIN
+    source = f"{template}\0{tokenizer.eos_token}"
+    options = {"kwargs": chat_template_kwargs(tokenizer), "fold_system": folds_system(tokenizer)}
+    if any(options.values()):
+        source += f"\0{json.dumps(options, sort_keys=True)}"
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Change the tokenizer's chat template in place so that its text ends with EOS, as in scoring.
+
+    This is for a tokenizer that is saved with a reward model whose score is read at EOS. Other
+    libraries render with the saved template and read the score at the last token. Without the
+    change, the last token can be white space, which ChatML writes after EOS. The changed template
+    also writes the fixed date, and has the tokenizer's template options as defaults. The rendering
+    of prompts (``add_generation_prompt``) does not change otherwise.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:
+        return
+    defaults = {"date_string": FIXED_DATE, **chat_template_kwargs(tokenizer)}
+    lines = [FIXED_CLOCK, template_defaults(defaults)]
+    body = template.removesuffix("\n")
+    lines.append("{%- set rendered_text %}\n" + body + "{% endset -%}")
+    lines.append(
+        "{%- if add_generation_prompt %}{{ rendered_text }}{% else %}"
+        "{{ rendered_text.rstrip().removesuffix(eos_token) + eos_token }}{% endif -%}"
+    )
+    tokenizer.chat_template = _ENDING + "".join(lines)

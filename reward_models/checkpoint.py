@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from rlhf.errors import UserError
-from rlhf.reward_models import encoding
+from rlhf.reward_models import chat_template
 from rlhf.reward_models.generic_heads import classifier_class
 from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
 
@@ -182,7 +182,7 @@ def reconcile(
     check_sidecar(
         path,
         sidecar,
-        template_hash=encoding.template_hash(tokenizer),
+        template_hash=chat_template.template_hash(tokenizer),
         pooling=pooling_of(model),
         append_eos=append_eos,
         max_length=max_length,
@@ -236,7 +236,7 @@ def _infer(
         append_eos = pooling == "last" and is_plain
     limits = [n for n in (tokenizer.model_max_length, _positions(model)) if n and n < _NO_LIMIT]
     return Sidecar(
-        template_hash=encoding.template_hash(tokenizer),
+        template_hash=chat_template.template_hash(tokenizer),
         append_eos=append_eos,
         max_length=max_length or min(limits, default=None),
         pooling=pooling,

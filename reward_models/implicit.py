@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
+from rlhf.reward_models.chat_template import encode_conversation, template_hash
 from rlhf.reward_models.checkpoint import load_model, read
 from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
-from rlhf.reward_models.encoding import encode_conversation, template_hash
 
 
 class ImplicitReward(Reward):

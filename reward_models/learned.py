@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
-from rlhf.reward_models import checkpoint, encoding
+from rlhf.reward_models import chat_template, checkpoint
 from rlhf.reward_models.core import (
     Conversation,
     Reward,
@@ -167,7 +167,7 @@ class LearnedReward(Reward):
         """Return the token ids, and whether the text was truncated."""
         if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
-        ids, truncated = encoding.encode_truncated(
+        ids, truncated = chat_template.encode_truncated(
             self.tokenizer,
             conversation,
             append_eos=self.sidecar.append_eos,

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.reward_models.chat_template import render
 from rlhf.reward_models.core import Conversation, Reward, Scores, last_reply, scatter, score_each
-from rlhf.reward_models.encoding import render
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.targets import Target
 

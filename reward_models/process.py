@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import UserError
+from rlhf.reward_models.chat_template import render, template_hash
 from rlhf.reward_models.checkpoint import check_sidecar, find_sidecar, load_checkpoint
 from rlhf.reward_models.core import (
     Conversation,
@@ -20,7 +21,6 @@ from rlhf.reward_models.core import (
     last_reply,
     score_each,
 )
-from rlhf.reward_models.encoding import render, template_hash
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
@@ -46,8 +46,8 @@ def encode_steps(
     """Split the last reply at ``separator``, and encode each step separately with its separator.
 
     The tokens at the end of a step therefore do not depend on the position of the step. The prompt
-    is rendered as in :func:`~rlhf.reward_models.encoding.render`, and the reply follows as plain
-    text. The last step also ends with the separator.
+    is rendered as in :func:`~rlhf.reward_models.chat_template.render`, and the reply follows as
+    plain text. The last step also ends with the separator.
 
     Raises:
         Unscorable: The reply has no step.

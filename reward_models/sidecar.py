@@ -21,7 +21,7 @@ class Sidecar:
     """
 
     template_hash: str
-    """Result of ``encoding.template_hash``: a hash of the chat template, its options and EOS."""
+    """Result of ``template_hash``: a hash of the chat template, its options and EOS."""
     append_eos: bool
     """Whether every text ends with EOS."""
     max_length: int | None

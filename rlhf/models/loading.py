@@ -25,13 +25,24 @@ from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
-from rlhf.reward_models.encoding import ensure_pad_token
 
 log = logging.getLogger(__name__)
 
 # transformers shows progress bars for files that load in milliseconds.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
+
+# Reserved tokens that do not occur in ordinary text, in order of preference.
+_FALLBACK_PADS = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|vision_pad|>",
+    "<|endoftext|>",
+    "<unk>",
+    "[UNK]",
+)
 
 
 def load_model(
@@ -176,6 +187,24 @@ def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
     if getattr(model, "generation_config", None) is not None:  # None for classifiers
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return grows
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give a tokenizer a pad token that differs from EOS and BOS, and return the token's id.
+
+    The pooling of Transformers reads the last token that is not padding; if the pad token is EOS,
+    it skips the EOS of a finished reply. The pad token is a reserved token of the vocabulary if
+    there is one. Otherwise ``<|pad|>`` is added, and the model's embeddings must be resized to
+    ``len(tokenizer)``. In both cases, set ``model.config.pad_token_id`` to the returned id before
+    training.
+    """
+    taken = (tokenizer.eos_token, tokenizer.bos_token)
+    if tokenizer.pad_token is None or tokenizer.pad_token in taken:
+        known = tokenizer.get_vocab()
+        spare = [token for token in _FALLBACK_PADS if token in known and token not in taken]
+        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else _FALLBACK_PADS[0]})
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
 
 
 def merge_adapter(adapter: str, target: Path) -> Path:

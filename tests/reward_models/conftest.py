@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf.reward_models.encoding import template_hash
+from rlhf.reward_models.chat_template import template_hash
 from rlhf.reward_models.sidecar import Sidecar
 
 TEMPLATE = (

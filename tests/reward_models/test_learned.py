@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import UserError
+from rlhf.models.loading import ensure_pad_token
 from rlhf.reward_models import LearnedReward, build, checkpoint
-from rlhf.reward_models.encoding import encode_conversation, ensure_pad_token, render
+from rlhf.reward_models.chat_template import encode_conversation, render
 from rlhf.reward_models.ensemble import average_weights
 from rlhf.reward_models.learned import pack_left
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForTokenClass
 
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
+from rlhf.reward_models.chat_template import template_hash
 from rlhf.reward_models.cost import CostModel
-from rlhf.reward_models.encoding import template_hash
 from rlhf.reward_models.implicit import ImplicitReward, reply_span
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.process import ProcessReward, encode_steps

@@ -7,8 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.models.loading import ensure_pad_token
 from rlhf.reward_models import LearnedReward
-from rlhf.reward_models.encoding import encode_conversation, ensure_pad_token, template_hash
+from rlhf.reward_models.chat_template import encode_conversation, template_hash
 from rlhf.reward_models.sidecar import Sidecar
 
 

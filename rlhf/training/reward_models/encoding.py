@@ -18,9 +18,8 @@ from rlhf.data.conversation import labeled_conversation
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
-from rlhf.reward_models.chat_template import with_tools
+from rlhf.reward_models.chat_template import encode_truncated, with_tools
 from rlhf.reward_models.core import Conversation, Unscorable
-from rlhf.reward_models.encoding import encode_truncated
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
 from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
@@ -100,11 +99,14 @@ class RewardEncoder:
         """Return the counts of truncated and dropped rows as text; "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
-    def encode_conversation(self, conversation: Conversation) -> list[int]:
+    def encode_conversation(
+        self, conversation: Conversation, tools: list[Any] | None = None
+    ) -> list[int]:
         """Return the token ids of a conversation; truncation removes the oldest tokens."""
         ids, truncated = encode_truncated(
             self.tokenizer,
             conversation,
+            tools,
             append_eos=self.append_eos,
             max_length=self.config.max_length,
         )
@@ -117,9 +119,9 @@ class RewardEncoder:
         Raises:
             RowDropped: The two texts have the same tokens.
         """
-        prompt = with_tools(row["prompt"], row.get("tools"))
         chosen, rejected = (
-            self.encode_conversation([*prompt, *row[side]]) for side in ("chosen", "rejected")
+            self.encode_conversation([*row["prompt"], *row[side]], row.get("tools"))
+            for side in ("chosen", "rejected")
         )
         if chosen == rejected:
             raise RowDropped(EQUAL_TEXTS_REASON if self.truncated else SAME_TOKENS_REASON)
@@ -127,7 +129,7 @@ class RewardEncoder:
 
     def encode_labeled(self, row: Row) -> list[int]:
         """Return the token ids of the text or conversation of a labeled row."""
-        return self.encode_conversation(labeled_messages(row))
+        return self.encode_conversation(labeled_conversation(row), row.get("tools"))
 
     def labels_for_heads(self, label: float) -> list[float]:
         """Return a label for each of the M heads.

@@ -25,7 +25,10 @@ class Ranking(RewardKind):
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         replies = self.best_first(row)
-        texts = [encoder.encode_conversation([*prompt_of(row), *reply]) for reply in replies]
+        texts = [
+            encoder.encode_conversation([*row["prompt"], *reply], row.get("tools"))
+            for reply in replies
+        ]
         if len(set(map(tuple, texts))) < len(texts):
             raise RowDropped(EQUAL_TEXTS_REASON if encoder.truncated else SAME_TOKENS_REASON)
         return Example(texts, len(texts))

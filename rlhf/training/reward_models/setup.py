@@ -18,7 +18,7 @@ from rlhf.data.load import load
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.trainable import remove_model_dropout
 from rlhf.reward_models import Sidecar
-from rlhf.reward_models.encoding import end_template_at_score, template_hash
+from rlhf.reward_models.chat_template import end_template_at_score, template_hash
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
