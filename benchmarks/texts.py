@@ -13,7 +13,8 @@ from statistics import NormalDist
 from typing import Any
 
 from rlhf.reward_models.chat_template import encode_conversation
-from rlhf.rollout.chat_format import ChatFormat, encode_example
+from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.demonstrations import encode_example
 
 # Words that are one token after a space in common vocabularies.
 TEXT = """

@@ -14,7 +14,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.policy import Policy
 from rlhf.reward_models.report.labeled import CLASS_MEASURES, labeled_report
-from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
+from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
+from rlhf.rollout.demonstrations import encode_example
 
 
 def class_summary(

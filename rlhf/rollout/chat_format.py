@@ -3,39 +3,36 @@
 In rollouts, tokens are only appended. The prompt is encoded once, sampled replies keep their
 tokens, and the template's text between two replies is encoded after the first of them. Replies are
 never encoded again, because the encoding of a reply's text may differ from the sampled tokens.
-Demonstrations are parts of the template's rendering of the whole conversation, so their ids decode
-to exactly this text. If this is impossible, the conversation is dropped with a reason.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
     CALLS_WITHOUT_TEMPLATE,
     SENTINEL,
     TemplateRefused,
-    fold_system,
     folds_system,
     render_chat,
     system_refusal,
-    tools_of,
     with_tools,
 )
-from rlhf.rollout.demonstrations import THINK_BLOCK, encode_demonstration
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
 
 PROBE_USER: Message = {"role": "user", "content": "?"}
 PROBE_REPLY: Message = {"role": "assistant", "content": SENTINEL}
+
+# Reasoning blocks anywhere in a text.
+THINK_BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
 # Number of characters before a text that are encoded together with it, see ``encode_after``.
 LEFT_CONTEXT = 48
@@ -362,82 +359,6 @@ _REWRITES = (
     "the model's chat template {}: rollouts of several turns are not possible; rollouts of one "
     "turn are possible"
 )
-
-
-_WITHOUT_TEMPLATE = "(there is no chat template)"
-
-
-def encode_example(
-    chat_format: ChatFormat,
-    prompt: Messages,
-    completion: Messages,
-    *,
-    notes: Counter[str] | None = None,
-) -> tuple[list[int], list[bool]]:
-    """Encode a demonstration, and mark the tokens to train on.
-
-    Args:
-        chat_format: chat format of the model.
-        prompt: messages before the first reply; tools are stored on one of them.
-        completion: messages from the first reply on. Replies with ``weight: 0`` are not trained on.
-        notes: counts omissions and changes by reason, in place.
-
-    Returns:
-        Token ids [T], up to the last reply to train on, and the loss mask [T].
-
-    Raises:
-        RowDropped: the conversation cannot be encoded as the template renders it.
-        UserError: ``completion`` does not start with a reply, or the template cannot render system
-            messages.
-    """
-    if not completion or completion[0]["role"] != "assistant":
-        raise UserError("a completion must start with the assistant's turn")
-    notes = Counter() if notes is None else notes
-    messages = [*prompt, *completion]
-    if not chat_format.chat:
-        return _encode_plain(chat_format, messages, len(prompt), notes)
-    chat_format.check_system(messages)
-    if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
-        notes["system messages added to the first user turn"] += 1
-        folded = with_tools(fold_system(messages), tools_of(messages))
-        return encode_demonstration(chat_format, folded, len(prompt) - 1, notes)
-    return encode_demonstration(chat_format, messages, len(prompt), notes)
-
-
-def _encode_plain(
-    chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
-) -> tuple[list[int], list[bool]]:
-    """Encode a demonstration without a chat template; replies end with the closing token.
-
-    ``first`` is the index of the first reply to train on.
-    """
-    if any(message.get("tool_calls") for message in messages):
-        raise RowDropped(CALLS_WITHOUT_TEMPLATE)
-    if tools_of(messages):
-        notes[f"conversations without their tools {_WITHOUT_TEMPLATE}"] += 1
-    if any(message.get("reasoning_content") for message in messages):
-        notes[f"conversations without their reasoning {_WITHOUT_TEMPLATE}"] += 1
-    ids = chat_format.encode_prompt(messages[:first])
-    is_action = [False] * len(ids)
-    left = chat_format.join(messages[:first])
-    separator = chat_format.separator
-    for index, message in enumerate(messages[first:]):
-        learned = message["role"] == "assistant" and message.get("weight", 1) != 0
-        text = message["content"]
-        if message["role"] == "assistant":
-            new = [*chat_format.encode_after(left, text), chat_format.closing.token]
-            left = ""
-        else:
-            follows = messages[first + index - 1]["role"] == "assistant"
-            text = f"{separator if follows else ''}{text}{separator}"
-            new = chat_format.encode_after(left, text)
-            left = text
-        ids += new
-        is_action += [learned] * len(new)
-    if not any(is_action):
-        raise RowDropped("no reply to learn from")
-    length = len(ids) - is_action[::-1].index(True)
-    return ids[:length], is_action[:length]
 
 
 def generation_stop_ids(model: Any) -> list[int]:

@@ -1,5 +1,8 @@
 """Encode demonstrations, as parts of the chat template's rendering of the whole conversation.
 
+The ids of a demonstration decode to exactly this text. If this is impossible, the conversation is
+dropped with a reason.
+
 A reply is located with two renderings: the prompt before the reply, as in sampling, and the
 conversation that ends with the reply. A reply is trained on only if the template renders it equally
 as the last turn and within the whole conversation; other replies are context. Therefore every reply
@@ -10,28 +13,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from rlhf.data.messages import RowDropped
+from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
+    CALLS_WITHOUT_TEMPLATE,
     SENTINEL,
     TemplateRefused,
+    fold_system,
+    folds_system,
     split_reasoning,
     tools_of,
+    with_tools,
 )
+from rlhf.rollout.chat_format import ChatFormat, Message, Messages
 
-if TYPE_CHECKING:
-    from rlhf.rollout.chat_format import ChatFormat
-
-Message = Mapping[str, Any]
-
-# Reasoning tags at the end of a prompt: an open block, and an open or empty block. Reasoning blocks
-# anywhere in a text.
+# Reasoning tags at the end of a prompt: an open block, and an open or empty block.
 OPEN_THINK_TAG = re.compile(r"<think>\s*\Z")
 THINK_TAGS_AT_END = re.compile(r"<think>\s*(</think>\s*)?\Z")
-THINK_BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
+
+_WITHOUT_TEMPLATE = "(there is no chat template)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,80 @@ class Reply:
     """Whether the template writes no closing token after this reply."""
 
 
-def encode_demonstration(
+def encode_example(
+    chat_format: ChatFormat,
+    prompt: Messages,
+    completion: Messages,
+    *,
+    notes: Counter[str] | None = None,
+) -> tuple[list[int], list[bool]]:
+    """Encode a demonstration, and mark the tokens to train on.
+
+    Args:
+        chat_format: chat format of the model.
+        prompt: messages before the first reply; tools are stored on one of them.
+        completion: messages from the first reply on. Replies with ``weight: 0`` are not trained on.
+        notes: counts omissions and changes by reason, in place.
+
+    Returns:
+        Token ids [T], up to the last reply to train on, and the loss mask [T].
+
+    Raises:
+        RowDropped: the conversation cannot be encoded as the template renders it.
+        UserError: ``completion`` does not start with a reply, or the template cannot render system
+            messages.
+    """
+    if not completion or completion[0]["role"] != "assistant":
+        raise UserError("a completion must start with the assistant's turn")
+    notes = Counter() if notes is None else notes
+    messages = [*prompt, *completion]
+    if not chat_format.chat:
+        return _encode_plain(chat_format, messages, len(prompt), notes)
+    chat_format.check_system(messages)
+    if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
+        notes["system messages added to the first user turn"] += 1
+        folded = with_tools(fold_system(messages), tools_of(messages))
+        return _encode_rendered(chat_format, folded, len(prompt) - 1, notes)
+    return _encode_rendered(chat_format, messages, len(prompt), notes)
+
+
+def _encode_plain(
+    chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
+) -> tuple[list[int], list[bool]]:
+    """Encode a demonstration without a chat template; replies end with the closing token.
+
+    ``first`` is the index of the first reply to train on.
+    """
+    if any(message.get("tool_calls") for message in messages):
+        raise RowDropped(CALLS_WITHOUT_TEMPLATE)
+    if tools_of(messages):
+        notes[f"conversations without their tools {_WITHOUT_TEMPLATE}"] += 1
+    if any(message.get("reasoning_content") for message in messages):
+        notes[f"conversations without their reasoning {_WITHOUT_TEMPLATE}"] += 1
+    ids = chat_format.encode_prompt(messages[:first])
+    is_action = [False] * len(ids)
+    left = chat_format.join(messages[:first])
+    separator = chat_format.separator
+    for index, message in enumerate(messages[first:]):
+        learned = message["role"] == "assistant" and message.get("weight", 1) != 0
+        text = message["content"]
+        if message["role"] == "assistant":
+            new = [*chat_format.encode_after(left, text), chat_format.closing.token]
+            left = ""
+        else:
+            follows = messages[first + index - 1]["role"] == "assistant"
+            text = f"{separator if follows else ''}{text}{separator}"
+            new = chat_format.encode_after(left, text)
+            left = text
+        ids += new
+        is_action += [learned] * len(new)
+    if not any(is_action):
+        raise RowDropped("no reply to learn from")
+    length = len(ids) - is_action[::-1].index(True)
+    return ids[:length], is_action[:length]
+
+
+def _encode_rendered(
     chat_format: ChatFormat, messages: Sequence[Message], first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
     """Encode a conversation, and mark the tokens to train on.
@@ -95,7 +171,7 @@ class _Rendering:
     def pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at the replies to train on, and omit the text after the last of them.
 
-        ``first`` and ``notes`` are those of ``encode_demonstration``.
+        ``first`` and ``notes`` are those of ``_encode_rendered``.
 
         Raises:
             RowDropped: no reply can be trained on.

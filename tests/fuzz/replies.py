@@ -17,7 +17,8 @@ from rlhf import envs, reward_models
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.models.scratch import make_tokenizer
-from rlhf.rollout.chat_format import ChatFormat, encode_example
+from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.demonstrations import encode_example
 from tests.fuzz.values import NUMBERS, TEXTS
 
 PIECES = (

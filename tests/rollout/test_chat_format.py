@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from rlhf.errors import UserError
-from rlhf.rollout.chat_format import ChatFormat, encode_example
+from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.demonstrations import encode_example
 from tests.helpers.models import CONVERSATIONS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

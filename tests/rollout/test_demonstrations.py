@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import set_chat_options, with_tools
-from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
+from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
+from rlhf.rollout.demonstrations import encode_example
 from tests.helpers.models import tiny_tokenizer
 from tests.rollout.golden import TOOL as tool_spec
 from tests.rollout.golden import assistant, user

@@ -14,7 +14,8 @@ import pytest
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import with_tools
-from rlhf.rollout.chat_format import ChatFormat, encode_example
+from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.demonstrations import encode_example
 from tests.rollout.golden import FAMILIES, conversation, stand_in, stored, without_date
 
 STORED = stored()
