@@ -257,6 +257,11 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list
     return copied
 
 
+def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the prompt of a canonical row, with the row's ``tools`` attached for rendering."""
+    return with_tools(row["prompt"], row.get("tools"))
+
+
 def _prepare_messages(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],

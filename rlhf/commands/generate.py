@@ -41,7 +41,7 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     """Yield one line per completion: text for `prompt`, JSON for `prompts`."""
     from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
-    from rlhf.rollout.chat_format import prompt_of
+    from rlhf.reward_models.chat_template import prompt_of
     from rlhf.rollout.collector import Collector, EpisodeSeed
 
     specs = config.prompts or [DataSpec("the prompt")]  # the collector does not read it

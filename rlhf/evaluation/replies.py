@@ -12,8 +12,8 @@ from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.load import load_and_log
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
 

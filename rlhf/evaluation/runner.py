@@ -32,7 +32,7 @@ from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
-from rlhf.rollout.chat_format import prompt_of
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory
 from rlhf.rollout.env_calls import EnvCalls
 from rlhf.runs.directory import Run

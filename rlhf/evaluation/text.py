@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.data.messages import RowDropped
 from rlhf.models.policy import Policy
-from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids, prompt_of
+from rlhf.reward_models.chat_template import prompt_of
+from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.demonstrations import encode_example
 from rlhf.rollout.plain_text import encode_text
 

@@ -370,11 +370,6 @@ def generation_stop_ids(model: Any) -> list[int]:
     return [eos] if isinstance(eos, int) else list(eos or ())
 
 
-def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the prompt of a canonical row, with the row's ``tools`` attached for rendering."""
-    return with_tools(row["prompt"], row.get("tools"))
-
-
 def _have_same_ending(first: str, second: str) -> bool:
     """Return whether two renderings have the same text after the last reply."""
     first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))

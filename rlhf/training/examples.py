@@ -9,8 +9,9 @@ from typing import Any
 
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.reward_models.losses import IGNORED
-from rlhf.rollout.chat_format import ChatFormat, prompt_of
+from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.demonstrations import encode_example
 from rlhf.rollout.plain_text import encode_text
 

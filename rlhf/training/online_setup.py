@@ -21,7 +21,7 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
-from rlhf.rollout.chat_format import prompt_of
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import training_seed
 

@@ -7,9 +7,9 @@ import numpy as np
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.models.rewards import with_packing
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
-from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
 from rlhf.training.reward_models.base import Report, TrainedModel
 from rlhf.training.reward_models.classification import LogOdds

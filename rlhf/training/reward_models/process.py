@@ -10,11 +10,11 @@ from torch import Tensor
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.reward_models.core import Conversation
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.process import ProcessReward, encode_steps
 from rlhf.reward_models.report import labeled
-from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
 from rlhf.training.reward_models.encoding import RewardEncoder, Row

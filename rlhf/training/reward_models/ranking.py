@@ -11,8 +11,8 @@ from torch import Tensor
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
+from rlhf.reward_models.chat_template import prompt_of
 from rlhf.reward_models.report import labeled
-from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
