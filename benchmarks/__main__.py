@@ -8,13 +8,19 @@ from pathlib import Path
 
 from benchmarks import paths
 from benchmarks.harness import Options, log, run_workload
-from benchmarks.results import append, machine_of, newest_results, read, stamp
+from benchmarks.results import (
+    append_result,
+    describe_measurement,
+    machine_name,
+    newest_results,
+    read_results,
+)
 from benchmarks.workloads import GROUPS, WORKLOADS
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse_command_line(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     default = Options()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -71,7 +77,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def expand(names: list[str]) -> list[str]:
+def expand_workload_names(names: list[str]) -> list[str]:
     """Expand a list of workload names, group names and "all" to workload names.
 
     Raises:
@@ -80,12 +86,12 @@ def expand(names: list[str]) -> list[str]:
     workloads: list[str] = []
     for name in names:
         if name not in (*WORKLOADS, *GROUPS, "all"):
-            raise UserError(f"unknown workload {name!r}{nearest(name, [*WORKLOADS, *GROUPS])}")
+            raise UserError(f"unknown workload {name!r}{did_you_mean(name, [*WORKLOADS, *GROUPS])}")
         workloads += WORKLOADS if name == "all" else GROUPS.get(name, (name,))
     return list(dict.fromkeys(workloads))
 
 
-def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
+def measure_and_store(names: list[str], parsed: argparse.Namespace) -> list[str]:
     """Run each workload and store its result; return the names of failed workloads."""
     options = Options(
         warmup=parsed.warmup,
@@ -96,9 +102,13 @@ def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
         sides=tuple(parsed.sides),
         against=parsed.against and parsed.against.resolve(),
     )
-    current = stamp()
+    current = describe_measurement()
     resumes = parsed.resume and parsed.output.exists()
-    known = newest_results(read(parsed.output)).get(machine_of(current), {}) if resumes else {}
+    known = (
+        newest_results(read_results(parsed.output)).get(machine_name(current), {})
+        if resumes
+        else {}
+    )
     failed = []
     for name in names:
         if name in known and known[name]["commit"] == current["commit"]:
@@ -111,12 +121,14 @@ def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
             failed.append(name)
             continue
         if options.against is None:
-            append(parsed.output, {**result, "partial": bool(options.sides), **stamp()})
-        report(result)
+            append_result(
+                parsed.output, {**result, "partial": bool(options.sides), **describe_measurement()}
+            )
+        print_result(result)
     return failed
 
 
-def report(result: dict) -> None:
+def print_result(result: dict) -> None:
     """Print the result of a workload."""
     for row in result.get("rows", ()):
         print("  ".join(f"{key} {value}" for key, value in row.items()))
@@ -140,13 +152,13 @@ def report(result: dict) -> None:
 
 def main() -> int:
     """Run the command line; return 2 for a usage error, 1 if a workload failed, else 0."""
-    parsed = parse(sys.argv[1:])
+    parsed = parse_command_line(sys.argv[1:])
     try:
-        failed = measure(expand(parsed.workloads), parsed)
+        failed = measure_and_store(expand_workload_names(parsed.workloads), parsed)
         if parsed.table:
             from benchmarks.table import write_page
 
-            write_page(newest_results(read(parsed.output)))
+            write_page(newest_results(read_results(parsed.output)))
     except UserError as error:
         log(str(error))
         return 2

@@ -34,22 +34,22 @@ class _Captured(Exception):
     """Exception that ends a trainer at its first loss."""
 
 
-def offline(job: Job, *, verb: str) -> dict[str, float]:
+def compare_offline_loss(job: Job, *, verb: str) -> dict[str, float]:
     """Return the relative differences of loss and gradient in SFT, reward training or DPO."""
     trainer = trl_offline.make_trainer(job, verb, tuned=True, bf16=False)
-    inputs, theirs = first_loss(trainer)
-    ours = {"sft": _sft, "reward": _reward, "dpo": _dpo}[verb]
-    return compare(trainer.model, theirs, lambda: ours(trainer, inputs))
+    inputs, theirs = run_to_first_loss(trainer)
+    ours = {"sft": _sft_loss, "reward": _reward_loss, "dpo": _dpo_loss}[verb]
+    return compare_loss_and_gradient(trainer.model, theirs, lambda: ours(trainer, inputs))
 
 
-def grpo(job: Job) -> dict[str, float]:
+def compare_grpo_loss(job: Job) -> dict[str, float]:
     """Return the relative differences of loss and gradient of a GRPO update on TRL's rollouts."""
     trainer = trl_grpo.make_trainer(job, tuned=True, bf16=False)
-    inputs, theirs = first_loss(trainer)
-    return compare(trainer.model, theirs, lambda: _grpo(trainer, inputs))
+    inputs, theirs = run_to_first_loss(trainer)
+    return compare_loss_and_gradient(trainer.model, theirs, lambda: _grpo_loss(trainer, inputs))
 
 
-def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
+def run_to_first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
     """Run a TRL trainer until its first loss, and compute the gradient of this loss.
 
     The gradient is stored in the parameters of the model.
@@ -74,7 +74,9 @@ def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
     raise AssertionError("the trainer ended without a loss")
 
 
-def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str, float]:
+def compare_loss_and_gradient(
+    model: Any, theirs: Tensor, ours: Callable[[], Tensor]
+) -> dict[str, float]:
     """Compare TRL's loss and gradient with those of the toolkit.
 
     Args:
@@ -103,7 +105,7 @@ def take_gradient(model: Any) -> Tensor:
     return torch.cat(parts)
 
 
-def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> TrainingBatch:
+def _training_batch(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> TrainingBatch:
     """Convert TRL's batch to a `TrainingBatch` in which the two rows of a pair are adjacent.
 
     TRL's batch has all chosen rows first, then all rejected rows.
@@ -123,28 +125,28 @@ def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> Tr
     return batch.select(torch.argsort(rows % half, stable=True))
 
 
-def _sft(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _sft_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's SFT loss on TRL's batch."""
     mask = inputs["labels"] != -100
     policy = Policy(trainer.model, trainer.processing_class)
-    return sft_loss(policy, _examples(inputs, mask), count=mask.sum())[0]
+    return sft_loss(policy, _training_batch(inputs, mask), count=mask.sum())[0]
 
 
-def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _reward_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's reward-model loss on TRL's batch."""
     scorer = Scorer(trainer.model, trainer.processing_class)
-    part = _examples(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
+    part = _training_batch(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
     chosen, rejected = scorer.score(part.tokens, part.attention_mask).view(-1, 2).unbind(1)
     return bradley_terry(chosen, rejected).mean()
 
 
-def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _dpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's DPO loss on TRL's batch."""
     policy = Policy(trainer.model, trainer.processing_class)
     mask = inputs["completion_mask"].bool()
     attention = inputs["attention_mask"].bool()
     ref_logprobs = Reference(policy).logprobs(inputs["input_ids"], attention, mask)
-    part = _examples(inputs, mask, ref_logprobs=ref_logprobs)
+    part = _training_batch(inputs, mask, ref_logprobs=ref_logprobs)
     pairs = torch.tensor(len(part.tokens) // 2)
     beta = trainer.args.beta
     return dpo_loss(
@@ -152,7 +154,7 @@ def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     )[0]
 
 
-def _grpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _grpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's GRPO loss on TRL's rollouts."""
     tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1).bool()

@@ -80,14 +80,14 @@ def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
     output = folder / run.name
     try:
         if not (output / "final").exists():
-            run_command(run.method, _tree(run, folder))
+            run_command(run.method, _run_config(run, folder))
     except Halt as halt:
         return [halt.name]
     monitor = repeat_metric_checks(output, {})
     return sorted({alarm_name(kind) for kind in monitor.reported})
 
 
-def summary(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
+def alarm_table(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
     """Return the numbers of runs with each alarm and with any alarm, as a Markdown table.
 
     The table has 95% intervals. The runs with alarms are listed below it.
@@ -102,14 +102,14 @@ def summary(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
     return "\n".join(lines)
 
 
-def _tree(run: HealthyRun, folder: Path) -> dict[str, Any]:
+def _run_config(run: HealthyRun, folder: Path) -> dict[str, Any]:
     """Return the configuration of a run; create its data and its initial model if necessary."""
     common = {"output_dir": str(folder / run.name), "seed": run.seed}
     if run.method == "sft":
-        return common | _offline(run, folder, steps=300)
-    model = {"path": str(_initial_model(run, folder))}
+        return common | _offline_config(run, folder, steps=300)
+    model = {"path": str(_train_initial_model(run, folder))}
     if run.method in OFFLINE:
-        return common | _offline(run, folder, steps=30) | {"model": model}
+        return common | _offline_config(run, folder, steps=30) | {"model": model}
     return common | {
         "model": model,
         "env": TASKS[run.task],
@@ -122,21 +122,21 @@ def _tree(run: HealthyRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def _initial_model(run: HealthyRun, folder: Path) -> Path:
+def _train_initial_model(run: HealthyRun, folder: Path) -> Path:
     """Train a model on noisy demonstrations of the run's task if necessary; return its folder."""
     name = f"initial-{run.task}-{run.seed}"
     if not (folder / name / "final").exists():
         keys = {"output_dir": str(folder / name), "seed": run.seed}
-        run_command("sft", _offline(run._replace(method="sft"), folder, steps=300) | keys)
+        run_command("sft", _offline_config(run._replace(method="sft"), folder, steps=300) | keys)
     return folder / name / "final"
 
 
-def _offline(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
+def _offline_config(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
     """Return the configuration of data, model and trainer for an offline method."""
     return {
         "model": {"scratch": {"hidden_size": 32, "context": 256, "initializer_range": 0.18}},
-        "data": [{"path": str(_data(run, folder, count=1024, seed=run.seed))}],
-        "eval_data": [{"path": str(_data(run, folder, count=128, seed=10_000 + run.seed))}],
+        "data": [{"path": str(_write_data(run, folder, count=1024, seed=run.seed))}],
+        "eval_data": [{"path": str(_write_data(run, folder, count=128, seed=10_000 + run.seed))}],
         "max_length": 256,
         "batch_size": 32,
         "micro_batch_size": 32,
@@ -148,7 +148,7 @@ def _offline(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
     }
 
 
-def _data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
+def _write_data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
     """Write the demonstrations, pairs or labeled replies of a run if necessary; return the file."""
     kind = "sft" if run.method == "sft" else "preference"
     path = folder / f"{kind}-{run.task}-{seed}.jsonl"
@@ -176,10 +176,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first-seed", type=int, default=0)
     chosen = parser.parse_args()
-    launch.prepare()
+    launch.prepare_process()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     runs = healthy_runs(chosen.first_seed)
-    print(summary({run: alarms_of(run, chosen.folder) for run in runs}))
+    print(alarm_table({run: alarms_of(run, chosen.folder) for run in runs}))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ CURVE_END_STEPS = 5
 """Number of last steps whose mean is the end of a curve."""
 
 
-def curve(run: Path) -> list[float]:
+def read_reward_curve(run: Path) -> list[float]:
     """Return the mean reward of each step of a run directory."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["reward/mean"] for line in lines]
 
 
-def report(found: dict[str, dict[str, np.ndarray]]) -> str:
+def curve_table(found: dict[str, dict[str, np.ndarray]]) -> str:
     """Return a Markdown table of the curves' means and ends, with paired differences.
 
     Args:
@@ -44,7 +44,7 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def plot_curves(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Plot the mean curves with their 95% intervals over seeds."""
     from matplotlib.figure import Figure
 

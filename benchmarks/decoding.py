@@ -15,13 +15,13 @@ Request = tuple[list[int], int]
 """(token ids of the prompt, number of tokens of the reply)."""
 
 
-def requests_of(job: Job) -> list[Request]:
+def read_requests(job: Job) -> list[Request]:
     """Read the requests of a job."""
     lines = (job.folder / "requests.jsonl").read_text().splitlines()
     return [(row["ids"], row["limit"]) for row in map(json.loads, lines)]
 
 
-def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
+def time_toolkit(job: Job, timer: StepTimer, *, rows: int) -> None:
     """Time the toolkit's sampler with up to ``rows`` requests in a batch.
 
     When a request is finished, the next one takes its row.
@@ -34,7 +34,7 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
     stop: Any = tokenizer.eos_token_id
     sampling = SamplingParams(stop_ids=frozenset({stop}))
-    requests = requests_of(job)
+    requests = read_requests(job)
 
     def step() -> float:
         sampler = Sampler(model, sampling, rows=rows)
@@ -58,7 +58,7 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
     timer.loop(step)
 
 
-def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
+def time_transformers(job: Job, timer: StepTimer, *, rows: int) -> None:
     """Time ``model.generate`` of transformers in bf16, in batches of ``rows`` requests.
 
     A batch ends with its longest reply. The temperature is 1, as in the toolkit's sampler.
@@ -68,7 +68,7 @@ def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
 
     model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype="bfloat16").eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model)
-    requests = requests_of(job)
+    requests = read_requests(job)
 
     def step() -> float:
         for first in range(0, len(requests), rows):
@@ -106,7 +106,7 @@ def length_criterion(prompt: int, limits: Any) -> Any:
     return check
 
 
-def llama_cpp(job: Job, timer: StepTimer) -> None:
+def time_llama_cpp(job: Job, timer: StepTimer) -> None:
     """Time llama.cpp with 4-bit weights, one request at a time, with greedy decoding.
 
     ``use_extra_bufts=False`` disables the repacking of weights for AMX, which crashes in the
@@ -129,7 +129,7 @@ def llama_cpp(job: Job, timer: StepTimer) -> None:
         n_threads_batch=threads,
         verbose=False,
     )
-    requests = requests_of(job)
+    requests = read_requests(job)
 
     def step() -> float:
         for ids, limit in requests:

@@ -68,7 +68,7 @@ class MeasuredRun(Run):
         """Log a step; append a block to ``blocks`` after every ``BLOCK`` steps."""
         super().log(step, metrics)
         ended = time.perf_counter()
-        control_computation()
+        run_control_computation()
         now = time.perf_counter()
         if self._started is not None:  # The first step includes the start of the run.
             self._times.append((ended - self._started, now - ended))
@@ -94,7 +94,7 @@ class MeasuredRun(Run):
         )
 
 
-def control_computation() -> None:
+def run_control_computation() -> None:
     """Do a fixed amount of work: small matrix products called from a Python loop."""
     import torch
 
@@ -110,7 +110,7 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def train(folder: Path, steps: int) -> list[Block]:
+def train_and_measure(folder: Path, steps: int) -> list[Block]:
     """Train with PPO on a task of one turn; return the measurements of each block."""
     from rlhf.cli.table import configure
     from rlhf.training.online import train_online
@@ -150,7 +150,7 @@ def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, fl
     return line.slope * length, (line.slope - half) * length, (line.slope + half) * length
 
 
-def verdict(blocks: list[Block]) -> tuple[str, bool]:
+def summarize_limits(blocks: list[Block]) -> tuple[str, bool]:
     """Return a summary, and whether no limit is exceeded."""
     measured = blocks[max(1, len(blocks) // 10) :]
     times = np.expm1(change_over_run(measured, [float(np.log(b.ratio)) for b in measured]))
@@ -173,13 +173,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=5000)
     arguments = parser.parse_args()
-    launch.prepare()
-    blocks = train(arguments.folder, arguments.steps)
+    launch.prepare_process()
+    blocks = train_and_measure(arguments.folder, arguments.steps)
     with (arguments.folder / "endurance.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(blocks[0])))
         writer.writeheader()
         writer.writerows(asdict(block) for block in blocks)
-    text, kept = verdict(blocks)
+    text, kept = summarize_limits(blocks)
     print(text)
     return 0 if kept else 1
 

@@ -19,7 +19,7 @@ from rlhf import envs
 ROWS = 8
 
 
-def measure(job: Job, *, seconds: float) -> list[dict[str, Any]]:
+def measure_environments(job: Job, *, seconds: float) -> list[dict[str, Any]]:
     """Return a table row for each environment.
 
     Each number is measured for ``seconds`` seconds of processor time.

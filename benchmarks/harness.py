@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import ROOT, work_directory
-from benchmarks.summary import Round, Step, enough_rounds, ratios, summarize
+from benchmarks.summary import Round, Step, has_enough_rounds, speed_ratios, summarize
 from benchmarks.system_load import wait_for_quiet
 from benchmarks.venvs import python_of
 from benchmarks.workloads import WORKLOADS, Side
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 OURS = "ours"
@@ -134,15 +134,15 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
     row = WORKLOADS[name]
     for side in options.sides:
         if side not in row.sides:
-            raise UserError(f"{name} has no side {side!r}{nearest(side, row.sides)}")
+            raise UserError(f"{name} has no side {side!r}{did_you_mean(side, row.sides)}")
     folder = make_input_folder(name, options.model)
     result: dict[str, Any] = {"workload": name, "model": options.model}
     if row.prepare:
-        run_once(name, "prepare", folder)
+        run_function(name, "prepare", folder)
     if row.measure:
-        return result | {"rows": run_once(name, "measure", folder)}
+        return result | {"rows": run_function(name, "measure", folder)}
     if row.check:
-        result["agreement"] = run_once(name, "check", folder)
+        result["agreement"] = run_function(name, "check", folder)
         log(f"{name}: one batch in float32, relative differences {result['agreement']}")
     if options.against:
         ours = row.sides[OURS]
@@ -155,7 +155,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
         for side, spec in specs.items()
     }
     measured = {"unit": row.unit, "warmup": options.warmup, "sides": sides}
-    return result | measured | {"ratios": ratios(rounds, options.quiet)}
+    return result | measured | {"ratios": speed_ratios(rounds, options.quiet)}
 
 
 def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
@@ -188,16 +188,16 @@ def measure_rounds(
             workers[side] = stack.enter_context(WorkerProcess(name, side, folder, spec, root))
             workers[side].read()  # Wait until this side is loaded before the next.
         rounds: list[Round] = []
-        for number, steps in enumerate(take_rounds(workers, options)):
+        for number, steps in enumerate(run_rounds(workers, options)):
             counted = number >= options.warmup
             log_round(name, number, steps, counted=counted, limit=options.quiet)
             rounds += [steps] if counted else []
-            if enough_rounds(rounds, options.rounds, options.quiet):
+            if has_enough_rounds(rounds, options.rounds, options.quiet):
                 return rounds
     raise AssertionError("unreachable: take_rounds is infinite")
 
 
-def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterator[Round]:
+def run_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterator[Round]:
     """Yield rounds without end; a round is one step of every side.
 
     The order of the sides alternates between rounds (A B, B A, ...).
@@ -213,7 +213,7 @@ def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Itera
         forwards = not forwards
 
 
-def run_once(name: str, task: str, folder: Path) -> Any:
+def run_function(name: str, task: str, folder: Path) -> Any:
     """Run "prepare", "check" or "measure" of a workload in a process, and return its result."""
     with WorkerProcess(name, task, folder) as worker:
         return worker.read()["result"]

@@ -8,9 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import endless_model, gguf_of, reward_model, tiny_llama
-from benchmarks.peak_flops import model_flops
-from benchmarks.texts import ROWS, count_tokens, encode, mixed_lengths, question, sft_rows, words
+from benchmarks.models import (
+    copy_without_stop_token,
+    download_gguf,
+    make_reward_model,
+    make_tiny_llama,
+)
+from benchmarks.peak_flops import training_flops
+from benchmarks.texts import (
+    ROWS,
+    count_tokens,
+    decreasing_density_lengths,
+    encode_for_trl,
+    random_words,
+    sft_rows,
+    user_message,
+)
 from benchmarks.worker import Job
 from rlhf.models.hub import resolve
 from rlhf.models.loading import load_tokenizer
@@ -19,7 +32,7 @@ from rlhf.models.loading import load_tokenizer
 ENDLESS = 10_000
 
 
-def offline(job: Job, *, verb: str) -> None:
+def write_offline_inputs(job: Job, *, verb: str) -> None:
     """Write the inputs of SFT, reward training or DPO: the rows of one batch, and settings."""
     rng = random.Random(0)
     rows = ROWS[verb](rng)
@@ -27,7 +40,7 @@ def offline(job: Job, *, verb: str) -> None:
     held_out = write_rows(job.folder / "held-out.jsonl", ROWS[verb](rng)[:2])
     model = resolve(job.request["model"])
     tokenizer = load_tokenizer(model)
-    write_rows(job.folder / "trl.jsonl", encode(verb, rows, tokenizer))
+    write_rows(job.folder / "trl.jsonl", encode_for_trl(verb, rows, tokenizer))
     config = {
         "output_dir": str(job.folder / "run"),
         "model": {"path": model},
@@ -48,24 +61,24 @@ def offline(job: Job, *, verb: str) -> None:
     write_job(job, model=model, work=count_tokens(rows, tokenizer), config=config)
 
 
-def first_step(job: Job) -> None:
+def write_first_step_inputs(job: Job) -> None:
     """Write the inputs of SFT on eight short documents, with a tiny model that loads quickly."""
-    offline(job, verb="sft")
+    write_offline_inputs(job, verb="sft")
     settings = job.settings
-    model = tiny_llama(job.folder / "model")
+    model = make_tiny_llama(job.folder / "model")
     rows = sft_rows(random.Random(0), mean=8)
     write_rows(job.folder / "rows.jsonl", rows)
     write_rows(job.folder / "held-out.jsonl", sft_rows(random.Random(1), mean=8)[:2])
-    write_rows(job.folder / "trl.jsonl", encode("sft", rows, load_tokenizer(model)))
+    write_rows(job.folder / "trl.jsonl", encode_for_trl("sft", rows, load_tokenizer(model)))
     config = {**settings["config"], "model": {"path": model}}
     write_job(job, **{**settings, "model": model, "config": config})
 
 
-def grpo(job: Job) -> None:
+def write_grpo_inputs(job: Job) -> None:
     """Write the inputs of GRPO with 8 replies of 32 tokens to a prompt of 64 tokens, without KL."""
-    model = endless_model(job.request["model"], job.folder / "model")
+    model = copy_without_stop_token(job.request["model"], job.folder / "model")
     config = {
-        **online_config(job, model, prompts=prompt_file(job, tokens=64)),
+        **online_config(job, model, prompts=write_prompts(job, tokens=64)),
         "rewards": [{"kind": "length", "low": 40}],
         "rollout": {"max_new_tokens": 32, "chat": False},
         "episodes_per_step": 8,
@@ -74,17 +87,17 @@ def grpo(job: Job) -> None:
     write_job(job, model=model, work=8 * 32, algorithm="grpo", config=config)
 
 
-def ppo(job: Job) -> None:
+def write_ppo_inputs(job: Job) -> None:
     """Write the inputs of PPO with replies of 32 tokens to 8 prompts of 64 tokens.
 
     The reward model has the size of the policy.
     """
-    model = endless_model(job.request["model"], job.folder / "model")
+    model = copy_without_stop_token(job.request["model"], job.folder / "model")
     # TRL passes the ids of prompt and reply to the reward model. Without this limit, the chat
     # template in the toolkit would add 32 tokens.
-    reward = reward_model(model, job.folder / "reward", tokens=64 + 32)
+    reward = make_reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
-        **online_config(job, model, prompts=prompt_file(job, tokens=64)),
+        **online_config(job, model, prompts=write_prompts(job, tokens=64)),
         # The reward model is in bfloat16, like the policy and like the tuned TRL side.
         "rewards": [{"kind": "learned", "path": reward, "dtype": "bfloat16"}],
         "rollout": {"max_new_tokens": 32, "chat": False, "temperature": 0.7},
@@ -94,24 +107,24 @@ def ppo(job: Job) -> None:
     write_job(job, model=model, work=8 * 32, algorithm="ppo", reward=reward, config=config)
 
 
-def mfu(job: Job) -> None:
+def write_mfu_inputs(job: Job) -> None:
     """Write the inputs of SFT on 2,048 tokens; the unit of work is a floating-point operation."""
-    offline(job, verb="sft")
+    write_offline_inputs(job, verb="sft")
     rows = sft_rows(random.Random(0), mean=214)
     write_rows(job.folder / "rows.jsonl", rows)
     settings = job.settings
-    encoded = encode("sft", rows, load_tokenizer(settings["model"]))
+    encoded = encode_for_trl("sft", rows, load_tokenizer(settings["model"]))
     texts = [(len(row["input_ids"]), sum(i >= 0 for i in row["labels"])) for row in encoded]
     tokens = sum(length for length, _ in texts)
-    flops = model_flops(settings["model"], texts)
+    flops = training_flops(settings["model"], texts)
     write_job(job, **{**settings, "work": flops, "tokens": tokens})
 
 
-def shared_prefix(job: Job) -> None:
+def write_shared_prefix_inputs(job: Job) -> None:
     """Write the inputs of a GRPO update on 8 replies of 32 tokens to a prompt of 512 tokens."""
     model = resolve(job.request["model"])
     config = {
-        **online_config(job, model, prompts=prompt_file(job, tokens=512, count=8)),
+        **online_config(job, model, prompts=write_prompts(job, tokens=512, count=8)),
         "rewards": [{"kind": "length", "low": 40}],
         "rollout": {"max_new_tokens": 32, "chat": False},
         "episodes_per_step": 8,
@@ -120,40 +133,44 @@ def shared_prefix(job: Job) -> None:
     write_job(job, model=model, work=8 * (512 + 32), algorithm="grpo", config=config)
 
 
-def decoding(job: Job, *, requests: int, limits: str) -> None:
+def write_decoding_inputs(job: Job, *, requests: int, limits: str) -> None:
     """Write the inputs of decoding: prompts of 64 tokens, with the lengths of their replies.
 
     Args:
         job: job of the workload.
         requests: number of requests.
-        limits: "fixed" for replies of 64 tokens, "mixed" for the lengths of `mixed_lengths` with a
-            maximum of 96 tokens.
+        limits: "fixed" for replies of 64 tokens, "mixed" for the lengths that
+            `decreasing_density_lengths` returns for a maximum of 96 tokens.
     """
     rng = random.Random(2)
-    model = endless_model(job.request["model"], job.folder / "model")
+    model = copy_without_stop_token(job.request["model"], job.folder / "model")
     tokenizer: Any = load_tokenizer(model)
-    lengths = [64] * requests if limits == "fixed" else mixed_lengths(requests, most=96)
+    lengths = (
+        [64] * requests if limits == "fixed" else decreasing_density_lengths(requests, most=96)
+    )
     rng.shuffle(lengths)
-    rows = [{"ids": tokenizer(words(64, rng))["input_ids"][:64], "limit": n} for n in lengths]
+    rows = [
+        {"ids": tokenizer(random_words(64, rng))["input_ids"][:64], "limit": n} for n in lengths
+    ]
     write_rows(job.folder / "requests.jsonl", rows)
-    write_job(job, model=model, work=sum(lengths), gguf=gguf_of(job.request["model"]))
+    write_job(job, model=model, work=sum(lengths), gguf=download_gguf(job.request["model"]))
 
 
-def multiturn(job: Job) -> None:
+def write_multiturn_inputs(job: Job) -> None:
     """Write the inputs of 8 episodes of 10 turns.
 
     The first question has 64 tokens, a reply 16 tokens, and a later question 24 tokens.
     """
-    model = endless_model(job.request["model"], job.folder / "model")
+    model = copy_without_stop_token(job.request["model"], job.folder / "model")
     settings = {"turns": 10, "episodes": 8, "opening": 64, "reply": 16, "answer": 24}
     write_job(job, model=model, **settings)
 
 
-def tiny(job: Job) -> None:
+def write_tiny_inputs(job: Job) -> None:
     """Write the inputs of PPO in the echo task: 2.8M parameters and 128 rollouts of 16 tokens."""
     config = {
         "output_dir": str(job.folder / "run"),
-        "model": {"path": tiny_llama(job.folder / "model")},
+        "model": {"path": make_tiny_llama(job.folder / "model")},
         "env": {"id": "text/Echo-v0"},
         # The separator is empty, so that releases that place it differently use equal tokens.
         "rollout": {"max_new_tokens": 16, "parallel": 128, "chat": False, "separator": ""},
@@ -176,10 +193,10 @@ def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
     }
 
 
-def prompt_file(job: Job, *, tokens: int, count: int = 256) -> Path:
+def write_prompts(job: Job, *, tokens: int, count: int = 256) -> Path:
     """Write ``count`` prompts of about ``tokens`` tokens to prompts.jsonl; return the path."""
     rng = random.Random(1)
-    rows = [{"prompt": question(words(tokens, rng))} for _ in range(count)]
+    rows = [{"prompt": user_message(random_words(tokens, rng))} for _ in range(count)]
     return write_rows(job.folder / "prompts.jsonl", rows)
 
 

@@ -27,13 +27,13 @@ REQUIRED_FRACTION = 0.95
 
 
 def run_task(task: str, folder: Path, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Run one task with one seed; return policy -> result, see `result`."""
+    """Run one task with one seed; return policy -> result (see `read_result`)."""
     root = folder / f"{task}-{seed}"
     rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True)
-    return {policy: result(root, policy) for policy in ("sft", *ALGORITHMS)}
+    return {policy: read_result(root, policy) for policy in ("sft", *ALGORITHMS)}
 
 
-def result(root: Path, policy: str) -> dict[str, Any]:
+def read_result(root: Path, policy: str) -> dict[str, Any]:
     """Return the result of a policy: "share", "normalized" and "seconds".
 
     "share" is the mean return as a fraction of the optimal return. "normalized" is the return
@@ -50,7 +50,7 @@ def result(root: Path, policy: str) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
+def result_table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
     """Return a Markdown table with one row per task and policy."""
     rows = [
         "| task | policy | return / optimum, by seed | normalized score, by seed "
@@ -78,12 +78,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     chosen = parser.parse_args()
-    launch.prepare()
+    launch.prepare_process()
     results = {
         task: [run_task(task, chosen.folder, seed=seed) for seed in range(chosen.seeds)]
         for task in chosen.tasks
     }
-    print(table(results))
+    print(result_table(results))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rlhf.models.hub import SHORT_NAMES, check_sha256, resolve
 from rlhf.models.loading import load_tokenizer
 
 
-def endless_model(name: str, folder: Path) -> str:
+def copy_without_stop_token(name: str, folder: Path) -> str:
     """Copy a model, and replace its stop token by one that is never sampled.
 
     Replies therefore have exactly the requested length. The new stop token is a reserved token of
@@ -37,7 +37,7 @@ def endless_model(name: str, folder: Path) -> str:
     return str(folder)
 
 
-def reward_model(model: str, folder: Path, *, tokens: int) -> str:
+def make_reward_model(model: str, folder: Path, *, tokens: int) -> str:
     """Create a reward model from the weights of a policy and a random head; return its folder.
 
     Its maximum input length is ``tokens``.
@@ -61,7 +61,7 @@ def reward_model(model: str, folder: Path, *, tokens: int) -> str:
     return str(folder)
 
 
-def tiny_llama(folder: Path) -> str:
+def make_tiny_llama(folder: Path) -> str:
     """Create a Llama with 2.8M random parameters and a byte-level tokenizer with 320 tokens.
 
     Returns:
@@ -78,7 +78,7 @@ def tiny_llama(folder: Path) -> str:
     return str(folder)
 
 
-def gguf_of(model: str) -> str | None:
+def download_gguf(model: str) -> str | None:
     """Download the 4-bit GGUF file of a model with a short name, and return its path.
 
     The result is None for other models.

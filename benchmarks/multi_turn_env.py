@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from benchmarks.texts import words
+from benchmarks.texts import random_words
 from rlhf.envs.core import Step, TextEnv
 
 ENV_ID = "benchmarks.multi_turn_env:benchmarks/Interview-v0"
@@ -50,7 +50,7 @@ class Interview(TextEnv):
 
     def _new_question(self, count: int) -> str:
         """Return a question of ``count`` random words, and remember it for the reward."""
-        self.question = words(count, random.Random(int(self.np_random.integers(2**31))))
+        self.question = random_words(count, random.Random(int(self.np_random.integers(2**31))))
         return self.question
 
 

@@ -12,7 +12,7 @@ from benchmarks.multi_turn_env import ENV_ID, Interview
 from benchmarks.worker import Job, StepTimer
 
 
-def ours(job: Job, timer: StepTimer) -> None:
+def time_toolkit(job: Job, timer: StepTimer) -> None:
     """Time `Collector.collect`, which keeps the KV cache for the whole episode."""
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -32,7 +32,7 @@ def ours(job: Job, timer: StepTimer) -> None:
     timer.loop(step)
 
 
-def trl(job: Job, timer: StepTimer) -> None:
+def time_trl(job: Job, timer: StepTimer) -> None:
     """Time TRL's GRPO with `rollout_func`, its only interface for plain-text replies.
 
     As in TRL's loop over tool calls, every turn passes the whole history to ``generate``. The
@@ -42,14 +42,14 @@ def trl(job: Job, timer: StepTimer) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from benchmarks.trl_common import options
+    from benchmarks.trl_common import trl_arguments
 
     s = job.settings
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model, padding_side="left")
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         timer.start()
-        opening, completions = episodes(trainer, tokenizer, len(prompts), s)
+        opening, completions = play_episodes(trainer, tokenizer, len(prompts), s)
         num_tokens = sum(len(a) + len(b) for a, b in zip(opening, completions, strict=True))
         timer.done(float(num_tokens))
         return {
@@ -58,7 +58,7 @@ def trl(job: Job, timer: StepTimer) -> None:
             "logprobs": [[0.0] * 4 for _ in completions],
         }
 
-    arguments = options(job, tuned=True, batch_size=s["episodes"])
+    arguments = trl_arguments(job, tuned=True, batch_size=s["episodes"])
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
         reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
@@ -70,7 +70,7 @@ def trl(job: Job, timer: StepTimer) -> None:
     trainer.train()
 
 
-def episodes(
+def play_episodes(
     trainer: Any, tokenizer: Any, count: int, s: dict[str, Any]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Play ``count`` episodes, all with the same number of turns so far.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import rlhf
-from benchmarks.curves import curve, draw, report
+from benchmarks.curves import curve_table, plot_curves, read_reward_curve
 from rlhf.config.load import read_yaml
 from rlhf.runs import launch
 
@@ -41,7 +41,7 @@ def word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
     ]
 
 
-def start_model(folder: Path, seed: int) -> Path:
+def train_initial_model(folder: Path, seed: int) -> Path:
     """Train the common initial model by SFT if necessary, and write prompts.jsonl into ``folder``.
 
     Returns:
@@ -60,7 +60,7 @@ def start_model(folder: Path, seed: int) -> Path:
     return root / "sft/final"
 
 
-def our_config(
+def toolkit_config(
     algorithm: str, model: Path, folder: Path, *, seed: int, steps: int
 ) -> dict[str, Any]:
     """Return the configuration of a training run with the toolkit."""
@@ -85,13 +85,13 @@ def our_config(
     }
 
 
-def our_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
+def train_toolkit_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     """Train with the toolkit; return the mean reward of each batch."""
     rlhf.stage(algorithm, tree, overwrite=True)
-    return curve(Path(tree["output_dir"]))
+    return read_reward_curve(Path(tree["output_dir"]))
 
 
-def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
+def train_trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     """Train with TRL on the toolkit's training prompts; return the mean reward of each batch."""
     import trl
     from datasets import Dataset
@@ -140,15 +140,15 @@ def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     return [row["reward"] for row in trainer.state.log_history if "reward" in row]
 
 
-def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.ndarray]]:
+def train_curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.ndarray]]:
     """Return algorithm -> side -> curves [seeds, steps]; train the runs that are not finished."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for algorithm in ALGORITHMS:
         table: dict[str, list[list[float]]] = {side: [] for side in SIDES}
         for seed in range(seeds):
-            model = start_model(folder, seed)
-            tree = our_config(algorithm, model, folder, seed=seed, steps=steps)
-            for side, learn in zip(SIDES, (our_curve, trl_curve), strict=True):
+            model = train_initial_model(folder, seed)
+            tree = toolkit_config(algorithm, model, folder, seed=seed, steps=steps)
+            for side, learn in zip(SIDES, (train_toolkit_curve, train_trl_curve), strict=True):
                 kept = folder / f"{algorithm}-{side}-{seed}.json"
                 if not kept.exists():
                     kept.write_text(json.dumps(learn(tree, algorithm)))
@@ -165,10 +165,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    launch.prepare()
-    found = curves(chosen.folder, seeds=chosen.seeds, steps=chosen.steps)
-    print(report(found))
-    draw(found, chosen.folder / "parity.png")
+    launch.prepare_process()
+    found = train_curves(chosen.folder, seeds=chosen.seeds, steps=chosen.steps)
+    print(curve_table(found))
+    plot_curves(found, chosen.folder / "parity.png")
 
 
 if __name__ == "__main__":

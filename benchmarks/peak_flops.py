@@ -13,7 +13,7 @@ MATRIX_SIZE = 2048
 NUM_PRODUCTS = 32
 
 
-def matmul(job: Job, timer: StepTimer) -> None:
+def time_matmul(job: Job, timer: StepTimer) -> None:
     """Time products of square bf16 matrices; the unit of work is a floating-point operation."""
     generator = torch.Generator().manual_seed(0)
     one, other = (
@@ -29,7 +29,7 @@ def matmul(job: Job, timer: StepTimer) -> None:
     timer.loop(step)
 
 
-def model_flops(model: str, texts: list[tuple[int, int]]) -> float:
+def training_flops(model: str, texts: list[tuple[int, int]]) -> float:
     """Return the number of floating-point operations of a forward and a backward pass.
 
     Each weight takes two operations per token in the forward pass and four in the backward pass.

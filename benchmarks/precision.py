@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import rlhf
-from benchmarks.curves import curve, draw, report
+from benchmarks.curves import curve_table, plot_curves, read_reward_curve
 from benchmarks.learning import ALGORITHMS, CONFIGS
 from rlhf.runs import launch
 
@@ -28,7 +28,7 @@ def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list
     root = folder / f"{task}-{side}-{seed}"
     dtypes = {f"{stage}.model.dtype": side for stage in ("sft", *ALGORITHMS)}
     rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
-    return {algorithm: curve(root / algorithm) for algorithm in ALGORITHMS}
+    return {algorithm: read_reward_curve(root / algorithm) for algorithm in ALGORITHMS}
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     chosen = parser.parse_args()
-    launch.prepare()
+    launch.prepare_process()
     found: dict[str, dict[str, np.ndarray]] = {}
     for task in TASKS:
         runs = {
@@ -50,8 +50,8 @@ def main() -> None:
             found[f"{task}, {algorithm}"] = {
                 side: np.array([run[algorithm] for run in made]) for side, made in runs.items()
             }
-    print(report(found))
-    draw(found, chosen.folder / "precision.png")
+    print(curve_table(found))
+    plot_curves(found, chosen.folder / "precision.png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rlhf.training.optimize import update_policy
 PROMPT, REPLY, ROWS = 512, 32, 8
 
 
-def update(job: Job, timer: StepTimer, *, shared: bool) -> None:
+def time_update(job: Job, timer: StepTimer, *, shared: bool) -> None:
     """Time the update and its optimizer step.
 
     The unit of work is a token; the prompt counts once for each reply. ``shared`` is whether the
@@ -37,12 +37,12 @@ def update(job: Job, timer: StepTimer, *, shared: bool) -> None:
     timer.loop(step)
 
 
-def check(job: Job) -> dict[str, float]:
+def compare_gradients(job: Job) -> dict[str, float]:
     """Return the relative difference of both sides' gradients in float32."""
     gradients = []
     for shared in (True, False):
         trainer = make_trainer(job, shared=shared, dtype="float32")
-        gradients.append(gradient_of(trainer, make_batch(trainer)))
+        gradients.append(policy_gradient(trainer, make_batch(trainer)))
     ours, plain = gradients
     return {"gradient": ((ours - plain).norm() / plain.norm()).item()}
 
@@ -72,7 +72,7 @@ def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
     return make_training_batch(trainer, rollouts, rewards)[0]
 
 
-def gradient_of(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tensor:
+def policy_gradient(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tensor:
     """Return the gradient of the policy loss of the whole batch."""
     from rlhf.algorithms.losses import compute_loss, loss_denominator
 

@@ -15,7 +15,7 @@ from rlhf.runs.machine import describe_machine
 Result = dict[str, Any]
 
 
-def stamp() -> dict[str, Any]:
+def describe_measurement() -> dict[str, Any]:
     """Return date, commit, machine and package versions, which are stored with a result."""
     description = describe_machine()
     return {
@@ -38,14 +38,14 @@ def memory_gib() -> float | None:
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
-def append(path: Path, result: Mapping[str, Any]) -> None:
+def append_result(path: Path, result: Mapping[str, Any]) -> None:
     """Append a result to the results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
 
 
-def read(path: Path) -> list[Result]:
+def read_results(path: Path) -> list[Result]:
     """Return all results of the results file, the oldest first.
 
     Raises:
@@ -56,7 +56,7 @@ def read(path: Path) -> list[Result]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def machine_of(result: Result) -> str:
+def machine_name(result: Result) -> str:
     """Return text that identifies the machine of a result."""
     machine = result["machine"]
     return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
@@ -70,7 +70,7 @@ def newest_results(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
     found: dict[str, dict[str, Result]] = {}
     for result in results:
         if not result.get("partial"):
-            machine = machine_of(result)
+            machine = machine_name(result)
             found = {machine: found.pop(machine, {}), **found}
             found[machine][result["workload"]] = result
     return found

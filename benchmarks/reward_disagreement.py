@@ -30,18 +30,18 @@ TEXTS = 1000
 
 def main(arguments: Sequence[str]) -> None:
     """Print one line for each file, and one line for each comparison with the first file."""
-    launch.prepare()
+    launch.prepare_process()
     checkpoint, inside, *outside = arguments
     reward = build({"kind": "trained", "path": checkpoint})
-    found = {name: disagreement(reward, name) for name in (inside, *outside)}
+    found = {name: head_disagreement(reward, name) for name in (inside, *outside)}
     for name, values in found.items():
         print(f"{name}: {len(values):,} texts, disagreement {_text(interval(values))}")
     for name in outside:
-        share = separation(found[inside], found[name])
+        share = probability_outside_larger(found[inside], found[name])
         print(f"P({name} > {inside}): {_text(share)}")
 
 
-def disagreement(reward, source: str) -> np.ndarray:
+def head_disagreement(reward, source: str) -> np.ndarray:
     """Return the disagreement of the heads on each of the N texts of a file, [N]."""
     path, _, column = source.partition(":")
     spec = DataSpec(path, limit=TEXTS, columns={"text": column} if column else None)
@@ -50,7 +50,7 @@ def disagreement(reward, source: str) -> np.ndarray:
     return np.array(scores.components[f"{reward.name}.disagreement"], dtype=float)
 
 
-def separation(inside: np.ndarray, outside: np.ndarray) -> Interval:
+def probability_outside_larger(inside: np.ndarray, outside: np.ndarray) -> Interval:
     """Return the probability that an outside text has a larger disagreement than an inside text.
 
     Ties count half. The interval is over texts.

@@ -35,7 +35,7 @@ from rlhf.runs import launch
 
 def main(arguments: Sequence[str]) -> None:
     """Train and evaluate every fold; write and print the results over all folds."""
-    launch.prepare()
+    launch.prepare_process()
     parsed = parse_arguments(arguments)
     folds = next((value for key, value in parsed.overrides if key == "folds"), 5)
     tree = assemble(parsed.files, [item for item in parsed.overrides if item[0] != "folds"])
@@ -50,11 +50,11 @@ def main(arguments: Sequence[str]) -> None:
         final = train_fold(asdict(config), rows, held_out, Path(config.output_dir) / f"fold{k}")
         out = [pair for pair, there in zip(pairs, held_out, strict=True) if there]
         rest = [pair for pair, there in zip(pairs, held_out, strict=True) if not there]
-        margins["this model"][held_out] = margins_of(LearnedReward.load(final), out)
+        margins["this model"][held_out] = score_margins(LearnedReward.load(final), out)
         margins["bag of words"][held_out] = bag_of_words(out, train=rest)
     margins |= {"longer wins": longer(pairs), "shorter wins": -longer(pairs)}
     groups = [json.dumps(row["prompt"]) for row in opening]
-    report = accuracies_of(margins, groups) | {"pairs": len(rows), "folds": folds}
+    report = accuracies_and_gains(margins, groups) | {"pairs": len(rows), "folds": folds}
     folder = Path(config.output_dir)
     (folder / "folds.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "folds.md").write_text(to_markdown(report))
@@ -83,13 +83,15 @@ def train_fold(
     return run_command("reward", tree | changed)
 
 
-def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:
+def score_margins(reward: Reward, pairs: list[Pair]) -> np.ndarray:
     """Return the score of the chosen minus that of the rejected reply for each of N pairs, [N]."""
     scores = np.array(reward([p.chosen for p in pairs] + [p.rejected for p in pairs]), dtype=float)
     return scores[: len(pairs)] - scores[len(pairs) :]
 
 
-def accuracies_of(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict[str, Any]]:
+def accuracies_and_gains(
+    margins: dict[str, np.ndarray], groups: list[str]
+) -> dict[str, dict[str, Any]]:
     """Return the accuracy of each scorer, and the paired gain of the model over the other scorers.
 
     Args:

@@ -27,7 +27,7 @@ class PacedRun(Run):
             self.timer.start()
 
 
-def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
+def time_offline_training(job: Job, timer: StepTimer, *, verb: str) -> None:
     """Time the steps of SFT, reward training or DPO; every step is logged."""
     from rlhf.training.offline import train_offline
 
@@ -35,7 +35,7 @@ def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
     train_offline(verb, config, PacedRun(Path(config.output_dir), timer, job.work))
 
 
-def online(job: Job, timer: StepTimer) -> None:
+def time_online_training(job: Job, timer: StepTimer) -> None:
     """Time the steps of an online algorithm; the unit of work is a sampled token."""
     from rlhf.training.online import OnlineTrainer
 

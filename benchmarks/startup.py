@@ -15,12 +15,16 @@ PROGRAMS = {
     "trl-help": "import sys; sys.argv = ['trl', '--help']; from trl.cli import main; main()",
     "rlhf-import": "import rlhf",
     "trl-import": "import trl",
-    "rlhf-first-step": "from benchmarks.startup import our_first_step as f; f(__import__('sys'))",
-    "trl-first-step": "from benchmarks.startup import trl_first_step as f; f(__import__('sys'))",
+    "rlhf-first-step": (
+        "import sys; from benchmarks import startup; startup.run_toolkit_to_first_step(sys)"
+    ),
+    "trl-first-step": (
+        "import sys; from benchmarks import startup; startup.run_trl_to_first_step(sys)"
+    ),
 }
 
 
-def run(job: Job, timer: StepTimer, *, program: str) -> None:
+def time_program(job: Job, timer: StepTimer, *, program: str) -> None:
     """Time a program from its start to its end; the unit of work is one start of the program."""
 
     def step() -> float:
@@ -31,11 +35,11 @@ def run(job: Job, timer: StepTimer, *, program: str) -> None:
     timer.loop(step)
 
 
-def our_first_step(system: Any) -> None:
+def run_toolkit_to_first_step(system: Any) -> None:
     """Run `rlhf sft` up to its first logged step."""
     from rlhf.runs import launch
 
-    launch.prepare()
+    launch.prepare_process()
     from rlhf.cli.table import configure
     from rlhf.runs.directory import Run
     from rlhf.training.offline import train_offline
@@ -53,7 +57,7 @@ def our_first_step(system: Any) -> None:
     train_offline("sft", config, run)
 
 
-def trl_first_step(system: Any) -> None:
+def run_trl_to_first_step(system: Any) -> None:
     """Run TRL's SFT trainer up to the end of its first step."""
     from transformers import TrainerCallback
 

@@ -67,7 +67,7 @@ def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
     }
 
 
-def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
+def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     """Return the speed of the first side relative to each other side.
 
     Only rounds in which the steps of both sides were undisturbed are used, or all rounds if there
@@ -105,7 +105,7 @@ def _interval(pairs: Sequence[float]) -> list[float] | None:
     return [math.exp(estimate.low), math.exp(estimate.high)] if estimate.known else None
 
 
-def enough_rounds(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
+def has_enough_rounds(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
     """Return whether ``wanted`` rounds were undisturbed, or twice as many rounds were run."""
     clean = sum(not any(step.disturbed(limit) for step in r.values()) for r in rounds)
     return clean >= wanted or len(rounds) >= 2 * wanted

@@ -26,7 +26,7 @@ class Reading:
     def now(cls) -> Reading:
         """Read the current times."""
         times = os.times()
-        return cls(time.perf_counter(), sum(times[:4]), busy_seconds())
+        return cls(time.perf_counter(), sum(times[:4]), total_busy_seconds())
 
     def others(self, since: Reading) -> float | None:
         """Return the number of cores that other processes used since an earlier reading.
@@ -40,7 +40,7 @@ class Reading:
         return max(0.0, share / max(self.clock - since.clock, 1e-9))
 
 
-def busy_seconds() -> float | None:
+def total_busy_seconds() -> float | None:
     """Return the non-idle processor time since the machine started, in seconds.
 
     The result is None if the system does not report it.

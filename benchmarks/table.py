@@ -40,23 +40,23 @@ def write_page(
         machine: {name: found[name] for name in WORKLOADS if name in found}
         for machine, found in results.items()
     }
-    body = "\n\n".join(section(machine, found) for machine, found in ordered.items())
+    body = "\n\n".join(machine_section(machine, found) for machine, found in ordered.items())
     page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
-    draw(ordered, picture)
+    plot_speed_ratios(ordered, picture)
 
 
-def section(machine: str, results: Mapping[str, Result]) -> str:
+def machine_section(machine: str, results: Mapping[str, Result]) -> str:
     """Return the Markdown section of one machine."""
     parts = [
         f"### {machine}",
-        provenance(results),
+        provenance_text(results),
         comparison_table(results),
         tables_without_sides(results),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def provenance(results: Mapping[str, Result]) -> str:
+def provenance_text(results: Mapping[str, Result]) -> str:
     """Return the date, commit and package versions of the results as text.
 
     If they differ between workloads, there is one line for each combination.
@@ -80,14 +80,14 @@ def provenance(results: Mapping[str, Result]) -> str:
 def comparison_table(results: Mapping[str, Result]) -> str:
     """Return the table with one row for each side of each workload."""
     lines = [
-        side_line(name, result, side)
+        side_row(name, result, side)
         for name, result in results.items()
         for side in result.get("sides", ())
     ]
     return "\n".join([TABLE_HEAD, *lines]) if lines else ""
 
 
-def side_line(name: str, result: Result, side: str) -> str:
+def side_row(name: str, result: Result, side: str) -> str:
     """Return the table row of a side; the toolkit's row begins with the title of the workload."""
     row, side_result = WORKLOADS[name], result["sides"][side]
     ratio = result["ratios"].get(side)
@@ -144,7 +144,7 @@ def tables_without_sides(results: Mapping[str, Result]) -> str:
     return "\n\n".join(tables)
 
 
-def draw(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
+def plot_speed_ratios(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
     """Plot the speed ratios with quartiles in one panel per machine; red lines are the targets."""
     import matplotlib
 

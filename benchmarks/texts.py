@@ -29,7 +29,7 @@ WORDS = TEXT.split()
 Message = dict[str, str]
 
 
-def words(count: int, rng: random.Random) -> str:
+def random_words(count: int, rng: random.Random) -> str:
     """Return a text of about ``count`` tokens."""
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
@@ -44,12 +44,12 @@ def lognormal_lengths(count: int, total: int, *, sigma: float = 0.6) -> list[int
     return [max(2, round(total * share / sum(shares))) for share in shares]
 
 
-def question(text: str) -> list[Message]:
+def user_message(text: str) -> list[Message]:
     """Return a conversation of one user message."""
     return [{"role": "user", "content": text}]
 
 
-def answer(text: str) -> list[Message]:
+def assistant_message(text: str) -> list[Message]:
     """Return a completion of one assistant message."""
     return [{"role": "assistant", "content": text}]
 
@@ -62,7 +62,11 @@ def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
     """
     lengths = lognormal_lengths(8, 8 * mean)
     return [
-        {"prompt": question(words(8, rng)), "completion": answer(words(n, rng))} for n in lengths
+        {
+            "prompt": user_message(random_words(8, rng)),
+            "completion": assistant_message(random_words(n, rng)),
+        }
+        for n in lengths
     ]
 
 
@@ -82,9 +86,9 @@ def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any
     rng.shuffle(lengths)
     return [
         {
-            "prompt": question(words(prompt, rng)),
-            "chosen": answer(words(one, rng)),
-            "rejected": answer(words(other, rng)),
+            "prompt": user_message(random_words(prompt, rng)),
+            "chosen": assistant_message(random_words(one, rng)),
+            "rejected": assistant_message(random_words(other, rng)),
         }
         for one, other in zip(lengths[:4], lengths[4:], strict=True)
     ]
@@ -93,7 +97,7 @@ def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any
 ROWS = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
 
 
-def mixed_lengths(count: int, *, most: int) -> list[int]:
+def decreasing_density_lengths(count: int, *, most: int) -> list[int]:
     """Return ``count`` reply lengths up to ``most``, with the mean ``most`` / 3.
 
     They are quantiles of a density that decreases linearly to 0.
@@ -101,7 +105,9 @@ def mixed_lengths(count: int, *, most: int) -> list[int]:
     return [max(1, round(most * (1 - (1 - (i + 0.5) / count) ** 0.5))) for i in range(count)]
 
 
-def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+def encode_for_trl(
+    verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any
+) -> list[dict[str, Any]]:
     """Return rows for TRL with the toolkit's token ids; rows for DPO remain text."""
     if verb == "dpo":
         return list(rows)

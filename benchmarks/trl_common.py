@@ -11,7 +11,7 @@ from benchmarks.worker import Job, StepTimer
 ENDLESS = 10_000
 
 
-class Paced(TrainerCallback):
+class PacedCallback(TrainerCallback):
     """Callback that stops a trainer after every step until the harness starts its next step."""
 
     def __init__(self, timer: StepTimer, work: float) -> None:
@@ -30,7 +30,7 @@ class Paced(TrainerCallback):
         self.timer.start()
 
 
-def options(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:
+def trl_arguments(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:
     """Return the arguments of a TRL configuration.
 
     TRL's defaults are bf16 autocast, gradient checkpointing and fused AdamW. Without an

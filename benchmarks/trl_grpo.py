@@ -9,14 +9,14 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.trl_common import Paced, options
+from benchmarks.trl_common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
 
 
 def train(job: Job, timer: StepTimer, *, tuned: bool) -> None:
     """Train until the harness stops the process."""
     trainer = make_trainer(job, tuned=tuned)
-    trainer.add_callback(Paced(timer, job.work))
+    trainer.add_callback(PacedCallback(timer, job.work))
     trainer.train()
 
 
@@ -26,7 +26,7 @@ def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
     prompts = [json.loads(line)["prompt"][0]["content"] for line in lines]
     config = trl.GRPOConfig(
         **{
-            **options(job, tuned=tuned, batch_size=8),
+            **trl_arguments(job, tuned=tuned, batch_size=8),
             "num_generations": 8,
             "max_completion_length": 32,
             **more,

@@ -9,7 +9,7 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.trl_common import Paced, options
+from benchmarks.trl_common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
 from rlhf.models.loading import give_pad_token, load_tokenizer
 
@@ -23,7 +23,7 @@ TRAINERS = {
 def train(job: Job, timer: StepTimer, *, verb: str, tuned: bool) -> None:
     """Train until the harness stops the process."""
     trainer = make_trainer(job, verb, tuned=tuned)
-    trainer.add_callback(Paced(timer, job.work))
+    trainer.add_callback(PacedCallback(timer, job.work))
     trainer.train()
 
 
@@ -39,7 +39,7 @@ def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
         extra["ref_model"] = load_model(job.model, classifier=False)
     return make(
         model=model,
-        args=configuration(**{**options(job, tuned=tuned, batch_size=len(rows)), **more}),
+        args=configuration(**{**trl_arguments(job, tuned=tuned, batch_size=len(rows)), **more}),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         **extra,

@@ -16,7 +16,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.trl_common import Paced, options
+from benchmarks.trl_common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
 
 
@@ -32,7 +32,7 @@ def train(job: Job, timer: StepTimer) -> None:
     prompts = [json.loads(line)["prompt"][0]["content"] for line in lines]
     config = PPOConfig(
         **{
-            **options(job, tuned=True, batch_size=8),
+            **trl_arguments(job, tuned=True, batch_size=8),
             "max_steps": -1,
             "total_episodes": 8 * 10_000,
             "num_ppo_epochs": 2,
@@ -52,6 +52,6 @@ def train(job: Job, timer: StepTimer) -> None:
             job.model, num_labels=1, dtype="float32"
         ),
         train_dataset=Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]}),
-        callbacks=[Paced(timer, job.work)],
+        callbacks=[PacedCallback(timer, job.work)],
     )
     trainer.train()

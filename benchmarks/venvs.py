@@ -52,7 +52,7 @@ def python_of(name: str) -> str:
     recipe = RECIPES[name]
     folder = work_directory("venvs") / name
     python = folder / "bin" / "python"
-    wanted = requirements(recipe)
+    wanted = pip_requirements(recipe)
     stamp = folder / "requirements.txt"
     if stamp.exists() and stamp.read_text().split() == wanted:
         return str(python)
@@ -66,7 +66,7 @@ def python_of(name: str) -> str:
     return str(python)
 
 
-def requirements(recipe: Recipe) -> list[str]:
+def pip_requirements(recipe: Recipe) -> list[str]:
     """Return the requirements for pip, without local version labels such as ``+cpu``."""
     shared = [f"{name}=={version(name).partition('+')[0]}" for name in recipe.shared]
     return [*shared, *recipe.packages]

@@ -94,7 +94,7 @@ class StepTimer:
         self.reports.flush()
 
 
-def private_stdout() -> TextIO:
+def redirect_stdout_to_stderr() -> TextIO:
     """Return a stream to standard output, and redirect all other output to standard error."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -111,7 +111,7 @@ def main(workload: str, side: str, folder: str) -> None:
     """
     from benchmarks.workloads import WORKLOADS
 
-    reports = private_stdout()
+    reports = redirect_stdout_to_stderr()
     row = WORKLOADS[workload]
     job = Job(Path(folder))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -125,7 +125,7 @@ def main(workload: str, side: str, folder: str) -> None:
     if spec.allocator:
         from rlhf.runs import launch
 
-        launch.prepare()
+        launch.prepare_process()
     import_object(spec.run)(job, StepTimer(sys.stdin, reports), **spec.options)
 
 

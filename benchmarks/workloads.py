@@ -62,7 +62,7 @@ class Workload:
     memory_bars: Mapping[str, float] = field(default_factory=dict)
 
 
-def _trl(run: str, **options: Any) -> dict[str, Side]:
+def _trl_sides(run: str, **options: Any) -> dict[str, Side]:
     """Return the two sides of TRL: with its default settings and with tuned settings."""
     return {
         "trl": Side("TRL as it comes", run, {"tuned": False, **options}),
@@ -70,33 +70,33 @@ def _trl(run: str, **options: Any) -> dict[str, Side]:
     }
 
 
-def _ours(run: str, **options: Any) -> Side:
+def _toolkit_side(run: str, **options: Any) -> Side:
     """Return the side of the toolkit."""
     return Side("ours", run, options, allocator=True)
 
 
-def _offline(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
+def _offline_workload(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
     """Return the workload of an offline training command."""
     return Workload(
         title,
         "real tokens",
         {
-            "ours": _ours("benchmarks.rlhf_side:offline", verb=verb),
-            **_trl("benchmarks.trl_offline:train", verb=verb),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", verb=verb),
+            **_trl_sides("benchmarks.trl_offline:train", verb=verb),
         },
-        prepare="benchmarks.inputs:offline",
-        check="benchmarks.agreement:offline",
+        prepare="benchmarks.inputs:write_offline_inputs",
+        check="benchmarks.agreement:compare_offline_loss",
         options={"verb": verb},
         bars=bars,
     )
 
 
-def _decoding(
+def _decoding_workload(
     title: str, *, rows: int, requests: int, bar: float, limits: str = "fixed", llama: bool = False
 ) -> Workload:
     upper = Side(
         "llama.cpp, 4 bits (upper mark)",
-        "benchmarks.decoding:llama_cpp",
+        "benchmarks.decoding:time_llama_cpp",
         venv="llama",
         optional=True,
     )
@@ -104,62 +104,67 @@ def _decoding(
         title,
         "new tokens",
         {
-            "ours": _ours("benchmarks.decoding:ours", rows=rows),
+            "ours": _toolkit_side("benchmarks.decoding:time_toolkit", rows=rows),
             "transformers": Side(
                 "transformers generate",
-                "benchmarks.decoding:generate",
+                "benchmarks.decoding:time_transformers",
                 {"rows": rows},
                 allocator=True,
             ),
             **({"llama.cpp": upper} if llama else {}),
         },
-        prepare="benchmarks.inputs:decoding",
+        prepare="benchmarks.inputs:write_decoding_inputs",
         options={"requests": requests, "limits": limits},
         bars={"transformers": bar},
     )
 
 
-def _startup(title: str, program: str, prepare: str = "") -> Workload:
+def _startup_workload(title: str, program: str, prepare: str = "") -> Workload:
     return Workload(
         title,
         "starts",
         {
-            "ours": Side("ours", "benchmarks.startup:run", {"program": f"rlhf-{program}"}),
-            "trl": Side("TRL", "benchmarks.startup:run", {"program": f"trl-{program}"}),
+            "ours": Side("ours", "benchmarks.startup:time_program", {"program": f"rlhf-{program}"}),
+            "trl": Side("TRL", "benchmarks.startup:time_program", {"program": f"trl-{program}"}),
         },
         prepare=prepare,
     )
 
 
 WORKLOADS: dict[str, Workload] = {
-    "sft": _offline("sft", "SFT, 8 documents", {"trl-tuned": 2.5, "trl": 5.0}),
+    "sft": _offline_workload("sft", "SFT, 8 documents", {"trl-tuned": 2.5, "trl": 5.0}),
     "sft-allocator": Workload(
         "SFT, 8 documents, with and without our allocator settings",
         "real tokens",
         {
-            "ours": _ours("benchmarks.rlhf_side:offline", verb="sft"),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", verb="sft"),
             "system": Side(
-                "ours, system's allocator", "benchmarks.rlhf_side:offline", {"verb": "sft"}
+                "ours, system's allocator",
+                "benchmarks.rlhf_side:time_offline_training",
+                {"verb": "sft"},
             ),
         },
-        prepare="benchmarks.inputs:offline",
+        prepare="benchmarks.inputs:write_offline_inputs",
         options={"verb": "sft"},
     ),
-    "reward": _offline("reward", "Reward model, 4 pairs", {"trl-tuned": 2.0}),
-    "dpo": _offline("dpo", "DPO, 4 pairs, prompt 128", {"trl-tuned": 2.5}),
+    "reward": _offline_workload("reward", "Reward model, 4 pairs", {"trl-tuned": 2.0}),
+    "dpo": _offline_workload("dpo", "DPO, 4 pairs, prompt 128", {"trl-tuned": 2.5}),
     "grpo": Workload(
         "GRPO, K = 8, prompt 64, 32 new",
         "new tokens",
-        {"ours": _ours("benchmarks.rlhf_side:online"), **_trl("benchmarks.trl_grpo:train")},
-        prepare="benchmarks.inputs:grpo",
-        check="benchmarks.agreement:grpo",
+        {
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_online_training"),
+            **_trl_sides("benchmarks.trl_grpo:train"),
+        },
+        prepare="benchmarks.inputs:write_grpo_inputs",
+        check="benchmarks.agreement:compare_grpo_loss",
         bars={"trl-tuned": 2.5, "trl": 3.5},
     ),
     "ppo": Workload(
         "PPO, 8 episodes, prompt 64, 32 new, 2 epochs of 2 mini-batches",
         "new tokens",
         {
-            "ours": _ours("benchmarks.rlhf_side:online"),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_online_training"),
             "trl": Side("TRL 1.12 as it comes", "benchmarks.trl_ppo:train", venv="trl-ppo"),
             "trl-tuned": Side(
                 "TRL 1.12 tuned",
@@ -170,22 +175,24 @@ WORKLOADS: dict[str, Workload] = {
                 venv="trl-ppo",
             ),
         },
-        prepare="benchmarks.inputs:ppo",
+        prepare="benchmarks.inputs:write_ppo_inputs",
         bars={"trl": 3.0, "trl-tuned": 3.0},
         memory_bars={"trl": 0.5, "trl-tuned": 0.5},
     ),
     "tiny": Workload(
         "PPO with an environment, 2.8M parameters, prompt 32, 16 new, 128 rollouts",
         "token-steps",
-        {"ours": _ours("benchmarks.rlhf_side:online")},
-        prepare="benchmarks.inputs:tiny",
+        {"ours": _toolkit_side("benchmarks.rlhf_side:time_online_training")},
+        prepare="benchmarks.inputs:write_tiny_inputs",
         floor=1800.0,
     ),
-    "decoding-1": _decoding(
+    "decoding-1": _decoding_workload(
         "Decoding, 1 row, prompt 64, 64 new", rows=1, requests=1, bar=1.3, llama=True
     ),
-    "decoding-32": _decoding("Decoding, 32 rows, prompt 64, 64 new", rows=32, requests=32, bar=1.5),
-    "decoding-mixed": _decoding(
+    "decoding-32": _decoding_workload(
+        "Decoding, 32 rows, prompt 64, 64 new", rows=32, requests=32, bar=1.5
+    ),
+    "decoding-mixed": _decoding_workload(
         "Decoding, 64 replies of 1 to 90 tokens in 32 rows",
         rows=32,
         requests=64,
@@ -196,48 +203,48 @@ WORKLOADS: dict[str, Workload] = {
         "Rollouts of 10 turns, 8 episodes of 440 tokens",
         "episode tokens",
         {
-            "ours": _ours("benchmarks.multiturn:ours"),
-            "trl-tuned": Side("TRL tuned", "benchmarks.multiturn:trl", allocator=True),
+            "ours": _toolkit_side("benchmarks.multiturn:time_toolkit"),
+            "trl-tuned": Side("TRL tuned", "benchmarks.multiturn:time_trl", allocator=True),
         },
-        prepare="benchmarks.inputs:multiturn",
+        prepare="benchmarks.inputs:write_multiturn_inputs",
         bars={"trl-tuned": 3.0},
     ),
     "shared-prefix": Workload(
         "Update, K = 8, prompt 512, 32 new",
         "tokens of whole rows",
         {
-            "ours": _ours("benchmarks.prefix:update", shared=True),
+            "ours": _toolkit_side("benchmarks.prefix:time_update", shared=True),
             "plain": Side(
                 "ours, every row whole",
-                "benchmarks.prefix:update",
+                "benchmarks.prefix:time_update",
                 {"shared": False},
                 allocator=True,
             ),
         },
-        prepare="benchmarks.inputs:shared_prefix",
-        check="benchmarks.prefix:check",
+        prepare="benchmarks.inputs:write_shared_prefix_inputs",
+        check="benchmarks.prefix:compare_gradients",
         bars={"plain": 4.0},
     ),
     "mfu": Workload(
         "Packed SFT step, 2,048 tokens, against the bf16 matmul ceiling",
         "FLOP",
         {
-            "ours": _ours("benchmarks.rlhf_side:offline", verb="sft"),
-            "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.peak_flops:matmul"),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", verb="sft"),
+            "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.peak_flops:time_matmul"),
         },
-        prepare="benchmarks.inputs:mfu",
+        prepare="benchmarks.inputs:write_mfu_inputs",
         bars={"matmul": 0.27},
     ),
-    "startup-help": _startup("`rlhf --help` and `trl --help`", "help"),
-    "startup-import": _startup("`import rlhf` and `import trl`", "import"),
-    "startup-first-step": _startup(
+    "startup-help": _startup_workload("`rlhf --help` and `trl --help`", "help"),
+    "startup-import": _startup_workload("`import rlhf` and `import trl`", "import"),
+    "startup-first-step": _startup_workload(
         "From the command to the first SFT step, 2.8M parameters",
         "first-step",
-        "benchmarks.inputs:first_step",
+        "benchmarks.inputs:write_first_step_inputs",
     ),
     "environments": Workload(
         "Environments",
-        measure="benchmarks.environments:measure",
+        measure="benchmarks.environments:measure_environments",
         options={"seconds": 0.3},
     ),
 }

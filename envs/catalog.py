@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from rlhf.common.names import closest
+from rlhf.common.names import closest_name
 from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError, first_line
@@ -88,7 +88,7 @@ def find(env_id: str) -> EnvSpec:
             return gym.spec(known[candidate.lower()])
     ours = [spec_id for spec_id in gym.registry if spec_id.startswith("text/")]
     short = {spec_id.removeprefix("text/").removesuffix("-v0").lower(): spec_id for spec_id in ours}
-    match = closest(name.removeprefix("text/").lower(), short, cutoff=0.4)
+    match = closest_name(name.removeprefix("text/").lower(), short, cutoff=0.4)
     hint = f"did you mean {short[match]}?" if match else f"known: {', '.join(ours)}"
     raise UserError(f"no environment {env_id!r}; {hint}")
 

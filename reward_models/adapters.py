@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf.common.conversation import Conversation, RewardFunction, Score
-from rlhf.common.foreign import contained
+from rlhf.common.foreign import limit_side_effects
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Reward,
@@ -63,7 +63,7 @@ class FunctionReward(Reward):
             the exception.
         """
         try:
-            with contained():
+            with limit_side_effects():
                 values = [as_score(v) for v in _items(self.function(copy.deepcopy(batch)))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe(error)}"

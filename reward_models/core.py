@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score
-from rlhf.common.foreign import contained
-from rlhf.common.text import masked
+from rlhf.common.foreign import limit_side_effects
+from rlhf.common.text import mask_secrets
 from rlhf.errors import UserError, message_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def describe(error: BaseException) -> str:
     if frames:
         frame = (user_frames or frames)[-1]
         location = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
-    message = masked(" ".join(message_of(error).split()))
+    message = mask_secrets(" ".join(message_of(error).split()))
     message = f": {message[:_MAX_MESSAGE]}" if message else ""
     return f"{type(error).__name__}{message}{location}"
 
@@ -133,7 +133,7 @@ def score_each(
         try:
             result = function(item)
         except Unscorable as error:
-            reason = masked(f"{name}: {error}")  # a judge may repeat its key
+            reason = mask_secrets(f"{name}: {error}")  # a judge may repeat its key
         results.append(result)
         reasons.append(reason)
     return results, reasons, Counter(reason for reason in reasons if reason)
@@ -180,7 +180,7 @@ def score_copies(reward: Reward, conversations: Sequence[Conversation]) -> Score
     Raises:
         UserError: The reward does not return one score for each conversation.
     """
-    with contained():
+    with limit_side_effects():
         scores = reward.score(copy.deepcopy(list(conversations)))
     if not isinstance(scores, Scores) or len(scores.values) != len(conversations):
         kind = type(scores).__name__
@@ -401,7 +401,7 @@ class EachReward(Reward):
 
     def _score_one(self, conversation: Conversation) -> float:
         try:
-            with contained():
+            with limit_side_effects():
                 value = as_score(self.function(copy.deepcopy(conversation)))
             if value is None:
                 raise Unscorable("returned None")

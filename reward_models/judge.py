@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rlhf.common.foreign import contained
+from rlhf.common.foreign import limit_side_effects
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
@@ -190,7 +190,7 @@ def _answers(generate: Generate, prompts: list[str]) -> list[Answer]:
     if not prompts:
         return []
     try:
-        with contained():
+        with limit_side_effects():
             answers = list(generate(list(prompts)))
     except UserError:
         raise

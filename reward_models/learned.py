@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 from rlhf.reward_models import chat_template, checkpoint
 from rlhf.reward_models.core import (
@@ -355,6 +355,6 @@ def _label_index(model: PreTrainedModel, label: str) -> int:
     """Return the index of an output; raise UserError if the model has no such label."""
     labels = model.config.label2id or {}
     if label not in labels:
-        hint = nearest(label, labels) or f"; it has {', '.join(labels)}"
+        hint = did_you_mean(label, labels) or f"; it has {', '.join(labels)}"
         raise UserError(f"this model has no label {label!r}{hint}")
     return int(labels[label])

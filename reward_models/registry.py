@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf.common.imports import import_object
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
 from rlhf.reward_models.core import EachReward, Reward, check_names
@@ -152,7 +152,7 @@ def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[st
 
 def _suggest(word: str, choices) -> str:
     """Return the end of a message: the most similar choice, or all choices."""
-    return nearest(word, choices) or f"; known: {', '.join(choices)}"
+    return did_you_mean(word, choices) or f"; known: {', '.join(choices)}"
 
 
 def function_reward(path: str, timeout: float | None = None) -> Reward:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.runs.launch import prepare
+from rlhf.runs.launch import prepare_process
 
 if TYPE_CHECKING:
     from rlhf.commands.command import CommandTable
@@ -105,7 +105,7 @@ def _printed_lines(
 
 def _commands() -> CommandTable:
     """Return the table of commands, after applying process settings that must precede torch."""
-    prepare()
+    prepare_process()
     from rlhf.cli.table import COMMANDS
 
     return COMMANDS

@@ -15,7 +15,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
-from rlhf.common.names import FILE_NAME_RULE, is_file_name, nearest
+from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
 from rlhf.common.ranges import Seed, convert
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble, build, set_key
@@ -68,7 +68,7 @@ def read_pipeline(
         if rest and head in names:
             set_key(stages[names.index(head)], rest, value)
         elif rest and head != "stages":
-            raise UserError(f"--{key}: no stage is called {head!r}{nearest(head, names)}")
+            raise UserError(f"--{key}: no stage is called {head!r}{did_you_mean(head, names)}")
         else:
             set_key(tree, key, value)
     pipeline = build(Pipeline, tree)
@@ -105,7 +105,7 @@ def _check_stage(
             if target not in names[:index]:
                 raise UserError(
                     f"{reference}: no earlier stage is called {target!r}"
-                    f"{nearest(target, names[:index])}"
+                    f"{did_you_mean(target, names[:index])}"
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_model_references(stage, commands_by_name)
@@ -244,7 +244,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     tree = {"seed": pipeline.seed, "stages": pipeline.stages}
     if pipeline.resume and not pipeline.overwrite:  # before pipeline.yaml is written again
         for stage in pipeline.stages:
-            with _errors_of(stage):
+            with _add_stage_name_to_errors(stage):
                 commands.check_resumable(stage["command"], stage_tree(pipeline, stage))
     if pipeline.overwrite and root.exists():  # a mistake in a late stage would cost the old run
         plan("run", pipeline, commands)
@@ -253,7 +253,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     ) as claim:
         for number, stage in enumerate(pipeline.stages, start=1):
             log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
-            with _errors_of(stage):
+            with _add_stage_name_to_errors(stage):
                 _verify_references(root, stage)
                 commands.run_command(stage["command"], stage_tree(pipeline, stage))
                 claim.commit()
@@ -262,7 +262,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
 
 
 @contextlib.contextmanager
-def _errors_of(stage: Mapping[str, Any]) -> Iterator[None]:
+def _add_stage_name_to_errors(stage: Mapping[str, Any]) -> Iterator[None]:
     """Return a context manager that adds the name of the stage to a UserError."""
     try:
         yield

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.common.text import VisibleFormatter, masked, masked_command
+from rlhf.common.text import VisibleFormatter, mask_secret_options, mask_secrets
 from rlhf.config.load import assemble
 from rlhf.errors import UserError
 from rlhf.runs.machine import describe_machine
@@ -68,11 +68,11 @@ def test_the_recorded_command_line_has_no_secrets(monkeypatch: pytest.MonkeyPatc
         "--eos_token",
         "<end>",
     ]
-    assert masked_command(["x", "--token", "--seed", "1"]) == ["x", "--token", "--seed", "1"]
+    assert mask_secret_options(["x", "--token", "--seed", "1"]) == ["x", "--token", "--seed", "1"]
 
 
 def test_log_lines_and_values_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-words-only")
     record = logging.LogRecord("x", 20, "", 0, "sent plain-words-only", (), None)
     assert VisibleFormatter("%(message)s").format(record) == "sent ***"
-    assert masked("see http://host/a?b=1#c, a@b.org") == "see http://host/a?b=1#c, a@b.org"
+    assert mask_secrets("see http://host/a?b=1#c, a@b.org") == "see http://host/a?b=1#c, a@b.org"

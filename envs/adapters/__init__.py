@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 
@@ -50,7 +50,7 @@ def check_offered(
     if name in not_offered:
         raise UserError(f"{name} is not offered: it {not_offered[name]}")
     if name not in known:
-        raise UserError(f"{what} {name!r}{nearest(name, known) or f'; see {listing}'}")
+        raise UserError(f"{what} {name!r}{did_you_mean(name, known) or f'; see {listing}'}")
 
 
 class PrivateGenerators:

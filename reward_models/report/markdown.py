@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import write_text
-from rlhf.common.numbers import decimal
+from rlhf.common.numbers import decimal_text
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.reward_models.report.tables import Cell, benchmark_scores, report_tables
 
@@ -97,8 +97,8 @@ def _text(cell: Cell) -> str:
         estimate = _text(cell["value"] if "value" in cell else cell["mean"])
         if not has_interval(cell):
             return f"{estimate} (no interval)"
-        return f"{estimate} [{decimal(cell['low'])}, {decimal(cell['high'])}]"
-    return decimal(cell) if isinstance(cell, float) else str(cell)
+        return f"{estimate} [{decimal_text(cell['low'])}, {decimal_text(cell['high'])}]"
+    return decimal_text(cell) if isinstance(cell, float) else str(cell)
 
 
 def percent(interval: Mapping[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rlhf.common.numbers import decimal
+from rlhf.common.numbers import decimal_text
 
 Report = Mapping[str, Any]
 Cell = str | int | float | Report | None
@@ -39,7 +39,7 @@ def _slices(report: Report) -> ReportTable:
     rows = [("all", "", report["accuracy"])]
     for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
         for part in report[key]:
-            ends = f"{decimal(part['from'])} to {decimal(part['to'])}"
+            ends = f"{decimal_text(part['from'])} to {decimal_text(part['to'])}"
             rows.append((title, ends, part["accuracy"]))
     rows += [("source", name, accuracy) for name, accuracy in report["by_source"].items()]
     if matched := report["length"]["matched_accuracy"]:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.settings import Settings, setting_names
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 _ROWS = (
@@ -246,7 +246,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
 
 def _unknown_name_error(key: str, known: list[str], kind: str) -> UserError:
     """Return the error for an unknown name, which suggests the most similar known name."""
-    hint = nearest(key, known) or f"; known: {', '.join(known)}"
+    hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
     return UserError(f"unknown {kind} {key!r}{hint}")
 
 

@@ -13,7 +13,7 @@ from rlhf.commands.command import Command, CommandTable, upgrade_tree
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
 from rlhf.config.load import assemble
-from rlhf.config.online import with_settings
+from rlhf.config.online import algorithm_with_settings
 
 USAGE = """\
 usage: rlhf COMMAND [--config FILE ...] [--key value ...]
@@ -98,7 +98,7 @@ def command_help(command: Command, arguments: Arguments) -> str:
 
 def _algorithm_keys(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """Return dotted key -> value for an algorithm's settings, and the keys without effect."""
-    algorithm = with_settings(name, settings)
+    algorithm = algorithm_with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
     hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective_settings}
     hidden |= set() if algorithm.critic else {"critic", "critic_warmup_steps"}

@@ -21,11 +21,11 @@ from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.imports import import_object
-from rlhf.common.text import escape_invisible, masked, set_up_logging
+from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
-from rlhf.runs.launch import prepare
+from rlhf.runs.launch import prepare_process
 
 # First words of commands with two words.
 GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    prepare()
+    prepare_process()
     _set_up_logging()
     code = 0
     try:
@@ -137,9 +137,9 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     # A UserError or an unreadable file is the user's mistake; anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
-        _print_error(masked(escape_invisible(trace)).rstrip("\n"))
+        _print_error(mask_secrets(escape_invisible(trace)).rstrip("\n"))
         return 1
-    _print_error(f"rlhf: {masked(escape_invisible(' '.join(str(error).split())))}")
+    _print_error(f"rlhf: {mask_secrets(escape_invisible(' '.join(str(error).split())))}")
     return 2
 
 

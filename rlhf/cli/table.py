@@ -181,14 +181,14 @@ COMMANDS = CommandTable(
                 "models get",
                 "download a model and print its folder",
                 "rlhf.commands.models:GetConfig",
-                "rlhf.commands.models:get",
+                "rlhf.commands.models:get_model",
                 arguments=("name",),
             ),
             Command(
                 "models merge",
                 "merge a LoRA adapter into its base model",
                 "rlhf.commands.models:MergeConfig",
-                "rlhf.commands.models:merge",
+                "rlhf.commands.models:merge_model",
                 arguments=("adapter", "target"),
             ),
             Command(
@@ -201,7 +201,7 @@ COMMANDS = CommandTable(
                 "envs demos",
                 "write one file of demonstrations or pairs from an environment's expert",
                 "rlhf.commands.demos:EnvDemosConfig",
-                "rlhf.commands.demos:env_demos",
+                "rlhf.commands.demos:write_env_demos",
                 arguments=("env",),
             ),
             Command(

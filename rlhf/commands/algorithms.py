@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlhf.commands.tables import table_text
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 
@@ -30,7 +30,7 @@ def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
         by_name = {row["name"]: row for row in rows}
         if config.name not in by_name:
             raise UserError(
-                f"algorithms: unknown algorithm {config.name!r}{nearest(config.name, by_name)}"
+                f"algorithms: unknown algorithm {config.name!r}{did_you_mean(config.name, by_name)}"
             )
         yield "\n".join(f"{key:>12}: {value}" for key, value in by_name[config.name].items())
     elif config.json:

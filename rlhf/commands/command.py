@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.config.load import Source, assemble, build, merge
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description
@@ -77,7 +77,7 @@ class CommandTable(dict[str, Command]):
         self.groups = groups
 
     def __missing__(self, name: str) -> Command:
-        raise UserError(f"unknown command {name!r}{nearest(name, self)}; see rlhf --help")
+        raise UserError(f"unknown command {name!r}{did_you_mean(name, self)}; see rlhf --help")
 
     def read(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]

@@ -65,7 +65,7 @@ class EnvDemosConfig(DemosFile):
     """Random seed of initial states and random actions."""
 
 
-def env_demos(config: EnvDemosConfig) -> Iterator[str]:
+def write_env_demos(config: EnvDemosConfig) -> Iterator[str]:
     """Write the file; yield a line with its path, numbers of rows and episodes, and mean return."""
     from rlhf.envs.demonstrations import write_demonstrations
 
@@ -87,7 +87,7 @@ def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
     """Write every file of the configuration; return the run directory."""
     from rlhf.envs.demonstrations import write_demonstrations
 
-    run.declare(file.path for file in config.files)
+    run.declare_files(file.path for file in config.files)
     for number, file in enumerate(config.files):
         summary = write_demonstrations(
             config.env,

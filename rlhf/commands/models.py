@@ -38,7 +38,7 @@ def list_models(config: ListConfig) -> Iterator[str]:
         yield f"{name}  {row.parameters}  {row.license}  {row.hub}"
 
 
-def get(config: GetConfig) -> Iterator[str]:
+def get_model(config: GetConfig) -> Iterator[str]:
     """Download a model, unless the name is a local folder; yield the folder of the model."""
     from rlhf.models.hub import SHORT_NAMES, fetch_by_short_name, resolve
 
@@ -46,7 +46,7 @@ def get(config: GetConfig) -> Iterator[str]:
     yield str(download(config.name))
 
 
-def merge(config: MergeConfig) -> Iterator[str]:
+def merge_model(config: MergeConfig) -> Iterator[str]:
     """Merge an adapter into its base model; yield the folder of the merged model."""
     from rlhf.models.loading import merge_adapter
 

@@ -99,9 +99,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     one to ``NAME``. If the process is killed between the two steps, the next writer or
     `repair_folder` restores the old folder. Only one process may replace a folder.
     """
-    partial = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.rlhf-part")
+    partial = target.with_name(f".{target.name}.{_host_name()}.{os.getpid()}.rlhf-part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _restore(_old(target))
+    _remove_or_restore_old(_old_path(target))
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.rlhf-part"):
         if path == partial or _is_abandoned(path):
             remove(path)
@@ -109,12 +109,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with write_errors_with_path(target):
             yield partial
         if target.is_dir():
-            target.rename(_old(target))
+            target.rename(_old_path(target))
         partial.replace(target)
         flush_to_disk(target.parent)
     finally:
         remove(partial)
-        _restore(_old(target))
+        _remove_or_restore_old(_old_path(target))
 
 
 def repair_folder(folder: Path) -> None:
@@ -123,18 +123,18 @@ def repair_folder(folder: Path) -> None:
     The folder and its direct subfolders are searched.
     """
     for old in (*folder.glob(".*.rlhf-old"), *folder.glob("*/.*.rlhf-old")):
-        _restore(old)
+        _remove_or_restore_old(old)
     for path in (*folder.glob(".*.rlhf-part"), *folder.glob("*/.*.rlhf-part")):
         if _is_abandoned(path):
             remove(path)
 
 
-def _old(target: Path) -> Path:
+def _old_path(target: Path) -> Path:
     """Return the path to which `atomic_path` temporarily renames the old folder."""
     return target.with_name(f".{target.name}.rlhf-old")
 
 
-def _restore(old: Path) -> None:
+def _remove_or_restore_old(old: Path) -> None:
     """Remove the old folder of `atomic_path` if the new one exists; otherwise rename it back."""
     target = old.with_name(old.name.removeprefix(".").removesuffix(".rlhf-old"))
     if target.exists():
@@ -143,7 +143,7 @@ def _restore(old: Path) -> None:
         old.rename(target)
 
 
-def _host() -> str:
+def _host_name() -> str:
     """Return the name of this machine, without dots."""
     return platform.node().replace(".", "-")[:16]
 
@@ -155,7 +155,7 @@ def _is_abandoned(partial: Path) -> bool:
     as abandoned if it was not modified for a day.
     """
     host, process = partial.name.split(".")[-3:-1]
-    if host == _host() and process.isdecimal():
+    if host == _host_name() and process.isdecimal():
         return not _is_running(int(process))
     return time.time() - partial.stat().st_mtime > _DAY_SECONDS
 
@@ -171,7 +171,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def is_partial(path: Path) -> bool:
+def is_temporary(path: Path) -> bool:
     """Return whether a path is a temporary file or folder of `atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".rlhf-part")
 
@@ -226,11 +226,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return a list of the rows that `log_rows` yields."""
-    return list(log_rows(path))
+    """Return a list of the rows that `iterate_log` yields."""
+    return list(iterate_log(path))
 
 
-def log_rows(path: Path) -> Iterator[dict[str, Any]]:
+def iterate_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
     Nothing is yielded if the file does not exist. An incomplete last line, which a killed or

@@ -21,7 +21,7 @@ class _Expired(BaseException):
 
 
 @contextlib.contextmanager
-def contained(timeout: float | None = None) -> Iterator[None]:
+def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     """Return a context manager that limits the side effects of third-party code on this process.
 
     Output of the code goes to standard error, because standard output is for results.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from rlhf.common.foreign import contained
-from rlhf.common.names import nearest
+from rlhf.common.foreign import limit_side_effects
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 
@@ -24,7 +24,7 @@ def import_object(path: str, *, what: str = "import") -> Any:
     if not attributes:
         raise UserError(f"{what}: write the path as module:name, got {path!r}")
     try:
-        with contained():
+        with limit_side_effects():
             value: Any = importlib.import_module(module_name)
     except UserError:
         raise
@@ -33,6 +33,6 @@ def import_object(path: str, *, what: str = "import") -> Any:
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
             public = [name for name in dir(value) if not name.startswith("_")]
-            raise UserError(f"{what}: {path!r} does not exist{nearest(attribute, public)}")
+            raise UserError(f"{what}: {path!r} does not exist{did_you_mean(attribute, public)}")
         value = getattr(value, attribute)
     return value

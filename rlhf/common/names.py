@@ -14,7 +14,7 @@ def is_file_name(name: str) -> bool:
     return re.fullmatch(r"\w[\w.+=-]{0,99}", name) is not None
 
 
-def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+def closest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Return the known name that is most similar to ``name``; None if none is similar enough.
 
     The similarity, from 0 to 1, must be at least ``cutoff``.
@@ -23,10 +23,10 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return matches[0] if matches else None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a phrase such as ``; did you mean 'learning_rate'?`` for the end of an error message.
 
     The phrase is empty if no known name is similar.
     """
-    match = closest(name, known)
+    match = closest_name(name, known)
     return f"; did you mean {match!r}?" if match else ""

@@ -25,7 +25,7 @@ def short_number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def decimal(value: float) -> str:
+def decimal_text(value: float) -> str:
     """Format a number in ASCII: three decimals below 100, fewer above.
 
     A number with an absolute value below 0.0005 has three significant digits.

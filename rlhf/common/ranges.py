@@ -52,7 +52,7 @@ def convert(hint: Any, value: Any, name: str = "") -> Any:
         key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
         if first["type"] == "missing":
             raise UserError(f"{key} is required") from error
-        value = shortened(first["input"])
+        value = shortened_repr(first["input"])
         raise UserError(f"{key} must be {_condition_text(first['msg'])}, got {value}") from error
 
 
@@ -82,7 +82,7 @@ def range_text(hint: Any) -> str:
     return ""
 
 
-def shortened(value: Any) -> str:
+def shortened_repr(value: Any) -> str:
     """Return the repr of a value for an error message, truncated to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -84,13 +84,13 @@ def csv_cell(cell: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Replace secrets by ``***``.
 
     Secrets are credentials in URLs, keys in well-known formats, and the values of environment
     variables with secret names.
 
-    >>> masked("http://me:pw@host/v1?token=abc")
+    >>> mask_secrets("http://me:pw@host/v1?token=abc")
     'http://***@host/v1?token=***'
     """
     for name, value in os.environ.items():
@@ -99,14 +99,14 @@ def masked(text: str) -> str:
     return _SECRETS.sub(_mask_match, text)
 
 
-def masked_command(words: Sequence[str]) -> list[str]:
+def mask_secret_options(words: Sequence[str]) -> list[str]:
     """Return a command line without the values of secret options."""
     result, hide = [], False
     for word in words:
         option, equals, _ = word.partition("=")
         name = option.lstrip("-").rpartition(".")[2].replace("-", "_")
         is_secret = word.startswith("-") and SECRET_KEY.fullmatch(name) is not None
-        hidden = f"{option}={MASK}" if is_secret and equals else masked(word)
+        hidden = f"{option}={MASK}" if is_secret and equals else mask_secrets(word)
         result.append(MASK if hide and not word.startswith("--") else hidden)
         hide = is_secret and not equals
     return result
@@ -115,7 +115,7 @@ def masked_command(words: Sequence[str]) -> list[str]:
 def first_secret_key(tree: Any) -> str | None:
     """Return the dotted key of the first secret value in plain data; None if there is none.
 
-    A value is secret if `SECRET_KEY` matches its key or `masked` changes it.
+    A value is secret if `SECRET_KEY` matches its key or `mask_secrets` changes it.
     """
     return next(_secret_keys(tree, ""), None)
 
@@ -125,7 +125,7 @@ class VisibleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message, and the traceback of its exception if it has one."""
-        return masked(escape_invisible(super().format(record)))
+        return mask_secrets(escape_invisible(super().format(record)))
 
 
 def set_up_logging(level: int) -> None:
@@ -142,7 +142,7 @@ def _mask_match(match: re.Match[str]) -> str:
 
 def _secret_keys(node: Any, key: str) -> Iterator[str]:
     if isinstance(node, str) and node:
-        if SECRET_KEY.fullmatch(key.rpartition(".")[2]) or masked(node) != node:
+        if SECRET_KEY.fullmatch(key.rpartition(".")[2]) or mask_secrets(node) != node:
             yield key
     elif isinstance(node, Mapping | list | tuple):
         items = node.items() if isinstance(node, Mapping) else enumerate(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import PositiveFloat, PositiveInt, check_fields
 from rlhf.errors import UserError
 
@@ -90,5 +90,5 @@ class DataSpec:
             if field not in FIELDS:
                 raise UserError(
                     f"data.columns maps field names to columns of the data set; there is no field "
-                    f"{field!r} (fields: {', '.join(FIELDS)}){nearest(field, FIELDS)}"
+                    f"{field!r} (fields: {', '.join(FIELDS)}){did_you_mean(field, FIELDS)}"
                 )

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import yaml
 
 from rlhf.common.files import is_utf8_encodable
-from rlhf.common.names import closest, nearest
-from rlhf.common.ranges import convert, shortened
+from rlhf.common.names import closest_name, did_you_mean
+from rlhf.common.ranges import convert, shortened_repr
 from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
 from rlhf.config.help import Section, dataclass_in, sections_of
@@ -44,7 +44,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"config file {path} does not exist{nearest(path.name, siblings)}")
+        raise UserError(f"config file {path} does not exist{did_you_mean(path.name, siblings)}")
     try:
         tree = read_yaml_or_json(path)
     except UnicodeDecodeError as error:
@@ -215,14 +215,18 @@ def _check_keys(
             if not isinstance(item, Mapping):
                 known = ", ".join(field.name for field in dataclasses.fields(section))
                 known = shorten(known, 100, placeholder="...")
-                raise UserError(f"{path}: expected a mapping with {known}; got {shortened(item)}")
+                raise UserError(
+                    f"{path}: expected a mapping with {known}; got {shortened_repr(item)}"
+                )
             _check_keys(section, item, {}, f"{path}.", sections)
 
 
 def _check_utf8(value: Any) -> None:
     """Raise UserError if plain data contain text that cannot be encoded in UTF-8, at any depth."""
     if isinstance(value, str) and not is_utf8_encodable(value):
-        raise UserError(f"{shortened(value)} cannot be encoded in UTF-8: an unpaired surrogate")
+        raise UserError(
+            f"{shortened_repr(value)} cannot be encoded in UTF-8: an unpaired surrogate"
+        )
     items = [*value, *value.values()] if isinstance(value, Mapping) else value
     if isinstance(items, list):
         for item in items:
@@ -239,10 +243,10 @@ def _suggestion(key: Any, known: Iterable[str], sections: list[Section]) -> str:
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
-    if close := nearest(str(key), known):
+    if close := did_you_mean(str(key), known):
         return close
     leaves = {path.rpartition(".")[2]: path for path in paths}
-    match = closest(str(key), leaves, cutoff=0.75)
+    match = closest_name(str(key), leaves, cutoff=0.75)
     if match:
         return f"; did you mean {leaves[match]!r}?"
     return f"; the keys are {shorten(', '.join(known), 100, placeholder='...')}"

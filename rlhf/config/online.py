@@ -145,7 +145,7 @@ class OnlineConfig(TrainingConfig):
             raise ValueError(
                 "rollout.temperature must be > 0 in training: greedy decoding does not explore"
             )
-        for name in self.rollout.truncations:
+        for name in self.rollout.active_sampling_filters:
             raise ValueError(
                 f"rollout.{name} cannot be used in training: tokens that it excludes have "
                 "probability 0 in the sampler but not in the trainer, which biases the importance "
@@ -184,7 +184,7 @@ def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
         UserError: The episodes of a step are not a multiple of the group size, a setting is out of
         range, or a setting that differs from its default has no effect.
     """
-    algorithm = with_settings(name, dataclasses.asdict(config.algorithm))
+    algorithm = algorithm_with_settings(name, dataclasses.asdict(config.algorithm))
     size = algorithm.settings.group_size
     if config.episodes_per_step % size:
         raise UserError(
@@ -194,7 +194,7 @@ def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
     return algorithm
 
 
-def with_settings(name: str, settings: Mapping[str, Any]) -> Algorithm:
+def algorithm_with_settings(name: str, settings: Mapping[str, Any]) -> Algorithm:
     """Return the algorithm `name` with the given settings.
 
     Raises:

@@ -67,7 +67,7 @@ class DPOOptions(NativeOptions):
     """One weight for each loss_type; None: 1 each."""
 
     @property
-    def weights(self) -> dict[str, float]:
+    def weight_by_loss(self) -> dict[str, float]:
         """Name of the loss -> weight."""
         return dict(
             zip(self.loss_type, self.loss_weights or [1.0] * len(self.loss_type), strict=True)

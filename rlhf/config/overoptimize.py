@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import MAX_INT32, NonNegativeFloat, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
@@ -81,7 +81,7 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            known = nearest(self.algorithm, ALGORITHMS)
+            known = did_you_mean(self.algorithm, ALGORITHMS)
             raise UserError(f"rl.algorithm: unknown algorithm {self.algorithm!r}{known}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import LabelNoise, NonNegativeFloat
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import OfflineConfig
@@ -74,7 +74,7 @@ class RewardConfig(OfflineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind not in MODEL_KINDS:
-            hint = nearest(self.kind, MODEL_KINDS)
+            hint = did_you_mean(self.kind, MODEL_KINDS)
             raise ValueError(
                 f"kind must be one of {', '.join(MODEL_KINDS)}, got {self.kind!r}{hint}"
             )

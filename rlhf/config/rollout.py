@@ -102,7 +102,7 @@ class RolloutSpec:
             )
 
     @property
-    def truncations(self) -> list[str]:
+    def active_sampling_filters(self) -> list[str]:
         """The names among top_k, top_p and min_p that exclude tokens."""
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return [name for name, value in neutral.items() if getattr(self, name) != value]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.config.data import DataSpec, Kind
 from rlhf.errors import UserError
 
@@ -257,7 +257,7 @@ def _check_mapping(
         if root_column(column, present) not in present:
             raise UserError(
                 f"{source}: data.columns.{field} names column {column!r}, which does not exist; "
-                f"columns found: {', '.join(sorted(present))}{nearest(column, present)}"
+                f"columns found: {', '.join(sorted(present))}{did_you_mean(column, present)}"
             )
         if column not in present and all(
             cell_of(row, column) is None for row in _first_rows(table)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlhf.common.files import open_text, read_json, read_jsonl
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.config.data import DataSpec
 from rlhf.errors import UserError
 
@@ -225,5 +225,5 @@ def _missing_file_message(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"no data file {path}: the folder {folder} does not exist"
-    near = nearest(path.name, [entry.name for entry in folder.iterdir()])
+    near = did_you_mean(path.name, [entry.name for entry in folder.iterdir()])
     return f"no data file {path} (a hub id has the form org/name){near}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
@@ -165,7 +165,7 @@ def compare_runs(
     if baseline not in methods:
         raise UserError(
             f"baseline: no method named {baseline!r} was evaluated ({', '.join(methods)})"
-            f"{nearest(str(baseline), methods)}{''.join(f'; {note}' for note in values.notes)}"
+            f"{did_you_mean(str(baseline), methods)}{''.join(f'; {note}' for note in values.notes)}"
         )
     rows = [
         _method_score(name, setting, seeds, metric, values)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping
 from rlhf.errors import UserError
@@ -119,7 +119,7 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
         raise UserError(f"{root} is a file: expected a run directory, such as {root.parent}")
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise UserError(f"run directory {root} does not exist{nearest(root.name, siblings)}")
+        raise UserError(f"run directory {root} does not exist{did_you_mean(root.name, siblings)}")
     if is_run_directory(root):
         return [read_run(root)]
     stages = [
@@ -185,7 +185,7 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
     else:
         known = [*episode_metric_names(row)]
         raise UserError(
-            f"metric {metric!r} was not evaluated ({', '.join(known)}){nearest(metric, known)}"
+            f"metric {metric!r} was not evaluated ({', '.join(known)}){did_you_mean(metric, known)}"
         )
     return float(value) if isinstance(value, bool) or is_number(value) else None
 

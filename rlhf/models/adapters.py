@@ -33,7 +33,7 @@ from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf.common.files import atomic_path
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
@@ -179,7 +179,7 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
         for name in getattr(spec, key):
             matches = [m for path, m in modules.items() if f".{path}".endswith(f".{name}")]
             if not matches:
-                hint = nearest(name.rpartition(".")[2], names)
+                hint = did_you_mean(name.rpartition(".")[2], names)
                 raise UserError(f"model.lora.{key}: the model has no module {name!r}{hint}")
             if any(getattr(m, "weight", None) is table for m in matches) and table is head:
                 raise UserError(

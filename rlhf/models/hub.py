@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from rlhf.common.files import sha256_of
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError, first_line
 
 
@@ -99,7 +99,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise UserError(
             f"unknown model {path!r}: not a folder, a .gguf file, a hub id (owner/name) or one of "
-            f"{', '.join(SHORT_NAMES)}{nearest(path, SHORT_NAMES)}"
+            f"{', '.join(SHORT_NAMES)}{did_you_mean(path, SHORT_NAMES)}"
         )
     return _download(path, revision)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.common.numbers import decimal
+from rlhf.common.numbers import decimal_text
 from rlhf.common.text import csv_cell, escape_invisible
 from rlhf.stats import EQUAL_COUNTS_LABEL, EQUAL_UNITS_REASON, Interval
 
@@ -185,8 +185,8 @@ def minus(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number formatted by `decimal`, with a minus sign instead of the hyphen."""
-    return decimal(value).replace("-", "−")
+    """Return a number formatted by `decimal_text`, with a minus sign instead of the hyphen."""
+    return decimal_text(value).replace("-", "−")
 
 
 def bounds(estimate: Interval) -> str:

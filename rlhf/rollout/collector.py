@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from rlhf.common.foreign import contained
+from rlhf.common.foreign import limit_side_effects
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import insert_after_system
 from rlhf.errors import UserError, first_line
@@ -98,7 +98,7 @@ def make_env_factory(
             return PromptEnv(prompts)
         try:
             kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
-            with contained(spec.timeout):
+            with limit_side_effects(spec.timeout):
                 return gym.make(spec.id, disable_env_checker=True, **kwargs)
         except gym.error.Error as error:
             raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
@@ -321,7 +321,7 @@ class Collector:
                 free.pop()
             if not active:
                 return finished
-            with self.watch("generation"), contained():
+            with self.watch("generation"), limit_side_effects():
                 completions = self.engine.poll()
             for completion in completions:
                 _check_completion(completion, active)

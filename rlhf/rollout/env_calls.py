@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.common.files import is_utf8_encodable
-from rlhf.common.foreign import contained
-from rlhf.common.text import masked
+from rlhf.common.foreign import limit_side_effects
+from rlhf.common.text import mask_secrets
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
 
@@ -50,12 +50,12 @@ class EnvCalls:
                 the call raised a UserError.
         """
         try:
-            with contained(self.timeout):
+            with limit_side_effects(self.timeout):
                 return call()
         except UserError:
             raise
         except Exception as error:
-            reason = masked(f"{type(error).__name__}: {first_line(error)}")
+            reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}")
             if self.errors == "raise":
                 raise UserError(
                     f"the environment failed in the episode of seed {seed}: {reason}"
@@ -67,7 +67,7 @@ class EnvCalls:
     def close(self, env: gym.Env) -> None:
         """Close an environment; if this fails, only a warning is logged."""
         try:
-            with contained(self.timeout):
+            with limit_side_effects(self.timeout):
                 env.close()
         except Exception as error:
             log.warning("an environment could not be closed: %s", first_line(error))

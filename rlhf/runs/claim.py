@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.common.files import describe_write_error, is_partial, remove, repair_folder, write_text
+from rlhf.common.files import describe_write_error, is_temporary, remove, repair_folder, write_text
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE
 from rlhf.runs.checksums import unlisted_files
@@ -127,7 +127,7 @@ class Claim:
         """
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
-        if directory.exists() and _entries(directory):
+        if directory.exists() and _entries_except_locks(directory):
             if overwrite:
                 _check_replaceable(directory, inputs)
             elif not resume:
@@ -150,7 +150,7 @@ class Claim:
                 raise
         return claim
 
-    def declare(self, names: Iterable[str]) -> None:
+    def declare_files(self, names: Iterable[str]) -> None:
         """Record the names of files and folders that this run will write and `RESULTS` lacks."""
         writer = {"pid": os.getpid(), "host": platform.node()}
         marker = {"writer": writer, "entries": sorted({*_declared_entries(self.directory), *names})}
@@ -194,13 +194,13 @@ class Claim:
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._keep_or_restore()
         self._was_marked = written_by_toolkit(self.directory)
-        self._earlier = frozenset(path.name for path in _entries(self.directory))
+        self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
         if overwrite and self._earlier:
-            self._set_aside()
-            self._earlier = frozenset(path.name for path in _entries(self.directory))
-        self.declare(())
+            self._move_earlier_files()
+            self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
+        self.declare_files(())
 
-    def _set_aside(self) -> None:
+    def _move_earlier_files(self) -> None:
         """Move the files of the earlier run to `REPLACED`."""
         written = written_entries(self.directory)
         for path in written:
@@ -285,7 +285,7 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
             )
 
 
-def _entries(directory: Path) -> list[Path]:
+def _entries_except_locks(directory: Path) -> list[Path]:
     """Return the files and folders in a directory, except `LOCK_FILES`."""
     return [path for path in directory.iterdir() if path.name not in LOCK_FILES]
 
@@ -301,7 +301,11 @@ def _declared_entries(directory: Path) -> list[str]:
 def written_entries(directory: Path) -> list[Path]:
     """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
     names = {*DESCRIPTIONS, *RESULTS, *_declared_entries(directory)}
-    return [path for path in _entries(directory) if path.name in names or written_by_toolkit(path)]
+    return [
+        path
+        for path in _entries_except_locks(directory)
+        if path.name in names or written_by_toolkit(path)
+    ]
 
 
 def foreign_files(path: Path) -> Iterator[Path]:
@@ -312,14 +316,16 @@ def foreign_files(path: Path) -> Iterator[Path]:
         yield from unlisted_files(path)
     elif written_by_toolkit(path):
         written = written_entries(path)
-        yield from (child for child in _entries(path) if child not in written)
+        yield from (child for child in _entries_except_locks(path) if child not in written)
         for child in written:
             yield from foreign_files(child)
     elif path.name in CONTAINERS:
         yield from _foreign_files_in_container(path)
     elif pattern := CONTENTS.get(path.name):
         files = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
-        names = {file: file.relative_to(path).as_posix() for file in files if not is_partial(file)}
+        names = {
+            file: file.relative_to(path).as_posix() for file in files if not is_temporary(file)
+        }
         yield from (file for file, name in names.items() if not re.fullmatch(pattern, name))
 
 
@@ -341,7 +347,9 @@ def _can_resume(directory: Path, description_file: str) -> bool:
     """
     if any((folder / description_file).exists() for folder in (directory, directory / REPLACED)):
         return True
-    return not any(_has_content(e) and not is_partial(e) for e in _entries(directory))
+    return not any(
+        _has_content(e) and not is_temporary(e) for e in _entries_except_locks(directory)
+    )
 
 
 def _has_result(path: Path, no_result: Container[str]) -> bool:

@@ -229,7 +229,7 @@ def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
     A fraction of 0 is not logged, so a missing value counts as 0.
     """
-    recent = log.recent()
+    recent = log.recent_rows()
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
         name, _, reason = key.removeprefix(_UNSCORED).partition("/")
@@ -273,7 +273,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _not_finite_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    for key, step in log.not_finite().items():
+    for key, step in log.first_not_finite_steps().items():
         yield "finite", f"{key} is not finite from step {step} on."
 
 

@@ -119,10 +119,10 @@ class Run:
         """Whether `finish` was called for this run, in this or in an earlier process."""
         return (self.directory / "finished").exists()
 
-    def declare(self, names: Iterable[str]) -> None:
+    def declare_files(self, names: Iterable[str]) -> None:
         """Record the names of additional files and folders that the run will write."""
         if self._claim is not None:
-            self._claim.declare(names)
+            self._claim.declare_files(names)
 
     def finish(self) -> None:
         """Mark the run as complete; ``--resume`` then has nothing to do."""

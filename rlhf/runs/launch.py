@@ -15,7 +15,7 @@ MADV_HUGEPAGE = 14  # sys/mman.h
 HUGE_PAGE = 2 * 2**20
 
 
-def prepare() -> None:
+def prepare_process() -> None:
     """Set environment variables and configure the allocator; further calls change nothing."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

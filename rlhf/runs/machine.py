@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.text import masked_command
+from rlhf.common.text import mask_secret_options
 
 
 def describe_machine() -> dict[str, Any]:
@@ -27,16 +27,16 @@ def describe_machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cores": os.cpu_count(),
         "versions": versions,
-        "commit": _commit(),
-        "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git_commit(),
+        "command": mask_secret_options([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     """Return the name of the processor, with its bf16 instructions if it has them.
 
     The bf16 instructions have a large influence on the speed.
@@ -53,7 +53,7 @@ def _processor() -> str:
     return f"{name} ({units[0]})" if units else name
 
 
-def _commit() -> str | None:
+def _git_commit() -> str | None:
     """Return the git commit of the toolkit's checkout; None if the toolkit is not a checkout."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():

@@ -55,15 +55,15 @@ class MetricLog:
         rows.sort(key=lambda row: row["step"])
         return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
-    def recent(self) -> Sequence[Mapping[str, Any]]:
+    def recent_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the last `RECENT` rows, whose mean represents the end of training."""
         return self.metrics[-RECENT:]
 
-    def not_finite(self) -> dict[str, int]:
+    def first_not_finite_steps(self) -> dict[str, int]:
         """Return metric -> first step with a value that is NaN or infinite."""
         first_steps: dict[str, int] = {}
         for row in self.metrics:
-            _note_not_finite(row, first_steps)
+            _record_not_finite(row, first_steps)
         return first_steps
 
 
@@ -92,7 +92,7 @@ class RunningLog(MetricLog):
         """Add a logged row at the end."""
         self.length += 1
         self._recent.append(row)
-        _note_not_finite(row, self._not_finite)
+        _record_not_finite(row, self._not_finite)
         for key, column in self._columns.items():
             column.append(row[key] if is_number(row.get(key)) else math.nan)
 
@@ -103,11 +103,11 @@ class RunningLog(MetricLog):
         order = logged[np.argsort(steps[logged], kind="stable")]
         return steps[order].tolist(), values[order].tolist()
 
-    def recent(self) -> Sequence[Mapping[str, Any]]:
+    def recent_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the last `RECENT` rows."""
         return list(self._recent)
 
-    def not_finite(self) -> dict[str, int]:
+    def first_not_finite_steps(self) -> dict[str, int]:
         """Return metric -> first step with a value that is NaN or infinite."""
         return self._not_finite
 
@@ -118,7 +118,7 @@ def gold_keys(config: Mapping[str, Any]) -> list[str]:
     return [*(f"{split}/{name}" for split in ("eval", "reward") for name in names), *GOLD_KEYS]
 
 
-def _note_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:
+def _record_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:
     """Record in ``first_steps`` the step of each metric of a row that is not finite.
 
     The entry of a metric is unchanged if an earlier row had such a value.

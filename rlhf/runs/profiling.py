@@ -48,7 +48,7 @@ class Stopwatch:
         return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
 
 
-def update_efficiency(
+def efficiency_metrics(
     *, real: int, computed: int, flops: float, peak_flops: float
 ) -> dict[str, float]:
     """Return metrics of the efficiency of an update, with the keys ``profile/...``.

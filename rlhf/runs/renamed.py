@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import log_rows, read_log
+from rlhf.common.files import iterate_log, read_log
 
 RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
@@ -71,7 +71,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 def metric_rows(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of `metrics.jsonl` of a run of any version, one by one."""
-    for row in log_rows(directory / "metrics.jsonl"):
+    for row in iterate_log(directory / "metrics.jsonl"):
         yield _with_new_keys(row, RENAMED_METRICS)
 
 
@@ -82,7 +82,7 @@ def read_samples(directory: Path) -> list[dict[str, Any]]:
 
 def sample_rows(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of `samples.jsonl` one by one, because the file may exceed the memory."""
-    for row in log_rows(directory / "samples.jsonl"):
+    for row in iterate_log(directory / "samples.jsonl"):
         yield _with_new_keys(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {}))
 
 

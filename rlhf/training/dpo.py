@@ -45,7 +45,7 @@ class DPOTrainer(SupervisedTrainer):
             micro_batch,
             count=count,
             beta=self.options.beta,
-            weights=self.options.weights,
+            weights=self.options.weight_by_loss,
         )
 
     def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:

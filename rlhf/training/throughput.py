@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.models.flops import peak_flops, update_flops
-from rlhf.runs.profiling import update_efficiency
+from rlhf.runs.profiling import efficiency_metrics
 
 
 class Throughput:
@@ -46,7 +46,7 @@ class Throughput:
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,
-            **update_efficiency(
+            **efficiency_metrics(
                 real=self._tokens,
                 computed=self._computed_tokens,
                 flops=self._flops / self._seconds,

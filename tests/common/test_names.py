@@ -3,14 +3,17 @@
 import pytest
 
 from rlhf.common.imports import import_object
-from rlhf.common.names import closest, nearest
+from rlhf.common.names import closest_name, did_you_mean
 from rlhf.errors import UserError
 
 
 def test_nearest_name():
-    assert nearest("learning_rat", ["epochs", "learning_rate"]) == "; did you mean 'learning_rate'?"
-    assert nearest("zzz", ["epochs"]) == ""
-    assert closest("epoch", ["epochs"], cutoff=0.99) is None
+    assert (
+        did_you_mean("learning_rat", ["epochs", "learning_rate"])
+        == "; did you mean 'learning_rate'?"
+    )
+    assert did_you_mean("zzz", ["epochs"]) == ""
+    assert closest_name("epoch", ["epochs"], cutoff=0.99) is None
 
 
 def test_import_object_reaches_into_attributes():

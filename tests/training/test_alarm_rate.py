@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.alarm_rate import LIMIT, HealthyRun, alarms_of, healthy_runs, summary
+from benchmarks.alarm_rate import LIMIT, HealthyRun, alarm_table, alarms_of, healthy_runs
 
 Alarms = dict[HealthyRun, list[str]]
 
@@ -21,7 +21,7 @@ def alarms() -> Iterator[Alarms]:
     """Collect the alarms of every run; print their rates at the end, and check them."""
     found: Alarms = {}
     yield found
-    print("\n" + summary(found))
+    print("\n" + alarm_table(found))
     assert sum(map(bool, found.values())) <= LIMIT
 
 
@@ -51,8 +51,8 @@ def test_a_healthy_run_has_no_alarm(tmp_path: Path) -> None:
 def test_the_summary_has_exact_intervals() -> None:
     """0 of 4: the upper end is 1 - 0.025 ** (1 / 4)."""
     runs = healthy_runs()[:4]
-    lines = summary({run: [] for run in runs}).splitlines()
+    lines = alarm_table({run: [] for run in runs}).splitlines()
     assert lines[-1] == "| any | 0 of 4 | 0.0% to 60.2% |"
-    table = summary({run: ["invalid"] if run == runs[0] else [] for run in runs})
+    table = alarm_table({run: ["invalid"] if run == runs[0] else [] for run in runs})
     assert "| invalid | 1 of 4 |" in table
     assert table.splitlines()[-1] == f"{runs[0].name}: invalid"

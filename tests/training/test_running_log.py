@@ -37,7 +37,7 @@ def test_series_and_warnings_are_those_of_the_rows(seed: int) -> None:
     whole = MetricLog(config=config, metrics=logged)
     for key in (*CHECKED_KEYS, "eval/judge", "reward/env"):
         assert compact.series(key) == whole.series(key)
-    assert compact.not_finite() == whole.not_finite()
+    assert compact.first_not_finite_steps() == whole.first_not_finite_steps()
     assert list(metric_warnings(compact, "now")) == list(metric_warnings(whole, "now"))
 
 

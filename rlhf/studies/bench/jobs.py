@@ -166,7 +166,7 @@ def _initialize_worker(logs: Path, threads: int) -> None:
         sys.stderr.flush()
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    launch.prepare()
+    launch.prepare_process()
     import torch
 
     # By default every process uses as many threads as the machine has cores.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import build
 from rlhf.config.offline import OfflineConfig
@@ -117,13 +117,13 @@ def _check_algorithms(bench: Bench) -> None:
         if command not in registry.ALGORITHMS:
             raise UserError(
                 f"algorithms.{name}: {command!r} is not an online algorithm"
-                f"{nearest(command, registry.ALGORITHMS)}"
+                f"{did_you_mean(command, registry.ALGORITHMS)}"
             )
         _refuse_benchmark_keys(f"algorithms.{name}.run", entry.run)
     methods = [*bench.config.references, bench.start, *bench.algorithms]
     if bench.baseline not in methods:
         raise UserError(
-            f"baseline: there is no row {bench.baseline!r}{nearest(bench.baseline, methods)}"
+            f"baseline: there is no row {bench.baseline!r}{did_you_mean(bench.baseline, methods)}"
         )
 
 

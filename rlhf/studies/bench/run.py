@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from rlhf.commands.command import CommandTable
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchCommandConfig
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_array
@@ -92,7 +92,7 @@ def run_one_job(bench: Bench, key: str) -> Path:
     """
     known = {job.key: job for job in bench.jobs()}
     if key not in known:
-        raise UserError(f"--only: there is no job {key!r}{nearest(key, known)}")
+        raise UserError(f"--only: there is no job {key!r}{did_you_mean(key, known)}")
     job = known[key]
     if job.after and not (bench.run_path(job.after).parent / "evaluate" / "finished").exists():
         raise UserError(f"--only {key}: it needs the result of {job.after}; run that job first")

@@ -21,7 +21,7 @@ import numpy as np
 
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
-from rlhf.common.names import nearest
+from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.load import assemble, merge, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
@@ -143,7 +143,9 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     known = tree.get("environments") or {}
     for name in config.environments:
         if name not in known:
-            raise UserError(f"environments: {config.bench} has no {name!r}{nearest(name, known)}")
+            raise UserError(
+                f"environments: {config.bench} has no {name!r}{did_you_mean(name, known)}"
+            )
     overrides = {
         "output_dir": config.output_dir,
         "seeds": config.seeds,
