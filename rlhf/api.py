@@ -27,7 +27,7 @@ Config = Mapping[str, Any] | str | Path
 
 
 def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> Path:
-    """Run a command that writes a run directory: sft, reward, dpo, kto, ppo, grpo, demos, ...
+    """Run a command that writes a run directory, such as sft, reward, dpo, ppo, grpo or demos.
 
     Args:
         command: Name of the command on the command line (`rlhf --help`).
@@ -47,7 +47,7 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
-    """Run the pipeline of a YAML file; return the path of the pipeline's report."""
+    """Run the pipeline in a YAML file; return the path of the pipeline's report."""
     commands = _commands()
     from rlhf.pipeline import run_pipeline
 
@@ -63,8 +63,9 @@ def report(*directories: str | Path) -> Path:
     """Write an HTML report; return its path.
 
     Args:
-        directories: One run or pipeline directory for its report, or several for a comparison,
-            which is written to ``comparison.html`` in the working directory.
+        directories: Run or pipeline directories. For one directory, its report is written. For
+            several directories, a comparison is written to ``comparison.html`` in the working
+            directory.
     """
     from rlhf.reports import write_comparison_report, write_report
 
@@ -78,7 +79,8 @@ def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
     """Compare runs by a metric of their evaluations.
 
     Returns:
-        Paired differences between the runs, with confidence intervals and a verdict.
+        Paired differences between the runs, each with a confidence interval and a sentence that
+        states whether the difference is significant.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
@@ -86,7 +88,7 @@ def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
 
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
-    """Sample completions of a model; return the lines that `rlhf generate` prints."""
+    """Sample completions from a model; return the lines that `rlhf generate` prints."""
     return _printed_lines("generate", config, overrides)
 
 

@@ -1,14 +1,17 @@
-"""`UserError`, which the command line prints as one line without a traceback."""
+"""Define the error for mistakes of the user, and functions that read the messages of errors."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A user's mistake; the one-line message says what is wrong and what to do."""
+    """Error for a mistake of the user; the one-line message says what is wrong and what to do.
+
+    The command line prints the message without a traceback.
+    """
 
 
 def message_of(error: BaseException) -> str:
-    """Return an exception's message; "" if its conversion to text fails."""
+    """Return an exception's message, or "" if the exception cannot be converted to text."""
     try:
         return str(error)
     except Exception:

@@ -61,7 +61,10 @@ def read_pipeline(
     tree = assemble(sources, [])
     stages = tree.get("stages")
     if not isinstance(stages, list) or not stages:
-        raise UserError("pipeline: `stages` must be a list of stages with a name and a command")
+        raise UserError(
+            "pipeline: `stages` must be a list with at least one stage; a stage has a name and a "
+            "command"
+        )
     names = [_validated_name(stage, index) for index, stage in enumerate(stages)]
     for key, value in overrides:
         head, _, rest = key.partition(".")
@@ -152,11 +155,14 @@ def _referenced_command(spec: Any, commands_by_name: Mapping[str, str]) -> str |
 
 
 def with_initial_model(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the reference to a model that does not exist yet by the initial model of its stage.
+    """Replace a stage's reference to a missing model by the initial model of the referenced stage.
 
     The initial model has the architecture of the trained model, so a dry run can plan the stage
-    with it. The reference is unchanged if the trained model exists, or if its stage has no
-    ``model.path``.
+    with it. The reference is unchanged if the trained model exists, or if the referenced stage has
+    no ``model.path``.
+
+    Returns:
+        A copy of the stage.
     """
     stages = {str(other["name"]): other for other in pipeline.stages}
     model = stage.get("model")
@@ -191,7 +197,7 @@ def _reference_path(root: Path, reference: str) -> Path:
 
 
 def _verify_references(root: Path, stage: Mapping[str, Any]) -> None:
-    """Verify the checksums of the models of earlier stages that a stage uses.
+    """Verify the checksums of the trained models to which a stage refers.
 
     Raises:
         DamagedFolder: A file of a model is missing or damaged.
@@ -209,8 +215,8 @@ def _verify_references(root: Path, stage: Mapping[str, Any]) -> None:
 def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration tree of a stage's command.
 
-    ``output_dir`` is set, ``seed`` and ``resume`` default to those of the pipeline, and references
-    are replaced by paths.
+    ``output_dir`` is the directory of the stage. The defaults of ``seed`` and ``resume`` are the
+    values of the pipeline. References to earlier stages are replaced by paths.
     """
     root = Path(pipeline.output_dir)
 
@@ -229,7 +235,7 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
-    """Run the stages in order, except those that are finished, then write the pipeline's report.
+    """Run the unfinished stages in order, then write the pipeline's report.
 
     Returns:
         Path of the report.
@@ -246,7 +252,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         for stage in pipeline.stages:
             with _add_stage_name_to_errors(stage):
                 commands.check_resumable(stage["command"], stage_tree(pipeline, stage))
-    if pipeline.overwrite and root.exists():  # a mistake in a late stage would cost the old run
+    if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
     with open_directory(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
@@ -299,17 +305,17 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     of these stages. If data or rewards are missing, the rest of the configuration is checked.
     """
     command, waiting = stage["command"], missing_references(pipeline, stage)
-    note = f"waits for {', '.join(waiting)}"
+    note = f"requires the results of {', '.join(waiting)}"
     if waiting:
         stage = with_initial_model(pipeline, stage)
     config = commands.configure(command, stage_tree(pipeline, stage))
     if not waiting:
         return commands.plan(command, config)
     if not missing_references(pipeline, stage):
-        return f"{commands.plan(command, config)}\n{note}; planned before training"
+        return f"{commands.plan(command, config)}\n{note}; planned with the initial model"
     model = stage.get("model")
     has_model = (
         isinstance(model, Mapping) and "path" in model and not missing_references(pipeline, model)
     )
     check_without_data(command, config, with_model=has_model)
-    return f"keys and types are right; {note}"
+    return f"keys and types are valid; {note}"

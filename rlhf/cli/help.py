@@ -36,7 +36,7 @@ def usage(commands: CommandTable) -> str:
 
 
 def group_help(commands: CommandTable, word: str) -> str:
-    """Return the help of the commands of two words whose first word is `word`."""
+    """Return the help of all two-word commands whose first word is ``word``."""
     rows = [command for name, command in commands.items() if name.startswith(f"{word} ")]
     return "\n".join([f"usage: rlhf {word} COMMAND", "", *_command_lines(rows)])
 
@@ -57,10 +57,10 @@ def command_help(command: Command, arguments: Arguments) -> str:
     """Return the help of a command, which lists the keys that have an effect and their defaults.
 
     Args:
-        command: A row of the table.
+        command: The command.
         arguments: Arguments on the command line besides ``--help``. With ``engine: trl``, the
-            options of TRL are listed. Settings of an algorithm determine which other settings have
-            an effect.
+            options of TRL are listed. The given settings of an algorithm determine which of its
+            other settings have an effect and are listed.
     """
     options = {field: import_object(path) for field, path in command.options.items()}
     defaults: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def command_help(command: Command, arguments: Arguments) -> str:
 
 
 def _algorithm_keys(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return dotted key -> value for an algorithm's settings, and the keys without effect."""
+    """Return dotted key -> value for an algorithm's settings, and the keys that have no effect."""
     algorithm = algorithm_with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
     hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective_settings}
@@ -110,8 +110,8 @@ def _trainer_keys(
 ) -> tuple[dict[str, Any], set[str]]:
     """Return dotted key -> default for the trainer's options, and the options to omit in the help.
 
-    The help lists the options of TRL with ``show_trl``, and those of the native engine without it.
-    In the second case, the class in ``options`` is replaced.
+    If ``show_trl`` is true, the help lists the options of TRL. Otherwise it lists the options of
+    the native engine, whose class replaces ``options["trainer"]`` in place.
     """
     from transformers import TrainingArguments
 

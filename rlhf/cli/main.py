@@ -34,12 +34,12 @@ GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    The exit code is 0 for success, 1 for a bug or if the command found a fault (such as leakage in
-    the data), and 2 for a user's mistake. If a signal stops the command, the exit code is 128 plus
-    the signal's number, as in a shell.
+    The exit code is 0 for success and 2 for a user's mistake. It is 1 for a bug, or if the command
+    found a fault such as leakage in the data. If a signal stops the command, the exit code is 128
+    plus the signal's number, as in a shell.
 
     Args:
-        arguments: The arguments after the program's name; None: those of the process.
+        arguments: The arguments after the program's name; by default, those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -77,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _help_or_version_text(words: Sequence[str]) -> str:
-    """Return the text for a request of the program's help, a group's help or the version.
+    """Return the program's help, the help of a group of commands, or the version, if requested.
 
-    The result is "" for all other arguments.
+    The result is "" if the arguments request none of these texts.
     """
     if not words or words[0] in ("--help", "-h", "help"):
         return usage(COMMANDS)

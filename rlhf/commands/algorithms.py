@@ -16,7 +16,8 @@ class AlgorithmsConfig:
     """Configuration of `rlhf algorithms`."""
 
     name: str | None = None
-    """Algorithm to print with its equation and settings; None: print a table of all algorithms."""
+    """Algorithm to print with its equation and settings. By default, a table of all algorithms is
+    printed."""
     json: bool = False
     """Print all algorithms as JSON instead of a table."""
 

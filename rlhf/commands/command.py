@@ -43,17 +43,17 @@ class Command:
     run: str
     """The function that does the work.
 
-    If `makes_run` is true, it takes (name, config, run) and returns the path of the trained model
-    or of the run directory. Otherwise it takes the config and is a generator of the text to print;
-    the value that the generator returns, if any, is the exit code."""
+    If `makes_run` is true, the function takes (name, config, run) and returns the path of the
+    trained model or of the run directory. Otherwise the function takes the config and is a
+    generator, which yields the text to print and may return the exit code."""
     plan: str = ""
-    """The function for --dry-run. It takes (name, config) and returns the text to print. If it is
-    empty, a dry run checks only keys and types."""
+    """The function for --dry-run, which takes (name, config) and returns the text to print. If this
+    field is empty, a dry run checks only keys and types."""
     makes_run: bool = False
     """Whether the command writes a run directory."""
     arguments: tuple[str, ...] = ()
-    """Configuration keys that positional arguments set, in order. ``config`` is the value of
-    ``--config``."""
+    """Configuration keys that positional arguments set, in order. The name ``config`` means that
+    the arguments are config files, as with ``--config``."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Defaults that differ from those of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -62,7 +62,7 @@ class Command:
     """Whether `run` and `plan` have an additional argument ``commands``, the table of commands."""
     read: str = ""
     """The function that builds the configuration from (sources, overrides, table of commands). If
-    it is empty, the configuration class defines how the configuration is built."""
+    this field is empty, the configuration is built from the configuration class."""
 
 
 class CommandTable(dict[str, Command]):
@@ -113,8 +113,8 @@ class CommandTable(dict[str, Command]):
     def effective_tree(self, name: str, config: Any) -> dict[str, Any]:
         """Return a configuration as plain data, with exactly the settings that the run uses.
 
-        The defaults of a trainer are added, and an algorithm's settings without effect are omitted,
-        so that ``config.yaml`` describes the run completely.
+        The defaults of a trainer are added. The settings of an algorithm that have no effect are
+        omitted. ``config.yaml`` therefore describes the run completely.
         """
         tree = dataclasses.asdict(config)
         if name in ALGORITHMS:
@@ -130,7 +130,7 @@ class CommandTable(dict[str, Command]):
         return {"command": name, **tree} if self[name].makes_run else tree
 
     def check_resumable(self, name: str, tree: Mapping[str, Any]) -> None:
-        """Check that a run in the directory of a configuration, if any, can be continued with it.
+        """Check that the run in ``output_dir``, if there is one, can continue with a configuration.
 
         Raises:
             UserError: The run was started with another configuration or other inputs.
@@ -148,7 +148,7 @@ class CommandTable(dict[str, Command]):
         """
         path = self[name].plan
         return (
-            self._import_function(name, path)(name, config) if path else "keys and types are right"
+            self._import_function(name, path)(name, config) if path else "keys and types are valid"
         )
 
     def output(self, name: str, config: Any) -> Generator[str, None, int]:

@@ -1,4 +1,4 @@
-"""Implements `rlhf data check`, which finds duplicates, leakage, contradictions, suspect rows."""
+"""Implements `rlhf data check`: find duplicates, leakage, contradictions and suspect rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class CheckConfig:
     """Configuration of `rlhf data check`."""
 
     path: str
-    """Data set to check: a file, a folder or a hub id."""
+    """Data set to check: a file, a folder or an id on the Hugging Face Hub."""
     kind: Kind | None = None
-    """Kind of the rows; None: inferred from the columns."""
+    """Kind of the rows. By default, it is inferred from the columns."""
     against: str | None = None
     """A second data set that should have no prompt in common with the first, such as the training
     set."""

@@ -24,8 +24,8 @@ class DemosFile:
     path: str
     """Name of the JSONL file in the run directory."""
     kind: Literal["sft", "preference"]
-    """Kind of the rows. sft: demonstrations; preference: pairs of actions that are labeled by the
-    optimal action values."""
+    """Kind of the rows. sft: demonstrations; preference: pairs of actions, in which the action with
+    the higher optimal value is preferred."""
     count: PositiveInt
     """Number of rows."""
     quality: Fraction = 1.0

@@ -1,4 +1,4 @@
-"""Implements `--dry-run`: check all that can be checked without training; estimate the cost."""
+"""Implements `--dry-run`, which checks a configuration without training and estimates memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
     Args:
         command: Name of the command.
         config: Its configuration; configurations of other commands are not checked.
-        with_model: Whether the model exists; it is then loaded, which checks it.
+        with_model: Whether the model exists. An existing model is loaded, to check that this works.
 
     Raises:
         UserError: The configuration is invalid, or the model cannot be loaded.
@@ -129,9 +129,9 @@ def _episodes_per_minibatch(config: Any, algorithm: Any) -> int:
 def _memory_line(model: Any, *, tokens: int, copies: int) -> str:
     """Return a line with the estimated memory of weights, gradients, optimizer and activations.
 
-    Without recomputation, the activations of a token need about 34 bytes per layer and unit of
-    width in a 16-bit dtype, that is 17 values of the model's dtype (Korthikanti et al. 2022,
-    arXiv:2205.05198, eq. 1 without the attention term).
+    Without recomputation, the activations of one token in one layer need about 34 bytes per hidden
+    dimension in a 16-bit dtype. This equals 17 values of the model's dtype (Korthikanti et al.
+    2022, arXiv:2205.05198, eq. 1 without the attention term).
 
     Args:
         model: The model to train.
@@ -154,7 +154,7 @@ def _memory_line(model: Any, *, tokens: int, copies: int) -> str:
 
 
 def _count_text(number: int) -> str:
-    """Format a number of parameters in millions if it is at least 100,000, else in full."""
+    """Format a number of parameters: in millions if it is at least 100,000, otherwise in full."""
     return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
 
 

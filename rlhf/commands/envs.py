@@ -43,7 +43,11 @@ def play_environment(config: EnvConfig) -> Iterator[str]:
 
 
 def check_environment(config: EnvConfig) -> Generator[str, None, int]:
-    """Check an environment; yield the findings, and return 2 if there are any, else 0."""
+    """Check an environment; yield the findings and their number.
+
+    Returns:
+        2 if there are findings, otherwise 0.
+    """
     from rlhf.envs.check import check
 
     findings = check(config.env)

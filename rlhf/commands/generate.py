@@ -1,4 +1,4 @@
-"""Implements `rlhf generate`, which samples completions of a model for prompts."""
+"""Implements `rlhf generate`, which samples completions from a model for prompts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class GenerateConfig:
     prompt: str | None = None
     """A single prompt, as a user message; its completions are printed as text."""
     prompts: list[DataSpec] = field(default_factory=list)
-    """Prompt sets; completions are printed as JSON lines with prompt and completion."""
+    """Prompt datasets; completions are printed as JSON lines with prompt and completion."""
     samples: PositiveInt = 1
     """Number of samples for each prompt."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Temperature and limits of sampling."""
+    """Sampling settings, such as the temperature and the maximum number of tokens."""
     seed: Seed = 0
     """Random seed of sampling."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ListConfig:
-    """`rlhf models list` has no options."""
+    """Configuration of `rlhf models list`, which has no options."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class GetConfig:
     """Configuration of `rlhf models get`: the model to download."""
 
     name: str
-    """Short name (`rlhf models list`), hub id, folder or GGUF file."""
+    """Short name (`rlhf models list`), id on the Hugging Face Hub, folder or GGUF file."""
 
 
 @dataclass(frozen=True)

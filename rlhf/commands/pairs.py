@@ -1,7 +1,7 @@
 """Implements `rlhf pairs`, which creates preference pairs from a model's samples.
 
-A simulated annotator labels the pairs by a known gold score. Therefore later stages can measure how
-well a reward model fits the gold score, and how much a policy improves it.
+A simulated annotator labels the pairs by a known gold score. Later stages can therefore measure how
+well a reward model predicts the gold score, and by how much RL improves the gold score of a policy.
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ class PairsConfig(RunConfig):
     annotator: Annotator = field(default_factory=Annotator)
     """Parameters of the simulated annotator, which labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Sampling of the policy."""
+    """Sampling settings of the policy."""
     prompts: PositiveInt = 512
     """Number of prompts."""
     samples: AtLeastTwo = 4
     """Number of samples for each prompt."""
     pairs_per_prompt: PositiveInt = 2
-    """Largest number of pairs for each prompt."""
+    """Maximum number of pairs for each prompt."""
 
     def __post_init__(self) -> None:
         if self.env.prompts and not self.rewards:
             raise ValueError(
-                "rewards: a prompt set has no own reward; give the rewards of the gold score"
+                "rewards: a prompt dataset gives no reward; set the rewards that define the gold "
+                "score"
             )
 
 
 def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
-    """Sample replies, label pairs of them and write pairs.jsonl; return the run directory."""
+    """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory."""
     from rlhf.evaluation.replies import play_groups
     from rlhf.models.rewards import load_rewards
 

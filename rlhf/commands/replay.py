@@ -23,16 +23,16 @@ class ReplayConfig:
 
 
 def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, None, int]:
-    """Repeat the check that halted a run; yield a line on whether the same alarm occurs.
+    """Repeat the check that halted a run; yield lines that state whether the same alarm occurs.
 
-    The check uses the data that the run saved, and the current code, so that a corrected reward,
-    model or library can be tested.
+    The check uses the data that the run saved. It uses the current code, so that a corrected
+    reward, model or library can be tested.
 
     Returns:
-        0 if the same alarm occurs, 1 if not.
+        0 if the same alarm occurs, otherwise 1.
 
     Raises:
-        UserError: No alarm halted the run, or the run saved no batch to repeat the check.
+        UserError: No alarm halted the run, or the run did not save the batch that the check needs.
     """
     bundle = Path(config.directory) / BUNDLE
     path = bundle / "alarm.json"
@@ -42,8 +42,8 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
     has_batch = (bundle / "evidence.pt").exists()
     if ALARMS[recorded["alarm"]].before_update and not has_batch:
         raise UserError(
-            f"{bundle} has no batch to repeat the check of alarm {recorded['alarm']}: engine trl "
-            "does not save batches"
+            f"{bundle} does not contain the batch that the check of alarm {recorded['alarm']} "
+            "needs, because engine trl does not save batches: repeat the run with engine native"
         )
     try:
         if has_batch:
@@ -62,7 +62,7 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
 
 
 def _repeat_update_checks(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:
-    """Repeat the checks before an update, with the saved batch and the last checkpoint."""
+    """Repeat the checks that precede an update, with the saved batch and the last checkpoint."""
     import torch
 
     from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -78,7 +78,7 @@ def _repeat_update_checks(bundle: Path, tree: Mapping[str, Any], commands: Comma
 
 
 def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
-    """Return the native trainer of a recorded configuration."""
+    """Create the trainer of the native engine from a recorded configuration."""
     from rlhf.algorithms.registry import ALGORITHMS
     from rlhf.config.optimization import native_options
     from rlhf.runs.directory import seed_everything

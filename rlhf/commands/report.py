@@ -42,7 +42,7 @@ class CompareConfig:
     a reward. By default, the return is compared. If every return is 0, as for prompt datasets, the
     gold score is compared if it was computed, and the training reward otherwise."""
     baseline: str | None = None
-    """Method with which the others are compared; the default is the first method."""
+    """Method with which the other methods are compared; the default is the first method."""
     json: bool = False
     """Print JSON instead of Markdown."""
 
@@ -52,7 +52,7 @@ class CompareConfig:
 
 
 def report(config: ReportConfig) -> Iterator[str]:
-    """Write the report of a run, or the comparison of several; yield the path of the page."""
+    """Write the report of one run, or a comparison of several runs; yield the path of the page."""
     from rlhf.reports import write_comparison_report, write_report
 
     folders = [Path(directory) for directory in config.directories]

@@ -22,7 +22,7 @@ class ScoreConfig:
     reward: str | None = None
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards, as in a training configuration, instead of ``reward``."""
+    """Rewards, in the format of a training configuration. Set either this key or ``reward``."""
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (not self.rewards):
@@ -32,8 +32,8 @@ class ScoreConfig:
 def score(config: ScoreConfig) -> Iterator[str]:
     """Yield a JSON line for each conversation, with the score, its components and the messages.
 
-    The score is null if the conversation could not be scored. The column `answer`, or the key
-    `answer` of a message, is passed to the reward.
+    The score is null if the conversation could not be scored. The reward also receives the column
+    `answer` of the row, or the key `answer` of a message.
     """
     from rlhf.data.conversation import labeled_conversation
     from rlhf.data.load import load
@@ -52,4 +52,9 @@ def score(config: ScoreConfig) -> Iterator[str]:
         yield json.dumps(line, ensure_ascii=False)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in scores.counts.items())
     if scores.unscored:
-        log.warning("%d of %d not scored: %s", scores.unscored, len(conversations), reasons)
+        log.warning(
+            "%d of %d conversations could not be scored: %s",
+            scores.unscored,
+            len(conversations),
+            reasons,
+        )

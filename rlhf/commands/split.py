@@ -22,11 +22,11 @@ class SplitConfig(RunConfig):
     """Configuration of `rlhf split`: data sets and the fraction of the test set."""
 
     data: list[DataSpec]
-    """Data sets to split; they are combined first."""
+    """Data sets; they are combined, and the combined data set is split."""
     kind: Kind
     """Kind of the rows."""
     test_fraction: ProperFraction = 0.1
-    """Fraction of the rows that are written to test.jsonl."""
+    """Fraction of the rows that is written to test.jsonl."""
 
 
 def write_split(command: str, config: SplitConfig, run: Run) -> Path:

@@ -29,16 +29,17 @@ _WRITE_ERRORS = {
     errno.EPERM: "permission denied; change the permissions",
     errno.EIO: "a write failed; check the disk and its free space",
 }
-"""Errors of the file system -> what is wrong and what to do."""
+"""Number of a file system error -> what is wrong and what to do."""
 _DAY_SECONDS = 86400.0
 
 
 def find_write_error(error: BaseException | None) -> OSError | None:
-    """Return the OSError that caused an exception if its number is in `_WRITE_ERRORS`, else None.
+    """Return the write error that caused an exception, or None if the cause is not a write error.
 
-    safetensors and torch.save do not raise an OSError. The message of a safetensors exception
-    contains the error number. A RuntimeError of torch.save has the OSError as its context, or
-    reports a C++ stream error, for which an OSError with EIO is returned.
+    A write error is an OSError whose number is in `_WRITE_ERRORS`. safetensors and torch.save raise
+    other exceptions. The message of a safetensors exception contains the error number. A
+    RuntimeError of torch.save has the OSError as its context, or reports a C++ stream error. For a
+    stream error, an OSError with EIO is returned.
     """
     if isinstance(error, OSError):
         return error if error.errno in _WRITE_ERRORS else None
@@ -56,11 +57,10 @@ def describe_write_error(error: OSError) -> str:
 
 @contextlib.contextmanager
 def write_errors_with_path(path: Path) -> Iterator[None]:
-    """Return a context manager that raises the errors in `_WRITE_ERRORS` with this path.
+    """Return a context manager that adds the written path to the errors in `_WRITE_ERRORS`.
 
-    The raised exception is an OSError with the path of the file or folder that was written.
-
-    Other exceptions, and an OSError that has a path, are raised unchanged.
+    These errors are raised as an OSError with ``path`` as its file name. Other exceptions, and an
+    OSError that has a path, are raised unchanged.
     """
     try:
         yield
@@ -90,14 +90,15 @@ def append_text(path: Path, text: str) -> None:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Return a context manager that writes or replaces a file or a folder atomically.
 
-    The block writes to the yielded path, a hidden temporary path in the same folder, which
-    replaces the target when the block ends. If the process is killed before that, the target is
-    unchanged, and the next writer removes the temporary file or folder. Several processes may write
-    the same file at once; the content of the last writer remains.
+    The block writes to the yielded path, which is a hidden temporary path in the same folder. When
+    the block ends, the temporary file or folder replaces the target. If the process is killed
+    earlier, the target is unchanged, and the next writer removes the temporary file or folder.
+    Several processes may write the same file at the same time; the content of the last writer
+    remains.
 
-    A folder is replaced in two steps: the old one is renamed to ``.NAME.rlhf-old``, then the new
-    one to ``NAME``. If the process is killed between the two steps, the next writer or
-    `repair_folder` restores the old folder. Only one process may replace a folder.
+    A folder is replaced in two steps: the old folder is renamed to ``.NAME.rlhf-old``, then the new
+    folder to ``NAME``. If the process is killed between the two steps, the next writer or
+    `repair_folder` restores the old folder. Only one process at a time may replace a folder.
     """
     partial = target.with_name(f".{target.name}.{_host_name()}.{os.getpid()}.rlhf-part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ def _old_path(target: Path) -> Path:
 
 
 def _remove_or_restore_old(old: Path) -> None:
-    """Remove the old folder of `atomic_path` if the new one exists; otherwise rename it back."""
+    """Remove the old folder of `atomic_path` if the new folder exists; otherwise restore it."""
     target = old.with_name(old.name.removeprefix(".").removesuffix(".rlhf-old"))
     if target.exists():
         remove(old)
@@ -144,15 +145,15 @@ def _remove_or_restore_old(old: Path) -> None:
 
 
 def _host_name() -> str:
-    """Return the name of this machine, without dots."""
+    """Return the first 16 characters of the name of this machine, with hyphens instead of dots."""
     return platform.node().replace(".", "-")[:16]
 
 
 def _is_abandoned(partial: Path) -> bool:
     """Return whether the process that was writing a temporary file or folder has ended.
 
-    The processes of other machines cannot be checked, so a temporary file of another machine counts
-    as abandoned if it was not modified for a day.
+    The processes of other machines cannot be checked. A temporary file or folder of another machine
+    counts as abandoned if it was not modified for a day.
     """
     host, process = partial.name.split(".")[-3:-1]
     if host == _host_name() and process.isdecimal():
@@ -211,7 +212,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSON-lines file (.gz allowed); blank lines are skipped.
+    """Return the objects in a JSON-lines file (.gz allowed); blank lines are skipped.
 
     Raises:
         UserError: A line is not a JSON object; the message names the file and the line.
@@ -226,15 +227,16 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return a list of the rows that `iterate_log` yields."""
+    """Return the rows of a JSON-lines file that a run may still be writing (see `iterate_log`)."""
     return list(iterate_log(path))
 
 
 def iterate_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
-    Nothing is yielded if the file does not exist. An incomplete last line, which a killed or
-    running process can leave, is skipped, even if it ends in the middle of a multi-byte character.
+    If the file does not exist, nothing is yielded. A killed or running process can leave an
+    incomplete last line, which may end in the middle of a multi-byte character. Such a line is
+    skipped.
 
     Raises:
         UserError: A complete line is not a JSON object.
@@ -251,10 +253,11 @@ def iterate_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file (.gz allowed).
+    """Return the content of a JSON file (.gz allowed).
 
     Raises:
-        UserError: The content is not JSON; the message names the file and the line.
+        UserError: The content cannot be read as JSON; the message names the file, and for invalid
+            JSON the line.
     """
     with open_text(path) as stream:
         try:
@@ -274,8 +277,8 @@ def read_json(path: Path) -> Any:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object per line and return the number of lines.
 
-    The file is written atomically, and compressed with gzip if its name ends in .gz. The
-    bytes of the file depend only on the rows.
+    The file is written atomically. It is compressed with gzip if its name ends in .gz. Equal rows
+    give a file with equal bytes.
     """
     path = Path(path)
     count = 0
@@ -306,12 +309,14 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {_unreadable_message(error)}") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object {{...}}, found a {type(row).__name__}")
+        raise UserError(
+            f"{where}: expected an object {{...}}, found a value of type {type(row).__name__}"
+        )
     return row
 
 
 def _is_complete_json(text: str) -> bool:
-    """Return whether a text is valid JSON, including JSON that exceeds Python's limits."""
+    """Return whether a text is valid JSON; JSON that exceeds the limits of Python is valid."""
     try:
         json.loads(text)
     except json.JSONDecodeError:
@@ -331,7 +336,7 @@ def _json_text(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
 
 
 def _unreadable_message(error: Exception) -> str:
-    """Return the message for valid JSON with too many digits or too many nested brackets."""
+    """Return the message for valid JSON that has too many digits or too many nested brackets."""
     return f"JSON that cannot be read ({str(error).partition(';')[0]})"
 
 

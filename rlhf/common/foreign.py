@@ -1,4 +1,4 @@
-"""Call user code or third-party code: environments, rewards, judges, rollout engines."""
+"""Limit the effects of user code or third-party code, such as environments, rewards and judges."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from rlhf.errors import UserError, message_of
 
 _REPEAT_SECONDS = 1.0
-"""Interval of further interruptions in seconds, for code that catches the first interruption."""
+"""Interval in seconds at which code that catches the first interruption is interrupted again."""
 
 
 class _Expired(BaseException):
-    """Raised in a call that exceeds its time limit.
+    """Exception that is raised in a call that exceeds its time limit.
 
-    It is not an Exception, because the called code may catch every Exception.
+    The base class is BaseException, because the called code may catch every Exception.
     """
 
 
@@ -24,16 +24,19 @@ class _Expired(BaseException):
 def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     """Return a context manager that limits the side effects of third-party code on this process.
 
-    Output of the code goes to standard error, because standard output is for results.
+    The standard output of the code is redirected to standard error, because standard output is
+    reserved for results.
 
     Args:
-        timeout: Limit in seconds; None means no limit. Native code that does not handle signals is
-        interrupted only when it returns to Python.
+        timeout: Time limit in seconds; None means no limit. Native code that does not handle
+            signals is interrupted only when it returns to Python.
 
     Raises:
-        RuntimeError: The code called ``sys.exit`` or raised another BaseException.
-        TimeoutError: The code exceeded the limit.
-        UserError: There is a limit, and this is not the main thread of a Unix process.
+        RuntimeError: The code called ``sys.exit``, or raised another BaseException that is not an
+            Exception.
+        TimeoutError: The code exceeded the time limit.
+        UserError: A time limit is set, but signals are not available, because the system is not
+            Unix or because the code does not run in the main thread.
     """
     with contextlib.redirect_stdout(sys.stderr), _time_limit(timeout):
         try:
@@ -59,7 +62,7 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
         previous = signal.signal(signal.SIGALRM, expire)
     except (AttributeError, ValueError):
         raise UserError(
-            "a timeout of an environment can only be used in the main thread and on Unix"
+            "env.timeout can only be used on Unix and in the main thread: remove env.timeout"
         ) from None
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)

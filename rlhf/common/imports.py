@@ -15,10 +15,11 @@ def import_object(path: str, *, what: str = "import") -> Any:
 
     Args:
         path: The module's dotted name, a colon, and the dotted name of the object in the module.
-        what: The configuration key, or the purpose of the import, for the start of error messages.
+        what: Start of error messages: the configuration key, or the purpose of the import.
 
     Raises:
-        UserError: The path has no colon, the module cannot be imported, or it has no such object.
+        UserError: The path has no colon, the module cannot be imported, or the object does not
+            exist in the module.
     """
     module_name, _, attributes = path.partition(":")
     if not attributes:

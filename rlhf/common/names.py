@@ -10,14 +10,15 @@ FILE_NAME_RULE = "at most 100 letters, digits and _ . + = -, beginning with a le
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a name is safe for a file or a folder, see `FILE_NAME_RULE`."""
+    """Return whether a name is safe as a file or folder name, as defined by `FILE_NAME_RULE`."""
     return re.fullmatch(r"\w[\w.+=-]{0,99}", name) is not None
 
 
 def closest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to ``name``; None if none is similar enough.
+    """Return the known name that is most similar to ``name``.
 
-    The similarity, from 0 to 1, must be at least ``cutoff``.
+    The result is None if no known name has a similarity of at least ``cutoff``. The similarity of
+    two names is between 0 and 1.
     """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -26,7 +26,7 @@ def short_number(value: float) -> str:
 
 
 def decimal_text(value: float) -> str:
-    """Format a number in ASCII: three decimals below 100, fewer above.
+    """Format a number in ASCII: with three decimals below 100, one below 1,000 and none above.
 
     A number with an absolute value below 0.0005 has three significant digits.
     """
@@ -41,8 +41,8 @@ def decimal_text(value: float) -> str:
 def moving_average(values: Sequence[float], width: int) -> list[float]:
     """Return the moving average over centered windows of `width` values.
 
-    Windows at both ends contain fewer values.
-    The running sum is exact (Shewchuk 1997), so its rounding does not depend on earlier windows.
+    At both ends of ``values``, the windows contain fewer values. The running sum is exact (Shewchuk
+    1997), so a result does not depend on the values of earlier windows.
     """
     half, averages, partials = width // 2, [], []
     low = high = 0
@@ -59,7 +59,7 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
 
 
 def _add_exactly(partials: list[float], value: float) -> None:
-    """Add a value, in place, to an exact sum that is stored as non-overlapping partial sums."""
+    """Add a value in place to an exact sum, which is stored as non-overlapping partial sums."""
     count, total = 0, float(value)
     for partial in partials:
         large, small = (total, partial) if abs(total) >= abs(partial) else (partial, total)

@@ -13,12 +13,12 @@ from annotated_types import Interval
 from rlhf.errors import UserError
 
 MAX_INT32 = 2**31 - 1
-"""Largest count: the maximum of a signed 32-bit integer, which every library accepts."""
+"""Maximum of integer keys: the maximum of a signed 32-bit integer, which every library accepts."""
 
 PositiveInt = Annotated[int, Interval(ge=1, le=MAX_INT32)]
 NonNegativeInt = Annotated[int, Interval(ge=0, le=MAX_INT32)]
 AtLeastTwo = Annotated[int, Interval(ge=2, le=MAX_INT32)]
-"""A sample size; a confidence interval needs at least two values."""
+"""Number of samples for a confidence interval, which needs at least two values."""
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 """A seed that numpy and torch accept."""
 Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
@@ -60,7 +60,8 @@ def check_fields(config: Any, prefix: str = "") -> None:
     """Check the fields of a dataclass that was created without `convert`.
 
     Raises:
-        UserError: A value is outside its type or range; the message names key, rule and value.
+        UserError: A value has the wrong type or is outside its range; the message contains the key,
+            the rule and the value.
     """
     for name, hint in _hints(type(config)).items():
         convert(hint, getattr(config, name), f"{prefix}{name}")
@@ -89,7 +90,7 @@ def shortened_repr(value: Any) -> str:
 
 
 def _condition_text(message: str) -> str:
-    """Return the condition in an error message of pydantic, with signs such as >=."""
+    """Return the condition in an error message of pydantic, with symbols such as >=."""
     rule = message.removeprefix("Input should be ").replace("dictionary", "mapping")
     rule = re.sub(r", (unable|got) .*", "", rule)
     for words, sign in (("greater", ">"), ("less", "<")):

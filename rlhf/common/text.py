@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Control characters except newline, tab and the return of "\r\n"; overrides, embeddings and
-# isolates of the bidirectional algorithm, which reorder the text after them; lone surrogates, which
-# cannot be encoded; line separators.
+# The pattern matches:
+# - control characters, except newline, tab and the return of "\r\n";
+# - characters of the bidirectional algorithm, which reorder the text that follows;
+# - lone surrogates, which cannot be encoded;
+# - line separators.
 _INVISIBLE = re.compile(
     r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -30,7 +32,7 @@ SECRET_KEY = re.compile(
     r"|authorization|cookie)|(.*[-_])?(hub|hf|access|auth|bearer|api|refresh|secret)[-_]?token|token",
     re.IGNORECASE,
 )
-"""Pattern of names of settings, options or variables whose value is secret."""
+"""Pattern of the names of configuration keys, options and variables whose values are secret."""
 
 _SECRETS = re.compile(
     r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#@]+@"  # the name and the password in a URL
@@ -45,9 +47,9 @@ MASK = "***"
 
 
 def escape_invisible(text: str) -> str:
-    r"""Replace control codes, reordering marks and lone surrogates by their JSON escapes.
+    r"""Replace control codes, reordering characters and lone surrogates by their JSON escapes.
 
-    JSON text therefore keeps its value.
+    JSON text is therefore parsed to the same value.
 
     >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
@@ -67,16 +69,17 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the columns and cells are plain text, which is escaped."""
+    """Return a Markdown table. Column names and cells are plain text and are escaped."""
     head, *body = (f"| {' | '.join(map(markdown_text, cells))} |\n" for cells in [columns, *rows])
     return "".join([head, f"|{'---|' * len(columns)}\n", *body])
 
 
 def csv_cell(cell: Any) -> Any:
-    """Return a cell for a CSV file, as text that a spreadsheet does not evaluate as a formula.
+    """Return a cell for a CSV file whose text a spreadsheet does not evaluate as a formula.
 
-    An apostrophe is added before text that begins with ``= + - @``, their full-width forms, a tab
-    or a line end, unless the text is a number such as ``-0.5``. Other types are returned unchanged.
+    An apostrophe is added before text that begins with ``= + - @``, one of their full-width forms,
+    a tab or a line end. Numbers such as ``-0.5`` get no apostrophe. Values that are not text are
+    returned unchanged.
     """
     if not isinstance(cell, str):
         return cell
@@ -113,7 +116,7 @@ def mask_secret_options(words: Sequence[str]) -> list[str]:
 
 
 def first_secret_key(tree: Any) -> str | None:
-    """Return the dotted key of the first secret value in plain data; None if there is none.
+    """Return the dotted key of the first secret value in plain data, or None without secrets.
 
     A value is secret if `SECRET_KEY` matches its key or `mask_secrets` changes it.
     """
@@ -129,7 +132,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 def set_up_logging(level: int) -> None:
-    """Write the messages of log records of at least ``level`` to standard error."""
+    """Write log messages whose level is at least ``level`` to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

@@ -12,17 +12,17 @@ from rlhf.common.files import is_utf8_encodable, read_json
 from rlhf.errors import UserError
 
 MAX_NODES = 100_000
-"""Largest number of keys and values in a YAML text, with aliases expanded."""
+"""Maximum number of keys and values in a YAML text, with aliases expanded."""
 MAX_DEPTH = 50
-"""Largest nesting depth of mappings and lists."""
+"""Maximum nesting depth of mappings and lists."""
 
 
 def load_yaml(text: str) -> Any:
     """Return the plain data in YAML text.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, a mapping repeats a key, the nesting exceeds
-            `MAX_DEPTH`, or there are more than `MAX_NODES` keys and values with aliases expanded.
+        yaml.YAMLError: The text is not YAML, a mapping repeats a key, the nesting depth exceeds
+            `MAX_DEPTH`, or the number of keys and values with aliases expanded exceeds `MAX_NODES`.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -31,20 +31,20 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml_or_json(path: Path) -> Any:
-    """Read the plain data of a YAML file, or of a JSON file if its name ends in ``.json``.
+    """Return the plain data in a YAML file, or in a JSON file if its name ends in ``.json``.
 
     Raises:
         UserError: The file is a JSON file and cannot be parsed.
-        yaml.YAMLError: The file is a YAML file and cannot be parsed, see `load_yaml`.
+        yaml.YAMLError: The file is a YAML file and cannot be parsed (see `load_yaml`).
     """
     return read_json(path) if path.suffix == ".json" else load_yaml(path.read_text("utf-8"))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML or JSON file that a run wrote; {} if there is no file.
+    """Return the mapping in a YAML or JSON file that a run wrote, or {} if there is no file.
 
     Raises:
-        UserError: The file is damaged: it cannot be read, or is no mapping.
+        UserError: The file cannot be read, or its content is not a mapping.
     """
     if not path.is_file():
         return {}
@@ -58,7 +58,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(tree: Any) -> str:
-    """Return plain data as YAML that `load_yaml` reads as the same data."""
+    """Return plain data as YAML text from which `load_yaml` reads the same data."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
@@ -68,8 +68,8 @@ _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 class _Loader(yaml.SafeLoader):
     """Loader with the floats of YAML 1.2, unique keys, and limits on size and depth.
 
-    ``1e-5`` is read as a number; in YAML 1.1 it is a string. Dates are read as text, and tags of
-    other types are errors.
+    ``1e-5`` is read as a number, although it is a string in YAML 1.1. Dates are read as text. Tags
+    of types other than `_PLAIN` are errors.
     """
 
     yaml_constructors: ClassVar = {
@@ -102,11 +102,12 @@ for _class in (_Loader, _Dumper):
 
 
 def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
-    """Return the number of nodes in a value, itself included.
+    """Return the number of nodes in a value, including the value itself.
 
     Args:
         node: the value.
-        counts: results by node id, so that a node with several aliases is counted once.
+        counts: node id -> number of nodes, so that a node with several aliases is visited only
+            once.
         depth: number of mappings and lists that contain the value.
 
     Raises:

@@ -42,8 +42,8 @@ class TrainingConfig(RunConfig):
     """Number of checkpoints to keep. If the last checkpoint is damaged, a run resumes from the
     previous one."""
     alarms: dict[AlarmName, Action] = field(default_factory=dict)
-    """Alarm -> action: halt (end training), warn, or state (mention in the report only). An entry
-    replaces the default in docs/training.md."""
+    """Alarm -> action: halt (end training), warn, or state (mention in the report only). Alarms
+    without an entry have the default action in docs/training.md."""
     profile: bool = False
     """Also log throughput, FLOPS utilization, padding and peak memory (docs/metrics.md)."""
 

@@ -5,9 +5,9 @@
     environments: {menu: {env: {id: text/PreferenceBandit-v0}, demonstrations: {}, run: {...}}}
     algorithms: {ppo: {run: {...}}, grpo: {}}
 
-All algorithms start from the same model in each environment and training seed. The configuration
-keys of a run are those in `run` of the manifest, of the environment and of the algorithm; later
-sources in this order take precedence.
+For each environment and training seed, all algorithms start from the same model. The configuration
+of a run combines the keys in `run` of the manifest, of the environment and of the algorithm. The
+algorithm takes precedence over the environment, and the environment over the manifest.
 """
 
 from __future__ import annotations
@@ -38,29 +38,33 @@ class BenchEnvironment:
     env: EnvSpec
     """The environment."""
     demonstrations: Demonstrations | None = None
-    """Demonstrations for supervised fine-tuning; None: the runs start from `model` without it."""
+    """Demonstrations for supervised fine-tuning. By default, there is no supervised fine-tuning,
+    and the runs start from `model`."""
     sft: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of `rlhf sft` for this environment."""
     run: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of online runs in this environment, such as num_steps."""
     random: Finite | None = None
-    """Return that has the normalized score 0; None: ``random_value`` of the environment."""
+    """Return that has the normalized score 0; the default is ``random_value`` of the
+    environment."""
     optimal: Finite | None = None
-    """Return that has the normalized score 1; None: ``optimal_value`` of the environment."""
+    """Return that has the normalized score 1; the default is ``optimal_value`` of the
+    environment."""
 
     def __post_init__(self) -> None:
         if self.env.id is None:
             raise ValueError(
-                "env.prompts: a prompt set has no optimal return to normalize scores; set env.id"
+                "env.prompts: scores cannot be normalized, because a prompt dataset has no optimal "
+                "return; set env.id"
             )
 
 
 @dataclass(frozen=True)
 class BenchAlgorithm:
-    """A method of a benchmark: an algorithm with its settings."""
+    """A method of a benchmark: an algorithm with its configuration keys."""
 
     command: str | None = None
-    """Name of the algorithm in `rlhf algorithms`; None: the name of this entry."""
+    """Name of the algorithm in `rlhf algorithms`; the default is the name of this entry."""
     run: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of online runs of this method, such as optimizer.learning_rate."""
 
@@ -85,15 +89,15 @@ class BenchConfig(DirectoryConfig):
     references: list[Literal["random", "expert"]] = field(
         default_factory=lambda: ["random", "expert"]
     )
-    """Reference policies of the environment that are also evaluated."""
+    """Policies of the environment that are evaluated for reference."""
     episodes: AtLeastTwo = 256
-    """Number of held-out episodes of an evaluation; all policies are evaluated on the same ones."""
+    """Number of held-out episodes of an evaluation, which are the same for all policies."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     curve_points: PositiveInt = 4
-    """Number of evaluations during training, the points of the sample-efficiency curve."""
+    """Number of evaluations during training. Each is a point of the sample-efficiency curve."""
     baseline: str | None = None
-    """Policy that the others are compared with; None: the initial model."""
+    """Policy with which the other policies are compared; the default is the initial model."""
     tuning: dict[str, Any] = field(default_factory=dict)
     """Description of the tuning, as written by `rlhf tune`; it is copied to the result."""
 
@@ -106,7 +110,7 @@ class BenchConfig(DirectoryConfig):
         if shared := sorted(set(self.seeds) & set(self.tuning.get("seeds", ()))):
             raise ValueError(
                 f"seeds: seed {shared[0]} was used for tuning, so its results favor the tuned "
-                "settings; choose other seeds"
+                "hyperparameters; choose other seeds"
             )
 
 

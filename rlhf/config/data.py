@@ -20,8 +20,9 @@ Kind = Literal[
     "ranking",
     "steps",
 ]
-"""Kind of the rows of a data set. label: replies with a binary label (KTO); text: plain text for
-language modeling; rated: texts or replies with ratings in additional columns."""
+"""Kind of the rows of a data set; docs/data.md describes the kinds. label: replies with a binary
+label (KTO); text: plain text for language modeling; rated: texts or replies with ratings in
+additional columns."""
 
 DATA_KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -62,23 +63,28 @@ class DataSpec:
     """Configuration of a data set. The constructor raises UserError if a value is invalid."""
 
     path: str
-    """Hub id (org/name), file (.jsonl, .json, .parquet, .csv, .txt; .gz allowed) or folder."""
+    """Id on the Hugging Face Hub (org/name), file (.jsonl, .json, .parquet, .csv, .txt; .gz
+    allowed) or folder."""
     name: str | None = None
-    """Hub configuration, for data sets that have several."""
+    """Configuration name, for data sets on the Hugging Face Hub that have several
+    configurations."""
     data_dir: str | None = None
-    """Folder inside the hub repository, e.g. harmless-base of Anthropic/hh-rlhf."""
+    """Folder inside the repository on the Hugging Face Hub, e.g. harmless-base in
+    Anthropic/hh-rlhf."""
     split: str = "train"
-    """Split of a hub data set or of a folder; ignored for a single file."""
+    """Split of a data set on the Hugging Face Hub or of a folder; ignored for a single file."""
     columns: dict[str, str] | None = None
-    """Field -> column of the data set, e.g. {prompt: question, completion: answer}; other fields
-    are found by name. A dot selects a key inside a column: {answer: reward_model.ground_truth}."""
+    """Field -> column of the data set, e.g. {prompt: question, completion: answer}. The columns of
+    other fields are recognized by their names. A dot selects a key inside a column: {answer:
+    reward_model.ground_truth}."""
     system: str | None = None
-    """System message of the prompts that have none."""
+    """System message for prompts without a system message."""
     limit: PositiveInt | None = None
-    """Largest number of valid rows to use, taken after the seeded shuffle; None: all."""
+    """Maximum number of valid rows to use, taken after the seeded shuffle. By default, all rows are
+    used."""
     weight: PositiveFloat | None = None
-    """Proportion of the rows of a mixture, relative to the weights of the other data sets. Without
-    weights, all rows are used."""
+    """Relative number of rows from this data set in a mixture: its share is this weight divided by
+    the sum of all weights. Without weights, all rows are used."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

@@ -23,7 +23,7 @@ class PolicySpec:
     name: str
     """Name of the policy in tables and of its folder; "random" or "expert" if it has no model."""
     model: ModelSpec | None = None
-    """The model; None: the environment's random or expert policy."""
+    """The model. Without a model, the environment's random or expert policy is evaluated."""
     examples: list[DataSpec] = field(default_factory=list)
     """Few-shot examples that precede the prompt of episodes, texts and classified texts."""
 
@@ -75,9 +75,9 @@ class TasksSpec:
     names: list[str]
     """Names of tasks or groups, as `lm_eval ls tasks` lists them."""
     shots: NonNegativeInt | None = None
-    """Number of few-shot examples in each prompt; None: the task's default."""
+    """Number of few-shot examples in each prompt; the default is that of the task."""
     limit: PositiveInt | None = None
-    """Largest number of documents of a task; None: all."""
+    """Maximum number of documents of a task. By default, all documents are used."""
     folder: str | None = None
     """Folder with the YAML files of additional tasks."""
 
@@ -93,37 +93,42 @@ class EvaluateConfig(RunConfig):
     policies: list[PolicySpec] = field(default_factory=list)
     """Policies to evaluate."""
     env: EnvSpec | None = None
-    """Episodes in a gymnasium environment or on a prompt set."""
+    """Source of episodes: a gymnasium environment or a prompt dataset."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards to compute on the episodes or on the pairs."""
+    """Rewards that score the episodes and the pairs."""
     text: list[DataSpec] = field(default_factory=list)
-    """Prompts with completions: loss per completion token, perplexity, bits per byte."""
+    """Prompts with completions, on which the loss per completion token, the perplexity and the bits
+    per byte are computed."""
     classes: ClassesSpec | None = None
-    """Labeled texts: accuracy, macro-F1, AUC."""
+    """Labeled texts, on which accuracy, macro-F1 and AUC are computed."""
     tasks: TasksSpec | None = None
-    """Standard tasks through lm-evaluation-harness."""
+    """Standard tasks that lm-evaluation-harness runs."""
     pairs: list[DataSpec] = field(default_factory=list)
-    """Preference pairs: accuracy of the rewards, compared with trivial baselines."""
+    """Preference pairs, on which the accuracy of the rewards is computed and compared with trivial
+    baselines."""
     pairs_train: list[DataSpec] = field(default_factory=list)
-    """Pairs on which the trained baseline (bag of words) is fitted."""
+    """Pairs on which the bag-of-words baseline is trained."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Sampling of the policies."""
+    """Sampling settings of the policies."""
     episodes: AtLeastTwo = 256
-    """Number of evaluation seeds; all policies are evaluated on the same ones. Prompts are used in
+    """Number of evaluation seeds, which are the same for all policies. Prompts are used in
     order."""
     samples: PositiveInt = 1
-    """Number of episodes per seed; if it is above 1, pass@k of every binary metric is computed."""
+    """Number of episodes per seed. With several episodes per seed, pass@k of every binary metric is
+    computed."""
     first_episode: NonNegativeInt = 0
     """Index of the first episode, so that selection and evaluation can use different episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: PositiveInt = 512
-    """Largest number of tokens of a text example."""
+    """Maximum number of tokens of a text example."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks
         if not (of_policies or self.pairs):
-            raise ValueError("evaluate: nothing to do; give env, text, classes, tasks or pairs")
+            raise ValueError(
+                "evaluate: there is nothing to evaluate; set env, text, classes, tasks or pairs"
+            )
         if of_policies and not self.policies:
             raise ValueError("policies: the list is empty; give at least one policy")
         if self.pairs and not self.rewards:
@@ -132,7 +137,9 @@ class EvaluateConfig(RunConfig):
         if len(set(names)) < len(names):
             raise ValueError(f"policies: names must differ, got {', '.join(names)}")
         if self.samples > 1 and not self.env:
-            raise ValueError("samples has no effect without env: it is the episodes per seed")
+            raise ValueError(
+                "samples has no effect without env: it is the number of episodes per seed"
+            )
         if self.samples > 1 and self.decoding == "greedy":
             raise ValueError(
                 "samples has no effect with greedy decoding: all samples would be identical"

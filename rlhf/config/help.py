@@ -1,7 +1,7 @@
 """Generate `rlhf COMMAND --help`: configuration keys with types, descriptions and defaults.
 
-Defaults are the effective values, including those of the algorithm. Keys without effect on the
-command are omitted.
+The defaults in the help are the effective values, including those of the algorithm. Keys that have
+no effect on the command are omitted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def help_text(
     hidden: Collection[str] = (),
     notes: Collection[str] = (),
 ) -> str:
-    """Return the help of a command: required keys first, then the others by section.
+    """Return the help of a command: first the required keys, then the other keys by section.
 
     Args:
         cls: The configuration class.
@@ -72,7 +72,8 @@ def help_text(
         arguments: Names of the positional arguments.
         options: Name of a field with a mapping -> class that defines the keys of the mapping (see
             `build`).
-        defaults: Dotted key -> effective default, if it differs from the default of the class.
+        defaults: Dotted key -> effective default, for keys whose effective default differs from the
+            default of the class.
         hidden: Dotted keys to omit, because they have no effect on the command.
         notes: Text below the keys.
     """
@@ -106,11 +107,11 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
     Args:
         cls: The configuration class.
         options: Name of a field with a mapping -> class that defines the keys of the mapping.
-        prefix: Dotted path of ``cls`` in the whole configuration, which starts the name of every
-            key.
+        prefix: Dotted path of ``cls`` in the whole configuration, with a final dot. The name of
+            every key begins with this prefix.
 
     Returns:
-        The section of the dataclass's own keys, followed by a section for each nested
+        The section of the keys of ``cls`` itself, followed by a section for each nested
         configuration.
     """
     own: list[Key] = []

@@ -1,8 +1,8 @@
 """Read YAML files and dotted overrides, and convert them to frozen dataclasses.
 
-In ``--config base.yaml --config overlay.yaml --a.b value``, later values take precedence. Mappings
-are merged key by key, and lists are replaced. ``--rewards.0.weight 2`` changes a key of the first
-entry of a list.
+In ``--config base.yaml --config overlay.yaml --a.b value``, later arguments take precedence.
+Mappings are merged key by key, and lists are replaced. ``--rewards.0.weight 2`` changes a key of
+the first entry of a list.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Source = str | Path | Mapping[str, Any]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that contains a mapping; an empty file gives an empty mapping.
+    """Return the mapping in a YAML file; an empty file gives an empty mapping.
 
     A file whose name ends in ``.json`` is read as JSON.
 
@@ -77,15 +77,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def read_value(key: str, text: str) -> Any:
     """Parse the text of a command-line option as YAML.
 
-    Mappings need braces and lists need brackets; other text that YAML would read as a mapping or a
-    list, such as ``a: b``, remains text. Text that is not valid YAML also remains text.
+    A mapping must be written with braces, and a list with brackets. Other text that YAML would read
+    as a mapping or a list, such as ``a: b``, is returned unchanged. Text that is not valid YAML and
+    does not begin with a brace or a bracket is also returned unchanged.
 
     Raises:
-        UserError: The text cannot be encoded as UTF-8, or begins with a brace or a bracket and is
-            not valid YAML.
+        UserError: The text cannot be encoded in UTF-8, or it begins with a brace or a bracket but
+            is not valid YAML.
     """
     if not is_utf8_encodable(text):
-        raise UserError(f"--{key}: {text!r} is not text in UTF-8")
+        raise UserError(f"--{key}: {text!r} cannot be encoded in UTF-8; remove invalid characters")
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
@@ -103,7 +104,7 @@ def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) ->
     """Merge configurations into one tree of plain data, then apply the overrides.
 
     Raises:
-        UserError: The tree contains a secret.
+        UserError: A file cannot be read, a dotted key is invalid, or the tree contains a secret.
     """
     tree: dict[str, Any] = {}
     for source in sources:
@@ -114,8 +115,8 @@ def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) ->
     if key := first_secret_key(tree):
         raise UserError(
             f"{key}: a configuration must not contain an API key, a token or a password, because "
-            "it is written to files and reports: set an environment variable such as "
-            "OPENAI_API_KEY or HF_TOKEN"
+            "the configuration is written to files and reports: set an environment variable such "
+            "as OPENAI_API_KEY or HF_TOKEN instead"
         )
     return tree
 
@@ -124,8 +125,8 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set the value at a dotted key such as ``a.b.0.c``, in place.
 
     Raises:
-        UserError: A part of the key before the last refers to a value that is neither a mapping nor
-            a list, or an index of a list is not valid.
+        UserError: A parent of the last part of the key is neither a mapping nor a list, or an index
+            of a list is invalid.
     """
     *parents, last = key.split(".")
     node: Any = tree
@@ -162,11 +163,12 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
         cls: The configuration class; its ``__post_init__`` checks further conditions.
         tree: Plain data, as read from YAML.
         extra: Name of a field with a mapping -> class that defines the keys of the mapping, for
-            example ``{"trainer": trl.SFTConfig}``. The keys and values are checked against that
-            class, and the field remains a mapping.
+            example ``{"trainer": trl.SFTConfig}``. The keys and values of the mapping are checked
+            against this class. The field of the result is still a mapping.
 
     Raises:
-        UserError: A key is unknown (the message suggests the nearest one), or a value is invalid.
+        UserError: A key is unknown, or a value is invalid. For an unknown key, the message suggests
+            a similar key.
     """
     extra = extra or {}
     sections = functools.partial(sections_of, cls, extra)
@@ -236,8 +238,8 @@ def _check_utf8(value: Any) -> None:
 def _suggestion(key: Any, known: Iterable[str], sections: list[Section]) -> str:
     """Return a suggestion for an unknown key, as the end of an error message.
 
-    The suggestion is the dotted keys with the same last part, otherwise the most similar key,
-    otherwise the list of known keys.
+    The suggestion contains the dotted keys whose last part is ``key``. If there are none, it is the
+    most similar key. If no key is similar, it is the list of known keys.
     """
     paths = [row.name for section in sections for row in section.keys]
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]

@@ -26,10 +26,11 @@ class ScratchSpec:
     context: Annotated[int, Interval(ge=1, le=2**20)] = 256
     """Maximum length of a sequence, in tokens."""
     vocab_size: Annotated[int, Interval(ge=300, le=2**20)] = 512
-    """Upper bound on the tokenizer's vocabulary: 256 bytes, special tokens, and merges."""
+    """Maximum size of the tokenizer's vocabulary, which includes 256 bytes, special tokens and
+    merges."""
     initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights. 0.02 suits wide models; narrow models learn to
-    attend to earlier tokens in fewer steps with about 1 / sqrt(hidden_size)."""
+    """Standard deviation of the initial weights. 0.02 is suitable for wide models. With about 1 /
+    sqrt(hidden_size), narrow models learn in fewer steps to attend to earlier tokens."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -48,14 +49,14 @@ class LoraSpec:
     alpha: PositiveInt = 32
     """The low-rank update is multiplied by alpha / rank."""
     dropout: FractionBelowOne = 0.0
-    """Dropout probability of the adapter's input in the training of SFT and reward models. Other
-    commands compare log-probabilities of two forward passes and do not use dropout."""
+    """Dropout probability of the adapter's input in `rlhf sft` and `rlhf reward`. Other training
+    commands compare log-probabilities of two forward passes, so they do not use dropout."""
     target_modules: list[str] = field(default_factory=list)
-    """Names of the modules with adapters, e.g. [q_proj, v_proj]; empty: every linear layer except
-    the output head."""
+    """Names of the modules with adapters, e.g. [q_proj, v_proj]. By default, every linear layer
+    except the output head has an adapter."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Names of modules whose weights are all trained and are saved with the adapters, e.g.
-    [lm_head]. PEFT matches the end of a name: norm also matches input_layernorm."""
+    """Names of modules, e.g. [lm_head], whose weights are fully trained and are saved with the
+    adapters. PEFT compares the end of a module's name, so norm also selects input_layernorm."""
     use_dora: bool = False
     """Train the magnitude of each weight separately from its direction (DoRA, Liu et al. 2024,
     arXiv:2402.09353)."""
@@ -75,25 +76,28 @@ class ModelSpec:
     """A pretrained model, or a new model with random weights."""
 
     path: str | None = None
-    """Hub id, folder, GGUF file, short name (`rlhf models list`), or `stage:NAME` in a pipeline."""
+    """Id on the Hugging Face Hub, folder, GGUF file, short name (`rlhf models list`), or
+    `stage:NAME` in a pipeline."""
     scratch: ScratchSpec | None = None
-    """Create a small model instead of loading one."""
+    """Create a small model with random weights instead of loading a model."""
     lora: LoraSpec | None = None
-    """Train adapters instead of the weights of the model."""
+    """Train low-rank adapters instead of all weights of the model."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, e.g. {enable_thinking: false}; saved with the model."""
     fold_system: bool = False
     """Prepend the system message to the first user turn, for chat templates without a system role.
     This setting is saved with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the weights. auto: bfloat16 with float32 master weights if bf16 matmul is
-    native and the model is large enough to benefit, else float32. float16 is supported for
-    evaluation and generation only, because gradients underflow."""
+    """Data type of the weights. auto: bfloat16 with float32 master weights if the hardware supports
+    bf16 matrix products and the model is large enough for a higher speed, otherwise float32.
+    float16 is only supported for evaluation and generation, because gradients would underflow."""
     revision: str | None = None
-    """Branch, tag or commit of the hub repository; None: its main branch."""
+    """Branch, tag or commit of the repository on the Hugging Face Hub; the default is the main
+    branch."""
     attn_implementation: str | None = None
-    """transformers attention implementation used for training and scoring, e.g. eager or sdpa;
-    None: this toolkit's packed attention if the model supports it, else transformers' default."""
+    """Attention implementation of Transformers for training and log-probabilities, e.g. eager or
+    sdpa. By default, the packed attention of this toolkit is used if the model supports it, and
+    the default of Transformers otherwise."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.scratch is None):

@@ -14,7 +14,7 @@ from rlhf.config.optimization import OPTIONS_BY_COMMAND, NativeOptions
 
 @dataclass(frozen=True)
 class OfflineConfig(TrainingConfig):
-    """Configuration of `rlhf sft|dpo|kto`. Batch sizes are over all processes."""
+    """Configuration of `rlhf sft|dpo|kto`. Batch sizes are totals over all processes."""
 
     data: list[DataSpec]
     """Training rows: prompts with completions (sft), preference pairs (dpo), or replies with binary
@@ -22,23 +22,25 @@ class OfflineConfig(TrainingConfig):
     eval_data: list[DataSpec] = field(default_factory=list)
     """Held-out rows. If the list is empty, eval_fraction of the training rows is held out."""
     eval_fraction: ProperFraction = 0.1
-    """Fraction of the training rows that is held out. All rows with the same prompt are in the same
-    part."""
+    """Fraction of the training rows that is held out. Rows with the same prompt are either all held
+    out or all used for training."""
     max_length: PositiveInt = 512
-    """Largest number of tokens of an example; longer examples are truncated and counted."""
+    """Maximum number of tokens of an example. Longer examples are truncated, and their number is
+    logged."""
     batch_size: PositiveInt = 16
     """Number of examples per optimizer step, over all processes."""
     micro_batch_size: PositiveInt = 8
-    """Number of examples of max_length tokens in a micro-batch; must divide batch_size. The native
-    engine packs shorter examples into the same number of tokens."""
+    """Number of examples in a micro-batch; must divide batch_size. The native engine packs examples
+    that are shorter than max_length, so a micro-batch has up to micro_batch_size * max_length
+    tokens."""
     engine: Literal["auto", "native", "trl"] = "auto"
-    """Training engine. auto: native for sft, dpo and reward models on pairs, else TRL."""
+    """Training engine. auto: native for sft, dpo and reward models on pairs, otherwise trl."""
     evaluations: PositiveInt = 4
-    """Number of evaluations during training; a checkpoint is saved at each, and the best model is
-    saved as final/."""
+    """Number of evaluations during training. A checkpoint is saved at each evaluation, and the
+    model with the best evaluation is saved as final/."""
     patience: PositiveInt | None = None
-    """Stop training after this number of consecutive evaluations without an improvement; None:
-    never."""
+    """Stop training after this number of consecutive evaluations without an improvement. By
+    default, training does not stop early."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Options of the trainer, with TRL's names, e.g. learning_rate, num_train_epochs, max_steps,
     beta."""

@@ -36,7 +36,7 @@ class OptimizerSpec:
     eps: PositiveFloat = 1e-5
     """Adam's epsilon; 1e-5 as in the N+ implementation details (Huang et al. 2024)."""
     max_grad_norm: PositiveFloat = 1.0
-    """Largest global norm of the gradients; larger gradients are scaled down to it."""
+    """Maximum global norm of the gradients; larger gradients are scaled down to this norm."""
     warmup_steps: NonNegativeInt = 0
     """Number of optimizer steps in which the learning rate increases linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -55,28 +55,28 @@ class KLSpec:
     """fixed: constant coefficient; adaptive: changes the coefficient so that the KL approaches
     ``target``; budget: constant coefficient, and training ends if the KL exceeds ``target``."""
     target: PositiveFloat = 6.0
-    """KL in nats per episode: the target of adaptive, or the limit of budget."""
+    """KL in nats per episode: the target of the adaptive controller, or the limit of budget."""
     horizon: PositiveInt = 10_000
-    """Number of episodes in which the adaptive coefficient changes by a factor of at most about
-    1.2."""
+    """Number of episodes over which the adaptive controller changes the coefficient by a factor of
+    at most about 1.2."""
 
 
 @dataclass(frozen=True)
 class RewardShaping:
-    """Scaling of an episode's score and penalties on it, before advantages are computed."""
+    """Scaling of the score of an episode and penalties, applied before advantages are computed."""
 
     scale: Literal["none", "std", "normalise"] = "none"
-    """Scaling of the scores. std: divide by the running standard deviation; normalise: also
-    subtract the running mean."""
+    """Scaling of the scores. std: divide by the running standard deviation; normalise: subtract the
+    running mean and divide by the running standard deviation."""
     clip: PositiveFloat = 10.0
-    """Scaled scores are clipped to plus or minus this number of standard deviations."""
+    """Scaled scores are clipped to the interval [-clip, clip]."""
     missing_eos_penalty: Finite = 0.0
     """Number that is subtracted from the score if the last completion has no stop token."""
     length_penalty: Finite = 0.0
     """Number that is subtracted from the score for each sampled token."""
     max_unscored: Fraction = 0.2
-    """Largest fraction of episodes without a score; the run stops with an error if more have
-    none."""
+    """Maximum fraction of episodes without a score. If the fraction in a step is larger, the run
+    stops with an error."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class EvaluationSpec:
     """Evaluation on held-out episodes, whose seeds are never used in training."""
 
     every: NonNegativeInt = 0
-    """Number of steps between evaluations during training; 0: no evaluation during training."""
+    """Number of steps between evaluations during training. With 0, there is no evaluation during
+    training."""
     episodes: PositiveInt = 128
     """Number of episodes of an evaluation. If there are fewer prompts, they are repeated."""
     decoding: Literal["greedy", "sampled"] = "sampled"
@@ -95,18 +96,18 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class OnlineConfig(TrainingConfig):
-    """Configuration of `rlhf ppo`, `rlhf grpo`, ... Batch sizes are over all processes."""
+    """Configuration of `rlhf ppo`, `rlhf grpo`, ... Batch sizes are totals over all processes."""
 
     env: EnvSpec
     """Source of episodes."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards that are added to the environment's own reward; docs/rewards.md lists the kinds."""
+    """Rewards that are added to the environment's reward; docs/rewards.md lists the kinds."""
     gold: list[dict[str, Any]] = field(default_factory=list)
     """Rewards that are computed and logged but not used in training, such as a gold score."""
     algorithm: Settings = field(default_factory=Settings)
     """Settings of the algorithm; each algorithm has its own defaults (`rlhf algorithms`)."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Sampling of the policy."""
+    """Sampling settings of the policy."""
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     """Optimizer settings."""
     kl: KLSpec = field(default_factory=KLSpec)
@@ -125,7 +126,7 @@ class OnlineConfig(TrainingConfig):
     episodes_per_step: PositiveInt = 64
     """Number of episodes per step, over all processes; a multiple of algorithm.group_size."""
     micro_batch_tokens: PositiveInt = 8192
-    """Largest number of tokens of a micro-batch in an update, including padding."""
+    """Maximum number of tokens of a micro-batch in an update, including padding."""
     save_every: PositiveInt = 10
     """Number of training steps between checkpoints."""
     keep_best: bool = False
@@ -136,7 +137,7 @@ class OnlineConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.env.prompts and not self.rewards:
-            raise ValueError("rewards: a prompt set has no own reward; give at least one reward")
+            raise ValueError("rewards: a prompt dataset gives no reward; set at least one reward")
         if not self.rewards and self.env.reward == 0:
             raise ValueError(
                 "env.reward is 0 and rewards is empty, so every score is 0: set one of them"
@@ -147,15 +148,14 @@ class OnlineConfig(TrainingConfig):
             )
         for name in self.rollout.active_sampling_filters:
             raise ValueError(
-                f"rollout.{name} cannot be used in training: tokens that it excludes have "
-                "probability 0 in the sampler but not in the trainer, which biases the importance "
-                "ratio; lower rollout.temperature instead (rlhf evaluate and generate allow "
-                f"rollout.{name})"
+                f"rollout.{name} cannot be used in training: excluded tokens have probability 0 in "
+                "the sampler but not in the trainer, which biases the importance ratio; lower "
+                f"rollout.temperature instead (rlhf evaluate and generate allow rollout.{name})"
             )
         self._check_ineffective_keys()
 
     def _check_ineffective_keys(self) -> None:
-        """Raise ValueError if a key is set that has no effect in this configuration."""
+        """Raise ValueError if a key differs from its default but has no effect."""
         if self.kl.controller == "fixed" and self.kl.target != KLSpec.target:
             raise ValueError("kl.target has no effect with kl.controller fixed")
         if self.kl.controller != "adaptive" and self.kl.horizon != KLSpec.horizon:

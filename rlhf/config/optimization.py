@@ -31,15 +31,16 @@ class NativeOptions:
     learning_rate: NonNegativeFloat
     """Peak learning rate."""
     num_train_epochs: PositiveFloat = 1.0
-    """Number of passes over the data; TRL's default is 3."""
+    """Number of epochs; TRL's default is 3."""
     max_steps: Annotated[int, Interval(ge=-1, le=MAX_INT32)] = -1
-    """Number of optimizer steps; if positive, it overrides num_train_epochs."""
+    """Number of optimizer steps. A positive number overrides num_train_epochs."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
     """AdamW, or SGD without momentum. The optimizer's state is float32."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: NonNegativeInt | None = None
-    """Number of steps of linear warm-up; None: a tenth of all optimizer steps, at most 10."""
+    """Number of steps of linear warm-up. The default is the smaller of 10 and a tenth of all
+    optimizer steps."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     adam_beta1: FractionBelowOne = 0.9
@@ -51,7 +52,8 @@ class NativeOptions:
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
     logging_steps: PositiveInt | None = None
-    """Number of steps between logged metrics; None: 1/20 of all optimizer steps, at most 10."""
+    """Number of steps between logged metrics. The default is the smaller of 10 and 1/20 of all
+    optimizer steps."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ class DPOOptions(NativeOptions):
     """Options of DPO."""
 
     beta: PositiveFloat = 0.1
-    """Weight of the KL to the reference, in reward per nat."""
+    """Coefficient of the KL to the reference policy, in units of reward per nat."""
     loss_type: Sequence[str] = ("sigmoid",)
     """[sigmoid], or [sigmoid, sft]; sft adds the mean negative log-likelihood of the chosen
     replies."""
     loss_weights: Sequence[NonNegativeFloat] | None = None
-    """One weight for each loss_type; None: 1 each."""
+    """One weight for each loss in loss_type; the default is 1 for each."""
 
     @property
     def weight_by_loss(self) -> dict[str, float]:
@@ -79,10 +81,11 @@ class RewardOptions(NativeOptions):
     """Options of reward models."""
 
     center_rewards_coefficient: NonNegativeFloat | None = None
-    """Weight of the squared sum of a pair's scores, which centers the scores at 0."""
+    """Weight of a term in the loss: the squared sum of the two scores of a pair. The term centers
+    the scores at 0."""
     disable_dropout: bool = True
-    """Disable the model's own dropout, so that the scores of a pair differ only by their texts.
-    The dropout of adapters is model.lora.dropout."""
+    """Disable the dropout layers of the model, so that the two scores of a pair do not differ by
+    random noise. Dropout in adapters is set by model.lora.dropout."""
 
 
 OPTIONS_BY_COMMAND: dict[str, type[NativeOptions]] = {

@@ -30,11 +30,12 @@ class ProxyGrid:
     """Initial models of the proxies, such as models of several sizes. RL uses the proxies of the
     first model."""
     data: list[DataSpec]
-    """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
+    """Preference pairs. A tenth of the prompts is held out to measure the accuracy of the
+    proxies."""
     pairs: list[Annotated[int, Interval(ge=10, le=MAX_INT32)]]
     """Numbers of training pairs; RL uses the proxies that are trained with the first number."""
     members: PositiveInt = 3
-    """Number of reward models of an ensemble, which are trained with different seeds."""
+    """Number of reward models in an ensemble. They are trained with different seeds."""
     training: dict[str, Any] = field(default_factory=dict)
     """Other configuration keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
 
@@ -72,10 +73,10 @@ class TrainingSpec:
     uses the score of member s; mean: the mean; worst: the minimum; uncertainty: the mean minus
     ``penalty`` times the variance (Coste et al. 2023, arXiv:2310.02743)."""
     seeds: PositiveInt = 3
-    """Number of training seeds for each entry of ``against``; a fit with intervals needs at least
-    three."""
+    """Number of training seeds for each entry of ``against``. At least three are required to fit
+    the gold score as a function of the KL with confidence intervals."""
     measured: PositiveInt = 64
-    """Number of episodes per step whose gold score is computed, at most episodes_per_step."""
+    """Number of episodes per step whose gold score is computed; at most episodes_per_step."""
     training: dict[str, Any] = field(default_factory=dict)
     """Other configuration keys of the online run: num_steps, optimizer, algorithm, ..."""
 
@@ -92,7 +93,7 @@ class OveroptimizeConfig(RunConfig):
     model: ModelSpec
     """The initial policy."""
     env: EnvSpec
-    """Source of prompts; the environment's own reward is not used."""
+    """Source of prompts; the reward of the environment is not used."""
     gold: list[dict[str, Any]]
     """Rewards whose sum is the gold score; docs/rewards.md lists the kinds."""
     proxies: ProxyGrid | None = None
@@ -100,14 +101,14 @@ class OveroptimizeConfig(RunConfig):
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Existing rewards that are used as the proxy. Set either this key or ``proxies``."""
     penalty: NonNegativeFloat = 0.5
-    """Weight of the variance of the members' scores in "uncertainty"; the scores are scaled to
-    standard deviation 1."""
+    """Weight of the variance of the members' scores in "uncertainty". The variance is computed from
+    scores that are scaled to standard deviation 1."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policy."""
     best_of_n: BestOfNSpec = field(default_factory=BestOfNSpec)
     """Optimization by best-of-n."""
     rl: TrainingSpec | None = None
-    """Optimization by reinforcement learning; None: best-of-n only."""
+    """Optimization by reinforcement learning. By default, only best-of-n is used."""
 
     def __post_init__(self) -> None:
         if not self.gold:

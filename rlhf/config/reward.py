@@ -20,7 +20,7 @@ class ModelKind:
     implementation: str
     """Class or function, as ``module:name``, that creates the kind from the configuration."""
     settings: tuple[str, ...] = ()
-    """Settings of `RewardConfig` that have an effect on this kind but not on all kinds."""
+    """Keys of `RewardConfig` that have an effect on this kind but not on all kinds."""
 
 
 _MODULES = "rlhf.training.reward_models"
@@ -56,20 +56,21 @@ class RewardConfig(OfflineConfig):
     """Subtract the margin column of the pairs in the loss: -log sigmoid(difference of scores -
     margin)."""
     flip_rate: LabelNoise = 0.0
-    """Expected fraction of pairs whose preferred reply is labeled wrongly."""
+    """Expected fraction of pairs with a wrong label."""
     length_coef: NonNegativeFloat = 1.0
     """Weight of the length penalty relative to the loss on pairs."""
     labels: list[str] = field(default_factory=list)
-    """regression, multilabel: names of the columns to predict (default: label). classification:
-    names of the classes 0, 1, ...; with more than two classes, the model has an output for each."""
+    """For regression and multilabel, names of the columns to predict (default of regression:
+    label). For classification, names of the classes 0, 1, ...; with more than two classes, the
+    model has one output for each class."""
     num_heads: Annotated[int, Interval(ge=1, le=1024)] = 1
-    """Number of heads on one backbone. Several heads are an ensemble, and each is trained on a
-    sample of the rows."""
+    """Number of heads on one backbone. Several heads form an ensemble, in which each head is
+    trained on a different sample of the rows."""
     separator: str = "\n\n"
     """Text that ends each step of a solution."""
     test_data: list[DataSpec] = field(default_factory=list)
-    """Rows for the final report. If the list is empty, the report uses the held-out rows, which
-    also select the checkpoint."""
+    """Rows for the final report. If the list is empty, the report uses the held-out rows, although
+    the checkpoint was selected on these rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,17 +27,18 @@ class EnvSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     prompts: list[DataSpec] = field(default_factory=list)
-    """Prompt sets. An episode is one prompt and one completion, which the rewards score."""
+    """Prompt datasets. An episode consists of one prompt and one completion, which is scored by the
+    rewards."""
     reward: Finite = 1.0
-    """Weight of the environment's own reward; if it is 0, this reward is only logged, as the
+    """Weight of the reward of the environment. With weight 0, this reward is only logged, as the
     component "env"."""
     errors: Literal["raise", "count"] = "raise"
-    """Effect of an environment failure. raise: the run stops, and the error names the seed; count:
-    the episode is dropped and counted."""
+    """Action if an environment fails. raise: the run stops, and the error message contains the
+    seed; count: the episode is discarded, and the number of discarded episodes is logged."""
     timeout: Seconds | None = None
-    """Time limit of a call of the environment, in seconds; a longer call is a failure. None: no
-    limit. With a limit and errors: count, the dropped episodes depend on the speed of the
-    machine."""
+    """Time limit of a call of the environment, in seconds. A longer call is a failure. By default,
+    there is no limit. With a limit and errors: count, the set of discarded episodes depends on the
+    speed of the machine."""
 
     def __post_init__(self) -> None:
         if (self.id is None) == (not self.prompts):
@@ -54,41 +55,45 @@ class EnvSpec:
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """Sampling of the policy."""
+    """Sampling settings of a policy."""
 
     max_new_tokens: PositiveInt = 64
-    """Maximum number of sampled tokens per turn; reaching it ends the turn but not the episode."""
+    """Maximum number of sampled tokens per turn. The limit ends the turn but not the episode."""
     max_tokens: PositiveInt | None = None
-    """Maximum number of tokens per episode, including the prompt. None: the context length."""
+    """Maximum number of tokens per episode, including the prompt; the default is the context
+    length."""
     temperature: NonNegativeFloat = 1.0
-    """Divisor of the logits in sampling and in training: at least 0.001, or 0 for greedy
+    """Divisor of the logits in sampling and in training. It must be at least 0.001, or 0 for greedy
     decoding."""
     top_k: NonNegativeInt = 0
-    """Sample only from this number of most likely tokens; 0: all. Not available in training."""
+    """Sample only from this number of most likely tokens; 0 means all tokens. Not available in
+    training."""
     top_p: PositiveFraction = 1.0
-    """Sample only from the most likely tokens whose total probability is at least this number. Not
-    available in training."""
+    """Sample only from the smallest set of most likely tokens whose total probability is at least
+    this number. Not available in training."""
     min_p: FractionBelowOne = 0.0
     """Sample only from tokens whose probability is at least this fraction of the highest
     probability. Not available in training."""
     parallel: PositiveInt = 64
     """Number of episodes that are decoded at the same time."""
     chat: bool | None = None
-    """Whether to use the model's chat template; None: use it if the model has one."""
+    """Whether to use the model's chat template. By default, the template is used if the model has
+    one."""
     separator: str = "\n"
     """Text between turns of a base model."""
     stop: str | None = None
     """Text that ends a turn of a base model, in addition to EOS."""
     system: str | None = None
-    """System message that replaces the one of the environment or prompt; None: no replacement."""
+    """System message that replaces the system message of the environment or prompt. By default, the
+    system message is not replaced."""
     invalid: Literal["end", "retry"] = "end"
-    """Effect of a completion without a legal action in environments whose actions are numbers. end:
-    the episode ends; retry: the state is unchanged and the next observation lists the legal
-    numbers. Text environments have their own rule for these completions."""
+    """Effect of a completion without a legal action, in environments whose actions are numbers.
+    end: the episode ends; retry: the state is unchanged, and the next observation lists the legal
+    numbers. Environments with text actions define this effect themselves."""
     invalid_reward: Finite = 0.0
-    """Reward of a completion without a legal action. It should be lower than the return of every
-    episode with only legal actions; if steps have a cost, 0 is too high (`rlhf envs check` tests
-    this)."""
+    """Reward of a completion without a legal action. This reward should be lower than the return of
+    every episode with only legal actions. If steps have a cost, 0 is too high. `rlhf envs check`
+    tests this condition."""
 
     def __post_init__(self) -> None:
         if self.chat and self.stop:
@@ -103,6 +108,6 @@ class RolloutSpec:
 
     @property
     def active_sampling_filters(self) -> list[str]:
-        """The names among top_k, top_p and min_p that exclude tokens."""
+        """The names of those of top_k, top_p and min_p whose values exclude tokens."""
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return [name for name, value in neutral.items() if getattr(self, name) != value]

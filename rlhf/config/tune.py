@@ -16,13 +16,13 @@ class Dimension:
     """The search space of one key: a range or a list of values."""
 
     low: Finite | None = None
-    """Smallest value of a range."""
+    """Minimum of a range."""
     high: Finite | None = None
-    """Largest value of a range."""
+    """Maximum of a range."""
     log: bool = False
     """Whether to search a range uniformly in the logarithm of the value."""
     choices: list[Any] = field(default_factory=list)
-    """List of the values to try, instead of a range."""
+    """Values to try. Give either this list or a range."""
 
     def __post_init__(self) -> None:
         if bool(self.choices) == (self.low is not None or self.high is not None):
@@ -41,7 +41,7 @@ class TuneConfig(DirectoryConfig):
     """Study of `rlhf tune`, with the same number of trials for each algorithm of a benchmark."""
 
     bench: str
-    """Path of the benchmark's manifest, which gives the model, environments and algorithms."""
+    """Path of the benchmark's manifest, which defines the model, environments and algorithms."""
     space: dict[str, Any]
     """Dotted configuration key of a run -> mapping with low, high and log, or with choices."""
     seeds: list[Seed]
@@ -49,7 +49,8 @@ class TuneConfig(DirectoryConfig):
     trials: PositiveInt = 20
     """Number of trials for each algorithm."""
     environments: list[str] = field(default_factory=list)
-    """Environments of the manifest over which a trial's score is averaged; empty: all."""
+    """Environments of the manifest over which a trial's score is averaged. By default, all
+    environments are used."""
     episodes: AtLeastTwo = 128
     """Number of held-out episodes for a trial's score; the benchmark uses different episodes."""
     sampler_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0

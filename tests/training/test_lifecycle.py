@@ -404,7 +404,7 @@ def test_a_pipeline_takes_every_start_through_its_stages(
     (tmp_path / "pipeline.yaml").write_text(json.dumps(tree))
     assert main(["run", str(tmp_path / "pipeline.yaml"), "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "stage:sft; planned before training" in told
+    assert "stage:sft; planned with the initial model" in told
     assert " (0 trained)" not in told
     assert not (tmp_path / "out").exists()
     run_pipeline(read_pipeline([tmp_path / "pipeline.yaml"], [], COMMANDS), COMMANDS)
