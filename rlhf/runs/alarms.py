@@ -1,4 +1,4 @@
-"""The table of alarms: conditions on a run that end training, warn, or are stated in the report."""
+"""The table of alarms: conditions of a run that end training, or cause a warning."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Alarm:
     action: Action
     """Default action."""
     before_update: bool = False
-    """Whether the condition is checked before an update is applied; the only action is then
-    "halt"."""
+    """Whether the condition is checked before an update is applied. Such an alarm always has the
+    action "halt"."""
     false_alarms: int = 0
     """Measured number of runs with this alarm among the 100 healthy runs of
     `benchmarks.alarm_rate`."""
@@ -162,8 +162,8 @@ class Halt(UserError):
 
     Args:
         name: Name of the alarm.
-        message: What was observed, and what to do.
-        evidence: Tensors and numbers that are needed to repeat the check.
+        message: Description of the problem and what to do.
+        evidence: Tensors and numbers with which the check can be repeated.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Halt(UserError):
     def repeatable(self) -> bool:
         """Whether `rlhf replay` can repeat the check.
 
-        It cannot repeat a check before the update of the TRL engine, which does not save the batch.
+        A check that precedes an update needs the batch, which the TRL engine does not save.
         """
         return bool(self.evidence) or not ALARMS[self.name].before_update
 
@@ -195,17 +195,18 @@ def check_actions(actions: Mapping[AlarmName, Action]) -> None:
 def action_of(name: AlarmName, config: Mapping[str, Any]) -> Action:
     """Return the action of an alarm in a run.
 
-    It is the entry in ``alarms`` of the run's configuration, or else the alarm's default action.
+    The action is the entry in ``alarms`` of the run's configuration. Without an entry, it is the
+    default action of the alarm.
     """
     return (config.get("alarms") or {}).get(name, ALARMS[name].action)
 
 
 def write_alarm_description(directory: Path, halt: Halt, config: Mapping[str, Any]) -> None:
-    """Write the alarm, the configuration and the metrics of a halted run to its bundle.
+    """Write the alarm, the configuration and the metrics of a halted run to the folder `BUNDLE`.
 
     Args:
-        directory: The run directory. Its metrics file is copied into the bundle, because a resumed
-            run may overwrite it.
+        directory: The run directory. The metrics file is copied, because a resumed run may
+            overwrite it.
         halt: The error that ended training.
         config: Configuration of the run, including its command.
     """

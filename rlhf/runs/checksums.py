@@ -19,7 +19,7 @@ class DamagedFolder(UserError):
 
 
 def write_checksums(folder: Path) -> None:
-    """Write a file with the checksums of all files of a folder, and flush all files to the disk."""
+    """Write a file with the checksums of all files in a folder, and flush all files to the disk."""
     digests = {}
     for path in _files_except_checksums(folder):
         digests[path.relative_to(folder).as_posix()] = sha256_of(path)
@@ -28,17 +28,17 @@ def write_checksums(folder: Path) -> None:
 
 
 def update_checksum(file: Path) -> None:
-    """Record the new content of a file in the checksums of its folder, if the folder has them."""
+    """Record the checksum of a changed file in its folder, if the folder has a checksum file."""
     folder = file.parent
     if (folder / CHECKSUMS).is_file():
         _write_digests(folder, _read_checksums(folder) | {file.name: sha256_of(file)})
 
 
 def verify_checksums(folder: Path) -> None:
-    """Verify every file of a folder that is listed in the folder's checksums.
+    """Verify every file that the checksum file of a folder lists.
 
     Raises:
-        DamagedFolder: A file is missing or its content has changed; the message names the file.
+        DamagedFolder: A file is missing or its content has changed. The message contains its path.
     """
     for name, digest in _read_checksums(folder).items():
         path = folder / name
@@ -49,12 +49,12 @@ def verify_checksums(folder: Path) -> None:
 
 
 def unlisted_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that its checksums do not list.
+    """Yield the files of a folder that its checksum file does not list.
 
-    If the folder has no checksums, nothing is yielded.
+    If the folder has no checksum file, nothing is yielded.
 
     Raises:
-        DamagedFolder: The checksums cannot be read.
+        DamagedFolder: The checksum file cannot be read.
     """
     if (folder / CHECKSUMS).is_file():
         listed = _read_checksums(folder)
@@ -64,10 +64,10 @@ def unlisted_files(folder: Path) -> Iterator[Path]:
 
 
 def _read_checksums(folder: Path) -> dict[str, Any]:
-    """Return the digest of each file of a folder.
+    """Return file name -> SHA-256 digest, as recorded in the checksum file of a folder.
 
     Raises:
-        DamagedFolder: There are no checksums, or they cannot be read.
+        DamagedFolder: The checksum file is missing or cannot be read.
     """
     path = folder / CHECKSUMS
     try:

@@ -1,8 +1,8 @@
 """Locks on output directories, so that only one process at a time writes to a directory.
 
 A directory that the toolkit wrote contains the file ``.rlhf``. ``--overwrite`` moves the files of
-the earlier run to ``.replaced``, and moves them back if the new run ends without a result. Files
-that the toolkit did not write are not moved.
+the earlier run to ``.replaced``. If the new run ends without a result, the files are moved back.
+Files that the toolkit did not write are not moved.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rlhf.runs.alarms import BUNDLE
 from rlhf.runs.checksums import unlisted_files
 
 MARKER = ".rlhf"
-"""Name of the file that marks a directory of the toolkit. The file contains the id and the host of
-the process that writes to the directory, and the names that the process declared."""
+"""Name of a file in every directory that the toolkit wrote. The file contains the id and the host
+of the process that writes to the directory, and the additional file names that it declared."""
 LOCK = ".lock"
 REPLACED = ".replaced"
 LOCK_FILES = frozenset({MARKER, LOCK, REPLACED})
@@ -41,10 +41,10 @@ DESCRIPTIONS = frozenset(
         "tune.yaml",
     ]
 )
-"""Names of the files and folders that exist before a command has a result."""
+"""Names of the files and folders that commands write before they have a result."""
 BEFORE_FIRST_STEP = frozenset({"checkpoints", BUNDLE, "samples.jsonl"})
-"""Names of those that a training run may write before its first step; they do not replace an old
-run."""
+"""Names of the results that a training run may write before its first step. A run that wrote only
+these files does not replace an earlier run."""
 RESULTS = frozenset(
     [
         "bench.json",
@@ -91,14 +91,14 @@ CONTENTS = {
 
 
 class Claim:
-    """A lock of this process on an output directory, from ``open`` to ``close``."""
+    """A lock on an output directory, which this process holds from ``open`` to ``close``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock = FileLock(directory / LOCK)
         self._existed = directory.exists()
         self._was_marked = False
-        # Entries that existed before this process.
+        # Names of the entries that existed before this process.
         self._earlier: frozenset[str] = frozenset()
 
     @classmethod
@@ -119,11 +119,11 @@ class Claim:
             overwrite: Whether to replace the files of an earlier command.
             description_file: Name of a file without which a directory cannot be resumed, such as
                 config.yaml.
-            inputs: Files and folders that the command reads; they must not be replaced.
+            inputs: Files and folders that the command reads and that must not be replaced.
 
         Raises:
-            UserError: The directory exists and cannot be resumed or replaced, another process
-                writes to it, or it cannot be written.
+            UserError: The directory exists and cannot be resumed or replaced, another process has
+                locked the directory, or the directory cannot be written.
         """
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
@@ -151,18 +151,18 @@ class Claim:
         return claim
 
     def declare_files(self, names: Iterable[str]) -> None:
-        """Record the names of files and folders that this run will write and `RESULTS` lacks."""
+        """Record the names of files and folders that this run writes and `RESULTS` lacks."""
         writer = {"pid": os.getpid(), "host": platform.node()}
         marker = {"writer": writer, "entries": sorted({*_declared_entries(self.directory), *names})}
         write_text(self.directory / MARKER, json.dumps(marker))
 
     def commit(self) -> None:
-        """Delete the replaced files; call this method when the run has its first result."""
+        """Delete the files of the replaced run; call this method after the first result."""
         if (self.directory / REPLACED).exists():
             shutil.rmtree(self.directory / REPLACED)
 
     def close(self) -> None:
-        """Release the lock; if the run has no result, restore the earlier content first."""
+        """Release the lock. If the run has no result, the earlier content is restored first."""
         if not self._lock.is_locked:
             return
         moved = not self.directory.exists()
@@ -189,7 +189,10 @@ class Claim:
             ) from None
 
     def _take_over(self, *, overwrite: bool) -> None:
-        """Mark the locked directory as one of this process; move earlier files if ``overwrite``."""
+        """Record this process as the writer of the locked directory.
+
+        With ``overwrite``, the files of the earlier run are moved to `REPLACED`.
+        """
         repair_folder(self.directory)
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._keep_or_restore()
@@ -201,7 +204,11 @@ class Claim:
         self.declare_files(())
 
     def _move_earlier_files(self) -> None:
-        """Move the files of the earlier run to `REPLACED`."""
+        """Move the files of the earlier run to `REPLACED`.
+
+        Raises:
+            UserError: A folder of the earlier run contains a file that the toolkit did not write.
+        """
         written = written_entries(self.directory)
         for path in written:
             if foreign := next(foreign_files(path), None):
@@ -226,7 +233,7 @@ class Claim:
         if any(_has_result(path, no_result) for path in new):
             self.commit()
             return True
-        evidence = self.directory / BUNDLE  # of an alarm at the first step; `rlhf replay` needs it
+        evidence = self.directory / BUNDLE  # `rlhf replay` needs it after an alarm at step 1
         for path in new:
             if path != evidence or not aside.exists():
                 remove(path)
@@ -241,7 +248,10 @@ class Claim:
 
 @contextlib.contextmanager
 def write_errors_as_user_errors(directory: Path) -> Iterator[None]:
-    """Convert an OSError in this block to a UserError that the directory cannot be written."""
+    """Return a context manager that converts an OSError to a UserError.
+
+    The message says that the directory cannot be written, and why.
+    """
     try:
         yield
     except OSError as error:
@@ -250,9 +260,9 @@ def write_errors_as_user_errors(directory: Path) -> Iterator[None]:
 
 
 def resolved_path(directory: str | Path) -> Path:
-    """Resolve a path that contains ``..``, and return all other paths unchanged.
+    """Return the absolute path of a path that contains ``..``; return other paths unchanged.
 
-    The operating system cannot resolve ``..`` if a parent directory does not exist yet.
+    The operating system cannot use a path with ``..`` if a parent directory does not exist yet.
     """
     path = Path(directory)
     return path.resolve() if ".." in path.parts else path
@@ -343,7 +353,7 @@ def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
 def _can_resume(directory: Path, description_file: str) -> bool:
     """Return whether the run in a directory can be resumed.
 
-    It can if ``description_file`` exists, or if the run was killed before it wrote content.
+    A run can be resumed if ``description_file`` exists, or if the directory has no content.
     """
     if any((folder / description_file).exists() for folder in (directory, directory / REPLACED)):
         return True
@@ -353,7 +363,11 @@ def _can_resume(directory: Path, description_file: str) -> bool:
 
 
 def _has_result(path: Path, no_result: Container[str]) -> bool:
-    """Return whether a path, or a run directory in it, has content under another name."""
+    """Return whether a path has content that is a result, that is, not named in ``no_result``.
+
+    In a run directory, and in a folder of run directories, the entries of the run directories are
+    examined.
+    """
     if path.name in CONTAINERS:
         return any(_has_result(marker.parent, no_result) for marker in path.rglob(MARKER))
     if path.is_dir() and written_by_toolkit(path):
@@ -367,7 +381,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _writer_text(directory: Path) -> str:
-    """Return a description of the process that holds the lock of a directory."""
+    """Return a text with the id and the host of the process that writes to a directory."""
     try:
         writer = json.loads((directory / MARKER).read_text())["writer"]
         return f"process {writer['pid']} on {writer['host']}"

@@ -1,4 +1,4 @@
-"""Check the alarms that depend on logged metrics, during training and for the report."""
+"""Check the conditions of alarms that depend on logged metrics, in training and for the report."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ _ALARM_NAMES: dict[str, AlarmName] = {
     "rollout/evasion_gain": "evasion",
     "rollout/missing_eos": "missing_eos",
 }
-"""Kind of a warning of `metric_warnings` -> name in the table of alarms."""
+"""Kind of a warning, as yielded by `metric_warnings` -> name of the alarm."""
 
 _SIGN_STEPS = 10
-"""A warning about the sign of a metric requires the same sign in each of the last steps of this
-number. If the signs are random, the probability of the required signs is 1/1,024."""
+"""Number of last logged steps in which a metric must have the same sign for a warning about its
+sign. If the signs are random, the probability that all of them have this sign is 1/1,024."""
 _GRADIENT_STEPS = 20
-"""A gradient norm is compared with the largest one of this number of previous logged steps."""
+"""Number of previous logged steps with whose largest gradient norm a gradient norm is compared."""
 _GRADIENT_FACTOR = 20.0
 """A gradient norm above this multiple of the largest previous norm is an exploding gradient."""
 _CRITIC_STEPS = 20
-"""A warning about the critic requires an explained variance of 0 in this number of last logged
-steps."""
+"""Number of last logged steps in which the explained variance must be 0 for a warning about the
+critic."""
 _CHECK_INTERVAL_DIVISOR = 50
-"""The next check follows when the number of rows has grown by 1/50, because the time of a check is
+"""The next check runs after the number of rows has grown by 1/50. The time of a check is
 proportional to the number of rows."""
 
 
 class TrainingMonitor:
     """Checks the logged metrics during training and returns each kind of warning once.
 
-    The rows that a resumed run logged earlier are included, so create the monitor after
-    `Run.rewind`.
+    The monitor reads the rows that a resumed run logged earlier. Create the monitor after
+    `Run.rewind`, which removes invalid rows.
 
     Args:
         directory: The run directory; None for a run without earlier rows.
@@ -83,7 +83,7 @@ class TrainingMonitor:
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Add a logged row, and return the warnings that were not returned before.
 
-        The checks run after every row of a short run, and less often in a long run.
+        In a short run, the checks run after every row. In a long run, they run less often.
 
         Raises:
             Halt: The action of a new alarm is halt.
@@ -95,12 +95,23 @@ class TrainingMonitor:
         return self._new_warnings(step)
 
     def finish(self, step: int) -> list[str]:
-        """Check the whole run after its last step; return and raise like `update`."""
+        """Check the whole run after its last step.
+
+        Returns:
+            The warnings that were not returned before.
+
+        Raises:
+            Halt: The action of a new alarm is halt.
+        """
         self.finished = True
         return self._new_warnings(step)
 
     def _new_warnings(self, step: int) -> list[str]:
-        """Return the warnings that were not returned before; raise Halt as `update` does."""
+        """Run all checks; return the warnings that were not returned before.
+
+        Raises:
+            Halt: The action of a new alarm is halt.
+        """
         warnings = []
         for kind, sentence in metric_warnings(self.log, f"over the last {RECENT} logged steps"):
             if kind in self.reported or not self._is_logged_often_enough(kind):
@@ -131,7 +142,7 @@ class TrainingMonitor:
 
 
 def repeat_metric_checks(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
-    """Repeat the checks of the metrics in a run directory, row by row, as during training.
+    """Check the logged metrics of a run directory again, row by row, as during training.
 
     Returns:
         The monitor after the last row.
@@ -153,7 +164,7 @@ def alarm_name(kind: str) -> AlarmName:
 
 
 def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
-    """Yield (kind, sentence) for every warning about logged metrics, most serious first.
+    """Yield (kind, sentence) for every warning about logged metrics, the most serious first.
 
     Args:
         log: Metrics and configuration of the run.
@@ -175,20 +186,20 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
             "rollout.max_tokens).",
         )
     unstopped = _recent_mean(log, "rollout/missing_eos")
-    # Truncated replies, which also lack a stop token, have a separate warning.
+    # Replies that reach the token limit have no stop token either. They have a separate warning.
     if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/length_limited") + 0.02:
         yield "rollout/missing_eos", f"{unstopped:.0%} of replies have no stop token {when}."
 
 
 def gold_key(log: MetricLog) -> str | None:
-    """Return the key of the gold score in the metrics, or None if none was logged."""
+    """Return the key of the gold score in the metrics, or None if no gold score was logged."""
     # The return of a prompt dataset is always 0, so it is not used as the gold score.
     return next((key for key in gold_keys(log.config) if any(log.series(key)[1])), None)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Step at which the gold score began to fall while the proxy score kept rising."""
+    """Peak of the gold score, after which it fell while the proxy score rose."""
 
     step: float
     gold: tuple[float, float]
@@ -200,10 +211,13 @@ class Peak:
 def over_optimization_peak(log: MetricLog) -> Peak | None:
     """Return the peak of the gold score, if the gold score then fell and the proxy score rose.
 
-    The curves of the gold and the proxy score are smoothed first (Gao et al. 2022). The result is
-    None if the gold score fell by less than 1/5 of its range, or if the proxy score did not rise.
-    It is also None if a score has fewer than 4 values, or fewer than 20 values for a gold score on
-    training episodes, which is noisy.
+    Both curves are smoothed before the comparison (Gao et al. 2022).
+
+    Returns:
+        The peak. The result is None if the gold score fell by less than 1/5 of its range, or if the
+        proxy score did not rise. It is also None if there are too few values. The proxy score and a
+        gold score on held-out episodes need 4 values. A gold score on training episodes is noisier
+        and needs 20 values.
     """
     key = gold_key(log)
     steps, gold = log.series(key) if key else ([], [])
@@ -225,9 +239,10 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
-    """Yield a warning for each reward and reason with the fraction of unscored episodes.
+    """Yield a warning for each pair of a reward and a reason with unscored episodes.
 
-    A fraction of 0 is not logged, so a missing value counts as 0.
+    A warning contains the fraction of unscored episodes. A fraction of 0 is not logged, so a
+    missing value counts as 0.
     """
     recent = log.recent_rows()
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
@@ -239,11 +254,12 @@ def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 
 def _fell_significantly(values: Sequence[float]) -> bool:
-    """Return whether the mean of the last quarter is clearly below that of the best quarter.
+    """Return whether the mean of the last quarter is significantly below the best mean.
 
-    The threshold is 4 standard errors. The noise is estimated from differences of neighboring
-    values, so a trend hardly affects it. If the check runs after each of 100 noisy values without a
-    trend, about 2% of runs exceed the threshold.
+    The best mean is the largest mean of a window of the same length. The difference must exceed 4
+    standard errors. The noise is estimated from differences between neighboring values, so
+    that a trend has little influence on the estimate. If the values are noise without a trend and
+    the check runs after each of 100 values, about 2% of runs exceed the threshold.
     """
     size = max(2, len(values) // 4)
     means = [math.fsum(values[i : i + size]) / size for i in range(len(values) - size + 1)]
@@ -255,12 +271,15 @@ def _fell_significantly(values: Sequence[float]) -> bool:
 
 
 def _recent_mean(log: MetricLog, key: str) -> float:
-    """Return the mean of the last five logged values; 0 if the metric was never logged."""
+    """Return the mean of the last `RECENT` logged values, or 0 if the metric was never logged."""
     return _mean(log.series(key)[1][-RECENT:])
 
 
 def _recent_fraction(log: MetricLog, key: str) -> float:
-    """Return the mean of the last values of a metric in `_FRACTION_LIMITS`, as a fraction."""
+    """Return the mean of the last `RECENT` values of a metric in `_FRACTION_LIMITS`.
+
+    The result is a fraction of replies, actions or episodes.
+    """
     value = _recent_mean(log, key)
     if key not in ("rollout/length_limited", "rollout/invalid"):
         return value
@@ -278,7 +297,7 @@ def _not_finite_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if training does not change the model, for example because all advantages are 0."""
+    """Warn if training did not change the model, for example because all advantages are 0."""
     steps, moved = log.series("train/moved")
     if moved and moved[-1] == 0:
         yield (
@@ -287,8 +306,8 @@ def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
             "weight has its initial value.",
         )
         return
-    # Weights that are initialized to 0, such as B in LoRA, change at any learning rate, even if it
-    # is too small to change the policy's outputs.
+    # Weights that are initialized to 0, such as B in LoRA, change at any learning rate, even at a
+    # learning rate that is too small to change the outputs of the policy.
     kl, ratio = log.series("policy/kl")[1], log.series("policy/ratio_max")[1]
     if len(kl) >= RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
         yield (
@@ -365,7 +384,7 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "eval/loss",
             f"the held-out loss rose from {short_number(values[best])} at step {step} to "
-            f"{short_number(values[-1])}: training was too long; final/ contains the model of "
+            f"{short_number(values[-1])}: training was too long. final/ contains the model of "
             f"step {step}.",
         )
 
@@ -373,7 +392,7 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _negative_kl_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the estimate of the KL is significantly negative.
 
-    The sampler and the trainer then compute different log-probabilities.
+    A negative estimate shows that the sampler and the trainer compute different log-probabilities.
     """
     values = log.series("policy/kl")[1][-_SIGN_STEPS:]
     if len(values) < _SIGN_STEPS or max(values) >= 0:
@@ -405,7 +424,7 @@ def _exploding_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _repetition_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the repetition inside replies rose and the reward did not."""
+    """Warn if the repetition in replies rose and the reward did not rise."""
     repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
     if min(len(repetition), len(reward)) < 2 * RECENT:
         return
@@ -424,8 +443,8 @@ def _dead_critic_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     if len(explained) == _CRITIC_STEPS and max(map(abs, explained)) < 1e-3:
         yield (
             "value/explained_variance",
-            f"the critic predicts nothing: value/explained_variance was 0 in the last "
-            f"{_CRITIC_STEPS} logged steps.",
+            f"the critic does not predict the returns: value/explained_variance was 0 in each of "
+            f"the last {_CRITIC_STEPS} logged steps.",
         )
 
 

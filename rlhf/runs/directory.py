@@ -46,9 +46,9 @@ KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms"}
 
 
 class Run:
-    """A run directory that this process writes to.
+    """A run directory to which this process writes.
 
-    With several processes, only the first one writes; `writes` is true in it.
+    With several processes, only the first process writes, and only its `writes` is true.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -69,9 +69,9 @@ class Run:
                 ``resume`` and ``overwrite``.
 
         Raises:
-            UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, it is
-                in use or cannot be written, the run to resume has a different configuration or
-                different inputs, or a tracker is not installed.
+            UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
+                directory is in use or cannot be written, the run to resume has a different
+                configuration or different inputs, or a tracker is not installed.
         """
         run = cls(resolved_path(config["output_dir"]))
         run.config = config
@@ -95,9 +95,10 @@ class Run:
         return run
 
     def _describe(self, *, resume: bool) -> None:
-        """Write the configuration, inputs and machine of a run to its directory.
+        """Write the configuration of the run and descriptions of its inputs and of the machine.
 
-        If the run is resumed, its recorded configuration and inputs are compared first.
+        If the run is resumed, the configuration and inputs are first compared with the recorded
+        ones.
         """
         if resume and (self.directory / "config.yaml").exists():
             check_unchanged_configuration(self.directory, self.config)
@@ -125,19 +126,19 @@ class Run:
             self._claim.declare_files(names)
 
     def finish(self) -> None:
-        """Mark the run as complete; ``--resume`` then has nothing to do."""
+        """Mark the run as complete, so that ``--resume`` does nothing."""
         if self.writes:
             (self.directory / "finished").touch()
         close_trackers(self.trackers or {})
         self.trackers = None
 
     def close(self) -> None:
-        """Release the directory; if the run has no result, restore the earlier content."""
+        """Release the lock of the directory. If the run has no result, restore earlier content."""
         if self._claim is not None:
             self._claim.close()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line to ``metrics.jsonl`` and send it to the trackers.
+        """Append a line to ``metrics.jsonl`` and send the metrics to the trackers.
 
         Args:
             step: Training step of the metrics.
@@ -159,7 +160,7 @@ class Run:
         self._append_row("samples.jsonl", row)
 
     def rewind(self, step: int) -> None:
-        """Remove all log rows after ``step``, so that a resumed run does not log them twice.
+        """Remove all logged rows after ``step``, so that a resumed run does not log steps twice.
 
         Transcripts of the final evaluation are removed too, because the resumed run writes them
         again.
@@ -179,15 +180,15 @@ class Run:
 def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) -> None:
     """Check that a run is resumed with the same configuration and the same inputs.
 
-    The path of an input may differ, for example because a directory was moved, if the content is
-    the same.
+    The path of an input may have changed, for example because a directory was moved. The content
+    must be the same.
 
     Args:
         directory: The run directory.
         config: The new configuration, as plain data.
 
     Raises:
-        UserError: The configuration or an input has changed; the message names a key.
+        UserError: The configuration or an input has changed. The message contains the key.
     """
     recorded = upgrade_config(read_mapping(directory / "config.yaml"))
     inputs, current = read_mapping(directory / "inputs.json"), fingerprints(config)
@@ -218,7 +219,9 @@ def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) ->
 def open_directory(
     root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> Iterator[Claim]:
-    """Lock the directory of a pipeline or a study while the context is open.
+    """Return a context manager that locks the directory of a pipeline or a study.
+
+    The value of the context manager is the lock.
 
     Args:
         root: The directory.
@@ -228,8 +231,8 @@ def open_directory(
         overwrite: Whether to replace the files in an existing directory.
 
     Raises:
-        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, or it is in
-            use or cannot be written.
+        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
+            directory is in use or cannot be written.
     """
     inputs = input_paths(tree).values()
     claim = Claim.open(resolved_path(root), resume=resume, overwrite=overwrite, inputs=inputs)
@@ -253,7 +256,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global random generators of Python, numpy and torch, which libraries use."""
+    """Seed the global random generators of Python, NumPy and PyTorch, which libraries use."""
     import numpy as np
     import torch
 

@@ -14,20 +14,20 @@ from rlhf.common.files import sha256_of
 PATH_KEYS = frozenset(
     {"answers", "bench", "data_dir", "folder", "path", "paths", "policy", "reference"}
 )
-"""Configuration keys whose value may be a local file or folder, or a list of them."""
+"""Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
 CACHE_KEY = "env.kwargs.folder"
-"""Key of a folder to which an environment writes compiled games; its content may change."""
+"""Key of a folder to which an environment writes compiled games, so that its content may change."""
 FULL_READ_BYTES = 64 * 2**20
-"""Files up to this size in bytes are read completely. Of larger files, blocks at equal distances
-are read."""
+"""Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
+distances are read."""
 BLOCKS, BLOCK_SIZE = 32, 2**20
-"""Number of blocks that are read of a large file, and their size in bytes."""
+"""Number of blocks that are read from a large file, and size of a block in bytes."""
 
 
 def leaf_items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) for each value in nested mappings and lists.
 
-    An example of a key is ``data.0.path``. An empty mapping or list counts as a value.
+    A dotted key has the form ``data.0.path``. An empty mapping or list counts as a value.
     """
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
@@ -50,7 +50,7 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return dotted key -> fingerprint for every local input of a configuration."""
+    """Return dotted key -> fingerprint for every local input in a configuration."""
     paths = input_paths(config)
     return {key: fingerprint(path) for key, path in paths.items() if key != CACHE_KEY}
 
@@ -58,9 +58,9 @@ def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
 def fingerprint(path: Path) -> str:
     """Return a hexadecimal digest of the content of a file or folder.
 
-    The digest of a folder includes the relative names of its files, except hidden files. The digest
-    of an adapter's folder also includes the base model, if the base model is a separate local
-    folder.
+    The digest of a folder includes the relative paths and the contents of its files, except hidden
+    files. The digest of a folder with an adapter also includes the base model, if the base model is
+    in a local folder outside this folder.
     """
     if path.is_file():
         return _file_fingerprint(path)

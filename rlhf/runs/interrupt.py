@@ -1,4 +1,4 @@
-"""Interruption by signals: a run finishes the current step, saves a checkpoint and stops."""
+"""Handle signals: after a signal, a run finishes the current step, saves a checkpoint and stops."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rlhf.errors import UserError
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that stop a run; Ctrl-C, a scheduler or a closed terminal send them."""
+"""Signals that stop a run. They are sent by Ctrl-C, a scheduler or a closed terminal."""
 
 
 class Interrupted(UserError):
-    """Error that ends a run after a signal; a checkpoint of the last completed step is saved.
+    """Error that ends a run after a signal, when a checkpoint of the last completed step is saved.
 
     Args:
         message: Name of the signal and how to continue.
@@ -44,8 +44,8 @@ class StopRequest:
         return self.number is not None
 
     def __enter__(self) -> StopRequest:
-        # Only the main thread may install handlers; elsewhere (notebook kernels) nothing changes.
-        # A signal that is ignored remains ignored: `nohup` ignores SIGHUP.
+        # Only the main thread may install handlers. In other threads, signals are not recorded.
+        # An ignored signal remains ignored; for example, `nohup` ignores SIGHUP.
         if threading.current_thread() is threading.main_thread():
             active = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
             self._previous = {s: signal.signal(s, self._record_signal) for s in active}

@@ -1,4 +1,4 @@
-"""Process settings that must be made before torch is imported: allocator, telemetry, warnings."""
+"""Settings of the process that are required before torch is imported, such as the allocator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HUGE_PAGE = 2 * 2**20
 
 
 def prepare_process() -> None:
-    """Set environment variables and configure the allocator; further calls change nothing."""
+    """Set environment variables and configure the allocator; further calls have no effect."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -27,7 +27,7 @@ def prepare_process() -> None:
 
 
 def release_memory() -> None:
-    """Return the freed memory that the allocator keeps to the operating system."""
+    """Return to the operating system the freed memory that the allocator would otherwise keep."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
@@ -38,8 +38,8 @@ def _keep_freed_memory() -> None:
     """Configure glibc to keep freed blocks instead of returning them to the kernel at every step.
 
     The activations of a training step need hundreds of megabytes. By default, malloc maps and
-    unmaps them in every step, and the page faults take more than a third of the time of a step on
-    CPU. With other C libraries this function does nothing.
+    unmaps this memory in every step. On a CPU, the page faults take more than a third of the time
+    of a step. With other C libraries, this function does nothing.
     """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
@@ -51,8 +51,9 @@ def _keep_freed_memory() -> None:
 def _request_huge_pages() -> None:
     """Request transparent huge pages for the next 8 GiB of the heap with madvise.
 
-    A block of 8 GiB is allocated, which extends the heap, and freed at once. Its pages are not
-    touched, so no memory is committed. Later allocations in this region cause fewer TLB misses.
+    A block of 8 GiB is allocated, which extends the heap, and freed immediately. The pages of the
+    block are not accessed, so no physical memory is used. Later allocations in this region cause
+    fewer TLB misses.
     """
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -37,9 +37,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor_name() -> str:
-    """Return the name of the processor, with its bf16 instructions if it has them.
+    """Return the name of the processor, followed by its bf16 instruction set if it has one.
 
-    The bf16 instructions have a large influence on the speed.
+    These instructions have a large influence on the speed.
     """
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

@@ -1,4 +1,4 @@
-"""Logged metrics of a run as columns, for the report and for the alarms during training."""
+"""Access to the logged metrics of a run, for the report and for the alarms during training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from rlhf.common.numbers import is_number
 
 GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
-"""Keys of the metrics that can be the gold score by default, in order of preference. `eval/return`
-and `reward/env` are the environment's own reward."""
+"""Keys of the metrics that are used as the gold score by default, in order of preference.
+`eval/return` and `reward/env` are the return of the environment."""
 CHECKED_KEYS = (
     "eval/loss",
     "policy/entropy",
@@ -38,7 +38,7 @@ CHECKED_KEYS = (
 )
 """Keys of the metrics that the alarms read, besides the gold score."""
 RECENT = 5
-"""The mean of this number of last logged values represents the end of training."""
+"""Number of last logged values whose mean represents the end of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,10 @@ class MetricLog:
 
 
 class RunningLog(MetricLog):
-    """Logged metrics of a run in training, limited to the metrics that the alarms read.
+    """Logged metrics of a run during training, limited to the metrics that the alarms need.
 
     The metrics are stored in arrays, which need 8 bytes per step and metric. A row of `MetricLog`
-    needs about 2.5 kB, which is too much for a long run.
+    needs about 2.5 kB, which would be too much for a long run.
 
     Args:
         config: Configuration of the run.
@@ -119,9 +119,9 @@ def gold_keys(config: Mapping[str, Any]) -> list[str]:
 
 
 def _record_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:
-    """Record in ``first_steps`` the step of each metric of a row that is not finite.
+    """Record in ``first_steps`` the step of a row for each metric whose value is not finite.
 
-    The entry of a metric is unchanged if an earlier row had such a value.
+    An existing entry of a metric, from an earlier row, is not changed.
     """
     for key, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):

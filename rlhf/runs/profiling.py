@@ -15,8 +15,8 @@ STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "
 class Stopwatch:
     """Measures the seconds of each part of a training step.
 
-    ``with stopwatch(part):`` adds the time of the block to the part. If blocks are nested, the time
-    of the inner block is not added to the outer part.
+    ``with stopwatch(part):`` adds the duration of the block to the part. If blocks are nested, the
+    duration of the inner block is not added to the outer part.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Return a context manager that adds the time of its ``with`` block to a part."""
+        """Return a context manager that adds the duration of its ``with`` block to a part."""
         self._add_elapsed_time()
         self._running.append(part)
         try:
@@ -43,7 +43,10 @@ class Stopwatch:
         self._since = now
 
     def take(self) -> dict[str, float]:
-        """Return the seconds of each part since the last call, with the keys ``time/PART``."""
+        """Return the seconds of each part since the last call of this method.
+
+        The keys are ``time/PART``.
+        """
         taken, self._seconds = self._seconds, {}
         return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
 
@@ -51,11 +54,11 @@ class Stopwatch:
 def efficiency_metrics(
     *, real: int, computed: int, flops: float, peak_flops: float
 ) -> dict[str, float]:
-    """Return metrics of the efficiency of an update, with the keys ``profile/...``.
+    """Return the metrics ``profile/...``, which describe the efficiency of an update.
 
-    The metrics are the FLOPS utilization, the fraction of padding among the computed tokens, the
-    fraction of the real tokens that were not computed because their prefix is shared, and the peak
-    memory in GiB.
+    The metrics are the model FLOPs utilization (MFU), the fraction of padding among the computed
+    tokens, the fraction of the real tokens that were not computed because they are in a shared
+    prefix, and the peak memory of this process in GiB.
 
     Args:
         real: Number of tokens that are not padding.
@@ -72,6 +75,6 @@ def efficiency_metrics(
 
 
 def peak_rss_gib() -> float:
-    """Return the largest resident memory of this process so far, in GiB."""
+    """Return the peak resident memory of this process, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,4 +1,4 @@
-"""Display the progress of a run, as a live view in a terminal or as some lines in a log file."""
+"""Display the progress of a run: a live view in a terminal, or a few lines in a log file."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 # Approximate number of progress lines of a run if the output is not a terminal.
 LOG_LINES = 10
-# Largest width of the line with the progress bar, in columns.
+# Maximum width of the line with the progress bar, in columns.
 MAX_WIDTH = 100
 MAX_NAME_LENGTH = 20
 MAX_NUMBERS = 5
-# Rich estimates the remaining time from the steps in this window, at least two of them. The window
-# is long, because a step of reinforcement learning may take minutes.
+# Rich estimates the remaining time from the steps in this window, which must contain at least two
+# steps. The window is long, because a step of reinforcement learning may take minutes.
 SPEED_WINDOW_SECONDS = 7 * 86400.0
 
 Slots = Sequence[Mapping[str, str]]
-"""The numbers to display, in order. A slot maps metric keys to displayed names; of its keys, the
-first one that has been logged is shown."""
+"""The numbers to display, in order. A slot displays one number. It maps metric keys to displayed
+names, and the first of its metrics that has been logged is displayed."""
 
 OFFLINE_SLOTS: Slots = (
     {"train/loss": "loss"},
@@ -54,7 +54,7 @@ _POLICY_SLOTS: Slots = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
     {"rollout/tokens": "length"},
-    # These two are shown if there is no KL (no reference) or no gold or held-out score.
+    # These metrics are shown if other metrics are missing, such as the KL or the gold score.
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},
 )
@@ -69,7 +69,7 @@ class ProgressDisplay:
         what: Name of the run.
         total: Number of steps.
         start: Number of steps that are already completed.
-        slots: The numbers to show; if it is empty, the first metrics are shown under their keys.
+        slots: The numbers to show. By default, the first metrics are shown under their keys.
         console: Output; standard error by default.
     """
 
@@ -110,9 +110,9 @@ class ProgressDisplay:
 
         Args:
             step: Number of completed steps.
-            metrics: Metrics of this step. A metric that is missing here is shown with its last
-                value and the step of this value.
-            warnings: Warnings of one line each, which are shown above the bar or in the log.
+            metrics: Metrics of this step. A displayed metric that is missing here is shown with its
+                last value and the step of this value.
+            warnings: One-line warnings, which are shown above the bar or in the log.
         """
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
@@ -130,7 +130,7 @@ class ProgressDisplay:
             log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
 
     def _number_text(self, name: str, key: str) -> str:
-        """Return a number with its short name, and with its step if it is from an earlier step."""
+        """Return the name and last value of a metric, with the step if the value is older."""
         text = f"{escape_invisible(name)} {self.seen[key]:.3g}"
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"
@@ -150,7 +150,8 @@ def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]
 
     Args:
         seen: Key -> last value of all metrics that have been logged.
-        slots: The numbers to show; if it is empty, the first metrics are shown under their keys.
+        slots: The numbers to show. If there are no slots, the first metrics are shown under their
+            keys.
     """
     chosen: dict[str, str] = {}
     for slot in slots or [{key: key} for key in seen]:
@@ -169,7 +170,7 @@ def online_slots(config: Mapping[str, Any]) -> Slots:
     names = [spec.get("name") or spec.get("kind") for spec in config.get("gold") or ()]
     gold_scores = {f"eval/{name}": "held-out gold" for name in names}
     gold_scores |= {f"reward/{name}": "gold" for name in names}
-    if (config.get("env") or {}).get("id"):  # prompt sets have no environment reward
+    if (config.get("env") or {}).get("id"):  # prompt datasets have no environment reward
         gold_scores["eval/return"] = "held-out"
         if config.get("rewards"):  # otherwise the score equals the training reward
             gold_scores["reward/env"] = "env"
@@ -177,7 +178,7 @@ def online_slots(config: Mapping[str, Any]) -> Slots:
 
 
 class _ProgressView(Progress):
-    """Progress display with a line for the bar and the times, and the numbers below it."""
+    """Progress display with one line for the bar and the times, and the numbers below this line."""
 
     def __init__(self, console: Console, *, disable: bool) -> None:
         self.numbers = _NumbersLine()
@@ -202,7 +203,7 @@ class _ProgressView(Progress):
 
 
 class _NumbersLine:
-    """Names and values of numbers in a line, which is broken only between two numbers."""
+    """A line with names and values of numbers. Line breaks occur only between two numbers."""
 
     def __init__(self) -> None:
         self.parts: Sequence[str] = ()
@@ -219,10 +220,10 @@ class _NumbersLine:
 
 
 def _shortened_name(name: str) -> str:
-    """Shorten a long name by removing its middle.
+    """Return a name, shortened by removing its middle if it is long.
 
-    The start and the end are kept, because names of stages differ at the start and names of seeds
-    differ at the end.
+    The start and the end are kept, because stages have names with different starts, and runs of
+    different seeds have names with different ends. Brackets are replaced by parentheses.
     """
     half = MAX_NAME_LENGTH // 2
     # Rich would interpret brackets as markup.

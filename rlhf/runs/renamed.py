@@ -1,7 +1,7 @@
 """Names that changed since version 0.1.0: configuration keys, metrics, and keys of JSON lines.
 
-When records of old runs are read, old names are replaced by the current names. A user's
-configuration must use the current names; the error message for an old name states the current one.
+When the records of an old run are read, old names are replaced by the current names. A user's
+configuration must use the current names. The error message for an old name states the current name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
     "algorithm.mismatch_cap": "algorithm.tis_cap",
 }
-"""Old dotted configuration key -> new dotted key in the same section. The keys contain no indices
-of lists: `rewards.path` is the key `path` of every entry of `rewards`."""
+"""Old dotted configuration key -> new dotted key in the same section. Indices of lists are omitted:
+`rewards.path` is the key `path` of every entry of `rewards`."""
 
 RENAMED_METRICS: dict[str, str] = {
     "policy/drift": "policy/approx_kl",
@@ -65,29 +65,38 @@ def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl` of a run of any version; [] if there is no file."""
+    """Return the lines of `metrics.jsonl` of a run of any version, with the current keys.
+
+    The result is [] if there is no file.
+    """
     return list(metric_rows(directory))
 
 
 def metric_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `metrics.jsonl` of a run of any version, one by one."""
+    """Yield the lines of `metrics.jsonl` of a run of any version, with the current keys."""
     for row in iterate_log(directory / "metrics.jsonl"):
         yield _with_new_keys(row, RENAMED_METRICS)
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:
-    """Return the lines of `samples.jsonl` of a run of any version; [] if there is no file."""
+    """Return the lines of `samples.jsonl` of a run of any version, with the current keys.
+
+    The result is [] if there is no file.
+    """
     return list(sample_rows(directory))
 
 
 def sample_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `samples.jsonl` one by one, because the file may exceed the memory."""
+    """Yield the lines of `samples.jsonl` of a run of any version, with the current keys.
+
+    The lines are read one by one, because the file may not fit in memory.
+    """
     for row in iterate_log(directory / "samples.jsonl"):
         yield _with_new_keys(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {}))
 
 
 def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
-    """Return the lines of `episodes.jsonl` in the folder of an evaluation of any version."""
+    """Return the lines of `episodes.jsonl` in an evaluation's folder, with the current keys."""
     return [
         _with_new_keys(row, RENAMED_EPISODE_KEYS) for row in read_log(evaluation / "episodes.jsonl")
     ]
@@ -99,7 +108,7 @@ def _with_new_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
 
 
 def _rename_nested_key(node: Any, path: list[str], name: str) -> None:
-    """Rename the last key of a path to ``name``, in place, in every entry of lists on the path."""
+    """Rename the last key of a path to ``name`` in place, in every entry of lists on the path."""
     if isinstance(node, list):
         for item in node:
             _rename_nested_key(item, path, name)

@@ -38,7 +38,7 @@ def check_trackers_installed(names: Sequence[str]) -> None:
     """Check that the packages of all trackers are installed.
 
     Raises:
-        UserError: A package is missing; the message has the command that installs it.
+        UserError: A package is missing. The message contains the command that installs it.
     """
     for name in names:
         if find_spec(name) is None:
@@ -54,11 +54,11 @@ def open_trackers(
         names: Names of the trackers, whose packages are installed.
         directory: The run directory; its name is the name of the run in the trackers.
         config: The configuration with dotted keys, to log.
-        step: First step that will be logged. TensorBoard discards this and later steps that an
-            interrupted run logged.
+        step: First step that will be logged. If an interrupted run logged this step or later steps,
+            TensorBoard discards them.
 
     Returns:
-        The trackers that could be opened, by name. The failure of a tracker is logged as a warning.
+        Name -> tracker, for the trackers that could be opened. Failures are logged as warnings.
     """
     trackers = {}
     for name in names:
@@ -93,7 +93,7 @@ def _failures_as_warnings(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning(
-            "tracker %s failed and gets no further metrics (%s: %s); metrics.jsonl is complete",
+            "tracker %s failed and receives no further metrics (%s: %s); metrics.jsonl is complete",
             name,
             type(error).__name__,
             error,
@@ -155,7 +155,10 @@ def _open_mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Track
 
 
 def _tracking_id(directory: Path) -> str:
-    """Return an id of the run, eight hexadecimal digits, which is the same in a resumed run."""
+    """Return the id of a run in the trackers: eight hexadecimal digits.
+
+    The id is stored in the run directory, so a resumed run has the same id.
+    """
     path = directory / "tracking_id"
     if not path.exists():
         path.write_text(os.urandom(4).hex())
