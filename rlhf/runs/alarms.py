@@ -79,15 +79,16 @@ ALARMS: dict[AlarmName, Alarm] = {
         before_update=True,
     ),
     "frozen": Alarm(
-        "a trained weight does not require a gradient or is not in the optimizer, or no weight has "
-        "a gradient",
+        "a parameter tensor to train does not require a gradient or is not in the optimizer, or"
+        " no parameter tensor has a gradient",
         _UPDATE,
         "halt",
         before_update=True,
     ),
     "no_gradient": Alarm(
-        "a weight that requires a gradient, experts excepted, has none, although others have",
-        "5 logged steps, without the critic's warm-up",
+        "a parameter tensor that requires a gradient has no gradient, although other tensors "
+        "have one; tensors of experts are ignored",
+        "at least 5 logged steps; steps of the critic's warm-up are ignored",
         "warn",
     ),
     "nothing_scored": Alarm(
@@ -96,14 +97,14 @@ ALARMS: dict[AlarmName, Alarm] = {
     "no_updates": Alarm("no training step updated the weights", "the end of the run", "warn"),
     "metric_not_finite": Alarm("a logged metric is NaN or infinite", "each logged step", "warn"),
     "not_moved": Alarm(
-        "every trained weight has its initial value, or every KL is 0 and every importance ratio "
-        "is 1",
+        "every trained weight has its initial value, or every logged KL is 0 and every "
+        "importance ratio is 1",
         "5 steps after the critic's warm-up",
         "warn",
     ),
     "over_optimized": Alarm(
-        "the gold score fell by at least 1/5 of its range and more than four standard errors, and "
-        "the proxy score rose",
+        "the gold score fell by at least 1/5 of its range and by more than four standard "
+        "errors, and the proxy score rose",
         "the whole run",
         "warn",
     ),
@@ -116,7 +117,8 @@ ALARMS: dict[AlarmName, Alarm] = {
         "warn",
     ),
     "exploding_gradient": Alarm(
-        "the gradient norm exceeds 20 times the largest of the previous 20 logged steps",
+        "the gradient norm exceeds 20 times the largest gradient norm of the previous 20 logged"
+        " steps",
         "21 logged steps",
         "warn",
     ),
@@ -127,8 +129,8 @@ ALARMS: dict[AlarmName, Alarm] = {
         "warn",
     ),
     "repetition_collapse": Alarm(
-        "the fraction of repeated bigrams in replies is at least 0.5 and at least 0.3 above that "
-        "of the first 5 logged steps, and the reward did not rise",
+        "the fraction of repeated bigrams in replies is at least 0.5 and has risen by at least "
+        "0.3 since the first 5 logged steps, and the reward did not rise",
         _LAST_5,
         "warn",
     ),
