@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 
 
 def parse_command_line(arguments: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse the arguments of the command line; print a usage error and exit if they are invalid."""
     default = Options()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = ", ".join([*WORKLOADS, *GROUPS, "all"])
@@ -33,7 +33,7 @@ def parse_command_line(arguments: list[str]) -> argparse.Namespace:
         "--rounds",
         type=int,
         default=default.rounds,
-        help="number of rounds to measure, without rounds that other processes slowed down",
+        help="number of rounds to measure; rounds that other processes slowed down do not count",
     )
     parser.add_argument(
         "--quiet",
@@ -48,7 +48,9 @@ def parse_command_line(arguments: list[str]) -> argparse.Namespace:
         help="maximum number of seconds to wait for idle cores before a step",
     )
     parser.add_argument(
-        "--model", default=default.model, help="short name, hub id or folder of the model"
+        "--model",
+        default=default.model,
+        help="short name, Hugging Face Hub id or folder of the model",
     )
     parser.add_argument(
         "--sides",
@@ -92,7 +94,7 @@ def expand_workload_names(names: list[str]) -> list[str]:
 
 
 def measure_and_store(names: list[str], parsed: argparse.Namespace) -> list[str]:
-    """Run each workload and store its result; return the names of failed workloads."""
+    """Run each workload and store its result; return the names of the workloads that failed."""
     options = Options(
         warmup=parsed.warmup,
         rounds=parsed.rounds,
@@ -151,7 +153,7 @@ def print_result(result: dict) -> None:
 
 
 def main() -> int:
-    """Run the command line; return 2 for a usage error, 1 if a workload failed, else 0."""
+    """Run the command line; return 2 for a user's mistake, 1 if a workload failed, otherwise 0."""
     parsed = parse_command_line(sys.argv[1:])
     try:
         failed = measure_and_store(expand_workload_names(parsed.workloads), parsed)

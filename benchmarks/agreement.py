@@ -24,9 +24,9 @@ from rlhf.training.reward_models.trainer import Scorer
 from rlhf.training.supervised import sft_loss
 
 MIN_LOSS_SCALE = 1e-2
-"""Smallest denominator of the relative difference of two losses.
+"""Minimum of the denominator in the relative difference between two losses.
 
-The first loss of GRPO is zero up to rounding.
+It is required because the first loss of GRPO is zero up to rounding.
 """
 
 
@@ -35,7 +35,10 @@ class _Captured(Exception):
 
 
 def compare_offline_loss(job: Job, *, verb: str) -> dict[str, float]:
-    """Return the relative differences of loss and gradient in SFT, reward training or DPO."""
+    """Return the relative differences of loss and gradient in SFT, reward training or DPO.
+
+    ``verb`` is the command: "sft", "reward" or "dpo".
+    """
     trainer = trl_offline.make_trainer(job, verb, tuned=True, bf16=False)
     inputs, theirs = run_to_first_loss(trainer)
     ours = {"sft": _sft_loss, "reward": _reward_loss, "dpo": _dpo_loss}[verb]
@@ -55,7 +58,7 @@ def run_to_first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
     The gradient is stored in the parameters of the model.
 
     Returns:
-        The inputs (batch) and the value of the loss.
+        The arguments of the loss function (the batch) and the value of the loss.
     """
     kept: list[Any] = []
     compute = trainer.compute_loss

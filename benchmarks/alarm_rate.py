@@ -2,10 +2,10 @@
 
     python -m benchmarks.alarm_rate FOLDER [--first-seed 0]
 
-A run is healthy if it starts from a model that imitates noisy demonstrations of a task with a known
-optimum, and trains with moderate settings. The script prints the number of runs with each alarm,
-with Clopper-Pearson intervals. The thresholds of the alarms were selected with
-``--first-seed 100``, so the runs with the default seeds are independent of them.
+A healthy run has moderate hyperparameters and starts from a model that imitates noisy
+demonstrations of a task with a known optimum. The script prints the number of runs with each alarm,
+with Clopper-Pearson intervals. The thresholds of the alarms were selected with ``--first-seed
+100``, so they do not depend on the runs with the default seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "bandit": {"id": "text/Bandit-v0", "kwargs": {"arms": 2, "horizon": 3}},
     "support": {"id": "text/Support-v0", "kwargs": {"turns": 2}},
 }
-"""Name -> environment: with one turn, with several turns, and with costs."""
+"""Name -> environment. echo has one turn, bandit has several turns, and support has costs."""
 OFFLINE = ("sft", "reward", "dpo", "kto")
 LIMIT = 5
 """Maximum accepted number of runs with an alarm."""
@@ -71,7 +71,7 @@ def healthy_runs(first_seed: int = 0) -> list[HealthyRun]:
 
 
 def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
-    """Train a run unless it is finished, and return the names of its alarms, whatever their action.
+    """Train a run unless it is finished; return the names of its alarms with any action.
 
     Args:
         run: one of the healthy runs.
@@ -88,9 +88,9 @@ def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
 
 
 def alarm_table(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
-    """Return the numbers of runs with each alarm and with any alarm, as a Markdown table.
+    """Return a Markdown table with the number of runs with each alarm and with at least one alarm.
 
-    The table has 95% intervals. The runs with alarms are listed below it.
+    The table contains 95% intervals. The runs with alarms are listed below the table.
     """
     counts = Counter(name for names in alarms.values() for name in names)
     counts["any"] = sum(map(bool, alarms.values()))
@@ -132,7 +132,7 @@ def _train_initial_model(run: HealthyRun, folder: Path) -> Path:
 
 
 def _offline_config(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
-    """Return the configuration of data, model and trainer for an offline method."""
+    """Return the configuration keys of data, model and trainer for an offline method."""
     return {
         "model": {"scratch": {"hidden_size": 32, "context": 256, "initializer_range": 0.18}},
         "data": [{"path": str(_write_data(run, folder, count=1024, seed=run.seed))}],
@@ -149,7 +149,10 @@ def _offline_config(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, A
 
 
 def _write_data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
-    """Write the demonstrations, pairs or labeled replies of a run if necessary; return the file."""
+    """Write the training data of a run, unless the file exists; return the path.
+
+    The data are demonstrations for SFT, labeled replies for KTO, and preference pairs otherwise.
+    """
     kind = "sft" if run.method == "sft" else "preference"
     path = folder / f"{kind}-{run.task}-{seed}.jsonl"
     if not path.exists():

@@ -10,7 +10,7 @@ import numpy as np
 from rlhf.stats import difference, interval
 
 CURVE_END_STEPS = 5
-"""Number of last steps whose mean is the end of a curve."""
+"""Number of last steps over which the end of a curve is averaged."""
 
 
 def read_reward_curve(run: Path) -> list[float]:
@@ -20,10 +20,11 @@ def read_reward_curve(run: Path) -> list[float]:
 
 
 def curve_table(found: dict[str, dict[str, np.ndarray]]) -> str:
-    """Return a Markdown table of the curves' means and ends, with paired differences.
+    """Return a Markdown table with the means and the ends of curves, and their paired differences.
 
     Args:
-        found: algorithm -> side -> curves [seeds, steps]; all algorithms have the same two sides.
+        found: algorithm -> name of the implementation or setting -> curves [seeds, steps]. All
+            algorithms have the same two implementations or settings.
     """
     first, second = next(iter(found.values()))
     lines = [
@@ -45,7 +46,10 @@ def curve_table(found: dict[str, dict[str, np.ndarray]]) -> str:
 
 
 def plot_curves(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Plot the mean curves with their 95% intervals over seeds."""
+    """Plot the mean curves with 95% intervals over seeds, and write the figure to ``path``.
+
+    ``found`` has the form that `curve_table` describes.
+    """
     from matplotlib.figure import Figure
 
     rows = -(-len(found) // 2)

@@ -1,7 +1,7 @@
-"""Benchmark of decoding: the toolkit's sampler, ``generate`` of transformers, and llama.cpp.
+"""Benchmark of decoding: the toolkit's sampler, ``generate`` of Transformers, and llama.cpp.
 
-All three process the same requests. A request is a prompt and the number of tokens of its reply.
-The models never sample a stop token. The unit of work is a requested token.
+All three implementations process the same requests. A request consists of a prompt and the number
+of tokens of its reply. The models never sample a stop token. The unit of work is a requested token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def read_requests(job: Job) -> list[Request]:
 def time_toolkit(job: Job, timer: StepTimer, *, rows: int) -> None:
     """Time the toolkit's sampler with up to ``rows`` requests in a batch.
 
-    When a request is finished, the next one takes its row.
+    When a request is finished, its row is used for the next request.
     """
     from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
@@ -59,9 +59,10 @@ def time_toolkit(job: Job, timer: StepTimer, *, rows: int) -> None:
 
 
 def time_transformers(job: Job, timer: StepTimer, *, rows: int) -> None:
-    """Time ``model.generate`` of transformers in bf16, in batches of ``rows`` requests.
+    """Time ``model.generate`` of Transformers in bf16, in batches of ``rows`` requests.
 
-    A batch ends with its longest reply. The temperature is 1, as in the toolkit's sampler.
+    The next batch starts after the longest reply of a batch. The temperature is 1, as in the
+    toolkit's sampler.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList
@@ -117,7 +118,7 @@ def time_llama_cpp(job: Job, timer: StepTimer) -> None:
     from llama_cpp import Llama
     from llama_cpp import llama_cpp as library
 
-    # The constructor has no argument for this parameter. It uses the result of this function.
+    # The constructor has no argument for this parameter and reads it from this function's result.
     parameters = library.llama_model_default_params()
     parameters.use_extra_bufts = False
     library.llama_model_default_params = lambda: parameters

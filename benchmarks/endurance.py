@@ -2,11 +2,12 @@
 
     python -m benchmarks.endurance FOLDER [--steps 5000]
 
-After every step, a fixed control computation runs and is timed. The ratio of step time to control
-time depends less on the load of the machine than the step time, but an idle machine is still
-necessary. The change of the ratio over the run is estimated by a line through the logarithms of the
-medians of blocks of 100 steps. Its t interval treats the blocks as independent units. The first
-tenth of the run is warm-up. The exit code is 1 if a limit is exceeded.
+After every step, a fixed control computation is timed. The ratio of the step time to the time of
+the control computation depends less on the load of the machine than the step time, but an idle
+machine is still necessary. The median of the ratio is computed for each block of 100 steps. The
+change over the run is estimated by linear regression on the logarithms of these medians, with a t
+interval that treats the blocks as independent units. The first tenth of the run is warm-up. The
+exit code is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from rlhf.runs.directory import Run
 BLOCK = 100
 """Number of steps of a block, which is a row of endurance.csv."""
 MAX_TIME_CHANGE = 0.05
-"""Limit of the upper bound of the relative change of step time over the run."""
+"""Maximum of the upper confidence bound of the relative change of the step time over the run."""
 MAX_MEMORY_GROWTH = 8.0
-"""Limit of the upper bound of the growth of resident memory, in MiB per 1,000 steps."""
+"""Maximum of the upper confidence bound of the memory growth, in MiB per 1,000 steps."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Block:
     control_ms: float
     """Median time of the control computation in milliseconds."""
     ratio: float
-    """Median of the step time divided by the time of the control computation after the step."""
+    """Median over steps of the step time divided by the time of the next control computation."""
 
 
 class MeasuredRun(Run):
@@ -65,7 +66,7 @@ class MeasuredRun(Run):
         self._started: float | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log a step; append a block to ``blocks`` after every ``BLOCK`` steps."""
+        """Log a step; after every ``BLOCK`` steps, append the measurements to ``blocks``."""
         super().log(step, metrics)
         ended = time.perf_counter()
         run_control_computation()
@@ -141,7 +142,7 @@ def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, fl
     `values` has one value for each block.
 
     Returns:
-        The change, and the lower and the upper bound.
+        The change, and the lower and the upper bound of its interval.
     """
     steps = [block.step for block in blocks]
     line = stats.linregress(steps, values)
@@ -151,7 +152,7 @@ def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, fl
 
 
 def summarize_limits(blocks: list[Block]) -> tuple[str, bool]:
-    """Return a summary, and whether no limit is exceeded."""
+    """Return a summary of the measurements as text, and whether all limits are satisfied."""
     measured = blocks[max(1, len(blocks) // 10) :]
     times = np.expm1(change_over_run(measured, [float(np.log(b.ratio)) for b in measured]))
     memory = change_over_run(measured, [block.memory for block in measured])

@@ -1,9 +1,9 @@
 """Benchmark of the text environments, and of the overhead of a vector environment.
 
-The column "raw" is the number of steps per second of processor time on one core. It includes resets
-without a seed; a reset with a seed creates a random generator, which takes longer than a step. The
-column "made" is the same number for environments from `gymnasium.make`. The column "vector" is the
-additional time of a vector environment with eight rows, per row and step.
+The column "raw" is the number of steps per second of processor time on one core. The time includes
+resets without a seed. A reset with a seed would create a random generator, which takes longer than
+a step. The column "made" is the same number for environments from `gymnasium.make`. The column
+"vector" is the additional time of a vector environment with eight rows, per row and step.
 """
 
 from __future__ import annotations

@@ -34,19 +34,20 @@ class Options:
     warmup: int = 5
     """Number of warm-up rounds; a round is one step of every side."""
     rounds: int = 10
-    """Number of undisturbed rounds to measure; at most twice as many rounds are run. A round is
-    undisturbed if other processes used at most ``quiet`` cores during each step."""
+    """Number of undisturbed rounds to measure. A round is undisturbed if other processes used at
+    most ``quiet`` cores during each step. The total number of rounds is at most twice this number.
+    """
     quiet: float = 0.2
     """Maximum number of cores that other processes may use during an undisturbed step."""
     patience: float = 20.0
     """Maximum number of seconds to wait for idle cores before each step."""
     model: str = "smollm2-135m-instruct"
-    """Short name, hub id or folder of a model that accepts plain-text prompts."""
+    """Short name, Hugging Face Hub id or folder of a model that accepts plain-text prompts."""
     sides: tuple[str, ...] = ()
-    """Names of the sides to run; empty: all sides."""
+    """Names of the sides to run. By default, all sides are run."""
     against: Path | None = None
-    """Checkout of another commit. The toolkit is compared with this code instead of the other
-    sides."""
+    """Checkout of another commit. If it is set, the toolkit is compared with the code of this
+    checkout instead of the other sides."""
 
 
 class WorkerProcess:
@@ -74,7 +75,7 @@ class WorkerProcess:
         if venv:
             environment.pop("PYTHONPATH", None)  # Do not import the packages of this process.
         elif root != ROOT:
-            environment["PYTHONPATH"] = str(root)  # It takes precedence over the installed package.
+            environment["PYTHONPATH"] = str(root)  # This path precedes the installed package.
         # In the workload table of the other checkout, the name of this side is "ours".
         worker_side = OURS if side == BEFORE else side
         with self.log.open("w") as log:
@@ -126,7 +127,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
     """Measure one workload.
 
     Returns:
-        The result for the results file, without date and machine.
+        The result for the results file, without the date and the machine.
 
     Raises:
         UserError: a side does not exist, or its process could not be started or failed.
@@ -180,7 +181,7 @@ def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
 def measure_rounds(
     name: str, folder: Path, sides: Mapping[str, Side], options: Options
 ) -> list[Round]:
-    """Run rounds with one process for each side, and return them without the warm-up rounds."""
+    """Run rounds with one process for each side; return the rounds after the warm-up rounds."""
     with ExitStack() as stack:
         workers = {}
         for side, spec in sides.items():
@@ -214,7 +215,11 @@ def run_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterat
 
 
 def run_function(name: str, task: str, folder: Path) -> Any:
-    """Run "prepare", "check" or "measure" of a workload in a process, and return its result."""
+    """Run the function "prepare", "check" or "measure" of a workload in a separate process.
+
+    Returns:
+        The result of the function.
+    """
     with WorkerProcess(name, task, folder) as worker:
         return worker.read()["result"]
 

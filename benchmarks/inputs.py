@@ -28,12 +28,15 @@ from benchmarks.worker import Job
 from rlhf.models.hub import resolve
 from rlhf.models.loading import load_tokenizer
 
-# Number of steps of a run, which it does not reach because the harness stops it earlier.
+# Number of steps in the configuration. The harness stops a run before it reaches this number.
 ENDLESS = 10_000
 
 
 def write_offline_inputs(job: Job, *, verb: str) -> None:
-    """Write the inputs of SFT, reward training or DPO: the rows of one batch, and settings."""
+    """Write the inputs of SFT, reward training or DPO: the rows of one batch and the settings.
+
+    ``verb`` is the command: "sft", "reward" or "dpo".
+    """
     rng = random.Random(0)
     rows = ROWS[verb](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
@@ -93,8 +96,8 @@ def write_ppo_inputs(job: Job) -> None:
     The reward model has the size of the policy.
     """
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
-    # TRL passes the ids of prompt and reply to the reward model. Without this limit, the chat
-    # template in the toolkit would add 32 tokens.
+    # TRL passes the token ids of prompt and reply to the reward model. The toolkit applies a chat
+    # template, which would add 32 tokens without this limit.
     reward = make_reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
         **online_config(job, model, prompts=write_prompts(job, tokens=64)),
@@ -172,7 +175,7 @@ def write_tiny_inputs(job: Job) -> None:
         "output_dir": str(job.folder / "run"),
         "model": {"path": make_tiny_llama(job.folder / "model")},
         "env": {"id": "text/Echo-v0"},
-        # The separator is empty, so that releases that place it differently use equal tokens.
+        # Releases differ in the position of the separator. Without it, all have the same tokens.
         "rollout": {"max_new_tokens": 16, "parallel": 128, "chat": False, "separator": ""},
         "episodes_per_step": 128,
         "num_steps": ENDLESS,
@@ -183,7 +186,7 @@ def write_tiny_inputs(job: Job) -> None:
 
 
 def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
-    """Return the configuration that the online workloads with prompts have in common."""
+    """Return the configuration keys that all online workloads with prompts have."""
     return {
         "output_dir": str(job.folder / "run"),
         "model": {"path": model},

@@ -2,10 +2,10 @@
 
     python -m benchmarks.learning FOLDER [--seeds 5] [--tasks echo bandit key_door]
 
-The script runs configs/learning/TASK.yaml with each seed: SFT of a tiny model with random weights
-on noisy demonstrations, then PPO and GRPO. It prints the mean return of the policies on held-out
-episodes, with sampled decoding, as a fraction of the optimal return. It also prints for how many
-seeds this fraction is at least `REQUIRED_FRACTION`. Finished stages are not repeated.
+For each seed, the script runs configs/learning/TASK.yaml: SFT of a randomly initialized tiny model
+on noisy demonstrations, then PPO and GRPO. It prints the mean return of each policy on held-out
+episodes, with sampled decoding, as a fraction of the optimal return. It also prints the number of
+seeds with a fraction of at least `REQUIRED_FRACTION`. Finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parents[1] / "configs/learning"
 TASKS = ("echo", "bandit", "key_door")
 ALGORITHMS = ("ppo", "grpo")
 REQUIRED_FRACTION = 0.95
-"""Required fraction of the optimal return."""
+"""Minimum fraction of the optimal return that a run should reach."""
 
 
 def run_task(task: str, folder: Path, *, seed: int) -> dict[str, dict[str, Any]]:
@@ -36,9 +36,9 @@ def run_task(task: str, folder: Path, *, seed: int) -> dict[str, dict[str, Any]]
 def read_result(root: Path, policy: str) -> dict[str, Any]:
     """Return the result of a policy: "share", "normalized" and "seconds".
 
-    "share" is the mean return as a fraction of the optimal return. "normalized" is the return
-    scaled to 0 for the random and 1 for the optimal policy, with its interval. "seconds" is the
-    duration of training.
+    "share" is the mean return as a fraction of the optimal return. "normalized" is the normalized
+    return with its interval; it is 0 for the random policy and 1 for the optimal policy. "seconds"
+    is the duration of training.
     """
     summary = json.loads((root / f"evaluate/evaluation/{policy}/summary.json").read_text())
     lines = (root / policy / "metrics.jsonl").read_text().splitlines()

@@ -14,10 +14,10 @@ from rlhf.models.loading import load_tokenizer
 
 
 def copy_without_stop_token(name: str, folder: Path) -> str:
-    """Copy a model, and replace its stop token by one that is never sampled.
+    """Copy a model, and replace its stop token by a token that is never sampled.
 
     Replies therefore have exactly the requested length. The new stop token is a reserved token of
-    the vocabulary. The padding token is a different one, as the toolkit's loader requires.
+    the vocabulary. The padding token differs from the stop token, as the toolkit's loader requires.
 
     Returns:
         The folder of the copy.
@@ -38,9 +38,12 @@ def copy_without_stop_token(name: str, folder: Path) -> str:
 
 
 def make_reward_model(model: str, folder: Path, *, tokens: int) -> str:
-    """Create a reward model from the weights of a policy and a random head; return its folder.
+    """Create a reward model from the weights of a policy and a random head.
 
-    Its maximum input length is ``tokens``.
+    The maximum length of its inputs is ``tokens``.
+
+    Returns:
+        The folder of the reward model.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -79,9 +82,9 @@ def make_tiny_llama(folder: Path) -> str:
 
 
 def download_gguf(model: str) -> str | None:
-    """Download the 4-bit GGUF file of a model with a short name, and return its path.
+    """Download the 4-bit GGUF file of a model, and return its path.
 
-    The result is None for other models.
+    The result is None if ``model`` is not a short name.
     """
     if model not in SHORT_NAMES:
         return None

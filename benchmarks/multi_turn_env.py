@@ -1,4 +1,4 @@
-"""An environment with many turns, whose questions have fixed lengths."""
+"""Define an environment with many turns and questions of fixed lengths."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ ENV_ID = "benchmarks.multi_turn_env:benchmarks/Interview-v0"
 class Interview(TextEnv):
     """An environment that asks ``turns`` questions.
 
-    The reward of a reply is 1 if the reply contains a word of the question, else 0.
+    The reward of a reply is 1 if the reply contains a word of the question, otherwise 0.
 
     Args:
         turns: number of questions, including the first.
         first_tokens: number of tokens of the first question.
-        later_tokens: number of tokens of every later question, including line breaks around it.
+        later_tokens: number of tokens of every later question, including the line breaks before and
+            after the question.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Interview(TextEnv):
         return self.opening(self._new_question(self.sizes[0]))
 
     def step(self, action: str) -> Step:
-        """Return the next question, and the reward of the reply to the last question."""
+        """Return the next question, and the reward of the reply to the previous question."""
         reward = float(bool(set(action.split()) & set(self.question.split())))
         over = self.num_asked == self.max_turns
         self.num_asked += 1
@@ -49,7 +50,7 @@ class Interview(TextEnv):
         )
 
     def _new_question(self, count: int) -> str:
-        """Return a question of ``count`` random words, and remember it for the reward."""
+        """Return a question of ``count`` random words; store it to compute the next reward."""
         self.question = random_words(count, random.Random(int(self.np_random.integers(2**31))))
         return self.question
 

@@ -1,7 +1,7 @@
-"""Benchmark of rollouts of ten turns: the toolkit's collector, and TRL with plain-text replies.
+"""Benchmark of rollouts with ten turns: the toolkit's collector, and TRL with plain-text replies.
 
-The unit of work is a token of an episode, including the environment's tokens. Only the rollout is
-timed.
+The unit of work is a token of an episode, including the tokens of the environment. The update is
+not timed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def time_trl(job: Job, timer: StepTimer) -> None:
 def play_episodes(
     trainer: Any, tokenizer: Any, count: int, s: dict[str, Any]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Play ``count`` episodes, all with the same number of turns so far.
+    """Play ``count`` episodes in a batch; all episodes have the same number of turns.
 
     Args:
         trainer: TRL's trainer with the model.
@@ -82,7 +82,8 @@ def play_episodes(
         s: settings of the job.
 
     Returns:
-        The token ids of the first question, and those of the rest of the episode, for each episode.
+        Two lists with one entry for each episode: the token ids of the first question, and the
+        token ids of the rest of the episode.
     """
     import torch
 

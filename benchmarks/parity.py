@@ -2,12 +2,13 @@
 
     python -m benchmarks.parity FOLDER [--seeds 8] [--steps 40]
 
-The task is to repeat a word in one turn; the reward is 1 for the correct word. For each seed, both
-implementations start from the same SFT model and use the same prompts. They take one optimizer step
-for each batch of 64 replies in groups of 8, without a KL penalty, with AdamW and the same constant
-learning rate. Gradients are not clipped, because clipping depends on the scale of the loss, and
-Adam does not. A curve is the mean reward of each batch. The table lists the mean and the end of the
-curves, with paired differences over seeds. Finished runs in FOLDER are not repeated.
+The task is to repeat a word in one turn. The reward is 1 for the correct word, otherwise 0. For
+each seed, both implementations start from the same SFT model and use the same prompts. They take
+one optimizer step for each batch of 64 replies in groups of 8, with AdamW and the same constant
+learning rate, and without a KL penalty. Gradients are not clipped: the effect of clipping would
+depend on the scale of the loss, although the steps of Adam do not depend on this scale. A curve is
+the mean reward of each batch. The table lists the mean and the end of the curves, with paired
+differences over seeds. Finished runs in FOLDER are not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
 def word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
-    """Return 1.0 for each reply that equals the last word of its prompt, else 0.0.
+    """Return 1.0 for each reply that equals the last word of its prompt, otherwise 0.0.
 
     An example of a prompt is "Repeat: apple".
     """
@@ -141,7 +142,10 @@ def train_trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
 
 
 def train_curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.ndarray]]:
-    """Return algorithm -> side -> curves [seeds, steps]; train the runs that are not finished."""
+    """Train the runs that are not finished; return algorithm -> "ours" or "TRL" -> curves.
+
+    The curves have the shape [seeds, steps].
+    """
     found: dict[str, dict[str, np.ndarray]] = {}
     for algorithm in ALGORITHMS:
         table: dict[str, list[list[float]]] = {side: [] for side in SIDES}

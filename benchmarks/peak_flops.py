@@ -33,8 +33,8 @@ def training_flops(model: str, texts: list[tuple[int, int]]) -> float:
     """Return the number of floating-point operations of a forward and a backward pass.
 
     Each weight takes two operations per token in the forward pass and four in the backward pass.
-    Causal attention is included, and recomputation of activations is not. The output head is
-    counted only for tokens with a loss.
+    Causal attention is included. The recomputation of activations is not included. The output head
+    is counted only for tokens with a loss.
 
     Args:
         model: folder of a decoder of the Llama family.

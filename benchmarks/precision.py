@@ -1,10 +1,10 @@
-"""Compare learning curves with bfloat16 and float32 weights in two tasks, seed by seed.
+"""Compare learning curves with bfloat16 and with float32 weights in two tasks, seed by seed.
 
     python -m benchmarks.precision FOLDER [--seeds 5]
 
-For each seed, the script runs SFT, PPO and GRPO of configs/learning/TASK.yaml twice: with bfloat16
-and with float32 weights. With bfloat16 weights, the optimizer has float32 master weights. A curve
-is the mean reward of each batch. Finished stages are not repeated.
+For each seed, the script runs SFT, PPO and GRPO of configs/learning/TASK.yaml with bfloat16
+weights, and again with float32 weights. With bfloat16 weights, the optimizer has float32 master
+weights. A curve is the mean reward of each batch. Finished stages are not repeated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Benchmark of prefix sharing: an update on eight replies to one prompt of 512 tokens.
 
-Both sides run the same update of online training. One side processes the prompt once. The other
-side uses the attention of transformers, and processes the prompt once for each reply.
+Both sides run the same update of online training. The first side processes the prompt only once.
+The second side uses an attention implementation of Transformers and processes the prompt once for
+each reply.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ PROMPT, REPLY, ROWS = 512, 32, 8
 
 
 def time_update(job: Job, timer: StepTimer, *, shared: bool) -> None:
-    """Time the update and its optimizer step.
+    """Time the update, including its optimizer step.
 
-    The unit of work is a token; the prompt counts once for each reply. ``shared`` is whether the
-    prompt is processed only once.
+    The unit of work is a token. The tokens of the prompt count once for each reply. ``shared`` is
+    True if the prompt is processed only once.
     """
     trainer = make_trainer(job, shared=shared)
     batch = make_batch(trainer)
@@ -38,7 +39,7 @@ def time_update(job: Job, timer: StepTimer, *, shared: bool) -> None:
 
 
 def compare_gradients(job: Job) -> dict[str, float]:
-    """Return the relative difference of both sides' gradients in float32."""
+    """Return the relative difference between the gradients of the two sides in float32."""
     gradients = []
     for shared in (True, False):
         trainer = make_trainer(job, shared=shared, dtype="float32")
@@ -48,7 +49,7 @@ def compare_gradients(job: Job) -> dict[str, float]:
 
 
 def make_trainer(job: Job, *, shared: bool, dtype: str = "auto") -> OnlineTrainer:
-    """Return a GRPO trainer; ``shared`` is whether it processes a common prompt only once."""
+    """Return a GRPO trainer; if ``shared`` is True, it processes a common prompt only once."""
     tree = job.settings["config"]
     tree = {**tree, "model": {**tree["model"], "dtype": dtype}}
     trainer = OnlineTrainer("grpo", configure("grpo", tree))

@@ -50,7 +50,7 @@ QUANTITIES = ("advantage", "reward", "kl", "entropy", "value")
 
 
 def write_run(root: Path, steps: int, samples: int) -> None:
-    """Write the logs of a run with random values; every training sample has recorded tokens."""
+    """Write the logs of a run with random values; every training sample has data of its tokens."""
     rng = random.Random(0)
     (root / "config.yaml").write_text("command: ppo\n")
     with (root / "metrics.jsonl").open("w") as file:
@@ -63,7 +63,7 @@ def write_run(root: Path, steps: int, samples: int) -> None:
 
 
 def _sample(index: int, steps: int, samples: int, rng: random.Random) -> dict[str, object]:
-    """Return the row of samples.jsonl with this index."""
+    """Return the row ``index`` of samples.jsonl, with random values."""
     after = index - (samples - HELD_OUT)
     split = "before" if index < HELD_OUT else "after" if after >= 0 else "train"
     row: dict[str, object] = {

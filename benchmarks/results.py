@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 
 def describe_measurement() -> dict[str, Any]:
-    """Return date, commit, machine and package versions, which are stored with a result."""
+    """Return the date, commit, machine and package versions that are stored with a result."""
     description = describe_machine()
     return {
         "date": description["date"],
@@ -46,7 +46,7 @@ def append_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    """Return all results of the results file, the oldest first.
+    """Return all results in the results file, the oldest first.
 
     Raises:
         UserError: the file does not exist.
@@ -63,9 +63,9 @@ def machine_name(result: Result) -> str:
 
 
 def newest_results(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
-    """Return machine -> workload -> newest result, the most recent machine first.
+    """Return machine -> workload -> newest result.
 
-    Results that do not have all sides are ignored.
+    The machine with the most recent result is first. Results without some of the sides are ignored.
     """
     found: dict[str, dict[str, Result]] = {}
     for result in results:

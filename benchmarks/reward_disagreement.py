@@ -1,13 +1,14 @@
-"""Compare the disagreement of an ensemble on texts from the training distribution and on others.
+"""Compare the disagreement of an ensemble on in-distribution texts and on other texts.
 
     rlhf reward --config configs/rewards/ensemble.yaml
     python -m benchmarks.reward_disagreement runs/ensemble/final inside.jsonl outside.jsonl ...
 
-Each file has a column of texts: `text`, another name that the loader recognizes, or the column
-COLUMN of the argument `FILE:COLUMN`. The first file has texts from the training distribution
-("inside"). The script prints the mean disagreement on each file, which is the standard deviation
-over the heads in units of the score. For each other file, it prints the proportion of (inside,
-outside) pairs in which the outside text has the larger disagreement. All intervals are over texts.
+Each file has a column of texts. The column is COLUMN in the argument `FILE:COLUMN`, and otherwise
+`text` or another name that the loader recognizes. The first file contains texts from the training
+distribution ("inside"), and the other files contain other texts ("outside"). The disagreement on a
+text is the standard deviation of the scores of the heads. The script prints the mean disagreement
+on each file. For each outside file, it prints the proportion of (inside, outside) pairs in which
+the outside text has the larger disagreement. All intervals are over texts.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def head_disagreement(reward, source: str) -> np.ndarray:
 def probability_outside_larger(inside: np.ndarray, outside: np.ndarray) -> Interval:
     """Return the probability that an outside text has a larger disagreement than an inside text.
 
-    Ties count half. The interval is over texts.
+    A tie counts as 1/2. The interval is over texts.
     """
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     both = np.concatenate([inside, outside])

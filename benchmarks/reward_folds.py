@@ -2,10 +2,10 @@
 
     python -m benchmarks.reward_folds --config configs/rewards/harmless.yaml
 
-In a small data set, a test split has few pairs; with cross-validation, every pair is tested once.
-Conversations with the same first message are in the same fold, and they are one independent unit of
-the confidence intervals. The options are those of `rlhf reward`, and `--folds N`. The results are
-written to `folds.json` and `folds.md` in the output folder.
+In a small data set, a test split has few pairs. With cross-validation, every pair is tested once.
+Conversations with the same first message are in the same fold and form one independent unit of the
+confidence intervals. The script has the options of `rlhf reward` and the option `--folds N`. The
+results are written to `folds.json` and `folds.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
 def train_fold(
     tree: dict[str, Any], rows: list[dict[str, Any]], held_out: np.ndarray, folder: Path
 ) -> Path:
-    """Train a reward model on the rows that are not held out, unless it is finished.
+    """Train a reward model on the rows that are not held out, unless its run is finished.
 
     Args:
         tree: configuration of the training.
@@ -84,7 +84,7 @@ def train_fold(
 
 
 def score_margins(reward: Reward, pairs: list[Pair]) -> np.ndarray:
-    """Return the score of the chosen minus that of the rejected reply for each of N pairs, [N]."""
+    """Return the score of the chosen reply minus the score of the rejected reply, [pairs]."""
     scores = np.array(reward([p.chosen for p in pairs] + [p.rejected for p in pairs]), dtype=float)
     return scores[: len(pairs)] - scores[len(pairs) :]
 
@@ -95,8 +95,8 @@ def accuracies_and_gains(
     """Return the accuracy of each scorer, and the paired gain of the model over the other scorers.
 
     Args:
-        margins: scorer -> margin of each pair, [N]; a margin of 0 counts half.
-        groups: [N] independent unit of each pair.
+        margins: scorer -> margin of each pair, [pairs]. A margin of 0 counts as 1/2.
+        groups: independent unit of each pair, [pairs].
     """
     right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
     ours = right["this model"]

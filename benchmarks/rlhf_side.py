@@ -1,4 +1,4 @@
-"""Run the toolkit's side of the training workloads, with the functions of `rlhf sft|ppo|...`."""
+"""Time the toolkit in the training workloads, with the functions that `rlhf sft|ppo|...` use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.runs.directory import Run
 
 
 class PacedRun(Run):
-    """A run that stops after every logged step until the harness starts the side's next step."""
+    """A run that waits after every logged step until the harness starts the next step."""
 
     def __init__(self, directory: Path, timer: StepTimer, work: float) -> None:
         super().__init__(directory)
@@ -22,7 +22,7 @@ class PacedRun(Run):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics, stop the timer and wait for the start of the next step."""
         super().log(step, metrics)
-        if "train/loss" in metrics:  # The row is not that of an evaluation.
+        if "train/loss" in metrics:  # The metrics are from a training step, not an evaluation.
             self.timer.done(self.work)
             self.timer.start()
 

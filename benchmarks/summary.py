@@ -1,4 +1,4 @@
-"""Summarize timed steps: medians of each side, and ratios of sides in the same round."""
+"""Summarize timed steps: medians of each side, and speed ratios of sides in the same round."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Round = Mapping[str, Step]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the first and the third quartile; for a single value, both equal this value."""
+    """Return the first and the third quartile; for a single value, return this value twice."""
     if len(values) == 1:
         return values[0], values[0]
     first, _, third = quantiles(values, n=4, method="inclusive")
@@ -48,7 +48,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
     """Return medians and quartiles of the undisturbed steps of a side.
 
-    If all steps were disturbed, all are used. ``limit`` is that of `Step.disturbed`.
+    If all steps were disturbed, all steps are used. ``limit`` is the argument of `Step.disturbed`.
     """
     undisturbed = [step for step in steps if not step.disturbed(limit)]
     used = undisturbed or steps
@@ -70,8 +70,8 @@ def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
 def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     """Return the speed of the first side relative to each other side.
 
-    Only rounds in which the steps of both sides were undisturbed are used, or all rounds if there
-    are none.
+    Only rounds in which the steps of both sides were undisturbed are used. If there is no such
+    round, all rounds are used.
 
     Returns:
         Other side -> results. ``speed`` is the ratio of the medians of work per second.

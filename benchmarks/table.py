@@ -59,7 +59,7 @@ def machine_section(machine: str, results: Mapping[str, Result]) -> str:
 def provenance_text(results: Mapping[str, Result]) -> str:
     """Return the date, commit and package versions of the results as text.
 
-    If they differ between workloads, there is one line for each combination.
+    If these values differ between workloads, there is one line for each combination of values.
     """
     seen: dict[str, list[str]] = {}
     for name, result in results.items():
@@ -78,7 +78,7 @@ def provenance_text(results: Mapping[str, Result]) -> str:
 
 
 def comparison_table(results: Mapping[str, Result]) -> str:
-    """Return the table with one row for each side of each workload."""
+    """Return a Markdown table with one row for each side of each workload."""
     lines = [
         side_row(name, result, side)
         for name, result in results.items()
@@ -134,7 +134,7 @@ def target_text(name: str, side: str) -> str:
 
 
 def tables_without_sides(results: Mapping[str, Result]) -> str:
-    """Return the tables of workloads without sides."""
+    """Return the Markdown tables of the workloads without sides."""
     tables = []
     for result in results.values():
         if rows := result.get("rows"):
@@ -145,7 +145,10 @@ def tables_without_sides(results: Mapping[str, Result]) -> str:
 
 
 def plot_speed_ratios(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
-    """Plot the speed ratios with quartiles in one panel per machine; red lines are the targets."""
+    """Plot the speed ratios with quartiles, with one panel for each machine.
+
+    Red lines are the targets. The figure is written to ``path``.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -100,7 +100,7 @@ ROWS = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
 def decreasing_density_lengths(count: int, *, most: int) -> list[int]:
     """Return ``count`` reply lengths up to ``most``, with the mean ``most`` / 3.
 
-    They are quantiles of a density that decreases linearly to 0.
+    The lengths are quantiles of a density that decreases linearly from length 0 to ``most``.
     """
     return [max(1, round(most * (1 - (1 - (i + 0.5) / count) ** 0.5))) for i in range(count)]
 
@@ -108,7 +108,7 @@ def decreasing_density_lengths(count: int, *, most: int) -> list[int]:
 def encode_for_trl(
     verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any
 ) -> list[dict[str, Any]]:
-    """Return rows for TRL with the toolkit's token ids; rows for DPO remain text."""
+    """Return rows for TRL with the toolkit's token ids; rows for DPO are returned as text."""
     if verb == "dpo":
         return list(rows)
     if verb == "reward":

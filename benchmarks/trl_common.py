@@ -1,4 +1,4 @@
-"""Define the code that all sides with TRL use."""
+"""Define a callback and arguments that all benchmarks of TRL use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENDLESS = 10_000
 
 
 class PacedCallback(TrainerCallback):
-    """Callback that stops a trainer after every step until the harness starts its next step."""
+    """Callback that pauses a trainer after every step until the harness starts the next step."""
 
     def __init__(self, timer: StepTimer, work: float) -> None:
         self.timer, self.work = timer, work
@@ -34,8 +34,8 @@ def trl_arguments(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:
     """Return the arguments of a TRL configuration.
 
     TRL's defaults are bf16 autocast, gradient checkpointing and fused AdamW. Without an
-    accelerator, TRL requires ``use_cpu``. With ``tuned``, gradient checkpointing is off; the
-    allocator settings of tuned sides are set before the process imports torch.
+    accelerator, TRL requires ``use_cpu``. With ``tuned``, gradient checkpointing is off. The
+    allocator settings of the tuned configuration are applied before the process imports torch.
     """
     import torch
 

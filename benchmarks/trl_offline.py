@@ -1,4 +1,4 @@
-"""Run TRL's SFT, reward and DPO trainers on the same rows as the toolkit's side."""
+"""Run TRL's SFT, reward and DPO trainers on the rows on which the toolkit is measured."""
 
 from __future__ import annotations
 

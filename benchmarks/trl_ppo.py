@@ -1,7 +1,7 @@
 """Run PPO in the last TRL release that has it, in a separate virtual environment.
 
-The toolkit is not installed in that environment. PPO in TRL needs four models of full size: policy,
-reference, value model and reward model.
+The toolkit is not installed in the virtual environment. PPO in TRL needs four models of full size:
+policy, reference, value model and reward model.
 """
 
 from __future__ import annotations

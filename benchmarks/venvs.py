@@ -18,7 +18,7 @@ class Recipe:
 
     Args:
         packages: requirements with versions.
-        shared: packages that get the same versions as in the current environment.
+        shared: packages whose versions are the same as in the current environment.
         note: description for the log and for error messages.
     """
 
@@ -57,7 +57,7 @@ def python_of(name: str) -> str:
     if stamp.exists() and stamp.read_text().split() == wanted:
         return str(python)
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"making an environment for {recipe.note} in {folder} ...", file=sys.stderr)
+    print(f"creating a virtual environment for {recipe.note} in {folder}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", str(folder)], recipe)
     # Install torch first, separately, because the package index may offer a build without CUDA.
     for group in (wanted[:1], wanted):

@@ -23,13 +23,13 @@ from rlhf.common.imports import import_object
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs of a side, which are read from ``folder``."""
+    """Inputs of a workload, which are read from ``folder``."""
 
     folder: Path
 
     @property
     def request(self) -> dict[str, Any]:
-        """Content of request.json: the user's option ``model``."""
+        """Content of request.json, which has the key ``model``, the model that the user chose."""
         return json.loads((self.folder / "request.json").read_text())
 
     @property
@@ -52,10 +52,10 @@ class Job:
 
 
 class StepTimer:
-    """Waits until the harness starts the side's step, times the step and reports it.
+    """Waits until the harness starts a step, times the step and reports the measurements.
 
-    The time between ``done`` and the next ``start`` is not measured, but the other sides wait
-    during this time.
+    The time between ``done`` and the next ``start`` is not measured. During this time, the
+    processes of the other sides wait.
     """
 
     def __init__(self, orders: TextIO, reports: TextIO) -> None:
@@ -83,19 +83,19 @@ class StepTimer:
         }
 
     def loop(self, step: Callable[[], float]) -> None:
-        """Run and time ``step`` without end; ``step`` returns its amount of work."""
+        """Run and time ``step`` repeatedly, without end; ``step`` returns its amount of work."""
         while True:
             self.start()
             self.done(step())
 
     def report(self, row: dict[str, Any]) -> None:
-        """Write one line of output."""
+        """Write one JSON object as a line of output."""
         self.reports.write(json.dumps(row) + "\n")
         self.reports.flush()
 
 
 def redirect_stdout_to_stderr() -> TextIO:
-    """Return a stream to standard output, and redirect all other output to standard error."""
+    """Redirect all output to standard error; return a stream that still writes to standard output."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return reports
@@ -106,7 +106,7 @@ def main(workload: str, side: str, folder: str) -> None:
 
     Args:
         workload: name of the workload.
-        side: name of the side, "prepare", "check" or "measure".
+        side: name of the side, or the function "prepare", "check" or "measure".
         folder: folder of the inputs.
     """
     from benchmarks.workloads import WORKLOADS

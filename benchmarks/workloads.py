@@ -1,4 +1,4 @@
-"""Define the workloads. Functions are given as strings, so that torch is not imported here."""
+"""Define the workloads. Functions are named by strings, so that this module does not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Side:
         environment: additional environment variables of the process.
         venv: name of the virtual environment, a key of ``benchmarks.venvs.RECIPES``; empty for the
             current environment.
-        optional: whether the side is skipped if its virtual environment cannot be made.
+        optional: whether the side is skipped if its virtual environment cannot be created.
     """
 
     label: str
@@ -33,17 +33,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Workload:
-    """A measured task. The first side is that of the toolkit.
+    """A measured task. The first side is the toolkit.
 
     Args:
         title: name in tables.
         unit: unit of the work that a side reports.
         sides: name -> side.
         prepare: ``module:function`` that writes the inputs, called as ``(job, **options)``.
-        check: ``module:function`` that compares loss and gradient of two sides on one batch, called
-        like ``prepare``.
-        measure: ``module:function`` that returns rows of numbers, for workloads without sides,
-        called like ``prepare``.
+        check: ``module:function`` that compares loss and gradient of two sides on one batch. It is
+            called like ``prepare``.
+        measure: ``module:function`` that returns the rows of a table, for workloads without sides.
+            It is called like ``prepare``.
         options: keyword arguments of ``prepare``, ``check`` and ``measure``.
         bars: side -> required minimum of the ratio of the toolkit's speed to the side's speed.
         floor: required minimum speed of the toolkit, in units of work per second.
