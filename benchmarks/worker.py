@@ -95,7 +95,7 @@ class StepTimer:
 
 
 def redirect_stdout_to_stderr() -> TextIO:
-    """Redirect all output to standard error; return a stream that still writes to standard output."""
+    """Return a stream to standard output, after redirecting all other output to standard error."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return reports

@@ -1,4 +1,4 @@
-"""Define the workloads. Functions are named by strings, so that this module does not import torch."""
+"""Define the workloads. Functions are named by strings, so that torch is not imported."""
 
 from __future__ import annotations
 
