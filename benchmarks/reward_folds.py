@@ -22,7 +22,7 @@ import numpy as np
 from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
-from rlhf.config.load import assemble
+from rlhf.config.load import assemble_tree
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     launch.prepare_process()
     parsed = parse_arguments(arguments)
     folds = next((value for key, value in parsed.overrides if key == "folds"), 5)
-    tree = assemble(parsed.files, [item for item in parsed.overrides if item[0] != "folds"])
+    tree = assemble_tree(parsed.files, [item for item in parsed.overrides if item[0] != "folds"])
     config = configure("reward", tree)
     rows = load(config.data, "preference", seed=config.seed).rows
     opening = [{"prompt": row["prompt"][:1]} for row in rows]

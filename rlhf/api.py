@@ -102,7 +102,7 @@ def _printed_lines(
 ) -> list[str]:
     commands = _commands()
     checked = commands.read(command, _as_sources(config), list(overrides.items()))
-    return list(commands.output(command, checked))
+    return list(commands.run_and_yield_text(command, checked))
 
 
 def _commands() -> CommandTable:

@@ -18,7 +18,7 @@ from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
 from rlhf.common.ranges import Seed, convert
 from rlhf.config.base import DirectoryConfig
-from rlhf.config.load import Source, assemble, build, set_key
+from rlhf.config.load import Source, assemble_tree, build_config, set_key
 from rlhf.errors import UserError
 from rlhf.runs.checksums import CHECKSUMS, DamagedFolder, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
@@ -58,14 +58,14 @@ def read_pipeline(
     Raises:
         UserError: A stage is invalid; the message names the stage and the key.
     """
-    tree = assemble(sources, [])
+    tree = assemble_tree(sources, [])
     stages = tree.get("stages")
     if not isinstance(stages, list) or not stages:
         raise UserError(
             "pipeline: `stages` must be a list with at least one stage; a stage has a name and a "
             "command"
         )
-    names = [_validated_name(stage, index) for index, stage in enumerate(stages)]
+    names = [_validated_stage_name(stage, index) for index, stage in enumerate(stages)]
     for key, value in overrides:
         head, _, rest = key.partition(".")
         if rest and head in names:
@@ -74,13 +74,13 @@ def read_pipeline(
             raise UserError(f"--{key}: no stage is called {head!r}{did_you_mean(head, names)}")
         else:
             set_key(tree, key, value)
-    pipeline = build(Pipeline, tree)
+    pipeline = build_config(Pipeline, tree)
     for index, name in enumerate(names):
         _check_stage(pipeline, index, name, names, commands)
     return pipeline
 
 
-def _validated_name(stage: Any, index: int) -> str:
+def _validated_stage_name(stage: Any, index: int) -> str:
     if isinstance(stage, dict) and "verb" in stage:
         raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
@@ -119,7 +119,7 @@ def _check_stage(
 
 def _check_model_references(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
     """Raise UserError if a model or reward refers to a stage that does not train that kind."""
-    specs = [stage, *(p for p in _list_at(stage, "policies") if isinstance(p, Mapping))]
+    specs = [stage, *(p for p in _list_or_empty(stage, "policies") if isinstance(p, Mapping))]
     for spec in specs:
         command = _referenced_command(spec.get("model"), commands_by_name)
         is_policy = command in ("sft", "dpo", "kto") or command in ALGORITHMS
@@ -128,13 +128,13 @@ def _check_model_references(stage: Mapping[str, Any], commands_by_name: Mapping[
                 f"model.path {spec['model']['path']}: `rlhf {command}` writes no language model"
             )
     for key in ("rewards", "gold"):
-        for row in _list_at(stage, key):
+        for row in _list_or_empty(stage, key):
             command = _referenced_command(row, commands_by_name)
             if command and command != "reward":
                 raise UserError(f"{key}: {row['path']}: `rlhf {command}` writes no reward model")
 
 
-def _list_at(stage: Mapping[str, Any], key: str) -> list[Any]:
+def _list_or_empty(stage: Mapping[str, Any], key: str) -> list[Any]:
     """Return the list at a key of a stage, or [] if the value is missing or not a list.
 
     A value of another type is reported when the command checks its configuration.
@@ -154,7 +154,7 @@ def _referenced_command(spec: Any, commands_by_name: Mapping[str, str]) -> str |
     return commands_by_name[path.removeprefix(PREFIX)]
 
 
-def with_initial_model(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
+def replace_missing_model(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
     """Replace a stage's reference to a missing model by the initial model of the referenced stage.
 
     The initial model has the architecture of the trained model, so a dry run can plan the stage
@@ -262,7 +262,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
             with _add_stage_name_to_errors(stage):
                 _verify_references(root, stage)
                 commands.run_command(stage["command"], stage_tree(pipeline, stage))
-                claim.commit()
+                claim.delete_replaced_files()
                 release_memory()
         return write_report(root)
 
@@ -307,7 +307,7 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     command, waiting = stage["command"], missing_references(pipeline, stage)
     note = f"requires the results of {', '.join(waiting)}"
     if waiting:
-        stage = with_initial_model(pipeline, stage)
+        stage = replace_missing_model(pipeline, stage)
     config = commands.configure(command, stage_tree(pipeline, stage))
     if not waiting:
         return commands.plan(command, config)

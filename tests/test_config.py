@@ -21,7 +21,7 @@ from rlhf.commands.score import ScoreConfig
 from rlhf.commands.split import SplitConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import EvaluateConfig
-from rlhf.config.load import assemble, build, merge, read_yaml, set_key
+from rlhf.config.load import assemble_tree, build_config, merge_trees, read_yaml, set_key
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import KLSpec, OnlineConfig
@@ -92,19 +92,19 @@ def test_floats_are_read_as_in_yaml_1_2(tmp_path, text, value):
 def test_later_files_win_mappings_merge_and_lists_are_replaced(tmp_path):
     first = write(tmp_path / "a.yaml", "name: a\ninner: {rate: 1, count: 2}\nitems: [{}, {}]\n")
     second = write(tmp_path / "b.yaml", "inner: {rate: 5}\nitems: [{count: 9}]\n")
-    tree = assemble([first, second], [("inner.count", 7)])
+    tree = assemble_tree([first, second], [("inner.count", 7)])
     assert tree == {"name": "a", "inner": {"rate": 5, "count": 7}, "items": [{"count": 9}]}
 
 
 def test_overrides_leave_a_mapping_alone():
     mapping = {"inner": {"rate": 1}}
-    assert assemble([mapping], [("inner.rate", 2)]) == {"inner": {"rate": 2}}
+    assert assemble_tree([mapping], [("inner.rate", 2)]) == {"inner": {"rate": 2}}
     assert mapping == {"inner": {"rate": 1}}
 
 
 def test_merge_leaves_its_arguments_alone():
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
-    assert merge(base, over) == {"a": {"b": 1, "c": 2}}
+    assert merge_trees(base, over) == {"a": {"b": 1, "c": 2}}
     assert base == {"a": {"b": 1}}
     assert over == {"a": {"c": 2}}
 
@@ -211,11 +211,11 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path):
 def test_a_tree_becomes_nested_dataclasses():
     tree = {"name": "a", "inner": {"rate": 1}, "parts": [{"count": 5}], "maybe": {"count": 1}}
     before = copy.deepcopy(tree)
-    built = build(Outer, tree)
+    built = build_config(Outer, tree)
     assert tree == before
     assert built == Outer("a", Inner(1.0), [Inner(count=5)], maybe=Inner(count=1))
     assert isinstance(built.inner.rate, float)
-    assert build(Outer, dataclasses.asdict(built)) == built
+    assert build_config(Outer, dataclasses.asdict(built)) == built
 
 
 @pytest.mark.parametrize("text", ["yes", "off", "true", "null", "1e3", "007", "[1]", "a: b"])
@@ -226,7 +226,7 @@ def test_text_of_an_undeclared_type_stays_text(text):
         "env": {"id": "text/Echo-v0", "kwargs": {"word": text, "list": [1, text, None]}},
         "rewards": [{"kind": "regex", "pattern": text}],
     }
-    config = build(EvaluateConfig, tree)
+    config = build_config(EvaluateConfig, tree)
     assert config.rewards == tree["rewards"]
     assert config.env is not None
     assert config.env.kwargs == tree["env"]["kwargs"]
@@ -252,7 +252,7 @@ def test_text_of_an_undeclared_type_stays_text(text):
 )
 def test_unknown_keys_are_refused_wherever_they_stand(tree, message):
     with pytest.raises(UserError) as caught:
-        build(Outer, tree)
+        build_config(Outer, tree)
     assert str(caught.value) == message
 
 
@@ -274,7 +274,7 @@ def test_unknown_keys_are_refused_wherever_they_stand(tree, message):
 )
 def test_wrong_types_are_told_in_one_line_with_key_and_value(tree, parts):
     with pytest.raises(UserError) as caught:
-        build(Outer, tree)
+        build_config(Outer, tree)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 200
@@ -285,7 +285,7 @@ def test_wrong_types_are_told_in_one_line_with_key_and_value(tree, parts):
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_numpy_or_torch_refuse_are_refused(seed):
     with pytest.raises(UserError, match=r"seed must be (>=|<) "):
-        build(CheckConfig, {"path": "a.jsonl", "seed": seed})
+        build_config(CheckConfig, {"path": "a.jsonl", "seed": seed})
 
 
 @dataclass
@@ -303,9 +303,9 @@ class WithOptions:
 
 
 def test_foreign_options_are_checked_without_being_made():
-    built = build(WithOptions, {"trainer": {"learning_rate": 1}}, {"trainer": Options})
+    built = build_config(WithOptions, {"trainer": {"learning_rate": 1}}, {"trainer": Options})
     assert built.trainer == {"learning_rate": 1.0}
-    assert build(WithOptions, {}, {"trainer": Options}).trainer == {}
+    assert build_config(WithOptions, {}, {"trainer": Options}).trainer == {}
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_foreign_options_are_checked_without_being_made():
 )
 def test_foreign_options_are_refused_by_name(trainer, parts):
     with pytest.raises(UserError) as caught:
-        build(WithOptions, {"trainer": trainer}, {"trainer": Options})
+        build_config(WithOptions, {"trainer": trainer}, {"trainer": Options})
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
@@ -383,7 +383,7 @@ def test_text_with_a_colon_stays_text(text, value):
 @pytest.mark.parametrize("name", ["target", "horizon"])
 def test_the_kl_controller_needs_positive_numbers(name):
     with pytest.raises(UserError, match=f"{name} must be (> 0|>= 1), got -1"):
-        build(KLSpec, {name: -1})
+        build_config(KLSpec, {name: -1})
 
 
 def test_a_temperature_whose_division_overflows_float32_is_refused():

@@ -13,7 +13,7 @@ import yaml
 
 from rlhf.errors import UserError
 from rlhf.runs.checksums import write_checksums
-from rlhf.runs.directory import Run, flatten
+from rlhf.runs.directory import Run, flatten_keys
 from rlhf.runs.machine import describe_machine
 
 
@@ -286,7 +286,7 @@ def test_the_mark_of_a_finished_run(tmp_path):
 
 
 def test_flatten():
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+    assert flatten_keys({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": 1,
         "a.c.d": [2],
         "e": None,

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.common.text import VisibleFormatter, mask_secret_options, mask_secrets
-from rlhf.config.load import assemble
+from rlhf.config.load import assemble_tree
 from rlhf.errors import UserError
 from rlhf.runs.machine import describe_machine
 
@@ -33,7 +33,7 @@ SECRETS = {
 def test_a_secret_in_a_configuration_is_refused_by_its_key(key: str, value: str):
     sources = [{"rewards": [{}], "data": [{}]}]
     with pytest.raises(UserError) as caught:
-        assemble(sources, [(key, value)])
+        assemble_tree(sources, [(key, value)])
     assert str(caught.value).startswith(f"{key}: ")
     assert "hunter2" not in str(caught.value)
 
@@ -41,7 +41,7 @@ def test_a_secret_in_a_configuration_is_refused_by_its_key(key: str, value: str)
 def test_settings_that_look_alike_are_accepted():
     settings = {"eos_token": "<|im_end|>", "max_tokens": 5, "token_budget": "x", "api_key": ""}
     settings |= {"url": "http://localhost:8000/v1", "path": "user@host/x", "key": "a/b:c@d"}
-    assert assemble([settings], []) == settings
+    assert assemble_tree([settings], []) == settings
 
 
 def test_a_refused_secret_leaves_no_directory(tmp_path, capsys: pytest.CaptureFixture):

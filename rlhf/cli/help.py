@@ -9,10 +9,10 @@ from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.arguments import Arguments
-from rlhf.commands.command import Command, CommandTable, upgrade_tree
+from rlhf.commands.command import Command, CommandTable, upgrade_recorded_config
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
-from rlhf.config.load import assemble
+from rlhf.config.load import assemble_tree
 from rlhf.config.online import algorithm_with_settings
 
 USAGE = """\
@@ -68,7 +68,9 @@ def command_help(command: Command, arguments: Arguments) -> str:
     notes: list[str] = []
     tree: dict[str, Any] = {}
     if options or command.name in ALGORITHMS:
-        tree = upgrade_tree(command.name, assemble(arguments.files, arguments.overrides))
+        tree = upgrade_recorded_config(
+            command.name, assemble_tree(arguments.files, arguments.overrides)
+        )
     if command.name in ALGORITHMS:
         defaults, hidden = _algorithm_keys(command.name, tree.get("algorithm", {}))
         notes = [

@@ -98,7 +98,7 @@ def _command_name(words: Sequence[str]) -> str:
 
 def _print_output(name: str, config: Any) -> int:
     """Print the output of a command without a run directory; return its exit code."""
-    output = COMMANDS.output(name, config)
+    output = COMMANDS.run_and_yield_text(name, config)
     while True:
         try:
             print(escape_invisible(next(output)))

@@ -17,7 +17,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
-from rlhf.config.load import Source, assemble, build, merge
+from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description
 from rlhf.runs.directory import Run, check_unchanged_configuration
@@ -95,12 +95,14 @@ class CommandTable(dict[str, Command]):
         command = self[name]
         if command.read:
             return import_object(command.read)(sources, overrides, self)
-        tree = upgrade_tree(name, assemble(sources, overrides))
+        tree = upgrade_recorded_config(name, assemble_tree(sources, overrides))
         paths = [source for source in sources if not isinstance(source, Mapping)]
         if paths and "stages" in tree:
             raise UserError(f"{paths[-1]} is a pipeline: run it with `rlhf run {paths[-1]}`")
         options = {field: import_object(path) for field, path in command.options.items()}
-        return build(import_object(command.config), merge(command.defaults, tree), options)
+        return build_config(
+            import_object(command.config), merge_trees(command.defaults, tree), options
+        )
 
     def configure(self, name: str, tree: Mapping[str, Any]) -> Any:
         """Build the configuration of a command from plain data.
@@ -151,7 +153,7 @@ class CommandTable(dict[str, Command]):
             self._import_function(name, path)(name, config) if path else "keys and types are valid"
         )
 
-    def output(self, name: str, config: Any) -> Generator[str, None, int]:
+    def run_and_yield_text(self, name: str, config: Any) -> Generator[str, None, int]:
         """Run a command without a run directory; yield the text to print, return the exit code."""
         return self._import_function(name, self[name].run)(config)
 
@@ -214,7 +216,7 @@ class CommandTable(dict[str, Command]):
         return functools.partial(function, commands=self)
 
 
-def upgrade_tree(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_recorded_config(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the recorded configuration of a run to a configuration of the current version.
 
     The ``config.yaml`` of a run contains the command, which is removed. It may contain keys of an

@@ -44,7 +44,7 @@ def convert(hint: Any, value: Any, name: str = "") -> Any:
     from pydantic import ValidationError  # slow to import
 
     try:
-        return _adapter(hint).validate_python(value)
+        return _type_adapter(hint).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if reason := first.get("ctx", {}).get("error"):  # raised by a __post_init__
@@ -63,7 +63,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
         UserError: A value has the wrong type or is outside its range; the message contains the key,
             the rule and the value.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in _type_hints(type(config)).items():
         convert(hint, getattr(config, name), f"{prefix}{name}")
 
 
@@ -101,12 +101,12 @@ def _condition_text(message: str) -> str:
 
 
 @functools.cache
-def _adapter(hint: Any) -> Any:
+def _type_adapter(hint: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(hint)
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _type_hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)

@@ -99,7 +99,7 @@ def mask_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= 8 and SECRET_KEY.fullmatch(name):
             text = text.replace(value, MASK)
-    return _SECRETS.sub(_mask_match, text)
+    return _SECRETS.sub(_replace_secret, text)
 
 
 def mask_secret_options(words: Sequence[str]) -> list[str]:
@@ -138,7 +138,7 @@ def set_up_logging(level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def _mask_match(match: re.Match[str]) -> str:
+def _replace_secret(match: re.Match[str]) -> str:
     prefix = next(filter(None, match.group("url", "query", "bearer")), "")
     return prefix + MASK + ("@" if match["url"] else "")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.model import ModelSpec
-from rlhf.runs.alarms import Action, AlarmName, check_actions
+from rlhf.runs.alarms import Action, AlarmName, check_alarm_actions
 from rlhf.runs.trackers import TrackerName
 
 
@@ -53,4 +53,4 @@ class TrainingConfig(RunConfig):
                 "model.dtype: gradients underflow in float16; train in bfloat16 or float32 "
                 "(rlhf evaluate and rlhf generate support float16)"
             )
-        check_actions(self.alarms)
+        check_alarm_actions(self.alarms)

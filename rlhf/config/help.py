@@ -71,7 +71,7 @@ def help_text(
         summary: What the command does.
         arguments: Names of the positional arguments.
         options: Name of a field with a mapping -> class that defines the keys of the mapping (see
-            `build`).
+            `build_config`).
         defaults: Dotted key -> effective default, for keys whose effective default differs from the
             default of the class.
         hidden: Dotted keys to omit, because they have no effect on the command.

@@ -60,7 +60,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_trees(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of ``base`` with the keys of ``over``.
 
     If a key has a mapping in ``base`` and in ``over``, the two mappings are merged; otherwise the
@@ -70,7 +70,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge_trees(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -100,7 +100,9 @@ def read_value(key: str, text: str) -> Any:
     return text if bare else value
 
 
-def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def assemble_tree(
+    sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
+) -> dict[str, Any]:
     """Merge configurations into one tree of plain data, then apply the overrides.
 
     Raises:
@@ -109,7 +111,7 @@ def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) ->
     tree: dict[str, Any] = {}
     for source in sources:
         is_mapping = isinstance(source, Mapping)
-        tree = merge(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
+        tree = merge_trees(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
     for key, value in overrides:
         set_key(tree, key, value)
     if key := first_secret_key(tree):
@@ -156,7 +158,9 @@ def _list_index(items: list[Any], part: str, key: str) -> int:
     return int(part)
 
 
-def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | None = None) -> T:
+def build_config(
+    cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | None = None
+) -> T:
     """Check a tree of plain data and convert it to a frozen dataclass.
 
     Args:
@@ -201,7 +205,7 @@ def _check_keys(
         if key not in hints:
             if new := renamed_key(name):
                 raise UserError(f"{name} was renamed to {new}")
-            raise UserError(f"unknown key {name!r}{_suggestion(key, hints, sections())}")
+            raise UserError(f"unknown key {name!r}{_suggest_keys(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; remove the key to use its default")
         kinds = {hints[key], *typing.get_args(hints[key])}
@@ -235,7 +239,7 @@ def _check_utf8(value: Any) -> None:
             _check_utf8(item)
 
 
-def _suggestion(key: Any, known: Iterable[str], sections: list[Section]) -> str:
+def _suggest_keys(key: Any, known: Iterable[str], sections: list[Section]) -> str:
     """Return a suggestion for an unknown key, as the end of an error message.
 
     The suggestion contains the dotted keys whose last part is ``key``. If there are none, it is the

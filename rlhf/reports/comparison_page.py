@@ -20,7 +20,7 @@ from rlhf.reports.charts import Chart, Series, panels
 from rlhf.reports.markup import Cell, Table, esc, label_html, plural, section, with_acronyms
 from rlhf.reports.page import page
 from rlhf.reports.tables import save_tables
-from rlhf.runs.directory import DIRECTORY_KEYS, flatten
+from rlhf.runs.directory import DIRECTORY_KEYS, flatten_keys
 from rlhf.stats import Interval, interval
 
 _FIRST_METRICS = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
@@ -153,7 +153,7 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
 
     Keys of output directories are omitted.
     """
-    flat = {name: flatten(runs[0].config) for name, runs in methods.items()}
+    flat = {name: flatten_keys(runs[0].config) for name, runs in methods.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
     rows: list[list[Cell]] = [
         [key, *(_one_line_yaml(config.get(key)) for config in flat.values())]

@@ -184,7 +184,7 @@ class Halt(UserError):
         return bool(self.evidence) or not ALARMS[self.name].before_update
 
 
-def check_actions(actions: Mapping[AlarmName, Action]) -> None:
+def check_alarm_actions(actions: Mapping[AlarmName, Action]) -> None:
     """Raise ValueError if an alarm that is checked before the update has an action except halt."""
     for name, action in actions.items():
         if ALARMS[name].before_update and action != "halt":

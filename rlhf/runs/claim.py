@@ -142,9 +142,9 @@ class Claim:
         claim = cls(directory)
         with write_errors_as_user_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            claim._acquire()
+            claim._acquire_lock()
             try:
-                claim._take_over(overwrite=overwrite)
+                claim._take_over_directory(overwrite=overwrite)
             except BaseException:
                 claim.close()
                 raise
@@ -156,7 +156,7 @@ class Claim:
         marker = {"writer": writer, "entries": sorted({*_declared_entries(self.directory), *names})}
         write_text(self.directory / MARKER, json.dumps(marker))
 
-    def commit(self) -> None:
+    def delete_replaced_files(self) -> None:
         """Delete the files of the replaced run; call this method after the first result."""
         if (self.directory / REPLACED).exists():
             shutil.rmtree(self.directory / REPLACED)
@@ -166,7 +166,7 @@ class Claim:
         if not self._lock.is_locked:
             return
         moved = not self.directory.exists()
-        has_result = moved or self._keep_or_restore()
+        has_result = moved or self._keep_new_or_restore_old_run()
         self._lock.release()
         if not has_result and not self._was_marked:
             for name in (MARKER, LOCK):
@@ -174,7 +174,7 @@ class Claim:
             if not self._existed and not any(self.directory.iterdir()):
                 self.directory.rmdir()
 
-    def _acquire(self) -> None:
+    def _acquire_lock(self) -> None:
         """Acquire the lock.
 
         Raises:
@@ -188,14 +188,14 @@ class Claim:
                 "ends, or choose another --output_dir"
             ) from None
 
-    def _take_over(self, *, overwrite: bool) -> None:
+    def _take_over_directory(self, *, overwrite: bool) -> None:
         """Record this process as the writer of the locked directory.
 
         With ``overwrite``, the files of the earlier run are moved to `REPLACED`.
         """
         repair_folder(self.directory)
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
-            self._keep_or_restore()
+            self._keep_new_or_restore_old_run()
         self._was_marked = written_by_toolkit(self.directory)
         self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
         if overwrite and self._earlier:
@@ -221,7 +221,7 @@ class Claim:
         for path in (*written, self.directory / MARKER):
             path.rename(aside / path.name)
 
-    def _keep_or_restore(self) -> bool:
+    def _keep_new_or_restore_old_run(self) -> bool:
         """Keep the new run if it has a result; otherwise restore the replaced run.
 
         Returns:
@@ -231,7 +231,7 @@ class Claim:
         aside = self.directory / REPLACED
         no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
         if any(_has_result(path, no_result) for path in new):
-            self.commit()
+            self.delete_replaced_files()
             return True
         evidence = self.directory / BUNDLE  # `rlhf replay` needs it after an alarm at step 1
         for path in new:

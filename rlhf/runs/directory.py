@@ -28,7 +28,7 @@ from rlhf.common.files import (
 from rlhf.common.yaml_text import dump_yaml, read_mapping
 from rlhf.errors import UserError
 from rlhf.runs.claim import Claim, resolved_path, write_errors_as_user_errors
-from rlhf.runs.inputs import fingerprints, input_paths, leaf_items
+from rlhf.runs.inputs import input_fingerprints, input_paths, leaf_items
 from rlhf.runs.machine import describe_machine
 from rlhf.runs.renamed import upgrade_config
 from rlhf.runs.trackers import (
@@ -88,13 +88,13 @@ class Run:
             inputs=inputs,
         )
         try:
-            run._describe(resume=resume and not overwrite)
+            run._write_description(resume=resume and not overwrite)
         except BaseException:
             run.close()
             raise
         return run
 
-    def _describe(self, *, resume: bool) -> None:
+    def _write_description(self, *, resume: bool) -> None:
         """Write the configuration of the run and descriptions of its inputs and of the machine.
 
         If the run is resumed, the configuration and inputs are first compared with the recorded
@@ -106,7 +106,9 @@ class Run:
         with write_errors_as_user_errors(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
             write_text(self.directory / "config.yaml", dump_yaml(kept))
-            write_text(self.directory / "inputs.json", json.dumps(fingerprints(kept), indent=2))
+            write_text(
+                self.directory / "inputs.json", json.dumps(input_fingerprints(kept), indent=2)
+            )
             machine = json.dumps(describe_machine(), indent=2)
             write_text(self.directory / "environment.json", machine)
 
@@ -147,11 +149,11 @@ class Run:
         row = {"step": step, "time": round(time.monotonic() - self.started, 3), **metrics}
         self._append_row("metrics.jsonl", row)
         if self._claim is not None:
-            self._claim.commit()
+            self._claim.delete_replaced_files()
         if not self.writes or not self.config.get("track"):
             return
         if self.trackers is None:
-            flat = flatten(self.config)
+            flat = flatten_keys(self.config)
             self.trackers = open_trackers(self.config["track"], self.directory, flat, step=step)
         self.trackers = log_to_trackers(self.trackers, step, metrics)
 
@@ -191,7 +193,7 @@ def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) ->
         UserError: The configuration or an input has changed. The message contains the key.
     """
     recorded = upgrade_config(read_mapping(directory / "config.yaml"))
-    inputs, current = read_mapping(directory / "inputs.json"), fingerprints(config)
+    inputs, current = read_mapping(directory / "inputs.json"), input_fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     changed = [
         key
@@ -244,12 +246,12 @@ def open_directory(
         claim.close()
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten_keys(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -49,7 +49,7 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
     return paths
 
 
-def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
+def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """Return dotted key -> fingerprint for every local input in a configuration."""
     paths = input_paths(config)
     return {key: fingerprint(path) for key, path in paths.items() if key != CACHE_KEY}

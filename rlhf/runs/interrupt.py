@@ -59,7 +59,7 @@ class StopRequest:
         self.number = number
         self.__exit__()
 
-    def check(self, directory: object) -> None:
+    def raise_if_requested(self, directory: object) -> None:
         """Raise Interrupted if the process received a signal.
 
         Call this method after a checkpoint is written.

@@ -42,7 +42,7 @@ class Stopwatch:
             self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
         self._since = now
 
-    def take(self) -> dict[str, float]:
+    def pop_seconds(self) -> dict[str, float]:
         """Return the seconds of each part since the last call of this method.
 
         The keys are ``time/PART``.

@@ -45,7 +45,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
     with StopRequest() as stop:
         trainer.prepare(run)
         _resume_or_start(trainer, run, checkpoints)
-        stop.check(run.directory)
+        stop.raise_if_requested(run.directory)
         if run.writes:
             shutil.rmtree(run.directory / BUNDLE, ignore_errors=True)
         try:
@@ -119,7 +119,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             if signal_number:
                 stop.number = signal_number
-                stop.check(run.directory)
+                stop.raise_if_requested(run.directory)
         _check_weights(trainer)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)

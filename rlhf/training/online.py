@@ -164,7 +164,7 @@ class OnlineTrainer(Trainer):
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the metrics of the step."""
-        self.stopwatch.take()  # discard the time of an evaluation
+        self.stopwatch.pop_seconds()  # discard the time of an evaluation
         self.collector.engine.update_policy(step)
         collected = collect_step(self)
         rollouts, returns = collected.rollouts, collected.returns
@@ -190,7 +190,7 @@ class OnlineTrainer(Trainer):
             if batch is not None:
                 sample["tokens"] = token_table(batch, row, self.policy.tokenizer)
             run.write_sample(sample)
-        seconds = self.stopwatch.take()
+        seconds = self.stopwatch.pop_seconds()
         metrics = {**metrics, **update_metrics, **seconds}
         if self.throughput and batch is not None:
             epochs = self.algorithm.settings.num_epochs

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from rlhf.config.load import build
+from rlhf.config.load import build_config
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
 from rlhf.models import hub, loading
@@ -256,7 +256,7 @@ def test_untied_output_head_can_be_trained_fully(tmp_path: Path) -> None:
 def test_invalid_lora_values_are_refused() -> None:
     for keys in ({"alpha": 0}, {"dropout": 1.0}, {"rank": 0}):
         with pytest.raises(UserError, match=rf"lora\.{next(iter(keys))} must be "):
-            build(ModelSpec, {"path": "folder", "lora": keys})
+            build_config(ModelSpec, {"path": "folder", "lora": keys})
     with pytest.raises(ValueError, match="q_proj is in both"):
         LoraSpec(target_modules=["q_proj"], modules_to_save=["q_proj"])
 

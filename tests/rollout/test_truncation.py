@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf.config.load import build
+from rlhf.config.load import build_config
 from rlhf.config.model import ModelSpec
 from rlhf.config.online import OnlineConfig
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -77,4 +77,4 @@ def test_training_refuses_truncation(key: dict):
 )
 def test_values_out_of_range(key: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        build(RolloutSpec, key)
+        build_config(RolloutSpec, key)

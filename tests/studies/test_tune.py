@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rlhf.cli.table import COMMANDS
-from rlhf.config.load import assemble, build, set_key
+from rlhf.config.load import assemble_tree, build_config, set_key
 from rlhf.config.tune import Dimension, TuneConfig
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
@@ -104,7 +104,7 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
 
 def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_path):
     path = study_of(tmp_path / "s")
-    tuned = run_tune(make_study(build(TuneConfig, assemble([path], [])), COMMANDS))
+    tuned = run_tune(make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS))
     assert not unknown_entries(tuned.parent)
     tree = yaml.safe_load(tuned.read_text())
     assert set(tree["algorithms"]["rloo"]["run"]) == {"optimizer", "algorithm"}
@@ -119,15 +119,19 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
     assert len(files) == 4
     seeds = {json.loads(line)["seed"] for file in files for line in file.read_text().splitlines()}
     assert seeds == {evaluation_seed(FIRST_EPISODE + index) for index in range(6)}
-    bench = make_bench(assemble([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
+    bench = make_bench(assemble_tree([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
     rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]
     assert bench.run_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate
     with pytest.raises(UserError, match="seeds: seed 7 was used for tuning"):
-        make_bench(assemble([tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])]), COMMANDS)
+        make_bench(
+            assemble_tree([tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])]), COMMANDS
+        )
     # A lost result is written again without a new trial.
     tuned.unlink()
     stamps = {file: file.stat().st_mtime_ns for file in files}
-    run_tune(make_study(build(TuneConfig, assemble([path], [("resume", True)])), COMMANDS))
+    run_tune(
+        make_study(build_config(TuneConfig, assemble_tree([path], [("resume", True)])), COMMANDS)
+    )
     assert yaml.safe_load(tuned.read_text()) == tree
     assert stamps == {file: file.stat().st_mtime_ns for file in files}
 
@@ -152,5 +156,5 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, keys, words):
     tree = yaml.safe_load(path.read_text()) | keys
     path.write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError) as caught:
-        make_study(build(TuneConfig, assemble([path], [])), COMMANDS)
+        make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS)
     assert all(word in str(caught.value) for word in words), caught.value

@@ -12,7 +12,7 @@ import torch
 
 from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
-from rlhf.config.load import merge
+from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
 from rlhf.models.trainable import weights_without_gradient
@@ -199,7 +199,7 @@ def test_faults_are_caught_before_the_update_and_replayed(
     monkeypatch.setattr(OnlineTrainer, "apply_gradients", recorded)
     if change:
         change(monkeypatch)
-    tree = merge(online_tree(tmp_path / "run", echo_model), keys)
+    tree = merge_trees(online_tree(tmp_path / "run", echo_model), keys)
     with pytest.raises(Halt, match=f"rlhf replay {tmp_path / 'run'}") as halt:
         run_command("ppo", tree)
     assert halt.value.name == name

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
-from rlhf.config.load import merge
+from rlhf.config.load import merge_trees
 from rlhf.models.policy import Policy
 from rlhf.models.precision import MasterOptimizer
 from rlhf.runs.alarms import Halt
@@ -118,7 +118,7 @@ def test_every_algorithm_halts_before_its_first_update(
     else:
         path = "tests.training.test_alarms_by_method:unscored"
         keys = {"shaping": {"max_unscored": 1.0}, "rewards": [{"kind": "function", "path": path}]}
-        tree = merge(tree, keys)
+        tree = merge_trees(tree, keys)
     with pytest.raises(Halt) as halt:
         run_command(algorithm, tree)
     assert halt.value.name == name

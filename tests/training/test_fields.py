@@ -19,7 +19,7 @@ import pytest
 
 from rlhf.algorithms.settings import Settings
 from rlhf.cli.table import configure, run_command
-from rlhf.config.load import merge
+from rlhf.config.load import merge_trees
 from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OnlineConfig, OptimizerSpec, RewardShaping
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -101,7 +101,7 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "model.scratch.hidden_size": (32, SCRATCH, "ppo"),
     "model.scratch.num_layers": (1, SCRATCH, "ppo"),
     "model.scratch.num_heads": (2, SCRATCH, "ppo"),
-    "model.scratch.context": (24, merge(TURNS, SCRATCH), "ppo"),
+    "model.scratch.context": (24, merge_trees(TURNS, SCRATCH), "ppo"),
     "model.scratch.initializer_range": (0.1, SCRATCH, "ppo"),
     "model.lora.rank": (4, LORA, "ppo"),
     "model.lora.alpha": (8, LORA, "ppo"),
@@ -164,15 +164,23 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "algorithm.aggregation": ("sequence", {}, "ppo"),
     "algorithm.clip_low": (1e-6, TWICE, "grpo"),
     "algorithm.clip_high": (1e-6, TWICE, "grpo"),
-    "algorithm.dual_clip": (1.0 + 1e-6, merge(TWICE, FAST), "grpo"),
+    "algorithm.dual_clip": (1.0 + 1e-6, merge_trees(TWICE, FAST), "grpo"),
     "algorithm.tis_cap": (1.0, {}, "grpo"),
     "algorithm.kl_placement": ("loss", {"algorithm": {"kl_estimator": "k2"}}, "ppo"),
     "algorithm.kl_estimator": ("k2", {}, "grpo"),
     "algorithm.kl_coef": (0.5, {}, "ppo"),
     "algorithm.gamma": (0.5, {}, "ppo"),
     "algorithm.lam": (0.5, {}, "ppo"),
-    "algorithm.turn_gamma": (0.5, merge(TURNS, {"algorithm": {"advantage": "turn_gae"}}), "ppo"),
-    "algorithm.turn_lam": (0.5, merge(TURNS, {"algorithm": {"advantage": "turn_gae"}}), "ppo"),
+    "algorithm.turn_gamma": (
+        0.5,
+        merge_trees(TURNS, {"algorithm": {"advantage": "turn_gae"}}),
+        "ppo",
+    ),
+    "algorithm.turn_lam": (
+        0.5,
+        merge_trees(TURNS, {"algorithm": {"advantage": "turn_gae"}}),
+        "ppo",
+    ),
     "algorithm.whiten_advantages": (False, {}, "ppo"),
     "algorithm.scale_by_std": (False, {}, "grpo"),
     "algorithm.entropy_coef": (0.5, {}, "ppo"),
@@ -284,7 +292,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Any]) -> An
 def tree_of(folder: Path | str, places: dict[str, Any], changes: Tree) -> Tree:
     """A run of two steps with these keys."""
     base = online_tree(Path(folder), places["MODEL"], num_steps=2, env=ECHO)
-    return merge(base, filled(changes, places))
+    return merge_trees(base, filled(changes, places))
 
 
 def filled(value: Any, places: dict[str, Any]) -> Any:
@@ -318,13 +326,13 @@ def everything(folder: Path) -> Any:
 def test_a_key_changes_what_the_run_leaves(key: str, left: Any) -> None:
     value, base, verb = EFFECTS[key]
     before = left(verb, base)
-    assert not same(before, left(verb, merge(base, nested(key, value))))
+    assert not same(before, left(verb, merge_trees(base, nested(key, value))))
 
 
 @pytest.mark.parametrize("key", REFUSALS)
 def test_a_key_without_effect_is_refused(key: str, places: dict[str, Any]) -> None:
     value, base, verb, message = REFUSALS[key]
-    tree = tree_of("unused", places, merge(base, nested(key, value)))
+    tree = tree_of("unused", places, merge_trees(base, nested(key, value)))
     with pytest.raises((UserError, ValueError), match=message) as error:
         OnlineTrainer(verb, configure(verb, tree))
     assert "\n" not in str(error.value)
@@ -340,7 +348,7 @@ def test_failures_stop_the_run_or_are_counted(tmp_path, places) -> None:
     env = {"env": {**NUMBERS, "kwargs": {"fragile": True}}, "rewards": []}
     with pytest.raises(UserError, match=r"the environment failed in the episode of seed \d+"):
         run_command("ppo", tree_of(tmp_path / "stops", places, env))
-    counted = merge(env, {"env": {"errors": "count"}, "episodes_per_step": 16})
+    counted = merge_trees(env, {"env": {"errors": "count"}, "episodes_per_step": 16})
     run_command("ppo", tree_of(tmp_path / "goes", places, counted))
     rows = metrics_of(tmp_path / "goes")
     assert len(rows) == 2
@@ -374,7 +382,7 @@ def test_micro_batches_are_passes_of_the_model(places) -> None:
     passes = []
     for tokens in (1, 10_000):
         changes = {"micro_batch_tokens": tokens, "algorithm": {"num_minibatches": 1}}
-        tree = tree_of("unused", places, merge({"algorithm": {"num_epochs": 1}}, changes))
+        tree = tree_of("unused", places, merge_trees({"algorithm": {"num_epochs": 1}}, changes))
         trainer = OnlineTrainer("ppo", configure("ppo", tree))
         batch = collected_batch(trainer)
         seen = []
@@ -397,7 +405,7 @@ def test_the_template_has_the_options_that_were_asked_for(tmp_path, places) -> N
     (folder / "chat_template.jinja").write_text(template)
     options = {"chat_template_kwargs": {"tone": "Hm."}, "fold_system": True}
     changes = {"model": {"path": str(folder), **options}, "rollout": {"system": "Be kind."}}
-    refused = tree_of("unused", places, merge(changes, {"model": {"fold_system": False}}))
+    refused = tree_of("unused", places, merge_trees(changes, {"model": {"fold_system": False}}))
     config = configure("grpo", refused)
     with pytest.raises(UserError, match=r"no system role; remove .*fold_system"):
         OnlineTrainer("grpo", config)

@@ -11,7 +11,7 @@ from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
-from rlhf.config.load import build
+from rlhf.config.load import build_config
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import algorithm_of
 from rlhf.errors import UserError
@@ -46,7 +46,7 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     Raises:
         UserError: a key is wrong; the message names the environment or the algorithm, and the key.
     """
-    config = build(BenchConfig, tree)
+    config = build_config(BenchConfig, tree)
     bench = Bench(
         config,
         _entries(BenchEnvironment, config.environments, "environments"),
@@ -83,7 +83,7 @@ def build_entry(cls: type[T], item: Any, key: str) -> T:
         known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
         raise UserError(f"{key}: expected a mapping with {known}; got {item!r}")
     try:
-        return build(cls, item or {})
+        return build_config(cls, item or {})
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -134,7 +134,7 @@ def _check_runs(bench: Bench, environment: str) -> None:
         try:
             # The options of TRL are checked when the run starts, because the import of TRL takes
             # many seconds.
-            build(OfflineConfig, tree) if command == "sft" else bench.commands.configure(
+            build_config(OfflineConfig, tree) if command == "sft" else bench.commands.configure(
                 command, tree
             )
         except UserError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.commands.command import CommandTable
 from rlhf.common.ranges import PositiveInt, convert
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
-from rlhf.config.load import merge
+from rlhf.config.load import merge_trees
 from rlhf.config.online import OnlineConfig
 from rlhf.rollout.seeds import training_seed
 
@@ -73,7 +73,7 @@ class Bench:
     def run_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
         """Return the configuration of one training run."""
         task, entry = self.environments[environment], self.algorithms[algorithm]
-        tree = merge(merge(self.config.run, task.run), entry.run)
+        tree = merge_trees(merge_trees(self.config.run, task.run), entry.run)
         folder = f"seed{seed}"
         steps = convert(PositiveInt, tree.get("num_steps", OnlineConfig.num_steps), "num_steps")
         return {
@@ -154,7 +154,7 @@ class Bench:
             "output_dir": str(target),
             "policies": policies,
             "env": _without_unset_keys(task.env),
-            "rollout": merge(self.config.run, task.run).get("rollout", {}),
+            "rollout": merge_trees(self.config.run, task.run).get("rollout", {}),
             "episodes": self.config.episodes,
             "decoding": self.config.decoding,
             "resume": True,
@@ -183,7 +183,7 @@ class Bench:
         """Return the configuration of supervised fine-tuning on the demonstrations."""
         folder = self.run_path(environment, f"seed{seed}")
         return {
-            **merge(self.config.sft, self.environments[environment].sft),
+            **merge_trees(self.config.sft, self.environments[environment].sft),
             "output_dir": str(folder / "sft"),
             "model": _without_unset_keys(self.config.model),
             "data": [{"path": str(folder / "demos" / DEMONSTRATIONS_FILE)}],

@@ -23,7 +23,7 @@ from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import dump_yaml
-from rlhf.config.load import assemble, merge, set_key
+from rlhf.config.load import assemble_tree, merge_trees, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
@@ -134,7 +134,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     Raises:
         UserError: a key is wrong or does not fit the benchmark; the message names the key.
     """
-    tree = assemble([config.bench], [])
+    tree = assemble_tree([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
         raise UserError(
             f"seeds: {shared[0]} is one of the benchmark's seeds; use other seeds for tuning, "
@@ -235,7 +235,7 @@ def _check_space(
             run = _nested_settings({key: value})
             algorithms = {name: {"run": run} for name in spaces if key in spaces[name]}
             try:
-                make_bench(merge(tree, {"algorithms": algorithms}), commands)
+                make_bench(merge_trees(tree, {"algorithms": algorithms}), commands)
             except UserError as error:
                 raise UserError(f"space.{key}: with {value!r}, {error}") from error
 

@@ -118,7 +118,7 @@ def train_with_trainer(
         finally:
             callback.close()
         stop.number = callback.world.first(stop.number)
-        stop.check(run.directory)
+        stop.raise_if_requested(run.directory)
     return trainer.model
 
 
