@@ -4,7 +4,7 @@
 
 The loss is TOPR (Le Roux et al. 2025, arXiv:2503.14286) with one importance weight per token.
 Tokens with a positive advantage have weight 1. Tokens with a negative advantage have the truncated
-weight min(pi / pi_old, 1), so that their influence vanishes when they become unlikely.
+weight min(pi / pi_old, 1), so that their weight approaches 0 when they become unlikely.
 """
 
 import torch
@@ -31,7 +31,7 @@ def tapered(
         logprobs: [B, T], log-probabilities of the sampled tokens, with gradients.
         batch: the micro-batch, with advantages.
         settings: settings of the algorithm.
-        denominator: normalization of the whole mini-batch, so that the losses of its micro-batches
+        denominator: denominator for the whole mini-batch, so that the losses of its micro-batches
             can be added.
 
     Returns:

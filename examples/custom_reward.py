@@ -2,8 +2,8 @@
 
     python examples/custom_reward.py
 
-The model has random weights so that the example runs in seconds on a CPU. For real use, replace it
-by ``{"path": "smollm2-135m-instruct"}`` or the path of a fine-tuned model.
+The model has random weights so that the example runs in seconds on a CPU. For real use, set the
+model to ``{"path": "smollm2-135m-instruct"}`` or to the path of a fine-tuned model.
 """
 
 import rlhf
@@ -49,7 +49,7 @@ def main() -> None:
             "rollout": {"max_new_tokens": 8},
             "episodes_per_step": 32,
             "num_steps": 10,
-            # A model with random weights writes completions without letters, which have no score.
+            # A model with random weights samples completions without letters, which have no score.
             "shaping": {"max_unscored": 1.0},
             "optimizer": {"learning_rate": 3e-3},
         },

@@ -3,7 +3,8 @@
     python examples/ppo_from_scratch.py
 
 A transformer with random weights learns to write lower-case vowels. `rlhf.stage("ppo", ...)` runs
-the same algorithm, with reward models, a reference policy, micro-batches and checkpoints.
+the same algorithm and also supports reward models, a reference policy, micro-batches and
+checkpoints.
 """
 
 from dataclasses import replace
@@ -58,7 +59,7 @@ def main() -> None:
     rollout = RolloutSpec(max_new_tokens=MAX_TOKENS)
     collector = Collector.open(model, tokenizer, EnvSpec(id="example/Vowels-v0"), rollout)
     for step in range(STEPS):
-        # 1. Play episodes. The batch's tensors are [episodes, tokens], and column t is token t.
+        # 1. Collect episodes. The tensors of the batch have the shape [episodes, tokens].
         numbers = range(step * EPISODES, (step + 1) * EPISODES)
         seeds = [EpisodeSeed(seed=n, group_index=n, sample_index=0) for n in numbers]
         rollouts = collector.collect(seeds)
