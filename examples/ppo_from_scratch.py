@@ -3,8 +3,7 @@
     python examples/ppo_from_scratch.py
 
 A transformer with random weights learns to write lower-case vowels. `rlhf.stage("ppo", ...)` runs
-the same algorithm and also supports reward models, a reference policy, micro-batches and
-checkpoints.
+the same algorithm and supports reward models, a reference policy, micro-batches and checkpoints.
 """
 
 from dataclasses import replace
