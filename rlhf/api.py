@@ -32,8 +32,8 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     Args:
         command: Name of the command on the command line (`rlhf --help`).
         config: A mapping, the path of a YAML file, or a list of mappings and paths.
-        overrides: Configuration keys that replace those of ``config``; pass nested keys as
-            ``**{"model.path": "..."}``.
+        overrides: Configuration keys and values that replace values in ``config``. Pass nested keys
+            as ``**{"model.path": "..."}``.
 
     Returns:
         The folder of the trained model, or the run directory if the command does not train a model.

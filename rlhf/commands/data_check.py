@@ -27,7 +27,11 @@ class CheckConfig:
 
 
 def check(config: CheckConfig) -> Generator[str, None, int]:
-    """Yield the report on a data set in Markdown; return 1 if the data set has a fault, else 0."""
+    """Yield the report on a data set in Markdown.
+
+    Returns:
+        1 if the data set has a fault, otherwise 0.
+    """
     from rlhf.data.data_report import check_dataset
     from rlhf.data.files import read_rows
     from rlhf.data.reader import guess_kind

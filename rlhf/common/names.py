@@ -1,4 +1,4 @@
-"""Validate file names that a user chooses, and suggest known names for unknown ones."""
+"""Validate file names that a user chooses, and suggest known names for unknown names."""
 
 from __future__ import annotations
 

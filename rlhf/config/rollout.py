@@ -108,6 +108,6 @@ class RolloutSpec:
 
     @property
     def active_sampling_filters(self) -> list[str]:
-        """The names of those of top_k, top_p and min_p whose values exclude tokens."""
+        """Names of the settings among top_k, top_p and min_p whose values exclude tokens."""
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return [name for name, value in neutral.items() if getattr(self, name) != value]
