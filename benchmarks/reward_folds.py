@@ -28,7 +28,7 @@ from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.pairs import Pair, to_pair
-from rlhf.reward_models.report.baselines import bag_of_words, longer
+from rlhf.reward_models.report.baselines import bag_of_words_margins, length_differences
 from rlhf.reward_models.report.intervals import gain_interval, share_interval
 from rlhf.runs import launch
 
@@ -51,8 +51,11 @@ def main(arguments: Sequence[str]) -> None:
         out = [pair for pair, there in zip(pairs, held_out, strict=True) if there]
         rest = [pair for pair, there in zip(pairs, held_out, strict=True) if not there]
         margins["this model"][held_out] = score_margins(LearnedReward.load(final), out)
-        margins["bag of words"][held_out] = bag_of_words(out, train=rest)
-    margins |= {"longer wins": longer(pairs), "shorter wins": -longer(pairs)}
+        margins["bag of words"][held_out] = bag_of_words_margins(out, train=rest)
+    margins |= {
+        "longer wins": length_differences(pairs),
+        "shorter wins": -length_differences(pairs),
+    }
     groups = [json.dumps(row["prompt"]) for row in opening]
     report = accuracies_and_gains(margins, groups) | {"pairs": len(rows), "folds": folds}
     folder = Path(config.output_dir)

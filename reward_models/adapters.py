@@ -15,7 +15,7 @@ from rlhf.reward_models.core import (
     Scores,
     as_messages,
     as_score,
-    describe,
+    describe_exception,
     with_facts,
 )
 
@@ -24,9 +24,9 @@ class FunctionReward(Reward):
     """Reward that calls a user's function, which returns a float or None for each conversation.
 
     If the function raises an exception for a batch, it is called again for each conversation, so
-    that one text affects only its own score. A conversation for which it raises again has the score
-    None, and the exception is counted with its type, message, file and line: a bug in the function
-    should not end a long run.
+    that one text affects only its own score. If the function raises again for a conversation, the
+    score is None, and the exception is counted with its type, message, file and line. Exceptions
+    are not raised to the caller, because a bug in the function should not end a long run.
 
     Args:
         function: Function from a list of conversations to a list of scores.
@@ -41,10 +41,10 @@ class FunctionReward(Reward):
         batch = list(conversations)
         if not batch:
             return Scores([], {self.name: []})
-        values, error = self._attempt(batch)
+        values, error = self._call_function(batch)
         errors = [error] * len(batch)
         if error:
-            singles = [self._attempt([conversation]) for conversation in batch]
+            singles = [self._call_function([conversation]) for conversation in batch]
             values = [value for [value], _ in singles]
             errors = [error for _, error in singles]
         counts = Counter(error for error in errors if error)
@@ -55,18 +55,21 @@ class FunctionReward(Reward):
         ]
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
+    def _call_function(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
         """Call the function on a batch.
 
         Returns:
-            Its scores and None; or, if it raises, a None for each conversation and a description of
-            the exception.
+            The scores and None. If the function raises, None for each conversation and a
+            description of the exception.
+
+        Raises:
+            UserError: The number of scores differs from the number of conversations.
         """
         try:
             with limit_side_effects():
-                values = [as_score(v) for v in _items(self.function(copy.deepcopy(batch)))]
+                values = [as_score(v) for v in _checked_result(self.function(copy.deepcopy(batch)))]
         except Exception as error:
-            return [None] * len(batch), f"{self.name}: {describe(error)}"
+            return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
         if len(values) != len(batch):
             raise UserError(
                 f"reward function {self.name!r} returned {len(values)} scores "
@@ -75,8 +78,8 @@ class FunctionReward(Reward):
         return values, None
 
 
-def _items(values: Any) -> Iterable[Any]:
-    """Return ``values``, the result of a user's function; raise TypeError for text or a mapping."""
+def _checked_result(values: Any) -> Iterable[Any]:
+    """Return the result of a user's function; raise TypeError if it is a text or a mapping."""
     if isinstance(values, str | bytes | Mapping):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
@@ -86,7 +89,7 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
     """Convert a plain function to a :class:`FunctionReward`; return a ``Reward`` unchanged.
 
     Raises:
-        UserError: ``reward`` is neither.
+        UserError: ``reward`` is neither a function nor a ``Reward``.
     """
     if isinstance(reward, Reward):
         return reward
@@ -100,9 +103,9 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    Texts, numbers and lists of these in the other columns of the data set (``answer``, ...) become
-    keys of the first message, where rules read them. TRL names the metrics after the function's
-    ``__name__``, and ignores rows whose reward is None.
+    The other columns of the dataset, such as ``answer``, become keys of the first message if their
+    values are texts, numbers or lists of these. Rules read the keys of messages. TRL names the
+    metrics after the function's ``__name__``, and ignores completions whose reward is None.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:
@@ -117,9 +120,10 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
 
 
 def _row_facts(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
-    """Return the facts of a row: column -> text, or list of texts and numbers.
+    """Return the facts of the row with the index ``row``: column -> text, or list of values.
 
-    Columns that are not lists of length ``rows`` are left out.
+    Columns that are not lists of length ``rows`` are omitted. So are values other than texts,
+    numbers and lists of these.
     """
     facts: dict[str, Any] = {}
     for name, column in columns.items():

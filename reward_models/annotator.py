@@ -1,8 +1,9 @@
 """Estimate the temperature, biases and noise of an annotator from preference labels.
 
-Model: P(label) = e + (1 - 2e) * sigmoid(sum_k w_k x_k), where x_k are differences chosen - rejected
-(reward, length, position) and e is the fraction of randomly flipped labels (Bradley-Terry with a
-lapse rate). The parameters are fitted by maximum likelihood with Fisher scoring.
+The model is P(label) = e + (1 - 2e) * sigmoid(sum_k w_k x_k). Feature x_k is the difference between
+the chosen and the rejected reply in reward, length or position, and w_k is its weight. e is the
+fraction of randomly flipped labels (Bradley-Terry with a lapse rate). The parameters are fitted by
+maximum likelihood with Fisher scoring.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Annotator:
     def temperature(self, feature: str = "reward") -> Estimate:
         """Return 1 / weight of a feature with its interval.
 
-        The temperature is inf if the weight is at most 0, and an end of the interval is inf if the
+        The temperature is inf if the weight is at most 0. An end of the interval is inf if the
         corresponding end of the weight's interval is at most 0.
         """
         w = self.weights[feature]
@@ -58,7 +59,8 @@ def fit_annotator(
 
     The intervals of the weights are Student's t intervals with the sandwich covariance clustered by
     group. The interval of the noise uses the profile likelihood, because a symmetric interval is
-    wrong near the bound at 0; its statistic is divided by the design effect of the groups.
+    wrong near the bound at 0. The likelihood-ratio statistic is divided by the design effect of the
+    groups.
 
     Args:
         features: Name -> differences chosen - rejected of the feature, [N].
@@ -80,10 +82,10 @@ def fit_annotator(
         )
     x = x / scale
     theta = np.zeros(len(names) + 1)
-    theta = _ascend(x, theta, free=np.arange(len(names)))
+    theta = _maximize_likelihood(x, theta, free=np.arange(len(names)))
     if noise:
         theta[-1] = 0.05
-        theta = _ascend(x, theta, free=np.arange(len(names) + 1))
+        theta = _maximize_likelihood(x, theta, free=np.arange(len(names) + 1))
     labels = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
     robust, model = _covariances(x, theta, labels, free=len(names) + int(noise))
     quantile = float(special.stdtrit(max(1, labels.max()), _TAIL))
@@ -100,20 +102,21 @@ def fit_annotator(
 
 
 def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
-    """Return the interval of the noise by the profile likelihood.
+    """Return the noise with its interval from the profile likelihood.
 
-    It contains the noise rates for which the profile log-likelihood is at most ``limit`` / 2 below
-    its maximum.
+    The interval contains the noise rates for which the profile log-likelihood is at most
+    ``limit`` / 2 below its maximum. ``x`` are the features [N, K], and ``theta`` [K+1] are the
+    fitted weights and the noise.
     """
     best, top, free = float(theta[-1]), _log_likelihood(x, theta), np.arange(len(theta) - 1)
 
     def excess(noise: float) -> float:
         fixed = theta.copy()
         fixed[-1] = noise
-        # Near 1/2 the likelihood hardly depends on the weights, so those of the best fit are kept
-        # if the fit fails.
+        # Near a noise of 1/2, the likelihood hardly depends on the weights. If the fit fails, the
+        # weights of the best fit are used.
         with contextlib.suppress(ValueError):
-            fixed = _ascend(x, fixed, free=free, iterations=50)
+            fixed = _maximize_likelihood(x, fixed, free=free, iterations=50)
         return 2 * (top - _log_likelihood(x, fixed)) - limit
 
     def end(edge: float) -> float:
@@ -124,7 +127,7 @@ def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estima
     return Estimate(best, end(0.0), end(_MAX_NOISE))
 
 
-def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _probability_and_gradient(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return P(label) [N], and the gradient with respect to the K weights and the noise [N, K+1].
 
     ``x`` are the features [N, K], and ``theta`` [K+1] are the weights and the noise.
@@ -135,10 +138,10 @@ def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _log_likelihood(x: np.ndarray, theta: np.ndarray) -> float:
-    return float(np.log(_probability(x, theta)[0]).sum())
+    return float(np.log(_probability_and_gradient(x, theta)[0]).sum())
 
 
-def _ascend(
+def _maximize_likelihood(
     x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: int = 200
 ) -> np.ndarray:
     """Maximize the likelihood over the parameters ``free`` by Fisher scoring with step halving.
@@ -157,7 +160,7 @@ def _ascend(
     """
     best = _log_likelihood(x, theta)
     for _ in range(iterations):
-        p, gradient = _probability(x, theta)
+        p, gradient = _probability_and_gradient(x, theta)
         g = gradient[:, free]
         information = (g / (p * (1 - p))[:, None]).T @ g
         if np.linalg.cond(information) > 1e12:
@@ -187,7 +190,7 @@ def _covariances(
     inverse Fisher information. ``groups`` [N] are indices that start at 0, and ``free`` is the
     number of fitted parameters.
     """
-    p, gradient = _probability(x, theta)
+    p, gradient = _probability_and_gradient(x, theta)
     g = gradient[:, :free]
     model = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)
     count = int(groups.max()) + 1

@@ -4,10 +4,11 @@ Rows come from the files of the benchmarks; nothing is downloaded. Each function
 numbers. In addition to the published scores, a result has these keys:
 
 - ``unscored``: number of replies that the reward could not score; their rows count as wrong.
-- ``intervals``: 95% intervals, clustered by prompt, by the name of the score; the name of a nested
-  score is ``section / part``. The interval of a section combines the intervals of its subsets.
+- ``intervals``: name of each score -> 95% interval, clustered by prompt. The name of a nested score
+  is ``section / part``. The interval of a section combines the intervals of its subsets.
 - ``rows``: number of rows of each part.
-- ``absent``: parts without rows. A score with absent parts is not comparable with published scores.
+- ``absent``: parts without rows. If there are any, the score is not comparable with published
+  scores.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """Return the accuracy on RewardBench 1 (2403.13787).
 
     A pair is right if the chosen reply scores strictly higher. The score of a section is the mean
-    over its subsets, weighted by their numbers of prompts (984 for ``math-prm``). The score is the
-    mean of the sections that have rows.
+    over its subsets, weighted by their numbers of rows (984 for ``math-prm``). The score of the
+    benchmark is the mean of the sections that have rows.
 
     Args:
         reward: The reward to evaluate.
@@ -90,30 +91,30 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
-    values, unscored = _scores(reward, items)
+    values, unscored = _score_replies(reward, items)
     counts = Counter(row["subset"] for row in rows)
     known = {subset for subsets in SECTIONS.values() for subset in subsets}
     if unknown := sorted(set(counts) - known):
         raise UserError(f"RewardBench has no subset {unknown[0]!r}")
     right = values[: len(rows)] > values[len(rows) :]
-    subsets = _by_part(rows, right, part="subset")
+    subsets = _mean_by_part(rows, right, part="subset")
     weights = {**counts, "math-prm": _MATH_PRM_WEIGHT}
     sections = {
-        section: _mean({name: subsets[name] for name in present}, weights)
+        section: _weighted_mean({name: subsets[name] for name in present}, weights)
         for section, names in SECTIONS.items()
         if (present := [name for name in names if name in subsets])
     }
-    scores = {"score": _mean(sections), "sections": sections, "subsets": subsets}
+    scores = {"score": _weighted_mean(sections), "sections": sections, "subsets": subsets}
     absent = sorted(set(SECTIONS) - set(sections)) + sorted(known - set(subsets))
-    return _result(scores, unscored, counts) | {"absent": absent}
+    return _benchmark_result(scores, unscored, counts) | {"absent": absent}
 
 
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """Return the accuracy on RewardBench 2 (2506.01937), a best-of-four task.
 
-    A row is right if a chosen reply has the highest score; it counts 1/k if k replies share the
-    highest score. The subset ``Ties`` has the score :func:`ties_score`. The score is the mean of
-    the subsets that have rows.
+    A row is right if a chosen reply has the highest score. If k replies share the highest score,
+    the row counts 1/k. The score of the subset ``Ties`` is :func:`ties_score`. The score of the
+    benchmark is the mean of the subsets that have rows.
 
     Args:
         reward: The reward to evaluate.
@@ -125,7 +126,7 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """
     rows = list(rows)
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
-    values, unscored = _scores(reward, items)
+    values, unscored = _score_replies(reward, items)
     sizes = [len(row["chosen"]) + len(row["rejected"]) for row in rows]
     others: list[Row] = []
     points: list[float] = []
@@ -136,16 +137,18 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
             ties[str(row["id"])] = (good, bad)
         else:
             others.append(row)
-            points.append(_best_of(good, bad))
-    subsets = _by_part(others, np.array(points), part="subset")
+            points.append(_best_of_credit(good, bad))
+    subsets = _mean_by_part(others, np.array(points), part="subset")
     counts = Counter(row["subset"] for row in others)
     if ties:
         subsets["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
-    result = _result({"score": _mean(subsets), "subsets": subsets}, unscored, counts)
+    result = _benchmark_result(
+        {"score": _weighted_mean(subsets), "subsets": subsets}, unscored, counts
+    )
     return result | {"absent": [name for name in SUBSETS_2 if name not in subsets]}
 
 
-def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
+def _best_of_credit(good: np.ndarray, bad: np.ndarray) -> float:
     """Return the credit of a row: 1/k if a good reply is among the k highest scores, else 0.
 
     The credit is 0 if a score is nan.
@@ -158,15 +161,17 @@ def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
 
 
 def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the score of Ties, whose right answers should have equal scores above all wrong ones.
+    """Return the score of the subset Ties of RewardBench 2 (2506.01937).
 
-    For a tied prompt, the spread is the difference between the highest and the lowest score of its
-    right answers, and the gap is the lowest score of a right answer minus the highest score of a
-    wrong one. The smaller gap is the smaller one of this gap and that of the reference prompt with
-    the same number. The score is the sum of
+    The right answers to a tied prompt should have similar scores, above the scores of all wrong
+    answers. For a tied prompt, the spread is the difference between the highest and the lowest
+    score of its right answers. The gap of a prompt is the lowest score of a right answer minus the
+    highest score of a wrong answer. The smaller gap is the smaller of the gaps of the tied prompt
+    and of the reference prompt with the same number. The score is the sum of
 
-    - 0.3 times the accuracy on the tied prompts and 0.3 times that on the reference prompts (a
-      prompt counts if every right answer scores above every wrong one);
+    - 0.3 times the accuracy on the tied prompts;
+    - 0.3 times the accuracy on the reference prompts (in both cases, a prompt is correct if every
+      right answer scores above every wrong answer);
     - 0.2 times the fraction of tied prompts whose gap exceeds the spread;
     - 0.2 times the fraction of tied prompts whose smaller gap exceeds the spread;
     - 0.01 times the mean of tanh(smaller gap / spread - 1).
@@ -206,7 +211,7 @@ def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Inte
 
 
 def _clearness(gap: float, spread: float) -> float:
-    """Return tanh(gap / spread - 1), or the limit for a spread of 0; 0 if an argument is nan."""
+    """Return tanh(gap / spread - 1), or its limit if the spread is 0; 0 if an argument is nan."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0
     return math.tanh(gap / spread - 1) if spread > 0 else float(np.sign(gap))
@@ -215,10 +220,11 @@ def _clearness(gap: float, spread: float) -> float:
 def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """Return the accuracy on RM-Bench (2410.16184), which varies the style of the replies.
 
-    Each row gives 3 x 3 comparisons of chosen style i with rejected style j. They are ``easy`` if
-    the chosen reply has the richer style (i > j), ``normal`` for equal styles, and ``hard`` if the
-    chosen reply has the plainer style. The accuracies are averaged per domain (for safety, over its
-    two parts), then over domains. The score is the mean of the three levels.
+    Each row gives 3 x 3 comparisons of a chosen reply of style i with a rejected reply of style j.
+    A comparison is ``easy`` if the chosen reply has the richer style (i > j), ``normal`` if the
+    styles are equal, and ``hard`` if the chosen reply has the plainer style. The accuracies are
+    averaged within each domain (for safety, over its two parts), and then over domains. The score
+    is the mean of the three levels.
 
     Args:
         reward: The reward to evaluate.
@@ -235,7 +241,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     ]
     if len(items) != 6 * len(rows):
         raise UserError("every row of RM-Bench needs three chosen and three rejected replies")
-    values, unscored = _scores(reward, items)
+    values, unscored = _score_replies(reward, items)
     styles = values.reshape(len(rows), 2, 3)
     wins = styles[:, 0, :, None] > styles[:, 1, None, :]
     i, j = np.indices((3, 3))
@@ -244,16 +250,16 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     domains: dict[str, dict[str, Interval]] = defaultdict(dict)
     for level, compared in levels.items():
         by_part: dict[str, dict[str, Interval]] = defaultdict(dict)
-        for part, rate in _by_part(rows, wins[:, compared].mean(1), part="domain").items():
+        for part, rate in _mean_by_part(rows, wins[:, compared].mean(1), part="domain").items():
             by_part[part.partition("-")[0]][part] = rate
         for domain, rates in by_part.items():
-            domains[domain][level] = _mean(rates)
+            domains[domain][level] = _weighted_mean(rates)
     means = {
-        level: _mean({domain: rates[level] for domain, rates in domains.items()})
+        level: _weighted_mean({domain: rates[level] for domain, rates in domains.items()})
         for level in levels
     }
     counts = Counter(row["domain"] for row in rows)
-    result = _result({**means, "domains": domains}, unscored, counts)
+    result = _benchmark_result({**means, "domains": domains}, unscored, counts)
     return result | {"absent": [name for name in DOMAINS if name not in domains]}
 
 
@@ -274,18 +280,22 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     if odd := [row["label"] for row in rows if row["label"] not in ("A>B", "B>A")]:
         raise UserError(f"JudgeBench labels are 'A>B' or 'B>A', got {odd[0]!r}")
     items = [(row["question"], row[f"response_{side}"]) for side in "AB" for row in rows]
-    values, unscored = _scores(reward, items)
+    values, unscored = _score_replies(reward, items)
     signs = np.array([1.0 if row["label"] == "A>B" else -1.0 for row in rows])
     right = (values[: len(rows)] - values[len(rows) :]) * signs > 0
     scores = {
-        "score": _rate(right, [row["question"] for row in rows]),
-        "sources": _by_part(rows, right, part="source", prompt="question"),
+        "score": _mean_with_interval(right, [row["question"] for row in rows]),
+        "sources": _mean_by_part(rows, right, part="source", prompt="question"),
     }
-    return _result(scores, unscored, Counter(str(row["source"]) for row in rows))
+    return _benchmark_result(scores, unscored, Counter(str(row["source"]) for row in rows))
 
 
-def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
-    """Return the scores of N items (prompt, reply), [N], nan if unscored, and the number of nan."""
+def _score_replies(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
+    """Score N items (prompt, reply).
+
+    Returns:
+        The scores [N], which are nan for replies that could not be scored, and the number of nan.
+    """
     if not items:
         raise UserError("a benchmark needs at least one row")
     conversations = [
@@ -295,7 +305,7 @@ def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarra
     return values, int(np.isnan(values).sum())
 
 
-def _by_part(
+def _mean_by_part(
     rows: Sequence[Row], values: np.ndarray, *, part: str, prompt: str = "prompt"
 ) -> dict[str, Interval]:
     """Return the mean of ``values`` [N] of the rows of each part, with its interval.
@@ -306,40 +316,50 @@ def _by_part(
     for i, row in enumerate(rows):
         members[str(row[part])].append(i)
     return {
-        name: _rate(values[indices], [rows[i][prompt] for i in indices])
+        name: _mean_with_interval(values[indices], [rows[i][prompt] for i in indices])
         for name, indices in sorted(members.items())
     }
 
 
-def _rate(values: np.ndarray, prompts: Sequence[str | Conversation]) -> Interval:
+def _mean_with_interval(values: np.ndarray, prompts: Sequence[str | Conversation]) -> Interval:
     """Return the mean of values [N] in [0, 1] with its interval; equal prompts are one unit."""
     units = [p if isinstance(p, str) else json.dumps(p, sort_keys=True) for p in prompts]
     return interval(values, units, bounds=(0.0, 1.0), weigh="values")
 
 
-def _mean(parts: Mapping[str, Interval], weights: Mapping[str, int] | None = None) -> Interval:
-    """Return the weighted mean of independent parts with its interval; default: equal weights."""
+def _weighted_mean(
+    parts: Mapping[str, Interval], weights: Mapping[str, int] | None = None
+) -> Interval:
+    """Return the weighted mean of independent parts with its interval.
+
+    By default, the parts have equal weights.
+    """
     numbers = [1 if weights is None else weights[name] for name in parts]
     return weighted_sum_interval(
         list(parts.values()), [number / sum(numbers) for number in numbers]
     )
 
 
-def _result(scores: Scores, unscored: int, rows: Mapping[str, int]) -> dict[str, Any]:
+def _benchmark_result(scores: Scores, unscored: int, rows: Mapping[str, int]) -> dict[str, Any]:
     """Convert scores to the result of a benchmark, which the module's docstring describes."""
     counts = dict(sorted(rows.items()))
-    return {**_values(scores), "unscored": unscored, "intervals": _limits(scores), "rows": counts}
-
-
-def _values(scores: Scores) -> dict[str, Any]:
-    """Return the same nested names with plain numbers instead of intervals."""
     return {
-        name: part.value if isinstance(part, Interval) else _values(part)
+        **_estimates_without_intervals(scores),
+        "unscored": unscored,
+        "intervals": _interval_ends(scores),
+        "rows": counts,
+    }
+
+
+def _estimates_without_intervals(scores: Scores) -> dict[str, Any]:
+    """Return the nested scores with plain numbers instead of intervals."""
+    return {
+        name: part.value if isinstance(part, Interval) else _estimates_without_intervals(part)
         for name, part in scores.items()
     }
 
 
-def _limits(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
+def _interval_ends(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
     """Return name -> interval ends and number of prompts; unknown ends are None."""
     limits: dict[str, dict[str, Any]] = {}
     for name, part in scores.items():
@@ -347,5 +367,5 @@ def _limits(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
             low, high = (part.low, part.high) if part.known else (None, None)
             limits[prefix + name] = {"low": low, "high": high, "prompts": part.units}
         else:
-            limits |= _limits(part, f"{prefix}{name} / ")
+            limits |= _interval_ends(part, f"{prefix}{name} / ")
     return limits

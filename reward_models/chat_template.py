@@ -3,9 +3,10 @@
 This is the only module that calls ``apply_chat_template``. A reward model must score text in the
 form on which it was trained, so its training and scoring use :func:`encode_truncated`.
 
-Options of a model's template (``enable_thinking``, folding the system message into the first user
-turn) are stored in the tokenizer's configuration. They are saved and loaded with the tokenizer, so
-every stage of a pipeline renders in the same way.
+A model's template can have options: template variables such as ``enable_thinking``, and whether the
+system message is folded into the first user turn. The options are stored in the tokenizer's
+configuration. They are saved and loaded with the tokenizer, so every stage of a pipeline renders
+conversations in the same way.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call
 are not."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-"""Template variables that the data or the toolkit sets; options must not set them."""
+"""Template variables that are set from the data or by the toolkit; options must not set them."""
 
 SENTINEL = "\u2063text\u2063"
-"""Placeholder for the content of a message, by which its position in the rendered text is found."""
+"""Placeholder for the content of a message; it shows where the template renders the content."""
 
 CALLS_WITHOUT_TEMPLATE = "tool calls cannot be rendered without a chat template"
 
@@ -53,7 +54,7 @@ class TemplateRefused(Unscorable):
 
     Args:
         reason: Message of the template's exception in one line, or what the template omits.
-        raised: Whether the template has raised an exception.
+        raised: Whether the template raised an exception.
     """
 
     def __init__(self, reason: str, *, raised: bool = True) -> None:
@@ -83,8 +84,8 @@ def set_chat_options(
     Args:
         tokenizer: The tokenizer to change.
         kwargs: Template variables; they override the variables that are stored in the tokenizer.
-        fold_system: Whether to fold system messages into the first user turn; False keeps the
-            option that is stored in the tokenizer.
+        fold_system: Whether to fold system messages into the first user turn. False does not change
+            the option that is stored in the tokenizer.
 
     Raises:
         UserError: An option has no effect on the template, or a variable is in ``RESERVED``.
@@ -111,7 +112,7 @@ def set_chat_options(
 
 
 def template_defaults(variables: Mapping[str, Any]) -> str:
-    """Return Jinja text that gives each template variable a value if it is not defined."""
+    """Return Jinja text that sets each variable to its value if the variable is not defined."""
     literals = {
         name: "none" if value is None else json.dumps(value) for name, value in variables.items()
     }
@@ -122,7 +123,7 @@ def template_defaults(variables: Mapping[str, Any]) -> str:
 
 
 def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return why the template cannot render a system message, or None if the template can."""
+    """Return why the template cannot render a system message, or None if the template can do so."""
     turns = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "?"}]
     try:
         text = render_chat(tokenizer, turns, add_generation_prompt=True)
@@ -150,15 +151,16 @@ def render_chat(
 
     A list under the key ``tools`` of a message is passed as the template's ``tools``. Templates
     expect tool calls in different forms: arguments as an object or as JSON text, and empty content
-    as None or as an empty string. The first form in which the template renders every call and every
-    tool result is used. To detect omissions, the messages are rendered a second time with markers
-    in place of calls and results.
+    as None or as an empty string. The forms are tried in order until the template renders every
+    tool call and every tool result. To detect omissions, the messages are rendered a second time
+    with markers in place of calls and results.
 
     Args:
         tokenizer: The tokenizer.
-        messages: Dictionaries with role and content; ``MESSAGE_KEYS`` lists further keys.
+        messages: Dictionaries with the keys in ``MESSAGE_KEYS``; ``role`` and ``content`` are
+            required.
         add_generation_prompt: Whether to append the beginning of the assistant's next turn.
-        fixed_date: Whether templates that write today's date write a fixed date instead.
+        fixed_date: Whether templates use a fixed date instead of today's date.
 
     Raises:
         TemplateRefused: The template raised an exception, or omits tool calls or tool results.
@@ -190,7 +192,7 @@ def render_chat(
     raise refusal
 
 
-# Forms of an assistant message with tool calls: arguments of `_prepare_messages`.
+# Forms of an assistant message with tool calls, as arguments of `_prepare_messages`.
 _CALL_FORMS = tuple(
     {"as_text": as_text, "without_content": without_content}
     for as_text in (False, True)
@@ -203,11 +205,12 @@ def _mark_tool_turns(
 ) -> tuple[list[Message], dict[str, list[str]]]:
     """Replace tool results and the argument values of tool calls by markers.
 
-    The function names and argument names of a call are kept, because templates can look them up
-    among the tools. In a call without arguments, the function name is replaced.
+    The function name and the argument names of a call are kept, because templates can look them up
+    in the list of tools. In a call without arguments, the function name is replaced.
 
     Returns:
-        The marked messages; and "tool calls" or "tool results" -> its markers, if there are any.
+        - The messages with markers.
+        - "tool calls" or "tool results" -> its markers; only if the messages have some.
     """
     markers: dict[str, list[str]] = {}
 
@@ -228,7 +231,7 @@ def _mark_tool_turns(
             return call
         if isinstance(call.get("function"), Mapping):
             return {**call, "function": mark_call(call["function"])}
-        arguments = _with_arguments(call, as_text=False).get("arguments")
+        arguments = _convert_arguments(call, as_text=False).get("arguments")
         if arguments:
             return {**call, "arguments": mark_values(arguments)}
         return {**call, "name": mark("tool calls")}
@@ -245,12 +248,12 @@ def _mark_tool_turns(
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:
-    """Return the ``tools`` of the first message that has some, or None if no message has any."""
+    """Return the ``tools`` of the first message that has tools, or None if there is none."""
     return next((message["tools"] for message in messages if message.get("tools")), None)
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """Return copies of ``messages``, with ``tools`` as a key of the first one for `render_chat`."""
+    """Return copies of ``messages``; for `render_chat`, the first one has the key ``tools``."""
     copied = [dict(message) for message in messages]
     if tools and copied:
         copied[0]["tools"] = list(tools)
@@ -269,13 +272,13 @@ def _prepare_messages(
     as_text: bool,
     without_content: bool,
 ) -> list[dict[str, Any]]:
-    """Return the messages that are passed to the template, without unknown and empty keys.
+    """Return the messages for the template, without keys that are unknown or have no value.
 
     Args:
-        tokenizer: The tokenizer, whose option `folds_system` is applied.
+        tokenizer: The tokenizer. If `folds_system` is true for it, the system message is folded.
         messages: Messages of a conversation.
-        as_text: Whether the arguments of tool calls are JSON text instead of objects.
-        without_content: Whether empty content of a message with tool calls is None.
+        as_text: Whether the arguments of tool calls become JSON text instead of objects.
+        without_content: Whether empty content of a message with tool calls becomes None.
     """
     thinking = _READS_THINKING.search(template_source(tokenizer)) is not None
     prepared = []
@@ -285,7 +288,7 @@ def _prepare_messages(
         if thinking and "reasoning_content" in turn:
             turn["thinking"] = turn["reasoning_content"]  # gpt-oss, LFM2.5
         if "tool_calls" in turn:
-            turn["tool_calls"] = [_with_arguments(call, as_text) for call in turn["tool_calls"]]
+            turn["tool_calls"] = [_convert_arguments(call, as_text) for call in turn["tool_calls"]]
             if without_content and not turn["content"]:
                 turn["content"] = None
         prepared.append(turn)
@@ -296,7 +299,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
     """Return (reasoning, content without reasoning) of a message.
 
     The reasoning is the value of ``reasoning_content``, or a ``<think>`` block at the start of the
-    content; it is empty if there is neither.
+    content. If the message has neither of them, the reasoning is empty.
     """
     content = str(message.get("content") or "")
     if reasoning := message.get("reasoning_content"):
@@ -324,12 +327,12 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{**system, "role": "user"}, *rest]
 
 
-def _with_arguments(call: Any, as_text: bool) -> Any:
+def _convert_arguments(call: Any, as_text: bool) -> Any:
     """Return a tool call with the arguments as JSON text (OpenAI's form) or as an object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _with_arguments(call["function"], as_text)}
+        return {**call, "function": _convert_arguments(call["function"], as_text)}
     arguments = call.get("arguments")
     if as_text and isinstance(arguments, Mapping):
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
@@ -351,20 +354,20 @@ def encode_conversation(
 ) -> list[int]:
     """Return the token ids of a conversation, truncated on the left.
 
-    This can prepare data for TRL's ``RewardTrainer``: if the data set has the columns
-    ``chosen_ids`` and ``rejected_ids`` (lists of int; ``margin`` is optional), the trainer does not
-    apply a template, an EOS rule and tokenization of its own (checked in trl 1.16.0,
+    This function can prepare data for TRL's ``RewardTrainer``. If the dataset has the columns
+    ``chosen_ids`` and ``rejected_ids`` (lists of int) and optionally ``margin``, the trainer
+    applies no template, no EOS rule and no tokenization (checked in trl 1.16.0,
     ``_prepare_dataset``). Set ``RewardConfig.max_length`` to None, because the trainer otherwise
     drops longer rows.
 
     Args:
         tokenizer: The tokenizer.
         conversation: The conversation; its last message is usually the reply to score.
-        append_eos: Whether the last token must be the tokenizer's EOS. White space that the
-            template writes after EOS is then removed, and EOS is appended if it is missing. If
+        append_eos: Whether the last token must be the tokenizer's EOS. If True, white space that
+            the template writes after EOS is removed, and EOS is appended if it is missing. If
             False, the ids are those of the rendered template.
-        max_length: Maximum number of tokens; None is no limit. The first tokens of longer texts are
-            removed, so that the end of the reply is kept; a leading [CLS] or BOS is also kept.
+        max_length: Maximum number of tokens; None means no limit. The first tokens of longer texts
+            are removed, so that the end of the reply is kept. A leading [CLS] or BOS is also kept.
 
     Raises:
         Unscorable: The conversation cannot be rendered; see :func:`render`.
@@ -411,8 +414,8 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
 
     Without a template, a single message is rendered as its bare content (the form on which
     sentiment and toxicity classifiers are trained), and several messages are rendered as
-    ``role: content`` paragraphs separated by empty lines. Templates that write today's date write a
-    fixed date instead, so that scores do not depend on the date.
+    ``role: content`` paragraphs separated by empty lines. Templates that use today's date get a
+    fixed date, so that scores do not depend on the date.
 
     Raises:
         Unscorable: The template cannot render the conversation (:class:`TemplateRefused`), or the
@@ -444,14 +447,14 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
+def make_template_end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     """Change the tokenizer's chat template in place so that its text ends with EOS, as in scoring.
 
-    This is for a tokenizer that is saved with a reward model whose score is read at EOS. Other
-    libraries render with the saved template and read the score at the last token. Without the
-    change, the last token can be white space, which ChatML writes after EOS. The changed template
-    also writes the fixed date, and has the tokenizer's template options as defaults. The rendering
-    of prompts (``add_generation_prompt``) does not change otherwise.
+    Use this function for a tokenizer that is saved with a reward model whose score is read at EOS.
+    Other libraries render texts with the saved template and read the score at the last token.
+    Without the change, the last token can be white space; ChatML, for example, writes a line break
+    after EOS. The changed template also uses the fixed date, and the tokenizer's template options
+    are its defaults. Prompts (``add_generation_prompt``) are otherwise rendered as before.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:

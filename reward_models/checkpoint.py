@@ -33,24 +33,24 @@ def load_checkpoint(
     """Load the reward model and the tokenizer at ``path``; the heads compute in float32.
 
     Args:
-        path: Folder or hub id.
-        dtype: Type of the weights outside the heads.
+        path: Folder or Hugging Face Hub id.
+        dtype: Data type of the weights outside the heads.
         device: Device of the model; by default the GPU if there is one.
-        steps: Whether the head is applied to every token instead of to whole texts.
+        steps: Whether the head classifies every token instead of the whole text.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        UserError: The checkpoint is an unmerged adapter, or lacks weights.
+        UserError: The checkpoint is an unmerged LoRA adapter, or weights are missing.
     """
     if (Path(path) / "adapter_config.json").is_file():
         raise UserError(
             f"{path} is a LoRA adapter without its base model; merge it first: "
             f"rlhf models merge {path} {path}-merged"
         )
-    load = read(classifier_class, path, steps=steps).from_pretrained
+    load = call_loader(classifier_class, path, steps=steps).from_pretrained
     model = load_model(load, path, dtype=dtype, device=device, missing="has no trained reward head")
-    heads_in_fp32(model)
-    return model, read(AutoTokenizer.from_pretrained, path)
+    cast_heads_to_fp32(model)
+    return model, call_loader(AutoTokenizer.from_pretrained, path)
 
 
 def load_model(
@@ -64,31 +64,33 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        load: Loader of transformers, such as a ``from_pretrained``.
-        path: Folder or hub id.
+        load: Function of Transformers that loads a model, such as ``from_pretrained``.
+        path: Folder or Hugging Face Hub id.
         dtype: Type of the weights.
         device: Device of the model; by default the GPU if there is one.
-        missing: Predicate for the error message, such as "has no trained reward head".
+        missing: What the error message says about a checkpoint with missing weights, such as "has
+            no trained reward head".
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        UserError: The checkpoint lacks weights, which transformers would initialize randomly.
+        UserError: Weights are missing, which Transformers would initialize randomly.
     """
-    model, info = read(load, path, dtype=dtype, output_loading_info=True)
+    model, info = call_loader(load, path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{path} {missing} (missing weights: {names})")
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
-    """Call a loader of transformers on ``path`` and return its result.
+def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
+    """Call a loading function of Transformers with ``path`` and return its result.
 
     Raises:
         FileNotFoundError: There is no checkpoint, or the loader raised OSError or ValueError.
     """
     missing = (
-        f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
+        f"no reward model at {path}: this is neither a checkpoint folder nor a Hugging Face Hub id "
+        "that can be reached"
     )
     if not Path(path).exists() and "/" not in str(path):  # offline, a request takes a minute
         raise FileNotFoundError(missing)
@@ -98,8 +100,8 @@ def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
         raise FileNotFoundError(missing) from error
 
 
-def heads_in_fp32(model: PreTrainedModel) -> None:
-    """Make all modules outside the backbone compute in float32, in place.
+def cast_heads_to_fp32(model: PreTrainedModel) -> None:
+    """Make all modules outside the base model compute in float32, in place.
 
     bfloat16 has 8 bits of precision. If rewards have a mean of 20 and a standard deviation of 1,
     rounding to bfloat16 reduces the pairwise accuracy by two percentage points.
@@ -107,15 +109,15 @@ def heads_in_fp32(model: PreTrainedModel) -> None:
     for child in model.children():
         if child is not model.base_model:
             child.float()
-            child.register_forward_pre_hook(_inputs_to_fp32)
+            child.register_forward_pre_hook(_cast_inputs_to_fp32)
 
 
-def _inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
+def _cast_inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
     return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
 
 
 def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
-    """Keep only the first output of the last head layer, in place, with the label ``name``."""
+    """Remove all outputs of the last head layer but the first, in place; label it ``name``."""
     layers = [
         layer
         for child in model.children()
@@ -135,27 +137,28 @@ def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
 def pooling_of(model: PreTrainedModel) -> str:
     """Return the pooling of a model, as in `Sidecar`.
 
-    It is ``last`` for decoders, whose child ``score`` is a linear layer, and ``model`` for others.
+    The pooling is ``last`` for decoders, and ``model`` for other models. A model is a decoder if
+    its child module ``score`` is a linear layer.
     """
     is_decoder = isinstance(dict(model.named_children()).get("score"), torch.nn.Linear)
     return "last" if is_decoder else "model"
 
 
 def find_sidecar(path: str | Path) -> Sidecar | None:
-    """Return the sidecar of a checkpoint folder or hub id, or None.
+    """Return the sidecar of a checkpoint folder or Hugging Face Hub id, or None.
 
     Raises:
-        FileNotFoundError: There is no such folder, or the hub is not available.
+        FileNotFoundError: There is no such folder, or the Hugging Face Hub is not available.
     """
     if Path(path).is_dir():
         return Sidecar.read(path)
-    file = read(
+    file = call_loader(
         cached_file, str(path), filename=FILE_NAME, _raise_exceptions_for_missing_entries=False
     )
     return Sidecar.read(Path(file).parent) if file else None
 
 
-def reconcile(
+def checked_sidecar(
     path: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -163,22 +166,24 @@ def reconcile(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """Return the checkpoint's sidecar after checking it; infer one if the checkpoint has none.
+    """Check and return the sidecar of a checkpoint; if there is no sidecar, infer one.
 
     Args:
-        path: Folder or hub id.
+        path: Folder or Hugging Face Hub id.
         model: The loaded model.
         tokenizer: The loaded tokenizer.
-        max_length: Requested maximum number of tokens, or None.
-        append_eos: Requested rule for EOS, or None.
+        max_length: Requested maximum number of tokens; None if there is no request.
+        append_eos: Whether texts should end with EOS; None if there is no request.
 
     Raises:
-        UserError: The sidecar contradicts the model, the tokenizer or a requested setting, or
+        UserError: The sidecar contradicts the model, the tokenizer or a requested setting, or it
             cannot be inferred.
     """
     sidecar = find_sidecar(path)
     if sidecar is None:
-        sidecar = _infer(path, model, tokenizer, max_length=max_length, append_eos=append_eos)
+        sidecar = _infer_sidecar(
+            path, model, tokenizer, max_length=max_length, append_eos=append_eos
+        )
     check_sidecar(
         path,
         sidecar,
@@ -187,7 +192,7 @@ def reconcile(
         append_eos=append_eos,
         max_length=max_length,
     )
-    positions = _positions(model)
+    positions = _max_positions(model)
     if sidecar.max_length is not None and positions is not None and sidecar.max_length > positions:
         raise UserError(
             f"{path}: max_length={sidecar.max_length} exceeds the model's {positions} positions"
@@ -196,10 +201,10 @@ def reconcile(
 
 
 def check_sidecar(path: str | Path, sidecar: Sidecar, **settings: Any) -> None:
-    """Compare a sidecar with requested settings; a setting of None is not compared.
+    """Compare a sidecar with the requested values of its fields; None is not compared.
 
     Raises:
-        UserError: A setting differs.
+        UserError: A value differs.
     """
     for key, value in settings.items():
         if value is not None and getattr(sidecar, key) != value:
@@ -209,7 +214,7 @@ def check_sidecar(path: str | Path, sidecar: Sidecar, **settings: Any) -> None:
             )
 
 
-def _infer(
+def _infer_sidecar(
     path: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -219,8 +224,8 @@ def _infer(
 ) -> Sidecar:
     """Infer the sidecar of a model that was trained by TRL.
 
-    Unless ``append_eos`` is given, EOS is appended to the texts of a decoder without a chat
-    template, and not to others.
+    If ``append_eos`` is None, EOS is appended only if the model is a decoder without a chat
+    template.
 
     Raises:
         UserError: ``append_eos`` cannot be inferred.
@@ -234,7 +239,7 @@ def _infer(
             )
         is_plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
         append_eos = pooling == "last" and is_plain
-    limits = [n for n in (tokenizer.model_max_length, _positions(model)) if n and n < _NO_LIMIT]
+    limits = [n for n in (tokenizer.model_max_length, _max_positions(model)) if n and n < _NO_LIMIT]
     return Sidecar(
         template_hash=chat_template.template_hash(tokenizer),
         append_eos=append_eos,
@@ -243,6 +248,6 @@ def _infer(
     )
 
 
-def _positions(model: PreTrainedModel) -> int | None:
+def _max_positions(model: PreTrainedModel) -> int | None:
     """Return the maximum number of positions of the model, or None if it is unknown."""
     return model.config.to_dict().get("max_position_embeddings")

@@ -1,4 +1,4 @@
-"""Rewards for programs: run the code in a reply, and tests of it, in two confined processes."""
+"""Rewards for programs: run the code in a reply and its tests in two confined processes."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Outcome:
     """Result of running a program."""
 
     status: str
-    """``passed``; ``failed`` (an exception was raised, or the program exited before the tests
-    finished); ``cpu``, ``output`` or ``threads`` (that limit was exceeded); ``deadline`` (the
-    wall-clock limit was exceeded)."""
+    """``passed``; ``failed`` if an exception was raised, or the program exited before the tests
+    finished; ``cpu``, ``output`` or ``threads`` if the limit of this name was exceeded;
+    ``deadline`` if the wall-clock limit was exceeded."""
     output: str
-    """Output of the program to stdout and stderr, followed by that of the tests; truncated at the
-    limit."""
+    """Output of the program to stdout and stderr, followed by the output of the tests. It is
+    truncated at the limit of the output."""
     seconds: float
     """Wall-clock time, in seconds."""
 
@@ -57,18 +57,18 @@ class CodeRunner:
     """Run Python programs and their tests in two processes with limits that the kernel enforces.
 
     ``sandbox.confinement`` lists the restrictions, and ``docs/security.md`` describes the
-    protection. On a host that cannot enforce a limit, the constructor raises an error, unless
-    ``allow_unenforced`` is set; then only the other limits apply.
+    protection. If the host cannot enforce a limit, the constructor raises an error. With
+    ``allow_unenforced``, no error is raised, and only the limits that can be enforced apply.
 
     Raises:
-        UserError: A limit is too small, or the host cannot enforce it.
+        UserError: A limit is too small, or the host cannot enforce a limit.
     """
 
     cpu_seconds: int = 5
     """Limit of the CPU time of each process, in seconds."""
     wall_seconds: float = 20.0
-    """Limit of the wall-clock time of a run, in seconds. It is longer than the CPU time, because
-    the machine may be busy."""
+    """Limit of the wall-clock time of a run, in seconds. The default is longer than the CPU time,
+    because the machine may be busy."""
     memory_mb: int = 512
     """Limit of the address space of each process, including the interpreter, in MiB."""
     output_kb: int = 1024
@@ -100,30 +100,37 @@ class CodeRunner:
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             ends = [stack.enter_context(end) for end in socket.socketpair()]
-            program = stack.enter_context(self._start("program", ends[0], code=code))
-            checker = stack.enter_context(self._start("checker", ends[1], tests=tests))
+            program = stack.enter_context(self._start_process("program", ends[0], code=code))
+            checker = stack.enter_context(self._start_process("checker", ends[1], tests=tests))
             for end in ends:
                 end.close()
-            status = self._watch(program, checker, started + self.wall_seconds)
-        # A process may be killed before it writes its report. Existing reports are checked first,
-        # because they may contain the reason.
+            status = self._wait_for_tests(program, checker, started + self.wall_seconds)
+        # A process may be killed before it writes its report. The process that wrote a report is
+        # checked first, because its report may contain the reason.
         for process in sorted((program, checker), key=lambda process: not process.report):
             if process.report or status in ("passed", "failed", "cpu"):
                 self._check_enforced(process.report)
-        output = b"".join(process.text() for process in (program, checker))
+        output = b"".join(process.output_text() for process in (program, checker))
         text = output[: self.output_kb << 10].decode(errors="replace")
         return Outcome(status, text, time.monotonic() - started)
 
-    def _start(self, role: str, end: socket.socket, **content: str) -> _Process:
-        """Start one of the processes; ``content`` is the program or the tests."""
+    def _start_process(self, role: str, end: socket.socket, **content: str) -> _Process:
+        """Start one of the two processes.
+
+        Args:
+            role: "program" or "checker".
+            end: The process's end of the socket pair.
+            **content: ``code`` of the program, or ``tests``.
+        """
         limits = {"cpu": self.cpu_seconds, "memory": self.memory_mb << 20, "parent": os.getpid()}
         task = {"limits": limits, "allow_unenforced": self.allow_unenforced, **content}
         return _Process(role, end, task)
 
-    def _watch(self, program: _Process, checker: _Process, deadline: float) -> str:
-        """Collect output until the tests end, or a limit is exceeded; return the status.
+    def _wait_for_tests(self, program: _Process, checker: _Process, deadline: float) -> str:
+        """Collect output until the tests end or a limit is exceeded; return the status.
 
-        The limits of output, threads and wall-clock time are checked here.
+        This method enforces the limits of output, threads and wall-clock time. The kernel enforces
+        the other limits.
         """
         with selectors.DefaultSelector() as selector:
             for process in (program, checker):
@@ -134,15 +141,15 @@ class CodeRunner:
                         continue
                     selector.unregister(key.fileobj)
                     if key.data is checker:
-                        return self._status(program, checker, deadline)
+                        return self._final_status(program, checker, deadline)
                 if len(program.output) + len(checker.output) > self.output_kb << 10:
                     return "output"
                 if program.num_threads() > _MAX_THREADS:
                     return "threads"
         return "deadline"
 
-    def _status(self, program: _Process, checker: _Process, deadline: float) -> str:
-        """Return the status after the checker has closed its output."""
+    def _final_status(self, program: _Process, checker: _Process, deadline: float) -> str:
+        """Return the status of the run; called when the checker has closed its output."""
         exit_code = checker.wait(deadline)
         if exit_code == PROGRAM_ENDED:
             # The exit code of the program shows whether it exceeded a limit. Unfinished tests count
@@ -166,7 +173,7 @@ class CodeRunner:
 
 
 class _Process:
-    """One of the two processes and its output so far; it is killed at the end of the context.
+    """One of the two processes with its output. The end of the ``with`` block kills the process.
 
     Args:
         role: Module of ``sandbox`` that the process runs: "program" or "checker".
@@ -204,10 +211,10 @@ class _Process:
 
     @property
     def report(self) -> bytes:
-        """First line of the output: the restrictions that could not be applied, as JSON."""
+        """First line of the output: restriction -> error, for those not applied, as JSON."""
         return self.output.partition(b"\n")[0]
 
-    def text(self) -> bytes:
+    def output_text(self) -> bytes:
         """Return the output after the first line."""
         return self.output.partition(b"\n")[2]
 
@@ -250,8 +257,8 @@ def code(
     wall-clock limit has no score, because the machine may have been busy.
 
     Args:
-        tests: Python source that raises an exception if the program is wrong. Without it, the tests
-            are read from the key ``tests`` of a message, or from ``answers``.
+        tests: Python source that raises an exception if the program is wrong. By default, the tests
+            are read from ``answers``, or else from the key ``tests`` of a message.
         answers: JSON Lines file with ``prompt`` and ``tests`` in each row.
         cpu_seconds: Limit of the CPU time of each process, in seconds.
         wall_seconds: Limit of the wall-clock time, in seconds.

@@ -50,11 +50,11 @@ class SetupError(UserError):
     """Error for a reward that cannot work on this machine, e.g. because a package is missing."""
 
 
-def describe(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """Describe an exception in one line: type, message, and a location (file and line).
 
-    The location is the deepest line of the traceback outside installed packages, which a user can
-    change, or the deepest line if there is none.
+    The location is the deepest line of the traceback that is outside installed packages, because a
+    user can change this line. If all lines are in installed packages, it is the deepest line.
     """
     frames = traceback.extract_tb(error.__traceback__)
     user_frames = [frame for frame in frames if not _is_installed(frame.filename)]
@@ -83,12 +83,12 @@ class Scores:
     values: list[Score]
     """Reward of each conversation, or None if it has none, [N]."""
     components: dict[str, list[Score]] = field(default_factory=dict)
-    """Name of each leaf of the composition -> its raw scores, before weights and clips, [N]."""
+    """Name of each leaf of the composition -> its raw scores [N], before weighting and clipping."""
     counts: Counter[str] = field(default_factory=Counter)
     """Event, such as a truncated text or the reason of a missing score -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
-    """Why the reward of each conversation is missing, or None if it is not missing, [N]. If the
-    list is empty, the reason is "no score" or "not finite"."""
+    """Reason why the reward of each conversation is missing, or None if the reward is not missing,
+    [N]. If the argument is empty, the reasons are "no score" (None) and "not finite"."""
 
     def __post_init__(self) -> None:
         raw = self.values
@@ -123,8 +123,9 @@ def score_each(
     """Apply ``function`` to each of N items; if it raises :class:`Unscorable`, the result is None.
 
     Returns:
-        The results [N]; the reason of each missing result, which starts with ``name``, or None [N];
-        and the number of occurrences of each reason.
+        - The results, [N].
+        - The reason of each missing result, which starts with ``name``; None for the others, [N].
+        - The number of occurrences of each reason.
     """
     results: list[R | None] = []
     reasons: list[str | None] = []
@@ -139,19 +140,20 @@ def score_each(
     return results, reasons, Counter(reason for reason in reasons if reason)
 
 
-def scatter(column: Iterable[Score], rows: Iterable[int], length: int) -> list[Score]:
-    """Return ``length`` scores: those of ``column`` at the indices ``rows``, and None elsewhere."""
+def scatter_scores(column: Iterable[Score], rows: Iterable[int], length: int) -> list[Score]:
+    """Return ``length`` scores: ``column`` at the indices ``rows``, and None at other indices."""
     known = dict(zip(rows, column, strict=True))
     return [known.get(row) for row in range(length)]
 
 
-def merge(
+def merge_components(
     results: Sequence[Scores],
 ) -> tuple[dict[str, list[Score]], Counter[str], list[str | None]]:
-    """Merge the results of several rewards on the same N conversations.
+    """Merge the components, counts and reasons of several rewards on the same N conversations.
 
     Returns:
-        All components, the sums of the counts, and the first reason for each conversation [N].
+        All components, the sums of the counts, and for each conversation the first reason for a
+        missing score (None if there is none), [N].
     """
     components = {name: column for result in results for name, column in result.components.items()}
     counts = sum((result.counts for result in results), Counter())
@@ -167,7 +169,7 @@ def as_score(value: Any) -> Score:
     """Convert a user function's result to a score.
 
     Raises:
-        TypeError: The result is a text or cannot be converted to a number.
+        TypeError: The result is a string, or has a type that cannot be converted to a number.
     """
     if isinstance(value, str | bytes):
         raise TypeError(f"a score is of type {type(value).__name__}")
@@ -201,29 +203,29 @@ class Reward(ABC):
     moments: tuple[float, float] | None = None
     """Mean and standard deviation of the scores on samples of the reference policy, if known."""
     inner_rewards: Sequence[Reward] = ()
-    """The rewards from whose scores this reward computes its own."""
+    """The rewards from whose scores this reward computes its scores."""
 
     @abstractmethod
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         """Score N conversations."""
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Score]:
-        """Return the values of :meth:`score`, [N]; environment wrappers call this."""
+        """Return the values of :meth:`score`, [N]; environment wrappers call rewards this way."""
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:
-        """Return the rewards without inner rewards in this composition, in order."""
+        """Return the rewards in this composition that have no inner rewards, in order."""
         return (self,)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
         """Return all learned rewards on which the scores of this reward depend."""
-        return _distinct(c for inner in self.inner_rewards for c in inner.checkpoints())
+        return _unique_objects(c for inner in self.inner_rewards for c in inner.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
         """Return P(first is better) for N pairs of conversations, [N].
 
-        The probability is sigmoid((score(first) - score(second)) / temperature), or None if a score
-        is missing.
+        The probability is sigmoid((score(first) - score(second)) / temperature). It is None if one
+        of the two scores is missing.
 
         Raises:
             UserError: ``first`` and ``second`` have different lengths.
@@ -273,8 +275,8 @@ class Reward(ABC):
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
         """Return the reward (value - mean) / std, by default with this reward's ``moments``.
 
-        With the statistics on samples of the *reference policy*, a KL coefficient has the same
-        meaning for all reward models (Ziegler et al. 2019).
+        If the mean and the standard deviation are those on samples of the *reference policy*, a KL
+        coefficient has the same effect for all reward models (Ziegler et al. 2019).
 
         Raises:
             UserError: The reward has no ``moments`` and ``mean`` or ``std`` is None, or ``std`` is
@@ -291,11 +293,11 @@ class Reward(ABC):
         return Mapped(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:
-        """Return a reward that is this one if ``condition`` scores at least ``at_least``.
+        """Return a reward that equals this reward if ``condition`` scores at least ``at_least``.
 
-        Otherwise it is ``otherwise``, or None if the condition has no score. Conversations that do
-        not meet the condition are not scored by this reward, so a cheap rule can save calls of an
-        expensive judge.
+        If the condition scores less, the value is ``otherwise``. If the condition has no score, the
+        value is None. Conversations that do not meet the condition are not scored by this reward,
+        so a cheap rule can save calls of an expensive judge.
         """
         return Gated(self, condition, at_least=at_least, otherwise=otherwise)
 
@@ -310,10 +312,10 @@ class Composition(Reward):
 
     def __init__(self, name: str, *inner_rewards: Reward):
         self.name, self.inner_rewards = name, inner_rewards
-        check_names(self.leaves())
+        check_unique_names(self.leaves())
 
     def leaves(self) -> tuple[Reward, ...]:
-        return _distinct(leaf for inner in self.inner_rewards for leaf in inner.leaves())
+        return _unique_objects(leaf for inner in self.inner_rewards for leaf in inner.leaves())
 
 
 class Mapped(Composition):
@@ -333,7 +335,7 @@ class Mapped(Composition):
 
 
 class Combined(Composition):
-    """Sum ("+") or product ("*") of rewards; None if one of them is None."""
+    """Sum ("+") or product ("*") of rewards; the value is None if a reward has the value None."""
 
     def __init__(self, operator: str, *inner_rewards: Reward):
         super().__init__(f" {operator} ".join(r.name for r in inner_rewards), *inner_rewards)
@@ -346,7 +348,7 @@ class Combined(Composition):
             None if None in row else float(fold(row))  # type: ignore[arg-type]
             for row in zip(*(result.values for result in results), strict=True)
         ]
-        return Scores(values, *merge(results))
+        return Scores(values, *merge_components(results))
 
 
 class Gated(Composition):
@@ -363,7 +365,7 @@ class Gated(Composition):
         rows = [i for i, v in enumerate(condition.values) if v is not None and v >= self.at_least]
         inner = self.inner.score([conversations[i] for i in rows])
         components = condition.components | {
-            name: scatter(column, rows, len(conversations))
+            name: scatter_scores(column, rows, len(conversations))
             for name, column in inner.components.items()
         }
         reasons = list(condition.reasons)
@@ -372,13 +374,13 @@ class Gated(Composition):
         return Scores(values, components, condition.counts + inner.counts, reasons)
 
 
-def _distinct(rewards: Iterable[S]) -> tuple[S, ...]:
-    """Remove repeated objects; the order is kept."""
+def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:
+    """Return the rewards in order, without objects that occur earlier."""
     return tuple({id(reward): reward for reward in rewards}.values())
 
 
-def check_names(leaves: Sequence[Reward]) -> None:
-    """Raise a UserError if two leaves have the same name, which would mix their components."""
+def check_unique_names(leaves: Sequence[Reward]) -> None:
+    """Raise a UserError if two leaves have the same name, because their components would mix."""
     for name, count in Counter(leaf.name for leaf in leaves).items():
         if count > 1:
             raise UserError(f"{count} rewards are named {name!r}; give each its own `name`")
@@ -388,8 +390,8 @@ class EachReward(Reward):
     """A reward that ``function`` computes for one conversation at a time.
 
     The function returns a float, or raises :class:`Unscorable` with the reason why there is no
-    score. After any other exception, the conversation also has no score, and the exception is
-    counted with its message and location; only a :class:`SetupError` is raised to the caller.
+    score. A :class:`SetupError` is raised to the caller. After any other exception, the
+    conversation has no score, and the exception is counted with its message and location.
     """
 
     def __init__(self, function: Callable[[Conversation], float], *, name: str):
@@ -409,7 +411,7 @@ class EachReward(Reward):
         except (SetupError, Unscorable):
             raise
         except Exception as error:  # a single bad text must not end the batch
-            raise Unscorable(describe(error)) from error
+            raise Unscorable(describe_exception(error)) from error
 
 
 def last_reply(conversation: Conversation) -> str:
@@ -423,11 +425,11 @@ def last_reply(conversation: Conversation) -> str:
     """
     for message in reversed(conversation):
         if message.get("role") == "assistant":
-            return _text(message.get("content"))
+            return _content_text(message.get("content"))
     raise Unscorable("no assistant message")
 
 
-def _text(content: Any) -> str:
+def _content_text(content: Any) -> str:
     """Return the text of a message's content; see `last_reply`."""
     if isinstance(content, str):
         return content

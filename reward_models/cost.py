@@ -12,9 +12,9 @@ from rlhf.reward_models.learned import LearnedReward
 class CostModel(Reward):
     """A cost that is the score of a checkpoint; unsafe replies have a positive cost.
 
-    The checkpoint must be trained with ``losses.cost_model`` (Safe RLHF, arXiv:2310.12773). The
-    Bradley-Terry loss alone determines costs only up to a constant, so that replies labeled safe
-    can have a positive cost (arXiv:2510.03520).
+    The checkpoint must be trained with ``losses.cost_model`` (Safe RLHF, arXiv:2310.12773). With
+    the Bradley-Terry loss alone, costs are determined only up to a constant, so replies that are
+    labeled safe can have a positive cost (arXiv:2510.03520).
     """
 
     def __init__(self, inner: LearnedReward, *, name: str = "cost"):
@@ -24,13 +24,14 @@ class CostModel(Reward):
     def load(
         cls, path: str | Path, *, device: str | None = None, batch_size: int = 16
     ) -> CostModel:
-        """Load the cost model at ``path``, a folder or a hub id."""
+        """Load the cost model at ``path``, a folder or a Hugging Face Hub id."""
         return cls(LearnedReward.load(path, device=device, batch_size=batch_size))
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        """Return the costs, which are not negated: subtract them from a reward, or constrain them.
+        """Return the costs of N conversations.
 
-        The component ``<name>.unsafe`` is 1.0 for a positive cost, else 0.0.
+        The costs are not negated, so subtract them from a reward, or use them as a constraint. The
+        component ``<name>.unsafe`` is 1.0 for a positive cost, else 0.0.
         """
         inner = self.inner.score(conversations)
         unsafe = [None if v is None else float(v > 0) for v in inner.values]

@@ -11,8 +11,15 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from rlhf.errors import UserError
-from rlhf.reward_models.checkpoint import read
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores, check_names, merge
+from rlhf.reward_models.checkpoint import call_loader
+from rlhf.reward_models.core import (
+    Conversation,
+    Reward,
+    Score,
+    Scores,
+    check_unique_names,
+    merge_components,
+)
 from rlhf.reward_models.generic_heads import classifier_class
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.sidecar import Sidecar
@@ -41,8 +48,8 @@ class ScoreCombination:
     def __call__(self, columns: Sequence[Sequence[Score]]) -> tuple[list[Score], list[Score]]:
         """Return the combined scores [N] and the disagreement [N] of N texts.
 
-        ``columns`` are the scores of M members, [M, N]. If a score of a text is None, its combined
-        score and its disagreement are nan.
+        ``columns`` are the scores of M members, [M, N]. If a member's score of a text is None, the
+        combined score and the disagreement of this text are nan.
         """
         scores = np.array(columns, dtype=float).T.copy()  # contiguous rows [N, M]; None becomes nan
         values = scores.min(1) if self.how == "worst" else scores.mean(1)
@@ -52,10 +59,11 @@ class ScoreCombination:
 
 
 class Ensemble(Reward):
-    """Several rewards combined into one; see :class:`ScoreCombination`.
+    """Several rewards combined into one reward by a :class:`ScoreCombination`.
 
     The components are those of the members, the combined score, and ``<name>.disagreement``. The
-    members should have the same scale: normalize each on samples of the reference policy first.
+    scores of the members should have the same scale, so normalize each member on samples of the
+    reference policy first.
     """
 
     def __init__(
@@ -70,7 +78,7 @@ class Ensemble(Reward):
             raise UserError(f"ensemble: at least two members are required, got {len(members)}")
         self.inner_rewards, self.name = tuple(members), name
         self.combine = ScoreCombination(how, penalty)
-        check_names([leaf for member in members for leaf in member.leaves()])
+        check_unique_names([leaf for member in members for leaf in member.leaves()])
 
     @classmethod
     def load(
@@ -87,8 +95,8 @@ class Ensemble(Reward):
         """Load an ensemble of the checkpoints at ``paths``, named ``member0``, ``member1``, ...
 
         If ``own_scale`` is set, the scores of each member are normalized by the mean and the
-        standard deviation in its sidecar. For ``how`` and ``penalty`` see
-        :class:`ScoreCombination`, for the other arguments :meth:`LearnedReward.load`.
+        standard deviation in its sidecar. :class:`ScoreCombination` describes ``how`` and
+        ``penalty``; :meth:`LearnedReward.load` describes the other arguments.
         """
         members: list[Reward] = []
         for i, path in enumerate(paths):
@@ -100,7 +108,7 @@ class Ensemble(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [member.score(conversations) for member in self.inner_rewards]
         values, disagreement = self.combine([result.values for result in results])
-        components, counts, reasons = merge(results)
+        components, counts, reasons = merge_components(results)
         components |= {self.name: values, f"{self.name}.disagreement": disagreement}
         return Scores(values, components, counts, reasons)
 
@@ -163,8 +171,13 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     sidecars = [Sidecar.read(path) for path in paths]
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
-        raise UserError("the checkpoints encode text differently, see their reward_model.json")
-    models = [read(read(classifier_class, path).from_pretrained, path) for path in paths]
+        raise UserError(
+            "the checkpoints encode texts differently: template_hash, append_eos, max_length and "
+            "pooling in their reward_model.json must be equal"
+        )
+    models = [
+        call_loader(call_loader(classifier_class, path).from_pretrained, path) for path in paths
+    ]
     _average_into_first(models)
     models[0].save_pretrained(output)
     AutoTokenizer.from_pretrained(paths[0]).save_pretrained(output)

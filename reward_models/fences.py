@@ -25,9 +25,9 @@ class Block:
 def fenced_blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a text in order (CommonMark 4.5).
 
-    A line that consists of the characters of the opening fence, at least as many, closes the block.
-    A block that is not closed ends at the end of the text. Fences may have any indentation, as in
-    a list.
+    A block is closed by a line that consists of the same fence character as the opening fence and
+    is at least as long. A block that is not closed ends at the end of the text. Fences may have any
+    indentation, because blocks can be in a list.
     """
     blocks: list[Block] = []
     opening: re.Match[str] | None = None
@@ -37,20 +37,20 @@ def fenced_blocks(text: str) -> list[Block]:
         if opening is None:
             if match and not (match.group(2)[0] == "`" and "`" in match.group(3)):
                 opening, lines = match, []
-        elif match and _closes(match, opening):
-            blocks.append(_block(opening, lines))
+        elif match and _closes_block(match, opening):
+            blocks.append(_make_block(opening, lines))
             opening = None
         else:
             lines.append(line)
-    return [*blocks, _block(opening, lines)] if opening is not None else blocks
+    return [*blocks, _make_block(opening, lines)] if opening is not None else blocks
 
 
-def _closes(match: re.Match[str], opening: re.Match[str]) -> bool:
+def _closes_block(match: re.Match[str], opening: re.Match[str]) -> bool:
     fence, first_fence = match.group(2), opening.group(2)
     return fence.startswith(first_fence) and not match.group(3)
 
 
-def _block(opening: re.Match[str], lines: list[str]) -> Block:
+def _make_block(opening: re.Match[str], lines: list[str]) -> Block:
     language = _LANGUAGE.match(opening.group(3))
     indentation = re.compile(rf"[ \t]{{0,{len(opening.group(1))}}}")
     code = "".join(indentation.sub("", line, count=1) + "\n" for line in lines)
@@ -58,10 +58,10 @@ def _block(opening: re.Match[str], lines: list[str]) -> Block:
 
 
 def code_in(reply: str) -> str:
-    """Return the program in a reply, without its reasoning in ``<think>``.
+    """Return the program in a reply, without the reasoning in ``<think>``.
 
-    The program is the last Python block, or else the last block without a language, or else the
-    whole reply.
+    The program is the last Python block. If there is none, it is the last block without a language,
+    and if there is no such block, the whole reply.
     """
     text = after_thinking(reply)
     blocks = fenced_blocks(text)

@@ -79,7 +79,7 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
     a class of this module otherwise.
 
     Args:
-        path: Folder or hub id.
+        path: Folder or Hugging Face Hub id.
         steps: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
@@ -87,14 +87,14 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
         ValueError: The configuration is not valid (from Transformers).
     """
     config = AutoConfig.from_pretrained(path)
-    # For an unknown family, the auto class raises the error.
+    # For an unknown family, the returned auto class raises the error.
     generic = (
         None if has_own_classifier(config, steps=steps) else _generic_class(type(config), steps)
     )
     return generic or _auto_class(steps)
 
 
-def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
+def classifier_with_new_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
     """Return a classifier with the base model of a language model and a newly initialized head.
 
     The base model is moved instead of copied, so that its non-persistent buffers keep their values.
@@ -141,7 +141,7 @@ def _auto_class(steps: bool) -> Any:
 
 @functools.cache
 def _generic_class(config_class: Any, steps: bool) -> Any:
-    """Return a decoder family's class with a generic head; None for other families."""
+    """Return the class that combines a decoder family with a generic head; None for others."""
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])

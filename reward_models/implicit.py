@@ -17,7 +17,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import encode_conversation, template_hash
-from rlhf.reward_models.checkpoint import load_model, read
+from rlhf.reward_models.checkpoint import call_loader, load_model
 from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
 
 
@@ -26,16 +26,17 @@ class ImplicitReward(Reward):
 
     The score is beta * sum(log pi - log pi_ref) over the tokens of the last reply, including EOS.
     With ``average``, the sum is divided by the number of tokens, as RewardBench does for models
-    that favor long replies. The tokens of the reply are those after the longest common prefix of
-    the conversation's token ids with the reply and with an empty reply.
+    that favor long replies. To find the tokens of the reply, the conversation is also encoded with
+    an empty reply. The reply consists of the tokens after the longest common prefix.
 
     Args:
         policy: The policy pi.
         reference: The reference policy pi_ref.
-        tokenizer: The tokenizer of both.
+        tokenizer: The tokenizer of both policies.
         beta: Coefficient beta; above 0.
         average: Whether to divide the sum by the number of tokens.
-        max_length: Maximum number of tokens; the first tokens of longer conversations are removed.
+        max_length: Maximum number of tokens. The first tokens of longer conversations are removed.
+            By default, there is no limit.
         name: Name of the component.
     """
 
@@ -67,13 +68,15 @@ class ImplicitReward(Reward):
         device: str | None = None,
         dtype: str = "float32",
     ) -> ImplicitReward:
-        """Load the policy and the reference policy from checkpoints (folders or hub ids).
+        """Load the policy and the reference policy from folders or Hugging Face Hub ids.
 
         Raises:
             FileNotFoundError: ``policy`` or ``reference`` is not a checkpoint.
             UserError: The tokenizers or the chat templates differ.
         """
-        tokenizers = [read(AutoTokenizer.from_pretrained, path) for path in (policy, reference)]
+        tokenizers = [
+            call_loader(AutoTokenizer.from_pretrained, path) for path in (policy, reference)
+        ]
         same_vocab = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
         if not same_vocab or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
             raise UserError(f"{policy} and {reference} have different tokenizers or chat templates")
@@ -104,7 +107,10 @@ class ImplicitReward(Reward):
 
 
 def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
-    """Load a language model, or an adapter and the base model in the adapter's folder ``base``."""
+    """Load a language model.
+
+    If ``path`` contains a LoRA adapter, the base model is loaded from its subfolder ``base``.
+    """
     base = Path(path) / "base"
     is_adapter = (Path(path) / "adapter_config.json").is_file() and base.is_dir()
     model = load_model(
@@ -131,7 +137,7 @@ def reply_span(
 ) -> tuple[list[int], int]:
     """Return the token ids of a conversation with EOS, and the index of the last message's start.
 
-    The index is at least 1.
+    The index is at least 1, because the first token has no log-probability.
     """
     ids = encode_conversation(tokenizer, conversation, append_eos=True)
     blank = [*conversation[:-1], {**conversation[-1], "content": ""}]

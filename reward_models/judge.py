@@ -1,9 +1,9 @@
 """Use a language model as a judge: rate single replies, or compare replies in both orders.
 
-A judge is a function ``generate(prompts: list[str]) -> list[str | Exception | None]``, for example
-of a local model, or the result of :func:`endpoint` for an OpenAI-compatible server. If the answer
-to a prompt is None, an exception or a text without a verdict, there is no score, and the reason is
-counted.
+A judge is a function ``generate(prompts: list[str]) -> list[str | Exception | None]``. It can call
+a local model, or be the result of :func:`endpoint` for an OpenAI-compatible server. If the answer
+to a prompt is None, an exception, or a text without a rating or a winner, there is no score, and
+the reason is counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rlhf.reward_models.core import (
     Score,
     Scores,
     Unscorable,
-    describe,
+    describe_exception,
     score_each,
 )
 
@@ -62,9 +62,9 @@ class RatingJudge(Reward):
     """Reward that is a judge's rating of each conversation, scaled from [low, high] to [0, 1].
 
     Args:
-        generate: The judge.
-        template: Prompt with the field ``{conversation}``, and optionally ``{low}`` and ``{high}``.
-            The answer must contain "Rating: N".
+        generate: Function that returns the judge's answers.
+        template: Prompt of the judge with the field ``{conversation}``, and optionally ``{low}``
+            and ``{high}``. The answer must contain "Rating: N".
         low: Lowest rating.
         high: Highest rating.
         name: Name of the component.
@@ -87,17 +87,19 @@ class RatingJudge(Reward):
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         prompts = [
-            _fill(self.template, conversation=as_text(c), low=str(self.low), high=str(self.high))
+            _fill_template(
+                self.template, conversation=as_text(c), low=str(self.low), high=str(self.high)
+            )
             for c in conversations
         ]
-        answers = _answers(self.generate, prompts)
-        values, reasons, counts = score_each(self._read, answers, name=self.name)
+        answers = _generate_answers(self.generate, prompts)
+        values, reasons, counts = score_each(self._parse_rating, answers, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _read(self, answer: Answer) -> float:
+    def _parse_rating(self, answer: Answer) -> float:
         """Return the scaled rating in an answer; raise Unscorable if it has none."""
         if isinstance(answer, Exception):
-            raise Unscorable(describe(answer))
+            raise Unscorable(describe_exception(answer))
         if not isinstance(answer, str):
             kind = type(answer).__name__
             raise Unscorable(
@@ -113,17 +115,17 @@ class RatingJudge(Reward):
 
 
 class PairJudge:
-    """Estimate P(first reply is better) from two verdicts of a judge, one for each order.
+    """Estimate P(first reply is better) from two comparisons by a judge, one for each order.
 
-    If the verdict depends on the order of the replies, the estimate is 0.5 and the pair is counted
-    as ``swapped``; GPT-4 was consistent in only 65% of the pairs of Zheng et al. (2306.05685). This
-    class is not a :class:`Reward`, because it scores pairs; use it to label preference data or to
+    If the winner depends on the order of the replies, the estimate is 0.5, and the pair is counted
+    as ``swapped``. GPT-4 was consistent in only 65% of the pairs of Zheng et al. (2306.05685). This
+    class is not a :class:`Reward`, because it scores pairs. Use it to label preference data or to
     evaluate a policy.
 
     Args:
-        generate: The judge.
-        template: Prompt with the fields ``{prompt}``, ``{first}`` and ``{second}``. The answer must
-            contain "Winner: A" or "Winner: B".
+        generate: Function that returns the judge's answers.
+        template: Prompt of the judge with the fields ``{prompt}``, ``{first}`` and ``{second}``.
+            The answer must contain "Winner: A" or "Winner: B".
     """
 
     def __init__(self, generate: Generate, *, template: str = COMPARISON):
@@ -135,8 +137,8 @@ class PairJudge:
         """Compare N pairs of conversations with the same prompt, [N].
 
         Returns:
-            For each pair, 1.0 if the first reply is better, 0.0 if the second one is, 0.5 if the
-            two verdicts differ, and None if a verdict is missing.
+            For each pair, 1.0 if the first reply wins in both orders, 0.0 if the second reply wins
+            in both orders, 0.5 if the winners differ, and None if an answer has no winner.
 
         Raises:
             UserError: The conversations of a pair have different prompts.
@@ -147,12 +149,12 @@ class PairJudge:
                 raise UserError("judge: the two conversations of a pair must have the same prompt")
             shared = {"prompt": as_text(a[:-1])}
             texts = a[-1]["content"], b[-1]["content"]
-            prompts.append(_fill(self.template, **shared, first=texts[0], second=texts[1]))
-            prompts.append(_fill(self.template, **shared, first=texts[1], second=texts[0]))
-        answers = _answers(self.generate, prompts)
-        return [self._verdict(*answers[i : i + 2]) for i in range(0, len(answers), 2)]
+            prompts.append(_fill_template(self.template, **shared, first=texts[0], second=texts[1]))
+            prompts.append(_fill_template(self.template, **shared, first=texts[1], second=texts[0]))
+        answers = _generate_answers(self.generate, prompts)
+        return [self._combine_answers(*answers[i : i + 2]) for i in range(0, len(answers), 2)]
 
-    def _verdict(self, straight: Answer, swapped: Answer) -> Score:
+    def _combine_answers(self, straight: Answer, swapped: Answer) -> Score:
         """Combine the answers for the given and for the swapped order; see `prefer`."""
         texts = [answer if isinstance(answer, str) else "" for answer in (straight, swapped)]
         letters = [_WINNER.findall(text) for text in texts]
@@ -169,7 +171,7 @@ def as_text(conversation: Conversation) -> str:
     return "\n\n".join(f"[{m['role'].capitalize()}]\n{m['content']}" for m in conversation)
 
 
-def _fill(template: str, **fields: str) -> str:
+def _fill_template(template: str, **fields: str) -> str:
     """Replace each ``{name}`` by its field in one pass, so that braces in a reply are kept."""
     pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in fields))
     return pattern.sub(lambda match: fields[match.group()[1:-1]], template)
@@ -181,11 +183,13 @@ def _check_fields(template: str, fields: Sequence[str]) -> None:
             raise UserError(f"judge: the template must contain the field {{{field}}}")
 
 
-def _answers(generate: Generate, prompts: list[str]) -> list[Answer]:
-    """Return the judge's answer to each prompt; if the judge raises, the exception for each prompt.
+def _generate_answers(generate: Generate, prompts: list[str]) -> list[Answer]:
+    """Return the judge's answer to each prompt.
+
+    If the judge raises an exception, the exception is the answer to every prompt.
 
     Raises:
-        UserError: The judge raised a UserError, or returned another number of answers.
+        UserError: The judge raised a UserError, or the number of answers is not that of prompts.
     """
     if not prompts:
         return []
@@ -211,8 +215,8 @@ def endpoint(
 ) -> Generate:
     """Return a judge that is a model on an OpenAI-compatible server, with greedy decoding.
 
-    If a request fails, exceeds the timeout, or has a malformed response, the answer is the
-    exception. The API key is read from the environment variable ``OPENAI_API_KEY``.
+    If a request fails, exceeds the timeout or has a malformed response, the exception is returned
+    as the answer. The API key is read from the environment variable ``OPENAI_API_KEY``.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
@@ -234,7 +238,7 @@ def endpoint(
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
 
-    def one(prompt: str) -> Answer:
+    def request_answer(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
@@ -247,7 +251,7 @@ def endpoint(
 
     def generate(prompts: list[str]) -> list[Answer]:
         with ThreadPoolExecutor(parallel) as pool:
-            return list(pool.map(one, prompts))
+            return list(pool.map(request_answer, prompts))
 
     return generate
 

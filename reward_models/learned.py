@@ -1,10 +1,10 @@
-"""Learned rewards: scores of sequence-classification checkpoints that do not depend on the batch.
+"""Rewards from sequence-classification checkpoints; the scores do not depend on the batch.
 
 The pooling of Transformers reads the rightmost token that differs from ``config.pad_token_id`` and
-ignores the attention mask. If the pad token is EOS, it cannot detect the end of a reply, and with
-``inputs_embeds`` it reads padding. This module selects the last token by the attention mask. The
-tokens of every row are first moved to the left edge, so that absolute positions, BERT's [CLS] and
-causal masks are those of the unpadded text.
+ignores the attention mask. If the pad token is EOS, this pooling cannot detect the end of a reply,
+and with ``inputs_embeds`` it reads padding. This module selects the last token by the attention
+mask. It first moves the tokens of every text to the left edge, so that absolute positions, BERT's
+[CLS] and causal masks are those of the unpadded text.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rlhf.reward_models.core import (
     Scores,
     Unscorable,
     last_reply,
-    scatter,
+    scatter_scores,
     score_each,
 )
 from rlhf.reward_models.sidecar import Sidecar
 
 _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes home to sleep.")
 
-# Function (ids [B, T], padded on the right; mask [B, T]) -> last hidden states [N, D] of N packed
-# tokens, and the index among them of the state of each token [B, T].
+# Function from token ids [B, T], padded on the right, and their mask [B, T]. It returns the last
+# hidden states of N packed tokens, [N, D], and the index of the hidden state of each token, [B, T].
 States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -56,9 +56,9 @@ class PrefixScores:
 class LearnedReward(Reward):
     """Reward that is the score of a checkpoint; :meth:`load` loads and checks the checkpoint.
 
-    The score is the logit of a head with one output, the log-odds of the class ``label`` of a
-    classifier, or the sum of several regression outputs weighted by ``attributes`` (``"all"``:
-    weights of 1). In the last case, each output is also a component.
+    If the head has one output, the score is its logit. With ``label``, the score is the log-odds of
+    this class of a classifier. With ``attributes``, it is the weighted sum of several regression
+    outputs, and each output is also a component; ``"all"`` gives every output the weight 1.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class LearnedReward(Reward):
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
         self._states: States | None = None
-        self._alone = False  # whether a forward pass has a single text, without padding
+        self._one_text_per_pass = False  # whether each forward pass has one text without padding
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
             attributes = dict.fromkeys(model.config.label2id or {}, 1.0)
-        self._value = _read_value(model, label, attributes)
+        self._scores_from_logits = _score_function(model, label, attributes)
         self.parts = {name: _label_index(model, name) for name in attributes or {}}
 
     @classmethod
@@ -109,18 +109,19 @@ class LearnedReward(Reward):
         deviation of the reference policy's scores, which the sidecar contains.
 
         Args:
-            path: Folder or hub id.
+            path: Folder or Hugging Face Hub id.
             device: Device of the model; by default the GPU if there is one.
-            dtype: Type of the weights outside the head.
+            dtype: Data type of the weights outside the head.
             batch_size: Number of texts in one forward pass.
-            max_length: Maximum number of tokens; by default that of the sidecar. Without a sidecar,
-                it is the limit of the tokenizer and of the model's positions.
-            append_eos: Whether texts end with EOS; by default as in the sidecar. Without a sidecar,
-                TRL's rule is assumed.
+            max_length: Maximum number of tokens; by default the value in the sidecar. Without a
+                sidecar, the default is the smaller of the tokenizer's limit and the model's number
+                of positions.
+            append_eos: Whether texts end with EOS; by default the value in the sidecar. Without a
+                sidecar, TRL's rule is assumed.
             label: Class of a classifier whose log-odds are the score.
             attributes: Output of a regression head -> weight.
-            scope: "reply" scores the last message without its prompt, "conversation" the whole
-                conversation; by default as in the sidecar.
+            scope: "reply" to score the last message without its prompt, "conversation" to score the
+                whole conversation; by default the value in the sidecar.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
@@ -128,7 +129,7 @@ class LearnedReward(Reward):
                 from training, scores depend on padding, or a label is unknown.
         """
         model, tokenizer = checkpoint.load_checkpoint(path, dtype=dtype, device=device)
-        sidecar = checkpoint.reconcile(
+        sidecar = checkpoint.checked_sidecar(
             path, model, tokenizer, max_length=max_length, append_eos=append_eos
         )
         reward = cls(
@@ -144,12 +145,12 @@ class LearnedReward(Reward):
         try:
             reward.self_check(tolerance=tolerance)
         except ValueError:  # scores depend on the batch, as with LongRoPE beyond its short context
-            reward._alone = True
+            reward._one_text_per_pass = True
             reward.self_check(tolerance=tolerance)
         return reward
 
-    def read_packed(self, states: States) -> None:
-        """Use ``states`` to compute hidden states, instead of the model on padded batches."""
+    def use_packed_hidden_states(self, states: States) -> None:
+        """Compute hidden states with ``states`` instead of the model's pass over padded batches."""
         self._states = states
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
@@ -182,10 +183,10 @@ class LearnedReward(Reward):
         encoded = {i: text[0] for i, text in enumerate(texts) if text}
         counts[f"{self.name}: truncated"] = sum(text[1] for text in texts if text)
         logits = self.score_ids(list(encoded.values()))
-        columns = {self.name: self._value(logits)}
+        columns = {self.name: self._scores_from_logits(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}
         components = {
-            name: scatter(column.tolist(), encoded, len(conversations))
+            name: scatter_scores(column.tolist(), encoded, len(conversations))
             for name, column in columns.items()
         }
         return Scores(components[self.name], components, +counts, reasons)
@@ -194,12 +195,12 @@ class LearnedReward(Reward):
     def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
         """Return the logits [N, K] of N tokenized texts, in the order of ``encoded``.
 
-        The logits of all K outputs of the head are in float32, on the CPU. They are not yet scores:
-        :meth:`score` combines the outputs.
+        The logits of all K outputs of the head are in float32, on the CPU. :meth:`score` computes
+        scores from the logits.
         """
         logits = torch.zeros(len(encoded), self.model.config.num_labels or 1)
-        # Sort packed texts so that texts with common prefixes are adjacent, and padded texts by
-        # length.
+        # Sort packed texts by their tokens, so that texts with common prefixes are adjacent. Sort
+        # padded texts by length.
         key = list if self._states else len
         order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
@@ -236,7 +237,7 @@ class LearnedReward(Reward):
         """
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         [(key, tensor)] = [(k, v) for k, v in inputs.items() if v is not None]
-        if self._alone and len(mask) > 1:
+        if self._one_text_per_pass and len(mask) > 1:
             rows = [
                 self.logits(mask[i : i + 1], **{key: tensor[i : i + 1]}) for i in range(len(mask))
             ]
@@ -246,20 +247,20 @@ class LearnedReward(Reward):
         if self._states and key == "input_ids":
             states, index = self._states(packed, mask)
             last = index.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
-            return self._head(states[last])
+            return self._apply_head(states[last])
         batch = {key: packed, "attention_mask": mask.long()}
         if self.sidecar.pooling == "model":
             return self.model(**batch).logits.float()
         hidden = self.model.base_model(**batch, use_cache=False).last_hidden_state
         last = mask.sum(1) - 1
-        return self._head(hidden[torch.arange(len(last), device=last.device), last])
+        return self._apply_head(hidden[torch.arange(len(last), device=last.device), last])
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def _apply_head(self, hidden: Tensor) -> Tensor:
         return self.model.get_submodule("score")(hidden)
 
     @torch.no_grad()
     def prefix_scores(self, conversation: Conversation) -> PrefixScores:
-        """Return the score of every prefix of ``conversation``, from one forward pass.
+        """Return the score of every prefix of ``conversation``, computed in one forward pass.
 
         Raises:
             UserError: The model is an encoder.
@@ -270,7 +271,7 @@ class LearnedReward(Reward):
         ids = self.encode(conversation)
         mask, batch = self.pad([ids])
         hidden = self.model.base_model(batch, attention_mask=mask.long(), use_cache=False)
-        values = self._value(self._head(hidden.last_hidden_state[0]))
+        values = self._scores_from_logits(self._apply_head(hidden.last_hidden_state[0]))
         return PrefixScores([str(self.tokenizer.decode([i])) for i in ids], values.tolist())
 
     @torch.no_grad()
@@ -322,7 +323,7 @@ def pack_left(mask: Tensor, tensor: Tensor, *, fill: int) -> tuple[Tensor, Tenso
     return packed, torch.where(keep, moved, fill)
 
 
-def _read_value(
+def _score_function(
     model: PreTrainedModel, label: str | None, attributes: Mapping[str, float] | None
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that computes rewards [N] from logits [N, K]; see `LearnedReward`.

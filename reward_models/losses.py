@@ -24,6 +24,8 @@ def bradley_terry(
 ) -> Tensor:
     """Return the Bradley-Terry loss -(1 - e) log sigmoid(d - m) - e log sigmoid(m - d), [B].
 
+    m is ``margin``, and e is ``label_smoothing``.
+
     Args:
         chosen: Scores of the chosen replies, [B].
         rejected: Scores of the rejected replies, [B].
@@ -49,18 +51,18 @@ def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float
 
     If labels are flipped with probability e = ``flip_rate``, in [0, 0.5), the expectation of this
     loss equals the loss on the clean labels (robust DPO, 2403.00409, equation 12). For e > 0 the
-    loss has no lower bound: use early stopping, or a penalty on large scores.
+    loss has no lower bound, so use early stopping or a penalty on large scores.
     """
     _check_label_noise("flip_rate", flip_rate)
     d = chosen - rejected
     return (flip_rate * logsigmoid(-d) - (1 - flip_rate) * logsigmoid(d)) / (1 - 2 * flip_rate)
 
 
-def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> Tensor:
+def add_centering_penalty(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> Tensor:
     """Return loss + coef * (score(chosen) + score(rejected))^2, [B].
 
-    The Bradley-Terry loss does not determine the mean of the scores; a small coefficient such as
-    0.01 keeps the mean near zero (2312.09244).
+    The Bradley-Terry loss does not determine the mean of the scores. The penalty with a small
+    coefficient such as 0.01 keeps the mean near zero (2312.09244).
     """
     return loss + coef * (chosen + rejected) ** 2 if coef else loss
 
@@ -94,9 +96,10 @@ def cost_model(
 ) -> Tensor:
     """Return the loss of a cost model (Safe RLHF, 2310.12773), [B].
 
-    It is -log s(c_w - c_b) - log s(±c_w) - log s(±c_b), where s is the sigmoid and ± is + for an
-    unsafe and - for a safe reply. The more harmful reply therefore gets the higher cost, and unsafe
-    replies get positive costs.
+    The loss is -log s(c_w - c_b) - log s(±c_w) - log s(±c_b). c_w is the cost of the more harmful
+    reply, c_b is the cost of the other reply, and s is the sigmoid. ± is + for an unsafe reply and
+    - for a safe reply. Training therefore gives the more harmful reply the higher cost, and gives
+    unsafe replies positive costs.
 
     Args:
         worse: Cost c_w of the more harmful reply, [B].
@@ -114,7 +117,7 @@ def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Ten
 
     Args:
         predictions: Predicted ratings, [B, K], one column per attribute.
-        targets: Ratings, [B, K]; missing ratings are nan and are left out.
+        targets: Ratings, [B, K]; missing ratings are nan and do not contribute to the loss.
         num_targets: Number of ratings in the *whole* batch.
     """
     known = ~targets.isnan()
@@ -122,7 +125,7 @@ def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Ten
     return (error**2).sum() / num_targets
 
 
-def step_ends(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
+def step_end_loss(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
     """Return the sum of cross entropies at step ends divided by ``num_steps``, a scalar.
 
     The loss is that of PRM800K (2305.20050).
@@ -148,9 +151,9 @@ def length_debiased(
 ) -> Tensor:
     """Return the ODIN loss (2402.07319) of a quality head and a length head, a scalar.
 
-    It is the mean Bradley-Terry loss of the sum of the heads, plus ``coef`` times
-    (|corr(quality, size)| + 1 - corr(length, size)) over the batch. The length head is removed
-    after training.
+    The loss is the mean Bradley-Terry loss of the sum of the two heads, plus ``coef`` times
+    (|corr(quality, size)| + 1 - corr(length, size)). corr is the Pearson correlation over the
+    batch. The length head is removed after training.
 
     Args:
         quality: Outputs of the quality head for the chosen and the rejected replies, each [B].
@@ -160,11 +163,11 @@ def length_debiased(
     """
     total = bradley_terry(quality[0] + length[0], quality[1] + length[1]).mean()
     size = torch.cat(sizes).to(total.dtype)
-    penalty = correlation(torch.cat(quality), size).abs() + 1
-    return total + coef * (penalty - correlation(torch.cat(length), size))
+    penalty = pearson_correlation(torch.cat(quality), size).abs() + 1
+    return total + coef * (penalty - pearson_correlation(torch.cat(length), size))
 
 
-def correlation(a: Tensor, b: Tensor) -> Tensor:
+def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return the Pearson correlation of two vectors; 0 if one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     norm = a.norm() * b.norm()

@@ -13,44 +13,44 @@ from rlhf.reward_models.notation import algebra
 from rlhf.reward_models.notation.grammar import Node, read_math
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.marks import answer_segment
-from rlhf.reward_models.notation.prose import check_asserted, final_statement, reply_segment
-from rlhf.reward_models.notation.quantity import unit_words
+from rlhf.reward_models.notation.prose import check_is_asserted, final_statement, reply_segment
+from rlhf.reward_models.notation.quantity import leading_unit_words
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
 
 _WORDS = re.compile(r"\A[^\W\d_]+(?: [^\W\d_]+){0,3}\.?\Z")
 
 
-class _Late(Exception):
+class _TimeLimitExceeded(Exception):
     """Raised when the CPU time limit is exceeded."""
 
 
-def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
+def check_answer(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
     """Compare the final answer of a reply with a reference answer.
 
     Args:
         reference: The correct answer, in LaTeX or plain text.
         reply: Reply of a policy.
-        seconds: Limit of the CPU time for each of the two texts; None for no limit.
+        seconds: Limit of the CPU time for each of the two texts; None means no limit.
 
     Returns:
-        ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed; and the reason,
-        which is empty for ``right``.
+        - ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed.
+        - The reason, which is empty for ``right``.
     """
     failure = "reference"
     try:
-        with _deadline(seconds):
+        with _cpu_time_limit(seconds):
             right = read_reference(reference)
         failure = "wrong"
-        with _deadline(seconds):
-            equals = algebra.same(right, read_reply(reply, in_words=right.kind == "text"))
+        with _cpu_time_limit(seconds):
+            equals = algebra.same_answer(right, read_reply(reply, in_words=right.kind == "text"))
     except NotUnderstood as reason:
         return failure, str(reason)
-    except _Late:
-        return failure, "it takes too long"
+    except _TimeLimitExceeded:
+        return failure, "the CPU time limit was exceeded"
     except Exception as error:  # sympy cannot compute the value of the reply
         return failure, f"{type(error).__name__}: {error}"
-    return ("right", "") if equals else ("wrong", "another value")
+    return ("right", "") if equals else ("wrong", "the values differ")
 
 
 @lru_cache(maxsize=4096)
@@ -62,8 +62,8 @@ def read_reference(text: str) -> Node:
     """
     tree = read_math(answer_segment(text)[0].strip())
     try:
-        algebra.check(tree)
-    except (NotUnderstood, _Late):
+        algebra.check_reference(tree)
+    except (NotUnderstood, _TimeLimitExceeded):
         raise
     except Exception as error:
         raise NotUnderstood(f"{type(error).__name__}: {error}") from error
@@ -75,8 +75,8 @@ def read_reply(reply: str, *, in_words: bool = False) -> Node:
 
     Args:
         reply: Reply of a policy.
-        in_words: Whether the correct answer consists of words. The reply may then also state its
-            answer after "the answer is", or consist of up to four words.
+        in_words: Whether the correct answer consists of words. If it does, the reply may also state
+            its answer after "the answer is", or consist of up to four words.
 
     Raises:
         NotUnderstood: A part of the answer cannot be parsed.
@@ -86,26 +86,26 @@ def read_reply(reply: str, *, in_words: bool = False) -> Node:
         return read_math(segment, math=boxed)
     except NotUnderstood:
         if in_words and (answers := [*_ANSWER_IS.finditer(segment)]):
-            check_asserted(segment[: answers[-1].start()])
+            check_is_asserted(segment[: answers[-1].start()])
             return read_math(rf"\text{{{answers[-1][1]}}}", math=False)
         if in_words and _WORDS.match(segment):
             return read_math(rf"\text{{{segment}}}", math=False)
     statement = final_statement(segment, numbers_only=False)
-    return read_math(f"{statement.text} {unit_words(statement.words)}", math=boxed)
+    return read_math(f"{statement.text} {leading_unit_words(statement.words)}", math=boxed)
 
 
 @contextmanager
-def _deadline(seconds: float | None) -> Iterator[None]:
-    """Raise ``_Late`` in the context after ``seconds`` of CPU time.
+def _cpu_time_limit(seconds: float | None) -> Iterator[None]:
+    """Return a context manager that raises ``_TimeLimitExceeded`` after ``seconds`` of CPU time.
 
-    There is no limit if ``seconds`` is None, or outside the main thread.
+    There is no limit if ``seconds`` is None, or if the current thread is not the main thread.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def late(*_: object) -> None:
-        raise _Late
+        raise _TimeLimitExceeded
 
     before = signal.signal(signal.SIGPROF, late)
     signal.setitimer(signal.ITIMER_PROF, seconds)

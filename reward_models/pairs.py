@@ -26,12 +26,12 @@ class Pair:
     rejected: Conversation
     """The rejected conversation, with its prompt."""
     source: str = ""
-    """Origin of the row, such as a data set or an annotator. The report shows the accuracy for each
+    """Origin of the pair, such as a dataset or an annotator. The report shows the accuracy for each
     source."""
 
     @property
     def group(self) -> str:
-        """Key of the prompt. Intervals of the report are clustered by this key."""
+        """The prompt as JSON text. Intervals of the report are clustered by this key."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
     @property
@@ -46,11 +46,12 @@ class Pair:
 
 
 def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dict[str, Any]:
-    """Return the data card of pairs: numbers of pairs, sources, lengths and problems.
+    """Return the data card of pairs: numbers of pairs and prompts, sources, lengths and problems.
 
-    ``duplicates`` is the number of repeated pairs, ``contradictions`` the number of pairs that also
-    occur with chosen and rejected exchanged, and ``prompts_in_training`` the number of prompts that
-    are also in ``train`` (None if ``train`` is None).
+    ``duplicates`` is the number of repeated pairs. ``contradictions`` is the number of pairs that
+    also occur with chosen and rejected exchanged. ``prompts_in_training`` is the number of prompts
+    that are also in ``train``, and ``training_pairs`` is the number of pairs in ``train``; both are
+    None if ``train`` is None.
     """
     keys = [tuple(json.dumps(side) for side in (p.chosen, p.rejected)) for p in pairs]
     known = set(keys)
@@ -73,7 +74,8 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     """Convert a row with ``chosen``, ``rejected`` and optionally ``prompt`` to a :class:`Pair`.
 
     A string is converted to one message. The messages of a reply may begin with those of the
-    prompt. Without ``prompt``, the prompt is the common beginning of the two conversations.
+    prompt. Without ``prompt``, the prompt consists of the messages with which both conversations
+    begin.
 
     Args:
         row: The row.
@@ -88,7 +90,7 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     chosen, rejected = (as_messages(row[key], "assistant") for key in ("chosen", "rejected"))
     if "prompt" in row:
         prompt = with_tools(as_messages(row["prompt"], "user"), row.get("tools"))
-        chosen, rejected = (_with_prompt(prompt, reply) for reply in (chosen, rejected))
+        chosen, rejected = (_prepend_prompt(prompt, reply) for reply in (chosen, rejected))
     else:
         prompt = _common_prefix(chosen, rejected)
     if not prompt or min(len(chosen), len(rejected)) <= len(prompt):
@@ -96,12 +98,12 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     return Pair(prompt, chosen, rejected, source=str(row.get(source, "")) if source else "")
 
 
-def _with_prompt(prompt: Conversation, reply: Conversation) -> Conversation:
-    """Prepend the prompt to a reply that does not begin with it."""
+def _prepend_prompt(prompt: Conversation, reply: Conversation) -> Conversation:
+    """Return ``reply``, with the prompt prepended if the reply does not begin with the prompt."""
     return reply if reply[: len(prompt)] == prompt else [*prompt, *reply]
 
 
 def _common_prefix(first: Conversation, second: Conversation) -> Conversation:
-    """Return the equal messages at the start of two conversations, without their last messages."""
+    """Return the messages with which both conversations begin, at most up to the last message."""
     pairs = zip(first[:-1], second[:-1], strict=False)
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]

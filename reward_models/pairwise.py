@@ -9,7 +9,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.reward_models.chat_template import render
-from rlhf.reward_models.core import Conversation, Reward, Scores, last_reply, scatter, score_each
+from rlhf.reward_models.core import (
+    Conversation,
+    Reward,
+    Scores,
+    last_reply,
+    scatter_scores,
+    score_each,
+)
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.targets import Target
 
@@ -26,16 +33,17 @@ def encode_pair(
 ) -> list[int]:
     """Return the token ids of a prompt and two replies with the headings A and B.
 
-    Texts of more than ``max_length`` tokens are truncated: first the prompt loses tokens at its
-    start, then the longer reply at its end, then both replies.
+    If there are more than ``max_length`` tokens, tokens are first removed from the start of the
+    prompt. If this is not enough, tokens are removed from the end of the longer reply, and then
+    from the end of both replies.
     """
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    plain = tokenizer.chat_template is None  # a template starts with its own tokens
-    opening = _first(tokenizer.cls_token_id, tokenizer.bos_token_id) if plain else []
-    closing = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
+    plain = tokenizer.chat_template is None  # a template adds its own special tokens at the start
+    opening = _first_known_id(tokenizer.cls_token_id, tokenizer.bos_token_id) if plain else []
+    closing = _first_known_id(tokenizer.sep_token_id, tokenizer.eos_token_id)
     available = max_length - len(opening) - len(closing)
     replies = [ids(head + reply) for head, reply in zip(_HEADINGS, (first, second), strict=True)]
     limit = max(available - min(map(len, replies)), available // 2)
@@ -46,7 +54,7 @@ def encode_pair(
     return [*opening, *context_ids, *replies[0], *replies[1], *closing]
 
 
-def _first(*ids: Any) -> list[int]:
+def _first_known_id(*ids: Any) -> list[int]:
     """Return a list of the first id that is not None; an empty list if there is none."""
     return [i for i in ids if i is not None][:1]
 
@@ -55,7 +63,7 @@ class PairModel(Reward):
     """Reward that is the log-odds that a reply is better than a reference reply.
 
     The log-odds are averaged over the two orders of the replies. The reference reply is read from
-    ``answers`` (a file of prompts and answers) or from the key ``answer`` of a message, see
+    a file of prompts and answers or from the key ``answer`` of a message; see
     :class:`~rlhf.reward_models.targets.Target`. :meth:`compare` compares any two replies.
     """
 
@@ -73,7 +81,7 @@ class PairModel(Reward):
         batch_size: int = 16,
         dtype: str = "float32",
     ) -> PairModel:
-        """Load the preference model at ``path``, a folder or a hub id.
+        """Load the preference model at ``path``, a folder or a Hugging Face Hub id.
 
         ``answers`` is a JSON Lines file of reference replies; see
         :class:`~rlhf.reward_models.targets.Target`.
@@ -87,8 +95,8 @@ class PairModel(Reward):
         """Compare two replies to each of N prompts.
 
         Returns:
-            The log-odds that the first reply is better, averaged over the two orders, [N]; and
-            whether the model prefers the same reply in both orders, [N].
+            - The log-odds that the first reply is better, averaged over the two orders, [N].
+            - Whether the model prefers the same reply in both orders, [N].
         """
         limit = self.inner.sidecar.max_length or 512
         rows = []
@@ -101,16 +109,22 @@ class PairModel(Reward):
         return ((logits[:, 0] - logits[:, 1]) / 2).tolist(), agree.tolist()
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        comparisons, reasons, counts = score_each(self._comparison, conversations, name=self.name)
+        comparisons, reasons, counts = score_each(
+            self._replies_to_compare, conversations, name=self.name
+        )
         known = {i: comparison for i, comparison in enumerate(comparisons) if comparison}
         log_odds, agree = self.compare(*zip(*known.values(), strict=True)) if known else ([], [])
-        values = scatter(log_odds, known, len(conversations))
-        consistent = scatter([float(same) for same in agree], known, len(conversations))
+        values = scatter_scores(log_odds, known, len(conversations))
+        consistent = scatter_scores([float(same) for same in agree], known, len(conversations))
         components = {self.name: values, f"{self.name}.consistent": consistent}
         return Scores(values, components, counts, reasons)
 
-    def _comparison(self, conversation: Conversation) -> tuple[Conversation, str, str]:
-        """Return the prompt, the reply and the reference reply; raise Unscorable without them."""
+    def _replies_to_compare(self, conversation: Conversation) -> tuple[Conversation, str, str]:
+        """Return the prompt, the reply and the reference reply.
+
+        Raises:
+            Unscorable: One of them is missing, or the prompt cannot be rendered.
+        """
         prompt, reply = conversation[:-1], last_reply(conversation)
         render(self.inner.tokenizer, prompt)  # raises if the template cannot render the prompt
         return prompt, reply, self.reference.of(conversation)

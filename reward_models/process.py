@@ -43,11 +43,11 @@ class StepEncoding:
 def encode_steps(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, separator: str = "\n\n"
 ) -> StepEncoding:
-    """Split the last reply at ``separator``, and encode each step separately with its separator.
+    """Split the last reply at ``separator``, and encode each step separately with a separator.
 
-    The tokens at the end of a step therefore do not depend on the position of the step. The prompt
-    is rendered as in :func:`~rlhf.reward_models.chat_template.render`, and the reply follows as
-    plain text. The last step also ends with the separator.
+    Because of the separate encoding, the tokens at the end of a step do not depend on the position
+    of the step. The prompt is rendered by :func:`~rlhf.reward_models.chat_template.render`, and
+    the reply follows as plain text. The last step also ends with the separator.
 
     Raises:
         Unscorable: The reply has no step.
@@ -68,10 +68,10 @@ class ProcessReward(Reward):
     """Reward that combines the probabilities that the steps are right.
 
     The model is a token classifier with two classes; class 1 is "right". ``aggregate`` is ``min``
-    (the score of the worst step), ``product`` or ``last``. A model that was trained on Monte-Carlo
-    labels predicts the probability that the continuation succeeds, not whether the step is correct.
-    Best-of-n selection with such a model can therefore be misleading (Zhang et al. 2025,
-    arXiv:2501.07301).
+    (the probability of the worst step), ``product`` or ``last`` (the probability of the last step).
+    A model that was trained on Monte-Carlo labels predicts the probability that the continuation
+    succeeds, not whether the step is correct. Best-of-n selection with such a model can therefore
+    be misleading (Zhang et al. 2025, arXiv:2501.07301).
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class ProcessReward(Reward):
         """Load a token-classification checkpoint.
 
         Args:
-            path: Folder or hub id.
-            aggregate: A name of ``AGGREGATES``.
-            separator: Text that ends each step; by default that of the sidecar. Without a sidecar,
-                it is an empty line.
+            path: Folder or Hugging Face Hub id.
+            aggregate: A key of ``AGGREGATES``.
+            separator: Text that ends each step; by default the separator in the sidecar. Without a
+                sidecar, the default is an empty line.
             device: Device of the model; by default the GPU if there is one.
             dtype: Type of the weights outside the head.
 

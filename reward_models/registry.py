@@ -1,7 +1,8 @@
 """Build rewards from configuration: ``build({"kind": "learned", "path": ...})``.
 
-``KINDS`` maps a kind to the ``module:name`` of its builder, so that rules do not import torch. To
-add a kind, write a function that returns a reward, and add a row to this table.
+``KINDS`` maps a kind to the ``module:name`` of its builder. Builders are imported on first use, so
+that rules do not import torch. To add a kind, write a function that returns a reward, and add an
+entry to ``KINDS``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
-from rlhf.reward_models.core import EachReward, Reward, check_names
+from rlhf.reward_models.core import EachReward, Reward, check_unique_names
 from rlhf.reward_models.worker import Worker
 
 KINDS: dict[str, str] = {
@@ -39,7 +40,7 @@ KINDS: dict[str, str] = {
     "refusal": "rlhf.reward_models.rules:refusal",
     "regex": "rlhf.reward_models.rules:regex",
     "repetition": "rlhf.reward_models.rules:repetition",
-    "trained": "rlhf.reward_models.registry:trained",
+    "trained": "rlhf.reward_models.registry:load_trained",
     "vader": "rlhf.reward_models.sentiment:vader",
 }
 
@@ -52,8 +53,9 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
     """Build the reward of a spec; the reward of a list of specs is the sum of their rewards.
 
     In addition to ``kind`` and the settings of the kind, a spec may have ``name`` (of the
-    component), ``normalise: {mean, std}`` (``true`` uses the statistics of the checkpoint),
-    ``clip: [low, high]``, ``threshold: x`` and ``weight``. They are applied in this order.
+    component), ``normalise: {mean, std}``, ``clip: [low, high]``, ``threshold: x`` and ``weight``.
+    They are applied in this order. ``normalise: true`` uses the mean and the standard deviation
+    that are stored in the checkpoint.
 
     Raises:
         UserError: A kind or setting is unknown, a setting is missing, or two components have the
@@ -64,7 +66,7 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
     if not spec:
         raise UserError("rewards: the list is empty; name at least one reward")
     parts = [_build_one(part) for part in spec]
-    check_names([leaf for part in parts for leaf in part.leaves()])
+    check_unique_names([leaf for part in parts for leaf in part.leaves()])
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -86,31 +88,31 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
     reward = builder(**settings)
     if "name" in wrappers:
         reward.name = str(wrappers.pop("name"))
-    return _wrap(reward, wrappers, kind=kind)
+    return _apply_wrappers(reward, wrappers, kind=kind)
 
 
-def _wrap(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
+def _apply_wrappers(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
     """Apply normalise, clip, threshold and weight to a reward, in this order."""
     if "normalise" in wrappers:
         moments = {} if wrappers["normalise"] is True else wrappers["normalise"]
         if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
             problem = f"rewards: {kind}: normalise must be true or {{mean, std}}"
             raise UserError(f"{problem}, got {moments!r}")
-        numbers = {key: _number(kind, f"normalise.{key}", moments[key]) for key in moments}
+        numbers = {key: _checked_number(kind, f"normalise.{key}", moments[key]) for key in moments}
         reward = reward.normalise(**numbers)
     if "clip" in wrappers:
         bounds = wrappers["clip"]
         if not isinstance(bounds, Sequence) or len(bounds) != 2:
             raise UserError(f"rewards: {kind}: clip must be [low, high], got {bounds!r}")
-        reward = reward.clip(*(_number(kind, "clip", bound) for bound in bounds))
+        reward = reward.clip(*(_checked_number(kind, "clip", bound) for bound in bounds))
     if "threshold" in wrappers:
-        reward = reward.threshold(_number(kind, "threshold", wrappers["threshold"]))
+        reward = reward.threshold(_checked_number(kind, "threshold", wrappers["threshold"]))
     if "weight" in wrappers:
-        return reward * _number(kind, "weight", wrappers["weight"])
+        return reward * _checked_number(kind, "weight", wrappers["weight"])
     return reward
 
 
-def _number(kind: str, key: str, value: Any) -> float:
+def _checked_number(kind: str, key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"rewards: {kind}: {key} must be a number, got {value!r}")
     return value
@@ -151,7 +153,7 @@ def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[st
 
 
 def _suggest(word: str, choices) -> str:
-    """Return the end of a message: the most similar choice, or all choices."""
+    """Return the end of an error message: the choice most similar to ``word``, or all choices."""
     return did_you_mean(word, choices) or f"; known: {', '.join(choices)}"
 
 
@@ -162,8 +164,8 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
         path: ``module:name`` of the function.
         timeout: Time limit for each conversation, in seconds, for code that may hang. The function
             then runs in a separate process, with one conversation at a time, and the process is
-            killed if it exceeds the limit. None: the function runs in this process, without a
-            limit.
+            killed if it exceeds the limit. By default, the function runs in this process without a
+            time limit.
     """
     function = import_object(path, what="rewards: kind 'function'")
     if timeout is None:
@@ -172,10 +174,10 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     return EachReward(lambda conversation: worker([conversation])[0], name=as_reward(function).name)
 
 
-def trained(path: str) -> Reward:
+def load_trained(path: str) -> Reward:
     """Build a reward of kind ``trained``: load a checkpoint as the kind that its sidecar names.
 
-    Without a sidecar, the kind is ``learned``. ``path`` is a folder or a hub id.
+    Without a sidecar, the kind is ``learned``. ``path`` is a folder or a Hugging Face Hub id.
     """
     from rlhf.reward_models.checkpoint import find_sidecar
 
@@ -191,7 +193,7 @@ def gate(
 ) -> Reward:
     """Build a reward of kind ``gate`` from the specs of a reward and of a condition.
 
-    The score is that of ``reward`` where ``condition`` scores at least ``at_least``, and
-    ``otherwise`` elsewhere; see :meth:`Reward.gate`.
+    The score of a conversation is the score of ``reward`` if ``condition`` scores at least
+    ``at_least``, and ``otherwise`` if it scores less; see :meth:`Reward.gate`.
     """
     return build(reward).gate(build(condition), at_least=at_least, otherwise=otherwise)

@@ -34,7 +34,7 @@ def exact_match(
 ) -> Reward:
     """Build a reward of 1.0 if the reply equals a reference answer, else 0.0.
 
-    Surrounding white space is ignored, and case too if ``ignore_case`` is set.
+    Surrounding white space is ignored. If ``ignore_case`` is set, case is also ignored.
     """
     target = Target(answer, answers)
 
@@ -53,9 +53,9 @@ def number(
 ) -> Reward:
     """Build a reward of 1.0 if the final number of the reply equals a reference answer, else 0.0.
 
-    The number may differ by at most ``tolerance``. A reply that cannot be parsed scores 0.0. If a
-    reference cannot be parsed as one number and the reply equals no other reference, there is no
-    score. See ``docs/rewards.md``.
+    The number may differ from the reference by at most ``tolerance``. A reply that cannot be parsed
+    scores 0.0. If a reference cannot be parsed as one number, and the reply equals no other
+    reference, there is no score. ``docs/rewards.md`` describes the notation.
     """
     if not 0 <= tolerance < float("inf"):
         raise UserError(f"number: tolerance must be >= 0 and finite, got {tolerance}")
@@ -74,18 +74,19 @@ def number(
             value = quantity.read_final_quantity(reply) if right else None
         if value is not None and any(r.matches(value, tolerance=margin) for r in right):
             return 1.0
-        return _zero_unless(reasons)
+        return _zero_or_unscorable(reasons)
 
     return EachReward(check, name="number")
 
 
-def _zero_unless(reasons: Sequence[str]) -> float:
+def _zero_or_unscorable(reasons: Sequence[str]) -> float:
     """Return 0.0, or raise Unscorable if a reference could not be parsed.
 
-    The reply may equal a reference that could not be parsed. ``reasons`` says why it could not.
+    A reference that could not be parsed may equal the reply, so the reply is not known to be wrong.
+    ``reasons`` are the reasons why references could not be parsed.
     """
     if reasons:
-        raise Unscorable(f"the reference answer is not understood: {reasons[0]}")
+        raise Unscorable(f"the reference answer cannot be parsed: {reasons[0]}")
     return 0.0
 
 
@@ -98,7 +99,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
     3 * ``timeout`` seconds of wall-clock time.
     """
     target = Target(answer, answers)
-    worker = Worker("rlhf.reward_models.math_check:verdict", timeout=3.0 * timeout)
+    worker = Worker("rlhf.reward_models.math_check:check_answer", timeout=3.0 * timeout)
 
     def check(conversation: Conversation) -> float:
         reply, reasons = last_reply(conversation), []
@@ -108,7 +109,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
                 return 1.0
             if verdict == "reference":
                 reasons.append(reason)
-        return _zero_unless(reasons)
+        return _zero_or_unscorable(reasons)
 
     return EachReward(check, name="math")
 
@@ -160,8 +161,8 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
     """Build a reward of 0.0 for replies of ``low`` to ``high`` words, and below 0.0 for others.
 
-    A shorter reply scores length / low - 1, and a longer one 1 - length / high, but at least -1.
-    ``unit`` is "words" or "characters"; without ``high``, there is no upper limit.
+    A shorter reply scores length / low - 1. A longer reply scores the larger of 1 - length / high
+    and -1. ``unit`` is "words" or "characters". Without ``high``, there is no upper limit.
     """
     if unit not in ("words", "characters"):
         raise UserError(f"length: unit must be 'words' or 'characters', got {unit!r}")
@@ -183,7 +184,7 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
 def repetition(n: int = 3) -> Reward:
     """Build a penalty of repetition: minus the fraction of word n-grams that repeat earlier ones.
 
-    Case is ignored. The score is in (-1, 0].
+    Case is ignored. The score is in (-1, 0]; it is 0 if the reply has fewer than n words.
     """
     if n < 1:
         raise UserError(f"repetition: n must be >= 1, got {n}")
@@ -197,10 +198,10 @@ def repetition(n: int = 3) -> Reward:
 
 
 def refusal() -> Reward:
-    """Build a reward of 1.0 if the first 200 characters match a pattern of refusals, else 0.0.
+    """Build a reward of 1.0 if the first 200 characters contain a typical refusal, else 0.0.
 
-    The signal is weak: few replies match the pattern, and a match is often not a refusal. Use the
-    reward to monitor training, or as a penalty with a negative weight.
+    The signal is weak, because few replies match the pattern, and a match is often not a refusal.
+    Use the reward to monitor training, or as a penalty with a negative weight.
     """
 
     def check(conversation: Conversation) -> float:

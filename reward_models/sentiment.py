@@ -24,17 +24,17 @@ def lexicon(path: str | None = None) -> Reward:
     """Build a reward that is the sentiment of the reply, in (-1, 1).
 
     The sentiment is the sum of the words' valences divided by (the sum of absolute valences + 2). A
-    negation among the three words before a word multiplies its valence by -0.75. The valence is
-    multiplied by 1.5 or 0.5 if the previous word is an adverb such as "very" or "slightly". The
-    score of a repeated positive word saturates, but a policy can still exploit the reward; monitor
-    a held-out judge as well.
+    negation among the three words before a word multiplies the valence of the word by -0.75. If the
+    previous word is an adverb such as "very" or "slightly", the valence is multiplied by 1.5 or
+    0.5. Repeating a positive word raises the score less and less, but a policy can still exploit
+    the reward. Use the score of a held-out judge to monitor training.
 
     Args:
         path: File with lines of the form "word value"; by default the lexicon of this package.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        UserError: A line does not have this form.
+        UserError: A line does not have the form "word value".
     """
     words = read_lexicon(path)
     return EachReward(lambda c: valence(last_reply(c), words), name="lexicon")
@@ -91,6 +91,8 @@ def vader() -> Reward:
             SentimentIntensityAnalyzer,
         )
     except ModuleNotFoundError as error:
-        raise UserError('vader needs: pip install "rlhf-kit[sentiment]"') from error
+        raise UserError(
+            'the reward kind vader needs an extra: pip install "rlhf-kit[sentiment]"'
+        ) from error
     analyzer = SentimentIntensityAnalyzer()
     return EachReward(lambda c: analyzer.polarity_scores(last_reply(c))["compound"], name="vader")

@@ -25,10 +25,10 @@ class Sidecar:
     append_eos: bool
     """Whether every text ends with EOS."""
     max_length: int | None
-    """Maximum number of tokens, to which longer texts are truncated on the left; None: no limit."""
+    """Maximum number of tokens. Longer texts are truncated on the left. None means no limit."""
     pooling: str
-    """``last``: the head reads the last token. ``model``: the encoder's own pooling. ``steps``: the
-    head reads the token that ends each step."""
+    """With ``last``, the head reads the last token. With ``model``, the encoder's own pooling is
+    used. With ``steps``, the head reads the token that ends each step."""
     temperature: float = 1.0
     """Temperature T, fitted on held-out pairs: P(a is better than b) =
     sigmoid((score(a) - score(b)) / T)."""
@@ -39,10 +39,10 @@ class Sidecar:
     kind: str = "learned"
     """Kind of the reward in a configuration, such as "learned" or "cost"."""
     scope: str = "conversation"
-    """``conversation``: the model scores the whole conversation. ``reply``: it was trained on texts
-    without prompts and scores only the last reply."""
+    """With ``conversation``, the model scores the whole conversation. With ``reply``, it was
+    trained on texts without prompts and scores only the last reply."""
     separator: str | None = None
-    """Text that ends each step, for process rewards."""
+    """Text that ends each step of a solution; only process rewards have it."""
 
     def __post_init__(self) -> None:
         if self.pooling not in ("last", "model", "steps"):

@@ -20,13 +20,13 @@ class Target:
 
     Args:
         answer: The answer to all conversations.
-        answers: JSON Lines file (optionally ``.gz``) with ``prompt`` and ``key`` in each row. The
-            row whose prompt equals the last user message has the answer.
+        answers: JSON Lines file (optionally ``.gz``) with the keys ``prompt`` and ``key`` in each
+            row. The answer is in the row whose prompt equals the last user message.
         key: Key of the answer in a row or in a message.
 
     Raises:
-        UserError: ``answer`` and ``answers`` are given, a row lacks a key, or two rows have the
-            same prompt and different answers.
+        UserError: Both ``answer`` and ``answers`` are given, a row lacks a key, or two rows have
+            the same prompt and different answers.
         FileNotFoundError: The file does not exist.
     """
 
@@ -46,7 +46,7 @@ class Target:
         """Return the reference answer of a conversation.
 
         Raises:
-            Unscorable: There is no answer, or there are several alternatives.
+            Unscorable: There is no answer, or there are several alternative answers.
         """
         answers = self.any_of(conversation)
         if len(answers) > 1:
@@ -67,10 +67,13 @@ class Target:
             answer = fact(conversation, self.key)
         if answer is None or answer == []:
             raise Unscorable("no reference answer")
-        return [_text(item) for item in (answer if isinstance(answer, list | tuple) else [answer])]
+        return [
+            _answer_text(item)
+            for item in (answer if isinstance(answer, list | tuple) else [answer])
+        ]
 
 
-def _text(answer: Any) -> str:
+def _answer_text(answer: Any) -> str:
     """Convert an answer to text; 42 and 42.0 become "42"."""
     if isinstance(answer, float) and answer.is_integer() and abs(answer) < 1e15:
         return str(int(answer))
@@ -82,12 +85,15 @@ def _text(answer: Any) -> str:
 def _read_answers_by_prompt(path: Path, key: str) -> dict[str, Any]:
     """Read prompt -> value of ``key`` from a JSON Lines file; see `Target`."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file of answers at {path}")
+        raise FileNotFoundError(f"the file of reference answers {path} does not exist")
     table: dict[str, Any] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         if "prompt" not in row or key not in row:
             raise UserError(f"{path}:{number} must have the keys 'prompt' and {key!r}")
         prompt, answer = str(row["prompt"]).strip(), row[key]
         if table.setdefault(prompt, answer) != answer:
-            raise UserError(f"{path}:{number} gives a second answer to the same prompt")
+            raise UserError(
+                f"{path}:{number} has a prompt that an earlier row answers differently; remove one "
+                "of the two rows"
+            )
     return table

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def fit_words(texts: Sequence[str], **options: Any) -> Any:
+def fit_tfidf(texts: Sequence[str], **options: Any) -> Any:
     """Fit a ``TfidfVectorizer`` to texts and return it, or None if the vocabulary is empty.
 
-    Words are sequences of at least two letters or digits. If the texts have no such words (only
-    single characters or emoji), they are split at white space.
+    Words are sequences of at least two letters or digits. If the texts contain no such word, but
+    for example only single characters or emoji, the words are the parts between white space.
 
     Args:
         texts: Training texts.

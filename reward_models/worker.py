@@ -1,8 +1,8 @@
 """Call a function in a separate process with a timeout, for scorers that may hang or crash.
 
-``Worker`` starts a Python subprocess that runs ``serve``; calls and results are sent as JSON Lines.
-Unlike a process of ``multiprocessing``, the subprocess can be started from threads and needs no
-guard in the caller's ``__main__``.
+``Worker`` starts a Python subprocess that runs ``serve``. Arguments and results are sent as JSON
+Lines. Unlike a process of ``multiprocessing``, the subprocess can be started from threads and needs
+no ``if __name__ == "__main__"`` in the caller's script.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.reward_models.core import SetupError, Unscorable, describe
+from rlhf.reward_models.core import SetupError, Unscorable, describe_exception
 
 _START_SECONDS = 120.0  # time limit of the start, for imports of a large library on a busy machine
 
@@ -34,7 +34,8 @@ class Worker:
     Args:
         path: ``module:name`` of a function with JSON arguments and a JSON result.
         timeout: Time limit of a call, in seconds.
-        extra: Optional extra to install if the module cannot be imported, for the error message.
+        extra: Extra of this package that the error message suggests if the module cannot be
+            imported; None for no suggestion.
     """
 
     def __init__(self, path: str, *, timeout: float, extra: str | None = None):
@@ -49,7 +50,8 @@ class Worker:
         """Call the function and return its result.
 
         Raises:
-            Unscorable: The function raised an exception, crashed or exceeded the time limit.
+            Unscorable: The function raised an exception or exceeded the time limit, or the process
+                crashed.
             SetupError: The function cannot be imported.
         """
         with self._lock:
@@ -64,7 +66,7 @@ class Worker:
         except BrokenPipeError:
             self.close()
             raise Unscorable("the worker process died") from None
-        answer = self._read(process, self.timeout)
+        answer = self._read_message(process, self.timeout)
         if "error" in answer:
             raise Unscorable(answer["error"])
         return answer["result"]
@@ -77,7 +79,7 @@ class Worker:
             self._process = None
 
     def _running_process(self) -> subprocess.Popen[bytes]:
-        """Return the process; start it if it does not run."""
+        """Return the process; start a process if none is running."""
         if self._process is None or self._process.poll() is not None:
             # `-m` would import this module twice, because its package imports it.
             code = "import sys; from rlhf.reward_models.worker import serve; serve(sys.argv[1])"
@@ -86,15 +88,19 @@ class Worker:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
             )
-            greeting = self._read(self._process, _START_SECONDS)
+            greeting = self._read_message(self._process, _START_SECONDS)
             if "error" in greeting:
                 self.close()
                 hint = f'; pip install "rlhf-kit[{self.extra}]"' if self.extra else ""
                 raise SetupError(f"cannot load {self.path}: {greeting['error']}{hint}")
         return self._process
 
-    def _read(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
-        """Read a message of the process; after ``seconds`` or its end, raise Unscorable."""
+    def _read_message(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
+        """Read one message from the process.
+
+        Raises:
+            Unscorable: There is no message after ``seconds``, or the process has ended.
+        """
         assert process.stdout is not None
         deadline, line = time.monotonic() + seconds, b""
         while not line.endswith(b"\n"):
@@ -115,7 +121,8 @@ def serve(path: str) -> None:
     Results are written to standard output. Text that the function prints is redirected to standard
     error.
     """
-    # Ctrl-C and schedulers signal every process; the run needs scores until its step has ended.
+    # Ctrl-C and schedulers send signals to every process. They are ignored here, because the run
+    # needs scores until its current step ends.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: None)
@@ -137,4 +144,4 @@ def serve(path: str) -> None:
         try:
             reply(result=function(*json.loads(line)))
         except (Exception, SystemExit) as error:  # a failure of the user's function
-            reply(error=describe(error))
+            reply(error=describe_exception(error))

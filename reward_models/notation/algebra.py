@@ -1,8 +1,8 @@
-"""Compare two answers with sympy; they are equal only if sympy proves that they are.
+"""Compare two answers with sympy; answers are equal only if sympy proves it.
 
-Values are compared exactly (0.33 is not 1/3), equations up to a constant factor, inequalities up to
-a positive factor or by their sets of solutions, collections in any order, and tuples and intervals
-item by item.
+Values are compared exactly, so 0.33 is not 1/3. Equations are equal up to a constant factor.
+Inequalities are equal up to a positive factor, or if they have the same set of solutions. The items
+of a collection can be in any order. Tuples and intervals are compared item by item.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ce
           "abs": "Abs", "max": "Max", "min": "Min"}  # fmt: skip
 
 
-def same(reference: Node, answer: Node) -> bool:
+def same_answer(reference: Node, answer: Node) -> bool:
     """Return whether an answer equals the reference.
 
     Raises:
@@ -41,10 +41,12 @@ def same(reference: Node, answer: Node) -> bool:
             zero.
     """
     (reference, unit), (answer, answer_unit) = _split_unit(reference), _split_unit(answer)
-    if not units.agree(unit, answer_unit):
+    if not units.agree_or_missing(unit, answer_unit):
         return False
     if "text" in (reference.kind, answer.kind):
-        return _words(reference) is not None and _words(reference) == _words(answer)
+        return _words_of_answer(reference) is not None and _words_of_answer(
+            reference
+        ) == _words_of_answer(answer)
     references, answers = _alternatives(reference), _alternatives(answer)
     if len(references) > 1 or len(answers) > 1 or "set" in (reference.kind, answer.kind):
         return _same_collections(reference, answer, references, answers)
@@ -61,10 +63,10 @@ def same(reference: Node, answer: Node) -> bool:
         return False
     if "based" in kinds:
         return reference == answer
-    return equal(expression(reference), expression(answer))
+    return provably_equal(to_sympy(reference), to_sympy(answer))
 
 
-def check(node: Node) -> None:
+def check_reference(node: Node) -> None:
     """Check that a reference answer has a value.
 
     Raises:
@@ -73,12 +75,12 @@ def check(node: Node) -> None:
     for part in _subtrees(node):
         if part.kind == "relation" and not _has_symbols(part):
             raise NotUnderstood("a relation without a variable")
-    if not same(node, node):
+    if not same_answer(node, node):
         raise NotUnderstood("sympy does not prove that it equals itself")
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
-    """Return an answer without its unit, and the unit, or "" if there is none."""
+    """Return an answer without its unit, and the unit; the unit is empty if there is none."""
     unit = ""
     while node.kind == "unit":
         if node.data == units.PERCENT:
@@ -94,7 +96,7 @@ def _split_unit(node: Node) -> tuple[Node, str]:
     return (node.args[0], unit or "deg") if node.kind == "degree" else (node, unit)
 
 
-def _words(node: Node) -> tuple[str, ...] | None:
+def _words_of_answer(node: Node) -> tuple[str, ...] | None:
     """Return the sorted words of an answer that consists of words, or None for other answers.
 
     A single letter is also a word.
@@ -105,7 +107,7 @@ def _words(node: Node) -> tuple[str, ...] | None:
     if node.kind in ("symbol", "letters", "constant"):
         return (str(node.data).lower(),)
     if node.kind == "list":
-        parts = [_words(child) for child in node.args]
+        parts = [_words_of_answer(child) for child in node.args]
         if all(part is not None for part in parts):
             return tuple(sorted(word for part in parts for word in part or ()))
     return None
@@ -117,7 +119,8 @@ def _words(node: Node) -> tuple[str, ...] | None:
 def _alternatives(node: Node) -> list[Node]:
     """Return the items of a list or a set, or the two values of an answer with ±.
 
-    Nested lists are flattened, but a set in a set is one item. Other answers are the only item.
+    Nested lists are flattened, but a set in a set is one item. For any other answer, the result has
+    the answer as its only item.
     """
     if node.kind in ("list", "set"):
         nested = [[c] if c.kind == node.kind == "set" else _alternatives(c) for c in node.args]
@@ -138,7 +141,7 @@ def _resolve_plus_minus(node: Node, sign: int) -> Node:
 def _same_collections(
     reference: Node, answer: Node, references: list[Node], answers: list[Node]
 ) -> bool:
-    """Compare lists and sets; ``references`` and ``answers`` are their `_alternatives`."""
+    """Return whether lists or sets are equal, given the results of `_alternatives` for both."""
     if _is_condition(reference) or _is_condition(answer):
         return _same_sets(reference, answer)
     if (reference.kind == "set") != (answer.kind == "set") and 1 in (len(references), len(answers)):
@@ -147,47 +150,47 @@ def _same_collections(
         return _same_sets(reference, answer)
     names = [{_assigned_name(item) for item in items} for items in (references, answers)]
     if max(map(len, names)) > 1 and names[0] != names[1]:
-        # "1, 2" can be x = 1, y = 2 in this order, but "1 or 2" cannot.
+        # "1, 2" can mean x = 1, y = 2 in this order, but "1 or 2" cannot.
         joints = {str(reference.data), str(answer.data)}
         is_plain = {""} in names and "set" not in (reference.kind, answer.kind)
         return is_plain and "or" not in joints and _same_in_order(references, answers)
     references, answers = (
-        _distinct(_assigned_values(references)),
-        _distinct(_assigned_values(answers)),
+        _without_equal_items(_assigned_values(references)),
+        _without_equal_items(_assigned_values(answers)),
     )
     return len(references) == len(answers) and all(
-        any(same(a, b) for b in answers) for a in references
+        any(same_answer(a, b) for b in answers) for a in references
     )
 
 
-def _distinct(items: list[Node]) -> list[Node]:
+def _without_equal_items(items: list[Node]) -> list[Node]:
     """Remove items that equal an earlier item."""
     distinct: list[Node] = []
     for item in items:
-        if not any(same(item, other) for other in distinct):
+        if not any(same_answer(item, other) for other in distinct):
             distinct.append(item)
     return distinct
 
 
 def _assigned_values(items: list[Node]) -> list[Node]:
-    """Return the items with their common name removed: ``x = 1, x = 2`` and ``x = 1, 2`` are 1, 2.
+    """Return the items without their common name: 1, 2 for ``x = 1, x = 2`` and ``x = 1, 2``.
 
     Items that assign values to different names are returned unchanged.
     """
-    names = {item.args[0] for item in items if _is_binding(item)}
-    others = [item for item in items if not _is_binding(item)]
+    names = {item.args[0] for item in items if _assigns_name(item)}
+    others = [item for item in items if not _assigns_name(item)]
     if len(names) != 1 or any(item.kind == "relation" for item in others):
         return items
-    return [item.args[-1] if _is_binding(item) else item for item in items]
+    return [item.args[-1] if _assigns_name(item) else item for item in items]
 
 
 def _assigned_name(item: Node) -> str:
-    """Return the name to which an item assigns a value, without its subscript; or ""."""
-    return str(item.args[0].data).partition("_")[0] if _is_binding(item) else ""
+    """Return the name to which an item assigns a value, without subscript; "" if there is none."""
+    return str(item.args[0].data).partition("_")[0] if _assigns_name(item) else ""
 
 
 def _same_in_order(references: Sequence[Node], answers: Sequence[Node]) -> bool:
-    return len(references) == len(answers) and all(map(same, references, answers))
+    return len(references) == len(answers) and all(map(same_answer, references, answers))
 
 
 def _same_items(reference: Node, answer: Node) -> bool:
@@ -197,7 +200,7 @@ def _same_items(reference: Node, answer: Node) -> bool:
 # Relations
 
 
-def _is_binding(node: Node) -> bool:
+def _assigns_name(node: Node) -> bool:
     """Return whether the node assigns a value to a name, as ``x = 5`` or ``f(x) = 2x`` does."""
     return node.kind == "relation" and set(_operators(node)) == {"="} and _is_name(node.args[0])
 
@@ -215,20 +218,21 @@ def _reduce_equations(node: Node) -> Node:
     ``x = 2 + 3 = 5`` becomes ``x = 5``, and ``2 + 3 = 5`` becomes 5.
 
     Raises:
-        NotUnderstood: The equations do not agree, or are always or never true, such as ``6 = 5``.
+        NotUnderstood: The equations contradict each other, are always true, or are never true, such
+            as ``6 = 5``.
     """
     if node.kind != "relation" or set(_operators(node)) != {"="}:
         return node
     first, *others = node.args
-    if any(not same(part, others[-1]) for part in others[:-1]):
+    if any(not same_answer(part, others[-1]) for part in others[:-1]):
         raise NotUnderstood("a chain of equations that do not agree")
     last = others[-1]
     if first.kind in ("constant", "number", "negative") and _is_name(last):
         first, last = last, first
     if first.kind == "applied" or not (_is_expression(first) and _is_expression(last)):
         return Node("relation", (first, last), ("=",))
-    left, right = expression(first), expression(last)
-    if equal(left, right):
+    left, right = to_sympy(first), to_sympy(last)
+    if provably_equal(left, right):
         if left == right and (first == last or right == 0):
             raise NotUnderstood("an equation that is always true")
         return last
@@ -246,24 +250,25 @@ def _is_expression(node: Node) -> bool:
 def _without_assigned_name(reference: Node, answer: Node) -> tuple[Node, Node]:
     """Return the two answers; if only one of them assigns its value to a name, remove the name."""
     if (
-        _is_binding(answer)
+        _assigns_name(answer)
         and reference.kind != "relation"
         and answer.args[0] not in _subtrees(reference)
     ):
         return reference, answer.args[-1]
     if (
-        _is_binding(reference)
+        _assigns_name(reference)
         and answer.kind != "relation"
         and not _has_symbols(reference.args[-1])
     ):
         return reference.args[-1], answer
-    return _membership(reference, answer), _membership(answer, reference)
+    return _without_membership(reference, answer), _without_membership(answer, reference)
 
 
-def _membership(node: Node, other: Node) -> Node:
-    """Return the set of ``x \\in (0, 1)``, unless the other answer is a relation without x.
+def _without_membership(node: Node, other: Node) -> Node:
+    """Return the set in a membership such as ``x \\in (0, 1)``.
 
-    Other nodes are returned unchanged.
+    A node is returned unchanged if it is not a membership of a variable, or if the other answer is
+    a relation without this variable.
     """
     if node.kind != "relation" or node.data != ("in",) or node.args[0].kind != "symbol":
         return node
@@ -284,41 +289,44 @@ def _has_symbols(node: Node) -> bool:
 
 
 def _same_relations(reference: Node, answer: Node) -> bool:
-    """Return whether two relations are equal up to a constant factor (positive in inequalities)."""
+    """Return whether relations are equal up to a factor, which is positive for inequalities."""
     one_name = reference.args[0] == answer.args[0] and reference.data == answer.data == ("=",)
-    if one_name and same(reference.args[1], answer.args[1]):
+    if one_name and same_answer(reference.args[1], answer.args[1]):
         return True
     if not all(_is_expression(part) for part in (*reference.args, *answer.args)):
         return reference.data == answer.data and _same_items(reference, answer)
     operators = (*_operators(reference), *_operators(answer))
     if len(operators) != 2 or "in" in operators:
         return False
-    (first, operator), (second, other_operator) = _difference(reference), _difference(answer)
+    (first, operator), (second, other_operator) = (
+        _left_minus_right(reference),
+        _left_minus_right(answer),
+    )
     if operator != other_operator:
         return False
-    factor = _ratio(first, second)
+    factor = _ratio_at_test_point(first, second)
     if factor is None or (operator in (">", ">=") and not factor.is_positive):
         return False
-    return equal(first, factor * second)
+    return provably_equal(first, factor * second)
 
 
-def _difference(node: Node) -> tuple[Any, str]:
-    """Return the difference of the two sides of a relation, and the operator that compares it to 0.
+def _left_minus_right(node: Node) -> tuple[Any, str]:
+    """Return left - right of a relation, and the operator that compares this difference with 0.
 
-    "<" and "<=" are converted to ">" and ">=" by exchanging the sides.
+    For "<" and "<=", the result is right - left with ">" or ">=".
     """
-    left, right = (expression(child) for child in node.args)
+    left, right = (to_sympy(child) for child in node.args)
     operator = _operators(node)[0]
     if operator in ("<", "<="):
         return right - left, operator.replace("<", ">")
     return left - right, operator
 
 
-def _ratio(first: Any, second: Any) -> Any:
+def _ratio_at_test_point(first: Any, second: Any) -> Any:
     """Return the ratio of ``first`` to ``second`` at a test point; None if it is 0 or undefined."""
     for point in _test_points(first.free_symbols | second.free_symbols):
         a, b = first.subs(point), second.subs(point)
-        if equal(b, sp.Integer(0)) or not b.is_finite or not a.is_finite:
+        if provably_equal(b, sp.Integer(0)) or not b.is_finite or not a.is_finite:
             continue
         factor = sp.nsimplify(sp.simplify(a / b))
         return None if factor == 0 else factor
@@ -329,7 +337,7 @@ def _ratio(first: Any, second: Any) -> Any:
 
 
 def _is_condition(node: Node) -> bool:
-    """Return whether the node is a list of inequalities that "and" or "or" joins."""
+    """Return whether the node is a list of inequalities that are joined by "and" or "or"."""
     is_joined = node.kind == "list" and node.data in _CONDITIONS
     return is_joined and all(_is_inequality(child) for child in node.args)
 
@@ -357,7 +365,7 @@ def _same_sets(reference: Node, answer: Node) -> bool:
         return False
     a, b = _intervals_and_points(first), _intervals_and_points(second)
     return len(a) == len(b) and all(
-        p[2:] == q[2:] and equal(p[0], q[0]) and equal(p[1], q[1])
+        p[2:] == q[2:] and provably_equal(p[0], q[0]) and provably_equal(p[1], q[1])
         for p, q in zip(a, b, strict=True)
     )
 
@@ -365,9 +373,9 @@ def _same_sets(reference: Node, answer: Node) -> bool:
 def _as_set(node: Node) -> Any:
     """Return the sympy set of real numbers that ``node`` describes; None if it is not a set."""
     if node.kind == "brackets" and len(node.args) == 2:
-        return _interval(node)
+        return _as_interval(node)
     if node.kind == "set":
-        return sp.FiniteSet(*(expression(child) for child in node.args))
+        return sp.FiniteSet(*(to_sympy(child) for child in node.args))
     if node == _EMPTY_SET:
         return sp.EmptySet
     if node.kind in _SET_OPERATIONS or _is_condition(node):
@@ -376,23 +384,26 @@ def _as_set(node: Node) -> Any:
         if any(part is None for part in parts) or (node.kind == "list" and len(names) != 1):
             return None
         return {**_SET_OPERATIONS, **_CONDITIONS}[str(node.data or node.kind)](*parts)
-    return _solutions(node) if _is_inequality(node) else None
+    return _solution_set(node) if _is_inequality(node) else None
 
 
-def _interval(node: Node) -> Any:
-    """Return the interval of two brackets, or None if its ends are not real numbers."""
-    low, high = (expression(child) for child in node.args)
+def _as_interval(node: Node) -> Any:
+    """Return the sympy interval of two items in brackets; None if an end is not a real number."""
+    low, high = (to_sympy(child) for child in node.args)
     if low.free_symbols or high.free_symbols or not low.is_extended_real:
         return None
-    if not sp.N(low) < sp.N(high) and not equal(low, high):
+    if not sp.N(low) < sp.N(high) and not provably_equal(low, high):
         raise NotUnderstood("an interval whose ends are in the wrong order")
     opening, closing = _operators(node)
     return sp.Interval(low, high, opening == "(", closing == ")")
 
 
-def _solutions(node: Node) -> Any:
-    """Return the sympy set of solutions of a chain of inequalities in one variable, or None."""
-    parts = [expression(child) for child in node.args]
+def _solution_set(node: Node) -> Any:
+    """Return the sympy set of solutions of a chain of inequalities in one variable.
+
+    The result is None if there are several variables, or if sympy cannot solve the inequalities.
+    """
+    parts = [to_sympy(child) for child in node.args]
     symbols = set().union(*(part.free_symbols for part in parts))
     if len(symbols) != 1:
         return None
@@ -409,9 +420,10 @@ def _solutions(node: Node) -> Any:
 
 
 def _intervals_and_points(real_set: Any) -> list[tuple]:
-    """Return the intervals and points of a set in order.
+    """Return the intervals and points of a set in ascending order.
 
-    Each is (low end, high end, whether the low end is open, whether the high end is open).
+    Each element is a tuple (low end, high end, whether the low end is open, whether the high end is
+    open). The two ends of a point are equal.
     """
     parts = real_set.args if isinstance(real_set, sp.Union) else (real_set,)
     pieces: list[tuple] = []
@@ -430,7 +442,7 @@ def _intervals_and_points(real_set: Any) -> list[tuple]:
 # Values
 
 
-def equal(a: Any, b: Any) -> bool:
+def provably_equal(a: Any, b: Any) -> bool:
     """Return whether sympy proves that two expressions are equal everywhere."""
     if a == b:
         return True
@@ -453,7 +465,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def _is_clearly_nonzero(difference: Any) -> bool:
-    """Return whether an expression is clearly nonzero at a test point."""
+    """Return whether the absolute value of an expression exceeds 1e-25 at a test point."""
     for point in _test_points(difference.free_symbols):
         value = sp.N(difference.subs(point), _DIGITS)
         if value.is_number and value.is_finite and abs(value) > _TINY:
@@ -470,23 +482,23 @@ def _test_points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
         yield dict(zip(names, values, strict=True))
 
 
-def expression(node: Node, *, angle: bool = False) -> Any:
+def to_sympy(node: Node, *, angle: bool = False) -> Any:
     """Convert a node to a sympy expression over real variables.
 
     Args:
         node: The node.
-        angle: Whether the value is an angle in radians, to which degrees are converted.
+        angle: Whether the value is an angle. If it is, degrees are converted to radians.
 
     Raises:
-        NotUnderstood: The node is not an expression, has no value, or has too large powers.
+        NotUnderstood: The node is not an expression, has no value, or contains too large numbers.
     """
-    result = _expression(node, angle)
+    result = _to_sympy_unchecked(node, angle)
     if result.has(sp.nan, sp.zoo):
         raise NotUnderstood("division by zero")
     return result
 
 
-def _expression(node: Node, angle: bool) -> Any:
+def _to_sympy_unchecked(node: Node, angle: bool) -> Any:
     kind = node.kind
     if kind == "number":
         assert isinstance(node.data, Fraction)
@@ -498,19 +510,19 @@ def _expression(node: Node, angle: bool) -> Any:
             raise NotUnderstood(f"{node.data} where a value is expected")
         return _CONSTANTS[str(node.data)]
     if kind == "percent" or (kind == "unit" and node.data == units.PERCENT):
-        return expression(node.args[0]) / 100
+        return to_sympy(node.args[0]) / 100
     if kind in ("letters", "unit", "based"):
-        return expression(node.args[0], angle=angle)
+        return to_sympy(node.args[0], angle=angle)
     if kind == "degree":
-        inner = expression(node.args[0])
+        inner = to_sympy(node.args[0])
         return inner * sp.pi / 180 if angle else inner
     if kind == "function":
-        return _function(node)
+        return _apply_function(node)
     if kind == "applied":
-        return sp.Function(str(node.data))(*(expression(child) for child in node.args))
+        return sp.Function(str(node.data))(*(to_sympy(child) for child in node.args))
     if kind not in _OPERATIONS:
         raise NotUnderstood(f"a {kind} where a value is expected")
-    return _OPERATIONS[kind](*(expression(child, angle=angle) for child in node.args))
+    return _OPERATIONS[kind](*(to_sympy(child, angle=angle) for child in node.args))
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -519,23 +531,27 @@ def _divide(a: Any, b: Any) -> Any:
     return a / b
 
 
-def _root(radicand: Any, index: Any) -> Any:
+def _checked_root(radicand: Any, index: Any) -> Any:
     if not index.is_Integer or not 1 < index < 100:
         raise NotUnderstood("a root whose index is not a whole number from 2 to 99")
     if radicand.is_negative and index % 2:
         return sp.real_root(radicand, index)
-    return _power(radicand, 1 / index)
+    return _checked_power(radicand, 1 / index)
 
 
-def _combinatorial(function: Any, *numbers: Any) -> Any:
-    """Return a factorial or a binomial coefficient; raise NotUnderstood for too large numbers."""
+def _checked_combinatorial(function: Any, *numbers: Any) -> Any:
+    """Return a factorial or a binomial coefficient.
+
+    Raises:
+        NotUnderstood: A number is too large, negative or not whole.
+    """
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
             raise NotUnderstood("number too large")
     return function(*numbers)
 
 
-def _power(base: Any, exponent: Any) -> Any:
+def _checked_power(base: Any, exponent: Any) -> Any:
     if base.is_zero and exponent.is_number and not exponent.is_positive:
         raise NotUnderstood("division by zero")
     if exponent.is_number and exponent.is_finite:
@@ -555,19 +571,19 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": add,
     "multiply": mul,
     "divide": _divide,
-    "power": _power,
-    "root": _root,
-    "factorial": partial(_combinatorial, sp.factorial),
-    "binomial": partial(_combinatorial, sp.binomial),
+    "power": _checked_power,
+    "root": _checked_root,
+    "factorial": partial(_checked_combinatorial, sp.factorial),
+    "binomial": partial(_checked_combinatorial, sp.binomial),
 }
 
 
-def _function(node: Node) -> Any:
+def _apply_function(node: Node) -> Any:
     name = str(node.data)
     inverse = name.startswith("inverse ")
     name = name.removeprefix("inverse ")
     angle = name in _TRIG and not inverse
-    parts = [expression(child, angle=angle) for child in node.args]
+    parts = [to_sympy(child, angle=angle) for child in node.args]
     if inverse:
         name = f"a{name}"
     if name in ("log", "ln", "lg"):

@@ -1,4 +1,4 @@
-"""Parse mathematics in LaTeX or plain text to a tree; every symbol must be parsed.
+"""Parse mathematics in LaTeX or plain text to a tree, by this grammar:
 
 answer   = item {("," | ";" | "and" | "or") item}
 item     = relation [unit]
@@ -7,6 +7,8 @@ set      = sum {("\\cup" | "\\cap") sum}
 sum      = [sign] term {("+" | "-" | "\\pm" | "\\mp") term}
 term     = power {["*" | "/"] power}
 power    = postfix ["^" exponent]
+
+A text with a symbol that cannot be parsed is rejected.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ def read_math(text: str, *, math: bool = True) -> Node:
 
     Args:
         text: The answer without surrounding sentences.
-        math: Whether to treat the text as if it were between math delimiters, where words are
-            products of letters.
+        math: Whether to treat the text as if it were between math delimiters. Between delimiters, a
+            word is a product of letters.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
@@ -131,10 +133,10 @@ class _MathReader(TokenReader):
         return items
 
     def _separator(self) -> str | None:
-        """Take a comma, "and", "or", or a comma and one of these words.
+        """Take a separator of items: a comma, "and" or "or", or a comma before one of these words.
 
         Returns:
-            The word if there is one, else ","; None if there is no separator.
+            The word if there is one, "," if there is only a comma, and None without a separator.
         """
         comma = self.take_op(",", ";")
         token = self.peek()
@@ -145,7 +147,7 @@ class _MathReader(TokenReader):
         return "," if comma else None
 
     def item(self) -> Node:
-        with self.nested():
+        with self.limit_depth():
             node, unit = self.relation(), self._unit()
             if self.peek().is_command("over", "choose") and not unit:
                 kind = "divide" if self.take().text == "over" else "binomial"
@@ -288,12 +290,12 @@ class _MathReader(TokenReader):
         raise NotUnderstood(f"{token.text!r} where a value is expected")
 
     def _numeral(self) -> Node:
-        """Parse a number or a mixed number; ``5\\frac{x}{2}`` is a product."""
+        """Parse a number or a mixed number; of the product ``5\\frac{x}{2}``, only the 5."""
         token = self.take()
         whole = token.value
         if whole.denominator > 1 or token.text == "vulgar":
             return _number(whole)
-        mixed = self.take_mixed(whole)
+        mixed = self.take_mixed_fraction(whole)
         if mixed is not None or not self.peek().is_command("frac"):
             return _number(whole if mixed is None else mixed)
         start = self.position
@@ -313,7 +315,7 @@ class _MathReader(TokenReader):
             radicand = self.item()
             self.expect(")")
             return Node("root", (radicand, _number(2 if word == "sqrt" else 3)))
-        if (named := self._named(word)) is not None:
+        if (named := self._named_constant_or_function(word)) is not None:
             return named
         if len(word) == 1:
             while self.peek().text in ("'", "’"):
@@ -328,7 +330,7 @@ class _MathReader(TokenReader):
             node = Node("multiply", (node, _letter(letter)))
         return node if len(word) == 1 else Node("letters", (node,), word)
 
-    def _named(self, name: str) -> Node | None:
+    def _named_constant_or_function(self, name: str) -> Node | None:
         """Parse a function, a constant or a Greek letter after its name; None for other names."""
         if name in _FUNCTIONS:
             return self._function(name)
@@ -361,13 +363,13 @@ class _MathReader(TokenReader):
             return Node("binomial", (self._argument(), self._argument()))
         if name == "begin":
             return self._matrix()
-        if (named := self._named(name)) is not None:
+        if (named := self._named_constant_or_function(name)) is not None:
             return named
         raise NotUnderstood(f"the unknown command \\{name}")
 
     def _fraction(self) -> Node:
         top, bottom = self._argument(), self._argument()
-        if _differential(top) and _differential(bottom):
+        if _is_differential(top) and _is_differential(bottom):
             return Node("symbol", data=f"d{top.args[-1].data}/d{bottom.args[-1].data}")
         return Node("divide", (top, bottom))
 
@@ -377,9 +379,9 @@ class _MathReader(TokenReader):
         if token.is_op("{"):
             return self._braced()
         if token.kind == "number" and token.text.isdigit():
-            return _number(int(self.take_first()))
+            return _number(int(self.take_first_character()))
         if token.kind == "word" and not token.prose:
-            return _letter(self.take_first())
+            return _letter(self.take_first_character())
         if token.kind == "command":
             return self._command()
         raise NotUnderstood("a missing argument")
@@ -444,7 +446,10 @@ class _MathReader(TokenReader):
         return Node("function", (node,), "abs")
 
     def _brackets(self) -> Node:
-        """Parse a group, tuple, interval or set, by the brackets and the number of items."""
+        """Parse a group, tuple, interval or set.
+
+        The kind depends on the brackets and on the number of items.
+        """
         opening = self.expect("(", "[", "\\{", "{")
         bars, self.bars = self.bars, 0
         if opening == "[" and self.peek().is_command("begin"):
@@ -514,7 +519,10 @@ class _MathReader(TokenReader):
     # Units
 
     def _unit(self) -> str:
-        """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``; "" if none."""
+        """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``.
+
+        The result is empty if there is no unit.
+        """
         if currency := self.take_currency():
             return currency
         words: list[str] = []
@@ -528,7 +536,7 @@ class _MathReader(TokenReader):
             elif not (token.kind == "punctuation" and token.text == "." and words):
                 break
             self.take()
-        return units.canonical(words)
+        return units.canonical_unit(words)
 
     def _is_unit(self, token: Token) -> bool:
         word = token.text
@@ -553,7 +561,7 @@ def _letter(letter: str) -> Node:
     return Node("symbol", data=letter)
 
 
-def _differential(node: Node) -> bool:
+def _is_differential(node: Node) -> bool:
     """Return whether the node is the letter d before a variable, as in dy/dx."""
     if node.kind == "letters":
         node = node.args[0]
@@ -567,7 +575,7 @@ def _differential(node: Node) -> bool:
 
 
 def _in_base(digits: str, base: str) -> Node:
-    """Return the number with these digits in a base; raise NotUnderstood if there is none."""
+    """Return the number with these digits in a base; raise NotUnderstood if it is not valid."""
     if not digits.isdigit() or not base.isdigit() or not 2 <= int(base) <= 36 or len(digits) > 200:
         raise NotUnderstood("a base that is not from 2 to 36, or too many digits")
     if max(int(digit) for digit in digits) >= int(base):

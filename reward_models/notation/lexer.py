@@ -16,6 +16,7 @@ def word_set(text: str) -> frozenset[str]:
 MAX_TEXT = 20_000
 """Maximum length of a text, in characters."""
 MAX_DIGITS = 1000
+"""Maximum number of digits of a number."""
 MAX_EXPONENT = 1000
 """Largest absolute power of ten in a number such as 1e6."""
 
@@ -29,8 +30,8 @@ class Token:
     """A token of an answer."""
 
     kind: str
-    """``number``, ``word``, ``command`` (LaTeX), ``operator``, ``currency``, ``delimiter`` (of
-    mathematics), ``line`` (a line break), ``punctuation`` or ``unknown``."""
+    """``number``, ``word``, ``command`` (of LaTeX), ``operator``, ``currency``, ``delimiter``
+    (around mathematics, such as $), ``line`` (a line break), ``punctuation`` or ``unknown``."""
     text: str
     """Normalized text: for example, every minus sign is ``-``."""
     start: int
@@ -42,11 +43,12 @@ class Token:
     math: bool = False
     """Whether the token is between math delimiters."""
     prose: bool = False
-    """Whether the token is inside ``\\text{...}``."""
+    """Whether the token is inside ``\\text{...}`` or a similar command."""
     value: Fraction = Fraction(0)
     """Value of a number; 0 for other tokens."""
     groups: tuple[str, ...] = ()
-    """Groups of digits of a number such as 1,035, which is a list of numbers between brackets."""
+    """Groups of digits that commas separate, as in 1,035. Between brackets, such a token is read as
+    a list of numbers. Empty for other tokens."""
 
     def is_op(self, *texts: str) -> bool:
         """Return whether the token is one of these operators."""
@@ -85,29 +87,29 @@ _IGNORED = word_set(
 )
 
 
-def _table(text: str) -> dict[str, str]:
-    """Parse pairs ``a→b`` that white space separates."""
+def _parse_replacements(text: str) -> dict[str, str]:
+    """Parse pairs ``a→b`` that are separated by white space; return a -> b."""
     pairs = [pair.partition("→") for pair in text.split()]
     return {first: second for first, _, second in pairs}
 
 
-_ALIASES = _table(
+_ALIASES = _parse_replacements(
     "dfrac→frac tfrac→frac cfrac→frac leqslant→le geqslant→ge leq→le geq→ge neq→ne lbrace→{ "
     "rbrace→} ldots→dots cdots→dots varnothing→emptyset degree→circ lvert→vert rvert→vert mid→vert "
     "dbinom→binom tbinom→binom arcsin→asin arccos→acos arctan→atan bar→overline land→and lor→or"
 )
-_OPERATOR_COMMANDS = _table(
+_OPERATOR_COMMANDS = _parse_replacements(
     "cdot→* times→* ast→* div→/ le→<= ge→>= ne→!= lt→< gt→> pm→+- mp→-+ cup→cup cap→cap in→in "
     "approx→~ simeq→~ sim→~ vert→| setminus→setminus colon→: equiv→equiv"
 )
-_CHARACTERS = _table(
+_CHARACTERS = _parse_replacements(
     "−→- –→- ‐→- ‑→- ﹣→- －→- ×→* ·→* ⋅→* ∙→* ÷→/ ∕→/ ⁄→/ ≤→<= ≥→>= ⩽→<= ⩾→>= ≠→!= ±→+- ∓→-+ "
     "∪→cup ∩→cap ∈→in ≈→~ °→deg º→deg ＝→= ＋→+ （→( ）→) ，→, ％→%"
 )
-_SYMBOL_COMMANDS = _table(
+_SYMBOL_COMMANDS = _parse_replacements(
     "√→sqrt π→pi ∞→infty ∅→emptyset θ→theta α→alpha β→beta λ→lambda φ→phi μ→mu"
 )
-_DOUBLE = _table("**→^ ==→= <=→<= >=→>= !=→!= =>→=> ->→-> //→//")
+_DOUBLE = _parse_replacements("**→^ ==→= <=→<= >=→>= !=→!= =>→=> ->→-> //→//")
 _ESCAPED = {
     "{": ("operator", "\\{"),
     "}": ("operator", "\\}"),
@@ -134,7 +136,7 @@ def tokens_of(text: str, *, math: bool = False) -> list[Token]:
 
 
 class _Lexer:
-    """Lexer of one text; the methods add tokens and return the position after them."""
+    """Lexer of one text. The methods that read tokens return the position after the last one."""
 
     def __init__(self, text: str, math: bool):
         self.text, self.tokens, self.math, self.spaced = text, [], math, False
@@ -149,10 +151,10 @@ class _Lexer:
                 position = self.prose_until.pop() + 1  # past the brace that closes \\text{...}
                 self.spaced = True
                 continue
-            position = self._step(position)
+            position = self._read_token(position)
         return _read_x_as_times(self.tokens)
 
-    def _add(self, kind: str, text: str, start: int, end: int, **more) -> int:
+    def _add_token(self, kind: str, text: str, start: int, end: int, **more) -> int:
         prose = bool(self.prose_until)
         math = self.math and not prose
         token = Token(kind, text, start, end, self.spaced, math, prose, **more)
@@ -160,14 +162,14 @@ class _Lexer:
         self.spaced = False
         return end
 
-    def _step(self, start: int) -> int:
+    def _read_token(self, start: int) -> int:
         """Read the token that begins at ``start``, and return its end."""
         letter, following = self.text[start], self.text[start + 1 : start + 2]
         if space := _SPACE.match(self.text, start):
             self.spaced = True
             return space.end()
         if letter == "\n":
-            self._add("line", "\n", start, start + 1)
+            self._add_token("line", "\n", start, start + 1)
             self.spaced = True
             return start + 1
         if letter == "\\":
@@ -178,49 +180,49 @@ class _Lexer:
         if letter.isdecimal() or is_decimal:
             return self._number(start)
         if letter in _SYMBOL_COMMANDS:
-            return self._add("command", _SYMBOL_COMMANDS[letter], start, start + 1)
+            return self._add_token("command", _SYMBOL_COMMANDS[letter], start, start + 1)
         if superscript := _SUPERSCRIPT.match(self.text, start):
             return self._superscript(superscript)
         if unicodedata.category(letter) == "No":
             return self._fraction_character(start)
         if (dollars := _DOLLARS.match(self.text, start)) and dollars.end() - 1 not in self.closes:
             country = dollars[1].removeprefix("US")
-            return self._add("currency", f"{country}$", start, dollars.end())
+            return self._add_token("currency", f"{country}$", start, dollars.end())
         if word := _WORD.match(self.text, start):
-            return self._add("word", word.group(), start, word.end())
+            return self._add_token("word", word.group(), start, word.end())
         return self._symbol(start)
 
     def _symbol(self, start: int) -> int:
         letter, double = self.text[start], self.text[start : start + 2]
         if self.text.startswith("...", start) or letter == "…":
-            return self._add("punctuation", "...", start, start + (1 if letter == "…" else 3))
+            return self._add_token("punctuation", "...", start, start + (1 if letter == "…" else 3))
         if double in _DOUBLE:
-            return self._add("operator", _DOUBLE[double], start, start + 2)
+            return self._add_token("operator", _DOUBLE[double], start, start + 2)
         if letter == "~":
             return self._tilde(start)
         if letter in _CHARACTERS or letter in "+-*/^_=<>()[]{}|,;:!%&":
-            return self._add("operator", _CHARACTERS.get(letter, letter), start, start + 1)
+            return self._add_token("operator", _CHARACTERS.get(letter, letter), start, start + 1)
         if letter == "¢":
-            return self._add("currency", "cent", start, start + 1)
+            return self._add_token("currency", "cent", start, start + 1)
         kinds = {"currency": "€£¥₹", "punctuation": ".?\"'“”’‘—`#"}
         kind = next((kind for kind, letters in kinds.items() if letter in letters), "unknown")
-        return self._add(kind, letter, start, start + 1)
+        return self._add_token(kind, letter, start, start + 1)
 
     def _tilde(self, start: int) -> int:
-        """Read ``~``: white space (LaTeX) between two symbols, else the sign for "about"."""
+        """Read ``~``. Between two symbols it is white space (LaTeX), otherwise it means "about"."""
         around = self.text[max(0, start - 1) : start], self.text[start + 1 : start + 2]
         if all(c and not c.isspace() for c in around):
             self.spaced = True
             return start + 1
-        return self._add("operator", "~", start, start + 1)
+        return self._add_token("operator", "~", start, start + 1)
 
     def _command(self, start: int) -> int:
         match = _COMMAND.match(self.text, start)
         if match is None:
-            return self._add("unknown", "\\", start, start + 1)
+            return self._add_token("unknown", "\\", start, start + 1)
         end, name = match.end(), match.group(1)
         if name is None:
-            return self._escaped(match.group(2), start, end)
+            return self._escaped_character(match.group(2), start, end)
         name = _ALIASES.get(name, name)
         if name in _IGNORED:
             self.spaced = True
@@ -228,73 +230,74 @@ class _Lexer:
         if name in _TEXT_COMMANDS:
             return self._text_command(start, end)
         if name in "{}":
-            return self._add("operator", f"\\{name}", start, end)
+            return self._add_token("operator", f"\\{name}", start, end)
         if name in _OPERATOR_COMMANDS:
-            return self._add("operator", _OPERATOR_COMMANDS[name], start, end)
-        return self._add("command", name, start, end)
+            return self._add_token("operator", _OPERATOR_COMMANDS[name], start, end)
+        return self._add_token("command", name, start, end)
 
-    def _escaped(self, letter: str, start: int, end: int) -> int:
+    def _escaped_character(self, letter: str, start: int, end: int) -> int:
         """Read a backslash before a character that is not a letter."""
         if letter in "()[]":
             self.math = self.always_math or letter in "(["
-            return self._add("delimiter", letter, start, end)
+            return self._add_token("delimiter", letter, start, end)
         if letter in ",;:! \n":
             self.spaced = True
             return end
         kind, text = _ESCAPED.get(letter, ("unknown", letter))
-        return self._add(kind, text, start, end)
+        return self._add_token(kind, text, start, end)
 
     def _text_command(self, start: int, end: int) -> int:
         """Read the content of ``\\text{...}`` as prose, without its braces."""
         if self.text[end : end + 1] != "{" or end not in self.closes:
-            return self._add("unknown", "\\text", start, end)
+            return self._add_token("unknown", "\\text", start, end)
         self.prose_until.append(self.closes[end])
         self.spaced = True
         return end + 1
 
     def _dollar(self, start: int) -> int:
-        """Read a dollar sign: a math delimiter if its partner exists (by Pandoc's rules).
+        """Read a dollar sign.
 
-        Otherwise it is a currency sign.
+        It is a math delimiter if the text has a matching dollar sign (by Pandoc's rules), and a
+        currency sign otherwise.
         """
         text = self.text
         if text.startswith("$$", start):
             self.math = self.always_math or not self.math
-            return self._add("delimiter", "$$", start, start + 2)
+            return self._add_token("delimiter", "$$", start, start + 2)
         if self.math and not self.always_math:
             self.math = False
-            return self._add("delimiter", "$", start, start + 1)
+            return self._add_token("delimiter", "$", start, start + 1)
         if start in self.closes:
             self.math = True
-            return self._add("delimiter", "$", start, start + 1)
+            return self._add_token("delimiter", "$", start, start + 1)
         if self.always_math and start in self.closing:
-            return self._add("delimiter", "$", start, start + 1)
-        return self._add("currency", "$", start, start + 1)
+            return self._add_token("delimiter", "$", start, start + 1)
+        return self._add_token("currency", "$", start, start + 1)
 
     def _superscript(self, match: re.Match[str]) -> int:
         """Read superscript digits as ``^{...}``."""
         digits = match.group().translate(_SUPERSCRIPTS)
         start, end = match.span()
         if len(digits) > MAX_DIGITS:
-            return self._add("unknown", "number too large", start, end)
-        self._add("operator", "^", start, end)
-        self._add("operator", "{", start, end)
+            return self._add_token("unknown", "number too large", start, end)
+        self._add_token("operator", "^", start, end)
+        self._add_token("operator", "{", start, end)
         if digits[0] in "+-":
-            self._add("operator", digits[0], start, end)
+            self._add_token("operator", digits[0], start, end)
             digits = digits[1:]
-        self._add("number", digits, start, end, value=Fraction(int(digits)))
-        return self._add("operator", "}", start, end)
+        self._add_token("number", digits, start, end, value=Fraction(int(digits)))
+        return self._add_token("operator", "}", start, end)
 
     def _fraction_character(self, start: int) -> int:
         """Read a character such as ½."""
         parts = unicodedata.normalize("NFKC", self.text[start]).split("⁄")
         if len(parts) == 2 and all(part.isdecimal() for part in parts):
             value = Fraction(int(parts[0]), int(parts[1]))
-            return self._add("number", "vulgar", start, start + 1, value=value)
-        return self._add("unknown", self.text[start], start, start + 1)
+            return self._add_token("number", "vulgar", start, start + 1, value=value)
+        return self._add_token("unknown", self.text[start], start, start + 1)
 
     def _number(self, start: int) -> int:
-        """Read a number, with separators of thousands and an exponent if it has them."""
+        """Read a number, which may have thousands separators and an exponent."""
         text, groups = self.text, ()
         if match := _REPEATING.match(text, start):
             return self._repeating(match)
@@ -321,19 +324,19 @@ class _Lexer:
             sign = "-" if exponent.group(1) in ("-", "−") else ""
             power, end = int(sign + exponent.group(2)[:6]), exponent.end()
         if len(digits) > MAX_DIGITS or abs(power) > MAX_EXPONENT:
-            return self._add("unknown", "number too large", start, end)
+            return self._add_token("unknown", "number too large", start, end)
         value = Fraction(_ascii_digits(digits)) * Fraction(10) ** power
-        return self._add("number", text[start:end], start, end, value=value, groups=groups)
+        return self._add_token("number", text[start:end], start, end, value=value, groups=groups)
 
     def _repeating(self, match: re.Match[str]) -> int:
         """Read a repeating decimal such as ``0.1\\overline{6}``."""
         whole, first, period = (_ascii_digits(part) for part in match.groups())
         start, end = match.span()
         if end - start > MAX_DIGITS:
-            return self._add("unknown", "number too large", start, end)
+            return self._add_token("unknown", "number too large", start, end)
         cycle = Fraction(int(period), 10 ** len(period) - 1)
         value = int(whole or "0") + (int(first or "0") + cycle) / 10 ** len(first)
-        return self._add("number", match.group(), start, end, value=value)
+        return self._add_token("number", match.group(), start, end, value=value)
 
     def _is_in_list(self, end: int) -> bool:
         """Return whether a comma and more digits follow, so that the number is part of a list."""
@@ -348,7 +351,7 @@ def _ascii_digits(digits: str) -> str:
 def closing_positions(text: str) -> dict[int, int]:
     """Return opening position -> closing position of each pair of braces or dollar signs.
 
-    Escaped braces, escaped dollar signs and ``$$`` are ignored.
+    Escaped braces, escaped dollar signs and ``$$`` are skipped.
     """
     pairs: dict[int, int] = {}
     open_braces: list[int] = []
@@ -383,7 +386,10 @@ def _encloses_math(text: str, start: int, end: int) -> bool:
 
 
 def _read_x_as_times(tokens: list[Token]) -> list[Token]:
-    """Replace a letter x between two numbers, with equal spacing, by a multiplication sign."""
+    """Replace each letter x between two numbers by a multiplication sign.
+
+    The letter must have white space on both sides or on neither side.
+    """
     changed = list(tokens)
     for i in range(1, len(tokens) - 1):
         before, here, after = tokens[i - 1 : i + 2]

@@ -1,4 +1,4 @@
-"""Find an answer that a reply marks: by a tag, a box or the ``####`` of GSM8K."""
+"""Find an answer that a reply marks by an ``<answer>`` tag, a box or the ``####`` of GSM8K."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STARTS_WITH_ANSWER = re.compile(
 
 
 def after_thinking(text: str) -> str:
-    """Return ``text`` without its reasoning in ``<think>`` blocks."""
+    """Return the text after the last ``</think>``, and before a ``<think>`` that is not closed."""
     text = text.rpartition("</think>")[2]
     return text.partition("<think>")[0]
 
@@ -42,9 +42,10 @@ def last_box(text: str) -> tuple[int, int, str] | None:
 def answer_segment(reply: str) -> tuple[str, str, str]:
     """Return the part of a reply that contains the answer, and the texts before and after a box.
 
-    The reply without its reasoning is searched, or only its last ``<answer>`` tag if it has one.
-    The answer is the last box or the line after the last ``####``, whichever is later. Without
-    either, it is the whole text. The last two results are empty unless the answer is a box.
+    The reply is searched without its reasoning. If the reply has an ``<answer>`` tag, only the
+    content of the last tag is searched. The answer is the last box or the line after the last
+    ``####``, whichever is later. If there is neither, the answer is the whole searched text. The
+    second and the third result are empty if the answer is not a box.
 
     Raises:
         NotUnderstood: A tag or a box is not closed, or the last two boxes are alternatives.
@@ -59,19 +60,19 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
     box, mark = last_box(text), text.rfind("####")
     if box is not None and box[0] > mark:
         start, end, content = box
-        _refuse_alternative_box(text[:start], content)
+        _reject_alternative_boxes(text[:start], content)
         return content, text[:start], text[end:]
     if mark >= 0:
-        return _after_mark(text[mark:].lstrip("#")), "", ""
+        return _text_after_hashes(text[mark:].lstrip("#")), "", ""
     return text, "", ""
 
 
-def is_box(reply: str) -> bool:
-    """Return whether ``reply`` begins with a box."""
+def starts_with_box(reply: str) -> bool:
+    """Return whether the reply begins with a box, after white space."""
     return _BOX.match(reply.strip()) is not None
 
 
-def _refuse_alternative_box(before: str, content: str) -> None:
+def _reject_alternative_boxes(before: str, content: str) -> None:
     """Raise NotUnderstood if only a conjunction separates the last two boxes.
 
     ``before`` is the text before the last box, and ``content`` its content.
@@ -86,8 +87,8 @@ def _refuse_alternative_box(before: str, content: str) -> None:
         raise NotUnderstood("several boxes")
 
 
-def _after_mark(text: str) -> str:
-    """Return the rest of the line after ``####``, or the following lines if it has no answer."""
+def _text_after_hashes(text: str) -> str:
+    """Return the rest of the line after ``####``; if it has no answer, the following lines."""
     line, _, rest = text.partition("\n")
     is_heading = _HEADING.fullmatch(line[:200]) is not None
     if not rest.strip() or (_STARTS_WITH_ANSWER.match(line[:200]) and not is_heading):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
-from rlhf.reward_models.notation.marks import answer_segment, is_box
+from rlhf.reward_models.notation.marks import answer_segment, starts_with_box
 
 FUNCTIONS = word_set(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
@@ -42,7 +42,7 @@ _UNASSERTED = re.compile(
     r"\b(?:suppose|assume|assuming|imagine|let(?= [a-z]\b(?!['’])|\s*$)|if(?!.*\bthen\b))[^,]*$",
     re.I,
 )
-"""Words with which a reply reports or assumes a number, without stating that it is the answer."""
+"""Words with which a reply reports or assumes a number without stating that this is the answer."""
 _LABEL = re.compile(
     r"\b(?:(?:no|nos|fig|eq|eqn)\.|step|figure|equation|problem|question|exercise|example)\s*\(?$",
     re.I,
@@ -63,8 +63,8 @@ _OBJECT = re.compile(
     r"(?: the)?\W*$",
     re.I,
 )
-"""Words after which a number is not the answer, unless it is the result of a calculation or a
-phrase of _MEASURE_OF precedes it."""
+"""Words after which a number is not the answer. There are two exceptions: the number is the result
+of a calculation, or a phrase of ``_MEASURE_OF`` precedes it."""
 _MEASURE_OF = re.compile(
     r"\b(?:total|sum|amount|average|mean|cost|price|profit|loss|gain|balance|income|salary|change|"
     r"savings|length|width|height|weight|distance|speed|area|volume|perimeter|radius|capacity|"
@@ -117,7 +117,7 @@ _CHANGES_AFTER = re.compile(
     r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right|correct)\b)\w+)\b",
     re.I,
 )
-"""Text after an answer that makes it a date, a time or a fraction, or changes it."""
+"""Text after a number that turns it into a date, a time or a fraction, or changes its value."""
 _MARKS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
@@ -145,15 +145,18 @@ class Statement:
     """The final statement of a reply."""
 
     text: str
-    """The run of symbols."""
+    """The last run of mathematical symbols."""
     words: str
-    """The rest of the sentence, which may contain a unit."""
+    """The rest of the sentence after the run; it may contain a unit."""
     is_whole: bool
-    """Whether the sentence has no number before the run, so that an equation in it is complete."""
+    """Whether the sentence has no number before the run. If so, equations in the run are complete.
+    """
 
 
 def reply_segment(reply: str) -> tuple[str, bool]:
-    """Return the part of a reply with the answer, without Markdown, and whether it is a box.
+    """Return the part of a reply that contains the answer, and whether this part is a box.
+
+    Markdown is removed from the part.
 
     Raises:
         NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
@@ -165,24 +168,24 @@ def reply_segment(reply: str) -> tuple[str, bool]:
             segment = rf"{segment} \text{{{scaled['scale']}}}"
         elif glued := _GLUED_TO_BOX.match(after):
             segment += glued[0]
-    if len(segment) > _MAX_PROSE:  # only the end matters; cut it at a line break
+    if len(segment) > _MAX_PROSE:  # only the end is needed; begin it after a line break
         segment = segment[-_MAX_PROSE:].partition("\n")[2]
-    return plain(segment), bool(before or after) or is_box(reply)
+    return without_markdown(segment), bool(before or after) or starts_with_box(reply)
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:
-    """Return the final answer in a segment.
+    """Return the statement of the final answer in a segment.
 
     Args:
-        segment: Result of ``reply_segment``.
-        numbers_only: Ignore runs without digits.
+        segment: First result of ``reply_segment``.
+        numbers_only: Whether to ignore runs without numbers.
 
     Raises:
         NotUnderstood: There is no answer, or it is ambiguous.
     """
     tokens = tokens_of(segment)
     first, last = _last_run(tokens, numbers_only)
-    if _is_signed(tokens, first):
+    if _has_sign_word(tokens, first):
         first -= 1
     start, end = tokens[first].start, tokens[last].end
     run = segment[start:end]
@@ -193,15 +196,15 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     if segment[end : end + 1] in tuple(_QUOTES) and not is_quoted:
         raise NotUnderstood("a prime, or a quotation mark that is not opened")
     _check_after(segment[end:])
-    is_whole = re.search(r"\d", _sentence_before(segment[:start])) is None
-    return Statement(segment[start:end], _sentence(segment[end:]), is_whole)
+    is_whole = re.search(r"\d", _last_sentence(segment[:start])) is None
+    return Statement(segment[start:end], _first_sentence(segment[end:]), is_whole)
 
 
-def plain(text: str) -> str:
+def without_markdown(text: str) -> str:
     """Return ``text`` without Markdown.
 
     Raises:
-        NotUnderstood: A part is struck out, or a minus sign may be a bullet of a list.
+        NotUnderstood: A part is struck out, or a plus or minus sign may be a bullet of a list.
     """
     if "~~" in text:
         raise NotUnderstood("a part is struck out")
@@ -224,7 +227,7 @@ def _is_symbol(tokens: list[Token], i: int) -> bool:
     if token.kind == "punctuation":
         before = _neighbors(tokens, i)[0]
         is_repeating = token.text == "..." and before.kind == "number"
-        return is_repeating or _is_prime(before, token)
+        return is_repeating or _is_derivative_sign(before, token)
     if token.kind != "word":
         return False
     if token.prose and units.known_unit(token.text):
@@ -241,14 +244,14 @@ def _neighbors(tokens: list[Token], i: int) -> tuple[Token, Token]:
     return before, tokens[i + 1] if i + 1 < len(tokens) else none
 
 
-def _is_prime(before: Token, token: Token) -> bool:
-    """Return whether an apostrophe is the sign of a derivative: f'(x)."""
+def _is_derivative_sign(before: Token, token: Token) -> bool:
+    """Return whether the token is the apostrophe of a derivative, as in f'(x)."""
     letter = before.kind == "word" and len(before.text) == 1
     return token.text in "'’" and letter and not token.spaced
 
 
 def _joins_symbols(tokens: list[Token], i: int) -> bool:
-    """Return whether the separator ``i`` is directly between two symbols of one expression."""
+    """Return whether the separator ``i`` joins two symbols of one expression."""
     before, after = _neighbors(tokens, i)
     if "none" in (before.kind, after.kind):
         return False
@@ -287,7 +290,7 @@ def _is_variable(tokens: list[Token], i: int) -> bool:
 
 
 def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
-    """Return the indices of the first and last token of the last run that can be an answer.
+    """Return the indices of the first and the last token of the last run that can be an answer.
 
     Raises:
         NotUnderstood: There is no such run, or it is too long.
@@ -298,39 +301,39 @@ def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
             end -= 1
             continue
         start = _run_start(tokens, end)
-        if _can_answer(tokens[start : end + 1], numbers_only):
-            start, end = _join(tokens, start, end)
+        if _can_be_answer(tokens[start : end + 1], numbers_only):
+            start, end = _extend_run(tokens, start, end)
             if end - start > _MAX_RUN:
                 raise NotUnderstood(f"longer than {_MAX_RUN} symbols")
-            return _trim(tokens, start, end)
+            return _trim_run(tokens, start, end)
         end = start - 1
     raise NotUnderstood("no number" if numbers_only else "no mathematics")
 
 
-def _can_answer(run: list[Token], numbers_only: bool) -> bool:
-    """Return whether a run has a number or, unless ``numbers_only``, a word or a command."""
+def _can_be_answer(run: list[Token], numbers_only: bool) -> bool:
+    """Return whether a run has a number, or, if not ``numbers_only``, a word or a command."""
     if any(token.kind == "number" or token.text.startswith("number") for token in run):
         return True
     return not numbers_only and any(token.kind in ("word", "command") for token in run)
 
 
-def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Return the indices of the run without delimiters and punctuation at its ends."""
+def _trim_run(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
+    """Return the first and the last index of a run, without delimiters and commas at its ends."""
     while end > start and (
         tokens[end].kind == "delimiter"
         or tokens[end].is_op(",", ";", ":")
-        or _unpaired(tokens, start, end)
+        or _ends_with_unpaired_bracket(tokens, start, end)
     ):
         end -= 1
     while end > start and tokens[end].is_op("(", "["):
-        end -= 1  # a remark in brackets
+        end -= 1  # the bracket begins a remark after the answer
     while start < end and tokens[start].kind == "delimiter":
         start += 1
     return start, end
 
 
-def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
-    """Return whether the closing bracket at ``end`` was opened in the sentence before the run."""
+def _ends_with_unpaired_bracket(tokens: list[Token], start: int, end: int) -> bool:
+    """Return whether the run ends with a closing bracket that was opened before the run."""
     if not tokens[end].is_op(")"):
         return False
     run = tokens[start : end + 1]
@@ -338,8 +341,8 @@ def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
     return closed > sum(t.is_op("(", "[") for t in run)
 
 
-def _join(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Extend the run by earlier runs that "or", "and" or a comma joins to it; return indices."""
+def _extend_run(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
+    """Extend a run by earlier runs if only "or", "and" or commas separate them; return indices."""
     while True:
         position = start - 1
         while position >= 0 and (
@@ -362,28 +365,28 @@ def _run_start(tokens: list[Token], position: int) -> int:
     return position
 
 
-def _sentence(text: str) -> str:
+def _first_sentence(text: str) -> str:
     """Return the text up to the end of the first sentence."""
     return re.split(r"[.?!](?:\s|$)|\n", text, maxsplit=1)[0]
 
 
-def _sentence_before(text: str) -> str:
-    """Return the last sentence of the text, which may be incomplete."""
+def _last_sentence(text: str) -> str:
+    """Return the last sentence of a text; it may be incomplete."""
     return re.split(r"[.?!]\s+|\n", text)[-1]
 
 
-def check_asserted(before: str, *, is_calculation: bool = False) -> None:
+def check_is_asserted(before: str, *, is_calculation: bool = False) -> None:
     """Check that the words before an answer do not deny, report or assume it.
 
     Args:
         before: The text before the answer; only its last clause is checked.
-        is_calculation: Whether the answer is the result of a calculation. It is then not checked
-            whether it is reported or assumed.
+        is_calculation: Whether the answer is the result of a calculation. If it is, only a negation
+            is rejected.
 
     Raises:
         NotUnderstood: The clause negates the answer, reports it or assumes it.
     """
-    clause = _CLAUSE.split(_sentence_before(before))[-1]
+    clause = _CLAUSE.split(_last_sentence(before))[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")
     if not is_calculation and _UNASSERTED.search(clause):
@@ -400,11 +403,11 @@ def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
         run: Text of the run.
     """
     before = _LATEX_SPACE.sub("  ", text[: tokens[first].start])
-    sentence = _sentence_before(before)
+    sentence = _last_sentence(before)
     clause = _CLAUSE.split(sentence)[-1]
-    check_asserted(sentence, is_calculation=re.search(r"\d.*=", run) is not None)
+    check_is_asserted(sentence, is_calculation=re.search(r"\d.*=", run) is not None)
     if _LABEL.search(before[-_NEAR:]):
-        raise NotUnderstood("a label")
+        raise NotUnderstood("a number that is a label, as in step 3")
     near = clause[-_NEAR:]
     is_object = "=" not in run and _OBJECT.search(near) and not _MEASURE_OF.search(near)
     if is_object or _LEADS_AWAY.search(near):
@@ -415,21 +418,21 @@ def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
     ):
         raise NotUnderstood("several candidates")
     if previous is not None:
-        _check_neighbor(before[previous.end :], previous, tokens[first])
+        _check_previous_number(before[previous.end :], previous, tokens[first])
     glued = first > 0 and tokens[first - 1].end == tokens[first].start
     if glued and tokens[first - 1].kind in ("word", "number"):
         raise NotUnderstood("a number that is part of a name")
 
 
-def _is_signed(tokens: list[Token], first: int) -> bool:
-    """Return whether "minus" or "negative" before the run is a sign, and not a subtraction."""
+def _has_sign_word(tokens: list[Token], first: int) -> bool:
+    """Return whether "minus" or "negative" precedes the run as a sign, not as a subtraction."""
     if first == 0 or tokens[first - 1].text.lower() not in ("minus", "negative"):
         return False
     return first == 1 or tokens[first - 2].kind != "number"
 
 
-def _check_neighbor(between: str, previous: Token, token: Token) -> None:
-    """Raise NotUnderstood if the previous number may belong to the run.
+def _check_previous_number(between: str, previous: Token, token: Token) -> None:
+    """Raise NotUnderstood if the number before the run may be a part or an alternative of it.
 
     Args:
         between: The text between the previous number and the run.
@@ -440,7 +443,7 @@ def _check_neighbor(between: str, previous: Token, token: Token) -> None:
         if token.kind == "number" and previous.value == token.value:
             return
         raise NotUnderstood("several numbers in a row")
-    if _sentence_before(between) != between:
+    if _last_sentence(between) != between:
         return
     clause = _CLAUSE.split(between)[-1]
     if _JOINED.search(clause[-_NEAR:]) and not _CUE.search(clause):
@@ -462,7 +465,7 @@ def _check_after(rest: str) -> None:
 
 def _check_box(before: str, content: str, after: str) -> None:
     """Raise NotUnderstood if the text around a box contradicts its content."""
-    clause = _CLAUSE.split(_sentence_before(before))[-1]
+    clause = _CLAUSE.split(_last_sentence(before))[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")
     if _BEFORE_BOX.search(before) or _AFTER_BOX.match(after):

@@ -1,4 +1,4 @@
-"""Parse one number with its unit; a text that does not fit the grammar is rejected.
+"""Parse one number with its unit; a text that does not fit this grammar is rejected.
 
 quantity  = [name "="] value            the value after the last "=" of a chain of equations
 value     = signs [currency] magnitude [currency] [scale word] [unit]
@@ -38,12 +38,12 @@ class Quantity:
     """The unit in its canonical spelling; empty if there is none."""
 
     def matches(self, other: Quantity, *, tolerance: Fraction = Fraction(0)) -> bool:
-        """Return whether ``other`` differs in value by at most ``tolerance`` and not in its unit.
+        """Return whether the values differ by at most ``tolerance`` and the units are equal.
 
-        A missing unit matches every unit.
+        A missing unit equals every unit.
         """
         near = abs(self.value - other.value) <= tolerance
-        return near and units.agree(self.unit, other.unit)
+        return near and units.agree_or_missing(self.unit, other.unit)
 
 
 def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = True) -> Quantity:
@@ -51,14 +51,14 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
 
     Args:
         text: A number without surrounding sentences.
-        is_reference: Whether the text is a reference answer. It must then not be approximate or
-            have a decimal comma, which may also separate two numbers.
-        is_whole: Whether equations in the text are complete; they must then be true.
+        is_reference: Whether the text is a reference answer. A reference must not be approximate.
+            It must not have a decimal comma, because the comma could also separate two numbers.
+        is_whole: Whether equations in the text are complete. Complete equations must be true.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
     """
-    tokens = _without_ends([t for t in tokens_of(text) if t.kind != "delimiter"])
+    tokens = _strip_quotes_and_breaks([t for t in tokens_of(text) if t.kind != "delimiter"])
     if any(token.kind == "line" for token in tokens):
         raise NotUnderstood("several lines")
     if is_reference and any(token.is_op("~") for token in tokens):
@@ -82,10 +82,10 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
 
 @lru_cache(maxsize=4096)
 def read_reference_quantity(reference: str) -> Quantity:
-    """Parse the number in a reference answer: the whole text, its box or the text after ``####``.
+    """Parse the number in a reference answer: in its box, after ``####``, or in the whole text.
 
     Raises:
-        NotUnderstood: The answer is not one number.
+        NotUnderstood: The answer does not consist of one number.
     """
     return read_quantity(answer_segment(reference)[0], is_reference=True)
 
@@ -101,12 +101,12 @@ def read_final_quantity(reply: str) -> Quantity:
         return read_quantity(segment)
     except NotUnderstood:
         statement = final_statement(segment, numbers_only=True)
-    text = f"{statement.text} {unit_words(statement.words)}"
+    text = f"{statement.text} {leading_unit_words(statement.words)}"
     return read_quantity(text, is_whole=statement.is_whole)
 
 
-def unit_words(words: str) -> str:
-    """Return the scale words and known units with which ``words`` begins, joined by spaces."""
+def leading_unit_words(words: str) -> str:
+    """Return the scale words and known units with which a text begins, joined by spaces."""
     selected: list[str] = []
     words = re.sub(r"\\(?:text|mbox|mathrm)\b", "", words.split(",")[0])
     for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
@@ -124,8 +124,8 @@ def unit_words(words: str) -> str:
     return " ".join(selected)
 
 
-def _without_ends(tokens: list[Token]) -> list[Token]:
-    """Remove line breaks, quotation marks and a full stop at the ends of a list of tokens."""
+def _strip_quotes_and_breaks(tokens: list[Token]) -> list[Token]:
+    """Return the tokens without line breaks and quotation marks at both ends and final periods."""
     start, end = 0, len(tokens)
     while start < end and (tokens[start].kind == "line" or tokens[start].text in "\"'“‘"):
         start += 1
@@ -140,7 +140,7 @@ def _after_equals(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens after the last "="; all tokens if there is none.
 
     Raises:
-        NotUnderstood: The tokens are another relation, or more than one statement.
+        NotUnderstood: The tokens contain a relation other than "=" or "~", or several statements.
     """
     if any(token.is_op(*_RELATIONS) for token in tokens):
         raise NotUnderstood("a relation, not a number")
@@ -157,13 +157,13 @@ def _after_equals(tokens: Sequence[Token]) -> list[Token]:
 def _check_calculations(
     text: str, tokens: Sequence[Token], quantity: Quantity, written: str
 ) -> None:
-    """Check the calculations before the last "="; the value after it may be rounded.
+    """Check that each calculation before the last "=" has the value after it, up to rounding.
 
     Args:
         text: The whole text.
         tokens: The tokens up to the last "=".
         quantity: The value after the last "=".
-        written: The text of this value; it may be rounded to its number of decimals.
+        written: Text of this value. Its number of decimals determines the allowed rounding error.
 
     Raises:
         NotUnderstood: A calculation has a different value, as in ``43 = 42``.
@@ -175,27 +175,27 @@ def _check_calculations(
         if not token.is_op("=", "~"):
             continue
         if i > start and token.is_op("=") and not any(w in written.lower() for w in units.SCALES):
-            value = _calculated(text[tokens[start].start : token.start])
+            value = _calculation_value(text[tokens[start].start : token.start])
             is_rounded = value is not None and (value / step).denominator > 1
             if value is not None and abs(value - quantity.value) >= (step if is_rounded else 1e-30):
                 raise NotUnderstood("an equation that is not true")
         start = i + 1
 
 
-def _calculated(text: str) -> Fraction | None:
+def _calculation_value(text: str) -> Fraction | None:
     """Return the value of a calculation with numbers, or None for any other text."""
     try:
-        return _evaluated(read_math(text, math=False))
+        return _evaluate_tree(read_math(text, math=False))
     except (NotUnderstood, ZeroDivisionError):
         return None
 
 
-def _evaluated(node: Node) -> Fraction | None:
+def _evaluate_tree(node: Node) -> Fraction | None:
     """Return the value of a tree of numbers and basic operations, or None for any other tree."""
     if node.kind == "number":
         assert isinstance(node.data, Fraction)
         return node.data
-    values = [_evaluated(child) for child in node.args]
+    values = [_evaluate_tree(child) for child in node.args]
     is_money = node.kind == "unit" and node.data in ("$", "€", "£")
     if any(value is None for value in values) or not (is_money or node.kind in _CALCULATIONS):
         return None
@@ -210,7 +210,7 @@ class _QuantityReader(TokenReader):
         self.decimal_comma = decimal_comma
 
     def value(self) -> Quantity:
-        with self.nested():
+        with self.limit_depth():
             sign, currency = self._sign(), self.take_currency()
             if sign < 0 and self.peek().text.lower() in _SIGNS:
                 raise NotUnderstood("two signs")
@@ -223,18 +223,18 @@ class _QuantityReader(TokenReader):
         )
 
     def _sign(self) -> int:
-        """Parse a sign, which may be a word; 1 if there is none."""
+        """Parse a sign, which may be a word; return -1 or 1. Without a sign, the result is 1."""
         sign = _SIGNS.get(self.peek().text.lower())
         self.position += sign is not None
         return sign or 1
 
     def _magnitude(self) -> Fraction:
         if opening := self.take_op("(", "{"):
-            return self._powers(self._in_brackets(")" if opening == "(" else "}"))
-        return self._frac() if self.peek().is_command("frac") else self._written_number()
+            return self._powers(self._bracketed_number(")" if opening == "(" else "}"))
+        return self._fraction() if self.peek().is_command("frac") else self._written_number()
 
-    def _in_brackets(self, closing: str) -> Fraction:
-        """Parse a number without a unit, or ``1 \\over 2``, up to a closing bracket."""
+    def _bracketed_number(self, closing: str) -> Fraction:
+        """Parse a number without a unit, or a fraction with ``\\over``, up to a closing bracket."""
         quantity, bottom = self.value(), Quantity(Fraction(1))
         if closing == "}" and self.peek().is_command("over"):
             self.take()
@@ -246,7 +246,7 @@ class _QuantityReader(TokenReader):
             raise NotUnderstood("division by zero")
         return quantity.value / bottom.value
 
-    def _frac(self) -> Fraction:
+    def _fraction(self) -> Fraction:
         self.take()
         top, bottom = self._argument(), self._argument()
         if bottom == 0:
@@ -254,13 +254,13 @@ class _QuantityReader(TokenReader):
         return top / bottom
 
     def _argument(self) -> Fraction:
-        """Parse an argument of ``\\frac``: braces, or a single digit of a number without braces."""
+        """Parse an argument of ``\\frac``: a number in braces, or a single digit without braces."""
         if self.take_op("{"):
-            return self._in_brackets("}")
+            return self._bracketed_number("}")
         token = self.peek()
         if token.kind != "number" or not token.text.isdigit():
             raise NotUnderstood("a fraction without two numbers")
-        return Fraction(int(self.take_first()))
+        return Fraction(int(self.take_first_character()))
 
     def _number(self) -> Fraction:
         token = self.peek()
@@ -277,8 +277,8 @@ class _QuantityReader(TokenReader):
         number = self._decimal_comma(token, number)
         if number.denominator == 1:
             if self.peek().is_command("frac"):
-                return mixed_number(number, self._frac(), Fraction(1))
-            if (mixed := self.take_mixed(number)) is not None:
+                return mixed_number(number, self._fraction(), Fraction(1))
+            if (mixed := self.take_mixed_fraction(number)) is not None:
                 return mixed
         number = self._powers(number)
         if self.take_op("/"):
@@ -286,7 +286,7 @@ class _QuantityReader(TokenReader):
             if bottom == 0 or self.peek().is_op("/", ":"):
                 raise NotUnderstood("division by zero, or more than one division")
             return number / bottom
-        return self._scientific(number)
+        return self._times_power_of_ten(number)
 
     def _decimal_comma(self, token: Token, number: Fraction) -> Fraction:
         """Add the digits after a decimal comma, if there is one directly after ``token``."""
@@ -301,7 +301,7 @@ class _QuantityReader(TokenReader):
         return number + Fraction(int(digits), 10 ** len(digits))
 
     def _powers(self, base: Fraction) -> Fraction:
-        """Raise a number to the power that follows, if there is one."""
+        """Parse an exponent after ``base`` and return the power; without an exponent, ``base``."""
         if self.is_degree() or not self.take_op("^"):
             return base
         size = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -326,8 +326,11 @@ class _QuantityReader(TokenReader):
             raise NotUnderstood("a power that is not whole")
         return int(exponent)
 
-    def _scientific(self, mantissa: Fraction) -> Fraction:
-        """Multiply by the power of ten that follows, if there is one."""
+    def _times_power_of_ten(self, mantissa: Fraction) -> Fraction:
+        """Parse a power of ten as in ``1.5 * 10^3`` and return the product with ``mantissa``.
+
+        If no power of ten follows, the result is ``mantissa``.
+        """
         times, ten, power = self.peek(), self.peek(1), self.peek(2)
         if not (times.is_op("*") and ten.value == 10 and power.is_op("^")):
             return mantissa
@@ -356,14 +359,14 @@ class _QuantityReader(TokenReader):
         words, start = [], self.position
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
-        unit = units.canonical(words)
+        unit = units.canonical_unit(words)
         if unit.startswith("/"):  # "5 per day" has no unit before the slash
             self.position = start
             return ""
         return unit
 
     def _unit_word(self, words: list[str]) -> str | None:
-        """Parse one word, slash or power of a unit that begins with ``words``."""
+        """Parse the next word, slash or power of a unit after its first ``words``; None if none."""
         token = self.peek()
         if token.kind == "word" and token.text.lower() not in units.NOT_UNITS:
             if token.text == "K" and not token.spaced and not words:

@@ -1,4 +1,4 @@
-"""Base of the recursive-descent parsers of quantities and of mathematics."""
+"""Base class of the recursive-descent parsers of quantities and of mathematics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TokenReader:
         return token
 
     def take_op(self, *texts: str) -> str | None:
-        """Take the next token if it is one of these operators; return its text, or None if not."""
+        """If the next token is one of these operators, take it and return its text; else None."""
         return self.take().text if self.peek().is_op(*texts) else None
 
     def take_currency(self) -> str:
@@ -42,14 +42,14 @@ class TokenReader:
         """Take one of these operators and return its text.
 
         Raises:
-            NotUnderstood: The next token is not one of them.
+            NotUnderstood: The next token is not one of these operators.
         """
         operator = self.take_op(*texts)
         if operator is None:
             raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is expected")
         return operator
 
-    def take_first(self) -> str:
+    def take_first_character(self) -> str:
         """Take the first character of a number or word and return it, as in LaTeX ``\\frac12``."""
         token = self.peek()
         parts = (token.text[:1], token.text[1:]) if len(token.text) > 1 else (token.text,)
@@ -75,7 +75,7 @@ class TokenReader:
             return True
         return self.take_op("deg") is not None
 
-    def take_mixed(self, whole: Fraction) -> Fraction | None:
+    def take_mixed_fraction(self, whole: Fraction) -> Fraction | None:
         """Take the fraction after a whole number, as in ``5½`` and ``5 1/2``.
 
         Returns:
@@ -90,8 +90,8 @@ class TokenReader:
         return mixed_number(whole, top.value, bottom.value)
 
     @contextmanager
-    def nested(self) -> Iterator[None]:
-        """Return a context manager for a nested bracket; the depth is limited to protect the stack.
+    def limit_depth(self) -> Iterator[None]:
+        """Return a context manager for a nested bracket that limits the depth of the recursion.
 
         Raises:
             NotUnderstood: The brackets are nested too deeply.

@@ -73,7 +73,7 @@ NOT_UNITS = word_set(
     "looks sound sounds appear appears feel feels too must has have had guess guessed let suppose "
     "assume assuming imagine "
 )
-"""Words that are never units, because they change the number or begin another clause."""
+"""Words that are never units, because they change the value or begin another clause."""
 
 
 def known_unit(word: str) -> str | None:
@@ -83,10 +83,11 @@ def known_unit(word: str) -> str | None:
     return None if len(word) == 1 else _KNOWN.get(word.lower())  # M is not a meter
 
 
-def canonical(names: list[str]) -> str:
-    """Return the canonical spelling of a unit of several words: ``square meters`` is ``m^2``.
+def canonical_unit(names: list[str]) -> str:
+    """Return the canonical spelling of a unit, for example ``m^2`` for ``square meters``.
 
-    A word can also be "/" or a power such as "^2". Unknown words are kept in the singular.
+    ``names`` are the words of the unit; a word can also be "/" or a power such as "^2". Unknown
+    words are converted to lower case and to the singular.
     """
     if [word.lower() for word in names] == ["per", "cent"]:
         return PERCENT
@@ -109,6 +110,6 @@ def _singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and len(word) > 3 else word
 
 
-def agree(reference: str, reply: str) -> bool:
+def agree_or_missing(reference: str, reply: str) -> bool:
     """Return whether two units are equal or at least one of them is missing."""
     return not reference or not reply or reference == reply

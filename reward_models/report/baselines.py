@@ -8,32 +8,32 @@ import numpy as np
 
 from rlhf.reward_models.core import Reward, last_reply
 from rlhf.reward_models.pairs import Pair
-from rlhf.reward_models.words import fit_words
+from rlhf.reward_models.words import fit_tfidf
 from rlhf.stats.units import cluster_index
 
-# Inverse regularization strength; the best value for 2,000 to 20,000 pairs of two data sets.
+# Inverse regularization strength; the best value for 2,000 to 20,000 pairs of two datasets.
 _WORDS_C = 1e-4
 
 
-def longer(pairs: Sequence[Pair]) -> np.ndarray:
+def length_differences(pairs: Sequence[Pair]) -> np.ndarray:
     """Return the differences in length, chosen - rejected, in characters, [N]."""
     return np.array([a - b for a, b in (pair.lengths for pair in pairs)], dtype=float)
 
 
-def bag_of_words(
+def bag_of_words_margins(
     pairs: Sequence[Pair], *, train: Sequence[Pair] | None = None, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
     """Return the margins [N] of a logistic regression on the words of the two replies.
 
     The regression is fitted on ``train``. If ``train`` is None, it is cross-fitted on ``pairs`` in
-    ``folds`` folds, which have no prompt in common. The features are the differences of the two
-    replies' TF-IDF vectors, so they do not depend on the prompt.
+    ``folds`` folds; pairs with the same prompt are in the same fold. The features are the
+    differences of the two replies' TF-IDF vectors, so they do not depend on the prompt.
 
     Raises:
         ValueError: ``train`` is None and the pairs have fewer than two prompts.
     """
     if train is not None:
-        return _fit_words(train, pairs)
+        return _fit_and_score_words(train, pairs)
     prompts, groups = cluster_index([pair.group for pair in pairs])
     if len(prompts) < 2:
         raise ValueError("a cross-fitted bag of words needs at least two prompts")
@@ -41,14 +41,14 @@ def bag_of_words(
     margins = np.zeros(len(pairs))
     for part in range(parts.max() + 1):
         held_out = parts[groups] == part
-        margins[held_out] = _fit_words(
+        margins[held_out] = _fit_and_score_words(
             [p for p, out in zip(pairs, held_out, strict=True) if not out],
             [p for p, out in zip(pairs, held_out, strict=True) if out],
         )
     return margins
 
 
-def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
+def _fit_and_score_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
     """Fit the regression on ``train`` and return the margins of ``test``, [N]."""
     from sklearn.linear_model import LogisticRegression
 
@@ -59,7 +59,7 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
         ]
 
     texts = replies(train, "chosen") + replies(train, "rejected")
-    words = fit_words(texts, norm=None, min_df=2 if len(train) > 50 else 1)
+    words = fit_tfidf(texts, norm=None, min_df=2 if len(train) > 50 else 1)
     if words is None or len(train) < 2:
         return np.zeros(len(test))
     x, z = (
@@ -73,15 +73,18 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
     return np.asarray(model.decision_function(z))
 
 
-def response_only(reward: Reward, pairs: Sequence[Pair]) -> np.ndarray:
+def response_only_margins(reward: Reward, pairs: Sequence[Pair]) -> np.ndarray:
     """Return the margins [N] of ``reward`` on the last replies without their prompts.
 
     A margin is nan if a reply could not be scored.
     """
 
-    def alone(pair: Pair, side: str) -> list[dict[str, str]]:
+    def reply_without_prompt(pair: Pair, side: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": last_reply(getattr(pair, side))}]
 
-    values = reward([alone(p, "chosen") for p in pairs] + [alone(p, "rejected") for p in pairs])
+    values = reward(
+        [reply_without_prompt(p, "chosen") for p in pairs]
+        + [reply_without_prompt(p, "rejected") for p in pairs]
+    )
     scores = np.array(values, dtype=float)
     return scores[: len(pairs)] - scores[len(pairs) :]

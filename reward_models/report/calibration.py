@@ -26,9 +26,9 @@ class Calibration:
 
     temperature: float
     nll: float
-    """Mean -log P(chosen is better), in nats; log 2 = 0.693 at chance level."""
+    """Mean of -log P(chosen is better), in nats; log 2 = 0.693 if every probability is 1/2."""
     brier: float
-    """Mean of (1 - P(chosen is better))^2; 0.25 at chance level."""
+    """Mean of (1 - P(chosen is better))^2; 0.25 if every probability is 1/2."""
     ece: float
     """Expected calibration error: mean of |accuracy - confidence| over the bins, weighted by
     ``count``."""
@@ -38,7 +38,8 @@ class Calibration:
 def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10) -> Calibration:
     """Return the calibration of ``margins`` = score(chosen) - score(rejected), [N].
 
-    The bins have (nearly) equal numbers of pairs; most bins of equal width would be empty.
+    The bins have equal numbers of pairs, up to a difference of 1. Bins of equal width are not used,
+    because most of them would be empty.
 
     Raises:
         ValueError: There are no margins.
@@ -66,9 +67,9 @@ def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 
 def fit_temperature(margins: np.ndarray) -> float:
     """Return the temperature with the lowest NLL (Guo et al. 2017, applied to pairs).
 
-    The NLL is convex in 1 / temperature and is minimized by bisection. The result is inf if the
-    mean margin is not positive. If every margin is positive, the NLL has no minimum, and the result
-    is far below the scale of the margins.
+    The NLL is convex in 1 / temperature and is minimized by bisection. If the mean margin is not
+    positive, the result is inf. If every margin is positive, the NLL has no minimum, and the result
+    is far below the mean margin.
     """
     margins = np.asarray(margins, dtype=float)
     scale = float(np.abs(margins).mean()) if len(margins) else 0.0

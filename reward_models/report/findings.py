@@ -1,4 +1,4 @@
-"""Derive the findings of a report on pairs, as sentences."""
+"""Write the findings of a report on pairs as sentences."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 from rlhf.reward_models.report.markdown import has_interval, percent
 
-# Largest acceptable change of a score by batching, in standard deviations; the rounding errors of
-# float32 are far smaller.
+# Largest acceptable change of a score due to batching, in standard deviations of the scores. The
+# rounding errors of float32 are far smaller.
 _MAX_CHANGE = 1e-3
-# Smallest ratio of the spread within prompts to the overall spread from which a policy can learn.
+# A finding is reported if the standard deviation of scores within a prompt, divided by the overall
+# standard deviation, is below this number.
 _MIN_SPREAD = 0.1
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Return the findings of a report, the most serious first.
 
-    A finding that compares numbers is based on their interval, not only on the estimate.
+    Findings that compare numbers are based on the interval of the difference, not only on the
+    estimates.
     """
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):
@@ -30,7 +32,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             "Accuracy is below chance: most rejected replies score higher than the chosen ones."
             if accuracy["high"] < 0.5
-            else "Accuracy does not differ from chance on these pairs."
+            else "Accuracy is not significantly above chance on these pairs."
         )
     lines += _against_baselines(report["baselines"])
     lines += _about_length(report)
@@ -49,9 +51,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         )
     if data["unscored"]:
         share = data["unscored"] / data["pairs"]
-        lines.append(
-            f"{data['unscored']} pairs ({share:.1%}) could not be scored and are left out."
-        )
+        lines.append(f"{data['unscored']} pairs ({share:.1%}) could not be scored and are omitted.")
     if data["ties"] > 0.02 * data["pairs"]:
         lines.append(
             f"{data['ties']} pairs have equal scores for both replies: the score is too coarse."
@@ -65,7 +65,10 @@ def _against_baselines(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
     compared = {name: b for name, b in baselines.items() if has_interval(b["gain"])}
     beaten = [name for name, b in compared.items() if b["gain"]["low"] > 0]
     missing = [name for name in baselines if name not in compared]
-    lines = [f'Too few prompts to compare it with "{name}".' for name in missing]
+    lines = [
+        f'There are too few prompts to compare the reward with the baseline "{name}".'
+        for name in missing
+    ]
     for name, baseline in compared.items():
         gain = baseline["gain"]
         if gain["high"] < 0:
@@ -81,7 +84,7 @@ def _about_length(report: Mapping[str, Any]) -> list[str]:
     rho, matched = report["length"]["spearman"], report["length"]["matched_accuracy"]
     ends = report["length"].get("spearman_interval")
     lines = []
-    # None: all lengths are equal, or there are too few prompts for an interval.
+    # The correlation is None if all lengths or all scores are equal.
     if rho is not None and abs(rho) > 0.3 and ends and has_interval(ends):
         direction = "longer" if rho > 0 else "shorter"
         if ends["low"] > 0 or ends["high"] < 0:
@@ -90,7 +93,10 @@ def _about_length(report: Mapping[str, Any]) -> list[str]:
                 f"[{ends['low']:.2f}, {ends['high']:.2f}])."
             )
     if matched is not None and matched["groups"] >= 30 and not matched["low"] > 0.5:
-        lines.append("Among replies of equal length, accuracy does not differ from chance.")
+        lines.append(
+            "Accuracy is not significantly above chance on pairs of replies whose lengths differ "
+            "by at most 10%."
+        )
     return lines
 
 
@@ -115,7 +121,8 @@ def _about_calibration(report: Mapping[str, Any]) -> list[str]:
 
 
 def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
-    # None: no text was compared, or the scores have no spread, which is the unit of changes.
+    # The value is None if no text was compared, or if all scores are equal, because changes are
+    # divided by the standard deviation of the scores.
     if invariance is None or invariance["share"] is None or not invariance["share"] > _MAX_CHANGE:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])
@@ -145,7 +152,7 @@ def _about_policy(report: Mapping[str, Any]) -> list[str]:
 
 
 def _gold_change(chosen: Mapping[str, Any]) -> str:
-    """Describe the change of the gold score, and its direction if it is significant."""
+    """Return a verb phrase that says whether the gold score changed significantly, and how."""
     gain = chosen.get("gain")  # reports of 0.1.0 have none
     if gain and has_interval(gain) and (gain["low"] > 0 or gain["high"] < 0):
         return "raises the gold score" if gain["low"] > 0 else "lowers the gold score"

@@ -1,4 +1,4 @@
-"""Intervals of a report on rewards; the independent units are prompts."""
+"""Compute the intervals of a report on rewards; the independent units are prompts."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def cluster_interval(
     """Return the mean of values with a 95% interval that is clustered by group.
 
     Args:
-        values: Values of equal weight, [N]; those of the same group may be dependent.
+        values: Values of equal weight, [N]. Values of the same group may be dependent.
         groups: Group of each value, such as its prompt, [N].
-        bounds: Smallest and largest possible value, if they are known.
+        bounds: Smallest and largest possible value; None if they are unknown.
 
     Returns:
-        A dictionary with ``value``, ``low`` and ``high`` (nan without an interval), ``n`` (number
-        of values) and ``groups`` (number of groups).
+        A dictionary with ``value``, ``low`` and ``high`` (nan if there is no interval), ``n``
+        (number of values) and ``groups`` (number of groups).
     """
     x = np.asarray(values, dtype=float)
     num_groups = len(set(groups))
     if num_groups < 2:
         mean = float(x.mean()) if x.size else float("nan")
-        return as_row(Interval.without(mean, num_groups, "one unit"), x.size)
+        return interval_as_dict(Interval.without(mean, num_groups, "one unit"), x.size)
     result = interval(x, list(groups), kind="mean", bounds=bounds, weigh="values")
-    return as_row(result, x.size)
+    return interval_as_dict(result, x.size)
 
 
 def share_interval(
@@ -49,8 +49,8 @@ def gain_interval(
 ) -> dict[str, float]:
     """Return the mean of paired differences with a 95% interval that is clustered by group.
 
-    If too few differences are nonzero for that, the interval is the adjusted Wald interval of
-    paired proportions.
+    If too few groups have a nonzero mean difference for this interval, the result is the adjusted
+    Wald interval of paired proportions.
 
     Args:
         gains: Differences of outcomes in [0, 1], [N].
@@ -67,10 +67,10 @@ def gain_interval(
     won, lost = x[x > 0].sum() / weight, -x[x < 0].sum() / weight
     low, high = adjusted_wald_bounds(won, lost, sizes.size)
     result = Interval(float(x.mean()), float(low), float(high), sizes.size)
-    return as_row(result, x.size)
+    return interval_as_dict(result, x.size)
 
 
-def as_row(result: Interval, n: int) -> dict[str, float]:
+def interval_as_dict(result: Interval, n: int) -> dict[str, float]:
     """Convert an interval of ``n`` values to a dictionary with the keys of `cluster_interval`."""
     ends = {"low": result.low, "high": result.high}
     return {"value": result.value, "n": n, **ends, "groups": result.units}

@@ -11,13 +11,13 @@ import numpy as np
 from scipy.stats import rankdata
 
 from rlhf.reward_models.report.intervals import (
-    as_row,
     gain_interval,
+    interval_as_dict,
     pearson,
     share_interval,
     spearman,
 )
-from rlhf.reward_models.words import fit_words
+from rlhf.reward_models.words import fit_tfidf
 from rlhf.stats import jackknife
 from rlhf.stats.jackknife import Scale
 
@@ -29,22 +29,24 @@ class Measure:
     """A metric of predictions [N, ...] and labels [N]."""
 
     metric: Callable[[np.ndarray, np.ndarray], Any]
-    """Function (predictions, labels) -> metric. With the scale "share", it returns the outcome of
-    each row, [N], and the metric is the mean."""
+    """Function that returns the metric of predictions and labels. With the scale "share", it
+    returns the outcome of each row, [N], and the metric is the mean of the outcomes."""
     scale: Scale | Literal["share"]
-    """Scale on which the interval is computed; "share" is for outcomes in [0, 1]."""
+    """Scale on which the interval is computed; "share" is for means of outcomes in [0, 1]."""
 
     def estimate(
         self, predictions: np.ndarray, labels: np.ndarray, units: Sequence[Hashable]
     ) -> Estimate:
         """Return the metric with its interval; ``units`` [N] are the rows' independent units."""
         if self.scale == "share":
-            return share(self.metric(predictions, labels), units)
+            return share_estimate(self.metric(predictions, labels), units)
 
         def on_rows(rows: np.ndarray) -> float:
             return self.metric(predictions[rows], labels[rows])
 
-        return plain(as_row(jackknife(on_rows, units, scale=self.scale), len(labels)))
+        return as_estimate(
+            interval_as_dict(jackknife(on_rows, units, scale=self.scale), len(labels))
+        )
 
     def gain(
         self,
@@ -53,15 +55,18 @@ class Measure:
         labels: np.ndarray,
         units: Sequence[Hashable],
     ) -> Estimate:
-        """Return metric - metric of the baseline, with the paired interval over ``units`` [N]."""
+        """Return the model's metric minus the baseline's, with its paired interval over units.
+
+        ``units`` [N] are the independent units of the rows.
+        """
 
         def difference(rows: Any = slice(None)) -> Any:
             score = self.metric(predictions[rows], labels[rows])
             return score - self.metric(baseline[rows], labels[rows])
 
         if self.scale == "share":
-            return plain(gain_interval(difference(), units))
-        return plain(as_row(jackknife(difference, units), len(labels)))
+            return as_estimate(gain_interval(difference(), units))
+        return as_estimate(interval_as_dict(jackknife(difference, units), len(labels)))
 
 
 def labeled_report(
@@ -83,8 +88,8 @@ def labeled_report(
             unit.
 
     Returns:
-        A dictionary with ``rows``, ``units`` (their numbers), ``metrics``, ``baselines`` and
-        ``gains``.
+        A dictionary with ``rows`` and ``units`` (their numbers), ``metrics`` (metric -> estimate of
+        the model), ``baselines`` and ``gains`` (baseline -> metric -> estimate).
     """
     units = list(range(len(labels)) if groups is None else groups)
 
@@ -124,10 +129,10 @@ def accuracy_report(
     )
 
 
-def plain(row: dict[str, float]) -> Estimate:
-    """Convert a result of `cluster_interval` to ``mean``, ``low``, ``high`` and ``n`` (groups).
+def as_estimate(row: dict[str, float]) -> Estimate:
+    """Convert a result of `cluster_interval` to a dictionary for the report.
 
-    Unknown numbers are None.
+    Its keys are ``mean``, ``low``, ``high`` and ``n`` (number of groups). Unknown values are None.
     """
     known = math.isfinite(row["low"])
     return {
@@ -138,9 +143,9 @@ def plain(row: dict[str, float]) -> Estimate:
     }
 
 
-def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
+def share_estimate(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
     """Return the mean of outcomes in [0, 1], [N], with its interval over ``groups`` [N]."""
-    return plain(share_interval(outcomes, groups))
+    return as_estimate(share_interval(outcomes, groups))
 
 
 def correct_predictions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -152,7 +157,10 @@ def correct_predictions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the F1 score, averaged over the C classes; scores [N, C], labels [N]."""
+    """Return the F1 score, averaged over the C classes.
+
+    ``scores`` are [N, C], and ``labels`` [N] are class indices.
+    """
     # scikit-learn's f1_score is too slow for a jackknife, which calls this function 100 times.
     classes = scores.shape[1]
     confusion = np.zeros((classes, classes))
@@ -164,8 +172,8 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the AUC of each class against the others, averaged over the classes.
 
-    Rows are ranked by log-probability, because logits are not comparable between rows. The result
-    is nan if all labels are equal.
+    Rows are ranked by the log-probability of the class, because logits are not comparable between
+    rows. The result is nan if all labels are equal.
 
     Args:
         scores: Logits, [N, C].
@@ -209,7 +217,7 @@ def words_classifier(
     """
     from sklearn.linear_model import LogisticRegression
 
-    train_vectors, test_vectors = _words(train, test)
+    train_vectors, test_vectors = _word_vectors(train, test)
     logprobs = np.full((len(test), classes), -np.inf)
     if len(set(labels)) == 1:  # logistic regression needs two classes
         logprobs[:, labels[0]] = 0.0
@@ -223,13 +231,16 @@ def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[s
     """Fit a ridge regression on TF-IDF vectors; return the predicted ratings of ``test``, [N]."""
     from sklearn.linear_model import Ridge
 
-    train_vectors, test_vectors = _words(train, test)
+    train_vectors, test_vectors = _word_vectors(train, test)
     return Ridge(alpha=1.0).fit(train_vectors, ratings).predict(test_vectors)
 
 
-def _words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
-    """Return TF-IDF vectors of the two lists; a column of zeros if ``train`` has no words."""
-    words = fit_words(train, ngram_range=(1, 2), min_df=2 if len(train) > 50 else 1)
+def _word_vectors(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
+    """Fit TF-IDF on ``train`` and return the vectors of the training and the test texts.
+
+    If the training texts have no words, each text has the vector [0].
+    """
+    words = fit_tfidf(train, ngram_range=(1, 2), min_df=2 if len(train) > 50 else 1)
     if words is None:
         return np.zeros((len(train), 1)), np.zeros((len(test), 1))
     return words.transform(train), words.transform(test)

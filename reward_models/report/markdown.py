@@ -1,4 +1,4 @@
-"""Markdown pages of reports on rewards: on pairs, on labeled texts, and on benchmarks."""
+"""Format reports on pairs, on labeled texts and on benchmarks as Markdown pages."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def pairs_page(report: Mapping[str, Any]) -> str:
         "## Verdict\n\n" + "\n".join(f"- {markdown_text(line)}" for line in report["verdict"]),
         f"## Accuracy\n\n{percent(report['accuracy'])} on {data['pairs']} pairs of "
         f"{data['prompts']} prompts; {data['ties']} ties (each counts 1/2), "
-        f"{data['unscored']} unscored (left out).",
+        f"{data['unscored']} unscored (omitted).",
         _table(
-            ["baseline", "its accuracy", "gain over it"],
+            ["baseline", "accuracy of the baseline", "gain over the baseline"],
             [
                 [name, percent(b["accuracy"]), percent(b["gain"])]
                 for name, b in report["baselines"].items()
@@ -86,15 +86,15 @@ def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    return markdown_table(head, [[_text(cell) for cell in row] for row in rows]).rstrip()
+    return markdown_table(head, [[_cell_text(cell) for cell in row] for row in rows]).rstrip()
 
 
-def _text(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     """Format a cell; an estimate with an interval becomes ``0.750 [0.600, 0.900]``."""
     if cell is None:
         return "unknown"
     if isinstance(cell, Mapping):
-        estimate = _text(cell["value"] if "value" in cell else cell["mean"])
+        estimate = _cell_text(cell["value"] if "value" in cell else cell["mean"])
         if not has_interval(cell):
             return f"{estimate} (no interval)"
         return f"{estimate} [{decimal_text(cell['low'])}, {decimal_text(cell['high'])}]"
@@ -102,7 +102,7 @@ def _text(cell: Cell) -> str:
 
 
 def percent(interval: Mapping[str, Any] | None) -> str:
-    """Format a proportion with its interval, in percent."""
+    """Format a proportion with its interval in percent; "unknown" if there is no value."""
     if interval is None or interval["value"] is None:
         return "unknown"
     if not has_interval(interval):

@@ -18,8 +18,8 @@ from rlhf.reward_models.report import baselines
 from rlhf.reward_models.report.calibration import calibrate, fit_temperature
 from rlhf.reward_models.report.findings import findings
 from rlhf.reward_models.report.intervals import (
-    as_row,
     gain_interval,
+    interval_as_dict,
     pearson,
     share_interval,
     spearman,
@@ -32,7 +32,7 @@ from rlhf.stats import share_interval as share_of
 _MIN_TEXTS_FOR_WORDS = 10
 _MIN_PAIRS_FOR_TEMPERATURE, _MIN_PROMPTS_FOR_TEMPERATURE = 40, 20
 """Smallest sample for the interval of the temperature; with 20 pairs, its coverage is 74%."""
-# Largest relative difference in length of replies that count as equally long.
+# Largest relative difference in length of two replies that are treated as equally long.
 _MAX_MATCHED_GAP = 0.1
 
 
@@ -51,22 +51,22 @@ def evaluate_reward_model(
 ) -> dict[str, Any]:
     """Return the report on ``reward`` as plain numbers for JSON; unknown numbers are None.
 
-    In the accuracy, a tie counts 1/2. Pairs that could not be scored are counted and left out.
+    In the accuracy, a tie counts 1/2. Pairs that could not be scored are counted and omitted.
 
     Args:
         reward: The reward to evaluate.
         pairs: Held-out pairs.
-        train_pairs: Pairs on which the bag of words is fitted; without them, it is cross-fitted on
-            ``pairs``.
+        train_pairs: Pairs on which the bag-of-words baseline is fitted; by default, it is
+            cross-fitted on ``pairs``.
         samples: Replies of the policy to be trained, one list of conversations for each prompt. The
-            spread of their scores affects how fast it learns (Razin et al., 2503.15477).
-        best_of_n: Reward and gold score of the best of n samples, for the report.
-        dropped: Reason -> number of rows that are not in ``pairs``, for the data card.
+            spread of their scores affects how fast the policy learns (Razin et al., 2503.15477).
+        best_of_n: Reward and gold score of the best of n samples; copied into the report.
+        dropped: Reason -> number of rows that were dropped from the data; for the data card.
         overlapping: Number of prompts that have 13 consecutive words in common with a training
-            prompt, for the data card.
+            prompt; for the data card.
         stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
-        invariance_size: Maximum number of conversations that are scored alone and in batches; 0
-            skips this test.
+        invariance_size: Maximum number of conversations that are scored one at a time and in
+            batches, to compare the scores; 0 skips this test.
         seed: Seed of the selection of conversations for the stress tests.
 
     Raises:
@@ -82,26 +82,28 @@ def evaluate_reward_model(
         "data": {**data_card(pairs, train_pairs), **scored.data, **left_out},
         "accuracy": scored.accuracy(),
         "baselines": _baselines(scored, reward, train_pairs),
-        "by_margin": _by_quantile(scored, np.abs(scored.margins), parts=10),
-        "by_length_gap": _by_quantile(scored, baselines.longer(scored.pairs), parts=5),
-        "by_source": _by_source(scored),
+        "by_margin": _accuracy_by_quantile(scored, np.abs(scored.margins), parts=10),
+        "by_length_gap": _accuracy_by_quantile(
+            scored, baselines.length_differences(scored.pairs), parts=5
+        ),
+        "by_source": _accuracy_by_source(scored),
         "calibration": _calibration(scored, reward.temperature),
-        "length": _length(scored),
-        "annotator": _annotator(scored),
+        "length": _length_dependence(scored),
+        "annotator": _fitted_annotator(scored),
         "scores": {"mean": scored.mean, "std": scored.std},
-        "invariance": _invariance(reward, texts, spread=scored.std),
+        "invariance": _batch_dependence(reward, texts, spread=scored.std),
         "stress": stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
     }
-    return _plain(report | {"verdict": findings(report)})
+    return _to_json_values(report | {"verdict": findings(report)})
 
 
 class ScoredPairs:
     """The P pairs that a reward could score, with their scores and prompts.
 
-    ``chosen``, ``rejected`` and ``margins`` (their difference) are arrays [P]; ``groups`` are the
-    keys of the prompts.
+    ``chosen`` and ``rejected`` are the scores, and ``margins`` are chosen - rejected, each an array
+    [P]. ``groups`` are the keys of the P prompts.
 
     Raises:
         UserError: No pair could be scored.
@@ -126,11 +128,16 @@ class ScoredPairs:
         }
 
     def accuracy(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Return the accuracy on ``rows`` (default: all pairs), with an interval over prompts."""
-        return share_interval(wins(self.margins[rows]), np.array(self.groups)[rows].tolist())
+        """Return the accuracy with an interval over prompts.
+
+        ``rows`` selects the pairs; by default, all pairs are used.
+        """
+        return share_interval(
+            win_indicators(self.margins[rows]), np.array(self.groups)[rows].tolist()
+        )
 
 
-def wins(margins: np.ndarray) -> np.ndarray:
+def win_indicators(margins: np.ndarray) -> np.ndarray:
     """Return 1.0 for each positive margin, 0.0 for each negative one, and 0.5 for zeros, [N]."""
     return np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))
 
@@ -140,9 +147,10 @@ def spread_on_samples(
 ) -> dict[str, float | int]:
     """Return statistics of the scores of a policy's replies.
 
-    ``mean`` and ``std`` are those of all scores; the sidecar of a checkpoint stores them.
-    ``within_prompt_std`` is the standard deviation within a prompt, averaged over prompts.
-    ``replies``, ``prompts`` and ``unscored`` are numbers.
+    ``mean`` and ``std`` are the mean and the standard deviation of all scores; the sidecar of a
+    checkpoint stores them. ``within_prompt_std`` is the standard deviation of the scores of one
+    prompt, averaged over prompts. ``replies``, ``prompts`` and ``unscored`` are the numbers of
+    replies, prompts and replies without a score.
 
     Args:
         reward: The reward.
@@ -167,28 +175,30 @@ def _baselines(
 ) -> dict[str, dict[str, Any]]:
     """Return name -> accuracy of the baseline, and the reward's paired gain over it.
 
-    The gain is computed on the pairs that the baseline could score.
+    The accuracy and the gain are computed on the pairs that the baseline could score.
     """
-    length = baselines.longer(scored.pairs)
+    length = baselines.length_differences(scored.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
     texts = len(set(scored.groups)) if train_pairs is None else len(train_pairs)
     if texts >= _MIN_TEXTS_FOR_WORDS:
-        margins["bag of words"] = baselines.bag_of_words(scored.pairs, train=train_pairs)
-    margins["reply without prompt"] = baselines.response_only(reward, scored.pairs)
+        margins["bag of words"] = baselines.bag_of_words_margins(scored.pairs, train=train_pairs)
+    margins["reply without prompt"] = baselines.response_only_margins(reward, scored.pairs)
     result = {}
     for name, column in margins.items():
         rows = np.flatnonzero(~np.isnan(column))
         if len(rows):
             groups = [scored.groups[i] for i in rows]
-            gains = wins(scored.margins[rows]) - wins(column[rows])
+            gains = win_indicators(scored.margins[rows]) - win_indicators(column[rows])
             result[name] = {
-                "accuracy": share_interval(wins(column[rows]), groups),
+                "accuracy": share_interval(win_indicators(column[rows]), groups),
                 "gain": gain_interval(gains, groups),
             }
     return result
 
 
-def _by_quantile(scored: ScoredPairs, key: np.ndarray, *, parts: int) -> list[dict[str, Any]]:
+def _accuracy_by_quantile(
+    scored: ScoredPairs, key: np.ndarray, *, parts: int
+) -> list[dict[str, Any]]:
     """Sort the pairs by ``key`` [P] into bins of equal size; return the accuracy of each bin."""
     order = np.argsort(key, kind="stable")
     return [
@@ -197,7 +207,7 @@ def _by_quantile(scored: ScoredPairs, key: np.ndarray, *, parts: int) -> list[di
     ]
 
 
-def _by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
+def _accuracy_by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
     """Return source -> accuracy, without pairs that have no source."""
     sources = np.array([pair.source for pair in scored.pairs])
     names = sorted(set(sources) - {""})
@@ -205,9 +215,10 @@ def _by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
 
 
 def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
-    """Return the calibration at the given and at the fitted temperature.
+    """Return the calibration at ``temperature`` and at the fitted temperature.
 
-    ``temperature`` is the fitted temperature with its interval; None if it cannot be estimated.
+    The key ``temperature`` of the result is the fitted temperature with its interval; None if there
+    are too few pairs or prompts, or the interval cannot be computed.
     """
     fitted = fit_temperature(scored.margins)
     interval = None
@@ -224,7 +235,7 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
     }
 
 
-def _length(scored: ScoredPairs) -> dict[str, Any]:
+def _length_dependence(scored: ScoredPairs) -> dict[str, Any]:
     """Return correlations of score and length, and the accuracy on replies of equal length."""
     lengths = np.array([pair.lengths for pair in scored.pairs], dtype=float)
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
@@ -233,24 +244,26 @@ def _length(scored: ScoredPairs) -> dict[str, Any]:
     matched = np.flatnonzero(gap <= _MAX_MATCHED_GAP)
     groups = 2 * scored.groups
     interval = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
-    if abs(interval.value) > 1 - 1e-9:  # all pairs are concordant: use that of a proportion
+    if abs(interval.value) > 1 - 1e-9:  # the jackknife fails; use the interval of a proportion
         units, sign = len(set(groups)), math.copysign(1.0, interval.value)
         interval = share_of(units, units).scaled(2 * sign, -sign)
     return {
         "pearson": pearson(values, size),
         "spearman": interval.value,
-        "spearman_interval": as_row(interval, len(values)),
+        "spearman_interval": interval_as_dict(interval, len(values)),
         "margin_spearman": spearman(scored.margins, lengths[:, 0] - lengths[:, 1]),
         "matched_accuracy": scored.accuracy(matched) if len(matched) else None,
     }
 
 
-def _annotator(scored: ScoredPairs) -> dict[str, Any]:
-    """Fit a model of the labels given score and length, with label noise; see `fit_annotator`.
+def _fitted_annotator(scored: ScoredPairs) -> dict[str, Any]:
+    """Fit a model that predicts the labels from score and length, with `fit_annotator`.
 
-    If it cannot be fitted, the result has only ``not_fitted``, the reason.
+    Returns:
+        ``weights`` and ``noise`` with intervals. If the model cannot be fitted, the result has only
+        the key ``not_fitted`` with the reason.
     """
-    gap = baselines.longer(scored.pairs)
+    gap = baselines.length_differences(scored.pairs)
     features = {"score": scored.margins} | ({"length": gap} if np.ptp(gap) else {})
     try:
         fit = fit_annotator(features, groups=scored.groups)
@@ -260,15 +273,16 @@ def _annotator(scored: ScoredPairs) -> dict[str, Any]:
     return {"weights": weights, "noise": vars(fit.noise)}
 
 
-def _invariance(
+def _batch_dependence(
     reward: Reward, conversations: Sequence[Conversation], *, spread: float
 ) -> dict[str, float | int] | None:
     """Return the largest changes of a score between scoring a text alone and in a batch.
 
-    ``batch`` is for a batch of all texts, ``order`` for that batch in reverse order, and
-    ``padding`` for that batch with a text eight times as long as the longest one.
-    ``largest_difference`` is the maximum of the three, and ``share`` the maximum divided by
-    ``spread``. The result is None without conversations.
+    ``batch`` is the change in a batch of all texts. ``order`` is the change in this batch in
+    reverse order. ``padding`` is the change if the batch also contains a text that is eight times
+    as long as the longest text. ``largest_difference`` is the maximum of the three changes,
+    ``share`` is this maximum divided by ``spread``, and ``texts`` is the number of texts. The
+    result is None if there are no conversations.
     """
     if not conversations:
         return None
@@ -289,12 +303,12 @@ def _invariance(
     return {**gaps, "largest_difference": largest, "share": share, "texts": len(conversations)}
 
 
-def _plain(value: Any) -> Any:
+def _to_json_values(value: Any) -> Any:
     """Convert nested values to plain Python values; numbers that are not finite become None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _to_json_values(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_to_json_values(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Tables of a report on pairs, for the Markdown page and the HTML page."""
+"""Build the tables of a report on pairs, for the Markdown page and the HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReportTable(NamedTuple):
     """A table with a title."""
 
     name: str
-    """Short name, for files."""
+    """Short name that is used in file names."""
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -24,17 +24,21 @@ class ReportTable(NamedTuple):
 
 def report_tables(report: Report) -> list[ReportTable]:
     """Return the tables of a report; ``report`` is a result of `evaluate_reward_model`."""
-    tables = [_slices(report), _calibration(report["calibration"]), _scores(report)]
+    tables = [
+        _slices_table(report),
+        _calibration_table(report["calibration"]),
+        _scores_table(report),
+    ]
     if chosen := report.get("best_of_n"):
         columns = ["n", "KL in nats", "this reward (std)", "gold"]
         points = (chosen[key] for key in ("ns", "kl", "proxy_score", "gold"))
         rows = list(zip(*points, strict=True))
         tables.append(ReportTable("best_of_n", "Best of n", columns, rows))
-    card = _data_card(report["data"]) if "duplicates" in report["data"] else []
+    card = _data_card_rows(report["data"]) if "duplicates" in report["data"] else []
     return [*tables, ReportTable("data", "Data card", ["what", "how many"], card)]
 
 
-def _slices(report: Report) -> ReportTable:
+def _slices_table(report: Report) -> ReportTable:
     """Return the table of accuracies by margin, length gap and source."""
     rows = [("all", "", report["accuracy"])]
     for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
@@ -49,7 +53,7 @@ def _slices(report: Report) -> ReportTable:
     return ReportTable("slices", "Accuracy by slice", columns, cells)
 
 
-def _calibration(calibration: Report) -> ReportTable:
+def _calibration_table(calibration: Report) -> ReportTable:
     rows = [
         [name, *(calibration[key][k] for k in ("temperature", "nll", "brier", "ece"))]
         for name, key in (("as given", "as_given"), ("fitted", "fitted"))
@@ -58,7 +62,7 @@ def _calibration(calibration: Report) -> ReportTable:
     return ReportTable("calibration", "Calibration", columns, rows)
 
 
-def _scores(report: Report) -> ReportTable:
+def _scores_table(report: Report) -> ReportTable:
     length, changes, policy = report["length"], report.get("invariance"), report.get("policy")
     rows: list[list[Cell]] = [
         ["Pearson correlation of score and length", length["pearson"]],
@@ -75,25 +79,25 @@ def _scores(report: Report) -> ReportTable:
     if policy:
         rows += [
             ["mean on the policy's replies", policy["mean"]],
-            ["standard deviation on them", policy["std"]],
+            ["standard deviation on the policy's replies", policy["std"]],
             ["standard deviation within a prompt", policy["within_prompt_std"]],
         ]
     return ReportTable("scores", "The scores", ["what", "value"], rows)
 
 
-def _data_card(data: Report) -> list[list[str]]:
-    """Return rows of (what, how many), without unknown numbers."""
+def _data_card_rows(data: Report) -> list[list[str]]:
+    """Return the rows (what, how many) of the data card, without those of unknown numbers."""
     known = {
         "pairs": data["pairs"],
         "prompts": data["prompts"],
-        "exact ties of the score": data["ties"],
+        "pairs with equal scores": data["ties"],
         "unscored pairs": data["unscored"],
         "duplicate pairs": data["duplicates"],
-        "pairs that another contradicts": data["contradictions"],
+        "pairs that also occur with chosen and rejected exchanged": data["contradictions"],
         "training pairs": data["training_pairs"],
         "prompts that are in the training pairs": data["prompts_in_training"],
-        "prompts that share 13 words with them": data.get("overlapping"),
-        **{f"left out: {reason}": count for reason, count in data["dropped"].items()},
+        "prompts that share 13 consecutive words with a training prompt": data.get("overlapping"),
+        **{f"dropped: {reason}": count for reason, count in data["dropped"].items()},
         **{f"event: {name}": count for name, count in data["counts"].items()},
         **{f"from {name}": count for name, count in data["sources"].items()},
         **{f"median characters, {k}": v for k, v in data["median_characters"].items()},

@@ -1,5 +1,5 @@
 """Two confined processes: ``program`` runs a submitted program, and ``checker`` runs its tests.
 
-``code_runner`` starts the processes, which import only the standard library. They exchange plain
-data (``plain``) over a ``channel``; ``confinement`` restricts each of them.
+``code_runner`` starts the processes, which import only the standard library. The processes exchange
+plain data (``plain``) over a ``channel``. ``confinement`` restricts each process.
 """

@@ -1,4 +1,4 @@
-"""Messages between a program and its tests: one JSON object per line."""
+"""Send messages between a program and its tests, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEYED: dict[str, Callable[..., Any]] = {
     "__call__": lambda value, *args, **keywords: value(*args, **keywords),
     "__exit__": lambda value, *error: type(value).__exit__(value, *error),
 }
-"""Special methods whose arguments are keys or inputs. The arguments are sent to the program."""
+"""Special methods whose arguments are keys or inputs; the arguments are sent to the program."""
 _OPERATORS = "eq ne lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor"
 BINARY: dict[str, Callable[..., Any]] = {
     f"__{name}__": getattr(operator, f"__{name}__") for name in _OPERATORS.split()

@@ -1,8 +1,8 @@
-"""The process that runs the tests of a program and determines whether the program passes.
+"""Run the tests of a program in a separate process, and determine whether the program passes.
 
 The program runs in another process. In this process, the names of the program refer to `Remote`
 objects or plain data. The program receives the arguments of its calls, but never the values with
-which its results are compared.
+which the tests compare its results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import types
 from typing import Any, NoReturn
 
 from .channel import BINARY, KEYED, PROGRAM_ENDED, UNARY, Channel
-from .confinement import enter
+from .confinement import read_task_and_confine
 from .plain import decode, encode
 
 _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
@@ -27,8 +27,8 @@ _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np":
 class Program:
     """Proxy of the program's process for the tests.
 
-    This process ends if the program ends, or if it sends a message that `program.Server` cannot
-    have sent. No exception is raised, because the tests could catch it.
+    This process ends if the program ends, or if the program sends a message that `program.Server`
+    cannot have sent. No exception is raised in these cases, because the tests could catch it.
 
     Args:
         channel: Connection to the program.
@@ -41,9 +41,9 @@ class Program:
         self.functions: set[int] = set()
         """Handles of the objects that the tests requested by their global names."""
         if self._receive() != {"ready": True}:
-            _fail("the program sent a malformed message")
+            _end_as_failed("the program sent a malformed message")
 
-    def do(self, operation: str, *args: Any, **keywords: Any) -> Any:
+    def perform(self, operation: str, *args: Any, **keywords: Any) -> Any:
         """Perform an operation in the program's process.
 
         Arguments that the operation changes in place are updated.
@@ -54,7 +54,10 @@ class Program:
             **keywords: Keyword arguments.
 
         Returns:
-            The result of the operation. If the operation raises, its exception is raised here.
+            The result of the operation.
+
+        Raises:
+            BaseException: The exception that the operation raised.
         """
         self._send(
             {
@@ -64,15 +67,15 @@ class Program:
             }
         )
         while "callback" in (reply := self._receive()):
-            self._send(self._call_back(reply))
+            self._send(self._run_callback(reply))
         try:
-            error = self._exception(reply) if "raise" in reply else None
+            error = self._decode_exception(reply) if "raise" in reply else None
             result = None if error else self._decode(reply["value"])
             values = [*args, *keywords.values()]
             for i, content in reply.get("changed", []):
-                _update(values[i], self._decode(content))
+                _update_argument(values[i], self._decode(content))
         except Exception:
-            _fail("the program sent a malformed message")
+            _end_as_failed("the program sent a malformed message")
         if operation == "global" and isinstance(result, Remote):
             self.functions.add(_handle_of(result))
         if error is not None:
@@ -87,31 +90,31 @@ class Program:
         try:
             self.channel.send(message)
         except OSError:
-            _fail("the program ended before its tests", status=PROGRAM_ENDED)
+            _end_as_failed("the program ended before its tests", status=PROGRAM_ENDED)
 
     def _receive(self) -> dict[str, Any]:
         try:
             return self.channel.receive()
         except (EOFError, ConnectionError):
-            _fail("the program ended before its tests", status=PROGRAM_ENDED)
+            _end_as_failed("the program ended before its tests", status=PROGRAM_ENDED)
         except (ValueError, RecursionError, MemoryError, OSError):
-            _fail("the program sent a malformed message")
+            _end_as_failed("the program sent a malformed message")
 
-    def _call_back(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _run_callback(self, request: dict[str, Any]) -> dict[str, Any]:
         """Call a function of the tests that the program requests; return the response."""
         try:
             function = self.callbacks[request["callback"]]
             args = [self._decode(item) for item in request["arguments"]]
             keywords = {name: self._decode(item) for name, item in request["keywords"].items()}
         except Exception:
-            _fail("the program sent a malformed message")
+            _end_as_failed("the program sent a malformed message")
         try:
             return {"value": self._encode(function(*args, **keywords))}
         except Exception as error:
             kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
             return {"raise": {"builtin exception": kind.__name__}, "arguments": [str(error)]}
 
-    def _exception(self, reply: dict[str, Any]) -> BaseException:
+    def _decode_exception(self, reply: dict[str, Any]) -> BaseException:
         """Return the exception that the program's response describes."""
         kind, args = self._decode(reply["raise"]), self._decode(reply["arguments"])
         try:
@@ -122,12 +125,12 @@ class Program:
             return error
 
     def _encode(self, value: Any) -> Any:
-        return encode(value, self._refer)
+        return encode(value, self._reference_to)
 
     def _decode(self, data: Any) -> Any:
-        return decode(data, self._resolve)
+        return decode(data, self._value_of_reference)
 
-    def _refer(self, value: Any) -> dict[str, Any]:
+    def _reference_to(self, value: Any) -> dict[str, Any]:
         """Return the reference of a value that is not plain; see `encode`."""
         if isinstance(value, Remote):
             return {"object": _handle_of(value)}
@@ -136,7 +139,7 @@ class Program:
         self.callbacks.append(value)
         return {"callback": len(self.callbacks) - 1}
 
-    def _resolve(self, kind: str, content: Any) -> Any:
+    def _value_of_reference(self, kind: str, content: Any) -> Any:
         """Return the value of a reference; see `decode`."""
         if kind == "object":
             return self.remotes.setdefault(int(content), Remote(self, int(content)))
@@ -158,8 +161,8 @@ def _exception_class(value: Any) -> type[BaseException]:
     return value
 
 
-def _update(argument: Any, content: Any) -> None:
-    """Replace the content of a mutable argument by that of the program's copy.
+def _update_argument(argument: Any, content: Any) -> None:
+    """Replace the content of a mutable argument by the content of the program's copy.
 
     Raises:
         ValueError: The types differ, or the argument is immutable.
@@ -175,8 +178,8 @@ def _update(argument: Any, content: Any) -> None:
         raise ValueError("the argument is immutable")
 
 
-def _fail(reason: str, status: int = 1) -> NoReturn:
-    """Write the reason to stdout and end this process; the program has not passed."""
+def _end_as_failed(reason: str, status: int = 1) -> NoReturn:
+    """Write the reason to stdout and end this process with an exit status that is not 0."""
     sys.stdout.flush()
     os.write(1, f"{reason}\n".encode(errors="backslashreplace"))
     os._exit(status)
@@ -185,8 +188,9 @@ def _fail(reason: str, status: int = 1) -> NoReturn:
 class Remote:
     """An object of the program that is not plain data.
 
-    It never equals plain data. Otherwise, the program would receive the expected value and could
-    claim that its object equals it. Two objects of the program are compared by the program.
+    A remote object never equals plain data. To compare them, the program would have to receive the
+    expected value, and it could claim that its object is equal. Two objects of the program are
+    compared in the program's process.
     """
 
     __slots__ = ("_handle", "_program")
@@ -201,31 +205,34 @@ def _handle_of(remote: Remote) -> int:
     return object.__getattribute__(remote, "_handle")
 
 
-def _method(name: str, needs_remote: bool) -> Any:
-    """Return a special method ``name`` for `Remote` that calls the object's method in the program.
+def _make_remote_method(name: str, needs_remote: bool) -> Any:
+    """Return a special method for `Remote` that calls the object's method in the program.
 
-    If ``needs_remote`` is set, the method applies only to an argument that is a `Remote`.
+    Args:
+        name: Name of the special method.
+        needs_remote: Whether the first argument must be a `Remote`. For other arguments, the
+            program is not called.
     """
 
     def method(self: Remote, *args: Any, **keywords: Any) -> Any:
         if needs_remote and not isinstance(args[0], Remote):
             return False if name == "__instancecheck__" else NotImplemented
         program = object.__getattribute__(self, "_program")
-        return program.do(name, self, *args, **keywords)
+        return program.perform(name, self, *args, **keywords)
 
     return method
 
 
 for _name in UNARY | KEYED | BINARY:
-    setattr(Remote, _name, _method(_name, needs_remote=_name in BINARY))
+    setattr(Remote, _name, _make_remote_method(_name, needs_remote=_name in BINARY))
 
 
 class Namespace(dict[str, Any]):
     """Global names of the tests; a name that the tests do not define is looked up in the program.
 
     There are two exceptions. Modules such as ``math`` in ``math.isclose`` are imported in this
-    process. A builtin is looked up in the program only if the tests use no other name that could be
-    the program's (``only_builtin_of``). ``program.sum`` always is the program's ``sum``.
+    process. A builtin is looked up in the program only if the tests use no other name of the
+    program (``redefined_builtin``). ``program.sum`` is always the program's ``sum``.
 
     Args:
         program: The program.
@@ -235,18 +242,18 @@ class Namespace(dict[str, Any]):
     def __init__(self, program: Program, tests: ast.Module):
         super().__init__(__name__="__main__")
         self._program = program
-        self._name_of_program = only_builtin_of(tests)
+        self._name_of_program = redefined_builtin(tests)
         for node in ast.walk(tests):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                self._bind(node.value.id)
+                self._define_name(node.value.id)
 
-    def _bind(self, name: str) -> None:
-        """Define ``name``, which the tests use as ``name.attribute``, if it is known.
+    def _define_name(self, name: str) -> None:
+        """Define a name that the tests use as ``name.attribute``.
 
-        Known are ``program`` and modules of the standard library and numpy.
+        Only ``program``, modules of the standard library and numpy are defined.
         """
         if name == "program":
-            self[name] = _Names(self._program)
+            self[name] = _ProgramNames(self._program)
         elif name in _MODULES:
             with contextlib.suppress(ImportError):
                 self[name] = importlib.import_module(_MODULES[name])
@@ -254,15 +261,15 @@ class Namespace(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name) and name != self._name_of_program:
             raise KeyError(name)
-        return self._program.do("global", name)
+        return self._program.perform("global", name)
 
 
-def only_builtin_of(tests: ast.Module) -> str | None:
-    """Return the builtin that the program must have redefined, or None (``sum`` in MBPP 126).
+def redefined_builtin(tests: ast.Module) -> str | None:
+    """Return the name of the builtin that the program must have redefined; None if there is none.
 
-    An example is ``assert sum(10, 15) == 6``. If the only undefined name of the tests is a builtin
-    that is not an exception, the builtin must be a function of the program, because the tests would
-    not test the program otherwise.
+    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If the only undefined name of the tests
+    is a builtin that is not an exception, the builtin must be a function of the program. Otherwise,
+    the tests would not test the program.
     """
     names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
     defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
@@ -288,23 +295,23 @@ def only_builtin_of(tests: ast.Module) -> str | None:
     return name if not others and hasattr(builtins, name) else None
 
 
-class _Names(types.SimpleNamespace):
-    """The global names of the program as attributes; gives access to names that builtins hide."""
+class _ProgramNames(types.SimpleNamespace):
+    """The global names of the program as attributes, also those that equal names of builtins."""
 
     def __init__(self, program: Program):
         super().__init__(_program=program)
 
     def __getattr__(self, name: str) -> Any:
-        return self._program.do("global", name)
+        return self._program.perform("global", name)
 
 
 def main() -> None:
     """Run the tests of the task; the exit status is 0 if they end without an exception."""
-    task = enter()
+    task = read_task_and_confine()
     namespace = Namespace(Program(Channel(task["channel"])), ast.parse(task["tests"]))
     try:
         exec(compile(task["tests"], "<tests>", "exec", dont_inherit=True), namespace)
     except BaseException:
-        _fail(traceback.format_exc(limit=3))
+        _end_as_failed(traceback.format_exc(limit=3))
     sys.stdout.flush()
     os._exit(0)

@@ -91,10 +91,10 @@ _DENIED = {
     "futimesat": 261,
     "utimensat": 280,
     "flock": 73,
-    # load of the disks
+    # disk load
     "sync": 162,
     "syncfs": 306,
-    # memory that the limit of the address space does not count
+    # memory that RLIMIT_AS does not include
     "shmget": 29,
     "semget": 64,
     "msgget": 68,
@@ -142,12 +142,12 @@ _DENIED_ARGUMENTS = [
     (_FCNTL, 1, 10),
     (_FCNTL, 1, 15),
     (_FCNTL, 1, 1024),  # F_SETLEASE: delays other processes
-    (_IOCTL, 1, 0x8901),  # FIOSETOWN and SIOCSPGRP: the same
+    (_IOCTL, 1, 0x8901),  # FIOSETOWN and SIOCSPGRP: signals to other processes
     (_IOCTL, 1, 0x8902),
     (_IOCTL, 1, 0x5412),  # TIOCSTI: input of a terminal
 ]
 _REQUIRED_ARGUMENTS = [
-    (_PRLIMIT, 2, 0),  # read limits only
+    (_PRLIMIT, 2, 0),  # limits can be read but not changed
     (_SENDTO, 4, 0),  # no address
     (_SOCKETPAIR, 0, _AF_UNIX),
 ]
@@ -176,7 +176,7 @@ def restrict_files() -> None:
     """Use Landlock to allow only reading Python's folders and the system libraries.
 
     Raises:
-        OSError: The kernel does not support it.
+        OSError: The kernel does not support Landlock version 3.
     """
     if sys.platform != "linux":
         raise OSError(f"Landlock needs Linux, not {sys.platform}")
@@ -185,48 +185,48 @@ def restrict_files() -> None:
         raise OSError(
             f"Landlock version 3 (Linux 6.2) is needed; this kernel has version {version}"
         )
-    ruleset = _checked(_LIBC.syscall(444, struct.pack("Q", _HANDLED), 8, 0), "Landlock")
+    ruleset = _check_result(_LIBC.syscall(444, struct.pack("Q", _HANDLED), 8, 0), "Landlock")
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     readable = {f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")}
     readable |= {os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     readable |= {"/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom"}
     for path in sorted(readable):
-        _allow(ruleset, path, _READ)
-    _allow(ruleset, "/dev/null", _READ | 1 << _FILES["write"] | 1 << _FILES["truncate"])
-    _no_new_privileges()
-    _checked(_LIBC.syscall(446, ruleset, 0), "Landlock")
+        _allow_path(ruleset, path, _READ)
+    _allow_path(ruleset, "/dev/null", _READ | 1 << _FILES["write"] | 1 << _FILES["truncate"])
+    _forbid_new_privileges()
+    _check_result(_LIBC.syscall(446, ruleset, 0), "Landlock")
     os.close(ruleset)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
-    """Add a Landlock rule that allows ``rights`` below ``path``, if it exists."""
+def _allow_path(ruleset: int, path: str, rights: int) -> None:
+    """Add a Landlock rule that allows ``rights`` for a file or folder, if the path exists."""
     if not os.path.exists(path):
         return
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     if not os.path.isdir(path):
         rights &= sum(1 << bit for bit in _FILES.values())
     rule = struct.pack("=Qi", rights, descriptor)
-    _checked(_LIBC.syscall(445, ruleset, 1, rule, 0), f"Landlock rule for {path}")
+    _check_result(_LIBC.syscall(445, ruleset, 1, rule, 0), f"Landlock rule for {path}")
     os.close(descriptor)
 
 
-def filter_calls() -> None:
+def filter_system_calls() -> None:
     """Use seccomp to deny the listed system calls and new processes; new threads are allowed.
 
     Raises:
-        OSError: The kernel or the machine does not support it.
+        OSError: The kernel does not support seccomp, or the machine is not Linux on x86-64.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise OSError(f"the seccomp filter needs Linux on x86_64, not {platform.machine()}")
-    rules = _filter()
+    rules = _filter_instructions()
     code = b"".join(struct.pack("HBBI", *rule) for rule in rules)
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(buffer))
-    _no_new_privileges()
-    _checked(_LIBC.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0), "seccomp")
+    _forbid_new_privileges()
+    _check_result(_LIBC.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0), "seccomp")
 
 
-def _filter() -> list[tuple[int, int, int, int]]:
+def _filter_instructions() -> list[tuple[int, int, int, int]]:
     """Return the classic BPF filter as instructions (operation, jump true, jump false, operand)."""
     load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     load_call = (load, 0, 0, 0)
@@ -255,42 +255,42 @@ def _filter() -> list[tuple[int, int, int, int]]:
 
 
 def drop_capabilities() -> None:
-    """Drop all capabilities, so that the other limits also apply to root."""
+    """Drop all capabilities of the process, so that the other restrictions also apply to root."""
     if sys.platform != "linux":
         raise OSError(f"capabilities need Linux, not {sys.platform}")
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
-    _checked(_LIBC.syscall(126, header, nothing), "capset")
+    _check_result(_LIBC.syscall(126, header, nothing), "capset")
 
 
-def end_with_parent(parent: int) -> None:
+def kill_with_parent(parent: int) -> None:
     """Let the kernel kill this process when the process with the id ``parent`` ends."""
     if sys.platform != "linux":
-        raise OSError(f"the signal of the parent's end needs Linux, not {sys.platform}")
-    _checked(_LIBC.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "parent's end")
+        raise OSError(f"killing a process when its parent ends needs Linux, not {sys.platform}")
+    _check_result(_LIBC.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "parent's end")
     if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
-def _no_new_privileges() -> None:
-    _checked(_LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+def _forbid_new_privileges() -> None:
+    _check_result(_LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def _checked(result: int, what: str) -> int:
+def _check_result(result: int, what: str) -> int:
     """Return the result of a system call; raise OSError if it is negative."""
     if result < 0:
         raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
-def confine(limits: dict[str, Any]) -> dict[str, str]:
-    """Apply all restrictions; return restriction -> error for those that could not be applied."""
+def apply_restrictions(limits: dict[str, Any]) -> dict[str, str]:
+    """Apply all restrictions; return name -> error of each restriction that cannot be applied."""
     failed = {}
     for name, apply in {
-        "end with the parent": lambda: end_with_parent(limits["parent"]),
+        "end with the parent": lambda: kill_with_parent(limits["parent"]),
         "resources": lambda: limit_resources(limits),
         "files": restrict_files,
         "capabilities": drop_capabilities,
-        "network and processes": filter_calls,
+        "network and processes": filter_system_calls,
     }.items():
         try:
             apply()
@@ -299,7 +299,7 @@ def confine(limits: dict[str, Any]) -> dict[str, str]:
     return failed
 
 
-def enter() -> dict[str, Any]:
+def read_task_and_confine() -> dict[str, Any]:
     """Read the task from stdin, restrict this process and return the task.
 
     The restrictions that could not be applied are written to the first line of stdout as a JSON
@@ -307,7 +307,7 @@ def enter() -> dict[str, Any]:
     """
     task = json.load(sys.stdin)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    failed = confine(task["limits"])
+    failed = apply_restrictions(task["limits"])
     print(json.dumps(failed), flush=True)
     if failed and not task["allow_unenforced"]:
         sys.exit(1)

@@ -1,8 +1,8 @@
 """Encode the values that a program and its tests exchange as JSON.
 
 Plain values are numbers, texts, collections and values of some library classes. An instance of a
-subclass is sent as its plain base class, so a received value has the exact plain type and no method
-of the sender. Every other value is replaced by a reference, which the receiver resolves.
+subclass is sent as an instance of its plain base class, so a received value has no method that the
+sender defined. Every other value is replaced by a reference, which the receiver resolves.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def decode(data: Any, resolve: Resolve) -> Any:
     if kind in _BYTES:
         return _BYTES[kind].fromhex(content)
     if kind == "array":
-        return _array(*content)
+        return _decode_array(*content)
     if kind in _CONSTRUCTED:
         module, _, name = kind.rpartition(".")
         constructor = getattr(importlib.import_module(module), name)
@@ -108,7 +108,7 @@ def decode(data: Any, resolve: Resolve) -> Any:
     return resolve(kind, content)
 
 
-def _array(dtype: str, shape: list[int], content: str) -> Any:
+def _decode_array(dtype: str, shape: list[int], content: str) -> Any:
     """Return a numeric numpy array; raise ValueError if shape, dtype and content do not agree."""
     import numpy
 

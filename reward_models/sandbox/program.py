@@ -1,7 +1,7 @@
-"""The process that runs a submitted program and then performs operations for its tests.
+"""Run a submitted program in its own process, and then perform operations for its tests.
 
-The program can change everything in this process. Neither the tests nor their expected values are
-sent to the process; it receives only the arguments of one operation at a time.
+The program can change everything in this process. The tests and their expected values are therefore
+not sent to the process; it receives only the arguments of one operation at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import types
 from typing import Any
 
 from .channel import BINARY, KEYED, UNARY, Channel
-from .confinement import enter
+from .confinement import read_task_and_confine
 from .plain import decode, encode
 
 _OPERATIONS = UNARY | KEYED | BINARY
@@ -38,10 +38,10 @@ class Server:
                 request = self.channel.receive()
             except EOFError:
                 return
-            self.channel.send(self._reply(request))
+            self.channel.send(self._perform_request(request))
 
-    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Perform an operation; return the result, or the exception if it raises."""
+    def _perform_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Perform an operation and return the response: its result, or the exception it raised."""
         try:
             values = [self.decode(item) for item in request["arguments"]]
             keywords = {name: self.decode(item) for name, item in request["keywords"].items()}
@@ -75,12 +75,12 @@ class Server:
         return changed
 
     def encode(self, value: Any) -> Any:
-        return encode(value, self._refer)
+        return encode(value, self._reference_to)
 
     def decode(self, data: Any) -> Any:
-        return decode(data, self._resolve)
+        return decode(data, self._value_of_reference)
 
-    def _refer(self, value: Any) -> dict[str, Any]:
+    def _reference_to(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Callback):
             return {"callback": value.number}
         is_exception = isinstance(value, type) and issubclass(value, BaseException)
@@ -94,7 +94,7 @@ class Server:
             return {"exception": [handle, value.__name__, self.encode(base)]}
         return {"object": handle}
 
-    def _resolve(self, kind: str, content: Any) -> Any:
+    def _value_of_reference(self, kind: str, content: Any) -> Any:
         if kind == "object":
             return self.objects[content]
         if kind == "builtin exception":
@@ -119,7 +119,7 @@ class Callback:
         )
         # The function may request operations of the program before it returns.
         while "operation" in (reply := channel.receive()):
-            channel.send(self.server._reply(reply))
+            channel.send(self.server._perform_request(reply))
         if "raise" in reply:
             raise self.server.decode(reply["raise"])(
                 *[self.server.decode(item) for item in reply["arguments"]]
@@ -128,8 +128,8 @@ class Callback:
 
 
 def main() -> None:
-    """Run the program of the task, then serve its tests."""
-    task = enter()
+    """Run the program of the task, then perform operations for its tests."""
+    task = read_task_and_confine()
     channel = Channel(task["channel"])
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     exec(compile(task["code"], "<program>", "exec", dont_inherit=True), module.__dict__)

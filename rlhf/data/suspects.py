@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.splits import fold_indices
-from rlhf.reward_models.words import fit_words
+from rlhf.reward_models.words import fit_tfidf
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def cross_fitted_margins(
     margin = np.zeros(len(rows))
     for k in range(num_folds):
         train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        words = fit_words(
+        words = fit_tfidf(
             [side[i] for side in (chosen, rejected) for i in train],
             ngram_range=(1, 2),
             min_df=2,

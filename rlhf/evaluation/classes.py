@@ -1,4 +1,4 @@
-"""Evaluate a language model as a classifier that predicts the most probable label as a reply."""
+"""Evaluate a language model as a classifier; it predicts the label that is the likeliest reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.demonstrations import encode_example
 
 
-def class_summary(
+def classification_report(
     policy: Policy,
     rows: Sequence[dict[str, Any]],
     spec: ClassesSpec,
@@ -28,18 +28,18 @@ def class_summary(
 ) -> dict[str, Any]:
     """Return the report on a policy as a classifier, with a baseline.
 
-    The metrics are accuracy, macro-F1 and AUC. The baseline always predicts the majority class.
+    The metrics are accuracy, macro-F1 and AUC. The baseline always predicts the most common class.
 
     Args:
         policy: the model.
-        rows: canonical classification rows. If a row has a prompt and a reply, the reply is
+        rows: canonical classification rows. If a row has a prompt and a reply, only the reply is
             classified.
         spec: question and names of the classes.
         examples: few-shot messages before each question.
         max_length: maximum number of tokens of a question with its label.
 
     Returns:
-        The report of `labeled_report` as plain data.
+        The result of `labeled_report`.
 
     Raises:
         UserError: a label has no class name, or a text is too long.
@@ -51,13 +51,13 @@ def class_summary(
             f"{len(spec.labels)} names"
         )
     texts = [labeled_conversation(row)[-1]["content"] for row in rows]
-    scores = class_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
+    scores = label_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"commonest class": np.tile(common, (len(rows), 1))}
     return labeled_report(CLASS_MEASURES, scores, truth, baselines=baselines)
 
 
-def class_logprobs(
+def label_logprobs(
     policy: Policy,
     texts: Sequence[str],
     spec: ClassesSpec,
@@ -65,9 +65,9 @@ def class_logprobs(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> np.ndarray:
-    """Return the log-probability of each of C labels as the reply to each of N texts, [N, C].
+    """Return the log-probability in nats of each of C labels as the reply to N texts, [N, C].
 
-    The arguments are those of `class_summary`; the unit is nats.
+    `classification_report` describes the arguments.
     """
     rows = []
     for text in texts:

@@ -2,8 +2,8 @@
 
 Runs whose paths differ only in a part such as `seed3` are runs of one method with different
 training seeds. If a method has several training seeds, the seeds are the independent units of the
-intervals. If each method has one run, the units are prompts, start states or episodes, and the
-result holds only for the models that were evaluated.
+intervals. If each method has one run, the units are prompts, start states or episodes. The result
+then applies only to the models that were evaluated.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Comparison:
     """Caveats, and descriptions of omitted data."""
 
     def to_markdown(self) -> str:
-        """Return Markdown: two tables, the verdicts, the simulated coverage and the notes."""
+        """Return Markdown: tables, the results in words, the simulated coverage and notes."""
         parts = _markdown_tables(self)
         parts += [
             f"- {markdown_text(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
@@ -96,12 +96,12 @@ def compare(
 
     Args:
         run_dirs: run or pipeline directories.
-        metric: name of an episode field (return, success, cost, ...), name of a reward component,
-            or "normalized", the return scaled to 0 for the random policy and 1 for the optimal
-            policy. By default the result of `default_metric`.
-        baseline: name of the method that others are compared with, by default the first trained
-            method. If `baseline` is None and there is only one directory, the trained methods are
-            also compared with each other.
+        metric: name of an episode field (return, success, cost, ...) or of a reward component, or
+            "normalized". The normalized return is 0 for the random policy and 1 for the optimal
+            policy. The default is the result of `default_metric`.
+        baseline: name of the method with which the other methods are compared, by default the first
+            trained method. If `baseline` is None and there is only one directory, the trained
+            methods are also compared with each other.
 
     Raises:
         UserError: no episodes were evaluated, a name is unknown, a directory is given twice, or no
@@ -137,9 +137,11 @@ def compare_runs(
         runs: run records.
         metric: see `compare`.
         baseline: see `compare`.
-        every_pair: also compare up to `MAX_PAIRED_METHODS` trained methods with each other.
-        keep_going: return a comparison without differences if no two methods have a common unit,
-            instead of raising an error. A single pair without common units adds only a note.
+        every_pair: whether to compare all pairs of trained methods, if there are at most
+            `MAX_PAIRED_METHODS` of them.
+        keep_going: whether to return a comparison without differences if no two methods have a
+            common unit, instead of raising an error. If only some pairs of methods have no common
+            units, a note is added in any case.
 
     Raises:
         UserError: see `compare`.
@@ -173,7 +175,7 @@ def compare_runs(
         for setting, seeds in method.items()
     ]
     opponents = _pairs_to_compare(methods, baseline, every_pair=every_pair)
-    differences, errors = _differences(values, opponents, metric, notes)
+    differences, errors = _compare_pairs(values, opponents, metric, notes)
     if errors and not differences and not keep_going:
         raise errors[0]
     notes += [f"not compared: {error}" for error in errors]
@@ -190,8 +192,8 @@ def _pairs_to_compare(
 ) -> list[tuple[str, str]]:
     """Return the pairs (method, baseline) to compare.
 
-    Every method is compared with `baseline`. If `every_pair` is set, pairs of trained methods
-    follow.
+    Every other method is compared with `baseline`. If `every_pair` is set and there are at most
+    `MAX_PAIRED_METHODS` trained methods, the other pairs of trained methods follow.
     """
     pairs = [(name, baseline) for name in methods if name != baseline]
     trained = [name for name in methods if name not in REFERENCE_POLICIES and name != baseline]
@@ -214,7 +216,7 @@ def coverage_text(difference: Difference) -> str:
 
 
 def format_estimate(estimate: Interval) -> str:
-    """Return text such as `0.412 [0.380, 0.444]`, or the value and why it has no interval."""
+    """Return text such as `0.412 [0.380, 0.444]`; without an interval, the value and the reason."""
     if not estimate.known:
         reason = estimate.needs or f"n = {estimate.units}"
         return f"{estimate.value:.3f} (no interval: {reason})"
@@ -224,7 +226,7 @@ def format_estimate(estimate: Interval) -> str:
 def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
     """Return "return", or the result of `headline_metric` if every return is 0.
 
-    In a prompt set every return is 0, because the environment gives no reward.
+    With a prompt dataset, every return is 0, because there is no environment reward.
 
     Raises:
         UserError: `strict` is set, every return is 0, and no reward has scores in all runs.
@@ -244,9 +246,9 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     """Return the name of the main metric of a report, or None if no episodes were evaluated.
 
-    It is the first gold component that all episodes have. Without a gold component it is "return",
-    unless every return is 0, as in a prompt set. In that case it is "score", the weighted sum of
-    several training rewards, or else the first training reward.
+    The metric is the first gold component that all episodes have. Without a gold component, it is
+    "return". If every return is 0, as for a prompt dataset, it is "score", the weighted sum of
+    several training rewards, or the first training reward if there is no "score".
     """
     rows = [row for run in runs for e in run.evaluations for row in e.episodes]
     if not rows:
@@ -287,7 +289,10 @@ def _method_score(
     metric: str,
     values: MethodValues,
 ) -> MethodScore:
-    """Return the mean of the metric for one method in one setting, given its runs by seed."""
+    """Return the mean of the metric for one method in one setting.
+
+    `seeds` maps each training seed of the method to its episodes in this setting.
+    """
     env = setting[0]
     samples = [pair for units in seeds.values() for pair in units.items()]
     column = [value for _, unit_values in samples for value in unit_values]
@@ -302,7 +307,7 @@ def _method_score(
 
 
 def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
-    """Return the mean metric over the episodes of each of `units`, [units]."""
+    """Return the mean of the metric over the episodes of each unit, [units]."""
     return np.array([np.mean(episodes[unit]) for unit in units])
 
 
@@ -323,7 +328,7 @@ class _Pairing:
 
     @property
     def names(self) -> str:
-        """The names of the method and of the baseline, for messages."""
+        """Text "METHOD and BASELINE" for messages."""
         return f"{self.method} and {self.baseline}"
 
     def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -349,9 +354,9 @@ class _Pairing:
     def shared_error(self) -> float:
         """Return the standard error of the mean difference due to a single reference evaluation.
 
-        All training seeds are compared with one evaluation of the reference policy. The error is
-        computed from the differences by unit, each the mean over the training seeds; it is infinite
-        for a single unit.
+        All training seeds are compared with the same evaluation of the reference policy. The error
+        is the standard error of the unit differences, each averaged over the training seeds. With
+        fewer than two common units, the error is infinite.
         """
         runs = [*self.runs.values(), *self.baseline_runs.values()]
         common = [unit for unit in runs[0] if all(unit in run for run in runs)]
@@ -366,8 +371,8 @@ class _Pairing:
     def _seed_pairs(self) -> list[tuple[int, int]]:
         """Return the pairs of training seeds (method, baseline) to compare.
 
-        Runs with equal seeds are paired. If the method or the baseline has a single run, that run
-        is paired with every run of the other.
+        Runs with equal seeds are paired. If the method or the baseline has a single run, this run
+        is paired with every run of the other method.
 
         Raises:
             UserError: there are no common seeds.
@@ -390,7 +395,10 @@ class _Pairing:
     def _common_unit_means(
         self, first: Episodes, second: Episodes
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the means of two runs on their common units, two arrays [units] in equal order.
+        """Return the means of two runs on each of their common units.
+
+        Returns:
+            Two arrays [units], in the same order of units.
 
         Raises:
             UserError: the runs have no common units.
@@ -410,13 +418,13 @@ class _Pairing:
         return _unit_means(first, common), _unit_means(second, common)
 
 
-def _pairings(
+def _method_pairings(
     values: MethodValues, opponents: Sequence[tuple[str, str]], notes: list[str]
 ) -> Iterator[_Pairing]:
     """Yield every pair of methods in every setting in which both methods were evaluated.
 
-    Reference policies are evaluated without decoding, so a reference policy as the baseline is
-    paired with a method in the same environment with any decoding.
+    Reference policies are evaluated without decoding. If the baseline is a reference policy, it is
+    therefore paired with every decoding of a method in the same environment.
     """
     for method, baseline in opponents:
         for setting, runs in values.methods[method].items():
@@ -426,15 +434,15 @@ def _pairings(
                     yield _Pairing(method, baseline, setting, unit, runs, baseline_runs, notes)
 
 
-def _differences(
+def _compare_pairs(
     values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
-    """Return the differences of all pairs that have common units, and errors for the other pairs.
+    """Return the differences of all pairs that can be compared, and errors for the other pairs.
 
-    Notes on omitted data are added to `notes`.
+    Pairs need common training seeds and common units. Notes on omitted data are added to `notes`.
     """
     paired, errors = [], []
-    for pairing in _pairings(values, opponents, notes):
+    for pairing in _method_pairings(values, opponents, notes):
         try:
             paired.append((pairing, pairing.means()))
         except UserError as error:
@@ -447,8 +455,8 @@ def _differences(
         ends, counts = values.ranges[env], pairing.run_counts
         if len(counts) == 2 and min(counts) == 1 < max(counts):
             notes.append(
-                f"{pairing.names}: one of the two has a single run, so the interval does "
-                "not include its variation between training seeds"
+                f"{pairing.names}: one of the two methods has a single run, so the interval does "
+                "not include the variation of this method between training seeds"
             )
         difference = compare_means(
             left,
@@ -469,7 +477,7 @@ def _differences(
 
 
 def _notes_on_different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
-    """Return notes on compared runs that differ in the environment or the rewards of `metric`."""
+    """Return notes on compared runs whose environment options, or rewards of `metric`, differ."""
     compared = {id(item.evaluation) for item in method_evaluations(runs)}
     first: dict[Hashable, tuple[str, object]] = {}
     notes = []
@@ -481,10 +489,11 @@ def _notes_on_different_settings(runs: Sequence[RunRecord], metric: str) -> list
         rewards = {_reward_name(spec): spec for spec in run.config.get("rewards") or []}
         if metric == "score":
             settings["rewards"] = rewards
-        elif metric in rewards:  # component values are logged without their weight
+        elif metric in rewards:  # the weight does not matter, because components are not weighted
             settings[f"reward {metric}"] = {**rewards[metric], "weight": 1}
         for what, value in settings.items():
-            # The pipelines of different training seeds have different reward models.
+            # Rewards are compared only within a training seed, because the pipelines of different
+            # training seeds have different reward models.
             key = what if what.startswith("env") else (what, training_seed(run))
             name, other = first.setdefault(key, (run.name, value))
             if value != other:
@@ -497,12 +506,12 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
     notes = []
     if len(differences) > 1:
         notes.append(
-            f"{len(differences)} comparisons: a method wins if the sign-flip test gives p <= "
-            f"{0.05 / len(differences):.2g} (Bonferroni)"
+            f"{len(differences)} comparisons: a method is the winner if the sign-flip test gives "
+            f"p <= {0.05 / len(differences):.2g} (Bonferroni)"
         )
     if any(d.unit != "training seeds" for d in differences):
         notes.append(
-            "one training run for each method: the result holds for these models, not for the "
+            "one training run for each method: the result applies to these models, not to the "
             f"methods; to compare methods, train each with at least {FEWEST_SEEDS} seeds"
         )
     if any(d.coverage_observed is not None and d.coverage_observed < 0.93 for d in differences):
@@ -514,7 +523,7 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
 
 
 def _markdown_tables(comparison: Comparison) -> list[str]:
-    """Return the Markdown tables of the methods and, if there are any, of their differences."""
+    """Return the Markdown table of the methods, and that of the differences if there are any."""
     estimate = f"{comparison.metric} [95% interval]"
     columns = ["method", "environment", "decoding", estimate, "over", "episodes"]
     rows = [
@@ -545,5 +554,5 @@ def _markdown_tables(comparison: Comparison) -> list[str]:
 
 
 def _sample_size_text(row: MethodScore | Difference) -> str:
-    """Return the number and the name of the units, such as "5 training seeds"."""
+    """Return the number and the name of the independent units, such as "5 training seeds"."""
     return f"{row.estimate.units} {row.unit}"

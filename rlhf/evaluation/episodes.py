@@ -1,7 +1,7 @@
-"""Collect held-out episodes of a policy, summarize them and write them to a run directory.
+"""Collect held-out episodes of a policy, summarize them, and write both to a run directory.
 
 Every policy is evaluated on the same seeds, so that policies can be compared by paired differences.
-Training does not use these seeds.
+Training uses other seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ import numpy as np
 
 from rlhf.common.files import atomic_path, json_line
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import item_id, metric_interval, pass_at_k_by_seed, unit_name, unit_of
+from rlhf.evaluation.metrics import (
+    list_entry_id,
+    metric_interval,
+    pass_at_k_by_seed,
+    unit_name,
+    unit_of,
+)
 from rlhf.evaluation.notes import evaluation_caveats, unscored_metrics
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
 from rlhf.reward_models.core import score_copies
@@ -29,9 +35,9 @@ from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
 RANDOM_STREAM = 11
-"""First element of the seed of the reference policies' random generator."""
+"""First element of the seed of the random generator that reference policies use."""
 _FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
-"""Fields of an episode that are metrics. The reward components are metrics too."""
+"""Fields of an episode that are metrics. The reward components are also metrics."""
 
 
 def evaluation_episode_seeds(
@@ -55,15 +61,15 @@ def play_model(
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Play one episode per start with a model, and return the rows of ``episodes.jsonl``.
+    """Play one episode for each start with a model, and return the rows of ``episodes.jsonl``.
 
     Args:
         collector: collector with the model and the environment.
         starts: seeds of the episodes.
         decoding: "greedy", or "sampled" to sample at the collector's temperature.
         rewards: rewards whose components are added to the episodes.
-        counts: counter to which truncated texts, reasons for missing scores and failures of
-            environments are added.
+        counts: counter to which the numbers of truncated texts, of missing scores by reason and of
+            environment failures are added.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
@@ -84,15 +90,16 @@ def play_reference(
     counts: Counter[str] | None = None,
     calls: EnvCalls | None = None,
 ) -> list[dict[str, Any]]:
-    """Play one episode per start with the random or the expert policy of an environment.
+    """Play one episode for each start with the random or the expert policy of an environment.
 
     Args:
         policy: "random" or "expert".
         make_env: function that creates the environment.
         starts: seeds of the episodes.
         rewards: rewards whose components are added to the episodes.
-        counts: counter to which reasons for missing scores and failures of environments are added.
-        calls: error handling of environment code; by default a failure raises UserError.
+        counts: counter to which the numbers of missing scores by reason and of environment failures
+            are added.
+        calls: error handling for environment code; by default a failure raises UserError.
 
     Returns:
         The rows of ``episodes.jsonl``.
@@ -221,13 +228,13 @@ def _episode_rows(
 
 
 def _prompt_id(rollout: Rollout) -> str | None:
-    """Return the id of the start state in a fixed list, see `item_id`; None without a list.
+    """Return the id of the start state, see `list_entry_id`; None if there is no fixed list.
 
-    The id is that of the prompt without few-shot examples, so it is equal with and without them.
+    The id is computed from the prompt without few-shot examples, so examples do not change it.
     """
     info = rollout.start_info
     observation = {"role": "user", "content": info.get("observation", "")}
-    return item_id([*info.get("messages", ()), observation], info)
+    return list_entry_id([*info.get("messages", ()), observation], info)
 
 
 def reference_returns(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
@@ -256,17 +263,17 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
 
-    The intervals are over independent units; episodes of one prompt or one seed are one unit, see
-    `unit_of`. If a seed has several samples, pass@k is included. Rewards that could not score every
-    episode are listed under ``unscored``.
+    The intervals are computed over independent units. Episodes with the same prompt, or the same
+    seed, belong to one unit; see `unit_of`. If a seed has several samples, pass@k is included.
+    Rewards that could not score every episode are listed under ``unscored``.
 
     Args:
         rows: episodes of one policy, as in ``episodes.jsonl``.
         name: name of the policy.
-        env: id of the environment, or "prompts" for a prompt set.
+        env: id of the environment, or "prompts" for a prompt dataset.
         random: expected return of the random policy, if known.
         optimal: expected return of the optimal policy, if known.
-        counts: counts of missing scores, truncations and failures: "NAME: reason" -> number.
+        counts: "NAME: reason" -> number of missing scores, truncated texts or failures.
     """
     counts = counts or {}
     rows = [{"env": env, **row} for row in rows]
@@ -311,8 +318,8 @@ def _interval_over_units(
 ) -> Interval:
     """Return the mean of a metric with its interval over units.
 
-    `seeds` maps each seed to the metric's values, one for each sample; `units` maps each seed to
-    its unit.
+    `seeds` maps each seed to the metric's values, one for each sample. `units` maps each seed to
+    its unit. `limits` are the returns of the random and the optimal policy, if they are known.
     """
     values = [value for samples in seeds.values() for value in samples]
     labels = [units[seed] for seed, samples in seeds.items() for _ in samples]
@@ -324,14 +331,17 @@ def write_evaluation(
 ) -> Path:
     """Write episodes and summary to ``evaluation/<name>/`` in a run directory; return this folder.
 
-    The folder is created atomically, so that an existing folder is complete.
+    The folder is created atomically, so a folder that exists is complete.
 
     Raises:
         UserError: the folder exists already.
     """
     target = directory / "evaluation" / summary["name"]
     if target.exists():
-        raise UserError(f"{target} exists already: an evaluation is never overwritten")
+        raise UserError(
+            f"{target} exists already, and an evaluation is never overwritten: choose another name "
+            "or another run directory"
+        )
     labels = {"env": summary["env"], "policy": summary["policy"]}
     with atomic_path(target) as partial:
         partial.mkdir()

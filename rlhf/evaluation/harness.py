@@ -17,11 +17,11 @@ from rlhf.stats import Interval, share_interval
 
 BATCH_SIZE = 8
 
-# Metrics of the harness that are proportions; their intervals lie in [0, 1].
+# Metrics of the harness that are proportions, so their intervals are in [0, 1].
 PROPORTION_METRICS = ("acc", "acc_norm", "exact_match")
 
 FEWEST_DOCUMENTS = 30
-"""Minimum number of documents for a normal interval from the harness's standard error."""
+"""Minimum number of documents for a normal interval that uses the harness's standard error."""
 
 
 def require_harness() -> None:
@@ -45,7 +45,9 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=spec.folder)
     known = set(manager.all_tasks)
     if unknown := [name for name in spec.names if name not in known]:
-        raise UserError(f"tasks: {unknown[0]!r} is unknown; `lm_eval ls tasks` lists all tasks")
+        raise UserError(
+            f"tasks: the task {unknown[0]!r} is unknown; `lm_eval ls tasks` lists all tasks"
+        )
     chat = bool(policy.tokenizer.chat_template)
     try:
         output = lm_eval.simple_evaluate(
@@ -68,14 +70,14 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
     except (OSError, ValueError, ConnectionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"tasks {', '.join(spec.names)}: {reason}") from error
-    return metrics_of(output)
+    return metrics_from_output(output)
 
 
 def with_default_template_options(tokenizer: Any) -> Any:
-    """Return a tokenizer whose chat template has the model's options as its defaults.
+    """Return a tokenizer whose chat template uses the stored template options by default.
 
-    The harness renders the template without options. The result is a copy, or `tokenizer` itself if
-    there are no options.
+    The harness renders the template without options. The result is a copy of the tokenizer, or
+    `tokenizer` itself if it has no options.
     """
     options = chat_template_kwargs(tokenizer)
     if not options or not isinstance(tokenizer.chat_template, str):
@@ -85,11 +87,11 @@ def with_default_template_options(tokenizer: Any) -> Any:
     return copied
 
 
-def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def metrics_from_output(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Convert the output of the harness to ``TASK/METRIC`` -> the metric with its interval.
 
-    The keys "acc,none" and "acc_stderr,none" of a task become ``TASK/acc``. A filter other than
-    "none" is added in parentheses.
+    The keys "acc,none" and "acc_stderr,none" of a task become ``TASK/acc``. The part after the
+    comma is a filter of the harness. A filter other than "none" is added in parentheses.
     """
     metrics = {}
     for task, results in output["results"].items():
@@ -105,10 +107,11 @@ def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
-    """Return the exact interval of a proportion, or else a normal interval.
+    """Return a metric with its interval.
 
-    The normal interval uses the standard error `error`. Without it, or for too few documents, there
-    is no interval.
+    The interval of a proportion is exact. Other metrics have a normal interval that is computed
+    from the standard error `error`. If `error` is unknown, or there are too few documents, these
+    metrics have no interval.
     """
     if name in PROPORTION_METRICS and documents and 0 <= value <= 1:
         return share_interval(value * documents, documents)

@@ -35,24 +35,26 @@ def metric_interval(
 
     Args:
         metric: name of the metric.
-        values: [n] value of each episode.
-        units: [n] unit of each episode, see `unit_of`; by default each episode is a unit.
-        limits: returns of the random and the optimal policy, if the metric is "normalized".
+        values: value of each episode, [n].
+        units: unit of each episode, [n], see `unit_of`; by default each episode is a unit.
+        limits: returns of the random and the optimal policy, if they are known. They are used only
+            for the metrics "return" and "normalized".
     """
     if metric in COUNT_METRICS:
         least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
         return interval(values, units, kind="count", bounds=(least, math.inf))
-    return interval(values, units, kind="mean", bounds=outcome_range(metric, values, limits))
+    return interval(values, units, kind="mean", bounds=binary_values(metric, values, limits))
 
 
-def outcome_range(
+def binary_values(
     metric: str, values: Sequence[float], limits: Bounds | None = None
 ) -> tuple[float, float] | None:
     """Return the two possible values of a binary metric, the smaller first; None for other metrics.
 
-    `success` and pass@k lie in [0, 1]. A reward that is 0 or 1 in every episode is treated as
-    binary. So are the return and its normalized value, unless the known bounds `limits` of the
-    return lie outside [0, 1], or `limits` is None and all returns are equal.
+    For `success` and pass@k, the values are 0 and 1. A reward that is 0 or 1 in every episode is
+    treated as binary. A return that is 0 or 1 in every episode is also treated as binary, with two
+    exceptions: `limits` are known and are not in [0, 1], or `limits` are unknown and all returns
+    are equal. The same rules apply to the normalized return, with the normalized values of 0 and 1.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
@@ -72,15 +74,15 @@ def outcome_range(
 def pass_at_k_by_seed(
     groups: Mapping[str, Mapping[Hashable, Sequence[float]]],
 ) -> dict[str, dict[Hashable, float]]:
-    """Return pass@k of each seed, for every binary metric if a seed has several samples.
+    """Return pass@k of each seed, for every binary metric for which a seed has several samples.
 
     Args:
         groups: metric -> seed -> value of the metric for each sample.
 
     Returns:
-        Name -> seed -> pass@k. The name is `pass@k` for `success` and `METRIC/pass@k` for others; k
-        is 1, 2, 4, ... and the largest number of samples. A seed is omitted for every k above its
-        number of scored samples.
+        Name -> seed -> pass@k. The name is `pass@k` for `success` and `METRIC/pass@k` for other
+        metrics. k is 1, 2, 4, ... and the largest number of samples. A seed is omitted for every k
+        that exceeds its number of scored samples.
     """
     columns: dict[str, dict[Hashable, float]] = {}
     for name, seeds in groups.items():
@@ -101,9 +103,9 @@ def pass_at_k_by_seed(
 def unit_of(row: Mapping[str, Any]) -> Hashable:
     """Return the independent unit of an episode.
 
-    If episodes start from entries of a fixed list, such as prompts, the unit is the entry: its id
-    is `prompt_id`. If the environment draws each start state at random, the unit is the seed. In
-    both cases all samples of one seed belong to the same unit.
+    If episodes start from entries of a fixed list, such as prompts, the unit is the entry,
+    represented by its `prompt_id`. If the environment draws each start state at random, the unit is
+    the seed. In both cases, all samples of one seed belong to the same unit.
     """
     if row.get("prompt_id") is not None:
         return str(row["prompt_id"])
@@ -117,15 +119,15 @@ def unit_of(row: Mapping[str, Any]) -> Hashable:
 def unit_name(units: Sequence[Hashable]) -> UnitName:
     """Return the name of the units of a list of episodes, given the unit of each episode.
 
-    Units from a fixed list are "prompts". Seeds are "start states" if a seed has several episodes,
-    else "episodes".
+    Entries of a fixed list are called "prompts". Seeds are called "start states" if a seed has
+    several episodes, and "episodes" otherwise.
     """
     if any(isinstance(unit, str) for unit in units):
         return "prompts"
     return "start states" if len(set(units)) < len(units) else "episodes"
 
 
-def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
+def list_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
     """Return the id of the entry of a fixed list with which an episode starts.
 
     Entries with equal texts have the same id. The result is None if the environment has no list,

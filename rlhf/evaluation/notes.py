@@ -1,4 +1,4 @@
-"""Write the caveats of an evaluation, one sentence each."""
+"""Write the caveats of an evaluation, each as one sentence."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ENVIRONMENT_PREFIX = "environment: "
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Return the number of scores, and the reasons for missing scores, of incomplete rewards.
+    """Return, for each reward with missing scores, the number of scores and the reasons.
 
     Args:
         rows: episodes of one policy.
         counts: counts that the rewards reported: "NAME: reason" -> number.
 
     Returns:
-        Reward with missing scores -> {"scored", "episodes", "reasons"}: the number of episodes with
-        a score, the number of all episodes, and reason -> number.
+        Name of the reward -> a dictionary with ``scored`` (number of episodes with a score),
+        ``episodes`` (number of all episodes) and ``reasons`` (reason -> number of missing scores).
     """
     missing: Counter[str] = Counter()
     for row in rows:
@@ -47,9 +47,10 @@ def evaluation_caveats(
     unscored: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
 ) -> list[str]:
-    """Return the caveats of a policy's episodes.
+    """Return the caveats that apply to the episodes of a policy.
 
-    They concern missing scores, truncated texts, failures of environments and repeated episodes.
+    The caveats are about missing scores, truncated texts, environment failures and repeated
+    episodes.
 
     Args:
         rows: episodes of the policy.
@@ -67,7 +68,10 @@ def evaluation_caveats(
 
 
 def _failure_notes(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
-    """Return a list of at most one note, on episodes dropped because of `env.errors: count`."""
+    """Return a note on episodes that were dropped because their environment failed.
+
+    Episodes are dropped only with `env.errors: count`. The list is empty if none was dropped.
+    """
     failed = {key: number for key, number in counts.items() if key.startswith(ENVIRONMENT_PREFIX)}
     if not failed:
         return []

@@ -28,11 +28,11 @@ def report_on_pairs(
         rows: held-out canonical preference rows.
         directory: run directory.
         name: name of the folder and of the report.
-        train_rows: rows on which the reward was trained, if known.
-        options: options of `evaluate_reward_model`.
+        train_rows: rows on which the reward was trained; empty if they are unknown.
+        options: further arguments of `evaluate_reward_model`.
 
     Returns:
-        The report as plain data.
+        The result of `evaluate_reward_model`.
     """
     report = evaluate_reward_model(
         reward,

@@ -18,12 +18,12 @@ from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgrade_
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
-"""Names of the policies that environments define; each is compared as a separate method."""
+"""Policies that an environment can define; each is compared as a method of its own."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Returns of the random and the optimal policy, which normalize to 0 and 1."""
+    """Returns of the random and the optimal policy, which have the normalized values 0 and 1."""
 
     random: float
     optimal: float
@@ -32,15 +32,15 @@ class Bounds:
     def if_known(cls, random: Any, optimal: Any) -> Bounds | None:
         """Return the bounds, or None if a value is not a number or `random` is not below `optimal`.
 
-        In a constrained task the optimal return may be the lower one, because the random policy may
-        violate the constraint.
+        In a constrained task, the return of the optimal policy may be lower than that of the random
+        policy, because the random policy may violate the constraint.
         """
         if not is_number(random) or not is_number(optimal) or random >= optimal:
             return None
         return cls(float(random), float(optimal))
 
     def within(self, low: float, high: float) -> bool:
-        """Return whether both values are in [low, high], up to rounding errors."""
+        """Return whether both returns are in [low, high], up to rounding errors."""
         return self.random >= low - 1e-9 and self.optimal <= high + 1e-9
 
     def normalize(self, value: float) -> float:
@@ -77,7 +77,7 @@ class Evaluation:
     def summary_field(self, key: str) -> str:
         """Return the value of `env`, `policy` or `decoding`; "" if it is unknown.
 
-        The value is that of the summary, or else that of the first episode.
+        The value is read from the summary, or from the first episode if the summary has none.
         """
         first = self.episodes[0] if self.episodes else {}
         return str(self.summary.get(key) or first.get(key) or "")
@@ -93,9 +93,9 @@ class RunRecord(MetricLog):
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Content of `environment.json`: versions and hardware."""
     samples: Sequence[Mapping[str, Any]] = ()
-    """Rows of `samples.jsonl` that the report shows: held-out episodes before and after training,
-    and training episodes with recorded tokens. The latter are from three steps: the first, the
-    middle and the last step with recorded tokens."""
+    """Rows of `samples.jsonl` that the report shows. These are held-out episodes from before and
+    after training, and training episodes with recorded tokens. The training episodes are from the
+    first, the middle and the last step with recorded tokens."""
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
     """Whether the run has finished."""
@@ -139,14 +139,17 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
 
 
 def is_run_directory(directory: Path) -> bool:
-    """Return whether a folder has a file of a run directory; the run need not be finished."""
+    """Return whether a folder is the directory of a run, which may be unfinished.
+
+    A run directory contains config.yaml, metrics.jsonl or evaluation/.
+    """
     return any(
         (directory / name).exists() for name in ("config.yaml", "metrics.jsonl", "evaluation")
     )
 
 
 def read_run(directory: str | Path) -> RunRecord:
-    """Read one run directory. The fields of missing files are empty."""
+    """Read one run directory. If a file is missing, the field with its content is empty."""
     root = Path(directory)
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -167,9 +170,9 @@ def read_run(directory: str | Path) -> RunRecord:
 
 
 def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
-    """Return the value of a metric, an episode field or a reward component, for one episode.
+    """Return the value of a metric for one episode; None if the metric could not be scored.
 
-    The result is None if the metric could not be scored.
+    A metric is an episode field or a reward component.
 
     Raises:
         UserError: the episode does not have the metric (the message suggests the nearest name), or

@@ -31,12 +31,12 @@ def play_groups(
 
     Args:
         model: model to load.
-        env: environment or prompt set.
-        rollout: settings of the sampling.
-        seeds: seed of each start state. Seeds from ``evaluation_seed`` draw from the test split of
-            the environment, other seeds from the train split.
+        env: environment or prompt dataset.
+        rollout: sampling hyperparameters.
+        seeds: seed of each start state. If all seeds are results of ``evaluation_seed``, the start
+            states are from the test split of the environment, otherwise from the train split.
         samples: number of episodes for each start state.
-        seed: seed of the model and of the data.
+        seed: seed for loading the model and the data.
 
     Returns:
         The episodes of each start state, in the order of ``seeds``.
@@ -92,7 +92,7 @@ def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndar
 
     Args:
         reward: Reward that scores conversations.
-        groups: Conversations of each prompt; every prompt needs the same number.
+        groups: Conversations of each prompt; all prompts must have the same number.
         what: Name of the reward in error messages.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.evaluation.metrics import UnitName, outcome_range, unit_name
+from rlhf.evaluation.metrics import UnitName, binary_values, unit_name
 from rlhf.evaluation.records import (
     REFERENCE_POLICIES,
     Bounds,
@@ -20,11 +20,11 @@ from rlhf.evaluation.records import (
 _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
-"""(environment, decoding). Methods are compared only within one setting."""
+"""Environment and decoding of an evaluation. Methods are compared only within one setting."""
 Episodes = dict[Hashable, list[float]]
 """Independent unit -> values of the metric, one for each episode of the unit."""
 Method = dict[Setting, dict[int, Episodes]]
-"""Setting -> training seed -> values by unit."""
+"""Setting -> training seed -> values of the metric by independent unit."""
 
 
 def method_names(directories: Sequence[Path]) -> list[str]:
@@ -49,7 +49,10 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 
 
 def _shortest_tails(paths: Sequence[list[str]]) -> list[str]:
-    """Return the last k components of each path, with the smallest k that keeps paths distinct."""
+    """Return the last k components of each path.
+
+    k is the smallest number for which different paths have different results.
+    """
     distinct = len({tuple(parts) for parts in paths})
     depth = 1
     while len({tuple(parts[-depth:]) for parts in paths}) < distinct:
@@ -77,8 +80,8 @@ def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
     """Return every evaluation that has episodes, with its method and training seed.
 
     `rlhf evaluate` can evaluate the models of several runs in one run directory. The method of
-    such an evaluation is named after the policy, not after the directory. It replaces the final
-    evaluation of the training run that has the same name.
+    such an evaluation is named after the policy, not after the directory. The evaluation replaces
+    the final evaluation of a training run with the same method name.
     """
     return _select_evaluations(runs)[0]
 
@@ -87,8 +90,8 @@ def _select_evaluations(
     runs: Sequence[RunRecord],
 ) -> tuple[list[MethodEvaluation], list[str]]:
     """Return the evaluations to use, and notes on those that are omitted because of equal names."""
-    # Runs of `rlhf evaluate` with named policies are first, because their order is that of the
-    # table.
+    # Runs of `rlhf evaluate` with named policies come first: their evaluations replace those of
+    # training runs, and the table has the same order.
     ordered = sorted(runs, key=lambda run: not _has_named_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
     paths = [_path_for_method_name(run, evaluation) for run, evaluation in pairs]
@@ -119,7 +122,7 @@ class MethodValues:
     notes: list[str]
     """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
-    """Environment -> the two possible values of a binary metric, see `outcome_range`."""
+    """Environment -> the two possible values of a binary metric, see `binary_values`."""
     limits: Mapping[str, Bounds | None]
     """Environment -> returns of its random and its optimal policy, if known."""
     unit_names: Mapping[Setting, UnitName]
@@ -164,24 +167,25 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
-    ranges = {env: outcome_range(metric, column, limits[env]) for env, column in values.items()}
+    ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
     return MethodValues(methods, notes, ranges, limits, names)
 
 
 def training_seed(run: RunRecord) -> int:
     """Return the training seed of a run.
 
-    It is the last number in the run's path that follows "seed" (`seed3`), else `seed` of the
-    configuration, else 0.
+    The seed is the last number in the run's path that follows "seed", as in `seed3`. If there is no
+    such number, it is the key `seed` of the configuration, and 0 if there is no such key.
     """
     numbers = _SEED_PART.findall(str(run.directory.resolve()))
     return int(numbers[-1]) if numbers else int(run.config.get("seed") or 0)
 
 
 def _has_named_policies(run: RunRecord) -> bool:
-    """Return whether a run is one of `rlhf evaluate` whose methods are named after its policies.
+    """Return whether the methods of a run are named after the policies that it evaluated.
 
-    This is the case if its configuration lists policies, or if it evaluated several.
+    This applies to runs of `rlhf evaluate`: the configuration lists policies, or the run evaluated
+    several policies.
     """
     trained = {e.summary_field("policy") for e in run.evaluations} - {*REFERENCE_POLICIES, ""}
     return "policies" in run.config or len(trained) > 1
@@ -190,8 +194,8 @@ def _has_named_policies(run: RunRecord) -> bool:
 def _path_for_method_name(run: RunRecord, evaluation: Evaluation) -> Path:
     """Return the path from which `method_names` derives the name of an evaluation's method.
 
-    It is the run directory. For a run that names its policies, it is a path beside that directory,
-    with the name of the policy.
+    It is the run directory. If the methods of the run are named after its policies, the last
+    component of the path is replaced by the name of the policy.
     """
     named = _has_named_policies(run) and evaluation.summary_field("policy")
     return run.directory.resolve().parent / Path(named).name if named else run.directory

@@ -17,7 +17,7 @@ from rlhf.data.conversation import insert_after_system, without_system
 from rlhf.data.load import load_and_log
 from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.errors import UserError
-from rlhf.evaluation.classes import class_summary
+from rlhf.evaluation.classes import classification_report
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
     play_model,
@@ -48,9 +48,9 @@ class EvaluationData:
 
     config: EvaluateConfig
     prompts: list[Any]
-    """Conversations to reply to; empty without a prompt set."""
+    """Conversations to reply to; empty if there is no prompt dataset."""
     text: list[Any]
-    """Canonical SFT rows for the loss."""
+    """Canonical SFT rows on which the loss is computed."""
     classes: list[Any]
     """Canonical classification rows."""
     rewards: list[Any]
@@ -158,7 +158,7 @@ def _add_metrics_without_episodes(
             summary["notes"] = [*summary.get("notes", ()), note]
         summary["text"] = {"losses": losses.nats, "tokens": losses.tokens, "bytes": losses.bytes}
     if config.classes:
-        report = class_summary(
+        report = classification_report(
             policy,
             data.classes,
             config.classes,
@@ -180,8 +180,8 @@ def _play_episodes(
 ) -> list[dict[str, Any]]:
     """Play the episodes of a model or of a reference policy; return the rows of `episodes.jsonl`.
 
-    `policy` is None for a reference policy. `examples` are few-shot messages. Missing scores,
-    truncations and failures are counted in `counts`.
+    `policy` is None for a reference policy. `examples` are few-shot messages. The numbers of
+    missing scores, truncated texts and environment failures are added to `counts`.
     """
     config = data.config
     assert config.env is not None
@@ -218,12 +218,14 @@ def _play_episodes(
 def text_summary(losses: CompletionLosses) -> dict[str, Any]:
     """Return the loss per token, the perplexity and the bits per byte, with intervals.
 
-    The intervals are over examples; examples without completion tokens are omitted. Bits per byte
-    can be compared between models with different tokenizers; losses per token cannot.
+    The independent units of the intervals are examples. Examples without completion tokens are
+    omitted. Bits per byte can be compared between models with different tokenizers, but losses per
+    token cannot.
 
     Returns:
-        ``text_loss`` (nats per token), ``text_perplexity`` and ``text_bits_per_byte``, see
-        `Interval.as_dict`. ``text_bits_per_byte`` is omitted if a completion has no bytes.
+        ``text_loss`` (nats per token), ``text_perplexity`` and ``text_bits_per_byte``, each as a
+        result of `Interval.as_dict`. ``text_bits_per_byte`` is omitted if a completion has no
+        bytes.
 
     Raises:
         UserError: no example has a completion token.
@@ -235,23 +237,23 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
         )
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
-    loss = _at_least_zero(ratio_interval(nats, tokens))
+    loss = _clip_at_zero(ratio_interval(nats, tokens))
     with np.errstate(over="ignore"):
         value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
     perplexity = replace(loss, value=value, low=low, high=high)
     metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():
-        metrics["text_bits_per_byte"] = _at_least_zero(ratio_interval(nats / math.log(2), size))
+        metrics["text_bits_per_byte"] = _clip_at_zero(ratio_interval(nats / math.log(2), size))
     return {name: estimate.as_dict() for name, estimate in metrics.items()}
 
 
-def _at_least_zero(estimate: Interval) -> Interval:
-    """Return the interval of a loss, which is not negative."""
+def _clip_at_zero(estimate: Interval) -> Interval:
+    """Return the interval with a lower end of at least 0, because a loss is not negative."""
     return replace(estimate, low=max(0.0, estimate.low)) if estimate.known else estimate
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
-    """Write the report on the sum of the rewards, and on simple baselines, for preference pairs."""
+    """Write the report on preference pairs for the sum of the rewards and for simple baselines."""
     pairs = load_and_log(config.pairs, "preference", what="pairs", seed=config.seed)
     train = load_and_log(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     report_on_pairs(

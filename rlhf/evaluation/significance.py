@@ -1,4 +1,4 @@
-"""Compare two methods by paired differences: interval, sign-flip test and verdict."""
+"""Compare two methods by paired differences, with an interval and a sign-flip test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOWER_IS_BETTER = frozenset(
 )
 """Metrics for which lower values are better."""
 _MAX_SUGGESTED_PAIRS = 10_000
-"""No sample size is suggested if it would be larger than about this number of pairs."""
+"""If a suggested sample size would exceed about this number of pairs, it is not suggested."""
 _FEWEST_RESAMPLED = 20
 """Minimum number of differences for which coverage is simulated by resampling them."""
 
@@ -51,7 +51,8 @@ class Difference:
     verdict: str
     """The result of the comparison in words."""
     p_value: float
-    """Two-sided p value of the sign-flip test. The winner is determined as `_Test` describes."""
+    """Two-sided p value of the sign-flip test, increased by a shared error. `_Test` describes how
+    the winner is determined."""
     coverage_normal: float | None
     """Simulated coverage of the interval for n normally distributed differences, where n is the
     number of pairs; None if it was not simulated."""
@@ -65,22 +66,23 @@ class _Test:
     """Test of paired differences, for `compare_means`.
 
     The sign-flip test is used if there are enough pairs for its p value to reach `level`. With
-    fewer pairs, the difference is not significant if the units are prompts, start states or
-    episodes. If the units are training seeds, Student's t test is used instead. It requires at
-    least five training seeds, and differences that all have the same sign and are not all equal.
-    The t test is adequate because the value of a training seed is a mean over many episodes.
+    fewer pairs of prompts, start states or episodes, the difference is not significant. With fewer
+    pairs of training seeds, Student's t test is used instead. The t test requires at least five
+    training seeds, and differences that have the same sign and are not all equal. It is adequate
+    because the value of a training seed is a mean over many episodes.
     """
 
     deltas: np.ndarray
-    """Difference for each unit, [n]."""
+    """Difference method - baseline for each unit, [n]."""
     unit: Unit
     level: float
     """Significance level."""
     runs: int
     """Number of training runs of the method that has fewer training runs."""
     p_value: float
-    """Two-sided p value of the sign-flip test, with the shared error."""
+    """Two-sided p value of the sign-flip test, increased by the shared error."""
     shared_error: float = 0.0
+    """Standard error that all differences have in common, see `compare_means`."""
 
     @property
     def n(self) -> int:
@@ -89,7 +91,7 @@ class _Test:
 
     @property
     def too_few_runs(self) -> bool:
-        """Whether the units are training seeds and there are fewer than `FEWEST_SEEDS`."""
+        """Whether the units are training seeds and a method has fewer than `FEWEST_SEEDS` runs."""
         return self.unit == "training seeds" and self.runs < FEWEST_SEEDS
 
     @property
@@ -110,7 +112,7 @@ class _Test:
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
         p_value = 2 * float(special.stdtr(self.n - 1, -t))
-        return _with_shared_error(p_value, self.deltas, self.shared_error) <= self.level
+        return _add_shared_error(p_value, self.deltas, self.shared_error) <= self.level
 
 
 def compare_means(
@@ -132,13 +134,13 @@ def compare_means(
     """Compare the values of `method` with the paired values of `baseline`.
 
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
-    most 5%. A winner is declared if the sign-flip test gives a p value of at most this level. At a
-    level of 5%, the sign-flip test needs at least six pairs. With five training seeds, Student's t
-    test is used if all differences have the same sign.
+    most 5%. A winner is declared if the difference is significant at this level, as `_Test`
+    describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs.
+    At a level of 5%, the sign-flip test needs at least six pairs.
 
     Args:
-        values: [n] value of `method` for each unit.
-        against: [n] value of `baseline` for each unit, in the same order.
+        values: value of `method` for each unit, [n].
+        against: value of `baseline` for each unit in the same order, [n].
         method: name of the method.
         baseline: name of the baseline.
         unit: name of the units.
@@ -147,10 +149,11 @@ def compare_means(
         metric: name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
         comparisons: number of comparisons, including this one, for the Bonferroni correction.
         fewest_runs: number of training runs of the method that has fewer training runs, by default
-            n. With 1, the variation between training seeds of this method is unknown.
-        span: difference of the two possible values of a binary metric; inferred from 0 and 1.
-        shared_error: standard error of an independent error that all differences have in common,
-            such as the error of a baseline with a single evaluation.
+            n. If it is 1, the variation of this method between training seeds is unknown.
+        span: difference between the two possible values of a binary metric. By default, it is 1 if
+            all values are 0 or 1; otherwise the metric is not binary.
+        shared_error: standard error that all differences have in common and that is independent of
+            their variation, such as the error of a baseline with a single evaluation.
         measure_coverage: whether to simulate the coverage of the interval.
 
     Raises:
@@ -160,12 +163,12 @@ def compare_means(
     if span is None and is_binary(values) and is_binary(against):
         span = 1.0
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    p_value = _with_shared_error(sign_flip_test(deltas), deltas, shared_error)
+    p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared_error)
     test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared_error)
     estimate = _difference_interval(deltas, span, shared_error)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
-    verdict = _verdict(test, method, baseline, leader)
+    verdict = _result_text(test, method, baseline, leader)
     simulated = measure_coverage and not shared_error
     coverage = _simulated_coverages(deltas, estimate, span) if simulated else (None, None)
     return Difference(
@@ -189,8 +192,11 @@ def _difference_interval(deltas: np.ndarray, span: float | None, shared_error: f
     return replace(estimate, low=low, high=high)
 
 
-def _with_shared_error(p_value: float, deltas: np.ndarray, error: float) -> float:
-    """Return the p value of the mean difference, increased by an independent error of the mean."""
+def _add_shared_error(p_value: float, deltas: np.ndarray, error: float) -> float:
+    """Return the p value of the mean difference if the mean has an additional independent error.
+
+    `p_value` is the two-sided p value without this error; `error` is its standard error.
+    """
     if error == 0 or p_value >= 1:
         return p_value
     mean = abs(float(deltas.mean()))
@@ -203,7 +209,7 @@ def fewest_pairs(level: float = 0.05) -> int:
     return math.ceil(math.log2(2 / level))
 
 
-def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
+def _result_text(test: _Test, method: str, baseline: str, leader: str) -> str:
     """Return the result of a test in words; `leader` is the method with the better mean."""
     n, unit, needed = test.n, test.unit, fewest_pairs(test.level)
     other = baseline if leader == method else method
@@ -211,7 +217,7 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
     if not test.deltas.any():
         return f"{method} and {baseline} have equal values in every pair"
     if n == 1:
-        return f"no verdict: one pair of {unit} is not enough to compare {method} with {baseline}"
+        return f"no result: one pair of {unit} is not enough to compare {method} with {baseline}"
     if test.too_few_runs:
         if not test.significant and not test.same_sign:
             return no_winner
@@ -223,7 +229,7 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
         )
     if not test.significant and n < needed:
         return (
-            f"no verdict: {n} {unit} are not enough to compare {method} with {baseline} "
+            f"no result: {n} {unit} are not enough to compare {method} with {baseline} "
             f"(at least {needed})"
         )
     if not test.significant:
@@ -240,9 +246,9 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
 
 
 def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
-    """Return text on the number of pairs that detects a difference as large as the observed one.
+    """Return text on the number of pairs needed to detect a difference of the observed size.
 
-    The result is an empty string if that number would be very large.
+    The text is empty if this number would be very large, or if all differences are equal.
     """
     mean, sd = float(deltas.mean()), float(deltas.std(ddof=1))
     if sd == 0 or abs(mean) < 4 * sd / math.sqrt(_MAX_SUGGESTED_PAIRS):

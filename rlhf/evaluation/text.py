@@ -21,7 +21,7 @@ from rlhf.rollout.plain_text import encode_text
 log = logging.getLogger(__name__)
 
 Example = tuple[list[int], list[bool]]
-"""(token ids [T], completion mask [T])."""
+"""Token ids [T] and completion mask [T]."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def completion_losses(
         policy: the model.
         rows: canonical SFT rows. In plain text, all tokens except the first are the completion.
         max_length: maximum number of tokens of a row; longer rows are truncated. A row has no
-            completion tokens if its prompt alone has this length, or if the chat template cannot
-            render it. The log reports the numbers of these rows.
+            completion tokens if its prompt has at least this length, or if the chat template cannot
+            render it. The log reports the number of truncated rows and of rows without a rendering.
         batch_size: number of rows in one forward pass.
     """
     whole, changes = _encode_rows(policy, rows)
@@ -94,7 +94,7 @@ def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
 def _encode_rows(
     policy: Policy, rows: Sequence[dict[str, Any]]
 ) -> tuple[list[Example], Counter[str]]:
-    """Return one example for each row, and the numbers of omitted or changed rows by reason.
+    """Return one example for each row, and reason -> number of omitted or changed rows.
 
     A row that cannot be encoded becomes an example of one padding token without completion tokens.
     """

@@ -33,5 +33,7 @@ def with_packing(reward: R) -> R:
         from rlhf.models.fast.verification import enable_fast_paths
     for checkpoint in decoders:
         if enable_fast_paths(checkpoint.model):
-            checkpoint.read_packed(functools.partial(flat_hidden_states, checkpoint.model))
+            checkpoint.use_packed_hidden_states(
+                functools.partial(flat_hidden_states, checkpoint.model)
+            )
     return reward

@@ -36,9 +36,9 @@ def aggregate_interval(
 ) -> Interval:
     """Return `statistic` of scores [runs, tasks] with an interval over the runs of each task.
 
-    The mean and the optimality gap are means of scores or of clipped scores, so they have Student's
-    t interval, corrected for skewness. Other statistics have the bootstrap interval of
-    `stretched_interval`, for which the runs of each task are resampled.
+    The mean and the optimality gap are means of scores or of clipped scores, so their interval is
+    Student's t interval, corrected for skewness. Other statistics have the bootstrap interval of
+    `stretched_interval`. The bootstrap resamples the runs of each task separately.
     """
     table = _checked_table(scores)
     runs = table.shape[0]
@@ -83,15 +83,16 @@ def stretched_interval(
 ) -> Interval:
     """Return the percentile interval of bootstrap replicates, widened for small numbers of units.
 
-    A percentile interval over 5 units has a coverage of only 83 to 91%. Its distances from the
-    point estimate are therefore multiplied by sqrt(n / (n - 1)) t / z, where n is `units`. For the
-    mean of one task this gives Student's t interval.
+    A percentile interval over 5 units has a coverage of only 83 to 91%. The distances of its bounds
+    from the point estimate are therefore multiplied by sqrt(n / (n - 1)) t / z. n is `units`, and t
+    and z are the quantiles of Student's t distribution and of the normal distribution. For the mean
+    of one task, the result is approximately Student's t interval.
 
     Args:
         value: point estimate.
-        replicates: [repetitions] value of the statistic for each bootstrap sample.
+        replicates: value of the statistic for each bootstrap sample, [repetitions].
         units: number of independent units; there is no interval for fewer than five.
-        freedom: degrees of freedom of the quantile t.
+        freedom: degrees of freedom of Student's t distribution.
         level: confidence level.
     """
     if missing := too_few_units_reason(units):
@@ -161,9 +162,9 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarra
 def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Interval:
     """Return `probability_of_improvement` of scores [runs, tasks], with an interval in [0, 1].
 
-    In each task, the variance of the estimate is at most that of a proportion in n runs, where n is
-    the smaller of the two numbers of runs (Birnbaum & Klose 1957). The interval is therefore the
-    exact interval of a proportion in n runs of each task.
+    Let n be the smaller of the two numbers of runs. In each task, the variance of the estimate is
+    at most the variance of a proportion in n runs (Birnbaum & Klose 1957). The interval is
+    therefore the exact interval of a proportion with n outcomes for each task.
     """
     left, right = _checked_table(first), _checked_table(second)
     probability = float(probability_of_improvement(left, right))
@@ -180,7 +181,7 @@ def _bootstrap_interval(
 ) -> Interval:
     """Return the stretched bootstrap interval of a statistic of scores [runs, tasks].
 
-    `run_indices` [repetitions, runs, tasks] are those of `_resampled_run_indices`.
+    `run_indices` [repetitions, runs, tasks] is the result of `_resampled_run_indices`.
     """
     count = table.shape[0]
     if missing := _no_run_interval_reason(table):
@@ -206,7 +207,11 @@ def _resampled_run_indices(
 
 
 def _checked_table(scores: ArrayLike) -> np.ndarray:
-    """Return scores as an array [runs, tasks]; raise ValueError if empty or not finite."""
+    """Return scores as an array [runs, tasks].
+
+    Raises:
+        ValueError: the array is empty or not two-dimensional, or some scores are not finite.
+    """
     data = np.asarray(scores, dtype=float)
     if data.ndim != 2 or data.size == 0:
         raise ValueError(f"scores must be a non-empty array [runs, tasks], got shape {data.shape}")
@@ -214,7 +219,7 @@ def _checked_table(scores: ArrayLike) -> np.ndarray:
 
 
 def _score_array(scores: ArrayLike) -> np.ndarray:
-    """Return scores as an array [..., runs, tasks]; raise ValueError if an axis is missing."""
+    """Return scores as an array [..., runs, tasks]; raise ValueError for fewer than two axes."""
     data = np.asarray(scores, dtype=float)
     if data.ndim < 2:
         raise ValueError(f"scores must be [..., runs, tasks], got shape {data.shape}")

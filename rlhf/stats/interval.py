@@ -27,7 +27,7 @@ Kind = Literal["auto", "share", "mean", "count"]
 EQUAL_COUNTS_LABEL = "exact (Poisson), equal counts"
 
 _FEWEST_OUTCOMES = 10
-"""Smallest number of outcomes of which two values are treated as the only possible ones."""
+"""Minimum number of outcomes for treating two observed values as the only possible values."""
 
 
 def interval(
@@ -41,27 +41,29 @@ def interval(
 ) -> Interval:
     """Return the mean of `values` with a confidence interval over independent units.
 
-    * If each unit has one of the two `bounds` as its value (0 or 1 for a proportion), the interval
-      is exact (binomial with the mid-p correction), for any number of units. If many values take
-      only two values, each at least twice, these two are used as the bounds.
-    * Units with other values inside known bounds, such as the mean of several samples, have the
-      interval of a mean, clipped to the bounds. If there are too few units for that, the exact
-      interval is used, which is valid but wider.
-    * Any other mean has Student's t interval, corrected for skewness. This interval requires at
-      least five units. Moreover, at least five units (half of fewer than ten) must differ from the
-      most common value, because otherwise the variance cannot be estimated.
-    * The mean of counts that all have their smallest possible value has an exact (Poisson)
-      interval.
+    * If the value of each unit is one of the two `bounds` (0 or 1 for a proportion), the interval
+      is exact (binomial with the mid-p correction), for any number of units. If at least ten values
+      that are not counts have only two distinct values, each at least twice, and no finite bounds
+      are given, these two values are used as the bounds.
+    * If units have other values inside known bounds, such as the mean of several samples, the
+      interval is that of a mean, clipped to the bounds. If there are too few units for the interval
+      of a mean, the exact interval is used, which is valid but wider.
+    * For any other mean, the interval is Student's t interval, corrected for skewness. It requires
+      at least five units. At least five units must also differ from the most common value, because
+      otherwise the variance cannot be estimated. With fewer than ten units, half of them must
+      differ.
+    * If all counts have their smallest possible value, the interval is exact (Poisson).
 
     Args:
-        values: [n] finite numbers.
-        clusters: [n] independent unit of each value, such as its prompt, start state or seed; by
+        values: finite numbers, [n].
+        clusters: independent unit of each value, such as its prompt, start state or seed, [n]; by
             default every value is a unit.
         kind: "share" for a proportion of outcomes in [0, 1], "count" for whole numbers, "mean" for
-            other values. "auto" means "share" if all values are 0 or 1 and `bounds` is None, else
-            "mean".
-        bounds: smallest and largest possible value, if known.
-        weigh: "units" gives each unit the same weight in the mean, "values" each value.
+            other values. "auto" means "share" if all values are 0 or 1 and `bounds` is None, and
+            "mean" otherwise.
+        bounds: smallest and largest possible value, if they are known.
+        weigh: "units" gives each unit the same weight in the mean; "values" gives each value the
+            same weight.
         level: confidence level.
 
     Raises:
@@ -96,8 +98,8 @@ def ratio_interval(
 ) -> Interval:
     """Return sum(numerators) / sum(denominators), such as nats per token, with its interval.
 
-    Both arguments have one value for each of n units, [n]; the denominators must be positive. The
-    interval is that of a mean of the residuals (numerator - ratio * denominator) /
+    Both arguments have one value for each of n units, [n]. The denominators must be positive. The
+    width of the interval is that of a mean of the residuals (numerator - ratio * denominator) /
     mean(denominators).
     """
     top, bottom = finite_vector(numerators), finite_vector(denominators)
@@ -110,10 +112,11 @@ def _mean_interval(
 ) -> Interval:
     """Return the interval of a mean of n units with weights proportional to `sizes` [n].
 
+    `point` is the mean, and `residuals` [n] are the deviations of the unit values from the mean.
     Large units have a large influence on the mean, so their residuals are too small. Residuals are
     therefore divided by one minus the unit's fraction of the total size, as in the jackknife
-    (MacKinnon & White 1985, HC3). The degrees of freedom are those of the effective number of
-    units.
+    (MacKinnon & White 1985, HC3). The degrees of freedom are the effective number of units minus
+    one.
     """
     n, share = sizes.size, sizes / sizes.sum()
     if missing := no_interval_reason(point + residuals):
@@ -132,8 +135,8 @@ def _exact_interval(
 ) -> Interval | None:
     """Return the exact interval of a mean of outcomes in [low, high].
 
-    The result is None if some units lie between `low` and `high` and the interval of a mean exists.
-    `units` [n] are the values of the units, and `sizes` [n] their weights.
+    The result is None if some units are strictly between `low` and `high` and the interval of a
+    mean exists. `units` [n] are the values of the units, and `sizes` [n] are their weights.
     """
     shares = (units - low) / (high - low)
     # Values of one cluster may be equal, so clusters of different sizes count as fewer units.
@@ -151,9 +154,9 @@ def _exact_count_interval(
 ) -> Interval | None:
     """Return the exact interval of counts that are all `low`, or that are all `low` or `low` + 1.
 
-    In the second case, the result is None if the interval of a mean exists. Equal counts above
-    `low`, such as replies that all have the maximum length, have no interval, because it is unknown
-    how far other counts lie below.
+    In the second case, the result is None if the interval of a mean exists. For all other counts,
+    the result is also None. Equal counts above `low`, such as replies that all have the maximum
+    length, have no exact interval, because it is unknown how far other counts are below them.
     """
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
@@ -168,10 +171,10 @@ def _exact_count_interval(
 
 
 def _two_distinct_values(data: np.ndarray) -> tuple[float, float] | None:
-    """Return the distinct values, smallest first, if there are two and each occurs twice or more.
+    """Return the two distinct values, smallest first, if each occurs at least twice.
 
-    Otherwise return None. The result is also None for few outcomes, because these may have only two
-    values by chance.
+    The result is None if there are not exactly two distinct values. It is also None for fewer than
+    ten outcomes, because these may have only two values by chance.
     """
     distinct, counts = np.unique(data, return_counts=True)
     if data.size < _FEWEST_OUTCOMES or distinct.size != 2 or counts.min() < 2:

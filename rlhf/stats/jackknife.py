@@ -1,4 +1,4 @@
-"""Compute intervals of statistics that are not means: jackknife, and sums of estimates."""
+"""Compute intervals of statistics that are not means, and of sums of independent estimates."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def jackknife(
     """Return a statistic of n rows with an interval over clusters, from jackknife pseudo-values.
 
     The interval is computed on a scale on which the statistic is approximately normal. Its bounds
-    are then mapped back, so they lie inside the statistic's range. There is no interval for a value
-    at an end of the range (such as an area of exactly 1), for fewer than twenty clusters, or if
-    leaving clusters out does not change the statistic.
+    are then mapped back, so they are inside the statistic's range. There is no interval in these
+    cases: there are fewer than twenty clusters, the value is at an end of its range (such as an
+    area of exactly 1), or the pseudo-values have too little variation for the interval of a mean.
 
     Args:
         statistic: function that maps row indices [m] to a number, or to nan if the statistic is
             undefined for these rows.
-        clusters: [n] independent unit of each row.
+        clusters: independent unit of each row, [n].
         scale: "logit" for proportions and areas under a curve, "fisher" for correlations, "log" for
-            positive numbers, "identity" for others.
+            positive numbers, "identity" for other statistics.
         level: confidence level.
     """
     names, codes = cluster_index(clusters)
@@ -78,10 +78,10 @@ def weighted_sum_interval(parts: Sequence[Interval], weights: Sequence[float]) -
     """Return the weighted sum of independent estimates with a MOVER interval (Zou & Donner 2008).
 
     The distance from the sum to its lower bound is the square root of the sum of
-    (weight * distance)^2 over the parts, where the distance is that of a part to its own lower
-    bound; likewise for the upper bound. A proportion of exactly 0 or 1 therefore contributes its
-    uncertainty. The sum has an interval only if every part with a positive weight has one. The
-    weights must not be negative.
+    (weight * distance)^2 over the parts. In this formula, a distance is that from the value of a
+    part to the lower bound of the part. The upper bound is computed in the same way. A proportion
+    of exactly 0 or 1 therefore also contributes its uncertainty. The sum has an interval only if
+    every part with a positive weight has an interval. The weights must not be negative.
     """
     shares = np.asarray(weights, dtype=float)
     estimates = np.array([part.value for part in parts])

@@ -11,7 +11,7 @@ SKEW_CORRECTED_T = "t, corrected for skewness"
 
 
 class Moments(NamedTuple):
-    """Moments of an estimated mean, which determine its interval; all have the same shape."""
+    """Moments of an estimated mean, which determine its interval; all arrays have equal shapes."""
 
     mean: np.ndarray
     """Estimate of the mean."""
@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
 
 def mean_moments(values: np.ndarray) -> Moments:
-    """Return the moments of the mean of n >= 2 independent values [..., n], each [...]."""
+    """Return the moments, each [...], of the mean of n >= 2 independent values [..., n]."""
     n = values.shape[-1]
     mean = values.mean(axis=-1)
     centered = values - mean[..., None]
@@ -38,7 +38,7 @@ def mean_moments(values: np.ndarray) -> Moments:
 
 
 def stratified_moments(scores: np.ndarray) -> Moments:
-    """Return the moments of the mean of scores [..., runs, tasks] over runs and tasks, each [...].
+    """Return the moments, each [...], of the mean over runs and tasks of [..., runs, tasks] scores.
 
     The runs are independent samples, and the tasks are fixed strata. The degrees of freedom are
     Satterthwaite's, because the variances of the tasks differ.
@@ -58,12 +58,12 @@ def stratified_moments(scores: np.ndarray) -> Moments:
 def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds [...] of a mean from its moments.
 
-    The bounds enclose Student's t interval and the interval of Hall's (1992) cubic transformation.
-    That transformation shifts the bounds toward the long tail; for skewed values, the coverage of
-    Student's t interval alone is only 83 to 90%. The sample skewness underestimates that of the
-    population, so it is multiplied by 1.25 + 6 / n, where n is the number of degrees of freedom
-    plus one. The distance from the mean to a bound is limited to 2 + 5 / n times that of Student's
-    t interval.
+    The interval contains Student's t interval and the interval of Hall's (1992) cubic
+    transformation. The transformation shifts the bounds toward the long tail, because the coverage
+    of Student's t interval alone is only 83 to 90% for skewed values. Let n be the number of
+    degrees of freedom plus one. The sample skewness underestimates the skewness of the population,
+    so it is multiplied by 1.25 + 6 / n. The distance from the mean to a bound is at most 2 + 5 / n
+    times the distance for Student's t interval.
     """
     units = moments.freedom + 1
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)

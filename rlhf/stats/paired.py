@@ -21,13 +21,15 @@ MAX_ENUMERATED = 30
 """Maximum number of nonzero differences for which all assignments of signs are enumerated."""
 
 _NUM_ENUMERATED_LARGEST = 14
-"""Number of largest differences whose signs are enumerated if there are over MAX_ENUMERATED."""
+"""If there are more than MAX_ENUMERATED differences, the signs of this number of the largest ones
+are enumerated."""
 
 _LARGEST_STEP = 1000
-"""Largest difference in units of their common divisor for which the exact distribution is used."""
+"""The exact distribution is used only if the largest difference is at most this multiple of the
+common divisor of the differences."""
 
 _MAX_ADDITIONS = 20_000_000
-"""Largest number of additions to compute the exact distribution, about 20 ms."""
+"""Maximum number of additions for the exact distribution; they take about 20 ms."""
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
@@ -39,11 +41,12 @@ def sign_flip_test(differences: ArrayLike) -> float:
 
     * If all nonzero differences have the same magnitude, the distribution is binomial.
     * For up to 30 nonzero differences, all assignments are enumerated (meet in the middle).
-    * If all differences are multiples of one number, at most 1000 times this number, the exact
+    * If all differences are multiples of one number, and at most 1000 times this number, the exact
       distribution is computed by convolution. Examples are proportions and counts.
-    * Otherwise the signs of the 14 largest differences are enumerated, and the distribution of the
-      sum of the others is approximated by an Edgeworth expansion with the fourth cumulant. A normal
-      approximation alone would give too small p values if a few differences are much larger.
+    * Otherwise, the signs of the 14 largest differences are enumerated. The distribution of the sum
+      of the other differences is approximated by an Edgeworth expansion with the fourth cumulant. A
+      normal approximation of the whole sum would give too small p values if a few differences are
+      much larger than the rest.
 
     Returns:
         The p value; 1.0 if all differences are 0.
@@ -78,14 +81,14 @@ def difference(
     """Return the mean of first[i] - second[i] with a confidence interval over independent units.
 
     Differences of binary outcomes have the adjusted Wald interval for any number of pairs. Other
-    differences have the interval of a mean, which needs at least five pairs.
+    differences have the interval of a mean, which needs at least five independent units.
 
     Args:
-        first: [n] values.
-        second: [n] values to subtract, in the same order.
-        clusters: [n] independent unit of each pair; by default every pair is a unit.
-        kind: "share" if the values are outcomes in [0, 1], else "mean". "auto" means "share" if all
-            values are 0 or 1, else "mean".
+        first: values, [n].
+        second: values to subtract in the same order, [n].
+        clusters: independent unit of each pair, [n]; by default every pair is a unit.
+        kind: "share" for outcomes in [0, 1], "mean" for other values. "auto" means "share" if all
+            values are 0 or 1, and "mean" otherwise.
         level: confidence level.
 
     Raises:
@@ -102,7 +105,8 @@ def difference(
 def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """Return first - second [n], without rounding errors.
 
-    The means of the same samples in two orders may differ in the last digit.
+    Rounding is needed because the means of the same samples in two orders may differ in the last
+    digit.
 
     Raises:
         ValueError: the lengths differ, there are no values, or some values are not finite.
@@ -118,9 +122,10 @@ def delta_interval(
 ) -> Interval:
     """Return the mean of paired differences [n] of independent units, with its interval.
 
-    With kind "share", the differences lie in [-1, 1]. They have the adjusted Wald interval if all
-    are -1, 0 or 1, or if the interval of a mean does not exist. Otherwise they have the interval of
-    a mean, clipped to [-1, 1].
+    With kind "mean", the result is the interval of a mean. With kind "share", the differences are
+    in [-1, 1]. Their interval is the adjusted Wald interval if all differences are -1, 0 or 1, or
+    if the interval of a mean does not exist. Otherwise, it is the interval of a mean, clipped to
+    [-1, 1].
     """
     if kind == "mean":
         return interval(deltas, kind="mean", level=level)
@@ -144,7 +149,8 @@ def _binomial_p_value(observed: int, n: int) -> float:
 def _enumerated_p_value(sizes: np.ndarray, observed: float) -> float:
     """Return the two-sided p value from all assignments of signs to `sizes` [n].
 
-    The signed sums of each half of the sizes are enumerated, and then combined by a binary search.
+    `observed` is the absolute value of the observed sum. The signed sums of each half of the sizes
+    are enumerated, and then combined by a binary search.
     """
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
@@ -164,10 +170,11 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
 
 
 def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
-    """Return sizes [n] as multiples of their largest common divisor; the largest size is 1.
+    """Express sizes [n], the largest of which is 1, as multiples of their common divisor.
 
     Returns:
-        Whole numbers [n]; None if there is no such divisor, or the exact test would be too slow.
+        Whole numbers [n]; None if there is no common divisor of at least 1/1000, or if the exact
+        test would be too slow.
     """
     largest = 1
     for size in np.unique(sizes.round(12)).tolist():
@@ -182,7 +189,7 @@ def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
 def _convolved_p_value(steps: np.ndarray, observed: float) -> float:
     """Return the two-sided p value for whole-number sizes `steps` [n], by convolution.
 
-    `observed` is the absolute sum of the differences, divided by the largest size.
+    `observed` is the absolute value of the sum of the differences, divided by the largest size.
     """
     chances = np.ones(1)  # probability of each sum of the sizes that have a positive sign
     for step in np.sort(steps).tolist():
@@ -198,8 +205,8 @@ def _convolved_p_value(steps: np.ndarray, observed: float) -> float:
 def _approximate_p_value(sizes: np.ndarray, observed: float) -> float:
     """Return the two-sided p value for many differences of different `sizes` [n].
 
-    The signs of the largest sizes are enumerated, and the distribution of the signed sum of the
-    others is approximated by an Edgeworth expansion.
+    The signs of the largest sizes are enumerated. The distribution of the signed sum of the other
+    sizes is approximated by an Edgeworth expansion.
     """
     ordered = np.sort(sizes)[::-1]
     rest = ordered[_NUM_ENUMERATED_LARGEST:]

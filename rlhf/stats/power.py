@@ -19,8 +19,8 @@ class SampleSize:
     """Size of the smallest experiment that detects a difference with the required power."""
 
     seeds: int
-    """Number of training seeds, that is, of pairs of runs; number of pairs of episodes if two
-    trained models are compared."""
+    """Number of training seeds, which is the number of pairs of runs. If two trained models are
+    compared, it is the number of pairs of episodes."""
     episodes: int
     """Number of evaluation episodes for each training seed."""
     power: float
@@ -28,7 +28,7 @@ class SampleSize:
 
 
 def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
-    """Return the power of the two-sided paired t test with n pairs, from the non-central t.
+    """Return the power of the two-sided paired t test, from the non-central t distribution.
 
     Args:
         effect: mean difference, divided by the standard deviation of one paired difference.
@@ -56,8 +56,8 @@ def sample_size(
     """Return the smallest number of training seeds that detects `difference` with `power`.
 
     To plan the number of episodes for the comparison of two trained models, pass the standard
-    deviation over episodes as `seed_sd`; `seeds` of the result is then the number of pairs of
-    episodes.
+    deviation over episodes as `seed_sd`. In this case, `seeds` of the result is the number of pairs
+    of episodes.
 
     Args:
         difference: mean difference to detect.

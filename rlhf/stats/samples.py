@@ -53,10 +53,10 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
 
 @lru_cache(maxsize=256)
 def _best_of_n_probabilities(size: int, n: int) -> np.ndarray:
-    """Return the probability that each sample is the best of n random ones, [size].
+    """Return the probability that each sample is the best of a random subset of n samples, [size].
 
-    The samples are sorted by increasing score. The probability is C(r, n - 1) / C(size, n) for
-    rank r = 0, ..., size - 1.
+    The samples are sorted by increasing score. The probability is C(r, n - 1) / C(size, n) for the
+    sample of rank r = 0, ..., size - 1.
     """
     weights = np.zeros(size)
     ranks = np.arange(size - 1, n - 1, -1)

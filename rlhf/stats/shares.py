@@ -25,8 +25,8 @@ def mid_p_bounds(
     near 0 and 1; the coverage of this interval is at least 92%.
 
     Args:
-        successes: [...] sum of the outcomes, each in [0, 1].
-        units: [...] number of independent units.
+        successes: sum of the outcomes, each in [0, 1]; [...].
+        units: number of independent units, [...].
         level: confidence level.
 
     Returns:
@@ -43,8 +43,8 @@ def share_interval(successes: float, units: int, *, level: float = 0.95) -> Inte
     """Return the proportion `successes / units` with its exact interval.
 
     `successes` is the sum of outcomes in [0, 1]. It need not be an integer, because a unit may be
-    the mean of several samples. The interval is valid in this case too: among all distributions on
-    [0, 1] with a given mean, the Bernoulli distribution has the largest variance.
+    the mean of several samples. The interval is also valid in this case, because the Bernoulli
+    distribution has the largest variance of all distributions on [0, 1] with the same mean.
 
     Raises:
         ValueError: `successes` is outside [0, `units`], or `units` is less than 1.
@@ -61,14 +61,14 @@ def adjusted_wald_bounds(
     """Return the bounds of the difference of paired proportions, (gains - losses) / units.
 
     The adjusted Wald interval of Bonett & Price (2012) adds one gain and one loss to the data, so
-    that its width is positive even if all differences are equal. Here it uses the quantile of
-    Student's t with n + 1 degrees of freedom, where n is `units`, because the coverage with the
-    normal quantile is too low for 2 to 10 pairs.
+    that its width is positive even if all differences are equal. This function uses the quantile of
+    Student's t distribution with n + 1 degrees of freedom, where n is `units`. The reason is that
+    the coverage with the normal quantile is too low for 2 to 10 pairs.
 
     Args:
-        gains: [...] sum of the positive differences, each in [0, 1].
-        losses: [...] absolute sum of the negative differences.
-        units: [...] number of pairs.
+        gains: sum of the positive differences, each in [0, 1]; [...].
+        losses: absolute value of the sum of the negative differences, [...].
+        units: number of pairs, [...].
         level: confidence level.
 
     Returns:
@@ -87,7 +87,7 @@ def adjusted_wald_bounds(
 def _scalar_bounds(x: float, n: float, level: float) -> tuple[float, float]:
     """Return the mid-p bounds of one proportion.
 
-    The results are cached, because tables repeat the same few proportions.
+    The results are cached, because the same proportions occur often in a table.
     """
     low, high = _array_bounds(np.array([x]), np.array([n]), level)
     return float(low[0]), float(high[0])

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 FEWEST_UNITS = 5
-"""An interval of a mean needs at least this many units, and at least this many units that differ
-from the most common value (half of the units if there are fewer than ten)."""
+"""An interval of a mean needs at least this number of units. It also needs this number of units
+that differ from the most common value; with fewer than ten units, half of them must differ."""
 
 EQUAL_UNITS_REASON = "have the same value, so the variance cannot be estimated"
-"""End of the reason why equal units have no interval."""
+"""End of the message that says why units with equal values have no interval."""
 
 FEWEST_EFFECTIVE = 2
 """Minimum effective number of units for the interval of a mean over units of different sizes."""
@@ -44,7 +44,7 @@ def cluster_index(
 ) -> tuple[list[Hashable], np.ndarray]:
     """Return the distinct clusters in order of first appearance, and each row's cluster index [n].
 
-    An index is the position in the list of distinct clusters.
+    The index of a cluster is its position in the list of distinct clusters.
     """
     positions: dict[Hashable, int] = {}
     codes = np.array([positions.setdefault(name, len(positions)) for name in clusters], dtype=int)
@@ -76,11 +76,11 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
 
 
 def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Return values [n] rounded to 2^-44 of the largest magnitude (13 digits).
+    """Return values [n] rounded to 2^-44 of the largest magnitude (about 13 digits).
 
     Values that differ only by rounding errors become equal, so that rounding errors do not count as
     variance or as differences. `largest` is the largest magnitude of the numbers from which the
-    values were computed; by default it is that of `values`.
+    values were computed. By default, it is the largest magnitude of `values`.
     """
     if largest is None:
         largest = float(np.abs(values).max())
@@ -93,7 +93,7 @@ def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
 def effective_units(sizes: np.ndarray) -> float:
     """Return the effective number of units with weights `sizes` [n] (Kish 1965).
 
-    It is the number of units of equal size whose mean has the same variance.
+    A mean of this number of units with equal weights has the same variance.
     """
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 

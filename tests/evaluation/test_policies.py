@@ -16,8 +16,8 @@ from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
-from rlhf.evaluation.classes import class_logprobs, class_summary
-from rlhf.evaluation.harness import metrics_of, task_metrics
+from rlhf.evaluation.classes import classification_report, label_logprobs
+from rlhf.evaluation.harness import metrics_from_output, task_metrics
 from rlhf.evaluation.text import CompletionLosses
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
@@ -112,7 +112,7 @@ def test_label_scores_are_the_models_log_probabilities():
     source = DataSpec("unused.jsonl")
     spec = ClassesSpec([source], ["blue", "green and high"], "Which color is {text}?")
     texts = ["the sky", "the grass"]
-    found = class_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
+    found = label_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
     chat_format = ChatFormat(tokenizer)
     for i, text in enumerate(texts):
         for k, label in enumerate(spec.labels):
@@ -138,7 +138,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
         AutoModelForCausalLM.from_pretrained(echo_model), AutoTokenizer.from_pretrained(echo_model)
     )
     spec = ClassesSpec([DataSpec(str(data))], words, "Repeat: {text}")
-    scores = class_logprobs(policy, words, spec, max_length=100)
+    scores = label_logprobs(policy, words, spec, max_length=100)
     accuracy = np.mean(scores.argmax(1) == np.arange(3))
     assert summary["metrics"]["class_accuracy"]["mean"] == pytest.approx(accuracy)
     assert summary["classes"]["baselines"]["commonest class"]["accuracy"]["mean"] == pytest.approx(
@@ -146,9 +146,9 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     )
     two = ClassesSpec([DataSpec(str(data))], words[:2])
     with pytest.raises(UserError, match=r"label 2, but classes\.labels has only 2 names"):
-        class_summary(policy, rows, two, max_length=100)
+        classification_report(policy, rows, two, max_length=100)
     with pytest.raises(UserError, match="more than max_length = 2: increase max_length"):
-        class_logprobs(policy, words, spec, max_length=2)
+        label_logprobs(policy, words, spec, max_length=2)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_harness_results_become_metrics():
         },
         "n-samples": {"arc": {"original": 90, "effective": 25}, "long": {"effective": 90}},
     }
-    metrics = metrics_of(found)
+    metrics = metrics_from_output(found)
     # Half of 25 documents: the exact interval of a share, whatever error the harness gives.
     share = share_interval(12.5, 25)
     assert metrics["arc/acc"]["low"] == pytest.approx(share.low)

@@ -58,7 +58,7 @@ def test_a_single_report_is_drawn_in_full(run):
         "Stress tests",
         'No better than "longer wins"',
         "40 of 80 prompts are also in the training pairs",
-        "left out: empty reply",
+        "dropped: empty reply",
         "from right",
     ):
         assert words in page
@@ -76,7 +76,7 @@ def test_its_tables_are_files_too(run):
     assert sum(row["by"] == "margin" for row in slices) == 10
     card = {row["what"]: row["how many"] for row in tables["pairs_data"]}
     assert card["pairs"] == "80"
-    assert card["prompts that share 13 words with them"] == "0"
+    assert card["prompts that share 13 consecutive words with a training prompt"] == "0"
     assert [row["n"] for row in tables["pairs_best_of_n"]] == [1, 2, 4, 8, 16, 32]
 
 
@@ -99,7 +99,7 @@ def test_the_markdown_holds_the_same(run):
     for words in (
         "## Best of n",
         "## Data card",
-        "| left out: empty reply | 3 |",
+        "| dropped: empty reply | 3 |",
         "| largest change of a score by padding | 0.000 |",
         "| margin | 5.000 to 10.000 | 0.750 [0.388, 0.956] | 8 |",
     ):

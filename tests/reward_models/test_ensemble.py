@@ -100,7 +100,7 @@ def test_averaging_rejects_incompatible_checkpoints(helpers, tmp_path):
         average_weights([a, b], tmp_path / "out")
     sidecar = a / "reward_model.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"append_eos": False}))
-    with pytest.raises(UserError, match="encode text differently"):
+    with pytest.raises(UserError, match="encode texts differently"):
         average_weights([a, b], tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from rlhf.reward_models import EachReward, as_reward
 from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.pairs import data_card, to_pair
-from rlhf.reward_models.report.baselines import bag_of_words, longer
+from rlhf.reward_models.report.baselines import bag_of_words_margins, length_differences
 from rlhf.reward_models.report.calibration import calibrate, fit_temperature
 from rlhf.reward_models.report.intervals import cluster_interval, share_interval, spearman
 from rlhf.reward_models.report.markdown import pairs_page
@@ -269,7 +269,7 @@ def test_noise_is_called_a_coin_and_ties_are_counted():
         lambda cs: [float(zlib.crc32(last_reply(c).encode()) % 2) for c in cs], name="coin"
     )
     report = evaluate(as_reward(coin), text_pairs(300, seed=4), stress_size=0)
-    assert "Accuracy does not differ from chance on these pairs." in report["verdict"]
+    assert "Accuracy is not significantly above chance on these pairs." in report["verdict"]
     assert report["data"]["ties"] > 100
     constant = evaluate(as_reward(lambda cs: [0.0] * len(cs), name="zero"), text_pairs(40, seed=5))
     assert constant["accuracy"]["value"] == 0.5
@@ -327,16 +327,18 @@ def test_bag_of_words_learns_words_and_folds_share_no_prompt():
                 {"prompt": f"q{i}", "chosen": f"{filler} {good}", "rejected": f"{filler} {bad}"}
             )
         )
-    assert np.mean(bag_of_words(rows) > 0) == pytest.approx(0.9, abs=0.04)
+    assert np.mean(bag_of_words_margins(rows) > 0) == pytest.approx(0.9, abs=0.04)
     # prompts that leak their label through a unique word must not help when cross-fitted
     leaks = [
         to_pair({"prompt": f"q{i // 4}", "chosen": f"u{i // 4}x", "rejected": f"u{i // 4}y"})
         for i in range(80)
     ]
-    assert np.mean(bag_of_words(leaks) > 0) == 0.0
-    signs = np.sign(longer(rows))
+    assert np.mean(bag_of_words_margins(leaks) > 0) == 0.0
+    signs = np.sign(length_differences(rows))
     assert set(signs) == {-1.0, 1.0}
-    assert longer([to_pair({"prompt": "q", "chosen": "abc", "rejected": "z"})]).tolist() == [2.0]
+    assert length_differences(
+        [to_pair({"prompt": "q", "chosen": "abc", "rejected": "z"})]
+    ).tolist() == [2.0]
 
 
 def test_spread_within_prompts():

@@ -54,7 +54,9 @@ def test_impossible_noise_is_refused(rate):
 
 
 def test_centering():
-    assert losses.centered(t(0.0, 0.0), t(2.0, 1.0), t(-2.0, 2.0), coef=1.0).tolist() == [0.0, 9.0]
+    assert losses.add_centering_penalty(
+        t(0.0, 0.0), t(2.0, 1.0), t(-2.0, 2.0), coef=1.0
+    ).tolist() == [0.0, 9.0]
 
 
 def test_best_of_two_is_bradley_terry_and_masked_candidates_do_not_exist():
@@ -116,7 +118,7 @@ def test_step_ends_reads_only_labelled_tokens():
     logits[0, 1] = torch.tensor([0.0, 1.0])
     logits[0, 3] = torch.tensor([2.0, 0.0])
     labels = torch.tensor([[-100, 1, -100, 1]])
-    loss = losses.step_ends(logits, labels, num_steps=2)
+    loss = losses.step_end_loss(logits, labels, num_steps=2)
     assert loss.item() == pytest.approx((-log_sigmoid(1.0) - log_sigmoid(-2.0)) / 2)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rlhf.envs.parsing import PARSERS
 from rlhf.reward_models import build
 from rlhf.reward_models.fences import code_in
-from rlhf.reward_models.math_check import read_reference, verdict
+from rlhf.reward_models.math_check import check_answer, read_reference
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.quantity import Quantity, read_final_quantity, read_quantity
 
@@ -135,9 +135,9 @@ def test_math_references_of_a_public_set(most):
     for reference in kept[:: max(1, len(kept) // most)]:
         spelled = reference.strip()
         for form in MATH_FIVE:
-            assert verdict(reference, form.format(spelled))[0] == "right", (form, reference)
+            assert check_answer(reference, form.format(spelled))[0] == "right", (form, reference)
             for other in altered_math(spelled):
-                assert verdict(reference, form.format(other))[0] == "wrong", (reference, other)
+                assert check_answer(reference, form.format(other))[0] == "wrong", (reference, other)
 
 
 MATH_FIVE = ["The answer is ${}$.", "\\boxed{{{}}}", "<think>2?</think>So $\\boxed{{{}}}$.",
@@ -183,7 +183,7 @@ def test_parsers_accept_any_text(text):
     for read in (read_quantity, read_final_quantity):
         with suppress(NotUnderstood):
             assert isinstance(read(text), Quantity)
-    assert verdict("5", text, 2.0)[0] in ("right", "wrong")
+    assert check_answer("5", text, 2.0)[0] in ("right", "wrong")
 
 
 @given(st.fractions(max_denominator=999), st.integers(-6, 6))

@@ -69,7 +69,7 @@ def test_number_compares_values_not_spelling():
     assert scores.values == [None, None]
     assert scores.counts == {
         "number: no reference answer": 1,
-        "number: the reference answer is not understood: no number": 1,
+        "number: the reference answer cannot be parsed: no number": 1,
     }
 
 
@@ -81,14 +81,14 @@ def test_answers_from_a_file(tmp_path):
     unknown = [{"role": "user", "content": "new"}, *talk("5")[1:]]
     assert build(spec)([unknown]) == [None]
     file.write_text('{"prompt": "q", "answer": 5}\n{"prompt": "q", "answer": 6}\n')
-    with pytest.raises(ValueError, match=r"answers.jsonl:2 gives a second answer"):
+    with pytest.raises(ValueError, match=r"answers.jsonl:2 has a prompt that an earlier row"):
         build(spec)
     file.write_text('{"prompt": "q"}\n')
     with pytest.raises(
         ValueError, match=r"answers.jsonl:1 must have the keys 'prompt' and 'answer'"
     ):
         build(spec)
-    with pytest.raises(FileNotFoundError, match="no file of answers"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         build({"kind": "number", "answers": str(tmp_path / "missing")})
     with pytest.raises(ValueError, match="not both"):
         build({"kind": "number", "answers": str(file), "answer": "3"})

@@ -7,9 +7,9 @@ import pytest
 
 from rlhf.data.suspects import cross_fitted_margins
 from rlhf.reward_models.pairs import Pair
-from rlhf.reward_models.report.baselines import bag_of_words
+from rlhf.reward_models.report.baselines import bag_of_words_margins
 from rlhf.reward_models.report.labeled import words_classifier, words_rater
-from rlhf.reward_models.words import fit_words
+from rlhf.reward_models.words import fit_tfidf
 
 
 def pair(index: int, chosen: str, rejected: str) -> Pair:
@@ -24,7 +24,7 @@ def pair(index: int, chosen: str, rejected: str) -> Pair:
 @pytest.mark.parametrize(("good", "bad"), [("a", "b"), ("👍", "👎"), ("!", "?")])
 def test_single_character_replies_are_distinguished(good, bad):
     pairs = [pair(i, good, bad) for i in range(20)]
-    assert (bag_of_words(pairs) > 0).all()
+    assert (bag_of_words_margins(pairs) > 0).all()
     rows = [
         {"prompt": p.prompt, "chosen": p.chosen[-1:], "rejected": p.rejected[-1:]} for p in pairs
     ]
@@ -37,8 +37,8 @@ def test_single_character_replies_are_distinguished(good, bad):
 
 
 def test_texts_without_words_give_no_features():
-    assert fit_words(["", " ", "\n"]) is None
-    assert (bag_of_words([pair(i, "", " ") for i in range(8)]) == 0).all()
+    assert fit_tfidf(["", " ", "\n"]) is None
+    assert (bag_of_words_margins([pair(i, "", " ") for i in range(8)]) == 0).all()
     assert words_rater(["", " "], [1.0, 3.0], [""]) == pytest.approx([2.0])
 
 

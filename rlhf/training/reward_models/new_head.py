@@ -21,8 +21,8 @@ from rlhf.models.loading import give_pad_token, load_tokenizer, move_and_cast
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
-from rlhf.reward_models.checkpoint import heads_in_fp32, pooling_of
-from rlhf.reward_models.generic_heads import has_own_classifier, with_head
+from rlhf.reward_models.checkpoint import cast_heads_to_fp32, pooling_of
+from rlhf.reward_models.generic_heads import classifier_with_new_head, has_own_classifier
 from rlhf.training.reward_models.base import RewardKind
 
 
@@ -70,7 +70,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     if config.model.attn_implementation:
         select_attention_without_packing(model, config.model.attn_implementation)
     set_thread_count(model, device)
-    heads_in_fp32(model)
+    cast_heads_to_fp32(model)
     if not kind.per_token:
         check_scorer(model)
     pooling = "steps" if kind.per_token else pooling_of(model)
@@ -105,7 +105,7 @@ def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> An
         config = merged.config if merged else AutoConfig.from_pretrained(folder)
         if not has_own_classifier(config, steps=steps):
             causal = merged or read_causal(folder, dtype=torch.float32)
-            return with_head(causal, labels, steps=steps)
+            return classifier_with_new_head(causal, labels, steps=steps)
         if merged is None:
             model, info = automatic.from_pretrained(folder, **options, **labels)
         else:

@@ -58,7 +58,7 @@ class Pairwise(LogOdds):
         report = labeled.accuracy_report(
             correct, baselines={"longer wins": (np.sign(gaps) + 1) / 2}, groups=groups
         )
-        report["metrics"]["order_agreement"] = labeled.share(agree, groups)
+        report["metrics"]["order_agreement"] = labeled.share_estimate(agree, groups)
         return report
 
 

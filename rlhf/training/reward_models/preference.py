@@ -63,7 +63,7 @@ class PairKind(RewardKind):
         chosen, rejected = self.by_example(logits, labels).unbind(1)
         known = labels != IGNORED
         cells = self.pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
-        cells = losses.centered(cells, chosen, rejected, coef=self.centering)
+        cells = losses.add_centering_penalty(cells, chosen, rejected, coef=self.centering)
         return torch.where(known, cells, 0.0).sum() / count
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:

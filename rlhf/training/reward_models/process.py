@@ -47,7 +47,7 @@ class Process(RewardKind):
         return Example([steps.ids], labels)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        return losses.step_ends(logits, labels, num_steps=count)
+        return losses.step_end_loss(logits, labels, num_steps=count)
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return known_accuracy(logits.argmax(-1), labels)

@@ -18,7 +18,7 @@ from rlhf.data.load import load
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.trainable import remove_model_dropout
 from rlhf.reward_models import Sidecar
-from rlhf.reward_models.chat_template import end_template_at_score, template_hash
+from rlhf.reward_models.chat_template import make_template_end_with_eos, template_hash
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
@@ -63,7 +63,7 @@ def prepare_setup(
         engine = engine_of(config, native_supported=False)  # the native engine trains decoders only
     append_eos = pooling == "last" and kind.append_eos
     if append_eos:
-        end_template_at_score(tokenizer)
+        make_template_end_with_eos(tokenizer)
     encoder = RewardEncoder(kind, tokenizer, append_eos=append_eos)
     if config.trainer.get("disable_dropout", True):
         remove_model_dropout(model)

@@ -14,7 +14,7 @@ from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import computed_tokens, flat_hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
-from rlhf.reward_models.losses import bradley_terry, centered
+from rlhf.reward_models.losses import add_centering_penalty, bradley_terry
 from rlhf.training.dpo import pair_metrics
 from rlhf.training.supervised import SupervisedTrainer
 
@@ -80,5 +80,5 @@ class RewardTrainer(SupervisedTrainer):
         chosen, rejected = scores.view(-1, 2).unbind(1)
         losses = bradley_terry(chosen, rejected, margin=micro_batch.require("margins")[::2])
         centering = self.options.center_rewards_coefficient or 0.0
-        losses = centered(losses, chosen, rejected, coef=centering)
+        losses = add_centering_penalty(losses, chosen, rejected, coef=centering)
         return losses.sum() / count, pair_metrics(losses, chosen, rejected)
