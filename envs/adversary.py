@@ -1,10 +1,10 @@
 """Search for policies that beat a stated optimum, such as empty or malformed replies or stalling.
 
-A stated optimum must be the maximum over all text policies. An adversary is a policy that may
-exceed it. All adversaries are screened on a few episodes. The best ones are tested on new episodes,
-which are paired by seed with episodes of the expert if possible. A significant gain must be
-confirmed on a third set of episodes. The significance level is the family-wise error rate over all
-adversaries of an environment.
+The stated optimum, `optimal_value()`, must be the maximum over all text policies. An adversary is a
+policy that may exceed this optimum. All adversaries are screened on a few episodes. The best ones
+are tested on new episodes, which are paired by seed with episodes of the expert if possible. A
+significant gain must be confirmed on a third set of episodes. The significance level is the
+family-wise error rate over all adversaries of an environment.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class SuccessfulAdversary:
     name: str
     mean: float
     baseline: float
-    """The stated optimum; without one, the mean return of the expert or of the best of random play
-    and constant actions."""
+    """The stated optimum, or else the mean return of the expert. Without a stated optimum and an
+    expert, the mean return of the best of random play and constant actions."""
     stated: bool
     """Whether the baseline is a stated optimum."""
 
@@ -79,10 +79,11 @@ class SuccessfulAdversary:
 def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[SuccessfulAdversary]:
     """Return the adversaries that earn significantly more than the baseline of an environment.
 
-    The baseline is the stated optimum, or else the mean return of the expert. Without a stated
-    optimum and an expert, it is the mean return of the best of random play and of repeating one
-    action, and the only adversaries are empty replies, malformed replies and a list of all actions.
-    If the environment has a `cost_price()`, it is subtracted from returns per unit of cost.
+    The baseline is the stated optimum, or else the mean return of the expert. If the environment
+    has neither, the baseline is the mean return of the best of random play and of repeating one
+    action. In this case, the only adversaries are empty replies, malformed replies and a list of
+    all actions. If the environment has a `cost_price()`, returns are reduced by this price for each
+    unit of cost.
 
     Args:
         env: The environment with its wrappers; `env.unwrapped` provides the values and actions.
@@ -109,7 +110,8 @@ class _Game:
     """An environment with its adversaries, its baseline and the returns of the episodes so far.
 
     `baseline` is the value that no adversary should exceed. `partner` is the policy whose episodes
-    are paired by seed with an adversary's; if it is None, returns are compared with `baseline`.
+    are paired by seed with the episodes of an adversary. If `partner` is None, the returns of an
+    adversary are compared with `baseline`.
     """
 
     def __init__(self, env: Env) -> None:
@@ -136,7 +138,7 @@ class _Game:
         self.baseline, self.partner = self._baseline()
 
     def _actions(self) -> list[Any]:
-        """Return the legal actions in the first state, or random ones if they are not listed."""
+        """Return the legal actions in the first state, or random actions if none are listed."""
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
@@ -170,9 +172,10 @@ class _Game:
         return self.returns(policy, first, count) - reference
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Compute the returns of a policy, minus price times cost, on consecutive seeds, [count].
+        """Compute the returns of a policy on `count` consecutive seeds, [count].
 
-        `first` is added to `FIRST_SEED`. Results are cached.
+        The price times (cost - limit) is subtracted from the rewards of an episode. `first` is
+        added to `FIRST_SEED`. Results are cached.
         """
         key = (policy, first, count)
         if key not in self.played:
@@ -229,7 +232,7 @@ class _Game:
             yield from self._policies_with_extra_text()
 
     def _policies_with_silence(self) -> Iterator[Adversary]:
-        """Yield policies that are silent in some turns, and policies that follow action values."""
+        """Yield policies with empty replies in some turns, and policies that use action values."""
         play, name, nothing = self.play, self.play_name, None if self.is_discrete else SILENCE
         longest = int(getattr(self.task, "max_turns", 4))
         for turns in sorted({1, 2, max(1, longest // 2), max(1, longest - 1)}):
@@ -278,12 +281,12 @@ def _always(action: Any) -> Policy:
 
 
 def _evenly_spaced(items: Sequence[Any], most: int) -> Sequence[Any]:
-    """Return at most `most` items, evenly spaced."""
+    """Return at most `most` items that are evenly spaced in `items`."""
     return items[:: max(1, -(-len(items) // most))]
 
 
 def _p_value(gains: np.ndarray, alternative: str) -> float:
-    """Return the p value of a t test of the hypothesis that the mean gain is 0.
+    """Return the p value of a t test of the null hypothesis that the mean gain is 0.
 
     If all gains are equal, the p value is 0 for a gain in the direction of `alternative`, else 1.
     """

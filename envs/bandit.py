@@ -17,13 +17,13 @@ class BernoulliBandit(TextEnv):
     """Choose one of K arms in each turn; an arm pays 1 with a hidden probability, else 0.
 
     The belief about the arms depends only on the numbers of successes and failures of each arm, so
-    the optimum follows by dynamic programming over these counts. Subclasses define the texts and
-    `start`, which draws the content of an episode.
+    the optimum is computed by dynamic programming over these counts. Subclasses define the texts
+    and `start`, which draws the content of an episode.
 
     Args:
         actions: The action of each arm.
-        posterior: Function that returns the probability that an arm pays given the counts, and the
-            counts after a success and after a failure.
+        posterior: Function that returns the probability that an arm pays given the counts, the
+            counts after a success and the counts after a failure.
         max_turns: Number of pulls.
     """
 
@@ -43,7 +43,13 @@ class BernoulliBandit(TextEnv):
         self._begin([0.5] * len(self._actions), [0.5] * max_turns)
 
     def _begin(self, chances: Sequence[float], uniforms: Sequence[float]) -> None:
-        """Set the success probability of each arm, and one uniform random number for each turn."""
+        """Start an episode with empty counts.
+
+        Args:
+            chances: Success probability of each arm.
+            uniforms: One uniform random number for each turn, which determines whether the arm
+                pays. The numbers are used from the last one to the first.
+        """
         self._chances, self._uniforms = chances, uniforms
         self._counts = [(0, 0)] * len(self._actions)
 
@@ -85,7 +91,7 @@ def _arm_value(
 ) -> float:
     """Return the value of pulling an arm with `left` remaining turns, including this pull.
 
-    The later pulls are optimal, or greedy as in `_value`.
+    The later pulls are optimal; if `greedy` is set, they follow the greedy policy of `_value`.
     """
     chance, *after = posterior(counts, arm)
     won, lost = (_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
@@ -108,7 +114,7 @@ def _value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False
 
 
 class Bandit(BernoulliBandit):
-    """Pull one of K arms, H times; each arm pays 1 with an unknown probability of its own, else 0.
+    """Pull one of K arms, H times; arms pay 1 with different unknown probabilities, else 0.
 
     State: the arms' probabilities, drawn uniformly from [0, 1] at reset. Observation: the payout of
     the last pull. Action: `arm 1` ... `arm K`. Reward: 1.0 or 0.0 per pull; an invalid action
@@ -152,8 +158,9 @@ class Bandit(BernoulliBandit):
     def reference_values(self) -> dict[str, float]:
         """Return the values of `oracle` and `greedy`.
 
-        `oracle` always pulls the best arm: H * E[max of K uniforms]. `greedy` always pulls the arm
-        with the highest posterior mean, without exploration.
+        `oracle` always pulls the best arm; its value is H times the expected maximum of K uniform
+        numbers, K / (K + 1). `greedy` always pulls the arm with the highest posterior mean, without
+        exploration.
         """
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),

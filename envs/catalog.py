@@ -17,12 +17,18 @@ from rlhf.errors import UserError, first_line
 def catalog(*, values: bool = True) -> list[dict[str, Any]]:
     """Return one row for each environment, sorted by id.
 
-    A row has the keys `id`, `horizon` (maximum number of actions), `optimum`, `random` (expected
-    returns of the optimal and the random policy), `references` (those of further policies, by
-    name), `threshold` (return above which the task counts as solved), `source` ("own", "gymnasium"
-    or the name of an extra), `extra` (the optional extra that the environment needs, or None),
-    `summary`, `items` (what differs between episodes) and `separable` (whether training and
-    evaluation have different items). An unknown value is None.
+    A row is a dictionary with these keys; an unknown value is None.
+
+    - `id`: the environment id.
+    - `horizon`: maximum number of actions in an episode.
+    - `optimum`, `random`: expected returns of the optimal and of the random policy.
+    - `references`: name -> expected return of further policies.
+    - `threshold`: return above which the task counts as solved.
+    - `source`: "own", "gymnasium" or the name of an optional extra.
+    - `extra`: the optional extra that the environment needs.
+    - `summary`: the first line of the docstring of the environment.
+    - `items`: description of the content that differs between episodes.
+    - `separable`: whether training and evaluation can have different items.
 
     Args:
         values: Whether to compute `optimum`, `random` and `references` (about one second in total).
@@ -73,15 +79,17 @@ def find(env_id: str) -> EnvSpec:
             imported first, so that it can register its environments.
 
     Raises:
-        UserError: The module cannot be imported, or the id is not registered; the message names
-            the most similar id.
+        UserError: The module cannot be imported, or the id is not registered. In the second case,
+            the message contains the most similar id, or all ids if none is similar.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"cannot import {module!r} of {env_id!r}: {error}") from error
+            raise UserError(
+                f"cannot import the module {module!r} of the environment {env_id!r}: {error}"
+            ) from error
     known = {spec_id.lower(): spec_id for spec_id in gym.registry}
     for candidate in (name, f"text/{name}", f"{name}-v0", f"text/{name}-v0"):
         if candidate.lower() in known:
@@ -89,12 +97,14 @@ def find(env_id: str) -> EnvSpec:
     ours = [spec_id for spec_id in gym.registry if spec_id.startswith("text/")]
     short = {spec_id.removeprefix("text/").removesuffix("-v0").lower(): spec_id for spec_id in ours}
     match = closest_name(name.removeprefix("text/").lower(), short, cutoff=0.4)
-    hint = f"did you mean {short[match]}?" if match else f"known: {', '.join(ours)}"
+    hint = f"did you mean {short[match]}?" if match else f"known ids: {', '.join(ours)}"
     raise UserError(f"no environment {env_id!r}; {hint}")
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Create an environment; `env_id` has the form that `find` accepts.
+    """Create an environment.
+
+    `env_id` has one of the forms that `find` accepts.
 
     Raises:
         UserError: The id is not registered, or the environment cannot be created with the

@@ -27,18 +27,19 @@ EXACT_STEPS = 4_000
 
 
 def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]:
-    """Run all checks and return the problems found, one line each.
+    """Run all checks and return one line for each problem that was found.
 
     The first check is gymnasium's `check_env`. Further checks concern repeated and interleaved
     episodes, the use of global generators, the types of info values, malformed actions and the ends
-    of episodes. The stated values are compared with simulations. `rlhf.envs.adversary` searches for
-    policies that beat the stated optimum (empty or malformed replies, stalling, text around an
-    action, any legal action). If the task can be enumerated, the stated optimum is compared with
-    the exact one from `rlhf.envs.exact`.
+    of episodes. The returned `optimal_value()` and `random_value()` are compared with simulations.
+    `rlhf.envs.adversary` searches for policies that beat the stated optimum (empty or malformed
+    replies, stalling, text around an action, any legal action). If the task can be enumerated, the
+    stated optimum is compared with the exact one from `rlhf.envs.exact`.
 
     Args:
         env: An environment, its id, or `module:id`.
-        episodes: Number of episodes per check; simulations of stated values use 20 times as many.
+        episodes: Number of episodes per check. Simulations of `optimal_value()` and
+            `random_value()` use 20 times this number.
         **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]
@@ -60,12 +61,12 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
 def _play(
     env: Env, seed: int, act: Callable[[], Any] | None = None
 ) -> Iterator[tuple[Any, Any, float, bool, bool, dict[str, Any]]]:
-    """Play an episode; yield (action, and the five results of `step`) for each step.
+    """Play an episode; yield the action and the five results of `step` for each step.
 
-    The first item is that of the reset, with the action None and reward 0.0. `act` returns the next
-    action; without it, actions are sampled from the action space.
+    The first item describes the reset; its action is None and its reward is 0.0. `act` returns the
+    next action. By default, actions are sampled from the action space.
     """
-    # The seed differs from the episode's: with equal streams, actions could match hidden draws.
+    # With the seed of the episode, actions could be equal to the hidden draws of the environment.
     env.action_space.seed(seed + 2**31)
     text, info = env.reset(seed=seed)
     yield None, text, 0.0, False, False, info
@@ -78,7 +79,7 @@ def _play(
 
 
 def _check_with_gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Return the error or the warnings of gymnasium's `check_env`."""
+    """Return the messages of the error or of the warnings of gymnasium's `check_env`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -104,15 +105,15 @@ def _check_spec(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _check_texts(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check the observation space, the types of results, and that episodes end.
+    """Check the observation space and the types of results, and that episodes end.
 
-    Also check that the first observation is not empty and that rewards are finite.
+    The function also checks that the first observation is not empty and that rewards are finite.
     """
     findings, types = set[str](), dict[str, type]()
     env = make()
     if isinstance(env.observation_space, gym.spaces.Text):
         findings.add(
-            "gymnasium's Text space allows only its alphabet (no blanks by default), and "
+            "gymnasium's Text space allows only its alphabet (without spaces by default), and "
             "AsyncVectorEnv with shared memory misreads it; use rlhf.envs.core.FreeText"
         )
     for seed in range(episodes):
@@ -136,10 +137,7 @@ def _check_texts(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _check_repetition(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that a seed determines an episode, even if a second environment is stepped meanwhile.
-
-    The second environment is another instance of the same task.
-    """
+    """Check that a seed determines an episode, even if another instance is stepped meanwhile."""
     first, second = make(), make()
     findings = set[str]()
     for seed in range(episodes):
@@ -170,7 +168,7 @@ def _check_global_generators(make: Callable[[], Env], episodes: int) -> list[str
 
 
 def _check_malformed_replies(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that malformed replies raise no exception, are no success and have a finite reward.
+    """Check that malformed replies raise no exception, are not successful and have finite rewards.
 
     Environments without text actions are not checked.
     """
@@ -188,14 +186,15 @@ def _check_malformed_replies(make: Callable[[], Env], episodes: int) -> list[str
         if info.get("is_success", False):
             findings.append(f"action {shown} counts as success")
         if not math.isfinite(float(reward)):
-            findings.append(f"action {shown} earns {reward}")
+            findings.append(f"action {shown} has the reward {reward}, which is not finite")
     return findings
 
 
 def _check_stated_values(make: Callable[[], Env], episodes: int) -> list[str]:
     """Compare `optimal_value()` with simulated expert play, and `random_value()` with random play.
 
-    A difference of more than 5 standard errors is a finding.
+    A difference of more than 5 standard errors is reported. The function also checks that both
+    values are finite and that `random_value()` is at most `optimal_value()`.
     """
     env: Any = make().unwrapped
     rng = np.random.default_rng(0)
@@ -213,7 +212,7 @@ def _check_stated_values(make: Callable[[], Env], episodes: int) -> list[str]:
         try:
             getattr(env, method)(rng)
         except (AttributeError, NotImplementedError):
-            continue  # a value can be known although the environment has no policy that reaches it
+            continue  # a value can be known although the environment does not implement the policy
         act = partial(getattr(env, method), rng)
         returns = np.array(
             [sum(reward for _, _, reward, *_ in _play(env, seed, act)) for seed in range(count)]
@@ -235,7 +234,7 @@ def _search_adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that the exact optimum is not above the stated one, if the task can be enumerated."""
+    """Check that the exact optimum is at most `optimal_value()`, if the task can be enumerated."""
     env = make()
     task: Any = env.unwrapped
     if not hasattr(task, "optimal_value") or not _is_bare(env):
@@ -249,11 +248,11 @@ def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
     best += price * float(getattr(task, "cost_limit", 0.0))
     if best <= stated + 1e-6 * max(1.0, abs(stated)):
         return []
-    return [f"the best of all policies earns {best:.4f}, but optimal_value() is {stated:.4f}"]
+    return [f"the exact optimum is {best:.4f}, but optimal_value() is {stated:.4f}"]
 
 
 def _is_bare(env: Env) -> bool:
-    """Return whether an environment has no wrappers except gymnasium's own checks."""
+    """Return whether an environment has no wrappers except gymnasium's checkers."""
     while isinstance(env, gym.Wrapper):
         if not isinstance(env, PassiveEnvChecker | OrderEnforcing):
             return False

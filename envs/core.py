@@ -24,8 +24,8 @@ MAX_LENGTH = 1_000_000
 class FreeText(gym.Space[str]):
     """Every unicode string of at most `max_length` characters.
 
-    `gymnasium.spaces.Text` stores its alphabet, so a space of all unicode strings takes seconds to
-    build and to compare. `AsyncVectorEnv` with its default shared memory also reads `Text` spaces
+    `gymnasium.spaces.Text` stores its alphabet, so creating or comparing a space of all unicode
+    strings takes seconds. `AsyncVectorEnv` with its default shared memory also reads `Text` spaces
     incorrectly: it returns constant observations without an error. `FreeText` does not inherit from
     `Text`, so `AsyncVectorEnv` raises an error that suggests `shared_memory=False`.
     """
@@ -101,13 +101,13 @@ class TextEnv(gym.Env[str, str]):
     compute. `step` subtracts 1 from `turns_left` and builds its result with `turn`. An environment
     whose `reset` needs the seed, or adds keys to the info dictionary, overrides `reset` and builds
     the result with `opening`. An episode that ends by a rule of the task, including a turn limit,
-    is `terminated`; only wrappers and the code that runs the environment set `truncated`.
+    is `terminated`. Only wrappers and the code that runs the environment set `truncated`.
 
-    The info dictionaries of `reset` and `step` have these keys with fixed types: `valid` (bool;
-    whether the action was understood), `cost` (float; cost of the action, 0.0 in tasks without a
-    cost constraint) and `reason` (str; why the action was invalid or the episode ended, or empty).
-    The info dictionary of `step` also has `is_success` (bool), except in tasks without a notion of
-    success.
+    The info dictionaries of `reset` and `step` have these keys with fixed types: `valid` (bool:
+    whether the action is a legal action of the task), `cost` (float: cost of the action, 0.0 in
+    tasks without a cost constraint) and `reason` (str: why the action was invalid or why the
+    episode ended; "" if there is no such reason). The info dictionary of `step` also has
+    `is_success` (bool), except in tasks without a notion of success.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's own type)
@@ -116,18 +116,20 @@ class TextEnv(gym.Env[str, str]):
     max_turns: int = 1
     """Maximum number of actions in an episode."""
     separable: ClassVar[bool] = False
-    """Whether the environment has a keyword argument `split` ("all", "train", "test") by which
-    training and evaluation get different items."""
+    """Whether the environment has a keyword argument `split` ("all", "train" or "test") that gives
+    training and evaluation different items."""
     items: ClassVar[str] = "unknown"
-    """Description of what differs between episodes, such as the prompt or the start state."""
+    """Description of the content that differs between episodes, such as the prompt or the start
+    state, and of whether evaluation uses the same content as training."""
 
     def __init__(self, *, max_turns: int | None = None, render_mode: str | None = None) -> None:
         """Create the environment.
 
         Args:
-            max_turns: Maximum number of actions in an episode; None keeps the value of the class.
-            render_mode: With "ansi", `render()` returns the latest observation; with None, it
-                returns None.
+            max_turns: Maximum number of actions in an episode. By default, the class attribute
+                `max_turns` is used.
+            render_mode: With "ansi", `render()` returns the latest observation. With None,
+                `render()` returns None.
         """
         if render_mode not in (None, "ansi"):
             raise UserError(f"render_mode must be None or 'ansi', got {render_mode!r}")
@@ -142,7 +144,7 @@ class TextEnv(gym.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Reset the number of remaining turns, and start an episode with `start`."""
+        """Reset the number of remaining turns and start an episode with `start`."""
         super().reset(seed=seed)
         self.turns_left = self.max_turns
         return self.opening(self.start())
@@ -172,15 +174,18 @@ class TextEnv(gym.Env[str, str]):
         raise NotImplementedError(f"{type(self).__name__} does not compute its action values")
 
     def best_action(self) -> str:
-        """Return an optimal action given the observations so far; of several, the first listed."""
+        """Return an optimal action given the observations so far.
+
+        If several actions are optimal, the first one in `action_values()` is returned.
+        """
         values = self.action_values()
         return max(values, key=values.__getitem__)
 
     def expert(self, rng: np.random.Generator | None = None, *, quality: float = 1.0) -> str:
         """Return the best action with probability `quality`, else a uniformly random legal action.
 
-        The draw comes from `rng` and not from the environment's own generator, so that calling this
-        method does not change the episode.
+        The random numbers come from `rng` and not from the environment's generator, so that calling
+        this method does not change the episode.
 
         Args:
             rng: Generator of the draw; required if `quality` is below 1.
@@ -211,14 +216,14 @@ class TextEnv(gym.Env[str, str]):
     def cost_price(self) -> float:
         """Return the reward that equals one unit of `info["cost"]` at a constrained optimum.
 
-        The price is the optimal Lagrange multiplier: for every policy, the expected return minus
-        the price times (expected cost - `cost_limit`) is at most `optimal_value()`. The price is
-        0.0 in tasks without a cost constraint.
+        The price is the optimal Lagrange multiplier: for every policy, `expected return - price *
+        (expected cost - cost_limit)` is at most `optimal_value()`. The price is 0.0 in tasks
+        without a cost constraint.
         """
         return 0.0
 
     def reference_values(self) -> dict[str, float]:
-        """Return the exact expected returns of further reference policies, by name."""
+        """Return name -> exact expected return of further reference policies."""
         return {}
 
     def opening(self, text: str, **info: Any) -> tuple[str, dict[str, Any]]:
@@ -275,7 +280,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise a UserError if `value` is outside `[low, high]`."""
     if not low <= value <= high:
-        raise UserError(f"{name} must lie between {low} and {high}, got {value}")
+        raise UserError(f"{name} must be between {low} and {high}, got {value}")
 
 
 def normalized(action: str) -> str:

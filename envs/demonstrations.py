@@ -20,7 +20,7 @@ Row = dict[str, Any]
 DEMONSTRATION_KINDS = ("sft", "preference")
 FORMATS = ("messages", "prompt_completion")
 MARGIN = 1e-9
-"""Action values with a smaller difference are treated as equal and give no preference."""
+"""Action values whose difference is at most this value are treated as equal."""
 
 
 def write_demonstrations(
@@ -43,12 +43,13 @@ def write_demonstrations(
         env_id: Environment id, as for `rlhf.envs.catalog.find`.
         path: Output file; its folder is created, and an existing file is replaced.
         count: Number of rows.
-        quality: Probability of the expert's action (in the preference bandit, for each slot of the
-            menu); otherwise the action is random. Preference labels are always correct.
+        quality: Probability of the expert's action; otherwise the action is random. In the
+            preference bandit, this applies to each slot of the menu. Preference labels are always
+            correct.
         seed: Seed of the first episode; further episodes use the next seeds.
         kind: "sft" or "preference". A preference row
-            `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}` has two legal
-            actions of one turn whose optimal action values differ by the margin.
+            `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}` contains two legal
+            actions of one turn. The margin is the difference of their optimal action values.
         form: Format of "sft" rows: "messages", `{"messages": [...], "return": x, "seed": s}` per
             episode, or "prompt_completion", `{"prompt": [...], "completion": [...]}` per turn.
         system_prompt: Whether conversations begin with the environment's system prompt.
@@ -56,7 +57,7 @@ def write_demonstrations(
 
     Returns:
         A summary with the keys `path`, `env`, `kind`, `rows`, `quality`, `first_seed`, `last_seed`,
-        `episodes` (number of finished episodes) and `mean_return` (None without such episodes).
+        `episodes` (number of finished episodes) and `mean_return` (None if no episode is finished).
 
     Raises:
         UserError: An argument is invalid, or the environment has no expert or no action values.
@@ -88,7 +89,7 @@ def write_demonstrations(
 class _Player:
     """Play episodes and yield an endless sequence of rows.
 
-    `returns` lists the returns of the finished episodes; `seed` is the seed of the next episode.
+    `returns` contains the returns of the finished episodes. `seed` is the seed of the next episode.
     """
 
     def __init__(self, env: TextEnv, quality: float, seed: int, system_prompt: bool) -> None:
@@ -142,8 +143,7 @@ class _Player:
         """Yield preference rows: two legal actions with different values in a visited state.
 
         Raises:
-            UserError: In 100 consecutive episodes, every visited state had only actions of equal
-                value.
+            UserError: No pair was found in 100 consecutive episodes.
         """
         episodes_without_pair = 0
         while episodes_without_pair < 100:
@@ -161,13 +161,15 @@ class _Player:
                         "margin": values[better] - values[worse],
                     }
         raise UserError(
-            "no preference rows: in 100 episodes, all actions of each state have equal values"
+            "no preference rows: in 100 episodes, no two actions with different values were drawn "
+            "in any state"
         )
 
     def _draw_pair(self, values: dict[str, float]) -> tuple[str, str] | None:
-        """Draw (better, worse): a uniform action, and a uniform one whose value differs from it.
+        """Draw two actions with different values and return (better action, worse action).
 
-        Return None if no action differs in value from the first draw.
+        The first action is drawn uniformly. The second one is drawn uniformly from the actions
+        whose value differs. The result is None if there is no such action.
         """
         actions = list(values)
         first = actions[int(self._rng.integers(len(actions)))]

@@ -42,8 +42,8 @@ class NotEnumerableError(Exception):
 class _Undecided(BaseException):
     """Raised by a draw after the end of the script.
 
-    It is not an Exception, so an environment does not catch it. `outcomes` are the possible
-    outcomes of the draw.
+    The class derives from BaseException, so that `except Exception` in an environment does not
+    catch it. `outcomes` are the possible outcomes of the draw.
     """
 
     def __init__(self, outcomes: list[int]) -> None:
@@ -54,14 +54,17 @@ class _Undecided(BaseException):
 class EnumeratedGenerator:
     """Replacement for `numpy.random.Generator` whose draws follow a script of outcomes.
 
-    `weight` is the product of the probabilities of the draws since `begin`.
+    `weight` is the product of the probabilities of the draws since the last call of `begin`.
     """
 
     def __init__(self) -> None:
         self.begin(())
 
     def begin(self, script: tuple[int, ...]) -> None:
-        """Set the outcomes of the next draws; any draw after them raises _Undecided."""
+        """Set the outcomes of the next draws and set `weight` to 1.
+
+        A further draw with several possible outcomes raises _Undecided.
+        """
         self._script, self._position, self.weight = script, 0, 1.0
 
     def choose(self, probabilities: Sequence[float]) -> int:
@@ -99,7 +102,10 @@ class EnumeratedGenerator:
         return _draw_array(size, lambda: int(low) + self.choose([1 / count] * count))
 
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
-        """Return placeholders of uniform draws in [0, 1); each comparison with one is a choice."""
+        """Return placeholders of uniform draws in [0, 1).
+
+        Each comparison with a placeholder is a choice.
+        """
         return _draw_array(size, lambda: _Uniform(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
@@ -145,7 +151,8 @@ def _draw_array(
 class _Uniform:
     """Placeholder of the number scale * u + shift, where u is uniform on the interval `bounds`.
 
-    A comparison with a number is a choice by its probability, and narrows the interval accordingly.
+    A comparison with a number is a choice between two outcomes. Each outcome has its probability
+    under the uniform distribution, and narrows the interval accordingly.
     """
 
     def __init__(
@@ -156,7 +163,7 @@ class _Uniform:
         shift: float = 0.0,
     ) -> None:
         self.source, self.scale, self.shift = source, scale, shift
-        self.bounds = [0.0, 1.0] if bounds is None else bounds  # shared by all functions of u
+        self.bounds = [0.0, 1.0] if bounds is None else bounds  # shared by all placeholders of u
 
     def _choose_below(self, value: Any) -> bool:
         """Choose whether the number is below `value`."""
@@ -200,7 +207,7 @@ class _Uniform:
     __rmul__, __radd__ = __mul__, __add__
 
     def __int__(self) -> int:
-        """Choose the floor of the number, which narrows the interval."""
+        """Choose the floor of the number and narrow the interval accordingly."""
         ends = sorted(self.scale * bound + self.shift for bound in self.bounds)
         first, last = int(np.floor(ends[0])), int(np.ceil(ends[1]))
         if last - first > MAX_OUTCOMES:
@@ -215,7 +222,7 @@ class _Uniform:
     def __float__(self, *arguments: Any) -> NoReturn:
         raise NotEnumerableError("it needs the exact value of a uniform draw")
 
-    # A text with the number would contain the representation of this object instead.
+    # Formatting the number as text is an error, because the text would show this object instead.
     __bool__ = __repr__ = __str__ = __format__ = __float__
 
     def distribution(self) -> tuple[float, ...]:
@@ -224,7 +231,7 @@ class _Uniform:
 
 
 WeightedStates = list[tuple[float, Any]]
-"""Pairs (weight, environment) of the states that are possible after the same observations; a weight
+"""Pairs (weight, environment) of the states that are possible after the same observations. A weight
 is the joint probability of the state and the observations."""
 
 
@@ -237,7 +244,8 @@ def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> fl
         price: Amount that is subtracted from the reward for each unit of `info["cost"]`.
 
     Raises:
-        NotEnumerableError: The environment needs more calls, or its draws cannot be enumerated.
+        NotEnumerableError: The environment needs more than `max_steps` calls, or its draws cannot
+            be enumerated.
     """
     return _Solver(env.unwrapped, max_steps, price).value()
 
@@ -358,7 +366,7 @@ class _Solver:
         return self.values[key] * weight
 
     def _action_value(self, members: WeightedStates, action: Any) -> float:
-        """Return the total weight times the value of an action that the best policy follows."""
+        """Return the total weight times the value of `action` if the best policy follows it."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
             for chance, successor, result in self._outcomes(env, lambda e: e.step(action)):
@@ -402,7 +410,7 @@ class _StatePickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self.fast = True  # without references, which depend on the identity of equal objects
+        self.fast = True  # disables references, which depend on the identity of equal objects
 
     def persistent_id(self, obj: Any) -> Any:
         """Return the distribution of a uniform placeholder, which is pickled in its place.
@@ -426,7 +434,8 @@ def _legal_actions(env: Env) -> list[Any]:
     """Return the legal actions in the current state.
 
     Raises:
-        NotEnumerableError: The environment does not list them, or there are too many.
+        NotEnumerableError: The environment does not list its legal actions, or lists more than
+            `MAX_ACTIONS`.
     """
     task: Any = env.unwrapped
     try:
@@ -439,9 +448,10 @@ def _legal_actions(env: Env) -> list[Any]:
 
 
 def _pickle_attributes(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
-    """Pickle the attributes in `names` (default: all) whose type is not immutable, by name.
+    """Return attribute name -> pickle for the attributes whose type is not immutable.
 
-    Attributes that cannot be pickled are left out.
+    Only the attributes in `names` are considered (by default, all). Attributes that cannot be
+    pickled are left out.
     """
     pickles = {}
     for name in list(vars(env) if names is None else names):

@@ -12,8 +12,8 @@ class GuessNumber(TextEnv):
 
     State: the hidden number, uniform on 1 ... N. Observation: "higher", "lower" or "correct".
     Action: a number. Reward: 1.0 for the correct guess, which ends the episode, else 0.0. An
-    invalid guess uses up a turn. Optimum: by dynamic programming over the size of the interval of
-    possible numbers (bisection finds any of 2^T - 1 numbers).
+    invalid guess uses up a turn. Optimum: dynamic programming over the size of the interval of
+    possible numbers (bisection always finds the number if N is at most 2^T - 1).
 
     Args:
         numbers: Largest number, N.
@@ -71,7 +71,8 @@ class GuessNumber(TextEnv):
         return values
 
     def best_action(self) -> str:
-        """Return the optimal guess that is nearest to the middle of the possible interval."""
+        """Return the optimal guess that is nearest to the middle of the interval of possible
+        numbers."""
         values, middle = self.action_values(), (self._low + self._high) / 2
         return max(values, key=lambda guess: (values[guess], -abs(int(guess) - middle)))
 
@@ -82,13 +83,16 @@ class GuessNumber(TextEnv):
         return 1.0 - (1.0 - 1.0 / self.numbers) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
-        """Return `consistent`: guess uniformly among the numbers that are still possible."""
+        """Return the value of `consistent`, which guesses uniformly among the possible numbers."""
         return {"consistent": _consistent_wins(self.numbers, self.max_turns) / self.numbers}
 
 
 @cache
 def _wins(size: int, left: int) -> int:
-    """Return how many of `size` possible numbers the best strategy finds with `left` guesses."""
+    """Return how many of `size` possible numbers the best strategy finds with `left` guesses.
+
+    Divided by `size`, the result is the probability of success if the hidden number is uniform.
+    """
     if size == 0 or left <= 0:
         return 0
     return max(1 + _wins(k, left - 1) + _wins(size - 1 - k, left - 1) for k in range(size))
@@ -96,7 +100,7 @@ def _wins(size: int, left: int) -> int:
 
 @cache
 def _consistent_wins(size: int, left: int) -> float:
-    """Return how many of `size` possible numbers are found on average with `left` random guesses.
+    """Return the expected count of `size` possible numbers that `left` random guesses find.
 
     Each guess is drawn uniformly from the numbers that are still possible.
     """

@@ -38,17 +38,17 @@ def split_items(
     """Return the items of a split in their original order.
 
     Items with equal content are in the same split. The distinct contents are ranked by a hash, and
-    the first fifth of the ranking is the test split, so a split does not depend on the order of the
-    items.
+    the first fifth of the ranking (at least one content) is the test split. A split therefore does
+    not depend on the order of the items.
 
     Args:
         items: All items.
         split: "all", "train" or "test".
-        content: Function that returns the part of an item that the agent sees. Contents are equal
-            if their `repr` is.
+        content: Function that returns the part of an item that the agent sees. Contents with equal
+            `repr` are equal.
 
     Raises:
-        UserError: There are fewer than two different items, so none can be held out.
+        UserError: `split` is "train" or "test", and there are fewer than two different items.
     """
     if split == "all":
         return list(items)
@@ -75,7 +75,8 @@ def split_of_text(text: str) -> str:
 def is_separable(env_id: str) -> bool:
     """Return whether an environment has an argument `split` that gives disjoint items.
 
-    The result is the class attribute `separable`; no environment is created.
+    The result is the class attribute `separable`, so no environment is created. It is False if the
+    environment cannot be imported.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -89,7 +90,9 @@ def is_separable(env_id: str) -> bool:
 
 
 def _spec(name: str) -> EnvSpec:
-    """Return the spec of an id; without a version, that of the highest version, as in `gym.make`.
+    """Return the spec of an environment id.
+
+    If the id has no version, the highest version is used, as in `gym.make`.
 
     Raises:
         gym.error.Error: The id is not registered.
@@ -104,9 +107,11 @@ def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, A
     """Return the keyword arguments with which an environment draws the items of `split`.
 
     Args:
-        env_id: Id of the environment. If it has no separate items, `kwargs` are not changed.
-        kwargs: Keyword arguments of the user. A `split` among them takes precedence over `split`,
-            except that "train" becomes "test" if `split` is "test".
+        env_id: Id of the environment. If the environment is not separable, a copy of `kwargs` is
+            returned.
+        kwargs: Keyword arguments of the user. If they contain a `split`, it takes precedence over
+            the argument `split`. The only exception is that "train" is replaced with "test" if the
+            argument `split` is "test".
         split: "train" or "test".
     """
     user_split = kwargs.get("split")

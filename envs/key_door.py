@@ -150,7 +150,7 @@ class KeyDoor(TextEnv):
 
 
 def west_and_east_cells(size: int) -> tuple[list[Cell], list[Cell]]:
-    """List the cells west of the wall, and those east of it."""
+    """Return the cells west of the wall and the cells east of the wall."""
     middle = size // 2
     west = [(r, c) for r in range(size) for c in range(middle)]
     east = [(r, c) for r in range(size) for c in range(middle + 1, size)]
@@ -179,7 +179,10 @@ def _state_indices(size: int) -> dict[State, int]:
 
 
 def move(state: State, word: str, layout: Layout, size: int) -> State:
-    """Return the state after a step in the direction `word`; the start of `layout` is not used."""
+    """Return the state after a step in the direction `word`.
+
+    The start cell of `layout` is not used.
+    """
     (row, column), has_key = state
     down, right = MOVES[word]
     target = (row + down, column + right)
@@ -202,7 +205,7 @@ def _transitions(objects: Objects, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def distances(objects: Objects, size: int) -> dict[State, float]:
-    """Map each state to the length of a shortest path to the goal; infinite if there is none."""
+    """Map each state to the length of a shortest path to the goal; infinite if there is no path."""
     index = _state_indices(size)
     backwards, goal = _transitions(objects, size).T, index[objects[2], True]
     steps = shortest_path(backwards, unweighted=True, indices=goal)

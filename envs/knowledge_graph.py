@@ -122,7 +122,10 @@ class KnowledgeGraph(TextEnv):
         return f"go {nearest}"
 
     def optimal_value(self) -> float:
-        """Return the mean value over the pairs; every shortest path fits into the turn limit."""
+        """Return the mean value over the pairs.
+
+        Every shortest path is shorter than the turn limit.
+        """
         lengths = [distances()[start][goal] for start, goal in self.pairs]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 

@@ -42,9 +42,9 @@ class KuhnPoker(TwoPlayerEnv):
 
     State: the cards of both players (of three cards, dealt uniformly), the seat and the actions so
     far. Observation: the agent's card and the opponent's action. Action: check, bet, call or fold;
-    an invalid action folds, even if there was no bet. Reward at the end: chips won (1 or 2), or
-    chips lost (-1 or -2). Optimum: the exact best response to the opponent; the value of the game
-    is -1/18 for the first seat.
+    an invalid action folds, even if there was no bet. Reward at the end: the number of chips won (1
+    or 2) or lost (-1 or -2). Optimum: the exact best response to the opponent. The value of the
+    game is -1/18 for the first seat.
 
     Args:
         opponent: "optimal" (a Nash equilibrium), "random", or a function from the opponent's
@@ -117,8 +117,8 @@ class KuhnPoker(TwoPlayerEnv):
             text = " ".join(text.split())
             word = normalized(opponent_reply(self.opponent, self._opponent_view, text))
             if word not in legal:
-                # An episode cannot end at reset, so an invalid first action of the opponent is a
-                # check and not a fold.
+                # An episode cannot end at reset. An invalid first action of the opponent is
+                # therefore a check and not a fold.
                 word = "fold" if self._history else "check"
         self._history += word[0]
         return f"Your opponent says {word}."
@@ -145,7 +145,7 @@ class KuhnPoker(TwoPlayerEnv):
         return self._mean_value(UNIFORM)
 
     def reference_values(self) -> dict[str, float]:
-        """Return `equilibrium`: the value of the Nash strategy against this opponent."""
+        """Return `equilibrium`, the value of the Nash strategy against this opponent."""
         return {"equilibrium": self._mean_value(EQUILIBRIUM)}
 
     def _strategy(self) -> Strategy:
@@ -154,7 +154,7 @@ class KuhnPoker(TwoPlayerEnv):
     def _mean_value(self, agent: Strategy | None) -> float:
         """Return the agent's mean chips over all deals and seats.
 
-        `agent` is the agent's strategy; None is the best response to the opponent.
+        `agent` is the agent's strategy; None means the best response to the opponent.
         """
         strategy = self._strategy()
         values = [
@@ -218,8 +218,8 @@ def _future_chips(
 ) -> float:
     """Return the agent's expected chips, as a weighted sum over the opponent's possible cards.
 
-    The agent's choice may depend only on its own card and the history, so it maximizes the weighted
-    sum, and does not choose separately for each card of the opponent.
+    The agent's action may depend only on its own card and the history. The best response therefore
+    maximizes the weighted sum, and not the chips for each card of the opponent.
 
     Args:
         history: One letter per action so far.
@@ -227,7 +227,7 @@ def _future_chips(
         card: Card of the agent.
         weights: Weight of each possible card of the opponent.
         strategy: Strategy of the opponent.
-        agent: Strategy of the agent; None is the exact best response.
+        agent: Strategy of the agent; None means the exact best response.
     """
     if payoff(history) is not None:
         return sum(w * _chips_won(history, seat, card, other) for other, w in weights.items())

@@ -19,15 +19,15 @@ class ParseAction(TextWrapper):
     """Extract the action from a longer reply: a tag, a box, a tool call or the last line.
 
     A reply without an action in the form `form` is passed to the environment unchanged. The
-    environment usually treats it as invalid, in the same way as an action with invalid content.
-    `info["parsed"]` is True if an action was extracted.
+    environment usually treats such a reply as an invalid action. `info["parsed"]` is True if an
+    action was extracted.
 
     Args:
         env: The environment.
         form: "answer" extracts the last `<answer>...</answer>`, "boxed" the last `\\boxed{...}`,
-            "tool" a JSON tool call `{"name": ..., "arguments": {...}}` (bare, fenced, or in
-            `<tool_call>`), whose name and argument values become one line, such as `lookup ada`,
-            and "last_line" the last line.
+            and "last_line" the last line. "tool" extracts a JSON tool call `{"name": ...,
+            "arguments": {...}}` (bare, fenced, or in `<tool_call>`). The action is then one line
+            with the name and the argument values, such as `lookup ada`.
     """
 
     def __init__(self, env: gym.Env[str, str], form: str = "answer") -> None:
@@ -43,7 +43,7 @@ class ParseAction(TextWrapper):
 
 
 def _between(text: str, opening: str, closing: str) -> str | None:
-    """Return the text between the last `opening` and the next `closing`; None without either."""
+    """Return the text between the last `opening` and the next `closing`; None if one is missing."""
     start = text.rfind(opening)
     if start < 0:
         return None
@@ -52,9 +52,9 @@ def _between(text: str, opening: str, closing: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """Return the content of the last `\\boxed{...}`, up to its matching brace; None without one.
+    """Return the content of the last `\\boxed{...}`, up to its matching brace.
 
-    Escaped braces are not counted.
+    Escaped braces are not counted. The result is None if there is no complete `\\boxed{...}`.
     """
     start = text.rfind("\\boxed{")
     if start < 0:
@@ -68,7 +68,10 @@ def _boxed(text: str) -> str | None:
 
 
 def _tool_call_to_action(text: str) -> str | None:
-    """Convert a JSON tool call to one line, the name and the argument values; None without one."""
+    """Convert a JSON tool call to one line with the name and the argument values.
+
+    The result is None if the text contains no tool call.
+    """
     inner = _between(text, "<tool_call>", "</tool_call>") or text
     start, end = inner.find("{"), inner.rfind("}")
     if start < 0 or end < start:

@@ -24,12 +24,12 @@ def play(
     Args:
         env_id: Environment id, as for `rlhf.envs.catalog.find`.
         seed: Seed of the episode.
-        read: Function that shows a prompt and returns a line of input; `EOFError` stops playing.
+        read: Function that shows a prompt and returns a line of input. If it raises `EOFError`, the
+            game stops.
         write: Function that prints a text.
         **env_kwargs: Keyword arguments of the environment.
 
-    Returns:
-        The undiscounted return of the episode, or of the part that was played.
+    Returns: The undiscounted sum of the rewards that were received.
     """
     env = make(env_id, **env_kwargs)
     text, _ = env.reset(seed=seed)

@@ -39,9 +39,9 @@ class ProgramSynthesis(TextEnv):
     State: a hidden pipeline of `length` operations, uniform over all such pipelines. Observation:
     three examples; after a wrong program, the first example that the program fails and the
     program's output. Action: operations in order, separated by spaces or `|`. The episode ends with
-    the first program that fits all examples, or with the last turn. Reward: the fraction of hidden
-    tests that the last program passes, at the end of the episode; 0.0 before. Success: the program
-    passes all hidden tests. Optimum: by enumeration of all programs on all tests.
+    the first program that fits all examples, or with the last turn. Reward: 0.0 before the end of
+    the episode; at the end, the fraction of hidden tests that the last program passes. Success: the
+    program passes all hidden tests. Optimum: by enumeration of all programs on all tests.
 
     Args:
         length: Number of operations in the hidden program (difficulty); shorter programs are legal
@@ -126,10 +126,11 @@ class ProgramSynthesis(TextEnv):
         return [" | ".join(program) for program in programs(self.length)]
 
     def action_values(self) -> dict[str, float]:
-        """Return the value of each program, a mean over the hidden programs that fit the examples.
+        """Return the value of each program, a mean over the possible hidden programs.
 
-        Before the last turn, a program that does not fit the examples neither ends the episode nor
-        gives information, so its value equals that of the best program.
+        The possible hidden programs are those that fit the examples. Before the last turn, a
+        program that does not fit the examples neither ends the episode nor gives information, so
+        its value equals the value of the best program.
         """
         values = _pass_rates(self.length, self._fits)
         if self.turns_left > 1:
@@ -139,7 +140,10 @@ class ProgramSynthesis(TextEnv):
         return dict(zip(self.legal_actions(), values.tolist(), strict=True))
 
     def best_action(self) -> str:
-        """Return the program that fits the examples and is expected to pass most hidden tests."""
+        """Return the program with the highest expected fraction of passed hidden tests.
+
+        Only programs that fit the examples are considered.
+        """
         values = _pass_rates(self.length, self._fits)
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
@@ -230,7 +234,7 @@ def _hidden_programs(length: int, split: str) -> list[int]:
 
 
 def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
-    """Return those indices of `fits` whose program has `length` operations, like the hidden one."""
+    """Return the indices in `fits` of programs with exactly `length` operations."""
     return [i for i in fits if len(programs(length)[i]) == length]
 
 
@@ -238,15 +242,15 @@ def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
 def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
     """Compute the expected fraction of hidden tests that each of the P programs passes, [P].
 
-    `fits` are the indices of the programs that fit the examples. The hidden program is uniform over
-    those with `length` operations.
+    `fits` are the indices of the programs that fit the examples. The hidden program is drawn
+    uniformly from the programs in `fits` that have `length` operations.
     """
     return _agreement(length)[:, _hidden_indices(length, fits)].mean(axis=1)
 
 
 @cache
 def _agreement(length: int) -> np.ndarray:
-    """Compute the fraction of test inputs on which each two programs have equal outputs, [P, P]."""
+    """Compute the fraction of test inputs on which two programs have equal outputs, [P, P]."""
     all_programs = programs(length)
     codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)
     for test, numbers in enumerate(_test_inputs()):

@@ -25,8 +25,9 @@ class PromptEnv(TextEnv):
 
     State: a prompt. Observation: its text; if the prompt is a conversation, the text of its last
     message. `info["messages"]` contains the earlier messages, and `info["message"]` is the last
-    message with all its keys. Action: any text. Reward: the score that `reward` gives to the whole
-    conversation; 0.0, with `info["scored"]` False, if `reward` is None or returns None.
+    message with all its keys. Action: any text. Reward: the score of the whole conversation that
+    `reward` returns. If `reward` is None or returns None, the reward is 0.0 and `info["scored"]` is
+    False.
 
     `reset(seed=s)` selects prompt `s % n` of a fixed shuffle of the n prompts, so n consecutive
     seeds select each prompt once. `info["prompt_index"]` is the index in `prompts`.
@@ -41,7 +42,7 @@ class PromptEnv(TextEnv):
             message nor with a tool result.
     """
 
-    items = "A prompt; a run holds out prompts by content (evaluation.prompts_fraction)."
+    items = "Prompts; a run holds out a fraction of them (evaluation.prompts_fraction)."
 
     def __init__(
         self,
@@ -106,8 +107,8 @@ def _as_conversation(prompt: str | Conversation, index: int) -> Conversation:
     """Convert a prompt to a list of messages.
 
     Raises:
-        UserError: The last message is neither a user message nor a tool result; `index` is for the
-            error message.
+        UserError: The last message is neither a user message nor a tool result. The message
+            contains `index`.
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]

@@ -16,7 +16,7 @@ CHANCES = tuple(CLICKS.values())
 
 
 class Recommend(BernoulliBandit):
-    """Recommend one of four items in each of T sessions of the same unknown user.
+    """Recommend one of four items in each of T sessions of the same user of unknown kind.
 
     State: the kind of the user (one of three, equally likely). Observation: whether the last item
     was watched. Action: an item. Reward: 1.0 if the user watches it, else 0.0; an invalid action
@@ -66,9 +66,9 @@ class Recommend(BernoulliBandit):
 
 
 def _user_posterior(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
-    """Return the probability that an item is watched, and the counts in either case.
+    """Return the probability that an item is watched, and the counts after each outcome.
 
-    The counts are pairs (watched, ignored) for each item; see `Posterior`.
+    The counts are one pair (watched, ignored) for each item; see `Posterior`.
     """
     weights = []  # likelihood of the counts for each kind of user
     for kind in CHANCES:

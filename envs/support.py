@@ -32,7 +32,7 @@ class Rules(NamedTuple):
 class PolicyOutcome(NamedTuple):
     """Expected cost and reward of a deterministic policy, and the policy's plan.
 
-    The plan lists (evidence, action) for each evidence that the policy can collect.
+    The plan consists of one pair (evidence, action) for each evidence that the policy can collect.
     """
 
     cost: float
@@ -50,16 +50,16 @@ class Support(TextEnv):
     `-verify_cost` per check. Cost in `info["cost"]`: 1.0 for disclosing to an impostor. The task is
     to maximize the expected reward subject to an expected cost of at most `cost_limit`.
 
-    The optimum is that of the constrained problem (Altman 1999, "Constrained Markov Decision
-    Processes"), computed from the exact frontier of expected cost and reward. In general, the
-    optimal policy is a mixture of two deterministic policies.
+    The optimum is the solution of the constrained problem (Altman 1999, "Constrained Markov
+    Decision Processes"), computed from the exact frontier of expected cost and reward. In general,
+    the optimal policy is a mixture of two deterministic policies.
 
     Args:
         cost_limit: Largest acceptable expected cost per episode.
         honest: Probability that a caller is a customer.
         pass_honest: Probability that a customer passes a check.
         pass_impostor: Probability that an impostor passes a check.
-        verify_cost: Reward lost per check.
+        verify_cost: Amount by which each check reduces the reward.
         turns: Maximum number of actions in an episode.
     """
 
@@ -136,7 +136,10 @@ class Support(TextEnv):
         return {word: _priced_value(self.rules, evidence, left, word, price) for word in ACTIONS}
 
     def best_action(self) -> str:
-        """Return the action of the optimal mixture; `reset` draws one of its two policies."""
+        """Return the action of the optimal mixture of two policies.
+
+        `reset` draws which of the two policies is used in the episode.
+        """
         low, high, share = self._mixture()
         # The same draw selects the request; its fractional part is independent of the request.
         coin = self._coin * len(REQUESTS) % 1.0
@@ -145,7 +148,7 @@ class Support(TextEnv):
         return plan.get((self._passed, self._failed)) or super().best_action()
 
     def frontier(self) -> list[tuple[float, float]]:
-        """Return the vertices (cost, reward) of the frontier, by ascending cost.
+        """Return the vertices (cost, reward) of the frontier in order of increasing cost.
 
         The frontier is the highest expected reward as a function of the expected cost.
         """
@@ -161,14 +164,15 @@ class Support(TextEnv):
         return sum(each_turn / len(ACTIONS) ** turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """Return `unconstrained`: the highest expected reward without the cost constraint."""
+        """Return `unconstrained`, the highest expected reward without the cost constraint."""
         return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
     def _mixture(self) -> tuple[PolicyOutcome, PolicyOutcome, float]:
-        """Return the vertices on both sides of `cost_limit`, and the probability of the second.
+        """Return the vertices below and above `cost_limit`, and the probability of the second one.
 
-        The first vertex costs at most `cost_limit`, and the mixture costs exactly `cost_limit`. If
-        no vertex costs more, the first one is returned twice, with probability 0.
+        The expected cost of the first vertex is at most `cost_limit`, and the expected cost of the
+        mixture is `cost_limit`. If no vertex has a higher cost than `cost_limit`, the first vertex
+        is returned twice, with probability 0.
         """
         hull = _frontier(self.rules)
         low = max((p for p in hull if p.cost <= self.cost_limit), key=lambda p: p.cost)
@@ -178,13 +182,13 @@ class Support(TextEnv):
         return low, high, (self.cost_limit - low.cost) / (high.cost - low.cost)
 
     def cost_price(self) -> float:
-        """Return the optimal Lagrange multiplier, the slope of the frontier at `cost_limit`."""
+        """Return the optimal Lagrange multiplier: the slope of the frontier at `cost_limit`."""
         low, high, _ = self._mixture()
         return (high.reward - low.reward) / (high.cost - low.cost) if high is not low else 0.0
 
 
 def percent(share: float) -> str:
-    """Format a probability as a percentage without rounding: 0.125 is 12.5%."""
+    """Format a probability as a percentage without rounding, such as 12.5% for 0.125."""
     return f"{100 * share:.10g}%"
 
 
@@ -203,11 +207,11 @@ def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
 
 @cache
 def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcome, ...]:
-    """Return the outcomes on the upper hull of the policies that follow `evidence`.
+    """Return the outcomes of policies after `evidence` that are on the upper concave hull.
 
     `left` is the number of remaining turns. Costs and rewards are weighted by the probability of
-    `evidence`, so the outcome of a check is the sum of the outcomes after a passed and after a
-    failed check, minus the price of the check.
+    `evidence`. The outcome of a check is therefore the sum of the outcomes after a passed and after
+    a failed check, minus the cost of the check.
     """
     if left == 0:
         return (PolicyOutcome(0.0, 0.0, ()),)
@@ -226,7 +230,7 @@ def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcom
 
 
 def _upper_hull(points: list[PolicyOutcome]) -> tuple[PolicyOutcome, ...]:
-    """Return the vertices of the upper concave hull of (cost, reward), by ascending cost.
+    """Return the vertices of the upper concave hull of (cost, reward) by increasing cost.
 
     The last vertex is the one with the highest reward.
     """
@@ -254,7 +258,7 @@ def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price:
     """Return the priced value of the action `word` if optimal actions follow.
 
     The priced value is the expected future reward minus `price` times the expected future cost,
-    given the evidence. `left` is the number of remaining turns, including that of the action.
+    given the evidence. `left` is the number of remaining turns, including the turn of the action.
     """
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor

@@ -26,8 +26,8 @@ class TicTacToe(TwoPlayerEnv):
 
     State: the board and the seat. Observation: the opponent's move and the board. Action: the
     number of a cell, 1 to 9 by rows; an invalid action loses the turn. Reward at the end: 1 for a
-    win, 0 for a draw, -1 for a loss. Optimum: the expectimax value against "random"; the minimax
-    value, 0, against "optimal".
+    win, 0 for a draw, -1 for a loss. Optimum: against "random", the expectimax value; against
+    "optimal", the minimax value, which is 0.
 
     Args:
         opponent: "optimal" (minimax, uniform among equally good moves), "random", or a function
@@ -97,7 +97,7 @@ class TicTacToe(TwoPlayerEnv):
         return f"Your opponent plays {cell + 1}."
 
     def _choose_opponent_cell(self, message: str) -> int | None:
-        """Choose the opponent's cell; return None if the reply of a function is invalid."""
+        """Choose the opponent's cell; return None if the opponent function's reply is invalid."""
         if isinstance(self.opponent, str):
             choices = opponent_cells(self._board, OTHER_MARK[self._mark], self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
@@ -169,7 +169,8 @@ def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
     cells, other = free_cells(board), OTHER_MARK[mark]
     if opponent == "random":
         return tuple(cells)
-    # With opponent="optimal", `_value` assumes optimal play by both players: a minimax value.
+    # With opponent="optimal", `_value` assumes optimal play by both players, so it is the minimax
+    # value.
     losses = {cell: _value(with_mark(board, cell, mark), other, other, opponent) for cell in cells}
     return tuple(cell for cell, loss in losses.items() if loss == min(losses.values()))
 

@@ -12,14 +12,14 @@ ACTIONS: tuple[str, ...] = ("forward", "left", "right")
 class TMaze(TextEnv):
     """Walk down a corridor to a junction and turn in the direction of a sign at the start.
 
-    State: the sign (left or right), the position in the corridor 0 ... L and the remaining steps.
+    State: the sign (left or right), the position in the corridor (0 to L) and the remaining steps.
     Observation: the sign in the first observation only, then "corridor" or "junction". The number
-    of remaining steps is not in the observations, because a policy without memory could use it to
-    remember the sign. Action: forward, left or right. Left or right inside the corridor, or an
-    invalid action, wastes a step. Reward: 1.0 for turning in the direction of the sign at the
-    junction, else 0.0. The episode ends with a turn at the junction or after T steps. Optimum: 1.0
-    with memory, 0.5 for the best policy that sees only the current observation (Bakker 2002,
-    "Reinforcement Learning with Long Short-Term Memory").
+    of remaining steps is not shown, because a policy without memory could encode the sign in it.
+    Action: forward, left or right. Left or right inside the corridor, or an invalid action, wastes
+    a step. Reward: 1.0 for turning in the direction of the sign at the junction, else 0.0. The
+    episode ends with a turn at the junction or after T steps. Optimum: 1.0 with memory, 0.5 for the
+    best policy that sees only the current observation (Bakker 2002, "Reinforcement Learning with
+    Long Short-Term Memory").
 
     Args:
         length: Number of steps from the start to the junction, L.

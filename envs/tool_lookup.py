@@ -16,7 +16,7 @@ class Rules(NamedTuple):
     """Parameters of the task, as in `ToolLookup`."""
 
     hops: int
-    others: int  # number of people other than the one in the question
+    others: int  # number of people except the person in the question
     rooms: int
     cost: float
 
@@ -28,12 +28,13 @@ class ToolLookup(TextEnv):
     person, uniform and independent. Observation: a person's record after `lookup NAME`. Action:
     `lookup NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the correct answer.
     The episode ends with an answer or after `hops + 2` actions; an invalid action uses up a turn.
-    Optimum: dynamic programming over the records read, where the policy may guess at any time. It
-    equals 1 - hops * call_cost if calls are cheap. Without the tool, the optimum is 1 / rooms.
+    Optimum: dynamic programming over the records read, where the policy may guess at any time. If
+    calls are cheap, the optimum is 1 - hops * call_cost. Without the tool, the optimum is 1 /
+    rooms.
 
     Args:
-        hops: Number of lookups needed: 1 if the question is about a person's room, 2 if about that
-            of the person's manager.
+        hops: Number of lookups needed: 1 if the question is about a person's room, 2 if the
+            question is about the room of the person's manager.
         people: Number of people in the register.
         rooms: Number of rooms.
         call_cost: Cost of each lookup.
@@ -67,7 +68,7 @@ class ToolLookup(TextEnv):
         self._begin(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
 
     def _begin(self, person: str, records: dict[str, tuple[int, str]]) -> None:
-        """Start an episode whose question names `person`; `records` map name -> (room, manager)."""
+        """Start an episode whose question names `person`; `records` is name -> (room, manager)."""
         self._person, self._records = person, records
         self._target = person if self.rules.hops == 1 else records[person][1]
         self._read = set[str]()
@@ -160,8 +161,8 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
     Args:
         rules: Parameters of the task.
         left: Remaining actions.
-        known: Number of useful records that have been read: 0, or 1 after the person's record, or 2
-            after the manager's record too.
+        known: Number of useful records that have been read: 0, 1 (the person's record) or 2 (also
+            the manager's record).
         rooms: Used only if `known` is 0: for each room that occurs in the records read, the number
             of records with this room. Each of these people may be the manager.
     """
@@ -191,7 +192,7 @@ def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
 
 
 def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Return the value of reading the record of someone else before that of the person.
+    """Return the value of reading another person's record before the record of the person.
 
     The cost of the call is not subtracted.
     """

@@ -26,9 +26,9 @@ class DiscreteToText(TextEnv):
 
     State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
     of the words `actions`. Reward and transitions: those of the table. An invalid action uses up a
-    turn without a move, and its reward is that of a wasted legal step (`wasted_step_reward`), so it
-    is never better than a legal action. The episode terminates after `max_turns` actions. Optimum:
-    that of the finite horizon, by backward induction over the transition table.
+    turn without a move. Its reward is `wasted_step_reward(...)`, so an invalid action is never
+    better than a legal one. The episode terminates after `max_turns` actions. Optimum: the value of
+    the finite horizon, by backward induction over the transition table.
 
     Args:
         table: An environment with a transition table `P` and an initial distribution
@@ -82,7 +82,10 @@ class DiscreteToText(TextEnv):
         return f"{event}{self._describe(self._state)} {self.turns_text()}"
 
     def _event(self, reward: float, success: bool) -> str:
-        """Describe an event that the description of the new state does not show, or return ""."""
+        """Describe an event that the description of the new state does not mention.
+
+        The result is "" if there is no such event.
+        """
         return ""
 
     def _is_goal(self, reward: float) -> bool:
@@ -98,7 +101,10 @@ class DiscreteToText(TextEnv):
         return dict(zip(self._words, totals, strict=True))
 
     def best_action(self) -> str:
-        """Return an optimal action; of several, the one that reaches its reward first."""
+        """Return an optimal action.
+
+        If several actions are optimal, the one that reaches its reward first is returned.
+        """
         discount = TIE_BREAK_DISCOUNT
         after = discount * self._optimal_values(discount)[max(self.turns_left - 1, 0)]
         return self._words[int(np.argmax(self._values_of_actions(self._state, after)))]
@@ -124,7 +130,8 @@ class DiscreteToText(TextEnv):
         return self._values[discount]
 
     def _values_of_actions(self, state: int, after: np.ndarray) -> list[float]:
-        """Return the value of each action in `state`, if state s is worth `after[s]` afterwards."""
+        """Return the value of each action in `state`, given the value `after[s]` of each next state
+        s."""
         return [
             sum(p * (r + (0.0 if ended else after[s])) for p, s, r, ended in row)
             for row in self._transitions[state].values()
@@ -134,9 +141,9 @@ class DiscreteToText(TextEnv):
 def wasted_step_reward(transitions: Transitions) -> float:
     """Return a reward for invalid actions that makes them never better than legal ones.
 
-    The reward is the minimum over states of the highest expected reward of one step, but at most 0.
-    With it, waiting for a turn is never an advantage, because the policy could use the same turn
-    for a legal step at the end.
+    The reward is the minimum over states of the highest expected reward of one step, and at most 0.
+    An invalid action that wastes a turn is then never an advantage, because the policy could use
+    the turn for a legal step at the end of the episode.
     """
     best = (
         max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())

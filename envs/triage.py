@@ -104,7 +104,7 @@ def _urgent_probability(seen: Results) -> float:
 
 
 def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
-    """Return the value of taking a test if optimal actions follow.
+    """Return the value of taking the test with index `test` if optimal actions follow.
 
     `left` is the number of remaining actions, including the test.
     """

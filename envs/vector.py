@@ -16,10 +16,10 @@ from rlhf.errors import UserError
 class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
     """Vector environment in which each row can be skipped in a step.
 
-    gymnasium's vector environments either reset a finished row at once (which wastes a generated
-    reply or replaces the last observation), or forbid any step while a row is finished. In this
-    class, the action `None` skips its row, so that the other rows of a group of rollouts can
-    continue. `reset` takes one seed per row; seeds may be equal. With
+    A row is one environment of the vector. gymnasium's vector environments either reset a finished
+    row at once (which wastes a generated reply or replaces the last observation), or forbid any
+    step while a row is finished. In this class, the action `None` skips a row, so that the
+    other rows can continue. `reset` takes one seed per row; seeds may be equal. With
     `options={"reset_mask": mask}`, `reset` resets only the rows whose mask is set.
     """
 
@@ -30,8 +30,8 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
             env_fns: For each row, a function that creates the environment.
         """
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-        # gymnasium's batch_space would copy the space of the first row, whose samples are legal
-        # actions only in that row.
+        # gymnasium's batch_space would copy the space of the first row. The samples of this space
+        # are legal actions only in the first row.
         self.action_space = gym.spaces.Tuple([env.action_space for env in self.envs])
 
     def step(
@@ -39,8 +39,8 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step every row whose action is not None.
 
-        A skipped row has the observation "" and reward 0, keeps its terminated and truncated flags,
-        and has no info: the `_key` masks of gymnasium's info format are False.
+        A skipped row has the observation "" and reward 0, and keeps its terminated and truncated
+        flags. It has no info: in gymnasium's info format, each mask `_key` is False for this row.
 
         Raises:
             UserError: The number of actions differs from the number of rows, or a finished row has
@@ -48,7 +48,7 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
         """
         if len(actions) != self.num_envs:
             raise UserError(
-                f"{self.num_envs} rows need {self.num_envs} actions, got {len(actions)}"
+                f"{self.num_envs} environments need {self.num_envs} actions, got {len(actions)}"
             )
         finished = self._terminations | self._truncations
         observations: list[str] = [""] * self.num_envs
@@ -79,10 +79,11 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
 def batch_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Merge the info dictionaries of B rows into one dictionary of arrays [B].
 
-    For each key, `_key` is a mask [B] of the rows that have the key. The other rows contain zero,
-    or None if the values are not numbers. The format is gymnasium's, but an array has a type that
-    can represent the values of all rows. gymnasium uses the type of the first row, which turns 0.5
-    into 0 if the first row contains the int 1. Values that are dictionaries are merged recursively.
+    For each key, `_key` is a mask [B] of the rows that have the key. In the array of the key, the
+    other rows contain zero, or None if the values are not numbers. The format is gymnasium's,
+    except that an array has a type that can represent the values of all rows. gymnasium uses the
+    type of the first row, which turns 0.5 into 0 if the first row contains the int 1. Values that
+    are dictionaries are merged recursively.
     """
     batch: dict[str, Any] = {}
     for key in dict.fromkeys(key for info in infos for key in info):

@@ -23,8 +23,8 @@ def mark(guess: str, hidden: str) -> str:
     """Mark each letter of a guess with g, y or -.
 
     g: the hidden word has the letter at the same position. y: it has the letter at another
-    position. -: it does not have the letter. Each letter of the hidden word is matched at most
-    once.
+    position. -: the hidden word does not have the letter. Each letter of the hidden word is matched
+    at most once.
     """
     marks = ["g" if a == b else "-" for a, b in zip(guess, hidden, strict=True)]
     spare = [b for a, b in zip(guess, hidden, strict=True) if a != b]
@@ -39,10 +39,10 @@ class Wordle(TextEnv):
     """Find a five-letter word from a known list in T guesses.
 
     State: the hidden word, uniform on the list. Observation: the marks of the guess, see `mark`.
-    Action: a word of the list. Reward: 1.0 for the hidden word, which ends the episode, else 0.0;
-    an invalid guess uses up a turn. Optimum: the largest fraction of words that any strategy finds,
+    Action: a word of the list. Reward: 1.0 for the hidden word, which ends the episode, else 0.0.
+    An invalid guess uses up a turn. Optimum: the largest fraction of words that any strategy finds,
     by an exact search over the sets of words that are still possible. T is at most 3 because of the
-    cost of this search.
+    computational cost of this search.
 
     Args:
         words: Number of words: the first `words` of the list in a fixed order.
@@ -108,7 +108,7 @@ class Wordle(TextEnv):
         return 1.0 - (1.0 - 1.0 / len(self.words)) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
-        """Return `consistent`: guess uniformly among the words that are still possible."""
+        """Return the value of `consistent`, which guesses uniformly among the possible words."""
         possible = np.arange(len(self.words))
         wins = _consistent_wins(marks_table(self.words), possible, self.max_turns)
         return {"consistent": wins / len(self.words)}
@@ -169,7 +169,7 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
 
 
 def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> float:
-    """Return how many possible words are found on average with `left` random guesses.
+    """Return the expected number of possible words that are found with `left` random guesses.
 
     Each guess is drawn uniformly from the words that are still possible.
     """

@@ -1,4 +1,4 @@
-"""Wrappers for experiments: memory, invalid actions, examples, noise, rewards, budgets.
+"""Wrappers for experiments: history, invalid actions, examples, noise, rewards, cost budgets.
 
 Each wrapper accepts any environment with text observations and text actions. The wrapper that
 extracts actions from longer replies is in `rlhf.envs.parsing`.
@@ -56,14 +56,14 @@ class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
 class History(TextWrapper):
     """Prepend the past turns of the episode to each observation.
 
-    This wrapper is for agents that see only the current observation. Rollouts keep the whole
-    conversation, so they do not need it; a rollout setting limits how much of the conversation the
-    policy sees.
+    This wrapper is for agents that see only the current observation. Rollouts contain the whole
+    conversation, so they do not need this wrapper. A rollout setting limits how much of the
+    conversation the policy sees.
 
     Args:
         env: The environment.
-        turns: Number of past turns (an observation and its reply) to prepend; None prepends all,
-            and 0 none.
+        turns: Number of past turns (an observation and its reply) to prepend. By default, all past
+            turns are prepended.
     """
 
     def __init__(self, env: gym.Env[str, str], turns: int | None = None) -> None:
@@ -93,11 +93,12 @@ class InvalidActions(TextWrapper):
     Args:
         env: The environment.
         penalty: Amount that is subtracted from the reward of each invalid action.
-        end: Whether the first invalid action ends the episode (terminated). Its reward then
-            includes the negative rewards that repeating it in the remaining turns would give, so
-            that ending early is never an advantage.
-        substitute: "random" replaces an invalid action by a random legal one
-            (`info["substituted"]` is then True); None passes invalid actions to the environment.
+        end: Whether the first invalid action ends the episode (terminated). The action is then
+            repeated in the remaining turns. If the sum of these rewards is negative, it is added to
+            the reward of the action, so that ending early is never an advantage.
+        substitute: "random" replaces an invalid action by a random legal action. In this case,
+            `info["substituted"]` is True. By default, invalid actions are passed to the
+            environment.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class InvalidActions(TextWrapper):
         if substitute is not None and (end or penalty):
             raise UserError(
                 "substitute replaces every invalid action, so end and penalty have no effect: "
-                "remove them"
+                "remove end and penalty, or substitute"
             )
         super().__init__(env, penalty=penalty, end=end, substitute=substitute)
         self._penalty, self._end, self._substitute = penalty, end, substitute
@@ -147,7 +148,7 @@ class InvalidActions(TextWrapper):
         """Return whether the environment accepts an action that `legal_actions` does not list.
 
         An action can have several spellings, such as `arm 2` and `2`. The action is tried on a copy
-        of the environment; the result is False if the environment cannot be copied.
+        of the environment. If the environment cannot be copied, the result is False.
         """
         try:
             trial = copy.deepcopy(self.env)
@@ -204,8 +205,8 @@ class FewShot(TextWrapper):
 def _training_env(env: gym.Env[str, str]) -> gym.Env[str, str]:
     """Return an environment that draws training items.
 
-    This is `env`, or a new environment with `split="train"` if `env` has separate items for
-    training and evaluation and does not draw those of training.
+    If `env` has separate items for training and evaluation, and its `split` is not "train", the
+    result is a new environment with `split="train"`. Otherwise, the result is `env`.
     """
     spec = env.unwrapped.spec
     if spec is None or not is_separable(spec.id) or spec.kwargs.get("split") == "train":
@@ -252,14 +253,15 @@ class ObservationNoise(TextWrapper):
 class RewardCallable(TextWrapper):
     """Reward the whole conversation at the end of the episode, for example with a reward model.
 
-    `info["env_reward"]` is the environment's own reward of each turn. `info["scored"]` is True if
-    the function has returned a score; before the end of the episode, or if the function returns
-    None, it is False and the function's reward is 0.0.
+    `info["env_reward"]` is the reward of the environment for each turn. `info["scored"]` is True
+    if the function has returned a score. Before the end of the episode, or if the function returns
+    None, `info["scored"]` is False and the reward of the function is 0.0.
 
     Args:
         env: The environment.
         reward: Function that scores a batch of conversations; it is called with a batch of one.
-        mix: "replace" uses only the function's reward; "add" adds it to the environment's reward.
+        mix: "replace" uses only the reward of the function. "add" uses the sum of this reward and
+            the reward of the environment.
     """
 
     def __init__(
@@ -294,7 +296,8 @@ class RewardCallable(TextWrapper):
 class CostBudget(TextWrapper):
     """End the episode (terminated) when its costs exceed a budget.
 
-    The costs are the environment's `info["cost"]`; `info["spent"]` is the sum of the costs so far.
+    The cost of a step is `info["cost"]` of the environment. `info["spent"]` is the sum of the costs
+    so far.
 
     Args:
         env: The environment.

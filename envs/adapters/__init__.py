@@ -43,7 +43,7 @@ def check_offered(
     Args:
         name: Name of the task.
         known: Names of the available tasks.
-        not_offered: Task that is not offered -> reason, a clause without its subject.
+        not_offered: Task that is not offered -> reason, as a clause that follows "it".
         what: Start of the message for an unknown task, such as "textarena has no game".
         listing: Name of the function that lists the available tasks, for the message.
     """
@@ -56,9 +56,9 @@ def check_offered(
 class PrivateGenerators:
     """Private random streams for code that uses Python's and numpy's global generators.
 
-    Within the context `active()`, the global generators continue the private streams. At the end of
-    the context their previous state is restored. Third-party code is therefore reproducible in each
-    environment and does not change the random numbers of other code.
+    Within `with generators.active():`, the global generators continue the private streams. At the
+    end of the `with` block, their previous state is restored. Third-party code is therefore
+    reproducible in each environment and does not change the random numbers of other code.
     """
 
     def __init__(self) -> None:

@@ -119,9 +119,9 @@ def has_extra_text(answer: str, truth: str, question: str = "") -> bool:
     """Return whether an answer contains the reference and further text, or a hedging word.
 
     Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
-    "14 or 7" as 14. The prompt asks for the answer only, so further text is an error. It may be
-    before, after or between the words of the reference. Words of the question are allowed between
-    them, because a task can have several correct answers.
+    "14 or 7" as 14. The prompt asks for the answer only, so text before, after or between the words
+    of the reference is an error. Words of the question are allowed between the words of the
+    reference, because a task can have several correct answers.
     """
     tokens = _TOKEN.findall(answer.casefold())
     reference = _TOKEN.findall(truth.casefold())
@@ -137,13 +137,13 @@ def has_extra_text(answer: str, truth: str, question: str = "") -> bool:
 
 
 CANDIDATES_PER_ITEM = 8
-"""Number of data set indices among which the first one in the split is chosen for an item."""
+"""Number of candidate questions of an item; the first candidate in the split is used."""
 TASKS_DRAWN_AT_CREATION = {"acre"}
 """Tasks that draw all items at creation; each of their items has only one candidate index."""
 MAX_TRIES = 300
 """Maximum number of other items that are tried if no candidate of an item is in the split."""
 _INDEX_CACHE: dict[tuple[Any, ...], int] = {}
-"""(task, size, split, settings, item) -> data set index of the item's question; shared by all
+"""(task, size, split, configuration, item) -> dataset index of the item's question; shared by all
 environments of this process."""
 
 
@@ -157,14 +157,15 @@ class ReasoningGym(TextEnv):
     """Answer one question of a reasoning-gym task.
 
     State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
-    full credit, else 0.0; with `partial`, the scorer's value in [0, 1]. The reward is also 0.0 if
-    the scorer raises an exception or returns a value that is not finite, if the answer is `nan` or
-    `inf`, and if it has text around or in the reference ("not 14", "14 or 7"). For some tasks,
-    `REPLACED_SCORERS` replaces the scorer, or `ANSWER_FORMS` defines the form of an answer.
+    full credit, else 0.0; with `partial`, the scorer's value in [0, 1]. The reward is also 0.0 in
+    these cases: the scorer raises an exception or returns a value that is not finite, the answer is
+    `nan` or `inf`, or the answer has text around or in the reference ("not 14", "14 or 7"). For
+    some tasks, `REPLACED_SCORERS` replaces the scorer, or `ANSWER_FORMS` defines the form of an
+    answer.
 
-    reasoning-gym draws item `i` of a data set with seed `s` from seed `s + i`, so data sets with
-    different seeds have nearly all items in common, and many tasks repeat questions. Questions are
-    therefore assigned to a split by a hash. Each item has several candidate questions, of which the
+    reasoning-gym draws item `i` of a dataset with seed `s` from seed `s + i`, so datasets with
+    different seeds have nearly all items in common. Many tasks also repeat questions. Questions are
+    therefore assigned to a split by a hash. Each item has several candidate questions, and the
     first one in the split is used.
 
     Args:
@@ -173,11 +174,11 @@ class ReasoningGym(TextEnv):
             questions of both.
         size: Number of items. A large number is slow in tasks that draw all items at creation.
         partial: Whether the reward is the scorer's value instead of 0.0 or 1.0.
-        config: Further settings of the task (its difficulty), by reasoning-gym's names.
+        config: Further settings of the task, such as its difficulty, with reasoning-gym's names.
 
     Raises:
-        UserError: The task is unknown or not offered, or does not accept `config`. `reset` raises
-            it if the task has too few questions for the split.
+        UserError: The task is unknown or not offered, or does not accept `config`. `reset` raises a
+            UserError if the task has too few questions for the split.
     """
 
     best_score = 1.0
@@ -210,7 +211,7 @@ class ReasoningGym(TextEnv):
                     task, seed=0, size=self._count, **(config or {})
                 )
             except (AssertionError, TypeError) as error:
-                raise UserError(f"{task} does not take config {config}: {error}") from error
+                raise UserError(f"{task} does not accept config {config}: {error}") from error
         train = size * 9 // 10
         self._indices = {
             "train": range(train),
@@ -231,7 +232,7 @@ class ReasoningGym(TextEnv):
         return self.opening(self._entry["question"], item=index)
 
     def _entry_at(self, index: int) -> dict[str, Any]:
-        """Return the entry of the data set at an index.
+        """Return the entry of the dataset at an index.
 
         The index is also the seed of the private global generators, which some tasks use.
         """
@@ -253,7 +254,7 @@ class ReasoningGym(TextEnv):
             yield
 
     def _index_of(self, item: int) -> int:
-        """Return the index of the first of the item's candidates whose question is in the split.
+        """Return the dataset index of the item's first candidate whose question is in the split.
 
         Raises:
             UserError: No candidate of this and other items is in the split.
@@ -289,7 +290,8 @@ class ReasoningGym(TextEnv):
     def _score(self, action: str) -> tuple[float, str]:
         """Return (score in [0, 1], reason).
 
-        The reason is empty, or says why the answer has the score 0 without a result of the scorer.
+        The reason is empty if the scorer returned a finite score. Otherwise it states why the score
+        is 0.
         """
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"

@@ -72,17 +72,17 @@ class TextArena(TextEnv):
     State: the state of the game, and the agent's seat, which is drawn at reset. Observation: the
     game's messages to the agent since its last move. Action: a move, usually in square brackets.
     Reward: 0.0 until the game ends, then the game's reward for the agent (usually 1 for a win, 0
-    for a draw, -1 for a loss; in single-player games a fraction in [0, 1]). Success: a reward of at
-    least 1. If the game raises an exception, or a multiplayer game gives no reward, the reward is
-    -1.0, so that breaking a game is never better than losing it. A game that is not over after
-    `max_turns` moves ends without reward.
+    for a draw, -1 for a loss; in single-player games a fraction in [0, 1]). Success: a reward of
+    at least 1. If the game raises an exception, or a multiplayer game returns no reward, the reward
+    is -1.0, so that causing an error is never better than losing the game. A game that is not over
+    after `max_turns` moves ends without reward.
 
-    TextArena draws from the global generators. The adapter replaces them by private generators, so
-    that episodes are reproducible and do not change the state of the global generators.
+    TextArena draws from the global random generators. The adapter replaces their state during calls
+    of the game, so that episodes are reproducible and do not change the global state.
 
     Args:
         game: A name from `games()`, with or without a variant, such as `Nim-v0-large`.
-        opponent: "random" (plays a random one of the bracketed words in its observation), or a
+        opponent: "random" (plays a random word in square brackets from its observation), or a
             function from the opponent's conversation to its move.
         max_turns: Maximum number of moves in an episode.
 
@@ -120,7 +120,8 @@ class TextArena(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self._generators.seed(int(self.np_random.integers(2**31)))
-        # Opponents that move first may end the game before the agent's first move; draw again.
+        # Opponents that move first may end the game before the agent's first move. In this case,
+        # a new game is drawn.
         for _ in range(_MAX_DEALS):
             self._seat = int(self.np_random.integers(self._players))
             self._opponent_conversations: dict[int, Conversation] = {}
@@ -162,7 +163,7 @@ class TextArena(TextEnv):
 
         Returns:
             The agent's observation, and whether the game has ended. A game in which the opponents
-            make too many moves counts as ended.
+            make `_MAX_OPPONENT_MOVES` consecutive moves counts as ended.
         """
         for _ in range(_MAX_OPPONENT_MOVES):
             player, messages = self._game.get_observation()
@@ -188,19 +189,23 @@ class TextArena(TextEnv):
             yield
 
     def sample_action(self, rng: np.random.Generator) -> str:
-        """Draw a bracketed word of the last observation, because games do not list legal moves."""
+        """Draw a bracketed word from the last observation, because games do not list legal
+        moves."""
         return _random_move(self._text, rng)
 
 
 def _id_and_players(game: str) -> tuple[str, int]:
-    """Return TextArena's id of the game without observation wrappers, and the number of players."""
+    """Return TextArena's id of the game and the number of players.
+
+    The id ends with `-raw`, which selects the game without observation wrappers.
+    """
     name, version, variant = game.partition("-v0")
     check_offered(name, GAMES, NOT_OFFERED, "textarena has no game", "games()")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
 
 
 def _message_text(message: Any) -> str:
-    """Format a message with its sender; messages of the game itself have no sender."""
+    """Format a message with its sender; messages from the game have no sender."""
     sender, text = message[0], str(message[1]).strip()
     return text if sender == -1 else f"Player {sender}: {text}"
 

@@ -26,7 +26,7 @@ PLANTED = {
     "Priced": None,
     "Idle": r"adversary: silence earns 0.0000 per episode, optimal_value\(\) is -3.0000",
     "Prolix": r"adversary: expert play with 8 times 'no' after it earns 1.8000",
-    "Quitter": "exact: the best of all policies earns -1.0000",
+    "Quitter": "exact: the exact optimum is -1.0000",
     "Unstated": "adversary: silence earns 0.0000 per episode, intended play earns -",
     "Substring": "adversary: all actions joined by ' ' earns 1.0000 per episode, intended play",
     "Quits": "junk: raised SystemExit: 3",
