@@ -280,7 +280,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise a UserError if `value` is outside `[low, high]`."""
     if not low <= value <= high:
-        raise UserError(f"{name} must be between {low} and {high}, got {value}")
+        raise UserError(f"{name} must lie between {low} and {high}, got {value}")
 
 
 def normalized(action: str) -> str:
