@@ -88,7 +88,7 @@ def find(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f"cannot import the module {module!r} of the environment {env_id!r}: {error}"
+                f"cannot import {module!r}, the module of {env_id!r}: {error}"
             ) from error
     known = {spec_id.lower(): spec_id for spec_id in gym.registry}
     for candidate in (name, f"text/{name}", f"{name}-v0", f"text/{name}-v0"):
