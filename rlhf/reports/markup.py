@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rlhf.common.numbers import decimal_text
 from rlhf.common.text import csv_cell, escape_invisible
-from rlhf.stats import EQUAL_COUNTS_LABEL, EQUAL_UNITS_REASON, Interval
+from rlhf.stats import EQUAL_UNITS_REASON, Interval
 
 _ACRONYMS = re.compile(
     r"\b(sft|rm|ppo|dpo|kto|grpo|rloo|dapo|gspo|ipo|orpo|kl|lora)(?=\b|[-_\d])", re.IGNORECASE
@@ -251,9 +251,9 @@ def _alignment(is_numeric: bool) -> str:
 
 
 def _is_plain(cell: Cell) -> bool:
-    """Return whether a cell is text, empty, or an Interval of equal counts."""
+    """Return whether a cell is text, empty, or an Interval of equal units."""
     if isinstance(cell, Interval):
-        return cell.method == EQUAL_COUNTS_LABEL or EQUAL_UNITS_REASON in cell.needs
+        return EQUAL_UNITS_REASON in cell.needs
     return isinstance(cell, str | None)
 
 

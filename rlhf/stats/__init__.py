@@ -9,7 +9,7 @@ estimate without an interval, and `Interval.needs` gives the reason. `docs/stati
 measured coverage, which `tests/stats` verifies.
 """
 
-from rlhf.stats.interval import EQUAL_COUNTS_LABEL, interval, ratio_interval
+from rlhf.stats.interval import interval, ratio_interval
 from rlhf.stats.jackknife import jackknife, weighted_sum_interval
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
@@ -17,7 +17,6 @@ from rlhf.stats.shares import adjusted_wald_bounds, share_interval
 from rlhf.stats.units import EQUAL_UNITS_REASON, unit_means
 
 __all__ = [
-    "EQUAL_COUNTS_LABEL",
     "EQUAL_UNITS_REASON",
     "Interval",
     "adjusted_wald_bounds",

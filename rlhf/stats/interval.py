@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -15,6 +14,7 @@ from rlhf.stats.result import Interval
 from rlhf.stats.shares import EXACT_LABEL, is_binary, mid_p_bounds, share_interval
 from rlhf.stats.units import (
     FEWEST_EFFECTIVE,
+    FEWEST_UNITS,
     cluster_index,
     effective_units,
     finite_vector,
@@ -24,10 +24,16 @@ from rlhf.stats.units import (
 
 Kind = Literal["auto", "share", "mean", "count"]
 
-EQUAL_COUNTS_LABEL = "exact (Poisson), equal counts"
-
 _FEWEST_OUTCOMES = 10
 """Minimum number of outcomes for treating two observed values as the only possible values."""
+
+_LEAST_FREEDOM = 0.7
+"""Minimum degrees of freedom; the quantile of Student's t is infinite for 0."""
+
+_FEWEST_UNEQUAL = 50
+"""Minimum number of units for the interval of a ratio whose denominators differ. With fewer units,
+the coverage is below 90% if the logarithms of the denominators have a standard deviation of 1.5 and
+the numerator grows faster than the denominator, because the largest units are often missing."""
 
 
 def interval(
@@ -52,7 +58,8 @@ def interval(
       at least five units. At least five units must also differ from the most common value, because
       otherwise the variance cannot be estimated. With fewer than ten units, half of them must
       differ.
-    * If all counts have their smallest possible value, the interval is exact (Poisson).
+    * If all values are equal, there is no interval, except for known finite bounds. Counts that
+      are all 0 may be large in a few other units, so their mean has no upper bound.
 
     Args:
         values: finite numbers, [n].
@@ -78,7 +85,7 @@ def interval(
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
     units, sizes = _unit_values(data, clusters, weigh)
     point = float(data.mean() if weigh == "values" else units.mean())
-    if kind == "count" and (exact := _exact_count_interval(data, units, low, high, level)):
+    if kind == "count" and (exact := _exact_count_interval(data, units, low, level)):
         return exact
     outcomes: tuple[float, float] | None = None
     if np.isfinite([low, high]).all() and high > low:
@@ -100,10 +107,13 @@ def ratio_interval(
 
     Both arguments have one value for each of n units, [n]. The denominators must be positive. The
     width of the interval is that of a mean of the residuals (numerator - ratio * denominator) /
-    mean(denominators).
+    mean(denominators). It requires 50 units, or five units with equal denominators.
     """
     top, bottom = finite_vector(numerators), finite_vector(denominators)
-    ratio = float(top.sum() / bottom.sum())
+    ratio, n = float(top.sum() / bottom.sum()), bottom.size
+    if FEWEST_UNITS <= n < _FEWEST_UNEQUAL and bottom.min() < bottom.max():
+        needs = f"{n} units of different sizes, an interval needs {_FEWEST_UNEQUAL}"
+        return Interval.without(ratio, n, needs)
     return _mean_interval(ratio, (top - ratio * bottom) / bottom.mean(), bottom, level)
 
 
@@ -115,8 +125,8 @@ def _mean_interval(
     `point` is the mean, and `residuals` [n] are the deviations of the unit values from the mean.
     Large units have a large influence on the mean, so their residuals are too small. Residuals are
     therefore divided by one minus the unit's fraction of the total size, as in the jackknife
-    (MacKinnon & White 1985, HC3). The degrees of freedom are the effective number of units minus
-    one.
+    (MacKinnon & White 1985, HC3). The degrees of freedom are Satterthwaite's for residuals whose
+    standard deviation is proportional to the size.
     """
     n, share = sizes.size, sizes / sizes.sum()
     if missing := no_interval_reason(point + residuals):
@@ -125,9 +135,14 @@ def _mean_interval(
     if effective < FEWEST_EFFECTIVE:
         return Interval.without(point, n, f"the largest of {n} units has {share.max():.0%} of all")
     moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))
-    moments = moments._replace(mean=np.asarray(point), freedom=np.asarray(effective - 1))
+    moments = moments._replace(mean=np.asarray(point), freedom=np.asarray(_freedom(sizes)))
     low, high = bounds_from(moments, level=level)
     return Interval(point, float(low), float(high), n, SKEW_CORRECTED_T)
+
+
+def _freedom(sizes: np.ndarray) -> float:
+    """Return Satterthwaite's degrees of freedom of the mean of units with weights `sizes` [n]."""
+    return max(_LEAST_FREEDOM, effective_units(sizes**2) - 1)
 
 
 def _exact_interval(
@@ -150,21 +165,13 @@ def _exact_interval(
 
 
 def _exact_count_interval(
-    data: np.ndarray, units: np.ndarray, low: float, high: float, level: float
+    data: np.ndarray, units: np.ndarray, low: float, level: float
 ) -> Interval | None:
-    """Return the exact interval of counts that are all `low`, or that are all `low` or `low` + 1.
+    """Return the exact interval of counts of which some are `low` and the others `low` + 1.
 
-    In the second case, the result is None if the interval of a mean exists. For all other counts,
-    the result is also None. Equal counts above `low`, such as replies that all have the maximum
-    length, have no exact interval, because it is unknown how far other counts are below them.
+    The result is None for all other counts, and if the interval of a mean exists.
     """
     least, most = float(data.min()), float(data.max())
-    point = float(units.mean())
-    if least == most == low:
-        # Upper bound of a Poisson mean after n counts of 0, with the mid-p correction.
-        step = -math.log(1 - level) / units.size
-        ends = max(low, point - step), min(high, point + step)
-        return Interval(point, *ends, units=units.size, method=EQUAL_COUNTS_LABEL)
     if least != low or most - least != 1 or not no_interval_reason(units):
         return None
     return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)

@@ -111,20 +111,20 @@ def counts() -> Iterator[Point]:
 
 
 def ratios() -> Iterator[Point]:
-    for n, skew in product((5, 20, 100), (0.3, 0.7, 1.5)):
-        # Nats per token vary with the example, and longer examples have fewer of them.
-        rate = 2.0 * np.exp(-(skew**2) * 0.5)
+    """Nats per token are a power of the length, times noise."""
+    grid = product((5, 20, 50, 100), (0.0, 0.3, 0.7, 1.0, 1.5), (-0.5, 0.0, 0.25), (8.0, 50.0))
+    for n, skew, power, shape in grid:
 
-        def make(rng: Rng, n: int = n, skew: float = skew):
-            length = rng.lognormal(0.0, skew, size=n)
+        def make(rng: Rng, n: int = n, s: float = skew, p: float = power, shape: float = shape):
+            length = rng.lognormal(0.0, s, size=n)
             tokens = np.ceil(30 * length)
-            nats = tokens * rng.gamma(8.0, 2.0 / 8.0, size=n) * length**-0.5
+            nats = tokens * rng.gamma(shape, 2.0 / shape, size=n) * length**p
             return ratio_interval(nats, tokens)
 
         draws = np.random.default_rng(1).lognormal(0.0, skew, size=400_000)
         tokens = np.ceil(30 * draws)
-        rate = float((tokens * 2.0 * draws**-0.5).sum() / tokens.sum())
-        yield Point(str(n), f"length spread {skew}", make, rate)
+        rate = float((tokens * 2.0 * draws**power).sum() / tokens.sum())
+        yield Point(str(n), f"length spread {skew}, power {power}, shape {shape}", make, rate)
 
 
 def paired_shares() -> Iterator[Point]:

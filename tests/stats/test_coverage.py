@@ -9,7 +9,7 @@ QUICK = {
     "share, several samples a prompt": (4, 30),
     "pass@4 of 8": (3,),
     "mean": (5, 7, 9),
-    "ratio (text loss)": (2,),
+    "ratio (text loss)": (0, 89),
     "the same, several samples a prompt": (2,),
     "paired difference of means": (2,),
     "P(improvement)": (3,),

@@ -131,10 +131,12 @@ def test_bounds_are_respected():
         interval([0.5, 1.5], kind="share")
 
 
-def test_equal_counts_may_still_differ_by_one():
-    step = -math.log(0.05) / 8  # exp(-8 step) / 2 = 0.025
-    found = interval([1.0] * 8, kind="count", bounds=(1.0, np.inf))
-    assert (found.low, found.high) == (1.0, pytest.approx(1 + step))
+def test_equal_counts_have_no_interval() -> None:
+    """10 invalid actions in 10% of the episodes: 10 episodes have none in 35% of the samples."""
+    found = interval([0.0] * 10, kind="count", bounds=(0.0, np.inf))
+    assert "all 10 units have the same value" in found.needs
+    # Binary outcomes have known bounds: the mid-p bound solves (1 - p)^10 / 2 = 0.025.
+    assert interval([0.0] * 10, kind="share").high == pytest.approx(1 - 0.05**0.1)
 
 
 def test_equal_counts_above_their_smallest_value_have_no_interval() -> None:
@@ -173,22 +175,27 @@ def test_a_ratio_weighs_its_units_by_their_denominators():
     assert found.value == pytest.approx(31 / 13)
     even = ratio_interval([1.0, 2.0, 3.0, 4.0, 6.0], [2.0] * 5)
     assert even.low == pytest.approx(interval([0.5, 1.0, 1.5, 2.0, 3.0]).low)
+    assert found.needs == "6 units of different sizes, an interval needs 50"
     # One text has nine of ten tokens: the ratio is fitted to it.
-    single = ratio_interval([90.0, 5.0, 1.0, 4.0, 2.0, 3.0], [90.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    assert single.needs == "the largest of 6 units has 90% of all"
+    values = np.arange(60.0)
+    single = ratio_interval(values, np.r_[531.0, np.ones(59)])
+    assert single.needs == "the largest of 60 units has 90% of all"
 
 
 def test_large_clusters_do_not_hide_their_error():
     """The standard error of a ratio is that of the jackknife, with its residuals divided by 1 - h.
 
-    Shares h: 1/8 four times, 1/2 once. Effective number: 64 / (4 * 1 + 16) = 3.2.
+    Weights: 1 of 50 texts, 5 of the other 10; their sum is 100. Satterthwaite's degrees of freedom
+    are (50 * 1 + 10 * 25)^2 / (50 * 1 + 10 * 625) - 1 = 90000 / 6300 - 1.
     """
-    found = ratio_interval([2.0, 0.0, 2.0, 0.0, 4.0], [1.0, 1.0, 1.0, 1.0, 4.0])
-    # Ratio 1; residuals +1, -1, +1, -1, 0 over a mean of 1.6, times (4/5) / (7/8). Symmetric values
+    sizes = np.r_[np.ones(50), np.full(10, 5.0)]
+    found = ratio_interval(sizes + np.tile([1.0, -1.0], 30), sizes)
+    # Ratio 1; residuals +1 and -1 over a mean of 5/3, times (59/60) / (1 - h). Symmetric values
     # have the interval of Student's t.
-    residual = 1 / 1.6 * 0.8 / 0.875
-    error = math.sqrt(4 * residual**2 / (5 * 4))
-    assert found.high == pytest.approx(1 + stats.t.ppf(0.975, 2.2) * error)
+    squares = 50 * (0.6 * 59 / 60 / 0.99) ** 2 + 10 * (0.6 * 59 / 60 / 0.95) ** 2
+    error = math.sqrt(squares / (60 * 59))
+    assert found.value == 1
+    assert found.high == pytest.approx(1 + stats.t.ppf(0.975, 90000 / 6300 - 1) * error)
 
 
 def test_a_mean_over_tasks_has_the_moments_of_one():
