@@ -1,7 +1,9 @@
 """``--overwrite`` deletes nothing that no command wrote, and no finished run by a mistake."""
 
+import itertools
 import os
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.errors import UserError
 from rlhf.runs.checksums import write_checksums
+from rlhf.runs.claim import Claim
 from rlhf.runs.directory import Run, open_directory
 from tests.helpers.training import online_tree
 
@@ -345,9 +348,58 @@ def test_a_mistake_does_not_cost_the_finished_run(tmp_path, echo_model, capsys, 
     assert code == 2
     assert len([x for x in capsys.readouterr().err.splitlines() if x.startswith("rlhf:")]) == 1
     after = files(tmp_path / "run")
-    assert {k: v for k, v in after.items() if k != ".rlhf"} == {
-        k: v for k, v in before.items() if k != ".rlhf"
-    }
+    assert unmarked(after) == unmarked(before)
+
+
+KILLED = 137
+
+
+def killed(change, action):
+    """Do an action in a process killed at a change of the file system; return its exit code."""
+    process = os.fork()
+    if process == 0:
+        moments = itertools.count(1)
+
+        def kill(event, _):
+            changes = ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+            if event in changes and next(moments) == change:
+                os._exit(KILLED)
+
+        try:
+            sys.addaudithook(kill)
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.parametrize("has_result", [False, True])
+def test_a_kill_at_any_change_leaves_a_whole_run(tmp_path, has_result):
+    def replace(directory):
+        run = Run.open(config(directory, seed=1))
+        if has_result:
+            run.log(1, {"a": 2.0})
+        run.close()
+
+    finished_run(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    replace(tmp_path / "new")
+    whole = [unmarked(files(tmp_path / name)) for name in ("old", "new")]
+    for change in range(1, 100):
+        directory = tmp_path / str(change)
+        shutil.copytree(tmp_path / "old", directory)
+        if killed(change, lambda path=directory: replace(path)) != KILLED:
+            break
+        with pytest.raises(UserError):  # the directory is not empty
+            Run.open(config(directory, overwrite=False))
+        Claim.open(directory, resume=True, overwrite=False).close()
+        assert unmarked(files(directory)).keys() in [run.keys() for run in whole], change
+    assert change > 20
+
+
+def unmarked(content):
+    """The content of a run without the marker, which names the last writer."""
+    return {name: text for name, text in content.items() if name != ".rlhf"}
 
 
 def test_a_stage_without_a_result_does_not_cost_the_finished_pipeline(tmp_path, echo_model, capsys):
@@ -361,8 +413,7 @@ def test_a_stage_without_a_result_does_not_cost_the_finished_pipeline(tmp_path, 
     assert main(["run", str(tmp_path / "pipeline.yaml"), "--overwrite"]) == 2
     assert "could not be scored" in capsys.readouterr().err
     after = files(tmp_path / "run")
-    del before[".rlhf"], after[".rlhf"]
-    assert after == before
+    assert unmarked(after) == unmarked(before)
 
 
 def test_a_mistake_in_a_late_stage_does_not_cost_the_finished_pipeline(
@@ -390,8 +441,7 @@ def test_a_run_halted_at_its_first_step_leaves_its_evidence_in_the_old_run(tmp_p
     run.close()
     after = files(tmp_path / "run")
     assert after.pop("halted/alarm.json") == b"written by hand"
-    del before[".rlhf"], after[".rlhf"]
-    assert after == before
+    assert unmarked(after) == unmarked(before)
 
 
 def test_a_refused_resumption_leaves_the_record_of_a_pipeline(tmp_path, echo_model, capsys):

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
@@ -127,7 +126,8 @@ class Claim:
         """
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
-        if directory.exists() and _entries_except_locks(directory):
+        replaced = directory / REPLACED
+        if directory.exists() and (_entries_except_locks(directory) or replaced.exists()):
             if overwrite:
                 _check_replaceable(directory, inputs)
             elif not resume:
@@ -158,8 +158,11 @@ class Claim:
 
     def delete_replaced_files(self) -> None:
         """Delete the files of the replaced run; call this method after the first result."""
-        if (self.directory / REPLACED).exists():
-            shutil.rmtree(self.directory / REPLACED)
+        aside = self.directory / REPLACED
+        if aside.exists():
+            for path in _marker_sorted(aside, first=False):
+                remove(path)
+            aside.rmdir()
 
     def close(self) -> None:
         """Release the lock. If the run has no result, the earlier content is restored first."""
@@ -218,6 +221,8 @@ class Claim:
                 )
         aside = self.directory / REPLACED
         aside.mkdir()
+        # While `REPLACED` has a marker, the files beside it belong to the new run: the marker is
+        # moved last here, moved first in `_move_back`, and deleted last in `delete_replaced_files`.
         for path in (*written, self.directory / MARKER):
             path.rename(aside / path.name)
 
@@ -227,8 +232,11 @@ class Claim:
         Returns:
             Whether the new run has a result.
         """
-        new = [path for path in written_entries(self.directory) if path.name not in self._earlier]
         aside = self.directory / REPLACED
+        if aside.exists() and not written_by_toolkit(aside):  # killed while it moved the files
+            self._move_back()
+            return False
+        new = [path for path in written_entries(self.directory) if path.name not in self._earlier]
         no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
         if any(_has_result(path, no_result) for path in new):
             self.delete_replaced_files()
@@ -240,10 +248,15 @@ class Claim:
         if aside.exists():
             if evidence.exists():
                 remove(aside / BUNDLE)
-            for path in aside.iterdir():
-                path.replace(self.directory / path.name)
-            aside.rmdir()
+            self._move_back()
         return False
+
+    def _move_back(self) -> None:
+        """Move the files of the earlier run back from `REPLACED`, the marker first."""
+        aside = self.directory / REPLACED
+        for path in _marker_sorted(aside, first=True):
+            path.replace(self.directory / path.name)
+        aside.rmdir()
 
 
 @contextlib.contextmanager
@@ -298,6 +311,11 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
 def _entries_except_locks(directory: Path) -> list[Path]:
     """Return the files and folders in a directory, except `LOCK_FILES`."""
     return [path for path in directory.iterdir() if path.name not in LOCK_FILES]
+
+
+def _marker_sorted(directory: Path, *, first: bool) -> list[Path]:
+    """Return the content of a directory, with the marker at the start or at the end."""
+    return sorted(directory.iterdir(), key=lambda path: (path.name != MARKER) == first)
 
 
 def _declared_entries(directory: Path) -> list[str]:
