@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.offline import RESERVED_OPTIONS, OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
+from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
 from rlhf.training.methods import num_steps
+from rlhf.training.trl.callback import RunCallback
 from rlhf.training.trl.columns import KTOCollator, PairCollator, pair_dataset
 from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
@@ -31,6 +35,7 @@ from tests.helpers.training import (
     pair_rows,
     same,
     sft_rows,
+    tensors_of,
     weights_of,
     write_rows,
 )
@@ -293,6 +298,42 @@ def test_both_engines_learn_from_the_same_ids(tmp_path, echo_model, chat):
         logged[engine] = evaluations(tmp_path / engine)
     assert logged["native"] == pytest.approx(logged["trl"], abs=1e-5)
     assert len(set(logged["native"].values())) == 2  # the step did something
+
+
+def interrupted_kto(tmp_path, place, monkeypatch):
+    """Stop a run after its second evaluation; the first one was the best."""
+    original = RunCallback.on_step_end
+
+    def stop(self, args, state, control, **rest):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, args, state, control, **rest)
+
+    tree = tree_of("kto", tmp_path, place, name="run", trainer={"learning_rate": 0.1})
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCallback, "on_step_end", stop)
+        with pytest.raises(Interrupted):
+            run_command("kto", tree)
+    state = json.loads((tmp_path / "run/checkpoints/checkpoint-5/trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].endswith("checkpoint-2")
+    return tree
+
+
+def test_a_moved_run_of_trl_ends_with_the_best_model(tmp_path, echo_model, monkeypatch):
+    tree = interrupted_kto(tmp_path, echo_model, monkeypatch)
+    best = tensors_of(tmp_path / "run/checkpoints/checkpoint-2")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run_command("kto", tree | {"output_dir": str(tmp_path / "moved"), "resume": True})
+    assert same(weights_of(tmp_path / "moved"), best)
+
+
+def test_a_damaged_best_checkpoint_of_trl_is_refused(tmp_path, echo_model, monkeypatch):
+    tree = interrupted_kto(tmp_path, echo_model, monkeypatch)
+    weights = tmp_path / "run/checkpoints/checkpoint-2/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"checkpoint-2/model.safetensors is damaged"):
+        run_command("kto", tree | {"resume": True})
 
 
 def test_the_collators_of_trl_hold_our_ids():

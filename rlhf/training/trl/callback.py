@@ -56,12 +56,16 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
         self.world = init_distributed()
+        self.best: Path | None = None
+        """The best checkpoint of a resumed run."""
         self.without_gradient = 0
         self.reporter: ProgressDisplay | None = None
         self.monitor: TrainingMonitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the progress display; remove checkpoints that a killed run did not remove."""
+        if self.best:  # transformers records an absolute path, and the run may have been moved
+            state.best_model_checkpoint = str(self.best)
         if self.run.writes and state.global_step:
             remove_older_checkpoints(
                 Path(args.output_dir),

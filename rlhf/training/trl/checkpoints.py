@@ -7,10 +7,12 @@ written.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rlhf.common.files import remove
-from rlhf.runs.checksums import CHECKSUMS, write_checksums
+from rlhf.errors import UserError
+from rlhf.runs.checksums import CHECKSUMS, DamagedFolder, verify_checksums, write_checksums
 from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint, remove_older
 
 CHECKPOINT_PATTERN = "checkpoint-*"
@@ -44,3 +46,26 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
         if not (checkpoint / CHECKSUMS).exists():
             remove(checkpoint)
     return latest_checkpoint(directory, CHECKPOINT_PATTERN)
+
+
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """Return the best checkpoint at the time of another checkpoint in the same folder.
+
+    The recorded path is absolute, so only its name is used, because the run may have been moved.
+
+    Raises:
+        UserError: The best checkpoint is damaged or missing.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    recorded = state.get("best_model_checkpoint")
+    if not recorded:
+        return None
+    best = checkpoint.parent / Path(recorded).name
+    try:
+        verify_checksums(best)
+    except DamagedFolder as error:
+        raise UserError(
+            f"{error}, and it is part of the checkpoint with the lowest held-out loss; start a new "
+            "run with --overwrite"
+        ) from error
+    return best

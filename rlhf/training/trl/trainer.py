@@ -35,7 +35,7 @@ from rlhf.training.methods import (
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
-from rlhf.training.trl.checkpoints import last_complete_checkpoint
+from rlhf.training.trl.checkpoints import best_checkpoint, last_complete_checkpoint
 from rlhf.training.trl.columns import (
     KTOCollator,
     PairCollator,
@@ -108,6 +108,7 @@ def train_with_trainer(
         directory = Path(options.output_dir)
         checkpoint = last_complete_checkpoint(directory) if config.resume else None
         if checkpoint:
+            callback.best = best_checkpoint(checkpoint)
             run.rewind(int(checkpoint.name.split("-")[1]))
         else:
             run.rewind(-1)
