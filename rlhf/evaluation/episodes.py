@@ -34,6 +34,8 @@ from rlhf.rollout.env_calls import EnvCalls, reset, step
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
+FILES = frozenset({"episodes.jsonl", "summary.json"})
+"""Names of the files of an evaluation."""
 RANDOM_STREAM = 11
 """First element of the seed of the random generator that reference policies use."""
 _FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
@@ -326,18 +328,23 @@ def _interval_over_units(
     return metric_interval(metric, values, labels, limits)
 
 
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder has all files of an evaluation."""
+    return all((folder / name).is_file() for name in FILES)
+
+
 def write_evaluation(
     directory: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> Path:
     """Write episodes and summary to ``evaluation/<name>/`` in a run directory; return this folder.
 
-    The folder is created atomically, so a folder that exists is complete.
+    The folder is created atomically. A folder that lacks a file is replaced.
 
     Raises:
-        UserError: the folder exists already.
+        UserError: the folder exists already and is complete, or it contains other files.
     """
     target = directory / "evaluation" / summary["name"]
-    if target.exists():
+    if target.exists() and (is_complete(target) or {p.name for p in target.iterdir()} - FILES):
         raise UserError(
             f"{target} exists already, and an evaluation is never overwritten: choose another name "
             "or another run directory"

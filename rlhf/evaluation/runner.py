@@ -20,6 +20,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
+    is_complete,
     play_model,
     play_reference,
     reference_returns,
@@ -29,7 +30,7 @@ from rlhf.evaluation.episodes import (
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.evaluation.text import CompletionLosses, completion_losses
-from rlhf.models.loading import load_model
+from rlhf.models.loading import find_model, load_model
 from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_of
@@ -59,9 +60,12 @@ class EvaluationData:
 
 def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
     """Run all evaluations of the configuration that are not finished; return the run directory."""
+    for spec in config.policies:  # before an evaluation replaces an earlier one
+        if spec.model:
+            find_model(spec.model)
     data = load_evaluation_data(config)
     for spec in config.policies:
-        if (run.directory / "evaluation" / spec.name).exists():
+        if is_complete(run.directory / "evaluation" / spec.name):
             continue  # The evaluation was finished before an interruption.
         log.info("evaluating %s", spec.name)
         _evaluate_policy(spec, data, run)

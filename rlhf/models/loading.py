@@ -45,6 +45,19 @@ _FALLBACK_PADS = (
 )
 
 
+def find_model(spec: ModelSpec) -> str:
+    """Return the folder of a configured model, after a check of its files; "" for a new model.
+
+    Raises:
+        UserError: the model is not available, or a file is damaged.
+    """
+    if spec.scratch:
+        return ""
+    folder = resolve(str(spec.path), revision=spec.revision)
+    check_files(folder)
+    return folder
+
+
 def load_model(
     spec: ModelSpec, *, seed: int, texts: Iterable[str] = (), device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -69,8 +82,7 @@ def load_model(
         model: Any = make_model(spec.scratch, tokenizer, seed=seed)
         dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
-        folder = resolve(str(spec.path), revision=spec.revision)
-        check_files(folder)
+        folder = find_model(spec)
         name = None if is_adapter(folder) else hub_id_of(str(spec.path))
         hub = HubModel(name, commit_of(folder)) if name else None
         tokenizer = load_tokenizer(folder)

@@ -14,7 +14,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -179,7 +179,13 @@ class Run:
             append_text(self.directory / name, json_line(row))
 
 
-def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) -> None:
+def check_unchanged_configuration(
+    directory: Path,
+    config: Mapping[str, Any],
+    *,
+    name: str = "config.yaml",
+    free: Container[str] = KEYS_FREE_ON_RESUME,
+) -> None:
     """Check that a run is resumed with the same configuration and the same inputs.
 
     The path of an input may have changed, for example because a directory was moved. The content
@@ -188,17 +194,19 @@ def check_unchanged_configuration(directory: Path, config: Mapping[str, Any]) ->
     Args:
         directory: The run directory.
         config: The new configuration, as plain data.
+        name: Name of the file with the recorded configuration.
+        free: Keys that may differ.
 
     Raises:
         UserError: The configuration or an input has changed. The message contains the key.
     """
-    recorded = upgrade_config(read_mapping(directory / "config.yaml"))
+    recorded = upgrade_config(read_mapping(directory / name))
     inputs, current = read_mapping(directory / "inputs.json"), input_fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] not in KEYS_FREE_ON_RESUME and before.get(key) != now.get(key)
+        if key.split(".")[0] not in free and before.get(key) != now.get(key)
     ]
     changed = [key for key in changed if key not in current or current[key] != inputs.get(key)]
     if changed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
+    is_complete,
     play_model,
     reference_returns,
     summarize,
@@ -62,7 +63,7 @@ def evaluate_held_out(
 
 def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     """Evaluate the trained policy on held-out episodes; write the summary and all episodes."""
-    if (run.directory / "evaluation" / run.directory.name).exists():
+    if is_complete(run.directory / "evaluation" / run.directory.name):
         return  # the run was interrupted after its final evaluation
     env = trainer.config.env
     low, high = (

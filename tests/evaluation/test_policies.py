@@ -58,6 +58,37 @@ def test_several_samples_of_each_seed(tmp_path, echo_model):
     assert metrics["return"]["n"] == 4
 
 
+def random_tree(folder):
+    """Configuration of four episodes of the random policy."""
+    env = {"id": "text/Echo-v0"}
+    policies = [{"name": "random"}]
+    return {"output_dir": str(folder), "policies": policies, "env": env, "episodes": 4}
+
+
+@pytest.mark.parametrize("missing", [["summary.json"], ["summary.json", "episodes.jsonl"]])
+def test_an_incomplete_evaluation_is_repeated(tmp_path, missing):
+    tree = random_tree(tmp_path / "run")
+    run_command("evaluate", tree)
+    folder = tmp_path / "run/evaluation/random"
+    before = [row["messages"] for row in read_rows(folder / "episodes.jsonl")]
+    for name in missing:
+        (folder / name).unlink()
+    (tmp_path / "run/finished").unlink()
+    run_command("evaluate", tree | {"resume": True})
+    assert [row["messages"] for row in read_rows(folder / "episodes.jsonl")] == before
+    assert json.loads((folder / "summary.json").read_text())["episodes"] == 4
+
+
+def test_a_wrong_model_does_not_cost_an_earlier_evaluation(tmp_path):
+    tree = random_tree(tmp_path / "run")
+    run_command("evaluate", tree)
+    before = (tmp_path / "run/evaluation/random/episodes.jsonl").read_bytes()
+    tree["policies"].append({"name": "b", "model": {"path": str(tmp_path / "nowhere")}})
+    with pytest.raises(UserError, match="unknown model"):
+        run_command("evaluate", tree | {"overwrite": True, "episodes": 2})
+    assert (tmp_path / "run/evaluation/random/episodes.jsonl").read_bytes() == before
+
+
 def test_examples_stand_before_every_episode(tmp_path, echo_model):
     shots = write_rows(tmp_path / "shots.jsonl", sft_rows(2))
     policies = [

@@ -15,6 +15,7 @@ from rlhf.config.tune import Dimension, TuneConfig
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.studies.bench.manifest import make_bench
+from rlhf.studies.tune import run
 from rlhf.studies.tune.run import FIRST_EPISODE, make_study, run_tune
 from rlhf.studies.tune.search import Search, Trial
 from tests.helpers.bench import write_manifest
@@ -134,6 +135,39 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
     )
     assert yaml.safe_load(tuned.read_text()) == tree
     assert stamps == {file: file.stat().st_mtime_ns for file in files}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("episodes", 8), ("seeds", [9]), ("sampler_seed", 5), ("space.num_steps", {"choices": [4]})],
+)
+def test_a_resumed_study_that_changed_is_refused(tmp_path, monkeypatch, key, value):
+    path = study_of(tmp_path / "s")
+    record_study(path, monkeypatch)
+    with pytest.raises(UserError, match=f"another configuration: {key}"):
+        run_tune(make_study(study_of_tree(path, key, value), COMMANDS))
+
+
+def test_a_resumed_study_with_another_manifest_is_refused(tmp_path, monkeypatch):
+    path = study_of(tmp_path / "s")
+    record_study(path, monkeypatch)
+    manifest = tmp_path / "s/manifest.yaml"
+    tree = yaml.safe_load(manifest.read_text())
+    set_key(tree, "run.num_steps", 6)
+    manifest.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"the content of bench .* has changed"):
+        run_tune(make_study(study_of_tree(path, "trials", 3), COMMANDS))
+
+
+def record_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a study that ends before its first trial."""
+    monkeypatch.setattr(run, "_search", lambda study, jobs: (study.root / "optuna.log").touch())
+    run_tune(make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS))
+
+
+def study_of_tree(path: Path, key: str, value: Any) -> TuneConfig:
+    """The resumed study with a changed key."""
+    return build_config(TuneConfig, assemble_tree([path], [(key, value), ("resume", True)]))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,11 @@ from rlhf.studies.bench.plan import Job
 log = logging.getLogger(__name__)
 
 
+def plain_data(config: Any) -> dict[str, Any]:
+    """Return the configuration of a study as plain data, without the keys of its directory."""
+    return {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
+
+
 @contextlib.contextmanager
 def open_study(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
@@ -48,7 +53,7 @@ def open_study(
     if config.resume and not config.overwrite:
         for command, stage in (stage for job in jobs for stage in job.stages):
             commands.check_resumable(command, stage)
-    tree = {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
+    tree = plain_data(config)
     with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
         yield
 

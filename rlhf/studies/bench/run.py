@@ -34,7 +34,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
         UserError: the directory exists and neither `resume` nor `overwrite` is set, or some jobs
             failed; finished runs are kept.
     """
-    check_environments(bench)
+    check_model_and_environments(bench)
     with open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs()):
         with Workers(jobs, bench.commands, logs=bench.root / "logs") as workers:
             failed = workers.run_jobs(bench.jobs(), bench.root.name)
@@ -76,7 +76,7 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
 def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
     """Check a benchmark and describe its runs, for `--dry-run`."""
     bench = make_bench(config.manifest(), commands)
-    check_environments(bench)
+    check_model_and_environments(bench)
     jobs = bench.jobs()
     waiting = sum(job.after is not None for job in jobs)
     return "\n".join(
@@ -100,14 +100,17 @@ def run_one_job(bench: Bench, key: str) -> Path:
     return Path(job.stages[-1][1]["output_dir"])
 
 
-def check_environments(bench: Bench) -> None:
-    """Check that every gymnasium environment of a benchmark can be created.
+def check_model_and_environments(bench: Bench) -> None:
+    """Check that the model and every gymnasium environment of a benchmark can be loaded.
 
     Raises:
-        UserError: an environment does not exist or does not accept its arguments.
+        UserError: the model is not available, or an environment does not exist or does not accept
+            its arguments.
     """
+    from rlhf.models.loading import find_model
     from rlhf.rollout.collector import make_env_factory
 
+    find_model(bench.config.model)
     for task in bench.environments.values():
         if task.env.id is not None:
             make_env_factory(task.env)().close()

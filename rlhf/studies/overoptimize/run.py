@@ -27,6 +27,7 @@ from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
+from rlhf.models.loading import find_model
 from rlhf.models.rewards import load_rewards, with_packing
 from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
@@ -85,6 +86,8 @@ def run_overoptimize(
     """
     study = _Study(config, run.directory, commands)
     study.check()
+    for spec in (config.model, *(config.proxies.bases if config.proxies else ())):
+        find_model(spec)
     gold = load_rewards(config.gold)
     proxies = study.train_proxies(config.proxies) if config.proxies else []
     groups = sample_replies(

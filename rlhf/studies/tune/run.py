@@ -11,6 +11,7 @@ those of the benchmark, so that the benchmark does not use the data by which set
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
+from rlhf.common.files import write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.load import assemble_tree, merge_trees, set_key
@@ -28,9 +30,12 @@ from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_csv
-from rlhf.studies.bench.jobs import Workers, open_study
+from rlhf.runs.directory import check_unchanged_configuration
+from rlhf.runs.inputs import input_fingerprints
+from rlhf.studies.bench.jobs import Workers, open_study, plain_data
 from rlhf.studies.bench.manifest import build_entry, make_bench
 from rlhf.studies.bench.plan import Bench, Job
+from rlhf.studies.bench.run import check_model_and_environments
 from rlhf.studies.bench.scores import bounds_of, mean_return, read_summary
 from rlhf.studies.tune.search import Search, Trial
 
@@ -163,10 +168,16 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
     """Run the trials of every algorithm that are not finished; return the path of tuned.yaml.
 
     Raises:
-        UserError: the directory exists and neither `resume` nor `overwrite` is set, Optuna is not
-            installed, or every trial of an algorithm failed.
+        UserError: the directory exists and neither `resume` nor `overwrite` is set, the study or
+            its manifest has changed since it started, Optuna is not installed, or every trial of
+            an algorithm failed.
     """
+    check_model_and_environments(study.bench)
+    tree = plain_data(study.config)
+    if study.config.resume and not study.config.overwrite and (study.root / STUDY).exists():
+        check_unchanged_configuration(study.root, tree, name=STUDY, free={"jobs", "trials"})
     with open_study(study.root, STUDY, study.config, study.bench.commands):
+        write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
         return _search(study, jobs=jobs)
 
 
