@@ -147,12 +147,6 @@ def own_model_in_a_pipeline(root, patch):
     return config(root / "run", model={"path": str(root / "run/sft/final")})
 
 
-def file_in_the_model(root, patch):
-    finished_run(root / "run")
-    write(root / "run/final/card.md")
-    return config(root / "run")
-
-
 def own_answers(root, patch):
     finished_run(root / "run")
     write(root / "run/pairs.jsonl")
@@ -160,46 +154,10 @@ def own_answers(root, patch):
     return config(root / "run", rewards=rewards)
 
 
-def file_among_the_checkpoints(root, patch):
-    finished_run(root / "run")
-    write(root / "run/checkpoints/notes.txt")
-    return config(root / "run")
-
-
 def copy_of_a_checkpoint(root, patch):
     finished_run(root / "run")
     write(root / "run/checkpoints/step-1/state.json")
     write(root / "run/checkpoints/step-1-copy/state.json")
-    return config(root / "run")
-
-
-def file_in_an_evaluation(root, patch):
-    finished_run(root / "run")
-    write(root / "run/evaluation/run/plot.png")
-    return config(root / "run")
-
-
-def file_among_the_tables(root, patch):
-    finished_run(root / "run")
-    write(root / "run/report_tables/analysis.ipynb")
-    return config(root / "run")
-
-
-def file_in_a_stage(root, patch):
-    pipeline(root / "run")
-    write(root / "run/sft/notes.txt")
-    return config(root / "run")
-
-
-def folder_in_a_stage(root, patch):
-    pipeline(root / "run")
-    write(root / "run/sft/src/main.py")
-    return config(root / "run")
-
-
-def file_in_the_model_of_a_stage(root, patch):
-    pipeline(root / "run")
-    write(root / "run/sft/final/card.md")
     return config(root / "run")
 
 
@@ -244,19 +202,34 @@ REFUSED = (
     own_reward_models,
     own_model_in_a_pipeline,
     own_answers,
-    file_in_the_model,
-    file_among_the_checkpoints,
     copy_of_a_checkpoint,
-    file_in_an_evaluation,
-    file_among_the_tables,
-    file_in_a_stage,
-    folder_in_a_stage,
-    file_in_the_model_of_a_stage,
     file_among_the_runs_of_a_benchmark,
     file,
     link_to_a_file,
     link_to_nothing,
 )
+
+
+# A file that no command wrote: what is in the directory, and the path of the file.
+FOREIGN_FILES = (
+    (finished_run, "final/card.md"),
+    (finished_run, "checkpoints/notes.txt"),
+    (finished_run, "evaluation/run/plot.png"),
+    (finished_run, "report_tables/analysis.ipynb"),
+    (pipeline, "sft/notes.txt"),
+    (pipeline, "sft/src/main.py"),
+    (pipeline, "sft/final/card.md"),
+)
+
+
+@pytest.mark.parametrize(("make", "path"), FOREIGN_FILES)
+def test_a_foreign_file_is_not_replaced(tmp_path, make, path):
+    make(tmp_path / "run")
+    write(tmp_path / "run" / path)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="was not written by the toolkit"):
+        Run.open(config(tmp_path / "run"))
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("situation", REFUSED)
