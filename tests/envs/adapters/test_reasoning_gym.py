@@ -177,7 +177,7 @@ def test_unknown_tasks_and_settings_are_refused():
         make("chainsum")
     with pytest.raises(ValueError, match="not offered"):
         make("composite")
-    with pytest.raises(ValueError, match="does not take"):
+    with pytest.raises(ValueError, match="does not accept"):
         make("chain_sum", config={"colour": "red"})
 
 
