@@ -1,5 +1,6 @@
 """A failing write leaves the old content and is reported as an error of the file system."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -20,21 +21,26 @@ from rlhf.runs import claim, directory
 from rlhf.runs.directory import Run
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def size_limit():
-    """Limit the size of files to 100 bytes."""
+    """Limit the size of files to 100 bytes.
+
+    A fixture would also limit the file to which the test runner may write its output.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_line_that_does_not_fit_is_removed_again(tmp_path, size_limit):
+def test_a_line_that_does_not_fit_is_removed_again(tmp_path):
     log = tmp_path / "metrics.jsonl"
     append_text(log, '{"step": 1}\n')
-    with pytest.raises(OSError, match=r"metrics\.jsonl") as caught:
+    with size_limit(), pytest.raises(OSError, match=r"metrics\.jsonl") as caught:
         append_text(log, '{"step": 2, "text": "' + "x" * 200 + '"}\n')
     assert caught.value.errno == errno.EFBIG
     assert log.read_text() == '{"step": 1}\n'
@@ -42,15 +48,15 @@ def test_a_line_that_does_not_fit_is_removed_again(tmp_path, size_limit):
     assert [row["step"] for row in read_log(log)] == [1, 2]
 
 
-def test_a_file_whose_first_line_does_not_fit_is_not_made(tmp_path, size_limit):
-    with pytest.raises(OSError, match=r"samples\.jsonl"):
+def test_a_file_whose_first_line_does_not_fit_is_not_made(tmp_path):
+    with size_limit(), pytest.raises(OSError, match=r"samples\.jsonl"):
         append_text(tmp_path / "samples.jsonl", "x" * 200)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_replaced_file_keeps_its_content(tmp_path, size_limit):
+def test_a_replaced_file_keeps_its_content(tmp_path):
     write_text(tmp_path / "a", "old")
-    with pytest.raises(OSError, match=r"/a'"):
+    with size_limit(), pytest.raises(OSError, match=r"/a'"):
         write_text(tmp_path / "a", "x" * 200)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
