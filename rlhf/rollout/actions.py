@@ -11,10 +11,11 @@ from rlhf.errors import UserError
 
 
 def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
-    """Return the reply itself for text actions, or the first integer in it for discrete actions.
+    """Convert a reply to an action.
 
-    For a discrete action space, the result is None if the reply contains no integer, or if the
-    first integer is outside the space.
+    For a text action space, the action is the reply. For a discrete action space, it is the first
+    integer in the reply. The result is None if the reply contains no integer, or if the first
+    integer is outside the space.
 
     Raises:
         UserError: the action space is neither text nor discrete.

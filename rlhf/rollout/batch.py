@@ -26,7 +26,7 @@ class Rollout:
     """Index of the episode in its group."""
     tokens: list[int] = field(default_factory=list)
     is_action: list[bool] = field(default_factory=list)
-    """True for sampled tokens, the stop token included."""
+    """True for sampled tokens, including the stop token."""
     logprobs: list[float] = field(default_factory=list)
     """Log-probabilities of the sampler; 0 for tokens that were not sampled."""
     env_rewards: list[float] = field(default_factory=list)
@@ -40,15 +40,15 @@ class Rollout:
     turn: list[int] = field(default_factory=list)
     """Index of the turn that a token belongs to."""
     policy_versions: list[int] = field(default_factory=list)
-    """Version of the policy that sampled the token; for other tokens, the version in use when they
-    were appended."""
+    """Version of the policy that sampled the token. For a token that was not sampled, it is the
+    version that was in use when the token was appended."""
     terminated: bool = False
-    """Whether the environment ended the episode, so that the value of the last state is 0."""
+    """Whether the environment terminated the episode. If so, the value of the last state is 0."""
     truncated: bool = False
-    """Whether a limit on turns or tokens ended the episode, so that the critic estimates the value
-    of the last state."""
+    """Whether a limit on turns or tokens ended the episode. If so, the critic estimates the last
+    state's value."""
     num_length_limited: int = 0
-    """Number of turns whose reply was cut off at the token limit of a turn."""
+    """Number of turns whose reply was truncated at the token limit of a turn."""
     stopped: bool = True
     """Whether the last reply ended with a stop token."""
     invalid: int = 0
@@ -72,7 +72,14 @@ class Rollout:
         logprobs: Sequence[float] | None,
         policy_version: int = 0,
     ) -> None:
-        """Append tokens of one turn; ``logprobs`` is None for tokens that were not sampled."""
+        """Append the tokens of a prompt, reply or observation.
+
+        Args:
+            ids: Token ids.
+            turn: Index of the turn.
+            logprobs: Log-probability of each token; None if the tokens were not sampled.
+            policy_version: Version of the policy.
+        """
         self.tokens += ids
         self.is_action += [logprobs is not None] * len(ids)
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
@@ -88,7 +95,7 @@ class Rollout:
 
     @property
     def num_turns(self) -> int:
-        """Number of turns with a reply; an observation after the last reply is not counted."""
+        """Number of turns with a reply. An observation after the last reply is not counted."""
         return 1 + max(self.action_turns, default=-1)
 
     @property
@@ -117,7 +124,10 @@ class Rollout:
         return sum(self.costs)
 
     def with_terminal_reward(self, rewards: Sequence[float], amount: float | None) -> list[float]:
-        """Return ``rewards`` [T] plus ``amount`` (nan for None) at the last sampled token."""
+        """Return ``rewards`` [T] with ``amount`` added at the last sampled token.
+
+        If ``amount`` is None, nan is added.
+        """
         last = max(t for t, is_action in enumerate(self.is_action) if is_action)
         added = rewards[last] + (math.nan if amount is None else amount)
         return [*rewards[:last], added, *rewards[last + 1 :]]
@@ -131,7 +141,7 @@ def pad_right(
 ) -> torch.Tensor:
     """Pad B lists on the right with ``fill`` to [B, T].
 
-    If ``dtype`` is None, it is inferred from the values.
+    By default, the dtype is inferred from the values.
     """
     width = max(map(len, lists))
     rows = [[*values, *[fill] * (width - len(values))] for values in lists]

@@ -1,8 +1,9 @@
 """Encode conversations as token ids with the model's chat template.
 
-In rollouts, tokens are only appended. The prompt is encoded once, sampled replies keep their
-tokens, and the template's text between two replies is encoded after the first of them. Replies are
-never encoded again, because the encoding of a reply's text may differ from the sampled tokens.
+In rollouts, tokens are only appended. The prompt is encoded once, and sampled replies keep their
+tokens. After a reply, the template's text between this reply and the next one is encoded and
+appended. Replies are never encoded again, because the encoding of a reply's text may differ from
+the sampled tokens.
 """
 
 from __future__ import annotations
@@ -48,24 +49,24 @@ class ClosingToken:
     written: bool
     """Whether the template writes the token at the end of a reply."""
     opens_next: bool = False
-    """Whether the token begins the next turn's header (GLM), so that it is missing after the last
-    reply."""
+    """Whether the token begins the header of the next turn, as in GLM. If so, the template does not
+    write it after the last reply."""
 
 
 class ChatFormat:
     """Chat format of a tokenizer.
 
-    The format is the tokenizer's chat template. If there is none (base models), all texts are
-    joined by ``separator``. A reply then ends with EOS or, if ``stop`` is set, with the first token
-    that contains ``stop``.
+    The format is the tokenizer's chat template. If the tokenizer has no template (base models), all
+    texts are joined by ``separator``. In this case, a reply ends with EOS or, if ``stop`` is
+    set, with the first token that contains ``stop``.
 
     Args:
         tokenizer: tokenizer of the policy, with the template's options (see
             ``rlhf.reward_models.chat_template``).
-        chat: whether to use the chat template; None uses it if there is one.
+        chat: whether to use the chat template. By default, it is used if there is one.
         separator: text between the turns if the chat template is not used.
         stop: text that ends a reply if the chat template is not used, for example a newline.
-        stop_ids: further tokens that end a reply, see ``generation_stop_ids``.
+        stop_ids: additional tokens that end a reply; see `generation_stop_ids`.
 
     Raises:
         UserError: no token can end a reply, or the template cannot be used.
@@ -132,7 +133,7 @@ class ChatFormat:
     def encode_observation(
         self, observation: str, *, reply: Sequence[int], system: bool = False
     ) -> list[int]:
-        """Encode the text after a reply: the end of the reply's turn, and the new observation.
+        """Encode the text after a reply, which ends the reply's turn and adds the observation.
 
         Args:
             observation: text of the environment.
@@ -141,8 +142,8 @@ class ChatFormat:
             system: whether the conversation has a system message.
 
         Raises:
-            UserError: the template cannot render the observation, or rewrites earlier turns, so
-                that tokens cannot be appended.
+            UserError: the template cannot render the observation, or it rewrites earlier turns. In
+                the second case, tokens cannot be appended.
         """
         if not self.chat:
             return self.encode_after("", self.separator + observation + self.separator)
@@ -158,8 +159,8 @@ class ChatFormat:
     def decode_reply(self, ids: Sequence[int]) -> str:
         """Decode the tokens of a reply, without the stop token.
 
-        If the template writes a header of special tokens before a reply (gpt-oss: a channel), the
-        result begins after the last such header.
+        If the template writes a header of special tokens before a reply, such as the channel of
+        gpt-oss, the result begins after the last header.
         """
         stopped = bool(ids) and ids[-1] in self.stop_ids
         content = ids[:-1] if stopped else ids
@@ -176,14 +177,14 @@ class ChatFormat:
         """Check that the template can render the system message, if there is one.
 
         Raises:
-            UserError: the template cannot render it; the message names the alternatives.
+            UserError: the template cannot render the system message.
         """
         if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
             raise UserError(self.system_problem)
 
     @functools.cached_property
     def system_problem(self) -> str | None:
-        """The reason why the template cannot render a system message; None if it can."""
+        """Why the template cannot render a system message; None if it can render one."""
         reason = None if folds_system(self.tokenizer) else system_refusal(self.tokenizer)
         if reason is None:
             return None
@@ -193,7 +194,7 @@ class ChatFormat:
         )
 
     def describe(self) -> str:
-        """Return a one-line summary of the format: its restrictions, and how a reply ends."""
+        """Return a one-line summary of the restrictions of the format and of how a reply ends."""
         if not self.chat:
             end = "EOS" if self.stop_text is None else f"EOS or {self.stop_text!r}"
             return f"no chat template: texts joined by {self.separator!r}, replies end with {end}"
@@ -209,23 +210,26 @@ class ChatFormat:
     # -- text ---------------------------------------------------------------------------------
 
     def join(self, messages: Messages) -> str:
-        """Join the contents of messages, each followed by the separator."""
+        """Join the contents of messages, and write the separator after every message."""
         text = self.separator.join(message["content"] for message in messages)
         return text if not text or text.endswith(self.separator) else text + self.separator
 
     def render(self, messages: Messages, *, prompt: bool = False) -> str:
-        """Render messages with the template; ``prompt`` adds the start of the assistant's turn."""
+        """Render messages with the template.
+
+        If ``prompt`` is True, the start of the assistant's turn is added.
+        """
         return render_chat(self.tokenizer, messages, add_generation_prompt=prompt)
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text without the special tokens that the tokenizer adds, such as BOS."""
+        """Encode a text without the special tokens that the tokenizer would add, such as BOS."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_after(self, left: str, text: str) -> list[int]:
-        """Encode ``text`` as a continuation of ``left``.
+        """Return the token ids of ``text`` after ``left``, without the ids of ``left``.
 
-        This is necessary because SentencePiece marks the first word of a text as the start of a
-        word.
+        The left context is necessary because SentencePiece adds a space before the first word of a
+        text.
         """
         if not text:
             return []
@@ -243,7 +247,10 @@ class ChatFormat:
 
     @functools.cached_property
     def renders_tools(self) -> bool:
-        """Whether tools change the template's rendering; True if it cannot render the test."""
+        """Whether the template renders tools.
+
+        The result is also True if the template cannot render the test message.
+        """
         function = {"name": "probe", "description": "?", "parameters": {"type": "object"}}
         tools = [{"type": "function", "function": function}]
         try:
@@ -256,11 +263,12 @@ class ChatFormat:
     def _find_closing_token(self) -> ClosingToken:
         """Find the token that ends a reply.
 
-        Candidates are the special tokens, or else the added tokens, that the template writes after
-        a reply. Tokens that it writes both after the last reply and between turns are preferred,
-        because some templates end the last reply differently (Phi-3, gpt-oss). Among the
-        candidates, a stop token is preferred. If there are no candidates, the result is EOS, or the
-        stop token with the smallest id if the tokenizer has no EOS.
+        Candidates are the special tokens that the template writes after a reply. If there are none,
+        the added tokens after a reply are candidates. Tokens that the template writes both after
+        the last reply and between turns are preferred, because some templates end the last reply
+        differently (Phi-3, gpt-oss). Among the candidates, a stop token is preferred. If there are
+        no candidates, the result is EOS. If the tokenizer has no EOS, the result is the stop token
+        with the smallest id.
 
         Raises:
             UserError: no token can end a reply, or the template cannot render a reply.
@@ -280,14 +288,16 @@ class ChatFormat:
                     return ClosingToken(token, text, written=True, opens_next=opens)
         eos = self.tokenizer.eos_token_id
         if eos is None and not self.stop_ids:
-            raise UserError("the tokenizer has no EOS token, so a reply could never end: set EOS")
+            raise UserError(
+                "the tokenizer has no EOS token, so a reply would never end; set its EOS token"
+            )
         token = min(self.stop_ids) if eos is None else eos
         return ClosingToken(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
     def _texts_after_probes(self) -> tuple[str, str]:
-        """Return the template's texts after the last reply, and between a reply and the next one.
+        """Return the template's text after the last reply, and its text between two replies.
 
-        If the template cannot render several turns, both texts are the first one.
+        If the template cannot render several turns, both are the text after the last reply.
         """
         try:
             whole = self.render([PROBE_USER, PROBE_REPLY])
@@ -302,7 +312,7 @@ class ChatFormat:
             return last, last
 
     def _text_after_reply(self, observation: str) -> str:
-        """Return the template's text between a reply and the next, with the observation."""
+        """Return the text between a reply and the next reply, which contains the observation."""
         user_turn = {"role": "user", "content": observation}
         text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)
@@ -312,15 +322,23 @@ class ChatFormat:
 
     @functools.cached_property
     def _reply_header(self) -> list[int]:
-        """Tokens between the prompt and the last reply's text; [] if none of them is special."""
+        """Token ids of the header that the template writes between the prompt and the last reply.
+
+        The result is [] if the header has no special tokens.
+        """
         start = len(self.render([PROBE_USER], prompt=True))
         head = self.encode(self.render([PROBE_USER, PROBE_REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
-        """Return why rollouts cannot have several turns (None if they can), and a note or None.
+        """Check whether rollouts can have several turns with this template.
 
-        ``system`` is whether the conversation has a system message.
+        Args:
+            system: whether the conversation has a system message.
+
+        Returns:
+            The reason why rollouts cannot have several turns, or None. Then a note about a
+            restriction of rollouts with several turns, or None.
         """
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
         first.append(PROBE_USER)
@@ -351,12 +369,12 @@ class ChatFormat:
             return _REWRITES.format("rewrites earlier turns when another turn follows"), None
         return None, (
             "in rollouts of several turns, earlier replies keep their reasoning, although the "
-            "template omits it"
+            "template would omit it"
         )
 
 
 _REWRITES = (
-    "the model's chat template {}: rollouts of several turns are not possible; rollouts of one "
+    "the model's chat template {}, so rollouts of several turns are not possible; rollouts of one "
     "turn are possible"
 )
 
@@ -390,7 +408,10 @@ def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
 
 
 def _after_last(ids: list[int], head: list[int]) -> list[int]:
-    """Return the ids after the last occurrence of ``head``; all ids if there is none."""
+    """Return the ids after the last occurrence of the sequence ``head``.
+
+    If ``head`` does not occur, return all ids.
+    """
     for start in range(len(ids) - len(head), -1, -1):
         if ids[start : start + len(head)] == head:
             return ids[start + len(head) :]

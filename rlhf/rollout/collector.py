@@ -35,7 +35,7 @@ from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
 
-# First number of sampling seeds; it makes them differ from other seeds of the run.
+# First number of the sampling seeds, which makes them different from other seeds of the run.
 SAMPLING_SEED_KEY = 7
 
 _episode_ids = count()
@@ -45,8 +45,8 @@ _episode_ids = count()
 class EpisodeSeed:
     """The seeds of one episode.
 
-    The environment is reset with ``seed``; the episodes of a group share it, and ``sample_index``
-    distinguishes their sampled tokens.
+    The environment is reset with ``seed``, which is the same for all episodes of a group.
+    ``sample_index`` is their index in the group, so that their sampled tokens differ.
     """
 
     seed: int
@@ -56,7 +56,7 @@ class EpisodeSeed:
 
 @dataclass
 class _Episode:
-    """An episode in progress; ``rollout.tokens`` includes the prompt of the next reply."""
+    """An episode in progress. ``rollout.tokens`` are the prompt of the next reply."""
 
     id: int
     """Identifier of the episode in requests to the engine."""
@@ -81,10 +81,10 @@ def make_env_factory(
     """Return a function that makes one environment.
 
     Args:
-        spec: environment id and arguments, or prompt sets.
-        prompts: conversations, if the spec names prompt sets.
-        split: "train" or "test", for environments with separate training and test data; None uses
-            the arguments of the spec.
+        spec: environment id and arguments, or prompt datasets.
+        prompts: conversations, if the spec names prompt datasets.
+        split: "train" or "test", for environments with separate training and test data. By default,
+            the arguments of the spec determine the split.
 
     Raises:
         UserError: the id is unknown, or the environment cannot be made with these arguments.
@@ -112,19 +112,19 @@ def make_env_factory(
 
 
 class Collector:
-    """Plays episodes with a rollout engine; keeps its environments until ``close``.
+    """Plays episodes with a rollout engine. Its environments are kept until ``close``.
 
     Args:
-        engine: samples the policy's completions.
-        make_env: makes one environment.
+        engine: engine that samples the policy's completions.
+        make_env: function that makes one environment.
         chat_format: chat format of the policy.
         spec: limits and sampling parameters.
         context: context length of the policy, in tokens.
-        long_context: token limit of an episode whose prompt alone is longer than ``context`` (see
-            ``usable_context``). If it is None, such a prompt raises UserError.
-        calls: runs environment code; by default a failure raises UserError, and there is no time
+        long_context: maximum number of tokens of an episode whose prompt is longer than
+            ``context``; see `context_of`. By default, a longer prompt raises UserError.
+        calls: runs environment code. By default, a failure raises UserError, and there is no time
             limit.
-        watch: measures the time of generation and of environments.
+        watch: stopwatch that measures the time of generation and of environments.
         examples: messages that are inserted in every conversation, after the system message.
     """
 
@@ -178,8 +178,8 @@ class Collector:
         context, long_context = context_of(model), whole_context(text_config(unwrap_peft(model)))
         if context < long_context:
             log.info(
-                "rotary frequencies change beyond %d tokens: episodes with shorter prompts are "
-                "truncated at this length, episodes with longer prompts at %d tokens",
+                "rotary frequencies change beyond %d tokens, so episodes with shorter prompts are "
+                "truncated at this length, and episodes with longer prompts at %d tokens",
                 context,
                 long_context,
             )
@@ -202,11 +202,11 @@ class Collector:
         """Check, before the first episode, that the chat template can render the prompts.
 
         Args:
-            prompts: prompts of a prompt set. If it is empty, the system message of the
+            prompts: prompts of the prompt datasets. If it is empty, the system message of the
                 configuration or of the environment is checked.
 
         Raises:
-            UserError: the template cannot render a prompt; the message names the prompt.
+            UserError: the template cannot render a prompt or the system message.
         """
         if not self.chat_format.chat:
             return
@@ -226,9 +226,11 @@ class Collector:
     def max_sampled_tokens(self) -> int:
         """Return an upper bound on the number of tokens sampled in an episode.
 
-        The number of turns is bounded by the smaller of the environment's ``max_turns`` and its
-        registered ``max_episode_steps``. If neither is set, the result is ``rollout.max_tokens`` if
-        set, else the bound for one turn.
+        If the environment has a turn limit, the bound is this limit times
+        ``rollout.max_new_tokens``, but at most the smaller of ``rollout.max_tokens`` and the
+        context length. The turn limit is the smaller of ``max_turns`` and the registered
+        ``max_episode_steps``. Without a turn limit, the bound is ``rollout.max_tokens``. If this
+        key is not set either, the bound is that of one turn.
         """
         env = self._environments(1)[0]
         limit = getattr(env.spec, "max_episode_steps", None)
@@ -261,16 +263,16 @@ class Collector:
 
         Args:
             seeds: one entry per episode.
-            temperature: overrides the spec's temperature; 0 is greedy decoding.
+            temperature: sampling temperature; 0 means greedy decoding. By default, it is the
+                temperature of the spec.
             allow_none: whether to return an empty list if every episode failed.
 
         Returns:
-            The episodes in the order of ``seeds``, without those whose environment failed.
+            The episodes whose environment did not fail, in the order of ``seeds``.
 
         Raises:
-            UserError: an environment failed and ``EnvCalls.errors`` is "raise" (the message names
-                the seed), every episode failed and ``allow_none`` is False, or a prompt does not
-                fit into the context.
+            UserError: a prompt does not fit into the context, or an environment failed and
+                ``EnvCalls.errors`` is "raise", or every episode failed and ``allow_none`` is False.
         """
         sampling = SamplingParams(
             temperature=self.spec.temperature if temperature is None else temperature,
@@ -286,15 +288,15 @@ class Collector:
             self.engine.reset()
         if not rollouts and not allow_none:
             raise UserError(
-                "the environment failed in every episode, so there are no rollouts: see the "
-                "warnings above"
+                "the environment failed in every episode, so there are no rollouts; the warnings "
+                "above contain the reasons"
             )
         return [rollouts[index] for index in sorted(rollouts)]
 
     def _play(
         self, seeds: Sequence[EpisodeSeed], envs: Sequence[gym.Env], sampling: SamplingParams
     ) -> dict[int, Rollout]:
-        """Play all episodes; an episode starts as soon as an environment is free.
+        """Play all episodes. An episode starts as soon as an environment is free.
 
         Returns:
             Index in ``seeds`` -> finished episode.
@@ -353,9 +355,9 @@ class Collector:
         """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
         rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
-        # A prompt set returns the message of the data row, whose further keys, such as the
-        # reference answer, are for rewards. Other environments may use the key "message" for a
-        # value of any type.
+        # An environment of prompts returns the message of the data row. Its additional keys, such
+        # as the reference answer, are used by rewards. Other environments may use the key "message"
+        # for a value of any type.
         message = info.get("message")
         keys = message if isinstance(message, Mapping) else {}
         first = {"role": "user", **keys, "content": observation}
@@ -369,7 +371,7 @@ class Collector:
         if len(ids) >= budget:
             raise UserError(
                 f"the prompt of seed {seed.seed} has {len(ids)} tokens, but an episode is limited "
-                f"to {budget} tokens (rollout.max_tokens or the model's context): shorten the "
+                f"to {budget} tokens (rollout.max_tokens or the model's context); shorten the "
                 "prompts or raise the limit"
             )
         rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
@@ -380,8 +382,8 @@ class Collector:
     ) -> list[dict[str, Any]]:
         """Add the system message and the examples of this collector to ``messages``.
 
-        The system message is ``rollout.system`` if set, else that of the conversation, else the
-        argument ``system``, which is that of the environment.
+        The system message is ``rollout.system`` if it is set. Otherwise, it is the system message
+        in ``messages`` or, if there is none, the argument ``system`` (that of the environment).
         """
         tools = tools_of(messages)
         messages = [dict(message) for message in messages]
@@ -436,8 +438,8 @@ class Collector:
         """Step the environment with a reply, and append the reply and the observation.
 
         Returns:
-            Whether the episode is over; None if the environment failed and ``EnvCalls.errors`` is
-            "count".
+            Whether the episode is over. The result is None if the environment failed and
+            ``EnvCalls.errors`` is "count".
         """
         rollout = episode.rollout
         text = self.chat_format.decode_reply(completion.tokens)
@@ -468,9 +470,9 @@ class Collector:
         return rollout.truncated
 
     def _invalid_action_result(self, env: Any) -> tuple[Any, ...]:
-        """Return the step result for a reply without a valid action.
+        """Return the result of a step for a reply without a valid action.
 
-        The environment is not stepped.
+        The result is that of ``env.step``, but the environment is not called.
         """
         first = env.action_space.start
         last = first + env.action_space.n - 1

@@ -1,12 +1,13 @@
-"""Encode demonstrations, as parts of the chat template's rendering of the whole conversation.
+"""Encode demonstrations with the chat template's rendering of the whole conversation.
 
-The ids of a demonstration decode to exactly this text. If this is impossible, the conversation is
-dropped with a reason.
+The token ids of a demonstration decode to exactly the rendered text. If this is impossible, the
+conversation is dropped with a reason.
 
-A reply is located with two renderings: the prompt before the reply, as in sampling, and the
-conversation that ends with the reply. A reply is trained on only if the template renders it equally
-as the last turn and within the whole conversation; other replies are context. Therefore every reply
-that is trained on has the form in which it would be sampled.
+A reply is located with two renderings. One is the prompt before the reply, as in sampling. The
+other is the conversation that ends with the reply. A reply is trained on only if the template
+renders it equally as the last turn and within the whole conversation. Every reply that is trained
+on therefore has the form in which it would be sampled. Other replies are in the context, but are
+not trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rlhf.reward_models.chat_template import (
 )
 from rlhf.rollout.chat_format import ChatFormat, Message, Messages
 
-# Reasoning tags at the end of a prompt: an open block, and an open or empty block.
+# Reasoning tags at the end of a prompt: an open block, or an open or empty block.
 OPEN_THINK_TAG = re.compile(r"<think>\s*\Z")
 THINK_TAGS_AT_END = re.compile(r"<think>\s*(</think>\s*)?\Z")
 
@@ -61,9 +62,9 @@ def encode_example(
 
     Args:
         chat_format: chat format of the model.
-        prompt: messages before the first reply; tools are stored on one of them.
+        prompt: messages before the first reply. One of them contains the tools.
         completion: messages from the first reply on. Replies with ``weight: 0`` are not trained on.
-        notes: counts omissions and changes by reason, in place.
+        notes: reason -> number of omissions and changes; updated in place.
 
     Returns:
         Token ids [T], up to the last reply to train on, and the loss mask [T].
@@ -90,7 +91,7 @@ def encode_example(
 def _encode_plain(
     chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
-    """Encode a demonstration without a chat template; replies end with the closing token.
+    """Encode a demonstration without a chat template. Replies end with the closing token.
 
     ``first`` is the index of the first reply to train on.
     """
@@ -132,13 +133,14 @@ def _encode_rendered(
         chat_format: a chat format with a template.
         messages: the whole conversation, with ``tools`` on the first message.
         first: index of the first message that may be trained on.
-        notes: counts the replies that are not trained on, and the template's omissions, in place.
+        notes: reason -> number of replies that are not trained on and of texts that the template
+            omits; updated in place.
 
     Returns:
         Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
-        RowDropped: the conversation cannot be encoded; the message says why.
+        RowDropped: the conversation cannot be encoded. The message is the reason.
     """
     try:
         pieces = _Rendering(chat_format, messages).pieces(first, notes)
@@ -169,9 +171,9 @@ class _Rendering:
         self.whole = chat_format.render(self.messages)
 
     def pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
-        """Split the text at the replies to train on, and omit the text after the last of them.
+        """Split the text at the replies to train on. The text after the last reply is omitted.
 
-        ``first`` and ``notes`` are those of ``_encode_rendered``.
+        The arguments are described in `_encode_rendered`.
 
         Raises:
             RowDropped: no reply can be trained on.
@@ -264,7 +266,8 @@ class _Rendering:
     def _end_of_final_special(self, text: str, start: int) -> int:
         """Return the end of the special token that ends ``text``, before trailing white space.
 
-        The result is 0 if there is no special token at the end, or if it begins before ``start``.
+        The result is 0 if there is no special token at the end, or if this token begins before
+        ``start``.
         """
         stripped = text.rstrip()
         for token in self.format.special_texts:
@@ -284,7 +287,7 @@ class _Rendering:
         return bool(reasoning.strip()) and reasoning.strip() not in shown
 
     def _pieces_with_reasoning(self, learned: list[Reply], index: int, reply: Reply) -> list[Piece]:
-        """Return the pieces with the omitted reasoning of the last reply after the prompt's tag.
+        """Return the pieces, and insert the omitted reasoning of the last reply after the prompt.
 
         Args:
             learned: positions of the earlier replies to train on.

@@ -25,29 +25,32 @@ Result = TypeVar("Result")
 
 @dataclass
 class EnvCalls:
-    """Calls an environment's code; a failure raises an error or is counted.
+    """Calls the code of environments. A failure raises an error or is counted.
 
     Args:
         errors: Effect of a failure: "raise" or "count".
-        timeout: Time limit of one call in seconds; None is no limit.
+        timeout: Time limit of one call in seconds. By default, there is no limit.
     """
 
     errors: str = "raise"
     timeout: float | None = None
     failures: Counter[str] = field(default_factory=Counter)
-    """Reason -> number of episodes that were dropped."""
+    """Reason -> number of episodes that were dropped for this reason."""
 
     @classmethod
     def of(cls, spec: EnvSpec) -> EnvCalls:
-        """Return the EnvCalls with the settings of a configuration."""
+        """Return an instance with the ``errors`` and ``timeout`` of a configuration."""
         return cls(spec.errors, spec.timeout)
 
     def run(self, seed: int, call: Callable[[], Result]) -> Result | None:
-        """Run ``call`` and return its result; None if it failed and ``errors`` is "count".
+        """Run ``call`` and return its result, or None if it failed and ``errors`` is "count".
+
+        Args:
+            seed: Seed of the episode, for messages.
+            call: Function that calls the environment.
 
         Raises:
-            UserError: The call failed and ``errors`` is "raise" (the message names the seed), or
-                the call raised a UserError.
+            UserError: The call raised a UserError, or it failed and ``errors`` is "raise".
         """
         try:
             with limit_side_effects(self.timeout):
@@ -65,7 +68,7 @@ class EnvCalls:
             return None
 
     def close(self, env: gym.Env) -> None:
-        """Close an environment; if this fails, only a warning is logged."""
+        """Close an environment. A failure is only logged as a warning."""
         try:
             with limit_side_effects(self.timeout):
                 env.close()
@@ -74,7 +77,7 @@ class EnvCalls:
 
 
 def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
-    """Reset an environment; return the observation, as text, and the info.
+    """Reset an environment. Return the observation as text, and the info.
 
     Raises:
         TypeError: A returned value has the wrong type.
@@ -91,7 +94,11 @@ def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
 
 
 def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
-    """Step an environment; return the observation as text, reward, terminated, truncated and info.
+    """Step an environment.
+
+    Returns:
+        The observation as text, the reward, whether the episode is terminated, whether it is
+        truncated, and the info.
 
     Raises:
         TypeError: A returned value has the wrong type.
@@ -122,9 +129,9 @@ def _observation_text(observation: Any) -> str:
 
 
 def _unicode(text: str) -> str:
-    """Return a text; raise ValueError for a lone surrogate, which tokenizers reject."""
+    """Return the text. Raise ValueError for a lone surrogate, which tokenizers reject."""
     if not is_utf8_encodable(text):
-        raise ValueError("the observation has half of a surrogate pair")
+        raise ValueError("the observation contains half of a surrogate pair")
     return text
 
 

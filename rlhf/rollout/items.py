@@ -10,8 +10,8 @@ from typing import Any
 from rlhf.rollout.batch import Rollout
 
 MAX_OPENINGS = 20_000
-"""Maximum number of stored openings. Further openings are not stored, so that counts of shared
-openings are then lower bounds."""
+"""Maximum number of stored openings. Openings beyond this number are not stored, so the counts of
+shared openings are lower bounds in this case."""
 
 
 def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
@@ -19,7 +19,7 @@ def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
 
     Args:
         messages: the conversation of an episode.
-        replies: number of the policy's replies, which are the last assistant messages.
+        replies: number of the policy's replies. They are the last assistant messages.
     """
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     digest = hashlib.sha256()
@@ -50,14 +50,14 @@ class Openings:
         return {"seen": " ".join(sorted(self.seen))}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Restore a state from ``state_dict``."""
+        """Restore a state that ``state_dict`` returned."""
         self.seen = set(state["seen"].split())
 
 
 def describe_items(
     openings: Openings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
 ) -> dict[str, Any]:
-    """Return the entry ``items`` of an evaluation summary: its overlap with training.
+    """Return the entry ``items`` of an evaluation summary, the overlap with training episodes.
 
     Args:
         openings: openings of the training episodes.

@@ -1,4 +1,4 @@
-"""Encode plain text for language modeling, without a prompt and a chat template."""
+"""Encode plain text for language modeling. There is neither a prompt nor a chat template."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def encode_text(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
     """Encode a text, and mark the tokens to train on.
 
     Returns:
-        Token ids [T], with the tokenizer's BOS if it adds one and with EOS at the end, and the loss
-        mask [T], which is True for all tokens but the first.
+        Token ids [T] and the loss mask [T]. The ids begin with BOS if the tokenizer adds it, and
+        end with EOS. The mask is True for all tokens except the first.
     """
     ids = list(tokenizer(text)["input_ids"])
     eos = tokenizer.eos_token_id

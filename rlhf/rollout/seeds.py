@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 EVALUATION_BLOCK = 2**30
-"""First seed of evaluation; training seeds are smaller."""
+"""First seed of evaluation episodes. All seeds of training episodes are smaller."""
 
 
 def training_seed(run_seed: int, counter: int) -> int:
     """Return the seed of start state number ``counter`` of a training run, in [0, 2**30).
 
-    Consecutive counters give consecutive seeds, so a pass over a prompt set has no repetition.
+    Consecutive counters give consecutive seeds, so an epoch of a prompt dataset has no repetitions.
     """
     return (run_seed * 7_368_787 + counter) % EVALUATION_BLOCK
 

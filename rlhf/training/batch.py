@@ -66,7 +66,7 @@ def _collate_and_score(
     """Collate rollouts and compute log-probabilities, values, bootstrap values and entropy.
 
     The micro-batches are divided among the processes, and every process receives all results. The
-    entropy is computed only for micro-batches with rows whose transcripts are written.
+    entropy is computed only for micro-batches that contain a rollout whose transcript is written.
     """
     policy, reference, config = trainer.policy, trainer.reference, trainer.config
     pad_id = policy.tokenizer.pad_token_id

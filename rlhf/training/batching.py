@@ -27,9 +27,10 @@ def micro_batches(
         group_ids: [B] ids. The rows of a group, such as the two replies of a pair, are placed in
             the same micro-batch, even if they exceed ``max_tokens``.
         max_tokens: Maximum number of tokens that the model computes for a micro-batch. If rows are
-            packed, a prefix that neighboring rows share counts once; otherwise padding counts too.
-        packed: Whether rows are packed. Packed rows keep their order, so that the completions of a
-            prompt stay together; otherwise rows of similar length are grouped.
+            packed, a prefix that neighboring rows share counts once. If rows are padded, padding
+            counts too.
+        packed: Whether rows are packed instead of padded. Packed rows keep their order, so that the
+            completions of a prompt stay together. Padded rows are grouped by length.
 
     Returns:
         The row indices of each micro-batch.
@@ -47,6 +48,7 @@ def micro_batches(
 def _group_by_length(
     groups: list[list[int]], lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
+    """Join groups of similar length. Padding to the longest row counts."""
     batches: list[list[int]] = []
     for group in sorted(groups, key=lambda rows: max(lengths[row] for row in rows)):
         width = max(lengths[row] for row in group)
@@ -60,7 +62,7 @@ def _group_by_length(
 def _group_in_order(
     groups: list[list[int]], rows: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
-    """Join consecutive groups; tokens of a prefix that neighboring rows share count once."""
+    """Join consecutive groups. A prefix that neighboring rows share counts once."""
     batches: list[list[int]] = []
     size = 0
     for group in groups:

@@ -1,4 +1,4 @@
-"""Checkpoints, which are folders with the whole state of a run, written atomically.
+"""Write and read checkpoints. A checkpoint is a folder with the whole state of a run.
 
 All random numbers of a step are derived from the run's seed and the step number. A checkpoint
 therefore contains only weights, optimizer, scheduler, counters and controllers.
@@ -89,7 +89,7 @@ def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
 def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
     """Return the newest checkpoint that is not damaged, or None if there is no checkpoint.
 
-    Newer checkpoints, which are damaged, are reported and removed.
+    Damaged checkpoints that are newer than the returned checkpoint are logged and removed.
 
     Args:
         directory: Folder of the run's checkpoints.
@@ -120,14 +120,15 @@ def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
 def checkpoints_in(directory: Path, pattern: str = "step-*") -> list[Path]:
     """Return the checkpoints in ``directory`` in order of their step.
 
-    Other names that match the pattern, such as step-4-copy, are omitted.
+    Folders whose names match the pattern but do not end with the step, such as step-4-copy, are
+    omitted.
     """
     named = ((re.fullmatch(r"[a-z]+-(\d+)", path.name), path) for path in directory.glob(pattern))
     return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
-    """Restore the state of ``trainer``, in place, from a folder of ``save_checkpoint``."""
+    """Restore the state of ``trainer``, in place, from a folder that `save_checkpoint` wrote."""
     device = trainer.model.device
     trainer.model.restore(checkpoint)
     saved = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
@@ -139,9 +140,14 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
 
 
 def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
-    """Write the data that are needed to repeat the check of an alarm to a new folder.
+    """Write the data that are needed to repeat the check of an alarm.
 
     If the check precedes an update, a checkpoint with the state before the update is written too.
+
+    Args:
+        bundle: Folder to create.
+        trainer: The trainer at the time of the alarm.
+        halt: The alarm that ended the run.
     """
     bundle.mkdir()
     if halt.evidence:

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 4
 """Maximum number of rounds in which dynamic sampling samples groups to replace uninformative ones.
-After the last round, the update uses the informative groups so far, or is skipped if there are
-none."""
+After the last round, the update uses all informative groups of the step. If there are none, the
+update is skipped."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StepRollouts:
     """Training rewards of the tokens of each rollout, after scaling and penalties."""
     metrics: dict[str, float] = field(default_factory=dict)
     skip: bool = False
-    """Whether the update is skipped, because all scores of every sampled group are equal."""
+    """Whether the update is skipped, because the scores within each sampled group are equal."""
 
     @property
     def returns(self) -> list[float]:
@@ -52,8 +52,9 @@ class StepRollouts:
 def collect_step(trainer: OnlineTrainer) -> StepRollouts:
     """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
-    As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ before
-    penalties and scaling. A difference only in the length penalty does not count.
+    As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ. The
+    scores before scaling and penalties are compared, so a difference in the length penalty alone
+    does not count.
 
     Raises:
         UserError: Every episode failed, or the fraction of episodes without a score exceeds
@@ -98,8 +99,7 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
     if not informative:
         log.warning(
             "step %d: the update is skipped, because the scores are equal within each of the %d "
-            "groups of %d rounds; easier or harder tasks, or a larger algorithm.group_size, give "
-            "different scores",
+            "groups of %d rounds; use easier or harder tasks, or a larger algorithm.group_size",
             trainer.progress.step + 1,
             dropped,
             rounds,

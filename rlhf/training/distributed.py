@@ -37,8 +37,8 @@ HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 40.0
 """A process is considered lost after this time without a heartbeat."""
 LOST_PROCESS_MESSAGE = (
-    "another process of this run ended, so this one ends too; the last checkpoint is complete: "
-    "continue with --resume"
+    "another process of this run ended, so this process ends too; the last checkpoint is complete, "
+    "so continue with --resume"
 )
 
 
@@ -46,8 +46,8 @@ LOST_PROCESS_MESSAGE = (
 class Heartbeat:
     """Detects lost processes by counters that every process increments in a shared store.
 
-    The heartbeat is needed because a collective operation with a lost process can wait forever, in
-    code that Python cannot interrupt.
+    The heartbeat is needed because a collective operation waits forever for a lost process, and
+    Python cannot interrupt it.
 
     Args:
         store: A store of ``torch.distributed``.
@@ -89,7 +89,7 @@ class Heartbeat:
         return self.lost and waiting
 
     def _read(self, rank: int) -> bytes:
-        """Return the counter of another process, or its last value if the store is lost."""
+        """Return the counter of another process, or its last known value if the store is lost."""
         key = f"beats/{rank}"
         try:
             return self.store.get(key) if self.store.check([key]) else b""
@@ -97,12 +97,15 @@ class Heartbeat:
             return self._counters[rank][0]
 
     def run(self) -> None:
-        """Send heartbeats until this process ends; end it if it is waiting for a lost process."""
+        """Send heartbeats until this process ends.
+
+        If another process is lost and this process waits for it, end this process with exit code 2.
+        """
         while not self.must_end(time.monotonic()):
             self.update(time.monotonic())
             time.sleep(HEARTBEAT_SECONDS)
         print(f"rlhf: {LOST_PROCESS_MESSAGE}", file=sys.stderr, flush=True)
-        os._exit(2)  # the main thread does not return from the operation
+        os._exit(2)  # the main thread does not return from the collective operation
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class World:
 
 
 def init_distributed() -> World:
-    """Initialize the process group from the launcher's environment variables, and return it.
+    """Initialize the process group from the launcher's environment variables, and return a `World`.
 
     Without a launcher, the group has only this process.
     """
@@ -206,8 +209,8 @@ def init_distributed() -> World:
         return World()
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        # The group must be destroyed before the interpreter shuts down, because its threads can
-        # abort the process during the shutdown.
+        # The group must be destroyed before the interpreter shuts down, because the threads of the
+        # group can abort the process during the shutdown.
         atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size, _start_heartbeat(distributed.get_rank(), size))
 

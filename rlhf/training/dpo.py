@@ -35,7 +35,10 @@ class DPOTrainer(SupervisedTrainer):
     the longer reply with its prompt."""
 
     def loss_denominators(self, batch: TrainingBatch) -> Tensor:
-        """Return [2]: the number of pairs and the number of tokens of the chosen replies."""
+        """Return the denominators of the DPO loss and the SFT loss, [2].
+
+        They are the number of pairs and the number of tokens of the chosen replies.
+        """
         chosen = batch.require("chosen")
         return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
 
@@ -49,14 +52,18 @@ class DPOTrainer(SupervisedTrainer):
         )
 
     def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:
-        """Compute and check gradients; in the first step, also check that the ratios are 1."""
+        """Compute and check gradients.
+
+        In the first step, also check that the policy and the reference have equal
+        log-probabilities.
+        """
         total = super().compute_checked_gradients(batch)
         if self.progress.step == 0:
             check_first_ratio(total.means["approx_kl"], self.model.model.dtype)
         return total
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
-        """Collate the given pairs of a split, with the reference's log-probabilities."""
+        """Collate the pairs of a split with the given indices, and add ``ref_logprobs``."""
         batch = super().make_batch(split, rows)
         width = batch.tokens.shape[1]
         pairs = [self.reference_logprobs[split][row] for row in rows]
@@ -67,8 +74,8 @@ class DPOTrainer(SupervisedTrainer):
         """Compute the reference's log-probabilities, or load them if the run is resumed.
 
         The log-probabilities are saved in the folder of the checkpoints, so that a resumed run uses
-        the same values. If the file is damaged, the initial model, which is loaded at this moment,
-        scores the pairs again.
+        the same values. If the file is damaged, they are computed again. This is possible because
+        the model has its initial weights when this method is called.
         """
         folder = run.directory / "checkpoints" / "reference"
         if self.config.resume and folder.exists():
@@ -77,7 +84,7 @@ class DPOTrainer(SupervisedTrainer):
                 self.reference_logprobs = torch.load(folder / "logprobs.pt", weights_only=True)
                 return
             except DamagedFolder as error:
-                log.warning("%s; the pairs are scored again", error)
+                log.warning("%s; computing the reference log-probabilities again", error)
         self.reference_logprobs = self._score_reference()
         if run.writes:
             with atomic_path(folder) as partial:
@@ -88,8 +95,8 @@ class DPOTrainer(SupervisedTrainer):
     def _score_reference(self) -> dict[str, list[Tensor]]:
         """Return the log-probabilities under the initial model of every pair that training uses.
 
-        The batches are those of the first epoch, so the rounding errors are equal and the first
-        loss is exactly ln 2.
+        The batches are those of the first epoch, so the rounding errors are the same as in
+        training. The loss of the first step is therefore exactly ln 2.
         """
         log.info("Precomputing reference log-probabilities (once)")
         set_dropout(self.model.model, active=False)
@@ -102,7 +109,10 @@ class DPOTrainer(SupervisedTrainer):
 
     @torch.no_grad()
     def _score_split(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
-        """Return the log-probabilities [2, T] of each pair; empty for pairs without a batch."""
+        """Return the log-probabilities [2, T] of each pair of a split.
+
+        The tensors of pairs that are in none of ``batches`` are empty.
+        """
         logprobs = [torch.zeros(0)] * len(self.examples[split])
         for rows in batches:
             batch = super().make_batch(split, rows)
@@ -136,8 +146,8 @@ def dpo_loss(
 
     Args:
         policy: The policy in training.
-        micro_batch: P pairs in 2 P rows, each chosen row followed by its rejected row, with the
-            log-probabilities of the reference.
+        micro_batch: P pairs in 2 P rows, with the log-probabilities of the reference. Each chosen
+            reply is followed by the rejected reply of the same pair.
         count: [2], number of pairs and number of tokens of chosen replies in the whole batch.
         beta: Weight of the KL to the reference.
         weights: Weights of the losses. "sigmoid" is the DPO loss; "sft" is the mean negative
@@ -162,7 +172,9 @@ def dpo_loss(
 
 
 def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
-    """Return metrics of P pairs.
+    """Return the sums from which the metrics of P pairs are computed.
+
+    In ``accuracy``, a pair with equal scores counts one half.
 
     Args:
         losses: [P], loss of each pair.

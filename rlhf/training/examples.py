@@ -33,7 +33,7 @@ class Example:
     """For a language model, the token ids of each text, with IGNORED instead of the ids that are
     not trained on.
 
-    For a reward model, the labels of its kind: a number or a list.
+    For a reward model, a number or a list, as its kind defines.
     """
     desirable: bool = True
     """Binary label of a single reply, for KTO."""
@@ -55,7 +55,7 @@ class Encoder:
         self.first_dropped: dict[str, str] = {}
 
     def __call__(self, rows: Sequence[Row], *, pairs: bool = False) -> list[Example]:
-        """Encode rows; rows that cannot be encoded are dropped and counted.
+        """Encode rows. Rows that cannot be encoded are dropped and counted.
 
         Args:
             rows: Validated rows of a data set.
@@ -82,7 +82,7 @@ class Encoder:
         return examples
 
     def summary(self) -> str:
-        """Return the counts of truncated and dropped rows as text; "" if there are none."""
+        """Return the counts of truncated and dropped rows as text, "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def _all_dropped_message(self, count: int) -> str:
@@ -91,10 +91,10 @@ class Encoder:
         if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length
             return (
-                f"no example fits max_length={limit}: {self.summary()}, first {first}; raise "
-                "max_length"
+                f"no example fits max_length={limit}: {self.summary()}; the first is {first}; "
+                "raise max_length"
             )
-        return f"all {count:,} examples were dropped: {self.summary()}, first {first}"
+        return f"all {count:,} examples were dropped: {self.summary()}; the first is {first}"
 
     def _encode_reply(self, row: Row, notes: Counter[str]) -> Example:
         ids, labels = self._encode_conversation(row, row.get("completion", ()), notes)

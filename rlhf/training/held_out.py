@@ -31,15 +31,18 @@ NUM_SAMPLES = 16
 
 
 def evaluate_held_out(
-    trainer: OnlineTrainer, name: str, low: float | None = None, high: float | None = None
+    trainer: OnlineTrainer,
+    name: str,
+    random_return: float | None = None,
+    optimal_return: float | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Evaluate the policy on held-out episodes, which are divided among the processes.
 
     Args:
-        trainer: The trainer, with the policy and the settings of the evaluation.
+        trainer: The trainer, with the policy and the configuration of the evaluation.
         name: Name of the policy in the summary.
-        low: Mean return of a random policy, if it is known.
-        high: Optimal mean return, if it is known.
+        random_return: Mean return of a random policy, if it is known.
+        optimal_return: Optimal mean return, if it is known.
 
     Returns:
         The content of ``summary.json``, and the rows of ``episodes.jsonl``.
@@ -58,7 +61,10 @@ def evaluate_held_out(
     )
     total = sum(trainer.world.gather(counts), Counter())
     env = trainer.config.env.id or "prompts"
-    return summarize(rows, name=name, env=env, random=low, optimal=high, counts=total), rows
+    summary = summarize(
+        rows, name=name, env=env, random=random_return, optimal=optimal_return, counts=total
+    )
+    return summary, rows
 
 
 def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The training loop of the online algorithms and of the native engine."""
+"""The training loop of the online algorithms and of the native engine for offline methods."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rlhf.training.trainer import Trainer
 
 
 def fit(trainer: Trainer, run: Run) -> Path:
-    """Train from the start, or from the last checkpoint, to the end.
+    """Train from the start or from the last checkpoint until training is done.
 
     Metrics, checkpoints and the final model are written to the run directory.
 
@@ -37,8 +37,8 @@ def fit(trainer: Trainer, run: Run) -> Path:
 
     Raises:
         UserError: An environment or a reward failed.
-        Halt: An alarm with the action halt occurred. The run directory contains the data that are
-            needed to repeat its check.
+        Halt: An alarm with the action halt occurred. The data that are needed to repeat the check
+            of the alarm are in the run directory.
         Interrupted: The user stopped the run; a checkpoint was saved.
     """
     checkpoints = run.directory / "checkpoints"
@@ -73,7 +73,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
 def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
     """Restore the last checkpoint of a resumed run, or start a new run.
 
-    Rows that were logged after the checkpoint are deleted.
+    Metrics and transcripts that were logged after the checkpoint are deleted.
     """
     latest = latest_checkpoint(checkpoints) if trainer.config.resume else None
     if latest is None:
@@ -81,7 +81,7 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         trainer.start(run)
         return
     load_checkpoint(latest, trainer)
-    if run.writes:  # a run that was killed after its last checkpoint did not remove older ones
+    if run.writes:  # a killed run may not have removed its older checkpoints
         remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
     run.rewind(trainer.progress.step)
 
@@ -111,7 +111,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
-            # A signal that reached one process stops all of them after the same step.
+            # A signal to one process stops all processes after the same step.
             signal_number = trainer.world.first(stop.number)
             if signal_number:
                 _check_weights(trainer)

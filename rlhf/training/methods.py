@@ -1,4 +1,4 @@
-"""Classes that describe offline training methods and the setup of a run, and numbers of steps."""
+"""Data classes of offline training methods and of their setup, and default numbers of steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainerSpec:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that the user cannot change."""
     handled_options: frozenset[str] = frozenset()
-    """Options under `trainer:` that this package implements, so the trainer does not get them."""
+    """Options under `trainer:` that this package implements and does not pass to the trainer."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
         native_supported: Whether the native engine implements the method of the run.
 
     Raises:
-        UserError: `engine` is "native" but the native engine does not implement the method, or
-            `profile` is set but TRL trains.
+        UserError: `engine` is "native", but the native engine does not implement the method.
+            Or `profile` is set, but TRL trains.
     """
     if config.engine == "native" and not native_supported:
         raise UserError(

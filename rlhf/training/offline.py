@@ -67,7 +67,7 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
 
 
 def limit_to_context(max_length: int, model: Any) -> int:
-    """Return ``max_length``, or the number of the model's positions if that is smaller."""
+    """Return the smaller of ``max_length`` and the model's number of positions."""
     positions = whole_context(text_config(unwrap_peft(model)))
     if max_length > positions:
         log.info(
@@ -92,7 +92,7 @@ NATIVE_TRAINERS = {"sft": SupervisedTrainer, "dpo": DPOTrainer, "reward": Reward
 
 
 def method_of(command: str, config: Any) -> OfflineMethod:
-    """Return the training method of a command; for "reward" it depends on the kind of model."""
+    """Return the training method of a command. For "reward", it depends on ``config.kind``."""
     return reward.method_of(config) if command == "reward" else METHODS[command]
 
 
@@ -140,7 +140,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
 
 
 def check_reserved_options(options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option under ``trainer:`` that the user cannot set there."""
+    """Raise UserError if the user sets a reserved option under ``trainer:``."""
     for key in options:
         if key in RESERVED_OPTIONS:
             raise UserError(f"trainer.{key} cannot be set: {RESERVED_OPTIONS[key]}")
@@ -187,7 +187,7 @@ def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], 
 
 
 def texts_of(rows: list[Row]) -> list[str]:
-    """Return the texts of all messages, on which the tokenizer of a new model is trained."""
+    """Return the texts of all messages. The tokenizer of a new model is trained on these texts."""
     fields = ("prompt", "completion", "chosen", "rejected")
     plain = [row["text"] for row in rows if "text" in row]
     return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]

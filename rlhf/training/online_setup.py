@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EpisodeCounter(CheckpointedNumbers):
-    """Number of start states that have been used, which is the position in the prompts."""
+    """Counts the start states that training has used.
+
+    For a prompt dataset, the count is the position in the dataset.
+    """
 
     count: int = 0
 
@@ -65,11 +68,13 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
             if getattr(config, key) != getattr(type(config), key):
                 raise UserError(f"{key} has no effect with {name}, which has no critic")
     if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective_settings:
-        raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
+        raise UserError(
+            f"kl.controller adaptive has no effect with {name}, because kl_placement is none"
+        )
     if config.kl.controller == "budget" and not algorithm.reference:
         raise UserError(
             f"kl.controller budget needs a KL, but {name} has kl_placement none; set "
-            "algorithm.kl_placement, and algorithm.kl_coef 0 for no penalty"
+            "algorithm.kl_placement (with algorithm.kl_coef 0, the KL is not penalized)"
         )
     return algorithm
 
@@ -89,7 +94,7 @@ def check_ineffective_rollout_keys(config: OnlineConfig, collector: Collector) -
     env.close()
     if not discrete:
         raise UserError(
-            f"rollout.{keys[0]} has no effect: in this environment actions are text, and the "
+            f"rollout.{keys[0]} has no effect: the actions of this environment are text, and the "
             "environment handles invalid replies"
         )
 

@@ -32,7 +32,8 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
             ``critic_warmup_steps`` steps only the critic is trained.
 
     Returns:
-        Means of the metrics over all optimizer steps, and their number as ``train/updates``.
+        Means of the metrics over all optimizer steps, and the number of these steps as
+        ``train/updates``.
 
     Raises:
         Halt: A check before an update failed; the update is not applied.
@@ -93,7 +94,7 @@ def compute_checked_gradients(
         batch: The batch of the training step.
         rows: Indices in ``batch`` of the rows of the mini-batch.
         critic_only: Whether only the critic is trained in this step.
-        first: Whether this is the first mini-batch, so that the policy has not changed since it
+        first: Whether this is the first mini-batch. If so, the policy has not changed since it
             sampled the batch.
 
     Returns:

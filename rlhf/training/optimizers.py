@@ -15,7 +15,7 @@ from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of an optimizer; an optimizer ignores the settings that it does not have."""
+    """Hyperparameters of an optimizer. SGD ignores ``betas`` and ``eps``."""
 
     learning_rate: float
     """Peak learning rate."""
@@ -51,19 +51,20 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerSettings], Mast
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], settings: OptimizerSettings
 ) -> MasterOptimizer:
-    """Return the optimizer ``name``, whose state and arithmetic are in float32."""
+    """Return the optimizer ``name``. Its state and arithmetic are in float32."""
     return OPTIMIZERS[name](parameters, settings)
 
 
 def optimizer_name(optim: str) -> str:
     """Convert transformers' name of an optimizer to its name in `OPTIMIZERS`.
 
+    The state of other optimizers has the dtype of the weights, so small updates would be lost.
+
     Args:
         optim: Value of ``trainer.optim``.
 
     Raises:
-        UserError: The optimizer is not in `OPTIMIZERS`; its state would have the dtype of the
-            weights, so that small updates would be lost.
+        UserError: No optimizer in `OPTIMIZERS` has this name.
     """
     if optim not in TRAINER_OPTIMIZERS:
         known = ", ".join(TRAINER_OPTIMIZERS)

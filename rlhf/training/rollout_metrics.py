@@ -13,9 +13,9 @@ from rlhf.rollout.batch import Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
-    """Return metrics that are means over the rollouts of a batch; docs/metrics.md lists the keys.
+    """Return metrics of the rollouts of a batch.
 
-    A metric without a value in any rollout is omitted.
+    A metric that has no value in any rollout is omitted. docs/metrics.md describes the metrics.
 
     Args:
         rollouts: The rollouts of the batch.
@@ -44,7 +44,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
 def repeated_bigram_fraction(rollout: Rollout) -> float:
     """Return the fraction of bigrams of sampled tokens that occurred earlier in the same turn.
 
-    The result is nan if no turn has two sampled tokens.
+    The result is nan if no turn has two consecutive sampled tokens.
     """
     pairs = [
         (first_turn, first, second)
@@ -65,8 +65,8 @@ def repeated_bigram_fraction(rollout: Rollout) -> float:
 def unscored_metric_key(reason: str) -> str:
     """Convert the reason of an unscored episode to a metric key ``rewards/unscored/NAME/REASON``.
 
-    Details of the reason that are specific to a text, in parentheses or after a second colon, are
-    omitted.
+    The details in parentheses or after a second colon are omitted, because they differ from text to
+    text.
     """
     name, _, detail = reason.partition(": ")
     summary = detail.partition(": ")[0].partition(" (")[0].lower()

@@ -66,11 +66,11 @@ def most_common_text(counts: Counter[str], seeds: Mapping[str, int] | None = Non
 
 
 def check_unscored_fraction(rollouts: Sequence[Rollout], *, limit: float) -> None:
-    """Check that not too many episodes of a step are without a score.
+    """Check the fraction of the episodes of a step that could not be scored.
 
     Args:
-        rollouts: All episodes of the step that have been collected.
-        limit: ``shaping.max_unscored``, the largest allowed fraction without a score.
+        rollouts: All episodes that have been collected in the step.
+        limit: ``shaping.max_unscored``, the maximum fraction of episodes without a score.
 
     Raises:
         UserError: The fraction exceeds the limit; the message names the most common reasons.
@@ -95,8 +95,8 @@ def shaped_rewards(
 
     Args:
         rollouts: Scored episodes; they are not modified.
-        algorithm: The algorithm, whose settings include the overlong penalty.
-        config: The configuration, with the settings ``shaping``.
+        algorithm: The algorithm, which defines the overlong penalty.
+        config: The configuration, with the section ``shaping``.
         moments: Running moments of all scores, including those of ``rollouts``.
 
     Returns:

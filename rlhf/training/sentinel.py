@@ -1,4 +1,4 @@
-"""Checks before an update is applied or a model is saved, which raise `Halt` with an alarm."""
+"""Checks before an update is applied or a model is saved. They raise `Halt` with an alarm."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rlhf.rollout.batch import Rollout
 from rlhf.runs.alarms import Halt
 
 _RATIO_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-6}
-"""Dtype of the model -> largest mean k3 estimate of importance ratios that should be 1."""
+"""Dtype of the model -> maximum mean k3 estimate before the first update on a batch."""
 _HALF_TOLERANCE = 5e-3
-"""The same limit for all other dtypes."""
+"""Maximum mean k3 estimate for all other dtypes."""
 
 
 def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]) -> None:
     """Check the training rewards of a step.
 
-    The score of an episode that could not be scored is nan; all other scores and penalties must be
+    The score of an episode that could not be scored is nan. All other scores and penalties must be
     finite.
 
     Args:
@@ -41,7 +41,7 @@ def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]
 def check_scores(
     scores: Sequence[float], rewards: Sequence[Sequence[float]], evidence: Mapping[str, Any]
 ) -> None:
-    """Check training rewards like `check_rewards`.
+    """Check scores and training rewards; see `check_rewards`.
 
     Args:
         scores: Score of each episode; nan if it could not be scored.
@@ -155,18 +155,18 @@ def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> No
 
 
 def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]) -> None:
-    """Check that every trained weight requires a gradient, and that at least one has a gradient.
+    """Check that every trained parameter requires a gradient, and that at least one has a gradient.
 
-    Some weights may have no gradient, for example an expert to which no token was routed, or the
-    policy during the critic's warm-up.
+    Some parameters may have no gradient, for example those of an expert to which no token was
+    routed, or those of the policy during the critic's warm-up.
 
     Args:
         optimizer: The optimizer, after a backward pass.
-        trained: The trained weights of the model.
+        trained: The trained parameters of the model.
 
     Raises:
-        Halt: A trained weight is not in the optimizer, a weight in the optimizer does not require a
-            gradient, or none of the weights has a gradient.
+        Halt: A trained parameter is not in the optimizer, a parameter in the optimizer does not
+            require a gradient, or none of the parameters has a gradient.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     learning = {id(weight) for weight in weights if weight.requires_grad}
@@ -175,15 +175,16 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
     if frozen or all(weight.grad is None for weight in weights):
         raise Halt(
             "frozen",
-            f"alarm frozen: {frozen or len(expected)} of {len(expected)} trained weights have no "
-            "gradient",
+            f"alarm frozen: {frozen or len(expected)} of {len(expected)} trained parameter tensors "
+            "have no gradient",
         )
 
 
 def check_weights(model: nn.Module, *, step: int, learning_rate_key: str) -> None:
-    """Check the weights of a model before it is evaluated and saved.
+    """Check that the weights of a model are finite, before it is evaluated and saved.
 
     Args:
+        model: The model.
         step: Number of completed steps.
         learning_rate_key: Configuration key of the learning rate.
 
@@ -195,8 +196,8 @@ def check_weights(model: nn.Module, *, step: int, learning_rate_key: str) -> Non
     if wrong:
         raise Halt(
             "not_finite",
-            f"training diverged: after step {step}, {len(wrong)} of {len(weights)} weights are not "
-            f"finite (the first is {wrong[0]}), so the model is not saved; lower "
+            f"training diverged: after step {step}, {len(wrong)} of {len(weights)} parameter "
+            f"tensors are not finite (the first is {wrong[0]}), so the model is not saved; lower "
             f"{learning_rate_key} and continue from the last checkpoint with --resume",
         )
 

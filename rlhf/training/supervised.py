@@ -74,7 +74,7 @@ class BatchSchedule:
 
 @functools.lru_cache(maxsize=1)
 def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of the examples in an epoch; the last result is cached."""
+    """Return the order of the examples in an epoch. The last result is cached."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
@@ -88,8 +88,8 @@ def collate(
             example are adjacent rows of the batch, in this order.
         pad_id: Id of the padding token.
         device: Device of the tensors.
-        with_margins: Whether the examples are pairs whose labels are margins; otherwise the labels
-            are token ids.
+        with_margins: Whether the examples are pairs whose labels are margins. By default, the
+            labels are token ids.
     """
     ids = [text for example in examples for text in example.ids]
     labels = ids if with_margins else [text for example in examples for text in example.labels]
@@ -112,7 +112,7 @@ def collate(
 
 
 class SupervisedTrainer(Trainer):
-    """Trainer of SFT; subclasses for DPO and reward models replace the loss.
+    """Trainer of SFT. Subclasses for DPO and reward models replace the loss.
 
     Args:
         config: Configuration of the run.
@@ -131,7 +131,7 @@ class SupervisedTrainer(Trainer):
     keep_best = True
     final_is_best = True
     with_margins = False
-    """Whether the labels of examples are margins, see ``collate``."""
+    """Whether the labels of examples are margins; see `collate`."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class SupervisedTrainer(Trainer):
         return step % self.evaluate_every == 0 or step == self.num_steps
 
     def save_due(self, step: int) -> bool:
-        """Return whether to save a checkpoint after ``step`` steps, as at every evaluation."""
+        """Return whether to save a checkpoint, which is the case after every evaluation."""
         return self.evaluation_due(step)
 
     def save(self, directory: Path) -> None:
@@ -320,7 +320,7 @@ def sft_loss(
 
 
 def score_rows(policy: Policy, micro_batch: TrainingBatch) -> Scored:
-    """Return the log-probabilities of rows, and the load-balancing loss of mixtures of experts."""
+    """Compute the log-probabilities and, for a mixture of experts, the load-balancing loss."""
     return policy.score(
         micro_batch.tokens,
         micro_batch.attention_mask,
@@ -340,10 +340,11 @@ def add_balancing_loss(
         sums: Metrics of the micro-batch, including ``loss``.
         scored: Result of the forward pass.
         mask: True for the entries (tokens or pairs) that metrics average over.
-        share: Fraction of the batch that is in the micro-batch, the weight of the added loss.
+        share: Fraction of the batch that is in the micro-batch. The added loss is multiplied by it.
 
     Returns:
-        The new loss and metrics, with ``loss_balance``; unchanged if the model has no such loss.
+        The new loss, and the metrics with ``loss_balance``. Both are unchanged if the model has no
+        load-balancing loss.
     """
     if scored.balance is None:
         return loss, sums

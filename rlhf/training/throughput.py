@@ -1,4 +1,4 @@
-"""Measures throughput and FLOPS utilization of training steps, for ``profile: true``."""
+"""Measure the throughput and the FLOPS utilization of training steps, for ``profile: true``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Throughput:
         Args:
             batch: The batch.
             seconds: Duration of all updates on the batch.
-            epochs: Number of passes over the batch.
+            epochs: Number of epochs of updates on the batch.
         """
         computed = self.model.computed_tokens(batch.tokens, batch.attention_mask)
         trained = int(batch.action_mask.sum())

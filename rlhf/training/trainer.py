@@ -1,4 +1,4 @@
-"""`Trainer`, the interface of training methods for `fit`, and the state that they share."""
+"""`Trainer`, the base class of the training methods that `rlhf.training.loop.fit` runs."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Trainer:
     final_is_best = False
     """Whether the final model is the model of the best evaluation instead of the last one."""
     patience: int | None = None
-    """Training stops after this number of consecutive evaluations without an improvement; None:
-    never."""
+    """Training stops after this number of consecutive evaluations without an improvement. If it is
+    None, training does not stop early."""
 
     def __init__(
         self,
@@ -146,9 +146,9 @@ class Trainer:
         """Release the resources of the trainer, such as environments."""
 
     def prepare(self, run: Run) -> None:
-        """Prepare training while the model is the initial model.
+        """Prepare training. The model has its initial weights when this method is called.
 
-        This method is also called if a run is resumed, before the checkpoint is loaded.
+        If a run is resumed, this method is called before the checkpoint is loaded.
         """
 
     def finish(self, run: Run) -> None:
@@ -173,7 +173,7 @@ class Trainer:
             The global norm of the gradients before clipping.
 
         Raises:
-            Halt: See `clip_gradients`; the model is unchanged.
+            Halt: A check of `clip_gradients` failed. The model is unchanged.
         """
         norm = self.clip_gradients()
         self.optimizer.step()
@@ -184,7 +184,7 @@ class Trainer:
     def count_weights_without_gradient(self) -> None:
         """Set ``without_gradient``, after the backward passes of this process."""
         names = weights_without_gradient(self.model.model)
-        # A process that had no micro-batch has no gradient at all.
+        # A process without a micro-batch has no gradients, so the minimum over processes is used.
         count = min(self.world.gather(len(names)))
         if count and not self.without_gradient:
             log.warning("no gradient in step %d: %s", self.progress.step + 1, ", ".join(names[:5]))
@@ -194,7 +194,7 @@ class Trainer:
         """Clip the gradients and return their global norm before clipping.
 
         Raises:
-            Halt: The norm is not finite, or trained weights have no gradient.
+            Halt: The norm is not finite, or `check_trainable` fails.
         """
         check_trainable(self.optimizer, self.trained)
         norm = self.optimizer.clip_at_next_step(self.max_grad_norm)

@@ -18,9 +18,9 @@ def transcript(
 ) -> dict[str, Any]:
     """Return a transcript as a line of ``samples.jsonl``.
 
-    In the line, ``return_env`` is the return of the environment, and ``score`` is the weighted sum
-    of all rewards that are trained on. ``score`` and ``return_trained`` are None if the episode
-    could not be scored.
+    In the transcript, ``return_env`` is the return of the environment, and ``score`` is the
+    weighted sum of all rewards that are trained on. ``score`` and ``return_trained`` are None if
+    the episode could not be scored.
 
     Args:
         rollout: The episode.

@@ -229,6 +229,8 @@ def test_sampler_check_refuses_wrong_logprobs(monkeypatch):
         return completions
 
     monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
-    with pytest.raises(UserError, match="differ from those of a plain pass over the row") as error:
+    with pytest.raises(
+        UserError, match="differ from those of a forward pass over the row"
+    ) as error:
         check_sampling(model)
     assert "\n" not in str(error.value)

@@ -151,7 +151,7 @@ def test_a_reply_of_an_unusual_template_ends_with_its_end_once(template):
 
 def test_a_template_that_drops_history_can_be_used_for_one_turn():
     chat_format = ChatFormat(with_template(FORGETFUL))
-    with pytest.raises(UserError, match="leaves earlier replies out: rollouts of several turns"):
+    with pytest.raises(UserError, match="leaves earlier replies out, so rollouts of several turns"):
         chat_format.encode_observation("next", reply=[END])
     assert "single turn only" in chat_format.describe()
     hello = [{"role": "user", "content": "hello"}]

@@ -357,7 +357,7 @@ def test_a_supervised_run_does_not_save_infinite_weights(
     data = write_rows(tmp_path / "rows.jsonl", sft_rows())
     options = {"max_steps": 1, "learning_rate": 1e39}
     tree = offline_tree(tmp_path / "run", echo_model, data, engine=engine, trainer=options)
-    with pytest.raises(Halt, match=r"after step 1, \d+ of \d+ weights are not finite"):
+    with pytest.raises(Halt, match=r"after step 1, \d+ of \d+ parameter tensors are not"):
         run_command("sft", tree)
     assert not (tmp_path / "run/final").exists()
     assert not list((tmp_path / "run/checkpoints").glob("*"))

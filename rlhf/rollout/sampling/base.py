@@ -1,4 +1,4 @@
-"""Interface of rollout engines, which receive token ids and return token ids and log-probs.
+"""Interface of rollout engines, which sample token ids with log-probabilities.
 
 A collector submits one request per turn, and receives completions in any order. An engine can
 sample in this process or on an inference server.
@@ -27,12 +27,12 @@ class SamplingParams:
     """Parameters of the distribution from which tokens are sampled."""
 
     temperature: float = 1.0
-    """Divisor of the logits; 0 is greedy decoding."""
+    """Divisor of the logits; 0 means greedy decoding."""
     top_k: int = 0
     """Number of most likely tokens to keep; 0 keeps all."""
     top_p: float = 1.0
-    """Total probability of the tokens to keep: the smallest set of most likely tokens with at least
-    this probability is kept; 1 keeps all."""
+    """Minimum total probability of the tokens to keep. The smallest set of most likely tokens with
+    this total probability is kept; 1 keeps all."""
     min_p: float = 0.0
     """Minimum probability of a token to keep, as a fraction of the highest probability; 0 keeps
     all."""
@@ -56,7 +56,7 @@ class Request:
     """All tokens of the episode so far."""
     max_new_tokens: int
     seed: tuple[int, ...]
-    """Seed of the completion's random numbers (entropy of ``numpy.random.SeedSequence``)."""
+    """Seed of the completion's random numbers, for ``numpy.random.default_rng``."""
     sampling: SamplingParams
     request_id: int = field(default_factory=count().__next__)
     """Unique identifier of the request."""
@@ -69,8 +69,8 @@ class Completion:
     request: Request
     tokens: list[int]
     logprobs: list[float]
-    """Log-probability of each token, in nats, after temperature and truncation; with greedy
-    decoding, at temperature 1."""
+    """Log-probability of each token in nats, after temperature and truncation. With greedy
+    decoding, it is the log-probability at temperature 1."""
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights that sampled the completion."""
@@ -83,7 +83,11 @@ class RolloutEngine(Protocol):
     """Version of the weights that the engine uses."""
 
     def update_policy(self, version: int) -> None:
-        """Use the policy's current weights from now on, and this number as their version."""
+        """Use the current weights of the policy from now on.
+
+        Args:
+            version: version number of these weights.
+        """
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -91,7 +95,7 @@ class RolloutEngine(Protocol):
         ...
 
     def poll(self) -> list[Completion]:
-        """Return the completions that are ready, in any order; the list may be empty."""
+        """Return the completions that are ready, in any order. The list may be empty."""
         ...
 
     def release(self, episode_id: int) -> None:

@@ -1,7 +1,7 @@
 """Continuous batching in this process: rows join and leave the batch while others are decoded.
 
-Each row keeps its keys and values from turn to turn, so every token of an episode passes through
-the model once. A completion is returned as soon as it ends. The next turn of its episode, or a new
+Each row keeps its keys and values from turn to turn, so the model processes every token of an
+episode once. A completion is returned as soon as it ends. The next turn of its episode, or a new
 episode, then joins the rows that are being decoded. Every row has its own random numbers, so a
 completion does not depend on the other rows of the batch.
 """
@@ -21,8 +21,9 @@ from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.draw import draw
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
-# Rows with new tokens are prefilled when their number is at least this fraction of the number of
-# decoding rows, because a prefill of a few tokens takes as long as a decoding step.
+# Rows with new tokens are prefilled if their number is at least this fraction of the number of
+# decoding rows. With fewer rows, the prefill waits, because a prefill of a few tokens takes as long
+# as a decoding step.
 PREFILL_SHARE = 1 / 8
 
 
@@ -30,12 +31,13 @@ class ContinuousEngine:
     """``RolloutEngine`` that samples from a model in this process.
 
     All requests between two calls of ``reset`` have the same ``SamplingParams``. The number of rows
-    is the number of requests that are queued at the first ``poll``, at most ``max_rows``. The
-    cache, and the decoder's copies of weights, exist until ``reset``.
+    is the smaller of ``max_rows`` and the number of requests that are queued at the first ``poll``.
+    The cache and the decoder's copies of weights exist until ``reset``.
 
     Args:
         model: causal model. Its weights must not change between the first ``poll`` and ``reset``.
-        max_rows: maximum number of episodes that are decoded at once; others wait for a free row.
+        max_rows: maximum number of episodes that are decoded at once. Other episodes wait for a
+            free row.
     """
 
     def __init__(self, model: Any, *, max_rows: int) -> None:
@@ -49,15 +51,15 @@ class ContinuousEngine:
         """Set the version of the model's current weights.
 
         Raises:
-            RuntimeError: ``reset`` was not called, so the cache contains keys and values of the old
-                weights.
+            RuntimeError: ``reset`` was not called. The cache would contain keys and values that
+                were computed with the old weights.
         """
         if self._sampler is not None:
             raise RuntimeError("reset the engine before the policy is updated")
         self.policy_version = version
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; a request that continues an episode uses the row of the episode.
+        """Queue requests. A request that continues an episode uses the row of the episode.
 
         Raises:
             ValueError: the sampling parameters differ from those of earlier requests.
@@ -99,12 +101,12 @@ class ContinuousEngine:
 class Sampler:
     """Samples completions for one batch of rows, with the cache and the state of each row.
 
-    An episode occupies a row from its first ``submit`` to its ``release``. In every pass, the rows
-    in use are the first rows of the cache, without gaps.
+    An episode occupies a row from its first ``submit`` to its ``release``. In every forward pass,
+    the rows in use are the first rows of the cache, without gaps.
 
     Args:
-        model: causal model (a PEFT model's adapters are applied); its weights must not change
-            while the sampler is used.
+        model: causal model, with adapters if it is a PEFT model. Its weights must not change while
+            the sampler is used.
         sampling: distribution of the tokens, and stop tokens.
         rows: number of episodes in the batch.
         policy_version: version of the model's weights.
@@ -120,11 +122,14 @@ class Sampler:
         self.cache: Any = self.decoder.new_cache(rows)
         self.row_of: dict[int, int] = {}
         self.episode_ids: list[int] = []  # by row
-        self.free_rows: set[int] = set()  # released rows, which are filled before the next pass
+        self.free_rows: set[int] = (
+            set()
+        )  # released rows; `_compact` removes them before a forward pass
         self.requests: dict[int, Request] = {}  # episode id -> unfinished request
         self.unread: dict[int, list[int]] = {}  # episode id -> tokens to prefill
         self.prefill_tokens = 0
-        # One row per row of the cache; the columns are the tokens of the unfinished completion.
+        # The rows of the arrays are the rows of the cache. The columns of two-dimensional arrays
+        # are the tokens of the unfinished completion.
         self.noise = np.zeros((rows, 0))
         self.tokens = np.zeros((rows, 0), dtype=np.int64)
         self.logprobs = np.zeros((rows, 0))
@@ -185,10 +190,10 @@ class Sampler:
 
     @torch.no_grad()
     def step(self) -> list[Completion]:
-        """Run one forward pass: a prefill of new tokens, or a decoding step of every decoding row.
+        """Run a prefill of new tokens, or a decoding step of every decoding row.
 
         Returns:
-            The completions that ended in this pass.
+            The completions that ended in this step.
         """
         if not self.requests:
             return []
@@ -219,9 +224,9 @@ class Sampler:
         ]
 
     def _prefill(self) -> tuple[np.ndarray, torch.Tensor]:
-        """Pass all unread tokens through the model.
+        """Compute the forward pass of all unread tokens.
 
-        Equal prompts of new episodes are computed once, and the cache row is copied.
+        Equal prompts of new episodes are computed once, and their cache row is copied.
 
         Returns:
             The rows [n] with unread tokens, and the logits [n, V] after the last token of each row.
@@ -252,8 +257,8 @@ class Sampler:
     def _decode(self, decoding: np.ndarray) -> torch.Tensor:
         """Return the logits [n, V] after the last token of each decoding row.
 
-        If the cache is read in place, the idle rows between decoding rows are part of the pass, and
-        their logits are dropped.
+        If the cache is read in place, the forward pass includes the rows between decoding rows, and
+        their logits are discarded.
         """
         if not self.cache.in_place:
             ids = self.last[decoding, None].tolist()

@@ -1,9 +1,10 @@
 """Decoders, which compute forward passes over a cache with rows of different lengths.
 
-A decoding step multiplies few rows by every weight, so most of its time is spent on reading weights
-and launching operations. For the Llama family, this module computes the layers itself and combines
-the projections of the same input into one matmul. For other families, it calls the model's own
-forward pass. The fused layers are compared with the model's own forward pass once per model.
+A decoding step multiplies few rows by every weight matrix, so most of its time is spent on reading
+weights and launching operations. For model families like Llama, this module computes the layers
+itself and combines the projections of the same input into one matmul. For other families, it calls
+the model's own forward pass. The combined layers are compared with the model's own forward pass
+once per model.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class PlainDecoder:
 
         Args:
             ids: new tokens [N] of the cache's plan, row after row.
-            cache: receives their keys and values.
+            cache: cache to which the keys and values of the new tokens are added.
         """
         plan = cache.plan
         inputs: dict[str, Any] = {
@@ -126,7 +127,7 @@ class PlainDecoder:
 class FusedDecoder:
     """Decoder for the Llama family, with fused copies of the model's weights.
 
-    The copies are not updated: make a new decoder after an update of the model.
+    The copies are not updated. After an update of the model, a new decoder is needed.
 
     Args:
         model: causal model of one of FUSED_FAMILIES.
@@ -192,7 +193,7 @@ class _FusedLayer:
             cos: cosines of the rotary embedding.
             rotated_sin: sines of the rotary embedding; the first half is negated, as in
                 transformers' ``rotate_half``.
-            plan: plan of the pass.
+            plan: plan of the forward pass.
             store: keys and values of this layer.
         """
         size = hidden.shape[-1:]
@@ -234,13 +235,13 @@ def attend(
         queries: queries [N, H, D] of the new tokens.
         keys: keys [n, Hkv, width, D] of the rows.
         values: values [n, Hkv, width, D] of the rows.
-        plan: plan of the pass.
+        plan: plan of the forward pass.
         mask: additive mask [n, 1, L, width].
         scale: factor of the products of queries and keys.
     """
     (n, longest), key_heads = plan.shape, keys.shape[1]
     groups = queries.shape[1] // key_heads
-    if longest == 1:  # query heads that share keys become several queries: no keys are copied
+    if longest == 1:  # query heads that share keys are treated as several queries, to copy no keys
         outputs = scaled_dot_product_attention(
             queries.view(n, key_heads, groups, -1), keys, values, attn_mask=mask, scale=scale
         )
@@ -258,8 +259,8 @@ def attend(
 def fused_linear(linears: Sequence[Any]) -> Projection:
     """Return a function that computes several linear layers of one input in one matmul.
 
-    The function concatenates the outputs. Layers that are not ``nn.Linear`` (adapters, quantized
-    weights), or of which only some have a bias, are called one by one.
+    The function concatenates the outputs. The layers are called one by one if one of them is not an
+    ``nn.Linear`` (adapters, quantized weights), or if only some of them have a bias.
     """
     weights = [layer.weight for layer in linears]
     biases = [layer.bias for layer in linears if layer.bias is not None]
@@ -295,7 +296,10 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
 
 
 def decoder_for(model: Any) -> Decoder:
-    """Return the fastest decoder whose logits equal those of the model up to rounding."""
+    """Return the fastest decoder whose logits equal those of the model's own forward pass.
+
+    Differences up to the rounding tolerance are ignored.
+    """
     trunk = trunk_of(model)
     if (
         trunk.config.model_type in FUSED_FAMILIES
@@ -334,7 +338,7 @@ def disable_cache(model: Any) -> None:
 
 
 def decoder_options(model: Any) -> list[DecoderOption]:
-    """Return the decoders that use the model's own forward pass, fastest first."""
+    """Return the decoders that use the model's own forward pass, in order of decreasing speed."""
     stateful = has_states(text_config(trunk_of(model)))
     return [
         DecoderOption("in batches", lambda: PlainDecoder(model), safer=1 if stateful else None),
@@ -353,8 +357,8 @@ def decoder_options(model: Any) -> list[DecoderOption]:
             lambda: RowDecoder(model, stepwise=True),
         ),
         DecoderOption(
-            "one row at a time without a cache, because with each cache the log-probabilities "
-            "differ from those of a plain pass",
+            "one row at a time without a cache, because with every cache the log-probabilities "
+            "differ from those of a forward pass over the whole row",
             lambda: RowDecoder(model, cached=False),
         ),
     ]

@@ -25,7 +25,7 @@ from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
 log = logging.getLogger(__name__)
 
-# Largest attention window, in tokens, that the compared rows exceed.
+# Largest attention window in tokens for which the compared rows are longer than the window.
 MAX_TESTED_WINDOW = 64
 
 # Largest relative difference of logits in float32 that is attributed to rounding.
@@ -40,10 +40,10 @@ class DecoderOption:
 
     Args:
         description: text for the log that follows the words "replies are sampled".
-        make: makes the decoder.
-        safer: index of a slower option, or None. If the difference of this option is more than
-            ``TOLERANCE``, or the model has half precision, the slower option is selected if its
-            difference is smaller by a factor of more than 1.25.
+        make: function that makes the decoder.
+        safer: index of a slower option, or None. It is compared with this option if the difference
+            of this option exceeds ``TOLERANCE``, or if the model has half precision. The slower
+            option is selected if its difference is smaller by a factor of more than 1.25.
     """
 
     description: str
@@ -56,18 +56,18 @@ UNSUPPORTED_ERRORS = (*FORWARD_ERRORS, KeyError, NotImplementedError, StopIterat
 
 
 def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
-    """Return the index of the first option whose logits equal those of plain forward passes.
+    """Return the index of the first option whose logits equal those of the model's forward pass.
 
     Args:
         model: causal model.
-        options: decoders, the fastest first. The last one is selected without a comparison if no
-            other decoder agrees.
+        options: decoders in order of decreasing speed. If no other decoder agrees with the forward
+            pass, the last one is selected without a comparison.
     """
     trunk = trunk_of(model)
     precise = is_precise(model)
     tolerance = STATE_TOLERANCE if has_states(text_config(trunk)) else TOLERANCE
     tolerance = tolerance if precise else HALF_TOLERANCE
-    with evaluating(trunk):  # with dropout, two passes would differ
+    with evaluating(trunk):  # with dropout, two forward passes would differ
         for index, option in enumerate(options[:-1]):
             gap = _gap_of(model, option)
             if gap > tolerance:
@@ -79,7 +79,7 @@ def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
 
 
 def _gap_of(model: Any, option: DecoderOption) -> float:
-    """Return ``decoding_gap`` of an option; infinite if it does not support the model."""
+    """Return ``decoding_gap`` of an option, or infinity if it does not support the model."""
     try:
         gap = decoding_gap(model, option.make())
     except UNSUPPORTED_ERRORS as error:
@@ -90,11 +90,11 @@ def _gap_of(model: Any, option: DecoderOption) -> float:
 
 @torch.no_grad()
 def decoding_gap(model: Any, decoder: Decoder) -> float:
-    """Return the largest relative difference of logits between a decoder and plain passes.
+    """Return the largest relative difference of logits between a decoder and forward passes.
 
-    The relative difference of one position is the mean difference over the mean size of its logits.
-    Two rows of different lengths read the tokens of two turns and then single tokens. The order of
-    the rows changes between passes.
+    The relative difference at a position is the mean absolute difference of the logits, divided by
+    the mean absolute logit. The decoder processes two rows of different lengths: first the tokens
+    of two turns, then single tokens. The order of the rows changes between forward passes.
     """
     config = text_config(unwrap_peft(model))
     window = window_of(config) or 0

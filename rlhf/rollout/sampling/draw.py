@@ -1,7 +1,7 @@
 """Draw tokens from logits: temperature, truncation (top-k, top-p, min-p) and inversion sampling.
 
 Truncation is for evaluation and generation only. In training it would bias the importance ratio,
-because the trainer scores tokens under the whole distribution.
+because the trainer computes log-probabilities under the whole distribution.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def draw(
         sampling: temperature and truncation. Probabilities are normalized after truncation.
 
     Returns:
-        Tokens [n] and their log-probabilities [n] in nats. At temperature 0 the tokens are the most
-        likely ones, with their log-probabilities at temperature 1.
+        Tokens [n] and their log-probabilities [n] in nats. At temperature 0, these are the most
+        likely tokens and their log-probabilities at temperature 1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature not in (0, 1):
@@ -59,7 +59,7 @@ def draw(
 def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Return the index [n, 1] of the interval of a cumulative sum [n, K] that contains each number.
 
-    A number [n, 1] that is at least the total, because of rounding, is assigned to the last
+    Because of rounding, a number [n, 1] can reach the total. It is then assigned to the last
     non-empty interval.
     """
     end = cumulative[:, -1:].contiguous()
@@ -71,13 +71,13 @@ def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Ten
 def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
     """Set the logits [n, V] of excluded tokens to -inf (top-k, top-p and min-p).
 
-    Each rule is applied to the whole distribution. A token is kept if every rule keeps it; the most
+    Each rule is applied to the whole distribution. A token is kept if every rule keeps it. The most
     likely token is always kept.
 
     Args:
         logits: logits [n, V], already divided by the temperature.
-        sampling: its ``top_k``, ``top_p`` (nucleus sampling, Holtzman et al. 2020) and ``min_p``
-            (Nguyen et al. 2024).
+        sampling: parameters ``top_k``, ``top_p`` (nucleus sampling, Holtzman et al. 2020) and
+            ``min_p`` (Nguyen et al. 2024). Other parameters are not used.
     """
     kept = torch.ones_like(logits, dtype=torch.bool)
     if 0 < sampling.top_k < logits.shape[-1]:

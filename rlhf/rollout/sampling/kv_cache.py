@@ -1,8 +1,8 @@
 """A key-value cache for rows of different lengths, which are kept over several turns.
 
-Row ``i`` contains the tokens of one episode at positions ``0 .. lengths[i]-1``, without padding.
-The new tokens of several rows go through the model in one batch, and their keys and values are
-appended to each row. Layers with a sliding window store all tokens and mask those before the
+Row ``i`` contains the keys and values of one episode at positions ``0 .. lengths[i]-1``, without
+padding. A forward pass processes the new tokens of several rows in one batch, and appends their
+keys and values to the rows. Layers with a sliding window store all tokens and mask those before the
 window. Layers with a recurrent state store one state per row.
 """
 
@@ -31,7 +31,7 @@ class Plan:
     """Indices and mask of a forward pass that appends N new tokens to n rows, at most L per row."""
 
     reading: slice | torch.Tensor
-    """Index of the n rows in the cache; if they are contiguous, a slice, which needs no copy."""
+    """Index of the n rows in the cache. It is a slice, which needs no copy, for contiguous rows."""
     shape: tuple[int, int]  # (n, L)
     even: bool
     """Whether L tokens are appended to every row, so that there is no padding."""
@@ -40,15 +40,15 @@ class Plan:
     slot: torch.Tensor  # [N] index of each token's row in the cache
     position: torch.Tensor  # [N] position of each token in its row
     ends: torch.Tensor  # [n] index of each row's last new token
-    mask: torch.Tensor  # [n, 1, L, width], 0 where attention is allowed, else the dtype's minimum
-    queries: torch.Tensor  # [n, L] position of each query, padding included
+    mask: torch.Tensor  # [n, 1, L, width], 0 if attention is allowed, else the dtype's minimum
+    queries: torch.Tensor  # [n, L] position of each query, including padding
     rows: np.ndarray  # [n] indices of the rows in the cache
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
         """Return the mask [n, 1, L, width] for attention to the last ``window`` tokens.
 
-        The query is one of these tokens. None is no window.
+        The query is one of these tokens. If ``window`` is None, there is no window.
         """
         width = self.mask.shape[-1]
         if window is None or width <= window:
@@ -88,7 +88,8 @@ class RaggedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the tensors with the shape of the first keys [N, heads, dim]."""
         shape = (self.cache.rows, self.cache.capacity)
-        # Not torch.empty: a nan would make the attention output nan even where it is masked.
+        # torch.empty could contain nan, and a nan makes the attention output nan even if its
+        # position is masked.
         self.keys = key_states.new_zeros((*shape, *key_states.shape[1:]))
         self.values = value_states.new_zeros((*shape, *value_states.shape[1:]))
         self.is_initialized = True
@@ -111,16 +112,16 @@ class RaggedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append padded keys and values [n, heads, L, dim]; transformers calls this method."""
+        """Append padded keys and values [n, heads, L, dim]. Transformers calls this method."""
         plan = self.cache.plan
         return self.append(
             plan.flatten(key_states.transpose(1, 2)), plan.flatten(value_states.transpose(1, 2))
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of columns in use and the first column's position, for transformers.
+        """Return the number of columns in use and the position of the first column.
 
-        The mask of the plan is used instead of a mask with these sizes.
+        Transformers calls this method to build a mask, but the mask of the plan is used instead.
         """
         return self.get_seq_length(), 0
 
@@ -165,15 +166,15 @@ class RaggedCache(RowStore, Cache):
     """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
-        layers: number of layers, if all have attention only; otherwise the kind of each layer and
-            the number of its states (see ``cache_kinds``).
+        layers: number of layers if all layers have attention only. Otherwise, the kind of each
+            layer and the number of its states; see `cache_kinds`.
         rows: number of episodes in the cache.
         dtype: dtype of the model and the masks.
         device: device of the model.
-        stepwise: whether new tokens of rows with a state are passed one by one, because the model
-            discards the state if it reads several tokens at once.
-        limit: row length, in tokens, beyond which rotary frequencies change, so that longer rows
-            need a separate forward pass; None if there is no such length.
+        stepwise: whether new tokens of rows with a state are processed one by one. This is needed
+            if the model discards the state when it processes several tokens at once.
+        limit: row length in tokens beyond which rotary frequencies change. Longer rows need a
+            separate forward pass. By default, the frequencies do not change.
     """
 
     plan: Plan
@@ -217,15 +218,18 @@ class RaggedCache(RowStore, Cache):
         return self.plan.mask.shape[-1], 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Return 0: rows have different lengths, and the model receives their positions."""
+        """Return 0, because the model receives the positions of the queries.
+
+        They cannot be derived from one offset, because rows have different lengths.
+        """
         return 0
 
     def split_into_passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Split new tokens of rows into forward passes, in order.
 
-        Usually there is one pass. A recurrent state cannot be padded, so rows with different
-        numbers of new tokens need separate passes, and so do rows with and without a state. Rows
-        longer than ``limit`` also need a separate pass.
+        Usually one forward pass is enough. Separate passes are needed in two cases. Recurrent
+        states cannot be padded, so rows with states are grouped by the number of new tokens and by
+        whether they already have a state. Rows longer than ``limit`` form separate groups.
         """
         if self.in_place:
             return super().split_into_passes(rows, inputs)
@@ -247,7 +251,7 @@ class RaggedCache(RowStore, Cache):
     def reserve(self, tokens: int) -> None:
         """Grow the capacity to at least ``tokens`` tokens per row.
 
-        If the capacity is too small, it is at least doubled.
+        If the capacity must grow, it is at least doubled.
         """
         if tokens > self.capacity:
             # The capacity is rounded up, so that the next cache can reuse the memory.
@@ -260,7 +264,7 @@ class RaggedCache(RowStore, Cache):
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Plan:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
 
-        After the pass, call ``advance`` with the same arguments.
+        After the forward pass, call ``advance`` with the same arguments.
         """
         slots, number = np.asarray(rows), np.asarray(counts)
         n, longest = len(slots), int(number.max())
@@ -298,7 +302,7 @@ class RaggedCache(RowStore, Cache):
         return torch.from_numpy(numbers).to(self.device)
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Increase the lengths of the rows after a pass, and store their states."""
+        """Increase the lengths of the rows after a forward pass, and store their states."""
         super().advance(rows, counts)
         if self.states:
             slots = self._to_device(self.plan.rows)

@@ -1,4 +1,4 @@
-"""Interfaces of caches and decoders, and a function that passes new tokens through a model."""
+"""Interfaces of caches and decoders, and the forward pass of new tokens over a cache."""
 
 from __future__ import annotations
 
@@ -22,35 +22,38 @@ class Pass:
 
 
 class RowStore:
-    """Base class of caches with several rows; it counts the tokens of each row.
+    """Base class of caches with several rows, which counts the tokens of each row.
 
     Args:
         rows: number of episodes in the cache.
     """
 
     in_place = False
-    """Whether a pass without ``advance`` leaves the rows unchanged."""
+    """Whether a forward pass leaves the rows unchanged if ``advance`` is not called after it."""
 
     def __init__(self, rows: int) -> None:
         self.lengths = np.zeros(rows, dtype=np.int64)
 
     def reserve(self, tokens: int) -> None:
-        """Allocate memory for ``tokens`` tokens per row; by default the model allocates it."""
+        """Allocate memory for ``tokens`` tokens per row.
+
+        By default, the model allocates the memory in its forward pass.
+        """
 
     def clear(self, row: int) -> None:
         """Empty a row."""
         self.lengths[row] = 0
 
     def split_into_passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """Split new tokens of rows into forward passes, in order; by default, one pass."""
+        """Split new tokens of rows into forward passes, in order. By default, there is one pass."""
         return [Pass(np.arange(len(rows)), inputs)]
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Any:
-        """Plan a pass that appends ``counts[i]`` tokens to row ``rows[i]``."""
+        """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``."""
         raise NotImplementedError
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Increase the lengths of the rows by the numbers of new tokens after a pass."""
+        """Increase the lengths of the rows by the numbers of new tokens after a forward pass."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
 
     def copy(self, source: int, target: int) -> None:
@@ -66,11 +69,11 @@ class Decoder(Protocol):
         ...
 
     def __call__(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Return the logits [n, V] after the last new token of each row of the prepared pass.
+        """Compute the prepared forward pass. Return the logits [n, V] after each row's last token.
 
         Args:
             ids: new tokens [N], row after row.
-            cache: a cache of ``new_cache``, after ``prepare``.
+            cache: a cache that ``new_cache`` made, after a call of ``prepare``.
         """
         ...
 
@@ -82,7 +85,7 @@ def forward_new_tokens(
     inputs: Sequence[Sequence[int]],
     device: torch.device,
 ) -> torch.Tensor:
-    """Pass new tokens through the model, and add them to the cache.
+    """Compute the forward passes of new tokens, and add the tokens to the cache.
 
     Args:
         decoder: decoder of the model.
@@ -105,7 +108,7 @@ def forward_new_tokens(
         order.append(forward.indices)
     if len(logits) == 1:
         return logits[0]
-    # A row can be part of several passes; the logits of its last pass are returned.
+    # A row can be part of several forward passes. The logits of the last of them are returned.
     last = np.zeros(len(rows), dtype=np.int64)
     indices = np.concatenate(order)
     last[indices] = np.arange(len(indices))

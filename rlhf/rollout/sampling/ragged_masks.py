@@ -25,7 +25,7 @@ ADDITIVE_MASK_ATTENTION = ("eager", "sdpa", ATTENTION_NAME)
 def ragged_masks(
     implementation: str, positions: torch.Tensor, width: int, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Return a context manager in which models build masks for the positions of these rows.
+    """Return a context manager in which models build masks for the given positions.
 
     Args:
         implementation: name of the model's attention implementation.

@@ -26,7 +26,7 @@ CACHE_NAMES = ("past_key_values", "cache_params", "state")
 @dataclass
 class _Row:
     cache: Any = None
-    """(name, cache) of the last output, or None."""
+    """(argument name, cache) from the last output of the model; None before the first one."""
     tokens: list[int] = field(default_factory=list)
     """Tokens of the row, if no cache is used."""
 
@@ -45,7 +45,7 @@ class RowCache(RowStore):
         self.rows[row] = _Row()
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Set the rows and token counts of the next pass."""
+        """Set the rows and token counts of the next forward pass."""
         slots, numbers = np.asarray(rows).tolist(), np.asarray(counts).tolist()
         self.planned = [(self.rows[row], n) for row, n in zip(slots, numbers, strict=True)]
 
@@ -60,8 +60,9 @@ class RowDecoder:
 
     Args:
         model: causal model.
-        stepwise: whether new tokens of a row that is not empty are passed one by one.
-        cached: whether to use a cache; otherwise the whole row is computed again in every pass.
+        stepwise: whether new tokens of a row that is not empty are processed one by one.
+        cached: whether to use a cache. Without a cache, the whole row is computed again in every
+            forward pass.
     """
 
     def __init__(self, model: Any, *, stepwise: bool = False, cached: bool = True) -> None:
@@ -85,7 +86,7 @@ class RowDecoder:
         return logits_of(self.model, torch.stack(states))
 
     def _read(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
-        """Pass new tokens [L] of a row through the model; return the last hidden state [D]."""
+        """Process new tokens [L] of a row. Return the last hidden state [D]."""
         trunk = trunk_of(self.model)
         if not self.cached:
             row.tokens += ids.tolist()

@@ -13,7 +13,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 
 class StateLayer(LinearAttentionLayer):
-    """States [rows, ...] of one layer; the model reads the states of the rows of one pass.
+    """States [rows, ...] of one layer. A forward pass reads the states of its rows.
 
     Args:
         rows: number of episodes in the cache.
@@ -31,7 +31,7 @@ class StateLayer(LinearAttentionLayer):
     def load_states(self, slots: torch.Tensor, *, fresh: bool) -> None:
         """Set the states that the model reads to those of the rows ``slots`` [n].
 
-        If ``fresh``, the rows are new and have no states.
+        If ``fresh`` is True, the rows are new and have no states.
         """
         for index in range(self.number_of_states):
             conv, recurrent = self.stored.get(("conv", index)), self.stored.get(("state", index))

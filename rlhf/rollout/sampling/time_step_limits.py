@@ -28,11 +28,11 @@ def mixers_with_time_step_limits(trunk: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def clamped_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
-    """Return a context manager in which the projections of these layers clamp their time steps.
+    """Return a context manager in which the input projections of these layers clamp time steps.
 
     The time step of each head is softplus(x + bias), where x is one of the last columns of the
-    projection. x + bias is clamped to the inverse softplus of the limits. In passes over several
-    tokens the layers clamp the time steps again, without effect.
+    projection. The sum x + bias is clamped to the inverse softplus of the limits. In forward passes
+    over several tokens, the layers clamp the time steps again, without effect.
     """
     handles = []
     for mixer in mixers:

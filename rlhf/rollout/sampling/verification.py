@@ -1,9 +1,9 @@
-"""Verify the sampler's log-probabilities against plain forward passes of the model.
+"""Verify the sampler's log-probabilities against forward passes over whole episodes.
 
-A model is verified once, before the first rollout. Two episodes of different lengths and two turns
-are sampled in one batch; they are longer than the attention windows of the model if that does not
-take too long. The sampler's log-probabilities are compared with those of one forward pass over each
-whole episode.
+A model is verified once, before the first rollout. Two episodes with two turns and different
+lengths are sampled in one batch. They are longer than the attention windows of the model if this
+does not take too long. The sampler's log-probabilities are compared with those of one forward pass
+over each whole episode.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ REPLY_TOKENS = 3
 
 
 def check_sampling(model: Any) -> None:
-    """Verify the sampler once per model; if it disagrees, sample without a cache from now on.
+    """Verify the sampler once per model. If the verification fails, sample without a cache.
 
     Args:
-        model: causal model, in the state in which it will be sampled.
+        model: causal model with the weights and adapters with which it will sample.
 
     Raises:
         UserError: the log-probabilities also differ without a cache.
@@ -61,13 +61,13 @@ def check_sampling(model: Any) -> None:
         if not gap <= tolerance_of(model):
             raise UserError(
                 f"{type(unwrap_peft(model)).__name__} is not supported: the log-probabilities of "
-                f"sampled tokens differ from those of a plain pass over the row by {gap:.1e}"
+                f"sampled tokens differ from those of a forward pass over the row by {gap:.1e}"
             )
     trunk.sampling_checked = True
 
 
 def _sampler_agrees(model: Any, *, limit: int) -> bool:
-    """Return whether ``sampling_gap`` is within the tolerance; log a line if it is not."""
+    """Return whether ``sampling_gap`` is within the tolerance. If it is not, log the difference."""
     gap = sampling_gap(model, limit=limit)
     if not gap <= tolerance_of(model):
         log.info(
@@ -82,11 +82,11 @@ def _sampler_agrees(model: Any, *, limit: int) -> bool:
 
 @torch.no_grad()
 def sampling_gap(model: Any, *, limit: int) -> float:
-    """Return the difference between the sampler's log-probabilities and those of plain passes.
+    """Return the difference between log-probabilities of the sampler and of forward passes.
 
-    The result is the largest difference in float32. In half precision it is the upper quartile of
-    the differences, because rounding can change single log-probabilities by several nats. The
-    result is divided by the mean absolute log-probability if this is larger than 1 nat.
+    In float32, the result is the largest absolute difference. In half precision, it is the upper
+    quartile of the absolute differences, because rounding can change single log-probabilities by
+    several nats. If the mean absolute log-probability exceeds 1 nat, the result is divided by it.
 
     Args:
         model: causal model.
@@ -112,7 +112,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
 def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
     """Return the new tokens of each of two turns, for each of two episodes.
 
-    The first episode becomes longer than every attention window for which ``limit`` suffices.
+    The first episode is longer than every attention window that fits in ``limit`` tokens.
     """
     limits = [n for n in length_limits(config) if n + 24 <= min(limit, usable_context(config))]
     whole = min(limit, usable_context(config), max(limits, default=0) + 24)

@@ -25,14 +25,14 @@ from rlhf.training.reward_models.encoding import (
 
 
 def classification_kind(config: RewardConfig) -> RewardKind:
-    """Return `MultiClass` for more than two classes, else `Binary`."""
+    """Return a `MultiClass` for more than two classes, otherwise a `Binary`."""
     return MultiClass(config) if len(config.labels) > 2 else Binary(config)
 
 
 class LogOdds(RewardKind):
     """Base class of kinds whose outputs are log-odds, with the binary cross-entropy loss.
 
-    Labels [B, K]: 0, 1 or IGNORED.
+    The labels [B, K] are 0, 1 or IGNORED, for K outputs and B examples.
     """
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
@@ -64,7 +64,7 @@ class Classes(RewardKind):
 class Binary(LogOdds, Classes):
     """Classifier of two classes, whose output is the log-odds of class 1.
 
-    Several heads are an ensemble. Labels [B, M]: 0, 1 or IGNORED, for each of the M heads.
+    Several heads are an ensemble. The labels [B, M] are 0, 1 or IGNORED for each of the M heads.
     """
 
     def outputs(self) -> list[str]:
@@ -82,7 +82,7 @@ class Binary(LogOdds, Classes):
 
 
 class MultiClass(Classes):
-    """Softmax classifier of more than two classes. Labels [B]: index of the class."""
+    """Softmax classifier of more than two classes. The labels [B] are indices of classes."""
 
     problem_type = "single_label_classification"
 

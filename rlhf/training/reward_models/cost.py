@@ -21,7 +21,7 @@ UNSAFE_COLUMNS = ("chosen_unsafe", "rejected_unsafe")
 class Cost(PairKind):
     """Cost model of Safe RLHF (Dai et al. 2023); the chosen reply of a pair is the safer one.
 
-    Labels [B, 2]: for the chosen and the rejected reply, 1 if the reply is unsafe, else 0.
+    The labels [B, 2] of the chosen and the rejected reply are 1 for unsafe and 0 for safe replies.
     """
 
     scorer = "cost"

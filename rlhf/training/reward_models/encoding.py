@@ -35,7 +35,7 @@ distinct rows in a bootstrap sample."""
 
 
 class RewardEncoder:
-    """Encodes rows as examples of a kind of reward model; counts truncated and dropped rows.
+    """Encodes rows as examples of a kind of reward model, and counts truncated and dropped rows.
 
     Args:
         kind: The kind of reward model.
@@ -96,13 +96,13 @@ class RewardEncoder:
         return [examples[i] for i in order]
 
     def summary(self) -> str:
-        """Return the counts of truncated and dropped rows as text; "" if there are none."""
+        """Return the counts of truncated and dropped rows as text, "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def encode_conversation(
         self, conversation: Conversation, tools: list[Any] | None = None
     ) -> list[int]:
-        """Return the token ids of a conversation; truncation removes the oldest tokens."""
+        """Return the token ids of a conversation. Truncation removes the oldest tokens."""
         ids, truncated = encode_truncated(
             self.tokenizer,
             conversation,
@@ -134,8 +134,8 @@ class RewardEncoder:
     def labels_for_heads(self, label: float) -> list[float]:
         """Return a label for each of the M heads.
 
-        In training with several heads, the label is IGNORED for heads that are not trained on the
-        current row; otherwise it is ``label``.
+        The label is ``label``. In training with several heads, it is IGNORED for the heads that are
+        not trained on the current row.
         """
         heads = self.config.num_heads
         if heads == 1 or not self.training:
@@ -157,7 +157,7 @@ def labeled_text(row: Row) -> str:
 def unit_key(row: Row) -> str:
     """Return the key of a row's independent unit: its prompt, or its text if it has no prompt.
 
-    Rows with the same key are not independent in confidence intervals.
+    Confidence intervals treat rows with the same key as dependent.
     """
     return prompt_key(row) if row.get("prompt") else labeled_text(row)
 
@@ -168,8 +168,8 @@ def length_grouped_order(
     """Order rows so that the texts of a batch have similar lengths, with batches in random order.
 
     Rows are shuffled and sorted by length within spans of 50 batches. Then the batches are
-    shuffled. The batch with the longest text is the first one, so that a run that does not fit into
-    the memory fails at its start. Incomplete batches are at the end.
+    shuffled. The batch with the longest text is the first batch, so that a run that does not fit in
+    memory fails at its start. Incomplete batches are at the end.
 
     Args:
         lengths: Number of tokens of each row.
@@ -196,7 +196,7 @@ def length_grouped_order(
 
 
 def collate_texts(examples: Sequence[Example], *, pad_id: int) -> dict[str, Tensor]:
-    """Collate examples: pad texts on the right with ``pad_id``, and lists of labels with IGNORED.
+    """Collate examples. Texts are padded on the right with ``pad_id``, labels with IGNORED.
 
     Returns:
         ``input_ids`` and ``attention_mask`` [N, T] of the N texts of all examples, and ``labels``

@@ -33,11 +33,11 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         kind: Kind of reward model, with the configuration of the run.
 
     Returns:
-        The model on the default device and in the configured dtype, its tokenizer, and its pooling,
-        see `rlhf.reward_models.sidecar.Sidecar`.
+        The model on the default device and in the configured dtype, its tokenizer, and its pooling
+        (see `rlhf.reward_models.sidecar.Sidecar`).
 
     Raises:
-        UserError: The model does not exist, has no support for a reward head, or has fewer
+        UserError: The model does not exist, a reward head cannot be added to it, or it has fewer
             positions than max_length.
     """
     config = kind.config
@@ -80,7 +80,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
 
 
 def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> Any:
-    """Load the backbone of a model folder with a new head, in float32; adapters are merged.
+    """Load the backbone of a model folder with a new head, in float32. Adapters are merged.
 
     Args:
         folder: Folder of a language model or an encoder, or of an adapter.
@@ -126,13 +126,13 @@ def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> An
 
 
 def _check_backbone_loaded(folder: str, model: Any, missing: Iterable[str]) -> None:
-    """Check that all weights of the backbone were loaded; missing weights would be random.
+    """Check that all weights of the backbone were loaded. Missing weights would be random.
 
     Raises:
-        UserError: Weights are missing; the message names them.
+        UserError: Weights are missing. The message lists up to three of them.
     """
     prefix = f"{model.base_model_prefix}."
-    # A pooler is part of the head: language models are saved without one.
+    # A pooler counts as a part of the head, because language models are saved without a pooler.
     lost = sorted(name for name in missing if name.startswith(prefix) and ".pooler." not in name)
     if lost:
         raise UserError(
@@ -160,7 +160,7 @@ def reinitialize_heads(model: Any) -> None:
 
 
 def add_adapters(model: Any, kind: RewardKind) -> Any:
-    """Add LoRA adapters to the backbone; all weights of the new head are trained and saved."""
+    """Add LoRA adapters to the backbone. All weights of the new head are trained and saved."""
     assert kind.config.model.lora is not None
     # Without modules_to_save, PEFT would freeze the head, which would stay random.
     heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]

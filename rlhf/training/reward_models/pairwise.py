@@ -19,8 +19,8 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 class Pairwise(LogOdds):
     """Kind that predicts the log-odds that the first of two replies is better.
 
-    The order of the chosen and the rejected reply is random. Labels [B, 1]: 1 if the first reply is
-    the chosen one, else 0.
+    The order of the chosen and the rejected reply is random. The labels [B, 1] are 1 if the first
+    reply is the chosen reply, otherwise 0.
     """
 
     data = "preference"
@@ -42,9 +42,10 @@ class Pairwise(LogOdds):
         return Example([ids], [float(chosen_first)])
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Return a report with the accuracy of the model and of the longer reply as a baseline.
+        """Return a report with the accuracy of the model and of a baseline.
 
-        ``order_agreement`` is the fraction of pairs with the same prediction in the two orders.
+        The baseline prefers the longer reply. ``order_agreement`` is the fraction of pairs for
+        which the model prefers the same reply in both orders.
         """
         rows = trained.test_rows
         model = with_packing(PairModel.load(trained.run.final, dtype=trained.dtype))

@@ -31,8 +31,8 @@ REPORT_PAIRS = 500
 class PairKind(RewardKind):
     """Base class of kinds whose examples are a chosen and a rejected text.
 
-    Labels [B, M]: the margin for each of the M heads, IGNORED for heads that are not trained on the
-    pair.
+    The labels [B, M] are the margins for each of the M heads, or IGNORED for heads that are not
+    trained on the pair.
     """
 
     data = "preference"
@@ -55,7 +55,7 @@ class PairKind(RewardKind):
         if self.uses_margin and "margin" not in row:
             raise RowDropped("no margin")
         margin = float(row["margin"]) if self.uses_margin else 0.0
-        if margin < 0:  # a negative strength would leave the loss without a lower bound
+        if margin < 0:  # with a negative margin, the loss of kind scaled has no lower bound
             raise RowDropped("margin below 0: the rejected completion has the higher score")
         return Example(encoder.encode_pair(row), encoder.labels_for_heads(margin))
 
@@ -86,7 +86,7 @@ class PairKind(RewardKind):
         """Write the report on pairs, and save the fitted temperature with the model.
 
         Returns:
-            The lines of the report's verdict.
+            The lines of the report that summarize the result.
         """
         rows = trained.test_rows if self.config.test_data else trained.test_rows[:REPORT_PAIRS]
         sidecar = Sidecar.read(trained.run.final)
@@ -148,8 +148,9 @@ class Scaled(PairKind):
 class LengthDebiased(PairKind):
     """ODIN, in which a second head learns the effect of length and is removed after training.
 
-    Labels [B, 2]: lengths of the chosen and of the rejected reply, in hundreds of characters. The
-    loss contains the correlation of scores and lengths over the whole batch.
+    The labels [B, 2] are the lengths of the chosen and the rejected reply, in hundreds of
+    characters. The loss contains the correlation of scores and lengths over the whole batch, so
+    the configuration must set micro_batch_size equal to batch_size.
     """
 
     def outputs(self) -> list[str]:
@@ -174,7 +175,7 @@ class LengthDebiased(PairKind):
         return mean * (labels.numel() / count)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Return the scores [B, 2] of the first head, which is not removed."""
+        """Return the scores [B, 2] of the first head, which predicts the quality."""
         return logits[..., 0]
 
     def before_saving(self, model: Any) -> None:

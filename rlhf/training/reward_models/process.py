@@ -23,7 +23,8 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 class Process(RewardKind):
     """Kind that classifies every step of a solution, at the last token of the step.
 
-    Labels [B, T]: 1 for correct and 0 for wrong at the last token of a step, IGNORED elsewhere.
+    The labels [B, T] are 1 at the last token of a correct step, 0 at the last token of a wrong
+    step, and IGNORED at all other tokens.
     """
 
     data = "steps"

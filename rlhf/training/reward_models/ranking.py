@@ -19,7 +19,7 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Ranking(RewardKind):
-    """Kind with the Plackett-Luce loss on ranked replies. Labels [B]: number of replies."""
+    """Kind with the Plackett-Luce loss on ranked replies. The labels [B] are numbers of replies."""
 
     data = "ranking"
 
@@ -34,7 +34,7 @@ class Ranking(RewardKind):
         return Example(texts, len(texts))
 
     def best_first(self, row: Row) -> list[Any]:
-        """Return the replies of a row in an order in which the best reply is the first."""
+        """Return the replies of a row, ordered so that the best reply is the first."""
         return list(row["replies"])
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
@@ -84,7 +84,7 @@ class Ranking(RewardKind):
 
 
 class BestOf(Ranking):
-    """Kind with the cross-entropy of selecting the best reply; column ``best`` has its index."""
+    """Kind with the cross-entropy loss of the best reply, whose index is in the column ``best``."""
 
     columns = ("best",)
 

@@ -28,7 +28,7 @@ from rlhf.training.reward_models.encoding import (
 class Regression(RewardKind):
     """Kind with the squared-error loss of ratings.
 
-    Labels [B, K]: the rating in each of the K columns, IGNORED if it is unknown.
+    The labels [B, K] are the ratings in each of the K columns, or IGNORED if a rating is unknown.
     """
 
     problem_type = "regression"
@@ -111,7 +111,7 @@ class Regression(RewardKind):
 class MultiLabel(LogOdds, Regression):
     """Kind that predicts the log-odds of binary labels.
 
-    Labels [B, K]: 0 or 1 in each of the K columns, IGNORED if the label is unknown.
+    The labels [B, K] are 0 or 1 in each of the K columns, or IGNORED if a label is unknown.
     """
 
     problem_type = "multi_label_classification"

@@ -29,8 +29,8 @@ from rlhf.training.reward_models.new_head import load_with_new_head
 log = logging.getLogger(__name__)
 
 TRL_ONLY_OPTIONS = frozenset({"center_rewards_coefficient"})
-"""Options of TRL's reward trainer that transformers' trainer does not have. For that trainer, the
-kinds implement the options in their loss."""
+"""Options of TRL's reward trainer that transformers' trainer does not have. With transformers'
+trainer, the loss of the kind implements these options."""
 
 TOOLKIT_OPTIONS = frozenset({"disable_dropout"})
 """Options that this package implements for all trainers."""
@@ -111,9 +111,9 @@ def prepare_setup(
 
 
 def reward_trainer_spec(kind: RewardKind, model: Any) -> TrainerSpec:
-    """Return the specification of TRL's trainer if it implements the loss of the kind.
+    """Return the specification of TRL's trainer if TRL implements the loss of the kind.
 
-    Otherwise, return that of transformers' trainer with the loss of the kind.
+    Otherwise, return the specification of transformers' trainer with the loss of the kind.
     """
     # The encoder has already ordered the rows into batches of similar length.
     defaults = {"train_sampling_strategy": "sequential"}

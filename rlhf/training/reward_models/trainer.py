@@ -20,7 +20,7 @@ from rlhf.training.supervised import SupervisedTrainer
 
 
 class Scorer:
-    """A reward model in training, a decoder whose float32 output at the last token is the score."""
+    """A decoder in training as a reward model. Its output at the last token is the score."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
@@ -40,11 +40,11 @@ class Scorer:
         save_model(self.model, self.tokenizer, directory, base=base)
 
     def restore(self, directory: Path) -> None:
-        """Load the weights, in place, from a folder of ``save``."""
+        """Load the weights, in place, from a folder that ``save`` wrote."""
         restore_model(self.model, directory)
 
     def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
-        """Return the number of tokens, including padding, that one pass over a batch computes."""
+        """Return the number of tokens, including padding, that a forward pass computes."""
         return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: Tensor) -> bool:

@@ -26,8 +26,8 @@ class RunCallback(TrainerCallback):
     Args:
         run: The run directory.
         stop: Records the signals that stop the run.
-        movement: Detects changes of the model; None: ``train/moved`` is not logged.
-        trained: The trained weights of the model.
+        movement: Detects changes of the model. By default, ``train/moved`` is not logged.
+        trained: The trained parameters of the model.
     """
 
     NAMES = {  # noqa: RUF012
@@ -63,7 +63,7 @@ class RunCallback(TrainerCallback):
         self.monitor: TrainingMonitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the progress display; remove checkpoints that a killed run did not remove."""
+        """Start the progress display, and remove old checkpoints that a killed run left."""
         if self.best:  # transformers records an absolute path, and the run may have been moved
             state.best_model_checkpoint = str(self.best)
         if self.run.writes and state.global_step:
@@ -111,7 +111,7 @@ class RunCallback(TrainerCallback):
             if not isinstance(value, int | float) or name not in self.NAMES:
                 continue
             # A mean over no examples is nan, such as the reward of the chosen replies in a batch
-            # without chosen replies. A nan loss or gradient norm is a fault and raises an alarm.
+            # without chosen replies. A nan loss or gradient norm is an error and raises an alarm.
             if math.isfinite(value) or name in ("loss", "grad_norm"):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
@@ -125,10 +125,10 @@ class RunCallback(TrainerCallback):
             self.reporter.show(state.global_step, row, warnings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
-        """Display progress; after a signal to any process, all processes save and stop.
+        """Display progress. After a signal to any process, all processes save and stop.
 
         Raises:
-            Halt: The weights are not finite and would be evaluated or saved.
+            Halt: The weights are not finite before an evaluation or a checkpoint.
         """
         if self.reporter:
             self.reporter.show(state.global_step, {})

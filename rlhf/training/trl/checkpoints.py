@@ -37,7 +37,7 @@ def remove_older_checkpoints(directory: Path, *, keep: int, best: str | None) ->
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:
-    """Remove incomplete checkpoints; return the newest checkpoint, or None if there is none.
+    """Remove incomplete and damaged checkpoints. Return the newest checkpoint, or None.
 
     Raises:
         UserError: There are complete checkpoints, and all of them are damaged.

@@ -73,12 +73,12 @@ def reward_dataset(examples: Sequence[Example], *, margins: bool) -> Dataset:
 
 
 class PairCollator:
-    """Collates pairs for ``DPOTrainer``; in a batch, all chosen rows precede all rejected rows.
+    """Collates pairs for ``DPOTrainer``. In a batch, all chosen rows precede all rejected rows.
 
     Args:
         pad_id: Id of the padding token.
-        multiple: The width of a batch is padded to a multiple of this number; None: to the longest
-            row.
+        multiple: The width of a batch is padded to a multiple of this number. By default, it is the
+            length of the longest row.
     """
 
     def __init__(self, pad_id: int, multiple: int | None = None) -> None:
@@ -104,8 +104,8 @@ class KTOCollator:
     Args:
         pad_id: Id of the padding token.
         max_length: Maximum number of tokens of a mismatched prompt and reply.
-        multiple: The width of a batch is padded to a multiple of this number; None: to the longest
-            row.
+        multiple: The width of a batch is padded to a multiple of this number. By default, it is the
+            length of the longest row.
     """
 
     def __init__(self, pad_id: int, max_length: int, multiple: int | None = None) -> None:

@@ -128,8 +128,8 @@ def make_options(
 ) -> Any:
     """Return the training arguments of a trainer.
 
-    The user's options under ``trainer:`` override the defaults. Options that other configuration
-    keys determine override both.
+    The user's options under ``trainer:`` override the defaults. Options that are determined by
+    other configuration keys override the defaults and the user's options.
 
     Args:
         method: Training method of the command.
@@ -155,7 +155,7 @@ def make_options(
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
         "logging_steps": default_logging_interval(steps),
-        "logging_nan_inf_filter": False,  # the filter replaces a nan loss by the mean of others
+        "logging_nan_inf_filter": False,  # the filter replaces nan losses by the mean of others
         "report_to": "none",
         "disable_tqdm": True,  # the run displays its own progress
         "lr_scheduler_type": "linear",
