@@ -143,7 +143,7 @@ def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     result equals `gae`.
     """
     values = batch.require("values")
-    last = last_of_turn(batch.action_mask, batch.require("turns"))
+    last = is_last_token_of_turn(batch.action_mask, batch.require("turns"))
     gammas = torch.where(last, settings.turn_gamma, torch.full_like(values, settings.gamma))
     lams = torch.where(last, settings.turn_lam, torch.full_like(values, settings.lam))
     return _gae(batch, gammas, lams)
@@ -166,7 +166,7 @@ def _gae(batch: TrainingBatch, gammas: Tensor, lams: Tensor) -> Advantages:
 
 
 @torch.no_grad()
-def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
+def is_last_token_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
     """Return a [B, T] bool tensor that is True at the last sampled token of each turn."""
     last = torch.zeros_like(mask)
     next_turn = torch.full_like(turns[:, 0], -1)
@@ -219,12 +219,12 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     scaling would amplify rounding errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    clean, scored, inverse, count = _scored_by_group(scores, groups)
-    mean = _group_sum(clean, inverse) / count.clamp(min=1)
-    centered = torch.where(scored & in_informative_group(scores, groups), clean - mean, 0.0)
+    clean, scored, group_index, count = _group_statistics(scores, groups)
+    mean = _group_sum(clean, group_index) / count.clamp(min=1)
+    centered = torch.where(scored & in_group_with_unequal_scores(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
         return Advantages(centered)
-    variance = _group_sum(centered.square(), inverse) / (count - 1).clamp(min=1)
+    variance = _group_sum(centered.square(), group_index) / (count - 1).clamp(min=1)
     return Advantages(centered / (variance.sqrt() + 1e-4))
 
 
@@ -251,9 +251,9 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
 
     The mean is nan for a row whose group has no other scored episode.
     """
-    clean, scored, inverse, count = _scored_by_group(scores, groups)
+    clean, scored, group_index, count = _group_statistics(scores, groups)
     others = count - scored.to(count.dtype)
-    return torch.where(others > 0, (_group_sum(clean, inverse) - clean) / others, torch.nan)
+    return torch.where(others > 0, (_group_sum(clean, group_index) - clean) / others, torch.nan)
 
 
 @advantage(
@@ -295,10 +295,12 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     """
     scores, groups = batch.scores(), batch.require("groups")
     high = _group_extreme(scores, groups, largest=True)
-    best = (scores >= high - SCORE_TOLERANCE * high.abs()) & in_informative_group(scores, groups)
+    best = (scores >= high - SCORE_TOLERANCE * high.abs()) & in_group_with_unequal_scores(
+        scores, groups
+    )
     weight = best.to(scores.dtype)
-    inverse = dense_index(groups)
-    weight = weight / _group_sum(weight, inverse).clamp(min=1)
+    group_index = dense_index(groups)
+    weight = weight / _group_sum(weight, group_index).clamp(min=1)
     return Advantages(weight, included=weight > 0)
 
 
@@ -311,17 +313,17 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     for all others. Groups with equal scores have no pair.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    inverse = dense_index(groups)
+    group_index = dense_index(groups)
     rows = torch.arange(len(scores), device=scores.device)
     low = _group_extreme(scores, groups, largest=False)
     high = _group_extreme(scores, groups, largest=True)
     first_low, first_high = (
         torch.full_like(rows, len(rows)).scatter_reduce(
-            0, inverse, torch.where(scores == extreme, rows, len(rows)), reduce="amin"
-        )[inverse]
+            0, group_index, torch.where(scores == extreme, rows, len(rows)), reduce="amin"
+        )[group_index]
         for extreme in (low, high)
     )
-    informative = in_informative_group(scores, groups)
+    informative = in_group_with_unequal_scores(scores, groups)
     best, worst = (rows == first_high) & informative, (rows == first_low) & informative
     difference = torch.where(best, high - low, torch.where(worst, low - high, 0.0))
     partner = torch.where(best, first_low, torch.where(worst, first_high, rows))
@@ -329,7 +331,7 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 
 @torch.no_grad()
-def in_informative_group(scores: Tensor, groups: Tensor) -> Tensor:
+def in_group_with_unequal_scores(scores: Tensor, groups: Tensor) -> Tensor:
     """Return a [B] bool tensor that is True for episodes whose group has different scores.
 
     Groups with equal scores have no gradient; DAPO's dynamic sampling replaces them (Yu et al.
@@ -341,41 +343,41 @@ def in_informative_group(scores: Tensor, groups: Tensor) -> Tensor:
     return high - low > SCORE_TOLERANCE * torch.maximum(low.abs(), high.abs())
 
 
-class _ScoredGroups(NamedTuple):
+class _GroupStatistics(NamedTuple):
     """Scores of B episodes with statistics of their groups; all fields are [B]."""
 
     scores: Tensor
     """Scores, with 0 instead of nan."""
     scored: Tensor
     """Whether the episode has a score."""
-    inverse: Tensor
+    group_index: Tensor
     """Index of the episode's group."""
     num_scored: Tensor
     """Number of scored episodes in the group."""
 
 
-def _scored_by_group(scores: Tensor, groups: Tensor) -> _ScoredGroups:
+def _group_statistics(scores: Tensor, groups: Tensor) -> _GroupStatistics:
     """Return the scores without nan, and which episodes of each group have a score."""
     scored = ~scores.isnan()
-    inverse = dense_index(groups)
-    count = _group_sum(scored.to(scores.dtype), inverse)
-    return _ScoredGroups(torch.where(scored, scores, 0.0), scored, inverse, count)
+    group_index = dense_index(groups)
+    count = _group_sum(scored.to(scores.dtype), group_index)
+    return _GroupStatistics(torch.where(scored, scores, 0.0), scored, group_index, count)
 
 
-def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
+def _group_sum(values: Tensor, group_index: Tensor) -> Tensor:
     """Return for each row the sum of `values` over the row's group, [B]."""
-    totals = torch.zeros_like(values).index_add_(0, inverse, values)
-    return totals[inverse]
+    totals = torch.zeros_like(values).index_add_(0, group_index, values)
+    return totals[group_index]
 
 
 def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
     """Return the maximum (`largest`) or minimum score of each row's group, [B], ignoring nan."""
-    inverse = dense_index(groups)
+    group_index = dense_index(groups)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
     result = torch.full_like(scores, worst)
-    result = result.scatter_reduce(0, inverse, clean, reduce="amax" if largest else "amin")
-    return result[inverse]
+    result = result.scatter_reduce(0, group_index, clean, reduce="amax" if largest else "amin")
+    return result[group_index]
 
 
 @torch.no_grad()

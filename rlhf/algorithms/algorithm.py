@@ -88,17 +88,17 @@ class Algorithm:
             names |= {"dynamic_sampling"}
         if self.constrained:
             names |= _CONSTRAINED
-        if self._single_update:
+        if self._one_step_per_batch:
             names -= _RATIO
         return frozenset(names)
 
     @property
-    def _single_update(self) -> bool:
+    def _one_step_per_batch(self) -> bool:
         return self.settings.num_epochs * self.settings.num_minibatches == 1
 
-    def why_no_effect(self, key: str) -> str:
+    def reason_without_effect(self, key: str) -> str:
         """Return why the setting `key` has no effect, for the end of an error message."""
-        if key in _RATIO and self._single_update:
+        if key in _RATIO and self._one_step_per_batch:
             return (
                 "with one optimizer step per batch, the ratio is always 1 and the critic's values "
                 "are unchanged; raise num_epochs or num_minibatches"

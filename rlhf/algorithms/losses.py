@@ -20,7 +20,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import policy_loss
 from rlhf.algorithms.kl import kl_estimate, masked_difference
-from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.algorithms.settings import Settings
 
 Denominator = float | Tensor
@@ -100,7 +100,7 @@ def compute_loss(
         loss = error if critic_only else loss + error
     if "policy/approx_kl" not in metrics.means and batch.old_logprobs is not None:
         terms["policy/approx_kl"] = approx_kl(masked_difference(logprobs, batch.old_logprobs, mask))
-    means = {name: masked_mean(term, mask) for name, term in terms.items()}
+    means = {name: masked_sum_and_count(term, mask) for name, term in terms.items()}
     return loss, metrics + MetricSums(means=means) + value_metrics
 
 
@@ -268,8 +268,8 @@ def pairwise(
     loss = torch.where(better, per_pair, 0.0).sum() / denominator
     return loss, MetricSums(
         means={
-            "policy/pair_accuracy": masked_mean((margins > 0).to(margins.dtype), better),
-            "policy/pair_margin": masked_mean(margins, better),
+            "policy/pair_accuracy": masked_sum_and_count((margins > 0).to(margins.dtype), better),
+            "policy/pair_margin": masked_sum_and_count(margins, better),
         },
         sums={"policy/loss": loss.detach()},
     )
@@ -298,8 +298,8 @@ def value_loss(
     loss = 0.5 * torch.where(mask, error, 0.0).sum() / denominator
     return loss, MetricSums(
         means={
-            "value/clip_fraction": masked_mean(is_clipped.to(values.dtype), mask),
-            "value/mean": masked_mean(values, mask),
+            "value/clip_fraction": masked_sum_and_count(is_clipped.to(values.dtype), mask),
+            "value/mean": masked_sum_and_count(values, mask),
         },
         sums={"value/loss": loss.detach()},
     )
@@ -322,8 +322,8 @@ def _ratio_loss_metrics(
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(
         means={
-            "policy/clip_fraction": masked_mean(is_clipped.to(ratio.dtype), mask),
-            "policy/approx_kl": masked_mean(approx_kl(log_ratio), mask),
+            "policy/clip_fraction": masked_sum_and_count(is_clipped.to(ratio.dtype), mask),
+            "policy/approx_kl": masked_sum_and_count(approx_kl(log_ratio), mask),
         },
         sums={"policy/loss": loss.detach()},
         maxima={"policy/ratio_max": ratio.amax() if ratio.numel() else ratio.new_ones(())},

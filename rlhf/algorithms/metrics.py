@@ -38,7 +38,7 @@ class MetricSums:
         return means | others
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_sum_and_count(values: Tensor, mask: Tensor) -> Tensor:
     """Return the sum and the number of the values inside `mask`, [2], for `MetricSums.means`."""
     total = torch.where(mask, values.detach(), 0.0).sum()
     return torch.stack([total, mask.sum().to(total.dtype)])

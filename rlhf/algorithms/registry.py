@@ -240,7 +240,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
     row.check()
     for key in overrides:
         if key not in row.effective_settings:
-            raise UserError(f"{key} has no effect with {name}: {row.why_no_effect(key)}")
+            raise UserError(f"{key} has no effect with {name}: {row.reason_without_effect(key)}")
     return row
 
 
@@ -250,7 +250,7 @@ def _unknown_name_error(key: str, known: list[str], kind: str) -> UserError:
     return UserError(f"unknown {kind} {key!r}{hint}")
 
 
-def table() -> list[dict[str, str]]:
+def algorithm_table() -> list[dict[str, str]]:
     """Return a printable row for each algorithm; "defaults" lists only settings with an effect."""
     return [
         {

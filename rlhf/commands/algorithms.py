@@ -24,9 +24,9 @@ class AlgorithmsConfig:
 
 def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
     """Yield the text to print: one algorithm, JSON, or the table of all algorithms."""
-    from rlhf.algorithms.registry import table
+    from rlhf.algorithms.registry import algorithm_table
 
-    rows = table()
+    rows = algorithm_table()
     if config.name is not None:
         by_name = {row["name"]: row for row in rows}
         if config.name not in by_name:

@@ -38,7 +38,7 @@ from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal, relative_gap
-from rlhf.models.comparison import evaluating, failing_as, tolerance_of
+from rlhf.models.comparison import evaluation_mode, forward_errors_as_user_errors, tolerance_of
 from rlhf.models.hub import check_files, find_weight_folders
 from rlhf.reward_models.generic_heads import classifier_class
 
@@ -91,7 +91,7 @@ def add_lora(
             module, or the model cannot be run with the adapters.
     """
     heads = list(heads)
-    _check_names(model, spec)
+    _check_lora_modules(model, spec)
     config = LoraConfig(
         task_type=task,
         r=spec.rank,
@@ -115,13 +115,13 @@ def add_lora(
                 f"model.lora.modules_to_save: {name.split('.modules_to_save.')[0].split('.')[-1]} "
                 "contains modules that also get adapters; set target_modules to other modules"
             )
-    with torch.no_grad(), evaluating(adapted):
-        _check_effect(adapted)
+    with torch.no_grad(), evaluation_mode(adapted):
+        _check_adapters_have_effect(adapted)
     adapted.hub_model = hub
     return adapted
 
 
-def _check_effect(adapted: Any) -> None:
+def _check_adapters_have_effect(adapted: Any) -> None:
     """Check that every adapter affects the model's outputs, in training and after a merge.
 
     Raises:
@@ -142,7 +142,7 @@ def _check_effect(adapted: Any) -> None:
     used: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda m, *_: used.add(m)) for m in modules.values()]
     ids = torch.tensor([[1, 2]], device=adapted.device)
-    with failing_as(f"model.lora: {name} cannot be run with these adapters"):
+    with forward_errors_as_user_errors(f"model.lora: {name} cannot be run with these adapters"):
         logits = adapted(input_ids=ids).logits
     for hook in hooks:
         hook.remove()
@@ -165,7 +165,7 @@ def _check_effect(adapted: Any) -> None:
             )
 
 
-def _check_names(model: nn.Module, spec: LoraSpec) -> None:
+def _check_lora_modules(model: nn.Module, spec: LoraSpec) -> None:
     """Check that the modules in the specification exist and do not have tied weights.
 
     Raises:
@@ -207,7 +207,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         config.base_model_name_or_path, config.revision = hub.name, hub.revision
     else:
         base = folder / BASE_FOLDER if base is None else base
-        write_base(model, tokenizer, base)
+        write_base_model(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
     # PEFT must not save the embedding: a trained embedding is part of the adapter's modules, and a
     # base with a resized embedding is saved as a copy. TRL adds a second adapter for the reference.
@@ -221,7 +221,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         (folder / FINGERPRINT_FILE).write_text(json.dumps(fingerprint) + "\n")
 
 
-def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
+def write_base_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the base model of a PEFT model and its tokenizer, unless the folder exists.
 
     The folder is written under a temporary name and then renamed.
@@ -260,7 +260,7 @@ def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -
     would contact the hub at every save if the configuration contained the hub id.
     """
     if getattr(model, "hub_model", None) is None:
-        write_base(model, tokenizer, checkpoints / BASE_FOLDER)
+        write_base_model(model, tokenizer, checkpoints / BASE_FOLDER)
         base = str((checkpoints / BASE_FOLDER).absolute())
         model.peft_config["default"].base_model_name_or_path = base
 
@@ -312,17 +312,17 @@ def load_merged_model(folder: str) -> Any:
 
     else:
         raise UserError(f"{folder} contains an adapter of task {task}, which is not supported")
-    base = _load_base(Path(folder), config, read)
+    base = _load_base_model(Path(folder), config, read)
     _grow_embedding_to_tokenizer(base, folder)
     adapted: Any = PeftModel.from_pretrained(base, folder)
     load_adapter_weights(adapted, folder)
-    merged = _merge(adapted, folder)
+    merged = _merge_adapters(adapted, folder)
     if (Path(folder) / "generation_config.json").exists():
         merged.generation_config = GenerationConfig.from_pretrained(folder)
     return merged
 
 
-def _merge(adapted: Any, folder: str) -> Any:
+def _merge_adapters(adapted: Any, folder: str) -> Any:
     """Merge adapters into their base, and return the model without the PEFT wrapper.
 
     Raises:
@@ -333,8 +333,8 @@ def _merge(adapted: Any, folder: str) -> Any:
     ids = torch.randint(size, (1, 8), generator=torch.Generator().manual_seed(0))
     with (
         torch.no_grad(),
-        evaluating(adapted),
-        failing_as(f"{folder} cannot be merged into its base"),
+        evaluation_mode(adapted),
+        forward_errors_as_user_errors(f"{folder} cannot be merged into its base"),
     ):
         expected = adapted(input_ids=ids).logits
         merged = adapted.merge_and_unload()
@@ -347,7 +347,7 @@ def _merge(adapted: Any, folder: str) -> Any:
     return merged
 
 
-def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
+def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
     """Load the base model of an adapter with ``read``, and check its fingerprint if there is one.
 
     Raises:
@@ -357,7 +357,7 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
     expected = None
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
-    for source in _base_sources(folder, name, config.get("revision")):
+    for source in _base_folder_candidates(folder, name, config.get("revision")):
         check_files(source)
         base = load_merged_model(source) if is_adapter(source) else read(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
@@ -368,7 +368,7 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
     )
 
 
-def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
+def _base_folder_candidates(folder: Path, name: str, revision: str | None) -> list[str]:
     """Return the folders that may contain the base of an adapter, most likely first.
 
     Raises:

@@ -63,9 +63,9 @@ def trunk_of(model: Any) -> Any:
     return inner.model if inner.base_model is inner else inner.base_model
 
 
-def context_of(model: Any) -> int:
-    """Return the ``usable_context`` of a model, in tokens."""
-    return usable_context(text_config(unwrap_peft(model)))
+def context_length_of(model: Any) -> int:
+    """Return the ``usable_context_length`` of a model, in tokens."""
+    return usable_context_length(text_config(unwrap_peft(model)))
 
 
 def text_config(model: Any) -> Any:
@@ -73,7 +73,7 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
 
-def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
+def cache_kinds_and_state_counts(config: Any) -> list[tuple[str, int]] | None:
     """Return the kind of cache of each layer.
 
     Returns:
@@ -98,18 +98,18 @@ def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
     return caches
 
 
-def has_states(config: Any) -> bool:
+def has_recurrent_states(config: Any) -> bool:
     """Return whether at least one layer has a recurrent state."""
-    caches = cache_kinds(config) or []
+    caches = cache_kinds_and_state_counts(config) or []
     kinds = getattr(config, "layer_types", None) or []
     return any(kind in (STATE, BOTH) for kind, _ in caches) or any(
         kind in ("linear_attention", "conv", "recurrent") for kind in kinds
     )
 
 
-def window_of(config: Any) -> int | None:
+def smallest_attention_window(config: Any) -> int | None:
     """Return the smallest window of sliding or chunked attention, in tokens, or None."""
-    windows = [additional_window(config)]
+    windows = [window_outside_mask(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
         windows.append(getattr(config, "sliding_window", None))
@@ -118,10 +118,10 @@ def window_of(config: Any) -> int | None:
     return min((window for window in windows if window), default=None)
 
 
-def length_limits(config: Any) -> list[int]:
+def computation_change_lengths(config: Any) -> list[int]:
     """Return the row lengths, in tokens and ascending, beyond which a model computes differently.
 
-    They are the attention windows and the ``rotary_limit``.
+    They are the attention windows and the ``rotary_change_length``.
     """
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
     unused = {
@@ -130,18 +130,18 @@ def length_limits(config: Any) -> list[int]:
         if kind not in kinds
     }
     limits = [getattr(config, name, None) for name in WINDOW_KEYS if name not in unused]
-    limits.append(rotary_limit(config))
+    limits.append(rotary_change_length(config))
     return sorted({n for n in limits if isinstance(n, int) and 0 < n < NO_LIMIT})
 
 
-def additional_window(config: Any) -> int | None:
+def window_outside_mask(config: Any) -> int | None:
     """Return the window, in tokens, that a family applies in addition to its mask, or None."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size
     return None
 
 
-def rotary_limit(config: Any) -> int | None:
+def rotary_change_length(config: Any) -> int | None:
     """Return the row length, in tokens, beyond which rotary frequencies change, or None.
 
     In a longer row the frequencies are different at all positions (LongRoPE, dynamic NTK).
@@ -150,29 +150,31 @@ def rotary_limit(config: Any) -> int | None:
     for rope in _rope_parameters(config):
         kind = rope.get("rope_type", "default")
         if kind == "longrope":
-            limits.append(rope.get("original_max_position_embeddings") or whole_context(config))
+            limits.append(
+                rope.get("original_max_position_embeddings") or configured_context_length(config)
+            )
         elif "dynamic" in kind:
-            limits.append(whole_context(config))
+            limits.append(configured_context_length(config))
     return min(limits, default=None)
 
 
-def rotary_limit_within_context(config: Any) -> int | None:
-    """Return ``rotary_limit`` if it is less than ``whole_context``, otherwise None."""
-    limit = rotary_limit(config)
-    return limit if limit is not None and limit < whole_context(config) else None
+def rotary_change_length_within_context(config: Any) -> int | None:
+    """Return ``rotary_change_length`` if it is within the configured context, otherwise None."""
+    limit = rotary_change_length(config)
+    return limit if limit is not None and limit < configured_context_length(config) else None
 
 
-def usable_context(config: Any) -> int:
+def usable_context_length(config: Any) -> int:
     """Return the maximum length, in tokens, of a row that is sampled token by token.
 
-    It is at most ``rotary_limit``, because a reply that crosses this limit would be sampled with
-    some rotary frequencies and trained on with others. Only rows whose prompt alone is longer can
-    use ``whole_context``.
+    This length is at most ``rotary_change_length``. A reply that crosses that length would be
+    sampled with some rotary frequencies and trained on with others. A row whose prompt is already
+    longer may have up to ``configured_context_length`` tokens.
     """
-    return min(whole_context(config), rotary_limit(config) or NO_LIMIT)
+    return min(configured_context_length(config), rotary_change_length(config) or NO_LIMIT)
 
 
-def whole_context(config: Any) -> int:
+def configured_context_length(config: Any) -> int:
     """Return the maximum sequence length in the configuration, in tokens, or NO_LIMIT."""
     lengths = (getattr(config, name, None) for name in MAX_LENGTH_KEYS)
     return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)

@@ -14,8 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import unwrap_peft, usable_context
-from rlhf.models.comparison import evaluating, failing_as, is_precise, tolerance_of
+from rlhf.models.architecture import unwrap_peft, usable_context_length
+from rlhf.models.comparison import (
+    evaluation_mode,
+    forward_errors_as_user_errors,
+    is_float32_or_wider,
+    tolerance_of,
+)
 from rlhf.models.output_head import has_plain_head
 
 # Number of tokens in the rows that are compared.
@@ -72,10 +77,10 @@ def check_model(model: Any, tokenizer: Any) -> None:
         UserError: the tokenizer has ids without an embedding, the output head cannot be applied to
             single positions, or the logits of a token change with padding or with later tokens.
     """
-    _check_ids(model, tokenizer)
+    _check_ids_have_embeddings(model, tokenizer)
     has_plain_head(model)
     config = unwrap_peft(model).config.get_text_config()
-    length = min(CHECKED_ROW_TOKENS, usable_context(config) - 3)
+    length = min(CHECKED_ROW_TOKENS, usable_context_length(config) - 3)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(
         min(5, config.vocab_size - 1), config.vocab_size, (1, length), generator=generator
@@ -85,7 +90,11 @@ def check_model(model: Any, tokenizer: Any) -> None:
     mask = nn.functional.pad(torch.ones_like(ids), (0, 3))
     cut = max(1, 2 * length // 3)
     name = type(unwrap_peft(model)).__name__
-    with torch.no_grad(), evaluating(model), failing_as(f"{name} cannot be run as a causal model"):
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        forward_errors_as_user_errors(f"{name} cannot be run as a causal model"),
+    ):
         full = model(input_ids=ids, use_cache=False).logits
         with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
         truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
@@ -99,7 +108,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
             )
 
 
-def check_scorer(model: Any) -> None:
+def check_reward_model(model: Any) -> None:
     """Check that a reward model's scores do not change with padding and depend on the last token.
 
     Args:
@@ -112,7 +121,7 @@ def check_scorer(model: Any) -> None:
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     size, pad = config.vocab_size, model.config.pad_token_id
-    length = min(CHECKED_ROW_TOKENS, usable_context(config))
+    length = min(CHECKED_ROW_TOKENS, usable_context_length(config))
     ids = torch.randint(size - 1, (3, length), generator=generator)
     ids = torch.where(ids >= pad, ids + 1, ids).to(model.device)  # any token except padding
     ids[1, length // 2 :] = pad
@@ -120,7 +129,11 @@ def check_scorer(model: Any) -> None:
     ids[2, -1] = ids[0, 0]
     rows = [ids[:1], ids[1:2, : length // 2], ids[2:]]
     name = type(model).__name__
-    with torch.no_grad(), evaluating(model), failing_as(f"{name} cannot score texts"):
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        forward_errors_as_user_errors(f"{name} cannot score texts"),
+    ):
         together = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
         alone = torch.cat([model(input_ids=row).logits for row in rows])
     difference = float((together - alone).abs().max())
@@ -130,7 +143,7 @@ def check_scorer(model: Any) -> None:
         raise UserError(f"{name} is not supported: its score does not depend on the last token")
 
 
-def _check_ids(model: Any, tokenizer: Any) -> None:
+def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
     """Check that all ids of a tokenizer have an embedding.
 
     Raises:
@@ -159,6 +172,6 @@ def relative_gap(actual: Tensor, expected: Tensor) -> float:
     half precision the mean difference over the mean size of the elements.
     """
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
-    if is_precise(expected):
+    if is_float32_or_wider(expected):
         return float(difference.max() / size.max().clamp(min=1.0))
     return float(difference.mean() / size.mean().clamp(min=1e-6))

@@ -20,18 +20,18 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 FORWARD_ERRORS = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
-def is_precise(model: Any) -> bool:
+def is_float32_or_wider(model: Any) -> bool:
     """Return whether the dtype of a model or a tensor is float32 or float64."""
     return model.dtype in (torch.float32, torch.float64)
 
 
 def tolerance_of(model: Any) -> float:
     """Return the tolerance of relative differences for the dtype of a model or a tensor."""
-    return TOLERANCE if is_precise(model) else HALF_TOLERANCE
+    return TOLERANCE if is_float32_or_wider(model) else HALF_TOLERANCE
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Return a context manager that sets evaluation mode and then restores each module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -43,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failing_as(problem: str) -> Iterator[None]:
+def forward_errors_as_user_errors(problem: str) -> Iterator[None]:
     """Return a context manager in which a failed forward pass raises a UserError.
 
     Raises:

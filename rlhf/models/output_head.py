@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import trunk_of, unwrap_peft
-from rlhf.models.comparison import evaluating
+from rlhf.models.comparison import evaluation_mode
 
 # Largest difference, relative to the largest logit, that is attributed to rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -43,13 +43,13 @@ def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Te
     """
     if weight is None and not has_plain_head(model):
         return _forward_logits(unwrap_peft(model), trunk_of(model), hidden)
-    return _product(model, hidden, weight)
+    return _product_logits(model, hidden, weight)
 
 
 def has_plain_head(model: Any) -> bool:
     """Return whether a model's logits are the product of its states and the output weight.
 
-    Scaling and capping by values of the configuration are allowed (see ``_product``). The
+    Scaling and capping by values of the configuration are allowed (see ``_product_logits``). The
     comparison with the model's own logits is made once per model.
 
     Raises:
@@ -58,7 +58,7 @@ def has_plain_head(model: Any) -> bool:
     trunk = trunk_of(model)
     if trunk not in _is_product:
         _is_product[trunk] = _matches_product(
-            unwrap_peft(model), trunk, lambda hidden: _product(model, hidden, None)
+            unwrap_peft(model), trunk, lambda hidden: _product_logits(model, hidden, None)
         )
     return _is_product[trunk]
 
@@ -71,7 +71,7 @@ def state_width(model: Any) -> int:
     return unwrap_peft(model).config.get_text_config().hidden_size
 
 
-def _product(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
+def _product_logits(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
     """Return the states times the output weight, scaled and capped as in the configuration."""
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
@@ -100,7 +100,7 @@ class _TrunkOutput(BaseModelOutputWithPast):
 
 
 @contextlib.contextmanager
-def _returning(trunk: Any, output: _TrunkOutput) -> Iterator[None]:
+def _decoder_returning(trunk: Any, output: _TrunkOutput) -> Iterator[None]:
     """Return a context manager in which the decoder returns ``output`` and computes nothing."""
     before = vars(trunk).get("forward")
     trunk.forward = lambda *args, **kwargs: output
@@ -129,7 +129,7 @@ def forward_from_states(
     if router_logits is not None:
         object.__setattr__(output, "router_logits", router_logits)
     ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    with _returning(trunk, output):
+    with _decoder_returning(trunk, output):
         return model(input_ids=ids, use_cache=False, **options)
 
 
@@ -148,13 +148,13 @@ def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]
         UserError: neither ``product`` nor ``_forward_logits`` gives the model's logits.
     """
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
-    with evaluating(model):  # without dropout, which would make passes differ
+    with evaluation_mode(model):  # without dropout, which would make passes differ
         whole = model(input_ids=ids, use_cache=False).logits.double()
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
-        product_gap = _gap(lambda: product(hidden), whole)
+        product_gap = _relative_gap(lambda: product(hidden), whole)
         if product_gap <= (tolerance := TOLERANCE.get(model.dtype, HALF_TOLERANCE)):
             return True
-        forward_gap = _gap(lambda: _forward_logits(model, trunk, hidden), whole)
+        forward_gap = _relative_gap(lambda: _forward_logits(model, trunk, hidden), whole)
         if forward_gap <= tolerance:
             return False
     raise UserError(
@@ -163,7 +163,7 @@ def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]
     )
 
 
-def _gap(compute: Callable[[], Tensor], expected: Tensor) -> float:
+def _relative_gap(compute: Callable[[], Tensor], expected: Tensor) -> float:
     """Return the largest difference from ``expected``, relative to the largest expected logit.
 
     The result is infinite if ``compute`` fails or returns another shape.

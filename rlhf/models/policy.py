@@ -14,8 +14,8 @@ from torch import nn
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.chunked_logprobs import selected_logprobs
-from rlhf.models.fast.packing import computed_tokens, flat_hidden_states, packs_rows
-from rlhf.models.fast.tied_embedding import tied_embedding
+from rlhf.models.fast.packing import count_computed_tokens, flat_hidden_states, packs_rows
+from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.load_balancing import balancing_weight, states_and_balancing_loss
 from rlhf.models.output_head import state_width
@@ -122,7 +122,7 @@ class Policy:
             with_balance: whether to compute the load-balancing loss, if the model's configuration
                 enables it; rows are then padded instead of packed.
         """
-        tied, balance = tied_embedding(self.model), None
+        tied, balance = make_tied_embedding(self.model), None
         if with_balance and self.balancing_weight:
             hidden, index, balance = states_and_balancing_loss(
                 self.model, tokens, attention_mask, tied=tied
@@ -152,9 +152,9 @@ class Policy:
         end = self.value_head(hidden.index_select(0, last))
         return Scored(logprobs, entropy, values, end, balance)
 
-    def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    def count_computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Return the number of tokens that one pass over a batch computes, see ``packing``."""
-        return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
+        return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: torch.Tensor) -> bool:
         """Return whether a pass over rows [B, T] packs them."""

@@ -112,7 +112,9 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._chunks = [
             _Chunk(group, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
             for group, masters in enumerate(self.master_weights)
-            for pieces in _chunks(zip(self.param_groups[group]["params"], masters, strict=True))
+            for pieces in _group_into_chunks(
+                zip(self.param_groups[group]["params"], masters, strict=True)
+            )
         ]
         self._divisor: torch.Tensor | None = None
 
@@ -151,7 +153,7 @@ class MasterOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the fused optimizers, and the separate master weights, as copies."""
         outer = super().state_dict()
-        masters = [master.clone() for _, master in self._separate_masters()]
+        masters = [master.clone() for _, master in self._weights_with_separate_master()]
         inner = [chunk.inner.state_dict() for chunk in self._chunks]
         return {**outer, "inner": inner, "masters": masters}
 
@@ -163,11 +165,13 @@ class MasterOptimizer(torch.optim.Optimizer):
         for chunk, saved in zip(self._chunks, inner, strict=True):
             chunk.inner.load_state_dict(saved)
         with torch.no_grad():
-            for (weight, master), saved in zip(self._separate_masters(), masters, strict=True):
+            for (weight, master), saved in zip(
+                self._weights_with_separate_master(), masters, strict=True
+            ):
                 master.copy_(saved)
                 weight.copy_(saved)
 
-    def _separate_masters(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _weights_with_separate_master(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the weights that have a separate master weight, each with its master weight."""
         for group, masters in zip(self.param_groups, self.master_weights, strict=True):
             for weight, master in zip(group["params"], masters, strict=True):
@@ -217,14 +221,16 @@ class _Chunk:
     pieces: list[_Piece]
 
 
-def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
+def _group_into_chunks(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
+) -> Iterator[list[_Piece]]:
     """Split pairs (weight, master weight) into chunks of pieces.
 
     A chunk has up to ``OPTIMIZER_CHUNK_ELEMENTS`` elements, or one larger piece.
     """
     chunk: list[_Piece] = []
     size = 0
-    for piece in (piece for pair in pairs for piece in _split(*pair)):
+    for piece in (piece for pair in pairs for piece in _split_into_pieces(*pair)):
         if chunk and size + piece.master.numel() > OPTIMIZER_CHUNK_ELEMENTS:
             yield chunk
             chunk, size = [], 0
@@ -234,7 +240,7 @@ def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list
         yield chunk
 
 
-def _split(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
+def _split_into_pieces(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
     """Split a weight into pieces of rows with up to ``OPTIMIZER_CHUNK_ELEMENTS`` elements.
 
     A weight that is its own master weight is not split.

@@ -51,7 +51,7 @@ def trained_parameters(model: Any) -> list[nn.Parameter]:
     ]
 
 
-def weights_without_gradient(model: nn.Module) -> list[str]:
+def parameters_without_gradient(model: nn.Module) -> list[str]:
     """Return the names of the trainable parameters that have no gradient after a backward pass.
 
     The weights of experts are left out: no token may have been routed to them.
@@ -85,7 +85,7 @@ def remove_model_dropout(model: Any) -> None:
             module.p = 0.0
 
 
-def warn_of_dropout(command: str, spec: ModelSpec) -> None:
+def warn_of_ignored_dropout(command: str, spec: ModelSpec) -> None:
     """Log a warning that ``command`` does not use dropout, if the adapters have dropout."""
     if spec.lora and spec.lora.dropout:
         log.warning(

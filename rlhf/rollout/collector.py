@@ -16,7 +16,12 @@ from rlhf.common.foreign import limit_side_effects
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import insert_after_system
 from rlhf.errors import UserError, first_line
-from rlhf.models.architecture import context_of, text_config, unwrap_peft, whole_context
+from rlhf.models.architecture import (
+    configured_context_length,
+    context_length_of,
+    text_config,
+    unwrap_peft,
+)
 from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
@@ -120,9 +125,9 @@ class Collector:
         chat_format: chat format of the policy.
         spec: limits and sampling parameters.
         context: context length of the policy, in tokens.
-        long_context: maximum number of tokens of an episode whose prompt is longer than
-            ``context``; see `context_of`. By default, a longer prompt raises UserError.
-        calls: runs environment code. By default, a failure raises UserError, and there is no time
+        long_context: token limit of an episode whose prompt alone is longer than ``context`` (see
+            ``usable_context_length``). If it is None, such a prompt raises UserError.
+        calls: runs environment code; by default a failure raises UserError, and there is no time
             limit.
         watch: stopwatch that measures the time of generation and of environments.
         examples: messages that are inserted in every conversation, after the system message.
@@ -175,7 +180,10 @@ class Collector:
             stop=rollout.stop,
             stop_ids=generation_stop_ids(model),
         )
-        context, long_context = context_of(model), whole_context(text_config(unwrap_peft(model)))
+        context, long_context = (
+            context_length_of(model),
+            configured_context_length(text_config(unwrap_peft(model))),
+        )
         if context < long_context:
             log.info(
                 "rotary frequencies change beyond %d tokens, so episodes with shorter prompts are "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rlhf.models.fast.packing import common_prefix
+from rlhf.models.fast.packing import common_prefix_length
 
 
 def micro_batches(
@@ -69,7 +69,7 @@ def _group_in_order(
         previous = batches[-1][-1:] if batches else []
         chain = [*previous, *group]
         pairs = itertools.pairwise(chain)
-        shared = [common_prefix(rows, lengths, first, second) for first, second in pairs]
+        shared = [common_prefix_length(rows, lengths, first, second) for first, second in pairs]
         num_tokens = int(lengths[group].sum())
         if batches and size + num_tokens - sum(shared) <= max_tokens:
             batches[-1] += group

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf.algorithms.advantages import in_informative_group
+from rlhf.algorithms.advantages import in_group_with_unequal_scores
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
@@ -81,7 +81,7 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
             trainer.moments.update(scores)
             rewards += shaped_rewards(collected, trainer.algorithm, config, trainer.moments)
             group_ids = torch.tensor([rollout.group_index for rollout in collected])
-            rows = in_informative_group(scores, group_ids).nonzero()[:, 0].tolist()
+            rows = in_group_with_unequal_scores(scores, group_ids).nonzero()[:, 0].tolist()
             informative += [first + row for row in rows]
             groups += len(group_ids[rows].unique())
         if not settings.dynamic_sampling:

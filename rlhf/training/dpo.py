@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import approx_kl
-from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.common.files import atomic_path
 from rlhf.config.optimization import DPOOptions
 from rlhf.models.policy import Policy
@@ -160,13 +160,15 @@ def dpo_loss(
     chosen, rejected = rewards.view(-1, 2).unbind(1)
     losses = bradley_terry(chosen, rejected)
     sums = pair_metrics(losses, chosen, rejected)
-    sums = sums + MetricSums(means={"approx_kl": masked_mean(approx_kl(log_ratio), mask)})
+    sums = sums + MetricSums(means={"approx_kl": masked_sum_and_count(approx_kl(log_ratio), mask)})
     loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
     if "sft" in weights:
         chosen_mask = mask & micro_batch.require("chosen")[:, None]
         likelihood = -torch.where(chosen_mask, scored.logprobs, 0.0).sum() / count[1]
         loss = loss + weights["sft"] * likelihood
-        sums = sums + MetricSums(means={"loss_sft": masked_mean(-scored.logprobs, chosen_mask)})
+        sums = sums + MetricSums(
+            means={"loss_sft": masked_sum_and_count(-scored.logprobs, chosen_mask)}
+        )
     all_pairs = torch.ones_like(losses, dtype=torch.bool)
     return add_balancing_loss(loss, sums, scored, all_pairs, share=all_pairs.sum() / count[0])
 
@@ -189,4 +191,6 @@ def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums
         "reward_chosen": chosen,
         "reward_rejected": rejected,
     }
-    return MetricSums(means={name: masked_mean(value, every) for name, value in values.items()})
+    return MetricSums(
+        means={name: masked_sum_and_count(value, every) for name, value in values.items()}
+    )

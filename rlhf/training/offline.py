@@ -14,10 +14,10 @@ from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.adapters import copy_base_to_final
-from rlhf.models.architecture import text_config, unwrap_peft, whole_context
+from rlhf.models.architecture import configured_context_length, text_config, unwrap_peft
 from rlhf.models.loading import load_model
 from rlhf.models.saving import save_model
-from rlhf.models.trainable import warn_of_dropout
+from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs.checksums import write_checksums
 from rlhf.runs.directory import Run, seed_everything
@@ -51,7 +51,7 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
 
             trainer = causal_trainer_spec(command, config, model, tokenizer, max_length=max_length)
         if command != "sft":
-            warn_of_dropout(command, config.model)
+            warn_of_ignored_dropout(command, config.model)
 
         return TrainingSetup(
             model=model,
@@ -67,8 +67,8 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
 
 
 def limit_to_context(max_length: int, model: Any) -> int:
-    """Return the smaller of ``max_length`` and the model's number of positions."""
-    positions = whole_context(text_config(unwrap_peft(model)))
+    """Return ``max_length``, or the number of the model's positions if that is smaller."""
+    positions = configured_context_length(text_config(unwrap_peft(model)))
     if max_length > positions:
         log.info(
             "max_length %d exceeds the %d positions of the model: examples are truncated to %d "

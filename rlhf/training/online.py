@@ -16,7 +16,7 @@ from rlhf.config.online import OnlineConfig
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.rewards import load_rewards
-from rlhf.models.trainable import warn_of_dropout
+from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector
 from rlhf.rollout.items import Openings
 from rlhf.runs.directory import Run
@@ -85,7 +85,7 @@ class OnlineTrainer(Trainer):
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
         prompts, eval_prompts = split_prompts(config)
         model, tokenizer = load_model(config.model, seed=config.seed)
-        warn_of_dropout(name, config.model)
+        warn_of_ignored_dropout(name, config.model)
         critic = config.critic if self.algorithm.critic else "none"
         self.policy = Policy(model, tokenizer, critic=critic)
         optimizer, scheduler = self._make_optimizer(config)

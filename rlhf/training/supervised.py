@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import aggregate
-from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
@@ -315,7 +315,7 @@ def sft_loss(
     scored = score_rows(policy, micro_batch)
     mask = micro_batch.action_mask
     loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=count)
-    sums = MetricSums(means={"loss": masked_mean(-scored.logprobs, mask)})
+    sums = MetricSums(means={"loss": masked_sum_and_count(-scored.logprobs, mask)})
     return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / count)
 
 
@@ -349,7 +349,7 @@ def add_balancing_loss(
     if scored.balance is None:
         return loss, sums
     each = torch.where(mask, scored.balance.detach(), 0.0)
-    balance = masked_mean(each, mask)
+    balance = masked_sum_and_count(each, mask)
     added = sums.means["loss"] + balance * torch.tensor([1.0, 0.0], device=balance.device)
     means = {**sums.means, "loss": added, "loss_balance": balance}
     return loss + share * scored.balance, MetricSums(means=means)

@@ -33,7 +33,7 @@ class Throughput:
             seconds: Duration of all updates on the batch.
             epochs: Number of epochs of updates on the batch.
         """
-        computed = self.model.computed_tokens(batch.tokens, batch.attention_mask)
+        computed = self.model.count_computed_tokens(batch.tokens, batch.attention_mask)
         trained = int(batch.action_mask.sum())
         self._steps += 1
         self._seconds += seconds

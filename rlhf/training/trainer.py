@@ -13,7 +13,7 @@ import torch
 
 from rlhf.algorithms.controllers import CheckpointedNumbers
 from rlhf.models.precision import MasterOptimizer
-from rlhf.models.trainable import WeightChange, trained_parameters, weights_without_gradient
+from rlhf.models.trainable import WeightChange, parameters_without_gradient, trained_parameters
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
 from rlhf.training.distributed import init_distributed
@@ -183,8 +183,8 @@ class Trainer:
 
     def count_weights_without_gradient(self) -> None:
         """Set ``without_gradient``, after the backward passes of this process."""
-        names = weights_without_gradient(self.model.model)
-        # A process without a micro-batch has no gradients, so the minimum over processes is used.
+        names = parameters_without_gradient(self.model.model)
+        # A process that had no micro-batch has no gradient at all.
         count = min(self.world.gather(len(names)))
         if count and not self.without_gradient:
             log.warning("no gradient in step %d: %s", self.progress.step + 1, ", ".join(names[:5]))

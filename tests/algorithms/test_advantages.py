@@ -15,8 +15,8 @@ from rlhf.algorithms.advantages import (
     gae,
     group_relative,
     group_return_to_go,
-    in_informative_group,
-    last_of_turn,
+    in_group_with_unequal_scores,
+    is_last_token_of_turn,
     leave_one_out,
     mean_of_others,
     turn_gae,
@@ -102,7 +102,7 @@ def test_gae_against_the_double_sum(seed: int):
 def test_last_of_turn():
     mask = torch.tensor([[True, True, False, True, False, True]])
     turns = torch.tensor([[0, 0, 0, 1, 9, 1]])
-    assert last_of_turn(mask, turns).tolist() == [[False, True, False, False, False, True]]
+    assert is_last_token_of_turn(mask, turns).tolist() == [[False, True, False, False, False, True]]
 
 
 def test_turn_gae_decays_between_turns_only():
@@ -197,7 +197,10 @@ def test_scores_that_differ_by_rounding_are_equal():
     assert exact[0] != exact[1]  # 0.6 in both orders, but not in float64
     scores = torch.tensor([*exact, 1.0, 1.0001, NAN, NAN, 0.0, 0.0], dtype=torch.float64)
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    assert in_informative_group(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    assert (
+        in_group_with_unequal_scores(scores, groups).tolist()
+        == [False] * 2 + [True] * 2 + [False] * 4
+    )
     close(of_scores(best_of_group, scores, groups), [0, 0, 0, 1.0, 0, 0, 0, 0])
     pairs = best_and_worst(scored(scores, groups), Settings())
     assert pairs.included is not None
@@ -220,7 +223,10 @@ def test_best_and_worst():
 def test_informative_groups():
     scores = torch.tensor([1.0, 1.0, 0.0, 1.0, NAN, 1.0, NAN, NAN])
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    assert in_informative_group(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    assert (
+        in_group_with_unequal_scores(scores, groups).tolist()
+        == [False] * 2 + [True] * 2 + [False] * 4
+    )
 
 
 def test_whiten():

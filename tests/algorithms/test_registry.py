@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.algorithms.components import components
-from rlhf.algorithms.registry import ALGORITHMS, configure, table
+from rlhf.algorithms.registry import ALGORITHMS, algorithm_table, configure
 from rlhf.algorithms.settings import Settings
 
 EXPECTED = (
@@ -103,7 +103,7 @@ def test_mistakes_are_told_in_one_line(name: str, overrides: dict, message: str)
 
 
 def test_table_is_complete_and_lists_only_effective_defaults():
-    rows = {row["name"]: row for row in table()}
+    rows = {row["name"]: row for row in algorithm_table()}
     assert list(rows) == list(ALGORITHMS)
     assert all(value for row in rows.values() for value in row.values())
     assert "clip_high 0.28" in rows["dapo"]["defaults"]

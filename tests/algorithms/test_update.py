@@ -9,7 +9,7 @@ import torch
 from rlhf.algorithms.advantages import estimate_advantages, penalized_rewards
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
-from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.algorithms.registry import configure
 from tests.algorithms.batches import batch_of
 
@@ -202,12 +202,12 @@ def test_a_batch_of_one_token():
 def test_tally_is_the_mean_of_all_not_of_the_means():
     mask = torch.tensor([True, True, False])
     left = MetricSums(
-        means={"a": masked_mean(torch.tensor([1.0, 2.0, NAN]), mask)},
+        means={"a": masked_sum_and_count(torch.tensor([1.0, 2.0, NAN]), mask)},
         sums={"loss": torch.tensor(0.5)},
         maxima={"top": torch.tensor(3.0)},
     )
     right = MetricSums(
-        means={"a": masked_mean(torch.tensor([9.0]), mask[:1])},
+        means={"a": masked_sum_and_count(torch.tensor([9.0]), mask[:1])},
         sums={"loss": torch.tensor(0.25)},
         maxima={"top": torch.tensor(1.0)},
     )

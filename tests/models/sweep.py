@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.cli.table import configure, run_command
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.architecture import context_of
+from rlhf.models.architecture import context_length_of
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.reward_models import LearnedReward
 from rlhf.rollout.sampling.verification import check_sampling
@@ -207,7 +207,7 @@ def sample(place: Place) -> float:
     model, _ = load_model(ModelSpec(path=str(place.model), dtype="float32"), seed=0)
     check_sampling(model)
     plain = place.plain()
-    room = min(60, context_of(model)) // 2 - 6
+    room = min(60, context_length_of(model)) // 2 - 6
     random = np.random.default_rng(0)
     counts = [(room, room), (3, room), (room // 2, 2)]
     sampler = Turns(model, rows=2)

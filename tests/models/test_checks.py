@@ -17,7 +17,7 @@ from transformers import (
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.checks import check_model, check_scorer
+from rlhf.models.checks import check_model, check_reward_model
 from rlhf.models.loading import load_causal_model, load_model
 from rlhf.reward_models.implicit import ImplicitReward
 from tests.helpers.models import tiny_model, tiny_qwen2, tiny_tokenizer
@@ -137,7 +137,7 @@ def test_a_score_of_the_first_token_is_refused():
 
     model = BertForSequenceClassification(config_of("bert")).eval()
     with pytest.raises(UserError, match="does not depend on the last token") as error:
-        check_scorer(model)
+        check_reward_model(model)
     one_line(error)
 
 

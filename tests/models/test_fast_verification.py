@@ -7,7 +7,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import length_limits, text_config
+from rlhf.models.architecture import computation_change_lengths, text_config
 from rlhf.models.fast import rmsnorm as norms
 from rlhf.models.fast import swiglu as gates
 from rlhf.models.fast import verification
@@ -146,7 +146,7 @@ def test_long_windows_are_verified_on_reduced_model(monkeypatch):
     own = verification._enable_agreeing_paths
 
     def spy(model: Any, **kwargs: Any) -> int:
-        seen.append(length_limits(text_config(model)))
+        seen.append(computation_change_lengths(text_config(model)))
         return own(model, **kwargs)
 
     monkeypatch.setattr(verification, "_enable_agreeing_paths", spy)
@@ -159,8 +159,8 @@ def test_fast_paths_wrong_beyond_windows_are_disabled(monkeypatch):
     monkeypatch.setattr(verification, "CPU_WORK", 1.0)
     own = verification._enable_agreeing_paths
 
-    def slowest(model: Any, *, limit: int, start: int) -> int:
-        return own(model, limit=limit, start=max(start, 4))
+    def slowest(model: Any, *, max_row_tokens: int, start: int) -> int:
+        return own(model, max_row_tokens=max_row_tokens, start=max(start, 4))
 
     monkeypatch.setattr(verification, "_enable_agreeing_paths", slowest)
     model = windowed(1000)

@@ -15,7 +15,7 @@ from transformers import (
 from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora
-from rlhf.models.architecture import context_of
+from rlhf.models.architecture import context_length_of
 from rlhf.models.loading import (
     check_model,
     give_pad_token,
@@ -296,6 +296,6 @@ def test_the_context_does_not_end_at_a_sliding_window():
         sliding_window=24,
     )
     model = MistralForCausalLM(config)
-    assert context_of(model) == 128
+    assert context_length_of(model) == 128
     config.sliding_window = None
-    assert context_of(MistralForCausalLM(config)) == 128
+    assert context_length_of(MistralForCausalLM(config)) == 128

@@ -18,8 +18,8 @@ from transformers import (
 from rlhf.models.fast.packing import (
     enable_packing,
     flat_hidden_states,
+    group_by_shared_prefix,
     pack,
-    shared_prefixes,
     uses_packed_attention,
 )
 from rlhf.models.fast.verification import enable_fast_paths
@@ -107,10 +107,10 @@ def test_row_joins_prefix_group_only_if_tokens_are_saved():
     rows[:2], rows[2:4] = 1, 2
     rows[:, :40] = 3  # a system prompt that all share
     lengths = mask_lengths = torch.tensor([100, 90, 100, 100, 41]).numpy()
-    assert shared_prefixes(rows.numpy(), lengths) == [([0, 1], 90), ([2, 3], 100), ([4], 0)]
+    assert group_by_shared_prefix(rows.numpy(), lengths) == [([0, 1], 90), ([2, 3], 100), ([4], 0)]
     rows[:, :40] = torch.arange(5)[:, None]
     rows[2:4, :40] = 9
-    assert shared_prefixes(rows.numpy(), mask_lengths)[-1] == ([4], 0)
+    assert group_by_shared_prefix(rows.numpy(), mask_lengths)[-1] == ([4], 0)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -143,7 +143,7 @@ def test_padding_counts_where_rows_pass_a_window():
     real = int(mask.sum()) - 2 * 40 - 50  # shared beginnings count once
     for window, expected in ((45, tokens.numel()), (None, real)):
         policy = Policy(make(MistralConfig(**{**SMALL, "sliding_window": window})), None)
-        assert policy.computed_tokens(tokens, mask) == expected
+        assert policy.count_computed_tokens(tokens, mask) == expected
         assert policy.packs_rows(mask) == (window is None)
         assert policy.packs_rows(mask[:, :45])
 

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
 from rlhf.models.fast import chunked_logprobs as logprobs_module
-from rlhf.models.fast.tied_embedding import tied_embedding
+from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.policy import Policy
 from tests.helpers.models import tiny_gpt2, tiny_model
 
@@ -61,7 +61,7 @@ def test_gradients_over_several_passes_are_the_plain_ones(monkeypatch, make, chu
 def test_the_rows_by_hand():
     model, _ = tiny_model(double=True)
     weight = model.get_input_embeddings().weight
-    tied = tied_embedding(model)
+    tied = make_tied_embedding(model)
     states = torch.full((1, weight.shape[1]), 2.0, dtype=weight.dtype)
     loss = tied.embed(torch.tensor([5, 7, 5])).sum() + linear(states, tied.head).sum()
     loss.backward()
@@ -86,7 +86,7 @@ def test_value_loss_alone_gives_dense_embedding_gradient():
 def test_embedding_gradient_in_bf16_keeps_small_rows():
     model, _ = tiny_model()
     model = model.to(torch.bfloat16)
-    tied = tied_embedding(model)
+    tied = make_tied_embedding(model)
     weight = model.get_input_embeddings().weight
     # 1,000 rows of 1 each: a bf16 sum stops at 256, where 1 is half of the last bit.
     rows = tied.embed(torch.full((1000,), 5)).sum()
@@ -120,19 +120,19 @@ def untied() -> Any:
 
 
 def test_tied_embedding_is_not_used_without_benefit():
-    assert tied_embedding(untied()) is None
-    assert tied_embedding(tiny_model()[0].requires_grad_(False)) is None
-    assert tied_embedding(add_lora(tiny_model()[0], LoraSpec(rank=2), seed=0)) is None
+    assert make_tied_embedding(untied()) is None
+    assert make_tied_embedding(tiny_model()[0].requires_grad_(False)) is None
+    assert make_tied_embedding(add_lora(tiny_model()[0], LoraSpec(rank=2), seed=0)) is None
     model, _ = tiny_model()
-    assert tied_embedding(model) is not None
+    assert make_tied_embedding(model) is not None
     with torch.no_grad():
-        assert tied_embedding(model) is None
+        assert make_tied_embedding(model) is None
     model.get_input_embeddings().max_norm = 1.0  # looking up would change the weight
-    assert tied_embedding(model) is None
+    assert make_tied_embedding(model) is None
     model, _ = tiny_model()
     model.get_input_embeddings().scale_grad_by_freq = True
-    assert tied_embedding(model) is None
+    assert make_tied_embedding(model) is None
     model, _ = tiny_model()
     head = model.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)))
-    assert tied_embedding(model) is None
+    assert make_tied_embedding(model) is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.models.architecture import NO_LIMIT, context_of, usable_context
+from rlhf.models.architecture import NO_LIMIT, context_length_of, usable_context_length
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.policy import Policy
 from rlhf.rollout.sampling.base import Completion
@@ -145,13 +145,13 @@ def test_scores_and_gradients_are_those_of_one_row_at_a_time(name, tie):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_context_does_not_end_at_a_window(name):
-    assert context_of(tiny_family(name)) == 128
+    assert context_length_of(tiny_family(name)) == 128
 
 
 def test_family_without_positions_has_unbounded_context():
     config = tiny_family("mamba2").config
     del config.max_position_embeddings
-    assert usable_context(config) == NO_LIMIT
+    assert usable_context_length(config) == NO_LIMIT
 
 
 def test_rows_of_different_rotary_frequencies_are_separate():
@@ -175,7 +175,7 @@ def test_rows_of_different_rotary_frequencies_are_separate():
         for position, logprob in found.items():
             assert abs(expected[position].item() - logprob) < 1e-5
     assert sides == {True, False}
-    assert context_of(model) == 16
+    assert context_length_of(model) == 16
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2"])

@@ -15,7 +15,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
-from rlhf.models.trainable import weights_without_gradient
+from rlhf.models.trainable import parameters_without_gradient
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training import optimize
@@ -323,9 +323,9 @@ def test_an_expert_without_tokens_is_not_counted() -> None:
     gate = torch.nn.Linear(2, 2, bias=False)
     experts = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
     model = torch.nn.ModuleDict({"gate": gate, "experts": experts})
-    assert weights_without_gradient(model) == ["gate.weight"]
+    assert parameters_without_gradient(model) == ["gate.weight"]
     gate.weight.requires_grad_(False)
-    assert weights_without_gradient(model) == []
+    assert parameters_without_gradient(model) == []
 
 
 def test_weights_that_the_last_update_makes_infinite_are_not_saved(

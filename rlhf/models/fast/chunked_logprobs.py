@@ -46,7 +46,9 @@ def selected_logprobs(
         for float64 models).
     """
 
-    def chunk(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs_of_chunk(
+        rows: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits = logits_of(model, rows, weight=weight)
         outputs = ChunkedLogProb.apply(logits, ids, 1.0 / temperature, with_entropy)
         return outputs  # type: ignore[return-value]
@@ -54,9 +56,9 @@ def selected_logprobs(
     vocabulary = unwrap_peft(model).config.get_text_config().vocab_size
     size = max(1, HEAD_CHUNK_LOGITS // vocabulary)
     if len(targets) <= size:
-        return chunk(hidden, targets)
+        return logprobs_of_chunk(hidden, targets)
     chunks = [
-        checkpoint(chunk, rows, ids, use_reentrant=False)
+        checkpoint(logprobs_of_chunk, rows, ids, use_reentrant=False)
         for rows, ids in zip(hidden.split(size), targets.split(size), strict=True)
     ]
     return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])

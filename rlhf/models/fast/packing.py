@@ -11,12 +11,12 @@ from torch import Tensor
 
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import (
-    has_states,
-    rotary_limit,
+    has_recurrent_states,
+    rotary_change_length,
+    smallest_attention_window,
     text_config,
     trunk_of,
     unwrap_peft,
-    window_of,
 )
 from rlhf.models.comparison import FORWARD_ERRORS
 from rlhf.models.fast.tied_embedding import TiedEmbedding
@@ -40,7 +40,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
     """Pack padded rows into one row.
 
     A common prefix of neighboring rows, such as the prompt of several completions, is packed once
-    (see ``shared_prefixes``).
+    (see ``group_by_shared_prefix``).
 
     Args:
         tokens: [B, T], padded on the right.
@@ -62,7 +62,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
         count = span[1]
         return span
 
-    for members, shared in shared_prefixes(rows, lengths):
+    for members, shared in group_by_shared_prefix(rows, lengths):
         prefix = (0, 0)
         if shared:
             prefix = append(members[0], 0, shared)
@@ -80,7 +80,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
     )
 
 
-def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
+def group_by_shared_prefix(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
     """Group neighboring rows by their common prefix.
 
     A row joins the previous group if the larger group saves more tokens than the smaller one.
@@ -92,7 +92,7 @@ def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[in
     for row in range(len(rows)):
         if groups:
             members, shared = groups[-1]
-            common = common_prefix(rows, lengths, members[0], row)
+            common = common_prefix_length(rows, lengths, members[0], row)
             together = min(shared, common)
             if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
                 groups[-1] = ([*members, row], together)
@@ -101,14 +101,14 @@ def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[in
     return [(members, shared if len(members) > 1 else 0) for members, shared in groups]
 
 
-def common_prefix(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
+def common_prefix_length(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
     """Return the length of the common prefix of two rows."""
     width = int(min(lengths[first], lengths[second]))
     differs = rows[first, :width] != rows[second, :width]
     return int(differs.argmax()) if differs.any() else width
 
 
-def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
+def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
     """Return the number of tokens that one pass over rows [B, T] computes.
 
     In packed rows shared prefixes count once; in padded rows padding is included.
@@ -116,7 +116,9 @@ def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> 
     if not packed:
         return tokens.numel()
     rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
-    saved = sum((len(members) - 1) * shared for members, shared in shared_prefixes(rows, lengths))
+    saved = sum(
+        (len(members) - 1) * shared for members, shared in group_by_shared_prefix(rows, lengths)
+    )
     return int(lengths.sum()) - saved
 
 
@@ -146,16 +148,16 @@ def flat_hidden_states(
     """
     trunk = trunk_of(model) if trunk is None else trunk
     if getattr(trunk, "reads_single_rows", False):
-        return states_one_by_one(trunk, tokens, attention_mask, tied=tied)
+        return states_row_by_row(trunk, tokens, attention_mask, tied=tied)
     lengths = attention_mask.sum(1)
     config = text_config(trunk)
-    limit = rotary_limit(config)
+    limit = rotary_change_length(config)
     if limit is not None and lengths.max() > limit:
-        return _states_by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
+        return _states_by_rotary_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
     return _states_of_batch(trunk, tokens, attention_mask, tied=tied)
 
 
-def states_one_by_one(
+def states_row_by_row(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``flat_hidden_states`` row by row, for families whose states depend on padding."""
@@ -169,7 +171,7 @@ def states_one_by_one(
     return torch.cat(states), index
 
 
-def _states_by_frequencies(
+def _states_by_rotary_frequencies(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``flat_hidden_states`` of rows whose rotary frequencies depend on their length.
@@ -251,7 +253,7 @@ def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
 
     It must use packed attention, and no row may be longer than its attention window.
     """
-    window = window_of(text_config(trunk))
+    window = smallest_attention_window(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
     return uses_packed_attention(trunk) and fits
 
@@ -288,7 +290,9 @@ def enable_packing(model: Any) -> bool:
         return True
     if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
         return False
-    if has_states(text_config(inner)):  # a state would continue from one document to the next
+    if has_recurrent_states(
+        text_config(inner)
+    ):  # a state would continue from one document to the next
         return False
     before = inner.config._attn_implementation
     try:

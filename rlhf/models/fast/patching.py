@@ -14,31 +14,32 @@ def replace_forward(
     model: nn.Module,
     forward: Callable[..., Any],
     *,
-    fits: Callable[[Any], bool],
-    same: Callable[[Any], bool],
+    is_supported: Callable[[Any], bool],
+    has_same_outputs: Callable[[Any], bool],
 ) -> int:
     """Replace the forward method of matching modules, and return the number of these modules.
 
     Args:
         model: changed in place; deep copies of the model keep the new methods.
         forward: new method; takes the module and the arguments of the original method.
-        fits: whether a module has the attributes that ``forward`` uses.
-        same: whether ``forward`` and the original give equal outputs; called once per class.
+        is_supported: returns whether a module has the attributes that ``forward`` uses.
+        has_same_outputs: returns whether ``forward`` and the module's own method give equal
+            outputs; called once per class.
     """
     is_same: dict[type, bool] = {}
     count = 0
     for module in model.modules():
-        if fits(module):
+        if is_supported(module):
             kind = type(module)
             if kind not in is_same:
-                is_same[kind] = same(module)
+                is_same[kind] = has_same_outputs(module)
             if is_same[kind]:
                 module.forward = types.MethodType(forward, module)
                 count += 1
     return count
 
 
-def agrees(
+def gives_same_outputs(
     module: Any, forward: Callable[[Any, Tensor], Tensor], *, width: int, dtype_as: Tensor
 ) -> bool:
     """Return whether a new forward method gives the module's own outputs for random inputs.

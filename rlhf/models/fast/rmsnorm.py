@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models.fast.patching import agrees, replace_forward
+from rlhf.models.fast.patching import gives_same_outputs, replace_forward
 from rlhf.models.fast.row_chunks import row_chunks
 
 # Elements per chunk, so that a chunk stays in a core's cache.
@@ -55,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
         return out.view(grad.shape), total.to(weight.dtype), None
 
 
-def _forward(self: Any, hidden_states: Tensor) -> Tensor:
+def _rmsnorm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[return-value]
 
 
@@ -66,7 +66,12 @@ def patch_rmsnorm(model: torch.nn.Module) -> int:
     The new method is first compared with that of each class on random inputs, because some families
     scale by 1 + weight.
     """
-    return replace_forward(model, _forward, fits=_has_rmsnorm_attributes, same=_has_same_outputs)
+    return replace_forward(
+        model,
+        _rmsnorm_forward,
+        is_supported=_has_rmsnorm_attributes,
+        has_same_outputs=_has_same_outputs,
+    )
 
 
 def _has_rmsnorm_attributes(module: Any) -> bool:
@@ -75,4 +80,4 @@ def _has_rmsnorm_attributes(module: Any) -> bool:
 
 def _has_same_outputs(module: Any) -> bool:
     weight = module.weight
-    return agrees(module, _forward, width=len(weight), dtype_as=weight)
+    return gives_same_outputs(module, _rmsnorm_forward, width=len(weight), dtype_as=weight)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from rlhf.models.fast.patching import agrees, replace_forward
+from rlhf.models.fast.patching import gives_same_outputs, replace_forward
 from rlhf.models.fast.row_chunks import row_chunks
 
 # Elements per chunk, so that a chunk stays in a core's cache.
@@ -44,7 +44,7 @@ class SwiGLUFunction(torch.autograd.Function):
         return grad_gate.view(gate.shape), grad_up.view(up.shape)
 
 
-def _forward(self: Any, hidden_states: Tensor) -> Tensor:
+def _swiglu_forward(self: Any, hidden_states: Tensor) -> Tensor:
     gated = SwiGLUFunction.apply(self.gate_proj(hidden_states), self.up_proj(hidden_states))
     return self.down_proj(gated)
 
@@ -52,7 +52,9 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 @torch.no_grad()
 def patch_swiglu(model: nn.Module) -> int:
     """Replace the forward method of a model's SwiGLU layers, and return their number."""
-    return replace_forward(model, _forward, fits=_has_swiglu_layers, same=_has_same_outputs)
+    return replace_forward(
+        model, _swiglu_forward, is_supported=_has_swiglu_layers, has_same_outputs=_has_same_outputs
+    )
 
 
 def _has_swiglu_layers(module: Any) -> bool:
@@ -65,4 +67,6 @@ def _has_same_outputs(module: Any) -> bool:
     points = torch.linspace(-4, 4, 9).to(weight)
     if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # another function, e.g. GELU
         return False
-    return agrees(module, _forward, width=module.gate_proj.in_features, dtype_as=weight)
+    return gives_same_outputs(
+        module, _swiglu_forward, width=module.gate_proj.in_features, dtype_as=weight
+    )

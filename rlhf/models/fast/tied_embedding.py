@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
-from rlhf.models.comparison import evaluating
+from rlhf.models.comparison import evaluation_mode
 from rlhf.models.output_head import has_plain_head
 
-# Decoder -> result of ``takes_embeddings``.
-_takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# Decoder -> result of ``gives_equal_states_from_embeddings``.
+_equal_states_from_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class _TiedViews(torch.autograd.Function):
@@ -55,7 +55,7 @@ class TiedEmbedding:
         return embedding(tokens, self.table, self.padding_idx, sparse=True)
 
 
-def tied_embedding(model: Any) -> TiedEmbedding | None:
+def make_tied_embedding(model: Any) -> TiedEmbedding | None:
     """Make the views of a tied embedding for one pass with gradients.
 
     Returns:
@@ -74,26 +74,26 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
         return None
     if not (weight.requires_grad and torch.is_grad_enabled() and weight.device.type == "cpu"):
         return None
-    if not (has_plain_head(model) and takes_embeddings(trunk_of(model))):
+    if not (has_plain_head(model) and gives_equal_states_from_embeddings(trunk_of(model))):
         return None
     return TiedEmbedding(*_TiedViews.apply(weight), rows.padding_idx)  # type: ignore[misc]
 
 
-def takes_embeddings(trunk: Any) -> bool:
+def gives_equal_states_from_embeddings(trunk: Any) -> bool:
     """Return whether a decoder computes equal states from tokens and from embeddings (cached).
 
     Some families scale the embeddings that they look up, but not embeddings passed as arguments.
     """
-    if trunk not in _takes_embeddings:
+    if trunk not in _equal_states_from_embeddings:
         rows = trunk.get_input_embeddings()
         ids = torch.arange(2, 6, device=rows.weight.device)[None] % rows.num_embeddings
-        with torch.no_grad(), evaluating(trunk):  # dropout would make the two passes differ
+        with torch.no_grad(), evaluation_mode(trunk):  # dropout would make the two passes differ
             from_tokens = trunk(input_ids=ids, use_cache=False).last_hidden_state
             from_embeddings = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
-        _takes_embeddings[trunk] = bool(torch.equal(from_tokens, from_embeddings))
-    return _takes_embeddings[trunk]
+        _equal_states_from_embeddings[trunk] = bool(torch.equal(from_tokens, from_embeddings))
+    return _equal_states_from_embeddings[trunk]
 
 
 def disable_tied_embedding(trunk: Any) -> None:
-    """Make ``tied_embedding`` return None for this decoder's model from now on."""
-    _takes_embeddings[trunk] = False
+    """Make ``make_tied_embedding`` return None for this decoder's model from now on."""
+    _equal_states_from_embeddings[trunk] = False

@@ -66,7 +66,7 @@ class Tile:
     """Lq, the number of query positions per document, with padding."""
 
     @property
-    def shared(self) -> int:
+    def prefix_length(self) -> int:
         """Number of tokens of the prefix."""
         return self.prefix.stop - self.prefix.start if self.prefix else 0
 
@@ -163,9 +163,9 @@ class _PackedAttention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         saved = []
         for tile in layout.tiles:
-            queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
-            weights = _weights(queries, keys, k, tile, scale)
-            _write_queries(out, tile, _weighted_values(weights, v, tile))
+            queries, keys = _gather_queries(q, k, tile), _gather_keys(k, tile.keys, tile.rows)
+            weights = _attention_weights(queries, keys, k, tile, scale)
+            _write_at_queries(out, tile, _weighted_values(weights, v, tile))
             saved.append(weights if weights.shape[-1] <= SAVED_WEIGHTS_MAX_KEYS else None)
         ctx.save_for_backward(q, k, v, *[w for w in saved if w is not None])
         ctx.layout, ctx.scale, ctx.saved = layout, scale, [w is not None for w in saved]
@@ -178,76 +178,85 @@ class _PackedAttention(torch.autograd.Function):
         grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         grad_k, grad_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
         for tile, is_saved in zip(ctx.layout.tiles, ctx.saved, strict=True):
-            queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
-            values, outer = _keys(v, tile.keys, tile.rows), _output_gradient(grad, k, tile)
-            weights = next(weights_of) if is_saved else _weights(queries, keys, k, tile, ctx.scale)
-            shared = tile.shared
+            queries, keys = _gather_queries(q, k, tile), _gather_keys(k, tile.keys, tile.rows)
+            values, outer = (
+                _gather_keys(v, tile.keys, tile.rows),
+                _gather_output_gradients(grad, k, tile),
+            )
+            weights = (
+                next(weights_of)
+                if is_saved
+                else _attention_weights(queries, keys, k, tile, ctx.scale)
+            )
+            shared = tile.prefix_length
             # Gradient of the weights; the keys of the prefix come first.
             grad_w = torch.bmm(outer, values.transpose(1, 2))
             if tile.prefix:
-                by_head = _by_key_head(outer, k) @ v[tile.prefix].permute(1, 2, 0)
+                by_head = _group_by_key_head(outer, k) @ v[tile.prefix].permute(1, 2, 0)
                 grad_w = torch.cat([by_head.view(*grad_w.shape[:2], shared), grad_w], -1)
             scores = torch._softmax_backward_data(grad_w, weights, -1, weights.dtype) * ctx.scale
             self_scores = scores[..., shared:]
             tile_grad_q = torch.bmm(self_scores, keys)
-            _add_to_keys(grad_k, tile, torch.bmm(self_scores.transpose(1, 2), queries))
-            _add_to_keys(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
+            _add_at_keys(grad_k, tile, torch.bmm(self_scores.transpose(1, 2), queries))
+            _add_at_keys(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
             if tile.prefix:
-                by_head = _by_key_head(scores[..., :shared], k)
+                by_head = _group_by_key_head(scores[..., :shared], k)
                 tile_grad_q += (by_head @ k[tile.prefix].transpose(0, 1)).view(tile_grad_q.shape)
-                grad_k[tile.prefix] += (by_head.mT @ _by_key_head(queries, k)).transpose(0, 1)
-                by_head = _by_key_head(weights[..., :shared], k)
-                grad_v[tile.prefix] += (by_head.mT @ _by_key_head(outer, k)).transpose(0, 1)
-            _write_queries(grad_q, tile, tile_grad_q)
+                grad_k[tile.prefix] += (by_head.mT @ _group_by_key_head(queries, k)).transpose(0, 1)
+                by_head = _group_by_key_head(weights[..., :shared], k)
+                grad_v[tile.prefix] += (by_head.mT @ _group_by_key_head(outer, k)).transpose(0, 1)
+            _write_at_queries(grad_q, tile, tile_grad_q)
         return grad_q, grad_k, grad_v, None, None
 
 
-def _queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
+def _gather_queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
     """Return queries [Hkv * b, G * Lq, D]; the G query heads of a key head share one matmul."""
     rows = x[tile.queries].view(tile.rows, -1, k.shape[1], x.shape[1] // k.shape[1], x.shape[2])
     folded = rows.permute(2, 0, 3, 1, 4)
     return folded.reshape(k.shape[1] * tile.rows, -1, x.shape[2])
 
 
-def _output_gradient(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
+def _gather_output_gradients(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
     """Return the output gradient in the layout of ``_queries``, with zeros for padding."""
-    folded = _queries(grad, k, tile)
+    folded = _gather_queries(grad, k, tile)
     if tile.filler is not None:
         split = folded.view(k.shape[1], tile.rows, -1, tile.filler.shape[1], grad.shape[2])
         split.masked_fill_(tile.filler[:, None, :, None], 0.0)
     return folded
 
 
-def _keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
+def _gather_keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
     """Return the keys or values [Hkv * b, Lk, D]."""
     picked = x[positions].view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
     return picked.reshape(rows * x.shape[1], -1, x.shape[2])
 
 
-def _by_key_head(x: Tensor, k: Tensor) -> Tensor:
+def _group_by_key_head(x: Tensor, k: Tensor) -> Tensor:
     """Reshape to [Hkv, b * G * Lq, -1], because all queries of a key head share the prefix."""
     return x.reshape(k.shape[1], -1, x.shape[-1])
 
 
-def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float) -> Tensor:
+def _attention_weights(
+    queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float
+) -> Tensor:
     """Return the attention weights [Hkv * b, G * Lq, shared + Lk]."""
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
-        prefix_scores = _by_key_head(queries, k) @ k[tile.prefix].permute(1, 2, 0)
+        prefix_scores = _group_by_key_head(queries, k) @ k[tile.prefix].permute(1, 2, 0)
         scores = torch.cat([(scale * prefix_scores).view(*scores.shape[:2], -1), scores], -1)
     return torch.softmax(scores, -1)
 
 
 def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
     """Return the values weighted by attention, [Hkv * b, G * Lq, D]."""
-    mixed = torch.bmm(weights[..., tile.shared :], _keys(v, tile.keys, tile.rows))
+    mixed = torch.bmm(weights[..., tile.prefix_length :], _gather_keys(v, tile.keys, tile.rows))
     if tile.prefix:
-        by_head = _by_key_head(weights[..., : tile.shared], v)
+        by_head = _group_by_key_head(weights[..., : tile.prefix_length], v)
         mixed += (by_head @ v[tile.prefix].transpose(0, 1)).view(mixed.shape)
     return mixed
 
 
-def _write_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
+def _write_at_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Write the outputs, or the query gradients, of a tile to ``out`` [N, H, D]."""
     heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
@@ -257,7 +266,7 @@ def _write_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
     out[tile.positions] = rows
 
 
-def _add_to_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
+def _add_at_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Add the key or value gradients of a tile to ``out`` [N, Hkv, D]."""
     rows = folded.view(-1, tile.rows, *folded.shape[1:]).permute(1, 2, 0, 3)
     rows = rows.reshape(-1, *rows.shape[2:])

@@ -21,24 +21,30 @@ from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import (
-    length_limits,
+    computation_change_lengths,
+    configured_context_length,
     text_config,
     trunk_of,
     unwrap_peft,
-    usable_context,
-    whole_context,
+    usable_context_length,
 )
-from rlhf.models.comparison import FORWARD_ERRORS, evaluating, failing_as, is_precise, tolerance_of
+from rlhf.models.comparison import (
+    FORWARD_ERRORS,
+    evaluation_mode,
+    forward_errors_as_user_errors,
+    is_float32_or_wider,
+    tolerance_of,
+)
 from rlhf.models.fast.packing import (
     enable_packing,
     flat_hidden_states,
-    states_one_by_one,
+    states_row_by_row,
     uses_packed_attention,
 )
 from rlhf.models.fast.patching import restore_forward
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
-from rlhf.models.fast.tied_embedding import disable_tied_embedding, tied_embedding
+from rlhf.models.fast.tied_embedding import disable_tied_embedding, make_tied_embedding
 from rlhf.models.reduced_model import reduced_copy
 
 log = logging.getLogger(__name__)
@@ -59,7 +65,7 @@ Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Batch:
+class ComparisonBatch:
     """Rows of different lengths, padded on the right."""
 
     tokens: Tensor  # [B, T]
@@ -68,7 +74,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Result:
+class StatesAndGradients:
     """States of the real tokens of a batch, and gradients of the compared parameters."""
 
     states: Tensor  # [N, D]
@@ -88,24 +94,24 @@ def enable_fast_paths(model: Any) -> bool:
     """
     trunk = trunk_of(model)
     if not getattr(trunk, "fast_paths_verified", False):
-        _enable_verified_paths(model)
+        _enable_paths_verified_on_copy(model)
         trunk.fast_paths_verified = True
     return uses_packed_attention(trunk)
 
 
-def _enable_verified_paths(model: Any) -> None:
+def _enable_paths_verified_on_copy(model: Any) -> None:
     """Enable the fast paths that agree; use a small copy of the model where it is too large.
 
     The small copy is needed for rows that are too long for the model, and for float32.
     """
     trunk = trunk_of(model)
-    longest = max(length_limits(text_config(trunk)), default=0)
-    affordable = affordable_tokens(model)
+    longest = max(computation_change_lengths(text_config(trunk)), default=0)
+    affordable = max_comparison_tokens(model)
     start = 0
-    if longest + 8 > affordable or not is_precise(model):
+    if longest + 8 > affordable or not is_float32_or_wider(model):
         small = reduced_copy(model)
         if small is not None:
-            start = _enable_agreeing_paths(small, limit=max(affordable, 64), start=0)
+            start = _enable_agreeing_paths(small, max_row_tokens=max(affordable, 64), start=0)
         elif longest + 8 > affordable:
             log.info(
                 "%s: rows longer than %d tokens were not verified; its windows have %d tokens",
@@ -113,10 +119,10 @@ def _enable_verified_paths(model: Any) -> None:
                 affordable,
                 longest,
             )
-    _enable_agreeing_paths(model, limit=affordable, start=start)
+    _enable_agreeing_paths(model, max_row_tokens=affordable, start=start)
 
 
-def affordable_tokens(model: Any) -> int:
+def max_comparison_tokens(model: Any) -> int:
     """Return the maximum length, in tokens, of a row in a comparison."""
     work = CPU_WORK if model.device.type == "cpu" else ACCELERATOR_WORK
     weights = sum(p.numel() for p in trunk_of(model).parameters())
@@ -127,7 +133,7 @@ def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
     """Return the name of each fast path and a function that disables it, in disabling order."""
     trunk = trunk_of(model)
 
-    def pad() -> None:
+    def disable_packing() -> None:
         if uses_packed_attention(trunk):
             unwrap_peft(model).set_attn_implementation(trunk.attention_before_packing)
         trunk.never_packs = True
@@ -136,19 +142,19 @@ def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
         trunk.reads_single_rows = True
 
     return (
-        ("packed rows", pad),
+        ("packed rows", disable_packing),
         ("the tied embedding", lambda: disable_tied_embedding(trunk)),
         ("fused norms and gates", lambda: restore_forward(trunk)),
         ("batches of rows", disable_row_batches),
     )
 
 
-def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
+def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> int:
     """Enable all fast paths but the first ``start``, and disable more until the states agree.
 
     Args:
         model: model without fast paths.
-        limit: maximum length of a compared row, in tokens.
+        max_row_tokens: maximum length of a compared row, in tokens.
         start: number of paths of ``_disabling_steps`` that are not enabled.
 
     Returns:
@@ -160,17 +166,19 @@ def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
     trunk = trunk_of(model)
 
     def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return flat_hidden_states(model, tokens, mask, tied=tied_embedding(model))
+        return flat_hidden_states(model, tokens, mask, tied=make_tied_embedding(model))
 
     levels = _disabling_steps(model)
-    with evaluating(unwrap_peft(model)):
-        batches = _comparison_batches(trunk, limit=limit)
+    with evaluation_mode(unwrap_peft(model)):
+        batches = _comparison_batches(trunk, max_row_tokens=max_row_tokens)
         small = [
             p for p in trunk.parameters() if p.requires_grad and p.numel() <= COMPARED_MAX_ELEMENTS
         ]
         with torch.set_grad_enabled(bool(small)):
-            with failing_as(f"{type(unwrap_peft(model)).__name__} cannot be trained"):
-                one_by_one = functools.partial(states_one_by_one, trunk)
+            with forward_errors_as_user_errors(
+                f"{type(unwrap_peft(model)).__name__} cannot be trained"
+            ):
+                one_by_one = functools.partial(states_row_by_row, trunk)
                 expected = [_states_and_gradients(batch, one_by_one, small) for batch in batches]
             if start < 3:
                 patch_rmsnorm(model)
@@ -183,7 +191,9 @@ def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
             for level in range(start, len(levels) + 1):
                 try:
                     results = [_states_and_gradients(batch, read, small) for batch in batches]
-                    gap = max(_gap(a, b) for a, b in zip(results, expected, strict=True))
+                    gap = max(
+                        _gap_in_tolerances(a, b) for a, b in zip(results, expected, strict=True)
+                    )
                 except FORWARD_ERRORS:
                     gap = math.inf
                 if gap <= 1:
@@ -199,40 +209,48 @@ def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
     )
 
 
-def _comparison_batches(trunk: Any, *, limit: int) -> list[Batch]:
+def _comparison_batches(trunk: Any, *, max_row_tokens: int) -> list[ComparisonBatch]:
     """Make a batch of rows that fit into every window, and a batch of longer rows if possible.
 
     Two rows of the first batch have a common prefix.
     """
     config = text_config(trunk)
-    limits = length_limits(config)
-    context = usable_context(config)
-    width = min([SHORT_ROW_TOKENS, context, limit, *limits])
+    limits = computation_change_lengths(config)
+    context = usable_context_length(config)
+    width = min([SHORT_ROW_TOKENS, context, max_row_tokens, *limits])
     generator = torch.Generator().manual_seed(0)
 
-    def row(length: int) -> Tensor:
+    def random_row(length: int) -> Tensor:
         return torch.randint(config.vocab_size, (length,), generator=generator)
 
-    first = row(width)
-    second = torch.cat([first[: max(1, width - 6)], row(2)])[:width]
-    groups = [[first, second, row(max(1, width // 4))]]
-    long = [n for n in limits if n + 8 <= min(limit, whole_context(config))]
+    first = random_row(width)
+    second = torch.cat([first[: max(1, width - 6)], random_row(2)])[:width]
+    groups = [[first, second, random_row(max(1, width // 4))]]
+    long = [n for n in limits if n + 8 <= min(max_row_tokens, configured_context_length(config))]
     if long:
-        groups.append([row(max(long) + 8), row(max(1, min(limits) // 2)), row(min(limits) + 3)])
+        groups.append(
+            [
+                random_row(max(long) + 8),
+                random_row(max(1, min(limits) // 2)),
+                random_row(min(limits) + 3),
+            ]
+        )
     return [_padded_batch(rows, trunk, generator) for rows in groups]
 
 
-def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> Batch:
+def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> ComparisonBatch:
     device = trunk.device
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens = torch.zeros(mask.shape, dtype=torch.long)
     tokens[mask] = torch.cat(rows)
     weights = torch.randn(int(lengths.sum()), generator=generator)
-    return Batch(tokens.to(device), mask.to(device), weights.to(device)[:, None])
+    return ComparisonBatch(tokens.to(device), mask.to(device), weights.to(device)[:, None])
 
 
-def _states_and_gradients(batch: Batch, read: Read, small: list[Any]) -> Result:
+def _states_and_gradients(
+    batch: ComparisonBatch, read: Read, small: list[Any]
+) -> StatesAndGradients:
     """Run ``read`` on a batch; return the states and the gradients of the parameters ``small``."""
     states, index = read(batch.tokens, batch.mask)
     states = states[index[batch.mask]]
@@ -241,10 +259,10 @@ def _states_and_gradients(batch: Batch, read: Read, small: list[Any]) -> Result:
         waves = torch.cos(torch.arange(states.shape[1], device=states.device))
         loss = (states * (batch.weights * waves).to(states.dtype)).sum()
         gradients = list(torch.autograd.grad(loss, small, allow_unused=True))
-    return Result(states.detach(), gradients)
+    return StatesAndGradients(states.detach(), gradients)
 
 
-def _gap(result: Result, expected: Result) -> float:
+def _gap_in_tolerances(result: StatesAndGradients, expected: StatesAndGradients) -> float:
     """Return the largest difference of states and of gradients, divided by its tolerance."""
     tolerance = tolerance_of(expected.states)
     gaps = [_relative_difference([result.states], [expected.states]) / tolerance]
@@ -267,6 +285,6 @@ def _relative_difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -
     difference = (a - b).abs()
     if not bool(difference.isfinite().all()):
         return float("inf")
-    if is_precise(expected[0]):
+    if is_float32_or_wider(expected[0]):
         return float(difference.max() / b.abs().max().clamp(min=1e-9))
     return float(difference.mean() / b.abs().mean().clamp(min=1e-9))

@@ -21,14 +21,14 @@ from torch import nn
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
 from rlhf.models.architecture import (
-    additional_window,
-    cache_kinds,
-    has_states,
-    rotary_limit_within_context,
+    cache_kinds_and_state_counts,
+    has_recurrent_states,
+    rotary_change_length_within_context,
+    smallest_attention_window,
     text_config,
     trunk_of,
     unwrap_peft,
-    window_of,
+    window_outside_mask,
 )
 from rlhf.models.output_head import logits_of
 from rlhf.models.precision import has_native_bf16
@@ -72,13 +72,15 @@ class PlainDecoder:
         self.model, self.stepwise = model, stepwise
         trunk = trunk_of(model)
         self.config = text_config(trunk)
-        self.layer_kinds = cache_kinds(self.config)
-        if self.layer_kinds is None or additional_window(self.config):
+        self.layer_kinds = cache_kinds_and_state_counts(self.config)
+        if self.layer_kinds is None or window_outside_mask(self.config):
             raise ValueError("the attention or the cache of this family is not supported")
         self.limited = mixers_with_time_step_limits(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
         # The model builds its own masks if its layers have different attention windows.
-        self.builds_masks = has_states(self.config) or window_of(self.config) is not None
+        self.builds_masks = (
+            has_recurrent_states(self.config) or smallest_attention_window(self.config) is not None
+        )
         if self.builds_masks and self.config._attn_implementation not in ADDITIVE_MASK_ATTENTION:
             raise ValueError(
                 f"masks for {self.config._attn_implementation} attention are not supported"
@@ -94,7 +96,7 @@ class PlainDecoder:
             dtype=dtype,
             device=device,
             stepwise=self.stepwise,
-            limit=rotary_limit_within_context(self.config),
+            limit=rotary_change_length_within_context(self.config),
         )
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
@@ -303,7 +305,7 @@ def decoder_for(model: Any) -> Decoder:
     trunk = trunk_of(model)
     if (
         trunk.config.model_type in FUSED_FAMILIES
-        and rotary_limit_within_context(trunk.config) is None
+        and rotary_change_length_within_context(trunk.config) is None
     ):
         if trunk not in _fused_agrees:
             gap = fused_gap(type(unwrap_peft(model)), trunk.config)
@@ -338,8 +340,8 @@ def disable_cache(model: Any) -> None:
 
 
 def decoder_options(model: Any) -> list[DecoderOption]:
-    """Return the decoders that use the model's own forward pass, in order of decreasing speed."""
-    stateful = has_states(text_config(trunk_of(model)))
+    """Return the decoders that use the model's own forward pass, fastest first."""
+    stateful = has_recurrent_states(text_config(trunk_of(model)))
     return [
         DecoderOption("in batches", lambda: PlainDecoder(model), safer=1 if stateful else None),
         DecoderOption(

@@ -12,14 +12,19 @@ import numpy as np
 import torch
 
 from rlhf.models.architecture import (
-    has_states,
+    has_recurrent_states,
+    smallest_attention_window,
     text_config,
     trunk_of,
     unwrap_peft,
-    usable_context,
-    window_of,
+    usable_context_length,
 )
-from rlhf.models.comparison import FORWARD_ERRORS, HALF_TOLERANCE, evaluating, is_precise
+from rlhf.models.comparison import (
+    FORWARD_ERRORS,
+    HALF_TOLERANCE,
+    evaluation_mode,
+    is_float32_or_wider,
+)
 from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
@@ -64,10 +69,10 @@ def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
             pass, the last one is selected without a comparison.
     """
     trunk = trunk_of(model)
-    precise = is_precise(model)
-    tolerance = STATE_TOLERANCE if has_states(text_config(trunk)) else TOLERANCE
+    precise = is_float32_or_wider(model)
+    tolerance = STATE_TOLERANCE if has_recurrent_states(text_config(trunk)) else TOLERANCE
     tolerance = tolerance if precise else HALF_TOLERANCE
-    with evaluating(trunk):  # with dropout, two forward passes would differ
+    with evaluation_mode(trunk):  # with dropout, two passes would differ
         for index, option in enumerate(options[:-1]):
             gap = _gap_of(model, option)
             if gap > tolerance:
@@ -97,10 +102,10 @@ def decoding_gap(model: Any, decoder: Decoder) -> float:
     of two turns, then single tokens. The order of the rows changes between forward passes.
     """
     config = text_config(unwrap_peft(model))
-    window = window_of(config) or 0
+    window = smallest_attention_window(config) or 0
     first = window + 5 if window <= MAX_TESTED_WINDOW else 5
     turns = [([0, 1], [first, 3]), ([1, 0], [2, 4]), ([0, 1], [1, 1]), ([1], [1])]
-    if first + 5 > usable_context(config):
+    if first + 5 > usable_context_length(config):
         turns = [([0, 1], [2, 1]), ([1, 0], [1, 1])]
     # The tokens of the two rows differ, so that interchanged rows are detected.
     texts = [(torch.arange(first + 5) * step + step) % config.vocab_size for step in (7, 11)]

@@ -166,8 +166,8 @@ class RaggedCache(RowStore, Cache):
     """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
-        layers: number of layers if all layers have attention only. Otherwise, the kind of each
-            layer and the number of its states; see `cache_kinds`.
+        layers: number of layers, if all have attention only; otherwise the kind of each layer and
+            the number of its states (see ``cache_kinds_and_state_counts``).
         rows: number of episodes in the cache.
         dtype: dtype of the model and the masks.
         device: device of the model.

@@ -17,15 +17,15 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import (
-    length_limits,
+    computation_change_lengths,
     text_config,
     trunk_of,
     unwrap_peft,
-    usable_context,
+    usable_context_length,
 )
-from rlhf.models.comparison import evaluating, is_precise, tolerance_of
+from rlhf.models.comparison import evaluation_mode, is_float32_or_wider, tolerance_of
 from rlhf.models.fast.packing import reset_rotary_frequencies
-from rlhf.models.fast.verification import affordable_tokens
+from rlhf.models.fast.verification import max_comparison_tokens
 from rlhf.models.reduced_model import reduced_copy
 from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
@@ -49,9 +49,9 @@ def check_sampling(model: Any) -> None:
     trunk = trunk_of(model)
     if getattr(trunk, "sampling_checked", False):
         return
-    affordable = affordable_tokens(model)
-    longest = max(length_limits(text_config(trunk)), default=0)
-    if longest + 24 > affordable or not is_precise(model):
+    affordable = max_comparison_tokens(model)
+    longest = max(computation_change_lengths(text_config(trunk)), default=0)
+    if longest + 24 > affordable or not is_float32_or_wider(model):
         small = reduced_copy(model)
         if small is not None and not _sampler_agrees(small, limit=max(affordable, 64)):
             disable_cache(model)
@@ -93,7 +93,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
         limit: maximum length of an episode, in tokens.
     """
     turns = _test_turns(text_config(trunk_of(model)), limit=limit)
-    with evaluating(unwrap_peft(model)):
+    with evaluation_mode(unwrap_peft(model)):
         episodes = _sample_turns(model, turns)
         sampled, expected = [], []
         for tokens, logprobs in episodes:
@@ -106,7 +106,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
                 expected.append(float(full[position - 1, tokens[position]]))
     gaps = np.abs(np.array(sampled) - np.array(expected))
     size = max(1.0, float(np.abs(expected).mean()))
-    return float(gaps.max() if is_precise(model) else np.quantile(gaps, 0.75)) / size
+    return float(gaps.max() if is_float32_or_wider(model) else np.quantile(gaps, 0.75)) / size
 
 
 def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
@@ -114,8 +114,12 @@ def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
 
     The first episode is longer than every attention window that fits in ``limit`` tokens.
     """
-    limits = [n for n in length_limits(config) if n + 24 <= min(limit, usable_context(config))]
-    whole = min(limit, usable_context(config), max(limits, default=0) + 24)
+    limits = [
+        n
+        for n in computation_change_lengths(config)
+        if n + 24 <= min(limit, usable_context_length(config))
+    ]
+    whole = min(limit, usable_context_length(config), max(limits, default=0) + 24)
     room = max(2, whole - 2 * REPLY_TOKENS)
     lengths = [(room - room // 4, room // 4), (max(1, room // 5), max(1, room // 2))]
     random = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, load_merged_model
-from rlhf.models.checks import check_scorer, read_causal
+from rlhf.models.checks import check_reward_model, read_causal
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_files, resolve
 from rlhf.models.loading import give_pad_token, load_tokenizer, move_and_cast
@@ -72,7 +72,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     set_thread_count(model, device)
     cast_heads_to_fp32(model)
     if not kind.per_token:
-        check_scorer(model)
+        check_reward_model(model)
     pooling = "steps" if kind.per_token else pooling_of(model)
     if config.model.lora:
         model = add_adapters(model, kind)

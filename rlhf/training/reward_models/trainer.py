@@ -11,7 +11,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.optimization import RewardOptions
 from rlhf.models.architecture import trunk_of
-from rlhf.models.fast.packing import computed_tokens, flat_hidden_states, packs_rows
+from rlhf.models.fast.packing import count_computed_tokens, flat_hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.reward_models.losses import add_centering_penalty, bradley_terry
@@ -43,9 +43,9 @@ class Scorer:
         """Load the weights, in place, from a folder that ``save`` wrote."""
         restore_model(self.model, directory)
 
-    def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
-        """Return the number of tokens, including padding, that a forward pass computes."""
-        return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
+    def count_computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
+        """Return the number of tokens, including padding, that one pass over a batch computes."""
+        return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: Tensor) -> bool:
         """Return whether a forward pass packs rows with this attention mask [B, T]."""

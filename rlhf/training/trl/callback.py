@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from rlhf.models.trainable import WeightChange, weights_without_gradient
+from rlhf.models.trainable import WeightChange, parameters_without_gradient
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
@@ -95,7 +95,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Check the clipped gradients before the optimizer step."""
         check_trainable(optimizer, self.trained)
-        self.without_gradient = len(weights_without_gradient(model))
+        self.without_gradient = len(parameters_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         check_gradient_norm(
             float(torch.nn.utils.get_total_norm(gradients)),
