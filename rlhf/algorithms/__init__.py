@@ -1,5 +1,5 @@
-"""Online policy optimization as pure functions of tensors, without models, configuration and I/O.
+"""Online policy optimization: pure functions of tensors that use no models and read no files.
 
-`registry` has one row for each algorithm. The modules `registry`, `algorithm`, `settings` and
+`registry` contains one row for each algorithm. The modules `registry`, `algorithm`, `settings` and
 `components` do not import torch.
 """

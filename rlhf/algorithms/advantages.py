@@ -1,8 +1,10 @@
-"""Advantage estimators, which measure how much better than expected each sampled token was.
+"""Advantage estimators.
+
+An advantage measures by how much a sampled token was better than the expectation.
 
 An estimator is a decorated function of a `TrainingBatch` and the settings; the setting `advantage`
-selects one by name. All tensors are [B, T] unless stated otherwise; index t describes token t.
-Entries outside the action mask may have any value, nan included, and are 0 in the results.
+selects an estimator by name. All tensors are [B, T] unless stated otherwise; index t describes
+token t. Entries outside the action mask may have any value, nan included, and are 0 in the results.
 `values[:, t]` is the critic's value of the state in which token t was chosen. Results have no
 gradient.
 """
@@ -29,13 +31,13 @@ class Advantages(NamedTuple):
     """Result of an advantage estimator."""
 
     advantages: Tensor
-    """[B, T], or [B]: one number for all tokens of an episode."""
+    """[B, T], or [B] if all tokens of an episode have the same advantage."""
     returns: Tensor | None = None
-    """[B, T], the critic's targets."""
+    """[B, T], regression targets of the critic; None if the estimator has no critic."""
     included: Tensor | None = None
-    """[B], True for episodes to train on; None: all episodes."""
+    """[B], True for episodes that the losses include; None if all episodes are included."""
     pair_ids: Tensor | None = None
-    """[B] integers, equal for the two rows of a pair; None if there are no pairs."""
+    """[B] integers, equal for the two episodes of a pair; None if there are no pairs."""
 
 
 @torch.no_grad()
@@ -44,13 +46,14 @@ def estimate_advantages(
 ) -> TrainingBatch:
     """Return the batch with `advantages`, `returns`, `loss_mask` and `pair_ids` computed.
 
-    Baselines and whitening use the whole batch; with several processes, gather the batch first. An
-    episode with a nan reward could not be scored and is excluded from baselines and losses.
+    Baselines and whitening use the whole batch. With several processes, the caller must gather the
+    batch of all processes first. An episode with a nan reward could not be scored. It is excluded
+    from baselines and losses.
 
     Args:
         algorithm: the algorithm and its settings.
-        batch: rollouts with their rewards, and the fields that the algorithm needs
-        (`Algorithm.critic`, `.groups`, `.reference`, `.constrained`).
+        batch: rollouts with their rewards, and with the fields that the algorithm needs (see
+            `Algorithm.critic`, `.groups`, `.reference` and `.constrained`).
         kl_coef: current coefficient of the KL penalty.
         multiplier: current Lagrange multiplier of the cost.
 
@@ -92,10 +95,10 @@ def estimate_advantages(
 def penalized_rewards(
     algorithm: Algorithm, batch: TrainingBatch, *, kl_coef: float = 0.0, multiplier: float = 0.0
 ) -> Tensor:
-    """Return the rewards minus the penalties for KL to the reference and for cost.
+    """Return the rewards minus the penalties for the KL to the reference and for the cost, [B, T].
 
-    The Lagrangian r - kl_coef KL - multiplier cost is divided by 1 + multiplier, so that its scale
-    stays that of the reward (Safe RLHF, Dai et al. 2023).
+    For an algorithm with a cost constraint, the result is (reward - kl_coef KL - multiplier cost) /
+    (1 + multiplier). The division keeps the scale of the reward (Safe RLHF, Dai et al. 2023).
     """
     mask = batch.action_mask
     rewards = torch.where(mask, batch.require("rewards"), 0.0)
@@ -121,7 +124,7 @@ def penalized_rewards(
 def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Compute generalized advantages over the sampled tokens (Schulman et al. 2016, eq. 16).
 
-    Environment tokens are skipped, so they do not discount later rewards.
+    Environment tokens are not counted as time steps, so they do not discount later rewards.
     """
     values = batch.require("values")
     gammas = torch.full_like(values, settings.gamma)
@@ -138,9 +141,9 @@ def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
 def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Compute GAE with a separate discount and lambda for the step from one turn to the next.
 
-    This is the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025): with `gamma = lam = 1`
-    rewards are discounted only from turn to turn, and not within a turn. With equal constants the
-    result equals `gae`.
+    This is the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025). With `gamma = lam = 1`,
+    rewards are discounted from turn to turn, but not within a turn. With `turn_gamma = gamma` and
+    `turn_lam = lam`, the result equals `gae`.
     """
     values = batch.require("values")
     last = is_last_token_of_turn(batch.action_mask, batch.require("turns"))
@@ -150,7 +153,7 @@ def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 
 def _gae(batch: TrainingBatch, gammas: Tensor, lams: Tensor) -> Advantages:
-    """Compute GAE with a discount and a lambda for each token."""
+    """Compute GAE with the discount and the lambda of each token, both [B, T]."""
     values, rewards, mask = batch.require("values"), batch.require("rewards"), batch.action_mask
     advantages = torch.zeros_like(values)
     next_value = batch.require("bootstrap").to(values.dtype)
@@ -176,13 +179,19 @@ def is_last_token_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
     return last
 
 
-@advantage("trajectory_return", "whole return on every token", reads=("whiten_advantages",))
+@advantage(
+    "trajectory_return",
+    "the undiscounted return of the episode, for every token",
+    reads=("whiten_advantages",),
+)
 def trajectory_return(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return the undiscounted return of each episode, [B] (REINFORCE, Williams 1992)."""
     return Advantages(batch.scores())
 
 
-@advantage("return_to_go", "return from the token on", reads=("gamma", "whiten_advantages"))
+@advantage(
+    "return_to_go", "discounted return from the token on", reads=("gamma", "whiten_advantages")
+)
 def return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return the discounted sum of the current and later rewards at each sampled token."""
     rewards = batch.require("rewards")
@@ -193,7 +202,8 @@ def return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
 def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """Return the discounted sum of the current and later rewards at each sampled token, [B, T].
 
-    Only sampled tokens count as time steps of the discount `gamma`; other tokens have the sum 0.
+    Only sampled tokens count as time steps of the discount `gamma`. The result is 0 at other
+    tokens.
     """
     result = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
@@ -206,17 +216,18 @@ def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
 
 @advantage(
     "group_relative",
-    "return minus the group's mean",
+    "return minus the mean return of the group",
     reads=("scale_by_std", "whiten_advantages"),
     groups=True,
 )
 def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Return each episode's score minus its group's mean (GRPO, Shao et al. 2024, sec. 4.1.2).
+    """Return each episode's score minus the mean score of its group, [B].
 
-    With `scale_by_std`, the difference is divided by the group's sample standard deviation + 1e-4;
-    without it, this is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are excluded from the
-    mean and have advantage 0. Episodes of groups with equal scores also have advantage 0, because
-    scaling would amplify rounding errors.
+    With `scale_by_std`, the difference is divided by the group's sample standard deviation + 1e-4
+    (GRPO, Shao et al. 2024, sec. 4.1.2). Without `scale_by_std`, the estimator is that of Dr. GRPO
+    (Liu et al. 2025). Unscored episodes (nan) are excluded from the mean and have advantage 0.
+    Episodes of groups with equal scores also have advantage 0, because scaling would amplify
+    rounding errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
     clean, scored, group_index, count = _group_statistics(scores, groups)
@@ -230,15 +241,15 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @advantage(
     "leave_one_out",
-    "return minus the mean of the others",
+    "return minus the mean return of the other episodes of the group",
     reads=("whiten_advantages",),
     groups=True,
 )
 def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return the score minus the mean of the group's *other* scores (RLOO, Ahmadian et al. 2024).
 
-    The baseline does not depend on the episode itself, so the gradient is unbiased. The advantage
-    is 0 for unscored episodes, and for those without another scored episode in their group.
+    The baseline does not depend on the episode itself, so the gradient is unbiased. The advantages
+    [B] are 0 for unscored episodes, and for episodes without another scored episode in their group.
     """
     scores = batch.scores()
     others = mean_of_others(scores, batch.require("groups"))
@@ -247,9 +258,9 @@ def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @torch.no_grad()
 def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
-    """Return the mean score of the other scored episodes of each row's group, [B].
+    """Return for each episode the mean score of the other scored episodes of its group, [B].
 
-    The mean is nan for a row whose group has no other scored episode.
+    The mean is nan for an episode whose group has no other scored episode.
     """
     clean, scored, group_index, count = _group_statistics(scores, groups)
     others = count - scored.to(count.dtype)
@@ -258,18 +269,19 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
 
 @advantage(
     "group_return_to_go",
-    "return from the turn on minus that of the others",
+    "return from the token on, minus the mean return of the other episodes from the start of the "
+    "same turn on",
     reads=("gamma", "whiten_advantages"),
     groups=True,
 )
 def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Subtract the mean return to go of the group's *other* episodes from the return to go.
+    """Return the return to go minus the mean return to go of the *other* episodes of the group.
 
     The baseline of a token in turn k is the mean return to go at the first token of turn k, over
-    the other scored episodes of the group that have a turn k. The baseline is 0 if there are none.
-    It does not depend on the episode itself, so the gradient is unbiased even if the policy
-    determines the number of turns. With a baseline of only the reward of turn k, the decision to
-    end the episode would get no credit.
+    the other scored episodes of the group that have a turn k. The baseline is 0 if there is no such
+    episode. The baseline does not depend on the episode itself, so the gradient is unbiased even if
+    the policy determines the number of turns. If only the rewards of turn k were compared, the
+    decision to end the episode would get no credit.
     """
     mask, turns, groups = batch.action_mask, batch.require("turns"), batch.require("groups")
     scored = ~batch.scores().isnan()
@@ -286,12 +298,17 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     return Advantages(torch.where(mask & scored[:, None], onward - baseline, 0.0))
 
 
-@advantage("best_of_group", "1 for the group's best, others left out", groups=True)
+@advantage(
+    "best_of_group",
+    "1 for the best episode of the group; the other episodes are excluded from the loss",
+    groups=True,
+)
 def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return 1 for the best episode of each group and 0 for the others (best-of-n distillation).
 
-    This is RAFT (Dong et al. 2023, algorithm 1). If k episodes are tied for best, each gets 1/k. A
-    group with equal scores is excluded, because training on it would only add noise.
+    This is RAFT (Dong et al. 2023, algorithm 1). If k episodes have the best score, each has
+    advantage 1/k. A group with equal scores is excluded, because it would only add noise to the
+    gradient.
     """
     scores, groups = batch.scores(), batch.require("groups")
     high = _group_extreme(scores, groups, largest=True)
@@ -304,13 +321,18 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     return Advantages(weight, included=weight > 0)
 
 
-@advantage("best_and_worst", "the group's best and worst as a pair", groups=True, pairs=True)
+@advantage(
+    "best_and_worst",
+    "the best and the worst episode of the group form a preference pair",
+    groups=True,
+    pairs=True,
+)
 def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Pair the best and the worst episode of each group.
 
-    If several episodes are tied for best or worst, the first of them is used. With the score
-    difference d of the pair, the advantages [B] are d for the best episode, -d for the worst, and 0
-    for all others. Groups with equal scores have no pair.
+    If several episodes have the best or the worst score, the first of them is used. Let d be the
+    difference of the two scores. The advantages [B] are d for the best episode, -d for the worst
+    episode, and 0 for all other episodes. Groups with equal scores have no pair.
     """
     scores, groups = batch.scores(), batch.require("groups")
     group_index = dense_index(groups)
@@ -332,11 +354,11 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @torch.no_grad()
 def in_group_with_unequal_scores(scores: Tensor, groups: Tensor) -> Tensor:
-    """Return a [B] bool tensor that is True for episodes whose group has different scores.
+    """Return whether the scores of each episode's group are not all equal, [B].
 
-    Groups with equal scores have no gradient; DAPO's dynamic sampling replaces them (Yu et al.
-    2025, section 3.2). Scores that differ only by rounding errors count as equal, for example sums
-    of the same rewards in a different order.
+    Groups with equal scores have no gradient. DAPO's dynamic sampling replaces them (Yu et al.
+    2025, section 3.2). Scores that differ only by rounding errors count as equal. An example are
+    sums of the same rewards in a different order.
     """
     low = _group_extreme(scores, groups, largest=False)
     high = _group_extreme(scores, groups, largest=True)
@@ -357,7 +379,7 @@ class _GroupStatistics(NamedTuple):
 
 
 def _group_statistics(scores: Tensor, groups: Tensor) -> _GroupStatistics:
-    """Return the scores without nan, and which episodes of each group have a score."""
+    """Return the scores without nan, and the number of scored episodes of each group."""
     scored = ~scores.isnan()
     group_index = dense_index(groups)
     count = _group_sum(scored.to(scores.dtype), group_index)
@@ -365,13 +387,13 @@ def _group_statistics(scores: Tensor, groups: Tensor) -> _GroupStatistics:
 
 
 def _group_sum(values: Tensor, group_index: Tensor) -> Tensor:
-    """Return for each row the sum of `values` over the row's group, [B]."""
+    """Return for each episode the sum of `values` [B] over the episode's group, [B]."""
     totals = torch.zeros_like(values).index_add_(0, group_index, values)
     return totals[group_index]
 
 
 def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
-    """Return the maximum (`largest`) or minimum score of each row's group, [B], ignoring nan."""
+    """Return the maximum (`largest`) or minimum score of each episode's group, [B], without nan."""
     group_index = dense_index(groups)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
@@ -384,8 +406,8 @@ def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Shift and scale the values inside `mask` to mean 0 and variance 1 over the whole batch.
 
-    The divisor of the variance is N, not N - 1, as in lm-human-preferences. REINFORCE++ normalizes
-    its advantages in this way (Hu et al. 2025).
+    The divisor of the variance is the number of values N instead of N - 1, as in
+    lm-human-preferences. REINFORCE++ normalizes its advantages in this way (Hu et al. 2025).
     """
     count = mask.sum().clamp(min=1)
     mean = torch.where(mask, values, 0.0).sum() / count
@@ -399,10 +421,10 @@ def apply_truncated_importance_weights(
 ) -> Tensor:
     """Multiply the advantage of each token by the weight min(pi_old / pi_sampler, cap).
 
-    The sampler's log-probabilities differ slightly from the trainer's, so even the first optimizer
-    step is off policy. The weight corrects for this difference, and the cap bounds the variance of
-    the weight (truncated importance sampling, Ionides 2008; Yao et al. 2025 use it for this
-    difference, with cap 2).
+    The log-probabilities of the sampler differ slightly from those of the trainer, so even the
+    first optimizer step is off policy. The weight corrects for this difference, and the cap limits
+    the variance of the weight (truncated importance sampling, Ionides 2008). Yao et al. 2025 use
+    this weight for the same purpose, with a cap of 2.
     """
     log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, 0.0)
     return torch.where(mask, advantages * log_ratio.exp().clamp(max=cap), 0.0)

@@ -1,4 +1,7 @@
-"""Defines `Algorithm`, the type of a registry row, and checks its settings. Imports no torch."""
+"""`Algorithm`, the type of a registry row, with the checks of its settings.
+
+This module does not import torch.
+"""
 
 from dataclasses import dataclass
 
@@ -28,11 +31,12 @@ class Algorithm:
     """Name of a function decorated with `policy_loss`."""
     settings: Settings
     unbiased: bool
-    """Whether the expected gradient of the first update on new rollouts is a positive multiple of
-    the policy gradient of the mean return. With `kl_placement: reward`, the return includes the KL
-    penalty."""
+    """Whether the update is unbiased: the expected gradient of the first optimizer step on new
+    rollouts is a positive multiple of the policy gradient of the mean return. With `kl_placement:
+    reward`, the return includes the KL penalty."""
     bias: str
-    """Differences between the update and the exact policy gradient, or "none" with the reason."""
+    """Phrase that lists the differences between the update and the exact policy gradient. For an
+    unbiased algorithm, the phrase begins with "none" and states the conditions."""
     fixed_point: str
     """Policy to which the algorithm converges on a one-turn problem with infinite batches. pi* is
     the policy that maximizes the reward minus the KL penalty."""
@@ -97,11 +101,12 @@ class Algorithm:
         return self.settings.num_epochs * self.settings.num_minibatches == 1
 
     def reason_without_effect(self, key: str) -> str:
-        """Return why the setting `key` has no effect, for the end of an error message."""
+        """Return the reason why the setting `key` has no effect; an error message ends with it."""
         if key in _RATIO and self._one_step_per_batch:
             return (
-                "with one optimizer step per batch, the ratio is always 1 and the critic's values "
-                "are unchanged; raise num_epochs or num_minibatches"
+                "with one optimizer step per batch, the importance ratio is always 1 and the "
+                "critic's values do not change before the loss is computed; increase num_epochs or "
+                "num_minibatches"
             )
         if key in _CONSTRAINED:
             return "the algorithm has no cost constraint; use ppo_lagrangian"
@@ -109,7 +114,7 @@ class Algorithm:
             return "kl_placement is none"
         if key in CRITIC_SETTINGS:
             return f"advantage {self.settings.advantage} has no critic"
-        return f"advantage {self.settings.advantage} and loss {self.loss} do not read it"
+        return f"advantage {self.settings.advantage} and loss {self.loss} do not use this setting"
 
     def check(self) -> None:
         """Check the settings.
@@ -129,7 +134,8 @@ class Algorithm:
         if self.estimator.pairs != self.policy_loss.pairs:
             raise UserError(
                 f"advantage {settings.advantage} cannot be used with {self.name}: the pairwise "
-                "loss (online_dpo) requires best_and_worst, and no other loss can use it"
+                "loss (online_dpo) requires advantage best_and_worst, and no other loss can use "
+                "this advantage"
             )
         if self.groups and settings.group_size < 2:
             raise UserError(
@@ -138,6 +144,7 @@ class Algorithm:
             )
         if self.kl_in_loss and not components("kl")[settings.kl_estimator].differentiable:
             raise UserError(
-                f"kl_estimator {settings.kl_estimator} with kl_placement loss has no effect (its "
-                "gradient is zero in expectation): use k2 or k3, or put the KL in the reward"
+                f"kl_estimator {settings.kl_estimator} with kl_placement loss has no effect "
+                "(its expected gradient is 0): set kl_estimator to k2 or k3, or kl_placement to "
+                "reward"
             )

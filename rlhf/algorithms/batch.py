@@ -1,4 +1,4 @@
-"""`TrainingBatch`, the data that advantage estimators, losses and training steps share."""
+"""`TrainingBatch`, the tensors that advantage estimators, losses and training steps use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Rows of tokens, padded on the right to [B, T], with all tensors that an update reads.
+    """B token sequences (rows), padded on the right to [B, T], with all tensors of an update.
 
-    Index t of a [B, T] field describes token t. A field is None if the algorithm does not need it
-    or if it is not computed yet. Entries outside the masks may have any value, nan included.
+    Index t of a [B, T] field describes token t. A field is None if the algorithm does not need it,
+    or as long as it has not been computed. Entries outside the masks may have any value, nan
+    included.
     """
 
     tokens: Tensor
@@ -21,20 +22,20 @@ class TrainingBatch:
     attention_mask: Tensor
     """[B, T], True for tokens that are not padding."""
     action_mask: Tensor
-    """[B, T], True for tokens of the policy. These are the sampled tokens, including stop tokens,
-    or the completion of a data row."""
+    """[B, T], True for the tokens that are trained on. In rollouts these are the sampled tokens,
+    including stop tokens. In offline data they are the tokens of the completion."""
 
     sampler_logprobs: Tensor | None = None
-    """[B, T], log-probabilities computed by the sampler when it drew the tokens."""
+    """[B, T], log-probabilities that the sampler computed during sampling."""
     old_logprobs: Tensor | None = None
-    """[B, T], log-probabilities under the sampling policy, computed by the trainer."""
+    """[B, T], log-probabilities under the policy at rollout, computed by the trainer."""
     ref_logprobs: Tensor | None = None
     """[B, T], log-probabilities under the reference policy."""
     values: Tensor | None = None
-    """[B, T], the critic's values when the rollouts were collected."""
+    """[B, T], the values of the critic at rollout."""
     entropy: Tensor | None = None
-    """[B, T], entropy in nats of the distributions from which the tokens were drawn; 0 in rows for
-    which it was not computed."""
+    """[B, T], entropy in nats of the distribution from which each token was sampled; 0 in rows
+    without computed entropies."""
 
     rewards: Tensor | None = None
     """[B, T], training rewards before KL and cost penalties. An episode that could not be scored
@@ -42,27 +43,29 @@ class TrainingBatch:
     costs: Tensor | None = None
     """[B, T], costs of a constrained task."""
     turns: Tensor | None = None
-    """[B, T] integers, turn of each token, counted from 0."""
+    """[B, T] integers, index of the turn of each token, starting at 0."""
     groups: Tensor | None = None
     """[B] integers, equal for rollouts from one start state."""
     truncated: Tensor | None = None
-    """[B], True if a limit ended the episode before the task ended."""
+    """[B], True if the episode was truncated, which means that a limit ended it before the task
+    was finished."""
     bootstrap: Tensor | None = None
-    """[B], the critic's value of the last state of truncated episodes, 0 for others."""
+    """[B], the critic's value of the last state of a truncated episode; 0 for other episodes."""
 
     advantages: Tensor | None = None
     """[B, T], 0 outside `loss_mask`."""
     returns: Tensor | None = None
-    """[B, T], the critic's targets; zeros without a critic."""
+    """[B, T], regression targets of the critic; 0 if the algorithm has no critic."""
     loss_mask: Tensor | None = None
-    """[B, T], True for action tokens that are included in the losses."""
+    """[B, T], True for the action tokens that the losses include."""
 
     pair_ids: Tensor | None = None
     """[B] integers. Rows with equal ids must share a micro-batch, because a loss compares them."""
     chosen: Tensor | None = None
-    """[B], True for the preferred row of a pair and for a row without a pair."""
+    """[B], True for the preferred row of a pair and for a row that belongs to no pair."""
     margins: Tensor | None = None
-    """[B], the required difference of rewards between the two rows of a pair."""
+    """[B], the minimum difference of rewards that the loss demands between the two rows of a
+    pair."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -80,12 +83,12 @@ class TrainingBatch:
         return value
 
     def scores(self) -> Tensor:
-        """Return the undiscounted return of each episode, [B]; nan if it was not scored."""
+        """Return the undiscounted return of each episode, [B]; nan for an unscored episode."""
         rewards = self.require("rewards")
         return torch.where(self.action_mask, rewards, 0.0).sum(dim=1)
 
     def select(self, rows: Tensor) -> TrainingBatch:
-        """Return a batch of the given rows, without the columns in which they have only padding.
+        """Return a batch of the selected rows, without the columns that contain only their padding.
 
         Args:
             rows: [N] row indices.

@@ -1,11 +1,11 @@
-"""Register the components of algorithms: advantage estimators, policy losses, KL estimators.
+"""Registry of the components of algorithms: advantage estimators, policy losses, KL estimators.
 
-A component is one decorated function. The decorator states what the function needs and which
-settings it reads, so a new component requires no other change.
+A component is one decorated function. The decorator states the requirements of the function and
+the settings that it reads, so a new component requires no other change.
 
-This module does not import torch, because help texts list the settings of an algorithm and
-importing torch would slow them down. Until a module of components is imported, the decorators are
-read from the module's source. The arguments of the decorators must therefore be literals.
+This module does not import torch, because help texts list the settings of an algorithm, and an
+import of torch would slow them down. As long as a module of components is not imported, its
+decorators are parsed from its source. The arguments of the decorators must therefore be literals.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ class Component:
     groups: bool = False
     """Whether the function compares several rollouts from one start state."""
     pairs: bool = False
-    """Whether an estimator forms pairs of rollouts, or a loss compares the rows of a pair."""
+    """Whether an advantage estimator forms pairs of rollouts, or a loss compares the rollouts of a
+    pair."""
     reference: bool = False
-    """Whether a loss contains the KL to the reference policy, so that no other KL term is added."""
+    """Whether a loss depends on the reference policy; no other KL term is then added."""
     differentiable: bool = True
-    """Whether a KL estimator can be a term of the loss: its expected gradient is not 0."""
+    """Whether a KL estimator can be a term of the loss, because its expected gradient is not 0."""
 
 
 _TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl": {}}
@@ -50,9 +51,9 @@ def components(module: str) -> dict[str, Component]:
     """Return the registered components of one kind, by name, without importing torch.
 
     Args:
-        module: Kind of the components, which is the module of this package that defines them:
-            "advantages", "losses" or "kl". The functions of the components can be called only after
-            the module is imported.
+        module: Name of the module of this package that defines the components: "advantages",
+            "losses" or "kl". The functions of the components can be called only after this module
+            is imported.
     """
     if module not in _parsed_modules and f"{__package__}.{module}" not in sys.modules:
         _parsed_modules.add(module)
@@ -61,7 +62,7 @@ def components(module: str) -> dict[str, Component]:
 
 
 def _read_decorators(module: str) -> None:
-    """Register the components of a module that is not imported, with a placeholder as function."""
+    """Register the components of a module that is not imported, with a placeholder function."""
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
     decorators = {"advantage": advantage, "policy_loss": policy_loss, "kl_estimator": kl_estimator}
     for node in ast.parse(source).body:
@@ -73,7 +74,7 @@ def _read_decorators(module: str) -> None:
 
 
 def _raise_not_imported(*_: Any, **__: Any) -> NoReturn:
-    raise RuntimeError("the module of this function has not been imported")
+    raise RuntimeError("the module that defines this component must be imported before the call")
 
 
 def advantage(
@@ -85,7 +86,7 @@ def advantage(
     groups: bool = False,
     pairs: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register an advantage estimator: `(batch, settings) -> Advantages`.
+    """Return a decorator for an advantage estimator: `(batch, settings) -> Advantages`.
 
     Args:
         name: value of the setting `advantage`.
@@ -107,7 +108,9 @@ def policy_loss(
     pairs: bool = False,
     reference: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register a policy loss: `(logprobs, batch, settings, *, denominator) -> loss, MetricSums`.
+    """Return a decorator for a policy loss.
+
+    The signature of a loss is `(logprobs, batch, settings, *, denominator) -> loss, MetricSums`.
 
     Args:
         name: value of `Algorithm.loss`.
@@ -122,13 +125,13 @@ def policy_loss(
 def kl_estimator(
     name: str, summary: str, *, differentiable: bool = True
 ) -> Callable[[Function], Function]:
-    """Register an estimator of the KL per token: `(log_ratio) -> Tensor`, all [B, T].
+    """Return a decorator for an estimator of the KL per token: `(log_ratio) -> Tensor`, [B, T].
 
     Args:
         name: value of the setting `kl_estimator`.
         summary: phrase for the table in the documentation.
-        differentiable: whether the expected gradient is not 0, so that the estimate can be a term
-        of the loss.
+        differentiable: whether the estimate can be a term of the loss, because its expected
+        gradient is not 0.
     """
     return _register("kl", name, summary, differentiable=differentiable)
 

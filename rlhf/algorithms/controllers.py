@@ -1,7 +1,7 @@
 """State that persists between training steps.
 
-This state consists of the KL controllers, the Lagrange multiplier and the running moments of the
-rewards. Checkpoints contain it, so that a resumed run continues exactly.
+It consists of the KL controllers, the Lagrange multiplier and the running moments of the rewards.
+The state is saved in checkpoints, so that a resumed run gives the same results.
 """
 
 import math
@@ -15,24 +15,26 @@ from rlhf.errors import UserError
 
 @dataclass
 class CheckpointedNumbers:
-    """Base class of dataclasses whose fields are numbers that checkpoints contain."""
+    """Base class of dataclasses whose fields are numbers that are saved in checkpoints."""
 
     def state_dict(self) -> dict[str, float]:
         """Return the fields by name."""
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Set the fields to the values that `state_dict` returned."""
+        """Set the fields from a result of `state_dict`."""
         for name in self.state_dict():
             setattr(self, name, state[name])
 
 
 @dataclass
 class FixedKL(CheckpointedNumbers):
-    """A constant KL coefficient."""
+    """A constant KL coefficient, and the interface of all KL controllers."""
 
     coef: float
+    """Weight of the KL, in reward per nat."""
     stop: bool = False
+    """Whether training must end."""
 
     def update(self, kl: float, num_episodes: int) -> None:
         """Leave the coefficient unchanged."""
@@ -42,16 +44,16 @@ class FixedKL(CheckpointedNumbers):
 class AdaptiveKL(FixedKL):
     """A KL coefficient that is increased while the KL is above a target and decreased below it.
 
-    coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon (Ziegler et al. 2019,
-    section 2.2; lm-human-preferences). Ziegler et al. use a target of 6 nats per episode, a horizon
-    of 10000 episodes and the initial value 0.15.
+    The update is coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon (Ziegler et
+    al. 2019, section 2.2; lm-human-preferences). Ziegler et al. use a target of 6 nats per episode,
+    a horizon of 10000 episodes and the initial value 0.15.
     """
 
     target: float = 6.0
     horizon: int = 10_000
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Update the coefficient with the mean KL of `num_episodes` episodes, in nats each."""
+        """Update the coefficient with the mean KL of the last episodes, in nats per episode."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * num_episodes / self.horizon
 
@@ -72,8 +74,8 @@ class LagrangeMultiplier(CheckpointedNumbers):
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
 
     The logarithm of the multiplier v is updated by gradient ascent, log v += lr * v * (cost -
-    limit), and clamped to at most log `maximum`. The multiplier stays positive, so it can grow
-    again after the constraint was satisfied.
+    limit), and then limited to log `maximum`. The multiplier always stays positive, so it can
+    increase again if the constraint is violated later.
     """
 
     value: float
@@ -85,30 +87,31 @@ class LagrangeMultiplier(CheckpointedNumbers):
         if not 0 < self.value <= self.maximum:
             raise UserError(
                 f"multiplier_init must be in (0, multiplier_max={self.maximum}], got {self.value} "
-                "(each update multiplies the value, so 0 would never change)"
+                "(an update multiplies the value by a factor, so a value of 0 would never change)"
             )
 
     def update(self, cost: float) -> None:
-        """Update the multiplier with the mean cost per episode of the last rollouts."""
+        """Update the multiplier with the mean cost per episode of the most recent rollouts."""
         log_value = math.log(self.value) + self.lr * self.value * (cost - self.limit)
         self.value = math.exp(min(log_value, math.log(self.maximum)))
 
     def state_dict(self) -> dict[str, float]:
-        """Return the value only; limit, step size and maximum come from the configuration."""
+        """Return only the value; limit, step size and maximum are read from the configuration."""
         return {"value": self.value}
 
 
 @dataclass
 class RewardMoments(CheckpointedNumbers):
-    """Running mean and variance of all scores (parallel update of Chan et al. 1979)."""
+    """Mean and variance of all scores since the start of training (Chan et al. 1979)."""
 
     count: float = 0.0
+    """Number of scores."""
     mean: float = 0.0
     squares: float = 0.0
     """Sum of squared deviations from the mean."""
 
     def update(self, scores: Tensor) -> None:
-        """Update the moments with scores of any shape; nan scores (unscored) are ignored."""
+        """Update the moments with scores of any shape; nan (unscored episode) is ignored."""
         scores = scores[~scores.isnan()].double()
         if not scores.numel():
             return
@@ -125,9 +128,9 @@ class RewardMoments(CheckpointedNumbers):
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def scale(self, scores: Tensor, *, clip: float) -> Tensor:
-        """Return scores / std, clamped to +-`clip` (PPO-max, Zheng et al. 2023)."""
+        """Return scores / std, clamped to [-`clip`, `clip`] (PPO-max, Zheng et al. 2023)."""
         return (scores / self.std).clamp(-clip, clip)
 
     def normalize(self, scores: Tensor, *, clip: float) -> Tensor:
-        """Return (scores - mean) / std, clamped to +-`clip`."""
+        """Return (scores - mean) / std, clamped to [-`clip`, `clip`]."""
         return ((scores - self.mean) / self.std).clamp(-clip, clip)

@@ -1,4 +1,4 @@
-"""Estimators of the KL to the reference policy.
+"""Estimators of KL(policy || reference) for each token.
 
 All tensors are [B, T]; index t describes token t; `mask` is True for sampled tokens. Entries
 outside the mask may have any value, nan included.
@@ -12,32 +12,39 @@ from rlhf.algorithms.components import components, kl_estimator
 
 @kl_estimator("k1", "log ratio", differentiable=False)
 def k1(log_ratio: Tensor) -> Tensor:
-    """Return x = log pi - log ref, which is unbiased; as a loss, its expected gradient is 0."""
+    """Return x = log pi - log ref, an unbiased estimate; as a loss, its expected gradient is 0."""
     return log_ratio
 
 
 @kl_estimator("k2", "half the squared log ratio")
 def k2(log_ratio: Tensor) -> Tensor:
-    """Return x^2 / 2; as a loss, its gradient is that of the token's KL(policy || reference)."""
+    """Return x^2 / 2 with x = log pi - log ref, a biased estimate.
+
+    As a loss, its expected gradient is the gradient of the token's KL(policy || reference).
+    """
     return 0.5 * log_ratio.square()
 
 
 @kl_estimator("k3", "log ratio with a control variate")
 def k3(log_ratio: Tensor) -> Tensor:
-    """Return exp(-x) - 1 + x, unbiased; as a loss, its gradient is that of KL(ref || policy)."""
+    """Return exp(-x) - 1 + x with x = log pi - log ref, an unbiased estimate.
+
+    As a loss, its expected gradient is the gradient of KL(reference || policy).
+    """
     return torch.expm1(-log_ratio) + log_ratio
 
 
 def masked_difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    """Return left - right inside `mask` and 0 outside; entries outside get no gradient."""
+    """Return left - right inside `mask` and 0 outside; entries outside `mask` get no gradient."""
     return torch.where(mask, left, 0.0) - torch.where(mask, right, 0.0)
 
 
 @torch.no_grad()
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum of k1 over each episode, [B], an unbiased estimate of its KL in nats.
+    """Return the sum of k1 over the tokens of each episode, [B], in nats.
 
-    The KL controllers use the mean over episodes.
+    This sum is an unbiased estimate of the KL of the episode's distribution. The KL controllers use
+    the mean over episodes.
     """
     return masked_difference(logprobs, ref_logprobs, mask).sum(dim=1)
 
@@ -45,8 +52,8 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
     """Estimate KL(policy || reference) at each sampled token, in nats; 0 outside `mask`.
 
-    The estimators are those of Schulman, "Approximating KL divergence", 2020. If the estimate is
-    subtracted from the reward, only k1 gives the policy gradient of the KL.
+    The estimators are described in Schulman, "Approximating KL divergence", 2020. If the estimate
+    is subtracted from the reward, only k1 gives the policy gradient of the KL.
 
     Args:
         logprobs: [B, T], log-probabilities of the tokens under the policy.

@@ -1,11 +1,11 @@
 """Policy losses, the value loss, and the total loss with the KL and the entropy bonus.
 
 A policy loss is a decorated function of the new log-probabilities, a `TrainingBatch` and the
-settings; `Algorithm.loss` is its name. All tensors are [B, T] unless stated otherwise; index t
-describes token t. Entries outside `batch.loss_mask` may have any value, nan included, and affect
-neither values nor gradients. The caller supplies the denominator of the *global* mini-batch, so
-that losses and metrics can be added over micro-batches. Every policy loss, `value_loss` and
-`compute_loss` return a scalar and a `MetricSums`.
+settings. `Algorithm.loss` is the name of the function. All tensors are [B, T] unless stated
+otherwise; index t describes token t. Entries outside `batch.loss_mask` may have any value, nan
+included, and affect neither values nor gradients. The argument `denominator` is the denominator of
+the *global* mini-batch, so that losses and metrics can be added over micro-batches. Every policy
+loss, `value_loss` and `compute_loss` return a scalar loss and a `MetricSums`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> 
 
     Args:
         algorithm: the algorithm and its settings.
-        mask: `loss_mask` of the mini-batch of all processes.
-        max_tokens: largest number of tokens that can be sampled in an episode; used by aggregation
-            "constant".
+        mask: `loss_mask` of the whole mini-batch, which means of all processes.
+        max_tokens: maximum number of sampled tokens of an episode, for aggregation "constant".
     """
     sequences = mask.any(dim=1).sum()
     if algorithm.policy_loss.pairs:
@@ -63,15 +62,15 @@ def compute_loss(
         algorithm: the algorithm and its settings.
         logprobs: log-probabilities [B, T] of the tokens under the policy, with gradients.
         batch: a micro-batch, after `estimate_advantages`.
-        denominator: denominator of the global mini-batch, from `loss_denominator`; if it is 0, the
-        loss is 0.
+        denominator: denominator of the global mini-batch, from `loss_denominator`; a denominator
+            below 1 is replaced by 1.
         kl_coef: current coefficient of the KL controller.
-        entropy: entropy [B, T] of the policy; required if `entropy_coef` is not 0, otherwise used
-        only for a metric.
-        values: values [B, T] of the critic; None omits the critic's loss.
-        num_tokens: denominator of the critic's loss, which is the number of tokens in `loss_mask`
-        of the global mini-batch; None: the number of tokens in `loss_mask` of this batch.
-        critic_only: return only the critic's loss, but the metrics of all terms.
+        entropy: entropy [B, T] of the policy. It is required if `entropy_coef` is not 0; otherwise
+            it is used only for a metric.
+        values: values [B, T] of the critic. If None, the loss of the critic is omitted.
+        num_tokens: denominator of the critic's loss: the number of tokens in `loss_mask` of the
+            global mini-batch. If None, the tokens of this micro-batch are counted.
+        critic_only: whether to return only the critic's loss, with the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
     denominator = torch.as_tensor(denominator, dtype=logprobs.dtype).clamp(min=1)
@@ -107,16 +106,17 @@ def compute_loss(
 def aggregate(
     per_token: Tensor, mask: Tensor, *, aggregation: str, denominator: Denominator
 ) -> Tensor:
-    """Sum the loss of the tokens inside `mask` and divide it by `denominator`.
+    """Return the sum of the token losses inside `mask`, divided by `denominator`.
 
     Args:
         per_token: loss of each token.
-        mask: True for the tokens to sum over.
-        aggregation: "token" and "constant" weight all tokens equally. "sequence" takes the mean of
-            each sequence first, which gives the tokens of short completions more weight.
-        denominator: denominator of the global mini-batch, from `loss_denominator`. It is the number
-            of tokens ("token"), the number of sequences ("sequence"), or the number of sequences
-            times a fixed length as in Dr. GRPO ("constant").
+        mask: True for the tokens of the sum.
+        aggregation: with "token" and "constant", all tokens have the same weight. With "sequence",
+            the mean over the tokens of each sequence is computed first, so the tokens of short
+            sequences have more weight.
+        denominator: denominator of the global mini-batch, from `loss_denominator`. With "token" it
+            is the number of tokens, and with "sequence" the number of sequences. With "constant"
+            it is the number of sequences times a fixed length, as in Dr. GRPO.
 
     Returns:
         A scalar.
@@ -129,7 +129,7 @@ def aggregate(
 
 @policy_loss(
     "clipped",
-    "token ratio, clipped",
+    "clipped importance ratio per token",
     reads=("clip_low", "clip_high", "dual_clip", "tis_cap", "aggregation", "entropy_coef"),
 )
 def clipped(
@@ -137,9 +137,9 @@ def clipped(
 ) -> tuple[Tensor, MetricSums]:
     """Compute the clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
 
-    The loss of a token is -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). A `clip_high` above
-    `clip_low` is DAPO's "clip higher" (Yu et al. 2025). If `dual_clip` = c > 1, the loss of a token
-    with A < 0 is at most -c A (Ye et al. 2020); 0 disables this bound.
+    With importance ratio r and advantage A, the loss of a token is -min(r A, clip(r, 1 - clip_low,
+    1 + clip_high) A). A `clip_high` above `clip_low` is DAPO's "clip higher" (Yu et al. 2025). If
+    `dual_clip` = c > 1, the loss of a token with A < 0 is at most -c A (Ye et al. 2020).
     """
     mask = batch.require("loss_mask")
     log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
@@ -150,7 +150,7 @@ def clipped(
 
 @policy_loss(
     "clipped_sequence",
-    "sequence ratio, clipped",
+    "clipped importance ratio per sequence",
     reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
 )
 def clipped_sequence(
@@ -158,11 +158,11 @@ def clipped_sequence(
 ) -> tuple[Tensor, MetricSums]:
     """Compute the clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, sec. 4).
 
-    The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio. The
-    implementation is the paper's GSPO-token: the ratio of each token has the value s, and its
-    gradient is s times the gradient of the token's log-probability. If all tokens of a sequence
-    have the same advantage, the value and the gradient of the loss are those of GSPO. Tokens may
-    also have different advantages, as with return to go.
+    The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio of a sequence.
+    The implementation is the paper's GSPO-token: the ratio of each token has the value s, and the
+    gradient of this ratio is s times the gradient of the token's log-probability. If all tokens of
+    a sequence have the same advantage, the loss and its gradient equal those of GSPO. The tokens
+    may also have different advantages, as with the estimator `return_to_go`.
     """
     mask = batch.require("loss_mask")
     log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
@@ -183,8 +183,8 @@ def _clipped_surrogate(
 ) -> tuple[Tensor, MetricSums]:
     """Return the clipped surrogate loss and its metrics.
 
-    The importance ratio in the loss is exp(`log_weight`); `log_ratio`, the log-ratio of each token,
-    is used for the metric approx KL.
+    The importance ratio in the loss is exp(`log_weight`). The log-ratio of each token, `log_ratio`,
+    is used only for the metric `policy/approx_kl`.
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
@@ -200,16 +200,17 @@ def _clipped_surrogate(
 
 @policy_loss(
     "clipped_weight",
-    "log-likelihood with clipped constant weight",
+    "log-likelihood with a clipped and detached importance weight",
     reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
 )
 def clipped_weight(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Weight the log-likelihood by the advantage and a clipped constant (CISPO, MiniMax 2025).
+    """Compute the log-likelihood loss with clipped importance weights (CISPO, MiniMax 2025).
 
-    The loss of a token is -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi, where sg stops the
-    gradient. Unlike in PPO, a clipped token keeps its gradient.
+    With importance ratio r and advantage A, the loss of a token is -sg(clip(r, 1 - clip_low, 1 +
+    clip_high)) A log pi, where sg is the stop-gradient operator. Unlike in PPO, the loss of a
+    clipped token has a gradient.
     """
     mask = batch.require("loss_mask")
     log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
@@ -221,14 +222,16 @@ def clipped_weight(
     return loss, _ratio_loss_metrics(loss, log_ratio, ratio, ratio != weight, mask)
 
 
-@policy_loss("likelihood", "weighted log-likelihood", reads=("aggregation", "entropy_coef"))
+@policy_loss(
+    "likelihood", "log-likelihood weighted by the advantage", reads=("aggregation", "entropy_coef")
+)
 def likelihood(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the negative log-likelihood weighted by the advantages.
 
-    This is REINFORCE (Williams 1992), or best-of-n distillation if the advantage is 1 for the best
-    of each group (RAFT, Dong et al. 2023).
+    This is the loss of REINFORCE (Williams 1992). With the estimator `best_of_group` it is the loss
+    of best-of-n distillation (RAFT, Dong et al. 2023).
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
@@ -238,7 +241,11 @@ def likelihood(
 
 
 @policy_loss(
-    "pairwise", "Bradley-Terry on pairs", reads=("pair_labels",), pairs=True, reference=True
+    "pairwise",
+    "Bradley-Terry loss on pairs (DPO)",
+    reads=("pair_labels",),
+    pairs=True,
+    reference=True,
 )
 def pairwise(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
@@ -246,11 +253,11 @@ def pairwise(
     """Compute the DPO loss on sampled pairs (Rafailov et al. 2023, eq. 7; Guo et al. 2024).
 
     `kl_coef` is DPO's beta, and the denominator is the number of pairs in the global mini-batch.
-    The advantage of a row, which is equal at all tokens, is its score minus the score of the other
+    All tokens of a row have the same advantage: the score of the row minus the score of the other
     row of its pair. A row without a token in `loss_mask` belongs to no pair. With `pair_labels:
-    soft`, the label "the better row is preferred" has the probability sigma(score difference), so
-    the loss is its expectation under the Bradley-Terry model. With `hard`, the better row is always
-    preferred.
+    soft`, the better row is preferred with the probability sigmoid(score difference) of the
+    Bradley-Terry model, and the loss is the expectation over this label. With `pair_labels: hard`,
+    the better row is always preferred.
     """
     mask = batch.require("loss_mask")
     first = mask.int().argmax(dim=1, keepdim=True)
@@ -280,9 +287,9 @@ def value_loss(
 ) -> tuple[Tensor, MetricSums]:
     """Return half the critic's squared error, summed over `loss_mask` and divided by `denominator`.
 
-    With `value_clip` > 0, the squared error of a token is the maximum of two: that of the value,
-    and that of the value clipped to within `value_clip` of the value at rollout
-    (lm-human-preferences, `train_policy.py`). 0 disables clipping.
+    With `value_clip` > 0, two squared errors are computed for each token, and the larger one is
+    used: the error of the value, and the error of the value that is clipped to within `value_clip`
+    of the value at rollout (lm-human-preferences, `train_policy.py`).
     """
     mask, clip = batch.require("loss_mask"), settings.value_clip
     values = torch.where(mask, values, 0.0)
@@ -318,7 +325,7 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
 def _ratio_loss_metrics(
     loss: Tensor, log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, mask: Tensor
 ) -> MetricSums:
-    """Return the loss, clip fraction, approx KL and largest ratio as metrics of a ratio loss."""
+    """Return the metrics loss, clip fraction, approx KL and maximum importance ratio."""
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(
         means={

@@ -1,4 +1,4 @@
-"""Metrics of micro-batches, whose sum gives the metrics of the whole batch."""
+"""Metrics of micro-batches; the sum of these metrics gives the metrics of the whole batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,18 +9,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Detached sums and maxima of a micro-batch, which can be added over micro-batches.
+    """Detached metrics of a micro-batch; the `+` operator combines two micro-batches.
 
-    A mean over tokens differs from the mean of micro-batch means, so each entry of `means` keeps
-    its numerator and its count until `compute`.
+    The mean over all tokens differs from the mean of the micro-batch means. Each entry of `means`
+    therefore stores its numerator and its count, and `compute` divides them.
     """
 
     means: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Name -> [numerator, count], shape [2]."""
+    """Name -> tensor [2] of numerator and count; added over micro-batches."""
     sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Name -> scalar that is already divided by its global denominator, such as a loss."""
+    """Name -> scalar that is already divided by its global denominator, such as a loss; added over
+    micro-batches."""
     maxima: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Name -> scalar maximum."""
+    """Name -> scalar; the maximum over micro-batches is kept."""
 
     def __add__(self, other: "MetricSums") -> "MetricSums":
         return MetricSums(
@@ -30,7 +31,7 @@ class MetricSums:
         )
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics as floats; means over zero tokens are omitted."""
+        """Return all metrics by name, as floats; means whose count is 0 are omitted."""
         means = {
             name: float(pair[0] / pair[1]) for name, pair in self.means.items() if pair[1] != 0
         }
@@ -39,7 +40,10 @@ class MetricSums:
 
 
 def masked_sum_and_count(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum and the number of the values inside `mask`, [2], for `MetricSums.means`."""
+    """Return the sum and the number of the values inside `mask`, [2], detached.
+
+    The result is an entry of `MetricSums.means`.
+    """
     total = torch.where(mask, values.detach(), 0.0).sum()
     return torch.stack([total, mask.sum().to(total.dtype)])
 
@@ -48,8 +52,8 @@ def masked_sum_and_count(values: Tensor, mask: Tensor) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """Return 1 - Var(returns - values) / Var(returns) over `mask`.
 
-    It is 1 for a perfect critic, 0 for a constant one, negative for one that is worse than a
-    constant, and nan if all returns are equal.
+    The result is 1 for a perfect critic, 0 for a constant critic, and negative for a critic that is
+    worse than a constant. It is nan if all returns are equal.
     """
     residual, target = (returns - values)[mask], returns[mask]
     variance = target.var(correction=0) if target.numel() else target.new_zeros(())

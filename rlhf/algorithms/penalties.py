@@ -8,7 +8,7 @@ def subtract_missing_eos_penalty(scores: Tensor, stopped: Tensor, *, penalty: fl
     """Subtract `penalty` from the scores of episodes whose last reply has no stop token.
 
     This is the "EOS trick" of Huang et al. 2024 (The N+ Implementation Details of RLHF with PPO),
-    with an additive penalty.
+    with a constant that is subtracted.
 
     Args:
         scores: [B] scores of the episodes.
@@ -29,11 +29,12 @@ def soft_overlong_penalty(lengths: Tensor, *, max_tokens: int, fraction: float) 
 
     Args:
         lengths: [B], number of sampled tokens of the longest turn of each episode.
-        max_tokens: Largest number of sampled tokens of a turn.
-        fraction: The penalty grows over this final fraction of `max_tokens`; 0 disables it.
+        max_tokens: Maximum number of sampled tokens of a turn.
+        fraction: Length of the range in which the penalty decreases, as a fraction of
+            `max_tokens`. If it is 0, all penalties are 0.
 
     Returns:
-        [B] penalties, to add to the scores.
+        [B] penalties in reward units, which the caller adds to the scores.
     """
     if not fraction:
         return torch.zeros(lengths.shape, device=lengths.device)

@@ -74,14 +74,14 @@ _ROWS = (
         ),
         unbiased=True,
         bias="none at ratio 1, except for the factor (G - 1) / G",
-        fixed_point="argmax of the reward; pi* with the KL in the reward",
+        fixed_point="argmax of the reward; pi* if the KL is in the reward",
     ),
     Algorithm(
         name="rloo",
         title="REINFORCE, leave one out",
         paper="Ahmadian et al. 2024, arXiv:2402.14740",
         equation="-sum_t A log pi / L,  A_i = R_i - mean of R_j, j != i",
-        summary="each rollout's baseline is the mean return of the others in its group",
+        summary="the baseline of a rollout is the mean return of the other rollouts of its group",
         loss="clipped",
         settings=Settings(advantage="leave_one_out", aggregation="constant", group_size=4),
         unbiased=True,
@@ -93,7 +93,7 @@ _ROWS = (
         title="REINFORCE with batch normalization",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss,  A = (R_to_go - mean) / std over the batch",
-        summary="no critic and no groups: return to go, whitened over the whole batch",
+        summary="return to go, whitened over the whole batch; no critic and no groups",
         loss="clipped",
         settings=Settings(
             advantage="return_to_go", whiten_advantages=True, kl_coef=0.01, num_minibatches=2
@@ -108,7 +108,7 @@ _ROWS = (
         title="REINFORCE++ with a group baseline",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss + b k2,  A = whiten(R - mean of group)",
-        summary="group mean, standard deviation of the whole batch, k2 in the loss",
+        summary="group mean as baseline, standard deviation of the whole batch, k2 in the loss",
         loss="clipped",
         settings=Settings(
             advantage="group_relative",
@@ -129,8 +129,8 @@ _ROWS = (
         title="Decoupled clip and dynamic sampling",
         paper="Yu et al. 2025, arXiv:2503.14476",
         equation="-sum_t min(r A, clip(r, 1 - .2, 1 + .28) A) / tokens,  A as in GRPO",
-        summary="GRPO with a higher upper clip, token mean, soft length limit, and without groups "
-        "of equal scores",
+        summary="GRPO with a higher upper clip bound, token mean and soft length limit; groups "
+        "with equal scores are replaced",
         loss="clipped",
         settings=Settings(
             advantage="group_relative",
@@ -166,8 +166,9 @@ _ROWS = (
             kl_placement="none",
         ),
         unbiased=False,
-        bias="division by the standard deviation; the mean over each sequence gives short "
-        "sequences more weight; off policy, the root of the ratio is not an importance weight",
+        bias="division by the standard deviation gives groups with a small spread more weight; the "
+        "mean over each sequence gives short sequences more weight; off policy, the root of the "
+        "ratio is not an importance weight",
         fixed_point="argmax of the reward",
     ),
     Algorithm(
@@ -175,7 +176,8 @@ _ROWS = (
         title="Clipped importance-sampling weights",
         paper="MiniMax 2025, arXiv:2506.13585",
         equation="-sg(clip(r, 1 - e, 1 + e')) A log pi / tokens",
-        summary="clips a constant weight, not the ratio, so that every token keeps its gradient",
+        summary="clips the importance weight, which has no gradient, so that clipped tokens "
+        "keep their gradient",
         loss="clipped_weight",
         settings=Settings(
             advantage="group_relative",
@@ -187,7 +189,8 @@ _ROWS = (
             kl_placement="none",
         ),
         unbiased=False,
-        bias="division by the standard deviation; the token mean",
+        bias="division by the standard deviation gives groups with a small spread more weight; the "
+        "token mean rescales the gradient by a random factor",
         fixed_point="argmax of the reward",
     ),
     Algorithm(
@@ -195,7 +198,7 @@ _ROWS = (
         title="Best-of-n distillation (RAFT, expert iteration)",
         paper="Dong et al. 2023, arXiv:2304.06767; Anthony et al. 2017, arXiv:1705.08439",
         equation="-log pi(best of G)",
-        summary="imitates the best of each group",
+        summary="imitates the best rollout of each group",
         loss="likelihood",
         settings=Settings(advantage="best_of_group", group_size=8, kl_placement="none"),
         unbiased=False,
@@ -207,7 +210,7 @@ _ROWS = (
         title="Direct preference optimization on sampled pairs",
         paper="Rafailov et al. 2023, arXiv:2305.18290; Guo et al. 2024, arXiv:2402.04792",
         equation="-[p log s(m) + (1 - p) log s(-m)],  m = b (log-ratio of the pair), p = s(R - R')",
-        summary="best and worst of each group as a preference pair; no critic, no ratio",
+        summary="best and worst rollout of each group as a preference pair; no critic, no ratio",
         loss="pairwise",
         settings=Settings(
             advantage="best_and_worst", group_size=2, kl_placement="none", kl_coef=0.1
@@ -220,7 +223,7 @@ _ROWS = (
 )
 
 ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
-"""Every algorithm by name."""
+"""All algorithms, by name."""
 
 
 def configure(name: str, **overrides: object) -> Algorithm:
@@ -228,7 +231,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
 
     Raises:
         UserError: unknown algorithm or setting, a value out of range, or a setting that would
-            have no effect in this combination.
+            have no effect in the resulting combination of settings.
     """
     if name not in ALGORITHMS:
         raise _unknown_name_error(name, list(ALGORITHMS), "algorithm")
@@ -251,7 +254,10 @@ def _unknown_name_error(key: str, known: list[str], kind: str) -> UserError:
 
 
 def algorithm_table() -> list[dict[str, str]]:
-    """Return a printable row for each algorithm; "defaults" lists only settings with an effect."""
+    """Return one row of strings for each algorithm, by column name.
+
+    The column "defaults" lists only the settings that affect the algorithm.
+    """
     return [
         {
             "name": row.name,

@@ -1,4 +1,4 @@
-"""The settings of an algorithm. Imports no torch."""
+"""The settings of an algorithm. This module does not import torch."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -16,14 +16,14 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an algorithm; each row of the registry has its own defaults."""
+    """Settings of an algorithm; the rows of the registry change some of the defaults."""
 
     advantage: str = "gae"
     """Name of the advantage estimator."""
     num_epochs: PositiveInt = 1
-    """Number of passes over one batch of rollouts."""
+    """Number of epochs over one batch of rollouts."""
     num_minibatches: PositiveInt = 1
-    """Number of optimizer steps per pass."""
+    """Number of optimizer steps per epoch."""
     group_size: PositiveInt = 1
     """Number of rollouts from one start state, which share a baseline."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
@@ -31,21 +31,23 @@ class Settings:
     sequence, then mean over sequences. "constant": sum of each sequence divided by the largest
     number of tokens of an episode, then mean over sequences."""
     clip_low: NonNegativeFloat = 0.2
-    """The lower bound of the clipped ratio is 1 - clip_low."""
+    """The importance ratio is clipped from below at 1 - clip_low."""
     clip_high: NonNegativeFloat = 0.2
-    """The upper bound of the clipped ratio is 1 + clip_high."""
+    """The importance ratio is clipped from above at 1 + clip_high."""
     dual_clip: NonNegativeFloat = 0.0
-    """Bound c > 1 on the ratio of tokens with a negative advantage; 0 disables it."""
+    """Upper bound c > 1 on the importance ratio of tokens with a negative advantage; 0 disables
+    this bound."""
     tis_cap: NonNegativeFloat = 0.0
-    """Truncated importance sampling: upper bound on the weight of a token, which is the trainer's
-    probability divided by the sampler's; 0 disables it."""
+    """Truncated importance sampling: each advantage is multiplied by the probability of the token
+    in the trainer divided by its probability in the sampler, but at most by this number. 0 disables
+    the weights."""
     kl_placement: Literal["reward", "loss", "none"] = "reward"
     """Whether the KL to the reference policy is subtracted from the reward ("reward"), added to the
     loss ("loss"), or not used ("none")."""
     kl_estimator: str = "k1"
     """Estimator of the KL per token: "k1", "k2" or "k3"."""
     kl_coef: NonNegativeFloat = 0.05
-    """Weight of the KL, in reward per nat; in DPO, beta."""
+    """Weight of the KL, in reward per nat. With `online_dpo`, this is DPO's beta."""
     gamma: Fraction = 1.0
     """Discount from one action token to the next."""
     lam: Fraction = 0.95
@@ -55,32 +57,35 @@ class Settings:
     turn_lam: Fraction = 0.95
     """GAE's lambda from the last token of a turn to the next turn."""
     whiten_advantages: bool = False
-    """Shift and scale advantages to mean 0 and variance 1 over the batch's action tokens."""
+    """Whether advantages are shifted and scaled to mean 0 and variance 1 over the action tokens of
+    the batch."""
     scale_by_std: bool = False
-    """Divide a group's advantages by the group's standard deviation."""
+    """Whether the advantages of a group are divided by the standard deviation of its scores."""
     entropy_coef: Finite = 0.0
     """Weight of the entropy bonus."""
     value_coef: NonNegativeFloat = 0.1
     """Weight of the critic's loss."""
     value_clip: NonNegativeFloat = 0.2
-    """The value loss is clipped if a value differs from its value at rollout by more than this; 0
-    disables clipping."""
+    """Maximum distance of the clipped value from the value at rollout, in the units of the return.
+    The value loss is the larger of the losses of the value and of the clipped value. 0 disables
+    clipping."""
     pair_labels: Literal["soft", "hard"] = "soft"
-    """Labels of pairs: "soft" prefers the better episode with probability sigma(score difference),
-    "hard" with probability 1."""
+    """Label of a pair: the probability that its better episode is preferred. It is
+    sigmoid(score difference) with "soft", and 1 with "hard"."""
     dynamic_sampling: bool = False
-    """Replace groups whose scores (before penalties) are all equal by newly sampled groups."""
+    """Whether groups whose scores (before penalties) are all equal are replaced by newly sampled
+    groups."""
     overlong_fraction: Fraction = 0.0
-    """Length of DAPO's soft overlong range, as a fraction of a turn's token limit. In this range,
-    which ends at the limit, the penalty increases from 0 to 1. 0 disables the penalty."""
+    """Length of DAPO's soft overlong range, as a fraction of a turn's token limit. The range ends
+    at the limit. In the range, the penalty increases from 0 to 1. 0 disables the penalty."""
     cost_limit: Finite = 0.0
-    """Upper limit of the mean cost per episode."""
+    """Upper limit of the mean cost per episode, in the units of the cost."""
     multiplier_init: PositiveFloat = 1.0
     """Initial value of the Lagrange multiplier."""
     multiplier_lr: NonNegativeFloat = 0.05
-    """Step size of the logarithm of the Lagrange multiplier."""
+    """Step size of the updates of the logarithm of the Lagrange multiplier."""
     multiplier_max: PositiveFloat = 100.0
-    """Largest Lagrange multiplier."""
+    """Maximum of the Lagrange multiplier."""
 
     def check(self) -> None:
         """Check the range of each value.
@@ -96,7 +101,7 @@ class Settings:
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
-    """Raise a UserError that states the key, the rule and the value if the condition is false."""
+    """Raise a UserError if the condition is false; the message states key, rule and value."""
     if not condition:
         raise UserError(f"{key} must {rule}, got {value}")
 

@@ -87,7 +87,7 @@ def test_what_a_row_needs():
         ("grpo", {"group_size": 1}, "group_size must be at least 2"),
         ("grpo", {"kl_estimator": "k1"}, "k1 with kl_placement loss has no effect"),
         ("ppo", {"scale_by_std": True}, "scale_by_std has no effect with ppo: advantage gae"),
-        ("grpo", {"clip_low": 0.1}, "raise num_epochs or num_minibatches"),
+        ("grpo", {"clip_low": 0.1}, "increase num_epochs or num_minibatches"),
         ("dapo", {"kl_coef": 0.1}, "kl_coef has no effect with dapo: kl_placement is none"),
         ("grpo", {"value_coef": 0.1}, "advantage group_relative has no critic"),
         ("ppo", {"cost_limit": 0.1}, "no cost constraint; use ppo_lagrangian"),
