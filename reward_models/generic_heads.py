@@ -109,7 +109,7 @@ def classifier_with_new_head(causal: Any, labels: Mapping[str, Any], *, steps: b
     """
     model_class = _generic_class(type(causal.config), steps)
     if model_class is None:
-        raise UserError(f"{type(causal).__name__} has no trunk that a head can be put on")
+        raise UserError(f"{type(causal).__name__} has no decoder-only base model")
     config = copy.deepcopy(causal.config)
     for key, value in labels.items():
         setattr(config, key, value)
@@ -117,7 +117,7 @@ def classifier_with_new_head(causal: Any, labels: Mapping[str, Any], *, steps: b
         model = model_class(config)
     trunk = causal.base_model
     if type(trunk) is not type(getattr(model, model.base_model_prefix)):
-        raise UserError(f"{type(causal).__name__} has no trunk of its own")
+        raise UserError(f"{type(causal).__name__} has no separate base model")
     trunk.config = config
     setattr(model, model.base_model_prefix, trunk)
     model.score = nn.Linear(

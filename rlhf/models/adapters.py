@@ -1,8 +1,8 @@
 """Add LoRA adapters to a model, save them with a reference to their base, and merge them.
 
-An adapter can only be used with the base weights that it was trained on. Its folder therefore names
-a model on the hub if the base weights are unchanged. Otherwise the folder contains a copy of the
-base model in ``base/``, so that the folder can be moved.
+An adapter can be used only with the base weights with which it was trained. If these are unchanged
+weights from the Hugging Face Hub, the adapter folder contains the Hub id of the model. Otherwise,
+the folder contains a copy of the base model in ``base/``, so that it can be moved.
 """
 
 from __future__ import annotations
@@ -47,16 +47,18 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FOLDER = "base"
 FINGERPRINT_FILE = "base_fingerprint.json"
 
-# Minimum number of elements of a large tensor that a fingerprint includes.
+# Minimum number of elements that are sampled from a large tensor for a fingerprint.
 _SAMPLED_ELEMENTS = 4096
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub, with unchanged weights."""
+    """A model on the Hugging Face Hub, whose weights are unchanged."""
 
     name: str
+    """Hub id, OWNER/NAME."""
     revision: str | None = None
+    """Commit, or None if it is not known."""
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -77,18 +79,18 @@ def add_lora(
 
     Args:
         model: transformers model without adapters.
-        spec: settings of the adapters.
+        spec: configuration of the adapters.
         seed: random seed of the adapters' weights.
-        hub: source of the weights on the hub; None if the weights differ from those on the hub.
-        task: task type of PEFT.
-        heads: names of new modules, which are trained fully, without adapters.
+        hub: source of the base weights, or None if they differ from all weights on the Hub.
+        task: task type of PEFT, such as "CAUSAL_LM" or "SEQ_CLS".
+        heads: names of new modules. They get no adapters; all their parameters are trained.
 
     Returns:
-        The PEFT model; ``save_adapter`` reads its attribute ``hub_model``.
+        The PEFT model. Its attribute ``hub_model`` is ``hub``, which ``save_adapter`` reads.
 
     Raises:
-        UserError: a module of the specification does not exist or shares its weights with another
-            module, or the model cannot be run with the adapters.
+        UserError: a module in ``spec`` does not exist or shares its weights with another module, or
+            the model cannot be run with the adapters.
     """
     heads = list(heads)
     _check_lora_modules(model, spec)
@@ -113,7 +115,8 @@ def add_lora(
         if ".modules_to_save." in name and ".lora_" in name:
             raise UserError(
                 f"model.lora.modules_to_save: {name.split('.modules_to_save.')[0].split('.')[-1]} "
-                "contains modules that also get adapters; set target_modules to other modules"
+                "contains modules that also get adapters: remove it from modules_to_save, or set "
+                "target_modules to modules outside it"
             )
     with torch.no_grad(), evaluation_mode(adapted):
         _check_adapters_have_effect(adapted)
@@ -122,11 +125,11 @@ def add_lora(
 
 
 def _check_adapters_have_effect(adapted: Any) -> None:
-    """Check that every adapter affects the model's outputs, in training and after a merge.
+    """Check that every adapter affects the model's outputs during training and after a merge.
 
     Raises:
-        UserError: the model cannot be run with the adapters, reads an adapted weight without
-            calling the module that contains it, or shares an adapted weight with another module.
+        UserError: the model cannot be run with the adapters. Or the model shares an adapted weight
+            with another module, or uses it without a call of the module that contains the weight.
     """
     name = type(unwrap_peft(adapted)).__name__
     modules: dict[str, Any] = {
@@ -150,7 +153,8 @@ def _check_adapters_have_effect(adapted: Any) -> None:
     for path, module in modules.items():
         if module not in used:
             unused[path.rpartition(".")[2]].append(module.get_base_layer().weight)
-    # An expert to which no token is routed is not called, but changing its weights has no effect.
+    # If a module was not called, its weights are negated. The logits change if the model uses the
+    # weights without the module. They do not change for an expert to which no token was routed.
     for kind, weights in unused.items():
         for weight in weights:
             weight.neg_()
@@ -159,17 +163,17 @@ def _check_adapters_have_effect(adapted: Any) -> None:
             weight.neg_()  # restores every bit
         if changed:
             raise UserError(
-                f"model.lora.target_modules: {name} reads the weights of {kind} without calling "
-                "the module, so its adapters would not be trained; set target_modules without "
-                f"{kind}"
+                f"model.lora.target_modules: {name} uses the weights of {kind} without calling "
+                "the module, so its adapters would not be trained: remove "
+                f"{kind} from target_modules"
             )
 
 
 def _check_lora_modules(model: nn.Module, spec: LoraSpec) -> None:
-    """Check that the modules in the specification exist and do not have tied weights.
+    """Check that the modules in ``spec`` exist and do not share the tied embedding weight.
 
     Raises:
-        UserError: a module does not exist, or shares its weights with another module.
+        UserError: a module does not exist, or its weight is the tied embedding weight.
     """
     modules = dict(model.named_modules())
     names = {path.rpartition(".")[2] for path in modules}
@@ -191,15 +195,15 @@ def _check_lora_modules(model: nn.Module, spec: LoraSpec) -> None:
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
     """Save the adapters and the tokenizer of a PEFT model.
 
-    If the base weights are those of a hub model, its id is saved. Otherwise a copy of the base
-    model is saved.
+    If the base weights are those of a model on the Hub, its Hub id is saved. Otherwise, a copy of
+    the base model is saved.
 
     Args:
         model: PEFT model.
         tokenizer: its tokenizer.
         folder: folder of the adapters.
-        base: folder of the copy, which is not written again if it exists; None is a folder inside
-            ``folder``.
+        base: folder of the copy of the base model; by default, ``base/`` in ``folder``. An existing
+            folder is not written again.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,8 +213,9 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         base = folder / BASE_FOLDER if base is None else base
         write_base_model(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
-    # PEFT must not save the embedding: a trained embedding is part of the adapter's modules, and a
-    # base with a resized embedding is saved as a copy. TRL adds a second adapter for the reference.
+    # PEFT need not save the embedding: a trained embedding is in modules_to_save, and a base model
+    # with a resized embedding is saved as a copy. The second adapter, which TRL adds for the
+    # reference, is not saved.
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
@@ -222,9 +227,9 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
 
 
 def write_base_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the base model of a PEFT model and its tokenizer, unless the folder exists.
+    """Write the base model of a PEFT model and the tokenizer to a folder, unless it exists.
 
-    The folder is written under a temporary name and then renamed.
+    The folder is written under a temporary name and then renamed, so it is always complete.
     """
     if folder.exists():
         return
@@ -234,9 +239,9 @@ def write_base_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def copy_base_to_final(checkpoints: Path, final: Path) -> None:
-    """Copy the base model in the folder of checkpoints, if there is one, into ``final``.
+    """Copy ``base/`` from the folder of checkpoints, if it exists, to the folder ``final``.
 
-    Hard links are used if the file system supports them, since neither folder is changed later.
+    Hard links are used if the file system supports them, because neither folder is changed later.
     """
     source, target = checkpoints / BASE_FOLDER, final / BASE_FOLDER
     if not source.exists() or target.exists():
@@ -253,11 +258,11 @@ def copy_base_to_final(checkpoints: Path, final: Path) -> None:
 
 
 def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
-    """Record the base model in the PEFT configuration, for checkpoints that TRL writes.
+    """Set the base model in the PEFT configuration for the checkpoints that TRL writes.
 
-    The base model is copied into ``checkpoints`` unless it is an unchanged hub model. For a hub
-    model, the configuration keeps the local folder from which the model was loaded, because PEFT
-    would contact the hub at every save if the configuration contained the hub id.
+    The base model is copied into ``checkpoints``, except if it is an unchanged model from the Hub.
+    In this case, the configuration keeps the local folder from which the model was loaded. With the
+    Hub id in the configuration, PEFT would contact the Hub at every save.
     """
     if getattr(model, "hub_model", None) is None:
         write_base_model(model, tokenizer, checkpoints / BASE_FOLDER)
@@ -266,7 +271,7 @@ def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -
 
 
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return the state dict of the base model of a PEFT model, with the base model's names."""
+    """Return the state dict of the base model of a PEFT model, with the names without PEFT."""
     return {
         re.sub(r"(\.base_layer|\.original_module)+\.", ".", name): tensor
         for name, tensor in unwrap_peft(model).state_dict().items()
@@ -275,10 +280,11 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
-    """Return the CRC-32 of samples of all floating-point tensors, rounded to bfloat16.
+    """Return a CRC-32 checksum of elements of all floating-point tensors, rounded to bfloat16.
 
-    Float32 weights and their bfloat16 copy have equal checksums. The checksum of a float16 copy can
-    differ, because its weights are rounded twice, to float16 and to bfloat16.
+    Large tensors are sampled at regular intervals. Float32 weights and their bfloat16 copy have
+    equal checksums. The checksum of a float16 copy can differ, because its weights are rounded
+    twice: first to float16, then to bfloat16.
     """
     total = 0
     for name in sorted(weights):
@@ -292,7 +298,7 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
 
 
 def load_merged_model(folder: str) -> Any:
-    """Load an adapter folder and merge the adapters into their base, in float32.
+    """Load an adapter folder and return its base model with the adapters merged, in float32.
 
     Raises:
         UserError: the base model is not available, its weights have changed, the task type of the
@@ -311,7 +317,10 @@ def load_merged_model(folder: str) -> Any:
             return classifier.from_pretrained(source, dtype=torch.float32, num_labels=outputs)
 
     else:
-        raise UserError(f"{folder} contains an adapter of task {task}, which is not supported")
+        raise UserError(
+            f"{folder} contains an adapter with the PEFT task type {task}, which is not supported: "
+            "use CAUSAL_LM, SEQ_CLS or TOKEN_CLS"
+        )
     base = _load_base_model(Path(folder), config, read)
     _grow_embedding_to_tokenizer(base, folder)
     adapted: Any = PeftModel.from_pretrained(base, folder)
@@ -323,11 +332,11 @@ def load_merged_model(folder: str) -> Any:
 
 
 def _merge_adapters(adapted: Any, folder: str) -> Any:
-    """Merge adapters into their base, and return the model without the PEFT wrapper.
+    """Merge adapters into their base model, and return it without the PEFT wrapper.
 
     Raises:
-        UserError: the adapters cannot be merged, or the logits of the merged model differ, for
-            example because an adapted weight is shared with another module.
+        UserError: the adapters cannot be merged, or the merge changes the logits, for example
+            because an adapted weight is shared with another module.
     """
     size = unwrap_peft(adapted).config.get_text_config().vocab_size
     ids = torch.randint(size, (1, 8), generator=torch.Generator().manual_seed(0))
@@ -341,14 +350,14 @@ def _merge_adapters(adapted: Any, folder: str) -> Any:
         gap = relative_gap(merged(input_ids=ids).logits, expected)
     if not gap <= tolerance_of(merged):
         raise UserError(
-            f"{folder} cannot be merged into its base: the logits change by a relative difference "
-            f"of {gap:.1e}"
+            f"{folder} cannot be merged into its base: the merge would change the logits by a "
+            f"relative difference of {gap:.1e}"
         )
     return merged
 
 
 def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
-    """Load the base model of an adapter with ``read``, and check its fingerprint if there is one.
+    """Load the base model of an adapter with ``read``, and check its fingerprint if one is saved.
 
     Raises:
         UserError: the base model is not available, or its weights have changed.
@@ -363,13 +372,14 @@ def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str],
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(
-        f"{folder} is an adapter on {name}, but the weights of {name} on this machine differ from "
-        "those in training: restore the original weights, or train the adapter again"
+        f"{folder} is an adapter of {name}, but the weights of {name} on this machine differ from "
+        "the weights with which the adapter was trained: restore the original weights, or train "
+        "the adapter again"
     )
 
 
 def _base_folder_candidates(folder: Path, name: str, revision: str | None) -> list[str]:
-    """Return the folders that may contain the base of an adapter, most likely first.
+    """Return the folders that may contain the base model of an adapter, most likely first.
 
     Raises:
         UserError: the base model is missing.
@@ -377,40 +387,47 @@ def _base_folder_candidates(folder: Path, name: str, revision: str | None) -> li
     candidates = [folder / BASE_FOLDER]
     if name:  # a relative path is relative to the adapter
         candidates.append(folder / name)
-    if Path(name).name == BASE_FOLDER:  # the checkpoints of a run, which can be moved, share it
+    if Path(name).name == BASE_FOLDER:  # checkpoints of a run share it; the run can be moved
         candidates.append(folder.parent / BASE_FOLDER)
     if folders := [str(candidate) for candidate in candidates if candidate.is_dir()]:
         return folders
     try:
         return find_weight_folders(name, revision=revision)
     except UserError as error:
-        raise UserError(f"{folder} is an adapter on {name!r}, which is missing: {error}") from error
+        raise UserError(
+            f"the base model {name!r} of the adapter {folder} is missing: {error}"
+        ) from error
 
 
 @torch.no_grad()
 def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
     """Load the weights of an adapter folder into a PEFT model, in place.
 
-    PEFT's own loader does not report missing adapter weights: they keep their initial values, which
-    have no effect. In some families (Laguna) this loader renames weights and does not load them.
+    PEFT's own loader is not used for two reasons. It does not report missing adapter weights, which
+    then keep their initial values and have no effect. In some model families (Laguna), it renames
+    weights and does not load them.
 
     Raises:
-        UserError: the folder lacks weights of the PEFT model, or has LoRA weights that the model
-            does not have.
+        UserError: weights of the PEFT model are missing in the folder, or the folder has LoRA
+            weights that the model does not have.
     """
     stored = load_file(Path(folder) / WEIGHTS_FILE)
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     missing = weights.keys() - stored.keys()
     unused = {name for name in stored.keys() - weights.keys() if "lora_" in name}
     if missing or unused:
-        problem = f"lacks {min(missing)}" if missing else f"has unused weights {min(unused)}"
-        raise UserError(f"{folder} does not fit its base model: the adapter {problem}")
+        problem = (
+            f"the weights {min(missing)} are missing in the adapter"
+            if missing
+            else f"the adapter has weights {min(unused)}, which the model does not have"
+        )
+        raise UserError(f"{folder} does not fit its base model: {problem}")
     for name, weight in weights.items():
         weight.copy_(stored[name])
 
 
 def _grow_embedding_to_tokenizer(base: Any, folder: str) -> None:
-    """Add rows to the base's embedding if the adapter's tokenizer has more tokens than it."""
+    """Enlarge the base model's embedding if the adapter's tokenizer has more tokens than rows."""
     if not (Path(folder) / "tokenizer_config.json").exists():
         return
     size = len(AutoTokenizer.from_pretrained(folder))
@@ -421,10 +438,10 @@ def _grow_embedding_to_tokenizer(base: Any, folder: str) -> None:
 
 
 def _num_head_outputs(adapter: Path) -> int:
-    """Return the number of outputs of the head that is saved with a classifier's adapter.
+    """Return the number of outputs of the head in the adapter folder of a classifier.
 
     Raises:
-        UserError: the folder has no head, because the head was not trained.
+        UserError: the folder contains no head.
     """
     with safe_open(adapter / WEIGHTS_FILE, "pt") as weights:
         heads = [
@@ -433,5 +450,7 @@ def _num_head_outputs(adapter: Path) -> int:
             if key.endswith(".weight") and "lora" not in key and key.count(".layers.") == 0
         ]
     if not heads:
-        raise UserError(f"{adapter} has no head: it was trained without modules_to_save")
+        raise UserError(
+            f"{adapter} has no head: the adapter was trained without the head in modules_to_save"
+        )
     return heads[-1]

@@ -1,8 +1,9 @@
-"""Properties of a model that follow from its configuration: windows, states, context length.
+"""Properties that follow from a model's configuration: windows, caches and context length.
 
-Layers of one model may differ: some have full attention, some a sliding window, some a recurrent
-state instead of keys and values. Packing, the sampler's cache and the context length depend on the
-kinds of layers. A ``config`` is the configuration of the decoder, see ``text_config``.
+The layers of one model may differ: some have full attention, some have a sliding window, and some
+have a recurrent state instead of keys and values. Packing, the cache of the sampler and the context
+length depend on the kinds of layers. An argument ``config`` is the configuration of the decoder,
+which ``text_config`` returns.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-# Context length, in tokens, that is used for families without a limit (state-space models).
+# Context length, in tokens, of models without a limit in the configuration (state-space models).
 NO_LIMIT = 2**20
 
-# Configuration keys for the maximum sequence length.
+# Configuration keys of the maximum sequence length.
 MAX_LENGTH_KEYS = (
     "max_position_embeddings",
     "seq_length",
@@ -30,7 +31,7 @@ MAX_LENGTH_KEYS = (
     "max_target_positions",
 )
 
-# Configuration keys for the number of tokens that a layer attends to, or selects from.
+# Configuration keys of the number of tokens that a layer attends to or selects from.
 WINDOW_KEYS = (
     "sliding_window",
     "sliding_window_size",
@@ -43,17 +44,17 @@ WINDOW_KEYS = (
     "indexer_budget",
 )
 
-# What the cache of a layer contains: keys and values, recurrent states, both, or nothing.
+# Kinds of layer caches: keys and values, recurrent states, both of them, or no cache.
 ATTENTION, STATE, BOTH, NOTHING = "attention", "state", "attention and state", "nothing"
 
 
 def unwrap_peft(model: Any) -> Any:
-    """Return the transformers model inside a PEFT wrapper; it still contains the adapters."""
+    """Return the Transformers model in a PEFT wrapper, with its adapters, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Return whether a weight with this name belongs to an adapter or to ``modules_to_save``."""
+    """Return whether a parameter name belongs to an adapter or to PEFT's ``modules_to_save``."""
     return "lora_" in name or ".modules_to_save." in name
 
 
@@ -64,21 +65,22 @@ def trunk_of(model: Any) -> Any:
 
 
 def context_length_of(model: Any) -> int:
-    """Return the ``usable_context_length`` of a model, in tokens."""
+    """Return the usable context length of a model, in tokens (see ``usable_context_length``)."""
     return usable_context_length(text_config(unwrap_peft(model)))
 
 
 def text_config(model: Any) -> Any:
-    """Return the configuration of the decoder of a transformers model."""
+    """Return the configuration of the decoder of a Transformers model without a PEFT wrapper."""
     return model.config.get_text_config()
 
 
 def cache_kinds_and_state_counts(config: Any) -> list[tuple[str, int]] | None:
-    """Return the kind of cache of each layer.
+    """Return the kind of cache and the number of recurrent states of each layer.
 
     Returns:
-        For each layer, the kind (ATTENTION, STATE, BOTH or NOTHING) and the number of recurrent
-        states; None if a layer of the family has a cache of a different class.
+        One pair per layer: the kind (ATTENTION, STATE, BOTH or NOTHING) and the number of recurrent
+        states. The result is None if the cache of a layer is of any other class, or if Transformers
+        cannot make a cache from the configuration.
     """
     try:
         layers = DynamicCache(config=config).layers
@@ -108,7 +110,7 @@ def has_recurrent_states(config: Any) -> bool:
 
 
 def smallest_attention_window(config: Any) -> int | None:
-    """Return the smallest window of sliding or chunked attention, in tokens, or None."""
+    """Return the smallest attention window (sliding or chunked), in tokens, or None without one."""
     windows = [window_outside_mask(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
@@ -119,9 +121,10 @@ def smallest_attention_window(config: Any) -> int | None:
 
 
 def computation_change_lengths(config: Any) -> list[int]:
-    """Return the row lengths, in tokens and ascending, beyond which a model computes differently.
+    """Return the row lengths at which the computation of a model changes, in tokens, ascending.
 
-    They are the attention windows and the ``rotary_change_length``.
+    These lengths are the attention windows and the ``rotary_change_length``. For example, a layer
+    with a window of n tokens ignores some of the earlier tokens only in rows longer than n.
     """
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
     unused = {
@@ -135,7 +138,7 @@ def computation_change_lengths(config: Any) -> list[int]:
 
 
 def window_outside_mask(config: Any) -> int | None:
-    """Return the window, in tokens, that a family applies in addition to its mask, or None."""
+    """Return the window, in tokens, that a model applies in addition to its mask, or None."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size
     return None
@@ -144,7 +147,7 @@ def window_outside_mask(config: Any) -> int | None:
 def rotary_change_length(config: Any) -> int | None:
     """Return the row length, in tokens, beyond which rotary frequencies change, or None.
 
-    In a longer row the frequencies are different at all positions (LongRoPE, dynamic NTK).
+    In a longer row, the frequencies of all positions are different (LongRoPE, dynamic NTK).
     """
     limits = []
     for rope in _rope_parameters(config):
@@ -159,7 +162,7 @@ def rotary_change_length(config: Any) -> int | None:
 
 
 def rotary_change_length_within_context(config: Any) -> int | None:
-    """Return ``rotary_change_length`` if it is within the configured context, otherwise None."""
+    """Return ``rotary_change_length`` if it is less than the configured context length, or None."""
     limit = rotary_change_length(config)
     return limit if limit is not None and limit < configured_context_length(config) else None
 
@@ -175,13 +178,13 @@ def usable_context_length(config: Any) -> int:
 
 
 def configured_context_length(config: Any) -> int:
-    """Return the maximum sequence length in the configuration, in tokens, or NO_LIMIT."""
+    """Return the maximum sequence length in the configuration, in tokens; NO_LIMIT without one."""
     lengths = (getattr(config, name, None) for name in MAX_LENGTH_KEYS)
     return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """Return the rotary parameters of each kind of layer, or one entry for all layers."""
+    """Return the rotary parameters of each kind of layer, or one dictionary for all layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
     values = parameters.values()
     nested = [value for value in values if isinstance(value, dict) and "rope_type" in value]

@@ -1,7 +1,8 @@
 """Checks of a loaded model before it is trained or sampled.
 
-All weights must be present and used, all ids of the tokenizer must have an embedding, and the
-logits of a token must depend neither on padding nor on later tokens.
+All weights of the model must be in the folder, and all weights in the folder must be used. All ids
+of the tokenizer must have an embedding. The logits of a token must depend neither on padding nor on
+later tokens.
 """
 
 from __future__ import annotations
@@ -23,40 +24,40 @@ from rlhf.models.comparison import (
 )
 from rlhf.models.output_head import has_plain_head
 
-# Number of tokens in the rows that are compared.
+# Maximum number of tokens in the rows that are compared.
 CHECKED_ROW_TOKENS = 24
 
 
 def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load the causal model of a folder or hub id, and check that its weights are complete.
 
-    Transformers initializes missing weights randomly and ignores unknown ones, so a classifier, or
-    a decoder without its output head, would become a random policy.
+    Transformers initializes missing weights randomly and ignores unknown weights. Without this
+    check, a classifier or a decoder without an output head would become a random policy.
 
     Raises:
-        UserError: the model is an encoder-decoder, or weights are missing, not used or of the wrong
-            shape.
+        UserError: the model is an encoder-decoder, or weights are missing, are unknown or have the
+            wrong shape.
         OSError, ValueError: transformers finds no causal model.
     """
     config = AutoConfig.from_pretrained(source)
     kind = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if config.is_encoder_decoder or type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise UserError(
-            f"{source} ({kind}) is an encoder-decoder model: a policy must be a decoder"
+            f"{source} ({kind}) is an encoder-decoder model: a policy must be a decoder-only model"
         )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True
         )
         model, info = loaded
-    except RuntimeError as error:  # weights of another shape
+    except RuntimeError as error:  # weights with the wrong shape
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source} ({kind}) cannot be loaded as a causal model: {reason}"
         ) from error
     for key, problem in (
-        ("missing_keys", "are missing and would be random"),
-        ("unexpected_keys", "are not part of the model and would not be used"),
+        ("missing_keys", "are missing, so they would be initialized randomly"),
+        ("unexpected_keys", "are not part of the model, so they would not be used"),
     ):
         if names := sorted(info[key]):
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
@@ -67,15 +68,15 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
-    """Check that a model's logits do not change with padding or with later tokens.
+    """Check that a model's logits depend neither on padding nor on later tokens.
 
     Args:
         model: causal model.
         tokenizer: its tokenizer, with a pad token.
 
     Raises:
-        UserError: the tokenizer has ids without an embedding, the output head cannot be applied to
-            single positions, or the logits of a token change with padding or with later tokens.
+        UserError: the tokenizer has ids without an embedding, or the output head cannot be applied
+            to single positions, or the logits of a token depend on padding or on later tokens.
     """
     _check_ids_have_embeddings(model, tokenizer)
     has_plain_head(model)
@@ -109,14 +110,14 @@ def check_model(model: Any, tokenizer: Any) -> None:
 
 
 def check_reward_model(model: Any) -> None:
-    """Check that a reward model's scores do not change with padding and depend on the last token.
+    """Check that the scores of a reward model depend on the last token but not on padding.
 
     Args:
         model: sequence classifier with a pad token and a new head.
 
     Raises:
-        UserError: the model cannot be run, its scores change with padding, or they do not depend on
-            the last token (for example because the head of a decoder reads the first token).
+        UserError: the model cannot be run, its scores depend on padding, or its scores do not
+            depend on the last token (for example because a decoder's head reads the first token).
     """
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +151,7 @@ def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
         UserError: a token has no embedding; the message names the first such token.
     """
     rows = unwrap_peft(model).get_input_embeddings().num_embeddings
-    # Some tokenizer classes add an unknown token, which byte-level tokenizers never produce.
+    # Some tokenizer classes add an unknown token. Byte-level tokenizers never produce this token.
     beyond = {
         i: token
         for token, i in tokenizer.get_vocab().items()
@@ -159,8 +160,8 @@ def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
     if beyond:
         first = min(beyond)
         raise UserError(
-            f"the tokenizer has {len(beyond)} tokens without an embedding in the model (the first "
-            f"is {beyond[first]!r}, id {first}; the embedding has {rows} rows): use the model's "
+            f"{len(beyond)} tokens of the tokenizer have no embedding in the model (the first is "
+            f"{beyond[first]!r} with id {first}; the embedding has {rows} rows): use the model's "
             "own tokenizer, or resize the embedding and save the model first"
         )
 
@@ -168,8 +169,9 @@ def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
 def relative_gap(actual: Tensor, expected: Tensor) -> float:
     """Return the difference of two tensors relative to the size of ``expected``.
 
-    In float32 and float64 it is the largest difference over the largest element (at least 1), in
-    half precision the mean difference over the mean size of the elements.
+    In float32 and float64, the result is the largest absolute difference divided by the largest
+    absolute element of ``expected``, or by 1 if this element is less than 1. In half precision, the
+    result is the mean absolute difference divided by the mean absolute element.
     """
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if is_float32_or_wider(expected):

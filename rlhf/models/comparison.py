@@ -1,4 +1,4 @@
-"""Helpers for comparing two computations of a model: evaluation mode, tolerances, failures."""
+"""Helpers to compare two computations of a model: evaluation mode, tolerances, errors."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import nn
 
 from rlhf.errors import UserError
 
-# Tolerance of relative differences of logits and states. It applies to the largest difference in
-# float32, and to the mean in half precision, because rounding can route single tokens to other
-# experts.
+# Tolerances of relative differences of logits and states. In float32, the tolerance applies to the
+# largest difference. In half precision, it applies to the mean difference, because rounding can
+# route single tokens to different experts.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
-# Exceptions of a forward pass that does not support its inputs.
+# Exceptions that a forward pass raises if it does not support its inputs.
 FORWARD_ERRORS = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 def is_float32_or_wider(model: Any) -> bool:
-    """Return whether the dtype of a model or a tensor is float32 or float64."""
+    """Return whether the dtype of a model or of a tensor is float32 or float64."""
     return model.dtype in (torch.float32, torch.float64)
 
 
 def tolerance_of(model: Any) -> float:
-    """Return the tolerance of relative differences for the dtype of a model or a tensor."""
+    """Return the tolerance of relative differences for the dtype of a model or of a tensor."""
     return TOLERANCE if is_float32_or_wider(model) else HALF_TOLERANCE
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Return a context manager that sets evaluation mode and then restores each module's mode."""
+    """Return a context manager that sets evaluation mode and restores the modes at its end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -47,7 +47,8 @@ def forward_errors_as_user_errors(problem: str) -> Iterator[None]:
     """Return a context manager in which a failed forward pass raises a UserError.
 
     Raises:
-        UserError: ``problem``, and the first line of the exception.
+        UserError: the forward pass fails; the message is ``problem`` with the first line of the
+            exception.
     """
     try:
         yield

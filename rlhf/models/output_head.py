@@ -1,9 +1,9 @@
 """Apply a model's output head to hidden states of its decoder.
 
-Most families multiply the states by the output weight, and some scale or cap the result. This
-module computes the result for any subset of the positions. For families with other operations, such
-as further layers (BERT), it runs the model's own forward pass with a decoder that returns the given
-states.
+Most model families multiply the states by the output weight, and some scale or cap the product.
+This module computes the logits for any subset of the positions. Some model families have other
+operations, such as further layers (BERT). For these families, this module runs the model's own
+forward pass with a decoder that returns the given states.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from rlhf.errors import UserError
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.comparison import evaluation_mode
 
-# Largest difference, relative to the largest logit, that is attributed to rounding.
+# Maximum difference of logits, relative to the largest logit, that is attributed to rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_TOLERANCE = 0.05
 
-# Decoder -> result of ``has_plain_head`` for its model.
+# Decoder -> result of ``has_plain_head`` for the model of the decoder.
 _is_product: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Apply the output head, and all operations between the decoder's states and the logits.
+    """Return the logits of hidden states, from the output head and all operations that follow it.
 
     Args:
         model: causal model.
         hidden: last hidden states [..., D].
-        weight: output weight [V, D] to use instead of the model's; requires ``has_plain_head``.
+        weight: output weight [V, D] that replaces the model's own; requires ``has_plain_head``.
 
     Returns:
         Logits [..., V] in the model's dtype.
@@ -47,13 +47,13 @@ def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Te
 
 
 def has_plain_head(model: Any) -> bool:
-    """Return whether a model's logits are the product of its states and the output weight.
+    """Return whether ``_product_logits`` gives a model's logits.
 
-    Scaling and capping by values of the configuration are allowed (see ``_product_logits``). The
-    comparison with the model's own logits is made once per model.
+    These are the product of the states and the output weight, scaled and capped by values of the
+    configuration. The comparison with the model's own logits is made once per model.
 
     Raises:
-        UserError: neither the product nor ``forward_from_states`` gives the model's logits.
+        UserError: neither ``_product_logits`` nor ``forward_from_states`` gives the model's logits.
     """
     trunk = trunk_of(model)
     if trunk not in _is_product:
@@ -64,7 +64,7 @@ def has_plain_head(model: Any) -> bool:
 
 
 def state_width(model: Any) -> int:
-    """Return the size D of the last hidden states, which may be less than ``hidden_size``."""
+    """Return the size D of the last hidden states, which can be less than ``hidden_size``."""
     head = unwrap_peft(model).get_output_embeddings()
     if isinstance(head, torch.nn.Linear) and has_plain_head(model):
         return head.in_features
@@ -72,7 +72,7 @@ def state_width(model: Any) -> int:
 
 
 def _product_logits(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the states times the output weight, scaled and capped as in the configuration."""
+    """Return states times output weight, scaled and capped by values of the configuration."""
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype
@@ -91,7 +91,7 @@ def _product_logits(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor
 
 
 class _TrunkOutput(BaseModelOutputWithPast):
-    """Output of a decoder; fields that only some families have are None."""
+    """Output of a decoder; fields that are not set are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -101,7 +101,7 @@ class _TrunkOutput(BaseModelOutputWithPast):
 
 @contextlib.contextmanager
 def _decoder_returning(trunk: Any, output: _TrunkOutput) -> Iterator[None]:
-    """Return a context manager in which the decoder returns ``output`` and computes nothing."""
+    """Return a context manager in which the decoder computes nothing and returns ``output``."""
     before = vars(trunk).get("forward")
     trunk.forward = lambda *args, **kwargs: output
     try:
@@ -122,8 +122,11 @@ def forward_from_states(
         model: transformers model, without a PEFT wrapper.
         trunk: its decoder, which is not run.
         hidden: last hidden states [B, T, D].
-        router_logits: router logits of the decoder's experts.
+        router_logits: router logits of the decoder, for a mixture of experts.
         options: further arguments of the forward pass.
+
+    Returns:
+        The output of the forward pass, with logits [B, T, V].
     """
     output = _TrunkOutput(last_hidden_state=hidden)  # type: ignore[arg-type]
     if router_logits is not None:
@@ -134,7 +137,7 @@ def forward_from_states(
 
 
 def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
-    """Return the logits [..., V] of states [..., D] by the model's own forward pass."""
+    """Return the logits [..., V] of states [..., D], computed by the model's own forward pass."""
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     logits = forward_from_states(model, trunk, flat).logits
     return logits.view(*hidden.shape[:-1], logits.shape[-1])
@@ -142,13 +145,13 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
-    """Return whether ``product`` gives the model's logits for a few tokens.
+    """Return whether ``product`` gives the same logits as the model for a row of four tokens.
 
     Raises:
         UserError: neither ``product`` nor ``_forward_logits`` gives the model's logits.
     """
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
-    with evaluation_mode(model):  # without dropout, which would make passes differ
+    with evaluation_mode(model):  # without dropout, which would change the logits
         whole = model(input_ids=ids, use_cache=False).logits.double()
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
         product_gap = _relative_gap(lambda: product(hidden), whole)
@@ -158,15 +161,16 @@ def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]
         if forward_gap <= tolerance:
             return False
     raise UserError(
-        f"{type(model).__name__} is not supported: logits computed from its hidden states differ "
-        f"from its own by a relative difference of {min(product_gap, forward_gap):.1e}"
+        f"{type(model).__name__} is not supported: the logits that are computed from its hidden "
+        "states differ from its own logits by a relative difference of "
+        f"{min(product_gap, forward_gap):.1e}"
     )
 
 
 def _relative_gap(compute: Callable[[], Tensor], expected: Tensor) -> float:
-    """Return the largest difference from ``expected``, relative to the largest expected logit.
+    """Return the largest difference from ``expected``, divided by the largest expected logit.
 
-    The result is infinite if ``compute`` fails or returns another shape.
+    The result is infinite if ``compute`` fails or returns logits of a different shape.
     """
     try:
         logits = compute().double()

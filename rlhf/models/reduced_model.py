@@ -1,8 +1,9 @@
 """A small model with a large model's architecture, to verify computations quickly.
 
-Some checks need rows that are longer than the attention window, or float32 weights to detect errors
-below the rounding errors of half precision. On a large model they would take too long. The small
-model runs the same code with few layers, windows of a few tokens and random float32 weights.
+Some checks need rows that are longer than the attention window. Others need float32 weights,
+because the rounding errors of half precision would hide small errors. On a large model, such checks
+would take too long. The small model runs the same code with few layers, windows of a few tokens and
+random float32 weights.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 from rlhf.models.architecture import WINDOW_KEYS, text_config, unwrap_peft
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 
-# Configuration values of the small model.
+# Attention window, rotary context and vocabulary size of the small model, and the maximum numbers
+# of its experts and parameters.
 WINDOW_TOKENS, ROTARY_CONTEXT, VOCABULARY, EXPERTS, MAX_PARAMS = 8, 16, 64, 8, 5e8
 
-# Upper limits of configuration values of the small model.
+# Configuration key -> maximum value in the small model.
 _UPPER_LIMITS = {
     **dict.fromkeys(WINDOW_KEYS, WINDOW_TOKENS),
     **dict.fromkeys(
@@ -32,7 +34,7 @@ _UPPER_LIMITS = {
 def reduced_copy(model: Any) -> Any | None:
     """Return a small model with the architecture of ``model``, in evaluation mode.
 
-    The result is None if the configuration cannot be reduced.
+    The result is None if no model with a reduced configuration can be made and run.
     """
     inner = unwrap_peft(model)
     try:
@@ -51,17 +53,17 @@ def reduced_copy(model: Any) -> Any | None:
         small.to(inner.device)
         with torch.no_grad():
             small(input_ids=torch.arange(2, 6, device=inner.device)[None], use_cache=False)
-    except Exception:  # families may fail in many ways with unusual sizes
+    except Exception:  # with unusual sizes, model code can raise any exception
         return None
     return small
 
 
 def reduced_config(config: Any, *, layers: int) -> Any:
-    """Reduce a configuration to few layers and short windows.
+    """Return a copy of a configuration with few layers, short windows and a small vocabulary.
 
     Args:
         config: configuration of the large model's decoder.
-        layers: maximum number of layers; the first layer of each kind is selected first.
+        layers: maximum number of layers (see ``_kept_layers``).
     """
     small = copy.deepcopy(config)
     values = small.to_dict()
@@ -91,8 +93,8 @@ def reduced_config(config: Any, *, layers: int) -> Any:
 def _kept_layers(values: dict[str, Any], count: int, max_layers: int) -> list[int]:
     """Return the indices of the layers to keep.
 
-    They are the first layers of up to ``max_layers`` kinds. A model with at least two layers keeps
-    at least two.
+    The first layer of each kind is kept, for at most ``max_layers`` kinds. If this selects only one
+    layer of a model with several layers, a second layer is also kept.
     """
     lists = [v for v in values.values() if isinstance(v, list) and len(v) == count]
     kinds: dict[str, int] = {}
@@ -105,10 +107,10 @@ def _kept_layers(values: dict[str, Any], count: int, max_layers: int) -> list[in
 
 @torch.no_grad()
 def _scale_weights(model: Any) -> None:
-    """Scale each weight matrix to a standard deviation of 1 / sqrt(its input size).
+    """Scale each weight matrix to a standard deviation of 1 / sqrt(input size).
 
-    With the smaller initial weights the layers hardly change the output, so errors in a layer would
-    not be detected.
+    The initial weights are smaller. With them, a layer would hardly change the output, so errors in
+    the layer would not be detected.
     """
     for weight in model.parameters():
         if weight.dim() >= 2 and float(weight.std()) > 0:

@@ -1,4 +1,4 @@
-"""Build learned rewards that use the fast forward passes of training."""
+"""Build rewards whose models use the same fast forward passes as training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
     """Build rewards with ``rlhf.reward_models.build``, and enable packing.
 
     Raises:
-        ValueError: as ``build``.
+        ValueError: the specification is invalid (see ``build``).
     """
     return with_packing(reward_models.build(spec))
 
@@ -24,8 +24,9 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
 def with_packing(reward: R) -> R:
     """Enable packing in the decoders of a reward; return the reward.
 
-    Prefixes that neighboring texts share, such as a common prompt, are computed once. Scores are
-    equal up to rounding. Encoders, and decoders whose states would change, use padded batches.
+    With packing, a prefix that neighboring texts share, such as a common prompt, is computed once.
+    The scores are equal up to rounding. Encoders use padded batches, and so do decoders whose
+    hidden states would change with packing.
     """
     decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
     if decoders:  # rewards without models do not import torch

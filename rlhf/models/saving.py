@@ -1,7 +1,7 @@
-"""Save a model in training as a folder for transformers or PEFT, and restore it in place.
+"""Save a model during training as a folder of Transformers or PEFT, and restore it in place.
 
-For a PEFT model, the adapters and a reference to their base are saved (see ``adapters``). For other
-models, all weights are saved. Restored weights are bit-identical.
+For a PEFT model, the adapters and a reference to their base model are saved (see ``adapters``). For
+other models, all weights are saved. The restored weights are bit-identical to the saved ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from rlhf.models.architecture import unwrap_peft
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
-    """Write a model and its tokenizer to a folder; ``base`` is passed to ``save_adapter``."""
+    """Write a model and its tokenizer to a folder.
+
+    Args:
+        model: the model to save.
+        tokenizer: its tokenizer.
+        folder: folder to write to.
+        base: for a PEFT model, the folder for a copy of the base model (see ``save_adapter``).
+    """
     if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
         return
@@ -35,8 +42,8 @@ def restore_model(model: Any, folder: Path) -> None:
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(
-            f"{folder} contains no model: a checkpoint of an earlier version cannot be resumed; "
-            "start again with --overwrite"
+            f"{folder} contains no model. A checkpoint of an earlier version of the toolkit cannot "
+            "be resumed: start the run again with --overwrite"
         )
     if unwrap_peft(model) is not model:
         load_adapter_weights(model, folder)
@@ -45,7 +52,9 @@ def restore_model(model: Any, folder: Path) -> None:
     for path in folder.glob("model*.safetensors"):
         stored |= load_file(path)
     parameters = dict(model.named_parameters())
-    if not parameters.keys() <= stored.keys():  # the files of some families use other names
+    if (
+        not parameters.keys() <= stored.keys()
+    ):  # the names in the files of some model families differ
         wide = torch.promote_types(model.dtype, torch.float32)
         plain = type(model).from_pretrained(folder, dtype=wide)
         stored = dict(plain.named_parameters())

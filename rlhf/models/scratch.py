@@ -1,4 +1,4 @@
-"""Make small models with random weights, and tokenizers that are trained on the task's text."""
+"""Make small models with random weights, and tokenizers that are trained on the training texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which encodes every text without loss."""
+    """Train a byte-level BPE tokenizer, which can encode every text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,9 +42,9 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def make_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
-    """Make a float32 Llama model of the size in ``spec``, with seeded random weights.
+    """Make a float32 Llama model of the size in ``spec``, with random weights from ``seed``.
 
-    The global random generator is not changed.
+    The state of the global random generator is not changed.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),

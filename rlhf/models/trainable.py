@@ -1,8 +1,8 @@
 """Set the trainable parameters and the dropout of a model.
 
-Call these functions after a model is loaded, merged or copied, because the loaders leave different
-settings. For example, PEFT leaves the base model frozen after merging, and a new adapter is in
-training mode although its base model is not.
+Call these functions after a model is loaded, merged or copied, because these operations leave
+different states. For example, PEFT leaves the base model frozen after a merge, and a new adapter is
+in training mode although its base model is in evaluation mode.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 
 log = logging.getLogger(__name__)
 
-# Number of elements that a checksum sums at a time; it bounds the memory for integer copies.
+# Number of elements of a checksum that are summed at a time, to limit the memory of integer copies.
 _CHECKSUM_CHUNK_ELEMENTS = 2**20
 
 
 def make_trainable(model: Any) -> Any:
     """Set ``requires_grad`` of the trained parameters and disable dropout; return the model.
 
-    In a PEFT model, the adapters and ``modules_to_save`` are trained; in other models, all
-    floating-point parameters.
+    In a PEFT model, the adapters and ``modules_to_save`` are trained. In other models, all
+    floating-point parameters are trained.
 
     Raises:
         UserError: there is no parameter to train.
@@ -37,12 +37,14 @@ def make_trainable(model: Any) -> Any:
     for parameter in trained:
         parameter.requires_grad_(True)
     if not trained:
-        raise UserError("the model has no parameter to train")
+        raise UserError(
+            "the model has no parameter to train: it has no floating-point parameters or adapters"
+        )
     return set_dropout(model, active=False)
 
 
 def trained_parameters(model: Any) -> list[nn.Parameter]:
-    """Return the parameters that training changes, whether they require gradients or not."""
+    """Return the parameters that are to be trained, even if they do not require gradients yet."""
     is_full = unwrap_peft(model) is model
     return [
         parameter
@@ -54,7 +56,8 @@ def trained_parameters(model: Any) -> list[nn.Parameter]:
 def parameters_without_gradient(model: nn.Module) -> list[str]:
     """Return the names of the trainable parameters that have no gradient after a backward pass.
 
-    The weights of experts are left out: no token may have been routed to them.
+    Parameters of experts are omitted, because an expert to which no token was routed has no
+    gradient.
     """
     return [
         name
@@ -71,33 +74,34 @@ def make_frozen(model: Any) -> Any:
 def set_dropout(model: Any, *, active: bool) -> Any:
     """Enable or disable the dropout of a model and its adapters; return the model.
 
-    Dropout is active only in the updates of SFT and of reward models. A loss that compares
-    log-probabilities of two passes (online algorithms, DPO, KTO) would measure the noise between
-    two dropout masks: the importance ratio would not start at 1, nor DPO's loss at ln 2.
+    Dropout is active only in the updates of SFT and of reward models. Other losses (online
+    algorithms, DPO, KTO) compare the log-probabilities of two forward passes. With dropout, the two
+    passes would use different masks. The importance ratio would then not start at 1, and the loss
+    of DPO would not start at ln 2.
     """
     return model.train(active)
 
 
 def remove_model_dropout(model: Any) -> None:
-    """Set the rate of all dropout layers to 0, except for the dropout layers of adapters."""
+    """Set the dropout rate to 0 in all dropout layers except those of adapters."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
 
 
 def warn_of_ignored_dropout(command: str, spec: ModelSpec) -> None:
-    """Log a warning that ``command`` does not use dropout, if the adapters have dropout."""
+    """Log a warning if the adapters have dropout, which ``command`` does not use."""
     if spec.lora and spec.lora.dropout:
         log.warning(
-            "model.lora.dropout %g is ignored in %s, which compares log-probabilities of two "
-            "forward passes; only sft and reward use dropout",
+            "model.lora.dropout %g is ignored in %s, because its loss compares the "
+            "log-probabilities of two forward passes; only sft and reward use dropout",
             spec.lora.dropout,
             command,
         )
 
 
 class WeightChange:
-    """Detects which trained tensors of a model have changed, by checksums.
+    """Measures by checksums which trained parameter tensors of a model have changed.
 
     Args:
         model: the model before the first step, or before a checkpoint is loaded.
@@ -108,14 +112,14 @@ class WeightChange:
         self._start = [_checksum(p) for p in self._parameters]
 
     def changed_fraction(self) -> float:
-        """Return the fraction of the trained tensors that have changed since the start."""
+        """Return the fraction of the trained parameter tensors that differ from the start."""
         pairs = zip(self._parameters, self._start, strict=True)
         return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)
 
 
 @torch.no_grad()
 def _checksum(parameter: torch.Tensor) -> int:
-    """Return the sum of a tensor's elements, whose bits are interpreted as integers."""
+    """Return the sum of a tensor's elements, with their bits interpreted as integers."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = parameter.detach().contiguous().view(-1).view(kinds[parameter.element_size()])
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(_CHECKSUM_CHUNK_ELEMENTS))

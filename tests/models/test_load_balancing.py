@@ -85,6 +85,6 @@ def test_without_the_setting_nothing_is_added():
 def test_a_model_without_such_a_loss_is_refused():
     model = model_of("deepseek_v3")
     model.config.output_router_logits = True
-    with pytest.raises(UserError, match="no load-balancing loss to add") as error:
+    with pytest.raises(UserError, match="has no load-balancing loss: set") as error:
         balancing_weight(model)
     assert "\n" not in str(error.value)

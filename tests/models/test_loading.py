@@ -229,7 +229,7 @@ def test_reward_adapter_without_head_is_refused(tmp_path):
     trained_adapter(tmp_path / "adapter", str(tmp_path / "base"))
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
-    with pytest.raises(UserError, match="has no head: it was trained without modules_to_save"):
+    with pytest.raises(UserError, match="has no head: the adapter was trained without the head"):
         merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
 
 

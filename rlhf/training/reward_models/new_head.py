@@ -120,7 +120,7 @@ def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> An
         raise
     except (AttributeError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot carry a reward head: {reason}") from error
+        raise UserError(f"a reward head cannot be added to {folder}: {reason}") from error
     _check_backbone_loaded(folder, model, info["missing_keys"])
     return model
 
@@ -136,8 +136,8 @@ def _check_backbone_loaded(folder: str, model: Any, missing: Iterable[str]) -> N
     lost = sorted(name for name in missing if name.startswith(prefix) and ".pooler." not in name)
     if lost:
         raise UserError(
-            f"{folder} cannot carry a reward head: weights {', '.join(lost[:3])} of the backbone "
-            "are missing and would be random"
+            f"a reward head cannot be added to {folder}: weights {', '.join(lost[:3])} of the "
+            "backbone are missing, so they would be initialized randomly"
         )
 
 
