@@ -304,7 +304,7 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     groups=True,
 )
 def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Return 1 for the best episode of each group and 0 for the others (best-of-n distillation).
+    """Return 1 for the best episode of each group and 0 for others (best-of-n distillation).
 
     This is RAFT (Dong et al. 2023, algorithm 1). If k episodes have the best score, each has
     advantage 1/k. A group with equal scores is excluded, because it would only add noise to the

@@ -16,10 +16,9 @@ _RATIO = {"clip_low", "clip_high", "dual_clip", "value_clip"}
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An online algorithm: its source, its components and its settings.
+    """An online algorithm, with its source, components and settings.
 
-    The requirements of an algorithm follow from the decorators of its loss and its advantage
-    estimator.
+    The decorators of the loss and of the advantage estimator define what the algorithm needs.
     """
 
     name: str

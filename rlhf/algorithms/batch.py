@@ -75,7 +75,7 @@ class TrainingBatch:
         """Return the field `name`, which must not be None.
 
         Raises:
-            ValueError: the field is None; the message names it.
+            ValueError: the field is None.
         """
         value = getattr(self, name)
         if value is None:
@@ -104,5 +104,5 @@ class TrainingBatch:
 
 
 def dense_index(ids: Tensor) -> Tensor:
-    """Return the position of each id among the sorted distinct ids, [B]."""
+    """Return the index of each id in the sorted list of distinct ids, [B]."""
     return torch.unique(ids, return_inverse=True)[1]  # pyright: ignore

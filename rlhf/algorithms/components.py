@@ -117,7 +117,7 @@ def policy_loss(
         summary: phrase for the table in the documentation.
         reads: names of the settings that the function reads.
         pairs: whether the loss compares the two rows of a pair.
-        reference: whether the loss reads `batch.ref_logprobs`; no other KL term is then added.
+        reference: whether the loss reads `batch.ref_logprobs`. If so, no other KL term is added.
     """
     return _register("losses", name, summary, frozenset(reads), pairs=pairs, reference=reference)
 

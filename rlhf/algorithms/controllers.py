@@ -60,7 +60,7 @@ class AdaptiveKL(FixedKL):
 
 @dataclass
 class BudgetKL(FixedKL):
-    """A constant KL coefficient; training ends when the mean KL per episode exceeds a budget."""
+    """A constant KL coefficient. Training ends when the mean KL per episode exceeds a budget."""
 
     budget: float = 10.0
 
@@ -71,7 +71,7 @@ class BudgetKL(FixedKL):
 
 @dataclass
 class LagrangeMultiplier(CheckpointedNumbers):
-    """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
+    """Multiplier of the constraint "mean cost <= limit" (Ray et al. 2019; Dai et al. 2023).
 
     The logarithm of the multiplier v is updated by gradient ascent, log v += lr * v * (cost -
     limit), and then limited to log `maximum`. The multiplier always stays positive, so it can
@@ -124,7 +124,7 @@ class RewardMoments(CheckpointedNumbers):
 
     @property
     def std(self) -> float:
-        """Standard deviation of the scores, with divisor N; 1 if all scores are equal."""
+        """Population standard deviation of the scores. It is 1 if all scores are equal."""
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def scale(self, scores: Tensor, *, clip: float) -> Tensor:

@@ -316,7 +316,7 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
     """Return the k3 estimate r - 1 - log r of KL(old || new) for each token, [B, T], detached.
 
     Args:
-        log_ratio: [B, T], log r = log pi - log pi_old.
+        log_ratio: [B, T], log r = log pi_new - log pi_old.
     """
     x = log_ratio.detach()
     return torch.expm1(x) - x

@@ -1,7 +1,7 @@
 """The table of online algorithms, with one row for each algorithm.
 
-This module does not import torch. The training code does not depend on the names of algorithms; it
-uses the properties of the row. `examples/ppo_from_scratch.py` shows a training loop with one of
+This module does not import torch. The training code does not depend on the names of algorithms, but
+on the properties of their rows. `examples/ppo_from_scratch.py` shows a training loop with one of
 these algorithms.
 """
 

@@ -91,8 +91,7 @@ class Settings:
         """Check the range of each value.
 
         Raises:
-            UserError: a value is outside its range; the message states the key, the rule and the
-                value.
+            UserError: a value is outside its range.
         """
         check_fields(self)
         dual, cap = self.dual_clip, self.tis_cap

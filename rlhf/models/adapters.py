@@ -200,7 +200,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
 
     Args:
         model: PEFT model.
-        tokenizer: its tokenizer.
+        tokenizer: tokenizer of the model.
         folder: folder of the adapters.
         base: folder of the copy of the base model; by default, ``base/`` in ``folder``. An existing
             folder is not written again.
@@ -301,8 +301,8 @@ def load_merged_model(folder: str) -> Any:
     """Load an adapter folder and return its base model with the adapters merged, in float32.
 
     Raises:
-        UserError: the base model is not available, its weights have changed, the task type of the
-            adapter is not supported, or the adapters cannot be merged.
+        UserError: the base model is not available, its weights differ from those in training, the
+            task type of the adapter is not supported, or the adapters cannot be merged.
     """
     check_files(folder)
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
@@ -360,7 +360,7 @@ def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str],
     """Load the base model of an adapter with ``read``, and check its fingerprint if one is saved.
 
     Raises:
-        UserError: the base model is not available, or its weights have changed.
+        UserError: the base model is not available, or its weights differ from those in training.
     """
     name = str(config.get("base_model_name_or_path") or "")
     expected = None

@@ -1,4 +1,4 @@
-"""Checks of a loaded model before it is trained or sampled.
+"""Checks of a loaded model before it is trained or sampled from.
 
 All weights of the model must be in the folder, and all weights in the folder must be used. All ids
 of the tokenizer must have an embedding. The logits of a token must depend neither on padding nor on
@@ -72,7 +72,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
 
     Args:
         model: causal model.
-        tokenizer: its tokenizer, with a pad token.
+        tokenizer: tokenizer of the model, with a pad token.
 
     Raises:
         UserError: the tokenizer has ids without an embedding, or the output head cannot be applied
@@ -148,7 +148,7 @@ def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
     """Check that all ids of a tokenizer have an embedding.
 
     Raises:
-        UserError: a token has no embedding; the message names the first such token.
+        UserError: a token has no embedding.
     """
     rows = unwrap_peft(model).get_input_embeddings().num_embeddings
     # Some tokenizer classes add an unknown token. Byte-level tokenizers never produce this token.

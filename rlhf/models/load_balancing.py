@@ -1,6 +1,6 @@
 """The load-balancing loss of a mixture of experts.
 
-The auxiliary loss penalizes routers that send most tokens to few experts (Fedus et al. 2021,
+This auxiliary loss penalizes routers that send most tokens to few experts (Fedus et al. 2021,
 arXiv:2101.03961, eq. 4). Transformers adds it to the loss if the configuration has
 ``output_router_logits: true``. The formula differs between model families. The loss is therefore
 computed by the model's own code, from the router logits of a forward pass of the decoder.

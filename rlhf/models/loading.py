@@ -233,7 +233,7 @@ def merge_adapter(adapter: str, target: Path) -> Path:
     if not is_adapter(adapter):
         raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")
     if target.exists():
-        raise UserError(f"{target} exists already: choose another folder")
+        raise UserError(f"{target} exists already; choose another folder")
     model = load_merged_model(adapter)
     tokenizer = load_tokenizer(adapter)
     if tokenizer.pad_token_id is not None:

@@ -120,7 +120,7 @@ def forward_from_states(
 
     Args:
         model: transformers model, without a PEFT wrapper.
-        trunk: its decoder, which is not run.
+        trunk: decoder of the model, which is not run.
         hidden: last hidden states [B, T, D].
         router_logits: router logits of the decoder, for a mixture of experts.
         options: further arguments of the forward pass.

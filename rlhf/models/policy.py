@@ -29,7 +29,7 @@ VALUE_FILE = "value_head.safetensors"
 class Scored:
     """Outputs of one forward pass.
 
-    Index t of a [B, T] tensor describes token t; elements outside the action mask are 0.
+    Index t of a [B, T] tensor describes token t. Elements outside the action mask are 0.
     """
 
     logprobs: torch.Tensor  # [B, T] log p(tokens[t] | tokens[<t])
@@ -40,7 +40,7 @@ class Scored:
 
 
 class ValueHead(nn.Module):
-    """A linear layer that is initialized with zeros, so values are 0 before the first update."""
+    """A linear layer that is initialized to 0, so values are 0 before the first update."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -58,9 +58,10 @@ class Policy:
 
     Args:
         model: causal model.
-        tokenizer: its tokenizer, whose pad token differs from EOS.
-        critic: "none"; "shared" for a value head on the policy's decoder; or "separate" for a value
-            head on a second decoder, which is initialized as a copy of the policy's decoder.
+        tokenizer: tokenizer of the model, whose pad token differs from EOS.
+        critic: "none", "shared" or "separate". With "shared", the value head is on the policy's
+            decoder. With "separate", it is on a second decoder, which is initialized as a copy of
+            the policy's decoder.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
@@ -79,12 +80,12 @@ class Policy:
 
     @property
     def is_lora(self) -> bool:
-        """Whether the policy has LoRA adapters; the base weights are then not trained."""
+        """Whether the policy has LoRA adapters. If so, the base weights are not trained."""
         return self.model is not unwrap_peft(self.model)
 
     @property
     def logprob_dtype(self) -> torch.dtype:
-        """dtype of log-probabilities and values: float32, or float64 for a float64 model."""
+        """Dtype of log-probabilities and values: float32, or float64 for a float64 model."""
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -115,12 +116,13 @@ class Policy:
 
         Args:
             tokens: [B, T], padded on the right.
-            attention_mask: [B, T], True where a token is not padding.
-            action_mask: [B, T], True where a token was sampled; never at position 0.
+            attention_mask: [B, T], True for tokens that are not padding.
+            action_mask: [B, T], True for sampled tokens. It must be False at position 0.
             temperature: sampling temperature of the tokens.
-            with_entropy: whether to compute entropies; otherwise they are 0, which is faster.
-            with_balance: whether to compute the load-balancing loss, if the model's configuration
-                enables it; rows are then padded instead of packed.
+            with_entropy: whether to compute entropies. If False, they are 0, and the computation is
+                faster.
+            with_balance: whether to compute the load-balancing loss if the model's configuration
+                enables it. If it is computed, rows are padded instead of packed.
         """
         tied, balance = make_tied_embedding(self.model), None
         if with_balance and self.balancing_weight:
@@ -157,13 +159,15 @@ class Policy:
         return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: torch.Tensor) -> bool:
-        """Return whether a pass over rows [B, T] packs them."""
+        """Return whether a forward pass packs rows with this attention mask [B, T]."""
         return packs_rows(trunk_of(self.model), attention_mask)
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
-        """Write a folder that ``from_pretrained`` reads, with the critic in a separate file.
+        """Write a folder that ``from_pretrained`` can load. The critic is in a separate file.
 
-        ``base`` is passed to ``save_adapter``.
+        Args:
+            directory: the folder.
+            base: see `save_adapter`.
         """
         save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:
@@ -173,7 +177,7 @@ class Policy:
             save_file({k: v.contiguous() for k, v in state.items()}, directory / VALUE_FILE)
 
     def restore(self, directory: Path) -> None:
-        """Read the weights that ``save`` wrote, in place."""
+        """Load the weights that ``save`` wrote, in place."""
         restore_model(self.model, directory)
         if self.value_head is None:
             return
@@ -193,7 +197,7 @@ def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
 
 
 class Reference:
-    """The policy at the start of training, frozen; at step 0 the KL divergence is exactly 0.
+    """The frozen policy from the start of training. The KL is exactly 0 at step 0.
 
     The weights are copied from the policy's model. With LoRA, the base model with disabled adapters
     is used instead, which needs no additional memory.

@@ -1,4 +1,4 @@
-"""Model dtype, device and threads; AdamW and SGD with float32 master weights."""
+"""Dtype, device and threads of models, and optimizers with float32 master weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BF16_MIN_PARAMS = 1_000_000
 # Smallest number of parameters at which several threads speed up matmuls.
 MULTITHREAD_MIN_PARAMS = 10_000_000
 
-# Number of elements updated at a time; it bounds the memory of float32 gradients.
+# Number of elements that are updated at a time, which limits the memory of float32 gradients.
 OPTIMIZER_CHUNK_ELEMENTS = 2**20
 
 # torch's number of threads before any model was loaded.
@@ -30,7 +30,7 @@ _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def default_device() -> torch.device:
-    """Return the CUDA device of this process if there is one, else the CPU."""
+    """Return the CUDA device of this process, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -52,8 +52,9 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 
     Args:
         name: "auto", "float32", "bfloat16" or "float16".
-        num_parameters: size of the model; "auto" uses bfloat16 if the model has at least a million
-            parameters and the device supports bf16 matmuls in hardware, else float32.
+        num_parameters: number of parameters of the model. If it is at least a million and the
+            device supports bf16 matmuls in hardware, "auto" means bfloat16. Otherwise, it means
+            float32.
         device: device of the model.
     """
     if name == "auto":
@@ -65,8 +66,8 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 def choose_thread_count(num_parameters: int, device: torch.device) -> int:
     """Return torch's number of threads: one for a small model on a CPU, otherwise the default.
 
-    The matmuls of a small model take microseconds, so distributing them costs more than it saves,
-    especially on a busy machine. The environment variable ``OMP_NUM_THREADS`` takes precedence.
+    The matmuls of a small model take microseconds. Distributing them over threads takes more time
+    than it saves, especially on a busy machine. If ``OMP_NUM_THREADS`` is set, the default is used.
     """
     if (
         device.type == "cpu"
@@ -97,7 +98,7 @@ class MasterOptimizer(torch.optim.Optimizer):
     Args:
         params: Parameters, or parameter groups.
         fused: Class of torch's optimizer, called with ``fused=True``, for the master weights.
-        settings: Learning rate and the other keyword arguments of ``fused``.
+        settings: Learning rate and other keyword arguments of ``fused``.
     """
 
     def __init__(
@@ -120,9 +121,9 @@ class MasterOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def clip_at_next_step(self, max_norm: float) -> float:
-        """Measure the global norm of the gradients; the next step clips it to ``max_norm``.
+        """Measure the global norm of the gradients. The next step clips it to ``max_norm``.
 
-        Scaling is folded into the optimizer step to avoid another pass over the gradients.
+        The optimizer step scales the gradients, so they are not read and written once more.
 
         Returns:
             The norm before clipping.
@@ -151,14 +152,14 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the fused optimizers, and the separate master weights, as copies."""
+        """Return copies of the state of the fused optimizers and of the separate master weights."""
         outer = super().state_dict()
         masters = [master.clone() for _, master in self._weights_with_separate_master()]
         inner = [chunk.inner.state_dict() for chunk in self._chunks]
         return {**outer, "inner": inner, "masters": masters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state from ``state_dict`` bit for bit."""
+        """Restore a state that ``state_dict`` returned. The result is bit-identical."""
         state = dict(state_dict)
         inner, masters = state.pop("inner"), state.pop("masters")
         super().load_state_dict(state)
@@ -226,7 +227,7 @@ def _group_into_chunks(
 ) -> Iterator[list[_Piece]]:
     """Split pairs (weight, master weight) into chunks of pieces.
 
-    A chunk has up to ``OPTIMIZER_CHUNK_ELEMENTS`` elements, or one larger piece.
+    A chunk has at most ``OPTIMIZER_CHUNK_ELEMENTS`` elements, or consists of one larger piece.
     """
     chunk: list[_Piece] = []
     size = 0

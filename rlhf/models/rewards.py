@@ -22,7 +22,7 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
 
 
 def with_packing(reward: R) -> R:
-    """Enable packing in the decoders of a reward; return the reward.
+    """Enable packing in the decoders of a reward, and return the reward.
 
     With packing, a prefix that neighboring texts share, such as a common prompt, is computed once.
     The scores are equal up to rounding. Encoders use padded batches, and so do decoders whose

@@ -24,7 +24,7 @@ _CHECKSUM_CHUNK_ELEMENTS = 2**20
 
 
 def make_trainable(model: Any) -> Any:
-    """Set ``requires_grad`` of the trained parameters and disable dropout; return the model.
+    """Set ``requires_grad`` of the trained parameters, disable dropout, and return the model.
 
     In a PEFT model, the adapters and ``modules_to_save`` are trained. In other models, all
     floating-point parameters are trained.
@@ -67,12 +67,12 @@ def parameters_without_gradient(model: nn.Module) -> list[str]:
 
 
 def make_frozen(model: Any) -> Any:
-    """Freeze all parameters and disable dropout; return the model."""
+    """Freeze all parameters, disable dropout, and return the model."""
     return set_dropout(model.requires_grad_(False), active=False)
 
 
 def set_dropout(model: Any, *, active: bool) -> Any:
-    """Enable or disable the dropout of a model and its adapters; return the model.
+    """Enable or disable the dropout of a model and its adapters, and return the model.
 
     Dropout is active only in the updates of SFT and of reward models. Other losses (online
     algorithms, DPO, KTO) compare the log-probabilities of two forward passes. With dropout, the two

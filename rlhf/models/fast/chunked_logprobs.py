@@ -33,17 +33,17 @@ def selected_logprobs(
     """Return the log-probability of each target, and the entropy of its distribution.
 
     Args:
-        model: causal model; only its output head is used.
+        model: causal model, of which only the output head is used.
         hidden: hidden state before each target, [N, D].
         targets: token ids [N].
         temperature: divides the logits.
-        with_entropy: whether to compute entropies; otherwise they are 0, which saves a pass over
-            the vocabulary.
-        weight: weight [V, D] of the output head; None uses the model's.
+        with_entropy: whether to compute entropies. If False, the entropies are 0, and the
+            computation is faster.
+        weight: weight [V, D] of the output head. By default, the model's weight is used.
 
     Returns:
-        Log-probabilities [N] and entropies [N] in nats, both with gradients, in float32 (float64
-        for float64 models).
+        Log-probabilities [N] and entropies [N] in nats, with gradients. They are float32, or
+        float64 for float64 models.
     """
 
     def logprobs_of_chunk(
@@ -67,8 +67,8 @@ def selected_logprobs(
 class ChunkedLogProb(torch.autograd.Function):
     """Log-softmax of logits [N, V] at one target per row, and entropy of each row.
 
-    Rows are computed in chunks that stay in the cache, so the logits are read from memory once. The
-    backward pass stores only one tensor of size [N, V]: the logits, in their own dtype.
+    Rows are computed in chunks that stay in the cache, so the logits are read from memory once.
+    Only one tensor of size [N, V], the logits in their own dtype, is stored for the backward pass.
     """
 
     @staticmethod

@@ -22,7 +22,8 @@ from rlhf.models.comparison import FORWARD_ERRORS
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
-# Minimum number of saved tokens for a shared prefix, which needs two more matmuls per layer.
+# Minimum number of tokens that a shared prefix must save, because it needs two more matmuls per
+# layer.
 MIN_SAVED_TOKENS = 32
 
 
@@ -44,7 +45,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
 
     Args:
         tokens: [B, T], padded on the right.
-        attention_mask: [B, T], True where a token is not padding.
+        attention_mask: [B, T], True for tokens that are not padding.
     """
     rows = tokens.cpu().numpy()
     lengths = attention_mask.sum(1).cpu().numpy()
@@ -53,7 +54,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
     count = 0
 
     def append(row: int, start: int, end: int) -> tuple[int, int]:
-        """Append tokens [start, end) of a row; return their start and end in the packed row."""
+        """Append tokens [start, end) of a row. Return their start and end in the packed row."""
         nonlocal count
         span = (count, count + end - start)
         index[row, start:end] = np.arange(*span)
@@ -83,10 +84,10 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
 def group_by_shared_prefix(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
     """Group neighboring rows by their common prefix.
 
-    A row joins the previous group if the larger group saves more tokens than the smaller one.
+    A row joins the previous group if the larger group saves more tokens than the smaller group.
 
     Returns:
-        Groups of rows, and the length of the prefix that each group shares.
+        For each group, the indices of its rows and the length of their shared prefix.
     """
     groups: list[tuple[list[int], int]] = []
     for row in range(len(rows)):
@@ -111,7 +112,7 @@ def common_prefix_length(rows: np.ndarray, lengths: np.ndarray, first: int, seco
 def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
     """Return the number of tokens that one pass over rows [B, T] computes.
 
-    In packed rows shared prefixes count once; in padded rows padding is included.
+    In packed rows, shared prefixes count once. In padded rows, padding is included.
     """
     if not packed:
         return tokens.numel()
@@ -130,18 +131,18 @@ def flat_hidden_states(
     trunk: Any = None,
     tied: TiedEmbedding | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the last hidden states of all tokens in one dimension, and where each state is.
+    """Return the last hidden states of all tokens in one dimension, and the index of each state.
 
-    Rows are packed if the model uses packed attention, and padded otherwise; the states are equal.
-    Packed attention has no sliding window, so rows longer than a window are padded too. Padding is
-    on the right, where it does not affect real tokens.
+    Rows are packed if the model uses packed attention, and padded otherwise. Packed attention has
+    no sliding window, so rows longer than a window are padded too. The states of real tokens are
+    the same in both cases, because padding is on the right.
 
     Args:
         model: decoder with any head.
         tokens: [B, T], padded on the right.
-        attention_mask: [B, T], True where a token is not padding.
-        trunk: decoder of the same architecture to use; None uses the model's own.
-        tied: embedding table to use; None uses the decoder's own.
+        attention_mask: [B, T], True for tokens that are not padding.
+        trunk: decoder of the same architecture. By default, the model's own decoder is used.
+        tied: embedding table. By default, the decoder's own embedding is used.
 
     Returns:
         States [N, D], and the index [B, T] of the state after each token.
@@ -176,8 +177,8 @@ def _states_by_rotary_frequencies(
 ) -> tuple[Tensor, Tensor]:
     """Compute ``flat_hidden_states`` of rows whose rotary frequencies depend on their length.
 
-    A model uses the frequencies of the longest row for a whole batch. Therefore, all rows of up to
-    ``limit`` tokens form one batch, and longer rows form one batch per length.
+    A model uses the frequencies of the longest row for a whole batch. Therefore, all rows with at
+    most ``limit`` tokens form one batch, and longer rows form one batch per length.
     """
     lengths = attention_mask.sum(1)
     index = torch.zeros_like(tokens)
@@ -239,7 +240,7 @@ def _states_of_batch(
 
 
 def decoder_inputs(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
-    """Return the input argument of a decoder for tokens [B, T]: ids, or ``tied``'s embeddings."""
+    """Return the decoder's input argument for tokens [B, T]: ids, or the embeddings by ``tied``."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
@@ -249,9 +250,9 @@ def uses_packed_attention(trunk: Any) -> bool:
 
 
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
-    """Return whether the decoder packs these rows [B, T].
+    """Return whether the decoder packs rows with this attention mask [B, T].
 
-    It must use packed attention, and no row may be longer than its attention window.
+    The decoder must use packed attention, and no row may be longer than its attention window.
     """
     window = smallest_attention_window(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
@@ -280,7 +281,7 @@ def select_attention_without_packing(model: Any, name: str) -> None:
 def enable_packing(model: Any) -> bool:
     """Enable packed attention in a causal model if its kind of attention allows it.
 
-    The caller, ``verification``, then checks that the hidden states are unchanged.
+    The module ``verification`` then checks that the hidden states are unchanged.
 
     Returns:
         Whether the model now packs rows.

@@ -45,8 +45,8 @@ def gives_same_outputs(
     """Return whether a new forward method gives the module's own outputs for random inputs.
 
     Args:
-        module: its own forward method is the reference.
-        forward: takes the module and inputs [3, width].
+        module: module, whose own forward method is the reference.
+        forward: new method, which takes the module and inputs [3, width].
         width: size of the last dimension of the inputs.
         dtype_as: tensor with the dtype and the device of the inputs.
     """

@@ -1,8 +1,8 @@
-"""RMSNorm, forward and backward, in a single pass over memory (fused).
+"""A fused RMSNorm, whose forward and backward passes read the input from memory once.
 
 Transformers computes RMSNorm as a chain of tensor operations, which read and write the input ten
-times in float32, so that all norms together cost as much as attention. The functions in this module
-apply the whole chain to a few rows at a time, which stay in a core's cache.
+times in float32. As a result, all norms together take as long as attention. The functions in this
+module apply the whole chain to a few rows at a time, which stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _rmsnorm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 def patch_rmsnorm(model: torch.nn.Module) -> int:
     """Replace the forward method of a model's RMSNorm modules, and return their number.
 
-    The new method is first compared with that of each class on random inputs, because some families
-    scale by 1 + weight.
+    For each class of modules, the new method is first compared with the original method on random
+    inputs, because some families scale by 1 + weight.
     """
     return replace_forward(
         model,

@@ -1,4 +1,4 @@
-"""The SwiGLU product silu(g) * u, forward and backward, in a single pass over memory (fused).
+"""A fused SwiGLU product silu(g) * u, which reads its inputs from memory once.
 
 As a chain of tensor operations, the product stores four tensors of the width of the feed-forward
 layer for the backward pass. The function in this module computes the product for a few rows at a

@@ -1,7 +1,7 @@
 """A tied embedding whose sparse gradient is added to the gradient of the output head in place.
 
 The gradient of an embedding has one row per token of the vocabulary, but only the rows of tokens in
-the batch are nonzero. Autograd allocates a dense gradient for the embedding, and another one for
+the batch are nonzero. Autograd allocates a dense gradient for the embedding, and another tensor for
 its sum with the gradient of the head. With the views in this module, only the nonzero rows are
 added, in place, to the gradient of the head.
 """
@@ -44,7 +44,7 @@ class _TiedViews(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class TiedEmbedding:
-    """Two views of a tied weight for one pass; their gradients are added to that of the weight."""
+    """Two views of a tied weight for one forward and backward pass."""
 
     table: Tensor  # [V, D] for the lookup
     head: Tensor  # [V, D] for the output head
@@ -59,9 +59,10 @@ def make_tied_embedding(model: Any) -> TiedEmbedding | None:
     """Make the views of a tied embedding for one pass with gradients.
 
     Returns:
-        The views; None if the model does not support them (embeddings with further operations, or a
-        decoder that treats tokens differently from embeddings), or if they would save nothing (the
-        weights are not tied, need no gradient, or are on an accelerator).
+        The views, or None in two cases. The model does not support them, because its embedding has
+        additional operations, or because its decoder treats tokens differently from embeddings. Or
+        they save nothing, because the weights are not tied, need no gradient, or are on an
+        accelerator.
     """
     inner = unwrap_peft(model)
     rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()
@@ -82,7 +83,8 @@ def make_tied_embedding(model: Any) -> TiedEmbedding | None:
 def gives_equal_states_from_embeddings(trunk: Any) -> bool:
     """Return whether a decoder computes equal states from tokens and from embeddings (cached).
 
-    Some families scale the embeddings that they look up, but not embeddings passed as arguments.
+    Some families scale the embeddings that they look up, but not embeddings that are passed as
+    arguments. The result is cached.
     """
     if trunk not in _equal_states_from_embeddings:
         rows = trunk.get_input_embeddings()

@@ -1,13 +1,13 @@
 """Exact causal attention over packed documents, with little padding.
 
-Documents are concatenated in a single row; only documents of similar length are padded to a common
-width. A document attends to itself and to its prefix; a prefix that several documents share is
-computed once. The backward pass is written by hand, because on a CPU the backward pass of the fused
-kernel takes twice as long in bf16, and for many small documents the overhead of the autograd graph
-exceeds the cost of the attention.
+Documents are concatenated in a single row. Only documents of similar length are padded to a common
+width. A document attends to itself and to its prefix. A prefix that several documents share is
+computed once. The backward pass is implemented here for two reasons. On a CPU, the backward pass of
+the fused kernel takes twice as long in bf16. For many small documents, the overhead of the autograd
+graph exceeds the cost of the attention.
 
-``packed_attention`` is registered with transformers as an attention implementation. If no layout is
-passed, it calls transformers' SDPA.
+``packed_attention`` is registered with transformers as an attention implementation. Without a
+layout, it calls transformers' SDPA.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ ATTENTION_NAME = "packed"
 # Queries per tile of a long document. The keys of a tile end with its last query.
 QUERY_BLOCK = 256
 # Attention weights of tiles with up to this many keys (including the prefix) are saved for the
-# backward pass; those of larger tiles are recomputed.
+# backward pass. The weights of larger tiles are recomputed.
 SAVED_WEIGHTS_MAX_KEYS = 768
-# Maximum number of attention weights per tile of short documents, which fit into a core's cache.
+# Maximum number of attention weights per tile of short documents. This number of weights fits into
+# a core's cache.
 TILE_MAX_WEIGHTS = 2**20
 
 
@@ -51,19 +52,20 @@ class Tile:
     keys: Tensor | slice
     """Indices of the keys, in the same order."""
     rows: int
-    """b, the number of documents."""
+    """Number b of documents."""
     real: Tensor | None
-    """Indices of the non-padding tokens among the b * Lq tokens; None without padding."""
+    """Indices of the tokens that are not padding among the b * Lq tokens; None without padding."""
     positions: Tensor | slice
-    """Indices of the non-padding queries in the packed row."""
+    """Indices in the packed row of the queries that are not padding."""
     filler: Tensor | None
     """[b, Lq], True for padding; None without padding."""
     prefix: slice | None
     """Position of the prefix in the packed row; None without a prefix."""
     mask: Tensor
-    """[1, G * Lq, Lk], -inf where a key is after its query; G is the query heads per key head."""
+    """[1, G * Lq, Lk], -inf for keys after their query. G is the number of query heads per key
+    head."""
     width: int
-    """Lq, the number of query positions per document, with padding."""
+    """Number Lq of query positions per document, including padding."""
 
     @property
     def prefix_length(self) -> int:
@@ -72,7 +74,7 @@ class Tile:
 
 
 class Layout:
-    """Tiles of the attention over one packed row; all layers use the same layout.
+    """Tiles of the attention over one packed row. All layers use the same layout.
 
     Args:
         spans: documents, which cover the row without gaps. The prefix of a span is also a span, and
@@ -102,7 +104,7 @@ class Layout:
             self._add_tiles(prefix, sorted(members, key=lambda span: span.end - span.start))
 
     def _add_tiles(self, prefix: tuple[int, int], members: list[Span]) -> None:
-        """Add the tiles of the spans with this prefix; ``members`` are sorted by length."""
+        """Add the tiles of ``members``, which have this prefix and are sorted by length."""
         group: list[Span] = []
         for span in members:
             length = span.end - span.start
@@ -130,7 +132,10 @@ class Layout:
             )
 
     def _add_short_documents(self, prefix: tuple[int, int], members: list[Span]) -> None:
-        """Add one tile for several documents, padded to the length of the last and longest."""
+        """Add one tile for several documents, padded to the length of the last document.
+
+        The documents are sorted by length, so the last document is the longest.
+        """
         if len(members) == 1:
             self._add_long_document(members[0])
             return
@@ -272,7 +277,7 @@ def _add_at_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
     rows = rows.reshape(-1, *rows.shape[2:])
     if isinstance(tile.keys, slice):
         out[tile.keys] += rows
-    else:  # several short documents: a token after the prefix is a key in one tile only
+    else:  # in tiles of several documents, each token after the prefix is a key of only one tile
         out[tile.positions] = out[tile.positions] + (rows if tile.real is None else rows[tile.real])
 
 

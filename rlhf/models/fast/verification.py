@@ -1,10 +1,11 @@
 """Enable those fast paths of a decoder that agree with its own forward pass.
 
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
-a tied embedding. They are compared with the model's own forward pass over one row at a time, on
-inputs like those of training: ragged rows with gradients, rows with a common prefix, and rows
-longer than every window. Fast paths that disagree are disabled for the model. If the results of a
-padded batch also disagree, each row is computed in its own forward pass.
+a tied embedding. They are compared with the model's own forward pass over one row at a time. The
+inputs are rows of different lengths, rows with a common prefix, and rows longer than every window.
+The hidden states and the gradients are compared. Fast paths that disagree are disabled for the
+model. If the results of a padded batch also disagree, each row is computed in a separate forward
+pass.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ log = logging.getLogger(__name__)
 
 # Factor of the tolerance for gradients, which accumulate more rounding errors than states.
 GRADIENT_TOLERANCE_FACTOR = 3.0
-# Gradients of parameters with up to this many elements are compared. They include the gradients of
-# the norms and biases of all layers, which depend on all later layers.
+# Gradients of parameters with up to this many elements are compared. These are, for example, the
+# norms and biases of all layers, whose gradients depend on all later layers.
 COMPARED_MAX_ELEMENTS = 2**14
-# Maximum of (number of weights) * (tokens of a row) in the comparison, on a CPU and on an
-# accelerator.
+# Maximum product of the number of parameters and the number of tokens of a compared row, on a CPU
+# and on an accelerator.
 CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Maximum length, in tokens, of the compared rows that fit into every window.
 SHORT_ROW_TOKENS = 44
@@ -69,7 +70,7 @@ class ComparisonBatch:
     """Rows of different lengths, padded on the right."""
 
     tokens: Tensor  # [B, T]
-    mask: Tensor  # [B, T], True where a token is not padding
+    mask: Tensor  # [B, T], True for tokens that are not padding
     weights: Tensor  # [N, 1] loss weights of the states of the real tokens, row after row
 
 
@@ -82,9 +83,10 @@ class StatesAndGradients:
 
 
 def enable_fast_paths(model: Any) -> bool:
-    """Enable the fast paths of a decoder, with any head, that agree with its own forward pass.
+    """Enable the fast paths of a model's decoder that agree with its own forward pass.
 
-    The comparison is made once per model; copies of the model keep the result.
+    The comparison is made once per model. Copies of the model keep the result. The model may have
+    any head.
 
     Returns:
         Whether the model now packs rows.
@@ -102,7 +104,8 @@ def enable_fast_paths(model: Any) -> bool:
 def _enable_paths_verified_on_copy(model: Any) -> None:
     """Enable the fast paths that agree; use a small copy of the model where it is too large.
 
-    The small copy is needed for rows that are too long for the model, and for float32.
+    The small copy is used in two cases: the comparison of rows longer than every window would take
+    too long, or the model is in half precision, so that rounding can hide differences.
     """
     trunk = trunk_of(model)
     longest = max(computation_change_lengths(text_config(trunk)), default=0)
@@ -130,7 +133,10 @@ def max_comparison_tokens(model: Any) -> int:
 
 
 def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
-    """Return the name of each fast path and a function that disables it, in disabling order."""
+    """Return the name of each fast path and a function that disables it.
+
+    The paths are in the order in which they are disabled.
+    """
     trunk = trunk_of(model)
 
     def disable_packing() -> None:
@@ -204,7 +210,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> in
                     disable()
     raise UserError(
         f"{type(unwrap_peft(model)).__name__} is not supported: its hidden states in training "
-        "differ from those of a plain pass over one row by a relative difference of "
+        "differ from those of a forward pass over one row by a relative difference of "
         f"{gap * tolerance_of(model):.1e}"
     )
 
@@ -279,7 +285,8 @@ def _gap_in_tolerances(result: StatesAndGradients, expected: StatesAndGradients)
 def _relative_difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the difference of two lists of tensors relative to the size of ``expected``.
 
-    In float32 it is the largest difference, in half precision the mean.
+    In float32, it is the largest absolute difference divided by the largest absolute element. In
+    half precision, it is the mean absolute difference divided by the mean absolute element.
     """
     a, b = (torch.cat([x.double().flatten() for x in tensors]) for tensors in (actual, expected))
     difference = (a - b).abs()
