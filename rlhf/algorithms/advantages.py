@@ -58,7 +58,7 @@ def estimate_advantages(
         multiplier: current Lagrange multiplier of the cost.
 
     Raises:
-        ValueError: the algorithm needs a field of the batch that is None.
+        ValueError: The algorithm needs a field of the batch that is None.
     """
     settings = algorithm.settings
     rewards = penalized_rewards(algorithm, batch, kl_coef=kl_coef, multiplier=multiplier)

@@ -119,7 +119,7 @@ class Algorithm:
         """Check the settings.
 
         Raises:
-            UserError: a value is outside its range, or the components are incompatible.
+            UserError: A value is outside its range, or the components are incompatible.
         """
         settings = self.settings
         settings.check()

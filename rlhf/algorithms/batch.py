@@ -75,7 +75,7 @@ class TrainingBatch:
         """Return the field `name`, which must not be None.
 
         Raises:
-            ValueError: the field is None.
+            ValueError: The field is None.
         """
         value = getattr(self, name)
         if value is None:

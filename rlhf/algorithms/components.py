@@ -89,12 +89,12 @@ def advantage(
     """Return a decorator for an advantage estimator: `(batch, settings) -> Advantages`.
 
     Args:
-        name: value of the setting `advantage`.
-        summary: phrase for the table in the documentation.
-        reads: names of the settings that the function reads.
-        critic: whether the function needs `batch.values` and `batch.bootstrap`.
-        groups: whether the function needs `batch.groups`.
-        pairs: whether the estimator forms pairs of rows, for losses that compare these rows.
+        name: Value of the setting `advantage`.
+        summary: Phrase for the table in the documentation.
+        reads: Names of the settings that the function reads.
+        critic: Whether the function needs `batch.values` and `batch.bootstrap`.
+        groups: Whether the function needs `batch.groups`.
+        pairs: Whether the estimator forms pairs of rows, for losses that compare these rows.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
     return _register("advantages", name, summary, settings, critic, groups, pairs)
@@ -113,11 +113,11 @@ def policy_loss(
     The signature of a loss is `(logprobs, batch, settings, *, denominator) -> loss, MetricSums`.
 
     Args:
-        name: value of `Algorithm.loss`.
-        summary: phrase for the table in the documentation.
-        reads: names of the settings that the function reads.
-        pairs: whether the loss compares the two rows of a pair.
-        reference: whether the loss reads `batch.ref_logprobs`. If so, no other KL term is added.
+        name: Value of `Algorithm.loss`.
+        summary: Phrase for the table in the documentation.
+        reads: Names of the settings that the function reads.
+        pairs: Whether the loss compares the two rows of a pair.
+        reference: Whether the loss reads `batch.ref_logprobs`. If so, no other KL term is added.
     """
     return _register("losses", name, summary, frozenset(reads), pairs=pairs, reference=reference)
 

@@ -62,7 +62,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimat
         estimator: Name of a registered estimator.
 
     Raises:
-        ValueError: no estimator has this name.
+        ValueError: No estimator has this name.
     """
     table = components("kl")
     if estimator not in table:

@@ -91,7 +91,7 @@ class Settings:
         """Check the range of each value.
 
         Raises:
-            UserError: a value is outside its range.
+            UserError: A value is outside its range.
         """
         check_fields(self)
         dual, cap = self.dual_clip, self.tis_cap

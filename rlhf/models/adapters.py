@@ -301,7 +301,7 @@ def load_merged_model(folder: str) -> Any:
     """Load an adapter folder and return its base model with the adapters merged, in float32.
 
     Raises:
-        UserError: the base model is not available, its weights differ from those in training, the
+        UserError: The base model is not available, its weights differ from those in training, the
             task type of the adapter is not supported, or the adapters cannot be merged.
     """
     check_files(folder)
@@ -360,7 +360,7 @@ def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str],
     """Load the base model of an adapter with ``read``, and check its fingerprint if one is saved.
 
     Raises:
-        UserError: the base model is not available, or its weights differ from those in training.
+        UserError: The base model is not available, or its weights differ from those in training.
     """
     name = str(config.get("base_model_name_or_path") or "")
     expected = None
@@ -382,7 +382,7 @@ def _base_folder_candidates(folder: Path, name: str, revision: str | None) -> li
     """Return the folders that may contain the base model of an adapter, most likely first.
 
     Raises:
-        UserError: the base model is missing.
+        UserError: The base model is missing.
     """
     candidates = [folder / BASE_FOLDER]
     if name:  # a relative path is relative to the adapter

@@ -71,8 +71,8 @@ def check_model(model: Any, tokenizer: Any) -> None:
     """Check that a model's logits depend neither on padding nor on later tokens.
 
     Args:
-        model: causal model.
-        tokenizer: tokenizer of the model, with a pad token.
+        model: Causal model.
+        tokenizer: Tokenizer of the model, with a pad token.
 
     Raises:
         UserError: the tokenizer has ids without an embedding, or the output head cannot be applied
@@ -113,7 +113,7 @@ def check_reward_model(model: Any) -> None:
     """Check that the scores of a reward model depend on the last token but not on padding.
 
     Args:
-        model: sequence classifier with a pad token and a new head.
+        model: Sequence classifier with a pad token and a new head.
 
     Raises:
         UserError: the model cannot be run, its scores depend on padding, or its scores do not
@@ -148,7 +148,7 @@ def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
     """Check that all ids of a tokenizer have an embedding.
 
     Raises:
-        UserError: a token has no embedding.
+        UserError: A token has no embedding.
     """
     rows = unwrap_peft(model).get_input_embeddings().num_embeddings
     # Some tokenizer classes add an unknown token. Byte-level tokenizers never produce this token.

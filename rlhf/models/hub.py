@@ -248,7 +248,7 @@ def check_sha256(path: Path, expected: str) -> None:
     """Check the SHA-256 digest of a file.
 
     Raises:
-        UserError: the digest differs.
+        UserError: The digest differs.
     """
     digest = sha256_of(path)
     if digest != expected:

@@ -27,7 +27,7 @@ def balancing_weight(model: Any) -> float:
     """Return the weight of the load-balancing loss, or 0 if the configuration does not enable it.
 
     Raises:
-        UserError: the configuration enables the loss, but the model does not compute it.
+        UserError: The configuration enables the loss, but the model does not compute it.
     """
     inner = unwrap_peft(model)
     config = inner.config.get_text_config()
@@ -52,7 +52,7 @@ def states_and_balancing_loss(
     """Compute the hidden states and the load-balancing loss in one forward pass over padded rows.
 
     Args:
-        model: causal model.
+        model: Causal model.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True where a token is not padding.
         tied: embedding table that replaces the decoder's own table, or None.

@@ -49,7 +49,7 @@ def find_model(spec: ModelSpec) -> str:
     """Return the folder of a configured model, after a check of its files; "" for a new model.
 
     Raises:
-        UserError: the model is not available, or a file is damaged.
+        UserError: The model is not available, or a file is damaged.
     """
     if spec.scratch:
         return ""
@@ -168,7 +168,7 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
     """Load a causal model in ``dtype``, or an adapter folder merged into its base in float32.
 
     Raises:
-        UserError: the folder contains no causal language model.
+        UserError: The folder contains no causal language model.
     """
     check_files(folder)
     try:

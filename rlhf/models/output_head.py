@@ -148,7 +148,7 @@ def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]
     """Return whether ``product`` gives the same logits as the model for a row of four tokens.
 
     Raises:
-        UserError: neither ``product`` nor ``_forward_logits`` gives the model's logits.
+        UserError: Neither ``product`` nor ``_forward_logits`` gives the model's logits.
     """
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
     with evaluation_mode(model):  # without dropout, which would change the logits

@@ -57,8 +57,8 @@ class Policy:
     """A causal model and its tokenizer, and the value head if the algorithm has a critic.
 
     Args:
-        model: causal model.
-        tokenizer: tokenizer of the model, whose pad token differs from EOS.
+        model: Causal model.
+        tokenizer: Tokenizer of the model, whose pad token differs from EOS.
         critic: "none", "shared" or "separate". With "shared", the value head is on the policy's
             decoder. With "separate", it is on a second decoder, which is initialized as a copy of
             the policy's decoder.
@@ -118,10 +118,10 @@ class Policy:
             tokens: [B, T], padded on the right.
             attention_mask: [B, T], True for tokens that are not padding.
             action_mask: [B, T], True for sampled tokens. It must be False at position 0.
-            temperature: sampling temperature of the tokens.
-            with_entropy: whether to compute entropies. If False, they are 0, and the computation is
+            temperature: Sampling temperature of the tokens.
+            with_entropy: Whether to compute entropies. If False, they are 0, and the computation is
                 faster.
-            with_balance: whether to compute the load-balancing loss if the model's configuration
+            with_balance: Whether to compute the load-balancing loss if the model's configuration
                 enables it. If it is computed, rows are padded instead of packed.
         """
         tied, balance = make_tied_embedding(self.model), None
@@ -166,8 +166,8 @@ class Policy:
         """Write a folder that ``from_pretrained`` can load. The critic is in a separate file.
 
         Args:
-            directory: the folder.
-            base: see `save_adapter`.
+            directory: The folder.
+            base: See `save_adapter`.
         """
         save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:

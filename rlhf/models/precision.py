@@ -52,10 +52,10 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 
     Args:
         name: "auto", "float32", "bfloat16" or "float16".
-        num_parameters: number of parameters of the model. If it is at least a million and the
+        num_parameters: Number of parameters of the model. If it is at least a million and the
             device supports bf16 matmuls in hardware, "auto" means bfloat16. Otherwise, it means
             float32.
-        device: device of the model.
+        device: Device of the model.
     """
     if name == "auto":
         fast = has_native_bf16(device) and num_parameters >= BF16_MIN_PARAMS

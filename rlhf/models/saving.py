@@ -38,7 +38,7 @@ def restore_model(model: Any, folder: Path) -> None:
     """Load the weights that ``save_model`` wrote into a model of the same architecture, in place.
 
     Raises:
-        UserError: the folder contains no model, or its weights do not fit the model.
+        UserError: The folder contains no model, or its weights do not fit the model.
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(

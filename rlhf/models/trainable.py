@@ -30,7 +30,7 @@ def make_trainable(model: Any) -> Any:
     floating-point parameters are trained.
 
     Raises:
-        UserError: there is no parameter to train.
+        UserError: There is no parameter to train.
     """
     model.requires_grad_(False)
     trained = trained_parameters(model)
@@ -104,7 +104,7 @@ class WeightChange:
     """Measures by checksums which trained parameter tensors of a model have changed.
 
     Args:
-        model: the model before the first step, or before a checkpoint is loaded.
+        model: The model before the first step, or before a checkpoint is loaded.
     """
 
     def __init__(self, model: nn.Module) -> None:

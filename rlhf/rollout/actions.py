@@ -18,7 +18,7 @@ def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
     integer is outside the space.
 
     Raises:
-        UserError: the action space is neither text nor discrete.
+        UserError: The action space is neither text nor discrete.
     """
     space = env.action_space
     if isinstance(space, gym.spaces.Discrete):

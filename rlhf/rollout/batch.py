@@ -159,9 +159,9 @@ def collate(
 
     Args:
         rollouts: B episodes.
-        rewards: for each episode, the training rewards of its tokens.
-        pad_id: token id of the padding.
-        device: device of the tensors.
+        rewards: For each episode, the training rewards of its tokens.
+        pad_id: Token id of the padding.
+        device: Device of the tensors.
     """
     padded = partial(pad_right, device=device)
 

@@ -61,15 +61,15 @@ class ChatFormat:
     set, with the first token that contains ``stop``.
 
     Args:
-        tokenizer: tokenizer of the policy, with the template's options (see
+        tokenizer: Tokenizer of the policy, with the template's options (see
             ``rlhf.reward_models.chat_template``).
-        chat: whether to use the chat template. By default, it is used if there is one.
-        separator: text between the turns if the chat template is not used.
-        stop: text that ends a reply if the chat template is not used, for example a newline.
-        stop_ids: additional tokens that end a reply; see `generation_stop_ids`.
+        chat: Whether to use the chat template. By default, it is used if there is one.
+        separator: Text between the turns if the chat template is not used.
+        stop: Text that ends a reply if the chat template is not used, for example a newline.
+        stop_ids: Additional tokens that end a reply; see `generation_stop_ids`.
 
     Raises:
-        UserError: no token can end a reply, or the template cannot be used.
+        UserError: No token can end a reply, or the template cannot be used.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ChatFormat:
         """Encode the messages before a reply, and the beginning of the assistant's turn.
 
         Raises:
-            UserError: the template cannot render the messages.
+            UserError: The template cannot render the messages.
         """
         if not self.chat:
             if any(message.get("tool_calls") for message in messages):
@@ -122,7 +122,7 @@ class ChatFormat:
         """Render the messages before a reply, and the beginning of the assistant's turn.
 
         Raises:
-            UserError: the template cannot render the messages.
+            UserError: The template cannot render the messages.
         """
         self.check_system(messages)
         try:
@@ -136,13 +136,13 @@ class ChatFormat:
         """Encode the text after a reply, which ends the reply's turn and adds the observation.
 
         Args:
-            observation: text of the environment.
-            reply: tokens of the reply. If the reply does not end with the template's closing token,
+            observation: Text of the environment.
+            reply: Tokens of the reply. If the reply does not end with the template's closing token,
                 the result begins with this token.
-            system: whether the conversation has a system message.
+            system: Whether the conversation has a system message.
 
         Raises:
-            UserError: the template cannot render the observation, or it rewrites earlier turns. In
+            UserError: The template cannot render the observation, or it rewrites earlier turns. In
                 the second case, tokens cannot be appended.
         """
         if not self.chat:
@@ -177,7 +177,7 @@ class ChatFormat:
         """Check that the template can render the system message, if there is one.
 
         Raises:
-            UserError: the template cannot render the system message.
+            UserError: The template cannot render the system message.
         """
         if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
             raise UserError(self.system_problem)
@@ -271,7 +271,7 @@ class ChatFormat:
         with the smallest id.
 
         Raises:
-            UserError: no token can end a reply, or the template cannot render a reply.
+            UserError: No token can end a reply, or the template cannot render a reply.
         """
         if self.chat:
             probes = self._texts_after_probes()
@@ -334,7 +334,7 @@ class ChatFormat:
         """Check whether rollouts can have several turns with this template.
 
         Args:
-            system: whether the conversation has a system message.
+            system: Whether the conversation has a system message.
 
         Returns:
             The reason why rollouts cannot have several turns, or None. Then a note about a
@@ -398,7 +398,7 @@ def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
     """Return the ids of all tokens whose text contains ``text``.
 
     Raises:
-        UserError: no token contains ``text``.
+        UserError: No token contains ``text``.
     """
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     token_ids = {i for i, piece in enumerate(pieces) if text in piece}

@@ -86,13 +86,13 @@ def make_env_factory(
     """Return a function that makes one environment.
 
     Args:
-        spec: environment id and arguments, or prompt datasets.
-        prompts: conversations, if the spec names prompt datasets.
+        spec: Environment id and arguments, or prompt datasets.
+        prompts: Conversations, if the spec names prompt datasets.
         split: "train" or "test", for environments with separate training and test data. By default,
             the arguments of the spec determine the split.
 
     Raises:
-        UserError: the id is unknown, or the environment cannot be made with these arguments.
+        UserError: The id is unknown, or the environment cannot be made with these arguments.
     """
     from rlhf import envs
     from rlhf.envs.items import split_kwargs
@@ -129,8 +129,8 @@ class Collector:
             ``usable_context_length``). If it is None, such a prompt raises UserError.
         calls: runs environment code; by default a failure raises UserError, and there is no time
             limit.
-        watch: stopwatch that measures the time of generation and of environments.
-        examples: messages that are inserted in every conversation, after the system message.
+        watch: Stopwatch that measures the time of generation and of environments.
+        examples: Messages that are inserted in every conversation, after the system message.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Collector:
         ``split`` is passed to ``make_env_factory``.
 
         Raises:
-            UserError: the chat template cannot render a prompt or the system message.
+            UserError: The chat template cannot render a prompt or the system message.
         """
         chat_format = ChatFormat(
             tokenizer,
@@ -210,11 +210,11 @@ class Collector:
         """Check, before the first episode, that the chat template can render the prompts.
 
         Args:
-            prompts: prompts of the prompt datasets. If it is empty, the system message of the
+            prompts: Prompts of the prompt datasets. If it is empty, the system message of the
                 configuration or of the environment is checked.
 
         Raises:
-            UserError: the template cannot render a prompt or the system message.
+            UserError: The template cannot render a prompt or the system message.
         """
         if not self.chat_format.chat:
             return
@@ -270,16 +270,16 @@ class Collector:
         """Play one episode per seed with the engine's current policy.
 
         Args:
-            seeds: one entry per episode.
-            temperature: sampling temperature; 0 means greedy decoding. By default, it is the
+            seeds: One entry per episode.
+            temperature: Sampling temperature; 0 means greedy decoding. By default, it is the
                 temperature of the spec.
-            allow_none: whether to return an empty list if every episode failed.
+            allow_none: Whether to return an empty list if every episode failed.
 
         Returns:
             The episodes whose environment did not fail, in the order of ``seeds``.
 
         Raises:
-            UserError: a prompt does not fit into the context, or an environment failed and
+            UserError: A prompt does not fit into the context, or an environment failed and
                 ``EnvCalls.errors`` is "raise", or every episode failed and ``allow_none`` is False.
         """
         sampling = SamplingParams(

@@ -61,16 +61,16 @@ def encode_example(
     """Encode a demonstration, and mark the tokens to train on.
 
     Args:
-        chat_format: chat format of the model.
-        prompt: messages before the first reply. One of them contains the tools.
-        completion: messages from the first reply on. Replies with ``weight: 0`` are not trained on.
-        notes: reason -> number of omissions and changes; updated in place.
+        chat_format: Chat format of the model.
+        prompt: Messages before the first reply. One of them contains the tools.
+        completion: Messages from the first reply on. Replies with ``weight: 0`` are not trained on.
+        notes: Reason -> number of omissions and changes; updated in place.
 
     Returns:
         Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
-        RowDropped: the conversation cannot be encoded as the template renders it.
+        RowDropped: The conversation cannot be encoded as the template renders it.
         UserError: ``completion`` does not start with a reply, or the template cannot render system
             messages.
     """
@@ -130,17 +130,17 @@ def _encode_rendered(
     """Encode a conversation, and mark the tokens to train on.
 
     Args:
-        chat_format: a chat format with a template.
-        messages: the whole conversation, with ``tools`` on the first message.
-        first: index of the first message that may be trained on.
-        notes: reason -> number of replies that are not trained on and of texts that the template
+        chat_format: A chat format with a template.
+        messages: The whole conversation, with ``tools`` on the first message.
+        first: Index of the first message that may be trained on.
+        notes: Reason -> number of replies that are not trained on and of texts that the template
             omits; updated in place.
 
     Returns:
         Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
-        RowDropped: the conversation cannot be encoded. The message is the reason.
+        RowDropped: The conversation cannot be encoded. The message is the reason.
     """
     try:
         pieces = _Rendering(chat_format, messages).pieces(first, notes)
@@ -176,7 +176,7 @@ class _Rendering:
         The arguments are described in `_encode_rendered`.
 
         Raises:
-            RowDropped: no reply can be trained on.
+            RowDropped: No reply can be trained on.
         """
         if tools_of(self.messages) and not self.format.renders_tools:
             notes["conversations without their tools: the template leaves them out"] += 1
@@ -290,9 +290,9 @@ class _Rendering:
         """Return the pieces, and insert the omitted reasoning of the last reply after the prompt.
 
         Args:
-            learned: positions of the earlier replies to train on.
-            index: index of the last reply.
-            reply: position of the last reply, whose prompt ends with an open <think> tag.
+            learned: Positions of the earlier replies to train on.
+            index: Index of the last reply.
+            reply: Position of the last reply, whose prompt ends with an open <think> tag.
         """
         reasoning, _ = split_reasoning(self.messages[index])
         answer = self.whole[reply.start : reply.end].lstrip("\n")

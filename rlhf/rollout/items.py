@@ -18,8 +18,8 @@ def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
     """Return a short hash of the messages before the policy's first reply.
 
     Args:
-        messages: the conversation of an episode.
-        replies: number of the policy's replies. They are the last assistant messages.
+        messages: The conversation of an episode.
+        replies: Number of the policy's replies. They are the last assistant messages.
     """
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     digest = hashlib.sha256()
@@ -60,10 +60,10 @@ def describe_items(
     """Return the entry ``items`` of an evaluation summary, the overlap with training episodes.
 
     Args:
-        openings: openings of the training episodes.
-        rows: rows of ``episodes.jsonl``.
-        separate: whether the environment has separate items for training and evaluation.
-        note: the environment's description of its items.
+        openings: Openings of the training episodes.
+        rows: Rows of ``episodes.jsonl``.
+        separate: Whether the environment has separate items for training and evaluation.
+        note: The environment's description of its items.
     """
     return {
         "separate": separate,

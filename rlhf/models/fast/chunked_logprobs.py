@@ -33,13 +33,13 @@ def selected_logprobs(
     """Return the log-probability of each target, and the entropy of its distribution.
 
     Args:
-        model: causal model, of which only the output head is used.
-        hidden: hidden state before each target, [N, D].
-        targets: token ids [N].
-        temperature: divides the logits.
-        with_entropy: whether to compute entropies. If False, the entropies are 0, and the
+        model: Causal model, of which only the output head is used.
+        hidden: Hidden state before each target, [N, D].
+        targets: Token ids [N].
+        temperature: Divides the logits.
+        with_entropy: Whether to compute entropies. If False, the entropies are 0, and the
             computation is faster.
-        weight: weight [V, D] of the output head. By default, the model's weight is used.
+        weight: Weight [V, D] of the output head. By default, the model's weight is used.
 
     Returns:
         Log-probabilities [N] and entropies [N] in nats, with gradients. They are float32, or

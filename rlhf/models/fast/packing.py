@@ -138,11 +138,11 @@ def flat_hidden_states(
     the same in both cases, because padding is on the right.
 
     Args:
-        model: decoder with any head.
+        model: Decoder with any head.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True for tokens that are not padding.
-        trunk: decoder of the same architecture. By default, the model's own decoder is used.
-        tied: embedding table. By default, the decoder's own embedding is used.
+        trunk: Decoder of the same architecture. By default, the model's own decoder is used.
+        tied: Embedding table. By default, the decoder's own embedding is used.
 
     Returns:
         States [N, D], and the index [B, T] of the state after each token.
@@ -263,7 +263,7 @@ def select_attention_without_packing(model: Any, name: str) -> None:
     """Select an attention implementation of transformers instead of packed attention.
 
     Raises:
-        UserError: the implementation is not available, or the model does not support it.
+        UserError: The implementation is not available, or the model does not support it.
     """
     try:
         model.set_attn_implementation(name)

@@ -45,10 +45,10 @@ def gives_same_outputs(
     """Return whether a new forward method gives the module's own outputs for random inputs.
 
     Args:
-        module: module, whose own forward method is the reference.
-        forward: new method, which takes the module and inputs [3, width].
-        width: size of the last dimension of the inputs.
-        dtype_as: tensor with the dtype and the device of the inputs.
+        module: Module, whose own forward method is the reference.
+        forward: New method, which takes the module and inputs [3, width].
+        width: Size of the last dimension of the inputs.
+        dtype_as: Tensor with the dtype and the device of the inputs.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, width, generator=generator).to(dtype_as)

@@ -77,12 +77,12 @@ class Layout:
     """Tiles of the attention over one packed row. All layers use the same layout.
 
     Args:
-        spans: documents, which cover the row without gaps. The prefix of a span is also a span, and
+        spans: Documents, which cover the row without gaps. The prefix of a span is also a span, and
             is listed before it.
-        heads: number of query heads.
-        key_heads: number of key and value heads.
-        dtype: dtype of the masks.
-        device: device of the masks and indices.
+        heads: Number of query heads.
+        key_heads: Number of key and value heads.
+        dtype: Dtype of the masks.
+        device: Device of the masks and indices.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ def enable_fast_paths(model: Any) -> bool:
         Whether the model now packs rows.
 
     Raises:
-        UserError: the states differ even if all fast paths are disabled.
+        UserError: The states differ even if all fast paths are disabled.
     """
     trunk = trunk_of(model)
     if not getattr(trunk, "fast_paths_verified", False):
@@ -167,7 +167,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> in
         The number of disabled paths.
 
     Raises:
-        UserError: the states differ even if all paths are disabled.
+        UserError: The states differ even if all paths are disabled.
     """
     trunk = trunk_of(model)
 

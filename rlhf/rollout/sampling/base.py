@@ -86,7 +86,7 @@ class RolloutEngine(Protocol):
         """Use the current weights of the policy from now on.
 
         Args:
-            version: version number of these weights.
+            version: Version number of these weights.
         """
         ...
 

@@ -35,8 +35,8 @@ class ContinuousEngine:
     The cache and the decoder's copies of weights exist until ``reset``.
 
     Args:
-        model: causal model. Its weights must not change between the first ``poll`` and ``reset``.
-        max_rows: maximum number of episodes that are decoded at once. Other episodes wait for a
+        model: Causal model. Its weights must not change between the first ``poll`` and ``reset``.
+        max_rows: Maximum number of episodes that are decoded at once. Other episodes wait for a
             free row.
     """
 
@@ -62,7 +62,7 @@ class ContinuousEngine:
         """Queue requests. A request that continues an episode uses the row of the episode.
 
         Raises:
-            ValueError: the sampling parameters differ from those of earlier requests.
+            ValueError: The sampling parameters differ from those of earlier requests.
         """
         for request in requests:
             if self._sampler is None or request.episode_id not in self._sampler.row_of:
@@ -105,11 +105,11 @@ class Sampler:
     the rows in use are the first rows of the cache, without gaps.
 
     Args:
-        model: causal model, with adapters if it is a PEFT model. Its weights must not change while
+        model: Causal model, with adapters if it is a PEFT model. Its weights must not change while
             the sampler is used.
-        sampling: distribution of the tokens, and stop tokens.
-        rows: number of episodes in the batch.
-        policy_version: version of the model's weights.
+        sampling: Distribution of the tokens, and stop tokens.
+        rows: Number of episodes in the batch.
+        policy_version: Version of the model's weights.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Sampler:
         """Start a completion, in the row of its episode or in a free row.
 
         Raises:
-            ValueError: the sampling parameters differ from those of the batch.
+            ValueError: The sampling parameters differ from those of the batch.
         """
         if request.sampling != self.sampling:
             raise ValueError("requests of one batch must have the same sampling parameters")

@@ -61,11 +61,11 @@ class PlainDecoder:
     """Calls the model's own forward pass on a batch of rows, padded on the right.
 
     Args:
-        model: causal model.
-        stepwise: whether new tokens of a row with a recurrent state are passed one by one.
+        model: Causal model.
+        stepwise: Whether new tokens of a row with a recurrent state are passed one by one.
 
     Raises:
-        ValueError: the family's cache or attention does not support rows of different lengths.
+        ValueError: The family's cache or attention does not support rows of different lengths.
     """
 
     def __init__(self, model: Any, *, stepwise: bool = False) -> None:
@@ -103,8 +103,8 @@ class PlainDecoder:
         """Return the logits [n, V] after each row's last new token.
 
         Args:
-            ids: new tokens [N] of the cache's plan, row after row.
-            cache: cache to which the keys and values of the new tokens are added.
+            ids: New tokens [N] of the cache's plan, row after row.
+            cache: Cache to which the keys and values of the new tokens are added.
         """
         plan = cache.plan
         inputs: dict[str, Any] = {
@@ -132,7 +132,7 @@ class FusedDecoder:
     The copies are not updated. After an update of the model, a new decoder is needed.
 
     Args:
-        model: causal model of one of FUSED_FAMILIES.
+        model: Causal model of one of FUSED_FAMILIES.
     """
 
     def __init__(self, model: Any) -> None:
@@ -191,12 +191,12 @@ class _FusedLayer:
         """Return the layer's output [N, D].
 
         Args:
-            hidden: hidden states [N, D] of the new tokens.
-            cos: cosines of the rotary embedding.
-            rotated_sin: sines of the rotary embedding; the first half is negated, as in
+            hidden: Hidden states [N, D] of the new tokens.
+            cos: Cosines of the rotary embedding.
+            rotated_sin: Sines of the rotary embedding; the first half is negated, as in
                 transformers' ``rotate_half``.
-            plan: plan of the forward pass.
-            store: keys and values of this layer.
+            plan: Plan of the forward pass.
+            store: Keys and values of this layer.
         """
         size = hidden.shape[-1:]
         projected = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
@@ -234,12 +234,12 @@ def attend(
     """Return the attention outputs [N, H * D] of the new tokens.
 
     Args:
-        queries: queries [N, H, D] of the new tokens.
-        keys: keys [n, Hkv, width, D] of the rows.
-        values: values [n, Hkv, width, D] of the rows.
-        plan: plan of the forward pass.
-        mask: additive mask [n, 1, L, width].
-        scale: factor of the products of queries and keys.
+        queries: Queries [N, H, D] of the new tokens.
+        keys: Keys [n, Hkv, width, D] of the rows.
+        values: Values [n, Hkv, width, D] of the rows.
+        plan: Plan of the forward pass.
+        mask: Additive mask [n, 1, L, width].
+        scale: Factor of the products of queries and keys.
     """
     (n, longest), key_heads = plan.shape, keys.shape[1]
     groups = queries.shape[1] // key_heads
@@ -371,8 +371,8 @@ def fused_gap(kind: Any, config: Any) -> float:
     """Return ``decoding_gap`` of the fused decoder for a small random model.
 
     Args:
-        kind: class of the model.
-        config: configuration of the model, which is reduced to two layers.
+        kind: Class of the model.
+        config: Configuration of the model, which is reduced to two layers.
     """
     small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"

@@ -44,9 +44,9 @@ class DecoderOption:
     """A decoder that can be selected for a model.
 
     Args:
-        description: text for the log that follows the words "replies are sampled".
-        make: function that makes the decoder.
-        safer: index of a slower option, or None. It is compared with this option if the difference
+        description: Text for the log that follows the words "replies are sampled".
+        make: Function that makes the decoder.
+        safer: Index of a slower option, or None. It is compared with this option if the difference
             of this option exceeds ``TOLERANCE``, or if the model has half precision. The slower
             option is selected if its difference is smaller by a factor of more than 1.25.
     """
@@ -64,8 +64,8 @@ def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
     """Return the index of the first option whose logits equal those of the model's forward pass.
 
     Args:
-        model: causal model.
-        options: decoders in order of decreasing speed. If no other decoder agrees with the forward
+        model: Causal model.
+        options: Decoders in order of decreasing speed. If no other decoder agrees with the forward
             pass, the last one is selected without a comparison.
     """
     trunk = trunk_of(model)

@@ -25,8 +25,8 @@ def draw(
 
     Args:
         logits: [n, V].
-        numbers: uniform random numbers in [0, 1), [n]; not used at temperature 0.
-        sampling: temperature and truncation. Probabilities are normalized after truncation.
+        numbers: Uniform random numbers in [0, 1), [n]; not used at temperature 0.
+        sampling: Temperature and truncation. Probabilities are normalized after truncation.
 
     Returns:
         Tokens [n] and their log-probabilities [n] in nats. At temperature 0, these are the most
@@ -75,8 +75,8 @@ def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
     likely token is always kept.
 
     Args:
-        logits: logits [n, V], already divided by the temperature.
-        sampling: parameters ``top_k``, ``top_p`` (nucleus sampling, Holtzman et al. 2020) and
+        logits: Logits [n, V], already divided by the temperature.
+        sampling: Parameters ``top_k``, ``top_p`` (nucleus sampling, Holtzman et al. 2020) and
             ``min_p`` (Nguyen et al. 2024). Other parameters are not used.
     """
     kept = torch.ones_like(logits, dtype=torch.bool)

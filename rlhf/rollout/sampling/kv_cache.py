@@ -173,7 +173,7 @@ class RaggedCache(RowStore, Cache):
         device: device of the model.
         stepwise: whether new tokens of rows with a state are processed one by one. This is needed
             if the model discards the state when it processes several tokens at once.
-        limit: row length in tokens beyond which rotary frequencies change. Longer rows need a
+        limit: Row length in tokens beyond which rotary frequencies change. Longer rows need a
             separate forward pass. By default, the frequencies do not change.
     """
 

@@ -25,7 +25,7 @@ class RowStore:
     """Base class of caches with several rows, which counts the tokens of each row.
 
     Args:
-        rows: number of episodes in the cache.
+        rows: Number of episodes in the cache.
     """
 
     in_place = False
@@ -72,8 +72,8 @@ class Decoder(Protocol):
         """Compute the prepared forward pass. Return the logits [n, V] after each row's last token.
 
         Args:
-            ids: new tokens [N], row after row.
-            cache: a cache that ``new_cache`` made, after a call of ``prepare``.
+            ids: New tokens [N], row after row.
+            cache: A cache that ``new_cache`` made, after a call of ``prepare``.
         """
         ...
 
@@ -88,11 +88,11 @@ def forward_new_tokens(
     """Compute the forward passes of new tokens, and add the tokens to the cache.
 
     Args:
-        decoder: decoder of the model.
-        cache: cache of the decoder.
-        rows: indices [n] of the rows in the cache.
-        inputs: new tokens of each row.
-        device: device of the model.
+        decoder: Decoder of the model.
+        cache: Cache of the decoder.
+        rows: Indices [n] of the rows in the cache.
+        inputs: New tokens of each row.
+        device: Device of the model.
 
     Returns:
         Logits [n, V] after the last new token of each row.

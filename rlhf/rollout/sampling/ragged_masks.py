@@ -28,10 +28,10 @@ def ragged_masks(
     """Return a context manager in which models build masks for the given positions.
 
     Args:
-        implementation: name of the model's attention implementation.
-        positions: positions [n, L] of the queries.
-        width: number of keys, which are at positions 0 .. width - 1.
-        dtype: dtype of the masks.
+        implementation: Name of the model's attention implementation.
+        positions: Positions [n, L] of the queries.
+        width: Number of keys, which are at positions 0 .. width - 1.
+        dtype: Dtype of the masks.
     """
     columns = torch.arange(width, device=positions.device)[None, None, None]
     queries = positions[:, None, :, None]

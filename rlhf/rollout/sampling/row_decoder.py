@@ -59,9 +59,9 @@ class RowDecoder:
     """Decoder that computes one row per forward pass.
 
     Args:
-        model: causal model.
-        stepwise: whether new tokens of a row that is not empty are processed one by one.
-        cached: whether to use a cache. Without a cache, the whole row is computed again in every
+        model: Causal model.
+        stepwise: Whether new tokens of a row that is not empty are processed one by one.
+        cached: Whether to use a cache. Without a cache, the whole row is computed again in every
             forward pass.
     """
 

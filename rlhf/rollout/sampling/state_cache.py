@@ -16,8 +16,8 @@ class StateLayer(LinearAttentionLayer):
     """States [rows, ...] of one layer. A forward pass reads the states of its rows.
 
     Args:
-        rows: number of episodes in the cache.
-        number_of_states: number of pairs of a convolution state and a recurrent state.
+        rows: Number of episodes in the cache.
+        number_of_states: Number of pairs of a convolution state and a recurrent state.
     """
 
     is_compileable = False

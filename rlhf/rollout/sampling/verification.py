@@ -41,10 +41,10 @@ def check_sampling(model: Any) -> None:
     """Verify the sampler once per model. If the verification fails, sample without a cache.
 
     Args:
-        model: causal model with the weights and adapters with which it will sample.
+        model: Causal model with the weights and adapters with which it will sample.
 
     Raises:
-        UserError: the log-probabilities also differ without a cache.
+        UserError: The log-probabilities also differ without a cache.
     """
     trunk = trunk_of(model)
     if getattr(trunk, "sampling_checked", False):
@@ -89,8 +89,8 @@ def sampling_gap(model: Any, *, limit: int) -> float:
     several nats. If the mean absolute log-probability exceeds 1 nat, the result is divided by it.
 
     Args:
-        model: causal model.
-        limit: maximum length of an episode, in tokens.
+        model: Causal model.
+        limit: Maximum length of an episode, in tokens.
     """
     turns = _test_turns(text_config(trunk_of(model)), limit=limit)
     with evaluation_mode(unwrap_peft(model)):
