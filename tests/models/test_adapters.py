@@ -294,7 +294,7 @@ def test_saved_model_is_restored_bit_exactly(tmp_path: Path) -> None:
 
 def test_restore_folder_without_model_is_user_error(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="contains no model. A checkpoint of an earlier version"):
+    with pytest.raises(UserError, match=r"contains no model. A checkpoint of an earlier version"):
         restore_model(tiny_model()[0], tmp_path)
 
 
