@@ -200,7 +200,7 @@ def _play_episodes(
             starts,
             rewards=data.rewards,
             counts=counts,
-            calls=EnvCalls.of(config.env),
+            calls=EnvCalls.from_spec(config.env),
         )
     collector = Collector.open(
         policy.model,

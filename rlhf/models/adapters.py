@@ -37,7 +37,7 @@ from rlhf.common.names import did_you_mean
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
-from rlhf.models.checks import read_causal, relative_gap
+from rlhf.models.checks import read_causal, relative_difference
 from rlhf.models.comparison import evaluation_mode, forward_errors_as_user_errors, tolerance_of
 from rlhf.models.hub import check_files, find_weight_folders
 from rlhf.reward_models.generic_heads import classifier_class
@@ -347,7 +347,7 @@ def _merge_adapters(adapted: Any, folder: str) -> Any:
     ):
         expected = adapted(input_ids=ids).logits
         merged = adapted.merge_and_unload()
-        gap = relative_gap(merged(input_ids=ids).logits, expected)
+        gap = relative_difference(merged(input_ids=ids).logits, expected)
     if not gap <= tolerance_of(merged):
         raise UserError(
             f"{folder} cannot be merged into its base: the merge would change the logits by a "

@@ -100,8 +100,11 @@ def check_model(model: Any, tokenizer: Any) -> None:
         with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
         truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
     for gap, problem in (
-        (relative_gap(with_padding[:, :length], full), "padding changes the logits"),
-        (relative_gap(truncated, full[:, :cut]), "tokens change the logits of earlier tokens"),
+        (relative_difference(with_padding[:, :length], full), "padding changes the logits"),
+        (
+            relative_difference(truncated, full[:, :cut]),
+            "tokens change the logits of earlier tokens",
+        ),
     ):
         if not gap <= tolerance_of(model):
             raise UserError(
@@ -166,7 +169,7 @@ def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
         )
 
 
-def relative_gap(actual: Tensor, expected: Tensor) -> float:
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """Return the difference of two tensors relative to the size of ``expected``.
 
     In float32 and float64, the result is the largest absolute difference divided by the largest

@@ -128,7 +128,7 @@ class ChatFormat:
         try:
             return self.render(messages, prompt=True)
         except TemplateRefused as refusal:
-            raise UserError(f"{refusal}; conversation: {_outline(messages)}") from refusal
+            raise UserError(f"{refusal}; conversation: {_describe_messages(messages)}") from refusal
 
     def encode_observation(
         self, observation: str, *, reply: Sequence[int], system: bool = False
@@ -150,7 +150,7 @@ class ChatFormat:
         if problem := self._turn_problems(system)[0]:
             raise UserError(problem)
         try:
-            ids = self.encode_after(SENTINEL, self._text_after_reply(observation))
+            ids = self.encode_after(SENTINEL, self._render_between_replies(observation))
         except TemplateRefused as refusal:
             raise UserError(f"{refusal}; observation: {observation[:40]!r}") from refusal
         closed = bool(reply) and reply[-1] == self.closing.token and self.closing.written
@@ -165,7 +165,7 @@ class ChatFormat:
         stopped = bool(ids) and ids[-1] in self.stop_ids
         content = ids[:-1] if stopped else ids
         if self.chat and self._reply_header:
-            content = _after_last(list(content), self._reply_header)
+            content = _ids_after_last(list(content), self._reply_header)
         text = self.tokenizer.decode(content, skip_special_tokens=True)
         if stopped and self.stop_text is not None:  # the part of the token before the stop text
             text += self.tokenizer.decode([ids[-1]], skip_special_tokens=True).partition(
@@ -274,7 +274,7 @@ class ChatFormat:
             UserError: No token can end a reply, or the template cannot render a reply.
         """
         if self.chat:
-            probes = self._texts_after_probes()
+            probes = self._render_texts_after_replies()
             self.text_after_reply = probes[0]
             last, middle = map(self.encode, probes)
             pairs = zip(last, middle, strict=False)
@@ -294,7 +294,7 @@ class ChatFormat:
         token = min(self.stop_ids) if eos is None else eos
         return ClosingToken(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
-    def _texts_after_probes(self) -> tuple[str, str]:
+    def _render_texts_after_replies(self) -> tuple[str, str]:
         """Return the template's text after the last reply, and its text between two replies.
 
         If the template cannot render several turns, both are the text after the last reply.
@@ -307,11 +307,11 @@ class ChatFormat:
         if not separator:
             raise UserError("the model's chat template cannot be used: it leaves the reply out")
         try:
-            return last, self._text_after_reply(PROBE_USER["content"])
+            return last, self._render_between_replies(PROBE_USER["content"])
         except (TemplateRefused, UserError):
             return last, last
 
-    def _text_after_reply(self, observation: str) -> str:
+    def _render_between_replies(self, observation: str) -> str:
         """Return the text between a reply and the next reply, which contains the observation."""
         user_turn = {"role": "user", "content": observation}
         text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
@@ -407,7 +407,7 @@ def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
     return token_ids
 
 
-def _after_last(ids: list[int], head: list[int]) -> list[int]:
+def _ids_after_last(ids: list[int], head: list[int]) -> list[int]:
     """Return the ids after the last occurrence of the sequence ``head``.
 
     If ``head`` does not occur, return all ids.
@@ -418,7 +418,7 @@ def _after_last(ids: list[int], head: list[int]) -> list[int]:
     return ids
 
 
-def _outline(messages: Messages) -> str:
+def _describe_messages(messages: Messages) -> str:
     """Return the roles and the start of the last message, for error messages."""
     roles = ", ".join(message["role"] for message in messages)
     return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

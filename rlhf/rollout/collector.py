@@ -199,7 +199,7 @@ class Collector:
             rollout,
             context=context,
             long_context=long_context,
-            calls=EnvCalls.of(env),
+            calls=EnvCalls.from_spec(env),
             watch=watch,
             examples=examples,
         )
@@ -219,7 +219,7 @@ class Collector:
         if not self.chat_format.chat:
             return
         if not prompts:
-            env = self._environments(1)[0]
+            env = self._get_environments(1)[0]
             if system := self.spec.system or getattr(env.unwrapped, "system_prompt", None):
                 self.chat_format.check_system([{"role": "system", "content": system}])
         for index, prompt in enumerate(prompts):
@@ -240,7 +240,7 @@ class Collector:
         ``max_episode_steps``. Without a turn limit, the bound is ``rollout.max_tokens``. If this
         key is not set either, the bound is that of one turn.
         """
-        env = self._environments(1)[0]
+        env = self._get_environments(1)[0]
         limit = getattr(env.spec, "max_episode_steps", None)
         known = [n for n in (getattr(env.unwrapped, "max_turns", None), limit) if n]
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
@@ -248,7 +248,7 @@ class Collector:
             return min(budget, min(known) * self.spec.max_new_tokens)
         return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
 
-    def _environments(self, number: int) -> list[gym.Env]:
+    def _get_environments(self, number: int) -> list[gym.Env]:
         """Return the first ``number`` environments, and make those that do not exist yet."""
         while len(self.envs) < number:
             self.envs.append(self.make_env())
@@ -289,7 +289,7 @@ class Collector:
             min_p=self.spec.min_p,
             stop_ids=frozenset(self.chat_format.stop_ids),
         )
-        envs = self._environments(min(self.spec.parallel, len(seeds)))
+        envs = self._get_environments(min(self.spec.parallel, len(seeds)))
         try:
             rollouts = self._play(seeds, envs, sampling)
         finally:
@@ -315,7 +315,7 @@ class Collector:
         finished: dict[int, Rollout] = {}
 
         def submit(episode: _Episode) -> None:
-            request = self._request(episode, sampling)
+            request = self._make_request(episode, sampling)
             active[request.request_id] = episode
             self.engine.submit([request])
 
@@ -325,7 +325,7 @@ class Collector:
                 env = free[-1]
                 start = self._call_environment(seed.seed, lambda e=env, s=seed: reset(e, s.seed))
                 if start is None:
-                    free[-1] = self._replace(env)
+                    free[-1] = self._replace_environment(env)
                     continue
                 submit(self._start_episode(env, index, seed, *start))
                 free.pop()
@@ -341,11 +341,11 @@ class Collector:
                     submit(episode)
                 else:
                     self.engine.release(episode.id)
-                    free.append(episode.env if over else self._replace(episode.env))
+                    free.append(episode.env if over else self._replace_environment(episode.env))
                 if over:
                     finished[episode.index] = episode.rollout
 
-    def _replace(self, env: gym.Env) -> gym.Env:
+    def _replace_environment(self, env: gym.Env) -> gym.Env:
         """Replace a failed environment by a new one, because its state is undefined."""
         index = self.envs.index(env)
         self.calls.close(env)
@@ -402,7 +402,7 @@ class Collector:
             messages = [{"role": "system", "content": system}, *messages]
         return with_tools(insert_after_system(messages, self.examples), tools)
 
-    def _request(self, episode: _Episode, sampling: SamplingParams) -> Request:
+    def _make_request(self, episode: _Episode, sampling: SamplingParams) -> Request:
         """Return the request for an episode's next reply."""
         rollout = episode.rollout
         return Request(

@@ -143,7 +143,7 @@ def _encode_rendered(
         RowDropped: The conversation cannot be encoded. The message is the reason.
     """
     try:
-        pieces = _Rendering(chat_format, messages).pieces(first, notes)
+        pieces = _Rendering(chat_format, messages).split_into_pieces(first, notes)
     except TemplateRefused as refusal:
         raise RowDropped(str(refusal)) from refusal
     ids: list[int] = []
@@ -170,7 +170,7 @@ class _Rendering:
         self.messages = messages
         self.whole = chat_format.render(self.messages)
 
-    def pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
+    def split_into_pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at the replies to train on. The text after the last reply is omitted.
 
         The arguments are described in `_encode_rendered`.

@@ -38,7 +38,7 @@ class EnvCalls:
     """Reason -> number of episodes that were dropped for this reason."""
 
     @classmethod
-    def of(cls, spec: EnvSpec) -> EnvCalls:
+    def from_spec(cls, spec: EnvSpec) -> EnvCalls:
         """Return an instance with the ``errors`` and ``timeout`` of a configuration."""
         return cls(spec.errors, spec.timeout)
 
@@ -89,7 +89,9 @@ def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
             _require_type(message, Mapping, 'an entry of info["messages"]')
         ):
             raise TypeError('an entry of info["messages"] has no key "role" or no key "content"')
-        _unicode(_require_type(message["content"], str, 'the content of info["messages"]'))
+        _require_encodable(
+            _require_type(message["content"], str, 'the content of info["messages"]')
+        )
     return _observation_text(observation), info
 
 
@@ -108,10 +110,10 @@ def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str
     info = _require_type(info, Mapping, "info")
     for key in info.keys() & {"cost", "is_success", "valid"}:
         if key != "is_success" or info[key] is not None:
-            _finite_number(info[key], f'info["{key}"]')
+            _require_finite_number(info[key], f'info["{key}"]')
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         _require_type(value, bool | int | np.bool_, name)
-    reward = _finite_number(reward, "the reward")
+    reward = _require_finite_number(reward, "the reward")
     return _observation_text(observation), reward, bool(terminated), bool(truncated), info
 
 
@@ -125,17 +127,17 @@ def _require_type(value: Any, expected: Any, name: str) -> Any:
 def _observation_text(observation: Any) -> str:
     if observation is None or isinstance(observation, bytes):
         raise TypeError(f"the observation is of type {type(observation).__name__}")
-    return _unicode(str(observation))
+    return _require_encodable(str(observation))
 
 
-def _unicode(text: str) -> str:
+def _require_encodable(text: str) -> str:
     """Return the text. Raise ValueError for a lone surrogate, which tokenizers reject."""
     if not is_utf8_encodable(text):
         raise ValueError("the observation contains half of a surrogate pair")
     return text
 
 
-def _finite_number(value: Any, name: str) -> float:
+def _require_finite_number(value: Any, name: str) -> float:
     if isinstance(value, str):
         raise TypeError(f"{name} is of type str")
     number = float(value)

@@ -54,7 +54,7 @@ class Openings:
         self.seen = set(state["seen"].split())
 
 
-def describe_items(
+def summarize_item_overlap(
     openings: Openings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
 ) -> dict[str, Any]:
     """Return the entry ``items`` of an evaluation summary, the overlap with training episodes.

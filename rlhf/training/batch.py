@@ -14,7 +14,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.kl import sequence_kl
 from rlhf.algorithms.metrics import explained_variance
 from rlhf.rollout.batch import Rollout, collate
-from rlhf.training.batching import micro_batches
+from rlhf.training.batching import group_into_micro_batches
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer
@@ -74,7 +74,7 @@ def _collate_and_score(
     old = torch.zeros(batch.tokens.shape, dtype=policy.logprob_dtype, device=policy.device)
     values, ref, entropy = (torch.zeros_like(old) for _ in range(3))
     last_values = torch.zeros(len(batch), dtype=policy.logprob_dtype, device=policy.device)
-    all_rows = micro_batches(
+    all_rows = group_into_micro_batches(
         batch.tokens,
         batch.attention_mask,
         range(len(batch)),

@@ -11,7 +11,7 @@ import torch
 from rlhf.models.fast.packing import common_prefix_length
 
 
-def micro_batches(
+def group_into_micro_batches(
     tokens: torch.Tensor,
     attention_mask: torch.Tensor,
     group_ids: Sequence[int],

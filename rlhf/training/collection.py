@@ -16,7 +16,7 @@ from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.training.scoring import (
     check_unscored_fraction,
-    most_common_text,
+    format_most_common_reasons,
     score_rollouts,
     shaped_rewards,
 )
@@ -91,7 +91,9 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
         total = sum(trainer.world.gather(failures), Counter())
         metrics["rollout/failed"] = float(total.total())
         if not sampled:
-            raise UserError(f"the environment failed in every episode: {most_common_text(total)}")
+            raise UserError(
+                f"the environment failed in every episode: {format_most_common_reasons(total)}"
+            )
     if not settings.dynamic_sampling:
         return StepRollouts(sampled, rewards, metrics)
     metrics["rollout/rounds"] = float(rounds)

@@ -78,7 +78,7 @@ class Heartbeat:
             self.store.set(f"beats/{self.rank}", str(self._beats))
         for rank in set(range(self.size)) - {self.rank}:
             last, since = self._counters.setdefault(rank, (b"", now))
-            counter = self._read(rank)
+            counter = self._read_counter(rank)
             if counter != last:
                 last, since = self._counters[rank] = (counter, now)
             self.lost |= now - since > HEARTBEAT_TIMEOUT_SECONDS
@@ -88,7 +88,7 @@ class Heartbeat:
         waiting = self.waiting_since is not None and now - self.waiting_since > HEARTBEAT_SECONDS
         return self.lost and waiting
 
-    def _read(self, rank: int) -> bytes:
+    def _read_counter(self, rank: int) -> bytes:
         """Return the counter of another process, or its last known value if the store is lost."""
         key = f"beats/{rank}"
         try:
@@ -148,7 +148,7 @@ class World:
             distributed.all_gather_object(values, value)
         return values
 
-    def first(self, value: Any) -> Any:
+    def first_not_none(self, value: Any) -> Any:
         """Return the first value, by rank, that is not None; None if every value is None."""
         return next((value for value in self.gather(value) if value is not None), None)
 

@@ -20,7 +20,7 @@ from rlhf.reward_models.losses import bradley_terry
 from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
 from rlhf.runs.directory import Run
 from rlhf.training.sentinel import check_first_ratio
-from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, score_rows
+from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, compute_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ class DPOTrainer(SupervisedTrainer):
                 return
             except DamagedFolder as error:
                 log.warning("%s; computing the reference log-probabilities again", error)
-        self.reference_logprobs = self._score_reference()
+        self.reference_logprobs = self._compute_reference_logprobs()
         if run.writes:
             with atomic_path(folder) as partial:
                 partial.mkdir()
                 torch.save(self.reference_logprobs, partial / "logprobs.pt")
                 write_checksums(partial)
 
-    def _score_reference(self) -> dict[str, list[Tensor]]:
+    def _compute_reference_logprobs(self) -> dict[str, list[Tensor]]:
         """Return the log-probabilities under the initial model of every pair that training uses.
 
         The batches are those of the first epoch, so the rounding errors are the same as in
@@ -103,12 +103,12 @@ class DPOTrainer(SupervisedTrainer):
         num_batches = min(self.schedule.num_steps, self.schedule.steps_per_epoch)
         train_batches = (self.schedule.rows(step) for step in range(num_batches))
         return {
-            "train": self._score_split("train", train_batches),
-            "eval": self._score_split("eval", self.eval_batch_rows()),
+            "train": self._compute_split_logprobs("train", train_batches),
+            "eval": self._compute_split_logprobs("eval", self.eval_batch_rows()),
         }
 
     @torch.no_grad()
-    def _score_split(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
+    def _compute_split_logprobs(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
         """Return the log-probabilities [2, T] of each pair of a split.
 
         The tensors of pairs that are in none of ``batches`` are empty.
@@ -153,7 +153,7 @@ def dpo_loss(
         weights: Weights of the losses. "sigmoid" is the DPO loss; "sft" is the mean negative
             log-likelihood of the chosen replies (Pang et al. 2024, arXiv:2404.19733).
     """
-    scored = score_rows(policy, micro_batch)
+    scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask
     log_ratio = scored.logprobs - micro_batch.require("ref_logprobs")
     rewards = beta * torch.where(mask, log_ratio, 0.0).sum(1)

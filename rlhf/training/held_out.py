@@ -16,7 +16,7 @@ from rlhf.evaluation.episodes import (
     summarize,
     write_evaluation,
 )
-from rlhf.rollout.items import describe_items
+from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
 from rlhf.training.collection import collect_and_score
 from rlhf.training.transcripts import transcript
@@ -94,7 +94,7 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
         separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
         if not separate and is_separable(env.id):
             note = SAME_SPLIT.format(env.kwargs["split"])
-    overlap = describe_items(trainer.openings, rows, separate=separate, note=note)
+    overlap = summarize_item_overlap(trainer.openings, rows, separate=separate, note=note)
     if overlap["seen_in_training"]:
         log.warning(
             "%d of the %d held-out episodes start with the same messages as training episodes. "

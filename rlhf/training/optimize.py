@@ -11,7 +11,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.runs.alarms import Halt
-from rlhf.training.batching import micro_batches
+from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.sentinel import check_batch, check_first_ratio, check_losses, tensors_on_cpu
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
     critic_only = step < config.critic_warmup_steps
     total, norms = MetricSums(), []
     for _ in range(settings.num_epochs):
-        for rows in mini_batches(batch, settings.num_minibatches, rng):
+        for rows in shuffle_into_mini_batches(batch, settings.num_minibatches, rng):
             first = not norms
             try:
                 sums = compute_checked_gradients(
@@ -63,7 +63,9 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
     return {**metrics, "train/updates": len(norms)}
 
 
-def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> list[torch.Tensor]:
+def shuffle_into_mini_batches(
+    batch: TrainingBatch, count: int, rng: np.random.Generator
+) -> list[torch.Tensor]:
     """Shuffle the rows with trained tokens and split them into at most ``count`` mini-batches.
 
     The rows of a pair are in the same mini-batch.
@@ -128,7 +130,7 @@ def accumulate_gradients(
     )
     total = MetricSums()
     attention_mask = batch.attention_mask[rows]
-    all_rows = micro_batches(
+    all_rows = group_into_micro_batches(
         batch.tokens[rows],
         attention_mask,
         batch.require("pair_ids")[rows].tolist(),

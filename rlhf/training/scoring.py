@@ -47,7 +47,7 @@ def score_rollouts(
                 rollout.unscored = scores.reasons[index]
 
 
-def most_common_text(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:
+def format_most_common_reasons(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:
     """Return the three most common reasons as text.
 
     An example is ``12 x number: no reference answer (seed 7)``.
@@ -81,7 +81,7 @@ def check_unscored_fraction(rollouts: Sequence[Rollout], *, limit: float) -> Non
         counts, seeds = Counter(reason for reason, _ in reasons), dict(reversed(reasons))
         raise UserError(
             f"{len(unscored) / len(rollouts):.0%} of the episodes could not be scored, more than "
-            f"shaping.max_unscored = {limit:.0%}: {most_common_text(counts, seeds)}"
+            f"shaping.max_unscored = {limit:.0%}: {format_most_common_reasons(counts, seeds)}"
         )
 
 

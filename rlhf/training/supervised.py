@@ -30,7 +30,7 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE_SLOTS
-from rlhf.training.batching import micro_batches
+from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.examples import Example
 from rlhf.training.methods import (
     TrainingSetup,
@@ -287,7 +287,7 @@ class SupervisedTrainer(Trainer):
 
     def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
         """Return the row indices of each micro-batch of this process."""
-        indices = micro_batches(
+        indices = group_into_micro_batches(
             batch.tokens,
             batch.attention_mask,
             batch.require("pair_ids").tolist(),
@@ -312,14 +312,14 @@ def sft_loss(
         micro_batch: Rows of a batch.
         count: Number of completion tokens of the whole batch, by which the sum is divided.
     """
-    scored = score_rows(policy, micro_batch)
+    scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask
     loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=count)
     sums = MetricSums(means={"loss": masked_sum_and_count(-scored.logprobs, mask)})
     return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / count)
 
 
-def score_rows(policy: Policy, micro_batch: TrainingBatch) -> Scored:
+def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> Scored:
     """Compute the log-probabilities and, for a mixture of experts, the load-balancing loss."""
     return policy.score(
         micro_batch.tokens,

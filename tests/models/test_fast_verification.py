@@ -17,7 +17,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.reduced_model import reduced_copy
 from rlhf.rollout.sampling import verification as sampler_verification
 from rlhf.rollout.sampling.base import SamplingParams
-from rlhf.rollout.sampling.verification import check_sampling, sampling_gap
+from rlhf.rollout.sampling.verification import check_sampling, sampler_logprob_difference
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.models.families import FAMILIES, model_of
 
@@ -177,7 +177,7 @@ def test_most_families_have_a_reduced_form():
 def test_the_sampler_agrees_with_plain_passes_beyond_windows(name):
     model = model_of(name)
     check_sampling(model)
-    assert sampling_gap(model, limit=100) < 1e-5
+    assert sampler_logprob_difference(model, limit=100) < 1e-5
 
 
 def test_sampler_check_disables_wrong_cache(monkeypatch):

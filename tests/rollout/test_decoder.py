@@ -28,8 +28,8 @@ from rlhf.rollout.sampling.decoder import (
     FusedDecoder,
     PlainDecoder,
     decoder_for,
-    fused_gap,
     fused_linear,
+    fused_logit_difference,
 )
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import tiny_gpt2, tiny_model, tiny_qwen2
@@ -139,7 +139,7 @@ class Scaled(LlamaForCausalLM):
 
 
 def test_fused_decoder_is_not_used_for_modified_model(caplog):
-    assert fused_gap(LlamaForCausalLM, LlamaConfig(**SIZES)) < 1e-5
+    assert fused_logit_difference(LlamaForCausalLM, LlamaConfig(**SIZES)) < 1e-5
     with caplog.at_level(logging.WARNING):
         assert isinstance(decoder_for(Scaled(LlamaConfig(**SIZES))), PlainDecoder)
     assert "own forward pass" in caplog.text

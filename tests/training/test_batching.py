@@ -2,7 +2,7 @@
 
 import torch
 
-from rlhf.training.batching import micro_batches
+from rlhf.training.batching import group_into_micro_batches
 
 
 def rows(*texts):
@@ -17,7 +17,9 @@ def rows(*texts):
 
 def test_padded_rows_of_similar_length_meet():
     tokens, mask = rows("a" * 5, "b" * 9, "c" * 5, "d" * 3, "e" * 3, "f" * 9)
-    batches = micro_batches(tokens, mask, [0, 1, 0, 2, 3, 1], max_tokens=12, packed=False)
+    batches = group_into_micro_batches(
+        tokens, mask, [0, 1, 0, 2, 3, 1], max_tokens=12, packed=False
+    )
     # Shortest first: rows 3 and 4 (6 tokens); the pairs are units of their own.
     assert [sorted(batch) for batch in batches] == [[3, 4], [0, 2], [1, 5]]
 
@@ -25,10 +27,12 @@ def test_padded_rows_of_similar_length_meet():
 def test_packed_rows_keep_their_order_and_count_what_they_share_once():
     tokens, mask = rows("prompt-a", "prompt-b", "prompt-c", "other")
     # 8 + 1 + 1 tokens, then 5 more.
-    batches = micro_batches(tokens, mask, range(4), max_tokens=10, packed=True)
+    batches = group_into_micro_batches(tokens, mask, range(4), max_tokens=10, packed=True)
     assert batches == [[0, 1, 2], [3]]
-    assert micro_batches(tokens, mask, range(4), max_tokens=15, packed=True) == [[0, 1, 2, 3]]
-    assert micro_batches(tokens, mask, range(4), max_tokens=9, packed=True) == [
+    assert group_into_micro_batches(tokens, mask, range(4), max_tokens=15, packed=True) == [
+        [0, 1, 2, 3]
+    ]
+    assert group_into_micro_batches(tokens, mask, range(4), max_tokens=9, packed=True) == [
         [0, 1],
         [2],
         [3],
@@ -37,7 +41,7 @@ def test_packed_rows_keep_their_order_and_count_what_they_share_once():
 
 def test_packed_units_stay_whole_even_beyond_the_limit():
     tokens, mask = rows("aaaa", "bbbb", "cccc", "dddd")
-    batches = micro_batches(tokens, mask, [0, 1, 0, 1], max_tokens=3, packed=True)
+    batches = group_into_micro_batches(tokens, mask, [0, 1, 0, 1], max_tokens=3, packed=True)
     assert batches == [[0, 2], [1, 3]]
 
 
@@ -48,5 +52,7 @@ def test_every_row_stands_in_one_portion():
     tokens = torch.randint(1, 3, (50, 20), generator=generator)
     for packed in (True, False):
         for limit in (1, 30, 10_000):
-            batches = micro_batches(tokens, mask, range(50), max_tokens=limit, packed=packed)
+            batches = group_into_micro_batches(
+                tokens, mask, range(50), max_tokens=limit, packed=packed
+            )
             assert sorted(row for batch in batches for row in batch) == list(range(50))

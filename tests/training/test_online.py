@@ -112,7 +112,7 @@ def test_mini_batches_part_the_episodes_and_epochs_shuffle_anew(echo_model):
     rng = np.random.default_rng(0)
     orders = []
     for _ in range(2):
-        parts = update.mini_batches(batch, 4, rng)
+        parts = update.shuffle_into_mini_batches(batch, 4, rng)
         assert [len(part) for part in parts] == [2, 2, 2, 2]
         orders.append([part.tolist() for part in parts])
         assert sorted(torch.cat(parts).tolist()) == list(range(8))
@@ -310,7 +310,7 @@ def test_unscored_episodes_do_not_reach_the_gradient(echo_model, verb):
     batch = collected_batch(trainer)
     unscored = batch.rewards.isnan().any(1)
     assert unscored.tolist() == [True, False, False, False] * 2
-    touched = torch.cat(update.mini_batches(batch, 1, np.random.default_rng(0)))
+    touched = torch.cat(update.shuffle_into_mini_batches(batch, 1, np.random.default_rng(0)))
     assert not unscored[touched].any()
     metrics = update.update_policy(trainer, batch, step=0)
     assert all(math.isfinite(value) for value in metrics.values())

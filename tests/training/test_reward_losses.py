@@ -67,7 +67,7 @@ def test_cost_loss():
 
 def test_ranking_and_best_of_losses():
     out = logits([0.0], [0.0], [1.0], [1.0], [1.0])
-    scores = kind("ranking").by_example(out, torch.tensor([2, 3]))
+    scores = kind("ranking").group_by_example(out, torch.tensor([2, 3]))
     assert scores[0].tolist() == [0.0, 0.0, -math.inf]
     assert scores[1].tolist() == [1.0, 1.0, 1.0]
     value = loss_of(kind("best_of"), out, torch.tensor([2, 3]))

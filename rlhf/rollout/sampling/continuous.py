@@ -18,7 +18,7 @@ import torch
 from rlhf.models.architecture import unwrap_peft
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.decoder import decoder_for
-from rlhf.rollout.sampling.draw import draw
+from rlhf.rollout.sampling.draw import sample_tokens
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
 # Rows with new tokens are prefilled if their number is at least this fraction of the number of
@@ -124,7 +124,7 @@ class Sampler:
         self.episode_ids: list[int] = []  # by row
         self.free_rows: set[int] = (
             set()
-        )  # released rows; `_compact` removes them before a forward pass
+        )  # released rows; `_fill_free_rows` removes them before a forward pass
         self.requests: dict[int, Request] = {}  # episode id -> unfinished request
         self.unread: dict[int, list[int]] = {}  # episode id -> tokens to prefill
         self.prefill_tokens = 0
@@ -172,7 +172,7 @@ class Sampler:
         self.free_rows.add(row)
         self.decoding[row] = False
 
-    def _compact(self) -> None:
+    def _fill_free_rows(self) -> None:
         """Move rows from the end into free rows before them."""
         while self.free_rows:
             last = len(self.episode_ids) - 1
@@ -197,14 +197,14 @@ class Sampler:
         """
         if not self.requests:
             return []
-        self._compact()
+        self._fill_free_rows()
         decoding = np.flatnonzero(self.decoding)
         if self.unread and len(self.unread) >= PREFILL_SHARE * len(decoding):
             rows, logits = self._prefill()
         else:
             rows, logits = decoding, self._decode(decoding)
         numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
-        tokens, logprobs = draw(logits, numbers, self.sampling)
+        tokens, logprobs = sample_tokens(logits, numbers, self.sampling)
         sampled = tokens.cpu().numpy()
         self.tokens[rows, self.count[rows]] = self.last[rows] = sampled
         self.logprobs[rows, self.count[rows]] = logprobs.double().cpu().numpy()

@@ -36,7 +36,7 @@ from rlhf.models.reduced_model import reduced_config
 from rlhf.rollout.sampling.decoder_selection import (
     TOLERANCE,
     DecoderOption,
-    decoding_gap,
+    decoder_logit_difference,
     select_decoder,
 )
 from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
@@ -308,7 +308,7 @@ def decoder_for(model: Any) -> Decoder:
         and rotary_change_length_within_context(trunk.config) is None
     ):
         if trunk not in _fused_agrees:
-            gap = fused_gap(type(unwrap_peft(model)), trunk.config)
+            gap = fused_logit_difference(type(unwrap_peft(model)), trunk.config)
             _fused_agrees[trunk] = gap <= TOLERANCE
             if gap > TOLERANCE:
                 log.warning(
@@ -367,8 +367,8 @@ def decoder_options(model: Any) -> list[DecoderOption]:
 
 
 @torch.no_grad()
-def fused_gap(kind: Any, config: Any) -> float:
-    """Return ``decoding_gap`` of the fused decoder for a small random model.
+def fused_logit_difference(kind: Any, config: Any) -> float:
+    """Return ``decoder_logit_difference`` of the fused decoder for a small random model.
 
     Args:
         kind: Class of the model.
@@ -381,4 +381,4 @@ def fused_gap(kind: Any, config: Any) -> float:
         model = kind(small).float().eval()
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
-    return decoding_gap(model, FusedDecoder(model))
+    return decoder_logit_difference(model, FusedDecoder(model))

@@ -74,19 +74,23 @@ def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
     tolerance = tolerance if precise else HALF_TOLERANCE
     with evaluation_mode(trunk):  # with dropout, two passes would differ
         for index, option in enumerate(options[:-1]):
-            gap = _gap_of(model, option)
+            gap = _option_logit_difference(model, option)
             if gap > tolerance:
                 continue
             if option.safer is None or (gap <= TOLERANCE and precise):
                 return index
-            return index if gap <= 1.25 * _gap_of(model, options[option.safer]) else option.safer
+            return (
+                index
+                if gap <= 1.25 * _option_logit_difference(model, options[option.safer])
+                else option.safer
+            )
     return len(options) - 1
 
 
-def _gap_of(model: Any, option: DecoderOption) -> float:
-    """Return ``decoding_gap`` of an option, or infinity if it does not support the model."""
+def _option_logit_difference(model: Any, option: DecoderOption) -> float:
+    """Return `decoder_logit_difference` of an option, or infinity for an unsupported model."""
     try:
-        gap = decoding_gap(model, option.make())
+        gap = decoder_logit_difference(model, option.make())
     except UNSUPPORTED_ERRORS as error:
         log.debug("%s: not %s: %s", type(unwrap_peft(model)).__name__, option.description, error)
         return math.inf
@@ -94,7 +98,7 @@ def _gap_of(model: Any, option: DecoderOption) -> float:
 
 
 @torch.no_grad()
-def decoding_gap(model: Any, decoder: Decoder) -> float:
+def decoder_logit_difference(model: Any, decoder: Decoder) -> float:
     """Return the largest relative difference of logits between a decoder and forward passes.
 
     The relative difference at a position is the mean absolute difference of the logits, divided by

@@ -81,11 +81,12 @@ class RowDecoder:
         parts = ids.split([count for _, count in cache.planned])
         with clamped_time_steps(self.limited):
             states = [
-                self._read(row, part) for (row, _), part in zip(cache.planned, parts, strict=True)
+                self._process_new_tokens(row, part)
+                for (row, _), part in zip(cache.planned, parts, strict=True)
             ]
         return logits_of(self.model, torch.stack(states))
 
-    def _read(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
+    def _process_new_tokens(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
         """Process new tokens [L] of a row. Return the last hidden state [D]."""
         trunk = trunk_of(self.model)
         if not self.cached:

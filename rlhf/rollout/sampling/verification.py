@@ -57,7 +57,7 @@ def check_sampling(model: Any) -> None:
             disable_cache(model)
     if not _sampler_agrees(model, limit=affordable):
         disable_cache(model)
-        gap = sampling_gap(model, limit=affordable)
+        gap = sampler_logprob_difference(model, limit=affordable)
         if not gap <= tolerance_of(model):
             raise UserError(
                 f"{type(unwrap_peft(model)).__name__} is not supported: the log-probabilities of "
@@ -67,8 +67,8 @@ def check_sampling(model: Any) -> None:
 
 
 def _sampler_agrees(model: Any, *, limit: int) -> bool:
-    """Return whether ``sampling_gap`` is within the tolerance. If it is not, log the difference."""
-    gap = sampling_gap(model, limit=limit)
+    """Return whether `sampler_logprob_difference` is within the tolerance. If not, log it."""
+    gap = sampler_logprob_difference(model, limit=limit)
     if not gap <= tolerance_of(model):
         log.info(
             "%s is sampled without a cache, which is slower, because the sampler's "
@@ -81,7 +81,7 @@ def _sampler_agrees(model: Any, *, limit: int) -> bool:
 
 
 @torch.no_grad()
-def sampling_gap(model: Any, *, limit: int) -> float:
+def sampler_logprob_difference(model: Any, *, limit: int) -> float:
     """Return the difference between log-probabilities of the sampler and of forward passes.
 
     In float32, the result is the largest absolute difference. In half precision, it is the upper
@@ -92,7 +92,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
         model: Causal model.
         limit: Maximum length of an episode, in tokens.
     """
-    turns = _test_turns(text_config(trunk_of(model)), limit=limit)
+    turns = _make_test_turns(text_config(trunk_of(model)), limit=limit)
     with evaluation_mode(unwrap_peft(model)):
         episodes = _sample_turns(model, turns)
         sampled, expected = [], []
@@ -109,7 +109,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
     return float(gaps.max() if is_float32_or_wider(model) else np.quantile(gaps, 0.75)) / size
 
 
-def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
+def _make_test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
     """Return the new tokens of each of two turns, for each of two episodes.
 
     The first episode is longer than every attention window that fits in ``limit`` tokens.

@@ -80,7 +80,7 @@ class RewardKind:
         if config.num_heads > 1:
             self.scorer = "heads"
 
-    def outputs(self) -> list[str]:
+    def output_names(self) -> list[str]:
         """Return the names of the model's outputs; a single score is called "reward"."""
         if self.config.num_heads > 1:
             return [f"head{i}" for i in range(self.config.num_heads)]
@@ -107,12 +107,17 @@ class RewardKind:
         """
         raise NotImplementedError
 
-    def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def group_by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Reshape logits with one row per text to one row per example, for the metrics."""
         return logits
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return metrics of the held-out examples; `by_example` defines the shape of ``logits``."""
+        """Return metrics of the held-out examples.
+
+        Args:
+            logits: Logits of all examples, in the shape of `group_by_example`.
+            labels: Labels of all examples.
+        """
         raise NotImplementedError
 
     def report(self, trained: TrainedModel) -> list[str]:

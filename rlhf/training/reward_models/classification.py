@@ -67,10 +67,10 @@ class Binary(LogOdds, Classes):
     Several heads are an ensemble. The labels [B, M] are 0, 1 or IGNORED for each of the M heads.
     """
 
-    def outputs(self) -> list[str]:
+    def output_names(self) -> list[str]:
         if self.config.num_heads == 1 and self.config.labels:
             return self.config.labels[1:]
-        return super().outputs()
+        return super().output_names()
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _parse_class_index(row["label"], 2)

@@ -32,7 +32,7 @@ class Cost(PairKind):
         return Example(encoder.encode_pair(row), unsafe)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        better, worse = self.by_example(logits, labels)[..., 0].unbind(1)
+        better, worse = self.group_by_example(logits, labels)[..., 0].unbind(1)
         unsafe = labels > 0
         pairs = losses.cost_model(
             worse, better, worse_unsafe=unsafe[:, 1], better_unsafe=unsafe[:, 0]

@@ -53,7 +53,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         kwargs=config.model.chat_template_kwargs,
         fold_system=config.model.fold_system,
     )
-    model = load_backbone_with_head(folder, kind.outputs(), steps=kind.per_token)
+    model = load_backbone_with_head(folder, kind.output_names(), steps=kind.per_token)
     model.config.problem_type = kind.problem_type
     model.config.use_cache = False
     positions = model.config.to_dict().get("max_position_embeddings")

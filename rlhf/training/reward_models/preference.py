@@ -60,7 +60,7 @@ class PairKind(RewardKind):
         return Example(encoder.encode_pair(row), encoder.labels_for_heads(margin))
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        chosen, rejected = self.by_example(logits, labels).unbind(1)
+        chosen, rejected = self.group_by_example(logits, labels).unbind(1)
         known = labels != IGNORED
         cells = self.pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
         cells = losses.add_centering_penalty(cells, chosen, rejected, coef=self.centering)
@@ -70,7 +70,7 @@ class PairKind(RewardKind):
         """Return the loss of each pair and head, [B, M], from scores and margins [B, M]."""
         raise NotImplementedError
 
-    def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def group_by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.reshape(len(labels), 2, -1)
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -153,7 +153,7 @@ class LengthDebiased(PairKind):
     the configuration must set micro_batch_size equal to batch_size.
     """
 
-    def outputs(self) -> list[str]:
+    def output_names(self) -> list[str]:
         return ["quality", "length"]
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
@@ -164,7 +164,7 @@ class LengthDebiased(PairKind):
         return Example(encoder.encode_pair(row), lengths)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        chosen, rejected = self.by_example(logits, labels).unbind(1)
+        chosen, rejected = self.group_by_example(logits, labels).unbind(1)
         lengths = labels.float()
         mean = losses.length_debiased(
             (chosen[:, 0], rejected[:, 0]),

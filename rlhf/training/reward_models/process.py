@@ -31,7 +31,7 @@ class Process(RewardKind):
     scorer = "process"
     per_token = True
 
-    def outputs(self) -> list[str]:
+    def output_names(self) -> list[str]:
         return ["wrong", "right"]
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:

@@ -38,7 +38,7 @@ class Ranking(RewardKind):
         return list(row["replies"])
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        scores = self.by_example(logits, labels)
+        scores = self.group_by_example(logits, labels)
         return self.group_losses(scores, mask=scores > -torch.inf).sum() / count
 
     def group_losses(self, scores: Tensor, *, mask: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Ranking(RewardKind):
         """
         return losses.ranking(scores, mask=mask)
 
-    def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def group_by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Reshape logits [N, 1] to scores [B, K], padded with -inf for missing replies."""
         position = torch.arange(int(labels.max()), device=logits.device)
         scores = logits.new_full((len(labels), len(position)), -torch.inf)

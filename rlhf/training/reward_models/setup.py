@@ -144,7 +144,7 @@ def reward_trainer_spec(kind: RewardKind, model: Any) -> TrainerSpec:
         "data_collator": functools.partial(collate_texts, pad_id=model.config.pad_token_id),
         "compute_loss_func": loss,
         "compute_metrics": metrics,
-        "preprocess_logits_for_metrics": kind.by_example,
+        "preprocess_logits_for_metrics": kind.group_by_example,
     }
     return TrainerSpec(
         transformers.Trainer,

@@ -132,7 +132,7 @@ class RunCallback(TrainerCallback):
         """
         if self.reporter:
             self.reporter.show(state.global_step, {})
-        self.stop.number = self.world.first(self.stop.number)
+        self.stop.number = self.world.first_not_none(self.stop.number)
         if self.stop.requested:
             control.should_save = control.should_training_stop = True
         if control.should_save or control.should_evaluate or control.should_training_stop:

@@ -118,7 +118,7 @@ def train_with_trainer(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             callback.close()
-        stop.number = callback.world.first(stop.number)
+        stop.number = callback.world.first_not_none(stop.number)
         stop.raise_if_requested(run.directory)
     return trainer.model
 
