@@ -27,16 +27,16 @@ VALUE_FILE = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class Scored:
-    """Outputs of one forward pass.
+    """Outputs of one forward pass over a batch.
 
     Index t of a [B, T] tensor describes token t. Elements outside the action mask are 0.
     """
 
     logprobs: torch.Tensor  # [B, T] log p(tokens[t] | tokens[<t])
-    entropy: torch.Tensor  # [B, T] nats
+    entropy: torch.Tensor  # [B, T] entropy of the distribution of token t, in nats
     values: torch.Tensor | None  # [B, T] value of the state before token t
     last_value: torch.Tensor | None  # [B] value of the state after the last token
-    balance: torch.Tensor | None = None  # weighted load-balancing loss of a mixture of experts
+    balance: torch.Tensor | None = None  # scalar: weighted load-balancing loss, or None
 
 
 class ValueHead(nn.Module):
@@ -54,7 +54,7 @@ class ValueHead(nn.Module):
 
 
 class Policy:
-    """A causal model and its tokenizer, and the value head if the algorithm has a critic.
+    """A causal model with its tokenizer, and with a value head if the algorithm has a critic.
 
     Args:
         model: Causal model.
@@ -89,7 +89,7 @@ class Policy:
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return the modules that contain trained parameters, by name."""
+        """Return the model and, if the policy has them, the value head and its decoder, by name."""
         named = {
             "model": self.model,
             "value_head": self.value_head,
@@ -98,7 +98,7 @@ class Policy:
         return {name: module for name, module in named.items() if module is not None}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return all trained parameters."""
+        """Return all parameters that require gradients."""
         parameters = (p for module in self.modules().values() for p in module.parameters())
         return [p for p in parameters if p.requires_grad]
 
@@ -132,7 +132,7 @@ class Policy:
             balance = self.balancing_weight * balance
         else:
             hidden, index = flat_hidden_states(self.model, tokens, attention_mask, tied=tied)
-        before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
+        before = index[:, :-1][action_mask[:, 1:]]  # state after token t-1, which predicts token t
         selected, entropies = selected_logprobs(
             self.model,
             hidden.index_select(0, before),
@@ -155,7 +155,7 @@ class Policy:
         return Scored(logprobs, entropy, values, end, balance)
 
     def count_computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
-        """Return the number of tokens that one pass over a batch computes, see ``packing``."""
+        """Return the number of tokens in a forward pass over a batch (see ``packing``)."""
         return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: torch.Tensor) -> bool:
@@ -191,7 +191,7 @@ class Policy:
 
 
 def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """Scatter values [N] of the masked tokens into a [B, T] tensor of zeros."""
+    """Return a [B, T] tensor with values [N] at the masked tokens and 0 elsewhere."""
     zeros = torch.zeros(action_mask.shape, dtype=values.dtype, device=values.device)
     return zeros.masked_scatter(action_mask, values)
 
@@ -199,8 +199,8 @@ def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
 class Reference:
     """The frozen policy from the start of training. The KL is exactly 0 at step 0.
 
-    The weights are copied from the policy's model. With LoRA, the base model with disabled adapters
-    is used instead, which needs no additional memory.
+    The weights are copied from the policy's model. With LoRA, the policy's own model with disabled
+    adapters is used instead, which needs no additional memory.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -217,7 +217,7 @@ class Reference:
         *,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """Return the log-probabilities [B, T] of the sampled tokens under the reference."""
+        """Return the log-probabilities [B, T] of the sampled tokens under the reference policy."""
         model = self.policy.model
         base = model.disable_adapter() if self.policy.is_lora else contextlib.nullcontext()
         with base:

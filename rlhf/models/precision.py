@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-# Smallest number of parameters at which bf16 matmuls save more time than the conversions cost.
+# Minimum number of parameters for which bf16 matmuls save more time than the conversions cost.
 BF16_MIN_PARAMS = 1_000_000
 
-# Smallest number of parameters at which several threads speed up matmuls.
+# Minimum number of parameters for which several threads speed up the matmuls.
 MULTITHREAD_MIN_PARAMS = 10_000_000
 
 # Number of elements that are updated at a time, which limits the memory of float32 gradients.
 OPTIMIZER_CHUNK_ELEMENTS = 2**20
 
-# torch's number of threads before any model was loaded.
+# torch's number of threads when this module was imported.
 DEFAULT_THREADS = torch.get_num_threads()
 
-# Loaded models that still exist.
+# All loaded models that still exist, for the number of threads.
 _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
@@ -64,7 +64,7 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 
 
 def choose_thread_count(num_parameters: int, device: torch.device) -> int:
-    """Return torch's number of threads: one for a small model on a CPU, otherwise the default.
+    """Return the number of threads for torch: one for a small model on a CPU, else the default.
 
     The matmuls of a small model take microseconds. Distributing them over threads takes more time
     than it saves, especially on a busy machine. If ``OMP_NUM_THREADS`` is set, the default is used.
@@ -79,7 +79,7 @@ def choose_thread_count(num_parameters: int, device: torch.device) -> int:
 
 
 def set_thread_count(model: torch.nn.Module, device: torch.device) -> None:
-    """Set torch's number of threads for the largest of the loaded models.
+    """Add ``model`` to the loaded models, and set torch's number of threads for the largest one.
 
     The number is global, so a small reward model must not reduce it for a large policy.
     """
@@ -89,11 +89,12 @@ def set_thread_count(model: torch.nn.Module, device: torch.device) -> None:
 
 
 class MasterOptimizer(torch.optim.Optimizer):
-    """An optimizer with state and arithmetic in float32 or better for weights of any dtype.
+    """An optimizer whose state and arithmetic are at least float32, for weights of any dtype.
 
-    A bf16 weight has eight bits of mantissa, so an update of less than 1/256 of the weight is lost.
-    Therefore updates are applied to float32 master weights, which are cast to the dtype of the
-    weights after each step. Float32 and float64 weights are their own master weights.
+    A bf16 weight has eight bits of precision, so an update can be lost if it is smaller than 1/256
+    of the weight. Updates are therefore applied to float32 master weights, which are converted to
+    the dtype of the weights after each step. Float32 and float64 weights need no separate master
+    weights.
 
     Args:
         params: Parameters, or parameter groups.
@@ -135,7 +136,7 @@ class MasterOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update the weights from their gradients."""
+        """Update the weights from their gradients; ``closure`` is ignored."""
         for chunk in self._chunks:
             outer = self.param_groups[chunk.group]
             settings = {key: outer[key] for key in self._settings}
@@ -173,7 +174,7 @@ class MasterOptimizer(torch.optim.Optimizer):
                 weight.copy_(saved)
 
     def _weights_with_separate_master(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the weights that have a separate master weight, each with its master weight."""
+        """Yield the pairs (weight, master weight) in which the two tensors are separate."""
         for group, masters in zip(self.param_groups, self.master_weights, strict=True):
             for weight, master in zip(group["params"], masters, strict=True):
                 if master is not weight:
@@ -205,11 +206,14 @@ class MasterSGD(MasterOptimizer):
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows of a weight, and the same rows of its master weight."""
+    """Rows of a weight and the same rows of its master weight."""
 
     weight: torch.Tensor
+    """The whole weight."""
     rows: Any
+    """Index of the rows: a slice, or ``...`` for all rows."""
     master: torch.Tensor
+    """These rows of the master weight."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ class _Chunk:
 def _group_into_chunks(
     pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
 ) -> Iterator[list[_Piece]]:
-    """Split pairs (weight, master weight) into chunks of pieces.
+    """Split pairs (weight, master weight) into pieces, and yield chunks of pieces.
 
     A chunk has at most ``OPTIMIZER_CHUNK_ELEMENTS`` elements, or consists of one larger piece.
     """
@@ -242,9 +246,9 @@ def _group_into_chunks(
 
 
 def _split_into_pieces(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
-    """Split a weight into pieces of rows with up to ``OPTIMIZER_CHUNK_ELEMENTS`` elements.
+    """Split a weight into pieces of rows with at most ``OPTIMIZER_CHUNK_ELEMENTS`` elements.
 
-    A weight that is its own master weight is not split.
+    A weight without a separate master weight is not split, and a piece has at least one row.
     """
     if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _Piece(weight, ..., master)

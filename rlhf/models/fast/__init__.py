@@ -1,1 +1,1 @@
-"""Faster forward passes, which are compared with the model's own forward pass before use."""
+"""Faster forward passes, which are compared with the model's own forward pass before their use."""

@@ -1,7 +1,7 @@
 """Compute log-probabilities and entropies of selected tokens without storing [B, T, V] logits.
 
 The output head is applied only at positions whose next token was sampled. The logits of large
-batches are computed in chunks, which are recomputed in the backward pass.
+batches are computed in chunks, and computed again in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlhf.models.architecture import unwrap_peft
 from rlhf.models.fast.row_chunks import row_chunks
 from rlhf.models.output_head import logits_of
 
-# Maximum number of logits per call of the output head: 128M in bf16 take 256 MB.
+# Maximum number of logits per call of the output head; in bf16, they take 256 MiB.
 HEAD_CHUNK_LOGITS = 128 * 2**20
 # Maximum number of logits per chunk of the softmax, so that a chunk stays in a core's cache.
 SOFTMAX_CHUNK_LOGITS = 2**19
@@ -65,7 +65,7 @@ def selected_logprobs(
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """Log-softmax of logits [N, V] at one target per row, and entropy of each row.
+    """Compute the log-softmax of logits [N, V] at one target per row, and the entropy of each row.
 
     Rows are computed in chunks that stay in the cache, so the logits are read from memory once.
     Only one tensor of size [N, V], the logits in their own dtype, is stored for the backward pass.

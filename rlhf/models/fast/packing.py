@@ -1,4 +1,4 @@
-"""Pack rows into one row without padding, and compute shared prefixes once."""
+"""Pack several rows into one row without padding, so that shared prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Packed:
     """Rows [B, T] packed into one row of N tokens, which contains each shared prefix once."""
 
     tokens: Tensor  # [1, N]
-    positions: Tensor  # [1, N] position within the row
+    positions: Tensor  # [1, N] position of each token within its row
     index: Tensor  # [B, T] index of each token in the packed row; 0 for padding
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...]  # the prefixes and the remaining tokens of the rows
 
 
 def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
@@ -84,10 +84,16 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
 def group_by_shared_prefix(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
     """Group neighboring rows by their common prefix.
 
-    A row joins the previous group if the larger group saves more tokens than the smaller group.
+    A row is added to the previous group if this increases the number of saved tokens, and if the
+    group then saves at least ``MIN_SAVED_TOKENS`` tokens.
+
+    Args:
+        rows: Token ids [B, T], padded on the right.
+        lengths: Lengths of the rows, [B].
 
     Returns:
-        For each group, the indices of its rows and the length of their shared prefix.
+        For each group, the indices of its rows and the length of their shared prefix. The length is
+        0 for a group of one row.
     """
     groups: list[tuple[list[int], int]] = []
     for row in range(len(rows)):
@@ -110,7 +116,7 @@ def common_prefix_length(rows: np.ndarray, lengths: np.ndarray, first: int, seco
 
 
 def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
-    """Return the number of tokens that one pass over rows [B, T] computes.
+    """Return the number of tokens in a forward pass over rows [B, T].
 
     In packed rows, shared prefixes count once. In padded rows, padding is included.
     """
@@ -161,7 +167,7 @@ def flat_hidden_states(
 def states_row_by_row(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``flat_hidden_states`` row by row, for families whose states depend on padding."""
+    """Compute ``flat_hidden_states`` row by row, for models whose states depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
@@ -200,7 +206,7 @@ def _states_by_rotary_frequencies(
 
 
 def reset_rotary_frequencies(trunk: Any) -> None:
-    """Reset dynamic rotary frequencies, which otherwise depend on the longest earlier input."""
+    """Reset dynamic rotary frequencies, which would depend on the longest earlier input."""
     for module in trunk.modules():
         original = getattr(module, "original_inv_freq", None)
         if isinstance(original, Tensor) and "dynamic" in str(getattr(module, "rope_type", "")):
@@ -260,7 +266,7 @@ def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
 
 
 def select_attention_without_packing(model: Any, name: str) -> None:
-    """Select an attention implementation of transformers instead of packed attention.
+    """Select an attention implementation of Transformers instead of packed attention.
 
     Raises:
         UserError: The implementation is not available, or the model does not support it.
@@ -272,14 +278,14 @@ def select_attention_without_packing(model: Any, name: str) -> None:
         raise UserError(f"model.attn_implementation {name}: {reason}") from error
     if model.config._attn_implementation != name:
         raise UserError(
-            f"model.attn_implementation {name}: {type(model).__name__} runs with "
-            f"{model.config._attn_implementation} instead"
+            f"model.attn_implementation {name} is not supported by {type(model).__name__}, which "
+            f"uses {model.config._attn_implementation}: remove the key"
         )
     model.keeps_attention = True
 
 
 def enable_packing(model: Any) -> bool:
-    """Enable packed attention in a causal model if its kind of attention allows it.
+    """Enable packed attention in a causal model whose layers allow it.
 
     The module ``verification`` then checks that the hidden states are unchanged.
 
@@ -291,9 +297,7 @@ def enable_packing(model: Any) -> bool:
         return True
     if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
         return False
-    if has_recurrent_states(
-        text_config(inner)
-    ):  # a state would continue from one document to the next
+    if has_recurrent_states(text_config(inner)):  # they would continue into the next document
         return False
     before = inner.config._attn_implementation
     try:

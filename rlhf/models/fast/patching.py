@@ -1,4 +1,4 @@
-"""Replace modules' forward methods with faster, numerically equivalent ones."""
+"""Replace the forward methods of modules with faster, numerically equivalent methods."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def replace_forward(
     is_supported: Callable[[Any], bool],
     has_same_outputs: Callable[[Any], bool],
 ) -> int:
-    """Replace the forward method of matching modules, and return the number of these modules.
+    """Replace the forward method of all matching modules; return the number of replacements.
 
     Args:
-        model: changed in place; deep copies of the model keep the new methods.
-        forward: new method; takes the module and the arguments of the original method.
-        is_supported: returns whether a module has the attributes that ``forward`` uses.
-        has_same_outputs: returns whether ``forward`` and the module's own method give equal
+        model: Model, which is changed in place. Deep copies of the model keep the new methods.
+        forward: New method, called with the module and the arguments of the original method.
+        is_supported: Returns whether a module has the attributes that ``forward`` uses.
+        has_same_outputs: Returns whether ``forward`` and the module's own method give equal
             outputs; called once per class.
     """
     is_same: dict[type, bool] = {}
@@ -42,7 +42,9 @@ def replace_forward(
 def gives_same_outputs(
     module: Any, forward: Callable[[Any, Tensor], Tensor], *, width: int, dtype_as: Tensor
 ) -> bool:
-    """Return whether a new forward method gives the module's own outputs for random inputs.
+    """Return whether a new forward method gives the same outputs as the module's own method.
+
+    The methods are compared on random inputs.
 
     Args:
         module: Module, whose own forward method is the reference.

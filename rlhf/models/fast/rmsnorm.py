@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf.models.fast.patching import gives_same_outputs, replace_forward
 from rlhf.models.fast.row_chunks import row_chunks
 
-# Elements per chunk, so that a chunk stays in a core's cache.
+# Maximum number of elements per chunk, so that a chunk stays in a core's cache.
 CHUNK_ELEMENTS = 2**17
 
 

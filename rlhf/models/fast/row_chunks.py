@@ -1,4 +1,4 @@
-"""Split a tensor into chunks of rows that go through a chain of operations together."""
+"""Split a tensor into chunks of rows, so that a chain of operations is applied to one chunk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def row_chunks(table: Tensor, max_elements: int) -> list[slice]:
-    """Split the rows of a tensor [N, D] into slices of at most ``max_elements`` elements.
+    """Return slices of the rows of a tensor [N, D], each with at most ``max_elements`` elements.
 
     On a CPU, such a slice stays in a core's cache from one operation to the next. A slice has at
     least one row. On an accelerator, there is only one slice.

@@ -1,8 +1,9 @@
 """A fused SwiGLU product silu(g) * u, which reads its inputs from memory once.
 
-As a chain of tensor operations, the product stores four tensors of the width of the feed-forward
-layer for the backward pass. The function in this module computes the product for a few rows at a
-time, which stay in a core's cache, and recomputes silu(g) in the backward pass.
+As a chain of tensor operations, the product saves four tensors for the backward pass, each as wide
+as the feed-forward layer. The function in this module computes the product for a few rows at a
+time, which stay in a core's cache. It saves only g and u, and recomputes silu(g) in the backward
+pass.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.functional import silu
 from rlhf.models.fast.patching import gives_same_outputs, replace_forward
 from rlhf.models.fast.row_chunks import row_chunks
 
-# Elements per chunk, so that a chunk stays in a core's cache.
+# Maximum number of elements per chunk, so that a chunk stays in a core's cache.
 CHUNK_ELEMENTS = 2**17
 
 
@@ -51,7 +52,7 @@ def _swiglu_forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def patch_swiglu(model: nn.Module) -> int:
-    """Replace the forward method of a model's SwiGLU layers, and return their number."""
+    """Replace the forward method of a model's SwiGLU layers; return the number of replacements."""
     return replace_forward(
         model, _swiglu_forward, is_supported=_has_swiglu_layers, has_same_outputs=_has_same_outputs
     )
@@ -65,7 +66,7 @@ def _has_swiglu_layers(module: Any) -> bool:
 def _has_same_outputs(module: Any) -> bool:
     weight = next(module.parameters())
     points = torch.linspace(-4, 4, 9).to(weight)
-    if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # another function, e.g. GELU
+    if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # another activation: GELU
         return False
     return gives_same_outputs(
         module, _swiglu_forward, width=module.gate_proj.in_features, dtype_as=weight

@@ -25,7 +25,7 @@ _equal_states_from_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDicti
 
 
 class _TiedViews(torch.autograd.Function):
-    """Return two views of one weight: one for the lookup and one for the output head."""
+    """Return two views of one weight: one for the embedding lookup and one for the output head."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,10 +44,13 @@ class _TiedViews(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class TiedEmbedding:
-    """Two views of a tied weight for one forward and backward pass."""
+    """Two views of a tied weight for one forward and backward pass.
 
-    table: Tensor  # [V, D] for the lookup
-    head: Tensor  # [V, D] for the output head
+    The gradients of the views are added to the gradient of the weight.
+    """
+
+    table: Tensor  # [V, D] view for the embedding lookup
+    head: Tensor  # [V, D] view for the output head
     padding_idx: int | None
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ class TiedEmbedding:
 
 
 def make_tied_embedding(model: Any) -> TiedEmbedding | None:
-    """Make the views of a tied embedding for one pass with gradients.
+    """Make the views of a tied embedding for one forward pass with gradients.
 
     Returns:
         The views, or None in two cases. The model does not support them, because its embedding has
@@ -81,7 +84,7 @@ def make_tied_embedding(model: Any) -> TiedEmbedding | None:
 
 
 def gives_equal_states_from_embeddings(trunk: Any) -> bool:
-    """Return whether a decoder computes equal states from tokens and from embeddings (cached).
+    """Return whether a decoder computes equal states from tokens and from their embeddings.
 
     Some families scale the embeddings that they look up, but not embeddings that are passed as
     arguments. The result is cached.
@@ -89,7 +92,7 @@ def gives_equal_states_from_embeddings(trunk: Any) -> bool:
     if trunk not in _equal_states_from_embeddings:
         rows = trunk.get_input_embeddings()
         ids = torch.arange(2, 6, device=rows.weight.device)[None] % rows.num_embeddings
-        with torch.no_grad(), evaluation_mode(trunk):  # dropout would make the two passes differ
+        with torch.no_grad(), evaluation_mode(trunk):  # with dropout, the states would differ
             from_tokens = trunk(input_ids=ids, use_cache=False).last_hidden_state
             from_embeddings = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
         _equal_states_from_embeddings[trunk] = bool(torch.equal(from_tokens, from_embeddings))

@@ -1,4 +1,4 @@
-"""Exact causal attention over packed documents, with little padding.
+"""Exact causal attention over packed documents.
 
 Documents are concatenated in a single row. Only documents of similar length are padded to a common
 width. A document attends to itself and to its prefix. A prefix that several documents share is
@@ -22,9 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# Name of the attention implementation in transformers.
+# Name of the attention implementation in Transformers.
 ATTENTION_NAME = "packed"
-# Queries per tile of a long document. The keys of a tile end with its last query.
+# Number of queries per tile of a long document. The last key of a tile is at its last query.
 QUERY_BLOCK = 256
 # Attention weights of tiles with up to this many keys (including the prefix) are saved for the
 # backward pass. The weights of larger tiles are recomputed.
@@ -36,7 +36,10 @@ TILE_MAX_WEIGHTS = 2**20
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens [start, end) that continue the tokens of ``prefix``, given as (start, end)."""
+    """Position of a document in the packed row: tokens [start, end).
+
+    The document continues the tokens [start, end) of ``prefix``; (0, 0) is an empty prefix.
+    """
 
     start: int
     end: int
@@ -45,12 +48,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries [b, Lq] that are computed together, over keys [b, Lk] and one prefix."""
+    """Queries [b, Lq] of b documents that are computed together, keys [b, Lk] and one prefix."""
 
     queries: Tensor | slice
     """Indices of the queries in the packed row, document after document, with padding."""
     keys: Tensor | slice
-    """Indices of the keys, in the same order."""
+    """Indices of the keys in the packed row, document after document, with padding."""
     rows: int
     """Number b of documents."""
     real: Tensor | None
@@ -69,7 +72,7 @@ class Tile:
 
     @property
     def prefix_length(self) -> int:
-        """Number of tokens of the prefix."""
+        """Number of tokens of the prefix; 0 without a prefix."""
         return self.prefix.stop - self.prefix.start if self.prefix else 0
 
 
@@ -121,7 +124,7 @@ class Layout:
             self._add_short_documents(prefix, group)
 
     def _add_long_document(self, span: Span) -> None:
-        """Add one tile for each QUERY_BLOCK queries of a document."""
+        """Add the tiles of one document, each with at most QUERY_BLOCK queries."""
         for start in range(span.start, span.end, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, span.end)
             mask = self._causal_mask(end - start, end - span.start)
@@ -155,13 +158,16 @@ class Layout:
         )
 
     def _causal_mask(self, queries: int, keys: int) -> Tensor:
-        """Return the mask [1, G * queries, keys] of queries that are the last of the keys."""
+        """Return the causal mask [1, G * queries, keys]; the queries are at the last keys."""
         blank = torch.full((queries, keys), -torch.inf, dtype=self._dtype, device=self._device)
         return blank.triu_(keys - queries + 1).repeat(self._groups, 1)[None]
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Attention softmax(scale * q k^T + mask) v by tiles, with q [N, H, D] and k, v [N, Hkv, D]."""
+    """Compute softmax(scale * q k^T + mask) v in tiles, for q [N, H, D] and k, v [N, Hkv, D].
+
+    H is the number of query heads, and Hkv the number of key and value heads.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -215,14 +221,17 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def _gather_queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """Return queries [Hkv * b, G * Lq, D]; the G query heads of a key head share one matmul."""
+    """Return the queries of a tile, [Hkv * b, G * Lq, D].
+
+    In this layout, one matmul computes all G query heads of a key head.
+    """
     rows = x[tile.queries].view(tile.rows, -1, k.shape[1], x.shape[1] // k.shape[1], x.shape[2])
     folded = rows.permute(2, 0, 3, 1, 4)
     return folded.reshape(k.shape[1] * tile.rows, -1, x.shape[2])
 
 
 def _gather_output_gradients(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """Return the output gradient in the layout of ``_queries``, with zeros for padding."""
+    """Return the output gradients of a tile, [Hkv * b, G * Lq, D], with zeros for padding."""
     folded = _gather_queries(grad, k, tile)
     if tile.filler is not None:
         split = folded.view(k.shape[1], tile.rows, -1, tile.filler.shape[1], grad.shape[2])
@@ -231,20 +240,23 @@ def _gather_output_gradients(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
 
 
 def _gather_keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
-    """Return the keys or values [Hkv * b, Lk, D]."""
+    """Return the keys or values of a tile, [Hkv * b, Lk, D]."""
     picked = x[positions].view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
     return picked.reshape(rows * x.shape[1], -1, x.shape[2])
 
 
 def _group_by_key_head(x: Tensor, k: Tensor) -> Tensor:
-    """Reshape to [Hkv, b * G * Lq, -1], because all queries of a key head share the prefix."""
+    """Reshape [Hkv * b, G * Lq, -1] to [Hkv, b * G * Lq, -1].
+
+    In this layout, one matmul per key head computes the prefix, which all its queries share.
+    """
     return x.reshape(k.shape[1], -1, x.shape[-1])
 
 
 def _attention_weights(
     queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float
 ) -> Tensor:
-    """Return the attention weights [Hkv * b, G * Lq, shared + Lk]."""
+    """Return the attention weights of a tile, [Hkv * b, G * Lq, prefix length + Lk]."""
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
         prefix_scores = _group_by_key_head(queries, k) @ k[tile.prefix].permute(1, 2, 0)
@@ -253,7 +265,7 @@ def _attention_weights(
 
 
 def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
-    """Return the values weighted by attention, [Hkv * b, G * Lq, D]."""
+    """Return the outputs of a tile, which are the weighted sums of values, [Hkv * b, G * Lq, D]."""
     mixed = torch.bmm(weights[..., tile.prefix_length :], _gather_keys(v, tile.keys, tile.rows))
     if tile.prefix:
         by_head = _group_by_key_head(weights[..., : tile.prefix_length], v)
@@ -262,7 +274,13 @@ def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
 
 
 def _write_at_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
-    """Write the outputs, or the query gradients, of a tile to ``out`` [N, H, D]."""
+    """Write the outputs or the query gradients of a tile to the rows of its queries in ``out``.
+
+    Args:
+        out: Tensor [N, H, D], which is changed in place.
+        tile: Tile whose queries are written.
+        folded: Outputs or query gradients, [Hkv * b, G * Lq, D].
+    """
     heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
     rows = rows.reshape(-1, heads * groups, folded.shape[-1])
@@ -272,7 +290,7 @@ def _write_at_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
 
 
 def _add_at_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
-    """Add the key or value gradients of a tile to ``out`` [N, Hkv, D]."""
+    """Add the key or value gradients of a tile to the rows of its keys in ``out`` [N, Hkv, D]."""
     rows = folded.view(-1, tile.rows, *folded.shape[1:]).permute(1, 2, 0, 3)
     rows = rows.reshape(-1, *rows.shape[2:])
     if isinstance(tile.keys, slice):
@@ -292,9 +310,14 @@ def packed_attention(
     packing: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention, with the signature of transformers' attention interface.
+    """Compute attention, with the signature of the attention interface of Transformers.
 
-    Queries are [1, H, N, D], keys and values [1, Hkv, N, D], outputs [1, N, H, D].
+    Queries are [1, H, N, D], and keys and values are [1, Hkv, N, D]. The result is the outputs
+    [1, N, H, D] and None instead of attention weights. Without a layout ``packing``, the SDPA
+    implementation of Transformers is called.
+
+    Raises:
+        ValueError: A soft cap or attention sinks are passed with a layout.
     """
     if packing is None:
         return sdpa_attention_forward(

@@ -1,4 +1,4 @@
-"""Enable those fast paths of a decoder that agree with its own forward pass.
+"""Enable those fast paths of a decoder that give the same results as its own forward pass.
 
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
 a tied embedding. They are compared with the model's own forward pass over one row at a time. The
@@ -58,10 +58,10 @@ COMPARED_MAX_ELEMENTS = 2**14
 # Maximum product of the number of parameters and the number of tokens of a compared row, on a CPU
 # and on an accelerator.
 CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
-# Maximum length, in tokens, of the compared rows that fit into every window.
+# Maximum length, in tokens, of the rows in the first batch, which fit into every window.
 SHORT_ROW_TOKENS = 44
 
-# Function of tokens and mask [B, T]; returns states and their index, as ``flat_hidden_states``.
+# Function of tokens [B, T] and mask [B, T] that returns the same as ``flat_hidden_states``.
 Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -76,10 +76,10 @@ class ComparisonBatch:
 
 @dataclass(frozen=True)
 class StatesAndGradients:
-    """States of the real tokens of a batch, and gradients of the compared parameters."""
+    """Hidden states of all tokens except padding, and gradients of the compared parameters."""
 
     states: Tensor  # [N, D]
-    gradients: list[Tensor | None]
+    gradients: list[Tensor | None]  # None for a parameter without a gradient
 
 
 def enable_fast_paths(model: Any) -> bool:
@@ -102,7 +102,7 @@ def enable_fast_paths(model: Any) -> bool:
 
 
 def _enable_paths_verified_on_copy(model: Any) -> None:
-    """Enable the fast paths that agree; use a small copy of the model where it is too large.
+    """Enable the fast paths that agree on the model, and on a small copy of it if necessary.
 
     The small copy is used in two cases: the comparison of rows longer than every window would take
     too long, or the model is in half precision, so that rounding can hide differences.
@@ -117,7 +117,8 @@ def _enable_paths_verified_on_copy(model: Any) -> None:
             start = _enable_agreeing_paths(small, max_row_tokens=max(affordable, 64), start=0)
         elif longest + 8 > affordable:
             log.info(
-                "%s: rows longer than %d tokens were not verified; its windows have %d tokens",
+                "%s: the comparison of fast paths does not include rows longer than %d tokens, but "
+                "the largest attention window has %d tokens",
                 type(unwrap_peft(model)).__name__,
                 affordable,
                 longest,
@@ -126,7 +127,7 @@ def _enable_paths_verified_on_copy(model: Any) -> None:
 
 
 def max_comparison_tokens(model: Any) -> int:
-    """Return the maximum length, in tokens, of a row in a comparison."""
+    """Return the maximum length, in tokens, of a row that is compared on this model."""
     work = CPU_WORK if model.device.type == "cpu" else ACCELERATOR_WORK
     weights = sum(p.numel() for p in trunk_of(model).parameters())
     return max(SHORT_ROW_TOKENS, int(work / max(weights, 1)))
@@ -156,12 +157,12 @@ def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
 
 
 def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> int:
-    """Enable all fast paths but the first ``start``, and disable more until the states agree.
+    """Enable all fast paths except the first ``start``, and disable more until the results agree.
 
     Args:
-        model: model without fast paths.
-        max_row_tokens: maximum length of a compared row, in tokens.
-        start: number of paths of ``_disabling_steps`` that are not enabled.
+        model: Model without fast paths.
+        max_row_tokens: Maximum length of a compared row, in tokens.
+        start: Number of paths of ``_disabling_steps`` that are not enabled.
 
     Returns:
         The number of disabled paths.
@@ -216,7 +217,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> in
 
 
 def _comparison_batches(trunk: Any, *, max_row_tokens: int) -> list[ComparisonBatch]:
-    """Make a batch of rows that fit into every window, and a batch of longer rows if possible.
+    """Make a batch of rows that fit into every window, and a batch with a longer row if possible.
 
     Two rows of the first batch have a common prefix.
     """
@@ -257,7 +258,7 @@ def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) ->
 def _states_and_gradients(
     batch: ComparisonBatch, read: Read, small: list[Any]
 ) -> StatesAndGradients:
-    """Run ``read`` on a batch; return the states and the gradients of the parameters ``small``."""
+    """Return the states that ``read`` computes, and the gradients of the parameters ``small``."""
     states, index = read(batch.tokens, batch.mask)
     states = states[index[batch.mask]]
     gradients: list[Tensor | None] = []
@@ -269,7 +270,10 @@ def _states_and_gradients(
 
 
 def _gap_in_tolerances(result: StatesAndGradients, expected: StatesAndGradients) -> float:
-    """Return the largest difference of states and of gradients, divided by its tolerance."""
+    """Return the larger of the relative differences of states and gradients, in tolerances.
+
+    Each relative difference is divided by its tolerance, so a result of at most 1 means agreement.
+    """
     tolerance = tolerance_of(expected.states)
     gaps = [_relative_difference([result.states], [expected.states]) / tolerance]
     pairs = list(zip(result.gradients, expected.gradients, strict=True))
@@ -283,7 +287,7 @@ def _gap_in_tolerances(result: StatesAndGradients, expected: StatesAndGradients)
 
 
 def _relative_difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the difference of two lists of tensors relative to the size of ``expected``.
+    """Return the difference of two lists of tensors, relative to ``expected``.
 
     In float32, it is the largest absolute difference divided by the largest absolute element. In
     half precision, it is the mean absolute difference divided by the mean absolute element.
