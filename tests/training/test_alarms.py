@@ -343,7 +343,9 @@ def test_weights_that_the_last_update_makes_infinite_are_not_saved(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnlineTrainer, "step", overflowing)
-        with pytest.raises(Halt, match=r"after step 4, 1 of \d+ weights are .*norm\.weight"):
+        with pytest.raises(
+            Halt, match=r"after step 4, 1 of \d+ parameter tensors are .*norm\.weight"
+        ):
             run_command("ppo", online_tree(tmp_path / "run", echo_model))
     assert not (tmp_path / "run/final").exists()
     run_command("ppo", online_tree(tmp_path / "run", echo_model, resume=True))
