@@ -275,7 +275,7 @@ def test_special_tokens_are_one_id_each():
 
 def test_folder_without_tokenizer_or_config_is_user_error(tmp_path):
     tiny_model()[0].save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has no tokenizer: model") as error:
+    with pytest.raises(UserError, match="has no tokenizer: set model") as error:
         load_tokenizer(str(tmp_path))
     assert one_line(error)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
