@@ -103,7 +103,8 @@ def table() -> str:
             lines.append(f"| `{stage}` | {by} | " + " | ".join(words) + " |")
     notes = [f"{number}. refused with: `… {words} …`" for number, words in enumerate(refusals, 1)]
     absent = (
-        "Online algorithms, evaluation, generation, merging and pipelines exist once: TRL has none."
+        "Online algorithms, evaluation, generation, merging and pipelines have no engine, because "
+        "they do not use TRL."
     )
     return "\n".join([*lines, "", *notes, "", absent])
 
