@@ -14,7 +14,7 @@ def message_of(error: BaseException) -> str:
     """Return an exception's message, or "" if the exception cannot be converted to text."""
     try:
         return str(error)
-    except Exception:
+    except BaseException:  # the conversion can also call `sys.exit`
         return ""
 
 

@@ -1,5 +1,7 @@
 """Boards are told what metrics.jsonl says: read back with each tracker's own reader."""
 
+import sys
+
 import pytest
 
 from rlhf.errors import UserError
@@ -100,3 +102,15 @@ def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
     assert "tracker tensorboard failed" in caplog.text
     assert "the server is gone" in caplog.text
     assert len(calls) == 1
+
+
+def test_a_tracker_cannot_end_the_run_or_print_results(tmp_path, monkeypatch, caplog, capsys):
+    def opened(directory, config, step):
+        print("view the run at ...")
+        return trackers.Tracker(lambda step, metrics: sys.exit(0), lambda: None)
+
+    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    run = tracked(tmp_path, "tensorboard")
+    assert (run.directory / "finished").exists()
+    assert "called sys.exit(0)" in caplog.text
+    assert capsys.readouterr() == ("", "view the run at ...\n")

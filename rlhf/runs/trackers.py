@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.errors import UserError
+from rlhf.common.foreign import limit_side_effects
+from rlhf.errors import UserError, message_of
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -88,15 +89,19 @@ def close_trackers(trackers: Mapping[str, Tracker]) -> None:
 
 @contextlib.contextmanager
 def _failures_as_warnings(name: str) -> Iterator[None]:
-    """Return a context manager that logs a tracker's failure as a warning instead of raising it."""
+    """Return a context manager that logs a tracker's failure as a warning instead of raising it.
+
+    The text that a tracker prints is redirected to standard error.
+    """
     try:
-        yield
+        with limit_side_effects():
+            yield
     except Exception as error:
         log.warning(
             "tracker %s failed and receives no further metrics (%s: %s); metrics.jsonl is complete",
             name,
             type(error).__name__,
-            error,
+            message_of(error),
         )
 
 

@@ -1,12 +1,15 @@
 """Each kind of failure of an environment stops the run with one line, or is counted."""
 
+import os
 import sys
 import time
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf.errors import UserError
+from rlhf.runs.interrupt import StopRequest
 from tests.helpers.rollouts import FakeEngine, Tales, collector, starts
 
 
@@ -137,3 +140,64 @@ def test_completions_of_an_engine_are_checked() -> None:
 def test_an_engine_cannot_end_the_process() -> None:
     with pytest.raises(RuntimeError, match=r"called sys.exit\(0\)"):
         collector(FaultyEngine(lambda completion: sys.exit(0))).collect(starts(7))
+
+
+class Silent(BaseException):
+    """Its conversion to text ends the process."""
+
+    def __str__(self) -> str:
+        sys.exit(0)
+
+
+def raising(error: BaseException) -> Any:
+    def step(env: Any, action: str) -> Any:
+        raise error
+
+    return step
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), KeyboardInterrupt(), StopIteration(), Silent()])
+def test_every_exception_is_a_failure_of_the_episode(error: BaseException) -> None:
+    playing = collector(FakeEngine("go"), tale_with(raising(error)))
+    with (
+        StopRequest(),
+        pytest.raises(UserError, match=rf"episode of seed 41: .*{type(error).__name__}"),
+    ):
+        playing.collect(starts(41))
+
+
+def test_ctrl_c_in_an_environment_ends_the_process() -> None:
+    playing = collector(FakeEngine("go"), tale_with(raising(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        playing.collect(starts(0))
+
+
+def test_the_state_of_the_process_is_restored() -> None:
+    def changing(env: Any, action: str) -> Any:
+        os.chdir("/")
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        return GOOD
+
+    folder = os.getcwd()
+    collector(FakeEngine("go"), tale_with(changing)).collect(starts(0))
+    assert os.getcwd() == folder != "/"
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_forked_process_does_not_continue_the_run(tmp_path: Any, fails: bool) -> None:
+    children = []
+
+    def forking(env: Any, action: str) -> Any:
+        children.append(os.fork())
+        if children[-1] == 0 and fails:
+            raise ValueError
+        return GOOD
+
+    collector(FakeEngine("go"), tale_with(forking), errors="count").collect(starts(0))
+    (tmp_path / str(os.getpid())).touch()  # a second process would write its own file
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 1
+    assert len(list(tmp_path.iterdir())) == 1
