@@ -425,11 +425,11 @@ def last_reply(conversation: Conversation) -> str:
     """
     for message in reversed(conversation):
         if message.get("role") == "assistant":
-            return _content_text(message.get("content"))
+            return content_text(message.get("content"))
     raise Unscorable("no assistant message")
 
 
-def _content_text(content: Any) -> str:
+def content_text(content: Any) -> str:
     """Return the text of a message's content; see `last_reply`."""
     if isinstance(content, str):
         return content

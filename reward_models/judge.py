@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import urllib.error
+import time
 import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from rlhf.common.foreign import limit_side_effects
 from rlhf.errors import UserError
@@ -26,6 +27,7 @@ from rlhf.reward_models.core import (
     Score,
     Scores,
     Unscorable,
+    content_text,
     describe_exception,
     score_each,
 )
@@ -54,6 +56,8 @@ Neither order nor length is a reason.
 
 Think briefly, then end with a line "Winner: A" or "Winner: B"."""
 
+_MAX_BODY = 16 * 2**20
+"""Size of the largest response that is read, in bytes."""
 _RATING = re.compile(r"rating\W{1,4}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 _WINNER = re.compile(r"winner\W{1,4}(?:reply\s+)?([AB])\b", re.IGNORECASE)
 
@@ -148,7 +152,7 @@ class PairJudge:
             if a[:-1] != b[:-1]:
                 raise UserError("judge: the two conversations of a pair must have the same prompt")
             shared = {"prompt": as_text(a[:-1])}
-            texts = a[-1]["content"], b[-1]["content"]
+            texts = [content_text(talk[-1].get("content")) for talk in (a, b)]
             prompts.append(_fill_template(self.template, **shared, first=texts[0], second=texts[1]))
             prompts.append(_fill_template(self.template, **shared, first=texts[1], second=texts[0]))
         answers = _generate_answers(self.generate, prompts)
@@ -168,7 +172,9 @@ class PairJudge:
 
 def as_text(conversation: Conversation) -> str:
     """Format a conversation as paragraphs, each with the role in brackets on its first line."""
-    return "\n\n".join(f"[{m['role'].capitalize()}]\n{m['content']}" for m in conversation)
+    return "\n\n".join(
+        f"[{m['role'].capitalize()}]\n{content_text(m.get('content'))}" for m in conversation
+    )
 
 
 def _fill_template(template: str, **fields: str) -> str:
@@ -205,6 +211,30 @@ def _generate_answers(generate: Generate, prompts: list[str]) -> list[Answer]:
     return answers
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error, because the request to the new address would contain the key."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _read_body(response: Any, timeout: float) -> bytes:
+    """Return the body of an HTTP response.
+
+    Raises:
+        TimeoutError: Reading takes longer than ``timeout`` seconds.
+        ValueError: The body is larger than `_MAX_BODY` bytes.
+    """
+    deadline, body = time.monotonic() + timeout, b""
+    while chunk := response.read1(65536):
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise ValueError(f"the response is larger than {_MAX_BODY} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"reading the response took longer than {timeout:g} s")
+    return body
+
+
 def endpoint(
     url: str,
     model: str,
@@ -221,12 +251,13 @@ def endpoint(
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
         model: Name of the model on the server.
-        timeout: Time limit of a request, in seconds.
+        timeout: Time limit, in seconds, of each wait for the server, and of reading the answer.
         parallel: Number of concurrent requests.
         max_tokens: Maximum length of an answer, in tokens.
 
     Raises:
-        UserError: The address contains a user name or a password.
+        UserError: The address contains a user name or a password, or the API key contains a
+            character that is not allowed in an HTTP header.
     """
     if "@" in urllib.parse.urlsplit(url).netloc:
         raise UserError(
@@ -235,17 +266,23 @@ def endpoint(
         )
     address = url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY"):
+    if key := os.environ.get("OPENAI_API_KEY", "").strip():
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                "judge: OPENAI_API_KEY contains a character that is not allowed in an HTTP header"
+            )
         headers["Authorization"] = f"Bearer {key}"
+    opener = urllib.request.build_opener(_NoRedirects)
 
     def request_answer(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]
-        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        query = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        request = urllib.request.Request(address, json.dumps(query).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                answer = json.load(response)["choices"][0]["message"]["content"]
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            with opener.open(request, timeout=timeout) as response:
+                body = _read_body(response, timeout)
+            answer = json.loads(body)["choices"][0]["message"]["content"]
+        except Exception as error:  # a malformed response must not cost the other answers
             return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 

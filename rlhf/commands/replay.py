@@ -42,8 +42,8 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
     has_batch = (bundle / "evidence.pt").exists()
     if ALARMS[recorded["alarm"]].before_update and not has_batch:
         raise UserError(
-            f"{bundle} does not contain the batch that the check of alarm {recorded['alarm']} "
-            "needs, because engine trl does not save batches: repeat the run with engine native"
+            f"{bundle} does not contain a batch, so the check of alarm {recorded['alarm']} cannot "
+            "be repeated: a check of weights has no batch, and engine trl does not save batches"
         )
     try:
         if has_batch:

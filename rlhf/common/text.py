@@ -97,6 +97,7 @@ def mask_secrets(text: str) -> str:
     'http://***@host/v1?token=***'
     """
     for name, value in os.environ.items():
+        value = value.strip()
         if len(value) >= 8 and SECRET_KEY.fullmatch(name):
             text = text.replace(value, MASK)
     return _SECRETS.sub(_replace_secret, text)

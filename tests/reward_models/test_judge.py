@@ -1,11 +1,13 @@
 import contextlib
 import json
+import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rlhf.reward_models import build
+from rlhf.errors import UserError
+from rlhf.reward_models import build, judge
 from rlhf.reward_models.judge import PairJudge, RatingJudge, endpoint
 
 REPLIES = {"good": 9, "poor": 2}
@@ -121,3 +123,87 @@ def test_endpoint_late_refused_and_malformed_answers_are_no_score(server):
 def test_no_server_is_no_score():
     (answer,) = endpoint("http://127.0.0.1:9/v1", "m", timeout=1.0)(["x"])
     assert "Connection refused" in str(answer)
+
+
+GOOD = b'{"choices": [{"message": {"content": "Rating: 10"}}]}'
+OK = b"HTTP/1.1 200 OK\r\n"
+# Response to a conversation with the reply "bad" -> reason of the missing score.
+RESPONSES = {
+    b"\x00\xff\r\n\r\n": "BadStatusLine",
+    OK + b"Content-Length: 9\r\n\r\n{": "JSONDecodeError",
+    OK + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n": "IncompleteRead",
+    OK + b"A: b\r\n" * 200 + b"\r\n" + GOOD: "more than 100 headers",
+    OK + b"A: " + b"x" * 70000 + b"\r\n\r\n": "LineTooLong",
+    OK + b"\r\n" + b"[" * 200_000: "RecursionError",
+    OK + b"\r\n" + b" " * 3000: "larger than 2000 bytes",
+    b"HTTP/1.1 302 Found\r\nLocation: /other\r\n\r\n": "HTTPError: HTTP Error 302",
+}
+
+
+class RawServer(socketserver.StreamRequestHandler):
+    """Sends fixed bytes; records every request line."""
+
+    response = b""
+    requests: list[bytes] = []  # noqa: RUF012
+
+    def handle(self):
+        self.requests.append(self.rfile.readline())
+        length = 0
+        while line := self.rfile.readline().strip():
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split()[1])
+        body = self.rfile.read(length)
+        with contextlib.suppress(OSError):
+            self.wfile.write(self.response if b"bad" in body else OK + b"\r\n" + GOOD)
+
+
+@pytest.fixture
+def raw_server():
+    RawServer.requests.clear()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), RawServer) as instance:
+        instance.daemon_threads = True
+        threading.Thread(target=instance.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{instance.server_address[1]}/v1"
+        instance.shutdown()
+
+
+@pytest.mark.parametrize("response", RESPONSES, ids=RESPONSES.values())
+def test_a_wrong_response_costs_only_its_own_score(raw_server, monkeypatch, response):
+    monkeypatch.setattr(judge, "_MAX_BODY", 250_000 if b"[[" in response else 2000)
+    monkeypatch.setattr(RawServer, "response", response)
+    scores = RatingJudge(endpoint(raw_server, "m")).score([talk("bad"), talk("good")])
+    assert scores.values == [None, 1.0]
+    assert RESPONSES[response] in str(scores.reasons[0])
+    assert len(RawServer.requests) == 2  # a redirect is not followed: it would receive the key
+
+
+def test_a_body_that_never_ends_exceeds_the_time_limit():
+    class Body:
+        def read1(self, size):
+            return b" "
+
+    with pytest.raises(TimeoutError, match="took longer than 0 s"):
+        judge._read_body(Body(), 0.0)
+
+
+def test_a_key_that_no_header_can_contain_is_refused_without_its_value(raw_server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2-hunter2\n")
+    scores = RatingJudge(endpoint(raw_server, "m")).score([talk("good")])
+    assert scores.values == [1.0]
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2\nhunter2")
+    with pytest.raises(UserError, match="OPENAI_API_KEY") as error:
+        endpoint(raw_server, "m")
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_judge_reads_the_text_of_any_message():
+    seen = []
+
+    def generate(prompts):
+        seen.extend(prompts)
+        return ["Rating: 10"] * len(prompts)
+
+    call = {"role": "assistant", "tool_calls": []}
+    parts = {"role": "user", "content": [{"type": "text", "text": "two"}, " parts"]}
+    assert RatingJudge(generate).score([[parts, call]]).values == [1.0]
+    assert "[User]\ntwo parts\n\n[Assistant]\n\n" in seen[0]
