@@ -151,7 +151,9 @@ class _Game:
     def _baseline(self) -> tuple[float, Policy | None]:
         """Return the attributes `baseline` and `partner`."""
         if not self.is_stated:
-            constants = [] if self.has_expert else [_always(action) for action in self.actions]
+            constants = (
+                [] if self.has_expert else [_constant_policy(action) for action in self.actions]
+            )
             policies = [self.play, *constants]
             best = max(policies, key=lambda policy: self.returns(policy, 0, SCREENED).mean())
             return float(self.returns(best, SCREENED, TRIED).mean()), best
@@ -208,24 +210,27 @@ class _Game:
     def adversaries(self) -> Iterator[Adversary]:
         """Yield all adversaries to test."""
         if self.is_discrete:
-            yield "a reply that is not a number (rollout.invalid_reward: 0)", _always(None)
+            yield "a reply that is not a number (rollout.invalid_reward: 0)", _constant_policy(None)
         else:
-            yield "silence", _always(SILENCE)
+            yield "silence", _constant_policy(SILENCE)
             for junk in NONSENSE:
-                yield f"the junk {junk[:20]!r}", _always(junk)
+                yield f"the junk {junk[:20]!r}", _constant_policy(junk)
             several = [action for action in self.actions if isinstance(action, str)]
             for separator in SEPARATORS:
-                yield f"all actions joined by {separator!r}", _always(separator.join(several))
+                yield (
+                    f"all actions joined by {separator!r}",
+                    _constant_policy(separator.join(several)),
+                )
         if not self.is_stated and not self.has_expert:
             return
         yield "random play", self._random_action
         for action in self.actions:
-            yield f"{action!r} in every turn", _always(action)
+            yield f"{action!r} in every turn", _constant_policy(action)
         yield from self._policies_with_silence()
         if not self.is_discrete:
             for junk in filter(None, MALFORMED_REPLIES):
-                yield f"the junk {junk[:20]!r}", _always(junk)
-            yield "the instructions repeated", _always(self.instructions)
+                yield f"the junk {junk[:20]!r}", _constant_policy(junk)
+            yield "the instructions repeated", _constant_policy(self.instructions)
             yield "the observation repeated", lambda turn, rng: str(self.observation)
             play, name = self.play, self.play_name
             yield f"{name} in capitals", lambda turn, rng: str(play(turn, rng)).upper()
@@ -249,10 +254,10 @@ class _Game:
             lambda turn, rng: nothing if turn % 2 else play(turn, rng),
         )
         if self.has_values:
-            yield "silence if no action has a positive value", self._positive_only
+            yield "silence if no action has a positive value", self._greedy_or_silent
             yield "the action of the highest stated value", self._greedy
 
-    def _positive_only(self, turn: int, rng: np.random.Generator) -> Any:
+    def _greedy_or_silent(self, turn: int, rng: np.random.Generator) -> Any:
         values = result_of(self.task, "action_values")
         return self._greedy(turn, rng) if values and max(values.values()) > 0 else SILENCE
 
@@ -275,7 +280,7 @@ def _words(texts: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
 
 
-def _always(action: Any) -> Policy:
+def _constant_policy(action: Any) -> Policy:
     """Return the policy that gives the same action in every turn."""
     return lambda turn, rng: action
 

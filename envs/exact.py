@@ -39,7 +39,7 @@ class NotEnumerableError(Exception):
     """Error for an environment that cannot be enumerated; the message gives the reason."""
 
 
-class _Undecided(BaseException):
+class _UndecidedDraw(BaseException):
     """Raised by a draw after the end of the script.
 
     The class derives from BaseException, so that `except Exception` in an environment does not
@@ -63,7 +63,7 @@ class EnumeratedGenerator:
     def begin(self, script: tuple[int, ...]) -> None:
         """Set the outcomes of the next draws and set `weight` to 1.
 
-        A further draw with several possible outcomes raises _Undecided.
+        A further draw with several possible outcomes raises _UndecidedDraw.
         """
         self._script, self._position, self.weight = script, 0, 1.0
 
@@ -74,13 +74,13 @@ class EnumeratedGenerator:
             probabilities: Probability of each outcome; the sum is 1.
 
         Raises:
-            _Undecided: The script has ended and several outcomes are possible.
+            _UndecidedDraw: The script has ended and several outcomes are possible.
         """
         outcomes = [i for i, p in enumerate(probabilities) if p > 0]
         if len(outcomes) == 1:
             return outcomes[0]
         if self._position == len(self._script):
-            raise _Undecided(outcomes)
+            raise _UndecidedDraw(outcomes)
         outcome = self._script[self._position]
         self._position += 1
         self.weight *= probabilities[outcome]
@@ -341,7 +341,7 @@ class _Solver:
             generator.begin(script)
             try:
                 result = act(successor)
-            except _Undecided as undecided:
+            except _UndecidedDraw as undecided:
                 scripts += [(*script, outcome) for outcome in undecided.outcomes]
                 continue
             except (TypeError, AttributeError) as error:

@@ -63,11 +63,13 @@ class GuessNumber(TextEnv):
 
     def action_values(self) -> dict[str, float]:
         size, left = self._high - self._low + 1, self.turns_left - 1
-        wasted = _wins(size, max(left, 0)) / size
+        wasted = _most_numbers_found(size, max(left, 0)) / size
         values = dict.fromkeys(self._actions, wasted)
         for guess in range(self._low, self._high + 1):
             below, above = guess - self._low, self._high - guess
-            values[str(guess)] = (1 + _wins(below, left) + _wins(above, left)) / size
+            values[str(guess)] = (
+                1 + _most_numbers_found(below, left) + _most_numbers_found(above, left)
+            ) / size
         return values
 
     def best_action(self) -> str:
@@ -77,7 +79,7 @@ class GuessNumber(TextEnv):
         return max(values, key=lambda guess: (values[guess], -abs(int(guess) - middle)))
 
     def optimal_value(self) -> float:
-        return _wins(self.numbers, self.max_turns) / self.numbers
+        return _most_numbers_found(self.numbers, self.max_turns) / self.numbers
 
     def random_value(self) -> float:
         return 1.0 - (1.0 - 1.0 / self.numbers) ** self.max_turns
@@ -88,14 +90,17 @@ class GuessNumber(TextEnv):
 
 
 @cache
-def _wins(size: int, left: int) -> int:
+def _most_numbers_found(size: int, left: int) -> int:
     """Return how many of `size` possible numbers the best strategy finds with `left` guesses.
 
     Divided by `size`, the result is the probability of success if the hidden number is uniform.
     """
     if size == 0 or left <= 0:
         return 0
-    return max(1 + _wins(k, left - 1) + _wins(size - 1 - k, left - 1) for k in range(size))
+    return max(
+        1 + _most_numbers_found(k, left - 1) + _most_numbers_found(size - 1 - k, left - 1)
+        for k in range(size)
+    )
 
 
 @cache

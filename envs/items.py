@@ -82,14 +82,14 @@ def is_separable(env_id: str) -> bool:
     try:
         if module:
             importlib.import_module(module)
-        entry = _spec(name).entry_point
+        entry = _find_spec(name).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gym.error.Error, ImportError, AttributeError):
         return False  # creating the environment will raise the error
     return bool(getattr(creator, "separable", False))
 
 
-def _spec(name: str) -> EnvSpec:
+def _find_spec(name: str) -> EnvSpec:
     """Return the spec of an environment id.
 
     If the id has no version, the highest version is used, as in `gym.make`.

@@ -154,7 +154,7 @@ class ProgramSynthesis(TextEnv):
         return float(np.average(best, weights=counts))
 
     def random_value(self) -> float:
-        num_programs, passed = len(programs(self.length)), _agreement(self.length)
+        num_programs, passed = len(programs(self.length)), _agreement_matrix(self.length)
         values = []
         for fits in _output_groups(self.length, self.split):
             for hidden in _hidden_indices(self.length, fits):
@@ -245,11 +245,11 @@ def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
     `fits` are the indices of the programs that fit the examples. The hidden program is drawn
     uniformly from the programs in `fits` that have `length` operations.
     """
-    return _agreement(length)[:, _hidden_indices(length, fits)].mean(axis=1)
+    return _agreement_matrix(length)[:, _hidden_indices(length, fits)].mean(axis=1)
 
 
 @cache
-def _agreement(length: int) -> np.ndarray:
+def _agreement_matrix(length: int) -> np.ndarray:
     """Compute the fraction of test inputs on which two programs have equal outputs, [P, P]."""
     all_programs = programs(length)
     codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)

@@ -118,7 +118,7 @@ class ToolLookup(TextEnv):
                 value = _value(self.rules, left - 1, known, rooms)
             values[f"lookup {name}"] = value - self.rules.cost
         for room in range(self.rules.rooms):
-            values[f"answer {room}"] = self._chance(room, known)
+            values[f"answer {room}"] = self._room_probability(room, known)
         return values
 
     def optimal_value(self) -> float:
@@ -143,7 +143,7 @@ class ToolLookup(TextEnv):
         seen = [self._records[name][0] for name in self._read]
         return 0, tuple(sorted(seen.count(room) for room in set(seen)))
 
-    def _chance(self, room: int, known: int) -> float:
+    def _room_probability(self, room: int, known: int) -> float:
         """Return the probability that `room` is the answer, given the records read so far."""
         rules = self.rules
         if known == rules.hops:

@@ -91,7 +91,7 @@ class Wordle(TextEnv):
         return list(self.words)
 
     def action_values(self) -> dict[str, float]:
-        wins = _wins(self.words, self._possible, self.turns_left)
+        wins = _words_found_by_first_guess(self.words, self._possible, self.turns_left)
         return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:
@@ -100,9 +100,9 @@ class Wordle(TextEnv):
         return max(values, key=lambda word: (values[word], word in possible))
 
     def optimal_value(self) -> float:
-        return max(_wins(self.words, tuple(range(len(self.words))), self.max_turns)) / len(
-            self.words
-        )
+        return max(
+            _words_found_by_first_guess(self.words, tuple(range(len(self.words))), self.max_turns)
+        ) / len(self.words)
 
     def random_value(self) -> float:
         return 1.0 - (1.0 - 1.0 / len(self.words)) ** self.max_turns
@@ -129,7 +129,9 @@ def marks_table(words: tuple[str, ...]) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _wins(words: tuple[str, ...], possible: tuple[int, ...], left: int) -> list[int]:
+def _words_found_by_first_guess(
+    words: tuple[str, ...], possible: tuple[int, ...], left: int
+) -> list[int]:
     """Return the number of possible words that are found in `left` guesses, for each first guess.
 
     The guesses after the first one are optimal.
@@ -138,7 +140,7 @@ def _wins(words: tuple[str, ...], possible: tuple[int, ...], left: int) -> list[
 
 
 def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
-    """Compute `_wins` from the result of `marks_table`, int [first guess]."""
+    """Compute `_words_found_by_first_guess` from the result of `marks_table`, int [first guess]."""
     if left <= 0:
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]

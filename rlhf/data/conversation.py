@@ -393,7 +393,7 @@ def _role_of(turn: Any) -> str | None:
     return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
 
 
-def _as_prompt(messages: Any) -> Any:
+def _without_final_replies(messages: Any) -> Any:
     """Return a list of messages without the assistant turns at its end."""
     messages = decode_json(messages)
     while isinstance(messages, list) and messages and _role_of(messages[-1]) == "assistant":
@@ -446,7 +446,7 @@ def read_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
     sides = [cells["chosen"], cells["rejected"]]
     whole = all(_opens_with_prompt(value) for value in sides)
     if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
-        cells["prompt"] = _as_prompt(cells.pop("messages"))
+        cells["prompt"] = _without_final_replies(cells.pop("messages"))
     if cells.get("prompt") is None:
         if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
             raise RowDropped("plain text without a prompt column")

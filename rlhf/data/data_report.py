@@ -108,9 +108,9 @@ def report_on(
             checks.leaked_prompts(rows, against.rows),
             checks.partly_leaked_prompts(rows, against.rows),
         ]
-    lengths = _lengths(rows, len, "characters")
+    lengths = _length_statistics(rows, len, "characters")
     if count_tokens:
-        lengths |= _lengths(rows, count_tokens, "tokens")
+        lengths |= _length_statistics(rows, count_tokens, "tokens")
     return DataReport(tuple(findings), lengths, loaded.total)
 
 
@@ -136,7 +136,7 @@ def check_dataset(
     )
 
 
-def _lengths(
+def _length_statistics(
     rows: Sequence[Row], measure: Callable[[str], int], unit: str
 ) -> dict[str, dict[str, float]]:
     table = {}

@@ -243,7 +243,7 @@ def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "chosen" in cells:
         return {"prompt": split_last_reply(read_messages(cells["chosen"], notes), notes)[0]}
     if "turns" in cells:
-        return {"prompt": _first_turn(cells["turns"], notes)}
+        return {"prompt": _prompt_from_turns(cells["turns"], notes)}
     messages = read_messages(cells.pop("messages", cells.get("text")), notes)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
@@ -251,7 +251,7 @@ def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     return {"prompt": checked_prompt(messages)}
 
 
-def _first_turn(value: Any, notes: Notes) -> Conversation:
+def _prompt_from_turns(value: Any, notes: Notes) -> Conversation:
     """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn."""
     value = decode_json(value)
     if not isinstance(value, list) or not value:

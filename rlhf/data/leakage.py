@@ -29,8 +29,8 @@ def overlapping_prompts(
 
     Punctuation and case are ignored. Prompts of fewer than 13 words never overlap.
     """
-    known = {gram for row in against for gram in _prompt_grams(row)}
-    return [i for i, row in enumerate(rows) if not known.isdisjoint(_prompt_grams(row))]
+    known = {gram for row in against for gram in _prompt_ngram_hashes(row)}
+    return [i for i, row in enumerate(rows) if not known.isdisjoint(_prompt_ngram_hashes(row))]
 
 
 def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
@@ -42,7 +42,7 @@ def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
     return {hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)}
 
 
-def _prompt_grams(row: Mapping[str, Any]) -> set[int]:
+def _prompt_ngram_hashes(row: Mapping[str, Any]) -> set[int]:
     return ngram_hashes(
         prompt_text(row, role_names=False)
     )  # with role names, a name could be one of the words

@@ -110,7 +110,7 @@ def pairs_from_gold(
             else:
                 source = row.get("source", "gold")
                 preferences.append({"prompt": prompt, **labels, "source": source})
-    return _as_loaded(preferences, dropped)
+    return _loaded_from_rows(preferences, dropped)
 
 
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
@@ -211,10 +211,10 @@ def _pairs_by_score(
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             pair |= {"margin": float(high - low)} if with_margin else {}
             preferences.append(pair | {"source": row.get("source", field)})
-    return _as_loaded(preferences, dropped)
+    return _loaded_from_rows(preferences, dropped)
 
 
-def _as_loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
+def _loaded_from_rows(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
     total = len(rows) + dropped.total()
     return Loaded(rows=rows, dropped=dict(dropped.most_common()), total=total)
 

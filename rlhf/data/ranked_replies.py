@@ -123,11 +123,13 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
             yield {"prompt": before, "completion": node["text"]}
         replies: list[Node] = list(node.get("replies") or ())
         if node["role"] != "assistant":
-            yield from _user_items(path, replies, kind)
+            yield from _items_of_user_message(path, replies, kind)
         stack += [(path, reply) for reply in reversed(replies)]
 
 
-def _user_items(path: list[dict[str, Any]], replies: list[Node], kind: Kind) -> Iterator[Item]:
+def _items_of_user_message(
+    path: list[dict[str, Any]], replies: list[Node], kind: Kind
+) -> Iterator[Item]:
     """Yield the cells of the canonical rows of a user message and its replies."""
     if kind == "prompt":
         yield {"prompt": path}

@@ -90,7 +90,7 @@ class TableReader:
         for index in indices:
             if len(self.rows) == self.spec.limit:
                 break
-            outcomes = list(self._outcomes(self.table[index]))
+            outcomes = list(self._convert_table_row(self.table[index]))
             self.total += len(outcomes) - 1
             for outcome in outcomes:
                 if isinstance(outcome, RowDropped):
@@ -100,13 +100,13 @@ class TableReader:
         used = {f"{column} column": n for column, n in self.skipped.items() if column in self.used}
         self.ignored.update(used)
 
-    def _outcomes(self, row: Row) -> Iterator[Outcome]:
+    def _convert_table_row(self, row: Row) -> Iterator[Outcome]:
         """Yield canonical rows for a row of `table`, and reasons why rows are dropped."""
         if self.schema is None:
-            yield self._convert(self._cells(row), row)
+            yield self._convert(self._read_layout_cells(row), row)
             return
         self.used |= self.schema.columns & self.present
-        facts = self._schema_facts(self.schema, row)
+        facts = self._answer_and_tests_cells(self.schema, row)
         try:
             for item in self.schema.read(row, self.kind):
                 yield item if isinstance(item, RowDropped) else self._convert(facts | item, row)
@@ -125,7 +125,7 @@ class TableReader:
         extra = {name: cells.get(name, row.get(name)) for name in self.keep}
         return canonical | {"source": self.spec.path} | extra
 
-    def _cells(self, row: Row) -> dict[str, Any]:
+    def _read_layout_cells(self, row: Row) -> dict[str, Any]:
         """Return the cells of a row.
 
         They are read with the first layout for which the row has all required fields, or with the
@@ -145,7 +145,7 @@ class TableReader:
             cells["answer_is_solution"] = True
         return cells
 
-    def _schema_facts(self, schema: Schema, row: Row) -> dict[str, Any]:
+    def _answer_and_tests_cells(self, schema: Schema, row: Row) -> dict[str, Any]:
         """Return the cells of the answer and tests columns, unless the schema uses the columns."""
         if not self.facts:
             return {}

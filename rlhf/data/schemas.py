@@ -204,11 +204,11 @@ def _arena_text_rows(row: Row, kind: Kind) -> Iterator[Item]:
         raise RowDropped("tie" if verdicts[2] else "winner names neither reply")
     if any(len(turns) != len(questions) for turns in replies):
         raise RowDropped("prompts differ")
-    sides = [_interleaved(questions, turns) for turns in replies]
+    sides = [_interleave_turns(questions, turns) for turns in replies]
     yield {"chosen": sides[verdicts[1]], "rejected": sides[not verdicts[1]]}
 
 
-def _interleaved(questions: Sequence[Any], replies: Sequence[Any]) -> list[dict[str, Any]]:
+def _interleave_turns(questions: Sequence[Any], replies: Sequence[Any]) -> list[dict[str, Any]]:
     turns = itertools.chain.from_iterable(zip(questions, replies, strict=True))
     roles = itertools.cycle(("user", "assistant"))
     return [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]

@@ -26,7 +26,7 @@ def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
 
 def prompt_key(row: Mapping[str, Any]) -> str:
     """Return a hash of the prompt that ignores case, white space and Unicode forms (NFKC)."""
-    return _digest(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
+    return _sha256_hex(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
 
 
 def split_by_prompt(
@@ -111,7 +111,7 @@ def _prompt_groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[in
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(prompt_key(row), []).append(index)
-    return [groups[key] for key in sorted(groups, key=lambda key: _digest(f"{seed}/{key}"))]
+    return [groups[key] for key in sorted(groups, key=lambda key: _sha256_hex(f"{seed}/{key}"))]
 
 
 def _held_out_size(total: int, fraction: float | None, count: int | None) -> int:
@@ -126,5 +126,5 @@ def _held_out_size(total: int, fraction: float | None, count: int | None) -> int
     return count
 
 
-def _digest(text: str) -> str:
+def _sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

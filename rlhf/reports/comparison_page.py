@@ -145,7 +145,7 @@ def _transcripts(runs: Sequence[RunRecord], comparison: Comparison | None) -> st
         '<p class="note">The episodes are those of the smallest training seed that all methods '
         "have, or those of each method's first seed if there is no common seed.</p>"
     )
-    return _fold(title, note + cards)
+    return _collapsible_html(title, note + cards)
 
 
 def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
@@ -200,7 +200,7 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
             for name, (steps, estimates) in bands.items()
             if steps
         ]
-        if lines and all(_is_constant(line) for line in lines):
+        if lines and all(_has_constant_values(line) for line in lines):
             constant.append(f"{key} {_constant_text(lines)}")
         elif lines:
             (shared if len(lines) > 1 or key in _FIRST_METRICS else alone).append(Chart(key, lines))
@@ -208,18 +208,18 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
     parts = [note + panels(shared)] if shared else []
     if alone:
         summary = f"{plural(len(alone), 'metric')} of one method only"
-        parts.append(_fold(summary, panels(alone)))
+        parts.append(_collapsible_html(summary, panels(alone)))
     if constant:
         parts.append(f'<p class="note">Constant: {esc("; ".join(constant))}.</p>')
     return "".join(parts)
 
 
-def _fold(summary: str, body: str) -> str:
+def _collapsible_html(summary: str, body: str) -> str:
     """Return HTML that shows `summary` and reveals `body` on a click."""
     return f'<details class="fold"><summary>{summary}</summary>{body}</details>'
 
 
-def _is_constant(line: Series) -> bool:
+def _has_constant_values(line: Series) -> bool:
     """Return whether all runs of a method logged the same value at every step."""
     values = [*line.y, *line.low, *line.high]
     # The mean of five equal values may differ from them in its last digit.

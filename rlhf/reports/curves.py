@@ -77,10 +77,10 @@ def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
         The charts, and texts such as "Learning rate 0.0001" for panels in which every line is
         constant.
     """
-    panels = [(title, _lines(run, keys)) for title, keys in _PANELS]
+    panels = [(title, _panel_series(run, keys)) for title, keys in _PANELS]
     components = _component_keys(run)
     if len(components) > 1:
-        panels.append(("Reward components", _lines(run, components)))
+        panels.append(("Reward components", _panel_series(run, components)))
     charts, constant = [], []
     for title, lines in panels:
         if not lines:
@@ -103,7 +103,7 @@ def _component_keys(run: RunRecord) -> list[tuple[str, str]]:
     ][:6]
 
 
-def _lines(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Series]:
+def _panel_series(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Series]:
     """Return the lines of a panel; `keys` are pairs of metric key and name of the line."""
     lines = []
     for key, name in keys:

@@ -49,13 +49,13 @@ def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
         return 100 * (value - low + pad) / (high - low + 2 * pad)
 
     ticks = "".join(f'<div class="mark" style="left:{at(v):.2f}%"></div>' for v, _ in marks)
-    rows = "".join(_row(line, at, ticks) for line in lines)
-    scale = "".join(_mark(at(value), name) for value, name in marks)
+    rows = "".join(_row_html(line, at, ticks) for line in lines)
+    scale = "".join(_line_label_html(at(value), name) for value, name in marks)
     foot = f'<div class="gap"></div><div class="scale">{scale}</div><div class="gap"></div>'
     return f'<div class="forest">{rows}{foot if marks else ""}</div>'
 
 
-def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
+def _row_html(line: Line, at: Callable[[float], float], ticks: str) -> str:
     """Return a row; `at` maps values to percent, and `ticks` is the HTML of the vertical lines."""
     e = line.estimate
     span = ""
@@ -71,7 +71,7 @@ def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
     )
 
 
-def _mark(percent: float, name: str) -> str:
+def _line_label_html(percent: float, name: str) -> str:
     """Return the label of a vertical line at a position in percent."""
     side = ' class="first"' if percent < 12 else ' class="final"' if percent > 88 else ""
     return f'<span{side} style="left:{percent:.2f}%">{label_html(name)}</span>'

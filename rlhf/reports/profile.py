@@ -28,18 +28,18 @@ def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
     """
     times = {f"time/{part}": part for part in STEP_PARTS}
     tables = []
-    if timed := _by_run(runs, times):
+    if timed := _metric_medians_by_run(runs, times):
         rows = [[name, sum(filter(None, cells)), *cells] for name, cells in timed]
         columns = ["stage", "seconds a step", *STEP_PARTS]
         tables.append(Table("time", "Time by part of a step (median over steps)", columns, rows))
-    if profiled := _by_run(runs, PROFILE_METRICS):
+    if profiled := _metric_medians_by_run(runs, PROFILE_METRICS):
         columns = ["stage", *PROFILE_METRICS.values()]
         rows = [[name, *cells] for name, cells in profiled]
         tables.append(Table("profile", "Profile (median over steps)", columns, rows))
     return tables
 
 
-def _by_run(
+def _metric_medians_by_run(
     runs: Sequence[RunRecord], keys: Mapping[str, str]
 ) -> list[tuple[str, list[float | None]]]:
     """Return (name, medians of the metrics `keys`) for every run that logged any of them."""

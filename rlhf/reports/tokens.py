@@ -23,10 +23,10 @@ def token_view(run: RunRecord) -> str:
     rows = [row for row in run.samples if has_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})
     rows_of = {step: [row for row in rows if row["step"] == step] for step in steps}
-    cards = [_card(row) for step in steps for row in rows_of[step][:_ROWS_PER_STEP]]
+    cards = [_sample_html(row) for step in steps for row in rows_of[step][:_ROWS_PER_STEP]]
     if not cards:
         return ""
-    names = dict.fromkeys(name for row in rows for name in _quantities(row))
+    names = dict.fromkeys(name for row in rows for name in _quantity_names(row))
     first = "advantage" if "advantage" in names else next(iter(names))
     options = "".join(
         f"<option{' selected' if name == first else ''}>{esc(name)}</option>" for name in names
@@ -38,12 +38,12 @@ def token_view(run: RunRecord) -> str:
     )
 
 
-def _quantities(row: Mapping[str, Any]) -> list[str]:
+def _quantity_names(row: Mapping[str, Any]) -> list[str]:
     """Return the names of the recorded quantities of a sample's tokens."""
     return [name for name in row["tokens"] if name not in ("text", "turn")]
 
 
-def _card(row: Mapping[str, Any]) -> str:
+def _sample_html(row: Mapping[str, Any]) -> str:
     """Return a sample's conversation as HTML; its sampled replies are split into tokens."""
     table, messages = row["tokens"], row.get("messages") or []
     replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
@@ -53,10 +53,10 @@ def _card(row: Mapping[str, Any]) -> str:
     ]  # Earlier replies belong to the prompt.
     turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps(
-        {name: [v if is_number(v) else None for v in table[name]] for name in _quantities(row)}
+        {name: [v if is_number(v) else None for v in table[name]] for name in _quantity_names(row)}
     )
     body = "".join(
-        _reply_tokens(table, turn_of[i], message)
+        _reply_html(table, turn_of[i], message)
         if i in turn_of
         else message_html(message, quiet=True)
         for i, message in enumerate(messages)
@@ -68,9 +68,7 @@ def _card(row: Mapping[str, Any]) -> str:
     )
 
 
-def _reply_tokens(
-    table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]
-) -> str:
+def _reply_html(table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]) -> str:
     """Return the reply of turn `number` as HTML, split into tokens."""
     pieces = [(i, table["text"][i]) for i, turn in enumerate(table["turn"]) if turn == number]
     spans = "".join(f'<span data-at="{i}">{esc(piece)}</span>' for i, piece in pieces)

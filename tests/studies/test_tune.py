@@ -161,7 +161,7 @@ def test_a_resumed_study_with_another_manifest_is_refused(tmp_path, monkeypatch)
 
 def record_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a study that ends before its first trial."""
-    monkeypatch.setattr(run, "_search", lambda study, jobs: (study.root / "optuna.log").touch())
+    monkeypatch.setattr(run, "_run_search", lambda study, jobs: (study.root / "optuna.log").touch())
     run_tune(make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS))
 
 

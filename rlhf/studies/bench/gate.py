@@ -134,7 +134,10 @@ def _paired_scores(
     for row, table in now["scores"].items():
         earlier_table = before["scores"].get(row, {})
         pairs = {
-            env: (_by_seed(now, values, seeds), _by_seed(before, earlier_table[env], seeds))
+            env: (
+                _values_in_seed_order(now, values, seeds),
+                _values_in_seed_order(before, earlier_table[env], seeds),
+            )
             for env, values in table.items()
             # Reference policies have a single value instead of one for each seed.
             if env in earlier_table and len(values) == len(now["seeds"])
@@ -146,7 +149,9 @@ def _paired_scores(
     return cells
 
 
-def _by_seed(result: Mapping[str, Any], values: list[float], seeds: list[int]) -> np.ndarray:
+def _values_in_seed_order(
+    result: Mapping[str, Any], values: list[float], seeds: list[int]
+) -> np.ndarray:
     """Return the scores [seeds] of the given training seeds, in their order."""
     by_seed = dict(zip(result["seeds"], values, strict=True))
     return np.array([by_seed[seed] for seed in seeds])

@@ -67,7 +67,7 @@ def _body(
     """Return the body of the page; `pages` is the result of `_write_environment_pages`."""
     notes = "".join(f'<p class="note">{sentence_html(line)}</p>' for line in protocol(bench))
     parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", notes]
-    parts.append(_verdicts(findings))
+    parts.append(_comparison_list_html(findings))
     parts.append(section("Result", _forest(findings)))
     parts.append(section("Charts", _charts(findings)))
     links = "".join(f'<li><a href="{quote(p)}">{esc(env)}</a></li>' for env, p in pages.items())
@@ -92,7 +92,7 @@ def _tiles(findings: Findings) -> str:
     return method_tiles(scores, colors)
 
 
-def _verdicts(findings: Findings) -> str:
+def _comparison_list_html(findings: Findings) -> str:
     """Return the results of the comparisons between algorithms as an HTML list.
 
     Algorithms that are better than the baseline are green, those that are worse are red.

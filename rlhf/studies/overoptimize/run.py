@@ -279,7 +279,7 @@ def _standardized_scores(
     if not proxies:
         reward = load_rewards(config.rewards)
         column = score_replies(reward, groups, what=reward.name)
-        scores = _standardized(column, reward.name)
+        scores = _standardize_column(column, reward.name)
         return [(Proxy(reward.name, None, None, [], None), scores[None])]
     scored = []
     for proxy in proxies:
@@ -287,7 +287,7 @@ def _standardized_scores(
         for folder in proxy.members:
             reward = with_packing(reward_models.LearnedReward.load(folder))
             column = score_replies(reward, groups, what=str(folder))
-            columns.append(_standardized(column, str(folder)))
+            columns.append(_standardize_column(column, str(folder)))
             sidecar = Sidecar.read(folder)
             assert sidecar is not None
             mean, std = float(column.mean()), float(column.std())
@@ -296,7 +296,7 @@ def _standardized_scores(
     return scored
 
 
-def _standardized(column: np.ndarray, name: str) -> np.ndarray:
+def _standardize_column(column: np.ndarray, name: str) -> np.ndarray:
     """Return the scores shifted and scaled to mean 0 and standard deviation 1.
 
     Raises:

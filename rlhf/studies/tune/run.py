@@ -178,10 +178,10 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
         check_unchanged_configuration(study.root, tree, name=STUDY, free={"jobs", "trials"})
     with open_study(study.root, STUDY, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
-        return _search(study, jobs=jobs)
+        return _run_search(study, jobs=jobs)
 
 
-def _search(study: Study, *, jobs: int) -> Path:
+def _run_search(study: Study, *, jobs: int) -> Path:
     """Run all trials in `jobs` processes and write the result; return the path of tuned.yaml."""
     searches = {
         name: Search(name, space, study.root, seed=study.config.sampler_seed)
