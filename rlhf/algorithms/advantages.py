@@ -51,11 +51,11 @@ def estimate_advantages(
     from baselines and losses.
 
     Args:
-        algorithm: the algorithm and its settings.
-        batch: rollouts with their rewards, and with the fields that the algorithm needs (see
+        algorithm: The algorithm and its settings.
+        batch: Rollouts with their rewards, and with the fields that the algorithm needs (see
             `Algorithm.critic`, `.groups`, `.reference` and `.constrained`).
-        kl_coef: current coefficient of the KL penalty.
-        multiplier: current Lagrange multiplier of the cost.
+        kl_coef: Current coefficient of the KL penalty.
+        multiplier: Current Lagrange multiplier of the cost.
 
     Raises:
         ValueError: The algorithm needs a field of the batch that is None.

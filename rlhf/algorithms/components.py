@@ -128,9 +128,9 @@ def kl_estimator(
     """Return a decorator for an estimator of the KL per token: `(log_ratio) -> Tensor`, [B, T].
 
     Args:
-        name: value of the setting `kl_estimator`.
-        summary: phrase for the table in the documentation.
-        differentiable: whether the estimate can be a term of the loss, because its expected
+        name: Value of the setting `kl_estimator`.
+        summary: Phrase for the table in the documentation.
+        differentiable: Whether the estimate can be a term of the loss, because its expected
         gradient is not 0.
     """
     return _register("kl", name, summary, differentiable=differentiable)

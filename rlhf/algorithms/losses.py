@@ -30,9 +30,9 @@ def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> 
     """Return the denominator of the policy loss of a mini-batch, a scalar.
 
     Args:
-        algorithm: the algorithm and its settings.
+        algorithm: The algorithm and its settings.
         mask: `loss_mask` of the whole mini-batch, which means of all processes.
-        max_tokens: maximum number of sampled tokens of an episode, for aggregation "constant".
+        max_tokens: Maximum number of sampled tokens of an episode, for aggregation "constant".
     """
     sequences = mask.any(dim=1).sum()
     if algorithm.policy_loss.pairs:
@@ -59,18 +59,18 @@ def compute_loss(
     """Return the algorithm's loss (policy, KL, entropy bonus and critic) and its metrics.
 
     Args:
-        algorithm: the algorithm and its settings.
+        algorithm: The algorithm and its settings.
         logprobs: log-probabilities [B, T] of the tokens under the policy, with gradients.
-        batch: a micro-batch, after `estimate_advantages`.
-        denominator: denominator of the global mini-batch, from `loss_denominator`; a denominator
+        batch: A micro-batch, after `estimate_advantages`.
+        denominator: Denominator of the global mini-batch, from `loss_denominator`; a denominator
             below 1 is replaced by 1.
-        kl_coef: current coefficient of the KL controller.
-        entropy: entropy [B, T] of the policy. It is required if `entropy_coef` is not 0; otherwise
+        kl_coef: Current coefficient of the KL controller.
+        entropy: Entropy [B, T] of the policy. It is required if `entropy_coef` is not 0; otherwise
             it is used only for a metric.
-        values: values [B, T] of the critic. If None, the loss of the critic is omitted.
-        num_tokens: denominator of the critic's loss: the number of tokens in `loss_mask` of the
+        values: Values [B, T] of the critic. If None, the loss of the critic is omitted.
+        num_tokens: Denominator of the critic's loss: the number of tokens in `loss_mask` of the
             global mini-batch. If None, the tokens of this micro-batch are counted.
-        critic_only: whether to return only the critic's loss, with the metrics of all terms.
+        critic_only: Whether to return only the critic's loss, with the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
     denominator = torch.as_tensor(denominator, dtype=logprobs.dtype).clamp(min=1)
@@ -109,12 +109,12 @@ def aggregate(
     """Return the sum of the token losses inside `mask`, divided by `denominator`.
 
     Args:
-        per_token: loss of each token.
+        per_token: Loss of each token.
         mask: True for the tokens of the sum.
-        aggregation: with "token" and "constant", all tokens have the same weight. With "sequence",
+        aggregation: With "token" and "constant", all tokens have the same weight. With "sequence",
             the mean over the tokens of each sequence is computed first, so the tokens of short
             sequences have more weight.
-        denominator: denominator of the global mini-batch, from `loss_denominator`. With "token" it
+        denominator: Denominator of the global mini-batch, from `loss_denominator`. With "token" it
             is the number of tokens, and with "sequence" the number of sequences. With "constant"
             it is the number of sequences times a fixed length, as in Dr. GRPO.
 

@@ -230,7 +230,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
     """Return the algorithm `name` with some of its settings replaced.
 
     Raises:
-        UserError: unknown algorithm or setting, a value out of range, or a setting that would
+        UserError: Unknown algorithm or setting, a value out of range, or a setting that would
             have no effect in the resulting combination of settings.
     """
     if name not in ALGORITHMS:

@@ -78,18 +78,18 @@ def add_lora(
     """Wrap a model with new adapters, which do not change its outputs before the first step.
 
     Args:
-        model: transformers model without adapters.
-        spec: configuration of the adapters.
-        seed: random seed of the adapters' weights.
-        hub: source of the base weights, or None if they differ from all weights on the Hub.
-        task: task type of PEFT, such as "CAUSAL_LM" or "SEQ_CLS".
-        heads: names of new modules. They get no adapters; all their parameters are trained.
+        model: Transformers model without adapters.
+        spec: Configuration of the adapters.
+        seed: Random seed of the adapters' weights.
+        hub: Source of the base weights, or None if they differ from all weights on the Hub.
+        task: Task type of PEFT, such as "CAUSAL_LM" or "SEQ_CLS".
+        heads: Names of new modules. They get no adapters; all their parameters are trained.
 
     Returns:
         The PEFT model. Its attribute ``hub_model`` is ``hub``, which ``save_adapter`` reads.
 
     Raises:
-        UserError: a module in ``spec`` does not exist or shares its weights with another module, or
+        UserError: A module in ``spec`` does not exist or shares its weights with another module, or
             the model cannot be run with the adapters.
     """
     heads = list(heads)
@@ -128,7 +128,7 @@ def _check_adapters_have_effect(adapted: Any) -> None:
     """Check that every adapter affects the model's outputs during training and after a merge.
 
     Raises:
-        UserError: the model cannot be run with the adapters. Or the model shares an adapted weight
+        UserError: The model cannot be run with the adapters. Or the model shares an adapted weight
             with another module, or uses it without a call of the module that contains the weight.
     """
     name = type(unwrap_peft(adapted)).__name__
@@ -173,7 +173,7 @@ def _check_lora_modules(model: nn.Module, spec: LoraSpec) -> None:
     """Check that the modules in ``spec`` exist and do not share the tied embedding weight.
 
     Raises:
-        UserError: a module does not exist, or its weight is the tied embedding weight.
+        UserError: A module does not exist, or its weight is the tied embedding weight.
     """
     modules = dict(model.named_modules())
     names = {path.rpartition(".")[2] for path in modules}
@@ -200,9 +200,9 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
 
     Args:
         model: PEFT model.
-        tokenizer: tokenizer of the model.
-        folder: folder of the adapters.
-        base: folder of the copy of the base model; by default, ``base/`` in ``folder``. An existing
+        tokenizer: Tokenizer of the model.
+        folder: Folder of the adapters.
+        base: Folder of the copy of the base model; by default, ``base/`` in ``folder``. An existing
             folder is not written again.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
@@ -335,7 +335,7 @@ def _merge_adapters(adapted: Any, folder: str) -> Any:
     """Merge adapters into their base model, and return it without the PEFT wrapper.
 
     Raises:
-        UserError: the adapters cannot be merged, or the merge changes the logits, for example
+        UserError: The adapters cannot be merged, or the merge changes the logits, for example
             because an adapted weight is shared with another module.
     """
     size = unwrap_peft(adapted).config.get_text_config().vocab_size
@@ -408,7 +408,7 @@ def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
     weights and does not load them.
 
     Raises:
-        UserError: weights of the PEFT model are missing in the folder, or the folder has LoRA
+        UserError: Weights of the PEFT model are missing in the folder, or the folder has LoRA
             weights that the model does not have.
     """
     stored = load_file(Path(folder) / WEIGHTS_FILE)
@@ -441,7 +441,7 @@ def _num_head_outputs(adapter: Path) -> int:
     """Return the number of outputs of the head in the adapter folder of a classifier.
 
     Raises:
-        UserError: the folder contains no head.
+        UserError: The folder contains no head.
     """
     with safe_open(adapter / WEIGHTS_FILE, "pt") as weights:
         heads = [

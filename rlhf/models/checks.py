@@ -35,9 +35,9 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
     check, a classifier or a decoder without an output head would become a random policy.
 
     Raises:
-        UserError: the model is an encoder-decoder, or weights are missing, are unknown or have the
+        UserError: The model is an encoder-decoder, or weights are missing, are unknown or have the
             wrong shape.
-        OSError, ValueError: transformers finds no causal model.
+        OSError, ValueError: Transformers finds no causal model.
     """
     config = AutoConfig.from_pretrained(source)
     kind = (getattr(config, "architectures", None) or [type(config).__name__])[0]
@@ -75,7 +75,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
         tokenizer: Tokenizer of the model, with a pad token.
 
     Raises:
-        UserError: the tokenizer has ids without an embedding, or the output head cannot be applied
+        UserError: The tokenizer has ids without an embedding, or the output head cannot be applied
             to single positions, or the logits of a token depend on padding or on later tokens.
     """
     _check_ids_have_embeddings(model, tokenizer)
@@ -119,7 +119,7 @@ def check_reward_model(model: Any) -> None:
         model: Sequence classifier with a pad token and a new head.
 
     Raises:
-        UserError: the model cannot be run, its scores depend on padding, or its scores do not
+        UserError: The model cannot be run, its scores depend on padding, or its scores do not
             depend on the last token (for example because a decoder's head reads the first token).
     """
     config = model.config.get_text_config()

@@ -47,7 +47,7 @@ def forward_errors_as_user_errors(problem: str) -> Iterator[None]:
     """Return a context manager in which a failed forward pass raises a UserError.
 
     Raises:
-        UserError: the forward pass fails; the message is ``problem`` with the first line of the
+        UserError: The forward pass fails; the message is ``problem`` with the first line of the
             exception.
     """
     try:

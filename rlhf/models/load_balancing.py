@@ -55,7 +55,7 @@ def states_and_balancing_loss(
         model: Causal model.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True where a token is not padding.
-        tied: embedding table that replaces the decoder's own table, or None.
+        tied: Embedding table that replaces the decoder's own table, or None.
 
     Returns:
         Hidden states [B * T, D], the index [B, T] of the state of each token, and the scalar

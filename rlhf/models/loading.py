@@ -67,15 +67,15 @@ def load_model(
 
     Args:
         spec: source, dtype and adapters of the model.
-        seed: random seed of new weights and adapters.
-        texts: training texts for the tokenizer of a model from scratch.
-        device: device of the model; by default, ``default_device()``.
+        seed: Random seed of new weights and adapters.
+        texts: Training texts for the tokenizer of a model from scratch.
+        device: Device of the model; by default, ``default_device()``.
 
     Returns:
         The model, in a PEFT wrapper if the configuration has LoRA adapters, and the tokenizer.
 
     Raises:
-        UserError: the model is not available, or ``check_model`` fails.
+        UserError: The model is not available, or ``check_model`` fails.
     """
     device = device or default_device()
     hub = None
@@ -149,7 +149,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or Hub id.
 
     Raises:
-        UserError: no tokenizer is found or can be loaded.
+        UserError: No tokenizer is found or can be loaded.
     """
     try:
         return AutoTokenizer.from_pretrained(source)
@@ -227,7 +227,7 @@ def merge_adapter(adapter: str, target: Path) -> Path:
     """Merge the adapters of a LoRA folder into their base model, and save it in ``target``.
 
     Raises:
-        UserError: the folder contains no adapter, its base model is not available, or ``target``
+        UserError: The folder contains no adapter, its base model is not available, or ``target``
             exists.
     """
     if not is_adapter(adapter):

@@ -34,9 +34,9 @@ def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Te
     """Return the logits of hidden states, from the output head and all operations that follow it.
 
     Args:
-        model: causal model.
-        hidden: last hidden states [..., D].
-        weight: output weight [V, D] that replaces the model's own; requires ``has_plain_head``.
+        model: Causal model.
+        hidden: Last hidden states [..., D].
+        weight: Output weight [V, D] that replaces the model's own; requires ``has_plain_head``.
 
     Returns:
         Logits [..., V] in the model's dtype.
@@ -53,7 +53,7 @@ def has_plain_head(model: Any) -> bool:
     configuration. The comparison with the model's own logits is made once per model.
 
     Raises:
-        UserError: neither ``_product_logits`` nor ``forward_from_states`` gives the model's logits.
+        UserError: Neither ``_product_logits`` nor ``forward_from_states`` gives the model's logits.
     """
     trunk = trunk_of(model)
     if trunk not in _is_product:
@@ -119,11 +119,11 @@ def forward_from_states(
     """Run a model's own forward pass on given last hidden states.
 
     Args:
-        model: transformers model, without a PEFT wrapper.
-        trunk: decoder of the model, which is not run.
-        hidden: last hidden states [B, T, D].
-        router_logits: router logits of the decoder, for a mixture of experts.
-        options: further arguments of the forward pass.
+        model: Transformers model, without a PEFT wrapper.
+        trunk: Decoder of the model, which is not run.
+        hidden: Last hidden states [B, T, D].
+        router_logits: Router logits of the decoder, for a mixture of experts.
+        options: Further arguments of the forward pass.
 
     Returns:
         The output of the forward pass, with logits [B, T, V].

@@ -62,8 +62,8 @@ def reduced_config(config: Any, *, layers: int) -> Any:
     """Return a copy of a configuration with few layers, short windows and a small vocabulary.
 
     Args:
-        config: configuration of the large model's decoder.
-        layers: maximum number of layers (see ``_kept_layers``).
+        config: Configuration of the large model's decoder.
+        layers: Maximum number of layers (see ``_kept_layers``).
     """
     small = copy.deepcopy(config)
     values = small.to_dict()

@@ -16,7 +16,7 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
     """Build rewards with ``rlhf.reward_models.build``, and enable packing.
 
     Raises:
-        ValueError: the specification is invalid (see ``build``).
+        ValueError: The specification is invalid (see ``build``).
     """
     return with_packing(reward_models.build(spec))
 

@@ -21,10 +21,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
     """Write a model and its tokenizer to a folder.
 
     Args:
-        model: the model to save.
-        tokenizer: its tokenizer.
-        folder: folder to write to.
-        base: for a PEFT model, the folder for a copy of the base model (see ``save_adapter``).
+        model: The model to save.
+        tokenizer: Its tokenizer.
+        folder: Folder to write to.
+        base: For a PEFT model, the folder for a copy of the base model (see ``save_adapter``).
     """
     if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
