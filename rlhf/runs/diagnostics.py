@@ -193,7 +193,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 def gold_key(log: MetricLog) -> str | None:
     """Return the key of the gold score in the metrics, or None if no gold score was logged."""
-    # The return of a prompt dataset is always 0, so it is not used as the gold score.
+    # A score that is always 0, such as that of an unused reward, does not measure anything.
     return next((key for key in gold_keys(log.config) if any(log.series(key)[1])), None)
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from rlhf.common.numbers import is_number
 
-GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
-"""Keys of the metrics that are used as the gold score by default, in order of preference.
-`eval/return` and `reward/env` are the return of the environment."""
+_NAMED_GOLD = ("eval/gold", "reward/gold")
+"""Keys of the metrics of a reward that is named gold, which need not be configured as gold."""
+_RETURN_KEYS = ("eval/return", "eval/env", "reward/env")
+"""Keys of the metrics of the return of the environment."""
 CHECKED_KEYS = (
     "eval/loss",
     "policy/entropy",
@@ -113,9 +114,17 @@ class RunningLog(MetricLog):
 
 
 def gold_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the metrics that can be the gold score, in order of preference."""
+    """Return the keys of the metrics that can be the gold score, in order of preference.
+
+    The return of a prompt data set is not among them, because it is always 0.
+
+    Args:
+        config: Configuration of the run, as plain data; only ``gold`` and ``env`` are read.
+    """
     names = [str(spec.get("name") or spec.get("kind")) for spec in config.get("gold") or ()]
-    return [*(f"{split}/{name}" for split in ("eval", "reward") for name in names), *GOLD_KEYS]
+    named = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
+    returns = () if (config.get("env") or {}).get("prompts") else _RETURN_KEYS
+    return [*named, *_NAMED_GOLD, *returns]
 
 
 def _record_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:

@@ -96,7 +96,8 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             metrics = trainer.step(progress.step, run)
             progress.step += 1
             save_due = trainer.save_due(progress.step)
-            if save_due or trainer.evaluation_due(progress.step):
+            check_due = save_due or trainer.evaluation_due(progress.step) or trainer.done
+            if check_due:
                 _check_weights(trainer)
             if trainer.evaluation_due(progress.step):
                 metrics |= trainer.evaluate()
@@ -111,16 +112,15 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
-            # A signal to one process stops all processes after the same step.
-            signal_number = trainer.world.first_not_none(stop.number)
-            if signal_number:
+            # A signal that reached one process stops all of them after the same step.
+            signal_number = trainer.world.first(stop.number)
+            if signal_number and not check_due:
                 _check_weights(trainer)
             if (save_due or signal_number) and run.writes:
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             if signal_number:
                 stop.number = signal_number
                 stop.raise_if_requested(run.directory)
-        _check_weights(trainer)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)
 

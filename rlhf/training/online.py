@@ -20,6 +20,7 @@ from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector
 from rlhf.rollout.items import Openings
 from rlhf.runs.directory import Run
+from rlhf.runs.metric_log import gold_keys
 from rlhf.runs.profiling import Stopwatch
 from rlhf.runs.progress import online_slots
 from rlhf.training.batch import make_training_batch
@@ -220,17 +221,13 @@ class OnlineTrainer(Trainer):
     def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
         """Return the negated score of an evaluation; infinity if no episode has a score.
 
-        The score is the first gold reward with a value. Otherwise it is the return of the
-        environment, or the training reward for a prompt dataset.
+        The score is the gold score of `gold_keys`, or else the training reward.
         """
         config = self.config
-        gold, rewards = (
-            [spec.get("name") or spec["kind"] for spec in specs]
-            for specs in (config.gold, config.rewards)
-        )
-        names = [*gold, "return"] if config.env.id else [*gold, "score", *rewards]
-        scores = (metrics[f"eval/{name}"] for name in names if f"eval/{name}" in metrics)
-        return -next(scores, -math.inf)
+        keys = gold_keys({"gold": config.gold, "env": {"prompts": config.env.prompts}})
+        names = ["score", *(spec.get("name") or spec["kind"] for spec in config.rewards)]
+        keys = [*(key for key in keys if key.startswith("eval/")), *(f"eval/{n}" for n in names)]
+        return -next((metrics[key] for key in keys if key in metrics), -math.inf)
 
     def evaluation_due(self, step: int) -> bool:
         every = self.config.evaluation.every

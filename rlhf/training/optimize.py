@@ -106,7 +106,7 @@ def compute_checked_gradients(
         Halt: A loss is not finite, or ``first`` is set and importance ratios differ from 1.
     """
     sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
-    if not critic_only:
+    if first and not critic_only:  # all mini-batches of a step train the same weights
         trainer.count_weights_without_gradient()
     trainer.world.all_reduce_gradients(trainer.policy.parameters())
     if critic_only:

@@ -105,7 +105,7 @@ class Trainer:
         self.world = init_distributed()
         self.progress = Progress()
         self.without_gradient = 0
-        """Number of trainable parameter tensors that had no gradient in the last update."""
+        """Number of trainable tensors that had no gradient in the first update of the last step."""
 
     def start(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a run is resumed."""

@@ -18,7 +18,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.trainable import parameters_without_gradient
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
-from rlhf.training import optimize
+from rlhf.training import loop, optimize
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.sentinel import check_scores
 from rlhf.training.supervised import SupervisedTrainer
@@ -311,6 +311,25 @@ def test_a_detached_weight_is_a_warning(
     assert [row["train/no_gradient"] for row in metrics_of(tmp_path / "run")] == [1.0] * 6
     assert caplog.text.count("no gradient in step 1: model.norm.weight") == 1
     assert caplog.text.count("warning, step 5: 1 of the parameter tensors have no gradient") == 1
+
+
+def test_a_step_counts_gradients_once_and_checks_weights_once(
+    tmp_path: Path, echo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    checked: list[int] = []
+
+    def count(trainer: OnlineTrainer) -> None:
+        counted.append(trainer.progress.step)
+
+    monkeypatch.setattr(OnlineTrainer, "count_weights_without_gradient", count)
+    monkeypatch.setattr(loop, "_check_weights", lambda t: checked.append(t.progress.step))
+    keys = {"algorithm": {"num_epochs": 2, "num_minibatches": 2}, "save_every": 3}
+    evaluation = {"episodes": 4, "every": 2}
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=4, evaluation=evaluation, **keys)
+    run_command("ppo", tree)
+    assert counted == [0, 1, 2, 3]
+    assert checked == [2, 3, 4]
 
 
 def test_the_warm_up_of_a_critic_is_not_counted(tmp_path: Path, echo_model: Path) -> None:

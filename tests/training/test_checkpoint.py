@@ -1,5 +1,6 @@
 """Damaged checkpoints are replaced by the one before; a failing evaluation costs nothing."""
 
+import dataclasses
 import math
 import os
 import shutil
@@ -11,7 +12,9 @@ from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files, verify_checksums
+from rlhf.runs.diagnostics import gold_key
 from rlhf.runs.interrupt import Interrupted, StopRequest
+from rlhf.runs.metric_log import MetricLog
 from rlhf.training import online
 from rlhf.training.online import OnlineTrainer
 from tests.helpers.training import assert_same_run, online_tree, same, tensors_of
@@ -211,6 +214,10 @@ def test_evaluations_are_compared_by_gold_then_return_then_reward(tmp_path, echo
     ):
         trainer.config = configure("ppo", online_tree(tmp_path, echo_model, **keys))
         assert trainer.evaluation_loss(metrics) == -score
+        row = {"step": 1, **metrics, "reward/env": 0.0}
+        log = MetricLog(config=dataclasses.asdict(trainer.config), metrics=[row])
+        key = gold_key(log)  # the alarms and the report use the same gold score
+        assert key is None or metrics[key] == score
     assert trainer.evaluation_loss({}) == math.inf
 
 
