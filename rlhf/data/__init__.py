@@ -1,8 +1,8 @@
 """Read, validate, split and create training data.
 
-This package does not import torch, and it imports `datasets` only to open a hub id or a folder. The
-report on a data set (`rlhf.data.data_report`) and the creation of pairs (`rlhf.data.preferences`)
-are not re-exported here.
+This package does not import torch, and it imports `datasets` only to open a Hugging Face Hub id or
+a folder. The report on a data set (`rlhf.data.data_report`) and the creation of pairs
+(`rlhf.data.preferences`) are not re-exported here.
 """
 
 from rlhf.common.files import read_jsonl, write_jsonl

@@ -15,9 +15,11 @@ FINAL_ANSWER_MARKER = "####"
 def reference_answer(value: Any) -> Answer | None:
     """Return the answer in a cell, or None if it contains none.
 
-    A number is returned as its shortest text ("42" for 42.0), a list as a list of alternatives, and
-    a text without the part up to its last `####`. For an object, the result is the answer in its
-    first key of `target`, `ground_truth`, `value` and `text`.
+    - number: its shortest text, such as "42" for 42.0
+    - text: the part after the last `####`, or the whole text if it contains no `####`
+    - list: the list of the answers in its items, without repetitions
+    - object: the answer in the first of the keys `target`, `ground_truth`, `value` and `text` that
+      the object has
     """
     if isinstance(value, bool):
         return str(value)
@@ -53,8 +55,8 @@ def boxed(text: str) -> str | None:
 def solution_answer(value: Any) -> Answer | None:
     r"""Return the final answer in a solution, or None if it contains none.
 
-    The answer is the content of the last \boxed{...}, else the text after the last `####`, else the
-    whole solution if it has only one line.
+    The answer is the content of the last \boxed{...}. Without it, the answer is the text after the
+    last `####`. Without both, it is the whole solution, provided that this is a single line.
     """
     if not isinstance(value, str):
         return reference_answer(value)

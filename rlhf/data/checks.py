@@ -161,8 +161,8 @@ def near_ties(rows: Sequence[Row]) -> Finding:
 def length_bias(rows: Sequence[Row]) -> Finding:
     """Measure the fraction of pairs in which the longer reply is chosen.
 
-    The level is "ok" if the 95% confidence interval contains 0.5, "fault" if the whole interval is
-    above 0.6 or below 0.4, and otherwise "note".
+    The level is "ok" if the 95% confidence interval contains 0.5. It is "fault" if the whole
+    interval is above 0.6 or below 0.4. Otherwise, it is "note".
     """
     gaps = [len(text_of(row["chosen"])) - len(text_of(row["rejected"])) for row in rows]
     longer, unequal = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
@@ -204,7 +204,7 @@ def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
 def label_balance(rows: Sequence[Row]) -> Finding:
     """Measure the fraction of rows with the most common label.
 
-    A fraction of 1 is a fault, and a fraction above 0.9 a note.
+    The level is "fault" if the fraction is 1, "note" if it is above 0.9, and "ok" otherwise.
     """
     counts = Counter(row["label"] for row in rows)
     ((label, count),) = counts.most_common(1)
@@ -217,9 +217,9 @@ def label_balance(rows: Sequence[Row]) -> Finding:
 def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
     """Find rows with more than `max_length` tokens, which training would truncate or drop.
 
-    The tokens of the chat template are not counted. The verdict also has the number of rows whose
-    prompt alone has at least `max_length` tokens, because truncation makes their chosen and
-    rejected replies equal.
+    The tokens of the chat template are not counted. The verdict also states how many rows have a
+    prompt that alone has at least `max_length` tokens. Truncation makes the chosen and rejected
+    replies of such a row equal.
     """
     affected, by_prompt = [], 0
     for index, row in enumerate(rows):
@@ -247,7 +247,7 @@ def leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
 def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Find possible leakage: prompts that share many consecutive words with a prompt of `against`.
 
-    Rows of `leaked_prompts` are not included.
+    Rows that `leaked_prompts` finds are not included.
     """
     affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
     what = (

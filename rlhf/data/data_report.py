@@ -125,7 +125,8 @@ def check_dataset(
 ) -> DataReport:
     """Load and check data sets, as `rlhf data check` does.
 
-    The arguments and errors are those of `load` and `report_on`; `against` is loaded like `specs`.
+    The arguments and errors are those of `load` and `report_on`. The data sets `against` are loaded
+    in the same way as `specs`.
     """
     return report_on(
         load(specs, kind, seed=seed),

@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def read_rows(spec: DataSpec) -> Sequence[Row]:
     """Return all rows of `spec.path`, unchanged.
 
-    A local path takes precedence over a hub id with the same name.
+    A local path takes precedence over a Hugging Face Hub id with the same name.
 
     Raises:
         UserError: The content is malformed, there are no rows, or the path is neither a file, nor a
@@ -125,9 +125,9 @@ _TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
 def columnar_row(row: Row) -> dict[str, Any]:
     """Convert a row of a columnar file, such as Parquet, to the form of a row in a JSON file.
 
-    In a columnar file, all objects of a column have the same keys, and missing keys have the value
-    null. Keys with this value are therefore removed from tools and tool calls. Decimals become
-    floats.
+    In a columnar file, all objects of a column have the same keys, and keys that an object lacks
+    have the value null. Keys with the value null are therefore removed from tools and tool calls.
+    Decimals are converted to floats.
     """
     return {key: _plain_cell(cell, in_tools=key in _TOOL_KEYS) for key, cell in row.items()}
 
@@ -159,7 +159,7 @@ def _data_suffix(path: Path) -> str:
 
 
 def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
-    """Load a folder of data files, a folder of `save_to_disk` or a hub id with `datasets`."""
+    """Load data files in a folder, a `save_to_disk` folder, or a hub id with `datasets`."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError

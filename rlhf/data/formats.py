@@ -89,7 +89,8 @@ def _with_system_message(
 ) -> Conversation:
     """Return the prompt with a system message.
 
-    The system message is that of the prompt, else the cell of the row, else `default`.
+    If the prompt has no system message, the text in `cell` is added, or `default` if `cell` has no
+    text.
     """
     if is_filled(cell) and not isinstance(cell, str):
         notes.add("system column that is not text")
@@ -171,7 +172,10 @@ def _preference_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _read_margin(cells: Cells, notes: Notes) -> float | None:
-    """Return the margin column, else the chosen score minus the rejected score, else None."""
+    """Return the margin: the margin cell, or the chosen score minus the rejected score.
+
+    The result is None if the row has neither, or if the values are not numbers.
+    """
     margin = cells.pop("margin", None)
     scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
     try:
@@ -225,7 +229,7 @@ def winner_is_second(value: Any) -> bool:
         value: One of FIRST_REPLY_NAMES or SECOND_REPLY_NAMES, or 0 or 1.
 
     Raises:
-        RowDropped: The value is a tie or anything else.
+        RowDropped: The value is a tie, or not one of these values.
     """
     spelled = str(value).strip().lower()
     if spelled in FIRST_REPLY_NAMES or spelled in ("0", "0.0"):

@@ -45,4 +45,4 @@ def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
 def _prompt_ngram_hashes(row: Mapping[str, Any]) -> set[int]:
     return ngram_hashes(
         prompt_text(row, role_names=False)
-    )  # with role names, a name could be one of the words
+    )  # Role names are omitted, because they are not words of the prompt.

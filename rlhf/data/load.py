@@ -104,10 +104,10 @@ def load(
 
     Args:
         specs: One or several sources. If they have weights, the result is the largest mixture with
-            these proportions that uses no row twice; otherwise, all rows of all sources.
+            these proportions that uses no row twice. Otherwise, the result has all rows.
         kind: Kind of canonical rows, see `Loaded.rows`.
-        seed: Seed of the shuffle; the same seed gives the same rows in the same order. If it is
-            None, the rows have the order of the sources.
+        seed: Seed of the shuffle. The same seed gives the same rows in the same order. If it is
+            None, the rows are not shuffled.
         keep: Names of additional columns to include in the rows. The value is None in a row that
             does not have the column.
         facts: Whether to add the answer and tests columns to the last user message, for rewards.
@@ -173,8 +173,8 @@ def load_and_log(
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """Return the number of rows of each source in the largest mixture with these weights.
 
-    All rows of the source with the fewest rows relative to its weight are used, and at least one
-    row of every source. Without weights, all rows of all sources are used.
+    The mixture contains all rows of the source that has the fewest rows relative to its weight. It
+    contains at least one row of every source. Without weights, it contains all rows.
 
     Raises:
         UserError: Only some of the sources have a weight.

@@ -38,7 +38,7 @@ class Annotator:
     """
 
     tau: NonNegativeFloat = 1.0
-    """Temperature in units of the gold score; with 0, the reply with the higher score is chosen."""
+    """Temperature in units of the gold score. At 0, the reply with the higher score is chosen."""
     flip: LabelNoise = 0.0
     """Probability that the label is flipped."""
     length_bias: Finite = 0.0

@@ -20,7 +20,8 @@ def ranked_items(
 ) -> Iterator[Item]:
     """Yield the rows of `kind` for one list of scored replies.
 
-    They are the prompt, one ranking, or all pairs of replies with different scores.
+    Depending on `kind`, the rows are the prompt, one ranking, or all pairs of replies with
+    different scores.
 
     Args:
         prompt: The prompt cell.
@@ -98,7 +99,9 @@ def _count_unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any
 
 
 def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
-    """Yield the cells of the canonical rows of a tree of `gather_messages` or Open Assistant.
+    """Yield the cells of the canonical rows of a message tree.
+
+    The tree is an item of `gather_messages` or a row of Open Assistant's tree files.
 
     - sft: every assistant message, with the turns before it
     - preference: for every user message, all pairs of replies with different ranks (0 is best)

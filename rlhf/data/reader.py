@@ -128,8 +128,8 @@ class TableReader:
     def _read_layout_cells(self, row: Row) -> dict[str, Any]:
         """Return the cells of a row.
 
-        They are read with the first layout for which the row has all required fields, or with the
-        first layout if there is none.
+        The row is read with the first layout for which it has all required fields. If there is no
+        such layout, the row is read with the first layout.
         """
         for layout in [*self.layouts, self.layouts[0]]:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}

@@ -13,9 +13,10 @@ RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
 def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
-    """Return the turns of a prompt, without the system message, as one text, or the row's text.
+    """Return the prompt of a row as one text, without the system message.
 
-    `role_names` is whether each turn begins with the name of its role.
+    If the row has no prompt, its text is returned. If `role_names` is set, each turn begins with
+    the name of its role.
     """
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if isinstance(prompt, str):

@@ -22,7 +22,7 @@ class Margins:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of pairs whose label the model predicts; a tie counts one half."""
+        """Fraction of pairs whose label the model predicts; a margin of 0 counts one half."""
         return float(np.mean((self.margin > 0) + 0.5 * (self.margin == 0)))
 
     def suspects(self, limit: int) -> list[int]:

@@ -76,9 +76,10 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def _is_evaluation_run(run: RunRecord) -> bool:
-    """Return whether a run is one of `rlhf evaluate` with policies of its own.
+    """Return whether a run of `rlhf evaluate` evaluates policies that its configuration lists.
 
-    In this case the methods are its policies, not the run.
+    This includes runs that evaluate only reference policies. The methods on the page are then these
+    policies, not the run.
     """
     policies = {evaluation.summary_field("policy") for evaluation in run.evaluations}
     return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
@@ -136,7 +137,7 @@ def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
 
 
 def _transcripts(runs: Sequence[RunRecord], comparison: Comparison | None) -> str:
-    """Return folded HTML with episodes of the same evaluation seeds for every method."""
+    """Return collapsed HTML with episodes of the same evaluation seeds for every method."""
     cards = transcripts.across_methods(runs, comparison) if comparison else ""
     if not cards:
         return ""
@@ -190,7 +191,8 @@ def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[In
 def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]) -> str:
     """Return the charts of all metrics as HTML.
 
-    Charts of metrics that only one method logged are folded. Constant metrics are listed as text.
+    Charts of metrics that only one method logged are collapsed. Constant metrics are listed as
+    text.
     """
     shared, alone, constant = [], [], []
     for key in _metric_keys(methods):

@@ -37,7 +37,11 @@ def titled_forest(
 
 
 def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
-    """Return the HTML of a forest plot; `marks` are (position, label) pairs of vertical lines."""
+    """Return the HTML of a forest plot.
+
+    `marks` are (position, label) pairs of vertical lines. The position has the unit of the
+    estimates.
+    """
     ends = [line.estimate.value for line in lines] + [value for value, _ in marks]
     known = [line.estimate for line in lines if line.estimate.known]
     ends += [end for estimate in known for end in (estimate.low, estimate.high)]
@@ -56,7 +60,11 @@ def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
 
 
 def _row_html(line: Line, at: Callable[[float], float], ticks: str) -> str:
-    """Return a row; `at` maps values to percent, and `ticks` is the HTML of the vertical lines."""
+    """Return the HTML of a row.
+
+    `at` converts a value to a horizontal position in percent. `ticks` is the HTML of the vertical
+    lines.
+    """
     e = line.estimate
     span = ""
     if e.known:

@@ -89,10 +89,10 @@ class Table:
     def _in_caption(self, column: int) -> bool:
         """Return whether a column is shown in the caption instead of the table.
 
-        In a table of several rows, this is the case if all cells of the column are equal. In a wide
-        table of one row, it is the case if the cell is empty, text or a mean of equal values. A
-        column with a numeric name, as in a performance profile, is a point of a curve and stays in
-        the table.
+        A column of a table with several rows is shown in the caption if all its cells are equal. A
+        column of a wide table with one row is shown there if its cell is empty, text or a mean of
+        equal values. A column with a numeric name is a point of a curve, as in a performance
+        profile, and stays in the table.
         """
         if _NUMERAL.fullmatch(self.columns[column]):
             return False
@@ -102,7 +102,7 @@ class Table:
         return wide and column > 0 and _is_plain(self.rows[0][column])
 
     def _caption(self) -> str:
-        """Return the note with the folded columns, or an empty string."""
+        """Return the note with the columns in the caption, or an empty string."""
         facts = [
             f"{label_html(self.columns[i])} {self._common_cell_html(i)}"
             for i in range(len(self.columns))
@@ -112,7 +112,7 @@ class Table:
         return f'<p class="note">{lead}: {"; ".join(facts)}.</p>' if facts else ""
 
     def _common_cell_html(self, column: int) -> str:
-        """Return the HTML of the common cell of a folded column."""
+        """Return the HTML of the common cell of a column in the caption."""
         cell = self.rows[0][column]
         if isinstance(cell, Interval):
             return esc(number(cell.value))

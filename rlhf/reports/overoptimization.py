@@ -31,7 +31,7 @@ def read_results(runs: Sequence[RunRecord]) -> list[Result]:
 
 
 def overoptimization_section(results: Sequence[Result]) -> str:
-    """Return verdicts, training curves and best-of-n curves, as HTML."""
+    """Return the findings, the training curves and the best-of-n curves, as HTML."""
     parts = []
     for result in results:
         items = "".join(f"<li>{minus(sentence_html(line))}</li>" for line in result["verdict"])
@@ -111,7 +111,8 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     """Return the charts of best-of-n.
 
-    They show the first proxy with its fit, and gold by combination, number of pairs and model size.
+    They show the first proxy with its fit, and the gold score by combination, number of pairs and
+    model size.
     """
     first = rows[0]
     cell = [row for row in rows if row["proxy"] == first["proxy"]]

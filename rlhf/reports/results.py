@@ -31,8 +31,9 @@ def comparisons(
 ) -> list[Comparison]:
     """Compare runs by the metric `headline`, then by other metrics that all evaluations have.
 
-    Metrics that are equal in all episodes are omitted, and so are turns, tokens and times. If
-    `every_pair` is set, trained methods are also compared with each other, see `compare_runs`.
+    Metrics that are equal in all episodes are omitted. The numbers of turns and tokens and the
+    times are also omitted. If `every_pair` is set, trained methods are also compared with each
+    other, see `compare_runs`.
     """
     first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
     shared = set.intersection(*(set(episode_metric_names(row)) for row in first_rows))
@@ -45,7 +46,7 @@ def comparisons(
 
 
 def verdict_list(comparison: Comparison) -> str:
-    """Return the verdicts as an HTML list.
+    """Return the results of the comparisons as an HTML list.
 
     Methods that are better than the baseline are green, those that are worse are red.
     """
@@ -221,7 +222,7 @@ def _lowest_coverage(difference: Difference) -> float:
 
 
 def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
-    """Return environment -> returns of the random and the optimal policy, where both are known."""
+    """Return environment -> returns of the random and the optimal policy, if both are known."""
     evaluations = (e for run in runs for e in run.evaluations)
     return {e.summary_field("env"): e.bounds for e in evaluations if e.bounds}
 

@@ -17,8 +17,8 @@ _ROWS_PER_STEP = 2
 def token_view(run: RunRecord) -> str:
     """Return the samples of a run that have recorded tokens, as HTML.
 
-    They are from the first, the middle and the last step with recorded tokens. The reader selects
-    the quantity, and hovering over a token shows all its quantities.
+    The reader of the page selects the quantity that determines the color. Pointing at a token shows
+    all its quantities.
     """
     rows = [row for row in run.samples if has_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})

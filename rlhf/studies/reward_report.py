@@ -51,7 +51,7 @@ class RewardReportConfig(RunConfig):
     benchmark: Benchmark | None = None
     """A public benchmark, whose file has the format of its publication."""
     path: str | None = None
-    """File, folder or hub id of the benchmark."""
+    """File, folder or Hugging Face Hub id of the benchmark."""
     split: str = "train"
     """Split of the benchmark's folder or hub id."""
     policy: ModelSpec | None = None
@@ -60,7 +60,7 @@ class RewardReportConfig(RunConfig):
     gold: list[dict[str, Any]] = field(default_factory=list)
     """Gold score for the best-of-n curve; requires a policy."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """Sampling of the policy."""
+    """Sampling settings of the policy."""
     prompts: PositiveInt = 32
     """Number of prompts to sample the policy on."""
     samples: AtLeastTwo = 8

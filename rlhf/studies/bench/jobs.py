@@ -37,7 +37,7 @@ def plain_data(config: Any) -> dict[str, Any]:
 def open_study(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
 ) -> Iterator[None]:
-    """Lock a study's directory while the context is open, and write the study's configuration.
+    """Return a context manager that locks a study's directory and writes its configuration.
 
     Args:
         root: directory of the study.
@@ -74,9 +74,9 @@ def _run_in_worker(job: Job, commands: CommandTable) -> str | None:
         The message of a ValueError (UserError is one), or None if the job succeeded.
 
     Raises:
-        RuntimeError: the job raised another exception. The traceback is the message, because the
-            pool breaks on an exception that cannot be pickled, and exceptions of user code may be
-            such.
+        RuntimeError: the job raised another exception. Its traceback is the message. The exception
+            itself is not passed on, because the process pool fails if an exception cannot be
+            pickled.
     """
     try:
         run_job(job, commands)
@@ -181,7 +181,7 @@ def _initialize_worker(logs: Path, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait until the parent process ends, then terminate; the worker would otherwise never end."""
+    """Wait until the parent process ends, then terminate this worker."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -17,9 +17,11 @@ from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 
 def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
-    """Return the tables of aggregates, environments, verdicts, curves, profiles and scores of runs.
+    """Return the tables of a benchmark's result.
 
-    `baseline` is the name of the row with which the others are compared.
+    They contain the aggregates, the scores by environment, the comparisons, the curves, the
+    performance profiles and the scores of all runs. `baseline` is the name of the row with which
+    the other rows are compared.
     """
     total: list[list[Cell]] = [
         [name, *row.values(), findings.improvement.get(name), float(scores.rows[name].min())]
@@ -169,10 +171,14 @@ def _version_sentence() -> str:
 
 
 def verdict_lines(findings: Findings) -> list[str]:
-    """Return the verdicts as text lines.
+    """Return the results of the comparisons as lines of text.
 
-    They are the verdicts against the baseline, those of the pairs of algorithms that differ
-    significantly, the number of the other pairs, and the simulated coverage of the intervals.
+    The lines are, in this order:
+
+    - the result of each comparison with the baseline
+    - the result for each pair of algorithms that differ significantly
+    - the number of the other pairs
+    - the simulated coverage of the intervals
     """
     lines = [_verdict_line(d) for d in findings.against_baseline]
     significant = [d for d in findings.pairs if d.winner]

@@ -1,4 +1,4 @@
-"""Read the scores of a finished benchmark, and compute aggregates, curves and verdicts."""
+"""Read the scores of a finished benchmark, and compute aggregates, curves and comparisons."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Findings:
-    """Aggregates and verdicts of a benchmark; all intervals have the level 95%."""
+    """Aggregates and comparisons of a benchmark; all intervals are 95% confidence intervals."""
 
     aggregates: Mapping[str, Mapping[str, Interval]]
     """Row -> name (IQM, mean, optimality gap) -> aggregate over seeds and environments. IQM is the
@@ -116,9 +116,10 @@ def read_scores(bench: Bench) -> Scores:
 
 
 def analyze(scores: Scores, *, baseline: str) -> Findings:
-    """Compute aggregates and verdicts.
+    """Compute aggregates and comparisons.
 
-    All trained rows are compared with the row `baseline`, and all algorithms with each other.
+    All trained rows are compared with the row `baseline`. The algorithms are also compared with
+    each other.
     """
     rows, start = scores.rows, next(iter(scores.trained))
     algorithms = [name for name in scores.trained if name != start]

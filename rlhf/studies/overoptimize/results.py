@@ -96,7 +96,7 @@ def powers_of_two_and_limit(limit: int) -> list[int]:
 
 
 def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
-    """Return the fit's advice, with the largest n up to the peak, if there is a peak."""
+    """Return the advice of the fit. If the fit has a peak, add the largest n up to the peak."""
     if not fit.rises_then_falls:
         return fit.advice()
     largest = max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
@@ -108,7 +108,7 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
 
     Args:
         how: how the members of the proxy were combined.
-        tracks: one track for each training seed; all are cut to the shortest.
+        tracks: one track for each training seed; all are truncated to the length of the shortest.
         start: mean gold score of the initial policy.
     """
     length = min(len(track.steps) for track in tracks)
@@ -201,7 +201,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
 
 
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
-    """Return the fit's advice, with the step that reached the KL of the peak, if there is one."""
+    """Return the advice of the fit, and the first step that reached the KL of its peak, if any."""
     advice = fit.advice()
     if not fit.rises_then_falls:
         return advice
@@ -229,7 +229,7 @@ def fit_result(fit: Fit) -> dict[str, Any]:
 def verdict(results: dict[str, Any]) -> list[str]:
     """Return one sentence for each optimization by RL and by best-of-n.
 
-    A sentence describes how gold changed and recommends when to stop.
+    A sentence describes how the gold score changed and recommends when to stop.
     """
     lines = []
     for row in results["rl"]:

@@ -273,8 +273,8 @@ def _standardized_scores(
     """Return each proxy with the standardized scores of its members, [members, prompts, samples].
 
     The mean and the standard deviation of each member's scores are written to the sidecar of its
-    checkpoint, so that RL and ensembles use the same scale. Without proxies, the result is the
-    existing reward.
+    checkpoint, so that RL and ensembles use the same scale. If there are no trained proxies, the
+    result contains only the existing reward.
     """
     if not proxies:
         reward = load_rewards(config.rewards)

@@ -1,11 +1,12 @@
-"""`rlhf tune`: search settings with the same number of trials for every algorithm.
+"""`rlhf tune`: search hyperparameters with the same number of trials for every algorithm.
 
     rlhf tune STUDY.yaml [--jobs 2] [--resume]
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
 
-A trial trains an algorithm with one setting in every environment and training seed of the study;
-its score is the mean normalized return on held-out episodes. The seeds and episodes differ from
-those of the benchmark, so that the benchmark does not use the data by which settings were selected.
+A trial trains an algorithm with one combination of hyperparameters in every environment and
+training seed of the study. The score of the trial is the mean normalized return on held-out
+episodes. The seeds and episodes differ from those of the benchmark, so that the benchmark does not
+use the data by which the hyperparameters were selected.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 STUDY = "tune.yaml"
 """Name of the file with the study's configuration."""
 TUNED = "tuned.yaml"
-"""Name of the file with the best settings."""
+"""Name of the file with the best hyperparameters."""
 FIRST_EPISODE = 2**29
 """Index of the first held-out episode for tuning; the episodes of a benchmark start at index 0."""
 
@@ -290,7 +291,7 @@ def _write_result(study: Study, searches: Mapping[str, Search]) -> Path:
 
 
 def _trial_table(searches: Mapping[str, Search], keys: Sequence[str]) -> Table:
-    """Return the table of all trials, with their scores and settings."""
+    """Return the table of all trials, with their scores and hyperparameters."""
     rows: list[list[Cell]] = [
         [name, trial.number, value, *(trial.settings.get(key) for key in keys)]
         for name, search in searches.items()

@@ -27,14 +27,14 @@ class Trial:
     number: int
     """Index of the trial in the search, from 0."""
     settings: dict[str, Any]
-    """Settings to try: dotted key of a run's configuration -> value."""
+    """Hyperparameters to try: dotted key of a run's configuration -> value."""
 
 
 class Search:
     """The trials of one algorithm, which are stored in the study's folder.
 
-    The sampler of each trial gets a seed from `seed` and the number of the trial, so that a resumed
-    search tries the same settings as an uninterrupted search.
+    The sampler seed of a trial is computed from `seed` and the number of the trial, so that a
+    resumed search tries the same hyperparameters as an uninterrupted search.
 
     Args:
         name: name of the algorithm.
@@ -72,7 +72,8 @@ class Search:
     def ask(self, number: int) -> Trial | None:
         """Return the trial `number`, or None if it is finished.
 
-        The trial is a stored one if the search was interrupted during this trial, else a new one.
+        If the search was interrupted during this trial, the stored trial is returned. Otherwise, a
+        new trial is created.
         """
         stored = self._complete_trials()
         if number < len(stored):
