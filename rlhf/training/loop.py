@@ -113,7 +113,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
             # A signal that reached one process stops all of them after the same step.
-            signal_number = trainer.world.first(stop.number)
+            signal_number = trainer.world.first_not_none(stop.number)
             if signal_number and not check_due:
                 _check_weights(trainer)
             if (save_due or signal_number) and run.writes:
