@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward_folds --config configs/rewards/harmless.yaml
 
-In a small data set, a test split has few pairs. With cross-validation, every pair is tested once.
+In a small dataset, a test split has few pairs. With cross-validation, every pair is tested once.
 Conversations with the same first message are in the same fold and form one independent unit of the
 confidence intervals. The script has the options of `rlhf reward` and the option `--folds N`. The
 results are written to `folds.json` and `folds.md` in the output folder.

@@ -112,7 +112,7 @@ def _check_stage(
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_model_references(stage, commands_by_name)
-        commands.configure(stage["command"], stage_tree(pipeline, stage))
+        commands.configure(stage["command"], stage_config_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 
@@ -212,7 +212,7 @@ def _verify_references(root: Path, stage: Mapping[str, Any]) -> None:
                 ) from error
 
 
-def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
+def stage_config_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration tree of a stage's command.
 
     ``output_dir`` is the directory of the stage. The defaults of ``seed`` and ``resume`` are the
@@ -251,7 +251,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     if pipeline.resume and not pipeline.overwrite:  # before pipeline.yaml is written again
         for stage in pipeline.stages:
             with _add_stage_name_to_errors(stage):
-                commands.check_resumable(stage["command"], stage_tree(pipeline, stage))
+                commands.check_resumable(stage["command"], stage_config_tree(pipeline, stage))
     if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
     with open_directory(
@@ -261,7 +261,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
             log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
             with _add_stage_name_to_errors(stage):
                 _verify_references(root, stage)
-                commands.run_command(stage["command"], stage_tree(pipeline, stage))
+                commands.run_command(stage["command"], stage_config_tree(pipeline, stage))
                 claim.delete_replaced_files()
                 release_memory()
         return write_report(root)
@@ -308,7 +308,7 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     note = f"requires the results of {', '.join(waiting)}"
     if waiting:
         stage = replace_missing_model(pipeline, stage)
-    config = commands.configure(command, stage_tree(pipeline, stage))
+    config = commands.configure(command, stage_config_tree(pipeline, stage))
     if not waiting:
         return commands.plan(command, config)
     if not missing_references(pipeline, stage):

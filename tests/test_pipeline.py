@@ -10,7 +10,7 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
-from rlhf.pipeline import missing_references, read_pipeline, run_pipeline, stage_tree
+from rlhf.pipeline import missing_references, read_pipeline, run_pipeline, stage_config_tree
 from tests.helpers.training import pair_rows, sft_rows, write_rows
 
 
@@ -35,7 +35,7 @@ def test_references_seed_and_overrides(tmp_path):
     pipeline = read_pipeline(
         [file], [("dpo.batch_size", 32), ("output_dir", str(tmp_path / "o"))], COMMANDS
     )
-    first, second = (stage_tree(pipeline, stage) for stage in pipeline.stages)
+    first, second = (stage_config_tree(pipeline, stage) for stage in pipeline.stages)
     assert (first["seed"], second["seed"]) == (3, 7)
     assert second["model"]["path"] == str(tmp_path / "o" / "sft" / "final")
     assert second["batch_size"] == 32

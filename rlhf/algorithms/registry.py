@@ -36,7 +36,8 @@ _ROWS = (
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
         unbiased=False,
-        bias="as for ppo, for the Lagrangian with the current multiplier",
+        bias="the same as for ppo; the policy gradient is that of the Lagrangian with the current "
+        "multiplier",
         fixed_point="best policy within the cost limit",
         constrained=True,
     ),

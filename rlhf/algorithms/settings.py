@@ -28,8 +28,8 @@ class Settings:
     """Number of rollouts from one start state, which share a baseline."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Reduction of the loss over tokens. "token": mean over all tokens. "sequence": mean of each
-    sequence, then mean over sequences. "constant": sum of each sequence divided by the largest
-    number of tokens of an episode, then mean over sequences."""
+    sequence, then mean over sequences. "constant": sum of each sequence divided by the maximum
+    number of tokens that can be sampled in an episode, then mean over sequences."""
     clip_low: NonNegativeFloat = 0.2
     """The importance ratio is clipped from below at 1 - clip_low."""
     clip_high: NonNegativeFloat = 0.2
@@ -77,7 +77,8 @@ class Settings:
     groups."""
     overlong_fraction: Fraction = 0.0
     """Length of DAPO's soft overlong range, as a fraction of a turn's token limit. The range ends
-    at the limit. In the range, the penalty increases from 0 to 1. 0 disables the penalty."""
+    at the limit. In the range, the amount that is subtracted from the score increases from 0 to 1.
+    0 disables the penalty."""
     cost_limit: Finite = 0.0
     """Upper limit of the mean cost per episode, in the units of the cost."""
     multiplier_init: PositiveFloat = 1.0

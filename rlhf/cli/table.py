@@ -152,7 +152,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "split",
-                "split a data set by prompt",
+                "split a dataset by prompt",
                 "rlhf.commands.split:SplitConfig",
                 "rlhf.commands.split:write_split",
                 makes_run=True,

@@ -14,23 +14,23 @@ class CheckConfig:
     """Configuration of `rlhf data check`."""
 
     path: str
-    """Data set to check: a file, a folder or an id on the Hugging Face Hub."""
+    """Dataset to check: a file, a folder or an id on the Hugging Face Hub."""
     kind: Kind | None = None
     """Kind of the rows. By default, it is inferred from the columns."""
     against: str | None = None
-    """A second data set that should have no prompt in common with the first, such as the training
+    """A second dataset that should have no prompt in common with the first, such as the training
     set."""
     columns: dict[str, str] | None = None
-    """Field of the toolkit -> column of the data set; a dot selects a key inside a column."""
+    """Field of the toolkit -> column of the dataset; a dot selects a key inside a column."""
     seed: Seed = 0
     """Random seed of the cross-validation folds in the search for suspect pairs."""
 
 
 def check(config: CheckConfig) -> Generator[str, None, int]:
-    """Yield the report on a data set in Markdown.
+    """Yield the report on a dataset in Markdown.
 
     Returns:
-        1 if the data set has a fault, otherwise 0.
+        1 if the dataset has a fault, otherwise 0.
     """
     from rlhf.data.data_report import check_dataset
     from rlhf.data.files import read_rows

@@ -1,4 +1,4 @@
-"""Implements `rlhf split`, which splits a data set into train.jsonl and test.jsonl by prompt."""
+"""Implements `rlhf split`, which splits a dataset into train.jsonl and test.jsonl by prompt."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitConfig(RunConfig):
-    """Configuration of `rlhf split`: data sets and the fraction of the test set."""
+    """Configuration of `rlhf split`: datasets and the fraction of the test set."""
 
     data: list[DataSpec]
-    """Data sets; they are combined, and the combined data set is split."""
+    """Datasets; they are combined, and the combined dataset is split."""
     kind: Kind
     """Kind of the rows."""
     test_fraction: ProperFraction = 0.1

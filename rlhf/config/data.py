@@ -1,4 +1,4 @@
-"""Configuration of a data set."""
+"""Configuration of a dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Kind = Literal[
     "ranking",
     "steps",
 ]
-"""Kind of the rows of a data set; docs/data.md describes the kinds. label: replies with a binary
+"""Kind of the rows of a dataset; docs/data.md describes the kinds. label: replies with a binary
 label (KTO); text: plain text for language modeling; rated: texts or replies with ratings in
 additional columns."""
 
@@ -60,21 +60,21 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Configuration of a data set. The constructor raises UserError if a value is invalid."""
+    """Configuration of a dataset. The constructor raises UserError if a value is invalid."""
 
     path: str
     """Id on the Hugging Face Hub (org/name), file (.jsonl, .json, .parquet, .csv, .txt; .gz
     allowed) or folder."""
     name: str | None = None
-    """Configuration name, for data sets on the Hugging Face Hub that have several
+    """Configuration name, for datasets on the Hugging Face Hub that have several
     configurations."""
     data_dir: str | None = None
     """Folder inside the repository on the Hugging Face Hub, e.g. harmless-base in
     Anthropic/hh-rlhf."""
     split: str = "train"
-    """Split of a data set on the Hugging Face Hub or of a folder; ignored for a single file."""
+    """Split of a dataset on the Hugging Face Hub or of a folder; ignored for a single file."""
     columns: dict[str, str] | None = None
-    """Field -> column of the data set, e.g. {prompt: question, completion: answer}. The columns of
+    """Field -> column of the dataset, e.g. {prompt: question, completion: answer}. The columns of
     other fields are recognized by their names. A dot selects a key inside a column: {answer:
     reward_model.ground_truth}."""
     system: str | None = None
@@ -83,7 +83,7 @@ class DataSpec:
     """Maximum number of valid rows to use, taken after the seeded shuffle. By default, all rows are
     used."""
     weight: PositiveFloat | None = None
-    """Relative number of rows from this data set in a mixture: its share is this weight divided by
+    """Relative number of rows from this dataset in a mixture: its share is this weight divided by
     the sum of all weights. Without weights, all rows are used."""
 
     def __post_init__(self) -> None:
@@ -95,6 +95,6 @@ class DataSpec:
         for field in self.columns or {}:
             if field not in FIELDS:
                 raise UserError(
-                    f"data.columns maps field names to columns of the data set; there is no field "
+                    f"data.columns maps field names to columns of the dataset; there is no field "
                     f"{field!r} (fields: {', '.join(FIELDS)}){did_you_mean(field, FIELDS)}"
                 )

@@ -59,7 +59,7 @@ class ClassesSpec:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise ValueError("classes.data is empty: give at least one data set")
+            raise ValueError("classes.data is empty: give at least one dataset")
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(
                 f"classes.labels must be at least two different labels, got {self.labels}"

@@ -48,7 +48,7 @@ class OfflineConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
-            raise ValueError("data: the list is empty; give at least one data set")
+            raise ValueError("data: the list is empty; give at least one dataset")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and "

@@ -1,7 +1,7 @@
 """Read, validate, split and create training data.
 
 This package does not import torch, and it imports `datasets` only to open a Hugging Face Hub id or
-a folder. The report on a data set (`rlhf.data.data_report`) and the creation of pairs
+a folder. The report on a dataset (`rlhf.data.data_report`) and the creation of pairs
 (`rlhf.data.preferences`) are not re-exported here.
 """
 

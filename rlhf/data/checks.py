@@ -1,4 +1,4 @@
-"""Checks of a data set; each returns a `Finding` with the affected rows."""
+"""Checks of a dataset; each returns a `Finding` with the affected rows."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length
 
 
 def leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
-    """Find leakage: rows whose prompt is also a prompt of the data set `against`."""
+    """Find leakage: rows whose prompt is also a prompt of the dataset `against`."""
     affected = shared_prompts(rows, against)
     return _finding(
         "shared prompts", rows, affected, "fault", "have a prompt that is also in the other set"

@@ -1,6 +1,6 @@
 """Read conversations from cells, validate them, and split them into a prompt and its replies.
 
-Every row is validated by `check_turns`, whatever the format of the data set. A row that cannot be
+Every row is validated by `check_turns`, whatever the format of the dataset. A row that cannot be
 used raises `RowDropped`; the loader counts the rows by reason.
 """
 
@@ -53,7 +53,7 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
 def _conversation_from_text(text: str) -> Conversation:
     if is_dialogue(text):
         return parse_dialogue(text)
-    # Prompts of NVIDIA's data sets can contain several turns; the first is a user turn.
+    # Prompts of NVIDIA's datasets can contain several turns; the first is a user turn.
     first, *rest = _NEMO_TURN.split(text)
     turns: Conversation = [{"role": "user", "content": first}]
     for speaker, content in zip(rest[::2], rest[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""Report of `rlhf data check` on a data set, with one line per finding."""
+"""Report of `rlhf data check` on a dataset, with one line per finding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class DataReport:
-    """All findings on one data set."""
+    """All findings on one dataset."""
 
     findings: tuple[Finding, ...]
     lengths: dict[str, dict[str, float]]
@@ -73,7 +73,7 @@ def report_on(
 
     Args:
         loaded: Rows of any kind.
-        against: Rows of a second data set, such as the test set, whose prompts must not occur in
+        against: Rows of a second dataset, such as the test set, whose prompts must not occur in
             `loaded`.
         count_tokens: Function that returns the length of a text in tokens. If it is given, the
             report also has lengths in tokens.
@@ -123,9 +123,9 @@ def check_dataset(
     max_length: int | None = None,
     seed: int = 0,
 ) -> DataReport:
-    """Load and check data sets, as `rlhf data check` does.
+    """Load and check datasets, as `rlhf data check` does.
 
-    The arguments and errors are those of `load` and `report_on`. The data sets `against` are loaded
+    The arguments and errors are those of `load` and `report_on`. The datasets `against` are loaded
     in the same way as `specs`.
     """
     return report_on(

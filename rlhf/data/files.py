@@ -32,7 +32,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
 
     Raises:
         UserError: The content is malformed, there are no rows, or the path is neither a file, nor a
-            folder, nor a data set on the hub that can be loaded.
+            folder, nor a dataset on the hub that can be loaded.
     """
     path = Path(spec.path).expanduser()
     is_hub_id = _HUB_ID.fullmatch(spec.path) and _data_suffix(path) not in READERS
@@ -43,7 +43,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
     else:
         raise UserError(_missing_file_message(path))
     if len(rows) == 0:
-        raise UserError(f"{spec.path}: the data set is empty")
+        raise UserError(f"{spec.path}: the dataset is empty")
     return rows
 
 
@@ -176,12 +176,12 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
             )
     except (DatasetGenerationError, ValueError, KeyError) as error:
         cause = error.__cause__ or error
-        raise UserError(f"data set {spec.path!r}: {_one_line(cause)}") from None
+        raise UserError(f"dataset {spec.path!r}: {_one_line(cause)}") from None
     except (OSError, HfHubHTTPError) as error:
         if path.is_dir():
             raise UserError(f"data folder {path}: {_one_line(error)}") from None
         raise UserError(
-            f"data set {spec.path!r} is not a local path and cannot be loaded from the hub "
+            f"dataset {spec.path!r} is not a local path and cannot be loaded from the hub "
             f"({_one_line(error)}); if you are offline, set data.path to a local file with one of "
             f"the suffixes {', '.join(READERS)}"
         ) from None

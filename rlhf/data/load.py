@@ -1,4 +1,4 @@
-"""Load data sets as canonical rows, mix them, and count the dropped rows."""
+"""Load datasets as canonical rows, mix them, and count the dropped rows."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def load(
     keep: Iterable[str] = (),
     facts: bool = False,
 ) -> Loaded:
-    """Read, convert, mix and shuffle one or several data sets.
+    """Read, convert, mix and shuffle one or several datasets.
 
     Args:
         specs: One or several sources. If they have weights, the result is the largest mixture with
@@ -156,7 +156,7 @@ def load(
 def load_and_log(
     specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int, keep: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """Load data sets, log a summary that begins with `what`, and return the rows.
+    """Load datasets, log a summary that begins with `what`, and return the rows.
 
     If `specs` is empty, the result is [] and nothing is logged.
 

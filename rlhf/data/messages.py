@@ -1,4 +1,4 @@
-"""Convert the messages and tool descriptions of a data set to canonical messages and tools.
+"""Convert the messages and tool descriptions of a dataset to canonical messages and tools.
 
 A canonical message has the keys `role` (system, user, assistant, tool) and `content` (text).
 Optional keys are `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0 excludes a
@@ -37,7 +37,7 @@ ROLES = {
     "observation": "tool",
     "tool_response": "tool",
 }
-"""Role name in a data set, in lower case -> role of the Hugging Face chat format."""
+"""Role name in a dataset, in lower case -> role of the Hugging Face chat format."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "train", "training", "loss")

@@ -1,4 +1,4 @@
-"""Schemas of public data sets that need more than a mapping of columns.
+"""Schemas of public datasets that need more than a mapping of columns.
 
 A schema is recognized by its columns. It converts a row to the cells of any number of canonical
 rows. For example, it selects the chosen reply of a pair, or converts a ranking to pairs or a tree
@@ -34,7 +34,7 @@ It raises RowDropped if the row cannot be used.
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a public data set, and functions that read its rows."""
+    """The columns of a public dataset, and functions that read its rows."""
 
     name: str
     needs: frozenset[str]

@@ -53,7 +53,7 @@ def classification_report(
     texts = [labeled_conversation(row)[-1]["content"] for row in rows]
     scores = label_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
-    baselines = {"commonest class": np.tile(common, (len(rows), 1))}
+    baselines = {"most common class": np.tile(common, (len(rows), 1))}
     return labeled_report(CLASS_MEASURES, scores, truth, baselines=baselines)
 
 

@@ -128,7 +128,7 @@ def _origin_text(path: str) -> str:
 
 
 def _data_text(config: Mapping[str, Any]) -> str:
-    """Return the name of a run's environment, or the names of its data sets."""
+    """Return the name of a run's environment, or the names of its datasets."""
     env = config.get("env")
     name = env.get("id") if isinstance(env, Mapping) else env
     if name:

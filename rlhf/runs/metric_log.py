@@ -116,7 +116,7 @@ class RunningLog(MetricLog):
 def gold_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys of the metrics that can be the gold score, in order of preference.
 
-    The return of a prompt data set is not among them, because it is always 0.
+    The return of a prompt dataset is not among them, because it is always 0.
 
     Args:
         config: Configuration of the run, as plain data; only ``gold`` and ``env`` are read.

@@ -58,7 +58,7 @@ class Encoder:
         """Encode rows. Rows that cannot be encoded are dropped and counted.
 
         Args:
-            rows: Validated rows of a data set.
+            rows: Validated rows of a dataset.
             pairs: Whether each row has a chosen and a rejected reply.
 
         Raises:

@@ -24,7 +24,7 @@ class TrainerSpec:
     options: type
     """Class of the training arguments."""
     columns: Callable[[Sequence[Any]], Any]
-    """Function that converts examples to the data set that the trainer reads."""
+    """Function that converts examples to the dataset that the trainer reads."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Additional keyword arguments of the trainer's constructor."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class OfflineMethod:
     native: bool = True
     """Whether the native engine implements the method."""
     keep: tuple[str, ...] = ()
-    """Additional columns of the data set that are kept in the rows."""
+    """Additional columns of the dataset that are kept in the rows."""
 
 
 def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:

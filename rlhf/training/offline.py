@@ -33,14 +33,14 @@ from rlhf.training.supervised import SupervisedTrainer
 log = logging.getLogger(__name__)
 
 
-def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], TrainingSetup]:
+def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], TrainingSetup]:
     """Return the function that sets up a run of "sft", "dpo" or "kto".
 
     The function takes the configuration, the training rows and the engine, and loads the model.
     """
 
     def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
-        model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
+        model, tokenizer = load_model(config.model, seed=config.seed, texts=message_texts(rows))
         stop_ids = generation_stop_ids(model)
         max_length = limit_to_context(config.max_length, model)
         encoder = Encoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
@@ -81,9 +81,9 @@ def limit_to_context(max_length: int, model: Any) -> int:
 
 
 METHODS = {
-    "sft": OfflineMethod("sft", LEARNING_RATES["sft"], causal_setup("sft")),
-    "dpo": OfflineMethod("preference", LEARNING_RATES["dpo"], causal_setup("dpo")),
-    "kto": OfflineMethod("label", LEARNING_RATES["kto"], causal_setup("kto"), native=False),
+    "sft": OfflineMethod("sft", LEARNING_RATES["sft"], make_causal_setup("sft")),
+    "dpo": OfflineMethod("preference", LEARNING_RATES["dpo"], make_causal_setup("dpo")),
+    "kto": OfflineMethod("label", LEARNING_RATES["kto"], make_causal_setup("kto"), native=False),
 }
 
 
@@ -97,7 +97,7 @@ def method_of(command: str, config: Any) -> OfflineMethod:
 
 
 def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
-    """Train on a data set, from the start or from the last checkpoint.
+    """Train on a dataset, from the start or from the last checkpoint.
 
     Args:
         command: "sft", "reward", "dpo" or "kto".
@@ -186,7 +186,7 @@ def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], 
     return split_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
 
 
-def texts_of(rows: list[Row]) -> list[str]:
+def message_texts(rows: list[Row]) -> list[str]:
     """Return the texts of all messages. The tokenizer of a new model is trained on these texts."""
     fields = ("prompt", "completion", "chosen", "rejected")
     plain = [row["text"] for row in rows if "text" in row]

@@ -107,7 +107,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ("a.parquet", "not parquet", r"a\.parquet: not a Parquet file"),
         ("a.jsonl.gz", "not gzip", r"a\.jsonl\.gz: damaged gzip"),
         ("a.xlsx", "x", r"a\.xlsx: unknown file format '\.xlsx', use one of \.jsonl"),
-        ("a.jsonl", "", r"a\.jsonl: the data set is empty"),
+        ("a.jsonl", "", r"a\.jsonl: the dataset is empty"),
         (
             "a.jsonl",
             '{"foo": 1, "bar": 2}',

@@ -1,4 +1,4 @@
-"""Hand-written rows in the formats of public data sets load with the right values."""
+"""Hand-written rows in the formats of public datasets load with the right values."""
 
 import json
 

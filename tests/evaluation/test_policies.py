@@ -172,9 +172,9 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     scores = label_logprobs(policy, words, spec, max_length=100)
     accuracy = np.mean(scores.argmax(1) == np.arange(3))
     assert summary["metrics"]["class_accuracy"]["mean"] == pytest.approx(accuracy)
-    assert summary["classes"]["baselines"]["commonest class"]["accuracy"]["mean"] == pytest.approx(
-        1 / 3
-    )
+    assert summary["classes"]["baselines"]["most common class"]["accuracy"][
+        "mean"
+    ] == pytest.approx(1 / 3)
     two = ClassesSpec([DataSpec(str(data))], words[:2])
     with pytest.raises(UserError, match=r"label 2, but classes\.labels has only 2 names"):
         classification_report(policy, rows, two, max_length=100)

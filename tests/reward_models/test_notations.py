@@ -1,4 +1,4 @@
-"""Verifiers on a table of notations, and on the references of public data sets."""
+"""Verifiers on a table of notations, and on the references of public datasets."""
 
 import gzip
 import json
@@ -75,7 +75,7 @@ def test_table_of_notations_is_consistent():
     assert sum(row["source"] == "generated" for row in rows) >= 0.2 * len(rows)
 
 
-# Public data sets
+# Public datasets
 
 
 def references(pattern, column):

@@ -63,7 +63,7 @@ class RewardKind:
     data: Kind
     """Kind of the rows."""
     columns: tuple[str, ...] = ()
-    """Additional columns of the data set that the kind reads."""
+    """Additional columns of the dataset that the kind reads."""
     scorer = "learned"
     """Kind of reward that loads the saved model, see `rlhf.reward_models.KINDS`."""
     problem_type: str | None = None

@@ -120,7 +120,7 @@ def class_report(
         labeled.CLASS_MEASURES,
         logits,
         np.array(labels),
-        baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},
+        baselines={"TF-IDF": tf_idf, "most common class": np.tile(frequency, (len(rows), 1))},
         groups=[unit_key(row) for row in rows],
     )
 

@@ -71,7 +71,7 @@ class Process(RewardKind):
                     by_majority.append(float(majority == bool(label)))
                     groups.append(prompt_key(row))
         return labeled.accuracy_report(
-            correct, baselines={"commonest label": by_majority}, groups=groups
+            correct, baselines={"most common label": by_majority}, groups=groups
         )
 
     def _solution_conversation(self, row: Row) -> Conversation:

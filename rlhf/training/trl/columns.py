@@ -1,6 +1,6 @@
-"""Data sets and collators that pass the token ids of this toolkit to TRL's trainers.
+"""Datasets and collators that pass the token ids of this toolkit to TRL's trainers.
 
-TRL's DPO and KTO trainers always render and encode the text columns of a data set. The text columns
+TRL's DPO and KTO trainers always render and encode the text columns of a dataset. The text columns
 therefore contain placeholders, and the collators in this module read additional columns with the
 token ids of this toolkit.
 """
@@ -21,14 +21,14 @@ Row = Mapping[str, Any]
 
 
 def sft_dataset(examples: Sequence[Example]) -> Dataset:
-    """Return the data set for ``SFTTrainer``."""
+    """Return the dataset for ``SFTTrainer``."""
     return Dataset.from_list(
         [{"input_ids": example.ids[0], "labels": example.labels[0]} for example in examples]
     )
 
 
 def pair_dataset(examples: Sequence[Example]) -> Dataset:
-    """Return the data set for ``DPOTrainer`` with ``PairCollator``."""
+    """Return the dataset for ``DPOTrainer`` with ``PairCollator``."""
     return Dataset.from_list(
         [
             {
@@ -46,7 +46,7 @@ def pair_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def label_dataset(examples: Sequence[Example]) -> Dataset:
-    """Return the data set for ``KTOTrainer`` with ``KTOCollator``."""
+    """Return the dataset for ``KTOTrainer`` with ``KTOCollator``."""
     return Dataset.from_list(
         [
             {
@@ -62,7 +62,7 @@ def label_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def reward_dataset(examples: Sequence[Example], *, margins: bool) -> Dataset:
-    """Return the data set for ``RewardTrainer``, with a margin column if ``margins`` is true."""
+    """Return the dataset for ``RewardTrainer``, with a margin column if ``margins`` is true."""
     return Dataset.from_list(
         [
             {"chosen_ids": example.ids[0], "rejected_ids": example.ids[1]}
