@@ -12,11 +12,17 @@ import numpy as np
 
 from rlhf.stats import Interval, interval
 from rlhf.stats.samples import pass_at_k
+from rlhf.stats.shares import two_distinct_values
 
 if TYPE_CHECKING:
     from rlhf.evaluation.records import Bounds
 
 UnitName = Literal["prompts", "start states", "episodes"]
+
+PROPORTION_METRICS = frozenset(
+    {"exact_match", "number", "math", "code", "regex", "format", "refusal"}
+)
+"""Names of the kinds of rewards whose scores are 0 or 1 by definition."""
 
 COUNT_METRICS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Name of a metric that is a count -> its smallest possible value."""
@@ -51,24 +57,24 @@ def binary_values(
 ) -> tuple[float, float] | None:
     """Return the two possible values of a binary metric, the smaller first; None for other metrics.
 
-    For `success` and pass@k, the values are 0 and 1. A reward that is 0 or 1 in every episode is
-    treated as binary. A return that is 0 or 1 in every episode is also treated as binary, with two
-    exceptions: `limits` are known and are not in [0, 1], or `limits` are unknown and all returns
-    are equal. The same rules apply to the normalized return, with the normalized values of 0 and 1.
+    For `success` and pass@k, the values are 0 and 1. The same applies to `PROPORTION_METRICS` if
+    every value is 0 or 1, and to the return if `limits` are also in [0, 1]. The normalized return
+    has the normalized values of 0 and 1. For any other metric that is not a count, the result is
+    that of `two_distinct_values`.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
     if metric in COUNT_METRICS:
         return None
-    data = np.asarray(values, dtype=float)
     low, high = 0.0, 1.0
-    if metric in ("return", "normalized"):
-        is_known = limits.within(0.0, 1.0) if limits else data.min() < data.max()
-        if not is_known:
-            return None
-    if metric == "normalized" and limits is not None:
-        low, high = sorted((limits.normalize(0.0), limits.normalize(1.0)))
-    return (low, high) if ((data == low) | (data == high)).all() else None
+    is_declared = metric in PROPORTION_METRICS
+    if metric in ("return", "normalized") and limits:
+        is_declared = limits.within(0.0, 1.0)
+        if metric == "normalized":
+            low, high = limits.normalize(0.0), limits.normalize(1.0)
+    if is_declared and np.isin(values, (low, high)).all():
+        return low, high
+    return two_distinct_values(values)
 
 
 def pass_at_k_by_seed(

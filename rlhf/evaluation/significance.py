@@ -11,12 +11,11 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from rlhf.evaluation.metrics import UnitName
+from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
-from rlhf.stats.paired import delta_interval, paired_deltas
+from rlhf.stats.paired import PairedKind, delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
-from rlhf.stats.shares import is_binary
 
 Unit = Literal["training seeds"] | UnitName
 
@@ -150,8 +149,8 @@ def compare_means(
         comparisons: number of comparisons, including this one, for the Bonferroni correction.
         fewest_runs: number of training runs of the method that has fewer training runs, by default
             n. If it is 1, the variation of this method between training seeds is unknown.
-        span: difference between the two possible values of a binary metric. By default, it is 1 if
-            all values are 0 or 1; otherwise the metric is not binary.
+        span: difference between the two possible values of a binary metric, by default that of
+            `binary_values`.
         shared_error: standard error that all differences have in common and that is independent of
             their variation, such as the error of a baseline with a single evaluation.
         measure_coverage: whether to simulate the coverage of the interval.
@@ -160,12 +159,13 @@ def compare_means(
         ValueError: the lengths differ, there are no values, or some values are not finite.
     """
     deltas = paired_deltas(values, against)
-    if span is None and is_binary(values) and is_binary(against):
-        span = 1.0
+    if span is None and (outcomes := binary_values(metric, [*values, *against])):
+        span = outcomes[1] - outcomes[0]
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
     p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared_error)
     test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared_error)
-    estimate = _difference_interval(deltas, span, shared_error)
+    kind = "count" if metric in COUNT_METRICS else "mean"
+    estimate = _difference_interval(deltas, kind, span, shared_error)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
@@ -176,12 +176,14 @@ def compare_means(
     )
 
 
-def _difference_interval(deltas: np.ndarray, span: float | None, shared_error: float) -> Interval:
+def _difference_interval(
+    deltas: np.ndarray, kind: PairedKind, span: float | None, shared_error: float
+) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
         estimate = delta_interval(deltas / span, kind="share").scaled(span)
     else:
-        estimate = delta_interval(deltas, kind="mean")
+        estimate = delta_interval(deltas, kind=kind)
     if math.isinf(shared_error):
         return Interval.without(estimate.value, deltas.size, "the common error is unknown")
     if not (shared_error and estimate.known):

@@ -11,7 +11,13 @@ from numpy.typing import ArrayLike
 
 from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, mean_moments
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import EXACT_LABEL, is_binary, mid_p_bounds, share_interval
+from rlhf.stats.shares import (
+    EXACT_LABEL,
+    is_binary,
+    mid_p_bounds,
+    share_interval,
+    two_distinct_values,
+)
 from rlhf.stats.units import (
     FEWEST_EFFECTIVE,
     FEWEST_UNITS,
@@ -22,10 +28,7 @@ from rlhf.stats.units import (
     require_equal_length,
 )
 
-Kind = Literal["auto", "share", "mean", "count"]
-
-_FEWEST_OUTCOMES = 10
-"""Minimum number of outcomes for treating two observed values as the only possible values."""
+Kind = Literal["share", "mean", "count"]
 
 _LEAST_FREEDOM = 0.7
 """Minimum degrees of freedom; the quantile of Student's t is infinite for 0."""
@@ -40,7 +43,7 @@ def interval(
     values: ArrayLike,
     clusters: Sequence[Hashable] | np.ndarray | None = None,
     *,
-    kind: Kind = "auto",
+    kind: Kind = "mean",
     bounds: tuple[float, float] | None = None,
     weigh: Literal["units", "values"] = "units",
     level: float = 0.95,
@@ -66,8 +69,7 @@ def interval(
         clusters: independent unit of each value, such as its prompt, start state or seed, [n]; by
             default every value is a unit.
         kind: "share" for a proportion of outcomes in [0, 1], "count" for whole numbers, "mean" for
-            other values. "auto" means "share" if all values are 0 or 1 and `bounds` is None, and
-            "mean" otherwise.
+            other values.
         bounds: smallest and largest possible value, if they are known.
         weigh: "units" gives each unit the same weight in the mean; "values" gives each value the
             same weight.
@@ -78,8 +80,6 @@ def interval(
             numbers of values and clusters differ.
     """
     data = finite_vector(values)
-    if kind == "auto":
-        kind = "share" if bounds is None and is_binary(data) else "mean"
     low, high = (0.0, 1.0) if kind == "share" and bounds is None else bounds or (-np.inf, np.inf)
     if data.min() < low or data.max() > high:
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
@@ -91,7 +91,7 @@ def interval(
     if np.isfinite([low, high]).all() and high > low:
         outcomes = low, high
     elif kind != "count":
-        outcomes = _two_distinct_values(data)
+        outcomes = two_distinct_values(data)
     if outcomes and (exact := _exact_interval(point, units, sizes, *outcomes, level)):
         return exact
     estimate = _mean_interval(point, units - point, sizes, level)
@@ -175,18 +175,6 @@ def _exact_count_interval(
     if least != low or most - least != 1 or not no_interval_reason(units):
         return None
     return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)
-
-
-def _two_distinct_values(data: np.ndarray) -> tuple[float, float] | None:
-    """Return the two distinct values, smallest first, if each occurs at least twice.
-
-    The result is None if there are not exactly two distinct values. It is also None for fewer than
-    ten outcomes, because these may have only two values by chance.
-    """
-    distinct, counts = np.unique(data, return_counts=True)
-    if data.size < _FEWEST_OUTCOMES or distinct.size != 2 or counts.min() < 2:
-        return None
-    return float(distinct[0]), float(distinct[1])
 
 
 def _unit_values(

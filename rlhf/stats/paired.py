@@ -14,8 +14,10 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.interval import interval
 from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import adjusted_wald_bounds, is_binary
+from rlhf.stats.shares import adjusted_wald_bounds, two_distinct_values
 from rlhf.stats.units import finite_vector, no_interval_reason, rounded, unit_means
+
+PairedKind = Literal["share", "mean", "count"]
 
 MAX_ENUMERATED = 30
 """Maximum number of nonzero differences for which all assignments of signs are enumerated."""
@@ -75,31 +77,34 @@ def difference(
     second: ArrayLike,
     clusters: Sequence[Hashable] | np.ndarray | None = None,
     *,
-    kind: Literal["auto", "share", "mean"] = "auto",
+    kind: PairedKind = "mean",
     level: float = 0.95,
 ) -> Interval:
     """Return the mean of first[i] - second[i] with a confidence interval over independent units.
 
-    Differences of binary outcomes have the adjusted Wald interval for any number of pairs. Other
-    differences have the interval of a mean, which needs at least five independent units.
+    Differences of proportions have the adjusted Wald interval for any number of pairs, see
+    `delta_interval`. If `first` and `second` together have only two distinct values, which occur
+    often enough (see `two_distinct_values`), they are treated as binary outcomes. Other differences
+    have the interval of a mean, which needs at least five independent units.
 
     Args:
         first: values, [n].
         second: values to subtract in the same order, [n].
         clusters: independent unit of each pair, [n]; by default every pair is a unit.
-        kind: "share" for outcomes in [0, 1], "mean" for other values. "auto" means "share" if all
-            values are 0 or 1, and "mean" otherwise.
+        kind: "share" for outcomes in [0, 1], "count" for whole numbers, "mean" for other values.
         level: confidence level.
 
     Raises:
         ValueError: the lengths differ, there are no values, or some values are not finite.
     """
     deltas = paired_deltas(first, second)
-    if kind == "auto":
-        kind = "share" if is_binary(first) and is_binary(second) else "mean"
+    outcomes = two_distinct_values(np.array([first, second], float)) if kind == "mean" else None
     if clusters is not None:
         deltas = unit_means(deltas, clusters)[1]
-    return delta_interval(deltas, kind=kind, level=level)
+    if outcomes is None:
+        return delta_interval(deltas, kind=kind, level=level)
+    span = outcomes[1] - outcomes[0]
+    return delta_interval(rounded(deltas / span), kind="share", level=level).scaled(span)
 
 
 def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
@@ -117,18 +122,16 @@ def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     return rounded(left - right, float(np.abs([left, right]).max()))
 
 
-def delta_interval(
-    deltas: np.ndarray, *, kind: Literal["share", "mean"], level: float = 0.95
-) -> Interval:
+def delta_interval(deltas: np.ndarray, *, kind: PairedKind, level: float = 0.95) -> Interval:
     """Return the mean of paired differences [n] of independent units, with its interval.
 
-    With kind "mean", the result is the interval of a mean. With kind "share", the differences are
-    in [-1, 1]. Their interval is the adjusted Wald interval if all differences are -1, 0 or 1, or
-    if the interval of a mean does not exist. Otherwise, it is the interval of a mean, clipped to
-    [-1, 1].
+    With kind "mean" or "count", the result is that of `interval`. With kind "share", the
+    differences are in [-1, 1]. Their interval is the adjusted Wald interval if all differences are
+    -1, 0 or 1, or if the interval of a mean does not exist. Otherwise, it is the interval of a
+    mean, clipped to [-1, 1].
     """
-    if kind == "mean":
-        return interval(deltas, kind="mean", level=level)
+    if kind != "share":
+        return interval(deltas, kind=kind, level=level)
     point, n = float(deltas.mean()), deltas.size
     if not np.isin(deltas, (-1.0, 0.0, 1.0)).all() and not no_interval_reason(deltas):
         low, high = mean_bounds(deltas, level=level)

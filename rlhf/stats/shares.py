@@ -12,6 +12,9 @@ from rlhf.stats.result import Interval
 
 EXACT_LABEL = "exact (mid-p)"
 
+_FEWEST_OUTCOMES = 10
+"""Minimum number of outcomes for treating two observed values as the only possible values."""
+
 
 def mid_p_bounds(
     successes: ArrayLike, units: ArrayLike, *, level: float = 0.95
@@ -119,3 +122,15 @@ def _lower_mid_p_bound(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
 def is_binary(values: ArrayLike) -> bool:
     """Return whether every value is 0 or 1."""
     return bool(np.isin(values, (0, 1)).all())
+
+
+def two_distinct_values(values: ArrayLike) -> tuple[float, float] | None:
+    """Return the two distinct values, smallest first, if each occurs at least twice.
+
+    The result is None if there are not exactly two distinct values. It is also None for fewer than
+    ten outcomes, because these may have only two values by chance.
+    """
+    distinct, counts = np.unique(np.asarray(values, float), return_counts=True)
+    if counts.sum() < _FEWEST_OUTCOMES or distinct.size != 2 or counts.min() < 2:
+        return None
+    return float(distinct[0]), float(distinct[1])

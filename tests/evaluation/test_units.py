@@ -140,7 +140,7 @@ def rows_of(values: list[float], **fields) -> list[dict]:
     shared = {"success": None, "cost": 0.0, "turns": 1, "invalid": 0, "tokens": 3}
     shared |= {"decoding": "sampled", "messages": [], "sample": 0} | fields
     return [
-        {**shared, "seed": seed, "return": value, "components": {"right": value}}
+        {**shared, "seed": seed, "return": value, "components": {"math": value, "style": value}}
         for seed, value in enumerate(values)
     ]
 
@@ -148,11 +148,12 @@ def rows_of(values: list[float], **fields) -> list[dict]:
 def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
     summary = summarize(rows_of([1.0] * 8), name="p", env="e", random=0.0625, optimal=1.0)
     low = 0.05 ** (1 / 8)
-    for name in ("return", "right"):
+    for name in ("return", "math"):
         assert summary["metrics"][name]["low"] == pytest.approx(low)
     assert summary["metrics"]["normalized"]["low"] == pytest.approx((low - 0.0625) / 0.9375)
     assert summary["metrics"]["normalized"]["high"] == 1.0
-    assert "have the same value" in summary["metrics"]["turns"]["needs"]
+    for name in ("turns", "style"):
+        assert "have the same value" in summary["metrics"][name]["needs"]
 
 
 @pytest.mark.parametrize(("random", "optimal"), [(0.0, 10.0), (-1.0, 1.0), (None, None)])
@@ -165,9 +166,9 @@ def test_equal_returns_are_not_those_of_a_binary_outcome(random, optimal):
         for name in {"return", "normalized"} & {*summary["metrics"]}:
             assert summary["metrics"][name]["low"] is None
             assert "variance cannot be estimated" in summary["metrics"][name]["needs"]
-        assert summary["metrics"]["right"]["low"] is not None
-    mixed = summarize(rows_of([0.0, 1.0] * 4), name="p", env="e")
-    assert mixed["metrics"]["return"]["low"] == mixed["metrics"]["right"]["low"]
+        assert summary["metrics"]["math"]["low"] is not None
+    mixed = summarize(rows_of([0.0, 1.0] * 5), name="p", env="e")["metrics"]
+    assert mixed["return"]["low"] == mixed["style"]["low"] == mixed["math"]["low"]
 
 
 def test_repeated_evaluation_seeds_are_noted():

@@ -61,7 +61,10 @@ FAMILIES: dict[str, tuple[Callable[[Rng, int], np.ndarray], float]] = {
 def shares() -> Iterator[Point]:
     for n, p in product((2, 3, 5, 10, 20, 100), (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.8, 0.97)):
         yield Point(
-            str(n), f"p {p}", lambda rng, n=n, p=p: interval((rng.random(n) < p).astype(float)), p
+            str(n),
+            f"p {p}",
+            lambda rng, n=n, p=p: interval((rng.random(n) < p).astype(float), kind="share"),
+            p,
         )
 
 
@@ -77,7 +80,7 @@ def clustered_shares() -> Iterator[Point]:
 
         def make(rng: Rng, g: int = prompts, k: int = samples, p: float = p, a: float = alike):
             right = rng.random((g, k)) < _prompt_shares(rng, g, p, a)[:, None]
-            return interval(right.ravel().astype(float), np.repeat(np.arange(g), k))
+            return interval(right.ravel().astype(float), np.repeat(np.arange(g), k), kind="share")
 
         yield Point(str(prompts), f"{samples} samples, p {p}, correlation {alike}", make, p)
 

@@ -31,9 +31,9 @@ def test_mid_p_bounds_solve_their_equation(x: int, n: int):
 
 def test_shares_at_the_edge_by_hand():
     # All of n right: the mid-p bound solves p^n / 2 = 0.025, so p = 0.05^(1/n).
-    assert interval([1.0] * 4).low == pytest.approx(0.05**0.25)
-    assert interval([1.0] * 8).low == pytest.approx(0.05**0.125)
-    assert interval([0.0] * 20).high == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert interval([1.0] * 4, kind="share").low == pytest.approx(0.05**0.25)
+    assert interval([1.0] * 8, kind="share").low == pytest.approx(0.05**0.125)
+    assert interval([0.0] * 20, kind="share").high == pytest.approx(1 - 0.05 ** (1 / 20))
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 13, 20, 50, 100])
@@ -68,15 +68,17 @@ def test_paired_shares_are_covered_at_every_truth(n: int):
 def test_samples_of_a_cluster_are_one_unit():
     values = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
     once = interval([0.5, 1.0, 0.0], kind="share")
-    assert interval(values, ["a", "a", "b", "b", "c", "c"]) == once
-    copies = interval(np.repeat(values, 40), np.repeat(["a", "a", "b", "b", "c", "c"], 40))
+    assert interval(values, ["a", "a", "b", "b", "c", "c"], kind="share") == once
+    copies = interval(
+        np.repeat(values, 40), np.repeat(["a", "a", "b", "b", "c", "c"], 40), kind="share"
+    )
     assert (copies.units, copies.low, copies.high) == (3, once.low, once.high)
 
 
 def test_unequal_clusters_count_once_or_by_their_values():
     values, clusters = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
-    assert interval(values, clusters).value == 0.5
-    by_value = interval(values, clusters, weigh="values")
+    assert interval(values, clusters, kind="share").value == 0.5
+    by_value = interval(values, clusters, kind="share", weigh="values")
     assert by_value.value == 0.75
     # Clusters of 3 and 1 hold as much as (3 + 1)^2 / (9 + 1) = 1.6 independent values at least.
     low, high = mid_p_bounds(0.75 * 1.6, 1.6)
@@ -244,3 +246,20 @@ def test_other_misuse_is_refused():
         interval([1.0, 2.0], ["a"])
     with pytest.raises(ValueError, match="successes <= units"):
         share_interval(3, 2)
+
+
+def test_two_counts_and_few_outcomes_are_not_binary():
+    values = [0.0] * 15 + [1.0] * 5
+    assert interval(values, kind="count", bounds=(0.0, np.inf)).method.startswith("t,")
+    assert interval(values).method == "exact (mid-p)"
+    assert interval(values[:12]).needs.startswith("all 12 units have the same value")
+    assert interval([0.0] * 5 + [1.0] * 4).needs.startswith("only 4 of 9 units")
+
+
+def test_a_paired_difference_of_two_values_is_that_of_shares():
+    first, second = np.repeat([4.0, 1.0], [9, 3]), np.repeat([4.0, 1.0], [3, 9])
+    share = difference(first == 4, second == 4, kind="share")
+    found = difference(first, second)
+    assert (found.low, found.high) == pytest.approx((3 * share.low, 3 * share.high))
+    assert difference(first, second, kind="count").method.startswith("t,")
+    assert not difference(np.ones(12), np.ones(12)).known
