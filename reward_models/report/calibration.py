@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy import optimize
+from scipy.special import expit, stdtrit
+
+from rlhf.stats import Interval
+from rlhf.stats.units import cluster_index
+
+_MIN_PROMPTS = 20
+"""Minimum number of prompts for the interval of the temperature."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,45 @@ def fit_temperature(margins: np.ndarray) -> float:
         else:
             high = middle
     return scale / high
+
+
+def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Interval:
+    """Return the fitted temperature with its interval from the profile likelihood.
+
+    The interval contains the temperatures whose log-likelihood is at most t^2 / 2 times the design
+    effect below its maximum, where t is the quantile of Student's t for the groups. The design
+    effect is the variance of the derivative with clusters, divided by the variance without
+    clusters. There is no interval with fewer than 20 groups, or if all margins that are not 0 have
+    the same sign, because the likelihood then has no maximum.
+
+    Args:
+        margins: Differences score(chosen) - score(rejected), [N].
+        groups: Group of each margin, such as its prompt, [N].
+    """
+    fitted, (names, index) = fit_temperature(margins), cluster_index(groups)
+    if len(names) < _MIN_PROMPTS:
+        needs = f"{len(names)} prompts, an interval needs {_MIN_PROMPTS}"
+        return Interval.without(fitted, len(names), needs)
+    if (margins >= 0).all() or (margins <= 0).all():
+        return Interval.without(fitted, len(names), "the scores separate all pairs")
+    inverse = 1 / fitted
+    derivatives = margins * expit(-margins * inverse)
+    clustered = np.bincount(index, weights=derivatives)
+    effect = max(1.0, float((clustered**2).sum() / (derivatives**2).sum()))
+    limit = effect * float(stdtrit(len(names) - 1, 0.975)) ** 2
+    lowest = np.logaddexp(0.0, -margins * inverse).sum()
+
+    def excess(x: float) -> float:
+        return 2 * float(np.logaddexp(0.0, -margins * x).sum() - lowest) - limit
+
+    above = 2 * inverse + 1 / float(np.abs(margins).mean())
+    while excess(above) < 0:
+        above *= 2
+    low = 1 / optimize.root_scalar(excess, bracket=(inverse, above)).root
+    high = float("inf")
+    if excess(0.0) > 0:
+        high = 1 / optimize.root_scalar(excess, bracket=(0.0, inverse)).root
+    return Interval(fitted, low, high, len(names), "profile likelihood")
 
 
 def _slope(margins: np.ndarray, inverse_temperature: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import Conversation, Reward
 from rlhf.reward_models.pairs import Pair, data_card
 from rlhf.reward_models.report import baselines
-from rlhf.reward_models.report.calibration import calibrate, fit_temperature
+from rlhf.reward_models.report.calibration import calibrate, temperature_interval
 from rlhf.reward_models.report.findings import findings
 from rlhf.reward_models.report.intervals import (
     gain_interval,
@@ -30,9 +29,6 @@ from rlhf.stats import share_interval as share_of
 
 # Minimum number of training pairs, or of prompts without training pairs, for the bag of words.
 _MIN_TEXTS_FOR_WORDS = 10
-_MIN_PAIRS_FOR_TEMPERATURE, _MIN_PROMPTS_FOR_TEMPERATURE = 80, 20
-"""Smallest sample for the interval of the temperature; with 40 pairs, its coverage is 81% if the
-margins have a standard deviation of ten temperatures; with 80 pairs, it is 91%."""
 # Largest relative difference in length of two replies that are treated as equally long.
 _MAX_MATCHED_GAP = 0.1
 
@@ -76,11 +72,10 @@ def evaluate_reward_model(
     if not pairs:
         raise UserError("evaluate_reward_model needs at least one pair")
     scored = ScoredPairs(reward, pairs)
-    texts = [pair.chosen for pair in scored.pairs[:invariance_size]]
-    left_out = {"dropped": dict(dropped or {}), "overlapping": overlapping}
     report = {
         "reward": reward.name,
-        "data": {**data_card(pairs, train_pairs), **scored.data, **left_out},
+        "data": data_card(pairs, train_pairs)
+        | {**scored.data, "dropped": dict(dropped or {}), "overlapping": overlapping},
         "accuracy": scored.accuracy(),
         "baselines": _baselines(scored, reward, train_pairs),
         "by_margin": _accuracy_by_quantile(scored, np.abs(scored.margins), parts=10),
@@ -92,7 +87,7 @@ def evaluate_reward_model(
         "length": _length_dependence(scored),
         "annotator": _fitted_annotator(scored),
         "scores": {"mean": scored.mean, "std": scored.std},
-        "invariance": _batch_dependence(reward, texts, spread=scored.std),
+        "invariance": _batch_dependence(reward, scored.pairs[:invariance_size], spread=scored.std),
         "stress": stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
@@ -219,20 +214,15 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
     """Return the calibration at ``temperature`` and at the fitted temperature.
 
     The key ``temperature`` of the result is the fitted temperature with its interval; None if there
-    are too few pairs or prompts, or the interval cannot be computed.
+    is no interval, see `temperature_interval`.
     """
-    fitted = fit_temperature(scored.margins)
-    interval = None
-    prompts = len(set(scored.groups))
-    if len(scored.pairs) >= _MIN_PAIRS_FOR_TEMPERATURE and prompts >= _MIN_PROMPTS_FOR_TEMPERATURE:
-        # The fit fails if all pairs are correct, or all margins are 0.
-        with contextlib.suppress(ValueError):
-            fit = fit_annotator({"reward": scored.margins}, noise=False, groups=scored.groups)
-            interval = {**vars(fit.temperature()), "value": fitted}
+    fitted = temperature_interval(scored.margins, scored.groups)
     return {
         "as_given": asdict(calibrate(scored.margins, temperature=temperature)),
-        "fitted": asdict(calibrate(scored.margins, temperature=fitted)),
-        "temperature": interval,
+        "fitted": asdict(calibrate(scored.margins, temperature=fitted.value)),
+        "temperature": None
+        if fitted.needs
+        else {"value": fitted.value, "low": fitted.low, "high": fitted.high},
     }
 
 
@@ -275,18 +265,19 @@ def _fitted_annotator(scored: ScoredPairs) -> dict[str, Any]:
 
 
 def _batch_dependence(
-    reward: Reward, conversations: Sequence[Conversation], *, spread: float
+    reward: Reward, pairs: Sequence[Pair], *, spread: float
 ) -> dict[str, float | int] | None:
-    """Return the largest changes of a score between scoring a text alone and in a batch.
+    """Return the largest changes of a score between scoring a chosen reply alone and in a batch.
 
     ``batch`` is the change in a batch of all texts. ``order`` is the change in this batch in
     reverse order. ``padding`` is the change if the batch also contains a text that is eight times
     as long as the longest text. ``largest_difference`` is the maximum of the three changes,
     ``share`` is this maximum divided by ``spread``, and ``texts`` is the number of texts. The
-    result is None if there are no conversations.
+    result is None if there are no pairs.
     """
-    if not conversations:
+    if not pairs:
         return None
+    conversations = [pair.chosen for pair in pairs]
     alone = np.array([reward([conversation])[0] for conversation in conversations], dtype=float)
     *head, last = max(conversations, key=lambda c: len(c[-1]["content"]))
     long = [*head, {**last, "content": " ".join([last["content"]] * 8)}]

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf.errors import UserError
 from rlhf.reward_models import EachReward, as_reward
@@ -14,7 +15,11 @@ from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.pairs import data_card, to_pair
 from rlhf.reward_models.report.baselines import bag_of_words_margins, length_differences
-from rlhf.reward_models.report.calibration import calibrate, fit_temperature
+from rlhf.reward_models.report.calibration import (
+    calibrate,
+    fit_temperature,
+    temperature_interval,
+)
 from rlhf.reward_models.report.intervals import cluster_interval, share_interval, spearman
 from rlhf.reward_models.report.markdown import pairs_page
 from rlhf.reward_models.report.pairs import evaluate_reward_model as evaluate
@@ -244,10 +249,9 @@ def test_report_is_json_and_markdown():
     assert "within a prompt" in page
 
 
-def test_the_temperature_of_few_pairs_has_no_interval():
-    """The interval of 40 pairs covers a temperature of 0.1 in 81% of cases."""
+def test_the_temperature_of_few_prompts_has_no_interval():
     few, enough = (
-        evaluate(GOLD, text_pairs(n, seed=1), stress_size=0)["calibration"] for n in (79, 80)
+        evaluate(GOLD, text_pairs(n, seed=1), stress_size=0)["calibration"] for n in (19, 80)
     )
     assert few["temperature"] is None
     assert few["fitted"]["temperature"] is not None
@@ -403,3 +407,19 @@ def test_a_reward_whose_scores_are_all_equal_is_called_that():
     report = evaluate(flat, text_pairs(30, seed=0))
     assert report["verdict"][0] == "All scores are equal: the reward does not distinguish replies."
     assert "nan" not in json.dumps(report).lower()
+
+
+def test_the_interval_of_the_temperature_is_that_of_the_likelihood_ratio():
+    margins, _ = simulate(60, seed=3, temperature=0.5)
+    margins = np.asarray(margins)
+    found = temperature_interval(margins, list(range(60)))
+    grid = np.geomspace(0.05, 20, 200_001)
+    loss = np.zeros(len(grid))
+    for margin in margins:
+        loss += np.logaddexp(0, -margin / grid)
+    inside = grid[2 * (loss - loss.min()) <= stats.t.ppf(0.975, 59) ** 2]
+    assert (found.low, found.high) == pytest.approx((inside[0], inside[-1]), rel=1e-3)
+    copies = temperature_interval(np.repeat(margins, 5), np.repeat(np.arange(60), 5).tolist())
+    assert (copies.low, copies.high) == pytest.approx((found.low, found.high), rel=1e-6)
+    assert temperature_interval(np.abs(margins), list(range(60))).needs
+    assert temperature_interval(margins[:19], list(range(19))).needs.startswith("19 prompts")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from scipy.special import expit, ndtr, ndtri
 
+from rlhf.reward_models.report.calibration import temperature_interval
 from rlhf.stats import Interval, difference, interval, ratio_interval
 from rlhf.stats.aggregates import (
     aggregate_interval,
@@ -130,6 +132,20 @@ def ratios() -> Iterator[Point]:
         yield Point(str(n), f"length spread {skew}, power {power}, shape {shape}", make, rate)
 
 
+def temperatures() -> Iterator[Point]:
+    """Margins are normal with a standard deviation of 1; the pairs of a prompt are dependent."""
+    for prompts, pairs, truth in product((20, 80, 160), (1, 4), (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)):
+
+        def make(rng: Rng, prompts: int = prompts, pairs: int = pairs, truth: float = truth):
+            groups = np.repeat(np.arange(prompts), pairs)
+            common = rng.normal(size=(2, prompts))[:, groups]
+            margins, rank = np.sqrt(0.5) * (common + rng.normal(size=(2, groups.size)))
+            signs = np.where(ndtr(rank) < expit(margins / truth), 1.0, -1.0)
+            return temperature_interval(margins * signs, groups.tolist())
+
+        yield Point(str(prompts), f"{pairs} pairs, temperature {truth}", make, truth)
+
+
 def paired_shares() -> Iterator[Point]:
     for n, apart, tilt in product((2, 5, 10, 20, 100), (0.02, 0.1, 0.3, 0.9), (0.0, 0.5, 1.0)):
         gain, loss = apart * (1 + tilt) / 2, apart * (1 - tilt) / 2
@@ -196,8 +212,6 @@ def aggregates(name: str) -> Callable[[], Iterator[Point]]:
 
 
 def improvement() -> Iterator[Point]:
-    from scipy.special import ndtri
-
     for runs, tasks, p in product((5, 10, 20), (1, 4), (0.5, 0.76, 0.86, 0.96, 0.99)):
         shift = float(np.sqrt(2) * ndtri(p))
 
@@ -225,6 +239,7 @@ KINDS: dict[str, Callable[[], Iterator[Point]]] = {
     "mean": means,
     "count": counts,
     "ratio (text loss)": ratios,
+    "temperature": temperatures,
     "paired difference of shares": paired_shares,
     "the same, several samples a prompt": paired_clusters,
     "paired difference of means": paired_means,
@@ -241,7 +256,7 @@ def coverage(point: Point, *, seed: int, repetitions: int = REPETITIONS) -> floa
     hit = printed = 0
     for _ in range(repetitions):
         found = point.make(rng)
-        if found.known:
+        if not found.needs:
             printed += 1
             hit += found.low - 1e-12 <= point.truth <= found.high + 1e-12
     return hit / printed if printed >= repetitions / 20 else None
