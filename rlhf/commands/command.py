@@ -19,7 +19,7 @@ from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
-from rlhf.runs.alarms import Halt, write_alarm_description
+from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
 from rlhf.runs.directory import Run, check_unchanged_configuration
 from rlhf.runs.renamed import upgrade_config
 
@@ -186,8 +186,9 @@ class CommandTable(dict[str, Command]):
             if run.writes and not (run.directory / REPORT_FILE).exists():
                 write_report(run.directory)
         except Halt as halt:
-            if run.writes:
-                write_alarm_description(run.directory, halt, run.config)
+            if run.writes and halt.saved:
+                with write_errors_as_warnings(run.directory, halt):
+                    write_alarm_description(run.directory, halt, run.config)
             if halt.repeatable:
                 halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)
             raise

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
-from rlhf.errors import UserError
+from rlhf.common.files import read_json
+from rlhf.errors import UserError, first_line
 from rlhf.runs.alarms import ALARMS, BUNDLE, Halt
 from rlhf.runs.diagnostics import repeat_metric_checks
 
@@ -38,7 +38,11 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
     path = bundle / "alarm.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: no alarm halted a run in {config.directory}")
-    recorded = json.loads(path.read_text(encoding="utf-8"))
+    recorded = read_json(path)
+    if not (
+        isinstance(recorded, dict) and recorded.get("alarm") in ALARMS and "config" in recorded
+    ):
+        raise UserError(f"{path} is damaged, or another version of rlhf wrote it")
     has_batch = (bundle / "evidence.pt").exists()
     if ALARMS[recorded["alarm"]].before_update and not has_batch:
         raise UserError(
@@ -67,7 +71,10 @@ def _repeat_update_checks(bundle: Path, tree: Mapping[str, Any], commands: Comma
 
     from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint
 
-    evidence = torch.load(bundle / "evidence.pt", map_location="cpu", weights_only=True)
+    try:
+        evidence = torch.load(bundle / "evidence.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types of exceptions
+        raise UserError(f"{bundle / 'evidence.pt'} cannot be read: {first_line(error)}") from error
     trainer = _make_trainer({**tree, "output_dir": str(bundle)}, commands)
     try:
         if checkpoint := latest_checkpoint(bundle):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rlhf.common.files import write_text
+from rlhf.common.files import describe_write_error, find_write_error, remove, write_text
 from rlhf.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Action = Literal["halt", "warn", "state"]
 """halt: training ends with an error; warn: a warning is logged and added to the report; state: the
@@ -174,6 +178,8 @@ class Halt(UserError):
         super().__init__(message)
         self.name: AlarmName = name
         self.evidence = dict(evidence or {})
+        self.saved = True
+        """Whether the evidence is in the run directory; False if it could not be written."""
 
     @property
     def repeatable(self) -> bool:
@@ -181,7 +187,8 @@ class Halt(UserError):
 
         A check that precedes an update needs the batch, which the TRL engine does not save.
         """
-        return bool(self.evidence) or not ALARMS[self.name].before_update
+        has_data = bool(self.evidence) or not ALARMS[self.name].before_update
+        return has_data and self.saved
 
 
 def check_alarm_actions(actions: Mapping[AlarmName, Action]) -> None:
@@ -201,6 +208,27 @@ def action_of(name: AlarmName, config: Mapping[str, Any]) -> Action:
     default action of the alarm.
     """
     return (config.get("alarms") or {}).get(name, ALARMS[name].action)
+
+
+@contextlib.contextmanager
+def write_errors_as_warnings(directory: Path, halt: Halt) -> Iterator[None]:
+    """Return a context manager in which an error of the file system does not hide an alarm.
+
+    The error is logged as a warning, and the incomplete folder `BUNDLE` is removed.
+
+    Args:
+        directory: The run directory.
+        halt: The error that ended training; the context sets its ``saved`` to False on an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = find_write_error(error)
+        if cause is None:
+            raise
+        halt.saved = False
+        log.warning("the data of the alarm are not saved: %s", describe_write_error(cause))
+        remove(directory / BUNDLE)
 
 
 def write_alarm_description(directory: Path, halt: Halt, config: Mapping[str, Any]) -> None:

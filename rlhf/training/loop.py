@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.runs.alarms import BUNDLE, Halt
+from rlhf.runs.alarms import BUNDLE, Halt, write_errors_as_warnings
 from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
@@ -52,7 +52,8 @@ def fit(trainer: Trainer, run: Run) -> Path:
             _take_steps(trainer, run, stop, checkpoints)
         except Halt as halt:
             if run.writes:
-                save_evidence(run.directory / BUNDLE, trainer, halt)
+                with write_errors_as_warnings(run.directory, halt):
+                    save_evidence(run.directory / BUNDLE, trainer, halt)
             raise
     trainer.world.barrier()
     if trainer.final_is_best:

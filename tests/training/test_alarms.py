@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
 from rlhf.models.trainable import parameters_without_gradient
+from rlhf.runs import alarms as alarms_module
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training import loop, optimize
@@ -234,6 +237,46 @@ def test_the_documentation_has_the_table_of_alarms() -> None:
     ]
     page = Path(__file__).parents[2] / "docs" / "training.md"
     assert "\n".join(rows) in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["evidence.pt", "alarm.json"])
+def test_a_full_disk_does_not_hide_an_alarm(
+    name: str, tmp_path: Path, echo_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(
+        *((torch, "save") if name == "evidence.pt" else (alarms_module, "write_text")), full
+    )
+    tree = merge_trees(online_tree(tmp_path / "run", echo_model), reward("unscored") | LENIENT)
+    with pytest.raises(Halt, match=r"^alarm nothing_scored: no episode has a score$"):
+        run_command("ppo", tree)
+    assert "the data of the alarm are not saved: the disk is full" in caplog.text
+    assert not (tmp_path / "run" / "halted").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("alarm.json", b'{"alarm": "noth', "line 1: broken JSON"),
+        ("alarm.json", b"[]", "alarm.json is damaged"),
+        ("alarm.json", b'{"alarm": "none", "config": {}}', "alarm.json is damaged"),
+        ("alarm.json", b'{"alarm": "nothing_scored"}', "alarm.json is damaged"),
+        ("evidence.pt", b"xx", "evidence.pt cannot be read"),
+        ("evidence.pt", b"", "evidence.pt cannot be read"),
+    ],
+)
+def test_a_replay_of_damaged_data_is_refused(
+    name: str, content: bytes, words: str, tmp_path: Path, capsys: Any
+) -> None:
+    bundle = tmp_path / "halted"
+    bundle.mkdir()
+    (bundle / "evidence.pt").touch()
+    (bundle / "alarm.json").write_text('{"alarm": "nothing_scored", "config": {"command": "ppo"}}')
+    (bundle / name).write_bytes(content)
+    assert main(["replay", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_replay_without_the_fault_passes(tmp_path: Path, echo_model: Path, capsys: Any) -> None:
