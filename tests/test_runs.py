@@ -13,7 +13,7 @@ import yaml
 
 from rlhf.errors import UserError
 from rlhf.runs.checksums import write_checksums
-from rlhf.runs.directory import Run, flatten_keys
+from rlhf.runs.directory import Run, flatten_keys, open_directory
 from rlhf.runs.machine import describe_machine
 
 
@@ -240,6 +240,31 @@ def test_resuming_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "run/notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"no config\.yaml, so there is nothing to resume"):
         Run.open(config(tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("name", ["pipeline.yaml", "bench.yaml", "tune.yaml"])
+@pytest.mark.parametrize("content", ["train.jsonl", "runs/notes.txt", "logs/1.log", "{name}"])
+def test_a_folder_of_the_user_is_not_resumed_as_a_study(tmp_path, name, content):
+    path = tmp_path / "mine" / content.format(name=name)
+    path.parent.mkdir(parents=True)
+    path.write_text("written by hand")
+    with (
+        pytest.raises(UserError, match="so there is nothing to resume"),
+        open_directory(tmp_path / "mine", name, {}, resume=True, overwrite=False),
+    ):
+        pass
+    assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == "written by hand"
+
+
+def test_a_study_that_was_killed_before_its_description_is_resumed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    run = Run.open(config(tmp_path / "array/runs/job"))
+    run.log(1, {"a": 1.0})
+    run.close()
+    for name in ("empty", "array"):
+        with open_directory(tmp_path / name, "bench.yaml", {}, resume=True, overwrite=False):
+            assert (tmp_path / name / "bench.yaml").exists()
 
 
 def test_a_run_that_was_killed_before_its_description_starts(tmp_path):

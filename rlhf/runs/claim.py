@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -107,7 +107,7 @@ class Claim:
         *,
         resume: bool,
         overwrite: bool,
-        description_file: str | None = None,
+        required: Sequence[str] = (),
         inputs: Iterable[Path] = (),
     ) -> Claim:
         """Create and lock a directory, or lock a directory that an earlier command wrote.
@@ -116,7 +116,7 @@ class Claim:
             directory: The directory.
             resume: Whether to continue the run in an existing directory.
             overwrite: Whether to replace the files of an earlier command.
-            description_file: Name of a file without which a directory cannot be resumed, such as
+            required: Names of the files without which a directory cannot be resumed, such as
                 config.yaml.
             inputs: Files and folders that the command reads and that must not be replaced.
 
@@ -135,10 +135,8 @@ class Claim:
                     f"{directory} exists already: continue the run with --resume, replace it with "
                     "--overwrite, or choose another --output_dir"
                 )
-            elif description_file and not _can_resume(directory, description_file):
-                raise UserError(
-                    f"{directory} has no {description_file}, so there is nothing to resume"
-                )
+            elif missing := _missing_for_resume(directory, required):
+                raise UserError(f"{directory} has no {missing}, so there is nothing to resume")
         claim = cls(directory)
         with write_errors_as_user_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -368,15 +366,25 @@ def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _can_resume(directory: Path, description_file: str) -> bool:
-    """Return whether the run in a directory can be resumed.
+def _missing_for_resume(directory: Path, required: Sequence[str]) -> str | None:
+    """Return the first required file that a directory lacks, or None if it can be resumed.
 
-    A run can be resumed if ``description_file`` exists, or if the directory has no content.
+    A directory without content can be resumed, because its run was killed before it wrote a file.
+    The jobs of ``rlhf bench --array`` write only folders of run directories.
     """
-    if any((folder / description_file).exists() for folder in (directory, directory / REPLACED)):
-        return True
-    return not any(
-        _has_content(e) and not is_temporary(e) for e in _entries_except_locks(directory)
+    entries = [e for e in _entries_except_locks(directory) if not is_temporary(e)]
+    if not any(_has_content(e) for e in entries) or any(_contains_only_runs(e) for e in entries):
+        return None
+    folders = (directory, directory / REPLACED)
+    return next((name for name in required if not any((f / name).exists() for f in folders)), None)
+
+
+def _contains_only_runs(path: Path) -> bool:
+    """Return whether a path is a folder of run directories, without files of other programs."""
+    return (
+        path.name in CONTAINERS
+        and any(path.rglob(MARKER))
+        and not any(_foreign_files_in_container(path))
     )
 
 

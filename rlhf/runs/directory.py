@@ -27,7 +27,7 @@ from rlhf.common.files import (
 )
 from rlhf.common.yaml_text import dump_yaml, read_mapping
 from rlhf.errors import UserError
-from rlhf.runs.claim import Claim, resolved_path, write_errors_as_user_errors
+from rlhf.runs.claim import MARKER, Claim, resolved_path, write_errors_as_user_errors
 from rlhf.runs.inputs import input_fingerprints, input_paths, leaf_items
 from rlhf.runs.machine import describe_machine
 from rlhf.runs.renamed import upgrade_config
@@ -84,7 +84,7 @@ class Run:
             run.directory,
             resume=resume,
             overwrite=overwrite,
-            description_file="config.yaml",
+            required=("config.yaml",),
             inputs=inputs,
         )
         try:
@@ -242,10 +242,15 @@ def open_directory(
 
     Raises:
         UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
-            directory is in use or cannot be written.
+            directory is in use, cannot be written, or contains no ``name`` to resume.
     """
-    inputs = input_paths(tree).values()
-    claim = Claim.open(resolved_path(root), resume=resume, overwrite=overwrite, inputs=inputs)
+    claim = Claim.open(
+        resolved_path(root),
+        resume=resume,
+        overwrite=overwrite,
+        required=(MARKER, name),  # the folder of the user's own pipeline.yaml has no marker
+        inputs=input_paths(tree).values(),
+    )
     try:
         with write_errors_as_user_errors(root):
             write_text(root / name, dump_yaml(dict(tree)))
