@@ -40,6 +40,12 @@ def pipeline(root):
         finished_run(root / "sft")
 
 
+def bench(root):
+    """A finished benchmark of one run."""
+    with open_directory(root, "bench.yaml", {}, resume=False, overwrite=False):
+        finished_run(root / "runs/menu/seed0/ppo")
+
+
 def files(root):
     """The content of every file below a folder, without locks and links."""
     return {
@@ -162,8 +168,7 @@ def copy_of_a_checkpoint(root, patch):
 
 
 def file_among_the_runs_of_a_benchmark(root, patch):
-    with open_directory(root / "run", "bench.yaml", {}, resume=False, overwrite=False):
-        finished_run(root / "run/runs/menu/seed0/ppo")
+    bench(root / "run")
     write(root / "run/runs/menu/notes.txt")
     return config(root / "run")
 
@@ -216,6 +221,9 @@ FOREIGN_FILES = (
     (finished_run, "checkpoints/notes.txt"),
     (finished_run, "evaluation/run/plot.png"),
     (finished_run, "report_tables/analysis.ipynb"),
+    (bench, "runs/notes.jsonl"),
+    (bench, "tables/analysis.ipynb"),
+    (bench, "pages/index.md"),
     (pipeline, "sft/notes.txt"),
     (pipeline, "sft/src/main.py"),
     (pipeline, "sft/final/card.md"),
@@ -269,6 +277,12 @@ def log_is_a_link(root):
     (root / "run/metrics.jsonl").symlink_to(root / "log.jsonl")
 
 
+def names_of_other_commands(root):
+    finished_run(root / "run")
+    for name in ("train.jsonl", "tables/notes.txt", "runs/1/out.csv", "logs/1.log", "bench.yaml"):
+        write(root / "run" / name)
+
+
 def sources_beside_a_pipeline(root):
     pipeline(root / "run")
     write(root / "run/notes.txt")
@@ -281,12 +295,14 @@ def sources_beside_a_pipeline(root):
         link_to_a_run,
         model_is_a_link,
         log_is_a_link,
+        names_of_other_commands,
         sources_beside_a_pipeline,
     ],
 )
 def test_what_no_run_wrote_stays(tmp_path, situation):
     situation(tmp_path)
-    foreign = ("src", ".git", "notes.txt", "models", "log.jsonl")
+    foreign = ("src", ".git", "notes.txt", "models", "log.jsonl", "out.csv", "train.jsonl")
+    foreign += ("1.log", "bench.yaml")
     before = {k: v for k, v in files(tmp_path).items() if any(n in k.split("/") for n in foreign)}
     run = Run.open(config(tmp_path / "run"))
     run.log(1, {"a": 2.0})

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlhf.common.files import describe_write_error, is_temporary, remove, repair_folder, write_text
+from rlhf.common.yaml_text import read_mapping
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE
 from rlhf.runs.checksums import unlisted_files
@@ -77,6 +78,17 @@ RESULTS = frozenset(
     ]
 )
 """Names of the other files and folders that commands write."""
+ONLY_WRITTEN_BY = {
+    "bench": ("bench.json", "bench.md", "bench.yaml", "logs", "pages", "runs", "tables"),
+    "overoptimize": ("overoptimization.json", "proxies", "rl"),
+    "pairs": ("pairs.jsonl",),
+    "reward-report": ("prompts.jsonl",),
+    "run": ("pipeline.yaml",),
+    "split": ("test.jsonl", "train.jsonl"),
+    "tune": ("logs", "optuna.log", "runs", "trials", "trials.csv", "tune.yaml", "tuned.yaml"),
+}
+"""Command -> names of `DESCRIPTIONS` and `RESULTS` that only this command writes. In the directory
+of another command, a file with such a name is a file of the user."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 """Names of the folders that contain run directories."""
 CONTENTS = {
@@ -84,7 +96,9 @@ CONTENTS = {
     r"|README\.md",
     "evaluation": r".+/(episodes\.jsonl|report\.md|summary\.json)",
     "logs": r"\d+\.log",
+    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json)",
     "report_tables": r"[^/]+\.(csv|json)",
+    "tables": r"[^/]+\.(csv|json)",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
 
@@ -326,12 +340,24 @@ def _declared_entries(directory: Path) -> list[str]:
 
 def written_entries(directory: Path) -> list[Path]:
     """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
-    names = {*DESCRIPTIONS, *RESULTS, *_declared_entries(directory)}
+    others = {name for names in ONLY_WRITTEN_BY.values() for name in names}
+    others -= set(ONLY_WRITTEN_BY.get(_recorded_command(directory), ()))
+    names = {*((DESCRIPTIONS | RESULTS) - others), *_declared_entries(directory)}
     return [
         path
         for path in _entries_except_locks(directory)
         if path.name in names or written_by_toolkit(path)
     ]
+
+
+def _recorded_command(directory: Path) -> str:
+    """Return the command that wrote a directory, or "" if the directory has no description."""
+    with contextlib.suppress(UserError):  # a damaged config.yaml
+        config = read_mapping(directory / "config.yaml")
+        if config:
+            return str(config.get("command") or config.get("verb"))
+    studies = {"bench.yaml": "bench", "pipeline.yaml": "run", "tune.yaml": "tune"}
+    return next((studies[name] for name in studies if (directory / name).is_file()), "")
 
 
 def foreign_files(path: Path) -> Iterator[Path]:
@@ -362,7 +388,7 @@ def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
             yield from _foreign_files_in_container(path)
         elif path.is_dir():
             yield from foreign_files(path)
-        elif path.suffix != ".jsonl":
+        elif not re.fullmatch(r"(held-out|pairs-\d+)\.jsonl", path.name):
             yield path
 
 
