@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,10 @@ SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 """Signals that stop a run. They are sent by Ctrl-C, a scheduler or a closed terminal."""
+
+REPEAT_SECONDS = 2.0
+"""A repeated signal counts as the same request for this time. A worker of torchrun receives a
+signal to the whole job twice: from the sender and from torchrun."""
 
 
 class Interrupted(UserError):
@@ -31,11 +36,17 @@ class Interrupted(UserError):
 class StopRequest:
     """Context manager that records the first signal in ``number`` instead of ending the process.
 
-    A second signal ends the process.
+    A second signal ends the process, except the same signal within `REPEAT_SECONDS`.
+
+    Args:
+        raise_for: If set, the first signal raises Interrupted with this directory in the message,
+            for a process that waits for other processes and has no steps to finish.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, raise_for: object = None) -> None:
         self.number: int | None = None
+        self._raise_for = raise_for
+        self._received = 0.0
         self._previous: dict[int, Any] = {}
 
     @property
@@ -56,8 +67,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self.__exit__()
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._received = number, now
+            if self._raise_for is not None:
+                self.raise_if_requested(self._raise_for)
+        elif number != self.number or now - self._received > REPEAT_SECONDS:
+            self.__exit__()
+            signal.raise_signal(number)
 
     def raise_if_requested(self, directory: object) -> None:
         """Raise Interrupted if the process received a signal.

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -95,6 +96,29 @@ def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
     stamps = {p: p.stat().st_mtime_ns for p in killed.glob("runs/**/finished")}
     finish(manifest)
     assert stamps == {p: p.stat().st_mtime_ns for p in killed.glob("runs/**/finished")}
+
+
+def test_a_signal_to_the_benchmark_alone_saves_its_runs(tmp_path):
+    manifest = write_manifest(tmp_path / "b")
+    tree = yaml.safe_load(manifest.read_text())
+    tree["run"] |= {"num_steps": 2000, "save_every": 2000}
+    manifest.write_text(yaml.safe_dump(tree))
+    process, root = start(manifest), tmp_path / "b/out"
+    while len(logs := [p for p in root.glob("runs/*/*/*/metrics.jsonl") if is_online(p)]) < 2:
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert errors.splitlines()[-1] == f"rlhf: stopped by SIGTERM; continue with --resume ({root})"
+    for path in logs:
+        steps = len(path.read_text().splitlines())
+        assert [p.name for p in path.parent.glob("checkpoints/step-*")] == [f"step-{steps}"]
+
+
+def is_online(log: Path) -> bool:
+    """Whether a log of a PPO or RLOO run has a step."""
+    return log.parent.name in ("ppo", "rloo") and bool(log.read_text())
 
 
 def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):

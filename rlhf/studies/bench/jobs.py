@@ -22,6 +22,7 @@ from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.directory import KEYS_FREE_ON_RESUME, open_directory
+from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import ProgressDisplay
 from rlhf.studies.bench.plan import Job
 
@@ -90,13 +91,16 @@ def _run_in_worker(job: Job, commands: CommandTable) -> str | None:
 class Workers:
     """Context manager of `count` worker processes.
 
-    Each process writes its output to the file `<process id>.log` in the directory `logs`.
+    Each process writes its output to the file `<process id>.log` in the directory `logs`. After a
+    signal, the processes save a checkpoint and end, and `run_jobs` raises Interrupted.
     """
 
     def __init__(self, count: int, commands: CommandTable, *, logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
+        self.count = count
         self.logs = logs
         self.commands = commands
+        self.stop = StopRequest(raise_for=logs.parent)
         self.pool = ProcessPoolExecutor(
             count,
             # A forked copy of a process with threads may hang.
@@ -106,10 +110,16 @@ class Workers:
         )
 
     def __enter__(self) -> Workers:
+        self.stop.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self.stop.number is not None:  # the sender may have signaled only this process
+            for process in multiprocessing.active_children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, self.stop.number)
         self.pool.shutdown(cancel_futures=True)
+        self.stop.__exit__()
 
     def run_jobs(self, jobs: Sequence[Job], title: str) -> dict[str, str]:
         """Run all jobs in parallel, each after the job that it depends on.
@@ -134,7 +144,8 @@ class Workers:
         with ProgressDisplay(title, len(jobs)) as bar:
             while waiting or running:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
-                for job in ready:
+                # A job that waits in the pool's queue would still run after a signal.
+                for job in ready[: self.count - len(running)]:
                     del waiting[job.key]
                     running[self.pool.submit(_run_in_worker, job, self.commands)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
