@@ -199,13 +199,28 @@ def episode_metric_names(row: Mapping[str, Any]) -> list[str]:
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
 
+def read_summary_file(path: Path) -> dict[str, Any]:
+    """Read `evaluation/<name>/summary.json` of a run; return {} if the file does not exist.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return read_mapping(path)
+    except UserError as error:
+        raise UserError(
+            f"{error}; remove {path.parent} and {path.parents[2] / 'finished'}, and repeat the "
+            "command of this run with --resume"
+        ) from error
+
+
 def _read_evaluation(folder: Path) -> Evaluation:
     """Read a folder of `evaluation/`, and add the normalized return to its episodes.
 
     Raises:
         UserError: an episode has no environment, decoding or seed.
     """
-    summary = read_mapping(folder / "summary.json")
+    summary = read_summary_file(folder / "summary.json")
     rows = read_episodes(folder)
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:

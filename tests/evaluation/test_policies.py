@@ -18,6 +18,7 @@ from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report, label_logprobs
 from rlhf.evaluation.harness import metrics_from_output, task_metrics
+from rlhf.evaluation.records import read_summary_file
 from rlhf.evaluation.text import CompletionLosses
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
@@ -63,6 +64,14 @@ def random_tree(folder):
     env = {"id": "text/Echo-v0"}
     policies = [{"name": "random"}]
     return {"output_dir": str(folder), "policies": policies, "env": env, "episodes": 4}
+
+
+def test_the_message_on_a_truncated_summary_states_the_remedy(tmp_path):
+    path = tmp_path / "run/evaluation/mine/summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"metr')
+    with pytest.raises(UserError, match=r"summary\.json, line 1: .*; remove .*mine and .*finished"):
+        read_summary_file(path)
 
 
 @pytest.mark.parametrize("missing", [["summary.json"], ["summary.json", "episodes.jsonl"]])

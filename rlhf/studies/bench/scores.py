@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.records import Bounds
+from rlhf.evaluation.records import Bounds, read_summary_file
 from rlhf.evaluation.significance import Difference, compare_means
 from rlhf.runs.renamed import read_metrics
 from rlhf.stats import Interval, interval
@@ -181,12 +180,12 @@ def read_summary(run: Path, policy: str) -> dict[str, Any]:
     """Read the `summary.json` of a policy in a run directory.
 
     Raises:
-        UserError: the file does not exist, so the run is not finished.
+        UserError: the file does not exist, so the run is not finished, or it is damaged.
     """
     path = run / "evaluation" / policy / "summary.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: continue the study with --resume")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_summary_file(path)
 
 
 def mean_return(summary: Mapping[str, Any]) -> float:

@@ -26,6 +26,7 @@ from rlhf.config.rollout import EnvSpec
 from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
+from rlhf.evaluation.records import read_summary_file
 from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.models.loading import find_model
 from rlhf.models.rewards import load_rewards, with_packing
@@ -262,7 +263,7 @@ def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
     for folder in members:
         run_directory = folder.parent
         report = run_directory / "evaluation" / run_directory.name / "summary.json"
-        accuracies.append(json.loads(report.read_text())["accuracy"]["value"])
+        accuracies.append(read_summary_file(report)["accuracy"]["value"])
     size = reward_models.LearnedReward.load(members[0]).model.num_parameters()
     return Proxy(name, size, pairs, members, float(np.mean(accuracies)))
 
