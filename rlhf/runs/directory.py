@@ -21,6 +21,7 @@ from typing import Any
 
 from rlhf.common.files import (
     append_text,
+    flush_to_disk,
     json_line,
     read_log,
     write_text,
@@ -160,6 +161,15 @@ class Run:
     def write_sample(self, row: Mapping[str, Any]) -> None:
         """Append a transcript to ``samples.jsonl``."""
         self._append_row("samples.jsonl", row)
+
+    def flush_logs(self) -> None:
+        """Flush the logs to the disk; call this method before a checkpoint is written.
+
+        A power failure then leaves no checkpoint without the rows of its steps.
+        """
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (self.directory / name).exists():
+                flush_to_disk(self.directory / name)
 
     def rewind(self, step: int) -> None:
         """Remove all logged rows after ``step``, so that a resumed run does not log steps twice.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE, Halt, write_errors_as_warnings
-from rlhf.runs.checksums import verify_checksums
+from rlhf.runs.checksums import DamagedFolder, verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
@@ -57,7 +58,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
             raise
     trainer.world.barrier()
     if trainer.final_is_best:
-        verify_checksums(checkpoints / "best")
+        _verify_best(checkpoints / "best")
         trainer.model.restore(checkpoints / "best")
     if run.writes:
         save_final(trainer, checkpoints, run.final)
@@ -76,15 +77,35 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
 
     Metrics and transcripts that were logged after the checkpoint are deleted.
     """
-    latest = latest_checkpoint(checkpoints) if trainer.config.resume else None
+    latest = None
+    if trainer.config.resume:  # only one process removes damaged checkpoints
+        found = latest_checkpoint(checkpoints) if run.writes else None
+        latest = trainer.world.first_not_none(found)
     if latest is None:
         run.rewind(-1)
         trainer.start(run)
         return
     load_checkpoint(latest, trainer)
+    if trainer.final_is_best and trainer.progress.best_loss < math.inf:
+        _verify_best(checkpoints / "best")
     if run.writes:  # a killed run may not have removed its older checkpoints
         remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
     run.rewind(trainer.progress.step)
+
+
+def _verify_best(folder: Path) -> None:
+    """Verify the checksums of the best model, which becomes the final model.
+
+    Raises:
+        UserError: A file is damaged or missing.
+    """
+    try:
+        verify_checksums(folder)
+    except DamagedFolder as error:
+        raise UserError(
+            f"{error}, and it is part of the model with the lowest held-out loss; start a new run "
+            "with --overwrite"
+        ) from error
 
 
 def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path) -> None:
@@ -118,6 +139,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             if signal_number and not check_due:
                 _check_weights(trainer)
             if (save_due or signal_number) and run.writes:
+                run.flush_logs()
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             if signal_number:
                 stop.number = signal_number

@@ -5,17 +5,19 @@ import math
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
+from rlhf.runs import directory, interrupt
 from rlhf.runs.checksums import unlisted_files, verify_checksums
 from rlhf.runs.diagnostics import gold_key
 from rlhf.runs.interrupt import Interrupted, StopRequest
 from rlhf.runs.metric_log import MetricLog
-from rlhf.training import online
+from rlhf.training import loop, online
 from rlhf.training.online import OnlineTrainer
 from tests.helpers.training import assert_same_run, online_tree, same, tensors_of
 
@@ -111,6 +113,23 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(cut, runs, echo_mode
     assert "step-3" in caplog.text
     assert "using the previous checkpoint instead" in caplog.text
     assert_same_run(runs / "whole", cut)
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_only_the_first_process_removes_damaged_checkpoints(cut, monkeypatch, writes):
+    flip_a_bit(cut / "checkpoints/step-3")
+    loaded = []
+    monkeypatch.setattr(loop, "load_checkpoint", lambda path, trainer: loaded.append(path.name))
+    trainer = SimpleNamespace(
+        config=SimpleNamespace(resume=True, keep_last=2),
+        final_is_best=False,
+        progress=SimpleNamespace(step=2),
+        world=SimpleNamespace(first_not_none=lambda value: value or cut / "checkpoints/step-2"),
+    )
+    run = SimpleNamespace(writes=writes, rewind=lambda step: None)
+    loop._resume_or_start(trainer, run, cut / "checkpoints")
+    assert loaded == ["step-2"]
+    assert (cut / "checkpoints/step-3").exists() == (not writes)
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_continued(cut, echo_model):
@@ -247,6 +266,45 @@ def test_an_ignored_signal_remains_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_repetition_of_the_signal_is_the_same_request(monkeypatch):
+    """A worker of torchrun receives a signal to the whole job twice."""
+    now = [0.0]
+    monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            now[0] = 1.0
+            signal.raise_signal(signal.SIGINT)
+            assert stop.number == signal.SIGINT
+            now[0] = 5.0
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert stop.number == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_logs_are_on_the_disk_before_the_checkpoint(tmp_path, echo_model, monkeypatch):
+    flushed, original = [], loop.save_checkpoint
+
+    def flush(path):
+        flushed.append(f"{path.name} {len(path.read_text().splitlines())}")
+
+    def save(folder, trainer, keep):
+        assert f"metrics.jsonl {trainer.progress.step}" in flushed
+        original(folder, trainer, keep=keep)
+
+    monkeypatch.setattr(directory, "flush_to_disk", flush)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    run_command("ppo", online_tree(tmp_path / "run", echo_model))
+    assert "metrics.jsonl 4" in flushed
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])

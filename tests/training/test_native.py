@@ -195,6 +195,17 @@ def test_early_stopping_stops(tmp_path, echo_model):
     assert steps[-1] == best + 2 * 2
 
 
+def test_a_damaged_best_model_is_found_when_the_run_is_resumed(tmp_path, echo_model, monkeypatch):
+    tree = divergent(tmp_path, echo_model, engine="native", patience=None)
+    run_command("sft", tree)
+    folder = tmp_path / "run"
+    (folder / "finished").unlink()
+    (folder / "checkpoints/best/model.safetensors").write_bytes(b"torn")
+    monkeypatch.setattr(SupervisedTrainer, "step", None)  # no step is taken
+    with pytest.raises(UserError, match=r"best/model\.safetensors is damaged.*--overwrite"):
+        run_command("sft", tree | {"resume": True})
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, monkeypatch):
     """Two epochs, cut in the first and in the second."""
