@@ -142,6 +142,7 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the checksums of the new checkpoint, and remove older checkpoints."""
         if self.run.writes:
+            self.run.flush_logs()
             complete_checkpoint(
                 Path(args.output_dir) / f"checkpoint-{state.global_step}",
                 keep=int(self.run.config["keep_last"]),

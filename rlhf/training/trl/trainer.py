@@ -106,7 +106,10 @@ def train_with_trainer(
         callback = RunCallback(run, stop, WeightChange(setup.model), trained)
         trainer.add_callback(callback)
         directory = Path(options.output_dir)
-        checkpoint = last_complete_checkpoint(directory) if config.resume else None
+        checkpoint = None
+        if config.resume:  # only one process removes damaged checkpoints
+            found = last_complete_checkpoint(directory) if run.writes else None
+            checkpoint = callback.world.first_not_none(found)
         if checkpoint:
             callback.best = best_checkpoint(checkpoint)
             run.rewind(int(checkpoint.name.split("-")[1]))
