@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -16,8 +18,8 @@ SIGNALS = tuple(
 """Signals that stop a run. They are sent by Ctrl-C, a scheduler or a closed terminal."""
 
 REPEAT_SECONDS = 2.0
-"""A repeated signal counts as the same request for this time. A worker of torchrun receives a
-signal to the whole job twice: from the sender and from torchrun."""
+"""In a worker process, a repeated signal counts as the same request for this time. A worker
+receives a signal to the whole job twice: from the sender and from its parent, such as torchrun."""
 
 
 class Interrupted(UserError):
@@ -36,7 +38,8 @@ class Interrupted(UserError):
 class StopRequest:
     """Context manager that records the first signal in ``number`` instead of ending the process.
 
-    A second signal ends the process, except the same signal within `REPEAT_SECONDS`.
+    A second signal ends the process. A worker process is not ended by the same signal within
+    `REPEAT_SECONDS`.
 
     Args:
         raise_for: If set, the first signal raises Interrupted with this directory in the message,
@@ -72,9 +75,12 @@ class StopRequest:
             self.number, self._received = number, now
             if self._raise_for is not None:
                 self.raise_if_requested(self._raise_for)
-        elif number != self.number or now - self._received > REPEAT_SECONDS:
+        elif not (_is_worker() and self._is_repeated(number, now)):
             self.__exit__()
             signal.raise_signal(number)
+
+    def _is_repeated(self, number: int, now: float) -> bool:
+        return number == self.number and now - self._received <= REPEAT_SECONDS
 
     def raise_if_requested(self, directory: object) -> None:
         """Raise Interrupted if the process received a signal.
@@ -90,3 +96,8 @@ class StopRequest:
                 f"({directory})",
                 self.number,
             )
+
+
+def _is_worker() -> bool:
+    """Return whether a parent process of the same job passes signals on to this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or multiprocessing.parent_process() is not None

@@ -268,10 +268,22 @@ def test_an_ignored_signal_remains_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_repetition_of_the_signal_is_the_same_request(monkeypatch):
-    """A worker of torchrun receives a signal to the whole job twice."""
+def test_a_second_signal_ends_the_process():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert stop.number == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_receives_a_signal_to_the_whole_job_twice(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # set by torchrun
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with StopRequest() as stop:
