@@ -123,7 +123,8 @@ def gold_keys(config: Mapping[str, Any]) -> list[str]:
     """
     names = [str(spec.get("name") or spec.get("kind")) for spec in config.get("gold") or ()]
     named = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
-    returns = () if (config.get("env") or {}).get("prompts") else _RETURN_KEYS
+    env = config.get("env")  # the configuration of `rlhf demos` gives only the id
+    returns = () if isinstance(env, Mapping) and env.get("prompts") else _RETURN_KEYS
     return [*named, *_NAMED_GOLD, *returns]
 
 
