@@ -9,7 +9,6 @@ then applies only to the models that were evaluated.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
@@ -351,22 +350,22 @@ class _Pairing:
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
 
-    def shared_error(self) -> float:
-        """Return the standard error of the mean difference due to a single reference evaluation.
+    def shared_differences(self) -> np.ndarray:
+        """Return the difference of each unit, averaged over the training seeds, [units].
 
-        All training seeds are compared with the same evaluation of the reference policy. The error
-        is the standard error of the unit differences, each averaged over the training seeds. With
-        fewer than two common units, the error is infinite.
+        All training seeds are compared with the same evaluation of the reference policy, so their
+        differences have the error of the mean over these units in common. If the runs have no
+        common unit, the result is a single 0.
         """
         runs = [*self.runs.values(), *self.baseline_runs.values()]
         common = [unit for unit in runs[0] if all(unit in run for run in runs)]
-        if len(common) < 2:
-            return math.inf
+        if not common:
+            return np.zeros(1)
         first, second = (
             np.mean([_unit_means(run, common) for run in side.values()], axis=0)
             for side in (self.runs, self.baseline_runs)
         )
-        return float((first - second).std(ddof=1)) / math.sqrt(len(common))
+        return first - second
 
     def _seed_pairs(self) -> list[tuple[int, int]]:
         """Return the pairs of training seeds (method, baseline) to compare.
@@ -470,7 +469,9 @@ def _compare_pairs(
             comparisons=len(paired),
             fewest_runs=min(counts, default=None),
             span=ends[1] - ends[0] if ends else None,
-            shared_error=pairing.shared_error() if several and len(counts) < 2 else 0.0,
+            shared_differences=pairing.shared_differences()
+            if several and len(counts) < 2
+            else None,
         )
         differences.append(difference)
     return differences, errors

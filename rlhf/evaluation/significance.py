@@ -9,13 +9,15 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
-from rlhf.stats.means import SKEW_CORRECTED_T
+from rlhf.stats.means import SKEW_CORRECTED_T, Moments, bounds_from, mean_moments
 from rlhf.stats.paired import PairedKind, delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
+from rlhf.stats.units import finite_vector, rounded, too_few_units_reason
 
 Unit = Literal["training seeds"] | UnitName
 
@@ -80,8 +82,8 @@ class _Test:
     """Number of training runs of the method that has fewer training runs."""
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
-    shared_error: float = 0.0
-    """Standard error that all differences have in common, see `compare_means`."""
+    shared: Moments | None = None
+    """Moments of the error that all differences have in common, see `compare_means`."""
 
     @property
     def n(self) -> int:
@@ -111,7 +113,7 @@ class _Test:
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
         p_value = 2 * float(special.stdtr(self.n - 1, -t))
-        return _add_shared_error(p_value, self.deltas, self.shared_error) <= self.level
+        return _add_shared_error(p_value, self.deltas, self.shared) <= self.level
 
 
 def compare_means(
@@ -127,7 +129,7 @@ def compare_means(
     comparisons: int = 1,
     fewest_runs: int | None = None,
     span: float | None = None,
-    shared_error: float = 0.0,
+    shared_differences: ArrayLike | None = None,
     measure_coverage: bool = True,
 ) -> Difference:
     """Compare the values of `method` with the paired values of `baseline`.
@@ -151,8 +153,9 @@ def compare_means(
             n. If it is 1, the variation of this method between training seeds is unknown.
         span: difference between the two possible values of a binary metric, by default that of
             `binary_values`.
-        shared_error: standard error that all differences have in common and that is independent of
-            their variation, such as the error of a baseline with a single evaluation.
+        shared_differences: values of independent units, [units], whose mean has the error that all
+            differences have in common and that is independent of their variation, such as the error
+            of a baseline with a single evaluation. By default, there is no common error.
         measure_coverage: whether to simulate the coverage of the interval.
 
     Raises:
@@ -162,48 +165,76 @@ def compare_means(
     if span is None and (outcomes := binary_values(metric, [*values, *against])):
         span = outcomes[1] - outcomes[0]
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared_error)
-    test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared_error)
+    shared = None if shared_differences is None else _shared_moments(shared_differences)
+    p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared)
+    test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared)
     kind = "count" if metric in COUNT_METRICS else "mean"
-    estimate = _difference_interval(deltas, kind, span, shared_error)
+    estimate = _difference_interval(deltas, kind, span, shared)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
-    simulated = measure_coverage and not shared_error
+    simulated = measure_coverage and shared is None
     coverage = _simulated_coverages(deltas, estimate, span) if simulated else (None, None)
     return Difference(
         method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
     )
 
 
+def _shared_moments(values: ArrayLike) -> Moments:
+    """Return the moments of the mean of `values` [n]; for n = 1, all moments but the mean are 0."""
+    data = rounded(finite_vector(values))
+    if data.size < 2:
+        zero = np.zeros(())
+        return Moments(np.asarray(data[0]), zero, zero, zero)
+    return mean_moments(data)
+
+
 def _difference_interval(
-    deltas: np.ndarray, kind: PairedKind, span: float | None, shared_error: float
+    deltas: np.ndarray, kind: PairedKind, span: float | None, shared: Moments | None
 ) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
         estimate = delta_interval(deltas / span, kind="share").scaled(span)
     else:
         estimate = delta_interval(deltas, kind=kind)
-    if math.isinf(shared_error):
-        return Interval.without(estimate.value, deltas.size, "the common error is unknown")
-    if not (shared_error and estimate.known):
+    if shared is None or not estimate.known:
         return estimate
-    margin = float(special.ndtri(0.975)) * shared_error
-    low = estimate.value - math.hypot(estimate.value - estimate.low, margin)
-    high = estimate.value + math.hypot(estimate.high - estimate.value, margin)
-    return replace(estimate, low=low, high=high)
+    if missing := too_few_units_reason(int(shared.freedom) + 1):
+        return Interval.without(estimate.value, deltas.size, f"common error: {missing}")
+    if not shared.error:
+        return estimate
+    low, high = bounds_from(_sum_of_errors(mean_moments(deltas), shared))
+    return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
 
 
-def _add_shared_error(p_value: float, deltas: np.ndarray, error: float) -> float:
+def _sum_of_errors(own: Moments, shared: Moments) -> Moments:
+    """Return the moments of a mean whose error is the sum of two independent errors.
+
+    The mean is that of `own`. The degrees of freedom are Satterthwaite's.
+    """
+    first, second = own.error**2, shared.error**2
+    variance = first + second
+    freedom = variance**2 / (first**2 / own.freedom + second**2 / shared.freedom)
+    third = own.skewness * own.error**3 + shared.skewness * shared.error**3
+    return Moments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)
+
+
+def _add_shared_error(p_value: float, deltas: np.ndarray, shared: Moments | None) -> float:
     """Return the p value of the mean difference if the mean has an additional independent error.
 
-    `p_value` is the two-sided p value without this error; `error` is its standard error.
+    `p_value` is the two-sided p value without this error. The t statistic that has this p value
+    determines the error without it.
     """
-    if error == 0 or p_value >= 1:
+    if shared is None or p_value >= 1:
         return p_value
-    mean = abs(float(deltas.mean()))
-    own_error = mean / -float(special.ndtri(p_value / 2))
-    return 2 * float(special.ndtr(-mean / math.hypot(own_error, error)))
+    if shared.freedom < 1:
+        return 1.0
+    if not shared.error:
+        return p_value
+    mean, freedom = np.abs(deltas.mean()), np.asarray(deltas.size - 1.0)
+    error = mean / -special.stdtrit(freedom, p_value / 2)
+    total = _sum_of_errors(Moments(mean, error, np.zeros(()), freedom), shared)
+    return 2 * float(special.stdtr(total.freedom, -mean / total.error))
 
 
 def fewest_pairs(level: float = 0.05) -> int:
@@ -236,7 +267,7 @@ def _result_text(test: _Test, method: str, baseline: str, leader: str) -> str:
         )
     if not test.significant:
         # More pairs do not reduce the shared error.
-        return no_winner + ("" if test.shared_error else _sample_size_hint(test.deltas, unit))
+        return no_winner + ("" if test.shared else _sample_size_hint(test.deltas, unit))
     p_value = f"p = {test.p_value:.2g}" if test.p_value >= 1e-4 else "p < 0.0001"
     if unit != "training seeds":
         return (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from scipy.stats import norm
+from scipy.stats import t
 
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare
@@ -174,22 +174,24 @@ def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_n
 
 
 def test_the_error_of_one_reference_evaluation_is_not_reduced_by_training_seeds(tmp_path: Path):
-    """Ten seeds return 0.3 on every start state; the random policy found 1 of 4, by chance."""
-    values = dict.fromkeys(range(4), 0.3)
+    """Ten seeds return 0.3 on every start state; the random policy found 2 of 8, by chance."""
+    values = dict.fromkeys(range(8), 0.3)
     runs = [
         write_run(tmp_path / f"ppo-seed{s}", {k: v + 0.001 * s for k, v in values.items()})
         for s in range(10)
     ]
-    write_run(
-        tmp_path / "judged", {0: 0.0, 1: 0.0, 2: 0.0, 3: 1.0}, policy="random", decoding="random"
-    )
+    chance = {state: float(state < 2) for state in range(8)}
+    write_run(tmp_path / "judged", chance, policy="random", decoding="random")
     (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
     assert found.estimate.value == pytest.approx(0.0545)
     # The sign-flip test of the seeds alone gives 2 / 2^10, and its error of the mean is far below
-    # that of the random policy: the standard deviation 0.5 of the four differences, by sqrt(4).
-    assert found.p_value == pytest.approx(2 * norm.sf(0.0545 / 0.25), abs=0.01)
+    # that of the random policy: the standard deviation of the differences is sqrt(1.5 / 7).
+    error = (1.5 / 7 / 8) ** 0.5
+    assert found.p_value == pytest.approx(2 * t.sf(0.0545 / error, 7), abs=0.01)
     assert found.winner is None
-    assert found.estimate.low == pytest.approx(0.0545 - 1.96 * 0.25, abs=0.01)
+    # The long tail is on the lower side.
+    assert found.estimate.high == pytest.approx(0.0545 + t.ppf(0.975, 7) * error, abs=0.01)
+    assert found.estimate.low < 0.0545 - t.ppf(0.975, 7) * error
 
 
 def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
@@ -197,7 +199,7 @@ def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
     write_run(tmp_path / "judged", {0: 0.0}, policy="random", decoding="random")
     (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
     assert (found.winner, found.p_value, found.estimate.known) == (None, 1.0, False)
-    assert found.estimate.needs == "the common error is unknown"
+    assert found.estimate.needs == "common error: 1 unit, an interval needs 5"
     assert found.verdict.endswith("the difference is not significant")
 
 
