@@ -15,7 +15,7 @@ from scipy import special
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T, Moments, bounds_from, mean_moments
-from rlhf.stats.paired import PairedKind, delta_interval, paired_deltas
+from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
 from rlhf.stats.units import finite_vector, rounded, too_few_units_reason
 
@@ -153,9 +153,8 @@ def compare_means(
             n. If it is 1, the variation of this method between training seeds is unknown.
         span: difference between the two possible values of a binary metric, by default that of
             `binary_values`.
-        shared_differences: values of independent units, [units], whose mean has the error that all
-            differences have in common and that is independent of their variation, such as the error
-            of a baseline with a single evaluation. By default, there is no common error.
+        shared_differences: values of units, [units]; the error of their mean is common to all
+            differences, such as that of a baseline with a single evaluation.
         measure_coverage: whether to simulate the coverage of the interval.
 
     Raises:
@@ -168,8 +167,7 @@ def compare_means(
     shared = None if shared_differences is None else _shared_moments(shared_differences)
     p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared)
     test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared)
-    kind = "count" if metric in COUNT_METRICS else "mean"
-    estimate = _difference_interval(deltas, kind, span, shared)
+    estimate = _difference_interval(deltas, metric in COUNT_METRICS, span, shared)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
@@ -190,13 +188,13 @@ def _shared_moments(values: ArrayLike) -> Moments:
 
 
 def _difference_interval(
-    deltas: np.ndarray, kind: PairedKind, span: float | None, shared: Moments | None
+    deltas: np.ndarray, is_count: bool, span: float | None, shared: Moments | None
 ) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
         estimate = delta_interval(deltas / span, kind="share").scaled(span)
     else:
-        estimate = delta_interval(deltas, kind=kind)
+        estimate = delta_interval(deltas, kind="count" if is_count else "mean")
     if shared is None or not estimate.known:
         return estimate
     if missing := too_few_units_reason(int(shared.freedom) + 1):
