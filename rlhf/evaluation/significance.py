@@ -201,6 +201,12 @@ def _difference_interval(
         return Interval.without(estimate.value, deltas.size, f"common error: {missing}")
     if not shared.error:
         return estimate
+    if estimate.method != SKEW_CORRECTED_T:
+        # The variance over seeds is unknown, so the distances to the bounds are combined.
+        below, above = (abs(float(end - shared.mean)) for end in bounds_from(shared))
+        low = estimate.value - math.hypot(estimate.value - estimate.low, below)
+        high = estimate.value + math.hypot(estimate.high - estimate.value, above)
+        return replace(estimate, low=low, high=high)
     low, high = bounds_from(_sum_of_errors(mean_moments(deltas), shared))
     return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
 
