@@ -17,7 +17,7 @@ from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T, Moments, bounds_from, mean_moments
 from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
-from rlhf.stats.units import finite_vector, rounded, too_few_units_reason
+from rlhf.stats.units import finite_vector, no_interval_reason, rounded
 
 Unit = Literal["training seeds"] | UnitName
 
@@ -62,6 +62,10 @@ class Difference:
     if it was not simulated or n < 20."""
 
 
+FEWEST_SHARED_UNITS = 10
+"""Several training seeds are compared with a reference evaluation of at least this many units."""
+
+
 @dataclass(frozen=True)
 class _Test:
     """Test of paired differences, for `compare_means`.
@@ -82,8 +86,11 @@ class _Test:
     """Number of training runs of the method that has fewer training runs."""
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
-    shared: Moments | None = None
-    """Moments of the error that all differences have in common, see `compare_means`."""
+    estimate: Interval
+    """Interval of the mean difference."""
+    shared: Moments | str | None = None
+    """Moments of the error that all differences have in common, see `compare_means`; or the reason
+    why this error is unknown."""
 
     @property
     def n(self) -> int:
@@ -102,7 +109,13 @@ class _Test:
 
     @property
     def significant(self) -> bool:
-        """Whether the mean difference is significant at `level`."""
+        """Whether the mean difference is significant at `level`.
+
+        The error of a single reference evaluation may be skewed. With this error, the interval,
+        which is corrected for skewness, must also exclude 0.
+        """
+        if self.shared is not None and not (self.estimate.low > 0 or self.estimate.high < 0):
+            return False
         if self.n >= fewest_pairs(self.level) or self.unit != "training seeds":
             return self.p_value <= self.level
         if self.n < FEWEST_SEEDS or not self.same_sign:
@@ -164,10 +177,10 @@ def compare_means(
     if span is None and (outcomes := binary_values(metric, [*values, *against])):
         span = outcomes[1] - outcomes[0]
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    shared = None if shared_differences is None else _shared_moments(shared_differences)
+    shared = None if shared_differences is None else _shared_moments(shared_differences, span)
     p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared)
-    test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, shared)
     estimate = _difference_interval(deltas, metric in COUNT_METRICS, span, shared)
+    test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, estimate, shared)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
@@ -178,17 +191,26 @@ def compare_means(
     )
 
 
-def _shared_moments(values: ArrayLike) -> Moments:
-    """Return the moments of the mean of `values` [n]; for n = 1, all moments but the mean are 0."""
+def _shared_moments(values: ArrayLike, span: float | None) -> Moments | str:
+    """Return the moments of the mean of `values` [n], or the reason why its error is unknown.
+
+    For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
+    Wald interval, which is positive even if all values are equal.
+    """
     data = rounded(finite_vector(values))
-    if data.size < 2:
-        zero = np.zeros(())
-        return Moments(np.asarray(data[0]), zero, zero, zero)
-    return mean_moments(data)
+    if data.size < FEWEST_SHARED_UNITS:
+        units = "1 unit" if data.size == 1 else f"{data.size} units"
+        return f"{units}, a reference needs {FEWEST_SHARED_UNITS}"
+    if span is None:
+        return no_interval_reason(data) or mean_moments(data)
+    gains, losses = data[data > 0].sum() / span, -data[data < 0].sum() / span
+    n = data.size + 2
+    variance = ((gains + losses + 2) / n - ((gains - losses) / n) ** 2) / n
+    return Moments(data.mean(), span * np.sqrt(variance), np.zeros(()), np.asarray(n - 1.0))
 
 
 def _difference_interval(
-    deltas: np.ndarray, is_count: bool, span: float | None, shared: Moments | None
+    deltas: np.ndarray, is_count: bool, span: float | None, shared: Moments | str | None
 ) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
@@ -197,10 +219,8 @@ def _difference_interval(
         estimate = delta_interval(deltas, kind="count" if is_count else "mean")
     if shared is None or not estimate.known:
         return estimate
-    if missing := too_few_units_reason(int(shared.freedom) + 1):
-        return Interval.without(estimate.value, deltas.size, f"common error: {missing}")
-    if not shared.error:
-        return estimate
+    if isinstance(shared, str):
+        return Interval.without(estimate.value, deltas.size, f"common error: {shared}")
     if estimate.method != SKEW_CORRECTED_T:
         # The variance over seeds is unknown, so the distances to the bounds are combined.
         below, above = (abs(float(end - shared.mean)) for end in bounds_from(shared))
@@ -223,7 +243,7 @@ def _sum_of_errors(own: Moments, shared: Moments) -> Moments:
     return Moments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)
 
 
-def _add_shared_error(p_value: float, deltas: np.ndarray, shared: Moments | None) -> float:
+def _add_shared_error(p_value: float, deltas: np.ndarray, shared: Moments | str | None) -> float:
     """Return the p value of the mean difference if the mean has an additional independent error.
 
     `p_value` is the two-sided p value without this error. The t statistic that has this p value
@@ -231,10 +251,8 @@ def _add_shared_error(p_value: float, deltas: np.ndarray, shared: Moments | None
     """
     if shared is None or p_value >= 1:
         return p_value
-    if shared.freedom < 1:
+    if isinstance(shared, str):
         return 1.0
-    if not shared.error:
-        return p_value
     mean, freedom = np.abs(deltas.mean()), np.asarray(deltas.size - 1.0)
     error = mean / -special.stdtrit(freedom, p_value / 2)
     total = _sum_of_errors(Moments(mean, error, np.zeros(()), freedom), shared)

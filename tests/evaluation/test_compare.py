@@ -10,6 +10,7 @@ from scipy.stats import t
 
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare
+from rlhf.evaluation.significance import compare_means
 from tests.helpers.runs import write_run
 
 
@@ -165,8 +166,12 @@ def test_five_runs_are_not_significantly_better_than_a_single_one(tmp_path: Path
 
 
 def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_noise(tmp_path):
-    runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s, 1: 1.0}) for s in range(5)]
-    write_run(tmp_path / "judged", {0: 0.0, 1: 0.1}, policy="random", decoding="random")
+    states = range(10)
+    for s in range(5):
+        write_run(tmp_path / f"ppo-seed{s}", {state: 1 + 0.01 * s for state in states})
+    runs = sorted(tmp_path.iterdir())
+    chance = {state: 0.01 * state for state in states}
+    write_run(tmp_path / "judged", chance, policy="random", decoding="random")
     result = compare([*runs, tmp_path / "judged"], baseline="random")
     (found,) = result.differences
     assert (found.method, found.decoding, found.winner) == ("ppo", "greedy", "ppo")
@@ -174,24 +179,48 @@ def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_n
 
 
 def test_the_error_of_one_reference_evaluation_is_not_reduced_by_training_seeds(tmp_path: Path):
-    """Ten seeds return 0.3 on every start state; the random policy found 2 of 8, by chance."""
-    values = dict.fromkeys(range(8), 0.3)
+    """Ten seeds return 0.3 on every start state; the random policy returns 0.00, 0.05, ... 0.45."""
+    values = dict.fromkeys(range(10), 0.3)
     runs = [
         write_run(tmp_path / f"ppo-seed{s}", {k: v + 0.001 * s for k, v in values.items()})
         for s in range(10)
     ]
-    chance = {state: float(state < 2) for state in range(8)}
+    chance = {state: 0.05 * state for state in range(10)}
     write_run(tmp_path / "judged", chance, policy="random", decoding="random")
     (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
-    assert found.estimate.value == pytest.approx(0.0545)
+    assert found.estimate.value == pytest.approx(0.0795)
     # The sign-flip test of the seeds alone gives 2 / 2^10, and its error of the mean is far below
-    # that of the random policy: the standard deviation of the differences is sqrt(1.5 / 7).
-    error = (1.5 / 7 / 8) ** 0.5
-    assert found.p_value == pytest.approx(2 * t.sf(0.0545 / error, 7), abs=0.01)
+    # that of the random policy: the squared deviations of its returns sum up to 0.0025 * 82.5.
+    error = (0.0025 * 82.5 / 9 / 10) ** 0.5
+    assert found.p_value == pytest.approx(2 * t.sf(0.0795 / error, 9), abs=0.02)
     assert found.winner is None
-    # The long tail is on the lower side.
-    assert found.estimate.high == pytest.approx(0.0545 + t.ppf(0.975, 7) * error, abs=0.01)
-    assert found.estimate.low < 0.0545 - t.ppf(0.975, 7) * error
+    assert found.estimate.low == pytest.approx(0.0795 - t.ppf(0.975, 9) * error, abs=0.001)
+    assert found.estimate.high == pytest.approx(0.0795 + t.ppf(0.975, 9) * error, abs=0.001)
+
+
+def test_equal_returns_of_a_reference_do_not_mean_that_it_has_no_error(tmp_path: Path):
+    """A policy that earns 1 in 10% of its episodes often earns 0 in all of ten episodes."""
+    runs = [
+        write_run(tmp_path / f"ppo-seed{s}", dict.fromkeys(range(10), 0.1 + 0.001 * s))
+        for s in range(10)
+    ]
+    write_run(
+        tmp_path / "judged", dict.fromkeys(range(10), 0.0), policy="random", decoding="random"
+    )
+    (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
+    assert (found.winner, found.p_value, found.estimate.known) == (None, 1.0, False)
+    assert found.estimate.needs.startswith("common error: all 10 units have the same value")
+
+
+def test_a_binary_reference_that_always_fails_has_the_adjusted_wald_error():
+    found = compare_means(
+        [1.0] * 6, [0.0] * 6, method="a", baseline="random", unit="training seeds", span=1.0,
+        shared_differences=[1.0] * 62,
+    )  # fmt: skip
+    # One gain and one loss are added: the mean is 62/64, the variance 1 - (62/64)^2, over 64 units.
+    error = ((1 - (62 / 64) ** 2) / 64) ** 0.5
+    assert found.winner == "a"
+    assert 1 - found.estimate.low > t.ppf(0.975, 63) * error
 
 
 def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
@@ -199,7 +228,7 @@ def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
     write_run(tmp_path / "judged", {0: 0.0}, policy="random", decoding="random")
     (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
     assert (found.winner, found.p_value, found.estimate.known) == (None, 1.0, False)
-    assert found.estimate.needs == "common error: 1 unit, an interval needs 5"
+    assert found.estimate.needs == "common error: 1 unit, a reference needs 10"
     assert found.verdict.endswith("the difference is not significant")
 
 
