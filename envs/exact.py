@@ -51,7 +51,7 @@ class _UndecidedDraw(BaseException):
         self.outcomes = outcomes
 
 
-class EnumeratedGenerator:
+class ScriptedGenerator:
     """Replacement for `numpy.random.Generator` whose draws follow a script of outcomes.
 
     `weight` is the product of the probabilities of the draws since the last call of `begin`.
@@ -157,7 +157,7 @@ class _Uniform:
 
     def __init__(
         self,
-        source: EnumeratedGenerator,
+        source: ScriptedGenerator,
         bounds: list[float] | None = None,
         scale: float = 1.0,
         shift: float = 0.0,
@@ -271,7 +271,7 @@ class _Solver:
     def value(self) -> float:
         """Return the maximum expected return from `reset`; see `exact_value`."""
         self._check_reset_draws()
-        self.root._np_random = EnumeratedGenerator()  # type: ignore[assignment]
+        self.root._np_random = ScriptedGenerator()  # type: ignore[assignment]
         groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
         try:

@@ -97,10 +97,10 @@ class RatingJudge(Reward):
             for c in conversations
         ]
         answers = _generate_answers(self.generate, prompts)
-        values, reasons, counts = score_each(self._parse_rating, answers, name=self.name)
+        values, reasons, counts = score_each(self._scaled_rating, answers, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _parse_rating(self, answer: Answer) -> float:
+    def _scaled_rating(self, answer: Answer) -> float:
         """Return the scaled rating in an answer; raise Unscorable if it has none."""
         if isinstance(answer, Exception):
             raise Unscorable(describe_exception(answer))

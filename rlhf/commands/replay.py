@@ -47,7 +47,8 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
     if ALARMS[recorded["alarm"]].before_update and not has_batch:
         raise UserError(
             f"{bundle} does not contain a batch, so the check of alarm {recorded['alarm']} cannot "
-            "be repeated: a check of weights has no batch, and engine trl does not save batches"
+            "be repeated: it was a check of the weights, which has no batch, or the run used "
+            "engine trl, which does not save batches"
         )
     try:
         if has_batch:

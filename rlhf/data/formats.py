@@ -121,7 +121,7 @@ def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
     if isinstance(tests, str) and tests.strip():
         facts["tests"] = tests
     elif tests is not None:
-        notes.add("tests cell that is not text")
+        notes.add("tests cell that is not a text or a list of texts, or is empty")
     if facts:
         prompt[last_user] = facts | prompt[last_user]  # values in the message take precedence
 
@@ -307,7 +307,7 @@ def _steps_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowDropped("steps are not a list of texts")
     if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
-        raise RowDropped("not as many labels as steps")
+        raise RowDropped("labels are not a list with one label for each step")
     if not all(label is None or label in (0, 1) for label in labels):
         raise RowDropped("a step's label is not true, false or missing")
     return {"prompt": prompt, "steps": steps, "labels": labels}

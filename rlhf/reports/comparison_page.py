@@ -45,7 +45,10 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     methods = _runs_by_method(runs)
     metric = headline_metric(runs)
     comparisons = results.comparisons(runs, metric) if metric else []
-    tables = [results.evaluation_table(runs, by_method=True), results.difference_table(comparisons)]
+    tables = [
+        results.evaluation_table(runs, label_by_method=True),
+        results.difference_table(comparisons),
+    ]
     tables += [metric_table(methods), config_table(methods)]
     filled = [table for table in tables if table.rows]
     target = Path(path)

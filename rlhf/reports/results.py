@@ -125,17 +125,18 @@ def difference_forest(comparison: Comparison) -> str:
     return "".join(parts)
 
 
-def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> Table:
+def evaluation_table(runs: Sequence[RunRecord], *, label_by_method: bool = False) -> Table:
     """Return the table of all evaluations, with their metrics and normalized returns.
 
-    The rows are labeled by stage and policy, or by method and training seed if `by_method` is set.
+    The rows are labeled by stage and policy, or by method and training seed if `label_by_method`
+    is set.
     """
-    items = _by_method(runs) if by_method else _by_stage(runs)
+    items = _label_by_method(runs) if label_by_method else _label_by_stage(runs)
     evaluated = [(label, e, metrics) for label, e in items if (metrics := _evaluation_metrics(e))]
     keys = list(dict.fromkeys(key for _, _, metrics in evaluated for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
     fraction = any("normalized" in metrics for _, _, metrics in evaluated)
-    columns = ["policy", "training seed"] if by_method else ["stage", "policy"]
+    columns = ["policy", "training seed"] if label_by_method else ["stage", "policy"]
     columns += ["environment", "decoding", "episodes", "over"]
     columns += (["fraction of optimal"] if fraction else []) + keys
     rows: list[list[Cell]] = []
@@ -159,7 +160,7 @@ def _units_text(evaluation: Evaluation) -> str | None:
     return plural(len(set(units)), unit_name(units).removesuffix("s"))
 
 
-def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+def _label_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
     """Return the evaluations of the table with their labels, stage and policy.
 
     Evaluations that another run replaces are omitted, see `method_evaluations`.
@@ -173,7 +174,7 @@ def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
     ]
 
 
-def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+def _label_by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
     """Return the evaluations of the table with their labels, method and training seed."""
     items: list[tuple[list[Cell], Evaluation]] = [
         ([item.method, None if item.is_reference else item.seed], item.evaluation)

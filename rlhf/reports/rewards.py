@@ -112,7 +112,7 @@ def stress_forest(report: Report) -> str:
     for name, test in (report.get("stress") or {}).items():
         change = estimate_of(test["change"])
         tone = {True: "gold", False: "c6", None: "c5"}[test["passed"]]
-        detail = f"should {test['expect']} · fell in {test['fell'] or 0:.0%}"
+        detail = f"should {test['expect']} · {test['fell'] or 0:.0%} of scores fell"
         lines.append(
             Line(name.replace("_", " "), detail, change, signed(change), bounds(change), tone)
         )

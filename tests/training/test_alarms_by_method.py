@@ -207,7 +207,7 @@ def test_trl_halts_before_an_update_that_is_not_finite(
     half = len(weights) // 2
     torch.testing.assert_close(weights[:half], weights[half:], rtol=0, atol=0, equal_nan=True)
     assert main(["replay", str(tmp_path / "run")]) == 2
-    assert "engine trl does not save batches" in capsys.readouterr().err
+    assert "engine trl, which does not save batches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", TRL)

@@ -40,9 +40,9 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
             failed = workers.run_jobs(bench.jobs(), bench.root.name)
         if failed:
             key, reason = next(iter(failed.items()))
-            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            more = f" ({len(failed) - 1} more jobs failed)" if len(failed) > 1 else ""
             raise UserError(
-                f"{key}: {reason}{more}; finished runs are kept, continue with --resume"
+                f"{key}: {reason}{more}; finished runs are kept; continue with --resume"
             )
         scores = read_scores(bench)
         return write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
@@ -80,7 +80,10 @@ def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
     jobs = bench.jobs()
     waiting = sum(job.after is not None for job in jobs)
     return "\n".join(
-        [f"{waiting} training runs, {len(jobs) - waiting} jobs before them", *protocol(bench)]
+        [
+            f"{waiting} training runs, and {len(jobs) - waiting} jobs that must finish first",
+            *protocol(bench),
+        ]
     )
 
 
