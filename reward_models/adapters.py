@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from rlhf.common.conversation import Conversation, RewardFunction, Score
@@ -79,8 +79,8 @@ class FunctionReward(Reward):
 
 
 def _checked_result(values: Any) -> Iterable[Any]:
-    """Return the result of a user's function; raise TypeError if it is a text or a mapping."""
-    if isinstance(values, str | bytes | Mapping):
+    """Return the result of a user's function; raise TypeError if it is a text, mapping or set."""
+    if isinstance(values, str | bytes | Mapping | Set):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
 

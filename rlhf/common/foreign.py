@@ -6,12 +6,23 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 from rlhf.errors import UserError, message_of
 
 _REPEAT_SECONDS = 1.0
 """Interval in seconds at which code that catches the first interruption is interrupted again."""
+_TORCH_SETTINGS = {
+    "get_default_dtype": "set_default_dtype",
+    "get_num_threads": "set_num_threads",
+}
+"""Function of torch that returns a setting -> function that changes it."""
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+_STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class _Expired(BaseException):
@@ -26,9 +37,9 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     """Return a context manager that limits the side effects of third-party code on this process.
 
     The standard output of the code is redirected to standard error, because standard output is
-    reserved for results. The working directory, and torch's gradient mode and default dtype, are
-    restored afterwards. A process that the code forked ends here, because it would otherwise write
-    to the same run directory.
+    reserved for results. The state of the process is restored afterwards; see `_restored_state`. A
+    process that the code forked ends here, because it would otherwise write to the same run
+    directory.
 
     Args:
         timeout: Time limit in seconds; None means no limit. Native code that does not handle
@@ -42,7 +53,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
         UserError: A time limit is set, but signals are not available, because the system is not
             Unix or because the code does not run in the main thread.
     """
-    with contextlib.redirect_stdout(sys.stderr), _time_limit(timeout), _restored_state():
+    with contextlib.redirect_stdout(sys.stderr), _restored_state(), _time_limit(timeout):
         try:
             yield
         except (Exception, _Expired):
@@ -62,23 +73,63 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
 def _restored_state() -> Iterator[None]:
     """Return a context manager that restores the state of the process, and ends forked processes.
 
-    The working directory, and torch's gradient mode and default dtype, are restored.
+    The state is the working directory, ``sys.stderr``, the handlers of signals that stop a run, and
+    torch's gradient mode, inference mode, autocast, default dtype and device, number of threads and
+    precision of matrix products.
     """
-    process, torch = os.getpid(), sys.modules.get("torch")
+    process, stderr = os.getpid(), sys.stderr
     directory = None
     with contextlib.suppress(OSError):  # the working directory was removed
         directory = os.getcwd()
-    settings = (torch.is_grad_enabled(), torch.get_default_dtype()) if torch else None
+    handlers = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    torch = sys.modules.get("torch")
     try:
-        yield
+        with _restored_torch(torch) if torch else contextlib.nullcontext():
+            yield
     finally:
         if os.getpid() != process:  # a forked process, which would continue the run a second time
             os._exit(1)
+        sys.stderr = stderr
         if directory:
             os.chdir(directory)
-        if torch and settings:
-            torch.set_grad_enabled(settings[0])
-            torch.set_default_dtype(settings[1])
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _restored_torch(torch: Any) -> Iterator[None]:
+    """Return a context manager that restores the state of the module ``torch``."""
+    grad_enabled, device = torch.is_grad_enabled(), torch.get_default_device()
+    settings = {name: getattr(torch, name)() for name in _TORCH_SETTINGS}
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST_DEVICES}
+    precision = _matmul_precision(torch)
+    try:
+        # The end of an inference mode context restores the previous mode, also if code inside it
+        # did not leave its own context. The start enables gradients.
+        with torch.inference_mode(torch.is_inference_mode_enabled()):
+            torch.set_grad_enabled(grad_enabled)
+            yield
+    finally:
+        torch.set_grad_enabled(grad_enabled)
+        for name, value in settings.items():
+            if getattr(torch, name)() != value:
+                getattr(torch, _TORCH_SETTINGS[name])(value)
+        for kind, enabled in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+        if precision and _matmul_precision(torch) != precision:
+            torch.set_float32_matmul_precision(precision)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _matmul_precision(torch: Any) -> str | None:
+    """Return the precision of matrix products; None if it was set for one backend only."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

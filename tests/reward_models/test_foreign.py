@@ -29,6 +29,7 @@ FUNCTIONS = {
     "text": (lambda conversations: ["1"] * len(conversations), "a score is of type str"),
     "digits": (lambda conversations: "1" * len(conversations), "returned a str"),
     "mapping": (lambda conversations: {i: 1.0 for i in range(len(conversations))}, "a dict"),
+    "set": (lambda conversations: {float(i) for i in range(len(conversations))}, "a set"),
     "nothing": (lambda conversations: None, "'NoneType' object is not iterable"),
     "nan": (lambda conversations: [float("nan")] * len(conversations), "not finite"),
     "infinite": (lambda conversations: [float("inf")] * len(conversations), "not finite"),
@@ -42,7 +43,7 @@ def test_a_function_that_fails_gives_no_score_and_its_reason(kind: str) -> None:
     assert scores.values == [None, None]
     assert all(reason in str(text) for text in scores.reasons)
     single = EachReward(lambda conversation: function([conversation])[0], name="mine")
-    assert single.score([TALK]).values == [None] or kind in ("text", "digits", "mapping")
+    assert single.score([TALK]).values == [None] or kind in ("text", "digits", "mapping", "set")
 
 
 def edits(conversations: Any) -> Any:

@@ -1,6 +1,7 @@
 """Each kind of failure of an environment stops the run with one line, or is counted."""
 
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -172,18 +173,73 @@ def test_ctrl_c_in_an_environment_ends_the_process() -> None:
         playing.collect(starts(0))
 
 
-def test_the_state_of_the_process_is_restored() -> None:
+HELD: list[Any] = []
+"""Contexts that are never left."""
+
+
+def leave_open(context: Any) -> None:
+    HELD.append(context)
+    context.__enter__()
+
+
+CHANGES = {
+    "directory": lambda: os.chdir("/"),
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "inference": lambda: leave_open(torch.inference_mode()),
+    "autocast": lambda: leave_open(torch.autocast("cpu", torch.bfloat16)),
+    "dtype": lambda: torch.set_default_dtype(torch.float64),
+    "device": lambda: torch.set_default_device("meta"),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "standard error": lambda: setattr(sys, "stderr", None),
+    "handler": lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+}
+
+
+def process_state() -> list[Any]:
+    return [
+        os.getcwd(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_dtype(),
+        torch.ones(1).device,
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        sys.stderr,
+        signal.getsignal(signal.SIGTERM),
+    ]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("kind", CHANGES)
+def test_the_state_of_the_process_is_restored(kind: str, gradients: bool) -> None:
+    changed = []
+
     def changing(env: Any, action: str) -> Any:
-        os.chdir("/")
-        torch.set_grad_enabled(False)
-        torch.set_default_dtype(torch.float64)
+        CHANGES[kind]()
+        changed.append(process_state())
         return GOOD
 
-    folder = os.getcwd()
-    collector(FakeEngine("go"), tale_with(changing)).collect(starts(0))
-    assert os.getcwd() == folder != "/"
-    assert torch.is_grad_enabled()
-    assert torch.get_default_dtype() == torch.float32
+    with StopRequest(), torch.set_grad_enabled(gradients):
+        before = process_state()
+        collector(FakeEngine("go"), tale_with(changing)).collect(starts(0))
+        assert process_state() == before
+        assert (changed[0] != before) == (kind != "gradients" or gradients)
+
+
+def test_a_precision_that_only_the_new_functions_of_torch_can_read_is_kept() -> None:
+    """The older function raises an error if one backend differs."""
+    precision = torch.get_float32_matmul_precision()
+    backend = torch.backends.cuda.matmul
+    if not hasattr(backend, "fp32_precision"):
+        pytest.skip("this version of torch has one precision for all backends")
+    try:
+        backend.fp32_precision = "tf32"
+        collector(FakeEngine("go"), tale_with(lambda env, action: GOOD)).collect(starts(0))
+        assert backend.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
