@@ -76,3 +76,41 @@ def test_log_lines_and_values_of_the_environment_are_masked(monkeypatch: pytest.
     record = logging.LogRecord("x", 20, "", 0, "sent plain-words-only", (), None)
     assert VisibleFormatter("%(message)s").format(record) == "sent ***"
     assert mask_secrets("see http://host/a?b=1#c, a@b.org") == "see http://host/a?b=1#c, a@b.org"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Authorization: Basic bWU6aHVudGVyMg==", "Authorization: Basic ***"),
+        ("{'authorization': 'Token hunter2hunter2'}", "{'authorization': 'Token ***'}"),
+        ("X-Api-Key: hunter2hunter2, Accept: */*", "X-Api-Key: ***, Accept: */*"),
+        ('{"api_key": "hunter2hunter2"}', '{"api_key": "***"}'),
+        ("LLM_API_KEY=hunter2hunter2", "LLM_API_KEY=***"),
+        ("https://me:hunter2@hunter2@host/v1", "https://***@host/v1"),
+        ("http://host/a?pass=hunter2&b=1", "http://host/a?pass=***&b=1"),
+        ("http://host/a?X-Amz-Signature=hunter2", "http://host/a?X-Amz-Signature=***"),
+        ("rewards.0.api_key: contains a secret", "rewards.0.api_key: contains a secret"),
+    ],
+)
+def test_headers_and_urls_are_masked(text: str, masked: str):
+    assert mask_secrets(text) == masked
+
+
+NAMES = ["GITHUB_TOKEN", "AWS_SESSION_TOKEN", "PGPASSWORD", "TOGETHER_KEY", "DB_PASS", "MY_SECRET"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_secret_variables_are_masked(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "plain/words=only\udcff")
+    assert mask_secrets("a plain/words=only\udcff, plain%2Fwords%3Donly%3F") == "a ***, ***"
+
+
+@pytest.mark.parametrize("name", ["PWD", "TOKENIZERS_PARALLELISM", "KEYBOARD", "PASSENGERS"])
+def test_values_of_other_variables_are_not_masked(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "plain-words-only")
+    assert mask_secrets("a plain-words-only") == "a plain-words-only"
+
+
+def test_an_existing_path_is_not_a_secret(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSH_KEY", str(tmp_path))
+    assert mask_secrets(f"{tmp_path}/run") == f"{tmp_path}/run"

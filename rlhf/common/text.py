@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 # The pattern matches:
 # - control characters, except newline, tab and the return of "\r\n";
@@ -32,11 +33,18 @@ SECRET_KEY = re.compile(
     r"|authorization|cookie)|(.*[-_])?(hub|hf|access|auth|bearer|api|refresh|secret)[-_]?token|token",
     re.IGNORECASE,
 )
-"""Pattern of the names of configuration keys, options and variables whose values are secret."""
+"""Pattern of the names of configuration keys and options whose values are secret."""
+_SECRET_VARIABLE = re.compile(
+    r".*(token|key|secret|passw(or)?d|credentials?|authorization)|(.*_)?(pass|pw)", re.IGNORECASE
+)
+"""Pattern of the names of environment variables whose values are secret."""
 
 _SECRETS = re.compile(
-    r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#@]+@"  # the name and the password in a URL
-    r"|(?P<query>[?&](?:api_?key|key|token|access_token|password|secret|sig|signature)=)[^\s&#]+"
+    r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#]+@"  # the name and the password in a URL
+    r"|(?P<query>[?&](?:api_?key|key|token|access_token|passw(?:or)?d|pass|secret|sig|signature"
+    r"|x-(?:amz|goog)-(?:signature|security-token))=)[^\s&#]+"
+    r"|(?P<header>\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest|token|apikey)\s+"
+    r"|api[-_]?key[\"']?\s*[:=]\s*[\"']?(?=[^\s\"']*\d))[\w.~+/=-]{8,}"  # with a digit, so no prose
     r"|(?P<bearer>\bbearer\s+)[\w.~+/=-]{8,}"
     r"|\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bglpat-[\w-]{20,}"
@@ -98,8 +106,10 @@ def mask_secrets(text: str) -> str:
     """
     for name, value in os.environ.items():
         value = value.strip()
-        if len(value) >= 8 and SECRET_KEY.fullmatch(name):
-            text = text.replace(value, MASK)
+        # The value of a variable such as SSH_KEY can be a path, which is not a secret.
+        if len(value) >= 8 and _SECRET_VARIABLE.fullmatch(name) and not os.path.exists(value):
+            for secret in (value, quote(value, safe="", errors="replace")):
+                text = text.replace(secret, MASK)
     return _SECRETS.sub(_replace_secret, text)
 
 
@@ -140,7 +150,7 @@ def set_up_logging(level: int) -> None:
 
 
 def _replace_secret(match: re.Match[str]) -> str:
-    prefix = next(filter(None, match.group("url", "query", "bearer")), "")
+    prefix = next(filter(None, match.group("url", "query", "header", "bearer")), "")
     return prefix + MASK + ("@" if match["url"] else "")
 
 
