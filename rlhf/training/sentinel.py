@@ -150,7 +150,7 @@ def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> No
         raise Halt(
             "not_finite",
             f"training diverged in step {step}: the gradient is not finite; lower "
-            f"{learning_rate_key} and continue from the last checkpoint with --resume",
+            f"{learning_rate_key} and start a new run",
         )
 
 
@@ -198,7 +198,7 @@ def check_weights(model: nn.Module, *, step: int, learning_rate_key: str) -> Non
             "not_finite",
             f"training diverged: after step {step}, {len(wrong)} of {len(weights)} parameter "
             f"tensors are not finite (the first is {wrong[0]}), so the model is not saved; lower "
-            f"{learning_rate_key} and continue from the last checkpoint with --resume",
+            f"{learning_rate_key} and start a new run",
         )
 
 
