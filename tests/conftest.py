@@ -1,6 +1,7 @@
 """Fixtures for the tests of whole runs."""
 
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import pytest
 
 # Tests run in parallel on small models, for which a second thread is slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure() -> None:
+    """Let Python handle Ctrl-C: tests that a shell starts in the background ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

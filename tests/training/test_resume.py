@@ -35,14 +35,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _python_handles_ctrl_c():
-    """A shell that starts the tests in the background makes them ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def arguments(tree, prefix=""):
     """A tree as command-line options."""
     found = []
