@@ -311,7 +311,7 @@ GOOD = {
         ("ranking", {"replies": ["Yes", ""]}, "empty reply"),
         ("ranking", {"replies": ["Yes", "No", "Yes "]}, "equal replies"),
         ("ranking", {"replies": ["Yes", "half a pair: \ud83d"]}, "broken Unicode"),
-        ("steps", {"labels": [1]}, "one label for each step"),
+        ("steps", {"labels": [1]}, "labels are not a list with one label for each step"),
         ("steps", {"labels": [1, 2]}, "a step's label is not true, false or missing"),
         ("steps", {"steps": ["a", " "]}, "steps are not a list of texts"),
     ],
