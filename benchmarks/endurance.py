@@ -2,9 +2,10 @@
 
     python -m benchmarks.endurance FOLDER [--steps 5000]
 
-After every step, a fixed control computation is timed. The ratio of the step time to the time of
-the control computation depends less on the load of the machine than the step time, but an idle
-machine is still necessary. The median of the ratio is computed for each block of 100 steps. The
+After every step, a fixed control computation is timed. It does the same kind of work as a step:
+training of a tiny transformer. The ratio of the step time to the time of the control computation
+therefore depends less on the load of the machine than the step time, but an idle machine is still
+necessary. The median of the ratio is computed for each block of 100 steps. The
 change over the run is estimated by linear regression on the logarithms of these medians, with a t
 interval that treats the blocks as independent units. The first tenth of the run is warm-up. The
 exit code is 1 if a limit is exceeded.
@@ -30,6 +31,8 @@ from rlhf.runs.directory import Run
 
 BLOCK = 100
 """Number of steps of a block, which is a row of endurance.csv."""
+CONTROL_UPDATES = 8
+"""Number of updates in a control computation, which then takes about half as long as a step."""
 MAX_TIME_CHANGE = 0.05
 """Maximum of the upper confidence bound of the relative change of the step time over the run."""
 MAX_MEMORY_GROWTH = 8.0
@@ -64,12 +67,13 @@ class MeasuredRun(Run):
         self.blocks: list[Block] = []
         self._times: list[tuple[float, float]] = []
         self._started: float | None = None
+        self._control = ControlComputation()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log a step; after every ``BLOCK`` steps, append the measurements to ``blocks``."""
         super().log(step, metrics)
         ended = time.perf_counter()
-        run_control_computation()
+        self._control.run()
         now = time.perf_counter()
         if self._started is not None:  # The first step includes the start of the run.
             self._times.append((ended - self._started, now - ended))
@@ -95,14 +99,24 @@ class MeasuredRun(Run):
         )
 
 
-def run_control_computation() -> None:
-    """Do a fixed amount of work: small matrix products called from a Python loop."""
-    import torch
+class ControlComputation:
+    """Training of a tiny transformer on constant inputs, without a change of its weights."""
 
-    weights = torch.full((32, 32), 1 / 32)
-    rows = torch.ones(16, 32)
-    for _ in range(400):
-        rows = torch.relu(rows @ weights)
+    def __init__(self) -> None:
+        import torch
+
+        with torch.random.fork_rng():  # The initial weights do not affect the measured run.
+            layer = torch.nn.TransformerEncoderLayer(16, 2, 64, dropout=0.0, batch_first=True)
+            self.model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
+        self.inputs = torch.ones(8, 32, 16)
+
+    def run(self) -> None:
+        """Repeat a forward pass, a backward pass and an optimizer step."""
+        for _ in range(CONTROL_UPDATES):
+            self.model(self.inputs).square().mean().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 def resident_mib() -> float:

@@ -26,7 +26,7 @@ from rlhf.evaluation.metrics import (
     unit_of,
 )
 from rlhf.evaluation.notes import evaluation_caveats, unscored_metrics
-from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
+from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds, TaskLimits
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
@@ -261,6 +261,7 @@ def summarize(
     env: str,
     random: float | None = None,
     optimal: float | None = None,
+    turn_limit: int | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
@@ -275,6 +276,7 @@ def summarize(
         env: id of the environment, or "prompts" for a prompt dataset.
         random: expected return of the random policy, if known.
         optimal: expected return of the optimal policy, if known.
+        turn_limit: maximum number of turns of an episode, if known.
         counts: "NAME: reason" -> number of missing scores, truncated texts or failures.
     """
     counts = counts or {}
@@ -286,12 +288,13 @@ def summarize(
         for key, value in fields.items():
             if value is not None:
                 scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
-    limits = Bounds.if_known(random, optimal)
+    returns = Bounds.if_known(random, optimal)
+    limits = TaskLimits(returns, turn_limit)
     metrics = {
         key: _interval_over_units(key, seeds, units, limits) for key, seeds in scored.items()
     }
-    if limits:
-        metrics["normalized"] = limits.normalize_interval(metrics["return"])
+    if returns:
+        metrics["normalized"] = returns.normalize_interval(metrics["return"])
     for key, column in pass_at_k_by_seed(scored).items():
         metrics[key] = _interval_over_units(key, {seed: [v] for seed, v in column.items()}, units)
     unscored = unscored_metrics(rows, counts)
@@ -305,6 +308,7 @@ def summarize(
         "units": len(set(units.values())),
         "random": random,
         "optimal": optimal,
+        "turn_limit": turn_limit,
         "metrics": {key: estimate.as_dict() for key, estimate in metrics.items()},
         "unscored": unscored,
         "counts": dict(counts),
@@ -316,12 +320,12 @@ def _interval_over_units(
     metric: str,
     seeds: Mapping[Hashable, Sequence[float]],
     units: Mapping[Hashable, Hashable],
-    limits: Bounds | None = None,
+    limits: TaskLimits | None = None,
 ) -> Interval:
     """Return the mean of a metric with its interval over units.
 
     `seeds` maps each seed to the metric's values, one for each sample. `units` maps each seed to
-    its unit. `limits` are the returns of the random and the optimal policy, if they are known.
+    its unit. `limits` are the known limits of the environment.
     """
     values = [value for samples in seeds.values() for value in samples]
     labels = [units[seed] for seed, samples in seeds.items() for _ in samples]

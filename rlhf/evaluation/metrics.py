@@ -15,7 +15,7 @@ from rlhf.stats.samples import pass_at_k
 from rlhf.stats.shares import two_distinct_values
 
 if TYPE_CHECKING:
-    from rlhf.evaluation.records import Bounds
+    from rlhf.evaluation.records import Bounds, TaskLimits
 
 UnitName = Literal["prompts", "start states", "episodes"]
 
@@ -27,6 +27,9 @@ PROPORTION_METRICS = frozenset(
 COUNT_METRICS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Name of a metric that is a count -> its smallest possible value."""
 
+_COUNTS_OF_TURNS = frozenset({"turns", "invalid", "length_limited"})
+"""Metrics that count turns, so that the turn limit of the environment is their largest value."""
+
 ITEM_KEYS = ("prompt_index", "item", "game")
 """Keys of `info` that identify the entry of a fixed list with which an episode starts."""
 
@@ -35,7 +38,7 @@ def metric_interval(
     metric: str,
     values: Sequence[float],
     units: Sequence[Hashable] | None = None,
-    limits: Bounds | None = None,
+    limits: TaskLimits | None = None,
 ) -> Interval:
     """Return the mean of a metric over episodes, with its interval over their independent units.
 
@@ -43,13 +46,17 @@ def metric_interval(
         metric: name of the metric.
         values: value of each episode, [n].
         units: unit of each episode, [n], see `unit_of`; by default each episode is a unit.
-        limits: returns of the random and the optimal policy, if they are known. They are used only
-            for the metrics "return" and "normalized".
+        limits: known limits of the environment. The returns are used for the metrics "return" and
+            "normalized", and the turn limit for metrics that count turns.
     """
-    if metric in COUNT_METRICS:
-        least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
-        return interval(values, units, kind="count", bounds=(least, math.inf))
-    return interval(values, units, kind="mean", bounds=binary_values(metric, values, limits))
+    returns, turns = (limits.returns, limits.turns) if limits else (None, None)
+    if metric not in COUNT_METRICS:
+        return interval(values, units, kind="mean", bounds=binary_values(metric, values, returns))
+    least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
+    # A file may have been edited, or come from a version with another limit.
+    is_limited = metric in _COUNTS_OF_TURNS and turns is not None and max(values) <= turns
+    most = float(turns) if is_limited and turns is not None else math.inf
+    return interval(values, units, kind="count", bounds=(least, most))
 
 
 def binary_values(

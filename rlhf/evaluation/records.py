@@ -54,6 +54,16 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class TaskLimits:
+    """Known limits of the metrics of an environment."""
+
+    returns: Bounds | None = None
+    """Returns of the random and the optimal policy; None if they are unknown."""
+    turns: int | None = None
+    """Maximum number of turns of an episode; None if it is unknown."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Content of one folder of `evaluation/`: a policy in one environment with one decoding."""
 
@@ -68,6 +78,12 @@ class Evaluation:
     def bounds(self) -> Bounds | None:
         """Returns of the environment's random and optimal policy; None if they are unknown."""
         return Bounds.if_known(self.summary.get("random"), self.summary.get("optimal"))
+
+    @property
+    def limits(self) -> TaskLimits:
+        """Known limits of the metrics; summaries of older versions have no turn limit."""
+        turns = self.summary.get("turn_limit")
+        return TaskLimits(self.bounds, turns if isinstance(turns, int) else None)
 
     @cached_property
     def units(self) -> list[Hashable]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from rlhf.evaluation.metrics import UnitName, binary_values, unit_name
 from rlhf.evaluation.records import (
     REFERENCE_POLICIES,
-    Bounds,
     Evaluation,
     RunRecord,
+    TaskLimits,
     episode_value,
 )
 
@@ -123,8 +123,8 @@ class MethodValues:
     """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
     """Environment -> the two possible values of a binary metric, see `binary_values`."""
-    limits: Mapping[str, Bounds | None]
-    """Environment -> returns of its random and its optimal policy, if known."""
+    limits: Mapping[str, TaskLimits]
+    """Environment -> known limits of its metrics."""
     unit_names: Mapping[Setting, UnitName]
     """Setting -> name of its independent units, see `unit_name`."""
 
@@ -139,7 +139,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
     unscored: Counter[str] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
     values: dict[str, list[float]] = defaultdict(list)
-    limits: dict[str, Bounds | None] = {}
+    limits: dict[str, TaskLimits] = {}
     names: dict[Setting, UnitName] = {}
     evaluations, left_out = _select_evaluations(runs)
     for item in evaluations:
@@ -154,7 +154,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
             seeds.setdefault(item.seed, {}).setdefault(unit, []).append(value)
             samples[item.method, setting, item.seed][row["seed"], row.get("sample", 0)] += 1
             values[setting[0]].append(value)
-            limits[setting[0]] = item.evaluation.bounds
+            limits[setting[0]] = item.evaluation.limits
         setting = (str(rows[0]["env"]), str(rows[0]["decoding"]))
         name = unit_name(item.evaluation.units)
         names[setting] = name if name != "episodes" else names.get(setting, name)
@@ -167,7 +167,9 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
-    ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
+    ranges = {
+        env: binary_values(metric, column, limits[env].returns) for env, column in values.items()
+    }
     return MethodValues(methods, notes, ranges, limits, names)
 
 

@@ -35,7 +35,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory
-from rlhf.rollout.env_calls import EnvCalls
+from rlhf.rollout.env_calls import EnvCalls, turn_limit
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.stats import Interval, ratio_interval
@@ -107,8 +107,15 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
         rows = _play_episodes(spec, policy, data, examples, counts)
         make_env = make_env_factory(config.env, data.prompts, split="test")
         low, high = reference_returns(make_env) if config.env.id else (None, None)
-        name = config.env.id or "prompts"
-        summary = summarize(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
+        summary = summarize(
+            rows,
+            name=spec.name,
+            env=config.env.id or "prompts",
+            random=low,
+            optimal=high,
+            turn_limit=turn_limit(make_env()),
+            counts=counts,
+        )
         if config.env.id:
             note = str(getattr(make_env().unwrapped, "items", "unknown"))
             separate = draws_split(config.env.id, config.env.kwargs, "test")

@@ -251,7 +251,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
         ]
         if scored:
             values, units = zip(*scored, strict=True)
-            metrics[metric] = metric_interval(metric, values, units, evaluation.bounds)
+            metrics[metric] = metric_interval(metric, values, units, evaluation.limits)
     return metrics
 
 

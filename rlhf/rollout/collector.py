@@ -26,7 +26,7 @@ from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.env_calls import EnvCalls, reset, step
+from rlhf.rollout.env_calls import EnvCalls, reset, step, turn_limit
 from rlhf.rollout.sampling.base import (
     Completion,
     FinishReason,
@@ -236,16 +236,13 @@ class Collector:
 
         If the environment has a turn limit, the bound is this limit times
         ``rollout.max_new_tokens``, but at most the smaller of ``rollout.max_tokens`` and the
-        context length. The turn limit is the smaller of ``max_turns`` and the registered
-        ``max_episode_steps``. Without a turn limit, the bound is ``rollout.max_tokens``. If this
-        key is not set either, the bound is that of one turn.
+        context length. Without a turn limit, the bound is ``rollout.max_tokens``. If this key is
+        not set either, the bound is that of one turn.
         """
-        env = self._get_environments(1)[0]
-        limit = getattr(env.spec, "max_episode_steps", None)
-        known = [n for n in (getattr(env.unwrapped, "max_turns", None), limit) if n]
+        turns = turn_limit(self._get_environments(1)[0])
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
-        if known:
-            return min(budget, min(known) * self.spec.max_new_tokens)
+        if turns:
+            return min(budget, turns * self.spec.max_new_tokens)
         return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
 
     def _get_environments(self, number: int) -> list[gym.Env]:

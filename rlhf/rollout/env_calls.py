@@ -76,6 +76,16 @@ class EnvCalls:
             log.warning("an environment could not be closed: %s", first_line(error))
 
 
+def turn_limit(env: gym.Env) -> int | None:
+    """Return the maximum number of turns of an episode, or None if there is no limit.
+
+    It is the smaller of the environment's ``max_turns`` and the registered ``max_episode_steps``.
+    """
+    registered = getattr(env.spec, "max_episode_steps", None)
+    limits = [n for n in (getattr(env.unwrapped, "max_turns", None), registered) if n]
+    return min(limits, default=None)
+
+
 def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
     """Reset an environment. Return the observation as text, and the info.
 

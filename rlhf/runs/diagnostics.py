@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,8 @@ def _fell_significantly(values: Sequence[float]) -> bool:
     the check runs after each of 100 values, about 2% of runs exceed the threshold.
     """
     size = max(2, len(values) // 4)
-    means = [math.fsum(values[i : i + size]) / size for i in range(len(values) - size + 1)]
+    sums = list(accumulate(values, initial=0.0))
+    means = [(end - start) / size for start, end in zip(sums, sums[size:], strict=False)]
     squares = [(after - before) ** 2 for before, after in pairwise(values)]
     if not means or not squares:
         return False

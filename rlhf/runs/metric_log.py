@@ -7,6 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,14 @@ class MetricLog:
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Return the steps and the finite values of a metric, in order of step."""
-        rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
-        rows.sort(key=lambda row: row["step"])
+        rows = [row for row in self._ordered_rows if is_number(row.get(key))]
         return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
+
+    @cached_property
+    def _ordered_rows(self) -> list[Mapping[str, Any]]:
+        """Rows with a finite step, in order of step."""
+        rows = [row for row in self.metrics if is_number(row.get("step"))]
+        return sorted(rows, key=lambda row: row["step"])
 
     def recent_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the last `RECENT` rows, whose mean represents the end of training."""

@@ -62,7 +62,8 @@ def interval(
       otherwise the variance cannot be estimated. With fewer than ten units, half of them must
       differ.
     * If all values are equal, there is no interval, except for known finite bounds. Counts that
-      are all 0 may be large in a few other units, so their mean has no upper bound.
+      are all 0 may be large in a few other units, so without a known largest count, their mean has
+      no upper bound.
 
     Args:
         values: finite numbers, [n].
@@ -85,13 +86,15 @@ def interval(
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
     units, sizes = _unit_values(data, clusters, weigh)
     point = float(data.mean() if weigh == "values" else units.mean())
-    if kind == "count" and (exact := _exact_count_interval(data, units, low, level)):
-        return exact
+    if low == high:  # The only possible value.
+        return Interval(point, low, high, units.size, EXACT_LABEL)
     outcomes: tuple[float, float] | None = None
-    if np.isfinite([low, high]).all() and high > low:
+    if np.isfinite([low, high]).all():
         outcomes = low, high
     elif kind != "count":
         outcomes = two_distinct_values(data)
+    elif exact := _exact_count_interval(data, units, low, level):
+        return exact
     if outcomes and (exact := _exact_interval(point, units, sizes, *outcomes, level)):
         return exact
     estimate = _mean_interval(point, units - point, sizes, level)

@@ -16,6 +16,7 @@ from rlhf.evaluation.episodes import (
     summarize,
     write_evaluation,
 )
+from rlhf.rollout.env_calls import turn_limit
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
 from rlhf.training.collection import collect_and_score
@@ -62,7 +63,13 @@ def evaluate_held_out(
     total = sum(trainer.world.gather(counts), Counter())
     env = trainer.config.env.id or "prompts"
     summary = summarize(
-        rows, name=name, env=env, random=random_return, optimal=optimal_return, counts=total
+        rows,
+        name=name,
+        env=env,
+        random=random_return,
+        optimal=optimal_return,
+        turn_limit=turn_limit(trainer.eval_collector.make_env()),
+        counts=total,
     )
     return summary, rows
 

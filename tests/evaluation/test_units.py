@@ -156,6 +156,25 @@ def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
         assert "have the same value" in summary["metrics"][name]["needs"]
 
 
+def test_counts_of_turns_are_bounded_by_the_turn_limit():
+    """The mid-p test of 0 events in 8 units gives an upper bound of 1 - 0.05^(1/8)."""
+    most = 1 - 0.05 ** (1 / 8)
+    for limit in (1, 3):
+        summary = summarize(rows_of([1.0] * 8), name="p", env="e", turn_limit=limit)
+        turns, invalid, tokens = (
+            summary["metrics"][name] for name in ("turns", "invalid", "tokens")
+        )
+        assert (turns["low"], turns["high"]) == (1.0, pytest.approx(1 + (limit - 1) * most))
+        assert (invalid["low"], invalid["high"]) == (0.0, pytest.approx(limit * most))
+        assert summary["turn_limit"] == limit
+        assert "have the same value" in tokens["needs"]
+
+
+def test_a_turn_limit_below_the_counts_is_not_used():
+    summary = summarize(rows_of([1.0] * 8, turns=4), name="p", env="e", turn_limit=3)
+    assert "have the same value" in summary["metrics"]["turns"]["needs"]
+
+
 @pytest.mark.parametrize(("random", "optimal"), [(0.0, 10.0), (-1.0, 1.0), (None, None)])
 def test_equal_returns_are_not_those_of_a_binary_outcome(random, optimal):
     """Returns of 0 or 10: 36% of samples of twenty with P = 0.05 are all 0, their mean is 0.5."""

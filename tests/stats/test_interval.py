@@ -141,6 +141,17 @@ def test_equal_counts_have_no_interval() -> None:
     assert interval([0.0] * 10, kind="share").high == pytest.approx(1 - 0.05**0.1)
 
 
+def test_counts_with_a_known_largest_value_have_an_exact_interval() -> None:
+    """Two of 20 units have the largest count, 4; the others have the smallest, 1."""
+    found = interval([1.0] * 18 + [4.0] * 2, kind="count", bounds=(1.0, 4.0))
+    share = interval([0.0] * 18 + [1.0] * 2, kind="share")
+    assert (found.low, found.high) == pytest.approx((1 + 3 * share.low, 1 + 3 * share.high))
+    equal = interval([1.0] * 20, kind="count", bounds=(1.0, 4.0))
+    assert (equal.low, equal.high) == pytest.approx((1.0, 1 + 3 * (1 - 0.05 ** (1 / 20))))
+    only = interval([1.0] * 3, kind="count", bounds=(1.0, 1.0))
+    assert (only.value, only.low, only.high, only.units) == (1.0, 1.0, 1.0, 3)
+
+
 def test_equal_counts_above_their_smallest_value_have_no_interval() -> None:
     """Replies of 64 tokens with 90%, else of 32 on average: mean 60.8, but 35% are all of 64."""
     assert (
