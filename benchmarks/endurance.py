@@ -3,12 +3,12 @@
     python -m benchmarks.endurance FOLDER [--steps 5000]
 
 After every step, a fixed control computation is timed. It does the same kind of work as a step:
-training of a tiny transformer. The ratio of the step time to the time of the control computation
-therefore depends less on the load of the machine than the step time, but an idle machine is still
-necessary. The median of the ratio is computed for each block of 100 steps. The
-change over the run is estimated by linear regression on the logarithms of these medians, with a t
-interval that treats the blocks as independent units. The first tenth of the run is warm-up. The
-exit code is 1 if a limit is exceeded.
+training of a tiny transformer. The median times are computed for each block of 100 steps. The
+change of the step time over the run is estimated by linear regression of the logarithm of the step
+time on the number of the step and on the logarithm of the control time. The control time accounts
+for a changing load of the machine, but an idle machine is still necessary. The t interval treats
+the blocks as independent units. The first tenth of the run is warm-up. The exit code is 1 if a
+limit is exceeded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTROL_UPDATES = 8
 """Number of updates in a control computation, which then takes about half as long as a step."""
 MAX_TIME_CHANGE = 0.05
 """Maximum of the upper confidence bound of the relative change of the step time over the run."""
-MAX_MEMORY_GROWTH = 8.0
+MAX_MEMORY_GROWTH = 1.5
 """Maximum of the upper confidence bound of the memory growth, in MiB per 1,000 steps."""
 
 
@@ -55,8 +55,6 @@ class Block:
     """Median time of a step in milliseconds."""
     control_ms: float
     """Median time of the control computation in milliseconds."""
-    ratio: float
-    """Median over steps of the step time divided by the time of the next control computation."""
 
 
 class MeasuredRun(Run):
@@ -87,7 +85,6 @@ class MeasuredRun(Run):
         times = np.array(self._times)
         self._times.clear()
         step_ms, control_ms = np.median(times, axis=0) * 1e3
-        ratio = np.median(times[:, 0] / times[:, 1])
         return Block(
             step,
             round(resident_mib(), 2),
@@ -95,7 +92,6 @@ class MeasuredRun(Run):
             threading.active_count(),
             round(float(step_ms), 3),
             round(float(control_ms), 3),
-            float(ratio),
         )
 
 
@@ -150,34 +146,50 @@ def train_and_measure(folder: Path, steps: int) -> list[Block]:
     return run.blocks
 
 
-def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, float, float]:
+def change_over_run(
+    blocks: list[Block], values: list[float], covariate: list[float] | None = None
+) -> tuple[float, float, float]:
     """Return the change of a value over all blocks by linear regression, with its 95% interval.
 
-    `values` has one value for each block.
+    Args:
+        blocks: The blocks, in order.
+        values: Value of each block.
+        covariate: A second regressor with one value for each block, if any.
 
     Returns:
         The change, and the lower and the upper bound of its interval.
     """
-    steps = [block.step for block in blocks]
-    line = stats.linregress(steps, values)
-    half = float(stats.t.ppf(0.975, len(steps) - 2)) * line.stderr
-    length = steps[-1] - steps[0]
-    return line.slope * length, (line.slope - half) * length, (line.slope + half) * length
+    steps = np.array([block.step for block in blocks], dtype=float)
+    columns = [np.ones(len(steps)), (steps - steps[0]) / (steps[-1] - steps[0])]
+    if covariate is not None:
+        columns.append(np.array(covariate) - np.mean(covariate))
+    design, observed = np.column_stack(columns), np.array(values)
+    inverse = np.linalg.inv(design.T @ design)
+    weights = inverse @ design.T @ observed
+    residuals = observed - design @ weights
+    freedom = len(steps) - design.shape[1]
+    error = float(np.sqrt(residuals @ residuals / freedom * inverse[1, 1]))
+    change, half = float(weights[1]), float(stats.t.ppf(0.975, freedom)) * error
+    return change, change - half, change + half
 
 
 def summarize_limits(blocks: list[Block]) -> tuple[str, bool]:
     """Return a summary of the measurements as text, and whether all limits are satisfied."""
     measured = blocks[max(1, len(blocks) // 10) :]
-    times = np.expm1(change_over_run(measured, [float(np.log(b.ratio)) for b in measured]))
+    step_times, control_times = (
+        [float(np.log(value)) for value in column]
+        for column in zip(*((b.step_ms, b.control_ms) for b in measured), strict=True)
+    )
+    times = np.expm1(change_over_run(measured, step_times, control_times))
     memory = change_over_run(measured, [block.memory for block in measured])
     thousands = (measured[-1].step - measured[0].step) / 1000
     growth = [value / thousands for value in memory]
     counts = {(block.handles, block.threads) for block in measured}
     kept = times[2] < MAX_TIME_CHANGE and growth[2] < MAX_MEMORY_GROWTH and len(counts) == 1
     return (
-        f"step time / control: {times[0]:+.1%} [{times[1]:+.1%}, {times[2]:+.1%}] over the run; "
-        f"memory: {growth[0]:+.2f} MiB [{growth[1]:+.2f}, {growth[2]:+.2f}] per 1,000 steps; "
-        f"(handles, threads): {sorted(counts)}",
+        f"step time, adjusted for the control: {times[0]:+.1%} [{times[1]:+.1%}, {times[2]:+.1%}] "
+        f"over the run; memory: {growth[0]:+.2f} MiB [{growth[1]:+.2f}, {growth[2]:+.2f}] per "
+        f"1,000 steps; (handles, threads): {sorted(counts)}",
         kept,
     )
 
