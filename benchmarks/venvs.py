@@ -1,4 +1,4 @@
-"""Create virtual environments for sides with incompatible packages, and store them in the cache."""
+"""Create a virtual environment for each side that needs other packages than the toolkit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Packages of one virtual environment.
+    """The packages that are installed in one virtual environment.
 
     Args:
-        packages: requirements with versions.
-        shared: packages whose versions are the same as in the current environment.
-        note: description for the log and for error messages.
+        packages: pip requirements, each with a version.
+        shared: names of packages that are installed in the version of the current environment.
+        note: name of the measured software, for the log and for error messages.
     """
 
     packages: tuple[str, ...]
@@ -28,21 +28,26 @@ class Recipe:
 
 
 RECIPES = {
-    # This is the last release with trl.experimental.ppo, which trl#7020 deleted.
+    # 1.12.0 is the last release that contains trl.experimental.ppo; trl#7020 removed this module.
     "trl-ppo": Recipe(
         packages=("trl==1.12.0",),
         shared=("torch", "transformers", "accelerate", "datasets", "numpy"),
         note="the PPO of TRL 1.12",
     ),
-    # There are no wheels, so pip compiles the package. This takes minutes and needs a C++ compiler.
+    # pip compiles this package, because the package index has no wheel of it. The compilation takes
+    # several minutes and needs a C++ compiler.
     "llama": Recipe(packages=("llama-cpp-python==0.3.36",), shared=("numpy",), note="llama.cpp"),
 }
 
 
 def python_of(name: str) -> str:
-    """Return the Python interpreter of a virtual environment; create the environment if necessary.
+    """Return the path of the Python interpreter of a virtual environment.
 
-    ``name`` is a key of ``RECIPES``, or an empty string for the current environment.
+    The environment is created under the cache folder if it does not exist, or if its packages
+    differ from those of its recipe.
+
+    Args:
+        name: key of ``RECIPES``, or an empty string for the current environment.
 
     Raises:
         UserError: pip could not install the packages.
@@ -59,7 +64,7 @@ def python_of(name: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     print(f"creating a virtual environment for {recipe.note} in {folder}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", str(folder)], recipe)
-    # Install torch first, separately, because the package index may offer a build without CUDA.
+    # torch is installed first and alone. Otherwise, pip may choose a build of torch without CUDA.
     for group in (wanted[:1], wanted):
         _run([str(python), "-m", "pip", "install", "--quiet", *group], recipe)
     stamp.write_text("\n".join(wanted))
@@ -67,7 +72,11 @@ def python_of(name: str) -> str:
 
 
 def pip_requirements(recipe: Recipe) -> list[str]:
-    """Return the requirements for pip, without local version labels such as ``+cpu``."""
+    """Return the pip requirements of a recipe.
+
+    The versions of shared packages have no local label such as ``+cpu``, because the package index
+    does not offer versions with a label.
+    """
     shared = [f"{name}=={version(name).partition('+')[0]}" for name in recipe.shared]
     return [*shared, *recipe.packages]
 
@@ -77,4 +86,4 @@ def _run(command: list[str], recipe: Recipe) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"{recipe.note} cannot be installed: {reason}")
+        raise UserError(f"pip could not install {recipe.note}: {reason}")

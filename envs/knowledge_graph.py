@@ -46,17 +46,17 @@ Edges = dict[str, dict[str, str]]  # entity -> neighbor -> relation
 
 
 class KnowledgeGraph(TextEnv):
-    """Walk from one entity to another, as a multi-hop question.
+    """Walk from a start entity to a goal entity; each action follows one fact.
 
-    State: a start and a goal, uniform over the pairs at distance `hops`, and the current entity.
-    Observation: the facts about the current entity, each of which leads to another entity. Action:
-    the name of a neighbor, with or without `go`. Reward: `-step_cost` per action, and +1.0 for
-    reaching the goal. The episode ends at the goal or after `3 * hops` actions. Optimum: the
-    shortest path, which has `hops` actions. The facts are the same in all episodes, so a policy can
-    learn them.
+    State: the start, the goal and the current entity. The start and the goal are drawn uniformly
+    from the pairs of entities whose shortest path has `hops` facts. Observation: the facts about
+    the current entity, each of which names another entity. Action: the name of one of these
+    entities, with or without `go`. Reward: `-step_cost` per action, and +1.0 for reaching the goal.
+    The episode ends at the goal or after `3 * hops` actions. Optimum: the shortest path, which has
+    `hops` actions. The facts are the same in all episodes, so a policy can learn them.
 
     Args:
-        hops: Length of the shortest path.
+        hops: Number of actions of the shortest path from the start to the goal.
         step_cost: Cost of each action.
         split: Pairs of start and goal: "all", "train" or "test".
     """

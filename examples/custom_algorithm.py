@@ -52,7 +52,7 @@ ALGORITHMS["topr"] = Algorithm(
     title="Tapered off-policy REINFORCE",
     paper="Le Roux et al. 2025, arXiv:2503.14286",
     equation="-A log pi if A > 0 else -min(r, 1) A log pi",
-    summary="unweighted where the advantage is positive, truncated weights elsewhere",
+    summary="weight 1 where the advantage is positive, truncated importance weights elsewhere",
     loss="tapered",
     settings=Settings(advantage="group_relative", group_size=4, num_epochs=2, kl_placement="none"),
     unbiased=True,
@@ -62,7 +62,7 @@ ALGORITHMS["topr"] = Algorithm(
 
 
 def main() -> None:
-    """Train with the new algorithm, which is a stage like the built-in algorithms."""
+    """Train a small model with the new algorithm, by its name, like with a built-in algorithm."""
     rlhf.stage(
         "topr",
         {

@@ -68,8 +68,8 @@ def load_model(
         path: Folder or Hugging Face Hub id.
         dtype: Type of the weights.
         device: Device of the model; by default the GPU if there is one.
-        missing: What the error message says about a checkpoint with missing weights, such as "has
-            no trained reward head".
+        missing: End of the error message about a checkpoint with missing weights, such as "has no
+            trained reward head"; the message begins with the path.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -89,10 +89,11 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
         FileNotFoundError: There is no checkpoint, or the loader raised OSError or ValueError.
     """
     missing = (
-        f"no reward model at {path}: this is neither a checkpoint folder nor a Hugging Face Hub id "
-        "that can be reached"
+        f"no reward model at {path}: there is no such checkpoint folder, and no such model could "
+        "be loaded from the Hugging Face Hub"
     )
-    if not Path(path).exists() and "/" not in str(path):  # offline, a request takes a minute
+    if not Path(path).exists() and "/" not in str(path):
+        # This cannot be a Hub id, and without a network a request would take a minute.
         raise FileNotFoundError(missing)
     try:
         return load(path, **options)
@@ -117,7 +118,11 @@ def _cast_inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
 
 
 def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
-    """Remove all outputs of the last head layer but the first, in place; label it ``name``."""
+    """Remove all outputs of the reward head except the first one, in place.
+
+    The last linear layer of the head keeps one row of its weights. The remaining output gets the
+    label ``name`` in the configuration of the model.
+    """
     layers = [
         layer
         for child in model.children()

@@ -34,17 +34,17 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.prompts):
-            raise ValueError("generate: give either --prompt TEXT or --prompts")
+            raise ValueError("generate: set exactly one of --prompt and --prompts")
 
 
 def generate(config: GenerateConfig) -> Iterator[str]:
-    """Yield one line per completion: text for `prompt`, JSON for `prompts`."""
+    """Yield each completion: as text for a single `prompt`, as a JSON line for `prompts`."""
     from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
     from rlhf.reward_models.chat_template import prompt_of
     from rlhf.rollout.collector import Collector, EpisodeSeed
 
-    specs = config.prompts or [DataSpec("the prompt")]  # the collector does not read it
+    specs = config.prompts or [DataSpec("the prompt")]  # a placeholder, which is not read
     prompts = (
         [prompt_of(row) for row in load_and_log(specs, "prompt", what="prompts", seed=config.seed)]
         if config.prompts

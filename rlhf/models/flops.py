@@ -1,4 +1,4 @@
-"""FLOPs of a training step and peak FLOPS of the device, for model FLOPs utilization (MFU)."""
+"""FLOPs of a training step and FLOPs per second of the device, for the FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIALS = 8
 
 @torch.no_grad()
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure the peak FLOPS of a device as the highest rate of several square matmuls."""
+    """Measure the FLOPs per second of square matmuls; return the highest of several trials."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TRIALS):
@@ -26,16 +26,17 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def update_flops(model: Any, *, tokens: int, head_tokens: int) -> float:
-    """Return the FLOPs of a forward and a backward pass.
+    """Return the FLOPs of a forward and a backward pass, computed from the number of weights.
 
     Each weight takes two FLOPs per token in the forward pass and four in the backward pass. The
-    matmuls of queries, keys and values in the attention are not counted. The output head is applied
-    only to the tokens that are trained on.
+    weights of the input embedding are not counted, because it is a table lookup. The products of
+    queries with keys and of attention weights with values are not counted either.
 
     Args:
         model: Causal model or reward model.
         tokens: Number of tokens in the forward pass of the decoder.
-        head_tokens: Number of tokens to which the output head is applied.
+        head_tokens: Number of tokens to which the output head is applied, which are the tokens in
+            the loss.
     """
     head = unwrap_peft(model).get_output_embeddings()  # None for a reward model
     embedding = unwrap_peft(model).get_input_embeddings().weight.numel()

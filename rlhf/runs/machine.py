@@ -14,7 +14,7 @@ from rlhf.common.text import mask_secret_options
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return versions, hardware and command line, for ``environment.json``."""
+    """Return the content of ``environment.json``: versions, hardware, command line and date."""
     from importlib.metadata import PackageNotFoundError, version
 
     packages = ("rlhf-kit", "torch", "transformers", "trl", "peft", "gymnasium", "datasets")
@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, Any]:
     for name in packages:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # the package runs from a checkout without installation
+        except PackageNotFoundError:  # an optional package, or the toolkit in a checkout
             versions[name] = None
     return {
         "python": platform.python_version(),

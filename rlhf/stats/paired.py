@@ -23,8 +23,8 @@ MAX_ENUMERATED = 30
 """Maximum number of nonzero differences for which all assignments of signs are enumerated."""
 
 _NUM_ENUMERATED_LARGEST = 14
-"""If there are more than MAX_ENUMERATED differences, the signs of this number of the largest ones
-are enumerated."""
+"""Number of the largest differences whose signs are enumerated if there are more than
+MAX_ENUMERATED differences."""
 
 _LARGEST_STEP = 1000
 """The exact distribution is used only if the largest difference is at most this multiple of the
@@ -82,15 +82,16 @@ def difference(
 ) -> Interval:
     """Return the mean of first[i] - second[i] with a confidence interval over independent units.
 
-    Differences of proportions have the adjusted Wald interval for any number of pairs, see
-    `delta_interval`. If `first` and `second` together have only two distinct values, which occur
-    often enough (see `two_distinct_values`), they are treated as binary outcomes. Other differences
-    have the interval of a mean, which needs at least five independent units.
+    With kind "share", the interval exists for any number of pairs (see `delta_interval`). Values of
+    kind "mean" are treated as shares if `first` and `second` together contain only two distinct
+    values and both occur often enough (see `two_distinct_values`). Otherwise, the interval is that
+    of a mean, which needs at least five independent units.
 
     Args:
         first: values, [n].
-        second: values to subtract in the same order, [n].
-        clusters: independent unit of each pair, [n]; by default every pair is a unit.
+        second: values that are subtracted from `first`, in the same order, [n].
+        clusters: the independent unit that each pair belongs to, [n]; by default each pair is an
+            independent unit.
         kind: "share" for outcomes in [0, 1], "count" for whole numbers, "mean" for other values.
         level: confidence level.
 
@@ -108,10 +109,10 @@ def difference(
 
 
 def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Return first - second [n], without rounding errors.
+    """Return first - second [n], with differences in the last digits rounded away.
 
-    Rounding is needed because the means of the same samples in two orders may differ in the last
-    digit.
+    Two means of the same samples may differ in the last digits if the samples were added in another
+    order. Without rounding, such a pair would count as a nonzero difference.
 
     Raises:
         ValueError: the lengths differ, there are no values, or some values are not finite.

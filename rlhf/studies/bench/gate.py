@@ -20,21 +20,25 @@ ALL_ENVIRONMENTS = "all environments"
 
 @dataclass(frozen=True)
 class Gate:
-    """Comparisons of a benchmark's result with an earlier result."""
+    """The comparison of a benchmark result with an earlier result, the baseline."""
 
     compared: list[Difference]
-    """One difference for each row and environment; the earlier result is the baseline."""
+    """The difference of the mean scores for each row and environment. The earlier result is the
+    baseline."""
     notes: list[str]
-    """Differences between the manifests, and rows that are only in the earlier result."""
+    """Sentences about settings that differ and about rows that were not measured again."""
 
     @property
     def worse(self) -> list[Difference]:
-        """Differences that are significantly worse than the baseline, the largest loss first."""
+        """The comparisons in which the score is significantly worse than the baseline.
+
+        They are sorted by the estimated difference, the largest loss first.
+        """
         losses = [d for d in self.compared if d.winner == d.baseline]
         return sorted(losses, key=lambda d: d.estimate.value)
 
     def line(self) -> str:
-        """Return the result in one line."""
+        """Return one line that states which scores are significantly worse, if any."""
         seeds = self.compared[0].estimate.units
         scope = f"{len(self.compared)} comparisons over {seeds} training seeds"
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
