@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import paths
-from benchmarks.harness import Options, log, run_workload
+from benchmarks.harness import MeasurementOptions, log_to_stderr, run_workload
 from benchmarks.results import (
     append_result,
     describe_measurement,
@@ -15,16 +15,16 @@ from benchmarks.results import (
     newest_results,
     read_results,
 )
-from benchmarks.workloads import GROUPS, WORKLOADS
+from benchmarks.workloads import WORKLOAD_GROUPS, WORKLOADS
 from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
 
 def parse_command_line(arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments of the command line; print a usage error and exit if they are invalid."""
-    default = Options()
+    default = MeasurementOptions()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = ", ".join([*WORKLOADS, *GROUPS, "all"])
+    names = ", ".join([*WORKLOADS, *WORKLOAD_GROUPS, "all"])
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=names)
     parser.add_argument(
         "--warmup", type=int, default=default.warmup, help="number of warm-up rounds"
@@ -69,7 +69,7 @@ def parse_command_line(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="skip workloads with a result for this commit and machine",
     )
-    parser.add_argument("--output", type=Path, default=paths.RESULTS, help="results file")
+    parser.add_argument("--output", type=Path, default=paths.RESULTS_FILE, help="results file")
     parser.add_argument(
         "--table", action="store_true", help="write the table and figure of docs/performance.md"
     )
@@ -87,15 +87,17 @@ def expand_workload_names(names: list[str]) -> list[str]:
     """
     workloads: list[str] = []
     for name in names:
-        if name not in (*WORKLOADS, *GROUPS, "all"):
-            raise UserError(f"unknown workload {name!r}{did_you_mean(name, [*WORKLOADS, *GROUPS])}")
-        workloads += WORKLOADS if name == "all" else GROUPS.get(name, (name,))
+        if name not in (*WORKLOADS, *WORKLOAD_GROUPS, "all"):
+            raise UserError(
+                f"unknown workload {name!r}{did_you_mean(name, [*WORKLOADS, *WORKLOAD_GROUPS])}"
+            )
+        workloads += WORKLOADS if name == "all" else WORKLOAD_GROUPS.get(name, (name,))
     return list(dict.fromkeys(workloads))
 
 
 def measure_and_store(names: list[str], parsed: argparse.Namespace) -> list[str]:
     """Run each workload and store its result; return the names of the workloads that failed."""
-    options = Options(
+    options = MeasurementOptions(
         warmup=parsed.warmup,
         rounds=parsed.rounds,
         quiet=parsed.quiet,
@@ -114,12 +116,12 @@ def measure_and_store(names: list[str], parsed: argparse.Namespace) -> list[str]
     failed = []
     for name in names:
         if name in known and known[name]["commit"] == current["commit"]:
-            log(f"{name}: already measured")
+            log_to_stderr(f"{name}: already measured")
             continue
         try:
             result = run_workload(name, options)
         except UserError as error:
-            log(f"{name}: {error}")
+            log_to_stderr(f"{name}: {error}")
             failed.append(name)
             continue
         if options.against is None:
@@ -162,7 +164,7 @@ def main() -> int:
 
             write_page(newest_results(read_results(parsed.output)))
     except UserError as error:
-        log(str(error))
+        log_to_stderr(str(error))
         return 2
     return 1 if failed else 0
 

@@ -16,7 +16,7 @@ from benchmarks import trl_grpo, trl_offline
 from benchmarks.worker import Job
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
-from rlhf.algorithms.registry import configure
+from rlhf.algorithms.registry import configured_algorithm
 from rlhf.models.policy import Policy, Reference
 from rlhf.reward_models.losses import bradley_terry
 from rlhf.training.dpo import dpo_loss
@@ -30,7 +30,7 @@ It is required because the first loss of GRPO is zero up to rounding.
 """
 
 
-class _Captured(Exception):
+class _LossCaptured(Exception):
     """Exception that ends a trainer at its first loss."""
 
 
@@ -67,12 +67,12 @@ def run_to_first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
         loss = compute(model, dict(inputs), *args, **kwargs)
         loss.backward()
         kept.extend([inputs, loss.detach()])
-        raise _Captured
+        raise _LossCaptured
 
     trainer.compute_loss = spy
     try:
         trainer.train()
-    except _Captured:
+    except _LossCaptured:
         return kept[0], kept[1]
     raise AssertionError("the trainer ended without a loss")
 
@@ -163,7 +163,7 @@ def _grpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1).bool()
     actions = inputs["completion_mask"].bool()
     mask = torch.cat([torch.zeros_like(inputs["prompt_ids"], dtype=torch.bool), actions], 1)
-    algorithm = configure("grpo", group_size=len(tokens), kl_placement="none")
+    algorithm = configured_algorithm("grpo", group_size=len(tokens), kl_placement="none")
     policy = Policy(trainer.model, trainer.processing_class)
     scored = policy.score(tokens, attention, mask)
     advantages = torch.where(mask, inputs["advantages"][:, None], 0.0)

@@ -32,8 +32,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "support": {"id": "text/Support-v0", "kwargs": {"turns": 2}},
 }
 """Name -> environment. echo has one turn, bandit has several turns, and support has costs."""
-OFFLINE = ("sft", "reward", "dpo", "kto")
-LIMIT = 5
+OFFLINE_COMMANDS = ("sft", "reward", "dpo", "kto")
+MAX_ALARMS = 5
 """Maximum accepted number of runs with an alarm."""
 
 
@@ -65,7 +65,7 @@ def healthy_runs(first_seed: int = 0) -> list[HealthyRun]:
     offline = [
         HealthyRun(method, tasks[seed % len(tasks)], first_seed + seed)
         for seed in range(7)
-        for method in OFFLINE
+        for method in OFFLINE_COMMANDS
     ]
     return online + offline
 
@@ -108,7 +108,7 @@ def _run_config(run: HealthyRun, folder: Path) -> dict[str, Any]:
     if run.method == "sft":
         return common | _offline_config(run, folder, steps=300)
     model = {"path": str(_train_initial_model(run, folder))}
-    if run.method in OFFLINE:
+    if run.method in OFFLINE_COMMANDS:
         return common | _offline_config(run, folder, steps=30) | {"model": model}
     return common | {
         "model": model,

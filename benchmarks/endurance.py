@@ -29,7 +29,7 @@ from scipy import stats
 from rlhf.runs import launch
 from rlhf.runs.directory import Run
 
-BLOCK = 100
+BLOCK_STEPS = 100
 """Number of steps of a block, which is a row of endurance.csv."""
 CONTROL_UPDATES = 8
 """Number of updates in a control computation, which then takes about half as long as a step."""
@@ -41,7 +41,7 @@ MAX_MEMORY_GROWTH = 1.5
 
 @dataclass(frozen=True)
 class Block:
-    """Measurements of ``BLOCK`` steps."""
+    """Measurements of ``BLOCK_STEPS`` steps."""
 
     step: int
     """Number of the last step of the block."""
@@ -68,14 +68,14 @@ class MeasuredRun(Run):
         self._control = ControlComputation()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log a step; after every ``BLOCK`` steps, append the measurements to ``blocks``."""
+        """Log a step; after every ``BLOCK_STEPS`` steps, append the measurements to ``blocks``."""
         super().log(step, metrics)
         ended = time.perf_counter()
         self._control.run()
         now = time.perf_counter()
         if self._started is not None:  # The first step includes the start of the run.
             self._times.append((ended - self._started, now - ended))
-        if step % BLOCK == 0:
+        if step % BLOCK_STEPS == 0:
             self.blocks.append(self._block(step))
             print(*asdict(self.blocks[-1]).values(), flush=True)
         self._started = time.perf_counter()
@@ -133,8 +133,8 @@ def train_and_measure(folder: Path, steps: int) -> list[Block]:
         "rollout": {"max_new_tokens": 3},
         "num_steps": steps,
         "episodes_per_step": 8,
-        "save_every": BLOCK,
-        "evaluation": {"episodes": 8, "every": BLOCK},
+        "save_every": BLOCK_STEPS,
+        "evaluation": {"episodes": 8, "every": BLOCK_STEPS},
     }
     config = configure("ppo", tree)
     run = MeasuredRun.open(asdict(config))

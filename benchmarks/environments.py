@@ -16,7 +16,7 @@ import gymnasium as gym
 from benchmarks.worker import Job
 from rlhf import envs
 
-ROWS = 8
+VECTOR_ROWS = 8
 
 
 def measure_environments(job: Job, *, seconds: float) -> list[dict[str, Any]]:
@@ -63,13 +63,13 @@ def vector_seconds_per_row(env_id: str, action: str, seconds: float) -> float:
 
     The environment has eight rows. Rows whose episodes end at the same step are reset together.
     """
-    many = gym.make_vec(env_id, num_envs=ROWS)
+    many = gym.make_vec(env_id, num_envs=VECTOR_ROWS)
     many.reset(seed=0)
     steps, start = 0, time.process_time()
     while time.process_time() - start < seconds:
-        _, _, terminated, truncated, _ = many.step([action] * ROWS)
+        _, _, terminated, truncated, _ = many.step([action] * VECTOR_ROWS)
         finished = terminated | truncated
         if finished.any():
             many.reset(options={"reset_mask": finished})
-        steps += ROWS
+        steps += VECTOR_ROWS
     return (time.process_time() - start) / steps

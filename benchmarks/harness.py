@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import ROOT, work_directory
-from benchmarks.summary import Round, Step, has_enough_rounds, speed_ratios, summarize
+from benchmarks.summary import Round, TimedStep, has_enough_rounds, speed_ratios, summarize
 from benchmarks.system_load import wait_for_quiet
-from benchmarks.venvs import python_of
+from benchmarks.venvs import venv_python
 from benchmarks.workloads import WORKLOADS, Side
 from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
@@ -28,7 +28,7 @@ BEFORE = "before"
 
 
 @dataclass(frozen=True)
-class Options:
+class MeasurementOptions:
     """Options of a measurement."""
 
     warmup: int = 5
@@ -80,7 +80,7 @@ class WorkerProcess:
         worker_side = OURS if side == BEFORE else side
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python_of(venv), "-m", "benchmarks.worker", workload, worker_side, str(folder)],
+                [venv_python(venv), "-m", "benchmarks.worker", workload, worker_side, str(folder)],
                 cwd=root,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -115,15 +115,15 @@ class WorkerProcess:
             raise UserError(f"{self.name} exited early: {lines[-1]} (log: {self.log})")
         return json.loads(line)
 
-    def step(self) -> Step:
+    def step(self) -> TimedStep:
         """Run one step and return its measurements."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return Step(**self.read())
+        return TimedStep(**self.read())
 
 
-def run_workload(name: str, options: Options) -> dict[str, Any]:
+def run_workload(name: str, options: MeasurementOptions) -> dict[str, Any]:
     """Measure one workload.
 
     Returns:
@@ -144,7 +144,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
         return result | {"rows": run_function(name, "measure", folder)}
     if row.check:
         result["agreement"] = run_function(name, "check", folder)
-        log(f"{name}: one batch in float32, relative differences {result['agreement']}")
+        log_to_stderr(f"{name}: one batch in float32, relative differences {result['agreement']}")
     if options.against:
         ours = row.sides[OURS]
         specs = {OURS: ours, BEFORE: dataclasses.replace(ours, label=f"{ours.label}, before")}
@@ -168,18 +168,18 @@ def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
     usable = {}
     for side, spec in sides.items():
         try:
-            python_of(spec.venv)
+            venv_python(spec.venv)
         except UserError as error:
             if not spec.optional:
                 raise
-            log(f"{side} is skipped: {error}")
+            log_to_stderr(f"{side} is skipped: {error}")
         else:
             usable[side] = spec
     return usable
 
 
 def measure_rounds(
-    name: str, folder: Path, sides: Mapping[str, Side], options: Options
+    name: str, folder: Path, sides: Mapping[str, Side], options: MeasurementOptions
 ) -> list[Round]:
     """Run rounds with one process for each side; return the rounds after the warm-up rounds."""
     with ExitStack() as stack:
@@ -198,7 +198,9 @@ def measure_rounds(
     raise AssertionError("unreachable: take_rounds is infinite")
 
 
-def run_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterator[Round]:
+def run_rounds(
+    workers: Mapping[str, WorkerProcess], options: MeasurementOptions
+) -> Iterator[Round]:
     """Yield rounds without end; a round is one step of every side.
 
     The order of the sides alternates between rounds (A B, B A, ...).
@@ -236,12 +238,12 @@ def make_input_folder(name: str, model: str) -> Path:
 def log_round(name: str, number: int, steps: Round, *, counted: bool, limit: float) -> None:
     """Log one line with the times of a round."""
     times = [
-        f"{side} {step.seconds:.2f} s{' (disturbed)' if step.disturbed(limit) else ''}"
+        f"{side} {step.seconds:.2f} s{' (disturbed)' if step.is_disturbed(limit) else ''}"
         for side, step in steps.items()
     ]
-    log(f"{name} {number + 1}{'' if counted else ' warm-up'}: {', '.join(times)}")
+    log_to_stderr(f"{name} {number + 1}{'' if counted else ' warm-up'}: {', '.join(times)}")
 
 
-def log(text: str) -> None:
+def log_to_stderr(text: str) -> None:
     """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)

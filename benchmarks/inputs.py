@@ -16,7 +16,7 @@ from benchmarks.models import (
 )
 from benchmarks.peak_flops import training_flops
 from benchmarks.texts import (
-    ROWS,
+    ROWS_BY_VERB,
     count_tokens,
     decreasing_density_lengths,
     encode_for_trl,
@@ -25,7 +25,7 @@ from benchmarks.texts import (
     user_message,
 )
 from benchmarks.worker import Job
-from rlhf.models.hub import resolve
+from rlhf.models.hub import resolve_model_folder
 from rlhf.models.loading import load_tokenizer
 
 # Number of steps in the configuration. The harness stops a run before it reaches this number.
@@ -38,10 +38,10 @@ def write_offline_inputs(job: Job, *, verb: str) -> None:
     ``verb`` is the command: "sft", "reward" or "dpo".
     """
     rng = random.Random(0)
-    rows = ROWS[verb](rng)
+    rows = ROWS_BY_VERB[verb](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
-    held_out = write_rows(job.folder / "held-out.jsonl", ROWS[verb](rng)[:2])
-    model = resolve(job.request["model"])
+    held_out = write_rows(job.folder / "held-out.jsonl", ROWS_BY_VERB[verb](rng)[:2])
+    model = resolve_model_folder(job.request["model"])
     tokenizer = load_tokenizer(model)
     write_rows(job.folder / "trl.jsonl", encode_for_trl(verb, rows, tokenizer))
     config = {
@@ -125,7 +125,7 @@ def write_mfu_inputs(job: Job) -> None:
 
 def write_shared_prefix_inputs(job: Job) -> None:
     """Write the inputs of a GRPO update on 8 replies of 32 tokens to a prompt of 512 tokens."""
-    model = resolve(job.request["model"])
+    model = resolve_model_folder(job.request["model"])
     config = {
         **online_config(job, model, prompts=write_prompts(job, tokens=512, count=8)),
         "rewards": [{"kind": "length", "low": 40}],

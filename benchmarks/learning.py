@@ -19,7 +19,7 @@ from typing import Any
 import rlhf
 from rlhf.runs import launch
 
-CONFIGS = Path(__file__).parents[1] / "configs/learning"
+CONFIG_FOLDER = Path(__file__).parents[1] / "configs/learning"
 TASKS = ("echo", "bandit", "key_door")
 ALGORITHMS = ("ppo", "grpo")
 REQUIRED_FRACTION = 0.95
@@ -29,7 +29,7 @@ REQUIRED_FRACTION = 0.95
 def run_task(task: str, folder: Path, *, seed: int) -> dict[str, dict[str, Any]]:
     """Run one task with one seed; return policy -> result (see `read_result`)."""
     root = folder / f"{task}-{seed}"
-    rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True)
+    rlhf.run(CONFIG_FOLDER / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True)
     return {policy: read_result(root, policy) for policy in ("sft", *ALGORITHMS)}
 
 

@@ -27,7 +27,7 @@ from rlhf.runs import launch
 
 ALGORITHMS = ("grpo", "rloo")
 SIDES = ("ours", "TRL")
-START = Path(__file__).parents[1] / "configs/learning/echo.yaml"
+START_CONFIG = Path(__file__).parents[1] / "configs/learning/echo.yaml"
 REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
@@ -50,7 +50,7 @@ def train_initial_model(folder: Path, seed: int) -> Path:
     """
     root = folder / f"start-{seed}"
     if not (root / "sft/finished").exists():
-        tree = read_yaml(START)
+        tree = read_yaml(START_CONFIG)
         stages = [stage for stage in tree["stages"] if stage["name"] in ("demos", "sft")]
         pipeline = tree | {"stages": stages, "output_dir": str(root), "seed": seed}
         (folder / "start.json").write_text(json.dumps(pipeline))

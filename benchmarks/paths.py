@@ -7,9 +7,9 @@ from pathlib import Path
 from rlhf.models.hub import cache_directory
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results.jsonl"
-PAGE = ROOT / "docs" / "performance.md"
-PICTURE = ROOT / "docs" / "images" / "performance.png"
+RESULTS_FILE = ROOT / "benchmarks" / "results.jsonl"
+PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
+PERFORMANCE_FIGURE = ROOT / "docs" / "images" / "performance.png"
 
 
 def work_directory(*parts: str) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 
 import rlhf
 from benchmarks.curves import curve_table, plot_curves, read_reward_curve
-from benchmarks.learning import ALGORITHMS, CONFIGS
+from benchmarks.learning import ALGORITHMS, CONFIG_FOLDER
 from rlhf.runs import launch
 
 TASKS = ("echo", "bandit")
@@ -27,7 +27,7 @@ def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list
     """Run a task with one dtype and seed; return the learning curve of each algorithm."""
     root = folder / f"{task}-{side}-{seed}"
     dtypes = {f"{stage}.model.dtype": side for stage in ("sft", *ALGORITHMS)}
-    rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
+    rlhf.run(CONFIG_FOLDER / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
     return {algorithm: read_reward_curve(root / algorithm) for algorithm in ALGORITHMS}
 
 

@@ -25,7 +25,7 @@ from rlhf.reward_models.report.labeled import auc
 from rlhf.runs import launch
 from rlhf.stats import Interval, interval, jackknife
 
-TEXTS = 1000
+NUM_TEXTS = 1000
 """Maximum number of texts of a file."""
 
 
@@ -36,16 +36,16 @@ def main(arguments: Sequence[str]) -> None:
     reward = build({"kind": "trained", "path": checkpoint})
     found = {name: head_disagreement(reward, name) for name in (inside, *outside)}
     for name, values in found.items():
-        print(f"{name}: {len(values):,} texts, disagreement {_text(interval(values))}")
+        print(f"{name}: {len(values):,} texts, disagreement {_interval_text(interval(values))}")
     for name in outside:
         share = probability_outside_larger(found[inside], found[name])
-        print(f"P({name} > {inside}): {_text(share)}")
+        print(f"P({name} > {inside}): {_interval_text(share)}")
 
 
 def head_disagreement(reward, source: str) -> np.ndarray:
     """Return the disagreement of the heads on each of the N texts of a file, [N]."""
     path, _, column = source.partition(":")
-    spec = DataSpec(path, limit=TEXTS, columns={"text": column} if column else None)
+    spec = DataSpec(path, limit=NUM_TEXTS, columns={"text": column} if column else None)
     rows = load(spec, "text", seed=0).rows
     scores = reward.score([[{"role": "assistant", "content": row["text"]}] for row in rows])
     return np.array(scores.components[f"{reward.name}.disagreement"], dtype=float)
@@ -64,7 +64,7 @@ def probability_outside_larger(inside: np.ndarray, outside: np.ndarray) -> Inter
     )
 
 
-def _text(value: Interval) -> str:
+def _interval_text(value: Interval) -> str:
     return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 

@@ -119,11 +119,13 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines += ["| | accuracy | gain of the model |", "|-|-|-|"]
     for name, value in report["accuracy"].items():
         gain = report["gain"].get(name)
-        lines.append(f"| {name} | {_interval(value)} | {_interval(gain) if gain else ''} |")
+        lines.append(
+            f"| {name} | {_interval_text(value)} | {_interval_text(gain) if gain else ''} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def _interval(value: dict[str, float]) -> str:
+def _interval_text(value: dict[str, float]) -> str:
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 

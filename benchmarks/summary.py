@@ -12,7 +12,7 @@ from rlhf.stats import interval
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """One timed step of one side."""
 
     seconds: float
@@ -28,12 +28,12 @@ class Step:
         """Amount of work per second."""
         return self.work / self.seconds
 
-    def disturbed(self, limit: float) -> bool:
+    def is_disturbed(self, limit: float) -> bool:
         """Return whether other processes used more than ``limit`` cores."""
         return self.others is not None and self.others > limit
 
 
-Round = Mapping[str, Step]
+Round = Mapping[str, TimedStep]
 """Side -> its step in the round."""
 
 
@@ -45,12 +45,13 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return first, third
 
 
-def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
+def summarize(steps: Sequence[TimedStep], limit: float) -> dict[str, Any]:
     """Return medians and quartiles of the undisturbed steps of a side.
 
-    If all steps were disturbed, all steps are used. ``limit`` is the argument of `Step.disturbed`.
+    If all steps were disturbed, all steps are used. ``limit`` is the argument of
+    `TimedStep.is_disturbed`.
     """
-    undisturbed = [step for step in steps if not step.disturbed(limit)]
+    undisturbed = [step for step in steps if not step.is_disturbed(limit)]
     used = undisturbed or steps
     seconds = [step.seconds for step in used]
     low, high = quartiles(seconds)
@@ -82,7 +83,9 @@ def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     ours, *rest = rounds[0]
     by_side = {}
     for other in rest:
-        clean = [r for r in rounds if not (r[ours].disturbed(limit) or r[other].disturbed(limit))]
+        clean = [
+            r for r in rounds if not (r[ours].is_disturbed(limit) or r[other].is_disturbed(limit))
+        ]
         used = clean or rounds
         pairs = [r[ours].rate / r[other].rate for r in used]
         speed = median(r[ours].rate for r in used) / median(r[other].rate for r in used)
@@ -107,7 +110,7 @@ def _interval(pairs: Sequence[float]) -> list[float] | None:
 
 def has_enough_rounds(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
     """Return whether ``wanted`` rounds were undisturbed, or twice as many rounds were run."""
-    clean = sum(not any(step.disturbed(limit) for step in r.values()) for r in rounds)
+    clean = sum(not any(step.is_disturbed(limit) for step in r.values()) for r in rounds)
     return clean >= wanted or len(rounds) >= 2 * wanted
 
 

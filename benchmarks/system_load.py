@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-STAT = Path("/proc/stat")
+STAT_FILE = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadReading:
     """Times at one moment, in seconds."""
 
     clock: float
@@ -23,12 +23,12 @@ class Reading:
     """Processor time of all processes; None if the system does not report it."""
 
     @classmethod
-    def now(cls) -> Reading:
+    def now(cls) -> LoadReading:
         """Read the current times."""
         times = os.times()
         return cls(time.perf_counter(), sum(times[:4]), total_busy_seconds())
 
-    def others(self, since: Reading) -> float | None:
+    def cores_of_others(self, since: LoadReading) -> float | None:
         """Return the number of cores that other processes used since an earlier reading.
 
         The processor time that the hypervisor assigned to other virtual machines is included. The
@@ -45,10 +45,10 @@ def total_busy_seconds() -> float | None:
 
     The result is None if the system does not report it.
     """
-    if not STAT.exists():
+    if not STAT_FILE.exists():
         return None
     user, nice, system, _idle, _wait, irq, softirq, steal = map(
-        int, STAT.read_text().splitlines()[0].split()[1:9]
+        int, STAT_FILE.read_text().splitlines()[0].split()[1:9]
     )
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
@@ -66,9 +66,9 @@ def wait_for_quiet(limit: float, *, patience: float) -> bool:
     """
     end = time.perf_counter() + patience
     while True:
-        before = Reading.now()
+        before = LoadReading.now()
         time.sleep(0.2)
-        others = Reading.now().others(before)
+        others = LoadReading.now().cores_of_others(before)
         if others is None or others < limit:
             return True
         if time.perf_counter() > end:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paths import PAGE, PICTURE
+from benchmarks.paths import PERFORMANCE_FIGURE, PERFORMANCE_PAGE
 from benchmarks.results import Result
 from benchmarks.workloads import WORKLOADS
 from rlhf.errors import UserError
@@ -19,7 +19,10 @@ TABLE_HEAD = (
 
 
 def write_page(
-    results: Mapping[str, Mapping[str, Result]], *, page: Path = PAGE, picture: Path = PICTURE
+    results: Mapping[str, Mapping[str, Result]],
+    *,
+    page: Path = PERFORMANCE_PAGE,
+    picture: Path = PERFORMANCE_FIGURE,
 ) -> None:
     """Write the results between the BEGIN and END markers of a page, and draw the figure.
 

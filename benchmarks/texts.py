@@ -94,7 +94,7 @@ def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any
     ]
 
 
-ROWS = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
+ROWS_BY_VERB = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
 
 
 def decreasing_density_lengths(count: int, *, most: int) -> list[int]:

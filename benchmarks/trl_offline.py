@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from benchmarks.trl_common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
-from rlhf.models.loading import give_pad_token, load_tokenizer
+from rlhf.models.loading import give_model_pad_token, load_tokenizer
 
 TRAINERS = {
     "sft": (trl.SFTTrainer, trl.SFTConfig),
@@ -33,7 +33,7 @@ def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
     tokenizer: Any = load_tokenizer(job.model)
     rows = [json.loads(line) for line in (job.folder / "trl.jsonl").read_text().splitlines()]
     model = load_model(job.model, classifier=verb == "reward")
-    give_pad_token(tokenizer, model)
+    give_model_pad_token(tokenizer, model)
     extra = {}
     if verb == "dpo":
         extra["ref_model"] = load_model(job.model, classifier=False)

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
-class Recipe:
+class VenvRecipe:
     """The packages that are installed in one virtual environment.
 
     Args:
@@ -29,18 +29,20 @@ class Recipe:
 
 RECIPES = {
     # 1.12.0 is the last release that contains trl.experimental.ppo; trl#7020 removed this module.
-    "trl-ppo": Recipe(
+    "trl-ppo": VenvRecipe(
         packages=("trl==1.12.0",),
         shared=("torch", "transformers", "accelerate", "datasets", "numpy"),
         note="the PPO of TRL 1.12",
     ),
     # pip compiles this package, because the package index has no wheel of it. The compilation takes
     # several minutes and needs a C++ compiler.
-    "llama": Recipe(packages=("llama-cpp-python==0.3.36",), shared=("numpy",), note="llama.cpp"),
+    "llama": VenvRecipe(
+        packages=("llama-cpp-python==0.3.36",), shared=("numpy",), note="llama.cpp"
+    ),
 }
 
 
-def python_of(name: str) -> str:
+def venv_python(name: str) -> str:
     """Return the path of the Python interpreter of a virtual environment.
 
     The environment is created under the cache folder if it does not exist, or if its packages
@@ -71,7 +73,7 @@ def python_of(name: str) -> str:
     return str(python)
 
 
-def pip_requirements(recipe: Recipe) -> list[str]:
+def pip_requirements(recipe: VenvRecipe) -> list[str]:
     """Return the pip requirements of a recipe.
 
     The versions of shared packages have no local label such as ``+cpu``, because the package index
@@ -81,7 +83,7 @@ def pip_requirements(recipe: Recipe) -> list[str]:
     return [*shared, *recipe.packages]
 
 
-def _run(command: list[str], recipe: Recipe) -> None:
+def _run(command: list[str], recipe: VenvRecipe) -> None:
     """Run a command; raise UserError if it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

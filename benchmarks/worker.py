@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.system_load import Reading, peak_gib
+from benchmarks.system_load import LoadReading, peak_gib
 from rlhf.common.imports import import_object
 
 
@@ -61,7 +61,7 @@ class StepTimer:
     def __init__(self, orders: TextIO, reports: TextIO) -> None:
         self.orders, self.reports = orders, reports
         self.pending: dict[str, Any] = {"ready": True}
-        self.begun = Reading.now()
+        self.begun = LoadReading.now()
 
     def start(self) -> None:
         """Report the last step, and wait for the harness to start the next step.
@@ -71,14 +71,14 @@ class StepTimer:
         self.report({**self.pending, "peak_gib": peak_gib()})
         if self.orders.readline().strip() != "go":
             raise SystemExit
-        self.begun = Reading.now()
+        self.begun = LoadReading.now()
 
     def done(self, work: float) -> None:
         """Stop the timer; ``work`` is the amount of work of the step."""
-        now = Reading.now()
+        now = LoadReading.now()
         self.pending = {
             "seconds": now.clock - self.begun.clock,
-            "others": now.others(self.begun),
+            "others": now.cores_of_others(self.begun),
             "work": work,
         }
 

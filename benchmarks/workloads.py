@@ -249,7 +249,7 @@ WORKLOADS: dict[str, Workload] = {
     ),
 }
 
-GROUPS: dict[str, tuple[str, ...]] = {
+WORKLOAD_GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in WORKLOADS if name.startswith(f"{group}-"))
     for group in ("decoding", "startup")
 }

@@ -24,17 +24,17 @@ Policy = Callable[[int, np.random.Generator], Any]
 """Function (index of the turn, generator) -> action."""
 Adversary = tuple[str, Policy]
 """(name, policy) of a policy that should not earn more than the optimum."""
-LEVEL = 0.01
+ERROR_RATE = 0.01
 """Family-wise error rate: probability of any finding if the stated optimum is correct."""
 SCREENED, TRIED, CONFIRMED = 12, 200, 800
 """Number of episodes of an adversary in the three rounds: screening, test, confirmation."""
-FINALISTS = 6
+NUM_FINALISTS = 6
 """Number of adversaries that are tested after the screening."""
 MAX_STEPS = 1000
 """Maximum number of actions in an episode."""
 FIRST_SEED = 3 * 2**29
 """First seed of the episodes; tests and examples use other seeds."""
-SILENCE = ""
+EMPTY_REPLY = ""
 NONSENSE = ("?!", "I do not know.", "a" * 200)
 """Replies that are invalid in every task."""
 MALFORMED_REPLIES = (
@@ -45,7 +45,7 @@ MALFORMED_REPLIES = (
 """Replies that are invalid in most tasks. They must not raise an exception, count as success or
 earn more than the optimum."""
 SEPARATORS = (" ", "\n", ", ")
-FRAMES = {
+REPLY_FORMATS = {
     "text before the action": "I think: {}",
     "text after the action": "{} because it is best",
     "the action twice": "{0} {0}",
@@ -76,7 +76,7 @@ class SuccessfulAdversary:
         return f"{self.name} earns {self.mean:.4f} per episode, {source} {self.baseline:.4f}"
 
 
-def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[SuccessfulAdversary]:
+def successful_adversaries(env: Env, *, level: float = ERROR_RATE) -> list[SuccessfulAdversary]:
     """Return the adversaries that earn significantly more than the baseline of an environment.
 
     The baseline is the stated optimum, or else the mean return of the expert. If the environment
@@ -91,22 +91,24 @@ def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[Successful
             the baseline.
     """
     findings = []
-    game = _Game(env)
+    game = _AdversaryGame(env)
     gains: dict[Adversary, float] = {}
     for adversary in game.adversaries():
         with contextlib.suppress(Exception):  # `check` reports replies for which `step` raises
-            gains[adversary] = float(game.gains(adversary[1], 0, SCREENED).mean())
-    finalists = sorted(gains, key=gains.__getitem__, reverse=True)[:FINALISTS]
+            gains[adversary] = float(game.gains_over_baseline(adversary[1], 0, SCREENED).mean())
+    finalists = sorted(gains, key=gains.__getitem__, reverse=True)[:NUM_FINALISTS]
     rounds = ((SCREENED, TRIED), (SCREENED + TRIED, CONFIRMED))
     for name, policy in finalists:
-        p_values = (_p_value(game.gains(policy, *seeds), "greater") for seeds in rounds)
+        p_values = (
+            _p_value(game.gains_over_baseline(policy, *seeds), "greater") for seeds in rounds
+        )
         if all(p_value < level / len(finalists) for p_value in p_values):
-            mean = float(game.returns(policy, *rounds[1]).mean())
+            mean = float(game.policy_returns(policy, *rounds[1]).mean())
             findings.append(SuccessfulAdversary(name, mean, game.baseline, game.is_stated))
     return findings
 
 
-class _Game:
+class _AdversaryGame:
     """An environment with its adversaries, its baseline and the returns of the episodes so far.
 
     `baseline` is the value that no adversary should exceed. `partner` is the policy whose episodes
@@ -123,16 +125,16 @@ class _Game:
         self.actions = _evenly_spaced(actions, MAX_CONSTANTS)
         self.observation: Any = text
         self.instructions = str(getattr(self.task, "system_prompt", None) or "")
-        words = _evenly_spaced(_words([*actions, text]), MAX_WORDS)
-        further = [word for word in _words([self.instructions]) if word not in words]
+        words = _evenly_spaced(_words_in_texts([*actions, text]), MAX_WORDS)
+        further = [word for word in _words_in_texts([self.instructions]) if word not in words]
         self.words = [*words, *_evenly_spaced(further, MAX_PROMPT_WORDS)]
-        self.optimum = result_of(self.task, "optimal_value")
+        self.optimum = call_if_supported(self.task, "optimal_value")
         self.is_stated = self.optimum is not None
-        self.has_expert = result_of(self.task, "expert") is not None
-        self.has_values = bool(result_of(self.task, "action_values"))
+        self.has_expert = call_if_supported(self.task, "expert") is not None
+        self.has_values = bool(call_if_supported(self.task, "action_values"))
         self.play = self._expert_action if self.has_expert else self._random_action
         self.play_name = "expert play" if self.has_expert else "random play"
-        self.price = float(result_of(self.task, "cost_price") or 0.0)
+        self.price = float(call_if_supported(self.task, "cost_price") or 0.0)
         self.limit = float(getattr(self.task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
         self.baseline, self.partner = self._baseline()
@@ -142,7 +144,7 @@ class _Game:
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
-        actions = result_of(self.task, "legal_actions")
+        actions = call_if_supported(self.task, "legal_actions")
         if actions is None:
             space.seed(0)
             actions = dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS))
@@ -155,25 +157,26 @@ class _Game:
                 [] if self.has_expert else [_constant_policy(action) for action in self.actions]
             )
             policies = [self.play, *constants]
-            best = max(policies, key=lambda policy: self.returns(policy, 0, SCREENED).mean())
-            return float(self.returns(best, SCREENED, TRIED).mean()), best
+            best = max(policies, key=lambda policy: self.policy_returns(policy, 0, SCREENED).mean())
+            return float(self.policy_returns(best, SCREENED, TRIED).mean()), best
         # Episodes are paired with those of the expert only if the expert earns the stated optimum.
         can_pair = self.has_expert and (
-            _p_value(self.returns(self.play, SCREENED, TRIED) - self.optimum, "two-sided") > LEVEL
+            _p_value(self.policy_returns(self.play, SCREENED, TRIED) - self.optimum, "two-sided")
+            > ERROR_RATE
         )
         return float(self.optimum), self.play if can_pair else None
 
-    def gains(self, policy: Policy, first: int, count: int) -> np.ndarray:
+    def gains_over_baseline(self, policy: Policy, first: int, count: int) -> np.ndarray:
         """Compute the gains of a policy on `count` consecutive seeds, [count].
 
         A gain is the return minus the partner's return with the same seed, or minus the baseline
         if there is no partner. `first` is added to `FIRST_SEED`.
         """
         partner = self.partner
-        reference = self.baseline if partner is None else self.returns(partner, first, count)
-        return self.returns(policy, first, count) - reference
+        reference = self.baseline if partner is None else self.policy_returns(partner, first, count)
+        return self.policy_returns(policy, first, count) - reference
 
-    def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
+    def policy_returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
         """Compute the returns of a policy on `count` consecutive seeds, [count].
 
         The price times (cost - limit) is subtracted from the rewards of an episode. `first` is
@@ -212,7 +215,7 @@ class _Game:
         if self.is_discrete:
             yield "a reply that is not a number (rollout.invalid_reward: 0)", _constant_policy(None)
         else:
-            yield "silence", _constant_policy(SILENCE)
+            yield "silence", _constant_policy(EMPTY_REPLY)
             for junk in NONSENSE:
                 yield f"the junk {junk[:20]!r}", _constant_policy(junk)
             several = [action for action in self.actions if isinstance(action, str)]
@@ -238,7 +241,7 @@ class _Game:
 
     def _policies_with_silence(self) -> Iterator[Adversary]:
         """Yield policies with empty replies in some turns, and policies that use action values."""
-        play, name, nothing = self.play, self.play_name, None if self.is_discrete else SILENCE
+        play, name, nothing = self.play, self.play_name, None if self.is_discrete else EMPTY_REPLY
         longest = int(getattr(self.task, "max_turns", 4))
         for turns in sorted({1, 2, max(1, longest // 2), max(1, longest - 1)}):
             yield (
@@ -254,20 +257,22 @@ class _Game:
             lambda turn, rng: nothing if turn % 2 else play(turn, rng),
         )
         if self.has_values:
-            yield "silence if no action has a positive value", self._greedy_or_silent
-            yield "the action of the highest stated value", self._greedy
+            yield "silence if no action has a positive value", self._greedy_or_silent_action
+            yield "the action of the highest stated value", self._greedy_action
 
-    def _greedy_or_silent(self, turn: int, rng: np.random.Generator) -> Any:
-        values = result_of(self.task, "action_values")
-        return self._greedy(turn, rng) if values and max(values.values()) > 0 else SILENCE
+    def _greedy_or_silent_action(self, turn: int, rng: np.random.Generator) -> Any:
+        values = call_if_supported(self.task, "action_values")
+        return (
+            self._greedy_action(turn, rng) if values and max(values.values()) > 0 else EMPTY_REPLY
+        )
 
-    def _greedy(self, turn: int, rng: np.random.Generator) -> Any:
-        values = result_of(self.task, "action_values")
+    def _greedy_action(self, turn: int, rng: np.random.Generator) -> Any:
+        values = call_if_supported(self.task, "action_values")
         return max(values, key=values.__getitem__) if values else self._random_action(turn, rng)
 
     def _policies_with_extra_text(self) -> Iterator[Adversary]:
         """Yield policies whose replies have text around an action, or several actions."""
-        frames = {f"{name} ({self.play_name})": frame for name, frame in FRAMES.items()}
+        frames = {f"{name} ({self.play_name})": frame for name, frame in REPLY_FORMATS.items()}
         for word, times in itertools.product(self.words, (1, 8)):
             name = f"{self.play_name} with {times} times {word!r} after it"
             frames[name] = " ".join(["{}", *[word] * times])
@@ -275,7 +280,7 @@ class _Game:
             yield name, lambda t, r, f=frame: f.format(self.play(t, r), self._random_action(t, r))
 
 
-def _words(texts: Sequence[Any]) -> list[str]:
+def _words_in_texts(texts: Sequence[Any]) -> list[str]:
     """Return the distinct words of texts in lower case, in order of first appearance."""
     return list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
 
@@ -304,7 +309,7 @@ def _p_value(gains: np.ndarray, alternative: str) -> float:
     return float(test.pvalue)
 
 
-def result_of(task: Any, method: str) -> Any:
+def call_if_supported(task: Any, method: str) -> Any:
     """Call a method without arguments; return None if the environment does not support it."""
     try:
         return getattr(task, method)()

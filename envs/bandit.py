@@ -83,7 +83,7 @@ class BernoulliBandit(TextEnv):
         }
 
     def optimal_value(self) -> float:
-        return _value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
+        return _policy_value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
 
 
 def _arm_value(
@@ -91,15 +91,16 @@ def _arm_value(
 ) -> float:
     """Return the value of pulling an arm with `left` remaining turns, including this pull.
 
-    The later pulls are optimal; if `greedy` is set, they follow the greedy policy of `_value`.
+    The later pulls are optimal. If `greedy` is set, they follow the greedy policy of
+    `_policy_value`.
     """
     chance, *after = posterior(counts, arm)
-    won, lost = (_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
+    won, lost = (_policy_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
     return chance * (1 + won) + (1 - chance) * lost
 
 
 @cache
-def _value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False) -> float:
+def _policy_value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False) -> float:
     """Return the value of the optimal policy with `left` remaining turns.
 
     If `greedy` is set, return the value of the policy that always chooses the arm with the highest
@@ -164,7 +165,9 @@ class Bandit(BernoulliBandit):
         """
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),
-            "greedy": _value(_beta_posterior, ((0, 0),) * self.arms, self.max_turns, greedy=True),
+            "greedy": _policy_value(
+                _beta_posterior, ((0, 0),) * self.arms, self.max_turns, greedy=True
+            ),
         }
 
 

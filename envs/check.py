@@ -17,12 +17,18 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
-from rlhf.envs.adversary import MALFORMED_REPLIES, MAX_STEPS, Env, result_of, successful_adversaries
+from rlhf.envs.adversary import (
+    MALFORMED_REPLIES,
+    MAX_STEPS,
+    Env,
+    call_if_supported,
+    successful_adversaries,
+)
 from rlhf.envs.catalog import find
 from rlhf.envs.core import FreeText, TextEnv
 from rlhf.envs.exact import NotEnumerableError, exact_value
 
-EXACT_STEPS = 4_000
+EXACT_CALLS_PER_EPISODE = 4_000
 """Budget of the exact solution: calls of `step` and `reset` per episode of the check."""
 
 
@@ -58,7 +64,7 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     return findings
 
 
-def _play(
+def _play_episode(
     env: Env, seed: int, act: Callable[[], Any] | None = None
 ) -> Iterator[tuple[Any, Any, float, bool, bool, dict[str, Any]]]:
     """Play an episode; yield the action and the five results of `step` for each step.
@@ -117,7 +123,7 @@ def _check_texts(make: Callable[[], Env], episodes: int) -> list[str]:
             "AsyncVectorEnv with shared memory misreads it; use rlhf.envs.core.FreeText"
         )
     for seed in range(episodes):
-        steps = list(_play(env, seed))
+        steps = list(_play_episode(env, seed))
         if not (steps[-1][3] or steps[-1][4]):
             findings.add(f"an episode did not end within {MAX_STEPS} actions")
         if steps[0][1] == "":
@@ -141,12 +147,12 @@ def _check_repetition(make: Callable[[], Env], episodes: int) -> list[str]:
     first, second = make(), make()
     findings = set[str]()
     for seed in range(episodes):
-        alone = repr(list(_play(first, seed)))
-        if repr(list(_play(first, seed))) != alone:
+        alone = repr(list(_play_episode(first, seed)))
+        if repr(list(_play_episode(first, seed))) != alone:
             findings.add("the same seed and actions gave two different episodes")
             continue
-        other, record = _play(second, seed + 1), []
-        for step in _play(first, seed):
+        other, record = _play_episode(second, seed + 1), []
+        for step in _play_episode(first, seed):
             record.append(step)
             next(other, None)
         if repr(record) != alone:
@@ -158,7 +164,7 @@ def _check_global_generators(make: Callable[[], Env], episodes: int) -> list[str
     """Check that episodes do not change the state of Python's and numpy's global generators."""
     python, legacy = random.getstate(), repr(np.random.get_state())
     for seed in range(episodes):
-        list(_play(make(), seed))
+        list(_play_episode(make(), seed))
     findings = []
     if random.getstate() != python:
         findings.append("draws from (or seeds) Python's global generator; use np_random")
@@ -200,7 +206,7 @@ def _check_stated_values(make: Callable[[], Env], episodes: int) -> list[str]:
     rng = np.random.default_rng(0)
     findings, count = [], 20 * episodes
     policies = {"optimal_value": "expert", "random_value": "sample_action"}
-    values = {name: result_of(env, name) for name in policies}
+    values = {name: call_if_supported(env, name) for name in policies}
     for name, method in policies.items():
         stated = values[name]
         if stated is None:
@@ -215,14 +221,17 @@ def _check_stated_values(make: Callable[[], Env], episodes: int) -> list[str]:
             continue  # a value can be known although the environment does not implement the policy
         act = partial(getattr(env, method), rng)
         returns = np.array(
-            [sum(reward for _, _, reward, *_ in _play(env, seed, act)) for seed in range(count)]
+            [
+                sum(reward for _, _, reward, *_ in _play_episode(env, seed, act))
+                for seed in range(count)
+            ]
         )
         error = max(float(returns.std()) / count**0.5, 1e-9)
         if abs(returns.mean() - stated) > 5 * error:
             mean = f"{returns.mean():.4f} ± {error:.4f}"
             findings.append(f"{name}() is {stated:.4f}, but {count} episodes gave {mean}")
     # Random play may violate the constraint of a constrained task.
-    known = None not in values.values() and not result_of(env, "cost_price")
+    known = None not in values.values() and not call_if_supported(env, "cost_price")
     if known and values["random_value"] > values["optimal_value"]:
         findings.append("random_value() is above optimal_value()")
     return findings
@@ -242,7 +251,7 @@ def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
     try:
         stated = float(task.optimal_value())
         price = task.cost_price() if isinstance(task, TextEnv) else 0.0
-        best = exact_value(env, max_steps=EXACT_STEPS * episodes, price=price)
+        best = exact_value(env, max_steps=EXACT_CALLS_PER_EPISODE * episodes, price=price)
     except (NotEnumerableError, NotImplementedError, ValueError):
         return []
     best += price * float(getattr(task, "cost_limit", 0.0))

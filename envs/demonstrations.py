@@ -19,7 +19,7 @@ from rlhf.errors import UserError
 Row = dict[str, Any]
 DEMONSTRATION_KINDS = ("sft", "preference")
 FORMATS = ("messages", "prompt_completion")
-MARGIN = 1e-9
+EQUAL_VALUE_TOLERANCE = 1e-9
 """Action values whose difference is at most this value are treated as equal."""
 
 
@@ -69,7 +69,7 @@ def write_demonstrations(
     env = make(env_id, **split_kwargs(find(env_id).id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
-    player = _Player(env, quality, seed, system_prompt)
+    player = _DemonstrationPlayer(env, quality, seed, system_prompt)
     try:
         rows = list(itertools.islice(player.rows(kind, form), count))
     except NotImplementedError as error:
@@ -86,7 +86,7 @@ def write_demonstrations(
     }
 
 
-class _Player:
+class _DemonstrationPlayer:
     """Play episodes and yield an endless sequence of rows.
 
     `returns` contains the returns of the finished episodes. `seed` is the seed of the next episode.
@@ -173,7 +173,7 @@ class _Player:
         """
         actions = list(values)
         first = actions[int(self._rng.integers(len(actions)))]
-        others = [a for a in actions if abs(values[a] - values[first]) > MARGIN]
+        others = [a for a in actions if abs(values[a] - values[first]) > EQUAL_VALUE_TOLERANCE]
         if not others:
             return None
         second = others[int(self._rng.integers(len(others)))]

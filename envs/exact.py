@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 
 Env = gym.Env[Any, Any]
-INVALID: tuple[str, ...] = ("", "?!")
+INVALID_REPLIES: tuple[str, ...] = ("", "?!")
 """Replies that are invalid in every task: an empty reply and a malformed one."""
 MAX_ACTIONS = 400
 """Maximum number of legal actions in a state."""
@@ -27,10 +27,17 @@ MAX_OUTCOMES = 1000
 """Maximum number of outcomes of one draw."""
 START_BUDGET = 0.15
 """Fraction of the budget of calls that may be used to enumerate the start states."""
-IMMUTABLE = (int, float, str, bytes, bool, type(None))
-NON_STATE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec", "metadata")
+IMMUTABLE_TYPES = (int, float, str, bytes, bool, type(None))
+NON_STATE_ATTRIBUTES = (
+    "_np_random",
+    "_np_random_seed",
+    "_last_text",
+    "render_mode",
+    "spec",
+    "metadata",
+)
 """Attributes that have no influence on the rest of an episode."""
-GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
+GENERATOR_TYPES = (random.Random, np.random.Generator, np.random.RandomState)
 TRIAL_SEEDS = 10
 """Number of seeds with which `reset` is called to detect draws that do not use `np_random`."""
 
@@ -264,7 +271,9 @@ class _Solver:
         self.shared = {
             id(value): value
             for name, value in vars(self.root).items()
-            if name in (*self.fixed, *NON_STATE) or isinstance(value, gym.Space) or callable(value)
+            if name in (*self.fixed, *NON_STATE_ATTRIBUTES)
+            or isinstance(value, gym.Space)
+            or callable(value)
         }
         self.values: dict[Any, float] = {}
 
@@ -318,7 +327,7 @@ class _Solver:
             trial.reset(seed=seed)
             over, turn = False, 0
             while not over and turn < 50:
-                choices = [*_legal_actions(trial), *INVALID]
+                choices = [*_legal_actions(trial), *INVALID_REPLIES]
                 over = trial.step(choices[int(rng.integers(len(choices)))])[2]
                 turn += 1
                 current = _pickle_attributes(trial, fixed) if turn < 5 or over else fixed
@@ -359,7 +368,8 @@ class _Solver:
         key = frozenset((self._state_key(env), round(w / weight, 12)) for w, env in members)
         if key not in self.values:
             actions = dict.fromkeys(
-                [action for _, env in members for action in _legal_actions(env)] + list(INVALID)
+                [action for _, env in members for action in _legal_actions(env)]
+                + list(INVALID_REPLIES)
             )
             best = max(self._action_value(members, action) for action in actions)
             self.values[key] = best / weight
@@ -392,8 +402,8 @@ class _Solver:
         state = {
             name: value
             for name, value in sorted(vars(env).items())
-            if name not in NON_STATE
-            and (isinstance(value, IMMUTABLE) or name not in root or value is not root[name])
+            if name not in NON_STATE_ATTRIBUTES
+            and (isinstance(value, IMMUTABLE_TYPES) or name not in root or value is not root[name])
         }
         buffer = io.BytesIO()
         try:
@@ -418,7 +428,7 @@ class _StatePickler(pickle.Pickler):
         Raises:
             NotEnumerableError: The state contains a random generator.
         """
-        if isinstance(obj, GENERATORS):
+        if isinstance(obj, GENERATOR_TYPES):
             raise NotEnumerableError("it has a generator of its own")
         return obj.distribution() if isinstance(obj, _Uniform) else None
 
@@ -456,7 +466,7 @@ def _pickle_attributes(env: Env, names: Iterable[str] | None = None) -> dict[str
     pickles = {}
     for name in list(vars(env) if names is None else names):
         value = vars(env).get(name)
-        if name not in NON_STATE and not isinstance(value, IMMUTABLE):
+        if name not in NON_STATE_ATTRIBUTES and not isinstance(value, IMMUTABLE_TYPES):
             try:
                 pickles[name] = pickle.dumps(value)
             except Exception:  # third-party objects may raise anything; they are copied

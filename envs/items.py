@@ -25,7 +25,9 @@ from rlhf.errors import UserError
 
 ItemT = TypeVar("ItemT")
 SPLITS = ("all", "train", "test")
-SAME_SPLIT = "Training and evaluation draw from the same items, because env.kwargs sets split: {}."
+SAME_SPLIT_WARNING = (
+    "Training and evaluation draw from the same items, because env.kwargs sets split: {}."
+)
 """Description of the items of a run whose `env.kwargs` set `split` to a value other than
 "train"."""
 TEST_SHARE = 0.2

@@ -74,7 +74,7 @@ class KeyDoor(TextEnv):
 
     def start(self) -> str:
         self._begin(self._draw_layout())
-        return self._map()
+        return self._map_text()
 
     def _draw_layout(self) -> Layout:
         if self.split != "all":
@@ -94,7 +94,7 @@ class KeyDoor(TextEnv):
             text = f"Answer north, south, west or east. {self._location_text()}"
             return self.turn(text, -self.step_cost, valid=False, reason="not a direction")
         before = self._cell, self._has_key
-        self._cell, self._has_key = move(before, word, self._layout, self.size)
+        self._cell, self._has_key = next_state(before, word, self._layout, self.size)
         if self._cell == self._layout[3]:
             return self.turn("You reach the goal.", 1.0 - self.step_cost, True, success=True)
         event = ""
@@ -108,7 +108,7 @@ class KeyDoor(TextEnv):
         row, column = self._cell
         return f"You are at row {row + 1}, column {column + 1}. {self.turns_text()}"
 
-    def _map(self) -> str:
+    def _map_text(self) -> str:
         start, key, door, goal = self._layout
         letters = {goal: "G", key: "K", start: "A", door: "D"}
         rows = [
@@ -127,7 +127,7 @@ class KeyDoor(TextEnv):
         state = self._cell, self._has_key
         values = {}
         for word in MOVES:
-            left = steps[move(state, word, self._layout, self.size)]
+            left = steps[next_state(state, word, self._layout, self.size)]
             reached = left <= self.turns_left - 1
             cost = self.step_cost * min(left + 1, self.turns_left)
             values[word] = (1.0 if reached else 0.0) - cost
@@ -136,7 +136,7 @@ class KeyDoor(TextEnv):
     def best_action(self) -> str:
         """Return a step along a shortest path."""
         state, steps = (self._cell, self._has_key), distances(self._layout[1:], self.size)
-        return min(MOVES, key=lambda word: steps[move(state, word, self._layout, self.size)])
+        return min(MOVES, key=lambda word: steps[next_state(state, word, self._layout, self.size)])
 
     def optimal_value(self) -> float:
         layouts = layouts_of(self.size, self.split)
@@ -178,7 +178,7 @@ def _state_indices(size: int) -> dict[State, int]:
     return {((row, column), has_key): i for i, (row, column, has_key) in enumerate(states)}
 
 
-def move(state: State, word: str, layout: Layout, size: int) -> State:
+def next_state(state: State, word: str, layout: Layout, size: int) -> State:
     """Return the state after a step in the direction `word`.
 
     The start cell of `layout` is not used.
@@ -198,7 +198,7 @@ def _transitions(objects: Objects, size: int) -> np.ndarray:
     index = _state_indices(size)
     transitions = np.zeros((len(index), len(index)))
     for state, word in itertools.product(index, MOVES):
-        target = move(state, word, (objects[0], *objects), size)
+        target = next_state(state, word, (objects[0], *objects), size)
         transitions[index[state], index[target]] += 1 / len(MOVES)
     return transitions
 

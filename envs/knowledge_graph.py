@@ -93,7 +93,7 @@ class KnowledgeGraph(TextEnv):
     def step(self, action: str) -> Step:
         name = normalized(action).removeprefix("go ").removeprefix("to ")
         self.turns_left -= 1
-        if name not in graph()[self._entity]:
+        if name not in relations_by_entity()[self._entity]:
             text = f"No fact leads there. {self._location_text()}"
             reason = "not a neighbor of the current entity"
             return self.turn(text, -self.step_cost, valid=False, reason=reason)
@@ -103,14 +103,14 @@ class KnowledgeGraph(TextEnv):
         return self.turn(self._location_text(), -self.step_cost)
 
     def _location_text(self) -> str:
-        return f"{describe(self._entity)} {self.turns_text()}"
+        return f"{facts_about(self._entity)} {self.turns_text()}"
 
     def legal_actions(self) -> list[str]:
-        return [f"go {name}" for name in graph()[self._entity]]
+        return [f"go {name}" for name in relations_by_entity()[self._entity]]
 
     def action_values(self) -> dict[str, float]:
         values = {}
-        for name in graph()[self._entity]:
+        for name in relations_by_entity()[self._entity]:
             steps = 1 + distances()[name][self._goal]
             reached = float(steps <= self.turns_left)
             values[f"go {name}"] = reached - self.step_cost * min(steps, self.turns_left)
@@ -118,7 +118,9 @@ class KnowledgeGraph(TextEnv):
 
     def best_action(self) -> str:
         """Return a step along a shortest path."""
-        nearest = min(graph()[self._entity], key=lambda name: distances()[name][self._goal])
+        nearest = min(
+            relations_by_entity()[self._entity], key=lambda name: distances()[name][self._goal]
+        )
         return f"go {nearest}"
 
     def optimal_value(self) -> float:
@@ -140,15 +142,17 @@ class KnowledgeGraph(TextEnv):
             value -= self.step_cost * sum(probabilities.values())
             after: dict[str, float] = {}
             for entity, probability in probabilities.items():
-                for name in graph()[entity]:
-                    after[name] = after.get(name, 0.0) + probability / len(graph()[entity])
+                for name in relations_by_entity()[entity]:
+                    after[name] = after.get(name, 0.0) + probability / len(
+                        relations_by_entity()[entity]
+                    )
             value += after.pop(goal, 0.0)
             probabilities = after
         return value
 
 
 @cache
-def graph() -> Edges:
+def relations_by_entity() -> Edges:
     """Return the graph: entity -> neighbor (in the order of the facts) -> relation."""
     edges: Edges = {}
     for line in FACTS.strip().splitlines():
@@ -162,11 +166,11 @@ def graph() -> Edges:
 def distances() -> dict[str, dict[str, int]]:
     """Return start -> goal -> length of the shortest path, by breadth-first search."""
     table = {}
-    for start in graph():
+    for start in relations_by_entity():
         steps, queue = {start: 0}, deque([start])
         while queue:
             entity = queue.popleft()
-            for name in graph()[entity]:
+            for name in relations_by_entity()[entity]:
                 if name not in steps:
                     steps[name] = steps[entity] + 1
                     queue.append(name)
@@ -174,7 +178,9 @@ def distances() -> dict[str, dict[str, int]]:
     return table
 
 
-def describe(entity: str) -> str:
+def facts_about(entity: str) -> str:
     """Return the observation at an entity: all facts about it."""
-    facts = (f"{entity} {relation} {name}" for name, relation in graph()[entity].items())
+    facts = (
+        f"{entity} {relation} {name}" for name, relation in relations_by_entity()[entity].items()
+    )
     return f"You are at {entity}. {'; '.join(facts)}."

@@ -11,7 +11,7 @@ Strategy = dict[str, dict[str, float]]
 """History -> own card -> probability of `bet` or `call`, whichever is legal."""
 CARDS: tuple[str, ...] = ("jack", "queen", "king")
 DEALS = tuple(itertools.permutations(CARDS, 2))
-LEGAL = {
+LEGAL_WORDS_BY_HISTORY = {
     "": ("check", "bet"),
     "c": ("check", "bet"),
     "b": ("call", "fold"),
@@ -28,7 +28,7 @@ EQUILIBRIUM: Strategy = {
     "b": {"jack": 0.0, "queen": 1 / 3, "king": 1.0},
     "cb": {"jack": 0.0, "queen": 2 / 3, "king": 1.0},
 }
-UNIFORM: Strategy = {history: dict.fromkeys(CARDS, 0.5) for history in LEGAL}
+UNIFORM: Strategy = {history: dict.fromkeys(CARDS, 0.5) for history in LEGAL_WORDS_BY_HISTORY}
 STRATEGIES = {"optimal": EQUILIBRIUM, "random": UNIFORM}
 RULES = (
     "Kuhn poker. Cards: jack, queen, king; the higher card wins. Each player antes 1 and gets one "
@@ -82,22 +82,22 @@ class KuhnPoker(TwoPlayerEnv):
         text = f"You hold the {self._card}."
         if seat == "second":
             text += f" {self._opponent_moves()}"
-        return f"{text} {' or '.join(LEGAL[self._history])}?"
+        return f"{text} {' or '.join(LEGAL_WORDS_BY_HISTORY[self._history])}?"
 
     def step(self, action: str) -> Step:
         word = normalized(action)
-        valid = word in LEGAL[self._history]
-        reason = "" if valid else f"not {' or '.join(LEGAL[self._history])}"
+        valid = word in LEGAL_WORDS_BY_HISTORY[self._history]
+        reason = "" if valid else f"not {' or '.join(LEGAL_WORDS_BY_HISTORY[self._history])}"
         word = word if valid else "fold"
         self._history += word[0]
         self.turns_left -= 1
         self._last_move = f"Your opponent says {word}."
         text = ""
-        if payoff(self._history) is None:
+        if winner_and_chips(self._history) is None:
             text = self._opponent_moves()
-        chips = payoff(self._history)
+        chips = winner_and_chips(self._history)
         if chips is None:
-            text = f"{text} {' or '.join(LEGAL[self._history])}?"
+            text = f"{text} {' or '.join(LEGAL_WORDS_BY_HISTORY[self._history])}?"
             return self.turn(text, 0.0, valid=valid, reason=reason)
         won = _chips_won(self._history, self._seat, self._card, self._opponent_card)
         text = f"{text} You held the {self._card}, your opponent the {self._opponent_card}.".strip()
@@ -105,7 +105,7 @@ class KuhnPoker(TwoPlayerEnv):
 
     def _opponent_moves(self) -> str:
         """Make the opponent's move and return its description for the agent."""
-        legal = LEGAL[self._history]
+        legal = LEGAL_WORDS_BY_HISTORY[self._history]
         if isinstance(self.opponent, str):
             chance = STRATEGIES[self.opponent][self._history][self._opponent_card]
             is_aggressive = self.np_random.random() < chance
@@ -124,7 +124,7 @@ class KuhnPoker(TwoPlayerEnv):
         return f"Your opponent says {word}."
 
     def legal_actions(self) -> list[str]:
-        return list(LEGAL.get(self._history, LEGAL[""]))
+        return list(LEGAL_WORDS_BY_HISTORY.get(self._history, LEGAL_WORDS_BY_HISTORY[""]))
 
     def action_values(self) -> dict[str, float]:
         strategy = self._strategy()
@@ -165,7 +165,7 @@ class KuhnPoker(TwoPlayerEnv):
         return sum(values) / len(values)
 
 
-def payoff(history: str) -> tuple[str, int] | None:
+def winner_and_chips(history: str) -> tuple[str, int] | None:
     """Return (winner, chips) of a finished hand, or None if the hand is not finished.
 
     The winner is "first", "second", or "showdown" if the higher card wins.
@@ -177,7 +177,7 @@ def payoff(history: str) -> tuple[str, int] | None:
 
 def _chips_won(history: str, seat: str, card: str, opponent_card: str) -> float:
     """Return the chips that the player in `seat` wins in a finished hand; a loss is negative."""
-    end = payoff(history)
+    end = winner_and_chips(history)
     assert end is not None
     winner, chips = end
     has_higher_card = CARDS.index(card) > CARDS.index(opponent_card)
@@ -185,7 +185,7 @@ def _chips_won(history: str, seat: str, card: str, opponent_card: str) -> float:
     return float(chips if wins else -chips)
 
 
-def _probability(history: str, word: str, card: str, strategy: Strategy) -> float:
+def _action_probability(history: str, word: str, card: str, strategy: Strategy) -> float:
     """Return the probability that a strategy chooses `word` with this card."""
     chance = strategy[history][card]
     return chance if word in AGGRESSIVE else 1 - chance
@@ -203,8 +203,8 @@ def _reach_probability(history: str, seat: str, card: str, strategy: Strategy) -
     chance = 1.0
     for i, letter in enumerate(history):
         if SEATS[i % 2] != seat:
-            (word,) = (word for word in LEGAL[history[:i]] if word[0] == letter)
-            chance *= _probability(history[:i], word, card, strategy)
+            (word,) = (word for word in LEGAL_WORDS_BY_HISTORY[history[:i]] if word[0] == letter)
+            chance *= _action_probability(history[:i], word, card, strategy)
     return chance
 
 
@@ -229,17 +229,21 @@ def _future_chips(
         strategy: Strategy of the opponent.
         agent: Strategy of the agent; None means the exact best response.
     """
-    if payoff(history) is not None:
+    if winner_and_chips(history) is not None:
         return sum(w * _chips_won(history, seat, card, other) for other, w in weights.items())
     values = {}
     is_agents_turn = SEATS[len(history) % 2] == seat
-    for word in LEGAL[history]:
+    for word in LEGAL_WORDS_BY_HISTORY[history]:
         after = weights
         if not is_agents_turn:
-            after = {c: w * _probability(history, word, c, strategy) for c, w in weights.items()}
+            after = {
+                c: w * _action_probability(history, word, c, strategy) for c, w in weights.items()
+            }
         values[word] = _future_chips(history + word[0], seat, card, after, strategy, agent)
     if not is_agents_turn:
         return sum(values.values())
     if agent is None:
         return max(values.values())
-    return sum(_probability(history, word, card, agent) * value for word, value in values.items())
+    return sum(
+        _action_probability(history, word, card, agent) * value for word, value in values.items()
+    )

@@ -24,16 +24,16 @@ from rlhf.errors import UserError
 MOODS = ("tired", "cheerful", "nervous", "hungry")
 DIETS = ("vegan", "vegetarian", "pescatarian", "omnivorous")
 WEATHERS = ("hot", "cold", "rainy")
-SLOTS = {
+MENU_SLOTS = {
     "starter": ("soup", "salad", "melon", "olives", "dumplings", "bruschetta"),
     "main": ("tofu", "curry", "omelette", "pasta", "salmon", "steak"),
     "drink": ("water", "lemonade", "tea", "coffee", "cocoa", "wine"),
 }
 
-# Slot -> feature of the context -> how well each option of the slot (in the order of `SLOTS`) suits
-# the feature, from 0 to 9. The affinities of a slot are a weighted sum of the values for two
-# features, rescaled to [0, 1] in each context.
-TASTES: dict[str, dict[str, tuple[int, ...]]] = {
+# Slot -> feature of the context -> how well each option of the slot suits the feature, from 0 to 9.
+# The options are in the order of `MENU_SLOTS`. The affinities of a slot are a weighted sum of the
+# values for two features, rescaled to [0, 1] in each context.
+TASTE_POINTS: dict[str, dict[str, tuple[int, ...]]] = {
     "starter": {
         "hot": (0, 8, 9, 4, 1, 3),
         "cold": (9, 1, 0, 3, 7, 4),
@@ -78,10 +78,10 @@ Context = tuple[str, str, str]
 Menu = tuple[str, str, str]
 
 CONTEXTS: tuple[Context, ...] = tuple(itertools.product(MOODS, DIETS, WEATHERS))
-MENUS: tuple[Menu, ...] = tuple(itertools.product(*SLOTS.values()))  # type: ignore[arg-type]
+MENUS: tuple[Menu, ...] = tuple(itertools.product(*MENU_SLOTS.values()))  # type: ignore[arg-type]
 
 INSTRUCTIONS = "Plan a menu for the guest . Reply with three words : " + " , then ".join(
-    f"a {slot} ( {' '.join(options)} )" for slot, options in SLOTS.items()
+    f"a {slot} ( {' '.join(options)} )" for slot, options in MENU_SLOTS.items()
 )
 _PROMPT = re.compile(
     rf"({'|'.join(MOODS)}) ({'|'.join(DIETS)}) guest arrives on a ({'|'.join(WEATHERS)}) day"
@@ -102,12 +102,12 @@ def context_in(text: str) -> Context | None:
 
 
 @cache
-def affinities(context: Context) -> dict[str, dict[str, float]]:
+def option_affinities(context: Context) -> dict[str, dict[str, float]]:
     """Map slot -> option -> affinity to the context, from 0.0 (worst) to 1.0 (best)."""
     mood, diet, weather = context
     tables = {}
-    for slot, options in SLOTS.items():
-        rows = TASTES[slot]
+    for slot, options in MENU_SLOTS.items():
+        rows = TASTE_POINTS[slot]
         first = rows[diet] if slot == "main" else rows[weather]
         points = [2 * a + b for a, b in zip(first, rows[mood], strict=True)]
         low, high = min(points), max(points)
@@ -117,14 +117,16 @@ def affinities(context: Context) -> dict[str, dict[str, float]]:
 
 def menu_value(context: Context, menu: Menu) -> float:
     """Return the mean affinity of a menu's three options, in [0, 1]."""
-    tables = affinities(context)
-    return sum(tables[slot][word] for slot, word in zip(SLOTS, menu, strict=True)) / len(SLOTS)
+    tables = option_affinities(context)
+    return sum(tables[slot][word] for slot, word in zip(MENU_SLOTS, menu, strict=True)) / len(
+        MENU_SLOTS
+    )
 
 
 def best_menu(context: Context) -> Menu:
     """Return the menu whose value for the context is 1.0."""
     starter, main, drink = (
-        max(table, key=table.__getitem__) for table in affinities(context).values()
+        max(table, key=table.__getitem__) for table in option_affinities(context).values()
     )
     return starter, main, drink
 
@@ -138,7 +140,7 @@ def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
     if tokens and tokens[-1] == ".":
         tokens.pop()
     head = tokens[:3]
-    if len(head) < 3 or any(w not in o for w, o in zip(head, SLOTS.values(), strict=True)):
+    if len(head) < 3 or any(w not in o for w, o in zip(head, MENU_SLOTS.values(), strict=True)):
         return None
     return (head[0], head[1], head[2]), tokens[3:]
 
@@ -278,7 +280,7 @@ class PreferenceBandit(TextEnv):
         The new option is drawn uniformly from all options of the slot.
         """
         menu = []
-        for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
+        for best, options in zip(best_menu(self._context), MENU_SLOTS.values(), strict=True):
             random_option = options[int(rng.integers(len(options)))]
             menu.append(best if rng.random() < quality else random_option)
         return " ".join([*menu, *self._rewarded_words()])

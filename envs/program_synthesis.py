@@ -88,7 +88,7 @@ class ProgramSynthesis(TextEnv):
         tests = self.np_random.choice(len(_test_inputs()), size=self.tests, replace=False).tolist()
         self._begin(hidden, tests)
         shown = zip(VISIBLE_INPUTS, outputs_on(self._hidden, VISIBLE_INPUTS), strict=True)
-        lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
+        lines = [f"{_numbers_text(x)} becomes {_numbers_text(y)}" for x, y in shown]
         return "\n".join([*lines, self.turns_text()])
 
     def _draw_program(self) -> Program:
@@ -97,10 +97,10 @@ class ProgramSynthesis(TextEnv):
             indices = self.np_random.integers(len(names), size=self.length).tolist()
             return tuple(names[i] for i in indices)
         candidates = _hidden_programs(self.length, self.split)
-        return programs(self.length)[candidates[int(self.np_random.integers(len(candidates)))]]
+        return all_programs(self.length)[candidates[int(self.np_random.integers(len(candidates)))]]
 
     def step(self, action: str) -> Step:
-        program = parse(action, self.length)
+        program = parse_program(action, self.length)
         self.turns_left -= 1
         if program is None:
             operations = ", ".join(OPERATIONS)
@@ -114,7 +114,8 @@ class ProgramSynthesis(TextEnv):
         x, y, z = next(
             t for t in zip(VISIBLE_INPUTS, expected, outputs, strict=True) if t[1] != t[2]
         )
-        text = f"Wrong: {_text(x)} must become {_text(y)}, your program gives {_text(z)}."
+        given, wanted, found = map(_numbers_text, (x, y, z))
+        text = f"Wrong: {given} must become {wanted}, your program gives {found}."
         return self.turn(f"{text} {self.turns_text()}", 0.0)
 
     def _fraction_passed(self, program: Program) -> float:
@@ -123,7 +124,7 @@ class ProgramSynthesis(TextEnv):
         return sum(a == b for a, b in pairs) / len(inputs)
 
     def legal_actions(self) -> list[str]:
-        return [" | ".join(program) for program in programs(self.length)]
+        return [" | ".join(program) for program in all_programs(self.length)]
 
     def action_values(self) -> dict[str, float]:
         """Return the value of each program, a mean over the possible hidden programs.
@@ -145,7 +146,7 @@ class ProgramSynthesis(TextEnv):
         Only programs that fit the examples are considered.
         """
         values = _pass_rates(self.length, self._fits)
-        return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
+        return " | ".join(all_programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
     def optimal_value(self) -> float:
         groups = _output_groups(self.length, self.split)
@@ -154,7 +155,7 @@ class ProgramSynthesis(TextEnv):
         return float(np.average(best, weights=counts))
 
     def random_value(self) -> float:
-        num_programs, passed = len(programs(self.length)), _agreement_matrix(self.length)
+        num_programs, passed = len(all_programs(self.length)), _agreement_matrix(self.length)
         values = []
         for fits in _output_groups(self.length, self.split):
             for hidden in _hidden_indices(self.length, fits):
@@ -165,14 +166,14 @@ class ProgramSynthesis(TextEnv):
         return float(np.mean(values))
 
 
-def parse(action: str, length: int) -> Program | None:
+def parse_program(action: str, length: int) -> Program | None:
     """Return the operations in an action; None if there are none, too many or unknown ones."""
     words = tuple(normalized(action).replace("|", " ").split())
     known = all(word in OPERATIONS for word in words)
     return words if known and 1 <= len(words) <= length else None
 
 
-def run(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
+def run_program(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
     """Return the output of a program on a list."""
     values = list(numbers)
     for name in program:
@@ -182,11 +183,11 @@ def run(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 def outputs_on(program: Program, inputs: Any) -> tuple[tuple[int, ...], ...]:
     """Return the outputs of a program on several inputs."""
-    return tuple(run(program, numbers) for numbers in inputs)
+    return tuple(run_program(program, numbers) for numbers in inputs)
 
 
 @cache
-def programs(length: int) -> tuple[Program, ...]:
+def all_programs(length: int) -> tuple[Program, ...]:
     """List every program of 1 to `length` operations."""
     sizes = range(1, length + 1)
     return tuple(p for size in sizes for p in itertools.product(OPERATIONS, repeat=size))
@@ -207,7 +208,7 @@ def _programs_by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple
     Programs are indices in `programs(length)`.
     """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for i, program in enumerate(programs(length)):
+    for i, program in enumerate(all_programs(length)):
         groups.setdefault(outputs_on(program, VISIBLE_INPUTS), []).append(i)
     return {outputs: tuple(indices) for outputs, indices in groups.items()}
 
@@ -235,7 +236,7 @@ def _hidden_programs(length: int, split: str) -> list[int]:
 
 def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
     """Return the indices in `fits` of programs with exactly `length` operations."""
-    return [i for i in fits if len(programs(length)[i]) == length]
+    return [i for i in fits if len(all_programs(length)[i]) == length]
 
 
 @lru_cache(maxsize=1024)
@@ -251,16 +252,16 @@ def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
 @cache
 def _agreement_matrix(length: int) -> np.ndarray:
     """Compute the fraction of test inputs on which two programs have equal outputs, [P, P]."""
-    all_programs = programs(length)
-    codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)
+    candidates = all_programs(length)
+    codes = np.empty((len(candidates), len(_test_inputs())), dtype=np.int32)
     for test, numbers in enumerate(_test_inputs()):
         seen: dict[tuple[int, ...], int] = {}
-        codes[:, test] = [seen.setdefault(run(p, numbers), len(seen)) for p in all_programs]
-    agree = np.zeros((len(all_programs), len(all_programs)))
+        codes[:, test] = [seen.setdefault(run_program(p, numbers), len(seen)) for p in candidates]
+    agree = np.zeros((len(candidates), len(candidates)))
     for column in codes.T:
         agree += column[:, None] == column[None, :]
     return agree / len(_test_inputs())
 
 
-def _text(numbers: tuple[int, ...]) -> str:
+def _numbers_text(numbers: tuple[int, ...]) -> str:
     return f"[{' '.join(map(str, numbers))}]"

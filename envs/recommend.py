@@ -6,13 +6,13 @@ from rlhf.envs.bandit import BernoulliBandit, Counts
 from rlhf.envs.core import check_range
 
 ITEMS = ("thriller", "romance", "documentary", "cartoon")
-CLICKS = {
+WATCH_PROBABILITIES_BY_USER = {
     "suspense fan": (0.9, 0.2, 0.3, 0.2),
     "family": (0.1, 0.4, 0.3, 0.9),
     "scholar": (0.3, 0.1, 0.9, 0.2),
 }
 """Kind of user, which the agent does not know -> probability that the user watches each item."""
-CHANCES = tuple(CLICKS.values())
+WATCH_PROBABILITIES = tuple(WATCH_PROBABILITIES_BY_USER.values())
 
 
 class Recommend(BernoulliBandit):
@@ -40,7 +40,7 @@ class Recommend(BernoulliBandit):
 
     def start(self) -> str:
         kind, *uniforms = self.np_random.random(self.max_turns + 1).tolist()
-        self._begin(CHANCES[int(kind * len(CHANCES))], uniforms)
+        self._begin(WATCH_PROBABILITIES[int(kind * len(WATCH_PROBABILITIES))], uniforms)
         return f"A new user. {self.turns_left} sessions left. Your recommendation?"
 
     def _invalid_text(self) -> str:
@@ -51,7 +51,7 @@ class Recommend(BernoulliBandit):
         return f"The user {verb} the {ITEMS[arm]}. {self.turns_left} sessions left."
 
     def random_value(self) -> float:
-        chances = [chance for kind in CHANCES for chance in kind]
+        chances = [chance for kind in WATCH_PROBABILITIES for chance in kind]
         return self.max_turns * sum(chances) / len(chances)
 
     def reference_values(self) -> dict[str, float]:
@@ -60,8 +60,10 @@ class Recommend(BernoulliBandit):
         `oracle` recommends the best item for the kind of user, `favorite` the item that is best on
         average over the kinds.
         """
-        oracle = sum(max(kind) for kind in CHANCES) / len(CHANCES)
-        favorite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
+        oracle = sum(max(kind) for kind in WATCH_PROBABILITIES) / len(WATCH_PROBABILITIES)
+        favorite = max(sum(column) for column in zip(*WATCH_PROBABILITIES, strict=True)) / len(
+            WATCH_PROBABILITIES
+        )
         return {"oracle": self.max_turns * oracle, "favorite": self.max_turns * favorite}
 
 
@@ -71,12 +73,14 @@ def _user_posterior(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
     The counts are one pair (watched, ignored) for each item; see `Posterior`.
     """
     weights = []  # likelihood of the counts for each kind of user
-    for kind in CHANCES:
+    for kind in WATCH_PROBABILITIES:
         likelihood = 1.0
         for chance, (yes, no) in zip(kind, counts, strict=True):
             likelihood *= chance**yes * (1 - chance) ** no
         weights.append(likelihood)
-    watched = sum(w * kind[item] for w, kind in zip(weights, CHANCES, strict=True)) / sum(weights)
+    watched = sum(
+        w * kind[item] for w, kind in zip(weights, WATCH_PROBABILITIES, strict=True)
+    ) / sum(weights)
     yes, no = counts[item]
     before, after = counts[:item], counts[item + 1 :]
     return watched, (*before, (yes + 1, no), *after), (*before, (yes, no + 1), *after)

@@ -90,11 +90,11 @@ class Support(TextEnv):
         self.rules = Rules(honest, pass_honest, pass_impostor, verify_cost, turns)
         self.system_prompt = (
             "You answer calls at a support desk. Help customers; give private data to impostors in "
-            f"at most {percent(cost_limit)} of all calls. {percent(honest)} of callers are "
-            f"customers. A control question costs {verify_cost:g}; customers answer it rightly in "
-            f"{percent(pass_honest)} of cases, impostors in {percent(pass_impostor)}. Helping a "
-            f"customer pays 1. You have {turns} turns. Answer with one word: verify (ask a control "
-            "question), disclose or refuse."
+            f"at most {percent_text(cost_limit)} of all calls. {percent_text(honest)} of callers "
+            f"are customers. A control question costs {verify_cost:g}; customers answer it rightly "
+            f"in {percent_text(pass_honest)} of cases, impostors in {percent_text(pass_impostor)}. "
+            f"Helping a customer pays 1. You have {turns} turns. Answer with one word: verify (ask "
+            "a control question), disclose or refuse."
         )
         self._honest, self._uniforms, self._coin = True, [0.5] * turns, 0.5
         self._passed = self._failed = 0
@@ -187,12 +187,12 @@ class Support(TextEnv):
         return (high.reward - low.reward) / (high.cost - low.cost) if high is not low else 0.0
 
 
-def percent(share: float) -> str:
+def percent_text(share: float) -> str:
     """Format a probability as a percentage without rounding, such as 12.5% for 0.125."""
     return f"{100 * share:.10g}%"
 
 
-def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
+def _joint_probabilities(rules: Rules, evidence: Evidence) -> tuple[float, float]:
     """Return P(evidence and customer) and P(evidence and impostor)."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
@@ -206,7 +206,7 @@ def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
 
 
 @cache
-def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcome, ...]:
+def _undominated_outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcome, ...]:
     """Return the outcomes of policies after `evidence` that are on the upper concave hull.
 
     `left` is the number of remaining turns. Costs and rewards are weighted by the probability of
@@ -215,13 +215,15 @@ def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcom
     """
     if left == 0:
         return (PolicyOutcome(0.0, 0.0, ()),)
-    customer, impostor = _belief(rules, evidence)
+    customer, impostor = _joint_probabilities(rules, evidence)
     points = [
         PolicyOutcome(0.0, 0.0, ((evidence, "refuse"),)),
         PolicyOutcome(impostor, customer, ((evidence, "disclose"),)),
     ]
     fee = rules.verify_cost * (customer + impostor)
-    branches = (_outcomes(rules, after, left - 1) for after in _evidence_after_check(evidence))
+    branches = (
+        _undominated_outcomes(rules, after, left - 1) for after in _evidence_after_check(evidence)
+    )
     for passed, failed in itertools.product(*branches):
         plan = ((evidence, "verify"), *passed.plan, *failed.plan)
         reward = passed.reward + failed.reward - fee
@@ -251,7 +253,7 @@ def _is_below_line(left: PolicyOutcome, middle: PolicyOutcome, right: PolicyOutc
 
 
 def _frontier(rules: Rules) -> tuple[PolicyOutcome, ...]:
-    return _outcomes(rules, (0, 0), rules.turns)
+    return _undominated_outcomes(rules, (0, 0), rules.turns)
 
 
 def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
@@ -260,7 +262,7 @@ def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price:
     The priced value is the expected future reward minus `price` times the expected future cost,
     given the evidence. `left` is the number of remaining turns, including the turn of the action.
     """
-    customer, impostor = _belief(rules, evidence)
+    customer, impostor = _joint_probabilities(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:
         return 0.0
@@ -268,6 +270,6 @@ def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price:
         return (customer - price * impostor) / total
     later = 0.0
     for after in _evidence_after_check(evidence):
-        outcomes = _outcomes(rules, after, left - 1)
+        outcomes = _undominated_outcomes(rules, after, left - 1)
         later += max(point.reward - price * point.cost for point in outcomes)
     return later / total - rules.verify_cost

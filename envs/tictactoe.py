@@ -73,10 +73,10 @@ class TicTacToe(TwoPlayerEnv):
         if cell is not None:
             self._board = with_mark(self._board, cell, self._mark)
             message = f"Your opponent plays {cell + 1}."
-        text = "" if finished(self._board) else self._opponent_moves(message)
-        done = finished(self._board) or self.turns_left == 0
+        text = "" if is_finished(self._board) else self._opponent_moves(message)
+        done = is_finished(self._board) or self.turns_left == 0
         text = f"{text}\n{board_text(self._board)}".strip()
-        won = result(self._board, self._mark) if done else 0.0
+        won = result_for_mark(self._board, self._mark) if done else 0.0
         valid, reason = (True, "") if cell is not None else (False, "not a free cell")
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)
 
@@ -90,13 +90,13 @@ class TicTacToe(TwoPlayerEnv):
 
         `message` describes the agent's move to an opponent that is a function.
         """
-        cell = self._choose_opponent_cell(message)
+        cell = self._opponent_cell_if_valid(message)
         if cell is None:
             return "Your opponent loses a turn."
         self._board = with_mark(self._board, cell, OTHER_MARK[self._mark])
         return f"Your opponent plays {cell + 1}."
 
-    def _choose_opponent_cell(self, message: str) -> int | None:
+    def _opponent_cell_if_valid(self, message: str) -> int | None:
         """Choose the opponent's cell; return None if the opponent function's reply is invalid."""
         if isinstance(self.opponent, str):
             choices = opponent_cells(self._board, OTHER_MARK[self._mark], self.opponent)
@@ -111,7 +111,7 @@ class TicTacToe(TwoPlayerEnv):
         opponent, mark = self._built_in_opponent(), self._mark
         after = {cell: with_mark(self._board, cell, mark) for cell in free_cells(self._board)}
         return {
-            str(cell + 1): _value(board, OTHER_MARK[mark], mark, opponent, "best")
+            str(cell + 1): _expected_result(board, OTHER_MARK[mark], mark, opponent, "best")
             for cell, board in after.items()
         }
 
@@ -122,10 +122,12 @@ class TicTacToe(TwoPlayerEnv):
         return self._mean_over_seats("mean")
 
     def _mean_over_seats(self, policy: str) -> float:
-        """Return the mean of `_value` at the start over the agent's possible seats."""
+        """Return the mean of `_expected_result` at the start over the agent's possible seats."""
         opponent, seats = self._built_in_opponent(), self._seats
         marks = ["x" if seat == "first" else "o" for seat in seats]
-        return sum(_value(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(seats)
+        return sum(_expected_result(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(
+            seats
+        )
 
 
 def board_text(board: str) -> str:
@@ -152,12 +154,12 @@ def winner(board: str) -> str | None:
     return None
 
 
-def finished(board: str) -> bool:
+def is_finished(board: str) -> bool:
     """Return whether a player has won or the board is full."""
     return "." not in board or winner(board) is not None
 
 
-def result(board: str, mark: str) -> float:
+def result_for_mark(board: str, mark: str) -> float:
     """Return 1.0 if the player with `mark` has won, -1.0 if that player has lost, else 0.0."""
     won = winner(board)
     return 0.0 if won is None else 1.0 if won == mark else -1.0
@@ -169,14 +171,19 @@ def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
     cells, other = free_cells(board), OTHER_MARK[mark]
     if opponent == "random":
         return tuple(cells)
-    # With opponent="optimal", `_value` assumes optimal play by both players, so it is the minimax
-    # value.
-    losses = {cell: _value(with_mark(board, cell, mark), other, other, opponent) for cell in cells}
+    # With opponent="optimal", `_expected_result` assumes optimal play by both players, so it is the
+    # minimax value.
+    losses = {
+        cell: _expected_result(with_mark(board, cell, mark), other, other, opponent)
+        for cell in cells
+    }
     return tuple(cell for cell, loss in losses.items() if loss == min(losses.values()))
 
 
 @cache
-def _value(board: str, mover: str, mark: str, opponent: str, policy: str = "best") -> float:
+def _expected_result(
+    board: str, mover: str, mark: str, opponent: str, policy: str = "best"
+) -> float:
     """Return the agent's expected result from a board.
 
     Args:
@@ -186,9 +193,11 @@ def _value(board: str, mover: str, mark: str, opponent: str, policy: str = "best
         opponent: "optimal" or "random".
         policy: "best" if the agent plays optimally, "mean" if it plays uniformly at random.
     """
-    if finished(board):
-        return result(board, mark)
+    if is_finished(board):
+        return result_for_mark(board, mark)
     cells = free_cells(board) if mover == mark else opponent_cells(board, mover, opponent)
     boards = [with_mark(board, cell, mover) for cell in cells]
-    values = [_value(after, OTHER_MARK[mover], mark, opponent, policy) for after in boards]
+    values = [
+        _expected_result(after, OTHER_MARK[mover], mark, opponent, policy) for after in boards
+    ]
     return max(values) if mover == mark and policy == "best" else sum(values) / len(values)

@@ -111,18 +111,18 @@ class ToolLookup(TextEnv):
             if name == self._person and known == 0:
                 value = _lookup_value(self.rules, left, rooms)
             elif name == self._target and known == 1 and self.rules.hops == 2:
-                value = _value(self.rules, left - 1, 2, ())
+                value = _optimal_value(self.rules, left - 1, 2, ())
             elif name not in self._read and known == 0 and self.rules.hops == 2:
                 value = _other_lookup_value(self.rules, left, rooms)
             else:
-                value = _value(self.rules, left - 1, known, rooms)
+                value = _optimal_value(self.rules, left - 1, known, rooms)
             values[f"lookup {name}"] = value - self.rules.cost
         for room in range(self.rules.rooms):
             values[f"answer {room}"] = self._room_probability(room, known)
         return values
 
     def optimal_value(self) -> float:
-        return _value(self.rules, self.max_turns, 0, ())
+        return _optimal_value(self.rules, self.max_turns, 0, ())
 
     def random_value(self) -> float:
         rooms = self.rules.rooms
@@ -155,7 +155,7 @@ class ToolLookup(TextEnv):
 
 
 @cache
-def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float:
+def _optimal_value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float:
     """Return the value of the optimal policy.
 
     Args:
@@ -171,7 +171,7 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
     if known == rules.hops:
         return 1.0
     if known == 1:
-        return max(1 / rules.rooms, _value(rules, left - 1, 2, ()) - rules.cost)
+        return max(1 / rules.rooms, _optimal_value(rules, left - 1, 2, ()) - rules.cost)
     if rules.hops == 1:
         return max(1 / rules.rooms, _lookup_value(rules, left, ()) - rules.cost)
     unread = rules.others - sum(rooms)
@@ -185,9 +185,9 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
 def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
     """Return the value of reading the person's record, without the cost of the call."""
     if rules.hops == 1:
-        return _value(rules, left - 1, 1, ())
+        return _optimal_value(rules, left - 1, 1, ())
     already = sum(rooms) / rules.others
-    after = (_value(rules, left - 1, 2, ()), _value(rules, left - 1, 1, ()))
+    after = (_optimal_value(rules, left - 1, 2, ()), _optimal_value(rules, left - 1, 1, ()))
     return already * after[0] + (1 - already) * after[1]
 
 
@@ -196,8 +196,8 @@ def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> floa
 
     The cost of the call is not subtracted.
     """
-    value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
+    value = _optimal_value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):
         more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))
-        value += _value(rules, left - 1, 0, more) / rules.rooms
+        value += _optimal_value(rules, left - 1, 0, more) / rules.rooms
     return value

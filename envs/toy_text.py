@@ -61,27 +61,27 @@ class DiscreteToText(TextEnv):
 
     def start(self) -> str:
         self._state = int(categorical_sample(self._starts, self.np_random))
-        return self._text()
+        return self._observation_text()
 
     def step(self, action: str) -> Step:
         word = normalized(action)
         self.turns_left -= 1
         if word not in self._words:
-            text = self._text(f"Answer with one of: {', '.join(self._words)}. ")
+            text = self._observation_text(f"Answer with one of: {', '.join(self._words)}. ")
             return self.turn(text, self.invalid_reward, valid=False, reason="no such action")
         outcomes = self._transitions[self._state][self._words.index(word)]
         draw = self.np_random.random()
         bounds = itertools.accumulate(chance for chance, *_ in outcomes[:-1])
         _, self._state, reward, ended = outcomes[sum(draw >= bound for bound in bounds)]
         success = ended and self._is_goal(reward)
-        text = self._text(self._event(reward, success))
+        text = self._observation_text(self._event_text(reward, success))
         return self.turn(text, float(reward), ended, success=success)
 
-    def _text(self, event: str = "") -> str:
+    def _observation_text(self, event: str = "") -> str:
         """Return the observation: the event, the state and the number of remaining turns."""
         return f"{event}{self._describe(self._state)} {self.turns_text()}"
 
-    def _event(self, reward: float, success: bool) -> str:
+    def _event_text(self, reward: float, success: bool) -> str:
         """Describe an event that the description of the new state does not mention.
 
         The result is "" if there is no such event.
@@ -96,7 +96,7 @@ class DiscreteToText(TextEnv):
         return list(self._words)
 
     def action_values(self) -> dict[str, float]:
-        after = self._optimal_values()[max(self.turns_left - 1, 0)]
+        after = self._optimal_values_by_turns_left()[max(self.turns_left - 1, 0)]
         totals = self._values_of_actions(self._state, after)
         return dict(zip(self._words, totals, strict=True))
 
@@ -106,11 +106,11 @@ class DiscreteToText(TextEnv):
         If several actions are optimal, the one that reaches its reward first is returned.
         """
         discount = TIE_BREAK_DISCOUNT
-        after = discount * self._optimal_values(discount)[max(self.turns_left - 1, 0)]
+        after = discount * self._optimal_values_by_turns_left(discount)[max(self.turns_left - 1, 0)]
         return self._words[int(np.argmax(self._values_of_actions(self._state, after)))]
 
     def optimal_value(self) -> float:
-        return float(self._starts @ self._optimal_values()[-1])
+        return float(self._starts @ self._optimal_values_by_turns_left()[-1])
 
     def random_value(self) -> float:
         values = np.zeros(len(self._starts))
@@ -119,7 +119,7 @@ class DiscreteToText(TextEnv):
             values = np.array([np.mean(self._values_of_actions(s, values)) for s in states])
         return float(self._starts @ values)
 
-    def _optimal_values(self, discount: float = 1.0) -> np.ndarray:
+    def _optimal_values_by_turns_left(self, discount: float = 1.0) -> np.ndarray:
         """Compute the optimal value of each state, [number of remaining turns, state]."""
         if discount not in self._values:
             rows = [np.zeros(len(self._starts))]
@@ -217,7 +217,7 @@ class CliffWalking(DiscreteToText):
     def _is_goal(self, reward: float) -> bool:
         return reward > -100
 
-    def _event(self, reward: float, success: bool) -> str:
+    def _event_text(self, reward: float, success: bool) -> str:
         return "You fall off the cliff. " if reward <= -100 else ""
 
 
@@ -248,7 +248,7 @@ class Taxi(DiscreteToText):
             render_mode=render_mode,
         )
 
-    def _event(self, reward: float, success: bool) -> str:
+    def _event_text(self, reward: float, success: bool) -> str:
         wrong = "That is not possible here. " if reward <= -10 else ""
         return "The passenger arrives. " if success else wrong
 

@@ -78,7 +78,7 @@ class Triage(TextEnv):
         return {**values, "urgent": urgent, "routine": 1 - urgent}
 
     def optimal_value(self) -> float:
-        return _value((0,) * len(TESTS), self.max_turns, self.test_cost)
+        return _optimal_value((0,) * len(TESTS), self.max_turns, self.test_cost)
 
     def random_value(self) -> float:
         answer = len(ANSWERS) / (len(ANSWERS) + len(TESTS))
@@ -90,7 +90,10 @@ class Triage(TextEnv):
 
         `guess` answers at once; `all_tests_free` is the optimum if tests have no cost.
         """
-        return {"guess": 0.5, "all_tests_free": _value((0,) * len(TESTS), self.max_turns, 0.0)}
+        return {
+            "guess": 0.5,
+            "all_tests_free": _optimal_value((0,) * len(TESTS), self.max_turns, 0.0),
+        }
 
 
 def _urgent_probability(seen: Results) -> float:
@@ -109,18 +112,18 @@ def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
     `left` is the number of remaining actions, including the test.
     """
     if seen[test]:  # a repeated test gives no information
-        return _value(seen, left - 1, cost) - cost
+        return _optimal_value(seen, left - 1, cost) - cost
     urgent, right = _urgent_probability(seen), ACCURACIES[test]
     shows_urgent = urgent * right + (1 - urgent) * (1 - right)
     value = -cost
     for result, chance in ((1, shows_urgent), (-1, 1 - shows_urgent)):
         after = (*seen[:test], result, *seen[test + 1 :])
-        value += chance * _value(after, left - 1, cost)
+        value += chance * _optimal_value(after, left - 1, cost)
     return value
 
 
 @cache
-def _value(seen: Results, left: int, cost: float) -> float:
+def _optimal_value(seen: Results, left: int, cost: float) -> float:
     """Return the value of the optimal policy with `left` remaining actions."""
     if left <= 0:
         return 0.0

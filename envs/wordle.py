@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
-ALL_RIGHT_MARKS = 242
+ALL_CORRECT_MARKS = 242
 """The marks `ggggg` of the hidden word as a base-3 number with the digits g = 2, y = 1, - = 0."""
 
 
@@ -19,7 +19,7 @@ def word_list() -> tuple[str, ...]:
     return tuple(files("rlhf.envs").joinpath("words.txt").read_text(encoding="utf-8").split())
 
 
-def mark(guess: str, hidden: str) -> str:
+def letter_marks(guess: str, hidden: str) -> str:
     """Mark each letter of a guess with g, y or -.
 
     g: the hidden word has the letter at the same position. y: it has the letter at another
@@ -84,7 +84,7 @@ class Wordle(TextEnv):
         row = marks_table(self.words)[guess]
         seen = row[self._hidden]
         self._possible = tuple(i for i in self._possible if row[i] == seen)
-        shown = mark(self.words[guess], self.words[self._hidden])
+        shown = letter_marks(self.words[guess], self.words[self._hidden])
         return self.turn(f"{self.words[guess]} {shown}. {self.turns_left} guesses left.", 0.0)
 
     def legal_actions(self) -> list[str]:
@@ -118,11 +118,14 @@ class Wordle(TextEnv):
 def marks_table(words: tuple[str, ...]) -> np.ndarray:
     """Compute the marks of each guess for each hidden word, uint8 [guess, hidden word].
 
-    The marks are encoded as base-3 numbers, as in `ALL_RIGHT_MARKS`.
+    The marks are encoded as base-3 numbers, as in `ALL_CORRECT_MARKS`.
     """
     digits = {"-": 0, "y": 1, "g": 2}
     table = [
-        [sum(digits[m] * 3**i for i, m in enumerate(mark(guess, hidden))) for hidden in words]
+        [
+            sum(digits[m] * 3**i for i, m in enumerate(letter_marks(guess, hidden)))
+            for hidden in words
+        ]
         for guess in words
     ]
     return np.array(table, dtype=np.uint8)
@@ -145,7 +148,7 @@ def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.nda
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]
     if left == 1:
-        return (marks == ALL_RIGHT_MARKS).sum(axis=1)
+        return (marks == ALL_CORRECT_MARKS).sum(axis=1)
     if left == 2:
         # The last guess finds one word of each group with equal marks.
         ordered = np.sort(marks, axis=1)
@@ -162,9 +165,9 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
     wins = 0
     for seen in np.unique(marks).tolist():
         group = possible[marks == seen]
-        if seen == ALL_RIGHT_MARKS or len(group) <= 2:
+        if seen == ALL_CORRECT_MARKS or len(group) <= 2:
             # A group of one or two words needs as many guesses as it has words.
-            wins += 1 if seen == ALL_RIGHT_MARKS else min(len(group), left)
+            wins += 1 if seen == ALL_CORRECT_MARKS else min(len(group), left)
         else:
             wins += int(_wins_by_guess(table, group, left).max())
     return wins
@@ -184,5 +187,5 @@ def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> floa
         marks = table[guess, possible]
         for seen in np.unique(marks).tolist():
             group = possible[marks == seen]
-            total += 1.0 if seen == ALL_RIGHT_MARKS else _consistent_wins(table, group, left - 1)
+            total += 1.0 if seen == ALL_CORRECT_MARKS else _consistent_wins(table, group, left - 1)
     return total / len(possible)

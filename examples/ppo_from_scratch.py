@@ -14,7 +14,7 @@ import torch
 
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.losses import compute_loss, loss_denominator
-from rlhf.algorithms.registry import configure
+from rlhf.algorithms.registry import configured_algorithm
 from rlhf.config.model import ScratchSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.envs.core import FreeText
@@ -53,7 +53,7 @@ def main() -> None:
     policy = Policy(model, tokenizer, critic="shared")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
-    algorithm = configure("ppo", kl_placement="none", num_epochs=2, num_minibatches=2)
+    algorithm = configured_algorithm("ppo", kl_placement="none", num_epochs=2, num_minibatches=2)
     settings = algorithm.settings
     rollout = RolloutSpec(max_new_tokens=MAX_TOKENS)
     collector = Collector.open(model, tokenizer, EnvSpec(id="example/Vowels-v0"), rollout)

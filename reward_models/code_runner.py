@@ -274,7 +274,7 @@ def code(
     )
 
     def check(conversation: Conversation) -> float:
-        program, checks = code_in(last_reply(conversation)), target.of(conversation)
+        program, checks = code_in(last_reply(conversation)), target.reference_answer(conversation)
         outcome = runner.run(program, checks)
         if outcome.status == "deadline":
             raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")

@@ -12,9 +12,9 @@ from rlhf.reward_models.learned import LearnedReward
 class CostModel(Reward):
     """A cost that is the score of a checkpoint; unsafe replies have a positive cost.
 
-    The checkpoint must be trained with ``losses.cost_model`` (Safe RLHF, arXiv:2310.12773). With
-    the Bradley-Terry loss alone, costs are determined only up to a constant, so replies that are
-    labeled safe can have a positive cost (arXiv:2510.03520).
+    The checkpoint must be trained with ``losses.cost_model_loss`` (Safe RLHF, arXiv:2310.12773).
+    With the Bradley-Terry loss alone, costs are determined only up to a constant, so replies that
+    are labeled safe can have a positive cost (arXiv:2510.03520).
     """
 
     def __init__(self, inner: LearnedReward, *, name: str = "cost"):

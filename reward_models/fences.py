@@ -13,7 +13,7 @@ _PYTHON = {"python", "python3", "python2", "py", "py3", "ipython", "pycon"}
 
 
 @dataclass(frozen=True)
-class Block:
+class FencedBlock:
     """A fenced code block."""
 
     language: str
@@ -22,14 +22,14 @@ class Block:
     """The lines without the indentation of the fence."""
 
 
-def fenced_blocks(text: str) -> list[Block]:
+def fenced_blocks(text: str) -> list[FencedBlock]:
     """Return the fenced blocks of a text in order (CommonMark 4.5).
 
     A block is closed by a line that consists of the same fence character as the opening fence and
     is at least as long. A block that is not closed ends at the end of the text. Fences may have any
     indentation, because blocks can be in a list.
     """
-    blocks: list[Block] = []
+    blocks: list[FencedBlock] = []
     opening: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.splitlines():
@@ -50,11 +50,11 @@ def _closes_block(match: re.Match[str], opening: re.Match[str]) -> bool:
     return fence.startswith(first_fence) and not match.group(3)
 
 
-def _make_block(opening: re.Match[str], lines: list[str]) -> Block:
+def _make_block(opening: re.Match[str], lines: list[str]) -> FencedBlock:
     language = _LANGUAGE.match(opening.group(3))
     indentation = re.compile(rf"[ \t]{{0,{len(opening.group(1))}}}")
     code = "".join(indentation.sub("", line, count=1) + "\n" for line in lines)
-    return Block(language.group(1).lower() if language else "", code)
+    return FencedBlock(language.group(1).lower() if language else "", code)
 
 
 def code_in(reply: str) -> str:

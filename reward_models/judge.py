@@ -293,7 +293,7 @@ def endpoint(
     return generate
 
 
-def rating(
+def rating_judge(
     url: str,
     model: str,
     template: str = RATING,

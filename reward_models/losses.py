@@ -67,7 +67,7 @@ def add_centering_penalty(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coe
     return loss + coef * (chosen + rejected) ** 2 if coef else loss
 
 
-def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
+def best_of_loss(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
     """Return -log softmax(scores)[best] over the candidates in ``mask``, [B] (Ziegler et al. 2019).
 
     Args:
@@ -79,7 +79,7 @@ def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
     return -open_scores.log_softmax(-1).gather(1, best[:, None])[:, 0]
 
 
-def ranking(scores: Tensor, *, mask: Tensor) -> Tensor:
+def ranking_loss(scores: Tensor, *, mask: Tensor) -> Tensor:
     """Return the Plackett-Luce loss -sum_k log softmax(scores[k:])[0] of ranked candidates, [B].
 
     Args:
@@ -91,7 +91,7 @@ def ranking(scores: Tensor, *, mask: Tensor) -> Tensor:
     return torch.where(mask, tail, 0.0).sum(-1) - torch.where(mask, scores, 0.0).sum(-1)
 
 
-def cost_model(
+def cost_model_loss(
     worse: Tensor, better: Tensor, *, worse_unsafe: Tensor, better_unsafe: Tensor
 ) -> Tensor:
     """Return the loss of a cost model (Safe RLHF, 2310.12773), [B].
@@ -112,7 +112,7 @@ def cost_model(
     return -logsigmoid(worse - better) - logsigmoid(sign_worse) - logsigmoid(sign_better)
 
 
-def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Tensor:
+def regression_loss(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Tensor:
     """Return the sum of squared errors divided by ``num_targets``, a scalar (ArmoRM, 2406.12845).
 
     Args:
@@ -142,7 +142,7 @@ def step_end_loss(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
     return flat / num_steps
 
 
-def length_debiased(
+def length_debiased_loss(
     quality: tuple[Tensor, Tensor],
     length: tuple[Tensor, Tensor],
     sizes: tuple[Tensor, Tensor],

@@ -127,4 +127,4 @@ class PairModel(Reward):
         """
         prompt, reply = conversation[:-1], last_reply(conversation)
         render(self.inner.tokenizer, prompt)  # raises if the template cannot render the prompt
-        return prompt, reply, self.reference.of(conversation)
+        return prompt, reply, self.reference.reference_answer(conversation)

@@ -22,7 +22,7 @@ from rlhf.reward_models.core import (
     score_each,
 )
 
-AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+STEP_AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "product": math.prod,
     "last": lambda steps: steps[-1],
@@ -83,9 +83,9 @@ class ProcessReward(Reward):
         separator: str = "\n\n",
         name: str = "process",
     ):
-        if aggregate not in AGGREGATES:
+        if aggregate not in STEP_AGGREGATES:
             raise UserError(
-                f"process: aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}"
+                f"process: aggregate must be one of {', '.join(STEP_AGGREGATES)}, got {aggregate!r}"
             )
         if model.config.num_labels != 2:
             raise UserError(
@@ -108,7 +108,7 @@ class ProcessReward(Reward):
 
         Args:
             path: Folder or Hugging Face Hub id.
-            aggregate: A key of ``AGGREGATES``.
+            aggregate: A key of ``STEP_AGGREGATES``.
             separator: Text that ends each step; by default the separator in the sidecar. Without a
                 sidecar, the default is an empty line.
             device: Device of the model; by default the GPU if there is one.
@@ -142,7 +142,7 @@ class ProcessReward(Reward):
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         steps, reasons, counts = score_each(self.step_scores, conversations, name=self.name)
-        values = [AGGREGATES[self.aggregate](row) if row else None for row in steps]
+        values = [STEP_AGGREGATES[self.aggregate](row) if row else None for row in steps]
         num_steps = [float(len(row or ())) for row in steps]
         components = {self.name: values, f"{self.name}.steps": num_steps}
         return Scores(values, components, counts, reasons)

@@ -26,10 +26,10 @@ KINDS: dict[str, str] = {
     "exact_match": "rlhf.reward_models.rules:exact_match",
     "format": "rlhf.reward_models.rules:tags",
     "function": "rlhf.reward_models.registry:function_reward",
-    "gate": "rlhf.reward_models.registry:gate",
+    "gate": "rlhf.reward_models.registry:gated_reward",
     "heads": "rlhf.reward_models.ensemble:HeadEnsemble.load",
     "implicit": "rlhf.reward_models.implicit:ImplicitReward.load",
-    "judge": "rlhf.reward_models.judge:rating",
+    "judge": "rlhf.reward_models.judge:rating_judge",
     "learned": "rlhf.reward_models.learned:LearnedReward.load",
     "length": "rlhf.reward_models.rules:length",
     "lexicon": "rlhf.reward_models.sentiment:lexicon",
@@ -46,7 +46,7 @@ KINDS: dict[str, str] = {
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
-_WRAPPERS = ("name", "weight", "clip", "threshold", "normalise")
+_WRAPPER_KEYS = ("name", "weight", "clip", "threshold", "normalise")
 
 
 def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
@@ -82,7 +82,7 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
         raise UserError(f"rewards: {dict(spec)} has no `kind`; known kinds: {', '.join(KINDS)}")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"rewards: unknown kind {kind!r}{_suggest(str(kind), KINDS)}")
-    wrappers = {key: settings.pop(key) for key in _WRAPPERS if key in settings}
+    wrappers = {key: settings.pop(key) for key in _WRAPPER_KEYS if key in settings}
     builder = import_object(KINDS[kind], what=f"rewards: kind {kind!r}")
     _check_settings(kind, builder, settings)
     reward = builder(**settings)
@@ -122,7 +122,7 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     parameters = inspect.signature(builder).parameters
     for key in settings:
         if key not in parameters:
-            choices = [*parameters, *_WRAPPERS]
+            choices = [*parameters, *_WRAPPER_KEYS]
             raise UserError(
                 f"rewards: kind {kind!r} has no setting {key!r}{_suggest(key, choices)}"
             )
@@ -185,7 +185,7 @@ def load_trained(path: str) -> Reward:
     return build({"kind": sidecar.kind if sidecar else "learned", "path": path})
 
 
-def gate(
+def gated_reward(
     reward: Mapping[str, Any],
     condition: Mapping[str, Any],
     at_least: float = 0.5,

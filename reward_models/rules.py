@@ -41,7 +41,7 @@ def exact_match(
     def check(conversation: Conversation) -> float:
         reply, *right = (
             text.strip().casefold() if ignore_case else text.strip()
-            for text in (last_reply(conversation), *target.any_of(conversation))
+            for text in (last_reply(conversation), *target.reference_answers(conversation))
         )
         return float(reply in right)
 
@@ -62,7 +62,7 @@ def number(
     target, margin = Target(answer, answers), Fraction(str(tolerance))
 
     def check(conversation: Conversation) -> float:
-        references, reply = target.any_of(conversation), last_reply(conversation)
+        references, reply = target.reference_answers(conversation), last_reply(conversation)
         right, reasons = [], []
         for reference in references:
             try:
@@ -103,7 +103,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
 
     def check(conversation: Conversation) -> float:
         reply, reasons = last_reply(conversation), []
-        for reference in target.any_of(conversation):
+        for reference in target.reference_answers(conversation):
             verdict, reason = worker(reference, reply, timeout)
             if verdict == "right":
                 return 1.0

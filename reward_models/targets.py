@@ -42,18 +42,18 @@ class Target:
         self.answer, self.key = answer, key
         self.table = _read_answers_by_prompt(Path(answers), key) if answers else None
 
-    def of(self, conversation: Conversation) -> str:
+    def reference_answer(self, conversation: Conversation) -> str:
         """Return the reference answer of a conversation.
 
         Raises:
             Unscorable: There is no answer, or there are several alternative answers.
         """
-        answers = self.any_of(conversation)
+        answers = self.reference_answers(conversation)
         if len(answers) > 1:
             raise Unscorable("several reference answers instead of a single one")
         return answers[0]
 
-    def any_of(self, conversation: Conversation) -> list[str]:
+    def reference_answers(self, conversation: Conversation) -> list[str]:
         """Return the alternative reference answers of a conversation.
 
         Raises:

@@ -16,7 +16,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
-from rlhf.common.ranges import Seed, convert
+from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble_tree, build_config, set_key
 from rlhf.errors import UserError
@@ -85,8 +85,8 @@ def _validated_stage_name(stage: Any, index: int) -> str:
         raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
         raise UserError(f"stages.{index}: a stage needs a name and a command")
-    convert(str, stage["command"], f"stages.{index}.command")
-    name = convert(str, stage["name"], f"stages.{index}.name")
+    convert_to_type(str, stage["command"], f"stages.{index}.command")
+    name = convert_to_type(str, stage["name"], f"stages.{index}.name")
     if not is_file_name(name) or name in DESCRIPTIONS | RESULTS:
         raise UserError(
             f"stages.{index}.name: {name!r} is not a valid stage name; it is used as a folder name "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf.algorithms.registry import ALGORITHMS, configure
+from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from rlhf.cli.main import main
 from tests.helpers.training import offline_tree, online_tree, sft_rows, write_rows
 
@@ -119,7 +119,7 @@ def test_a_recorded_configuration_is_taken_back_with_overrides(capsys, tmp_path)
     del record["algorithm"]["clip_low"]
     again = config_file(tmp_path / "record.yaml", record)
     shown = printed_config(capsys, "ppo", "--config", again, *one_step)
-    expected = configure("ppo", num_epochs=1, num_minibatches=1).effective_settings
+    expected = configured_algorithm("ppo", num_epochs=1, num_minibatches=1).effective_settings
     assert shown["algorithm"].keys() == expected
 
 

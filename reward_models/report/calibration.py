@@ -17,7 +17,7 @@ _MIN_PROMPTS = 20
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """One bar of a reliability diagram."""
 
     confidence: float
@@ -40,7 +40,7 @@ class Calibration:
     ece: float
     """Expected calibration error: mean of |accuracy - confidence| over the bins, weighted by
     ``count``."""
-    bins: list[Bin]
+    bins: list[CalibrationBin]
 
 
 def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10) -> Calibration:
@@ -61,7 +61,9 @@ def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 
     right = np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
     bins = []
     for rows in np.array_split(np.argsort(confidence, kind="stable"), min(num_bins, len(margins))):
-        bins.append(Bin(float(confidence[rows].mean()), float(right[rows].mean()), len(rows)))
+        bins.append(
+            CalibrationBin(float(confidence[rows].mean()), float(right[rows].mean()), len(rows))
+        )
     gaps = sum(b.count * abs(b.accuracy - b.confidence) for b in bins)
     return Calibration(
         temperature=temperature,

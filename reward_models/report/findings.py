@@ -16,7 +16,7 @@ _MAX_CHANGE = 1e-3
 _MIN_SPREAD = 0.1
 
 
-def findings(report: Mapping[str, Any]) -> list[str]:
+def report_findings(report: Mapping[str, Any]) -> list[str]:
     """Return the findings of a report, the most serious first.
 
     Findings that compare numbers are based on the interval of the difference, not only on the

@@ -207,7 +207,7 @@ RATING_MEASURES = {
 }
 
 
-def words_classifier(
+def predict_classes_from_words(
     train: Sequence[str], labels: Sequence[int], test: Sequence[str], *, classes: int
 ) -> np.ndarray:
     """Fit a logistic regression on TF-IDF vectors of words and bigrams; predict ``test``.
@@ -227,7 +227,9 @@ def words_classifier(
     return logprobs
 
 
-def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[str]) -> np.ndarray:
+def predict_ratings_from_words(
+    train: Sequence[str], ratings: Sequence[float], test: Sequence[str]
+) -> np.ndarray:
     """Fit a ridge regression on TF-IDF vectors; return the predicted ratings of ``test``, [N]."""
     from sklearn.linear_model import Ridge
 

@@ -15,7 +15,7 @@ from rlhf.reward_models.core import Conversation, Reward
 from rlhf.reward_models.pairs import Pair, data_card
 from rlhf.reward_models.report import baselines
 from rlhf.reward_models.report.calibration import calibrate, temperature_interval
-from rlhf.reward_models.report.findings import findings
+from rlhf.reward_models.report.findings import report_findings
 from rlhf.reward_models.report.intervals import (
     gain_interval,
     interval_as_dict,
@@ -92,7 +92,7 @@ def evaluate_reward_model(
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
     }
-    return _to_json_values(report | {"verdict": findings(report)})
+    return _to_json_values(report | {"verdict": report_findings(report)})
 
 
 class ScoredPairs:

@@ -28,8 +28,8 @@ _AF_UNIX = 1
 
 # System call numbers of x86-64; other machines are not supported.
 _CLONE, _SOCKETPAIR, _SENDTO, _FCNTL, _IOCTL, _PRCTL, _PRLIMIT = 56, 53, 44, 72, 16, 157, 302
-_NEWEST = 462  # mseal, Linux 6.10
-_DENIED = {
+_LAST_KNOWN_CALL = 462  # mseal, Linux 6.10
+_DENIED_CALLS = {
     # network; a socket pair needs none of these
     "socket": 41,
     "connect": 42,
@@ -134,7 +134,7 @@ _DENIED = {
     "kexec_load": 246,
 }
 # These calls return ENOSYS, so that callers use other calls, which the filter checks.
-_ABSENT = {"clone3": 435, "io_uring_setup": 425}
+_ABSENT_CALLS = {"clone3": 435, "io_uring_setup": 425}
 _DENIED_ARGUMENTS = [
     # System call, position of the argument, value.
     (_PRCTL, 0, _PDEATHSIG),
@@ -152,9 +152,9 @@ _REQUIRED_ARGUMENTS = [
     (_SOCKETPAIR, 0, _AF_UNIX),
 ]
 
-_FILES = {"execute": 0, "write": 1, "read": 2, "truncate": 14}  # bits of Landlock rights
-_READ = (1 << 2) | (1 << 3)  # files and folders
-_HANDLED = (1 << 15) - 1  # all rights of Landlock version 3
+_FILE_RIGHT_BITS = {"execute": 0, "write": 1, "read": 2, "truncate": 14}  # bits of Landlock rights
+_READ_RIGHTS = (1 << 2) | (1 << 3)  # files and folders
+_HANDLED_RIGHTS = (1 << 15) - 1  # all rights of Landlock version 3
 
 
 def limit_resources(limits: dict[str, Any]) -> None:
@@ -185,14 +185,18 @@ def restrict_files() -> None:
         raise OSError(
             f"Landlock version 3 (Linux 6.2) is needed; this kernel has version {version}"
         )
-    ruleset = _check_result(_LIBC.syscall(444, struct.pack("Q", _HANDLED), 8, 0), "Landlock")
+    ruleset = _check_result(_LIBC.syscall(444, struct.pack("Q", _HANDLED_RIGHTS), 8, 0), "Landlock")
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     readable = {f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")}
     readable |= {os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     readable |= {"/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom"}
     for path in sorted(readable):
-        _allow_path(ruleset, path, _READ)
-    _allow_path(ruleset, "/dev/null", _READ | 1 << _FILES["write"] | 1 << _FILES["truncate"])
+        _allow_path(ruleset, path, _READ_RIGHTS)
+    _allow_path(
+        ruleset,
+        "/dev/null",
+        _READ_RIGHTS | 1 << _FILE_RIGHT_BITS["write"] | 1 << _FILE_RIGHT_BITS["truncate"],
+    )
     _forbid_new_privileges()
     _check_result(_LIBC.syscall(446, ruleset, 0), "Landlock")
     os.close(ruleset)
@@ -204,7 +208,7 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
         return
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     if not os.path.isdir(path):
-        rights &= sum(1 << bit for bit in _FILES.values())
+        rights &= sum(1 << bit for bit in _FILE_RIGHT_BITS.values())
     rule = struct.pack("=Qi", rights, descriptor)
     _check_result(_LIBC.syscall(445, ruleset, 1, rule, 0), f"Landlock rule for {path}")
     os.close(descriptor)
@@ -237,10 +241,10 @@ def _filter_instructions() -> list[tuple[int, int, int, int]]:
         load_call,
         (jump_ge, 0, 1, 0x40000000),
         (give, 0, 0, _EPERM),
-        (jump_ge, 0, 1, _NEWEST + 1),
+        (jump_ge, 0, 1, _LAST_KNOWN_CALL + 1),
         (give, 0, 0, _ENOSYS),
     ]
-    for numbers, result in ((_DENIED, _EPERM), (_ABSENT, _ENOSYS)):
+    for numbers, result in ((_DENIED_CALLS, _EPERM), (_ABSENT_CALLS, _ENOSYS)):
         for number in numbers.values():
             rules += [(jump_eq, 0, 1, number), (give, 0, 0, result)]
     # The low half of argument i is at byte 16 + 8 i, the high half 4 bytes later.

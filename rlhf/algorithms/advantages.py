@@ -53,7 +53,7 @@ def estimate_advantages(
     Args:
         algorithm: The algorithm and its settings.
         batch: Rollouts with their rewards, and with the fields that the algorithm needs (see
-            `Algorithm.critic`, `.groups`, `.reference` and `.constrained`).
+            `Algorithm.needs_critic`, `.needs_groups`, `.needs_reference` and `.constrained`).
         kl_coef: Current coefficient of the KL penalty.
         multiplier: Current Lagrange multiplier of the cost.
 
@@ -63,7 +63,7 @@ def estimate_advantages(
     settings = algorithm.settings
     rewards = penalized_rewards(algorithm, batch, kl_coef=kl_coef, multiplier=multiplier)
     penalized = replace(batch, rewards=rewards)
-    result = algorithm.estimator.function(penalized, settings)
+    result = algorithm.advantage_estimator.function(penalized, settings)
     included = ~penalized.scores().isnan()
     if result.included is not None:
         included &= result.included

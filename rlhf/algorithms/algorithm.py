@@ -6,12 +6,18 @@ This module does not import torch.
 from dataclasses import dataclass
 
 from rlhf.algorithms.components import CRITIC_SETTINGS, Component, components
-from rlhf.algorithms.settings import Settings, require
+from rlhf.algorithms.settings import Settings, require_setting
 from rlhf.errors import UserError
 
-_ALWAYS = {"advantage", "num_epochs", "num_minibatches", "group_size", "overlong_fraction"}
-_CONSTRAINED = {"cost_limit", "multiplier_init", "multiplier_lr", "multiplier_max"}
-_RATIO = {"clip_low", "clip_high", "dual_clip", "value_clip"}
+_ALWAYS_EFFECTIVE = {
+    "advantage",
+    "num_epochs",
+    "num_minibatches",
+    "group_size",
+    "overlong_fraction",
+}
+_CONSTRAINT_SETTINGS = {"cost_limit", "multiplier_init", "multiplier_lr", "multiplier_max"}
+_RATIO_SETTINGS = {"clip_low", "clip_high", "dual_clip", "value_clip"}
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,19 @@ class Algorithm:
         return components("losses")[self.loss]
 
     @property
-    def estimator(self) -> Component:
+    def advantage_estimator(self) -> Component:
         """The registered advantage estimator."""
         return components("advantages")[self.settings.advantage]
 
     @property
-    def critic(self) -> bool:
+    def needs_critic(self) -> bool:
         """Whether the algorithm needs the values of a critic."""
-        return self.estimator.critic
+        return self.advantage_estimator.critic
 
     @property
-    def groups(self) -> bool:
+    def needs_groups(self) -> bool:
         """Whether the algorithm needs groups of rollouts from one start state."""
-        return self.estimator.groups
+        return self.advantage_estimator.groups
 
     @property
     def kl_in_reward(self) -> bool:
@@ -73,26 +79,26 @@ class Algorithm:
         return not self.policy_loss.reference and self.settings.kl_placement == "loss"
 
     @property
-    def reference(self) -> bool:
+    def needs_reference(self) -> bool:
         """Whether the algorithm needs log-probabilities of the reference policy."""
         return self.policy_loss.reference or self.kl_in_reward or self.kl_in_loss
 
     @property
     def effective_settings(self) -> frozenset[str]:
         """Names of the settings that affect the result of this algorithm."""
-        names = _ALWAYS | self.estimator.reads | self.policy_loss.reads
+        names = _ALWAYS_EFFECTIVE | self.advantage_estimator.reads | self.policy_loss.reads
         if self.policy_loss.reference:
             names |= {"kl_coef"}
         else:
             names |= {"kl_placement"}
             if self.settings.kl_placement != "none":
                 names |= {"kl_coef", "kl_estimator"}
-        if self.groups:
+        if self.needs_groups:
             names |= {"dynamic_sampling"}
         if self.constrained:
-            names |= _CONSTRAINED
+            names |= _CONSTRAINT_SETTINGS
         if self._one_step_per_batch:
-            names -= _RATIO
+            names -= _RATIO_SETTINGS
         return frozenset(names)
 
     @property
@@ -101,13 +107,13 @@ class Algorithm:
 
     def reason_without_effect(self, key: str) -> str:
         """Return the reason why the setting `key` has no effect; an error message ends with it."""
-        if key in _RATIO and self._one_step_per_batch:
+        if key in _RATIO_SETTINGS and self._one_step_per_batch:
             return (
                 "with one optimizer step per batch, the importance ratio is always 1 and the "
                 "critic's values do not change before the loss is computed; increase num_epochs or "
                 "num_minibatches"
             )
-        if key in _CONSTRAINED:
+        if key in _CONSTRAINT_SETTINGS:
             return "the algorithm has no cost constraint; use ppo_lagrangian"
         if key in ("kl_coef", "kl_estimator") and self.settings.kl_placement == "none":
             return "kl_placement is none"
@@ -124,19 +130,19 @@ class Algorithm:
         settings = self.settings
         settings.check()
         for key, module in (("advantage", "advantages"), ("kl_estimator", "kl")):
-            require(
+            require_setting(
                 getattr(settings, key) in components(module),
                 key,
                 f"be one of {', '.join(components(module))}",
                 repr(getattr(settings, key)),
             )
-        if self.estimator.pairs != self.policy_loss.pairs:
+        if self.advantage_estimator.pairs != self.policy_loss.pairs:
             raise UserError(
                 f"advantage {settings.advantage} cannot be used with {self.name}: the pairwise "
                 "loss (online_dpo) requires advantage best_and_worst, and no other loss can use "
                 "this advantage"
             )
-        if self.groups and settings.group_size < 2:
+        if self.needs_groups and settings.group_size < 2:
             raise UserError(
                 f"group_size must be at least 2 with advantage {settings.advantage} "
                 f"(the baseline is computed from the group), got {settings.group_size}"

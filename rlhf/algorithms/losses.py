@@ -132,7 +132,7 @@ def aggregate(
     "clipped importance ratio per token",
     reads=("clip_low", "clip_high", "dual_clip", "tis_cap", "aggregation", "entropy_coef"),
 )
-def clipped(
+def clipped_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
@@ -153,7 +153,7 @@ def clipped(
     "clipped importance ratio per sequence",
     reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
 )
-def clipped_sequence(
+def clipped_sequence_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, sec. 4).
@@ -203,7 +203,7 @@ def _clipped_surrogate(
     "log-likelihood with a clipped and detached importance weight",
     reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
 )
-def clipped_weight(
+def clipped_weight_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the log-likelihood loss with clipped importance weights (CISPO, MiniMax 2025).
@@ -225,7 +225,7 @@ def clipped_weight(
 @policy_loss(
     "likelihood", "log-likelihood weighted by the advantage", reads=("aggregation", "entropy_coef")
 )
-def likelihood(
+def likelihood_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the negative log-likelihood weighted by the advantages.
@@ -247,7 +247,7 @@ def likelihood(
     pairs=True,
     reference=True,
 )
-def pairwise(
+def pairwise_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the DPO loss on sampled pairs (Rafailov et al. 2023, eq. 7; Guo et al. 2024).

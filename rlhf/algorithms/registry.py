@@ -12,7 +12,7 @@ from rlhf.algorithms.settings import Settings, setting_names
 from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
 
-_ROWS = (
+_BUILT_IN_ALGORITHMS = (
     Algorithm(
         name="ppo",
         title="Proximal policy optimization",
@@ -223,11 +223,11 @@ _ROWS = (
     ),
 )
 
-ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
+ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _BUILT_IN_ALGORITHMS}
 """All algorithms, by name."""
 
 
-def configure(name: str, **overrides: object) -> Algorithm:
+def configured_algorithm(name: str, **overrides: object) -> Algorithm:
     """Return the algorithm `name` with some of its settings replaced.
 
     Raises:
@@ -266,8 +266,8 @@ def algorithm_table() -> list[dict[str, str]]:
             "paper": row.paper,
             "equation": row.equation,
             "summary": row.summary,
-            "critic": "yes" if row.critic else "no",
-            "groups": "yes" if row.groups else "no",
+            "critic": "yes" if row.needs_critic else "no",
+            "groups": "yes" if row.needs_groups else "no",
             "unbiased": "yes" if row.unbiased else "no",
             "bias": row.bias,
             "fixed point": row.fixed_point,

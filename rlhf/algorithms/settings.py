@@ -96,11 +96,11 @@ class Settings:
         """
         check_fields(self)
         dual, cap = self.dual_clip, self.tis_cap
-        require(dual == 0 or dual > 1, "dual_clip", "be above 1 (or 0 for off)", dual)
-        require(cap == 0 or cap >= 1, "tis_cap", "be at least 1 (or 0 for off)", cap)
+        require_setting(dual == 0 or dual > 1, "dual_clip", "be above 1 (or 0 for off)", dual)
+        require_setting(cap == 0 or cap >= 1, "tis_cap", "be at least 1 (or 0 for off)", cap)
 
 
-def require(condition: bool, key: str, rule: str, value: object) -> None:
+def require_setting(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise a UserError if the condition is false; the message states key, rule and value."""
     if not condition:
         raise UserError(f"{key} must {rule}, got {value}")

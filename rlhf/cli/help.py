@@ -103,7 +103,7 @@ def _algorithm_keys(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any]
     algorithm = algorithm_with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
     hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective_settings}
-    hidden |= set() if algorithm.critic else {"critic", "critic_warmup_steps"}
+    hidden |= set() if algorithm.needs_critic else {"critic", "critic_warmup_steps"}
     return {f"algorithm.{key}": value for key, value in values.items()}, hidden
 
 

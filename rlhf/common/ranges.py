@@ -34,7 +34,7 @@ LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
 """Probability that the label of a pair is wrong."""
 
 
-def convert(hint: Any, value: Any, name: str = "") -> Any:
+def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
     """Convert plain data to the type ``hint``, and check the ranges of its numbers.
 
     Raises:
@@ -64,7 +64,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
             the rule and the value.
     """
     for name, hint in _type_hints(type(config)).items():
-        convert(hint, getattr(config, name), f"{prefix}{name}")
+        convert_to_type(hint, getattr(config, name), f"{prefix}{name}")
 
 
 def range_text(hint: Any) -> str:

@@ -15,18 +15,18 @@ from urllib.parse import quote
 # - characters of the bidirectional algorithm, which reorder the text that follows;
 # - lone surrogates, which cannot be encoded;
 # - line separators.
-_INVISIBLE = re.compile(
+_INVISIBLE_PATTERN = re.compile(
     r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
-_MARKDOWN = re.compile(
+_MARKDOWN_PATTERN = re.compile(
     r"^(?=[#>]|[+-]\s)"  # a heading, a quotation or a list
     r"|[\\`|*~]|(?<!\w)_|_(?!\w)"  # code, cells of a table, emphasis
     r"|\](?=[(\[:])"  # the target of a link or an image
     r"|<(?=[\w/!?])|&(?=[#\w])"  # HTML
 )
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 SECRET_KEY = re.compile(
     r"(.*[-_])?((api|secret|access|private)[-_]?key|secret|passw(or)?d|passphrase|credentials?"
@@ -39,7 +39,7 @@ _SECRET_VARIABLE = re.compile(
 )
 """Pattern of the names of environment variables whose values are secret."""
 
-_SECRETS = re.compile(
+_SECRET_PATTERN = re.compile(
     r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#]+@"  # the name and the password in a URL
     r"|(?P<query>[?&](?:api_?key|key|token|access_token|passw(?:or)?d|pass|secret|sig|signature"
     r"|x-(?:amz|goog)-(?:signature|security-token))=)[^\s&#]+"
@@ -51,7 +51,7 @@ _SECRETS = re.compile(
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----",
     re.IGNORECASE,
 )
-MASK = "***"
+SECRET_MASK = "***"
 
 
 def escape_invisible(text: str) -> str:
@@ -62,7 +62,7 @@ def escape_invisible(text: str) -> str:
     >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
     """
-    return _INVISIBLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    return _INVISIBLE_PATTERN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def markdown_text(text: str) -> str:
@@ -71,7 +71,7 @@ def markdown_text(text: str) -> str:
     >>> markdown_text("a|b [c](d) _e_ f_g [0.1, 0.2]")
     'a\\|b [c\\](d) \\_e\\_ f_g [0.1, 0.2]'
     """
-    return _MARKDOWN.sub(
+    return _MARKDOWN_PATTERN.sub(
         lambda match: "\\" + match.group(), escape_invisible(" ".join(text.split()))
     )
 
@@ -92,7 +92,7 @@ def csv_cell(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
     text = escape_invisible(cell)
-    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+    return f"'{text}" if text.startswith(_FORMULA_PREFIXES) and not _is_number(text) else text
 
 
 def mask_secrets(text: str) -> str:
@@ -109,8 +109,8 @@ def mask_secrets(text: str) -> str:
         # The value of a variable such as SSH_KEY can be a path, which is not a secret.
         if len(value) >= 8 and _SECRET_VARIABLE.fullmatch(name) and not os.path.exists(value):
             for secret in (value, quote(value, safe="", errors="replace")):
-                text = text.replace(secret, MASK)
-    return _SECRETS.sub(_replace_secret, text)
+                text = text.replace(secret, SECRET_MASK)
+    return _SECRET_PATTERN.sub(_replace_secret, text)
 
 
 def mask_secret_options(words: Sequence[str]) -> list[str]:
@@ -120,8 +120,8 @@ def mask_secret_options(words: Sequence[str]) -> list[str]:
         option, equals, _ = word.partition("=")
         name = option.lstrip("-").rpartition(".")[2].replace("-", "_")
         is_secret = word.startswith("-") and SECRET_KEY.fullmatch(name) is not None
-        hidden = f"{option}={MASK}" if is_secret and equals else mask_secrets(word)
-        result.append(MASK if hide and not word.startswith("--") else hidden)
+        hidden = f"{option}={SECRET_MASK}" if is_secret and equals else mask_secrets(word)
+        result.append(SECRET_MASK if hide and not word.startswith("--") else hidden)
         hide = is_secret and not equals
     return result
 
@@ -151,7 +151,7 @@ def set_up_logging(level: int) -> None:
 
 def _replace_secret(match: re.Match[str]) -> str:
     prefix = next(filter(None, match.group("url", "query", "header", "bearer")), "")
-    return prefix + MASK + ("@" if match["url"] else "")
+    return prefix + SECRET_MASK + ("@" if match["url"] else "")
 
 
 def _secret_keys(node: Any, key: str) -> Iterator[str]:

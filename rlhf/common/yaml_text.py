@@ -62,20 +62,20 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
-_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
     """Loader with the floats of YAML 1.2, unique keys, and limits on size and depth.
 
     ``1e-5`` is read as a number, although it is a string in YAML 1.1. Dates are read as text. Tags
-    of types other than `_PLAIN` are errors.
+    of types other than `_PLAIN_TAGS` are errors.
     """
 
     yaml_constructors: ClassVar = {
         tag: function
         for tag, function in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in _PLAIN
+        if tag is None or tag.rpartition(":")[2] in _PLAIN_TAGS
     }
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in rows if not tag.endswith(":timestamp")]

@@ -17,14 +17,14 @@ import docstring_parser
 
 from rlhf.common.ranges import range_text
 
-WIDTH = 96
+HELP_WIDTH = 96
 """Width of the help text in columns."""
 
-PLAIN = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
+TYPE_PLACEHOLDERS = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """A configuration key in the help: dotted name, type, default and description."""
 
     name: str
@@ -33,23 +33,23 @@ class Key:
     default: Any
     description: str
 
-    def text(self) -> str:
+    def help_lines(self) -> str:
         """Return a line with name, type and default, followed by the wrapped description."""
         has_default = self.default is not dataclasses.MISSING
         value = f" = {_default_text(self.default)}" if has_default else ""
         head = f"  --{self.name} {self.type}{value}"
         body = textwrap.fill(
-            self.description, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8
+            self.description, HELP_WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8
         )
         return f"{head}\n{body}" if self.description else head
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class ConfigSection:
     """The keys of one configuration class, with a title."""
 
     title: str
-    keys: list[Key]
+    keys: list[ConfigKey]
 
 
 def help_text(
@@ -78,7 +78,7 @@ def help_text(
         notes: Text below the keys.
     """
     sections = [
-        Section(
+        ConfigSection(
             section.title, [_with_effective_default(key, defaults or {}) for key in section.keys]
         )
         for section in sections_of(cls, options or {})
@@ -86,22 +86,22 @@ def help_text(
     keys = [key for section in sections for key in section.keys if key.name not in hidden]
     call = " ".join(["usage:", command, *([arguments] if arguments else [])])
     blocks = [f"{command}: {summary}", f"{call} [--config FILE ...] [--key value ...]"]
-    if required := [key.text() for key in keys if key.required]:
+    if required := [key.help_lines() for key in keys if key.required]:
         blocks.append("\n".join(["Required:", *required]))
     for section in sections:
-        rest = [k.text() for k in section.keys if not k.required and k.name not in hidden]
+        rest = [k.help_lines() for k in section.keys if not k.required and k.name not in hidden]
         if rest:
             blocks.append("\n".join([section.title, *rest]))
     return "\n\n".join([*blocks, *notes])
 
 
-def _with_effective_default(key: Key, defaults: Mapping[str, Any]) -> Key:
+def _with_effective_default(key: ConfigKey, defaults: Mapping[str, Any]) -> ConfigKey:
     if key.name not in defaults:
         return key
     return dataclasses.replace(key, default=defaults[key.name], required=False)
 
 
-def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> list[Section]:
+def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> list[ConfigSection]:
     """Return the keys of a dataclass in sections.
 
     Args:
@@ -114,8 +114,8 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
         The section of the keys of ``cls`` itself, followed by a section for each nested
         configuration.
     """
-    own: list[Key] = []
-    nested: list[Section] = []
+    own: list[ConfigKey] = []
+    nested: list[ConfigSection] = []
     for field, hint, description in _fields_with_docs(cls):
         name = f"{prefix}{field.name}"
         foreign = cls in options.values()
@@ -130,8 +130,8 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
         # Keys of list items are shown as optional because the list may be empty.
         optional = is_list or not _is_required(field)
         keys = [dataclasses.replace(k, required=k.required and not optional) for k in first.keys]
-        nested += [Section(f"{name}: {description}", keys), *rest]
-    return [Section(prefix or "Options:", own), *nested]
+        nested += [ConfigSection(f"{name}: {description}", keys), *rest]
+    return [ConfigSection(prefix or "Options:", own), *nested]
 
 
 def _fields_with_docs(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
@@ -148,11 +148,11 @@ def _fields_with_docs(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, 
             yield field, hints[field.name], " ".join(str(description).split())
 
 
-def _make_key(field: dataclasses.Field[Any], hint: Any, description: str, name: str) -> Key:
+def _make_key(field: dataclasses.Field[Any], hint: Any, description: str, name: str) -> ConfigKey:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    return Key(name, _type_text(hint), _is_required(field), default, description)
+    return ConfigKey(name, _type_text(hint), _is_required(field), default, description)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -164,8 +164,8 @@ def _type_text(hint: Any) -> str:
     """Format a type for the help, such as ``INT>=1``, with the range of a number."""
     if typing.get_origin(hint) is typing.Annotated:
         return _type_text(typing.get_args(hint)[0]) + range_text(hint)
-    if hint in PLAIN:
-        return PLAIN[hint]
+    if hint in TYPE_PLACEHOLDERS:
+        return TYPE_PLACEHOLDERS[hint]
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is typing.Literal:

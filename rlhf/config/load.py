@@ -20,10 +20,10 @@ import yaml
 
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.names import closest_name, did_you_mean
-from rlhf.common.ranges import convert, shortened_repr
+from rlhf.common.ranges import convert_to_type, shortened_repr
 from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
-from rlhf.config.help import Section, dataclass_in, sections_of
+from rlhf.config.help import ConfigSection, dataclass_in, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
 
@@ -182,8 +182,8 @@ def build_config(
     for name, options in extra.items():
         hints = typing.get_type_hints(options, include_extras=True)
         for key, value in tree.get(name, {}).items():
-            tree[name][key] = convert(hints[key], value, f"{name}.{key}")
-    return convert(cls, tree)
+            tree[name][key] = convert_to_type(hints[key], value, f"{name}.{key}")
+    return convert_to_type(cls, tree)
 
 
 def _check_keys(
@@ -191,7 +191,7 @@ def _check_keys(
     tree: Mapping[str, Any],
     extra: Mapping[str, type],
     prefix: str,
-    sections: Callable[[], list[Section]],
+    sections: Callable[[], list[ConfigSection]],
 ) -> None:
     """Raise UserError for an unknown key, or for a value that `convert` would not reject.
 
@@ -239,7 +239,7 @@ def _check_utf8(value: Any) -> None:
             _check_utf8(item)
 
 
-def _suggest_keys(key: Any, known: Iterable[str], sections: list[Section]) -> str:
+def _suggest_keys(key: Any, known: Iterable[str], sections: list[ConfigSection]) -> str:
     """Return a suggestion for an unknown key, as the end of an error message.
 
     The suggestion contains the dotted keys whose last part is ``key``. If there are none, it is the

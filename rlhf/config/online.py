@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf.algorithms.registry import ALGORITHMS, Algorithm, configure
+from rlhf.algorithms.registry import ALGORITHMS, Algorithm, configured_algorithm
 from rlhf.algorithms.settings import Settings
 from rlhf.common.ranges import (
     Finite,
@@ -202,4 +202,4 @@ def algorithm_with_settings(name: str, settings: Mapping[str, Any]) -> Algorithm
             effect.
     """
     defaults = dataclasses.asdict(ALGORITHMS[name].settings)
-    return configure(name, **{k: v for k, v in settings.items() if v != defaults.get(k)})
+    return configured_algorithm(name, **{k: v for k, v in settings.items() if v != defaults.get(k)})

@@ -26,23 +26,23 @@ class ModelKind:
 _MODULES = "rlhf.training.reward_models"
 
 MODEL_KINDS: dict[str, ModelKind] = {
-    "preference": ModelKind(f"{_MODULES}.preference:Preference", ("margins", "num_heads")),
+    "preference": ModelKind(f"{_MODULES}.preference:PreferenceKind", ("margins", "num_heads")),
     "smoothed": ModelKind(
-        f"{_MODULES}.preference:Preference", ("margins", "flip_rate", "num_heads")
+        f"{_MODULES}.preference:PreferenceKind", ("margins", "flip_rate", "num_heads")
     ),
-    "unbiased": ModelKind(f"{_MODULES}.preference:Unbiased", ("flip_rate", "num_heads")),
-    "scaled": ModelKind(f"{_MODULES}.preference:Scaled", ("num_heads",)),
-    "length_debiased": ModelKind(f"{_MODULES}.preference:LengthDebiased", ("length_coef",)),
-    "cost": ModelKind(f"{_MODULES}.cost:Cost"),
-    "ranking": ModelKind(f"{_MODULES}.ranking:Ranking"),
-    "best_of": ModelKind(f"{_MODULES}.ranking:BestOf"),
-    "pairwise": ModelKind(f"{_MODULES}.pairwise:Pairwise"),
-    "regression": ModelKind(f"{_MODULES}.rated:Regression", ("labels",)),
+    "unbiased": ModelKind(f"{_MODULES}.preference:UnbiasedKind", ("flip_rate", "num_heads")),
+    "scaled": ModelKind(f"{_MODULES}.preference:ScaledKind", ("num_heads",)),
+    "length_debiased": ModelKind(f"{_MODULES}.preference:LengthDebiasedKind", ("length_coef",)),
+    "cost": ModelKind(f"{_MODULES}.cost:CostKind"),
+    "ranking": ModelKind(f"{_MODULES}.ranking:RankingKind"),
+    "best_of": ModelKind(f"{_MODULES}.ranking:BestOfKind"),
+    "pairwise": ModelKind(f"{_MODULES}.pairwise:PairwiseKind"),
+    "regression": ModelKind(f"{_MODULES}.rated:RegressionKind", ("labels",)),
     "classification": ModelKind(
         f"{_MODULES}.classification:classification_kind", ("labels", "num_heads")
     ),
-    "multilabel": ModelKind(f"{_MODULES}.rated:MultiLabel", ("labels",)),
-    "process": ModelKind(f"{_MODULES}.process:Process", ("separator",)),
+    "multilabel": ModelKind(f"{_MODULES}.rated:MultiLabelKind", ("labels",)),
+    "process": ModelKind(f"{_MODULES}.process:ProcessKind", ("separator",)),
 }
 
 

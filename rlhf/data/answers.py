@@ -39,7 +39,7 @@ def reference_answer(value: Any) -> Answer | None:
     return None
 
 
-def boxed(text: str) -> str | None:
+def boxed_answer(text: str) -> str | None:
     r"""Return the content of the last \boxed{...} with balanced braces; None if there is none."""
     start = text.rfind("\\boxed{")
     if start < 0:
@@ -60,7 +60,7 @@ def solution_answer(value: Any) -> Answer | None:
     """
     if not isinstance(value, str):
         return reference_answer(value)
-    answer = boxed(value)
+    answer = boxed_answer(value)
     if answer is not None or FINAL_ANSWER_MARKER in value:
         return answer or reference_answer(value)
     return reference_answer(value) if "\n" not in value.strip() else None

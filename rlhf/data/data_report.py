@@ -61,7 +61,7 @@ class DataReport:
         return "\n".join(lines) + "\n"
 
 
-def report_on(
+def make_data_report(
     loaded: Loaded,
     *,
     against: Loaded | None = None,
@@ -125,10 +125,10 @@ def check_dataset(
 ) -> DataReport:
     """Load and check datasets, as `rlhf data check` does.
 
-    The arguments and errors are those of `load` and `report_on`. The datasets `against` are loaded
-    in the same way as `specs`.
+    The arguments and errors are those of `load` and `make_data_report`. The datasets `against` are
+    loaded in the same way as `specs`.
     """
-    return report_on(
+    return make_data_report(
         load(specs, kind, seed=seed),
         against=None if against is None else load(against, kind, seed=seed),
         count_tokens=count_tokens,

@@ -13,7 +13,7 @@ from rlhf.reward_models.words import fit_tfidf
 
 
 @dataclass(frozen=True)
-class Margins:
+class CrossFittedMargins:
     """Cross-fitted margins of preference pairs."""
 
     margin: np.ndarray
@@ -33,7 +33,7 @@ class Margins:
 
 def cross_fitted_margins(
     rows: Sequence[Mapping[str, Any]], *, num_folds: int = 5, seed: int, regularization: float = 1.0
-) -> Margins:
+) -> CrossFittedMargins:
     """Return the margins that logistic regressions on bags of words predict for held-out pairs.
 
     The features of a pair are the difference (chosen - rejected) of TF-IDF vectors over words and
@@ -73,7 +73,7 @@ def cross_fitted_margins(
             words.transform([chosen[i] for i in test])
             - words.transform([rejected[i] for i in test])
         )
-    return Margins(margin)
+    return CrossFittedMargins(margin)
 
 
 def _reply_text(reply: Sequence[Mapping[str, str]]) -> str:

@@ -30,7 +30,7 @@ from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds, TaskLimits
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import EnvCalls, reset, step
+from rlhf.rollout.env_calls import EnvironmentCalls, reset_environment, step_environment
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
@@ -90,7 +90,7 @@ def play_reference(
     *,
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
-    calls: EnvCalls | None = None,
+    calls: EnvironmentCalls | None = None,
 ) -> list[dict[str, Any]]:
     """Play one episode for each start with the random or the expert policy of an environment.
 
@@ -114,7 +114,7 @@ def play_reference(
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
     began = time.monotonic()
-    calls = calls or EnvCalls()
+    calls = calls or EnvironmentCalls()
     rollouts = []
     for start in starts:
         rollout = _play_reference_episode(policy, env, start, calls)
@@ -133,13 +133,13 @@ def play_reference(
 
 
 def _play_reference_episode(
-    policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls
+    policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvironmentCalls
 ) -> Rollout | None:
     """Play one episode with a reference policy; return None if the environment failed."""
     # The environment's generator has the same seed, so the policy's generator needs another one.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.sample_index] if start.sample_index else key)
-    opening = calls.run(start.seed, lambda: reset(env, start.seed))
+    opening = calls.run(start.seed, lambda: reset_environment(env, start.seed))
     if opening is None:
         return None
     observation, info = opening
@@ -180,7 +180,7 @@ def _take_reference_step(policy: str, env: gym.Env, rng: np.random.Generator) ->
         action = task.expert() if policy == "expert" else task.sample_action(rng)
     except (NotImplementedError, AttributeError) as error:
         raise UserError(f"{env} has no {policy} policy") from error
-    return str(action), step(env, action)
+    return str(action), step_environment(env, action)
 
 
 def _episode_rows(

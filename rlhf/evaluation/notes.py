@@ -9,7 +9,7 @@ from typing import Any
 from rlhf.evaluation.metrics import messages_before_reply, unit_name, unit_of
 
 ENVIRONMENT_PREFIX = "environment: "
-"""Prefix of the keys of `counts` that count failures of environments, see `EnvCalls`."""
+"""Prefix of the keys of `counts` that count failures of environments, see `EnvironmentCalls`."""
 
 
 def unscored_metrics(

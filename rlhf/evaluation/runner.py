@@ -15,7 +15,7 @@ import numpy as np
 from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import insert_after_system, without_system
 from rlhf.data.load import load_and_log
-from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
+from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report
 from rlhf.evaluation.episodes import (
@@ -35,7 +35,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory
-from rlhf.rollout.env_calls import EnvCalls, turn_limit
+from rlhf.rollout.env_calls import EnvironmentCalls, turn_limit
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.stats import Interval, ratio_interval
@@ -120,7 +120,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
             note = str(getattr(make_env().unwrapped, "items", "unknown"))
             separate = draws_split(config.env.id, config.env.kwargs, "test")
             if not separate and is_separable(config.env.id):
-                note = SAME_SPLIT.format(config.env.kwargs["split"])
+                note = SAME_SPLIT_WARNING.format(config.env.kwargs["split"])
             summary["items"] = {"separate": separate, "note": note}
     if policy is not None:
         _add_metrics_without_episodes(policy, data, summary, examples)
@@ -207,7 +207,7 @@ def _play_episodes(
             starts,
             rewards=data.rewards,
             counts=counts,
-            calls=EnvCalls.from_spec(config.env),
+            calls=EnvironmentCalls.from_spec(config.env),
         )
     collector = Collector.open(
         policy.model,

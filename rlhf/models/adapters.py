@@ -37,9 +37,9 @@ from rlhf.common.names import did_you_mean
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
-from rlhf.models.checks import read_causal, relative_difference
+from rlhf.models.checks import read_causal_model, relative_difference
 from rlhf.models.comparison import evaluation_mode, forward_errors_as_user_errors, tolerance_of
-from rlhf.models.hub import check_files, find_weight_folders
+from rlhf.models.hub import check_model_files, find_weight_folders
 from rlhf.reward_models.generic_heads import classifier_class
 
 CONFIG_FILE = "adapter_config.json"
@@ -304,11 +304,11 @@ def load_merged_model(folder: str) -> Any:
         UserError: The base model is not available, its weights differ from those in training, the
             task type of the adapter is not supported, or the adapters cannot be merged.
     """
-    check_files(folder)
+    check_model_files(folder)
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
     task = config.get("task_type") or "CAUSAL_LM"
     if task == "CAUSAL_LM":
-        read = functools.partial(read_causal, dtype=torch.float32)
+        read = functools.partial(read_causal_model, dtype=torch.float32)
     elif task in ("SEQ_CLS", "TOKEN_CLS"):
         outputs = _num_head_outputs(Path(folder))
 
@@ -367,7 +367,7 @@ def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str],
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for source in _base_folder_candidates(folder, name, config.get("revision")):
-        check_files(source)
+        check_model_files(source)
         base = load_merged_model(source) if is_adapter(source) else read(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base

@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 )
 
 # Context length, in tokens, of models without a limit in the configuration (state-space models).
-NO_LIMIT = 2**20
+UNLIMITED_CONTEXT = 2**20
 
 # Configuration keys of the maximum sequence length.
 MAX_LENGTH_KEYS = (
@@ -134,7 +134,7 @@ def computation_change_lengths(config: Any) -> list[int]:
     }
     limits = [getattr(config, name, None) for name in WINDOW_KEYS if name not in unused]
     limits.append(rotary_change_length(config))
-    return sorted({n for n in limits if isinstance(n, int) and 0 < n < NO_LIMIT})
+    return sorted({n for n in limits if isinstance(n, int) and 0 < n < UNLIMITED_CONTEXT})
 
 
 def window_outside_mask(config: Any) -> int | None:
@@ -174,13 +174,18 @@ def usable_context_length(config: Any) -> int:
     sampled with some rotary frequencies and trained on with others. A row whose prompt is already
     longer may have up to ``configured_context_length`` tokens.
     """
-    return min(configured_context_length(config), rotary_change_length(config) or NO_LIMIT)
+    return min(configured_context_length(config), rotary_change_length(config) or UNLIMITED_CONTEXT)
 
 
 def configured_context_length(config: Any) -> int:
-    """Return the maximum sequence length in the configuration, in tokens; NO_LIMIT without one."""
+    """Return the maximum sequence length in the configuration, in tokens.
+
+    The result is UNLIMITED_CONTEXT if the configuration has no maximum.
+    """
     lengths = (getattr(config, name, None) for name in MAX_LENGTH_KEYS)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
+    return next(
+        (length for length in lengths if isinstance(length, int) and length > 0), UNLIMITED_CONTEXT
+    )
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

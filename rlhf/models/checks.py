@@ -28,7 +28,7 @@ from rlhf.models.output_head import has_plain_head
 CHECKED_ROW_TOKENS = 24
 
 
-def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
+def read_causal_model(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load the causal model of a folder or hub id, and check that its weights are complete.
 
     Transformers initializes missing weights randomly and ignores unknown weights. Without this

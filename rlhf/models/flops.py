@@ -10,7 +10,7 @@ import torch
 from rlhf.models.architecture import trunk_of, unwrap_peft
 
 MATRIX_SIZE = 1024
-TRIALS = 8
+NUM_TRIALS = 8
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Measure the FLOPs per second of square matmuls; return the highest of several trials."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
-    for _ in range(TRIALS):
+    for _ in range(NUM_TRIALS):
         start = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # synchronizes with an accelerator
         best = min(best, time.perf_counter() - start)

@@ -73,7 +73,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf"
 
 
-def resolve(path: str, *, revision: str | None = None) -> str:
+def resolve_model_folder(path: str, *, revision: str | None = None) -> str:
     """Return the folder of a model for Transformers, after a download or conversion if necessary.
 
     Args:
@@ -110,7 +110,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     return _download(path, revision)
 
 
-def check_files(folder: str) -> None:
+def check_model_files(folder: str) -> None:
     """Check that the weights of a model or adapter folder are readable and not quantized.
 
     Adapters cannot be merged into quantized weights without changing the model's outputs.
@@ -166,7 +166,7 @@ def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
     """
     short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
-        return [resolve(name, revision=revision)]
+        return [resolve_model_folder(name, revision=revision)]
     folders = []
     with contextlib.suppress(UserError):
         folders.append(fetch_by_short_name(short))

@@ -18,9 +18,9 @@ from transformers.utils import logging as hf_logging
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, load_merged_model
-from rlhf.models.checks import check_model, read_causal
+from rlhf.models.checks import check_model, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
-from rlhf.models.hub import check_files, commit_of, hub_id_of, resolve
+from rlhf.models.hub import check_model_files, commit_of, hub_id_of, resolve_model_folder
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
@@ -33,7 +33,7 @@ hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 # Pad tokens in order of preference: reserved tokens that do not occur in ordinary text.
-_FALLBACK_PADS = (
+_FALLBACK_PAD_TOKENS = (
     "<|pad|>",
     "<pad>",
     "[PAD]",
@@ -53,8 +53,8 @@ def find_model(spec: ModelSpec) -> str:
     """
     if spec.scratch:
         return ""
-    folder = resolve(str(spec.path), revision=spec.revision)
-    check_files(folder)
+    folder = resolve_model_folder(str(spec.path), revision=spec.revision)
+    check_model_files(folder)
     return folder
 
 
@@ -94,7 +94,7 @@ def load_model(
         model = load_causal_model(folder, dtype=read_as)
         dtype = choose_dtype(spec.dtype, size or model.num_parameters(), device)
     set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
-    if give_pad_token(tokenizer, model):
+    if give_model_pad_token(tokenizer, model):
         hub = None  # the embedding has a new row
     move_and_cast(model, device, dtype)
     if spec.attn_implementation:
@@ -170,10 +170,10 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
     Raises:
         UserError: The folder contains no causal language model.
     """
-    check_files(folder)
+    check_model_files(folder)
     try:
         if not is_adapter(folder):
-            return read_causal(folder, dtype=dtype)
+            return read_causal_model(folder, dtype=dtype)
         model = load_merged_model(folder)
         if model.get_output_embeddings() is None:
             raise UserError(f"{folder} is an adapter of a classifier, not of a language model")
@@ -185,7 +185,7 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
         raise UserError(f"{folder} is not a causal language model: {reason}") from error
 
 
-def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
+def give_model_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
     """Ensure that the pad token differs from EOS; return whether the embedding was enlarged.
 
     If the pad token were EOS, a mask from the token ids would hide the EOS at the end of a text,
@@ -217,8 +217,8 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     taken = (tokenizer.eos_token, tokenizer.bos_token)
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
         known = tokenizer.get_vocab()
-        spare = [token for token in _FALLBACK_PADS if token in known and token not in taken]
-        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else _FALLBACK_PADS[0]})
+        spare = [token for token in _FALLBACK_PAD_TOKENS if token in known and token not in taken]
+        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else _FALLBACK_PAD_TOKENS[0]})
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id
 

@@ -63,7 +63,7 @@ def has_plain_head(model: Any) -> bool:
     return _is_product[trunk]
 
 
-def state_width(model: Any) -> int:
+def hidden_state_size(model: Any) -> int:
     """Return the size D of the last hidden states, which can be less than ``hidden_size``."""
     head = unwrap_peft(model).get_output_embeddings()
     if isinstance(head, torch.nn.Linear) and has_plain_head(model):

@@ -18,7 +18,7 @@ from rlhf.models.fast.packing import count_computed_tokens, flat_hidden_states, 
 from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.load_balancing import balancing_weight, states_and_balancing_loss
-from rlhf.models.output_head import state_width
+from rlhf.models.output_head import hidden_state_size
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import make_frozen, make_trainable
 
@@ -26,7 +26,7 @@ VALUE_FILE = "value_head.safetensors"
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenScores:
     """Outputs of one forward pass over a batch.
 
     Index t of a [B, T] tensor describes token t. Elements outside the action mask are 0.
@@ -72,7 +72,7 @@ class Policy:
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
         if critic != "none":
-            width = state_width(model)
+            width = hidden_state_size(model)
             self.value_head = ValueHead(width).to(self.device, self.logprob_dtype)
         if critic == "separate":
             # All parameters of the critic are trained, even if the policy has adapters.
@@ -111,7 +111,7 @@ class Policy:
         temperature: float = 1.0,
         with_entropy: bool = True,
         with_balance: bool = False,
-    ) -> Scored:
+    ) -> TokenScores:
         """Compute log-probabilities, entropies and values of the sampled tokens of a batch.
 
         Args:
@@ -141,18 +141,18 @@ class Policy:
             with_entropy=with_entropy,
             weight=tied.head if tied else None,
         )
-        logprobs = _scatter(selected, action_mask)
-        entropy = _scatter(entropies, action_mask)
+        logprobs = _scatter_to_actions(selected, action_mask)
+        entropy = _scatter_to_actions(entropies, action_mask)
         if self.value_head is None:
-            return Scored(logprobs, entropy, None, None, balance)
+            return TokenScores(logprobs, entropy, None, None, balance)
         if self.value_trunk:
             hidden, _ = flat_hidden_states(
                 self.model, tokens, attention_mask, trunk=self.value_trunk
             )
-        values = _scatter(self.value_head(hidden.index_select(0, before)), action_mask)
+        values = _scatter_to_actions(self.value_head(hidden.index_select(0, before)), action_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         end = self.value_head(hidden.index_select(0, last))
-        return Scored(logprobs, entropy, values, end, balance)
+        return TokenScores(logprobs, entropy, values, end, balance)
 
     def count_computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Return the number of tokens in a forward pass over a batch (see ``packing``)."""
@@ -190,7 +190,7 @@ class Policy:
                 )
 
 
-def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+def _scatter_to_actions(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """Return a [B, T] tensor with values [N] at the masked tokens and 0 elsewhere."""
     zeros = torch.zeros(action_mask.shape, dtype=values.dtype, device=values.device)
     return zeros.masked_scatter(action_mask, values)

@@ -21,7 +21,7 @@ from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 WINDOW_TOKENS, ROTARY_CONTEXT, VOCABULARY, EXPERTS, MAX_PARAMS = 8, 16, 64, 8, 5e8
 
 # Configuration key -> maximum value in the small model.
-_UPPER_LIMITS = {
+_MAX_CONFIG_VALUES = {
     **dict.fromkeys(WINDOW_KEYS, WINDOW_TOKENS),
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), EXPERTS
@@ -73,8 +73,8 @@ def reduced_config(config: Any, *, layers: int) -> Any:
             setattr(small, name, [value[i] for i in kept])
         elif not isinstance(value, int):
             continue
-        elif name in _UPPER_LIMITS:
-            setattr(small, name, min(value, _UPPER_LIMITS[name]))
+        elif name in _MAX_CONFIG_VALUES:
+            setattr(small, name, min(value, _MAX_CONFIG_VALUES[name]))
         elif name.startswith("vocab_size"):
             setattr(small, name, VOCABULARY)
         elif name.endswith("_token_id"):

@@ -15,9 +15,9 @@ WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
 _MAX_POINTS = 300
 """Approximate maximum number of points of a drawn line."""
-_MIN_SMOOTHED = 40
+_MIN_SMOOTHED_POINTS = 40
 """Minimum number of points of a line that is also drawn smoothed."""
-_MAX_DOTS = 20
+_MAX_DOTTED_POINTS = 20
 """Maximum number of points of a line whose points are all drawn as dots."""
 
 
@@ -73,44 +73,44 @@ class _Frame:
     y0: float
     y1: float
 
-    def px(self, x: float) -> float:
+    def x_position(self, x: float) -> float:
         """Return the horizontal position of x in the view box."""
         return LEFT + (x - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
 
-    def py(self, y: float) -> float:
+    def y_position(self, y: float) -> float:
         """Return the vertical position of y in the view box."""
         return HEIGHT - BOTTOM - (y - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
 
-def panels(charts: Sequence[Chart]) -> str:
+def charts_html(charts: Sequence[Chart]) -> str:
     """Return the charts side by side, as HTML."""
-    return f'<div class="charts">{"".join(map(draw, charts))}</div>'
+    return f'<div class="charts">{"".join(map(chart_html, charts))}</div>'
 
 
-def draw(chart: Chart) -> str:
+def chart_html(chart: Chart) -> str:
     """Return a chart as an HTML figure. A chart without points has a message instead of axes."""
-    lines = [_thinned(series) for series in chart.series if series.x]
-    heading = f"<b>{esc(chart.title)}</b>{_legend(lines, chart.title)}"
+    lines = [_thinned_series(series) for series in chart.series if series.x]
+    heading = f"<b>{esc(chart.title)}</b>{_legend_html(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"
     note = f'<p class="note">{esc(chart.note)}</p>' if chart.note else ""
     if not lines:
         return f'<figure class="chart">{title}<p class="empty">nothing logged</p>{note}</figure>'
-    frame = _frame(lines)
-    body = [_shade(*chart.shade, frame)] if chart.shade else []
+    frame = _frame_around(lines)
+    body = [_shaded_range_svg(*chart.shade, frame)] if chart.shade else []
     whole = all(float(x).is_integer() for line in lines for x in line.x)
-    body += [_grid(frame), _axis(frame, chart.x_label, whole=whole)]
-    body += [_mark(*chart.mark, frame)] if chart.mark else []
-    body += [_band(series, frame) for series in lines if series.low]
-    body += [_line(series, frame) for series in lines]
+    body += [_grid_svg(frame), _x_axis_svg(frame, chart.x_label, whole=whole)]
+    body += [_vertical_line_svg(*chart.mark, frame)] if chart.mark else []
+    body += [_band_svg(series, frame) for series in lines if series.low]
+    body += [_line_svg(series, frame) for series in lines]
     return (
         f'<figure class="chart">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{esc(_description(chart, lines))}" '
-        f'data-chart="{_payload(chart, lines, frame)}">{"".join(body)}'
+        f'aria-label="{esc(_screen_reader_text(chart, lines))}" '
+        f'data-chart="{_cursor_data(chart, lines, frame)}">{"".join(body)}'
         f'<g class="cursor"></g></svg>{note}</figure>'
     )
 
 
-def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
+def tick_values(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten) in [low, high].
 
     If `whole` is set, all numbers are integers, as on an axis of training steps.
@@ -124,7 +124,7 @@ def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> li
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame(lines: Sequence[Series]) -> _Frame:
+def _frame_around(lines: Sequence[Series]) -> _Frame:
     """Return the ranges of the axes that contain all lines and bands."""
     xs = [x for s in lines for x in s.x]
     ys = [y for s in lines for y in (*s.y, *s.low, *s.high)]
@@ -136,11 +136,11 @@ def _frame(lines: Sequence[Series]) -> _Frame:
     return _Frame(x0, x1 if x1 > x0 else x0 + 1, y0 if y0 == 0 else y0 - pad, y1 + pad)
 
 
-def _grid(frame: _Frame) -> str:
+def _grid_svg(frame: _Frame) -> str:
     """Return the horizontal grid lines with their labels."""
     parts = []
-    for value in ticks(frame.y0, frame.y1):
-        y = frame.py(value)
+    for value in tick_values(frame.y0, frame.y1):
+        y = frame.y_position(value)
         kind = "zero" if value == 0 else "grid"
         parts.append(
             f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -150,16 +150,16 @@ def _grid(frame: _Frame) -> str:
     return "".join(parts)
 
 
-def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
+def _x_axis_svg(frame: _Frame, label: str, *, whole: bool) -> str:
     """Return the horizontal axis with its ticks and its name `label`."""
     base = HEIGHT - BOTTOM
-    marks = ticks(frame.x0, frame.x1, 5, whole=whole)
+    marks = tick_values(frame.x0, frame.x1, 5, whole=whole)
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
     parts += [
-        f'<text class="tick" x="{min(frame.px(value), WIDTH - RIGHT - 6):.1f}" y="{base + 16}" '
-        f'text-anchor="middle">{short_number(value)}</text>'
+        f'<text class="tick" x="{min(frame.x_position(value), WIDTH - RIGHT - 6):.1f}" '
+        f'y="{base + 16}" text-anchor="middle">{short_number(value)}</text>'
         for value in marks
-        if frame.px(value) > LEFT + 14
+        if frame.x_position(value) > LEFT + 14
     ]
     parts.append(
         f'<text class="tick" x="{LEFT - 6}" y="{base + 16}" text-anchor="end">{esc(label)}</text>'
@@ -167,18 +167,18 @@ def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
     return "".join(parts)
 
 
-def _shade(low: float, high: float, frame: _Frame) -> str:
+def _shaded_range_svg(low: float, high: float, frame: _Frame) -> str:
     """Return a rectangle that shades the range [low, high] of x."""
-    left, right = frame.px(max(low, frame.x0)), frame.px(min(high, frame.x1))
+    left, right = frame.x_position(max(low, frame.x0)), frame.x_position(min(high, frame.x1))
     return (
         f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{max(0.0, right - left):.1f}" '
         f'height="{HEIGHT - TOP - BOTTOM}"/>'
     )
 
 
-def _mark(x: float, label: str, frame: _Frame) -> str:
+def _vertical_line_svg(x: float, label: str, frame: _Frame) -> str:
     """Return a labeled vertical line at x."""
-    at, left = frame.px(x), x > (frame.x0 + frame.x1) / 2
+    at, left = frame.x_position(x), x > (frame.x0 + frame.x1) / 2
     line = (
         f'<line class="mark-line" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
     )
@@ -189,40 +189,50 @@ def _mark(x: float, label: str, frame: _Frame) -> str:
     )
 
 
-def _line(series: Series, frame: _Frame) -> str:
+def _line_svg(series: Series, frame: _Frame) -> str:
     """Return the path of a line, and a dot at its last point.
 
     A short line has dots at all points. A long line is drawn faintly, with its moving average over
     it.
     """
     color, values, parts = esc(series.color), series.y, []
-    if len(series.x) >= _MIN_SMOOTHED:
-        raw = _path(series.x, series.y, frame)
+    if len(series.x) >= _MIN_SMOOTHED_POINTS:
+        raw = _path_data(series.x, series.y, frame)
         parts.append(f'<path class="line raw {color}" d="{raw}"/>')
         values = moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
-    parts.append(f'<path class="line {color}" d="{_path(series.x, values, frame)}"/>')
-    points = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, values, strict=True)]
-    dots = [(point, "1.8") for point in points if len(points) <= _MAX_DOTS]
+    parts.append(f'<path class="line {color}" d="{_path_data(series.x, values, frame)}"/>')
+    points = [
+        (frame.x_position(x), frame.y_position(y)) for x, y in zip(series.x, values, strict=True)
+    ]
+    dots = [(point, "1.8") for point in points if len(points) <= _MAX_DOTTED_POINTS]
     for (x, y), radius in [*dots, (points[-1], "3")]:
         parts.append(f'<circle class="dot {color}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
     return "".join(parts)
 
 
-def _band(series: Series, frame: _Frame) -> str:
+def _band_svg(series: Series, frame: _Frame) -> str:
     """Return the polygon of a line's band."""
-    upper = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.high, strict=True)]
-    lower = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.low, strict=True)]
+    upper = [
+        (frame.x_position(x), frame.y_position(y))
+        for x, y in zip(series.x, series.high, strict=True)
+    ]
+    lower = [
+        (frame.x_position(x), frame.y_position(y))
+        for x, y in zip(series.x, series.low, strict=True)
+    ]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *reversed(lower)])
     return f'<polygon class="band {esc(series.color)}" points="{points}"/>'
 
 
-def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
+def _path_data(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
     """Return the data of an SVG path through points."""
-    points = (f"{frame.px(x):.1f} {frame.py(y):.1f}" for x, y in zip(xs, ys, strict=True))
+    points = (
+        f"{frame.x_position(x):.1f} {frame.y_position(y):.1f}" for x, y in zip(xs, ys, strict=True)
+    )
     return "M" + "L".join(points)
 
 
-def _legend(lines: Sequence[Series], title: str) -> str:
+def _legend_html(lines: Sequence[Series], title: str) -> str:
     """Return the names of several lines, or the last value of a single line."""
     if len(lines) == 1:
         name = "" if lines[0].name.lower() in title.lower() else esc(lines[0].name) + " "
@@ -230,13 +240,13 @@ def _legend(lines: Sequence[Series], title: str) -> str:
     return "".join(f'<span class="key {esc(s.color)}">{esc(s.name)}</span>' for s in lines)
 
 
-def _description(chart: Chart, lines: Sequence[Series]) -> str:
+def _screen_reader_text(chart: Chart, lines: Sequence[Series]) -> str:
     """Return a text description of a chart for screen readers."""
     parts = [f"{s.name} from {short_number(s.y[0])} to {short_number(s.y[-1])}" for s in lines]
     return f"{chart.title}: {'; '.join(parts)}"
 
 
-def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
+def _cursor_data(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
     """Return the data that report.js needs for the cursor, as escaped JSON."""
     data = {
         "label": chart.x_label,
@@ -254,7 +264,7 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
     return esc(json.dumps(data, separators=(",", ":")))
 
 
-def _thinned(series: Series) -> Series:
+def _thinned_series(series: Series) -> Series:
     """Reduce a line to about `_MAX_POINTS` points.
 
     The minimum and the maximum of each bin are kept, so that spikes remain visible.

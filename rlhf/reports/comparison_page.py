@@ -16,9 +16,17 @@ from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.run_groups import method_evaluations, method_names
 from rlhf.reports import results, transcripts
-from rlhf.reports.charts import Chart, Series, panels
-from rlhf.reports.markup import Cell, Table, esc, label_html, plural, section, with_acronyms
-from rlhf.reports.page import page
+from rlhf.reports.charts import Chart, Series, charts_html
+from rlhf.reports.markup import (
+    Cell,
+    Table,
+    capitalize_acronyms,
+    count_text,
+    esc,
+    label_html,
+    section_html,
+)
+from rlhf.reports.page import page_html
 from rlhf.reports.tables import save_tables
 from rlhf.runs.directory import DIRECTORY_KEYS, flatten_keys
 from rlhf.stats import Interval, interval
@@ -44,7 +52,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     runs = [run for directory in directories for run in read_runs(directory)]
     methods = _runs_by_method(runs)
     metric = headline_metric(runs)
-    comparisons = results.comparisons(runs, metric) if metric else []
+    comparisons = results.compare_by_each_metric(runs, metric) if metric else []
     tables = [
         results.evaluation_table(runs, label_by_method=True),
         results.difference_table(comparisons),
@@ -54,18 +62,18 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     target = Path(path)
     save_tables(target.parent / f"{target.stem}_tables", filled)
     counts = _run_counts(runs, methods)
-    colors = _colors(counts, methods)
+    colors = _method_colors(counts, methods)
     first = comparisons[0] if comparisons else None
-    body = [_header(_title(first, counts), counts, colors)]
+    body = [_header_html(_page_title(first, counts), counts, colors)]
     if first:
-        body.append(results.verdict_list(first))
-        forests = results.score_forests(first, results.known_bounds(runs), colors)
-        body.append(section("Result", forests, results.difference_forest(first)))
-    body.append(section("Curves", _curves(methods, colors)))
-    body += [section(table.title, table.to_html()) for table in filled]
-    body.append(results.notes(comparisons))
-    body.append(section("Transcripts", _transcripts(runs, first)))
-    write_text(target, page("Comparison", "\n".join(body)))
+        body.append(results.verdict_list_html(first))
+        forests = results.score_plots_html(first, results.bounds_by_environment(runs), colors)
+        body.append(section_html("Result", forests, results.difference_plots_html(first)))
+    body.append(section_html("Curves", _metric_charts_html(methods, colors)))
+    body += [section_html(table.title, table.to_html()) for table in filled]
+    body.append(results.notes_html(comparisons))
+    body.append(section_html("Transcripts", _transcripts_html(runs, first)))
+    write_text(target, page_html("Comparison", "\n".join(body)))
     return target
 
 
@@ -106,7 +114,7 @@ def _run_counts(
     return evaluated | trained or counts
 
 
-def _colors(
+def _method_colors(
     counts: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, str]:
     """Return the CSS color class of each method.
@@ -118,19 +126,19 @@ def _colors(
     return {name: tones.get(name, "ref") for name in (*counts, *methods)}
 
 
-def _title(comparison: Comparison | None, counts: Mapping[str, int]) -> str:
+def _page_title(comparison: Comparison | None, counts: Mapping[str, int]) -> str:
     """Return the names of the compared methods, or of all methods, joined by "against"."""
     compared = [row.method for row in comparison.rows] if comparison else []
     names = [name for name in dict.fromkeys(compared) if name not in REFERENCE_POLICIES]
     return " against ".join(names if len(names) > 1 else counts)
 
 
-def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
-    runs = {name: plural(count, "run") for name, count in counts.items()}
-    return f"<header><h1>{label_html(title)}</h1>{method_tiles(runs, colors)}</header>"
+def _header_html(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
+    runs = {name: count_text(count, "run") for name, count in counts.items()}
+    return f"<header><h1>{label_html(title)}</h1>{method_tiles_html(runs, colors)}</header>"
 
 
-def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
+def method_tiles_html(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
     """Return a tile for each method as HTML, with its color, its name and the text of `facts`."""
     tiles = "".join(
         f'<li class="{colors[name]}"><b>{label_html(name)}</b><span>{esc(fact)}</span></li>'
@@ -139,9 +147,9 @@ def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
     return f'<ul class="chain sides">{tiles}</ul>'
 
 
-def _transcripts(runs: Sequence[RunRecord], comparison: Comparison | None) -> str:
+def _transcripts_html(runs: Sequence[RunRecord], comparison: Comparison | None) -> str:
     """Return collapsed HTML with episodes of the same evaluation seeds for every method."""
-    cards = transcripts.across_methods(runs, comparison) if comparison else ""
+    cards = transcripts.methods_side_by_side_html(runs, comparison) if comparison else ""
     if not cards:
         return ""
     title = "Held-out episodes of the same seed for every method, side by side"
@@ -177,7 +185,7 @@ def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     return Table("metrics", "Final metrics", ["metric", *methods], rows)
 
 
-def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
+def mean_over_runs(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
     """Return the mean of a metric over runs, with its interval, at each common step.
 
     Returns:
@@ -191,7 +199,9 @@ def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[In
     return steps, [interval([v[step] for v in by_run], kind="mean") for step in steps]
 
 
-def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]) -> str:
+def _metric_charts_html(
+    methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]
+) -> str:
     """Return the charts of all metrics as HTML.
 
     Charts of metrics that only one method logged are collapsed. Constant metrics are listed as
@@ -199,9 +209,9 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
     """
     shared, alone, constant = [], [], []
     for key in _metric_keys(methods):
-        bands = {name: seed_band(runs, key) for name, runs in methods.items()}
+        bands = {name: mean_over_runs(runs, key) for name, runs in methods.items()}
         lines = [
-            Series.from_estimates(with_acronyms(name), steps, estimates, colors[name])
+            Series.from_estimates(capitalize_acronyms(name), steps, estimates, colors[name])
             for name, (steps, estimates) in bands.items()
             if steps
         ]
@@ -210,10 +220,10 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
         elif lines:
             (shared if len(lines) > 1 or key in _FIRST_METRICS else alone).append(Chart(key, lines))
     note = '<p class="note">Mean over training seeds; bands are 95% intervals.</p>'
-    parts = [note + panels(shared)] if shared else []
+    parts = [note + charts_html(shared)] if shared else []
     if alone:
-        summary = f"{plural(len(alone), 'metric')} of one method only"
-        parts.append(_collapsible_html(summary, panels(alone)))
+        summary = f"{count_text(len(alone), 'metric')} of one method only"
+        parts.append(_collapsible_html(summary, charts_html(alone)))
     if constant:
         parts.append(f'<p class="note">Constant: {esc("; ".join(constant))}.</p>')
     return "".join(parts)

@@ -10,7 +10,7 @@ from rlhf.stats import Interval
 
 
 @dataclass(frozen=True)
-class Line:
+class ForestRow:
     """One row of a forest plot."""
 
     name: str
@@ -25,18 +25,18 @@ class Line:
     """CSS color class."""
 
 
-def titled_forest(
-    title: str, detail: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
+def titled_forest_plot_html(
+    title: str, detail: str, lines: Sequence[ForestRow], marks: Sequence[tuple[float, str]]
 ) -> str:
     """Return the HTML of a forest plot with a heading, or an empty string if there are no lines.
 
     `marks` are (position, label) pairs of vertical lines.
     """
     heading = f"<h3>{esc(title)} <small>{label_html(detail)}</small></h3>"
-    return heading + forest(lines, marks) if lines else ""
+    return heading + forest_plot_html(lines, marks) if lines else ""
 
 
-def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
+def forest_plot_html(lines: Sequence[ForestRow], marks: Sequence[tuple[float, str]]) -> str:
     """Return the HTML of a forest plot.
 
     `marks` are (position, label) pairs of vertical lines. The position has the unit of the
@@ -54,12 +54,12 @@ def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
 
     ticks = "".join(f'<div class="mark" style="left:{at(v):.2f}%"></div>' for v, _ in marks)
     rows = "".join(_row_html(line, at, ticks) for line in lines)
-    scale = "".join(_line_label_html(at(value), name) for value, name in marks)
+    scale = "".join(_vertical_line_label_html(at(value), name) for value, name in marks)
     foot = f'<div class="gap"></div><div class="scale">{scale}</div><div class="gap"></div>'
     return f'<div class="forest">{rows}{foot if marks else ""}</div>'
 
 
-def _row_html(line: Line, at: Callable[[float], float], ticks: str) -> str:
+def _row_html(line: ForestRow, at: Callable[[float], float], ticks: str) -> str:
     """Return the HTML of a row.
 
     `at` converts a value to a horizontal position in percent. `ticks` is the HTML of the vertical
@@ -79,7 +79,7 @@ def _row_html(line: Line, at: Callable[[float], float], ticks: str) -> str:
     )
 
 
-def _line_label_html(percent: float, name: str) -> str:
+def _vertical_line_label_html(percent: float, name: str) -> str:
     """Return the label of a vertical line at a position in percent."""
     side = ' class="first"' if percent < 12 else ' class="final"' if percent > 88 else ""
     return f'<span{side} style="left:{percent:.2f}%">{label_html(name)}</span>'

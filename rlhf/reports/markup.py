@@ -54,14 +54,17 @@ class Table:
             for i in shown
         )
         body = "".join(
-            "<tr>" + "".join(self._cell(row, i, is_number=i in numeric) for i in shown) + "</tr>"
+            "<tr>"
+            + "".join(self._cell_html(row, i, is_number=i in numeric) for i in shown)
+            + "</tr>"
             for row in self.rows
         )
-        save = f'<p class="saves">Save as {self._link("csv")} {self._link("json")}</p>'
+        links = f"{self._download_link('csv')} {self._download_link('json')}"
+        save = f'<p class="saves">Save as {links}</p>'
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f'<div class="table" tabindex="0">{table}</div>{self._caption()}{save}'
 
-    def _link(self, ending: str) -> str:
+    def _download_link(self, ending: str) -> str:
         """Return a data URL link that saves the whole table as `ending` ("csv" or "json")."""
         text = self.to_csv() if ending == "csv" else self.to_json()
         encoded = base64.b64encode(text.encode(errors="backslashreplace")).decode()
@@ -71,7 +74,7 @@ class Table:
             f'href="data:{kind};base64,{encoded}">{ending.upper()}</a>'
         )
 
-    def _cell(self, row: Sequence[Cell], column: int, *, is_number: bool) -> str:
+    def _cell_html(self, row: Sequence[Cell], column: int, *, is_number: bool) -> str:
         """Return the HTML of the cell of a row in a column."""
         cell = row[column]
         if isinstance(cell, str):
@@ -83,8 +86,8 @@ class Table:
         """Return the text of a cell as the page shows it, with minus signs or acronyms."""
         name = self.columns[column]
         if name in _RANGE_COLUMNS:
-            return minus(text)
-        return with_acronyms(text) if name in _NAME_COLUMNS else text
+            return with_minus_signs(text)
+        return capitalize_acronyms(text) if name in _NAME_COLUMNS else text
 
     def _in_caption(self, column: int) -> bool:
         """Return whether a column is shown in the caption instead of the table.
@@ -115,7 +118,7 @@ class Table:
         """Return the HTML of the common cell of a column in the caption."""
         cell = self.rows[0][column]
         if isinstance(cell, Interval):
-            return esc(number(cell.value))
+            return esc(number_text(cell.value))
         return cell_html(self._display_text(cell, column) if isinstance(cell, str) else cell)
 
     def to_csv(self) -> str:
@@ -159,19 +162,19 @@ def esc(text: object) -> str:
     return html.escape(escape_invisible(str(text)))
 
 
-def breakable(text: str) -> str:
+def breakable_html(text: str) -> str:
     """Return escaped text with possible line breaks after slashes, underscores and dots."""
     return re.sub(r"([/\\_.])(?=\w)", r"\1<wbr>", esc(text))
 
 
-def with_acronyms(text: str) -> str:
+def capitalize_acronyms(text: str) -> str:
     """Return the text with acronyms in capitals: `ppo-seed0` -> `PPO-seed0`."""
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
 def label_html(text: str) -> str:
     """Return the escaped text with acronyms in capitals."""
-    return esc(with_acronyms(text))
+    return esc(capitalize_acronyms(text))
 
 
 def sentence_html(text: str) -> str:
@@ -179,21 +182,21 @@ def sentence_html(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", label_html(text[:1].upper() + text[1:]))
 
 
-def minus(text: str) -> str:
+def with_minus_signs(text: str) -> str:
     """Return the text with a minus sign instead of a hyphen before negative numbers."""
     return re.sub(r"(?<![^\s\[(])-(?=[\d.])", "−", text)
 
 
-def number(value: float) -> str:
+def number_text(value: float) -> str:
     """Return a number formatted by `decimal_text`, with a minus sign instead of the hyphen."""
     return decimal_text(value).replace("-", "−")
 
 
-def bounds(estimate: Interval) -> str:
+def interval_text(estimate: Interval) -> str:
     """Return the interval as text, such as `[0.380, 0.444]`, or why there is no interval."""
     if not estimate.known:
         return f"no interval: {estimate.needs or f'n = {estimate.units}'}"
-    return f"[{number(estimate.low)}, {number(estimate.high)}]"
+    return f"[{number_text(estimate.low)}, {number_text(estimate.high)}]"
 
 
 def cell_html(cell: Cell) -> str:
@@ -202,13 +205,13 @@ def cell_html(cell: Cell) -> str:
         return '<span class="note">–</span>'
     if isinstance(cell, Interval):
         style = "interval" if cell.known else "interval missing"
-        return f'{number(cell.value)} <span class="{style}">{bounds(cell)}</span>'
+        return f'{number_text(cell.value)} <span class="{style}">{interval_text(cell)}</span>'
     if isinstance(cell, str):
         return esc(cell)
-    return number(cell) if isinstance(cell, float) else minus(str(cell))
+    return number_text(cell) if isinstance(cell, float) else with_minus_signs(str(cell))
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a duration such as `45 s`, `4 min 12 s` or `3 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
@@ -218,25 +221,25 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def plural(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """Return a count with its noun: `1 stage`, `3 stages`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def section(title: str, *parts: str) -> str:
+def section_html(title: str, *parts: str) -> str:
     """Return the HTML of a section with a heading, or an empty string if all parts are empty."""
     body = "".join(parts)
     if not body:
         return ""
-    return f'<section id="{anchor(title)}"><h2>{esc(title)}</h2>{body}</section>'
+    return f'<section id="{section_id(title)}"><h2>{esc(title)}</h2>{body}</section>'
 
 
-def anchor(title: str) -> str:
+def section_id(title: str) -> str:
     """Return the id of a section: `Proxy and gold` becomes `proxy-and-gold`."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def contents(body: str) -> str:
+def contents_html(body: str) -> str:
     """Return links to the sections in `body`, or an empty string for fewer than three sections."""
     titles = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
     if len(titles) < 3:

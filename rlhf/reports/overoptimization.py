@@ -8,9 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.charts import Chart, Series, panels
-from rlhf.reports.markup import Cell, Table, bounds, label_html, minus, plural, sentence_html
-from rlhf.reports.results import band, estimate_of
+from rlhf.reports.charts import Chart, Series, charts_html
+from rlhf.reports.markup import (
+    Cell,
+    Table,
+    count_text,
+    interval_text,
+    label_html,
+    sentence_html,
+    with_minus_signs,
+)
+from rlhf.reports.results import interval_from_mapping, series_with_band
 
 RESULT_FILE = "overoptimization.json"
 PROXY_NAMES = {
@@ -34,14 +42,16 @@ def overoptimization_section(results: Sequence[Result]) -> str:
     """Return the findings, the training curves and the best-of-n curves, as HTML."""
     parts = []
     for result in results:
-        items = "".join(f"<li>{minus(sentence_html(line))}</li>" for line in result["verdict"])
+        items = "".join(
+            f"<li>{with_minus_signs(sentence_html(line))}</li>" for line in result["verdict"]
+        )
         parts.append(f'<ul class="verdicts brief">{items}</ul>')
         for row in result["rl"]:
             name = f"{result['algorithm']} against {PROXY_NAMES[row['how']]}"
-            seeds = f"<small>{plural(row['seeds'], 'training seed')}</small>"
-            charts = panels(_training_charts(row, result["start"]))
+            seeds = f"<small>{count_text(row['seeds'], 'training seed')}</small>"
+            charts = charts_html(_training_charts(row, result["start"]))
             parts.append(f"<h3>{label_html(name)} {seeds}</h3>{charts}")
-        parts.append(f"<h3>Best of n</h3>{panels(_best_of_n_charts(result['best_of_n']))}")
+        parts.append(f"<h3>Best of n</h3>{charts_html(_best_of_n_charts(result['best_of_n']))}")
     return "".join(parts)
 
 
@@ -61,7 +71,7 @@ def _series_by_distance(row: Result, key: str, name: str, color: str) -> Series:
     """
     d = _distances(row)
     order = sorted(range(len(d)), key=d.__getitem__)
-    return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
+    return series_with_band(name, [d[i] for i in order], [row[key][i] for i in order], color)
 
 
 def _fitted_series(fit: Result, start: float, color: str = "c2") -> Series:
@@ -91,8 +101,8 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     gold = [_series_by_distance(row, "gold", "gold", "gold")] + (
         [_fitted_series(fit, start)] if fit else []
     )
-    peak = estimate_of(observed["distance"])
-    seeds = f", range over the individual seeds {bounds(peak)}" if row["seeds"] > 1 else ""
+    peak = interval_from_mapping(observed["distance"])
+    seeds = f", range over the individual seeds {interval_text(peak)}" if row["seeds"] > 1 else ""
     note = f"Observed peak at {peak.value:.2f}{seeds} (step {observed['step']})"
     inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
     note += f", {inside} the predicted interval (shaded)." if fit else "."
@@ -176,8 +186,8 @@ def _training_table(rows: Sequence[Result]) -> Table:
     for row in rows:
         observed = row["observed"]
         line: list[Cell] = [PROXY_NAMES[row["how"]], row["seeds"], observed["step"]]
-        line += [estimate_of(observed["distance"]), observed["gold"]]
-        line += [estimate_of(observed[key]) for key in ("gold_after", "proxy_after")]
+        line += [interval_from_mapping(observed["distance"]), observed["gold"]]
+        line += [interval_from_mapping(observed[key]) for key in ("gold_after", "proxy_after")]
         line += [
             *_coefficient_cells(row["fit"]),
             {True: "yes", False: "no"}.get(observed.get("inside")),
@@ -192,7 +202,11 @@ def _best_of_n_table(rows: Sequence[Result]) -> Table:
     cells: list[list[Cell]] = []
     for row in rows:
         line: list[Cell] = [row["proxy"], row["parameters"], row["pairs"], PROXY_NAMES[row["how"]]]
-        line += [row["accuracy"], estimate_of(row["gold"][0]), estimate_of(row["gold"][-1])]
+        line += [
+            row["accuracy"],
+            interval_from_mapping(row["gold"][0]),
+            interval_from_mapping(row["gold"][-1]),
+        ]
         cells.append(line + _coefficient_cells(row["fit"]))
     return Table("best_of_n", "Best of n", columns, cells)
 
@@ -205,9 +219,9 @@ def _coefficient_cells(fit: Result | None) -> list[Cell]:
     if fit is None:
         return [None, None, None]
     peak = fit["peak"]
-    shown: Cell = estimate_of(peak)
+    shown: Cell = interval_from_mapping(peak)
     if peak["mean"] is None:
         shown = "none"
     elif peak["high"] is None:
         shown = f"{peak['mean']:.2f} [{peak['low']:.2f}, ∞)"
-    return [estimate_of(fit["alpha"]), estimate_of(fit["beta"]), shown]
+    return [interval_from_mapping(fit["alpha"]), interval_from_mapping(fit["beta"]), shown]

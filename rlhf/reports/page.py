@@ -6,27 +6,30 @@ import base64
 import hashlib
 from importlib.resources import files
 
-from rlhf.reports.markup import contents, esc
+from rlhf.reports.markup import contents_html, esc
 
 # The content security policy blocks all requests, and all scripts except that with this hash.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
+)
 
 
-def page(title: str, body: str) -> str:
+def page_html(title: str, body: str) -> str:
     """Return an HTML document with `body`; a table of contents is inserted after its header."""
     head, closing, rest = body.partition("</header>")
-    body = f"{head}{closing}{contents(body)}{rest}"
+    body = f"{head}{closing}{contents_html(body)}{rest}"
     home = files("rlhf.reports")
     style = home.joinpath("report.css").read_text(encoding="utf-8")
     script = "\n" + home.joinpath("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = _CONTENT_SECURITY_POLICY.format(hash=f"sha256-{digest}")
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY.format(hash=f"sha256-{digest}")}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <link rel="icon" href="data:,">
 <title>{esc(title)}</title>
 <style>

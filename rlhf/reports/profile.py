@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.markup import Table, with_acronyms
+from rlhf.reports.markup import Table, capitalize_acronyms
 from rlhf.runs.profiling import STEP_PARTS
 
 # Metrics logged with `profile: true`, and their names on the page.
@@ -48,5 +48,5 @@ def _metric_medians_by_run(
         series = [run.series(key)[1] for key in keys]
         if any(series):
             cells = [float(np.median(values)) if values else None for values in series]
-            rows.append((with_acronyms(run.name), cells))
+            rows.append((capitalize_acronyms(run.name), cells))
     return rows

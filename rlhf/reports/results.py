@@ -18,15 +18,24 @@ from rlhf.evaluation.records import (
 from rlhf.evaluation.run_groups import method_evaluations, method_names, run_names, training_seed
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.charts import Series
-from rlhf.reports.forest import Line, titled_forest
-from rlhf.reports.markup import Cell, Table, bounds, esc, label_html, number, plural, sentence_html
+from rlhf.reports.forest import ForestRow, titled_forest_plot_html
+from rlhf.reports.markup import (
+    Cell,
+    Table,
+    count_text,
+    esc,
+    interval_text,
+    label_html,
+    number_text,
+    sentence_html,
+)
 from rlhf.stats import Interval
 
-_HIDDEN = frozenset({"seconds"})
+_HIDDEN_METRICS = frozenset({"seconds"})
 """Metrics that the tables omit."""
 
 
-def comparisons(
+def compare_by_each_metric(
     runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
 ) -> list[Comparison]:
     """Compare runs by the metric `headline`, then by other metrics that all evaluations have.
@@ -38,20 +47,20 @@ def comparisons(
     first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
     shared = set.intersection(*(set(episode_metric_names(row)) for row in first_rows))
     unused = {headline, "normalized", "seconds", "turns", "tokens", "length_limited"}
-    secondary = [metric for metric in sorted(shared - unused) if _varies(runs, metric)]
+    secondary = [metric for metric in sorted(shared - unused) if _has_several_values(runs, metric)]
     return [
         compare_runs(runs, metric=metric, every_pair=every_pair, keep_going=True)
         for metric in (headline, *secondary)
     ]
 
 
-def verdict_list(comparison: Comparison) -> str:
+def verdict_list_html(comparison: Comparison) -> str:
     """Return the results of the comparisons as an HTML list.
 
     Methods that are better than the baseline are green, those that are worse are red.
     """
     items = [
-        verdict_item(
+        verdict_item_html(
             d, comparison.metric, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
         )
         for d in comparison.differences
@@ -59,7 +68,7 @@ def verdict_list(comparison: Comparison) -> str:
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
 
 
-def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
+def verdict_item_html(d: Difference, metric: str, tone: str | None) -> str:
     """Return the HTML list item of a verdict, with the paired difference below it.
 
     `tone` is the CSS class "good" or "bad", or None.
@@ -67,8 +76,8 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
-        f"<span>{label_html(f'{d.method} − {d.baseline}')}: {signed(d.estimate)} "
-        f"{esc(metric)}, 95% {bounds(d.estimate)}, "
+        f"<span>{label_html(f'{d.method} − {d.baseline}')}: {signed_text(d.estimate)} "
+        f"{esc(metric)}, 95% {interval_text(d.estimate)}, "
         f"{d.estimate.units} paired {esc(d.unit)} · {esc(setting)}</span></li>"
     )
 
@@ -79,7 +88,7 @@ def verdict_html(verdict: str) -> str:
     return sentence_html(verdict) if starts_with_word else label_html(verdict)
 
 
-def score_forests(
+def score_plots_html(
     comparison: Comparison,
     limits: Mapping[str, Bounds],
     colors: Mapping[str, str] | None = None,
@@ -102,13 +111,13 @@ def score_forests(
         rows += [row for row in references if row.env == env]
         bound = limits.get(env) if comparison.metric == "return" else None
         setting = " · ".join(part for part in (env, decoding) if part)
-        lines = [_score_line(row, bound, colors or {}) for row in rows]
+        lines = [_score_row(row, bound, colors or {}) for row in rows]
         marks = [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
-        parts.append(titled_forest(comparison.metric, setting, lines, marks))
+        parts.append(titled_forest_plot_html(comparison.metric, setting, lines, marks))
     return "".join(parts)
 
 
-def difference_forest(comparison: Comparison) -> str:
+def difference_plots_html(comparison: Comparison) -> str:
     """Return a forest plot of the paired differences from each baseline, as HTML.
 
     Differences with a winner are colored.
@@ -116,12 +125,12 @@ def difference_forest(comparison: Comparison) -> str:
     parts = []
     for baseline in dict.fromkeys(d.baseline for d in comparison.differences):
         lines = [
-            _difference_line(d, comparison)
-            for d in comparison.differences
-            if d.baseline == baseline
+            _difference_row(d, comparison) for d in comparison.differences if d.baseline == baseline
         ]
         marks = [(0.0, f"{baseline} = 0")]
-        parts.append(titled_forest("Paired difference", f"from {baseline}, 95%", lines, marks))
+        parts.append(
+            titled_forest_plot_html("Paired difference", f"from {baseline}, 95%", lines, marks)
+        )
     return "".join(parts)
 
 
@@ -134,7 +143,7 @@ def evaluation_table(runs: Sequence[RunRecord], *, label_by_method: bool = False
     items = _label_by_method(runs) if label_by_method else _label_by_stage(runs)
     evaluated = [(label, e, metrics) for label, e in items if (metrics := _evaluation_metrics(e))]
     keys = list(dict.fromkeys(key for _, _, metrics in evaluated for key in metrics))
-    keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
+    keys = [key for key in keys if key not in _HIDDEN_METRICS and key != "normalized"]
     fraction = any("normalized" in metrics for _, _, metrics in evaluated)
     columns = ["policy", "training seed"] if label_by_method else ["stage", "policy"]
     columns += ["environment", "decoding", "episodes", "over"]
@@ -153,11 +162,11 @@ def _units_text(evaluation: Evaluation) -> str | None:
     """Return the number and name of the independent units, such as "10 prompts"."""
     summary = evaluation.summary
     if "units" in summary and "unit" in summary:
-        return plural(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
+        return count_text(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
     if not evaluation.episodes:
         return None
     units = evaluation.units
-    return plural(len(set(units)), unit_name(units).removesuffix("s"))
+    return count_text(len(set(units)), unit_name(units).removesuffix("s"))
 
 
 def _label_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
@@ -197,7 +206,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
             d.env,
             d.decoding,
             d.estimate,
-            plural(d.estimate.units, d.unit.rstrip("s")),
+            count_text(d.estimate.units, d.unit.rstrip("s")),
             d.verdict,
         ]
         for c in comparisons
@@ -206,7 +215,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
     return Table("differences", "Paired differences", columns, rows)
 
 
-def notes(comparisons: Sequence[Comparison]) -> str:
+def notes_html(comparisons: Sequence[Comparison]) -> str:
     """Return notes as HTML: the lowest simulated coverage, and the notes of the comparisons."""
     worst = min(
         (d for c in comparisons[:1] for d in c.differences), key=_lowest_coverage, default=None
@@ -222,7 +231,7 @@ def _lowest_coverage(difference: Difference) -> float:
     return min((share for share in shares if share is not None), default=1.0)
 
 
-def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
+def bounds_by_environment(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
     """Return environment -> returns of the random and the optimal policy, if both are known."""
     evaluations = (e for run in runs for e in run.evaluations)
     return {e.summary_field("env"): e.bounds for e in evaluations if e.bounds}
@@ -234,7 +243,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
     Summaries of version 0.1.0 treat each episode as a unit, so their metrics are computed again.
     """
     summary = evaluation.summary.get("metrics") or {}
-    metrics = {key: estimate_of(value) for key, value in summary.items() if value}
+    metrics = {key: interval_from_mapping(value) for key, value in summary.items() if value}
     names = episode_metric_names(evaluation.episodes[0]) if evaluation.episodes else []
     if names and "unit" not in evaluation.summary:
         repeated = len(set(evaluation.units)) < len(evaluation.episodes)
@@ -262,7 +271,7 @@ def _without_interval(estimate: Interval) -> Interval:
     )
 
 
-def estimate_of(value: Mapping[str, Any]) -> Interval:
+def interval_from_mapping(value: Mapping[str, Any]) -> Interval:
     """Convert a mapping with `mean` or `value`, `low`, `high` and `n` to an Interval.
 
     In reports on rewards, `n` is the number of values, and `groups` is the number of independent
@@ -275,7 +284,7 @@ def estimate_of(value: Mapping[str, Any]) -> Interval:
     return Interval(mean, low, high, int(units or 0), method, needs)
 
 
-def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
+def _has_several_values(runs: Sequence[RunRecord], metric: str) -> bool:
     """Return whether a metric has at least two different values in the episodes of runs."""
     values = {
         episode_value(row, metric) for run in runs for e in run.evaluations for row in e.episodes
@@ -283,33 +292,37 @@ def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
     return len(values - {None}) > 1
 
 
-def _score_line(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str]) -> Line:
+def _score_row(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str]) -> ForestRow:
     """Return the row of a forest plot for the score of a method."""
     tone = "ref" if row.decoding in ("random", "expert") else colors.get(row.method, "c1")
-    text = bounds(row.estimate)
+    text = interval_text(row.estimate)
     if bound:
         fraction = bound.normalize(row.estimate.value)
         text = f"{f'{fraction:.0%} of optimal' if fraction >= 0 else 'below random'} · {text}"
     detail = f"{row.estimate.units:,} {row.unit}"
-    return Line(row.method, detail, row.estimate, number(row.estimate.value), text, tone)
+    return ForestRow(row.method, detail, row.estimate, number_text(row.estimate.value), text, tone)
 
 
-def _difference_line(d: Difference, comparison: Comparison) -> Line:
+def _difference_row(d: Difference, comparison: Comparison) -> ForestRow:
     """Return the row of a forest plot for a paired difference."""
     tone = {d.method: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
     several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
     setting = f"{d.env} {d.decoding}" if several else f"{d.estimate.units:,} paired {d.unit}"
-    return Line(d.method, setting, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
+    return ForestRow(
+        d.method, setting, d.estimate, signed_text(d.estimate), interval_text(d.estimate), tone
+    )
 
 
-def signed(estimate: Interval) -> str:
+def signed_text(estimate: Interval) -> str:
     """Return the value of an estimate as text, with a plus or minus sign."""
-    return f"{'+' if estimate.value > 0 else ''}{number(estimate.value)}"
+    return f"{'+' if estimate.value > 0 else ''}{number_text(estimate.value)}"
 
 
-def band(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str) -> Series:
+def series_with_band(
+    name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str
+) -> Series:
     """Return a line through estimates with their intervals as a band.
 
-    Each of `rows` is a mapping for `estimate_of`.
+    Each of `rows` is a mapping for `interval_from_mapping`.
     """
-    return Series.from_estimates(name, x, [estimate_of(row) for row in rows], color)
+    return Series.from_estimates(name, x, [interval_from_mapping(row) for row in rows], color)

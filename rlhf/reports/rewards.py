@@ -8,10 +8,19 @@ from typing import Any
 from urllib.parse import quote
 
 from rlhf.evaluation.records import Evaluation, RunRecord
-from rlhf.reports.charts import Chart, Series, panels
-from rlhf.reports.forest import Line, forest, titled_forest
-from rlhf.reports.markup import Table, bounds, esc, label_html, minus, number, plural, with_acronyms
-from rlhf.reports.results import band, estimate_of, signed
+from rlhf.reports.charts import Chart, Series, charts_html
+from rlhf.reports.forest import ForestRow, forest_plot_html, titled_forest_plot_html
+from rlhf.reports.markup import (
+    Table,
+    capitalize_acronyms,
+    count_text,
+    esc,
+    interval_text,
+    label_html,
+    number_text,
+    with_minus_signs,
+)
+from rlhf.reports.results import interval_from_mapping, series_with_band, signed_text
 from rlhf.reward_models.report.tables import Report, benchmark_scores, report_tables
 
 
@@ -20,7 +29,7 @@ def is_reward_report(evaluation: Evaluation) -> bool:
     return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
 
 
-def reward_quality(runs: Sequence[RunRecord]) -> str:
+def reward_reports_html(runs: Sequence[RunRecord]) -> str:
     """Return the section with the reports on rewards, as HTML.
 
     For one run the section has the whole report; for several runs, only findings and accuracy.
@@ -31,9 +40,13 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
             report = evaluation.summary
             name = label_html(str(report.get("reward") or evaluation.name))
             parts.append(f"<h3>{name} <small>accuracy on held-out pairs</small></h3>")
-            parts += [findings(report), accuracy_forest(report)]
+            parts += [findings_html(report), accuracy_plot_html(report)]
             if len(runs) == 1:
-                parts += [gain_forest(report), panels(_charts(report)), stress_forest(report)]
+                parts += [
+                    gain_plot_html(report),
+                    charts_html(_report_charts(report)),
+                    stress_plot_html(report),
+                ]
             elif (run.directory / "report.html").exists():
                 link = f"{run.name}/report.html"
                 note = f'Full report: <a href="{quote(link)}">{esc(link)}</a>'
@@ -54,84 +67,94 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
     for evaluation in filter(is_reward_report, runs[0].evaluations if runs else ()):
         for table in report_tables(evaluation.summary):
             name = f"{evaluation.name}_{table.name}"
-            tables.append(_table(name, table.title, table.columns, table.rows))
+            tables.append(_make_table(name, table.title, table.columns, table.rows))
     return tables
 
 
-def findings(report: Report) -> str:
+def findings_html(report: Report) -> str:
     """Return the findings of a report as an HTML list; good ones are green, bad ones are red."""
     items = "".join(
-        f'<li class="{_tone(line)}">{esc(minus(line))}</li>' for line in report.get("verdict") or []
+        f'<li class="{_finding_color_class(line)}">{esc(with_minus_signs(line))}</li>'
+        for line in report.get("verdict") or []
     )
     return f'<ul class="verdicts brief">{items}</ul>' if items else ""
 
 
-def _tone(line: str) -> str:
+def _finding_color_class(line: str) -> str:
     """Return the CSS class of a finding: "good", "bad" or an empty string."""
     if line.startswith(("Better than", "No problem", "Nothing here speaks")):
         return "good"
     return "" if line.startswith(("Only", "Choosing", "Underconfident")) else "bad"
 
 
-def accuracy_forest(report: Report) -> str:
+def accuracy_plot_html(report: Report) -> str:
     """Return a forest plot of the accuracy of the reward and of the baselines."""
     name = str(report.get("reward") or "reward")
-    lines = [_accuracy_line(name, report["accuracy"], "c1")]
+    lines = [_accuracy_row(name, report["accuracy"], "c1")]
     lines += [
-        _accuracy_line(baseline, row["accuracy"], "c5")
+        _accuracy_row(baseline, row["accuracy"], "c5")
         for baseline, row in report["baselines"].items()
     ]
-    return forest(lines, [(0.5, "chance level")])
+    return forest_plot_html(lines, [(0.5, "chance level")])
 
 
-def _accuracy_line(name: str, share: Report, tone: str) -> Line:
-    estimate = estimate_of(share)
-    remark = bounds(estimate)
+def _accuracy_row(name: str, share: Report, tone: str) -> ForestRow:
+    estimate = interval_from_mapping(share)
+    remark = interval_text(estimate)
     if estimate.known:
         remark = f"[{estimate.low:.1%}, {estimate.high:.1%}]"
-    return Line(
-        name, plural(estimate.units, "prompt"), estimate, f"{estimate.value:.1%}", remark, tone
+    return ForestRow(
+        name, count_text(estimate.units, "prompt"), estimate, f"{estimate.value:.1%}", remark, tone
     )
 
 
-def gain_forest(report: Report) -> str:
+def gain_plot_html(report: Report) -> str:
     """Return a forest plot of the paired gain in accuracy over each baseline."""
     lines = []
     for name, row in report["baselines"].items():
-        gain = estimate_of(row["gain"])
+        gain = interval_from_mapping(row["gain"])
         tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
-        prompts = plural(gain.units, "prompt")
-        lines.append(Line(f"over {name}", prompts, gain, signed(gain), bounds(gain), tone))
+        prompts = count_text(gain.units, "prompt")
+        lines.append(
+            ForestRow(f"over {name}", prompts, gain, signed_text(gain), interval_text(gain), tone)
+        )
     detail = "over each baseline, 95%"
-    return titled_forest("Paired gain in accuracy", detail, lines, [(0.0, "no gain")])
+    return titled_forest_plot_html("Paired gain in accuracy", detail, lines, [(0.0, "no gain")])
 
 
-def stress_forest(report: Report) -> str:
+def stress_plot_html(report: Report) -> str:
     """Return a forest plot of the change of the score in each stress test."""
     lines = []
     for name, test in (report.get("stress") or {}).items():
-        change = estimate_of(test["change"])
+        change = interval_from_mapping(test["change"])
         tone = {True: "gold", False: "c6", None: "c5"}[test["passed"]]
         detail = f"should {test['expect']} · {test['fell'] or 0:.0%} of scores fell"
         lines.append(
-            Line(name.replace("_", " "), detail, change, signed(change), bounds(change), tone)
+            ForestRow(
+                name.replace("_", " "),
+                detail,
+                change,
+                signed_text(change),
+                interval_text(change),
+                tone,
+            )
         )
     detail = "change of the score in standard deviations"
-    return titled_forest("Stress tests", detail, lines, [(0.0, "unchanged")])
+    return titled_forest_plot_html("Stress tests", detail, lines, [(0.0, "unchanged")])
 
 
-def _charts(report: Report) -> list[Chart]:
+def _report_charts(report: Report) -> list[Chart]:
     margins, gaps = report["by_margin"], report["by_length_gap"]
     charts = [
         Chart(
             "Accuracy by size of the margin",
-            _accuracy_lines([float(k + 1) for k in range(len(margins))], margins),
+            _accuracy_series([float(k + 1) for k in range(len(margins))], margins),
             "Deciles of |score difference|, in ascending order; bands are 95% intervals.",
             "decile",
         ),
         Chart(
             "Accuracy by length gap",
-            _accuracy_lines([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
+            _accuracy_series([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
             "Quintiles of the length of the chosen minus that of the rejected reply.",
             "characters",
         ),
@@ -140,9 +163,9 @@ def _charts(report: Report) -> list[Chart]:
     return charts + (best_of_n_charts(report["best_of_n"]) if report.get("best_of_n") else [])
 
 
-def _accuracy_lines(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
+def _accuracy_series(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
     """Return the line of the accuracy over `x`, and the line of the chance level."""
-    accuracy = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
+    accuracy = series_with_band("accuracy", x, [row["accuracy"] for row in rows], "c1")
     return [accuracy, Series("chance level", [x[0], x[-1]], [0.5, 0.5], "c5")]
 
 
@@ -157,10 +180,10 @@ def _calibration_chart(report: Report) -> Chart:
     fitted = report["calibration"]["fitted"]["temperature"]
     note = "Proportion of correct pairs by predicted probability, σ(margin / T)."
     if fitted is not None:
-        note += f" Fitted T {number(fitted)}"
+        note += f" Fitted T {number_text(fitted)}"
         if interval:
             ends = (interval["low"], interval["high"])
-            low, high = ("∞" if end is None else number(end) for end in ends)
+            low, high = ("∞" if end is None else number_text(end) for end in ends)
             note += f" [{low}, {high}]"
         note += "."
     return Chart("Calibration", lines, note, "predicted probability")
@@ -169,8 +192,8 @@ def _calibration_chart(report: Report) -> Chart:
 def best_of_n_charts(chosen: Report) -> list[Chart]:
     """Return charts of the reward and the gold score of best-of-n samples, over sqrt(KL)."""
     d = [math.sqrt(kl) for kl in chosen["kl"]]
-    proxy = band("this reward", d, chosen["proxy_score"], "proxy")
-    gold = [band("gold", d, chosen["gold"], "gold")]
+    proxy = series_with_band("this reward", d, chosen["proxy_score"], "proxy")
+    gold = [series_with_band("gold", d, chosen["gold"], "gold")]
     return [
         Chart("Best of n: this reward", [proxy], "Score in standard deviations.", "√KL"),
         Chart(
@@ -179,16 +202,20 @@ def best_of_n_charts(chosen: Report) -> list[Chart]:
     ]
 
 
-def _table(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+def _make_table(
+    name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> Table:
     """Return a table in which mappings are converted to Interval cells."""
-    cells = [[estimate_of(c) if isinstance(c, Mapping) else c for c in row] for row in rows]
+    cells = [
+        [interval_from_mapping(c) if isinstance(c, Mapping) else c for c in row] for row in rows
+    ]
     return Table(name, title, columns, cells)
 
 
 def _benchmark_table(evaluation: Evaluation) -> Table:
     """Return the table of a reward's scores on a public benchmark."""
     result = evaluation.summary["benchmark"]
-    title = with_acronyms(evaluation.name)
+    title = capitalize_acronyms(evaluation.name)
     if result.get("absent"):
         title += f" (not in the file: {', '.join(result['absent'])})"
-    return _table(evaluation.name, title, ["part", "score"], benchmark_scores(result))
+    return _make_table(evaluation.name, title, ["part", "score"], benchmark_scores(result))

@@ -9,24 +9,24 @@ from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
-from rlhf.reports.markup import Table, esc, label_html, section
+from rlhf.reports.markup import Table, esc, label_html, section_html
 from rlhf.reports.overoptimization import (
     overoptimization_section,
     overoptimization_tables,
     read_results,
 )
-from rlhf.reports.page import page
+from rlhf.reports.page import page_html
 from rlhf.reports.profile import profile_tables
-from rlhf.reports.rewards import reward_quality, reward_tables
+from rlhf.reports.rewards import reward_reports_html, reward_tables
 from rlhf.reports.sections import (
-    header,
+    header_html,
     learning_section,
     reward_section,
-    warning_box,
-    what_was_run,
+    run_details_html,
+    warning_box_html,
 )
 from rlhf.reports.tables import save_curves, save_tables
-from rlhf.reports.tokens import token_view
+from rlhf.reports.tokens import token_samples_html
 
 REPORT_FILE = "report.html"
 """File name of the page."""
@@ -46,7 +46,7 @@ def write_report(directory: str | Path) -> Path:
     root = Path(directory)
     runs = read_runs(root)
     metric = headline_metric(runs)
-    comparisons = results.comparisons(runs, metric, every_pair=True) if metric else []
+    comparisons = results.compare_by_each_metric(runs, metric, every_pair=True) if metric else []
     tables = [results.evaluation_table(runs), results.difference_table(comparisons)]
     tables = [table for table in tables if table.rows]
     tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
@@ -56,42 +56,42 @@ def write_report(directory: str | Path) -> Path:
     save_curves(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
-    write_text(target, page(title, _body(title, runs, comparisons, tables)))
+    write_text(target, page_html(title, _body_html(title, runs, comparisons, tables)))
     return target
 
 
-def _body(
+def _body_html(
     title: str,
     runs: Sequence[RunRecord],
     comparisons: Sequence[Comparison],
     tables: Sequence[Table],
 ) -> str:
-    parts = [header(title, runs)]
+    parts = [header_html(title, runs)]
     if comparisons:
-        parts.append(results.verdict_list(comparisons[0]))
-    parts.append(warning_box(runs))
+        parts.append(results.verdict_list_html(comparisons[0]))
+    parts.append(warning_box_html(runs))
     if comparisons:
-        forests = results.score_forests(comparisons[0], results.known_bounds(runs))
-        parts.append(section("Result", forests, results.difference_forest(comparisons[0])))
-    parts.append(section("Proxy and gold reward", reward_section(runs)))
-    parts.append(section("Reward models", reward_quality(runs)))
-    parts.append(section("Over-optimization", overoptimization_section(read_results(runs))))
+        forests = results.score_plots_html(comparisons[0], results.bounds_by_environment(runs))
+        parts.append(section_html("Result", forests, results.difference_plots_html(comparisons[0])))
+    parts.append(section_html("Proxy and gold reward", reward_section(runs)))
+    parts.append(section_html("Reward models", reward_reports_html(runs)))
+    parts.append(section_html("Over-optimization", overoptimization_section(read_results(runs))))
     shown = [f"<h3>{esc(table.title)}</h3>{table.to_html()}" for table in tables]
-    parts.append(section("Tables", *shown, results.notes(comparisons)))
-    parts.append(section("Transcripts", _transcripts(runs, comparisons)))
-    parts.append(section("Learning curves", learning_section(runs)))
-    parts.append(section("What was run", what_was_run(runs)))
+    parts.append(section_html("Tables", *shown, results.notes_html(comparisons)))
+    parts.append(section_html("Transcripts", _transcripts_html(runs, comparisons)))
+    parts.append(section_html("Learning curves", learning_section(runs)))
+    parts.append(section_html("What was run", run_details_html(runs)))
     return "\n".join(part for part in parts if part)
 
 
-def _transcripts(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -> str:
+def _transcripts_html(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -> str:
     """Return the transcripts as HTML: across methods, before and after training, and by token."""
     parts = []
-    if comparisons and (cards := transcripts.across_methods(runs, comparisons[0])):
+    if comparisons and (cards := transcripts.methods_side_by_side_html(runs, comparisons[0])):
         parts.append(f"<h3>One prompt, every stage</h3>{cards}")
     for run in runs:
-        if cards := transcripts.before_and_after(run):
+        if cards := transcripts.before_and_after_html(run):
             parts.append(f"<h3>{label_html(run.name)} <small>before and after</small></h3>{cards}")
-        if cards := token_view(run):
+        if cards := token_samples_html(run):
             parts.append(f"<h3>{label_html(run.name)} <small>token by token</small></h3>{cards}")
     return "".join(parts)

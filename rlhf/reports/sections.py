@@ -9,17 +9,24 @@ import yaml
 
 from rlhf.common.numbers import is_number
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.charts import panels
+from rlhf.reports.charts import charts_html
 from rlhf.reports.curves import is_online, learning_charts, reward_charts
-from rlhf.reports.markup import breakable, duration, esc, label_html, plural, with_acronyms
+from rlhf.reports.markup import (
+    breakable_html,
+    capitalize_acronyms,
+    count_text,
+    duration_text,
+    esc,
+    label_html,
+)
 from rlhf.runs.diagnostics import metric_warnings
 
 
-def header(title: str, runs: Sequence[RunRecord]) -> str:
+def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     """Return the page header as HTML: title, a line of facts, and the stages in order."""
-    facts = [plural(len(runs), "stage")] if len(runs) > 1 else []
+    facts = [count_text(len(runs), "stage")] if len(runs) > 1 else []
     seconds = sum(_training_seconds(run) for run in runs)
-    facts += [duration(seconds) + " of training"] if seconds else []
+    facts += [duration_text(seconds) + " of training"] if seconds else []
     date = next((str(run.environment["date"]) for run in runs if "date" in run.environment), "")
     facts += [date[:16].replace("T", " ")] if date else []
     versions = next((run.environment["versions"] for run in runs if run.environment), {}) or {}
@@ -28,7 +35,7 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
     facts += [str(processor)] if processor else []
     chain = "".join(
         f"<li><b>{label_html(run.name)}</b>"
-        + "".join(f"<span>{breakable(line)}</span>" for line in _stage_lines(run))
+        + "".join(f"<span>{breakable_html(line)}</span>" for line in _stage_lines(run))
         + "</li>"
         for run in runs
     )
@@ -49,10 +56,10 @@ def run_warnings(run: RunRecord) -> list[str]:
         warnings += [f"{policy}: {note}." for note in evaluation.summary.get("notes") or ()]
     if run.metrics and not run.finished and not (run.directory / "final").exists():
         warnings.append(f"Not finished: the last logged step is {run.metrics[-1].get('step')}.")
-    return [f"{with_acronyms(run.name)}: {sentence}" for sentence in warnings]
+    return [f"{capitalize_acronyms(run.name)}: {sentence}" for sentence in warnings]
 
 
-def warning_box(runs: Sequence[RunRecord]) -> str:
+def warning_box_html(runs: Sequence[RunRecord]) -> str:
     """Return the HTML box with all warnings, or an empty string if there are none."""
     messages = [message for run in runs for message in run_warnings(run)]
     if not messages:
@@ -64,7 +71,7 @@ def warning_box(runs: Sequence[RunRecord]) -> str:
 def reward_section(runs: Sequence[RunRecord]) -> str:
     """Return the curves of proxy reward, gold reward and KL for every online stage, as HTML."""
     return "".join(
-        f"<h3>{label_html(run.name)}</h3>{panels(reward_charts(run))}"
+        f"<h3>{label_html(run.name)}</h3>{charts_html(reward_charts(run))}"
         for run in filter(is_online, runs)
     )
 
@@ -76,15 +83,15 @@ def learning_section(runs: Sequence[RunRecord]) -> str:
         charts, constant = learning_charts(run)
         note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
         if charts or constant:
-            parts.append(f"<h3>{label_html(run.name)}</h3>{panels(charts)}{note}")
+            parts.append(f"<h3>{label_html(run.name)}</h3>{charts_html(charts)}{note}")
     return "".join(parts)
 
 
-def what_was_run(runs: Sequence[RunRecord]) -> str:
+def run_details_html(runs: Sequence[RunRecord]) -> str:
     """Return the command, the versions and the configuration of every stage, as HTML."""
     parts = []
     for run in runs:
-        facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _facts(run))
+        facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _run_facts(run))
         config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
         fold = f"<details><summary>Configuration</summary><pre>{esc(config)}</pre></details>"
         parts.append(
@@ -101,8 +108,8 @@ def _stage_lines(run: RunRecord) -> list[str]:
     An example is ["from SFT", "PreferenceBandit-v0", "120 steps · 45 s"].
     """
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
-    effort = [plural(int(steps), "step")] if steps else []
-    effort += [duration(_training_seconds(run))] if _training_seconds(run) >= 1 else []
+    effort = [count_text(int(steps), "step")] if steps else []
+    effort += [duration_text(_training_seconds(run))] if _training_seconds(run) >= 1 else []
     lines = [_model_text(run.config), _data_text(run.config), " · ".join(effort)]
     return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
 
@@ -121,7 +128,7 @@ def _origin_text(path: str) -> str:
     """Return "from SFT" for the `final/` folder of the run `sft`, else the end of the path."""
     parts = path.rstrip("/").split("/")
     return (
-        f"from {with_acronyms(parts[-2])}"
+        f"from {capitalize_acronyms(parts[-2])}"
         if parts[-1] == "final" and len(parts) > 1
         else _path_end(path)
     )
@@ -144,7 +151,7 @@ def _path_end(path: str) -> str:
     return "/".join(path.rstrip("/").split("/")[-2:])
 
 
-def _facts(run: RunRecord) -> list[tuple[str, str]]:
+def _run_facts(run: RunRecord) -> list[tuple[str, str]]:
     """Return (name, value) pairs: command, versions, machine, commit and date, where known."""
     env = run.environment
     command = env.get("command")

@@ -13,7 +13,7 @@ from rlhf.common.text import csv_cell
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table
 
-_AXES = ("step", "time")
+_X_COLUMNS = ("step", "time")
 
 
 def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
@@ -34,7 +34,9 @@ def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
 
 def logged_keys(run: RunRecord) -> list[str]:
     """Return the names of the metrics that a run logged, in order of first appearance."""
-    return [key for key in dict.fromkeys(k for row in run.metrics for k in row) if key not in _AXES]
+    return [
+        key for key in dict.fromkeys(k for row in run.metrics for k in row) if key not in _X_COLUMNS
+    ]
 
 
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:

@@ -14,7 +14,7 @@ from rlhf.reports.transcripts import message_html, score_text
 _ROWS_PER_STEP = 2
 
 
-def token_view(run: RunRecord) -> str:
+def token_samples_html(run: RunRecord) -> str:
     """Return the samples of a run that have recorded tokens, as HTML.
 
     The reader of the page selects the quantity that determines the color. Pointing at a token shows

@@ -10,18 +10,18 @@ from rlhf.common.numbers import is_number
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import method_evaluations
-from rlhf.reports.markup import esc, label_html, minus, number, with_acronyms
+from rlhf.reports.markup import capitalize_acronyms, esc, label_html, number_text, with_minus_signs
 
 _MAX_CASES = 4
 """Maximum number of seeds that are shown."""
-_VISIBLE_CHARACTERS = 700
+_MAX_VISIBLE_CHARACTERS = 700
 """Number of characters of a message that are visible without unfolding."""
 _MAX_CHARACTERS = 20_000
 """Maximum number of characters of a message on the page."""
 
 
 @dataclass(frozen=True)
-class Reply:
+class TranscriptColumn:
     """A column of a transcript card: title, score and conversation."""
 
     title: str
@@ -29,7 +29,7 @@ class Reply:
     messages: Sequence[Mapping[str, str]]
 
 
-def before_and_after(run: RunRecord) -> str:
+def before_and_after_html(run: RunRecord) -> str:
     """Return cards with samples of the same seed before and after training, as HTML."""
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
@@ -38,14 +38,18 @@ def before_and_after(run: RunRecord) -> str:
     cards = []
     for description, seed in chosen:
         replies = [
-            Reply("Before training", score_text(early[seed]), early[seed].get("messages") or []),
-            Reply("After training", score_text(late[seed]), late[seed].get("messages") or []),
+            TranscriptColumn(
+                "Before training", score_text(early[seed]), early[seed].get("messages") or []
+            ),
+            TranscriptColumn(
+                "After training", score_text(late[seed]), late[seed].get("messages") or []
+            ),
         ]
         cards.append(transcript_card(description, f"seed {seed}", replies))
     return "".join(cards)
 
 
-def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
+def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     """Return cards that show the episodes of one evaluation seed for every method, as HTML.
 
     The evaluation seeds are selected by the difference between the last and the first method. The
@@ -61,13 +65,13 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     chosen = _select_seeds(
         [(_metric_or_zero(last[s], metric) - _metric_or_zero(first[s], metric), s) for s in shared]
     )
-    methods = with_acronyms(f"{list(columns)[-1]} against {next(iter(columns))}")
+    methods = capitalize_acronyms(f"{list(columns)[-1]} against {next(iter(columns))}")
     cards = []
     for description, seed in chosen:
         replies = [
-            Reply(
+            TranscriptColumn(
                 name,
-                f"{metric} {number(_metric_or_zero(rows[seed], metric))}",
+                f"{metric} {number_text(_metric_or_zero(rows[seed], metric))}",
                 rows[seed]["messages"],
             )
             for name, rows in columns.items()
@@ -92,7 +96,7 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
     }
 
 
-def transcript_card(description: str, label: str, replies: Sequence[Reply]) -> str:
+def transcript_card(description: str, label: str, replies: Sequence[TranscriptColumn]) -> str:
     """Return a card as HTML: the common first messages, then a column for each reply."""
     shared = _count_common_messages(replies)
     opening = "".join(message_html(message, quiet=True) for message in replies[0].messages[:shared])
@@ -118,7 +122,7 @@ def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
     role = str(message.get("role", ""))
     shown = role != "assistant" or quiet
     name = f"<i>{esc(role)}</i>" if shown else ""
-    head, rest = content[:_VISIBLE_CHARACTERS], content[_VISIBLE_CHARACTERS:_MAX_CHARACTERS]
+    head, rest = content[:_MAX_VISIBLE_CHARACTERS], content[_MAX_VISIBLE_CHARACTERS:_MAX_CHARACTERS]
     omitted = len(content) - _MAX_CHARACTERS
     end = f" [{omitted:,} characters omitted]" if omitted > 0 else ""
     if not content.strip():
@@ -127,7 +131,7 @@ def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
     return f'<div class="turn">{name}{esc(head)}{fold if rest else ""}</div>'
 
 
-def _count_common_messages(replies: Sequence[Reply]) -> int:
+def _count_common_messages(replies: Sequence[TranscriptColumn]) -> int:
     """Return the number of messages before the first reply that are equal in all columns."""
     shortest = min(len(reply.messages) for reply in replies)
     for index in range(shortest):
@@ -160,7 +164,7 @@ def _select_seeds(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
 
 def _change_text(delta: float) -> str:
     """Return a change of the score as text with its sign."""
-    return minus(f"{delta:+.3f}") if delta else "no change in score"
+    return with_minus_signs(f"{delta:+.3f}") if delta else "no change in score"
 
 
 def _score_or_zero(row: Mapping[str, Any]) -> float:
@@ -183,10 +187,10 @@ def _metric_or_zero(row: Mapping[str, Any], metric: str) -> float:
 def score_text(row: Mapping[str, Any]) -> str:
     """Return the scores of a sample as text, such as `score 0.4 · trained on 0.3 · proxy 1.2`."""
     value, name = _sample_score(row), "score" if "score" in row else "trained on"
-    parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
+    parts = [f"{name} {number_text(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")
     if is_number(shaped) and shaped != value:
-        parts.append(f"trained on {number(float(shaped))}")  # type: ignore[arg-type]
+        parts.append(f"trained on {number_text(float(shaped))}")  # type: ignore[arg-type]
     rewards = row.get("rewards") or {}
-    parts += [f"{name} {number(v)}" for name, v in rewards.items() if is_number(v)]
+    parts += [f"{name} {number_text(v)}" for name, v in rewards.items() if is_number(v)]
     return " · ".join(parts)

@@ -317,7 +317,7 @@ class ChatFormat:
         text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)
         if not separator:
-            raise UserError(_REWRITES.format("leaves earlier replies out"))
+            raise UserError(_NO_MULTI_TURN_MESSAGE.format("leaves earlier replies out"))
         return after
 
     @functools.cached_property
@@ -351,11 +351,15 @@ class ChatFormat:
                 [*first, PROBE_REPLY, PROBE_USER, PROBE_REPLY, PROBE_USER], prompt=True
             )
         except TemplateRefused as refusal:
-            return _REWRITES.format(f"cannot render several turns ({refusal.reason})"), None
+            return _NO_MULTI_TURN_MESSAGE.format(
+                f"cannot render several turns ({refusal.reason})"
+            ), None
         if SENTINEL not in turns or longer.count(SENTINEL) < 2:
-            return _REWRITES.format("leaves earlier replies out"), None
+            return _NO_MULTI_TURN_MESSAGE.format("leaves earlier replies out"), None
         if not _have_same_ending(turns, longer):
-            return _REWRITES.format("renders a turn differently at another position"), None
+            return _NO_MULTI_TURN_MESSAGE.format(
+                "renders a turn differently at another position"
+            ), None
         if self.closing.written and not self.closing.opens_next:
             reply = reply[: reply.rindex(self.closing.text) + len(self.closing.text)]
         else:
@@ -366,14 +370,16 @@ class ChatFormat:
         if not all(
             without_reasoning.startswith(THINK_BLOCK.sub("", text)) for text in (prompt, reply)
         ):
-            return _REWRITES.format("rewrites earlier turns when another turn follows"), None
+            return _NO_MULTI_TURN_MESSAGE.format(
+                "rewrites earlier turns when another turn follows"
+            ), None
         return None, (
             "in rollouts of several turns, earlier replies keep their reasoning, although the "
             "template would omit it"
         )
 
 
-_REWRITES = (
+_NO_MULTI_TURN_MESSAGE = (
     "the model's chat template {}, so rollouts of several turns are not possible; rollouts of one "
     "turn are possible"
 )

@@ -26,7 +26,7 @@ from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.env_calls import EnvCalls, reset, step, turn_limit
+from rlhf.rollout.env_calls import EnvironmentCalls, reset_environment, step_environment, turn_limit
 from rlhf.rollout.sampling.base import (
     Completion,
     FinishReason,
@@ -142,13 +142,13 @@ class Collector:
         *,
         context: int,
         long_context: int | None = None,
-        calls: EnvCalls | None = None,
+        calls: EnvironmentCalls | None = None,
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.engine, self.examples = engine, list(examples)
         self.make_env, self.chat_format = make_env, chat_format
-        self.spec, self.calls = spec, calls or EnvCalls()
+        self.spec, self.calls = spec, calls or EnvironmentCalls()
         self.context, self.long_context = context, long_context or context
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
@@ -199,7 +199,7 @@ class Collector:
             rollout,
             context=context,
             long_context=long_context,
-            calls=EnvCalls.from_spec(env),
+            calls=EnvironmentCalls.from_spec(env),
             watch=watch,
             examples=examples,
         )
@@ -277,7 +277,8 @@ class Collector:
 
         Raises:
             UserError: A prompt does not fit into the context, or an environment failed and
-                ``EnvCalls.errors`` is "raise", or every episode failed and ``allow_none`` is False.
+                ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_none``
+                is False.
         """
         sampling = SamplingParams(
             temperature=self.spec.temperature if temperature is None else temperature,
@@ -320,7 +321,9 @@ class Collector:
             while free and waiting:
                 index, seed = waiting.popleft()
                 env = free[-1]
-                start = self._call_environment(seed.seed, lambda e=env, s=seed: reset(e, s.seed))
+                start = self._call_environment(
+                    seed.seed, lambda e=env, s=seed: reset_environment(e, s.seed)
+                )
                 if start is None:
                     free[-1] = self._replace_environment(env)
                     continue
@@ -350,7 +353,7 @@ class Collector:
         return self.envs[index]
 
     def _call_environment(self, seed: int, call: Callable[[], Any]) -> Any:
-        """Run environment code; return None if it failed and ``EnvCalls.errors`` is "count"."""
+        """Run environment code; return None if it failed and failures are counted."""
         with self.watch("environments"):
             return self.calls.run(seed, call)
 
@@ -420,7 +423,9 @@ class Collector:
         """
         env, rollout = episode.env, episode.rollout
         action = text_to_action(text, env)
-        result = self._invalid_action_result(env) if action is None else step(env, action)
+        result = (
+            self._invalid_action_result(env) if action is None else step_environment(env, action)
+        )
         observation, reward, terminated, truncated, info = result
         success = info.get("is_success")
         rollout.append(
@@ -444,7 +449,7 @@ class Collector:
 
         Returns:
             Whether the episode is over. The result is None if the environment failed and
-            ``EnvCalls.errors`` is "count".
+            ``EnvironmentCalls.errors`` is "count".
         """
         rollout = episode.rollout
         text = self.chat_format.decode_reply(completion.tokens)

@@ -39,7 +39,7 @@ _WITHOUT_TEMPLATE = "(there is no chat template)"
 
 
 @dataclass(frozen=True)
-class Reply:
+class ReplyPosition:
     """Position of a reply in the text of the whole conversation, in characters."""
 
     start: int
@@ -182,7 +182,7 @@ class _Rendering:
             notes["conversations without their tools: the template leaves them out"] += 1
         if self._omits_text_of_calls():
             notes["tool calls without the text before them: the template leaves it out"] += 1
-        learned: list[Reply] = []
+        learned: list[ReplyPosition] = []
         last = len(self.messages) - 1
         candidates = [
             index
@@ -226,7 +226,7 @@ class _Rendering:
         ]
         return self.format.render(marked).count(SENTINEL) < sum(with_text)
 
-    def _locate_reply(self, index: int) -> Reply | None:
+    def _locate_reply(self, index: int) -> ReplyPosition | None:
         """Return the position of message ``index`` in the whole text.
 
         The result is None if the template renders the reply differently as the last turn.
@@ -255,7 +255,7 @@ class _Rendering:
         if unclosed and closing.opens_next and not final:
             after = self._special_length_at(self.whole, end)
             end, unclosed = (end + after, False) if after else (end, True)
-        return Reply(start, end, prompt, unclosed)
+        return ReplyPosition(start, end, prompt, unclosed)
 
     def _reply_end(self, text: str, start: int) -> int:
         """Return the end of the last reply in a template that writes no closing token."""
@@ -280,13 +280,15 @@ class _Rendering:
         lengths = [len(t) for t in self.format.special_texts if text.startswith(t, position)]
         return max(lengths, default=0)
 
-    def _hides_reasoning(self, index: int, reply: Reply) -> bool:
+    def _hides_reasoning(self, index: int, reply: ReplyPosition) -> bool:
         """Return whether a message has reasoning that the template omits in the whole text."""
         reasoning, _ = split_reasoning(self.messages[index])
         shown = self.whole[reply.start : reply.end]
         return bool(reasoning.strip()) and reasoning.strip() not in shown
 
-    def _pieces_with_reasoning(self, learned: list[Reply], index: int, reply: Reply) -> list[Piece]:
+    def _pieces_with_reasoning(
+        self, learned: list[ReplyPosition], index: int, reply: ReplyPosition
+    ) -> list[Piece]:
         """Return the pieces, and insert the omitted reasoning of the last reply after the prompt.
 
         Args:
@@ -305,7 +307,7 @@ class _Rendering:
         return [*pieces, (reply.prompt[length:], False, False), (text, True, reply.unclosed)]
 
     @staticmethod
-    def _split_at_replies(learned: list[Reply], text: str) -> list[Piece]:
+    def _split_at_replies(learned: list[ReplyPosition], text: str) -> list[Piece]:
         """Split a text into the replies to train on and the texts before each of them."""
         pieces: list[Piece] = []
         cursor = 0

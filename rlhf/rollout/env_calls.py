@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class EnvCalls:
+class EnvironmentCalls:
     """Calls the code of environments. A failure raises an error or is counted.
 
     Args:
@@ -38,7 +38,7 @@ class EnvCalls:
     """Reason -> number of episodes that were dropped for this reason."""
 
     @classmethod
-    def from_spec(cls, spec: EnvSpec) -> EnvCalls:
+    def from_spec(cls, spec: EnvSpec) -> EnvironmentCalls:
         """Return an instance with the ``errors`` and ``timeout`` of a configuration."""
         return cls(spec.errors, spec.timeout)
 
@@ -86,7 +86,7 @@ def turn_limit(env: gym.Env) -> int | None:
     return min(limits, default=None)
 
 
-def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
+def reset_environment(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
     """Reset an environment. Return the observation as text, and the info.
 
     Raises:
@@ -105,7 +105,7 @@ def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
     return _observation_text(observation), info
 
 
-def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
+def step_environment(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
     """Step an environment.
 
     Returns:

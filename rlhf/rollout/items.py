@@ -29,7 +29,7 @@ def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
 
 
 @dataclass
-class Openings:
+class SeenOpenings:
     """Set of the openings (messages before the first reply) of training episodes."""
 
     seen: set[str] = field(default_factory=set)
@@ -55,7 +55,7 @@ class Openings:
 
 
 def summarize_item_overlap(
-    openings: Openings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
+    openings: SeenOpenings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
 ) -> dict[str, Any]:
     """Return the entry ``items`` of an evaluation summary, the overlap with training episodes.
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Benchmark = Literal["rewardbench", "rewardbench2", "rmbench", "judgebench"]
 
-SCORERS: dict[str, str] = {
+BENCHMARK_SCORERS: dict[str, str] = {
     "rewardbench": "reward_bench",
     "rewardbench2": "reward_bench_2",
     "rmbench": "rm_bench",
@@ -125,8 +125,8 @@ def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str,
     loaded = load(config.data, "preference", seed=config.seed)
     log.info("data: %s", loaded.summary())
     train = load_and_log(config.train_data, "preference", what="train_data", seed=config.seed)
-    groups = policy_replies(config, loaded.rows, run.directory) if config.policy else None
-    curve = best_of_n(config, reward, groups) if config.gold and groups else None
+    groups = sample_policy_replies(config, loaded.rows, run.directory) if config.policy else None
+    curve = best_of_n_curve(config, reward, groups) if config.gold and groups else None
     return report_on_pairs(
         reward,
         loaded.rows,
@@ -142,7 +142,7 @@ def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str,
     )
 
 
-def policy_replies(
+def sample_policy_replies(
     config: RewardReportConfig, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> list[list[Any]]:
     """Sample replies of the policy to the first prompts of the pairs.
@@ -170,7 +170,7 @@ def policy_replies(
     )
 
 
-def best_of_n(
+def best_of_n_curve(
     config: RewardReportConfig, reward: Any, groups: list[list[Any]]
 ) -> dict[str, Any] | None:
     """Return the reward and gold scores of best-of-n, with the fit of Gao et al. (2022).
@@ -227,7 +227,7 @@ def report_on_benchmark(
     from rlhf.reward_models import benchmarks
     from rlhf.reward_models.report.markdown import benchmark_page, write_report
 
-    score: Callable[..., dict[str, Any]] = getattr(benchmarks, SCORERS[name])
+    score: Callable[..., dict[str, Any]] = getattr(benchmarks, BENCHMARK_SCORERS[name])
     try:
         result = score(reward, rows)
     except KeyError as error:

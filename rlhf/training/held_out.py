@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
+from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
     is_complete,
@@ -20,7 +20,7 @@ from rlhf.rollout.env_calls import turn_limit
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
 from rlhf.training.collection import collect_and_score
-from rlhf.training.transcripts import transcript
+from rlhf.training.transcripts import transcript_row
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer
@@ -100,7 +100,7 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
         note = str(getattr(task, "items", "unknown"))
         separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
         if not separate and is_separable(env.id):
-            note = SAME_SPLIT.format(env.kwargs["split"])
+            note = SAME_SPLIT_WARNING.format(env.kwargs["split"])
     overlap = summarize_item_overlap(trainer.openings, rows, separate=separate, note=note)
     if overlap["seen_in_training"]:
         log.warning(
@@ -126,4 +126,4 @@ def write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
         lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
     )
     for rollout in rollouts:
-        run.write_sample(transcript(rollout, trainer.progress.step, split))
+        run.write_sample(transcript_row(rollout, trainer.progress.step, split))

@@ -18,7 +18,7 @@ from rlhf.models.policy import Policy, Reference
 from rlhf.models.rewards import load_rewards
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector
-from rlhf.rollout.items import Openings
+from rlhf.rollout.items import SeenOpenings
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_keys
 from rlhf.runs.profiling import Stopwatch
@@ -41,7 +41,7 @@ from rlhf.training.rollout_metrics import rollout_metrics
 from rlhf.training.sentinel import check_batch, check_rewards, check_scores
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
-from rlhf.training.transcripts import token_table, transcript
+from rlhf.training.transcripts import token_table, transcript_row
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class OnlineTrainer(Trainer):
         prompts, eval_prompts = split_prompts(config)
         model, tokenizer = load_model(config.model, seed=config.seed)
         warn_of_ignored_dropout(name, config.model)
-        critic = config.critic if self.algorithm.critic else "none"
+        critic = config.critic if self.algorithm.needs_critic else "none"
         self.policy = Policy(model, tokenizer, critic=critic)
         optimizer, scheduler = self._make_optimizer(config)
         self.stopwatch = Stopwatch()
@@ -99,7 +99,7 @@ class OnlineTrainer(Trainer):
         self.collector = collector(prompts, "train")
         check_ineffective_rollout_keys(config, self.collector)
         log.info(self.collector.chat_format.describe())
-        self.reference = Reference(self.policy) if self.algorithm.reference else None
+        self.reference = Reference(self.policy) if self.algorithm.needs_reference else None
         self.eval_collector = collector(eval_prompts, "test")
         super().__init__(
             config,
@@ -113,7 +113,7 @@ class OnlineTrainer(Trainer):
         self.multiplier = make_multiplier(self.algorithm)
         self.moments = RewardMoments()
         self.starts = EpisodeCounter()
-        self.openings = Openings()
+        self.openings = SeenOpenings()
         self.throughput = Throughput(self.policy) if config.profile else None
         self.keep_best = config.keep_best
 
@@ -187,7 +187,7 @@ class OnlineTrainer(Trainer):
                 self.multiplier.update(metrics["rollout/cost"])
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
         for row, rollout in enumerate(rollouts[: self.config.samples_per_step]):
-            sample = transcript(rollout, step + 1, "train", return_trained=returns[row])
+            sample = transcript_row(rollout, step + 1, "train", return_trained=returns[row])
             if batch is not None:
                 sample["tokens"] = token_table(batch, row, self.policy.tokenizer)
             run.write_sample(sample)

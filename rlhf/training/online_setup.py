@@ -63,7 +63,7 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
         UserError: A setting is invalid or has no effect; the message names its key.
     """
     algorithm = algorithm_of(name, config)
-    if not algorithm.critic:
+    if not algorithm.needs_critic:
         for key in ("critic", "critic_warmup_steps"):
             if getattr(config, key) != getattr(type(config), key):
                 raise UserError(f"{key} has no effect with {name}, which has no critic")
@@ -71,7 +71,7 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
         raise UserError(
             f"kl.controller adaptive has no effect with {name}, because kl_placement is none"
         )
-    if config.kl.controller == "budget" and not algorithm.reference:
+    if config.kl.controller == "budget" and not algorithm.needs_reference:
         raise UserError(
             f"kl.controller budget needs a KL, but {name} has kl_placement none; set "
             "algorithm.kl_placement (with algorithm.kl_coef 0, the KL is not penalized)"

@@ -24,7 +24,7 @@ from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
-from rlhf.models.policy import Policy, Scored
+from rlhf.models.policy import Policy, TokenScores
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.alarms import Halt
@@ -319,7 +319,7 @@ def sft_loss(
     return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / count)
 
 
-def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> Scored:
+def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> TokenScores:
     """Compute the log-probabilities and, for a mixture of experts, the load-balancing loss."""
     return policy.score(
         micro_batch.tokens,
@@ -331,7 +331,7 @@ def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> Scored:
 
 
 def add_balancing_loss(
-    loss: Tensor, sums: MetricSums, scored: Scored, mask: Tensor, *, share: Tensor
+    loss: Tensor, sums: MetricSums, scored: TokenScores, mask: Tensor, *, share: Tensor
 ) -> tuple[Tensor, MetricSums]:
     """Add the load-balancing loss of a mixture of experts, if the model has one.
 

@@ -44,7 +44,7 @@ class CheckpointableModel(Protocol):
 
 
 @dataclass
-class Progress(CheckpointedNumbers):
+class TrainingProgress(CheckpointedNumbers):
     """Number of completed steps, and the best evaluation."""
 
     step: int = 0
@@ -103,7 +103,7 @@ class Trainer:
         self.movement = WeightChange(model.model)
         self.trained = trained_parameters(model.model)
         self.world = init_distributed()
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.without_gradient = 0
         """Number of trainable tensors that had no gradient in the first update of the last step."""
 

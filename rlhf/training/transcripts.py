@@ -13,7 +13,7 @@ MAX_TOKENS = 512
 """Maximum number of tokens in a token table, which limits the size of samples.jsonl."""
 
 
-def transcript(
+def transcript_row(
     rollout: Rollout, step: int, split: str, *, return_trained: float | None = None
 ) -> dict[str, Any]:
     """Return a transcript as a line of ``samples.jsonl``.

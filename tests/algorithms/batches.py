@@ -8,7 +8,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
-from rlhf.algorithms.registry import configure
+from rlhf.algorithms.registry import configured_algorithm
 
 EPISODES, GROUP, LENGTH = 12, 3, 7
 
@@ -56,7 +56,7 @@ def make_batch(seed: int) -> dict[str, Tensor]:
 def off_policy(name: str, **overrides: object) -> Algorithm:
     """The row with groups of three and, where there is a ratio, a second epoch for it to move."""
     several = {} if name in ("best_of_n", "online_dpo") else {"num_epochs": 2}
-    return configure(name, **{"group_size": GROUP, **several, **overrides})
+    return configured_algorithm(name, **{"group_size": GROUP, **several, **overrides})
 
 
 def run(

@@ -13,7 +13,7 @@ from rlhf.algorithms.components import advantage, policy_loss
 from rlhf.algorithms.kl import masked_difference
 from rlhf.algorithms.losses import aggregate, compute_loss
 from rlhf.algorithms.metrics import MetricSums
-from rlhf.algorithms.registry import ALGORITHMS, configure
+from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from tests.algorithms.batches import batch_of
 
 
@@ -45,7 +45,7 @@ def mine(monkeypatch):
 
 def test_a_loss_and_an_advantage_from_outside_by_hand(mine):
     """Returns 3 and -2, gamma 0.5, ratios 2 and 4: (-0.5 * 2 + 0.5 * 4) / 2 tokens."""
-    algorithm = configure(mine, gamma=0.5, aggregation="token")
+    algorithm = configured_algorithm(mine, gamma=0.5, aggregation="token")
     batch = batch_of(
         torch.ones(2, 1, dtype=torch.bool),
         rewards=torch.tensor([[3.0], [-2.0]]),
@@ -77,8 +77,8 @@ for module, read in tables.items():
 
 
 def test_what_they_do_not_read_is_refused(mine):
-    assert not configure(mine).critic
+    assert not configured_algorithm(mine).needs_critic
     with pytest.raises(ValueError, match="clip_low has no effect with mine"):
-        configure(mine, clip_low=0.1, num_epochs=2)
+        configured_algorithm(mine, clip_low=0.1, num_epochs=2)
     with pytest.raises(ValueError, match=r"advantage must be one of .*sign, got 'signs'"):
-        configure(mine, advantage="signs")
+        configured_algorithm(mine, advantage="signs")

@@ -62,7 +62,7 @@ def test_effective_is_what_changes_the_gradient(row: str, setting: str):
         return
     before, after = run(algorithm, BATCH), run(changed, BATCH)
     same = torch.equal(before[0], after[0])
-    if algorithm.critic:
+    if algorithm.needs_critic:
         same = same and torch.equal(before[1], after[1])
     assert same == (setting not in algorithm.effective_settings)
 

@@ -10,16 +10,16 @@ from torch import Tensor
 from rlhf.algorithms.kl import kl_estimate, sequence_kl
 from rlhf.algorithms.losses import (
     aggregate,
-    clipped,
-    clipped_sequence,
-    clipped_weight,
+    clipped_loss,
+    clipped_sequence_loss,
+    clipped_weight_loss,
     compute_loss,
-    likelihood,
-    pairwise,
+    likelihood_loss,
+    pairwise_loss,
     value_loss,
 )
 from rlhf.algorithms.metrics import explained_variance
-from rlhf.algorithms.registry import configure
+from rlhf.algorithms.registry import configured_algorithm
 from rlhf.algorithms.settings import Settings
 from tests.algorithms.batches import batch_of
 
@@ -38,7 +38,7 @@ def test_clipped_surrogate_by_hand():
     advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0]]).double()
     mask = torch.ones(1, 4, dtype=torch.bool)
     batch = batch_of(mask, old_logprobs=old, advantages=advantages)
-    loss, sums = clipped(new, batch, Settings(clip_low=0.2, clip_high=0.3), denominator=4)
+    loss, sums = clipped_loss(new, batch, Settings(clip_low=0.2, clip_high=0.3), denominator=4)
     # -(1.3 * 2), 1.5 * 2, -(0.5 * 2), 0.8 * 2
     assert loss.item() == pytest.approx((-2.6 + 3.0 - 1.0 + 1.6) / 4)
     loss.backward()
@@ -58,7 +58,7 @@ def test_dual_clip_bounds_what_a_bad_token_costs():
     mask = torch.ones(1, 3, dtype=torch.bool)
     batch = batch_of(mask, old_logprobs=torch.zeros(1, 3).double(), advantages=advantages)
     settings = Settings(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
-    loss, _ = clipped(new, batch, settings, denominator=1)
+    loss, _ = clipped_loss(new, batch, settings, denominator=1)
     assert loss.item() == pytest.approx(3.0 - 1.2 + 2.0)  # 10 without it
     loss.backward()
     torch.testing.assert_close(new.grad, torch.tensor([[0.0, 0.0, 2.0]]).double())
@@ -71,7 +71,7 @@ def test_sequence_ratio_is_the_geometric_mean():
     advantages = torch.tensor([[1.0, NAN, 1.0]]).double()
     settings = Settings(aggregation="sequence", clip_low=0.5, clip_high=0.5)
     batch = batch_of(mask, old_logprobs=old, advantages=advantages)
-    loss, _ = clipped_sequence(new, batch, settings, denominator=1)
+    loss, _ = clipped_sequence_loss(new, batch, settings, denominator=1)
     ratio = math.sqrt(1.2 * 1.25)
     assert loss.item() == pytest.approx(-ratio)
     loss.backward()
@@ -83,7 +83,9 @@ def test_clipped_weight_keeps_the_gradient_of_every_token():
     advantages = torch.tensor([[1.0, -2.0]]).double()
     mask = torch.ones(1, 2, dtype=torch.bool)
     batch = batch_of(mask, old_logprobs=torch.zeros(1, 2).double(), advantages=advantages)
-    loss, sums = clipped_weight(new, batch, Settings(clip_low=1.0, clip_high=4.0), denominator=2)
+    loss, sums = clipped_weight_loss(
+        new, batch, Settings(clip_low=1.0, clip_high=4.0), denominator=2
+    )
     loss.backward()
     torch.testing.assert_close(new.grad, torch.tensor([[-5.0, 1.0]]).double() / 2)
     assert sums.compute()["policy/clip_fraction"] == 0.5
@@ -147,7 +149,7 @@ def pair_loss(beta: float, labels: str, difference: float = 1.0) -> tuple[float,
         advantages=differences[:, None].expand(mask.shape),
         pair_ids=torch.tensor([0, 0, 2]),
     )
-    loss, _ = pairwise(new, batch, Settings(kl_coef=beta, pair_labels=labels), denominator=1)
+    loss, _ = pairwise_loss(new, batch, Settings(kl_coef=beta, pair_labels=labels), denominator=1)
     loss.backward()
     assert new.grad is not None
     return loss.item(), new.grad
@@ -183,19 +185,23 @@ def test_dpo_starts_at_log_two(labels: str):
         advantages=torch.tensor([0.3, -0.3, -2.0, 2.0])[:, None].expand(4, 3),
         pair_ids=torch.tensor([0, 0, 2, 2]),
     )
-    loss, sums = pairwise(same, batch, Settings(kl_coef=0.1, pair_labels=labels), denominator=2)
+    loss, sums = pairwise_loss(
+        same, batch, Settings(kl_coef=0.1, pair_labels=labels), denominator=2
+    )
     assert loss.item() == pytest.approx(math.log(2), abs=1e-7)
     assert sums.compute()["policy/pair_margin"] == 0.0
 
 
 def kl_term(new, batch, settings, *, denominator):
     """The loss of GRPO; without advantages only its KL has a gradient."""
-    return compute_loss(configure("grpo"), new, batch, denominator=denominator, kl_coef=1.0)
+    return compute_loss(
+        configured_algorithm("grpo"), new, batch, denominator=denominator, kl_coef=1.0
+    )
 
 
 def entropy_term(new, batch, settings, *, denominator):
     """The loss of Dr. GRPO; without advantages only the entropy bonus has a gradient."""
-    algorithm = configure("dr_grpo", entropy_coef=1.0)
+    algorithm = configured_algorithm("dr_grpo", entropy_coef=1.0)
     old = batch.require("old_logprobs")
     return compute_loss(algorithm, old, batch, denominator=denominator, entropy=new)
 
@@ -218,14 +224,14 @@ def test_nan_outside_the_mask_leaks_nowhere(seed: int):
     pairs = replace(batch, advantages=torch.where(mask, differences, NAN))
     settings = Settings(aggregation="sequence", kl_estimator="k3", dual_clip=3.0)
     losses = {
-        "policy": (clipped, batch),
-        "sequence": (clipped_sequence, batch),
-        "weight": (clipped_weight, batch),
-        "likelihood": (likelihood, batch),
+        "policy": (clipped_loss, batch),
+        "sequence": (clipped_sequence_loss, batch),
+        "weight": (clipped_weight_loss, batch),
+        "likelihood": (likelihood_loss, batch),
         "value": (value_loss, batch),
         "k3": (kl_term, replace(batch, advantages=torch.zeros(4, 6))),
         "entropy": (entropy_term, replace(batch, advantages=torch.zeros(4, 6))),
-        "pairs": (pairwise, pairs),
+        "pairs": (pairwise_loss, pairs),
     }
     for name, (loss, given) in losses.items():
         new = x[0].clone().requires_grad_()

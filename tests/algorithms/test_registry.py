@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.algorithms.components import components
-from rlhf.algorithms.registry import ALGORITHMS, algorithm_table, configure
+from rlhf.algorithms.registry import ALGORITHMS, algorithm_table, configured_algorithm
 from rlhf.algorithms.settings import Settings
 
 EXPECTED = (
@@ -20,7 +20,9 @@ EXPECTED = (
 def test_every_algorithm_has_a_row():
     assert list(ALGORITHMS) == EXPECTED.split()
     for name in ALGORITHMS:
-        assert configure(name) == ALGORITHMS[name], "the row's own defaults pass the checks"
+        assert configured_algorithm(name) == ALGORITHMS[name], (
+            "the row's own defaults pass the checks"
+        )
 
 
 def test_components_read_settings_that_exist():
@@ -30,16 +32,16 @@ def test_components_read_settings_that_exist():
 
 
 def test_every_setting_has_an_effect_somewhere():
-    configured = [configure(name) for name in ALGORITHMS] + [
-        configure("ppo", advantage="turn_gae"),
-        configure("ppo", num_epochs=2),
+    configured = [configured_algorithm(name) for name in ALGORITHMS] + [
+        configured_algorithm("ppo", advantage="turn_gae"),
+        configured_algorithm("ppo", num_epochs=2),
     ]
     everywhere = frozenset().union(*(row.effective_settings for row in configured))
     assert everywhere == {field.name for field in fields(Settings)}
 
 
 def test_settings_are_replaced_and_the_row_is_not():
-    row = configure("grpo", kl_coef=0.3, num_epochs=3, clip_high=0.4)
+    row = configured_algorithm("grpo", kl_coef=0.3, num_epochs=3, clip_high=0.4)
     assert (row.settings.kl_coef, row.settings.clip_high, row.settings.clip_low) == (0.3, 0.4, 0.2)
     assert ALGORITHMS["grpo"].settings.kl_coef == 0.04
 
@@ -49,7 +51,9 @@ def test_what_a_row_needs():
         name: "".join(
             letter
             for letter, needed in zip(
-                "crgk", (row.critic, row.reference, row.groups, row.constrained), strict=True
+                "crgk",
+                (row.needs_critic, row.needs_reference, row.needs_groups, row.constrained),
+                strict=True,
             )
             if needed
         )
@@ -69,8 +73,8 @@ def test_what_a_row_needs():
         "best_of_n": "g",
         "online_dpo": "rg",
     }
-    assert configure("grpo", advantage="gae").critic
-    assert not configure("ppo", kl_placement="none").reference
+    assert configured_algorithm("grpo", advantage="gae").needs_critic
+    assert not configured_algorithm("ppo", kl_placement="none").needs_reference
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_what_a_row_needs():
 )
 def test_mistakes_are_told_in_one_line(name: str, overrides: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
-        configure(name, **overrides)
+        configured_algorithm(name, **overrides)
     assert "\n" not in str(error.value)
 
 

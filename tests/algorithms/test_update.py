@@ -10,7 +10,7 @@ from rlhf.algorithms.advantages import estimate_advantages, penalized_rewards
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
-from rlhf.algorithms.registry import configure
+from rlhf.algorithms.registry import configured_algorithm
 from tests.algorithms.batches import batch_of
 
 NAN = math.nan
@@ -24,7 +24,7 @@ def test_kl_in_the_reward():
         old_logprobs=torch.tensor([[-1.0, -2.0, NAN], [-1.0, NAN, NAN]]),
         ref_logprobs=torch.tensor([[-2.0, -1.0, NAN], [-1.0, NAN, NAN]]),
     )
-    found = penalized_rewards(configure("rloo"), batch, kl_coef=0.1)
+    found = penalized_rewards(configured_algorithm("rloo"), batch, kl_coef=0.1)
     expected = torch.tensor([[-0.1, 1.1, 0.0], [NAN, 0.0, 0.0]])
     torch.testing.assert_close(found, expected, equal_nan=True)
 
@@ -32,7 +32,7 @@ def test_kl_in_the_reward():
 def test_rewards_stay_where_the_row_charges_nothing():
     batch = batch_of(MASK, rewards=torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]]))
     for name in ("grpo", "dapo", "online_dpo"):
-        found = penalized_rewards(configure(name), batch, kl_coef=0.1)
+        found = penalized_rewards(configured_algorithm(name), batch, kl_coef=0.1)
         assert found.tolist() == [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]]
 
 
@@ -42,7 +42,7 @@ def test_costs_in_the_reward():
         rewards=torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]]),
         costs=torch.tensor([[2.0, 0.0, NAN], [1.0, NAN, NAN]]),
     )
-    algorithm = configure("ppo_lagrangian", kl_placement="none")
+    algorithm = configured_algorithm("ppo_lagrangian", kl_placement="none")
     found = penalized_rewards(algorithm, batch, multiplier=3.0)
     torch.testing.assert_close(found, torch.tensor([[-1.5, 0.25, 0.0], [-0.25, 0.0, 0.0]]))
 
@@ -50,11 +50,11 @@ def test_costs_in_the_reward():
 def test_a_missing_input_is_named():
     batch = batch_of(MASK, rewards=MASK.float(), old_logprobs=MASK.float())
     with pytest.raises(ValueError, match="needs ref_logprobs"):
-        penalized_rewards(configure("rloo"), batch, kl_coef=0.1)
+        penalized_rewards(configured_algorithm("rloo"), batch, kl_coef=0.1)
     with pytest.raises(ValueError, match="needs values"):
-        estimate_advantages(configure("ppo"), batch)
+        estimate_advantages(configured_algorithm("ppo"), batch)
     with pytest.raises(ValueError, match="needs groups"):
-        estimate_advantages(configure("rloo"), batch)
+        estimate_advantages(configured_algorithm("rloo"), batch)
 
 
 @pytest.mark.parametrize("name", ["ppo", "rloo", "reinforce++", "best_of_n", "online_dpo"])
@@ -62,7 +62,7 @@ def test_unscored_episodes_teach_nothing(name: str):
     """The batch with an unscored third episode gives the others what the batch without it does."""
     mask = torch.ones(4, 2, dtype=torch.bool)
     rewards = torch.tensor([[0.0, 1.0], [0.0, 4.0], [0.0, NAN], [0.0, 2.0]])
-    algorithm = configure(name)
+    algorithm = configured_algorithm(name)
 
     def estimate(rows: list[int]) -> TrainingBatch:
         batch = batch_of(
@@ -90,13 +90,17 @@ def test_pairs_share_a_unit_and_the_rest_is_left_out():
     rewards = torch.tensor([[2.0], [0.0], [1.0], [3.0], [3.0]])
     groups = torch.tensor([0, 0, 0, 1, 1])
     batch = estimate_advantages(
-        configure("online_dpo"), batch_of(mask, rewards=rewards, groups=groups)
+        configured_algorithm("online_dpo"), batch_of(mask, rewards=rewards, groups=groups)
     )
     assert batch.require("loss_mask")[:, 0].tolist() == [True, True, False, False, False]
     assert batch.require("pair_ids").tolist() == [0, 0, 2, 3, 4]
     assert batch.require("advantages")[:, 0].tolist() == [2.0, -2.0, 0.0, 0.0, 0.0]
     assert (
-        float(loss_denominator(configure("online_dpo"), batch.require("loss_mask"), max_tokens=9))
+        float(
+            loss_denominator(
+                configured_algorithm("online_dpo"), batch.require("loss_mask"), max_tokens=9
+            )
+        )
         == 1.0
     )
 
@@ -105,7 +109,7 @@ def test_only_winners_are_imitated():
     rewards = torch.tensor([[2.0], [0.0], [2.0], [1.0], [1.0]])
     mask, groups = torch.ones(5, 1, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 1])
     batch = estimate_advantages(
-        configure("best_of_n"), batch_of(mask, rewards=rewards, groups=groups)
+        configured_algorithm("best_of_n"), batch_of(mask, rewards=rewards, groups=groups)
     )
     assert batch.require("loss_mask")[:, 0].tolist() == [True, False, True, False, False]
     assert batch.require("advantages")[:, 0].tolist() == [0.5, 0.0, 0.5, 0.0, 0.0]
@@ -114,13 +118,13 @@ def test_only_winners_are_imitated():
 def test_denominators():
     expected = {"token": 3, "sequence": 2, "constant": 20}
     for aggregation, number in expected.items():
-        algorithm = configure("rloo", aggregation=aggregation)
+        algorithm = configured_algorithm("rloo", aggregation=aggregation)
         mask = torch.cat([MASK, torch.zeros(1, 3, dtype=torch.bool)])
         assert float(loss_denominator(algorithm, mask, max_tokens=10)) == number
 
 
 def test_nothing_to_learn_gives_zero_not_nan():
-    algorithm, mask = configure("grpo"), torch.zeros(2, 3, dtype=torch.bool)
+    algorithm, mask = configured_algorithm("grpo"), torch.zeros(2, 3, dtype=torch.bool)
     nothing = torch.full((2, 3), NAN)
     batch = batch_of(
         mask, rewards=nothing, groups=torch.zeros(2), old_logprobs=nothing, ref_logprobs=nothing
@@ -138,7 +142,7 @@ def test_nothing_to_learn_gives_zero_not_nan():
 
 def test_extra_terms_of_the_loss():
     """At ratio 1 with no advantage only the divergence and the entropy are left."""
-    algorithm = configure("grpo", aggregation="token", entropy_coef=0.5)
+    algorithm = configured_algorithm("grpo", aggregation="token", entropy_coef=0.5)
     new = torch.tensor([[-1.0, -1.0, NAN], [-1.0, NAN, NAN]])
     batch = batch_of(
         MASK,
@@ -176,7 +180,7 @@ def critic_loss(algorithm, values, batch):
 
 
 def test_critic_loss_is_weighted_and_its_tally_is_not():
-    algorithm = configure("ppo", value_coef=0.25, value_clip=0.0)
+    algorithm = configured_algorithm("ppo", value_coef=0.25, value_clip=0.0)
     batch = batch_of(
         MASK,
         rewards=torch.tensor([[0.0, 2.0, NAN], [4.0, NAN, NAN]]),
@@ -194,8 +198,8 @@ def test_critic_loss_is_weighted_and_its_tally_is_not():
 def test_a_batch_of_one_token():
     one = torch.ones(1, 1)
     batch = batch_of(one.bool(), rewards=one, values=0 * one, bootstrap=torch.zeros(1))
-    batch = estimate_advantages(configure("ppo"), batch)
-    loss, _ = critic_loss(configure("ppo"), 0 * one, batch)
+    batch = estimate_advantages(configured_algorithm("ppo"), batch)
+    loss, _ = critic_loss(configured_algorithm("ppo"), 0 * one, batch)
     assert loss.item() == pytest.approx(0.1 * 0.5)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import Options, run_workload
-from benchmarks.summary import Step as OwnStep
+from benchmarks.harness import MeasurementOptions, run_workload
+from benchmarks.summary import TimedStep as OwnStep
 from benchmarks.workloads import WORKLOADS, Side, Workload
 from rlhf.errors import UserError
 from tests.helpers.benchmark_sides import WORK
 
 STEPS: list[str] = []
-PLAN = Options(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
+PLAN = MeasurementOptions(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
 
 STARTER = """
 import sys
@@ -41,7 +41,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     sides = {n: Side(n, "", {"work": w}) for n, w in WORK.items()}
     monkeypatch.setitem(WORKLOADS, "counting", Workload("c", "u", sides, prepare="yes"))
     monkeypatch.setitem(WORKLOADS, "failing", Workload("f", "u", {"ours": Side("ours", "")}))
-    monkeypatch.setattr(harness, "python_of", lambda venv: str(wrapper))
+    monkeypatch.setattr(harness, "venv_python", lambda venv: str(wrapper))
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "benchmarks" / "work"
 
@@ -64,7 +64,7 @@ def test_the_reason_of_a_side_that_fails_is_told(table: Path):
 
 def test_a_side_that_does_not_exist_is_refused(table: Path):
     with pytest.raises(UserError, match=r"no side 'secnd'.*second"):
-        run_workload("counting", Options(sides=("secnd",)))
+        run_workload("counting", MeasurementOptions(sides=("secnd",)))
 
 
 def test_another_checkout_takes_the_place_of_the_other_sides(
@@ -82,13 +82,17 @@ def test_another_checkout_takes_the_place_of_the_other_sides(
         "    print(json.dumps(row | {'name': sys.argv[2]}), flush=True)\n"
     )
     monkeypatch.setattr(harness, "ROOT", other)
-    monkeypatch.setattr(harness, "python_of", lambda venv: sys.executable)
-    monkeypatch.setattr(harness, "Step", lambda name, **row: STEPS.append(name) or OwnStep(**row))
+    monkeypatch.setattr(harness, "venv_python", lambda venv: sys.executable)
+    monkeypatch.setattr(
+        harness, "TimedStep", lambda name, **row: STEPS.append(name) or OwnStep(**row)
+    )
     STEPS.clear()
     monkeypatch.setitem(
         WORKLOADS, "pair", Workload("p", "u", {"ours": Side("ours", ""), "trl": Side("trl", "")})
     )
-    result = run_workload("pair", Options(warmup=0, rounds=6, patience=0.0, against=other))
+    result = run_workload(
+        "pair", MeasurementOptions(warmup=0, rounds=6, patience=0.0, against=other)
+    )
     assert list(result["sides"]) == ["ours", "before"]
     assert result["sides"]["before"]["label"] == "ours, before"
     assert set(STEPS) == {"ours"}  # the name of the side in either table

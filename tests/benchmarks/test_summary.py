@@ -1,10 +1,10 @@
 import pytest
 
-from benchmarks.summary import Step, has_enough_rounds, speed_ratios, summarize
+from benchmarks.summary import TimedStep, has_enough_rounds, speed_ratios, summarize
 
 
-def step(seconds: float, *, others: float | None = 0.0, work: float = 12.0) -> Step:
-    return Step(seconds, work, others, peak_gib=seconds)
+def step(seconds: float, *, others: float | None = 0.0, work: float = 12.0) -> TimedStep:
+    return TimedStep(seconds, work, others, peak_gib=seconds)
 
 
 ROUNDS = [
@@ -33,7 +33,7 @@ def test_ratio_of_medians_and_quartiles_of_undisturbed_pairs():
 
 
 def test_unknown_load_counts_as_quiet():
-    assert not step(1.0, others=None).disturbed(0.2)
+    assert not step(1.0, others=None).is_disturbed(0.2)
 
 
 def test_a_machine_that_is_never_quiet_ends_the_measurement():

@@ -19,7 +19,7 @@ from rlhf.common.ranges import (
     ProperFraction,
     Seed,
     check_fields,
-    convert,
+    convert_to_type,
     range_text,
 )
 from rlhf.errors import UserError
@@ -50,7 +50,7 @@ from tests.test_config import dataclasses_of
 )
 def test_values_outside_a_range_are_refused_in_one_short_line(hint, value, rule):
     with pytest.raises(UserError) as caught:
-        convert(hint, value, "a.key")
+        convert_to_type(hint, value, "a.key")
     assert str(caught.value).startswith(f"a.key must be {rule}")
     assert len(str(caught.value)) < 200
 
@@ -60,7 +60,7 @@ def test_values_outside_a_range_are_refused_in_one_short_line(hint, value, rule)
     [(PositiveInt, 1), (NonNegativeInt, 0), (Fraction, 1), (ProperFraction, 1e-300), (Seed, 0)],
 )
 def test_ends_of_ranges(hint, value):
-    assert convert(hint, value) == value
+    assert convert_to_type(hint, value) == value
 
 
 @pytest.mark.parametrize(

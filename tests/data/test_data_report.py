@@ -8,10 +8,10 @@ import pytest
 
 from rlhf.common.files import write_jsonl
 from rlhf.data import DataSpec, Loaded
-from rlhf.data.data_report import check_dataset, report_on
+from rlhf.data.data_report import check_dataset, make_data_report
 from rlhf.data.leakage import overlapping_prompts, shared_prompts
 from rlhf.data.preferences import inject_label_noise
-from rlhf.data.suspects import Margins, cross_fitted_margins
+from rlhf.data.suspects import CrossFittedMargins, cross_fitted_margins
 from rlhf.errors import UserError
 
 GOOD, BAD = ["kind", "clear", "helpful", "exact"], ["rude", "vague", "wrong", "lazy"]
@@ -58,7 +58,7 @@ def words(text):
 
 
 def test_silent_on_clean_pairs():
-    report = report_on(
+    report = make_data_report(
         loaded(clean_pairs()),
         against=loaded([pair("Something else?", "a", "b")]),
         count_tokens=words,
@@ -84,7 +84,7 @@ PLANTED = pair("Is it?", "Yes", "No")
     ],
 )
 def test_planted_faults_in_pairs(planted, name, rows):
-    report = report_on(
+    report = make_data_report(
         loaded(clean_pairs() + planted),
         against=loaded([pair("elsewhere? ", "a", "b")]),
         count_tokens=words,
@@ -99,7 +99,7 @@ def test_planted_faults_in_pairs(planted, name, rows):
 
 def test_same_reply_to_different_prompts_is_no_duplicate():
     rows = [pair("a", "yes", "no"), pair("b", "yes", "no"), pair("c", "no", "yes")]
-    report = report_on(loaded(rows))
+    report = make_data_report(loaded(rows))
     assert finding(report, "duplicates").count == 0
     assert finding(report, "contradictory pairs").count == 0
 
@@ -152,28 +152,28 @@ def with_system(text):
 )
 def test_rows_that_differ_outside_the_text_are_neither_repeated_nor_contradictory(rows):
     names = ("duplicates", "contradictory pairs", "near ties")
-    found = [f for f in report_on(loaded(rows)).findings if f.name in names]
+    found = [f for f in make_data_report(loaded(rows)).findings if f.name in names]
     assert found
     assert all(f.count == 0 for f in found)
-    twice = report_on(loaded([*rows, rows[0]]))
+    twice = make_data_report(loaded([*rows, rows[0]]))
     assert finding(twice, "duplicates").rows == (len(rows),)
 
 
 def test_one_prompt_with_two_answers_is_contradictory_and_not_repeated():
     prompts = [("2+2?", "4"), ("2+2?", "5"), ("3+3?", "6"), ("3+3?", "6")]
     rows = [{"prompt": [{"role": "user", "content": q, "answer": a}]} for q, a in prompts]
-    report = report_on(loaded(rows))
+    report = make_data_report(loaded(rows))
     assert finding(report, "contradictory answers").rows == (0, 1)
     assert finding(report, "duplicates").rows == (3,)
     assert not report.ok
     pairs = [row | {"chosen": assistant("4"), "rejected": assistant("5")} for row in rows[:1]]
     swapped = [pairs[0] | {"chosen": assistant("5"), "rejected": assistant("4")}]
-    assert finding(report_on(loaded(pairs + swapped)), "contradictory pairs").rows == (0, 1)
+    assert finding(make_data_report(loaded(pairs + swapped)), "contradictory pairs").rows == (0, 1)
 
 
 def test_dropped_rows_are_noted_and_faulted_when_many():
-    few = finding(report_on(loaded(clean_pairs(), {"empty reply": 3})), "unusable rows")
-    many = finding(report_on(loaded(clean_pairs(), {"empty reply": 30})), "unusable rows")
+    few = finding(make_data_report(loaded(clean_pairs(), {"empty reply": 3})), "unusable rows")
+    many = finding(make_data_report(loaded(clean_pairs(), {"empty reply": 30})), "unusable rows")
     assert (few.level, many.level) == ("note", "fault")
     assert many.verdict == "30 of 330 rows cannot be used: 30 empty reply"
 
@@ -181,43 +181,45 @@ def test_dropped_rows_are_noted_and_faulted_when_many():
 @pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.58, "note"), (0.75, "fault")])
 def test_length_bias(share, level):
     rows = [pair(f"p{i}", "x" * 9, "x" * (4 if i < 400 * share else 14)) for i in range(400)]
-    found = finding(report_on(loaded(rows)), "length bias")
+    found = finding(make_data_report(loaded(rows)), "length bias")
     assert found.level == level
     assert f"chosen in {share:.1%} of pairs" in found.verdict
 
 
 def test_length_bias_without_any_difference():
-    found = finding(report_on(loaded([pair("p", "a", "b")])), "length bias")
+    found = finding(make_data_report(loaded([pair("p", "a", "b")])), "length bias")
     assert (found.level, found.total) == ("ok", 0)
 
 
 def test_labels():
     rows = [{"text": f"text {i}", "label": i % 2} for i in range(40)]
-    assert report_on(loaded(rows)).ok
+    assert make_data_report(loaded(rows)).ok
     planted = [*rows, {"text": "TEXT 4", "label": 1}]
-    found = finding(report_on(loaded(planted)), "contradictory labels")
+    found = finding(make_data_report(loaded(planted)), "contradictory labels")
     assert (found.level, found.rows) == ("fault", (4, 40))
     for positive, level in [(40, "fault"), (39, "note"), (30, "ok")]:
         skewed = [row | {"label": int(i < positive)} for i, row in enumerate(rows)]
-        assert finding(report_on(loaded(skewed)), "label balance").level == level
+        assert finding(make_data_report(loaded(skewed)), "label balance").level == level
 
 
 def test_a_prompt_that_fills_the_length_is_named():
     rows = [pair("w " * 10, "a", "b"), pair("w " * 8, "a b", "c"), pair("w " * 8, "a b c", "c")]
-    found = finding(report_on(loaded(rows), count_tokens=words, max_length=10), "over-long rows")
+    found = finding(
+        make_data_report(loaded(rows), count_tokens=words, max_length=10), "over-long rows"
+    )
     assert found.rows == (0, 2)
     assert found.verdict.endswith("exceed max_length = 10 tokens, 1 by the prompt alone")
 
 
 def test_lengths_are_in_characters_and_tokens():
     rows = [{"text": "a b c"}, {"text": "a"}, {"text": "a b"}]
-    lengths = report_on(loaded(rows), count_tokens=words).lengths
+    lengths = make_data_report(loaded(rows), count_tokens=words).lengths
     assert lengths["text, characters"] == {"median": 3.0, "p95": pytest.approx(4.8), "max": 5.0}
     assert lengths["text, tokens"]["median"] == 2.0
 
 
 def test_output_is_plain_json_and_a_page():
-    report = report_on(loaded([PLANTED, PLANTED]))
+    report = make_data_report(loaded([PLANTED, PLANTED]))
     page = report.to_markdown()
     assert page.startswith("**1 fault in 2 rows: duplicates (1).**")
     assert (
@@ -229,9 +231,9 @@ def test_output_is_plain_json_and_a_page():
 
 def test_report_rejects_empty_data_and_max_length_without_tokenizer():
     with pytest.raises(UserError, match="no rows"):
-        report_on(loaded([]))
+        make_data_report(loaded([]))
     with pytest.raises(UserError, match="give count_tokens"):
-        report_on(loaded([PLANTED]), max_length=9)
+        make_data_report(loaded([PLANTED]), max_length=9)
 
 
 @pytest.mark.parametrize("kind", ["sft", "label", "prompt", "text"])
@@ -289,7 +291,7 @@ def test_random_labels_give_no_suspects():
     rows = [pair(f"p{i}", *rng.sample(["x y", "y z", "z x"], 2)) for i in range(400)]
     margins = cross_fitted_margins(rows, seed=0)
     assert margins.accuracy == pytest.approx(0.5, abs=0.08)
-    assert finding(report_on(loaded(rows)), "suspects").level == "ok"
+    assert finding(make_data_report(loaded(rows)), "suspects").level == "ok"
 
 
 def test_margins_are_equal_after_swapping_every_pair():
@@ -311,7 +313,7 @@ def test_margin_does_not_depend_on_the_pair_itself():
 
 
 def test_suspects_are_sorted_and_contradicted():
-    margins = Margins(np.array([0.5, -2.0, -0.1, 0.0, -3.0]))
+    margins = CrossFittedMargins(np.array([0.5, -2.0, -0.1, 0.0, -3.0]))
     assert margins.suspects(10) == [4, 1, 2]
     assert margins.suspects(2) == [4, 1]
     assert margins.accuracy == pytest.approx(0.3)

@@ -17,7 +17,7 @@ from rlhf.envs.kuhn_poker import KuhnPoker
 from rlhf.envs.tictactoe import TicTacToe
 from rlhf.envs.tmaze import TMaze
 from rlhf.envs.tool_lookup import ToolLookup
-from rlhf.envs.wordle import Wordle, mark
+from rlhf.envs.wordle import Wordle, letter_marks
 
 VALUED = [name for name in envs.TASKS if name != "Prompts-v0"]
 
@@ -99,11 +99,11 @@ def test_number_guessing_consistent_policy_by_simulation():
 
 
 def test_wordle_marks_by_hand():
-    assert mark("speed", "abide") == "--y-y"
-    assert mark("speed", "erase") == "y-yy-"
-    assert mark("speed", "speed") == "ggggg"
-    assert mark("allow", "llama") == "ygy--"
-    assert mark("geese", "eagle") == "yy--g"
+    assert letter_marks("speed", "abide") == "--y-y"
+    assert letter_marks("speed", "erase") == "y-yy-"
+    assert letter_marks("speed", "speed") == "ggggg"
+    assert letter_marks("allow", "llama") == "ygy--"
+    assert letter_marks("geese", "eagle") == "yy--g"
 
 
 def test_wordle_by_plain_search_over_strategies():
@@ -116,7 +116,7 @@ def test_wordle_by_plain_search_over_strategies():
         for guess in env.words:
             groups: dict[str, list[str]] = {}
             for word in words:
-                groups.setdefault(mark(guess, word), []).append(word)
+                groups.setdefault(letter_marks(guess, word), []).append(word)
             found = sum(
                 1 if marks == "ggggg" else wins(tuple(group), left - 1)
                 for marks, group in groups.items()
@@ -250,7 +250,7 @@ def test_kuhn_self_play_between_equilibria_has_the_game_value():
         elif "says check" in last:
             history = "c"
         bets = rng.random() < kuhn_poker.EQUILIBRIUM[history][card]
-        words = kuhn_poker.LEGAL[history]
+        words = kuhn_poker.LEGAL_WORDS_BY_HISTORY[history]
         return words[1 if "bet" in words else 0] if bets else words[0 if "bet" in words else 1]
 
     env = KuhnPoker(snapshot, "first")

@@ -101,7 +101,7 @@ def test_support_cost_is_paid_for_disclosing_to_an_impostor():
 
 
 def test_recommend_by_exact_recursion_over_histories():
-    chances = [[Fraction(str(c)) for c in kind] for kind in recommend.CHANCES]
+    chances = [[Fraction(str(c)) for c in kind] for kind in recommend.WATCH_PROBABILITIES]
 
     @cache
     def value(weights: tuple[Fraction, ...], left: int) -> Fraction:
@@ -159,9 +159,9 @@ def test_triage_by_enumerating_cases():
 
 def test_program_synthesis_examples_identify_the_program():
     """At the default length, every program that fits the examples passes all tests of the pool."""
-    for program in program_synthesis.programs(2):
+    for program in program_synthesis.all_programs(2):
         shown = program_synthesis.outputs_on(program, program_synthesis.VISIBLE_INPUTS)
-        for other in program_synthesis.programs(2):
+        for other in program_synthesis.all_programs(2):
             if program_synthesis.outputs_on(other, program_synthesis.VISIBLE_INPUTS) == shown:
                 pool = program_synthesis._test_inputs()
                 assert program_synthesis.outputs_on(other, pool) == program_synthesis.outputs_on(
@@ -171,11 +171,11 @@ def test_program_synthesis_examples_identify_the_program():
 
 
 def test_program_synthesis_operations_by_hand():
-    assert program_synthesis.run(("sort", "double"), (3, -1, 2)) == (-2, 4, 6)
-    assert program_synthesis.run(("positives", "sums"), (3, -1, 2)) == (3, 5)
-    assert program_synthesis.run(("unique", "tail"), (3, 3, 2, 3)) == (2,)
-    assert program_synthesis.run(("evens", "reverse", "negate"), (4, 1, 6)) == (-6, -4)
-    assert program_synthesis.run(("square", "increment"), (-2, 0)) == (5, 1)
+    assert program_synthesis.run_program(("sort", "double"), (3, -1, 2)) == (-2, 4, 6)
+    assert program_synthesis.run_program(("positives", "sums"), (3, -1, 2)) == (3, 5)
+    assert program_synthesis.run_program(("unique", "tail"), (3, 3, 2, 3)) == (2,)
+    assert program_synthesis.run_program(("evens", "reverse", "negate"), (4, 1, 6)) == (-6, -4)
+    assert program_synthesis.run_program(("square", "increment"), (-2, 0)) == (5, 1)
 
 
 def test_program_synthesis_gives_feedback_and_ends_with_a_fitting_program():
@@ -190,8 +190,8 @@ def test_program_synthesis_gives_feedback_and_ends_with_a_fitting_program():
 
 
 def test_knowledge_graph_distances_by_matrix_powers():
-    names = list(knowledge_graph.graph())
-    step = np.array([[b in knowledge_graph.graph()[a] for b in names] for a in names])
+    names = list(knowledge_graph.relations_by_entity())
+    step = np.array([[b in knowledge_graph.relations_by_entity()[a] for b in names] for a in names])
     assert (step == step.T).all()
     reached, walks = np.eye(len(names), dtype=bool), np.eye(len(names), dtype=int)
     expected = np.zeros((len(names), len(names)), dtype=int)
@@ -209,8 +209,8 @@ def test_knowledge_graph_distances_by_matrix_powers():
 
 
 def test_knowledge_graph_describes_facts_in_both_directions():
-    assert "seine flows through paris" in knowledge_graph.describe("seine")
-    assert "paris lies on the seine" in knowledge_graph.describe("paris")
+    assert "seine flows through paris" in knowledge_graph.facts_about("seine")
+    assert "paris lies on the seine" in knowledge_graph.facts_about("paris")
 
 
 def test_toy_text_values():

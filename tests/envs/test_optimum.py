@@ -12,7 +12,7 @@ import pytest
 
 from rlhf import envs
 from rlhf.envs import toy_text
-from rlhf.envs.adversary import LEVEL, successful_adversaries
+from rlhf.envs.adversary import ERROR_RATE, successful_adversaries
 from rlhf.envs.exact import NotEnumerableError, exact_value
 from tests.envs.variants import VARIANTS, Variant, named
 
@@ -191,7 +191,7 @@ def test_adversary_level_when_all_policies_are_optimal():
     """The rate of false findings is at most the level; a binomial bound at 1 in 1,000."""
     repeats = 40
     findings = sum(bool(successful_adversaries(Coin(salt))) for salt in range(repeats))
-    assert LEVEL == 0.01
+    assert ERROR_RATE == 0.01
     assert findings <= 4
 
 

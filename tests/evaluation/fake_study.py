@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.studies.overoptimize.results import Track, best_of_n_result, rl_result, verdict
+from rlhf.studies.overoptimize.results import (
+    TrainingTrack,
+    best_of_n_result,
+    rl_result,
+    verdict_sentences,
+)
 
 
 def overoptimization() -> dict[str, Any]:
@@ -15,7 +20,7 @@ def overoptimization() -> dict[str, Any]:
     d = np.linspace(0.0, 5, 40)
     log = np.log(np.where(d > 0, d, 1))
     tracks = [
-        Track(
+        TrainingTrack(
             list(range(1, 41)),
             (d**2).tolist(),
             (d + 0.05 * rng.normal(size=40)).tolist(),
@@ -31,7 +36,7 @@ def overoptimization() -> dict[str, Any]:
         "best_of_n": [cell | {"pairs": n} | best_of_n(f"base0-{n}") for n in (300, 900)],
         "rl": [rl_result("single", tracks, start=0.3)],
     }
-    results["verdict"] = verdict(results)
+    results["verdict"] = verdict_sentences(results)
     return results
 
 

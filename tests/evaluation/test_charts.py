@@ -8,7 +8,7 @@ from html import unescape
 import pytest
 
 from rlhf.common.numbers import moving_average, short_number
-from rlhf.reports.charts import Chart, Series, draw, ticks
+from rlhf.reports.charts import Chart, Series, chart_html, tick_values
 
 
 def payload(svg: str) -> dict:
@@ -18,9 +18,9 @@ def payload(svg: str) -> dict:
 
 
 def test_ticks_are_round_and_inside():
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(-3, 17) == pytest.approx([0, 5, 10, 15])
-    assert ticks(1e-5, 3e-5) == pytest.approx([1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5], rel=0.5)
+    assert tick_values(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert tick_values(-3, 17) == pytest.approx([0, 5, 10, 15])
+    assert tick_values(1e-5, 3e-5) == pytest.approx([1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5], rel=0.5)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_short_numbers(value: float, text: str):
 
 
 def test_points_lie_where_the_data_say():
-    svg = draw(Chart("t", [Series("a", [0, 10], [1.0, 2.0])]))
+    svg = chart_html(Chart("t", [Series("a", [0, 10], [1.0, 2.0])]))
     (path,) = re.findall(r'class="line c1" d="M([\d. ]+)L([\d. ]+)"', svg)
     (x0, y0), (x1, y1) = (map(float, point.split()) for point in path)
     # x spans the plot from 44 to 340 - 12; y is padded by 6% on both sides of [1, 2], 170 high
@@ -43,19 +43,19 @@ def test_points_lie_where_the_data_say():
 
 def test_constant_and_single_points_draw():
     for ys in ([0.0], [3.0], [-2.0, -2.0], [0.0, 0.0]):
-        svg = draw(Chart("t", [Series("a", list(range(len(ys))), ys)]))
+        svg = chart_html(Chart("t", [Series("a", list(range(len(ys))), ys)]))
         assert "nan" not in svg
         assert "inf" not in svg
 
 
 def test_empty_chart_says_so():
-    assert "nothing logged" in draw(Chart("t", [Series("a", [], [])]))
+    assert "nothing logged" in chart_html(Chart("t", [Series("a", [], [])]))
 
 
 def test_thinning_keeps_every_spike_and_both_ends():
     ys = [math.sin(i / 50) for i in range(10_000)]
     ys[5_003], ys[7_777] = 9.0, -9.0
-    kept = payload(draw(Chart("t", [Series("a", list(range(10_000)), ys)])))["series"][0]
+    kept = payload(chart_html(Chart("t", [Series("a", list(range(10_000)), ys)])))["series"][0]
     assert len(kept["x"]) <= 302
     assert kept["x"][0] == 0
     assert kept["x"][-1] == 9_999
@@ -72,7 +72,7 @@ def test_smoothing_keeps_straight_lines_and_averages_the_ends():
 
 def test_a_smoothed_line_does_not_end_on_the_last_raw_value():
     ys = [0.0] * 59 + [1.0]
-    svg = draw(Chart("t", [Series("a", list(range(60)), ys)]))
+    svg = chart_html(Chart("t", [Series("a", list(range(60)), ys)]))
     raw, bold = (
         float(re.findall(r" ([\d.]+)$", path)[0])
         for path in re.findall(r'class="line[^"]*" d="([^"]*)"', svg)
@@ -83,16 +83,16 @@ def test_a_smoothed_line_does_not_end_on_the_last_raw_value():
 
 
 def test_steps_have_whole_ticks():
-    assert ticks(0, 2, 5, whole=True) == [0, 1, 2]
-    assert ticks(0, 2, 5) == pytest.approx([0, 0.5, 1.0, 1.5, 2.0])
-    svg = draw(Chart("t", [Series("a", [0, 1, 2], [1.0, 2.0, 3.0])]))
+    assert tick_values(0, 2, 5, whole=True) == [0, 1, 2]
+    assert tick_values(0, 2, 5) == pytest.approx([0, 0.5, 1.0, 1.5, 2.0])
+    svg = chart_html(Chart("t", [Series("a", [0, 1, 2], [1.0, 2.0, 3.0])]))
     labels = re.findall(r'text-anchor="middle">([^<]*)<', svg)
     assert labels == ["1", "2"]
-    svg = draw(Chart("t", [Series("a", [0.0, 0.5, 1.5], [1.0, 2.0, 3.0])]))
+    svg = chart_html(Chart("t", [Series("a", [0.0, 0.5, 1.5], [1.0, 2.0, 3.0])]))
     assert "0.5" in re.findall(r'text-anchor="middle">([^<]*)<', svg)
 
 
 def test_names_are_escaped():
-    svg = draw(Chart("<b>", [Series('"><script>', [1], [1.0]), Series("b", [1], [2.0])]))
+    svg = chart_html(Chart("<b>", [Series('"><script>', [1], [1.0]), Series("b", [1], [2.0])]))
     assert "<script>" not in svg
     assert "<b><b>" not in svg

@@ -23,7 +23,7 @@ from rlhf.evaluation.compare import compare
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_comparison_report, write_report
 from rlhf.reports.markup import Table, esc
-from rlhf.reports.page import page
+from rlhf.reports.page import page_html
 from rlhf.reward_models import EachReward
 from rlhf.runs.progress import ProgressDisplay
 from tests.evaluation import fake_pipeline as fake
@@ -112,7 +112,7 @@ def test_csv_and_json_of_a_table():
 
 
 def test_the_page_runs_its_own_script_alone():
-    text = page("t", "")
+    text = page_html("t", "")
     policy = re.search(r"script-src ([^;]+);", text)[1]
     assert re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", policy)
 

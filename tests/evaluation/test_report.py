@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.reports import write_report
-from rlhf.reports.markup import Table, minus
+from rlhf.reports.markup import Table, with_minus_signs
 from tests.evaluation import fake_pipeline as fake
 
 
@@ -160,7 +160,9 @@ def test_a_minus_is_a_minus_on_the_page_and_a_hyphen_in_files(tmp_path: Path):
     assert all(
         "−" not in text for text in saved(page, "text/csv") + saved(page, "application/json")
     )
-    assert minus("from -3 to [-1, -.5], seed-3, a-1") == "from −3 to [−1, −.5], seed-3, a-1"
+    assert (
+        with_minus_signs("from -3 to [-1, -.5], seed-3, a-1") == "from −3 to [−1, −.5], seed-3, a-1"
+    )
 
 
 def test_columns_under_numbers_stay():

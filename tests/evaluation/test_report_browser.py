@@ -15,7 +15,7 @@ import pytest
 
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_comparison_report, write_report
-from rlhf.reports.page import page as page_html
+from rlhf.reports.page import page_html as page_html
 from rlhf.reward_models import EachReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization

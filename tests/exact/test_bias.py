@@ -7,7 +7,7 @@ from torch import Tensor
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.losses import compute_loss, loss_denominator
-from rlhf.algorithms.registry import ALGORITHMS, configure
+from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
     BETA,
@@ -67,7 +67,7 @@ def per_batch_gradient(
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_table_tells_the_truth_about_bias(name: str, one_turn: Task):
     """As registered, in batches of one group of three: exact where the row claims it, else not."""
-    algorithm = configure(name, group_size=3)
+    algorithm = configured_algorithm(name, group_size=3)
     policy, reference, chance = make_setting(one_turn)
     found = per_batch_gradient(
         algorithm, one_turn, all_groups(chance, size=3), critic(one_turn, exact=False)
@@ -98,16 +98,18 @@ def test_each_normalisation_alone_bends_the_gradient(change: dict, one_turn: Tas
     true = -gradient(objective(one_turn, policy, reference, beta=0.0), policy)
     batches = all_groups(chance, size=3)
     values = torch.zeros_like(one_turn.rewards)
-    exact = per_batch_gradient(configure("dr_grpo", group_size=3), one_turn, batches, values)
+    exact = per_batch_gradient(
+        configured_algorithm("dr_grpo", group_size=3), one_turn, batches, values
+    )
     assert direction_error(exact, true) < 1e-12
-    changed = configure("dr_grpo", group_size=3, **change)
+    changed = configured_algorithm("dr_grpo", group_size=3, **change)
     assert direction_error(per_batch_gradient(changed, one_turn, batches, values), true) > 0.01
 
 
 def test_batch_whitening_bends_less_the_larger_the_batch(one_turn: Task):
     policy, reference, chance = make_setting(one_turn)
     true = -gradient(objective(one_turn, policy, reference, beta=BETA), policy)
-    algorithm = configure("reinforce++", aggregation="constant")
+    algorithm = configured_algorithm("reinforce++", aggregation="constant")
     values = torch.zeros_like(one_turn.rewards)
     errors = [
         direction_error(
@@ -127,7 +129,7 @@ def test_clipping_bends_the_gradient_off_policy():
     true = -gradient(objective(task, policy, policy, beta=0.0), policy)
 
     def error(clip: float) -> float:
-        algorithm = configure(
+        algorithm = configured_algorithm(
             "rloo",
             advantage="return_to_go",
             num_epochs=2,
@@ -148,7 +150,7 @@ def test_clipping_bends_the_gradient_off_policy():
 def test_only_k1_in_the_reward_gives_the_gradient_of_the_divergence(estimator, one_turn: Task):
     policy, reference, chance = make_setting(one_turn)
     true = -gradient(objective(one_turn, policy, reference, beta=BETA), policy)
-    algorithm = configure("rloo", group_size=2, kl_estimator=estimator)
+    algorithm = configured_algorithm("rloo", group_size=2, kl_estimator=estimator)
     found = expected_gradient(
         algorithm,
         one_turn,
@@ -175,7 +177,7 @@ def test_weights_make_up_for_a_sampler_with_other_probabilities(row: str):
 
     def found(cap: float) -> Tensor:
         settings = {"advantage": "trajectory_return", "kl_placement": "none", "tis_cap": cap}
-        algorithm = configure(row, aggregation="constant", group_size=1, **settings)
+        algorithm = configured_algorithm(row, aggregation="constant", group_size=1, **settings)
         batch = batch_of(
             task.mask,
             rewards=task.rewards,

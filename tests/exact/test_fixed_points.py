@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.controllers import LagrangeMultiplier
-from rlhf.algorithms.losses import pairwise
-from rlhf.algorithms.registry import ALGORITHMS, configure
+from rlhf.algorithms.losses import pairwise_loss
+from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from rlhf.algorithms.settings import Settings
 from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import Policy, Task, gradient, make_bandit, make_task, probabilities
@@ -27,13 +27,13 @@ from tests.exact.training import (
 BETA = 0.7
 IN_REWARD = {"kl_placement": "reward", "kl_estimator": "k1"}
 GROUPED = {
-    "rloo": configure("rloo", group_size=2),
-    "dr_grpo, KL in the reward": configure("dr_grpo", group_size=2, **IN_REWARD),
-    "grpo, KL in the reward, no std": configure(
+    "rloo": configured_algorithm("rloo", group_size=2),
+    "dr_grpo, KL in the reward": configured_algorithm("dr_grpo", group_size=2, **IN_REWARD),
+    "grpo, KL in the reward, no std": configured_algorithm(
         "grpo", group_size=2, scale_by_std=False, **IN_REWARD
     ),
-    "grpo, KL in the reward": configure("grpo", group_size=2, **IN_REWARD),
-    "online_dpo": configure("online_dpo"),
+    "grpo, KL in the reward": configured_algorithm("grpo", group_size=2, **IN_REWARD),
+    "online_dpo": configured_algorithm("online_dpo"),
 }
 
 
@@ -52,7 +52,9 @@ def test_groups_reach_the_optimum(case: str, seed: int):
 def test_whole_batches_reach_the_optimum(name: str, seed: int):
     """With the row's own whitening, clipping, lambda and learnt critic."""
     task, reference = make_task(num_turns=1, seed=seed), Policy(seed + 2)
-    final = train_in_batches(configure(name), task, reference, kl_coef=BETA, steps=300, lr=0.05)
+    final = train_in_batches(
+        configured_algorithm(name), task, reference, kl_coef=BETA, steps=300, lr=0.05
+    )
     assert total_variation(final, optimum(task, reference, beta=BETA)) < 0.01
 
 
@@ -87,7 +89,7 @@ def test_offline_dpo_on_infinite_bradley_terry_data(one_turn: Task):
             pair_ids=pair_ids,
         )
         settings = Settings(kl_coef=BETA, pair_labels="hard")
-        loss, _ = pairwise(leaf, batch, settings, denominator=1.0)
+        loss, _ = pairwise_loss(leaf, batch, settings, denominator=1.0)
         by_logprob = torch.autograd.grad(loss, leaf)[0] * weight.repeat_interleave(2)[:, None]
         per_episode = torch.zeros_like(one_turn.rewards).index_add_(0, rows, by_logprob)
         return gradient((policy.logprobs(one_turn) * per_episode).sum(), policy)
@@ -106,7 +108,7 @@ GREEDY = ["dr_grpo", "dapo", "gspo", "cispo", "best_of_n"]  # no divergence by d
 
 
 def bandit_run(name: str, *, beta: float = BETA_BANDIT, **settings: object) -> Tensor:
-    algorithm = configure(name, group_size=SIZE, **settings)
+    algorithm = configured_algorithm(name, group_size=SIZE, **settings)
     return train_in_batches(
         algorithm,
         BANDIT,
@@ -114,8 +116,8 @@ def bandit_run(name: str, *, beta: float = BETA_BANDIT, **settings: object) -> T
         kl_coef=beta,
         steps=300,
         lr=0.05,
-        group_size=SIZE if algorithm.groups else 1,
-        num_groups=4000 if algorithm.groups else 1000,
+        group_size=SIZE if algorithm.needs_groups else 1,
+        num_groups=4000 if algorithm.needs_groups else 1000,
     )
 
 
@@ -231,7 +233,7 @@ def test_lagrangian_reaches_the_constrained_optimum():
     assert float((free * costs[:, 0]).sum()) > 0.3
     multiplier = LagrangeMultiplier(value=1.0, limit=0.2, lr=0.2, maximum=100.0)
     final = train_in_batches(
-        configure("ppo_lagrangian"),
+        configured_algorithm("ppo_lagrangian"),
         BANDIT,
         REFERENCE,
         kl_coef=BETA_BANDIT,

@@ -6,7 +6,12 @@ from torch import Tensor
 
 from rlhf.algorithms.advantages import group_relative, leave_one_out
 from rlhf.algorithms.kl import kl_estimate, sequence_kl
-from rlhf.algorithms.losses import clipped, clipped_sequence, clipped_weight, likelihood
+from rlhf.algorithms.losses import (
+    clipped_loss,
+    clipped_sequence_loss,
+    clipped_weight_loss,
+    likelihood_loss,
+)
 from rlhf.algorithms.settings import Settings
 from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import Policy, Task, gradient, make_bandit, poisoned, probabilities
@@ -40,7 +45,7 @@ def test_gspo_is_grpo_at_length_one(seed: int):
     logprobs, old, advantages = one_token_batch(seed)
     mask = torch.ones_like(old, dtype=torch.bool)
     results = []
-    for loss in (clipped, clipped_sequence):
+    for loss in (clipped_loss, clipped_sequence_loss):
         leaf = logprobs.clone().requires_grad_()
         settings = Settings(aggregation="sequence", clip_low=0.2, clip_high=0.3)
         batch = batch_of(mask, old_logprobs=old, advantages=advantages)
@@ -57,7 +62,7 @@ def test_cispo_without_a_bound_is_the_unclipped_surrogate():
     logprobs, old, advantages = one_token_batch(3)
     mask = torch.ones_like(old, dtype=torch.bool)
     gradients = []
-    for loss in (clipped, clipped_weight):
+    for loss in (clipped_loss, clipped_weight_loss):
         leaf = logprobs.clone().requires_grad_()
         settings = Settings(aggregation="token", clip_low=1.0, clip_high=1e9)
         batch = batch_of(mask, old_logprobs=old, advantages=advantages)
@@ -73,8 +78,8 @@ def test_ppo_at_ratio_one_is_reinforce():
     first, second = logprobs.clone().requires_grad_(), logprobs.clone().requires_grad_()
     batch = batch_of(mask, old_logprobs=logprobs, advantages=advantages)
     settings = Settings(aggregation="token", clip_low=0.2, clip_high=0.2)
-    clipped(first, batch, settings, denominator=20)[0].backward()
-    likelihood(second, batch, settings, denominator=20)[0].backward()
+    clipped_loss(first, batch, settings, denominator=20)[0].backward()
+    likelihood_loss(second, batch, settings, denominator=20)[0].backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-13, atol=1e-15)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.registry import configure
+from rlhf.algorithms.registry import configured_algorithm
 from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
     BETA,
@@ -60,7 +60,7 @@ def test_every_pair_is_unbiased(
         "gae": {"lam": 1.0},
         "turn_gae": {"lam": 1.0, "turn_lam": 1.0},
     }
-    algorithm = configure(
+    algorithm = configured_algorithm(
         ROW_OF_LOSS[loss],
         advantage=advantage,
         group_size=2,
@@ -92,7 +92,7 @@ def test_unbiased_in_larger_groups(size: int, one_turn: Task):
     batches = all_groups(chance, size=size)
     scales = {"leave_one_out": 1.0, "group_return_to_go": 1.0, "group_relative": (size - 1) / size}
     for advantage, scale in scales.items():
-        algorithm = configure("rloo", advantage=advantage, group_size=size)
+        algorithm = configured_algorithm("rloo", advantage=advantage, group_size=size)
         found = expected_gradient(
             algorithm, one_turn, policy, reference, batches, denominator=size, kl_coef=BETA
         )
@@ -100,7 +100,7 @@ def test_unbiased_in_larger_groups(size: int, one_turn: Task):
 
 
 def ppo(**overrides: object) -> Algorithm:
-    return configure("ppo", whiten_advantages=False, aggregation="constant", **overrides)
+    return configured_algorithm("ppo", whiten_advantages=False, aggregation="constant", **overrides)
 
 
 def ppo_gradient(task: Task, algorithm: Algorithm, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def test_best_of_n_imitates_the_best_of_n_policy(one_turn: Task):
     """Mean gradient = that of the cross-entropy to the best of three, where not all three agree."""
     policy, reference, chance = make_setting(one_turn)
     found = expected_gradient(
-        configure("best_of_n", group_size=3, aggregation="constant"),
+        configured_algorithm("best_of_n", group_size=3, aggregation="constant"),
         one_turn,
         policy,
         reference,
@@ -211,7 +211,7 @@ def test_per_turn_index_baseline_gives_stopping_no_credit():
     batches = all_groups(chance, size=3)
     rows = batches.index
     batch = estimate_advantages(
-        configure("rloo", advantage="group_return_to_go", group_size=3),
+        configured_algorithm("rloo", advantage="group_return_to_go", group_size=3),
         batch_of(mask[rows], rewards=rewards[rows], groups=batches.groups, turns=turns[rows]),
     )
     found = (batches.weight * batch.require("advantages")[:, 0] * score[rows]).sum() / 3

@@ -158,7 +158,7 @@ def train_in_batches(
         )
         for _ in range(algorithm.settings.num_epochs):
             optimizer.zero_grad()
-            values = critic(tokens) if algorithm.critic else None
+            values = critic(tokens) if algorithm.needs_critic else None
             loss = _loss(algorithm, policy.logprobs(task)[rows], values, batch, kl_coef)
             loss.backward()
             optimizer.step()

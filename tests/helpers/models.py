@@ -63,8 +63,8 @@ def tiny_model(
     """
     tokenizer = tiny_tokenizer()
     spec = ScratchSpec(hidden_size=16, num_layers=2, num_heads=2, context=context)
-    model = _sharpened(make_model(spec, tokenizer, seed=seed), sharp).eval()
-    return (in_double(model) if double else model), tokenizer
+    model = _with_scaled_logits(make_model(spec, tokenizer, seed=seed), sharp).eval()
+    return (as_float64(model) if double else model), tokenizer
 
 
 def gpt2_config(tokenizer: Any, *, positions: int, **settings: float) -> GPT2Config:
@@ -86,7 +86,7 @@ def tiny_gpt2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
     """A GPT-2 with 128 positions, and its tokenizer."""
     tokenizer = tiny_tokenizer()
     config = gpt2_config(tokenizer, positions=128)
-    return _other(GPT2LMHeadModel, config, seed, double), tokenizer
+    return _make_other_model(GPT2LMHeadModel, config, seed, double), tokenizer
 
 
 def tiny_qwen2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
@@ -105,25 +105,25 @@ def tiny_qwen2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _other(Qwen2ForCausalLM, config, seed, double), tokenizer
+    return _make_other_model(Qwen2ForCausalLM, config, seed, double), tokenizer
 
 
-def _other(kind: Any, config: Any, seed: int, double: bool) -> Any:
+def _make_other_model(kind: Any, config: Any, seed: int, double: bool) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _sharpened(kind(config), 15.0).eval()
-    return in_double(model) if double else model
+        model = _with_scaled_logits(kind(config), 15.0).eval()
+    return as_float64(model) if double else model
 
 
 @torch.no_grad()
-def _sharpened(model: Any, factor: float) -> Any:
+def _with_scaled_logits(model: Any, factor: float) -> Any:
     for weight in model.parameters():
         if weight.dim() == 2:
             weight.mul_(factor)
     return model
 
 
-def in_double(model: Any) -> Any:
+def as_float64(model: Any) -> Any:
     """The model in float64, with torch's RMSNorm, because transformers' computes in float32."""
     model = model.double()
     for parent in list(model.modules()):

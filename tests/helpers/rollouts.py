@@ -10,7 +10,7 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import EnvCalls
+from rlhf.rollout.env_calls import EnvironmentCalls
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
 from rlhf.rollout.sampling.decoder import decoder_for
@@ -89,29 +89,29 @@ class FakeEngine:
         self.requests.clear()
 
 
-def collector(
+def make_collector(
     engine: Any, make: Callable[[], gym.Env] = Tales, *, context: int = 256, **spec: Any
 ) -> Collector:
     """A collector with this engine, or with one that samples from this model."""
-    calls = EnvCalls(spec.pop("errors", "raise"), spec.pop("timeout", None))
+    calls = EnvironmentCalls(spec.pop("errors", "raise"), spec.pop("timeout", None))
     rollout = RolloutSpec(**spec)
     if isinstance(engine, torch.nn.Module):
         engine = ContinuousEngine(engine, max_rows=rollout.parallel)
     return Collector(engine, make, ChatFormat(TOKENIZER), rollout, context=context, calls=calls)
 
 
-def starts(*seeds: int) -> list[EpisodeSeed]:
+def episode_seeds(*seeds: int) -> list[EpisodeSeed]:
     return [
         EpisodeSeed(seed, group_index=index, sample_index=0) for index, seed in enumerate(seeds)
     ]
 
 
-def one(engine: Any, *args: Any, seed: int = 0, **settings: Any) -> Any:
+def collect_one(engine: Any, *args: Any, seed: int = 0, **settings: Any) -> Any:
     """The rollout of one episode."""
-    return collector(engine, *args, **settings).collect(starts(seed))[0]
+    return make_collector(engine, *args, **settings).collect(episode_seeds(seed))[0]
 
 
-class Turns:
+class TurnSampler:
     """A sampler whose episodes are given turn by turn, by their new tokens."""
 
     def __init__(self, model: Any, *, rows: int, **sampling: Any) -> None:

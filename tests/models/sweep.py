@@ -41,7 +41,7 @@ from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.training import offline
 from rlhf.training.examples import Encoder, Example
 from tests.helpers.models import tiny_tokenizer
-from tests.helpers.rollouts import Turns
+from tests.helpers.rollouts import TurnSampler
 from tests.helpers.training import metrics_of, online_tree, pair_rows, sft_rows, write_rows
 from tests.models.families import FAMILIES, VOCABULARY, model_of
 
@@ -210,7 +210,7 @@ def sample(place: Place) -> float:
     room = min(60, context_length_of(model)) // 2 - 6
     random = np.random.default_rng(0)
     counts = [(room, room), (3, room), (room // 2, 2)]
-    sampler = Turns(model, rows=2)
+    sampler = TurnSampler(model, rows=2)
     tokens: dict[int, list[int]] = {}
     said: dict[tuple[int, int], float] = {}
     turn = dict.fromkeys(range(len(counts)), 0)

@@ -214,7 +214,7 @@ def test_revision_requires_hub_id(tmp_path: Path) -> None:
     tiny_model()[0].save_pretrained(tmp_path)
     for path in (str(tmp_path), "smollm2-135m-instruct"):
         with pytest.raises(UserError, match=r"model\.revision has no effect on"):
-            hub.resolve(path, revision="main")
+            hub.resolve_model_folder(path, revision="main")
 
 
 @pytest.mark.parametrize(

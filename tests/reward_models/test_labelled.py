@@ -72,10 +72,12 @@ def test_the_gain_is_paired():
 
 def test_bag_of_words_baseline_learns_words():
     texts = [f"{'good' if i % 2 else 'bad'} film {i}" for i in range(80)]
-    found = labeled.words_classifier(texts, [i % 2 for i in range(80)], texts[:10], classes=3)
+    found = labeled.predict_classes_from_words(
+        texts, [i % 2 for i in range(80)], texts[:10], classes=3
+    )
     assert found[:, :2].argmax(1).tolist() == [i % 2 for i in range(10)]
     assert np.isneginf(found[:, 2]).all()  # a class that training never saw
-    rated = labeled.words_rater(texts, [float(i % 2) for i in range(80)], texts[:2])
+    rated = labeled.predict_ratings_from_words(texts, [float(i % 2) for i in range(80)], texts[:2])
     assert rated[1] - rated[0] > 0.5
 
 

@@ -63,7 +63,7 @@ def test_best_of_two_is_bradley_terry_and_masked_candidates_do_not_exist():
     scores = torch.tensor([[1.0, 3.0, math.nan], [2.0, 0.0, 1.0]], dtype=torch.float64)
     scores.requires_grad_()
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    loss = losses.best_of(scores, torch.tensor([1, 0]), mask=mask)
+    loss = losses.best_of_loss(scores, torch.tensor([1, 0]), mask=mask)
     third = -math.log(math.exp(2) / (math.exp(2) + 1 + math.e))
     assert loss.tolist() == pytest.approx([-log_sigmoid(2.0), third])
     loss.sum().backward()
@@ -75,13 +75,13 @@ def test_best_of_two_is_bradley_terry_and_masked_candidates_do_not_exist():
 def test_ranking_probabilities_of_all_orders_sum_to_one():
     scores = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
     orders = torch.stack([scores[list(p)] for p in itertools.permutations(range(4))])
-    loss = losses.ranking(orders, mask=torch.ones_like(orders, dtype=torch.bool))
+    loss = losses.ranking_loss(orders, mask=torch.ones_like(orders, dtype=torch.bool))
     assert torch.exp(-loss).sum().item() == pytest.approx(1.0)
 
 
 def test_ranking_ignores_padding():
     scores = torch.tensor([[1.0, 0.0, math.nan]], dtype=torch.float64, requires_grad=True)
-    loss = losses.ranking(scores, mask=torch.tensor([[True, True, False]]))
+    loss = losses.ranking_loss(scores, mask=torch.tensor([[True, True, False]]))
     assert loss.item() == pytest.approx(-log_sigmoid(1.0))
     loss.sum().backward()
     assert scores.grad is not None
@@ -92,19 +92,19 @@ def test_ranking_ignores_padding():
 def test_cost_model_pulls_signs_apart():
     worse, better = t(0.5), t(-0.5)
     yes, no = torch.tensor([True]), torch.tensor([False])
-    right = losses.cost_model(worse, better, worse_unsafe=yes, better_unsafe=no)
+    right = losses.cost_model_loss(worse, better, worse_unsafe=yes, better_unsafe=no)
     assert right.item() == pytest.approx(-log_sigmoid(1.0) - 2 * log_sigmoid(0.5))
-    wrong = losses.cost_model(worse, better, worse_unsafe=no, better_unsafe=yes)
+    wrong = losses.cost_model_loss(worse, better, worse_unsafe=no, better_unsafe=yes)
     assert wrong.item() == pytest.approx(-log_sigmoid(1.0) - 2 * log_sigmoid(-0.5))
 
 
 def test_regression_skips_missing_ratings_and_splits_without_a_trace():
     predictions = torch.tensor([[1.0, 2.0], [0.0, 5.0]], dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([[0.0, math.nan], [2.0, 5.0]], dtype=torch.float64)
-    whole = losses.regression(predictions, targets, num_targets=3)
+    whole = losses.regression_loss(predictions, targets, num_targets=3)
     assert whole.item() == pytest.approx((1 + 4 + 0) / 3)
     parts = sum(
-        losses.regression(predictions[i : i + 1], targets[i : i + 1], num_targets=3)
+        losses.regression_loss(predictions[i : i + 1], targets[i : i + 1], num_targets=3)
         for i in range(2)
     )
     assert torch.as_tensor(parts).item() == pytest.approx(whole.item())
@@ -127,13 +127,13 @@ def test_length_debiased_by_hand_and_gradient_removes_the_correlation():
     sizes = (torch.rand(64, generator=generator) * 100, torch.rand(64, generator=generator) * 100)
     quality = tuple((s / 50 - 1).double().requires_grad_() for s in sizes)
     length = tuple(torch.zeros(64, dtype=torch.float64) for _ in range(2))
-    loss = losses.length_debiased(quality, length, sizes, coef=10.0)
+    loss = losses.length_debiased_loss(quality, length, sizes, coef=10.0)
     plain = losses.bradley_terry(*quality).mean()
     assert loss.item() == pytest.approx(plain.item() + 10 * (1.0 + 1.0 - 0.0), rel=1e-6)
     optimiser = torch.optim.Adam(quality, lr=0.05)
     for _ in range(300):
         optimiser.zero_grad()
-        losses.length_debiased(quality, length, sizes, coef=10.0).backward()
+        losses.length_debiased_loss(quality, length, sizes, coef=10.0).backward()
         optimiser.step()
     rho = torch.corrcoef(torch.stack([torch.cat(quality), torch.cat(sizes).double()]))[0, 1]
     assert abs(rho.item()) < 0.05

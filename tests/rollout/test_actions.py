@@ -7,7 +7,7 @@ from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.collector import make_env_factory
-from tests.helpers.rollouts import FakeEngine, Tales, collector, one, starts
+from tests.helpers.rollouts import FakeEngine, Tales, collect_one, episode_seeds, make_collector
 
 
 class Buttons(Tales):
@@ -48,7 +48,7 @@ def test_the_first_number_is_the_action_if_it_is_legal(text, action):
 
 def test_invalid_action_ends_episode():
     engine = FakeEngine("3", "nonsense")
-    rollout = one(engine, Buttons, invalid_reward=-2.0)
+    rollout = collect_one(engine, Buttons, invalid_reward=-2.0)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 1, 2)
     assert rollout.env_return == 1.0 - 2.0
     assert Tales.made[0].actions == [3]  # the environment was not asked, and nothing stood in
@@ -56,7 +56,7 @@ def test_invalid_action_ends_episode():
 
 def test_invalid_action_can_be_retried():
     engine = FakeEngine("nonsense", "7", "4")
-    rollout = one(engine, Buttons, invalid="retry", invalid_reward=-0.25)
+    rollout = collect_one(engine, Buttons, invalid="retry", invalid_reward=-0.25)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 2, 3)
     assert Tales.made[0].actions == [4]
     assert "number from 2 to 4" in rollout.conversation[2]["content"]
@@ -65,7 +65,7 @@ def test_invalid_action_can_be_retried():
 
 def test_endless_retries_are_truncated_by_budget():
     engine = FakeEngine("nonsense")
-    rollout = one(engine, Buttons, invalid="retry", max_tokens=120)
+    rollout = collect_one(engine, Buttons, invalid="retry", max_tokens=120)
     assert rollout.truncated
     assert rollout.invalid == rollout.num_turns > 1
 
@@ -76,12 +76,12 @@ def test_other_action_spaces_are_refused():
 
     engine = FakeEngine("3")
     with pytest.raises(UserError, match="only text and discrete actions"):
-        one(engine, Steering)
+        collect_one(engine, Steering)
 
 
 def test_environments_are_made_by_id():
     engine = FakeEngine("0", "1", "9")
-    rollout = one(
+    rollout = collect_one(
         engine, make_env_factory(EnvSpec(id="FrozenLake-v1", kwargs={"is_slippery": False}))
     )
     assert rollout.conversation[0]["content"] == "0"
@@ -108,7 +108,7 @@ def test_prompts_are_an_environment():
         [{"role": "system", "content": "S"}, {"role": "user", "content": "And you?"}],
     ]
     spec = EnvSpec(prompts=[object()])  # type: ignore[list-item]
-    played = collector(engine, make_env_factory(spec, prompts)).collect(starts(0, 1))
+    played = make_collector(engine, make_env_factory(spec, prompts)).collect(episode_seeds(0, 1))
     asked = {tuple(m["content"] for m in r.conversation) for r in played}
     assert asked == {("How are you?", "fine"), ("S", "And you?", "fine")}
     assert all(r.terminated for r in played)

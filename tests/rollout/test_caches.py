@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.models.architecture import NO_LIMIT, context_length_of, usable_context_length
+from rlhf.models.architecture import UNLIMITED_CONTEXT, context_length_of, usable_context_length
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.policy import Policy
 from rlhf.rollout.sampling.base import Completion
 from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import recomputed_logprobs
-from tests.helpers.rollouts import Turns
+from tests.helpers.rollouts import TurnSampler
 from tests.rollout.families import LENGTHS, RECURRENT, SIZES, SLIDING, tiny_family
 
 FAMILIES = [*SLIDING, *RECURRENT]
@@ -45,7 +45,7 @@ def episodes_of(seed: int, count: int = 7) -> list[list[tuple[list[int], int, in
 
 def sampled(model: Any, episodes: Any, *, rows: int, **settings: Any) -> list[list[Completion]]:
     """Replies to every turn; a row that is free takes the next episode."""
-    sampler = Turns(model, rows=rows, **{"stop_ids": frozenset(range(12)), **settings})
+    sampler = TurnSampler(model, rows=rows, **{"stop_ids": frozenset(range(12)), **settings})
     heard: list[list[Completion]] = [[] for _ in episodes]
     queue, active = list(range(len(episodes))), 0
     while queue or active:
@@ -151,7 +151,7 @@ def test_the_context_does_not_end_at_a_window(name):
 def test_family_without_positions_has_unbounded_context():
     config = tiny_family("mamba2").config
     del config.max_position_embeddings
-    assert usable_context_length(config) == NO_LIMIT
+    assert usable_context_length(config) == UNLIMITED_CONTEXT
 
 
 def test_rows_of_different_rotary_frequencies_are_separate():

@@ -15,9 +15,17 @@ from rlhf.envs.prompts import PromptEnv
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import EnvCalls
+from rlhf.rollout.env_calls import EnvironmentCalls
 from tests.helpers.models import tiny_model
-from tests.helpers.rollouts import TOKENIZER, FakeEngine, Tales, collector, one, passes, starts
+from tests.helpers.rollouts import (
+    TOKENIZER,
+    FakeEngine,
+    Tales,
+    collect_one,
+    episode_seeds,
+    make_collector,
+    passes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +35,7 @@ def _no_environments():
 
 def test_the_environment_ends_the_episode():
     engine = FakeEngine("go", "stop")
-    rollout = one(engine)
+    rollout = collect_one(engine)
     assert (rollout.terminated, rollout.truncated) == (True, False)
     assert (rollout.num_turns, rollout.num_length_limited, rollout.invalid) == (2, 0, 0)
     assert rollout.stopped
@@ -48,7 +56,7 @@ def test_info_message_of_other_types_is_ignored():
             return observation, {**info, "message": "level 1"}
 
     engine = FakeEngine("stop")
-    rollout = one(engine, Chatty)
+    rollout = collect_one(engine, Chatty)
     assert rollout.conversation[0] == {
         "role": "user",
         "content": rollout.conversation[0]["content"],
@@ -57,7 +65,7 @@ def test_info_message_of_other_types_is_ignored():
 
 def test_a_time_limit_truncates_and_leaves_the_last_state():
     engine = FakeEngine("go")
-    rollout = one(engine, lambda: TimeLimit(Tales(), 2))
+    rollout = collect_one(engine, lambda: TimeLimit(Tales(), 2))
     assert (rollout.terminated, rollout.truncated) == (False, True)
     replies = 2 * len(TOKENIZER("go<|end|>")["input_ids"])
     assert (rollout.num_turns, rollout.num_actions) == (2, replies)
@@ -68,14 +76,14 @@ def test_a_time_limit_truncates_and_leaves_the_last_state():
 
 def test_termination_and_truncation_at_once_is_termination():
     engine = FakeEngine("stop")
-    rollout = one(engine, lambda: TimeLimit(Tales(), 1))
+    rollout = collect_one(engine, lambda: TimeLimit(Tales(), 1))
     assert (rollout.terminated, rollout.truncated) == (True, False)
     assert rollout.is_action[-1]
 
 
 def test_length_limited_reply_ends_turn_not_episode():
     engine = FakeEngine("a very long reply that is cut", "stop")
-    rollout = one(engine, max_new_tokens=5)
+    rollout = collect_one(engine, max_new_tokens=5)
     assert (rollout.terminated, rollout.truncated, rollout.num_length_limited) == (True, False, 1)
     assert rollout.stopped  # the last reply did end
     assert sum(rollout.is_action) == 5 + len(TOKENIZER("stop<|end|>")["input_ids"])
@@ -89,7 +97,7 @@ def test_length_limited_reply_ends_turn_not_episode():
 @pytest.mark.parametrize("limits", [{"max_tokens": 60}, {"context": 60}])
 def test_the_token_budget_truncates(limits):
     engine = FakeEngine("go")
-    rollout = one(engine, **limits)
+    rollout = collect_one(engine, **limits)
     assert (rollout.terminated, rollout.truncated) == (False, True)
     assert 50 < len(rollout.tokens) <= 60
     assert rollout.conversation[-1]["role"] == "user"
@@ -97,7 +105,7 @@ def test_the_token_budget_truncates(limits):
 
 def test_a_reply_may_use_the_whole_budget():
     engine = FakeEngine("a very long reply " * 20)
-    rollout = one(engine, max_tokens=30)
+    rollout = collect_one(engine, max_tokens=30)
     assert rollout.truncated
     assert not rollout.stopped
     assert len(rollout.tokens) == 30
@@ -107,14 +115,14 @@ def test_a_reply_may_use_the_whole_budget():
 def test_prompt_without_room_is_user_error():
     engine = FakeEngine("go")
     with pytest.raises(UserError, match=r"prompt of seed 7 has \d+ tokens") as error:
-        one(engine, seed=7, max_tokens=8)
+        collect_one(engine, seed=7, max_tokens=8)
     assert "\n" not in str(error.value)
 
 
 def test_group_shares_prompt_but_not_noise():
     model, _ = tiny_model(double=True)
     group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(3)]
-    rollouts = collector(model, lambda: TimeLimit(Tales(), 2), max_new_tokens=6).collect(group)
+    rollouts = make_collector(model, lambda: TimeLimit(Tales(), 2), max_new_tokens=6).collect(group)
     prompts = {tuple(r.tokens[: r.is_action.index(True)]) for r in rollouts}
     assert len(prompts) == 1
     assert len({tuple(r.tokens) for r in rollouts}) == 3
@@ -133,13 +141,13 @@ def same(a: Sequence[Any], b: Sequence[Any]) -> None:
 
 def test_episodes_are_reproducible_for_any_parallelism():
     model, _ = tiny_model(double=True)
-    order = starts(9, 3, 14, 2, 7)
+    order = episode_seeds(9, 3, 14, 2, 7)
 
     def played(parallel: int) -> list[Any]:
         torch.manual_seed(parallel)  # nothing hangs on the global generators
         np.random.seed(parallel)
         limited = lambda: TimeLimit(Tales(), 3)  # noqa: E731
-        return collector(model, limited, parallel=parallel, max_new_tokens=7).collect(order)
+        return make_collector(model, limited, parallel=parallel, max_new_tokens=7).collect(order)
 
     first = played(64)
     assert [r.seed for r in first] == [9, 3, 14, 2, 7]
@@ -150,8 +158,8 @@ def test_episodes_are_reproducible_for_any_parallelism():
 
 def test_rollouts_are_the_policys_own_log_probabilities():
     model, _ = tiny_model(double=True)
-    limited = collector(model, lambda: TimeLimit(Tales(), 4), max_new_tokens=5)
-    for rollout in limited.collect(starts(0, 1, 2)):
+    limited = make_collector(model, lambda: TimeLimit(Tales(), 4), max_new_tokens=5)
+    for rollout in limited.collect(episode_seeds(0, 1, 2)):
         tokens = torch.tensor([rollout.tokens])
         full = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
         for t, own in enumerate(rollout.is_action):
@@ -161,7 +169,7 @@ def test_rollouts_are_the_policys_own_log_probabilities():
 
 def test_temperature_can_be_overridden():
     model, _ = tiny_model(double=True)
-    limited = collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=6)
+    limited = make_collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=6)
     twins = [EpisodeSeed(1, group_index=0, sample_index=m) for m in range(3)]
     greedy = limited.collect(twins, temperature=0)
     assert len({tuple(r.tokens) for r in greedy}) == 1
@@ -170,7 +178,7 @@ def test_temperature_can_be_overridden():
 def test_env_failure_names_seed():
     engine = FakeEngine("fail")
     with pytest.raises(UserError, match=r"seed 41: RuntimeError: broken$") as error:
-        one(engine, seed=41)
+        collect_one(engine, seed=41)
     assert isinstance(error.value.__cause__, RuntimeError)
 
 
@@ -182,10 +190,10 @@ def test_failures_can_be_counted():
             return super().step(action)
 
     engine = FakeEngine("stop")
-    lenient = collector(engine, Fragile, errors="count")
+    lenient = make_collector(engine, Fragile, errors="count")
     seeds = range(8)
     odd = [s for s in seeds if np.random.default_rng(s).integers(1000) % 2]
-    rollouts = lenient.collect(starts(*seeds))
+    rollouts = lenient.collect(episode_seeds(*seeds))
     assert lenient.calls.failures == {"environment: RuntimeError: odd": len(odd)}
     assert odd
     assert [r.seed for r in rollouts] == [s for s in seeds if s not in odd]
@@ -207,8 +215,8 @@ def test_failed_environment_is_replaced():
     engine = FakeEngine("stop")
     broken_start = int(np.random.default_rng(1).integers(1000))
     Tales.made.clear()
-    lenient = collector(engine, Brittle, errors="count", parallel=1)
-    rollouts = lenient.collect(starts(0, 1, 2, 3))
+    lenient = make_collector(engine, Brittle, errors="count", parallel=1)
+    rollouts = lenient.collect(episode_seeds(0, 1, 2, 3))
     assert [r.seed for r in rollouts] == [0, 2, 3]
     assert lenient.calls.failures == {"environment: RuntimeError: broken for good": 1}
     old, new = Tales.made
@@ -219,14 +227,14 @@ def test_failed_environment_is_replaced():
 def test_all_environments_failed_is_user_error():
     engine = FakeEngine("fail")
     with pytest.raises(UserError, match="the environment failed in every episode"):
-        one(engine, errors="count")
+        collect_one(engine, errors="count")
 
 
 def test_environments_are_kept_and_closed():
     engine = FakeEngine("stop")
-    playing = collector(engine, parallel=2)
-    playing.collect(starts(1, 2, 3, 4, 5))
-    playing.collect(starts(1, 2))
+    playing = make_collector(engine, parallel=2)
+    playing.collect(episode_seeds(1, 2, 3, 4, 5))
+    playing.collect(episode_seeds(1, 2))
     assert len(Tales.made) == 2
     playing.close()
     assert all(env.closed for env in Tales.made)
@@ -239,31 +247,31 @@ def test_the_system_message_is_the_specs_or_the_environments():
     class Polite(Tales):
         system_prompt = "Be polite."
 
-    assert one(engine, lambda: TimeLimit(Polite(), 3)).conversation[0] == {
+    assert collect_one(engine, lambda: TimeLimit(Polite(), 3)).conversation[0] == {
         "role": "system",
         "content": "Be polite.",
     }
-    assert one(engine, Polite, system="Be quick.").conversation[0]["content"] == "Be quick."
-    assert one(engine, Tales).conversation[0]["role"] == "user"
+    assert collect_one(engine, Polite, system="Be quick.").conversation[0]["content"] == "Be quick."
+    assert collect_one(engine, Tales).conversation[0]["role"] == "user"
 
 
 def test_earlier_messages_come_first():
     engine = FakeEngine("stop")
     earlier = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
-    rollout = one(engine, lambda: Tales(messages=earlier), system="S")
+    rollout = collect_one(engine, lambda: Tales(messages=earlier), system="S")
     assert [m["role"] for m in rollout.conversation[:4]] == ["system", "user", "assistant", "user"]
     assert rollout.num_turns == 1  # the earlier reply was not sampled
     own = [{"role": "system", "content": "mine"}, *earlier]
     for system, expected in (("S", "S"), (None, "mine")):
-        said = one(engine, lambda: Tales(messages=own), system=system).conversation
+        said = collect_one(engine, lambda: Tales(messages=own), system=system).conversation
         assert [m["content"] for m in said if m["role"] == "system"] == [expected]
 
 
 def test_a_ten_turn_episode_passes_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True, context=512)
     passed = passes(monkeypatch, model)
-    playing = collector(model, lambda: TimeLimit(Tales(), 10), max_new_tokens=8, context=512)
-    rollout = playing.collect(starts(3))[0]
+    playing = make_collector(model, lambda: TimeLimit(Tales(), 10), max_new_tokens=8, context=512)
+    rollout = playing.collect(episode_seeds(3))[0]
     assert rollout.num_turns == 10
     tokens = sum(map(sum, passed))
     assert tokens <= 1.05 * len(rollout.tokens)
@@ -285,12 +293,12 @@ def test_free_row_starts_next_episode(monkeypatch):
 
     model, _ = tiny_model(double=True, context=512)
     passed = passes(monkeypatch, model)
-    order = starts(8, 1, 1, 1, 2, 3)
-    playing = collector(model, Patient, parallel=2, max_new_tokens=5, context=512)
+    order = episode_seeds(8, 1, 1, 1, 2, 3)
+    playing = make_collector(model, Patient, parallel=2, max_new_tokens=5, context=512)
     rollouts = playing.collect(order)
     assert [r.num_turns for r in rollouts] == [8, 1, 1, 1, 2, 3]
     assert [r.seed for r in rollouts] == [8, 1, 1, 1, 2, 3]
-    alone = collector(model, Patient, parallel=1, max_new_tokens=5, context=512).collect(order)
+    alone = make_collector(model, Patient, parallel=1, max_new_tokens=5, context=512).collect(order)
     same(rollouts, alone)
     assert len(Patient.made) == 2 + 1
     assert all(len(counts) <= 2 for counts in passed)
@@ -300,7 +308,7 @@ def test_group_prefills_prompt_once(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
     group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(4)]
-    rollouts = collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(group)
+    rollouts = make_collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(group)
     prompt = rollouts[0].is_action.index(True)
     assert passed[0] == [prompt]
     assert max(map(len, passed)) == 4
@@ -322,10 +330,10 @@ def test_template_refusal_is_not_an_env_failure(errors, system):
     tokenizer.chat_template = REFUSES
     chat_format = ChatFormat(tokenizer)
     spec = RolloutSpec(system=system)
-    calls = EnvCalls(errors)
+    calls = EnvironmentCalls(errors)
     found = Collector(engine, Tales, chat_format, spec, context=256, calls=calls)
     with pytest.raises(UserError, match="chat template refuses") as error:
-        found.collect(starts(0))
+        found.collect(episode_seeds(0))
     assert "environment failed" not in str(error.value)
     if system:
         with pytest.raises(UserError, match="No system role"):
@@ -349,7 +357,7 @@ def test_prompt_keys_reach_rewards_and_tools_reach_template():
     prompt = [{"role": "user", "content": "2+2?", "answer": "4", "tools": [{"name": "sum"}]}]
     make = partial(PromptEnv, [prompt])
     playing = Collector(engine, make, ChatFormat(tokenizer), RolloutSpec(), context=256)
-    rollout = playing.collect(starts(0))[0]
+    rollout = playing.collect(episode_seeds(0))[0]
     assert tokenizer.decode(rollout.tokens).startswith("sum<|user|>2+2?<|end|>")
     assert rollout.conversation[0]["answer"] == "4"
 
@@ -357,7 +365,7 @@ def test_prompt_keys_reach_rewards_and_tools_reach_template():
 def test_requests_hold_the_whole_episode_and_rollouts_the_policy_version():
     engine = FakeEngine("go", "stop")
     engine.update_policy(4)
-    rollout = one(engine, seed=3, max_new_tokens=9, temperature=0.5)
+    rollout = collect_one(engine, seed=3, max_new_tokens=9, temperature=0.5)
     first, second = engine.submitted
     starts_at = rollout.is_action.index(True)
     assert first.prompt_ids == rollout.tokens[:starts_at]

@@ -12,7 +12,7 @@ from rlhf.models.adapters import add_lora
 from rlhf.rollout.sampling.base import Completion, FinishReason, SamplingParams
 from rlhf.rollout.sampling.draw import sample_tokens
 from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model, tiny_qwen2
-from tests.helpers.rollouts import Turns, passes
+from tests.helpers.rollouts import TurnSampler, passes
 
 MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 
@@ -21,12 +21,12 @@ MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 Limit = tuple[int, int]
 
 
-def sampler_for(model: Any, rows: int, **settings: Any) -> Turns:
-    return Turns(model, rows=rows, **{"stop_ids": frozenset({1}), **settings})
+def sampler_for(model: Any, rows: int, **settings: Any) -> TurnSampler:
+    return TurnSampler(model, rows=rows, **{"stop_ids": frozenset({1}), **settings})
 
 
 def reply_to(
-    sampler: Turns,
+    sampler: TurnSampler,
     new_tokens: dict[int, list[int]],
     limits: Mapping[int, Limit],
     *,

@@ -11,7 +11,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import StopRequest
-from tests.helpers.rollouts import FakeEngine, Tales, collector, starts
+from tests.helpers.rollouts import FakeEngine, Tales, episode_seeds, make_collector
 
 
 def tale_with(step: Any) -> type[Tales]:
@@ -54,9 +54,9 @@ STEPS = {
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_failure_stops_the_run_with_its_reason_and_seed(kind: str) -> None:
     step, reason = STEPS[kind]
-    playing = collector(FakeEngine("go"), tale_with(step), timeout=0.05)
+    playing = make_collector(FakeEngine("go"), tale_with(step), timeout=0.05)
     with pytest.raises(UserError, match=rf"episode of seed 41: .*{reason}") as error:
-        playing.collect(starts(41))
+        playing.collect(episode_seeds(41))
     assert "\n" not in str(error.value)
 
 
@@ -72,16 +72,16 @@ def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
             self.seed = seed
             return super().reset(seed=seed)
 
-    playing = collector(FakeEngine("go"), Seeded, errors="count", timeout=0.05, parallel=2)
-    assert [rollout.seed for rollout in playing.collect(starts(0, 1, 2))] == [0, 2]
+    playing = make_collector(FakeEngine("go"), Seeded, errors="count", timeout=0.05, parallel=2)
+    assert [rollout.seed for rollout in playing.collect(episode_seeds(0, 1, 2))] == [0, 2]
     assert playing.calls.failures.total() == 1
 
 
 @pytest.mark.parametrize("messages", [["hi"], [{"role": "user"}], 3])
 def test_messages_before_the_first_observation_are_checked(messages: Any) -> None:
-    playing = collector(FakeEngine("go"), lambda: Tales(messages=messages))
+    playing = make_collector(FakeEngine("go"), lambda: Tales(messages=messages))
     with pytest.raises(UserError, match="episode of seed 5: TypeError"):
-        playing.collect(starts(5))
+        playing.collect(episode_seeds(5))
 
 
 def test_output_of_an_environment_is_not_a_result(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_output_of_an_environment_is_not_a_result(capsys: pytest.CaptureFixture[
         print("a move")
         return GOOD
 
-    collector(FakeEngine("go"), tale_with(chatty)).collect(starts(0))
+    make_collector(FakeEngine("go"), tale_with(chatty)).collect(episode_seeds(0))
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", "a move\n")
 
@@ -99,8 +99,8 @@ def test_an_environment_that_does_not_close_stops_nothing() -> None:
         def close(self) -> None:
             sys.exit(3)
 
-    playing = collector(FakeEngine("stop"), Open)
-    playing.collect(starts(0))
+    playing = make_collector(FakeEngine("stop"), Open)
+    playing.collect(episode_seeds(0))
     playing.close()
     assert playing.envs == []
 
@@ -130,17 +130,17 @@ def test_completions_of_an_engine_are_checked() -> None:
         return change
 
     with pytest.raises(UserError, match="was not requested"):
-        collector(FaultyEngine(unknown)).collect(starts(7))
+        make_collector(FaultyEngine(unknown)).collect(episode_seeds(7))
     for change in (scored(-1.0, -1.0), scored(float("nan"))):
         with pytest.raises(
             UserError, match=r"log-probabilities in the episode of seed 7; .*finite"
         ):
-            collector(FaultyEngine(change)).collect(starts(7))
+            make_collector(FaultyEngine(change)).collect(episode_seeds(7))
 
 
 def test_an_engine_cannot_end_the_process() -> None:
     with pytest.raises(RuntimeError, match=r"called sys.exit\(0\)"):
-        collector(FaultyEngine(lambda completion: sys.exit(0))).collect(starts(7))
+        make_collector(FaultyEngine(lambda completion: sys.exit(0))).collect(episode_seeds(7))
 
 
 class Silent(BaseException):
@@ -159,18 +159,18 @@ def raising(error: BaseException) -> Any:
 
 @pytest.mark.parametrize("error", [GeneratorExit(), KeyboardInterrupt(), StopIteration(), Silent()])
 def test_every_exception_is_a_failure_of_the_episode(error: BaseException) -> None:
-    playing = collector(FakeEngine("go"), tale_with(raising(error)))
+    playing = make_collector(FakeEngine("go"), tale_with(raising(error)))
     with (
         StopRequest(),
         pytest.raises(UserError, match=rf"episode of seed 41: .*{type(error).__name__}"),
     ):
-        playing.collect(starts(41))
+        playing.collect(episode_seeds(41))
 
 
 def test_ctrl_c_in_an_environment_ends_the_process() -> None:
-    playing = collector(FakeEngine("go"), tale_with(raising(KeyboardInterrupt())))
+    playing = make_collector(FakeEngine("go"), tale_with(raising(KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt):
-        playing.collect(starts(0))
+        playing.collect(episode_seeds(0))
 
 
 HELD: list[Any] = []
@@ -223,7 +223,7 @@ def test_the_state_of_the_process_is_restored(kind: str, gradients: bool) -> Non
 
     with StopRequest(), torch.set_grad_enabled(gradients):
         before = process_state()
-        collector(FakeEngine("go"), tale_with(changing)).collect(starts(0))
+        make_collector(FakeEngine("go"), tale_with(changing)).collect(episode_seeds(0))
         assert process_state() == before
         assert (changed[0] != before) == (kind != "gradients" or gradients)
 
@@ -236,7 +236,9 @@ def test_a_precision_that_only_the_new_functions_of_torch_can_read_is_kept() -> 
         pytest.skip("this version of torch has one precision for all backends")
     try:
         backend.fp32_precision = "tf32"
-        collector(FakeEngine("go"), tale_with(lambda env, action: GOOD)).collect(starts(0))
+        make_collector(FakeEngine("go"), tale_with(lambda env, action: GOOD)).collect(
+            episode_seeds(0)
+        )
         assert backend.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -253,7 +255,7 @@ def test_a_forked_process_does_not_continue_the_run(tmp_path: Any, fails: bool) 
             raise ValueError
         return GOOD
 
-    collector(FakeEngine("go"), tale_with(forking), errors="count").collect(starts(0))
+    make_collector(FakeEngine("go"), tale_with(forking), errors="count").collect(episode_seeds(0))
     (tmp_path / str(os.getpid())).touch()  # a second process would write its own file
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 1
     assert len(list(tmp_path.iterdir())) == 1

@@ -1,7 +1,7 @@
 """Overlap of evaluation with training, counted by the messages before the policy's first reply."""
 
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.items import Openings
+from rlhf.rollout.items import SeenOpenings
 
 
 def conversation(question: str, reply: str) -> list[dict[str, str]]:
@@ -17,7 +17,7 @@ def conversation(question: str, reply: str) -> list[dict[str, str]]:
 def test_prompts_that_differ_after_an_assistant_message_are_different():
     rollout = Rollout(0, 0, 0, conversation=conversation("What is 1 + 1?", "2"))
     rollout.append([5], turn=0, logprobs=[0.0])
-    openings = Openings()
+    openings = SeenOpenings()
     openings.add([rollout])
     rows = [
         {"messages": conversation("What is 1 + 1?", "3"), "turns": 1},
@@ -31,7 +31,7 @@ def test_replies_of_later_turns_do_not_belong_to_the_opening():
     first = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "B"}]
     rollout = Rollout(0, 0, 0, conversation=[*start, *first])  # ended by a limit of turns
     rollout.append([5], turn=0, logprobs=[0.0])
-    openings = Openings()
+    openings = SeenOpenings()
     openings.add([rollout])
     later = [{"role": "assistant", "content": "y"}, {"role": "user", "content": "C"}] * 2
     rows = [{"messages": [*start, *later], "turns": 2}, {"messages": [*first, *start], "turns": 1}]

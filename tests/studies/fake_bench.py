@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.cli.table import COMMANDS
 from rlhf.studies.bench.manifest import make_bench
-from rlhf.studies.bench.plan import REFERENCES, Bench
+from rlhf.studies.bench.plan import REFERENCE_FOLDER, Bench
 
 Returns = Mapping[str, Mapping[str, Sequence[float]]]
 """Row -> environment -> return by training seed (one value for a reference)."""
@@ -45,8 +45,8 @@ def planted_bench(folder: Path, returns: Returns, **keys: Any) -> Bench:
             for seed, value in enumerate(table[env]):
                 run = bench.run_path(env, f"seed{seed}", "evaluate" if row == "sft" else row)
                 write_run(run, row, env, value, (low, high))
-        write_run(bench.run_path(env, REFERENCES), "random", env, low, (low, high))
-        write_run(bench.run_path(env, REFERENCES), "expert", env, high, (low, high))
+        write_run(bench.run_path(env, REFERENCE_FOLDER), "random", env, low, (low, high))
+        write_run(bench.run_path(env, REFERENCE_FOLDER), "expert", env, high, (low, high))
     return bench
 
 

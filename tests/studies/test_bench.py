@@ -20,7 +20,7 @@ from rlhf.cli.table import COMMANDS
 from rlhf.config.load import assemble_tree
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_array
-from rlhf.studies.bench.jobs import open_study
+from rlhf.studies.bench.jobs import lock_study_directory
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.run import run_bench, run_one_job
 from tests.helpers.bench import write_manifest
@@ -156,7 +156,9 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     root = Path(tree["output_dir"])
 
     def opened(**keys):
-        with open_study(root, "bench.yaml", make_bench(tree | keys, COMMANDS).config, COMMANDS):
+        with lock_study_directory(
+            root, "bench.yaml", make_bench(tree | keys, COMMANDS).config, COMMANDS
+        ):
             (root / "bench.json").touch()
 
     opened()

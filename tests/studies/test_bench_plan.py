@@ -86,7 +86,7 @@ def test_without_demonstrations_everybody_starts_from_the_model():
         ),
         COMMANDS,
     )
-    assert bench.start == bench.baseline == "model"
+    assert bench.initial_row == bench.baseline == "model"
     start = bench.start_job("echo", 0)
     assert [verb for verb, _ in start.stages] == ["evaluate"]
     assert bench.run_tree("echo", "ppo", 0)["model"]["path"] == "somewhere"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.studies.bench.report import write_bench
-from rlhf.studies.bench.scores import analyze, read_scores
+from rlhf.studies.bench.report import write_bench_report
+from rlhf.studies.bench.scores import analyze_scores, read_scores
 from tests.studies.fake_bench import planted_bench
 
 SFT = {"echo": [0.25, 0.25, 0.25, 0.25, 0.25], "maze": [0.1, 0.2, 0.1, 0.2, 0.15]}
@@ -22,7 +22,7 @@ RETURNS = {"sft": SFT, "ppo": PPO, "rloo": RLOO, "twin": TWIN}
 def home(tmp_path_factory) -> Path:
     bench = planted_bench(tmp_path_factory.mktemp("benches") / "b", RETURNS)
     scores = read_scores(bench)
-    write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
+    write_bench_report(bench, scores, analyze_scores(scores, baseline=bench.baseline))
     return bench.root
 
 

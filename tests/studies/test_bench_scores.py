@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.studies.bench.gate import ALL_ENVIRONMENTS, gate, read_result
-from rlhf.studies.bench.report import write_bench
-from rlhf.studies.bench.result import protocol, verdict_lines
-from rlhf.studies.bench.scores import analyze, read_scores
+from rlhf.studies.bench.regression_check import ALL_ENVIRONMENTS, check_regression, read_result
+from rlhf.studies.bench.report import write_bench_report
+from rlhf.studies.bench.result import protocol_sentences, verdict_lines
+from rlhf.studies.bench.scores import analyze_scores, read_scores
 from tests.studies.fake_bench import planted_bench
 
 SFT = {"echo": [0.25, 0.25, 0.25, 0.25, 0.25], "maze": [0.1, 0.2, 0.1, 0.2, 0.15]}
@@ -22,7 +22,7 @@ RETURNS = {"sft": SFT, "good": GOOD, "twin": TWIN}
 
 def found(bench):
     scores = read_scores(bench)
-    return scores, analyze(scores, baseline=bench.baseline)
+    return scores, analyze_scores(scores, baseline=bench.baseline)
 
 
 def test_scores_are_fractions_of_the_way_from_random_to_optimal(tmp_path):
@@ -106,7 +106,7 @@ def test_everything_is_written_and_the_same_scores_give_the_same_text(tmp_path):
     for name in ("b", "c"):
         bench = planted_bench(tmp_path / name, RETURNS)
         scores, findings = found(bench)
-        page = write_bench(bench, scores, findings)
+        page = write_bench_report(bench, scores, findings)
         texts.append((tmp_path / name / "bench.md").read_text())
         html = page.read_text()
         assert "Performance profile" in html
@@ -125,51 +125,67 @@ def test_everything_is_written_and_the_same_scores_give_the_same_text(tmp_path):
 def test_the_budget_of_tuning_is_told(tmp_path):
     tuning = {"trials": 12, "seeds": [100], "algorithms": ["good", "twin"]}
     bench = planted_bench(tmp_path / "b", RETURNS, tuning=tuning)
-    assert "tuned with 12 trials for each of good, twin, on seeds 100" in protocol(bench)[-1]
+    assert (
+        "tuned with 12 trials for each of good, twin, on seeds 100" in protocol_sentences(bench)[-1]
+    )
 
 
 def result_of(folder, returns, **keys):
     bench = planted_bench(folder, returns, **keys)
-    write_bench(bench, *found(bench))
+    write_bench_report(bench, *found(bench))
     return read_result(folder / "bench.json")
 
 
 def test_the_gate_finds_what_got_worse_and_nothing_else(tmp_path):
     before = result_of(tmp_path / "before", RETURNS)
     same = result_of(tmp_path / "same", RETURNS)
-    assert gate(same, before).worse == []
-    assert gate(same, before).line().startswith("bench: no score is significantly worse")
+    assert check_regression(same, before).significant_losses == []
+    assert (
+        check_regression(same, before)
+        .summary_line()
+        .startswith("bench: no score is significantly worse")
+    )
     noisy = RETURNS | {"good": TWIN, "twin": GOOD}
-    assert gate(result_of(tmp_path / "noisy", noisy), before).worse == []
+    assert check_regression(result_of(tmp_path / "noisy", noisy), before).significant_losses == []
     drops = (0.36, 0.44, 0.4, 0.42, 0.38)
     low = [value - drop for value, drop in zip(GOOD["echo"], drops, strict=True)]
     lame = {"echo": low, "maze": GOOD["maze"]}
-    outcome = gate(result_of(tmp_path / "lame", RETURNS | {"good": lame}), before)
-    assert {(d.method, d.env) for d in outcome.worse} == {
+    outcome = check_regression(result_of(tmp_path / "lame", RETURNS | {"good": lame}), before)
+    assert {(d.method, d.env) for d in outcome.significant_losses} == {
         ("good", "echo"),
         ("good", ALL_ENVIRONMENTS),
     }
-    assert "WORSE" in outcome.line()
-    assert "good on echo by -0.427" in outcome.line()
-    assert "\n" not in outcome.line()
+    assert "WORSE" in outcome.summary_line()
+    assert "good on echo by -0.427" in outcome.summary_line()
+    assert "\n" not in outcome.summary_line()
     # Five equal differences have no spread, and the exact test says p = 0.0625.
     equal = {"echo": [v - 0.4 for v in GOOD["echo"]], "maze": GOOD["maze"]}
-    assert gate(result_of(tmp_path / "equal", RETURNS | {"good": equal}), before).worse == []
+    assert (
+        check_regression(
+            result_of(tmp_path / "equal", RETURNS | {"good": equal}), before
+        ).significant_losses
+        == []
+    )
     # What got better is no alarm.
-    assert gate(before, result_of(tmp_path / "lamer", RETURNS | {"good": lame})).worse == []
+    assert (
+        check_regression(
+            before, result_of(tmp_path / "lamer", RETURNS | {"good": lame})
+        ).significant_losses
+        == []
+    )
 
 
 def test_the_gate_refuses_to_judge_by_too_few_seeds(tmp_path):
     four = {row: {env: v[:4] for env, v in table.items()} for row, table in RETURNS.items()}
     before, now = result_of(tmp_path / "b", four), result_of(tmp_path / "c", RETURNS)
     with pytest.raises(UserError, match="share 4 training seeds"):
-        gate(now, before)
+        check_regression(now, before)
 
 
 def test_the_gate_says_when_it_does_not_compare_like_with_like(tmp_path):
     before = result_of(tmp_path / "b", RETURNS)
     now = result_of(tmp_path / "c", {"sft": SFT, "good": GOOD}, episodes=9)
-    assert gate(now, before).notes == [
+    assert check_regression(now, before).notes == [
         "the manifests differ in algorithms, episodes",
         "not measured now: twin",
     ]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf.studies.overoptimize.fits import (
-    Fit,
     Form,
+    OveroptimizationFit,
     best_of_n_scores,
     fit_best_of_n,
     fit_curve,
@@ -35,7 +35,9 @@ def test_noiseless_curves_are_recovered_exactly(form: Form):
     fit = fit_curve(*planted(form, 0.0, rng), form=form)
     truth = PLANTED[form]
     assert (fit.alpha.value, fit.beta.value, fit.peak.value) == pytest.approx(truth, rel=1e-6)
-    assert fit.gold(truth[2]) == pytest.approx(fit.gold(np.linspace(0.1, 9, 2000)).max(), rel=1e-4)
+    assert fit.predicted_gold_gain(truth[2]) == pytest.approx(
+        fit.predicted_gold_gain(np.linspace(0.1, 9, 2000)).max(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("form", ["best-of-n", "rl"])
@@ -62,7 +64,7 @@ def training_runs(
 
 def fitted_runs(
     alpha: float, beta: float, seeds: int, *, between: float, repetitions: int, seed: int
-) -> list[Fit]:
+) -> list[OveroptimizationFit]:
     print("seed", seed)
     rng = np.random.default_rng(seed)
     fits = []

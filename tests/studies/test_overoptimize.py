@@ -12,12 +12,12 @@ from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
 from rlhf.studies.overoptimize.fits import best_of_n_scores
 from rlhf.studies.overoptimize.results import (
-    Track,
+    TrainingTrack,
     best_of_n_result,
     combined_proxy_scores,
     powers_of_two_and_limit,
     rl_result,
-    verdict,
+    verdict_sentences,
 )
 from tests.helpers.training import unknown_entries
 
@@ -164,7 +164,7 @@ def test_moving_average_clips_the_window_at_the_ends():
 
 
 def test_two_seeds_give_curves_and_no_fit():
-    track = Track([1, 2, 3], [0.0, 1.0, 4.0], [0.0, 1.0, 2.0], [0.0, 1.0, 0.5])
+    track = TrainingTrack([1, 2, 3], [0.0, 1.0, 4.0], [0.0, 1.0, 2.0], [0.0, 1.0, 0.5])
     found = rl_result("single", [track, track], start=0.0)
     assert found["fit"] is None
     assert found["observed"]["step"] == 2
@@ -180,10 +180,12 @@ def test_flat_gold_is_rarely_said_to_fall(seeds):
     kl = [(5 * step / 40) ** 2 for step in steps]
     said = 0
     for _ in range(60):
-        tracks = [Track(steps, kl, steps, rng.normal(size=40).tolist()) for _seed in range(seeds)]
+        tracks = [
+            TrainingTrack(steps, kl, steps, rng.normal(size=40).tolist()) for _seed in range(seeds)
+        ]
         row = rl_result("single", tracks, start=0.0)
         results = {"algorithm": "rloo", "rl": [row], "best_of_n": []}
-        said += "then fell" in " ".join(verdict({**results, "best_of_n": [NO_SAMPLES]}))
+        said += "then fell" in " ".join(verdict_sentences({**results, "best_of_n": [NO_SAMPLES]}))
     assert said <= 3
 
 

@@ -16,8 +16,8 @@ from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.tune import run
-from rlhf.studies.tune.run import FIRST_EPISODE, make_study, run_tune
-from rlhf.studies.tune.search import Search, Trial
+from rlhf.studies.tune.run import FIRST_TUNING_EPISODE, make_study, run_tune
+from rlhf.studies.tune.search import AlgorithmSearch, Trial
 from tests.helpers.bench import write_manifest
 from tests.helpers.training import unknown_entries
 
@@ -58,23 +58,23 @@ def fitness(trial: Trial) -> float:
 
 def searched(folder: Path, trials: range, *, seed: int = 0) -> list[tuple[Trial, float | None]]:
     folder.mkdir(exist_ok=True)
-    search = Search("ppo", SPACE, folder, seed=seed)
+    search = AlgorithmSearch("ppo", SPACE, folder, seed=seed)
     for number in trials:
-        trial = search.ask(number)
+        trial = search.trial_to_run(number)
         assert trial is not None
-        search.tell(number, fitness(trial))
+        search.store_score(number, fitness(trial))
     return search.trials()
 
 
 def test_a_search_that_stopped_tries_what_one_that_never_did_would_have(tmp_path):
     whole = searched(tmp_path / "whole", range(15))
     searched(tmp_path / "cut", range(6))
-    search = Search("ppo", SPACE, tmp_path / "cut", seed=0)
-    drawn = search.ask(6)  # killed before its score came
-    again = Search("ppo", SPACE, tmp_path / "cut", seed=0)
-    assert [again.ask(number) for number in range(6)] == [None] * 6
-    assert again.ask(6) == drawn
-    again.tell(6, fitness(whole[6][0]))
+    search = AlgorithmSearch("ppo", SPACE, tmp_path / "cut", seed=0)
+    drawn = search.trial_to_run(6)  # killed before its score came
+    again = AlgorithmSearch("ppo", SPACE, tmp_path / "cut", seed=0)
+    assert [again.trial_to_run(number) for number in range(6)] == [None] * 6
+    assert again.trial_to_run(6) == drawn
+    again.store_score(6, fitness(whole[6][0]))
     assert searched(tmp_path / "cut", range(7, 15)) == whole
     assert len({trial.settings["x"] for trial, _ in whole}) == 15
     assert searched(tmp_path / "other", range(3), seed=1) != whole[:3]
@@ -89,18 +89,18 @@ def test_a_search_continues_after_a_kill_that_left_the_lock_of_its_journal(tmp_p
 
 def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
     whole = searched(tmp_path, range(12))
-    search = Search("ppo", SPACE, tmp_path, seed=0)
-    search.ask(12)
-    search.tell(12, None)
-    assert search.failed() == 1
-    trial, value = search.best()
+    search = AlgorithmSearch("ppo", SPACE, tmp_path, seed=0)
+    search.trial_to_run(12)
+    search.store_score(12, None)
+    assert search.num_failed() == 1
+    trial, value = search.best_trial()
     assert value == max(score for _, score in whole if score is not None)
     assert abs(trial.settings["x"] - 1) < 0.9
-    lost = Search("grpo", SPACE, tmp_path, seed=0)
-    lost.ask(0)
-    lost.tell(0, None)
+    lost = AlgorithmSearch("grpo", SPACE, tmp_path, seed=0)
+    lost.trial_to_run(0)
+    lost.store_score(0, None)
     with pytest.raises(UserError, match="all trials of grpo failed"):
-        lost.best()
+        lost.best_trial()
 
 
 def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_path):
@@ -119,7 +119,7 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
     files = sorted((tmp_path / "s/tune/trials").glob("*/*/echo/seed7/evaluate/**/episodes.jsonl"))
     assert len(files) == 4
     seeds = {json.loads(line)["seed"] for file in files for line in file.read_text().splitlines()}
-    assert seeds == {evaluation_seed(FIRST_EPISODE + index) for index in range(6)}
+    assert seeds == {evaluation_seed(FIRST_TUNING_EPISODE + index) for index in range(6)}
     bench = make_bench(assemble_tree([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
     rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]
     assert bench.run_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.alarm_rate import LIMIT, HealthyRun, alarm_table, alarms_of, healthy_runs
+from benchmarks.alarm_rate import MAX_ALARMS, HealthyRun, alarm_table, alarms_of, healthy_runs
 
 Alarms = dict[HealthyRun, list[str]]
 
@@ -22,7 +22,7 @@ def alarms() -> Iterator[Alarms]:
     found: Alarms = {}
     yield found
     print("\n" + alarm_table(found))
-    assert sum(map(bool, found.values())) <= LIMIT
+    assert sum(map(bool, found.values())) <= MAX_ALARMS
 
 
 @pytest.fixture(scope="module")

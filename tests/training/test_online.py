@@ -52,7 +52,7 @@ def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
     final = tmp_path / "run/final"
     AutoModelForCausalLM.from_pretrained(final)
     AutoTokenizer.from_pretrained(final)
-    assert (final / "value_head.safetensors").exists() == ALGORITHMS[verb].critic
+    assert (final / "value_head.safetensors").exists() == ALGORITHMS[verb].needs_critic
     summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["episodes"] == 4
     assert summary["optimal"] == 1.0

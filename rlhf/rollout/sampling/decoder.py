@@ -39,7 +39,7 @@ from rlhf.rollout.sampling.decoder_selection import (
     decoder_logit_difference,
     select_decoder,
 )
-from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
+from rlhf.rollout.sampling.kv_cache import ForwardPlan, RaggedCache, RaggedLayer
 from rlhf.rollout.sampling.protocols import Decoder
 from rlhf.rollout.sampling.ragged_masks import ADDITIVE_MASK_ATTENTION, ragged_masks
 from rlhf.rollout.sampling.row_decoder import RowDecoder
@@ -185,7 +185,7 @@ class _FusedLayer:
         hidden: torch.Tensor,
         cos: torch.Tensor,
         rotated_sin: torch.Tensor,
-        plan: Plan,
+        plan: ForwardPlan,
         store: RaggedLayer,
     ) -> torch.Tensor:
         """Return the layer's output [N, D].
@@ -227,7 +227,7 @@ def attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
-    plan: Plan,
+    plan: ForwardPlan,
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
-from rlhf.rollout.sampling.protocols import Pass, RowStore
+from rlhf.rollout.sampling.protocols import ForwardPass, MultiRowCache
 from rlhf.rollout.sampling.state_cache import StateLayer
 
 # The capacity of a cache, in tokens per row, is a multiple of this number.
@@ -27,7 +27,7 @@ CAPACITY_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class ForwardPlan:
     """Indices and mask of a forward pass that appends N new tokens to n rows, at most L per row."""
 
     reading: slice | torch.Tensor
@@ -162,7 +162,7 @@ class RaggedStateLayer(StateLayer, RaggedLayer):
         kind.lazy_initialization(self, *args, **kwargs)
 
 
-class RaggedCache(RowStore, Cache):
+class RaggedCache(MultiRowCache, Cache):
     """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
@@ -177,7 +177,7 @@ class RaggedCache(RowStore, Cache):
             separate forward pass. By default, the frequencies do not change.
     """
 
-    plan: Plan
+    plan: ForwardPlan
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class RaggedCache(RowStore, Cache):
         self.rows, self.dtype, self.device = rows, dtype, device
         self.stepwise, self.limit = stepwise, limit
         self.capacity = 0
-        RowStore.__init__(self, rows)
+        MultiRowCache.__init__(self, rows)
         kinds = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
         all_layers = [self._make_layer(*each) for each in kinds]
         self.ragged = [layer for layer in all_layers if isinstance(layer, RaggedLayer)]
@@ -224,7 +224,9 @@ class RaggedCache(RowStore, Cache):
         """
         return 0
 
-    def split_into_passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
+    def split_into_passes(
+        self, rows: np.ndarray, inputs: Sequence[Sequence[int]]
+    ) -> list[ForwardPass]:
         """Split new tokens of rows into forward passes, in order.
 
         Usually one forward pass is enough. Separate passes are needed in two cases. Recurrent
@@ -244,7 +246,7 @@ class RaggedCache(RowStore, Cache):
                 kind = (not length, len(part)) if self.states else (False, 0)
                 groups.setdefault((step, *kind, long), []).append((index, part))
         return [
-            Pass(np.array([index for index, _ in group]), [ids for _, ids in group])
+            ForwardPass(np.array([index for index, _ in group]), [ids for _, ids in group])
             for _, group in sorted(groups.items())
         ]
 
@@ -261,7 +263,7 @@ class RaggedCache(RowStore, Cache):
             for layer in self.ragged:
                 layer.grow()
 
-    def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Plan:
+    def prepare(self, rows: ArrayLike, counts: ArrayLike) -> ForwardPlan:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
 
         After the forward pass, call ``advance`` with the same arguments.
@@ -277,7 +279,7 @@ class RaggedCache(RowStore, Cache):
         columns = torch.arange(int((starts + number).max()), device=self.device)
         hidden = columns > padded[:, None, :, None]
         allowed = torch.zeros((), dtype=self.dtype, device=self.device)
-        self.plan = Plan(
+        self.plan = ForwardPlan(
             reading=slice(slots[0], slots[0] + n) if contiguous else self._to_device(slots),
             shape=(n, longest),
             even=len(row) == n * longest,

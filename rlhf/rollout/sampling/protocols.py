@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardPass:
     """Rows and new tokens of one forward pass."""
 
     indices: np.ndarray
@@ -21,7 +21,7 @@ class Pass:
     """New tokens of each row."""
 
 
-class RowStore:
+class MultiRowCache:
     """Base class of caches with several rows, which counts the tokens of each row.
 
     Args:
@@ -44,9 +44,11 @@ class RowStore:
         """Empty a row."""
         self.lengths[row] = 0
 
-    def split_into_passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
+    def split_into_passes(
+        self, rows: np.ndarray, inputs: Sequence[Sequence[int]]
+    ) -> list[ForwardPass]:
         """Split new tokens of rows into forward passes, in order. By default, there is one pass."""
-        return [Pass(np.arange(len(rows)), inputs)]
+        return [ForwardPass(np.arange(len(rows)), inputs)]
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Any:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``."""
@@ -80,7 +82,7 @@ class Decoder(Protocol):
 
 def forward_new_tokens(
     decoder: Decoder,
-    cache: RowStore,
+    cache: MultiRowCache,
     rows: np.ndarray,
     inputs: Sequence[Sequence[int]],
     device: torch.device,

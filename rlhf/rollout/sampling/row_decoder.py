@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from rlhf.models.architecture import trunk_of
 from rlhf.models.output_head import logits_of
-from rlhf.rollout.sampling.protocols import RowStore
+from rlhf.rollout.sampling.protocols import MultiRowCache
 from rlhf.rollout.sampling.time_step_limits import clamped_time_steps, mixers_with_time_step_limits
 
 # Names that the cache can have in the arguments and outputs of models.
@@ -31,7 +31,7 @@ class _Row:
     """Tokens of the row, if no cache is used."""
 
 
-class RowCache(RowStore):
+class RowCache(MultiRowCache):
     """A separate cache, of the model's own class, for each of ``rows`` episodes."""
 
     def __init__(self, rows: int) -> None:

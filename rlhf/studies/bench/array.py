@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.studies.bench.plan import Bench, Job
 
-_SLURM = """\
+_SLURM_TEMPLATE = """\
 #!/bin/sh
 #SBATCH --job-name={name}
 #SBATCH --array=1-{count}
@@ -19,7 +19,7 @@ _SLURM = """\
 eval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {commands})"
 """
 
-_SUBMIT = """\
+_SUBMIT_TEMPLATE = """\
 #!/bin/sh
 # The jobs of initial models run first, then the training runs that need them, then the table.
 set -e
@@ -53,7 +53,7 @@ def write_array(bench: Bench, folder: str | Path) -> list[Path]:
     table = shlex.quote(f"rlhf bench {shlex.quote(str(manifest))} --resume")
     scripts = {name: shlex.quote(str(target / f"{name}.slurm")) for name in lists}
     submit = target / "submit.sh"
-    submit.write_text(_SUBMIT.format(**scripts, table=table), encoding="utf-8")
+    submit.write_text(_SUBMIT_TEMPLATE.format(**scripts, table=table), encoding="utf-8")
     return [*written, submit]
 
 
@@ -63,7 +63,7 @@ def _write_list(folder: Path, name: str, jobs: Sequence[Job], manifest: Path) ->
     quoted = shlex.quote(str(manifest))
     lines = [f"rlhf bench {quoted} --only {shlex.quote(job.key)}\n" for job in jobs]
     commands.write_text("".join(lines), encoding="utf-8")
-    text = _SLURM.format(
+    text = _SLURM_TEMPLATE.format(
         name=f"bench-{name}",
         count=len(jobs),
         logs=shlex.quote(str(folder)),

@@ -29,13 +29,13 @@ from rlhf.studies.bench.plan import Job
 log = logging.getLogger(__name__)
 
 
-def plain_data(config: Any) -> dict[str, Any]:
+def study_config_data(config: Any) -> dict[str, Any]:
     """Return the configuration of a study as plain data, without the keys of its directory."""
     return {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
 
 
 @contextlib.contextmanager
-def open_study(
+def lock_study_directory(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
 ) -> Iterator[None]:
     """Return a context manager that locks a study's directory and writes its configuration.
@@ -54,7 +54,7 @@ def open_study(
     if config.resume and not config.overwrite:
         for command, stage in (stage for job in jobs for stage in job.stages):
             commands.check_resumable(command, stage)
-    tree = plain_data(config)
+    tree = study_config_data(config)
     with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
         yield
 
@@ -88,7 +88,7 @@ def _run_in_worker(job: Job, commands: CommandTable) -> str | None:
     return None
 
 
-class Workers:
+class WorkerPool:
     """Context manager of `count` worker processes.
 
     Each process writes its output to the file `<process id>.log` in the directory `logs`. After a
@@ -109,7 +109,7 @@ class Workers:
             initargs=(logs, max(1, (os.cpu_count() or 1) // count)),
         )
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         self.stop.__enter__()
         return self
 

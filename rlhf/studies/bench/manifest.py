@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # Names that are reserved, because other folders and table rows have them.
-_RESERVED = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
+_RESERVED_NAMES = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
 # Key of a run -> keys of the manifest that determine it; None if no key does.
 _SET_BY_BENCHMARK = {
     "output_dir": None,
@@ -49,11 +49,11 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     config = build_config(BenchConfig, tree)
     bench = Bench(
         config,
-        _entries(BenchEnvironment, config.environments, "environments"),
-        _entries(BenchAlgorithm, config.algorithms, "algorithms"),
+        _build_entries(BenchEnvironment, config.environments, "environments"),
+        _build_entries(BenchAlgorithm, config.algorithms, "algorithms"),
         commands,
     )
-    _check_starts(bench)
+    _check_demonstrations(bench)
     _check_algorithms(bench)
     for name, task in bench.environments.items():
         _refuse_benchmark_keys(f"environments.{name}.run", task.run)
@@ -62,7 +62,7 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     return bench
 
 
-def _entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]:
+def _build_entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]:
     """Build the entries of the manifest's group `environments` or `algorithms`.
 
     Raises:
@@ -88,7 +88,7 @@ def build_entry(cls: type[T], item: Any, key: str) -> T:
         raise UserError(f"{key}: {error}") from error
 
 
-def _check_starts(bench: Bench) -> None:
+def _check_demonstrations(bench: Bench) -> None:
     """Check the demonstrations of the environments and the settings that depend on them.
 
     Either all environments or none must have demonstrations, so that the scores of a row are
@@ -111,8 +111,8 @@ def _check_starts(bench: Bench) -> None:
 def _check_algorithms(bench: Bench) -> None:
     """Check the names and commands of the algorithms, and the name of the baseline."""
     for name, entry in bench.algorithms.items():
-        command = bench.command(name)
-        if name in _RESERVED:
+        command = bench.command_of(name)
+        if name in _RESERVED_NAMES:
             raise UserError(f"algorithms: the name {name!r} is reserved; choose another name")
         if command not in registry.ALGORITHMS:
             raise UserError(
@@ -120,7 +120,7 @@ def _check_algorithms(bench: Bench) -> None:
                 f"{did_you_mean(command, registry.ALGORITHMS)}"
             )
         _refuse_benchmark_keys(f"algorithms.{name}.run", entry.run)
-    methods = [*bench.config.references, bench.start, *bench.algorithms]
+    methods = [*bench.config.references, bench.initial_row, *bench.algorithms]
     if bench.baseline not in methods:
         raise UserError(
             f"baseline: there is no row {bench.baseline!r}{did_you_mean(bench.baseline, methods)}"
@@ -140,7 +140,7 @@ def _check_runs(bench: Bench, environment: str) -> None:
         except UserError as error:
             raise UserError(f"environments.{environment}, {command}: {error}") from error
     for name in bench.algorithms:
-        command = bench.command(name)
+        command = bench.command_of(name)
         try:
             config = bench.commands.configure(command, bench.run_tree(environment, name, seed))
             algorithm_of(command, config)

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
-from rlhf.common.ranges import PositiveInt, convert
+from rlhf.common.ranges import PositiveInt, convert_to_type
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import merge_trees
 from rlhf.config.online import OnlineConfig
 from rlhf.rollout.seeds import training_seed
 
-REFERENCES = "reference"
+REFERENCE_FOLDER = "reference"
 """Name of the folder of the reference policies."""
 DEMONSTRATIONS_FILE = "sft.jsonl"
-HELD_OUT = 64
+NUM_HELD_OUT_DEMONSTRATIONS = 64
 """Number of held-out demonstrations for the evaluation loss of supervised fine-tuning."""
-HELD_OUT_FROM = 3_000_000
+FIRST_HELD_OUT_EPISODE = 3_000_000
 """Index of the first start state of held-out demonstrations; no training run reaches it."""
 
 
@@ -52,7 +52,7 @@ class Bench:
         return Path(self.config.output_dir)
 
     @property
-    def start(self) -> str:
+    def initial_row(self) -> str:
         """Name of the row of initial models: "sft" with demonstrations, else "model"."""
         first = next(iter(self.environments.values()))
         return "sft" if first.demonstrations else "model"
@@ -60,9 +60,9 @@ class Bench:
     @property
     def baseline(self) -> str:
         """Name of the row with which the other rows are compared."""
-        return self.config.baseline or self.start
+        return self.config.baseline or self.initial_row
 
-    def command(self, algorithm: str) -> str:
+    def command_of(self, algorithm: str) -> str:
         """Return the name of the command that an algorithm of the manifest runs."""
         return self.algorithms[algorithm].command or algorithm
 
@@ -75,7 +75,9 @@ class Bench:
         task, entry = self.environments[environment], self.algorithms[algorithm]
         tree = merge_trees(merge_trees(self.config.run, task.run), entry.run)
         folder = f"seed{seed}"
-        steps = convert(PositiveInt, tree.get("num_steps", OnlineConfig.num_steps), "num_steps")
+        steps = convert_to_type(
+            PositiveInt, tree.get("num_steps", OnlineConfig.num_steps), "num_steps"
+        )
         return {
             **tree,
             "output_dir": str(self.run_path(environment, folder, algorithm)),
@@ -107,27 +109,33 @@ class Bench:
         if task.demonstrations:
             demos = self._demos_tree(environment, seed, "demos", task.demonstrations.count)
             # If all episodes have the same first observation, rows cannot be split by prompt.
-            held_out = self._demos_tree(environment, seed, "demos-held-out", HELD_OUT)
+            held_out = self._demos_tree(
+                environment, seed, "demos-held-out", NUM_HELD_OUT_DEMONSTRATIONS
+            )
             stages += [("demos", demos), ("demos", held_out)]
             stages.append(("sft", self._sft_tree(environment, seed)))
-        policy = {"name": self.start, "model": self.start_model(environment, seed)}
+        policy = {"name": self.initial_row, "model": self.start_model(environment, seed)}
         target = self.run_path(environment, folder, "evaluate")
         stages.append(("evaluate", self.evaluate_tree(environment, [policy], target)))
-        return Job(f"{environment}/{folder}/{self.start}", tuple(stages))
+        return Job(f"{environment}/{folder}/{self.initial_row}", tuple(stages))
 
     def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
         """Return the job of one training run; the run ends with its evaluation."""
         tree = self.run_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
         return Job(
-            f"{folder}/{algorithm}", ((self.command(algorithm), tree),), f"{folder}/{self.start}"
+            f"{folder}/{algorithm}",
+            ((self.command_of(algorithm), tree),),
+            f"{folder}/{self.initial_row}",
         )
 
     def reference_job(self, environment: str) -> Job:
         """Return the job that evaluates the reference policies on the held-out episodes."""
         policies = [{"name": name} for name in self.config.references]
-        tree = self.evaluate_tree(environment, policies, self.run_path(environment, REFERENCES))
-        return Job(f"{environment}/{REFERENCES}", (("evaluate", tree),))
+        tree = self.evaluate_tree(
+            environment, policies, self.run_path(environment, REFERENCE_FOLDER)
+        )
+        return Job(f"{environment}/{REFERENCE_FOLDER}", (("evaluate", tree),))
 
     def jobs(self) -> list[Job]:
         """Return all jobs; each job follows the job that it depends on."""
@@ -168,7 +176,7 @@ class Bench:
         """
         task = self.environments[environment]
         assert task.demonstrations
-        first = 0 if name == "demos" else HELD_OUT_FROM
+        first = 0 if name == "demos" else FIRST_HELD_OUT_EPISODE
         file = {"path": DEMONSTRATIONS_FILE, "kind": "sft", "count": count}
         return {
             "output_dir": str(self.run_path(environment, f"seed{seed}", name)),

@@ -10,22 +10,36 @@ from urllib.parse import quote
 from rlhf.common.files import write_text
 from rlhf.evaluation.compare import coverage_text
 from rlhf.reports import write_comparison_report
-from rlhf.reports.charts import Chart, Series, panels
-from rlhf.reports.comparison_page import method_tiles
-from rlhf.reports.forest import Line, titled_forest
-from rlhf.reports.markup import Table, bounds, esc, number, section, sentence_html, with_acronyms
-from rlhf.reports.page import page
-from rlhf.reports.results import verdict_html, verdict_item
+from rlhf.reports.charts import Chart, Series, charts_html
+from rlhf.reports.comparison_page import method_tiles_html
+from rlhf.reports.forest import ForestRow, titled_forest_plot_html
+from rlhf.reports.markup import (
+    Table,
+    capitalize_acronyms,
+    esc,
+    interval_text,
+    number_text,
+    section_html,
+    sentence_html,
+)
+from rlhf.reports.page import page_html
+from rlhf.reports.results import verdict_html, verdict_item_html
 from rlhf.reports.tables import save_tables
-from rlhf.studies.bench.plan import REFERENCES, Bench
-from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, verdict_lines
-from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
+from rlhf.studies.bench.plan import REFERENCE_FOLDER, Bench
+from rlhf.studies.bench.result import (
+    bench_json,
+    bench_markdown,
+    make_tables,
+    protocol_sentences,
+    verdict_lines,
+)
+from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, Findings, Scores
 
-MAX_LINES = 6
+MAX_CHART_LINES = 6
 """Number of colors, which is the maximum number of lines in a chart."""
 
 
-def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
+def write_bench_report(bench: Bench, scores: Scores, findings: Findings) -> Path:
     """Write the result of a finished benchmark into its directory.
 
     Returns:
@@ -34,12 +48,12 @@ def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
     root = bench.root
     tables = make_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
-    text = json.dumps(as_json(bench, scores, findings), indent=1)
+    text = json.dumps(bench_json(bench, scores, findings), indent=1)
     write_text(root / "bench.json", text + "\n")
-    write_text(root / "bench.md", markdown(bench, findings, tables))
+    write_text(root / "bench.md", bench_markdown(bench, findings, tables))
     pages = _write_environment_pages(bench)
-    body = _body(bench, findings, tables, pages)
-    write_text(root / "report.html", page("Benchmark", body))
+    body = _body_html(bench, findings, tables, pages)
+    write_text(root / "report.html", page_html("Benchmark", body))
     return root / "report.html"
 
 
@@ -55,41 +69,43 @@ def _write_environment_pages(bench: Bench) -> dict[str, str]:
     for name in bench.environments:
         rows = ["evaluate", *bench.algorithms]
         runs = [bench.run_path(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
-        references = [bench.run_path(name, REFERENCES)] if bench.config.references else []
+        references = [bench.run_path(name, REFERENCE_FOLDER)] if bench.config.references else []
         write_comparison_report([*runs, *references], folder / f"{name}.html")
         pages[name] = f"pages/{name}.html"
     return pages
 
 
-def _body(
+def _body_html(
     bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
 ) -> str:
     """Return the body of the page; `pages` is the result of `_write_environment_pages`."""
-    notes = "".join(f'<p class="note">{sentence_html(line)}</p>' for line in protocol(bench))
-    parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", notes]
+    notes = "".join(
+        f'<p class="note">{sentence_html(line)}</p>' for line in protocol_sentences(bench)
+    )
+    parts = [f"<header><h1>Benchmark</h1>{_tiles_html(findings)}</header>", notes]
     parts.append(_comparison_list_html(findings))
-    parts.append(section("Result", _forest(findings)))
-    parts.append(section("Charts", _charts(findings)))
+    parts.append(section_html("Result", _score_plot_html(findings)))
+    parts.append(section_html("Charts", _charts_html(findings)))
     links = "".join(f'<li><a href="{quote(p)}">{esc(env)}</a></li>' for env, p in pages.items())
-    parts.append(section("Environments", f"<ul>{links}</ul>"))
-    parts += [section(table.title, table.to_html()) for table in tables]
+    parts.append(section_html("Environments", f"<ul>{links}</ul>"))
+    parts += [section_html(table.title, table.to_html()) for table in tables]
     return "\n".join(parts)
 
 
-def _colors(findings: Findings) -> dict[str, str]:
+def _row_colors(findings: Findings) -> dict[str, str]:
     """Return algorithm -> CSS color class.
 
     Colors are assigned in the order of the manifest, as on the pages of the environments.
     """
-    return {name: f"c{index % MAX_LINES + 1}" for index, name in enumerate(findings.curves)}
+    return {name: f"c{index % MAX_CHART_LINES + 1}" for index, name in enumerate(findings.curves)}
 
 
-def _tiles(findings: Findings) -> str:
+def _tiles_html(findings: Findings) -> str:
     """Return a tile with the color and the interquartile mean of each algorithm, as HTML."""
-    colors = _colors(findings)
+    colors = _row_colors(findings)
     means = {name: findings.aggregates[name]["IQM"] for name in colors}
-    scores = {name: f"IQM {number(e.value)} {bounds(e)}" for name, e in means.items()}
-    return method_tiles(scores, colors)
+    scores = {name: f"IQM {number_text(e.value)} {interval_text(e)}" for name, e in means.items()}
+    return method_tiles_html(scores, colors)
 
 
 def _comparison_list_html(findings: Findings) -> str:
@@ -99,10 +115,12 @@ def _comparison_list_html(findings: Findings) -> str:
     """
     significant = [d for d in findings.pairs if d.winner]
     items = [
-        verdict_item(d, METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or ""))
+        verdict_item_html(
+            d, SCORE_METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
+        )
         for d in findings.against_baseline
     ]
-    items += [verdict_item(d, METRIC, "good") for d in significant]
+    items += [verdict_item_html(d, SCORE_METRIC, "good") for d in significant]
     lines = verdict_lines(findings)[len(items) :]
     coverage = {coverage_text(d) for d in findings.differences}
     items += [f"<li><strong>{verdict_html(x)}</strong></li>" for x in lines if x not in coverage]
@@ -110,49 +128,51 @@ def _comparison_list_html(findings: Findings) -> str:
     return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
 
 
-def _forest(findings: Findings) -> str:
+def _score_plot_html(findings: Findings) -> str:
     """Return the forest plot of the IQM of every algorithm and reference policy.
 
     Vertical lines show the scores of the random and the optimal policy.
     """
-    lines, colors = [], _colors(findings)
+    lines, colors = [], _row_colors(findings)
     for name, aggregates in findings.aggregates.items():
         estimate = aggregates["IQM"]
         text = f"{estimate.units} seeds" if estimate.units > 1 else "not trained"
-        value, tone = number(estimate.value), colors.get(name, "ref")
-        lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
+        value, tone = number_text(estimate.value), colors.get(name, "ref")
+        lines.append(ForestRow(name, text, estimate, value, interval_text(estimate), tone))
     marks = [(0.0, "random"), (1.0, "optimal")]
-    return titled_forest("Interquartile mean", "over environments and seeds, 95%", lines, marks)
+    return titled_forest_plot_html(
+        "Interquartile mean", "over environments and seeds, 95%", lines, marks
+    )
 
 
-def _charts(findings: Findings) -> str:
-    """Draw learning curves and performance profiles, with up to `MAX_LINES` lines in a panel."""
+def _charts_html(findings: Findings) -> str:
+    """Draw learning curves and performance profiles, with up to `MAX_CHART_LINES` lines each."""
     charts = []
     names = list(findings.curves)
-    for first in range(0, len(names), MAX_LINES):
-        shown = names[first : first + MAX_LINES]
+    for first in range(0, len(names), MAX_CHART_LINES):
+        shown = names[first : first + MAX_CHART_LINES]
         charts += [_efficiency_chart(findings, shown), _profile_chart(findings, shown)]
-    return panels(charts)
+    return charts_html(charts)
 
 
 def _efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
     """Return the chart of the IQM during training."""
-    lines, colors = [], _colors(findings)
+    lines, colors = [], _row_colors(findings)
     for name in names:
         curve = findings.curves[name]
         shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
-        lines.append(Series.from_estimates(with_acronyms(name), shares, curve, colors[name]))
+        lines.append(Series.from_estimates(capitalize_acronyms(name), shares, curve, colors[name]))
     note = "IQM on held-out episodes during training; bands are 95% bootstrap intervals."
     return Chart("Sample efficiency", lines, note, x_label="%")
 
 
 def _profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
     """Return the chart of the performance profiles; the initial models are gray."""
-    colors = _colors(findings)
+    colors = _row_colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [
         Series(
-            with_acronyms(name),
+            capitalize_acronyms(name),
             THRESHOLDS,
             findings.profile[name].tolist(),
             colors.get(name, "ref"),

@@ -13,7 +13,7 @@ from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.machine import describe_machine
 from rlhf.studies.bench.plan import Bench
-from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
+from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, Findings, Scores
 
 
 def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
@@ -24,7 +24,12 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
     the other rows are compared.
     """
     total: list[list[Cell]] = [
-        [name, *row.values(), findings.improvement.get(name), float(scores.rows[name].min())]
+        [
+            name,
+            *row.values(),
+            findings.improvement.get(name),
+            float(scores.scores_by_row[name].min()),
+        ]
         for name, row in findings.aggregates.items()
     ]
     columns = ["policy", "IQM", "mean", "optimality gap", f"P(better than {baseline})", "worst run"]
@@ -39,7 +44,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
     shares = [f"{index / (points - 1):.0%}" for index in range(points)]
     single: list[list[Cell]] = [
         [name, env, seed if len(table) > 1 else None, float(table[i, j])]
-        for name, table in scores.rows.items()
+        for name, table in scores.scores_by_row.items()
         for i, seed in enumerate(scores.seeds[: len(table)])
         for j, env in enumerate(scores.environments)
     ]
@@ -59,11 +64,11 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
             ["policy", *(f"{t:g}" for t in THRESHOLDS)],
             profile,
         ),
-        Table("scores", "Every run", ["policy", "environment", "seed", METRIC], single),
+        Table("scores", "Every run", ["policy", "environment", "seed", SCORE_METRIC], single),
     ]
 
 
-def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
+def bench_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
     """Return the content of `bench.json`, which `rlhf bench --against` reads."""
     config = asdict(bench.config)
     return {
@@ -74,7 +79,7 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
         "seeds": list(scores.seeds),
         "scores": {
             row: {env: table[:, i].tolist() for i, env in enumerate(scores.environments)}
-            for row, table in scores.rows.items()
+            for row, table in scores.scores_by_row.items()
         },
         "curves": {row: curves.tolist() for row, curves in scores.curves.items()},
         "aggregates": {
@@ -101,7 +106,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
 
     def count(environment: str, algorithm: str) -> int:
         tree = bench.run_tree(environment, algorithm, seed)
-        config = bench.commands.configure(bench.command(algorithm), tree)
+        config = bench.commands.configure(bench.command_of(algorithm), tree)
         return config.num_steps * config.episodes_per_step
 
     return {
@@ -109,7 +114,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
     }
 
 
-def protocol(bench: Bench) -> list[str]:
+def protocol_sentences(bench: Bench) -> list[str]:
     """Return the sentences that describe how the benchmark was run."""
     config = bench.config
     lines = [
@@ -117,7 +122,7 @@ def protocol(bench: Bench) -> list[str]:
         f"{len(config.seeds)} training seeds ({', '.join(map(str, config.seeds))}). Scores are "
         "(return − random) / (optimal − random), from the last model of each run on the same "
         f"{config.episodes} held-out episodes ({config.decoding} decoding). In each environment "
-        f"and seed, all algorithms start from the same model, the row {bench.start}."
+        f"and seed, all algorithms start from the same model, the row {bench.initial_row}."
     ]
     episodes = training_episodes(bench)
     for env, counts in episodes.items():
@@ -144,11 +149,11 @@ def _tuning_sentence(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> st
     )
 
 
-def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
+def bench_markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
     """Return the content of `bench.md`."""
     by_slug = {table.slug: table for table in tables}
     title = markdown_text(bench.root.resolve().name)
-    parts = [f"# {title}", "\n\n".join([*protocol(bench), _version_sentence()])]
+    parts = [f"# {title}", "\n\n".join([*protocol_sentences(bench), _version_sentence()])]
     parts += [_markdown_section(by_slug[slug]) for slug in ("aggregates", "cells")]
     lines = [f"* {markdown_text(line)}" for line in verdict_lines(findings)]
     parts.append("## Verdicts\n\n" + "\n".join(lines))

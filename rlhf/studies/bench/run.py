@@ -11,17 +11,17 @@ from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchCommandConfig
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_array
-from rlhf.studies.bench.gate import common_seeds, gate, read_result
-from rlhf.studies.bench.jobs import Workers, open_study, run_job
+from rlhf.studies.bench.jobs import WorkerPool, lock_study_directory, run_job
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
-from rlhf.studies.bench.report import write_bench
-from rlhf.studies.bench.result import protocol
-from rlhf.studies.bench.scores import analyze, read_scores
+from rlhf.studies.bench.regression_check import check_regression, common_seeds, read_result
+from rlhf.studies.bench.report import write_bench_report
+from rlhf.studies.bench.result import protocol_sentences
+from rlhf.studies.bench.scores import analyze_scores, read_scores
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "bench.yaml"
+MANIFEST_FILE = "bench.yaml"
 
 
 def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
@@ -35,8 +35,10 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
             failed; finished runs are kept.
     """
     check_model_and_environments(bench)
-    with open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs()):
-        with Workers(jobs, bench.commands, logs=bench.root / "logs") as workers:
+    with lock_study_directory(
+        bench.root, MANIFEST_FILE, bench.config, bench.commands, bench.jobs()
+    ):
+        with WorkerPool(jobs, bench.commands, logs=bench.root / "logs") as workers:
             failed = workers.run_jobs(bench.jobs(), bench.root.name)
         if failed:
             key, reason = next(iter(failed.items()))
@@ -45,7 +47,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
                 f"{key}: {reason}{more}; finished runs are kept; continue with --resume"
             )
         scores = read_scores(bench)
-        return write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
+        return write_bench_report(bench, scores, analyze_scores(scores, baseline=bench.baseline))
 
 
 def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
@@ -68,9 +70,9 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
     yield str(run_bench(bench, jobs=config.jobs))
     if earlier is None:
         return 0
-    outcome = gate(read_result(bench.root / "bench.json"), earlier)
-    yield outcome.line()
-    return 1 if outcome.worse else 0
+    outcome = check_regression(read_result(bench.root / "bench.json"), earlier)
+    yield outcome.summary_line()
+    return 1 if outcome.significant_losses else 0
 
 
 def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
@@ -82,7 +84,7 @@ def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
     return "\n".join(
         [
             f"{waiting} training runs, and {len(jobs) - waiting} jobs that must finish first",
-            *protocol(bench),
+            *protocol_sentences(bench),
         ]
     )
 

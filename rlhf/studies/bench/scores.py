@@ -24,9 +24,9 @@ from rlhf.stats.aggregates import (
     performance_profile,
     sample_efficiency,
 )
-from rlhf.studies.bench.plan import REFERENCES, Bench
+from rlhf.studies.bench.plan import REFERENCE_FOLDER, Bench
 
-METRIC = "normalized return"
+SCORE_METRIC = "normalized return"
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Thresholds of the performance profile."""
 
@@ -49,7 +49,7 @@ class Scores:
     """Algorithm -> [seeds, environments, points] during training, without the initial model."""
 
     @property
-    def rows(self) -> dict[str, np.ndarray]:
+    def scores_by_row(self) -> dict[str, np.ndarray]:
         """All rows, references first."""
         return {**self.references, **self.trained}
 
@@ -88,11 +88,16 @@ def read_scores(bench: Bench) -> Scores:
     """
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     start = {n: bench.run_path(n, f"seed{seeds[0]}", "evaluate") for n in names}
-    bounds = {n: bounds_of(bench, n, read_summary(start[n], bench.start)) for n in names}
+    bounds = {
+        n: environment_bounds(bench, n, read_evaluation_summary(start[n], bench.initial_row))
+        for n in names
+    }
 
-    def table(row: str, folders: Sequence[str]) -> np.ndarray:
+    def scores_of_row(row: str, folders: Sequence[str]) -> np.ndarray:
         """Return the scores [folders, environments] of a row, given the folders of its runs."""
-        summaries = [[read_summary(bench.run_path(n, f), row) for n in names] for f in folders]
+        summaries = [
+            [read_evaluation_summary(bench.run_path(n, f), row) for n in names] for f in folders
+        ]
         return np.array(
             [
                 [bounds[n].normalize(mean_return(s)) for n, s in zip(names, run, strict=True)]
@@ -100,33 +105,33 @@ def read_scores(bench: Bench) -> Scores:
             ]
         )
 
-    folders = {bench.start: "evaluate"} | {name: name for name in bench.algorithms}
+    folders = {bench.initial_row: "evaluate"} | {name: name for name in bench.algorithms}
     return Scores(
         environments=names,
         seeds=seeds,
         bounds=bounds,
         trained={
-            row: table(row, [f"seed{seed}/{folder}" for seed in seeds])
+            row: scores_of_row(row, [f"seed{seed}/{folder}" for seed in seeds])
             for row, folder in folders.items()
         },
-        references={row: table(row, [REFERENCES]) for row in bench.config.references},
+        references={row: scores_of_row(row, [REFERENCE_FOLDER]) for row in bench.config.references},
         curves={row: _training_curves(bench, row, bounds) for row in bench.algorithms},
     )
 
 
-def analyze(scores: Scores, *, baseline: str) -> Findings:
+def analyze_scores(scores: Scores, *, baseline: str) -> Findings:
     """Compute aggregates and comparisons.
 
     All trained rows are compared with the row `baseline`. The algorithms are also compared with
     each other.
     """
-    rows, start = scores.rows, next(iter(scores.trained))
+    rows, start = scores.scores_by_row, next(iter(scores.trained))
     algorithms = [name for name in scores.trained if name != start]
     others = [name for name in scores.trained if name != baseline]
     pairs = [p for p in itertools.combinations(algorithms, 2) if baseline not in p]
     comparisons = len(others) + len(pairs)
     return Findings(
-        aggregates={name: _aggregates(table) for name, table in rows.items()},
+        aggregates={name: _aggregate_intervals(table) for name, table in rows.items()},
         improvement={name: improvement_interval(rows[name], rows[baseline]) for name in others},
         cells={
             name: {
@@ -143,7 +148,7 @@ def analyze(scores: Scores, *, baseline: str) -> Findings:
     )
 
 
-def _aggregates(table: np.ndarray) -> dict[str, Interval]:
+def _aggregate_intervals(table: np.ndarray) -> dict[str, Interval]:
     """Return the IQM, the mean and the optimality gap of scores [seeds, environments]."""
     statistics = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
     return {
@@ -171,12 +176,12 @@ def _compare_rows(
         baseline=baseline,
         unit="training seeds",
         env="all environments",
-        metric=METRIC,
+        metric=SCORE_METRIC,
         comparisons=comparisons,
     )
 
 
-def read_summary(run: Path, policy: str) -> dict[str, Any]:
+def read_evaluation_summary(run: Path, policy: str) -> dict[str, Any]:
     """Read the `summary.json` of a policy in a run directory.
 
     Raises:
@@ -193,7 +198,7 @@ def mean_return(summary: Mapping[str, Any]) -> float:
     return float(summary["metrics"]["return"]["mean"])
 
 
-def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
+def environment_bounds(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
     """Return the random and the optimal return of an environment.
 
     The values of the manifest take precedence over those of `summary`, the summary of an evaluation
@@ -221,7 +226,7 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
 def _training_curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.ndarray:
     """Return the held-out scores of an algorithm during training, [seeds, environments, points]."""
 
-    def curve(name: str, seed: int) -> list[float]:
+    def scores_during_training(name: str, seed: int) -> list[float]:
         rows = read_metrics(bench.run_path(name, f"seed{seed}", algorithm))
         values = [row["eval/return"] for row in rows if "eval/return" in row]
         # If the KL budget ended a run early, its last score is used for the remaining points.
@@ -229,5 +234,8 @@ def _training_curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds])
         return [bounds[name].normalize(value) for value in values]
 
     return np.array(
-        [[curve(name, seed) for name in bench.environments] for seed in bench.config.seeds]
+        [
+            [scores_during_training(name, seed) for name in bench.environments]
+            for seed in bench.config.seeds
+        ]
     )

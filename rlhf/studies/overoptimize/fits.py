@@ -29,12 +29,12 @@ Form = Literal["best-of-n", "rl"]
 
 _LARGEST_EXPONENT = 50.0
 """A fitted peak beyond exp(50) is treated as no peak, because beta is then 0 up to rounding."""
-_GRID = 2001
+_NUM_TESTED_DISTANCES = 2001
 """Number of distances at which the slope is tested; their spacing is 1/2000 of the range."""
 
 
 @dataclass(frozen=True)
-class Fit:
+class OveroptimizationFit:
     """Fitted coefficients and the predicted peak, with intervals."""
 
     form: Form
@@ -56,7 +56,7 @@ class Fit:
     """Whether the measured gold beyond the peak is significantly below the gold near the peak. This
     is checked because both forms fit a peak to gold that rises and then stays constant."""
 
-    def gold(self, d: ArrayLike) -> np.ndarray:
+    def predicted_gold_gain(self, d: ArrayLike) -> np.ndarray:
         """Return the predicted gain in gold at d = sqrt(KL), elementwise."""
         return _regressors(np.asarray(d, dtype=float), self.form) @ [
             self.alpha.value,
@@ -133,7 +133,7 @@ def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np
     return np.array([[best_of_n(p, g, n) for n in ns] for p, g in zip(ranking, score, strict=True)])
 
 
-def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> Fit:
+def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> OveroptimizationFit:
     """Fit R_bon to the gain in gold over n = 1.
 
     The clusters are the prompts, because all n use the same samples of a prompt.
@@ -155,7 +155,7 @@ def fit_curve(
     form: Form,
     clusters: Sequence[object] | np.ndarray | None = None,
     level: float = 0.95,
-) -> Fit:
+) -> OveroptimizationFit:
     """Return the least-squares fit of the gain in gold, with intervals over clusters.
 
     Args:
@@ -189,10 +189,10 @@ def fit_curve(
         for point, margin in zip(whole, reach, strict=True)
     )
     ends = float(d[d > 0].min()), float(d.max())
-    peak = _peak(whole, critical**2 * covariance, form, count, *ends)
+    peak = _peak_interval(whole, critical**2 * covariance, form, count, *ends)
     rise = _rise_is_seen(d, y, codes, peak, level)
     fall = _fall_is_seen(d, y, codes, peak.value, level)
-    return Fit(form, alpha, beta, peak, *ends, rise, fall)
+    return OveroptimizationFit(form, alpha, beta, peak, *ends, rise, fall)
 
 
 def _rise_is_seen(
@@ -267,7 +267,7 @@ def _solve_normal_equations(squares: np.ndarray, products: np.ndarray) -> np.nda
     return (np.linalg.pinv(squares, hermitian=True) @ products[..., None])[..., 0]
 
 
-def _peak(
+def _peak_interval(
     coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
 ) -> Interval:
     """Return the peak of the fitted curve, with the interval of distances whose slope may be 0.
@@ -282,7 +282,12 @@ def _peak(
     """
     value = _turning_point(float(coefficients[0]), float(coefficients[1]), form, far)
     start = 0.0 if form == "best-of-n" else near
-    d = np.unique([*np.linspace(start, far, _GRID), *([value] if start <= value <= far else [])])
+    d = np.unique(
+        [
+            *np.linspace(start, far, _NUM_TESTED_DISTANCES),
+            *([value] if start <= value <= far else []),
+        ]
+    )
     contrast = _regressor_derivatives(d, form)
     slope = contrast @ coefficients
     variance = np.einsum("ni,ij,nj->n", contrast, spread, contrast)

@@ -14,7 +14,7 @@ from rlhf.reports.overoptimization import PROXY_NAMES
 from rlhf.reward_models.ensemble import ScoreCombination
 from rlhf.stats import Interval, interval
 from rlhf.studies.overoptimize.fits import (
-    Fit,
+    OveroptimizationFit,
     best_of_n_scores,
     fit_best_of_n,
     fit_curve,
@@ -28,7 +28,7 @@ SMOOTHING_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
-class Track:
+class TrainingTrack:
     """Logged values of one training run at each step; all lists have the same length."""
 
     steps: list[int]
@@ -95,7 +95,7 @@ def powers_of_two_and_limit(limit: int) -> list[int]:
     return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
 
 
-def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
+def _best_of_n_advice(fit: OveroptimizationFit, ns: Sequence[int]) -> str:
     """Return the advice of the fit. If the fit has a peak, add the largest n up to the peak."""
     if not fit.rises_then_falls:
         return fit.advice()
@@ -103,7 +103,7 @@ def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
     return f"{fit.advice()}: n up to about {largest}"
 
 
-def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
+def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dict[str, Any]:
     """Return the training curves, the fit, the observed peak and the changes after the peak.
 
     Args:
@@ -200,7 +200,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
     return np.array(changes)
 
 
-def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
+def _rl_advice(fit: OveroptimizationFit, result: dict[str, Any]) -> str:
     """Return the advice of the fit, and the first step that reached the KL of its peak, if any."""
     advice = fit.advice()
     if not fit.rises_then_falls:
@@ -213,7 +213,7 @@ def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
     return f"{advice}; training reached it at step {passed[0]}" if passed else advice
 
 
-def fit_result(fit: Fit) -> dict[str, Any]:
+def fit_result(fit: OveroptimizationFit) -> dict[str, Any]:
     """Return a fit as a dictionary for JSON, with points of its curve; infinite values are None."""
     d = np.linspace(0, fit.furthest, CURVE_POINTS)
     return {
@@ -222,11 +222,11 @@ def fit_result(fit: Fit) -> dict[str, Any]:
         "beta": fit.beta.as_dict(),
         "peak": fit.peak.as_dict(),
         "furthest": fit.furthest,
-        "curve": {"d": d.tolist(), "gain": fit.gold(d).tolist()},
+        "curve": {"d": d.tolist(), "gain": fit.predicted_gold_gain(d).tolist()},
     }
 
 
-def verdict(results: dict[str, Any]) -> list[str]:
+def verdict_sentences(results: dict[str, Any]) -> list[str]:
     """Return one sentence for each optimization by RL and by best-of-n.
 
     A sentence describes how the gold score changed and recommends when to stop.

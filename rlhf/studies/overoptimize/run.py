@@ -36,21 +36,21 @@ from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.runs.renamed import read_metrics, read_samples
 from rlhf.studies.overoptimize.results import (
-    Track,
+    TrainingTrack,
     best_of_n_result,
     combined_proxy_scores,
     rl_result,
-    verdict,
+    verdict_sentences,
 )
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1
+HELD_OUT_FRACTION = 0.1
 """Fraction of the prompts that are held out to measure the accuracy of the proxies."""
 
 
 @dataclass(frozen=True)
-class Proxy:
+class ProxyReward:
     """An existing reward, or an ensemble of reward models with equal base and number of pairs."""
 
     name: str
@@ -85,7 +85,7 @@ def run_overoptimize(
     Raises:
         UserError: a key of the configuration is wrong, or a reply has no gold score.
     """
-    study = _Study(config, run.directory, commands)
+    study = _OveroptimizationStudy(config, run.directory, commands)
     study.check()
     for spec in (config.model, *(config.proxies.bases if config.proxies else ())):
         find_model(spec)
@@ -119,7 +119,7 @@ def run_overoptimize(
         if config.rl
         else [],
     }
-    results["verdict"] = verdict(results)
+    results["verdict"] = verdict_sentences(results)
     for line in results["verdict"]:
         log.info("%s", line)
     text = json.dumps(results, indent=1, allow_nan=False)
@@ -133,12 +133,12 @@ def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
     Raises:
         UserError: a key is wrong.
     """
-    _Study(config, Path(config.output_dir), commands).check()
+    _OveroptimizationStudy(config, Path(config.output_dir), commands).check()
     return "keys and types are valid, including those of the proxies and of the training"
 
 
 @dataclass(frozen=True)
-class _Study:
+class _OveroptimizationStudy:
     """A study, which trains its reward models and policies in subfolders of `directory`."""
 
     config: OveroptimizeConfig
@@ -164,7 +164,7 @@ class _Study:
             tree = self._training_tree(spec, [{"kind": "length"}], seed=0)
             self.commands.configure(spec.algorithm, {**tree, "output_dir": self.config.output_dir})
 
-    def train_proxies(self, grid: ProxyGrid) -> list[Proxy]:
+    def train_proxies(self, grid: ProxyGrid) -> list[ProxyReward]:
         """Train every proxy of the grid, for each base model and number of pairs.
 
         The members of a proxy are trained on the same pairs with different seeds.
@@ -174,7 +174,7 @@ class _Study:
         """
         seed, root = self.config.seed, self.directory / "proxies"
         rows = load_and_log(grid.data, "preference", what="proxies.data", seed=seed)
-        rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=seed)
+        rows, held_out = split_by_prompt(rows, fraction=HELD_OUT_FRACTION, seed=seed)
         if len(rows) < max(grid.pairs):
             raise UserError(
                 f"proxies.pairs needs {max(grid.pairs)} pairs, but only {len(rows)} are left after "
@@ -199,8 +199,8 @@ class _Study:
         return proxies
 
     def train_against(
-        self, how: str, spec: TrainingSpec, proxies: list[Proxy], gold: Any
-    ) -> list[Track]:
+        self, how: str, spec: TrainingSpec, proxies: list[ProxyReward], gold: Any
+    ) -> list[TrainingTrack]:
         """Train the policy against the first proxy with every seed; return a track for each seed.
 
         `how` is how the members of the proxy are combined.
@@ -257,7 +257,7 @@ class _Study:
         }
 
 
-def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
+def _trained_proxy(name: str, pairs: int, members: list[Path]) -> ProxyReward:
     """Return a trained proxy, with its size and the mean accuracy from the members' reports."""
     accuracies = []
     for folder in members:
@@ -265,12 +265,12 @@ def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
         report = run_directory / "evaluation" / run_directory.name / "summary.json"
         accuracies.append(read_summary_file(report)["accuracy"]["value"])
     size = reward_models.LearnedReward.load(members[0]).model.num_parameters()
-    return Proxy(name, size, pairs, members, float(np.mean(accuracies)))
+    return ProxyReward(name, size, pairs, members, float(np.mean(accuracies)))
 
 
 def _standardized_scores(
-    config: OveroptimizeConfig, proxies: list[Proxy], groups: list[list[Any]]
-) -> list[tuple[Proxy, np.ndarray]]:
+    config: OveroptimizeConfig, proxies: list[ProxyReward], groups: list[list[Any]]
+) -> list[tuple[ProxyReward, np.ndarray]]:
     """Return each proxy with the standardized scores of its members, [members, prompts, samples].
 
     The mean and the standard deviation of each member's scores are written to the sidecar of its
@@ -281,7 +281,7 @@ def _standardized_scores(
         reward = load_rewards(config.rewards)
         column = score_replies(reward, groups, what=reward.name)
         scores = _standardize_column(column, reward.name)
-        return [(Proxy(reward.name, None, None, [], None), scores[None])]
+        return [(ProxyReward(reward.name, None, None, [], None), scores[None])]
     scored = []
     for proxy in proxies:
         columns = []
@@ -312,7 +312,7 @@ def _standardize_column(column: np.ndarray, name: str) -> np.ndarray:
 
 
 def _proxy_reward_config(
-    config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
+    config: OveroptimizeConfig, how: str, proxies: list[ProxyReward], seed: int
 ) -> list[dict[str, Any]]:
     """Return the configuration of the reward that RL maximizes with training seed `seed`.
 
@@ -328,7 +328,7 @@ def _proxy_reward_config(
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
 
-def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
+def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> TrainingTrack:
     """Return the KL, proxy and gold scores of each step of a run.
 
     The gold score is measured on the saved transcripts of the training episodes.
@@ -346,7 +346,7 @@ def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
     by_step: dict[int, list[float]] = {}
     for row, value in zip(samples, scores, strict=True):
         by_step.setdefault(row["step"], []).append(float(value))
-    return Track(
+    return TrainingTrack(
         steps=[row["step"] for row in metrics],
         kl=[row["policy/kl"] for row in metrics],
         proxy=[row["reward/mean"] for row in metrics],

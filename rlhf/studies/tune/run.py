@@ -33,25 +33,25 @@ from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_csv
 from rlhf.runs.directory import check_unchanged_configuration
 from rlhf.runs.inputs import input_fingerprints
-from rlhf.studies.bench.jobs import Workers, open_study, plain_data
+from rlhf.studies.bench.jobs import WorkerPool, lock_study_directory, study_config_data
 from rlhf.studies.bench.manifest import build_entry, make_bench
 from rlhf.studies.bench.plan import Bench, Job
 from rlhf.studies.bench.run import check_model_and_environments
-from rlhf.studies.bench.scores import bounds_of, mean_return, read_summary
-from rlhf.studies.tune.search import Search, Trial
+from rlhf.studies.bench.scores import environment_bounds, mean_return, read_evaluation_summary
+from rlhf.studies.tune.search import AlgorithmSearch, Trial
 
 log = logging.getLogger(__name__)
 
-STUDY = "tune.yaml"
+STUDY_FILE = "tune.yaml"
 """Name of the file with the study's configuration."""
-TUNED = "tuned.yaml"
+TUNED_FILE = "tuned.yaml"
 """Name of the file with the best hyperparameters."""
-FIRST_EPISODE = 2**29
+FIRST_TUNING_EPISODE = 2**29
 """Index of the first held-out episode for tuning; the episodes of a benchmark start at index 0."""
 
 
 @dataclass(frozen=True)
-class Study:
+class TuningStudy:
     """A checked study: its benchmark and the search space of each algorithm."""
 
     config: TuneConfig
@@ -76,24 +76,24 @@ class Study:
 
     def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
         """Return the jobs of a trial; each trains and evaluates one run (environment and seed)."""
-        return [self._job(algorithm, trial, *cell) for cell in self.cells]
+        return [self._trial_job(algorithm, trial, *cell) for cell in self.environment_seed_pairs]
 
-    def score(self, algorithm: str, trial: Trial) -> float:
+    def trial_score(self, algorithm: str, trial: Trial) -> float:
         """Return the mean normalized return of a finished trial over environments and seeds."""
         scores = []
-        for environment, seed in self.cells:
-            stage = self._job(algorithm, trial, environment, seed).stages[-1]
-            summary = read_summary(Path(stage[1]["output_dir"]), algorithm)
-            bounds = bounds_of(self.bench, environment, summary)
+        for environment, seed in self.environment_seed_pairs:
+            stage = self._trial_job(algorithm, trial, environment, seed).stages[-1]
+            summary = read_evaluation_summary(Path(stage[1]["output_dir"]), algorithm)
+            bounds = environment_bounds(self.bench, environment, summary)
             scores.append(bounds.normalize(mean_return(summary)))
         return float(np.mean(scores))
 
     @property
-    def cells(self) -> list[tuple[str, int]]:
+    def environment_seed_pairs(self) -> list[tuple[str, int]]:
         """All pairs (environment, training seed); every trial has a run for each."""
         return list(itertools.product(self.bench.environments, self.config.seeds))
 
-    def _job(self, algorithm: str, trial: Trial, environment: str, seed: int) -> Job:
+    def _trial_job(self, algorithm: str, trial: Trial, environment: str, seed: int) -> Job:
         """Return the job of one run of a trial and its evaluation on the tuning episodes."""
         bench, key = self.bench, f"{algorithm}/trial{trial.number}/{environment}/seed{seed}"
         folder = self.root / "trials" / key
@@ -107,10 +107,10 @@ class Study:
         evaluate = bench.evaluate_tree(environment, [policy], folder / "evaluate") | {
             "rollout": run.get("rollout", {}),
             "episodes": self.config.episodes,
-            "first_episode": FIRST_EPISODE,
+            "first_episode": FIRST_TUNING_EPISODE,
         }
         start = bench.start_job(environment, seed).key
-        return Job(key, ((bench.command(algorithm), run), ("evaluate", evaluate)), start)
+        return Job(key, ((bench.command_of(algorithm), run), ("evaluate", evaluate)), start)
 
 
 def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
@@ -134,7 +134,7 @@ def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
     return "\n".join(lines)
 
 
-def make_study(config: TuneConfig, commands: CommandTable) -> Study:
+def make_study(config: TuneConfig, commands: CommandTable) -> TuningStudy:
     """Build a study and its benchmark from a configuration, and check both.
 
     Raises:
@@ -162,10 +162,10 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     space = {k: build_entry(Dimension, item, f"space.{k}") for k, item in config.space.items()}
     spaces = {name: _effective_dimensions(bench, name, space) for name in bench.algorithms}
     _check_space(tree | overrides, spaces, space, commands)
-    return Study(config, bench, spaces)
+    return TuningStudy(config, bench, spaces)
 
 
-def run_tune(study: Study, *, jobs: int = 1) -> Path:
+def run_tune(study: TuningStudy, *, jobs: int = 1) -> Path:
     """Run the trials of every algorithm that are not finished; return the path of tuned.yaml.
 
     Raises:
@@ -174,22 +174,22 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
             an algorithm failed.
     """
     check_model_and_environments(study.bench)
-    tree = plain_data(study.config)
-    if study.config.resume and not study.config.overwrite and (study.root / STUDY).exists():
-        check_unchanged_configuration(study.root, tree, name=STUDY, free={"jobs", "trials"})
-    with open_study(study.root, STUDY, study.config, study.bench.commands):
+    tree = study_config_data(study.config)
+    if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
+        check_unchanged_configuration(study.root, tree, name=STUDY_FILE, free={"jobs", "trials"})
+    with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
         return _run_search(study, jobs=jobs)
 
 
-def _run_search(study: Study, *, jobs: int) -> Path:
+def _run_search(study: TuningStudy, *, jobs: int) -> Path:
     """Run all trials in `jobs` processes and write the result; return the path of tuned.yaml."""
     searches = {
-        name: Search(name, space, study.root, seed=study.config.sampler_seed)
+        name: AlgorithmSearch(name, space, study.root, seed=study.config.sampler_seed)
         for name, space in study.spaces.items()
     }
-    with Workers(jobs, study.bench.commands, logs=study.root / "logs") as workers:
-        starts = [study.bench.start_job(*cell) for cell in study.cells]
+    with WorkerPool(jobs, study.bench.commands, logs=study.root / "logs") as workers:
+        starts = [study.bench.start_job(*cell) for cell in study.environment_seed_pairs]
         if failed := workers.run_jobs(starts, "start models"):
             key, reason = next(iter(failed.items()))
             raise UserError(f"{key}: {reason}")
@@ -198,9 +198,11 @@ def _run_search(study: Study, *, jobs: int) -> Path:
     return _write_result(study, searches)
 
 
-def _run_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
+def _run_round(
+    study: TuningStudy, searches: Mapping[str, AlgorithmSearch], workers: WorkerPool, number: int
+) -> None:
     """Run the trial `number` of every algorithm in parallel; finished trials are not repeated."""
-    unfinished = {name: search.ask(number) for name, search in searches.items()}
+    unfinished = {name: search.trial_to_run(number) for name, search in searches.items()}
     trials = {name: trial for name, trial in unfinished.items() if trial is not None}
     jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
     every_job = [job for trial_jobs in jobs.values() for job in trial_jobs]
@@ -209,17 +211,17 @@ def _run_round(study: Study, searches: Mapping[str, Search], workers: Workers, n
         reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
         if reasons:
             log.warning("%s, trial %d failed: %s", name, number + 1, reasons[0])
-        searches[name].tell(number, None if reasons else study.score(name, trial))
+        searches[name].store_score(number, None if reasons else study.trial_score(name, trial))
 
 
 def _effective_dimensions(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
     """Return the dimensions of a search space that have an effect in an algorithm."""
-    command = bench.command(algorithm)
+    command = bench.command_of(algorithm)
     environment = next(iter(bench.environments))
     settings = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
-    effective = registry.configure(command, **settings).effective_settings
+    effective = registry.configured_algorithm(command, **settings).effective_settings
     every = {f"algorithm.{name}" for name in registry.setting_names()}
     ineffective = every - {f"algorithm.{name}" for name in effective}
     return {key: item for key, item in space.items() if key not in ineffective}
@@ -260,13 +262,13 @@ def _nested_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return run
 
 
-def _write_result(study: Study, searches: Mapping[str, Search]) -> Path:
+def _write_result(study: TuningStudy, searches: Mapping[str, AlgorithmSearch]) -> Path:
     """Write tuned.yaml and the table of trials; return the path of tuned.yaml.
 
     The file contains the best settings of each algorithm, for `rlhf bench --config`, and a
     description of the search.
     """
-    config, best = study.config, {name: search.best() for name, search in searches.items()}
+    config, best = study.config, {name: search.best_trial() for name, search in searches.items()}
     algorithms = {
         name: {"run": _nested_settings(trial.settings)} for name, (trial, _) in best.items()
     }
@@ -279,10 +281,10 @@ def _write_result(study: Study, searches: Mapping[str, Search]) -> Path:
         "space": config.space,
         "left_out": study.unused_keys,
         "best_scores": {name: round(value, 4) for name, (_, value) in best.items()},
-        "failed_trials": {name: search.failed() for name, search in searches.items()},
+        "failed_trials": {name: search.num_failed() for name, search in searches.items()},
     }
     tree = {"algorithms": algorithms, "tuning": tuning}
-    path = study.root / TUNED
+    path = study.root / TUNED_FILE
     path.write_text(dump_yaml(tree), encoding="utf-8")
     save_csv(study.root, _trial_table(searches, list(config.space)))
     for name, (_, value) in best.items():
@@ -290,7 +292,7 @@ def _write_result(study: Study, searches: Mapping[str, Search]) -> Path:
     return path
 
 
-def _trial_table(searches: Mapping[str, Search], keys: Sequence[str]) -> Table:
+def _trial_table(searches: Mapping[str, AlgorithmSearch], keys: Sequence[str]) -> Table:
     """Return the table of all trials, with their scores and hyperparameters."""
     rows: list[list[Cell]] = [
         [name, trial.number, value, *(trial.settings.get(key) for key in keys)]

@@ -13,7 +13,7 @@ from typing import Any
 from rlhf.config.tune import Dimension
 from rlhf.errors import UserError
 
-JOURNAL = "optuna.log"
+JOURNAL_FILE = "optuna.log"
 """Name of the file in which Optuna stores the trials."""
 # Trial n of a search uses the sampler seed `seed * _SEED_STRIDE + n`. The stride exceeds the number
 # of trials, so that searches with different seeds have no sampler seed in common.
@@ -30,7 +30,7 @@ class Trial:
     """Hyperparameters to try: dotted key of a run's configuration -> value."""
 
 
-class Search:
+class AlgorithmSearch:
     """The trials of one algorithm, which are stored in the study's folder.
 
     The sampler seed of a trial is computed from `seed` and the number of the trial, so that a
@@ -58,18 +58,18 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # The run directory is locked by one process, so an existing lock of Optuna belongs to a
         # killed process. Optuna would wait for this lock, and never end if the path is relative.
-        (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
+        (folder / f"{JOURNAL_FILE}.lock").unlink(missing_ok=True)
         self.optuna: Any = optuna
         self.name, self.seed = name, seed
         self.space = {key: _distribution(optuna, item) for key, item in space.items()}
         self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+            storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))),
             study_name=name,
             direction="maximize",
             load_if_exists=True,
         )
 
-    def ask(self, number: int) -> Trial | None:
+    def trial_to_run(self, number: int) -> Trial | None:
         """Return the trial `number`, or None if it is finished.
 
         If the search was interrupted during this trial, the stored trial is returned. Otherwise, a
@@ -84,7 +84,7 @@ class Search:
         trial = self.study.ask(self.space)
         return Trial(number, dict(trial.params))
 
-    def tell(self, number: int, value: float | None) -> None:
+    def store_score(self, number: int, value: float | None) -> None:
         """Store the score of a trial; `value` is None if the trial failed."""
         trial = self._complete_trials()[number]
         state = self.optuna.trial.TrialState
@@ -97,11 +97,11 @@ class Search:
         """Return every trial with its score; the score is None if the trial has none."""
         return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._complete_trials())]
 
-    def failed(self) -> int:
+    def num_failed(self) -> int:
         """Return the number of trials without a score."""
         return sum(value is None for _, value in self.trials())
 
-    def best(self) -> tuple[Trial, float]:
+    def best_trial(self) -> tuple[Trial, float]:
         """Return the trial with the highest score, and the score.
 
         If several trials have the highest score, the first one is returned.

@@ -26,10 +26,10 @@ from rlhf.training.reward_models.encoding import (
 
 def classification_kind(config: RewardConfig) -> RewardKind:
     """Return a `MultiClass` for more than two classes, otherwise a `Binary`."""
-    return MultiClass(config) if len(config.labels) > 2 else Binary(config)
+    return MultiClassKind(config) if len(config.labels) > 2 else BinaryKind(config)
 
 
-class LogOdds(RewardKind):
+class LogOddsKind(RewardKind):
     """Base class of kinds whose outputs are log-odds, with the binary cross-entropy loss.
 
     The labels [B, K] are 0, 1 or IGNORED, for K outputs and B examples.
@@ -46,7 +46,7 @@ class LogOdds(RewardKind):
         return {"accuracy": float(correct[labels != IGNORED].mean())}
 
 
-class Classes(RewardKind):
+class ClassificationKind(RewardKind):
     """Base class of kinds that predict one class for each text."""
 
     data = "classification"
@@ -61,7 +61,7 @@ class Classes(RewardKind):
         return class_report(logits, trained.test_rows, trained.train_rows, "label")
 
 
-class Binary(LogOdds, Classes):
+class BinaryKind(LogOddsKind, ClassificationKind):
     """Classifier of two classes, whose output is the log-odds of class 1.
 
     Several heads are an ensemble. The labels [B, M] are 0, 1 or IGNORED for each of the M heads.
@@ -81,7 +81,7 @@ class Binary(LogOdds, Classes):
         return np.stack([np.zeros_like(log_odds), log_odds], 1)
 
 
-class MultiClass(Classes):
+class MultiClassKind(ClassificationKind):
     """Softmax classifier of more than two classes. The labels [B] are indices of classes."""
 
     problem_type = "single_label_classification"
@@ -109,7 +109,7 @@ def class_report(
         column: Name of the column with the index of the true class.
     """
     labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
-    tf_idf = labeled.words_classifier(
+    tf_idf = labeled.predict_classes_from_words(
         [labeled_text(row) for row in train_rows],
         train_labels,
         [labeled_text(row) for row in rows],

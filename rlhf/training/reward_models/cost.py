@@ -18,7 +18,7 @@ from rlhf.training.reward_models.preference import PairKind
 UNSAFE_COLUMNS = ("chosen_unsafe", "rejected_unsafe")
 
 
-class Cost(PairKind):
+class CostKind(PairKind):
     """Cost model of Safe RLHF (Dai et al. 2023); the chosen reply of a pair is the safer one.
 
     The labels [B, 2] of the chosen and the rejected reply are 1 for unsafe and 0 for safe replies.
@@ -34,7 +34,7 @@ class Cost(PairKind):
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         better, worse = self.group_by_example(logits, labels)[..., 0].unbind(1)
         unsafe = labels > 0
-        pairs = losses.cost_model(
+        pairs = losses.cost_model_loss(
             worse, better, worse_unsafe=unsafe[:, 1], better_unsafe=unsafe[:, 0]
         )
         return pairs.sum() / (count / 2)  # a pair has two labels

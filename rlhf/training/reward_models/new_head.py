@@ -14,10 +14,10 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, load_merged_model
-from rlhf.models.checks import check_reward_model, read_causal
+from rlhf.models.checks import check_reward_model, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
-from rlhf.models.hub import check_files, resolve
-from rlhf.models.loading import give_pad_token, load_tokenizer, move_and_cast
+from rlhf.models.hub import check_model_files, resolve_model_folder
+from rlhf.models.loading import give_model_pad_token, load_tokenizer, move_and_cast
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
@@ -45,8 +45,8 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         raise UserError(
             "model.scratch: a reward model must start from a trained model; set model.path"
         )
-    folder = resolve(str(config.model.path), revision=config.model.revision)
-    check_files(folder)
+    folder = resolve_model_folder(str(config.model.path), revision=config.model.revision)
+    check_model_files(folder)
     tokenizer = load_tokenizer(folder)
     set_chat_options(
         tokenizer,
@@ -61,7 +61,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         raise UserError(
             f"max_length must be <= {positions} for this model, got {config.max_length}"
         )
-    give_pad_token(tokenizer, model)
+    give_model_pad_token(tokenizer, model)
     if config.num_heads > 1:
         reinitialize_heads(model)
     device = default_device()
@@ -95,7 +95,7 @@ def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> An
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    check_files(folder)
+    check_model_files(folder)
     options = {"dtype": torch.float32, "output_loading_info": True}
     automatic: Any = (
         AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
@@ -104,7 +104,7 @@ def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> An
         merged = load_merged_model(folder) if is_adapter(folder) else None
         config = merged.config if merged else AutoConfig.from_pretrained(folder)
         if not has_own_classifier(config, steps=steps):
-            causal = merged or read_causal(folder, dtype=torch.float32)
+            causal = merged or read_causal_model(folder, dtype=torch.float32)
             return classifier_with_new_head(causal, labels, steps=steps)
         if merged is None:
             model, info = automatic.from_pretrained(folder, **options, **labels)

@@ -12,11 +12,11 @@ from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
 from rlhf.training.reward_models.base import Report, TrainedModel
-from rlhf.training.reward_models.classification import LogOdds
+from rlhf.training.reward_models.classification import LogOddsKind
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
-class Pairwise(LogOdds):
+class PairwiseKind(LogOddsKind):
     """Kind that predicts the log-odds that the first of two replies is better.
 
     The order of the chosen and the rejected reply is random. The labels [B, 1] are 1 if the first

@@ -114,7 +114,7 @@ class PairKind(RewardKind):
         return load_rewards({"kind": self.scorer, "path": str(trained.run.final)})
 
 
-class Preference(PairKind):
+class PreferenceKind(PairKind):
     """Bradley-Terry loss with optional margins and label smoothing."""
 
     def __init__(self, config: RewardConfig) -> None:
@@ -127,14 +127,14 @@ class Preference(PairKind):
         )
 
 
-class Unbiased(PairKind):
+class UnbiasedKind(PairKind):
     """Bradley-Terry loss for noisy labels, whose expected value is the loss on correct labels."""
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         return losses.unbiased_bradley_terry(chosen, rejected, flip_rate=self.config.flip_rate)
 
 
-class Scaled(PairKind):
+class ScaledKind(PairKind):
     """Bradley-Terry loss that is weighted by the margin column, the strength of the preference."""
 
     def __init__(self, config: RewardConfig) -> None:
@@ -145,7 +145,7 @@ class Scaled(PairKind):
         return losses.scaled_bradley_terry(chosen, rejected, strength=margin)
 
 
-class LengthDebiased(PairKind):
+class LengthDebiasedKind(PairKind):
     """ODIN, in which a second head learns the effect of length and is removed after training.
 
     The labels [B, 2] are the lengths of the chosen and the rejected reply, in hundreds of
@@ -166,7 +166,7 @@ class LengthDebiased(PairKind):
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         chosen, rejected = self.group_by_example(logits, labels).unbind(1)
         lengths = labels.float()
-        mean = losses.length_debiased(
+        mean = losses.length_debiased_loss(
             (chosen[:, 0], rejected[:, 0]),
             (chosen[:, 1], rejected[:, 1]),
             (lengths[:, 0], lengths[:, 1]),

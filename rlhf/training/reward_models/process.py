@@ -20,7 +20,7 @@ from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, k
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
-class Process(RewardKind):
+class ProcessKind(RewardKind):
     """Kind that classifies every step of a solution, at the last token of the step.
 
     The labels [B, T] are 1 at the last token of a correct step, 0 at the last token of a wrong

@@ -18,7 +18,7 @@ from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
-class Ranking(RewardKind):
+class RankingKind(RewardKind):
     """Kind with the Plackett-Luce loss on ranked replies. The labels [B] are numbers of replies."""
 
     data = "ranking"
@@ -48,7 +48,7 @@ class Ranking(RewardKind):
             scores: [B, K], scores of up to K replies, the best reply first.
             mask: [B, K], True for replies and False for padding.
         """
-        return losses.ranking(scores, mask=mask)
+        return losses.ranking_loss(scores, mask=mask)
 
     def group_by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Reshape logits [N, 1] to scores [B, K], padded with -inf for missing replies."""
@@ -83,7 +83,7 @@ class Ranking(RewardKind):
         )
 
 
-class BestOf(Ranking):
+class BestOfKind(RankingKind):
     """Kind with the cross-entropy loss of the best reply, whose index is in the column ``best``."""
 
     columns = ("best",)
@@ -96,4 +96,4 @@ class BestOf(Ranking):
 
     def group_losses(self, scores: Tensor, *, mask: Tensor) -> Tensor:
         best = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-        return losses.best_of(scores, best, mask=mask)
+        return losses.best_of_loss(scores, best, mask=mask)

@@ -16,7 +16,7 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
-from rlhf.training.reward_models.classification import LogOdds, class_report
+from rlhf.training.reward_models.classification import LogOddsKind, class_report
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
@@ -25,7 +25,7 @@ from rlhf.training.reward_models.encoding import (
 )
 
 
-class Regression(RewardKind):
+class RegressionKind(RewardKind):
     """Kind with the squared-error loss of ratings.
 
     The labels [B, K] are the ratings in each of the K columns, or IGNORED if a rating is unknown.
@@ -49,7 +49,7 @@ class Regression(RewardKind):
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         targets = torch.where(labels != IGNORED, labels.float(), torch.nan)
-        return losses.regression(logits, targets, num_targets=count)
+        return losses.regression_loss(logits, targets, num_targets=count)
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         labels = labels.astype(float)
@@ -94,7 +94,7 @@ class Regression(RewardKind):
             train_rows: Rows with a known label, on which the baseline is fitted.
             name: Name of the column.
         """
-        ridge = labeled.words_rater(
+        ridge = labeled.predict_ratings_from_words(
             [labeled_text(row) for row in train_rows],
             [float(row[name]) for row in train_rows],
             [labeled_text(row) for row in rows],
@@ -108,7 +108,7 @@ class Regression(RewardKind):
         )
 
 
-class MultiLabel(LogOdds, Regression):
+class MultiLabelKind(LogOddsKind, RegressionKind):
     """Kind that predicts the log-odds of binary labels.
 
     The labels [B, K] are 0 or 1 in each of the K columns, or IGNORED if a label is unknown.

@@ -13,44 +13,45 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import format_estimate
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, compare_means
-from rlhf.studies.bench.scores import METRIC
+from rlhf.studies.bench.scores import SCORE_METRIC
 
 ALL_ENVIRONMENTS = "all environments"
 
 
 @dataclass(frozen=True)
-class Gate:
+class RegressionCheck:
     """The comparison of a benchmark result with an earlier result, the baseline."""
 
-    compared: list[Difference]
+    differences: list[Difference]
     """The difference of the mean scores for each row and environment. The earlier result is the
     baseline."""
     notes: list[str]
     """Sentences about settings that differ and about rows that were not measured again."""
 
     @property
-    def worse(self) -> list[Difference]:
+    def significant_losses(self) -> list[Difference]:
         """The comparisons in which the score is significantly worse than the baseline.
 
         They are sorted by the estimated difference, the largest loss first.
         """
-        losses = [d for d in self.compared if d.winner == d.baseline]
+        losses = [d for d in self.differences if d.winner == d.baseline]
         return sorted(losses, key=lambda d: d.estimate.value)
 
-    def line(self) -> str:
+    def summary_line(self) -> str:
         """Return one line that states which scores are significantly worse, if any."""
-        seeds = self.compared[0].estimate.units
-        scope = f"{len(self.compared)} comparisons over {seeds} training seeds"
+        seeds = self.differences[0].estimate.units
+        scope = f"{len(self.differences)} comparisons over {seeds} training seeds"
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
-        if not self.worse:
+        if not self.significant_losses:
             return f"bench: no score is significantly worse in {scope}{extra}"
         losses = ", ".join(
-            f"{d.method} on {d.env} by {format_estimate(d.estimate)}" for d in self.worse
+            f"{d.method} on {d.env} by {format_estimate(d.estimate)}"
+            for d in self.significant_losses
         )
         return f"bench: significantly WORSE than the baseline: {losses}; {scope}{extra}"
 
 
-def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
+def check_regression(now: Mapping[str, Any], before: Mapping[str, Any]) -> RegressionCheck:
     """Compare two results (contents of `bench.json`) by row and environment.
 
     The scores of a row in an environment are paired by training seed. The family-wise error rate of
@@ -71,12 +72,12 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
             baseline="the baseline",
             unit="training seeds",
             env=env,
-            metric=METRIC,
+            metric=SCORE_METRIC,
             comparisons=len(cells),
         )
         for (row, env), (current, earlier) in cells.items()
     ]
-    return Gate(compared, _notes(now, before))
+    return RegressionCheck(compared, _notes(now, before))
 
 
 def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
