@@ -60,7 +60,7 @@ def compute_loss(
 
     Args:
         algorithm: The algorithm and its settings.
-        logprobs: log-probabilities [B, T] of the tokens under the policy, with gradients.
+        logprobs: Log-probabilities [B, T] of the tokens under the policy, with gradients.
         batch: A micro-batch, after `estimate_advantages`.
         denominator: Denominator of the global mini-batch, from `loss_denominator`; a denominator
             below 1 is replaced by 1.

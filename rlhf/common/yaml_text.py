@@ -105,10 +105,10 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
     """Return the number of nodes in a value, including the value itself.
 
     Args:
-        node: the value.
-        counts: node id -> number of nodes, so that a node with several aliases is visited only
+        node: The value.
+        counts: Node id -> number of nodes, so that a node with several aliases is visited only
             once.
-        depth: number of mappings and lists that contain the value.
+        depth: Number of mappings and lists that contain the value.
 
     Raises:
         yaml.YAMLError: A text has a lone surrogate, a mapping repeats a key, or the value exceeds a

@@ -31,18 +31,18 @@ def classification_report(
     The metrics are accuracy, macro-F1 and AUC. The baseline always predicts the most common class.
 
     Args:
-        policy: the model.
-        rows: canonical classification rows. If a row has a prompt and a reply, only the reply is
+        policy: The model.
+        rows: Canonical classification rows. If a row has a prompt and a reply, only the reply is
             classified.
-        spec: question and names of the classes.
-        examples: few-shot messages before each question.
-        max_length: maximum number of tokens of a question with its label.
+        spec: Question and names of the classes.
+        examples: Few-shot messages before each question.
+        max_length: Maximum number of tokens of a question with its label.
 
     Returns:
         The result of `labeled_report`.
 
     Raises:
-        UserError: a label has no class name, or a text is too long.
+        UserError: A label has no class name, or a text is too long.
     """
     truth = np.array([int(row["label"]) for row in rows])
     if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):

@@ -94,16 +94,16 @@ def compare(
     """Compare the methods of run or pipeline directories on common prompts or evaluation seeds.
 
     Args:
-        run_dirs: run or pipeline directories.
-        metric: name of an episode field (return, success, cost, ...) or of a reward component, or
+        run_dirs: Run or pipeline directories.
+        metric: Name of an episode field (return, success, cost, ...) or of a reward component, or
             "normalized". The normalized return is 0 for the random policy and 1 for the optimal
             policy. The default is the result of `default_metric`.
-        baseline: name of the method with which the other methods are compared, by default the first
+        baseline: Name of the method with which the other methods are compared, by default the first
             trained method. If `baseline` is None and there is only one directory, the trained
             methods are also compared with each other.
 
     Raises:
-        UserError: no episodes were evaluated, a name is unknown, a directory is given twice, or no
+        UserError: No episodes were evaluated, a name is unknown, a directory is given twice, or no
             two methods have common units.
     """
     directories = [Path(directory).resolve() for directory in run_dirs]
@@ -133,17 +133,17 @@ def compare_runs(
     """Compare the methods of run records in memory, as `compare` does for directories.
 
     Args:
-        runs: run records.
-        metric: see `compare`.
-        baseline: see `compare`.
-        every_pair: whether to compare all pairs of trained methods, if there are at most
+        runs: Run records.
+        metric: See `compare`.
+        baseline: See `compare`.
+        every_pair: Whether to compare all pairs of trained methods, if there are at most
             `MAX_PAIRED_METHODS` of them.
-        keep_going: whether to return a comparison without differences if no two methods have a
+        keep_going: Whether to return a comparison without differences if no two methods have a
             common unit, instead of raising an error. If only some pairs of methods have no common
             units, a note is added in any case.
 
     Raises:
-        UserError: see `compare`.
+        UserError: See `compare`.
     """
     is_default = metric is None
     metric = metric or default_metric(runs, strict=not keep_going)
@@ -337,7 +337,7 @@ class _Pairing:
             For each pair of runs, two arrays [units] in the order of the common units.
 
         Raises:
-            UserError: the method and the baseline have no common training seeds or units.
+            UserError: The method and the baseline have no common training seeds or units.
         """
         return [
             self._common_unit_means(self.runs[seed], self.baseline_runs[other])
@@ -374,7 +374,7 @@ class _Pairing:
         is paired with every run of the other method.
 
         Raises:
-            UserError: there are no common seeds.
+            UserError: There are no common seeds.
         """
         first, second = self.runs, self.baseline_runs
         common = sorted(first.keys() & second.keys())
@@ -400,7 +400,7 @@ class _Pairing:
             Two arrays [units], in the same order of units.
 
         Raises:
-            UserError: the runs have no common units.
+            UserError: The runs have no common units.
         """
         common = [key for key in first if key in second]
         units = "evaluation seeds" if self.unit != "prompts" else self.unit

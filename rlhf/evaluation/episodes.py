@@ -66,11 +66,11 @@ def play_model(
     """Play one episode for each start with a model, and return the rows of ``episodes.jsonl``.
 
     Args:
-        collector: collector with the model and the environment.
-        starts: seeds of the episodes.
+        collector: Collector with the model and the environment.
+        starts: Seeds of the episodes.
         decoding: "greedy", or "sampled" to sample at the collector's temperature.
-        rewards: rewards whose components are added to the episodes.
-        counts: counter to which the numbers of truncated texts, of missing scores by reason and of
+        rewards: Rewards whose components are added to the episodes.
+        counts: Counter to which the numbers of truncated texts, of missing scores by reason and of
             environment failures are added.
     """
     began = time.monotonic()
@@ -96,18 +96,18 @@ def play_reference(
 
     Args:
         policy: "random" or "expert".
-        make_env: function that creates the environment.
-        starts: seeds of the episodes.
-        rewards: rewards whose components are added to the episodes.
-        counts: counter to which the numbers of missing scores by reason and of environment failures
+        make_env: Function that creates the environment.
+        starts: Seeds of the episodes.
+        rewards: Rewards whose components are added to the episodes.
+        counts: Counter to which the numbers of missing scores by reason and of environment failures
             are added.
-        calls: error handling for environment code; by default a failure raises UserError.
+        calls: Error handling for environment code; by default a failure raises UserError.
 
     Returns:
         The rows of ``episodes.jsonl``.
 
     Raises:
-        UserError: the environment does not have the policy, every episode failed, or an episode
+        UserError: The environment does not have the policy, every episode failed, or an episode
             failed and ``calls`` does not count failures.
     """
     if policy not in REFERENCE_POLICIES:
@@ -173,7 +173,7 @@ def _take_reference_step(policy: str, env: gym.Env, rng: np.random.Generator) ->
         The action as text, and the result of the environment's step.
 
     Raises:
-        UserError: the environment does not have the policy.
+        UserError: The environment does not have the policy.
     """
     task: Any = env.unwrapped
     try:
@@ -271,12 +271,12 @@ def summarize(
     Rewards that could not score every episode are listed under ``unscored``.
 
     Args:
-        rows: episodes of one policy, as in ``episodes.jsonl``.
-        name: name of the policy.
-        env: id of the environment, or "prompts" for a prompt dataset.
-        random: expected return of the random policy, if known.
-        optimal: expected return of the optimal policy, if known.
-        turn_limit: maximum number of turns of an episode, if known.
+        rows: Episodes of one policy, as in ``episodes.jsonl``.
+        name: Name of the policy.
+        env: Id of the environment, or "prompts" for a prompt dataset.
+        random: Expected return of the random policy, if known.
+        optimal: Expected return of the optimal policy, if known.
+        turn_limit: Maximum number of turns of an episode, if known.
         counts: "NAME: reason" -> number of missing scores, truncated texts or failures.
     """
     counts = counts or {}
@@ -345,7 +345,7 @@ def write_evaluation(
     The folder is created atomically. A folder that lacks a file is replaced.
 
     Raises:
-        UserError: the folder exists already and is complete, or it contains other files.
+        UserError: The folder exists already and is complete, or it contains other files.
     """
     target = directory / "evaluation" / summary["name"]
     if target.exists() and (is_complete(target) or {p.name for p in target.iterdir()} - FILES):

@@ -37,7 +37,7 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
         ``TASK/METRIC`` -> the metric with its 95% interval, see `Interval.as_dict`.
 
     Raises:
-        UserError: the extra is not installed, or a task is unknown or cannot be loaded.
+        UserError: The extra is not installed, or a task is unknown or cannot be loaded.
     """
     require_harness()
     lm_eval: Any = importlib.import_module("lm_eval")  # Type checkers may not find it.

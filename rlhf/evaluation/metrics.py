@@ -43,10 +43,10 @@ def metric_interval(
     """Return the mean of a metric over episodes, with its interval over their independent units.
 
     Args:
-        metric: name of the metric.
-        values: value of each episode, [n].
-        units: unit of each episode, [n], see `unit_of`; by default each episode is a unit.
-        limits: known limits of the environment. The returns are used for the metrics "return" and
+        metric: Name of the metric.
+        values: Value of each episode, [n].
+        units: Unit of each episode, [n], see `unit_of`; by default each episode is a unit.
+        limits: Known limits of the environment. The returns are used for the metrics "return" and
             "normalized", and the turn limit for metrics that count turns.
     """
     returns, turns = (limits.returns, limits.turns) if limits else (None, None)
@@ -90,7 +90,7 @@ def pass_at_k_by_seed(
     """Return pass@k of each seed, for every binary metric for which a seed has several samples.
 
     Args:
-        groups: metric -> seed -> value of the metric for each sample.
+        groups: Metric -> seed -> value of the metric for each sample.
 
     Returns:
         Name -> seed -> pass@k. The name is `pass@k` for `success` and `METRIC/pass@k` for other
@@ -147,7 +147,7 @@ def list_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]
     that is, if `info` has none of `ITEM_KEYS`.
 
     Args:
-        messages: messages before the first reply.
+        messages: Messages before the first reply.
         info: `info` that the environment's `reset` returned.
     """
     if not any(key in info for key in ITEM_KEYS):

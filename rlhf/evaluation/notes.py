@@ -18,8 +18,8 @@ def unscored_metrics(
     """Return, for each reward with missing scores, the number of scores and the reasons.
 
     Args:
-        rows: episodes of one policy.
-        counts: counts that the rewards reported: "NAME: reason" -> number.
+        rows: Episodes of one policy.
+        counts: Counts that the rewards reported: "NAME: reason" -> number.
 
     Returns:
         Name of the reward -> a dictionary with ``scored`` (number of episodes with a score),
@@ -53,8 +53,8 @@ def evaluation_caveats(
     episodes.
 
     Args:
-        rows: episodes of the policy.
-        unscored: result of `unscored_metrics`.
+        rows: Episodes of the policy.
+        unscored: Result of `unscored_metrics`.
         counts: "NAME: reason" -> number, as for `unscored_metrics`.
     """
     notes = [unscored_text(name, entry) for name, entry in unscored.items()]

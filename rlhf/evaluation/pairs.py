@@ -24,12 +24,12 @@ def report_on_pairs(
     """Evaluate a reward on preference rows and write ``evaluation/<name>/`` in `directory`.
 
     Args:
-        reward: the reward.
-        rows: held-out canonical preference rows.
-        directory: run directory.
-        name: name of the folder and of the report.
-        train_rows: rows on which the reward was trained; empty if they are unknown.
-        options: further arguments of `evaluate_reward_model`.
+        reward: The reward.
+        rows: Held-out canonical preference rows.
+        directory: Run directory.
+        name: Name of the folder and of the report.
+        train_rows: Rows on which the reward was trained; empty if they are unknown.
+        options: Further arguments of `evaluate_reward_model`.
 
     Returns:
         The result of `evaluate_reward_model`.

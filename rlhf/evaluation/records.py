@@ -128,7 +128,7 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
     """Read the runs of a pipeline directory in order, or the single run of a run directory.
 
     Raises:
-        UserError: the directory does not exist, or is neither a pipeline nor a run directory.
+        UserError: The directory does not exist, or is neither a pipeline nor a run directory.
     """
     root = Path(directory)
     if root.is_file():
@@ -191,7 +191,7 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
     A metric is an episode field or a reward component.
 
     Raises:
-        UserError: the episode does not have the metric (the message suggests the nearest name), or
+        UserError: The episode does not have the metric (the message suggests the nearest name), or
             the metric is "seconds", which is a mean over episodes.
     """
     if metric == "seconds":
@@ -219,7 +219,7 @@ def read_summary_file(path: Path) -> dict[str, Any]:
     """Read `evaluation/<name>/summary.json` of a run; return {} if the file does not exist.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: The file is damaged.
     """
     try:
         return read_mapping(path)
@@ -234,7 +234,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     """Read a folder of `evaluation/`, and add the normalized return to its episodes.
 
     Raises:
-        UserError: an episode has no environment, decoding or seed.
+        UserError: An episode has no environment, decoding or seed.
     """
     summary = read_summary_file(folder / "summary.json")
     rows = read_episodes(folder)

@@ -30,19 +30,19 @@ def play_groups(
     """Collect several episodes of a model from each of several start states.
 
     Args:
-        model: model to load.
-        env: environment or prompt dataset.
-        rollout: sampling hyperparameters.
-        seeds: seed of each start state. If all seeds are results of ``evaluation_seed``, the start
+        model: Model to load.
+        env: Environment or prompt dataset.
+        rollout: Sampling hyperparameters.
+        seeds: Seed of each start state. If all seeds are results of ``evaluation_seed``, the start
             states are from the test split of the environment, otherwise from the train split.
-        samples: number of episodes for each start state.
-        seed: seed for loading the model and the data.
+        samples: Number of episodes for each start state.
+        seed: Seed for loading the model and the data.
 
     Returns:
         The episodes of each start state, in the order of ``seeds``.
 
     Raises:
-        UserError: the environment or the model cannot be loaded, or an episode fails.
+        UserError: The environment or the model cannot be loaded, or an episode fails.
     """
     rows = load_and_log(env.prompts, "prompt", what="prompts", seed=seed)
     prompts = [prompt_of(row) for row in rows]
@@ -80,7 +80,7 @@ def sample_replies(
         The conversations of each start state.
 
     Raises:
-        UserError: see ``play_groups``.
+        UserError: See ``play_groups``.
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
     groups = play_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
@@ -96,7 +96,7 @@ def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndar
         what: Name of the reward in error messages.
 
     Raises:
-        UserError: a reply has no score, or prompts have different numbers of replies.
+        UserError: A reply has no score, or prompts have different numbers of replies.
     """
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:

@@ -133,7 +133,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
     """Collect the values of `metric` by method, setting, training seed and independent unit.
 
     Raises:
-        UserError: an episode does not have the metric.
+        UserError: An episode does not have the metric.
     """
     methods: dict[str, Method] = {}
     unscored: Counter[str] = Counter()

@@ -79,7 +79,7 @@ def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
     """Load the prompts, texts, labeled texts and rewards of a configuration.
 
     Raises:
-        UserError: data or rewards cannot be loaded, or tasks are configured and the extra is not
+        UserError: Data or rewards cannot be loaded, or tasks are configured and the extra is not
             installed.
     """
     if config.tasks:
@@ -133,7 +133,7 @@ def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """Return the messages of a policy's few-shot examples, without system messages.
 
     Raises:
-        UserError: the examples are plain text.
+        UserError: The examples are plain text.
     """
     rows = load_and_log(spec.examples, "sft", what="examples", seed=seed)
     if any("text" in row for row in rows):
@@ -239,7 +239,7 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
         bytes.
 
     Raises:
-        UserError: no example has a completion token.
+        UserError: No example has a completion token.
     """
     if not any(losses.tokens):
         raise UserError(

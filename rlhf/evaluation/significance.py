@@ -153,25 +153,25 @@ def compare_means(
     At a level of 5%, the sign-flip test needs at least six pairs.
 
     Args:
-        values: value of `method` for each unit, [n].
-        against: value of `baseline` for each unit in the same order, [n].
-        method: name of the method.
-        baseline: name of the baseline.
-        unit: name of the units.
-        env: name of the environment, copied into the result.
-        decoding: decoding of the policies, copied into the result.
-        metric: name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
-        comparisons: number of comparisons, including this one, for the Bonferroni correction.
-        fewest_runs: number of training runs of the method that has fewer training runs, by default
+        values: Value of `method` for each unit, [n].
+        against: Value of `baseline` for each unit in the same order, [n].
+        method: Name of the method.
+        baseline: Name of the baseline.
+        unit: Name of the units.
+        env: Name of the environment, copied into the result.
+        decoding: Decoding of the policies, copied into the result.
+        metric: Name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
+        comparisons: Number of comparisons, including this one, for the Bonferroni correction.
+        fewest_runs: Number of training runs of the method that has fewer training runs, by default
             n. If it is 1, the variation of this method between training seeds is unknown.
-        span: difference between the two possible values of a binary metric, by default that of
+        span: Difference between the two possible values of a binary metric, by default that of
             `binary_values`.
-        shared_differences: values of units, [units]; the error of their mean is common to all
+        shared_differences: Values of units, [units]; the error of their mean is common to all
             differences, such as that of a baseline with a single evaluation.
-        measure_coverage: whether to simulate the coverage of the interval.
+        measure_coverage: Whether to simulate the coverage of the interval.
 
     Raises:
-        ValueError: the lengths differ, there are no values, or some values are not finite.
+        ValueError: The lengths differ, there are no values, or some values are not finite.
     """
     deltas = paired_deltas(values, against)
     if span is None and (outcomes := binary_values(metric, [*values, *against])):

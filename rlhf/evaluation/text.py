@@ -47,12 +47,12 @@ def completion_losses(
     """Return the negative log-likelihood of each row's completion.
 
     Args:
-        policy: the model.
-        rows: canonical SFT rows. In plain text, all tokens except the first are the completion.
-        max_length: maximum number of tokens of a row; longer rows are truncated. A row has no
+        policy: The model.
+        rows: Canonical SFT rows. In plain text, all tokens except the first are the completion.
+        max_length: Maximum number of tokens of a row; longer rows are truncated. A row has no
             completion tokens if its prompt has at least this length, or if the chat template cannot
             render it. The log reports the number of truncated rows and of rows without a rendering.
-        batch_size: number of rows in one forward pass.
+        batch_size: Number of rows in one forward pass.
     """
     whole, changes = _encode_rows(policy, rows)
     truncated = [any(mask[:max_length]) for ids, mask in whole if len(ids) > max_length]

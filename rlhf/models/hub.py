@@ -77,8 +77,8 @@ def resolve_model_folder(path: str, *, revision: str | None = None) -> str:
     """Return the folder of a model for Transformers, after a download or conversion if necessary.
 
     Args:
-        path: folder, ``.gguf`` file, short name, or Hub id.
-        revision: branch, tag or commit of a Hub id.
+        path: Folder, ``.gguf`` file, short name, or Hub id.
+        revision: Branch, tag or commit of a Hub id.
 
     Raises:
         UserError: The model exists neither locally nor on the Hub, the folder is not a saved model,

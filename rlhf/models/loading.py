@@ -66,7 +66,7 @@ def load_model(
     The trained parameters require gradients, and the model is in evaluation mode.
 
     Args:
-        spec: source, dtype and adapters of the model.
+        spec: Source, dtype and adapters of the model.
         seed: Random seed of new weights and adapters.
         texts: Training texts for the tokenizer of a model from scratch.
         device: Device of the model; by default, ``default_device()``.

@@ -46,7 +46,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
         The path of the page.
 
     Raises:
-        UserError: a directory contains no run.
+        UserError: A directory contains no run.
     """
     directories = dict.fromkeys(Path(directory).resolve() for directory in run_dirs)
     runs = [run for directory in directories for run in read_runs(directory)]

@@ -96,10 +96,10 @@ def score_plots_html(
     """Return a forest plot of the methods' scores for each environment and decoding, as HTML.
 
     Args:
-        comparison: scores to draw.
-        limits: environment -> returns of the random and the optimal policy, drawn as marks if the
+        comparison: Scores to draw.
+        limits: Environment -> returns of the random and the optimal policy, drawn as marks if the
             metric is the return.
-        colors: method -> CSS color class; by default all methods have the same color.
+        colors: Method -> CSS color class; by default all methods have the same color.
     """
     parts = []
     settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)

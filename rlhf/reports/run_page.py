@@ -41,7 +41,7 @@ def write_report(directory: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: the directory contains no run.
+        UserError: The directory contains no run.
     """
     root = Path(directory)
     runs = read_runs(root)

@@ -120,14 +120,14 @@ class Collector:
     """Plays episodes with a rollout engine. Its environments are kept until ``close``.
 
     Args:
-        engine: engine that samples the policy's completions.
-        make_env: function that makes one environment.
-        chat_format: chat format of the policy.
-        spec: limits and sampling parameters.
-        context: context length of the policy, in tokens.
-        long_context: token limit of an episode whose prompt alone is longer than ``context`` (see
+        engine: Engine that samples the policy's completions.
+        make_env: Function that makes one environment.
+        chat_format: Chat format of the policy.
+        spec: Limits and sampling parameters.
+        context: Context length of the policy, in tokens.
+        long_context: Token limit of an episode whose prompt alone is longer than ``context`` (see
             ``usable_context_length``). If it is None, such a prompt raises UserError.
-        calls: runs environment code; by default a failure raises UserError, and there is no time
+        calls: Runs environment code; by default a failure raises UserError, and there is no time
             limit.
         watch: Stopwatch that measures the time of generation and of environments.
         examples: Messages that are inserted in every conversation, after the system message.

@@ -89,11 +89,11 @@ def stretched_interval(
     of one task, the result is approximately Student's t interval.
 
     Args:
-        value: point estimate.
-        replicates: value of the statistic for each bootstrap sample, [repetitions].
-        units: number of independent units; there is no interval for fewer than five.
-        freedom: degrees of freedom of Student's t distribution.
-        level: confidence level.
+        value: Point estimate.
+        replicates: Value of the statistic for each bootstrap sample, [repetitions].
+        units: Number of independent units; there is no interval for fewer than five.
+        freedom: Degrees of freedom of Student's t distribution.
+        level: Confidence level.
     """
     if missing := too_few_units_reason(units):
         return Interval.without(value, units, missing)
@@ -148,7 +148,7 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarra
     numbers of runs. Shapes: [..., runs, tasks] and [..., other runs, tasks] -> [...].
 
     Raises:
-        ValueError: the numbers of tasks differ.
+        ValueError: The numbers of tasks differ.
     """
     left, right = _score_array(first), _score_array(second)
     if left.shape[-1] != right.shape[-1]:
@@ -210,7 +210,7 @@ def _checked_table(scores: ArrayLike) -> np.ndarray:
     """Return scores as an array [runs, tasks].
 
     Raises:
-        ValueError: the array is empty or not two-dimensional, or some scores are not finite.
+        ValueError: The array is empty or not two-dimensional, or some scores are not finite.
     """
     data = np.asarray(scores, dtype=float)
     if data.ndim != 2 or data.size == 0:

@@ -66,18 +66,18 @@ def interval(
       no upper bound.
 
     Args:
-        values: finite numbers, [n].
-        clusters: independent unit of each value, such as its prompt, start state or seed, [n]; by
+        values: Finite numbers, [n].
+        clusters: Independent unit of each value, such as its prompt, start state or seed, [n]; by
             default every value is a unit.
         kind: "share" for a proportion of outcomes in [0, 1], "count" for whole numbers, "mean" for
             other values.
-        bounds: smallest and largest possible value, if they are known.
+        bounds: Smallest and largest possible value, if they are known.
         weigh: "units" gives each unit the same weight in the mean; "values" gives each value the
             same weight.
-        level: confidence level.
+        level: Confidence level.
 
     Raises:
-        ValueError: there are no values, some values are not finite or outside `bounds`, or the
+        ValueError: There are no values, some values are not finite or outside `bounds`, or the
             numbers of values and clusters differ.
     """
     data = finite_vector(values)

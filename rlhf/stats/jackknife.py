@@ -42,12 +42,12 @@ def jackknife(
     area of exactly 1), or the pseudo-values have too little variation for the interval of a mean.
 
     Args:
-        statistic: function that maps row indices [m] to a number, or to nan if the statistic is
+        statistic: Function that maps row indices [m] to a number, or to nan if the statistic is
             undefined for these rows.
-        clusters: independent unit of each row, [n].
+        clusters: Independent unit of each row, [n].
         scale: "logit" for proportions and areas under a curve, "fisher" for correlations, "log" for
             positive numbers, "identity" for other statistics.
-        level: confidence level.
+        level: Confidence level.
     """
     names, codes = cluster_index(clusters)
     units, rows = len(names), np.arange(codes.size)

@@ -88,15 +88,15 @@ def difference(
     of a mean, which needs at least five independent units.
 
     Args:
-        first: values, [n].
-        second: values that are subtracted from `first`, in the same order, [n].
-        clusters: the independent unit that each pair belongs to, [n]; by default each pair is an
+        first: Values, [n].
+        second: Values that are subtracted from `first`, in the same order, [n].
+        clusters: The independent unit that each pair belongs to, [n]; by default each pair is an
             independent unit.
         kind: "share" for outcomes in [0, 1], "count" for whole numbers, "mean" for other values.
-        level: confidence level.
+        level: Confidence level.
 
     Raises:
-        ValueError: the lengths differ, there are no values, or some values are not finite.
+        ValueError: The lengths differ, there are no values, or some values are not finite.
     """
     deltas = paired_deltas(first, second)
     outcomes = two_distinct_values(np.array([first, second], float)) if kind == "mean" else None
@@ -115,7 +115,7 @@ def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     order. Without rounding, such a pair would count as a nonzero difference.
 
     Raises:
-        ValueError: the lengths differ, there are no values, or some values are not finite.
+        ValueError: The lengths differ, there are no values, or some values are not finite.
     """
     left, right = finite_vector(first), finite_vector(second)
     if left.size != right.size:

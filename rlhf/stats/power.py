@@ -31,9 +31,9 @@ def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
     """Return the power of the two-sided paired t test, from the non-central t distribution.
 
     Args:
-        effect: mean difference, divided by the standard deviation of one paired difference.
-        n: number of pairs, at least 2.
-        level: one minus the significance level.
+        effect: Mean difference, divided by the standard deviation of one paired difference.
+        n: Number of pairs, at least 2.
+        level: One minus the significance level.
     """
     if n < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
@@ -60,15 +60,15 @@ def sample_size(
     of episodes.
 
     Args:
-        difference: mean difference to detect.
-        seed_sd: standard deviation of the paired difference over training seeds.
-        episode_sd: standard deviation of the paired difference over the episodes of one seed.
-        episodes: number of evaluation episodes for each training seed.
-        power: required probability of detection.
-        level: one minus the significance level.
+        difference: Mean difference to detect.
+        seed_sd: Standard deviation of the paired difference over training seeds.
+        episode_sd: Standard deviation of the paired difference over the episodes of one seed.
+        episodes: Number of evaluation episodes for each training seed.
+        power: Required probability of detection.
+        level: One minus the significance level.
 
     Raises:
-        ValueError: an argument is out of range, or more than ten million pairs would be needed.
+        ValueError: An argument is out of range, or more than ten million pairs would be needed.
     """
     if not 0 < power < 1:
         raise ValueError(f"power must lie strictly between 0 and 1, got {power}")

@@ -18,7 +18,7 @@ def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
     correct.
 
     Raises:
-        ValueError: fewer than k samples were drawn, or `correct` is not between 0 and `drawn`.
+        ValueError: Fewer than k samples were drawn, or `correct` is not between 0 and `drawn`.
     """
     if not 0 <= correct <= drawn or not 1 <= k <= drawn:
         raise ValueError(
@@ -36,7 +36,7 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     equal proxy scores are equally likely to be selected.
 
     Raises:
-        ValueError: the lengths differ, a score is not finite, or `n` is not between 1 and N.
+        ValueError: The lengths differ, a score is not finite, or `n` is not between 1 and N.
     """
     ranking, score = finite_vector(proxy), finite_vector(gold)
     size = ranking.size

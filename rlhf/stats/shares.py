@@ -28,9 +28,9 @@ def mid_p_bounds(
     near 0 and 1; the coverage of this interval is at least 92%.
 
     Args:
-        successes: sum of the outcomes, each in [0, 1]; [...].
-        units: number of independent units, [...].
-        level: confidence level.
+        successes: Sum of the outcomes, each in [0, 1]; [...].
+        units: Number of independent units, [...].
+        level: Confidence level.
 
     Returns:
         Lower and upper bounds [...].
@@ -69,10 +69,10 @@ def adjusted_wald_bounds(
     the coverage with the normal quantile is too low for 2 to 10 pairs.
 
     Args:
-        gains: sum of the positive differences, each in [0, 1]; [...].
-        losses: absolute value of the sum of the negative differences, [...].
-        units: number of pairs, [...].
-        level: confidence level.
+        gains: Sum of the positive differences, each in [0, 1]; [...].
+        losses: Absolute value of the sum of the negative differences, [...].
+        units: Number of pairs, [...].
+        level: Confidence level.
 
     Returns:
         Lower and upper bounds [...] inside [-1, 1].

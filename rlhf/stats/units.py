@@ -59,7 +59,7 @@ def unit_means(
     `values` and `clusters` have one element for each row.
 
     Raises:
-        ValueError: the numbers of values and clusters differ.
+        ValueError: The numbers of values and clusters differ.
     """
     data = np.asarray(values, dtype=float)
     require_equal_length(data, clusters)

@@ -199,7 +199,7 @@ def write_calibration_to_checkpoint(folder: Path, report: Mapping[str, Any]) -> 
     Values that the report does not contain are not changed.
 
     Raises:
-        UserError: the folder has no reward_model.json.
+        UserError: The folder has no reward_model.json.
     """
     from rlhf.reward_models import Sidecar
 
@@ -222,7 +222,7 @@ def report_on_benchmark(
     """Evaluate the reward on a benchmark, write evaluation/<name>/ and return its summary.
 
     Raises:
-        UserError: a row does not have a column of the benchmark.
+        UserError: A row does not have a column of the benchmark.
     """
     from rlhf.reward_models import benchmarks
     from rlhf.reward_models.report.markdown import benchmark_page, write_report

@@ -166,12 +166,12 @@ class RaggedCache(MultiRowCache, Cache):
     """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
-        layers: number of layers, if all have attention only; otherwise the kind of each layer and
+        layers: Number of layers, if all have attention only; otherwise the kind of each layer and
             the number of its states (see ``cache_kinds_and_state_counts``).
-        rows: number of episodes in the cache.
-        dtype: dtype of the model and the masks.
-        device: device of the model.
-        stepwise: whether new tokens of rows with a state are processed one by one. This is needed
+        rows: Number of episodes in the cache.
+        dtype: Dtype of the model and the masks.
+        device: Device of the model.
+        stepwise: Whether new tokens of rows with a state are processed one by one. This is needed
             if the model discards the state when it processes several tokens at once.
         limit: Row length in tokens beyond which rotary frequencies change. Longer rows need a
             separate forward pass. By default, the frequencies do not change.

@@ -41,14 +41,14 @@ def lock_study_directory(
     """Return a context manager that locks a study's directory and writes its configuration.
 
     Args:
-        root: directory of the study.
-        name: name of the configuration file.
-        config: configuration with `resume` and `overwrite`.
-        commands: commands of the jobs.
-        jobs: jobs whose stored configurations are compared with the current ones when resuming.
+        root: Directory of the study.
+        name: Name of the configuration file.
+        config: Configuration with `resume` and `overwrite`.
+        commands: Commands of the jobs.
+        jobs: Jobs whose stored configurations are compared with the current ones when resuming.
 
     Raises:
-        UserError: the directory exists and neither `resume` nor `overwrite` is set, or a stage was
+        UserError: The directory exists and neither `resume` nor `overwrite` is set, or a stage was
             started with a different configuration.
     """
     if config.resume and not config.overwrite:
@@ -75,7 +75,7 @@ def _run_in_worker(job: Job, commands: CommandTable) -> str | None:
         The message of a ValueError (UserError is one), or None if the job succeeded.
 
     Raises:
-        RuntimeError: the job raised another exception. Its traceback is the message. The exception
+        RuntimeError: The job raised another exception. Its traceback is the message. The exception
             itself is not passed on, because the process pool fails if an exception cannot be
             pickled.
     """
@@ -127,15 +127,15 @@ class WorkerPool:
         A job that another job depends on, and that is not in `jobs`, counts as finished.
 
         Args:
-            jobs: jobs to run.
-            title: title of the progress display.
+            jobs: Jobs to run.
+            title: Title of the progress display.
 
         Returns:
             Key of each failed job -> error message. Jobs that depend on a failed job are not run
             and count as failed.
 
         Raises:
-            UserError: a worker process died; finished runs are kept.
+            UserError: A worker process died; finished runs are kept.
         """
         waiting = {job.key: job for job in jobs}
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()

@@ -40,11 +40,11 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     """Build the benchmark that a manifest describes, and check the configuration of every run.
 
     Args:
-        tree: content of the manifest.
-        commands: commands that the runs use.
+        tree: Content of the manifest.
+        commands: Commands that the runs use.
 
     Raises:
-        UserError: a key is wrong; the message names the environment or the algorithm, and the key.
+        UserError: A key is wrong; the message names the environment or the algorithm, and the key.
     """
     config = build_config(BenchConfig, tree)
     bench = Bench(
@@ -66,7 +66,7 @@ def _build_entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[s
     """Build the entries of the manifest's group `environments` or `algorithms`.
 
     Raises:
-        UserError: a name cannot be the name of a folder, or an entry is wrong.
+        UserError: A name cannot be the name of a folder, or an entry is wrong.
     """
     for name in items:
         if not _FOLDER_NAME.fullmatch(str(name)) or "seed" in str(name):

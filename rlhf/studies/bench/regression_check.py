@@ -58,7 +58,7 @@ def check_regression(now: Mapping[str, Any], before: Mapping[str, Any]) -> Regre
     all comparisons is at most 5% (Bonferroni).
 
     Raises:
-        UserError: the results have too few common training seeds, or no common row and environment.
+        UserError: The results have too few common training seeds, or no common row and environment.
     """
     seeds = common_seeds(now["seeds"], before)
     cells = _paired_scores(now, before, seeds)
@@ -84,7 +84,7 @@ def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
     """Return the training seeds that a benchmark and an earlier result have in common.
 
     Raises:
-        UserError: there are fewer than `FEWEST_SEEDS` common seeds.
+        UserError: There are fewer than `FEWEST_SEEDS` common seeds.
     """
     common = [seed for seed in seeds if seed in before["seeds"]]
     if len(common) < FEWEST_SEEDS:
@@ -99,7 +99,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """Read a `bench.json`.
 
     Raises:
-        UserError: the file is missing, cannot be read, or does not have the format of a
+        UserError: The file is missing, cannot be read, or does not have the format of a
             `bench.json`.
     """
     try:

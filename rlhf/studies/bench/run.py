@@ -31,7 +31,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
         The path of the HTML page.
 
     Raises:
-        UserError: the directory exists and neither `resume` nor `overwrite` is set, or some jobs
+        UserError: The directory exists and neither `resume` nor `overwrite` is set, or some jobs
             failed; finished runs are kept.
     """
     check_model_and_environments(bench)
@@ -93,7 +93,7 @@ def run_one_job(bench: Bench, key: str) -> Path:
     """Run the job with this key in this process; return the directory of its last stage.
 
     Raises:
-        UserError: there is no job with this key, or the job that it depends on is not finished.
+        UserError: There is no job with this key, or the job that it depends on is not finished.
     """
     known = {job.key: job for job in bench.jobs()}
     if key not in known:
@@ -109,7 +109,7 @@ def check_model_and_environments(bench: Bench) -> None:
     """Check that the model and every gymnasium environment of a benchmark can be loaded.
 
     Raises:
-        UserError: the model is not available, or an environment does not exist or does not accept
+        UserError: The model is not available, or an environment does not exist or does not accept
             its arguments.
     """
     from rlhf.models.loading import find_model

@@ -84,7 +84,7 @@ def read_scores(bench: Bench) -> Scores:
     """Read the scores of a benchmark whose jobs are all finished.
 
     Raises:
-        UserError: a run is missing, or the random or optimal return of an environment is unknown.
+        UserError: A run is missing, or the random or optimal return of an environment is unknown.
     """
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     start = {n: bench.run_path(n, f"seed{seeds[0]}", "evaluate") for n in names}
@@ -185,7 +185,7 @@ def read_evaluation_summary(run: Path, policy: str) -> dict[str, Any]:
     """Read the `summary.json` of a policy in a run directory.
 
     Raises:
-        UserError: the file does not exist, so the run is not finished, or it is damaged.
+        UserError: The file does not exist, so the run is not finished, or it is damaged.
     """
     path = run / "evaluation" / policy / "summary.json"
     if not path.is_file():
@@ -205,7 +205,7 @@ def environment_bounds(bench: Bench, environment: str, summary: Mapping[str, Any
     in the environment.
 
     Raises:
-        UserError: a value is unknown, or the optimal return is not above the random return.
+        UserError: A value is unknown, or the optimal return is not above the random return.
     """
     task = bench.environments[environment]
     low = summary["random"] if task.random is None else task.random

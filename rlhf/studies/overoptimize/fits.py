@@ -115,9 +115,9 @@ def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np
     The estimates are unbiased.
 
     Args:
-        proxy: proxy scores [prompts, N], or [proxies, prompts, N] to average over several proxies.
-        gold: gold scores [prompts, N].
-        ns: values of n, each at most N.
+        proxy: Proxy scores [prompts, N], or [proxies, prompts, N] to average over several proxies.
+        gold: Gold scores [prompts, N].
+        ns: Values of n, each at most N.
 
     Returns:
         Expected gold scores [prompts, ns].
@@ -139,8 +139,8 @@ def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> OveroptimizationFit:
     The clusters are the prompts, because all n use the same samples of a prompt.
 
     Args:
-        scores: gold scores from `best_of_n_scores`, [prompts, ns].
-        ns: values of n; the first is 1.
+        scores: Gold scores from `best_of_n_scores`, [prompts, ns].
+        ns: Values of n; the first is 1.
     """
     gains = scores[:, 1:] - scores[:, :1]
     kl = [kl_best_of_n(n) for n in ns[1:]]
@@ -161,13 +161,13 @@ def fit_curve(
     Args:
         kl: [n] KL to the initial policy in nats; negative estimates are replaced by 0.
         gain: [n] gold score minus initial gold score.
-        form: form of the curve, "best-of-n" or "rl".
+        form: Form of the curve, "best-of-n" or "rl".
         clusters: [n] independent unit of each point, such as its training seed; by default every
             point is a unit.
-        level: confidence level.
+        level: Confidence level.
 
     Raises:
-        ValueError: the lengths differ, some values are not finite, or there are fewer than 3
+        ValueError: The lengths differ, some values are not finite, or there are fewer than 3
             different clusters or distances.
     """
     d, y = np.sqrt(np.maximum(np.asarray(kl, dtype=float), 0)), np.asarray(gain, dtype=float)
@@ -273,12 +273,12 @@ def _peak_interval(
     """Return the peak of the fitted curve, with the interval of distances whose slope may be 0.
 
     Args:
-        coefficients: alpha and beta, [2].
-        spread: covariance of the coefficients times the squared critical value, [2, 2].
-        form: form of the curve.
-        count: number of clusters.
-        near: smallest measured distance above 0.
-        far: largest measured distance.
+        coefficients: Alpha and beta, [2].
+        spread: Covariance of the coefficients times the squared critical value, [2, 2].
+        form: Form of the curve.
+        count: Number of clusters.
+        near: Smallest measured distance above 0.
+        far: Largest measured distance.
     """
     value = _turning_point(float(coefficients[0]), float(coefficients[1]), form, far)
     start = 0.0 if form == "best-of-n" else near

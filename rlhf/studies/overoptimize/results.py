@@ -44,10 +44,10 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
     """Return the proxy and gold scores of best-of-n for n = 1, 2, 4, ..., the fit and its advice.
 
     Args:
-        name: name of the proxy.
-        by: standardized proxy scores [members, prompts, samples]; the curves are averaged over the
+        name: Name of the proxy.
+        by: Standardized proxy scores [members, prompts, samples]; the curves are averaged over the
             members.
-        gold: gold scores [prompts, samples].
+        gold: Gold scores [prompts, samples].
     """
     ns = powers_of_two_and_limit(gold.shape[1])
     proxy_scores = best_of_n_scores(by, by, ns)
@@ -69,8 +69,8 @@ def combined_proxy_scores(columns: np.ndarray, *, penalty: float) -> dict[str, n
     """Return the proxy scores for each way of combining the members of an ensemble.
 
     Args:
-        columns: scores of the members, [members, prompts, samples].
-        penalty: weight of the variance for the combination "uncertainty".
+        columns: Scores of the members, [members, prompts, samples].
+        penalty: Weight of the variance for the combination "uncertainty".
 
     Returns:
         "single" -> `columns`. If there are several members, also "mean", "worst" and "uncertainty"
@@ -107,9 +107,9 @@ def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dic
     """Return the training curves, the fit, the observed peak and the changes after the peak.
 
     Args:
-        how: how the members of the proxy were combined.
-        tracks: one track for each training seed; all are truncated to the length of the shortest.
-        start: mean gold score of the initial policy.
+        how: How the members of the proxy were combined.
+        tracks: One track for each training seed; all are truncated to the length of the shortest.
+        start: Mean gold score of the initial policy.
     """
     length = min(len(track.steps) for track in tracks)
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
@@ -184,7 +184,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
     Args:
         values: [seeds, steps].
         gold: [seeds, steps] gold scores that determine the peak.
-        width: number of steps over which values are averaged at the peak and at the end.
+        width: Number of steps over which values are averaged at the peak and at the end.
 
     Returns:
         The changes [seeds].

@@ -83,7 +83,7 @@ def run_overoptimize(
         The run directory.
 
     Raises:
-        UserError: a key of the configuration is wrong, or a reply has no gold score.
+        UserError: A key of the configuration is wrong, or a reply has no gold score.
     """
     study = _OveroptimizationStudy(config, run.directory, commands)
     study.check()
@@ -131,7 +131,7 @@ def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
     """Check the configuration of a study, for `--dry-run`; return the line to print.
 
     Raises:
-        UserError: a key is wrong.
+        UserError: A key is wrong.
     """
     _OveroptimizationStudy(config, Path(config.output_dir), commands).check()
     return "keys and types are valid, including those of the proxies and of the training"
@@ -155,7 +155,7 @@ class _OveroptimizationStudy:
         """Check the configurations of the reward models and of the training runs.
 
         Raises:
-            UserError: a configuration is wrong.
+            UserError: A configuration is wrong.
         """
         if grid := self.config.proxies:
             tree = self._proxy_tree(grid, grid.bases[0], train=self.directory, member=0)
@@ -170,7 +170,7 @@ class _OveroptimizationStudy:
         The members of a proxy are trained on the same pairs with different seeds.
 
         Raises:
-            UserError: there are fewer pairs than required.
+            UserError: There are fewer pairs than required.
         """
         seed, root = self.config.seed, self.directory / "proxies"
         rows = load_and_log(grid.data, "preference", what="proxies.data", seed=seed)
@@ -301,7 +301,7 @@ def _standardize_column(column: np.ndarray, name: str) -> np.ndarray:
     """Return the scores shifted and scaled to mean 0 and standard deviation 1.
 
     Raises:
-        UserError: all scores are equal; the message contains `name`.
+        UserError: All scores are equal; the message contains `name`.
     """
     if column.std() == 0:
         raise UserError(
@@ -334,7 +334,7 @@ def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> TrainingTrack
     The gold score is measured on the saved transcripts of the training episodes.
 
     Raises:
-        UserError: the run logged no KL, or a transcript has no gold score.
+        UserError: The run logged no KL, or a transcript has no gold score.
     """
     metrics = [row for row in read_metrics(directory) if "reward/mean" in row]
     if "policy/kl" not in metrics[0]:

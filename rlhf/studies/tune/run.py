@@ -138,7 +138,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> TuningStudy:
     """Build a study and its benchmark from a configuration, and check both.
 
     Raises:
-        UserError: a key is wrong or does not fit the benchmark; the message names the key.
+        UserError: A key is wrong or does not fit the benchmark; the message names the key.
     """
     tree = assemble_tree([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
@@ -169,7 +169,7 @@ def run_tune(study: TuningStudy, *, jobs: int = 1) -> Path:
     """Run the trials of every algorithm that are not finished; return the path of tuned.yaml.
 
     Raises:
-        UserError: the directory exists and neither `resume` nor `overwrite` is set, the study or
+        UserError: The directory exists and neither `resume` nor `overwrite` is set, the study or
             its manifest has changed since it started, Optuna is not installed, or every trial of
             an algorithm failed.
     """
@@ -238,7 +238,7 @@ def _check_space(
     The check uses all choices of a key, or both ends of its range.
 
     Raises:
-        UserError: a key does not exist, has no effect in any algorithm, or a value is invalid.
+        UserError: A key does not exist, has no effect in any algorithm, or a value is invalid.
     """
     if unused := [key for key in space if not any(key in spaces[name] for name in spaces)]:
         raise UserError(

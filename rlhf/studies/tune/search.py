@@ -37,10 +37,10 @@ class AlgorithmSearch:
     resumed search tries the same hyperparameters as an uninterrupted search.
 
     Args:
-        name: name of the algorithm.
-        space: dotted key -> dimension.
-        folder: folder of the study.
-        seed: seed of the search.
+        name: Name of the algorithm.
+        space: Dotted key -> dimension.
+        folder: Folder of the study.
+        seed: Seed of the search.
 
     Raises:
         UserError: Optuna is not installed.
@@ -107,7 +107,7 @@ class AlgorithmSearch:
         If several trials have the highest score, the first one is returned.
 
         Raises:
-            UserError: every trial failed.
+            UserError: Every trial failed.
         """
         scored = [(trial, value) for trial, value in self.trials() if value is not None]
         if not scored:
