@@ -26,7 +26,7 @@ Adversary = tuple[str, Policy]
 """(name, policy) of a policy that should not earn more than the optimum."""
 ERROR_RATE = 0.01
 """Family-wise error rate: probability of any finding if the stated optimum is correct."""
-SCREENED, TRIED, CONFIRMED = 12, 200, 800
+NUM_SCREENED, NUM_TESTED, NUM_CONFIRMED = 12, 200, 800
 """Number of episodes of an adversary in the three rounds: screening, test, confirmation."""
 NUM_FINALISTS = 6
 """Number of adversaries that are tested after the screening."""
@@ -95,9 +95,9 @@ def successful_adversaries(env: Env, *, level: float = ERROR_RATE) -> list[Succe
     gains: dict[Adversary, float] = {}
     for adversary in game.adversaries():
         with contextlib.suppress(Exception):  # `check` reports replies for which `step` raises
-            gains[adversary] = float(game.gains_over_baseline(adversary[1], 0, SCREENED).mean())
+            gains[adversary] = float(game.gains_over_baseline(adversary[1], 0, NUM_SCREENED).mean())
     finalists = sorted(gains, key=gains.__getitem__, reverse=True)[:NUM_FINALISTS]
-    rounds = ((SCREENED, TRIED), (SCREENED + TRIED, CONFIRMED))
+    rounds = ((NUM_SCREENED, NUM_TESTED), (NUM_SCREENED + NUM_TESTED, NUM_CONFIRMED))
     for name, policy in finalists:
         p_values = (
             _p_value(game.gains_over_baseline(policy, *seeds), "greater") for seeds in rounds
@@ -157,11 +157,15 @@ class _AdversaryGame:
                 [] if self.has_expert else [_constant_policy(action) for action in self.actions]
             )
             policies = [self.play, *constants]
-            best = max(policies, key=lambda policy: self.policy_returns(policy, 0, SCREENED).mean())
-            return float(self.policy_returns(best, SCREENED, TRIED).mean()), best
+            best = max(
+                policies, key=lambda policy: self.policy_returns(policy, 0, NUM_SCREENED).mean()
+            )
+            return float(self.policy_returns(best, NUM_SCREENED, NUM_TESTED).mean()), best
         # Episodes are paired with those of the expert only if the expert earns the stated optimum.
         can_pair = self.has_expert and (
-            _p_value(self.policy_returns(self.play, SCREENED, TRIED) - self.optimum, "two-sided")
+            _p_value(
+                self.policy_returns(self.play, NUM_SCREENED, NUM_TESTED) - self.optimum, "two-sided"
+            )
             > ERROR_RATE
         )
         return float(self.optimum), self.play if can_pair else None

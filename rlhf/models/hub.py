@@ -60,7 +60,7 @@ SHORT_NAMES = {
 
 # Values of `quant_method` of supported formats: Transformers converts their weights to floating
 # point during loading, or the weights are stored in floating point.
-CONVERTED = ("fp8", "mxfp4", "bitnet")
+SUPPORTED_QUANTIZATION = ("fp8", "mxfp4", "bitnet")
 
 # Suffixes of the files of a saved model that are not weights.
 MODEL_FILES = (".json", ".txt", ".jinja", ".model")
@@ -127,7 +127,7 @@ def check_model_files(folder: str) -> None:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object, so the folder is not a saved model")
     method = (config.get("quantization_config") or {}).get("quant_method")
-    if method and method not in CONVERTED:
+    if method and method not in SUPPORTED_QUANTIZATION:
         raise UserError(
             f"{folder} has quantized weights ({method}), which are not supported: use the model in "
             "float32, bfloat16 or float16"

@@ -19,7 +19,7 @@ from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import bradley_terry
 from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
 from rlhf.runs.directory import Run
-from rlhf.training.sentinel import check_first_ratio
+from rlhf.training.numeric_checks import check_first_ratio
 from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, compute_logprobs
 
 log = logging.getLogger(__name__)

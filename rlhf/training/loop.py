@@ -24,7 +24,7 @@ from rlhf.training.checkpoint import (
     save_evidence,
     save_final,
 )
-from rlhf.training.sentinel import check_weights
+from rlhf.training.numeric_checks import check_weights
 from rlhf.training.trainer import Trainer
 
 

@@ -27,6 +27,7 @@ from rlhf.training.batch import make_training_batch
 from rlhf.training.collection import collect_step
 from rlhf.training.held_out import evaluate_held_out, final_evaluation, write_samples
 from rlhf.training.loop import fit
+from rlhf.training.numeric_checks import check_batch, check_rewards, check_scores
 from rlhf.training.online_setup import (
     EpisodeCounter,
     check_config,
@@ -38,7 +39,6 @@ from rlhf.training.online_setup import (
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.rollout_metrics import rollout_metrics
-from rlhf.training.sentinel import check_batch, check_rewards, check_scores
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
 from rlhf.training.transcripts import token_table, transcript_row

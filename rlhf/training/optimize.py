@@ -12,7 +12,12 @@ from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.runs.alarms import Halt
 from rlhf.training.batching import group_into_micro_batches
-from rlhf.training.sentinel import check_batch, check_first_ratio, check_losses, tensors_on_cpu
+from rlhf.training.numeric_checks import (
+    check_batch,
+    check_first_ratio,
+    check_losses,
+    tensors_on_cpu,
+)
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer

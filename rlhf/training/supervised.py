@@ -39,12 +39,12 @@ from rlhf.training.methods import (
     evaluation_interval,
     num_steps,
 )
+from rlhf.training.numeric_checks import check_losses, tensors_on_cpu
 from rlhf.training.optimizers import (
     make_optimizer,
     optimizer_name,
     optimizer_settings,
 )
-from rlhf.training.sentinel import check_losses, tensors_on_cpu
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Trainer
 

@@ -17,7 +17,7 @@ from rlhf.models.trainable import WeightChange, parameters_without_gradient, tra
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
 from rlhf.training.distributed import init_distributed
-from rlhf.training.sentinel import check_gradient_norm, check_trainable
+from rlhf.training.numeric_checks import check_gradient_norm, check_trainable
 
 log = logging.getLogger(__name__)
 

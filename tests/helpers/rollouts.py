@@ -136,7 +136,7 @@ class TurnSampler:
         del self.tokens[name]
 
 
-def passes(monkeypatch, model: Any) -> list[list[int]]:
+def record_pass_lengths(monkeypatch, model: Any) -> list[list[int]]:
     """Tokens of each row in every pass through the model, as they come."""
     decoder_for(model)  # so that its own comparison pass is not counted
     seen: list[list[int]] = []

@@ -24,7 +24,7 @@ from tests.helpers.rollouts import (
     collect_one,
     episode_seeds,
     make_collector,
-    passes,
+    record_pass_lengths,
 )
 
 
@@ -269,7 +269,7 @@ def test_earlier_messages_come_first():
 
 def test_a_ten_turn_episode_passes_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True, context=512)
-    passed = passes(monkeypatch, model)
+    passed = record_pass_lengths(monkeypatch, model)
     playing = make_collector(model, lambda: TimeLimit(Tales(), 10), max_new_tokens=8, context=512)
     rollout = playing.collect(episode_seeds(3))[0]
     assert rollout.num_turns == 10
@@ -292,7 +292,7 @@ def test_free_row_starts_next_episode(monkeypatch):
             return "go on", 1.0, self.left == 0, False, {}
 
     model, _ = tiny_model(double=True, context=512)
-    passed = passes(monkeypatch, model)
+    passed = record_pass_lengths(monkeypatch, model)
     order = episode_seeds(8, 1, 1, 1, 2, 3)
     playing = make_collector(model, Patient, parallel=2, max_new_tokens=5, context=512)
     rollouts = playing.collect(order)
@@ -306,7 +306,7 @@ def test_free_row_starts_next_episode(monkeypatch):
 
 def test_group_prefills_prompt_once(monkeypatch):
     model, _ = tiny_model(double=True)
-    passed = passes(monkeypatch, model)
+    passed = record_pass_lengths(monkeypatch, model)
     group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(4)]
     rollouts = make_collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(group)
     prompt = rollouts[0].is_action.index(True)

@@ -12,7 +12,7 @@ from rlhf.models.adapters import add_lora
 from rlhf.rollout.sampling.base import Completion, FinishReason, SamplingParams
 from rlhf.rollout.sampling.draw import sample_tokens
 from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model, tiny_qwen2
-from tests.helpers.rollouts import TurnSampler, passes
+from tests.helpers.rollouts import TurnSampler, record_pass_lengths
 
 MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 
@@ -209,7 +209,7 @@ def test_draws_of_a_large_vocabulary_fall_into_their_intervals(dtype, vocabulary
 
 def test_tokens_pass_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True)
-    passed = passes(monkeypatch, model)
+    passed = record_pass_lengths(monkeypatch, model)
     sampler = sampler_for(model, 1, stop_ids=frozenset({-1}))
     tokens = 0
     for number in range(10):
@@ -224,7 +224,7 @@ def test_tokens_pass_through_the_model_once(monkeypatch):
 
 def test_released_row_leaves_batch(monkeypatch):
     model, _ = tiny_model(double=True)
-    passed = passes(monkeypatch, model)
+    passed = record_pass_lengths(monkeypatch, model)
     limits = {row: limit(0, row, 0, count) for row, count in enumerate((1, 4, 2))}
     prompts = {0: [5], 1: [6], 2: [7]}
     sampler = sampler_for(model, 3, stop_ids=frozenset({-1}))

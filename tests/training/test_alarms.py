@@ -22,8 +22,8 @@ from rlhf.runs import alarms as alarms_module
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training import loop, optimize
+from rlhf.training.numeric_checks import check_scores
 from rlhf.training.online import OnlineTrainer
-from rlhf.training.sentinel import check_scores
 from rlhf.training.supervised import SupervisedTrainer
 from tests.helpers.training import (
     assert_same_run,

@@ -16,7 +16,7 @@ from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE_SLOTS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
-from rlhf.training.sentinel import check_gradient_norm, check_trainable, check_weights
+from rlhf.training.numeric_checks import check_gradient_norm, check_trainable, check_weights
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
 
 
