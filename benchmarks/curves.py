@@ -54,7 +54,7 @@ def plot_curves(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(8, 3 * rows), layout="constrained")
-    # Each task has its own scale, because the ranges of returns differ.
+    # Each panel has its own scale, because the ranges of returns differ between tasks.
     every_axes = figure.subplots(rows, 2, squeeze=False).flat
     for axis, (algorithm, sides) in zip(every_axes, found.items(), strict=False):
         for side, curves in sides.items():

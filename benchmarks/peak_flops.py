@@ -51,7 +51,7 @@ def training_flops(model: str, texts: list[tuple[int, int]]) -> float:
     for tokens, learned in texts:
         total += 6.0 * config["num_hidden_layers"] * layer * tokens
         total += 6.0 * config["vocab_size"] * width * learned
-        # The attention scores and the weighted sums are two products with tokens x tokens / 2
-        # entries for each head.
+        # The attention scores and the weighted sums are two products, each with
+        # head_width x tokens x tokens / 2 multiplications for each head.
         total += 6.0 * config["num_hidden_layers"] * heads * head_width * tokens**2
     return total

@@ -25,7 +25,7 @@ State = tuple[Cell, bool]  # the agent's cell, and whether it has the key
 
 
 class KeyDoor(TextEnv):
-    """Fetch the key, pass the door and reach the goal in few steps.
+    """Fetch the key, go through the door and reach the goal in few steps.
 
     State: a grid of n x n cells whose middle column is a wall with one locked door; agent and key
     are west of the wall, the goal is east of it. Observation: first the map, then the agent's cell.

@@ -24,13 +24,13 @@ class Rules(NamedTuple):
 class ToolLookup(TextEnv):
     """Find the room of a person, or that of the person's manager, with costly `lookup` calls.
 
-    State: a register, drawn at reset, with the manager (any other person) and the room of each
-    person, uniform and independent. Observation: a person's record after `lookup NAME`. Action:
-    `lookup NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the correct answer.
-    The episode ends with an answer or after `hops + 2` actions; an invalid action uses up a turn.
-    Optimum: dynamic programming over the records read, where the policy may guess at any time. If
-    calls are cheap, the optimum is 1 - hops * call_cost. Without the tool, the optimum is 1 /
-    rooms.
+    State: a register with the manager (any other person) and the room of each person, all drawn
+    uniformly and independently at reset. Observation: a person's record after `lookup NAME`.
+    Action: `lookup NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the correct
+    answer. The episode ends with an answer or after `hops + 2` actions; an invalid action uses up a
+    turn. Optimum: dynamic programming over the records read, where the policy may guess at any
+    time. If calls are cheap, the optimum is 1 - hops * call_cost. Without the tool, the optimum is
+    1 / rooms.
 
     Args:
         hops: Number of lookups needed: 1 if the question is about a person's room, 2 if the
@@ -135,7 +135,7 @@ class ToolLookup(TextEnv):
         return {"guess": 1 / self.rules.rooms}
 
     def _value_arguments(self) -> tuple[int, tuple[int, ...]]:
-        """Return the arguments `known` and `rooms` of `_value` for the records read so far."""
+        """Return `known` and `rooms` of `_optimal_value` for the records read so far."""
         if self._person in self._read:
             return (2 if self.rules.hops == 2 and self._target in self._read else 1), ()
         if self.rules.hops == 1:
@@ -164,7 +164,7 @@ def _optimal_value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) 
         known: Number of useful records that have been read: 0, 1 (the person's record) or 2 (also
             the manager's record).
         rooms: Used only if `known` is 0: for each room that occurs in the records read, the number
-            of records with this room. Each of these people may be the manager.
+            of records with this room. Each person in these records may be the manager.
     """
     if left == 0:
         return 0.0

@@ -27,8 +27,8 @@ class DiscreteToText(TextEnv):
     State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
     of the words `actions`. Reward and transitions: those of the table. An invalid action uses up a
     turn without a move. Its reward is `wasted_step_reward(...)`, so an invalid action is never
-    better than a legal one. The episode terminates after `max_turns` actions. Optimum: the value of
-    the finite horizon, by backward induction over the transition table.
+    better than a legal one. The episode terminates after `max_turns` actions. Optimum: the
+    optimal value for the finite horizon, by backward induction over the transition table.
 
     Args:
         table: An environment with a transition table `P` and an initial distribution

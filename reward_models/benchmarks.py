@@ -1,9 +1,10 @@
 """Evaluate rewards on local rows of public benchmarks: RewardBench 1 and 2, RM-Bench, JudgeBench.
 
-Rows come from the files of the benchmarks; nothing is downloaded. Each function returns plain
-numbers. In addition to the published scores, a result has these keys:
+Rows come from the files of the benchmarks; nothing is downloaded. Each benchmark function returns a
+dict with the scores as plain numbers. In addition to the published scores, it has these keys:
 
-- ``unscored``: number of replies that the reward could not score; their rows count as wrong.
+- ``unscored``: number of replies that the reward could not score; their rows count as wrong
+  (in RM-Bench, only their comparisons).
 - ``intervals``: name of each score -> 95% interval, clustered by prompt. The name of a nested score
   is ``section / part``. The interval of a section combines the intervals of its subsets.
 - ``rows``: number of rows of each part.
@@ -149,9 +150,10 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _best_of_credit(good: np.ndarray, bad: np.ndarray) -> float:
-    """Return the credit of a row: 1/k if a good reply is among the k highest scores, else 0.
+    """Return the credit of a row.
 
-    The credit is 0 if a score is nan.
+    It is 1/k if k replies share the highest score and at least one of them is good, else 0. It is
+    also 0 if a score is nan.
     """
     scores = np.concatenate([good, bad])
     if np.isnan(scores).any():
@@ -310,7 +312,7 @@ def _mean_by_part(
 ) -> dict[str, Interval]:
     """Return the mean of ``values`` [N] of the rows of each part, with its interval.
 
-    ``part`` and ``prompt`` are the keys of a row with the name of its part and with its prompt.
+    In a row, ``part`` is the key of the name of its part, and ``prompt`` is the key of its prompt.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):

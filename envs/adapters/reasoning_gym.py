@@ -158,8 +158,9 @@ class ReasoningGym(TextEnv):
 
     State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
     full credit, else 0.0; with `partial`, the scorer's value in [0, 1]. The reward is also 0.0 in
-    these cases: the scorer raises an exception or returns a value that is not finite, the answer is
-    `nan` or `inf`, or the answer has text around or in the reference ("not 14", "14 or 7"). For
+    these cases: the scorer raises an exception or returns a value that is not finite, or the
+    answer is `nan` or `inf`, is longer than `MAX_ANSWER_LENGTH`, or has text around or in the
+    reference ("not 14", "14 or 7"). For
     some tasks, `REPLACED_SCORERS` replaces the scorer, or `ANSWER_FORMS` defines the form of an
     answer.
 
@@ -234,7 +235,8 @@ class ReasoningGym(TextEnv):
     def _entry_at(self, index: int) -> dict[str, Any]:
         """Return the entry of the dataset at an index.
 
-        The index is also the seed of the private global generators, which some tasks use.
+        The index also seeds the private random streams of the global generators, which some tasks
+        use.
         """
         self._generators.seed(index)
         with self._library_context():
@@ -257,7 +259,7 @@ class ReasoningGym(TextEnv):
         """Return the dataset index of the item's first candidate whose question is in the split.
 
         Raises:
-            UserError: No candidate of this and other items is in the split.
+            UserError: No candidate of this item or of the other items tried is in the split.
         """
         if self.split == "all" and self.task not in RUNS_PROGRAMS:
             return item

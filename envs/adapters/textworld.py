@@ -97,7 +97,7 @@ class TextWorld(TextEnv):
         before = self._state["score"]
         self.turns_left -= 1
         if not valid:
-            # The interpreter is a native program, so only listed commands are passed to it.
+            # The interpreter is a native program, so only admissible commands are passed to it.
             return self.turn("Nothing happens.", 0.0, valid=False, reason="not possible here")
         with self._generators.active():
             state, _, done = self._game.step(command.lower())

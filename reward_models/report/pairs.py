@@ -27,7 +27,8 @@ from rlhf.reward_models.report.stress import stress_tests
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
-# Minimum number of training pairs, or of prompts without training pairs, for the bag of words.
+# Minimum number of training pairs for the bag-of-words baseline; if no training pairs are given,
+# the minimum number of prompts.
 _MIN_TEXTS_FOR_WORDS = 10
 # Largest relative difference in length of two replies that are treated as equally long.
 _MAX_MATCHED_GAP = 0.1

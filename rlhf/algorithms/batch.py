@@ -64,8 +64,8 @@ class TrainingBatch:
     chosen: Tensor | None = None
     """[B], True for the preferred row of a pair and for a row that belongs to no pair."""
     margins: Tensor | None = None
-    """[B], the minimum difference of rewards that the loss demands between the two rows of a
-    pair."""
+    """[B], the margin that the loss subtracts from the difference between the rewards of the two
+    rows of a pair."""
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -21,7 +21,7 @@ from rlhf.data.messages import (
 )
 
 Cells = dict[str, Any]
-"""Field -> cell of the row. The optional cells that are used are removed."""
+"""Field -> cell of the row. Functions that use optional cells remove them from the mapping."""
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
@@ -322,7 +322,7 @@ def _contains_passage(text: str, context: str) -> bool:
     """Return whether a text contains a context.
 
     A context of fewer than MIN_PASSAGE_WORDS words must be whole lines of the text, because a short
-    context can be part of an instruction by chance, such as the 2 of "multiply 12 by:".
+    context can occur in an instruction by chance, such as "12" in "multiply 12 by:".
     """
     edges = (
         (r"^[ \t]*", r"[ \t]*$")
@@ -354,8 +354,9 @@ def _read_history(value: Any, notes: Notes) -> Conversation:
 def _read_reply(
     cells: Cells, field: str, prompt: Conversation, notes: Notes
 ) -> tuple[Conversation, Conversation]:
-    """Return (prompt, reply) from the reply column `field`, and add the reasoning column.
+    """Return (prompt, reply) from the reply column `field`.
 
+    The reasoning column of a completion is added to its last turn.
     A system message in the reply column is moved to the prompt.
     """
     value, cell = cells[field], cells.get("prompt")

@@ -129,7 +129,7 @@ def _frame_around(lines: Sequence[Series]) -> _Frame:
     xs = [x for s in lines for x in s.x]
     ys = [y for s in lines for y in (*s.y, *s.low, *s.high)]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    # The vertical axis starts at 0 if all values are positive and 0 is near.
+    # The vertical axis starts at 0 if the smallest value is positive and small.
     if 0 < y0 < 0.35 * y1:
         y0 = 0.0
     pad = 0.06 * (y1 - y0) or 0.5 * abs(y1) or 1.0

@@ -24,8 +24,8 @@ _NAME_COLUMNS = frozenset({"stage", "policy", "difference", "verdict"})
 _RANGE_COLUMNS = frozenset({"range"})
 """Columns whose text cells contain numbers."""
 
-_MIN_WIDE_COLUMNS = 8
-"""A table of one row with at least this many columns moves its plain cells to the caption."""
+_MIN_WIDE_COLUMNS = 9
+"""If a table of one row has at least this many columns, its plain cells are in the caption."""
 
 _NUMERAL = re.compile(r"[\d.]+%?")
 
@@ -83,7 +83,7 @@ class Table:
         return f"<td{_alignment(is_number) or long}>{cell_html(cell)}</td>"
 
     def _display_text(self, text: str, column: int) -> str:
-        """Return the text of a cell as the page shows it, with minus signs or acronyms."""
+        """Return the displayed text of a cell: with minus signs, capital acronyms, or unchanged."""
         name = self.columns[column]
         if name in _RANGE_COLUMNS:
             return with_minus_signs(text)
@@ -101,7 +101,7 @@ class Table:
             return False
         if len(self.rows) > 1:
             return len({repr(row[column]) for row in self.rows}) == 1
-        wide = len(self.rows) == 1 and len(self.columns) > _MIN_WIDE_COLUMNS
+        wide = len(self.rows) == 1 and len(self.columns) >= _MIN_WIDE_COLUMNS
         return wide and column > 0 and _is_plain(self.rows[0][column])
 
     def _caption(self) -> str:

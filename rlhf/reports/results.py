@@ -57,7 +57,8 @@ def compare_by_each_metric(
 def verdict_list_html(comparison: Comparison) -> str:
     """Return the results of the comparisons as an HTML list.
 
-    Methods that are better than the baseline are green, those that are worse are red.
+    An item is green if the method is significantly better than the baseline, and red if it is
+    significantly worse.
     """
     items = [
         verdict_item_html(
@@ -170,7 +171,7 @@ def _units_text(evaluation: Evaluation) -> str | None:
 
 
 def _label_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Return the evaluations of the table with their labels, stage and policy.
+    """Return the evaluations of the table with their labels (stage and policy).
 
     Evaluations that another run replaces are omitted, see `method_evaluations`.
     """
@@ -184,7 +185,7 @@ def _label_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluat
 
 
 def _label_by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Return the evaluations of the table with their labels, method and training seed."""
+    """Return the evaluations of the table with their labels (method and training seed)."""
     items: list[tuple[list[Cell], Evaluation]] = [
         ([item.method, None if item.is_reference else item.seed], item.evaluation)
         for item in method_evaluations(runs)

@@ -203,7 +203,7 @@ class _ProgressView(Progress):
 
 
 class _NumbersLine:
-    """A line with names and values of numbers. Line breaks occur only between two numbers."""
+    """A line with the names and values of metrics. Line breaks occur only between two metrics."""
 
     def __init__(self) -> None:
         self.parts: Sequence[str] = ()

@@ -49,7 +49,7 @@ class RewardReportConfig(RunConfig):
     """Training pairs of the reward, used to fit the bag-of-words baseline and to count common
     prompts."""
     benchmark: Benchmark | None = None
-    """A public benchmark, whose file has the format of its publication."""
+    """A public benchmark; its file must have the format in which the benchmark was published."""
     path: str | None = None
     """File, folder or Hugging Face Hub id of the benchmark."""
     split: str = "train"
@@ -175,8 +175,8 @@ def best_of_n_curve(
 ) -> dict[str, Any] | None:
     """Return the reward and gold scores of best-of-n, with the fit of Gao et al. (2022).
 
-    The result is that of `best_of_n_result`. It is None if there are too few samples for a fit, or
-    all samples have the same reward.
+    The result is that of `best_of_n_result`. It is None if there are too few prompts or samples
+    for a fit, or all samples have the same reward.
     """
     from rlhf.evaluation.replies import score_replies
     from rlhf.models.rewards import load_rewards

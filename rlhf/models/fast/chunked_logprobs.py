@@ -1,7 +1,8 @@
 """Compute log-probabilities and entropies of selected tokens without storing [B, T, V] logits.
 
-The output head is applied only at positions whose next token was sampled. The logits of large
-batches are computed in chunks, and computed again in the backward pass.
+The output head is applied only at positions whose next token is selected: a sampled token or, in
+offline training, a completion token. The logits of large batches are computed in chunks, and
+computed again in the backward pass.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def _tiles_html(findings: Findings) -> str:
 def _comparison_list_html(findings: Findings) -> str:
     """Return the results of the comparisons between algorithms as an HTML list.
 
-    Algorithms that are better than the baseline are green, those that are worse are red.
+    An item is green if the algorithm is significantly better than the baseline, and red if it is
+    significantly worse.
     """
     significant = [d for d in findings.pairs if d.winner]
     items = [

@@ -54,7 +54,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
         Table("verdicts", "Differences", ["difference", "mean", "verdict"], verdicts),
         Table(
             "curves",
-            "IQM along training",
+            "IQM during training",
             ["policy", *shares],
             [[name, *curve] for name, curve in findings.curves.items()],
         ),

@@ -185,7 +185,7 @@ def read_evaluation_summary(run: Path, policy: str) -> dict[str, Any]:
     """Read the `summary.json` of a policy in a run directory.
 
     Raises:
-        UserError: The file does not exist, so the run is not finished, or it is damaged.
+        UserError: The file does not exist, because the run is not finished, or the file is damaged.
     """
     path = run / "evaluation" / policy / "summary.json"
     if not path.is_file():

@@ -110,8 +110,9 @@ class RunCallback(TrainerCallback):
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
             if not isinstance(value, int | float) or name not in self.NAMES:
                 continue
-            # A mean over no examples is nan, such as the reward of the chosen replies in a batch
-            # without chosen replies. A nan loss or gradient norm is an error and raises an alarm.
+            # A mean over no examples, such as the reward of the chosen replies in a batch without
+            # chosen replies, is nan and is not logged. A nan loss or gradient norm is an error and
+            # raises an alarm.
             if math.isfinite(value) or name in ("loss", "grad_norm"):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
