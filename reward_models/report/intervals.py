@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from rlhf.stats import Interval, adjusted_wald_bounds, interval
-from rlhf.stats.units import cluster_index, no_interval_reason
+from rlhf.stats import Interval, interval, unit_means
+from rlhf.stats.paired import delta_interval
+from rlhf.stats.units import cluster_index
 
 
 def cluster_interval(
@@ -49,8 +50,8 @@ def gain_interval(
 ) -> dict[str, float]:
     """Return the mean of paired differences with a 95% interval that is clustered by group.
 
-    If too few groups have a nonzero mean difference for this interval, the result is the adjusted
-    Wald interval of paired proportions.
+    The interval is that of `delta_interval` for the mean differences of the groups, weighted by
+    the sizes of the groups.
 
     Args:
         gains: Differences of outcomes in [0, 1], [N].
@@ -59,15 +60,12 @@ def gain_interval(
     Returns:
         A dictionary with the keys of `cluster_interval`.
     """
-    x, (_, index) = np.asarray(gains, dtype=float), cluster_index(groups)
-    sizes = np.bincount(index).astype(float) if index.size else np.zeros(0)
-    if sizes.size < 2 or not no_interval_reason(np.bincount(index, weights=x) / sizes):
+    x = np.asarray(gains, dtype=float)
+    if len(set(groups)) < 2:
         return cluster_interval(x, groups)
-    weight = sizes.mean()
-    won, lost = x[x > 0].sum() / weight, -x[x < 0].sum() / weight
-    low, high = adjusted_wald_bounds(won, lost, sizes.size)
-    result = Interval(float(x.mean()), float(low), float(high), sizes.size)
-    return interval_as_dict(result, x.size)
+    _, means = unit_means(x, list(groups))
+    sizes = np.bincount(cluster_index(groups)[1]).astype(float)
+    return interval_as_dict(delta_interval(means, sizes, kind="share"), x.size)
 
 
 def interval_as_dict(result: Interval, n: int) -> dict[str, float]:

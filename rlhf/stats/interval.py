@@ -15,7 +15,6 @@ from rlhf.stats.shares import (
     EXACT_LABEL,
     is_binary,
     mid_p_bounds,
-    share_interval,
     two_distinct_values,
 )
 from rlhf.stats.units import (
@@ -62,8 +61,8 @@ def interval(
       otherwise the variance cannot be estimated. With fewer than ten units, half of them must
       differ.
     * If all values are equal, there is no interval, except for known finite bounds. Counts that
-      are all 0 may be large in a few other units, so without a known largest count, their mean has
-      no upper bound.
+      are all 0, or all 0 and 1, may be large in a few other units. Without a known largest count,
+      they therefore have only the interval of a mean.
 
     Args:
         values: Finite numbers, [n].
@@ -84,7 +83,7 @@ def interval(
     low, high = (0.0, 1.0) if kind == "share" and bounds is None else bounds or (-np.inf, np.inf)
     if data.min() < low or data.max() > high:
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
-    units, sizes = _unit_values(data, clusters, weigh)
+    units, sizes = _unit_means_and_weights(data, clusters, weigh)
     point = float(data.mean() if weigh == "values" else units.mean())
     if low == high:  # The only possible value.
         return Interval(point, low, high, units.size, EXACT_LABEL)
@@ -93,11 +92,9 @@ def interval(
         outcomes = low, high
     elif kind != "count":
         outcomes = two_distinct_values(data)
-    elif exact := _exact_count_interval(data, units, low, level):
-        return exact
     if outcomes and (exact := _exact_interval(point, units, sizes, *outcomes, level)):
         return exact
-    estimate = _mean_interval(point, units - point, sizes, level)
+    estimate = mean_interval(point, units, sizes, level)
     if not estimate.known:
         return estimate
     return replace(estimate, low=max(low, estimate.low), high=min(high, estimate.high))
@@ -117,26 +114,25 @@ def ratio_interval(
     if FEWEST_UNITS <= n < _FEWEST_UNEQUAL and bottom.min() < bottom.max():
         needs = f"{n} units of different sizes, an interval needs {_FEWEST_UNEQUAL}"
         return Interval.without(ratio, n, needs)
-    return _mean_interval(ratio, (top - ratio * bottom) / bottom.mean(), bottom, level)
+    return mean_interval(ratio, top / bottom, bottom, level)
 
 
-def _mean_interval(
-    point: float, residuals: np.ndarray, sizes: np.ndarray, level: float
-) -> Interval:
-    """Return the interval of a mean of n units with weights proportional to `sizes` [n].
+def mean_interval(point: float, units: np.ndarray, sizes: np.ndarray, level: float) -> Interval:
+    """Return the interval of the mean of unit values `units` [n] with the weights `sizes` [n].
 
-    `point` is the mean, and `residuals` [n] are the deviations of the unit values from the mean.
-    Large units have a large influence on the mean, so their residuals are too small. Residuals are
-    therefore divided by one minus the unit's fraction of the total size, as in the jackknife
-    (MacKinnon & White 1985, HC3). The degrees of freedom are Satterthwaite's for residuals whose
-    standard deviation is proportional to the size.
+    `point` is the mean. The residual of a unit is its weighted deviation from the mean. Large units
+    have a large influence on the mean, so their residuals are too small. Residuals are therefore
+    divided by one minus the unit's fraction of the total size, as in the jackknife (MacKinnon &
+    White 1985, HC3). The degrees of freedom are Satterthwaite's for residuals whose standard
+    deviation is proportional to the size.
     """
     n, share = sizes.size, sizes / sizes.sum()
-    if missing := no_interval_reason(point + residuals):
+    if missing := no_interval_reason(units, sizes):
         return Interval.without(point, n, missing)
     effective = effective_units(sizes)
     if effective < FEWEST_EFFECTIVE:
         return Interval.without(point, n, f"the largest of {n} units has {share.max():.0%} of all")
+    residuals = (units - point) * sizes / sizes.mean()
     moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))
     moments = moments._replace(mean=np.asarray(point), freedom=np.asarray(_freedom(sizes)))
     low, high = bounds_from(moments, level=level)
@@ -159,7 +155,11 @@ def _exact_interval(
     shares = (units - low) / (high - low)
     # Values of one cluster may be equal, so clusters of different sizes count as fewer units.
     effective = effective_units(sizes)
-    if not is_binary(shares) and not no_interval_reason(units) and effective >= FEWEST_EFFECTIVE:
+    if (
+        not is_binary(shares)
+        and not no_interval_reason(units, sizes)
+        and effective >= FEWEST_EFFECTIVE
+    ):
         return None
     share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)
@@ -167,33 +167,18 @@ def _exact_interval(
     return Interval(point, *scaled, units=units.size, method=EXACT_LABEL)
 
 
-def _exact_count_interval(
-    data: np.ndarray, units: np.ndarray, low: float, level: float
-) -> Interval | None:
-    """Return the exact interval of counts of which some are `low` and the others `low` + 1.
-
-    The result is None for all other counts, and if the interval of a mean exists.
-    """
-    least, most = float(data.min()), float(data.max())
-    if least != low or most - least != 1 or not no_interval_reason(units):
-        return None
-    return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)
-
-
-def _unit_values(
+def _unit_means_and_weights(
     data: np.ndarray, clusters: Sequence[Hashable] | np.ndarray | None, weigh: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the value and the weight of each of C independent units, both [C].
+    """Return the mean and the weight of each of C independent units, both [C].
 
-    The mean of the unit values is the requested mean. If `weigh` is "values" and the clusters have
-    different sizes, a unit's value is the linearized contribution of its cluster.
+    If `weigh` is "values" and the clusters have different sizes, the weights are the sizes;
+    otherwise they are 1.
     """
     if clusters is None:
         return data, np.ones(data.size)
     require_equal_length(data, clusters)
     _, codes = cluster_index(clusters)
     sums, sizes = np.bincount(codes, weights=data), np.bincount(codes).astype(float)
-    if weigh == "units" or sizes.min() == sizes.max():
-        return sums / sizes, np.ones(sizes.size)
-    mean = data.mean()
-    return mean + (sums - mean * sizes) / sizes.mean(), sizes
+    has_equal_weights = weigh == "units" or sizes.min() == sizes.max()
+    return sums / sizes, np.ones(sizes.size) if has_equal_weights else sizes

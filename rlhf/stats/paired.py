@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
@@ -11,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.interval import interval
-from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
+from rlhf.stats.interval import interval, mean_interval
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald_bounds, two_distinct_values
-from rlhf.stats.units import finite_vector, no_interval_reason, rounded, unit_means
+from rlhf.stats.units import effective_units, finite_vector, rounded, unit_means
 
 PairedKind = Literal["share", "mean", "count"]
 
@@ -123,23 +123,36 @@ def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     return rounded(left - right, float(np.abs([left, right]).max()))
 
 
-def delta_interval(deltas: np.ndarray, *, kind: PairedKind, level: float = 0.95) -> Interval:
+def delta_interval(
+    deltas: np.ndarray, sizes: np.ndarray | None = None, *, kind: PairedKind, level: float = 0.95
+) -> Interval:
     """Return the mean of paired differences [n] of independent units, with its interval.
 
     With kind "mean" or "count", the result is that of `interval`. With kind "share", the
     differences are in [-1, 1]. Their interval is the adjusted Wald interval if all differences are
     -1, 0 or 1, or if the interval of a mean does not exist. Otherwise, it is the interval of a
     mean, clipped to [-1, 1].
+
+    Args:
+        deltas: difference of each unit, [n].
+        sizes: weight of each unit in the mean, [n], for kind "share"; by default all weights are
+            equal. The adjusted Wald interval uses the effective number of units.
+        kind: see `difference`.
+        level: confidence level.
     """
     if kind != "share":
         return interval(deltas, kind=kind, level=level)
-    point, n = float(deltas.mean()), deltas.size
-    if not np.isin(deltas, (-1.0, 0.0, 1.0)).all() and not no_interval_reason(deltas):
-        low, high = mean_bounds(deltas, level=level)
-        return Interval(point, max(-1.0, float(low)), min(1.0, float(high)), n, SKEW_CORRECTED_T)
-    gains, losses = deltas[deltas > 0].sum(), -deltas[deltas < 0].sum()
-    low, high = adjusted_wald_bounds(gains, losses, n, level=level)
-    return Interval(point, float(low), float(high), n, "adjusted Wald")
+    weights = np.ones(deltas.size) if sizes is None else sizes
+    point, n = float(np.average(deltas, weights=weights)), effective_units(weights)
+    if not np.isin(deltas, (-1.0, 0.0, 1.0)).all():
+        estimate = mean_interval(point, deltas, weights, level)
+        if estimate.known:
+            return replace(estimate, low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
+    parts = deltas * weights * (n / weights.sum())
+    low, high = adjusted_wald_bounds(
+        parts[parts > 0].sum(), -parts[parts < 0].sum(), n, level=level
+    )
+    return Interval(point, float(low), float(high), deltas.size, "adjusted Wald")
 
 
 def _binomial_p_value(observed: int, n: int) -> float:

@@ -108,20 +108,26 @@ def too_few_units_reason(units: int) -> str:
     return f"{units} {'unit' if units == 1 else 'units'}, an interval needs {FEWEST_UNITS}"
 
 
-def no_interval_reason(units: np.ndarray) -> str:
+def no_interval_reason(units: np.ndarray, sizes: np.ndarray | None = None) -> str:
     """Return why the mean of the unit values `units` [n] has no interval.
 
-    The result is an empty string if the mean has an interval.
+    The result is an empty string if the mean has an interval. If the units have different weights
+    `sizes` [n] in the mean, the units that differ are counted by their effective number.
     """
     if missing := too_few_units_reason(units.size):
         return missing
     units = rounded(units)
     if units.min() == units.max():
         return f"all {units.size} units {EQUAL_UNITS_REASON}"
-    differing = units.size - int(np.unique(units, return_counts=True)[1].max())
-    if differing < min(FEWEST_UNITS, units.size / 2):
-        return (
-            f"only {differing} of {units.size} units differ from the most common value, "
-            f"an interval needs {FEWEST_UNITS} such units"
-        )
-    return ""
+    values, counts = np.unique(units, return_counts=True)
+    is_different = units != values[counts.argmax()]
+    weights = np.ones(units.size) if sizes is None else sizes
+    differing = effective_units(weights[is_different])
+    if differing >= min(FEWEST_UNITS, effective_units(weights) / 2):
+        return ""
+    count = int(is_different.sum())
+    equivalent = "" if differing == count else f", with the weight of {differing:.1f} equal units"
+    return (
+        f"only {count} of {units.size} units differ from the most common value{equivalent}, "
+        f"an interval needs {FEWEST_UNITS} such units"
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
 from rlhf.reward_models.report.calibration import temperature_interval
+from rlhf.reward_models.report.intervals import gain_interval
 from rlhf.stats import Interval, difference, interval, ratio_interval
 from rlhf.stats.aggregates import (
     aggregate_interval,
@@ -113,6 +114,94 @@ def counts() -> Iterator[Point]:
             return interval(values, kind="count", bounds=(0.0, np.inf))
 
         yield Point(str(n), f"Poisson {rate}", make, rate)
+
+
+def overdispersed_counts() -> Iterator[Point]:
+    """Negative binomial counts: Poisson counts whose rate is gamma distributed with this shape."""
+    for n, shape, mean_count in product((5, 10, 20, 100), (0.5, 1.0, 4.0), (0.3, 2.0, 50.0)):
+
+        def make(rng: Rng, n: int = n, shape: float = shape, m: float = mean_count):
+            values = rng.negative_binomial(shape, shape / (shape + m), size=n).astype(float)
+            return interval(values, kind="count", bounds=(0.0, np.inf))
+
+        yield Point(str(n), f"shape {shape}, mean {mean_count}", make, mean_count)
+
+
+def _turn_laws(limit: int) -> dict[str, np.ndarray]:
+    """Probabilities of 1, ..., `limit` turns."""
+    turns = np.arange(1, limit + 1)
+    laws = {}
+    for end in (0.9, 0.5, 0.1):
+        law = end * (1 - end) ** (turns - 1)
+        law[-1] = (1 - end) ** (limit - 1)
+        laws[f"each turn ends it with {end}"] = law
+    for long in (0.02, 0.1, 0.5, 0.95):
+        law = np.zeros(limit)
+        law[0], law[-1] = 1 - long, long
+        laws[f"{long} reach the limit, the others end at once"] = law
+        mixed = 0.5 * law
+        mixed[0] += 0.5 * (1 - long)
+        mixed[1] += 0.5 * (1 - long)
+        mixed[-1] += 0.5 * long
+        mixed /= mixed.sum()
+        laws[f"{long} reach the limit, the others end in turn 1 or 2"] = mixed
+    return laws
+
+
+def bounded_counts() -> Iterator[Point]:
+    """Turns of episodes, from 1 to the turn limit."""
+    for n, limit in product((2, 5, 10, 20, 100), (2, 6, 30)):
+        turns = np.arange(1.0, limit + 1)
+        for name, law in _turn_laws(limit).items():
+
+            def make(rng: Rng, n: int = n, turns: np.ndarray = turns, law: np.ndarray = law):
+                values = rng.choice(turns, p=law, size=n)
+                return interval(values, kind="count", bounds=(1.0, float(turns[-1])))
+
+            yield Point(str(n), f"limit {limit}, {name}", make, float(turns @ law))
+
+
+def unequal_shares() -> Iterator[Point]:
+    """Proportions of values, when prompts have different numbers of values."""
+    grid = product((5, 10, 20, 100), (0.5, 1.5), (0.03, 0.1, 0.5, 0.9), (0.05, 0.3, 0.8, 1 - 1e-9))
+    for prompts, skew, p, alike in grid:
+
+        def make(rng: Rng, g: int = prompts, s: float = skew, p: float = p, a: float = alike):
+            units, rates = _unequal_prompts(rng, g, s), _prompt_shares(rng, g, p, a)
+            right = rng.random(units.size) < rates[units]
+            return interval(right.astype(float), units, kind="share", weigh="values")
+
+        yield Point(str(prompts), f"size spread {skew}, p {p}, correlation {alike:.2f}", make, p)
+
+
+def unequal_gains() -> Iterator[Point]:
+    """Differences of paired proportions, when prompts have different numbers of values."""
+    grid = product((2, 5, 10, 20, 100), (0.5, 1.5), (0.1, 0.4, 0.9), (0.5, 1.0), (0.05, 0.8))
+    for prompts, skew, apart, up, alike in grid:
+
+        def make(rng: Rng, g: int = prompts, s: float = skew, d: float = apart, up: float = up,
+                 a: float = alike):  # fmt: skip
+            units, rates = _unequal_prompts(rng, g, s), _prompt_shares(rng, g, d, a)
+            signs = np.where(rng.random(g) < up, 1.0, -1.0)
+            gains = (rng.random(units.size) < rates[units]) * signs[units]
+            return _printed(gain_interval(gains, units.tolist()))
+
+        name = f"size spread {skew}, {apart} differ, {up} upwards, correlation {alike}"
+        yield Point(str(prompts), name, make, apart * (2 * up - 1))
+
+
+def _unequal_prompts(rng: Rng, prompts: int, skew: float) -> np.ndarray:
+    """Prompt of each value; the logarithms of the numbers of values have this deviation."""
+    sizes = np.ceil(4 * rng.lognormal(0.0, skew, size=prompts)).astype(int)
+    return np.repeat(np.arange(prompts), sizes)
+
+
+def _printed(record: dict[str, float]) -> Interval:
+    """Interval of a dictionary with the keys of `cluster_interval`."""
+    needs = "" if np.isfinite([record["low"], record["high"]]).all() else "none"
+    return Interval(
+        record["value"], record["low"], record["high"], int(record["groups"]), "", needs
+    )
 
 
 def ratios() -> Iterator[Point]:
@@ -235,13 +324,17 @@ def improvement() -> Iterator[Point]:
 KINDS: dict[str, Callable[[], Iterator[Point]]] = {
     "share": shares,
     "share, several samples a prompt": clustered_shares,
+    "share, unequal numbers of values a prompt": unequal_shares,
     "pass@4 of 8": pass_at_four,
     "mean": means,
     "count": counts,
+    "overdispersed count": overdispersed_counts,
+    "count of turns up to a limit": bounded_counts,
     "ratio (text loss)": ratios,
     "temperature": temperatures,
     "paired difference of shares": paired_shares,
     "the same, several samples a prompt": paired_clusters,
+    "the same, unequal numbers of values a prompt": unequal_gains,
     "paired difference of means": paired_means,
     "benchmark: mean": aggregates("mean"),
     "benchmark: optimality gap": aggregates("optimality gap"),

@@ -15,6 +15,7 @@ from rlhf.stats import (
 )
 from rlhf.stats.aggregates import stretched_interval
 from rlhf.stats.means import stratified_moments
+from rlhf.stats.paired import delta_interval
 from rlhf.stats.shares import mid_p_bounds
 
 
@@ -141,6 +142,16 @@ def test_equal_counts_have_no_interval() -> None:
     assert interval([0.0] * 10, kind="share").high == pytest.approx(1 - 0.05**0.1)
 
 
+def test_counts_of_0_and_1_are_not_known_to_have_no_larger_value() -> None:
+    """Negative binomial counts with a mean of 2 are all 0 or 1 in 13% of the samples of 5."""
+    found = interval([0.0, 0.0, 0.0, 1.0, 1.0], kind="count", bounds=(0.0, np.inf))
+    assert found.needs.startswith("only 2 of 5 units differ from the most common value")
+    rng = np.random.default_rng(0)
+    samples = rng.negative_binomial(0.5, 0.2, size=(2000, 5)).astype(float)
+    printed = [x for s in samples if (x := interval(s, kind="count", bounds=(0.0, np.inf))).known]
+    assert np.mean([x.low <= 2 <= x.high for x in printed]) >= 0.97
+
+
 def test_counts_with_a_known_largest_value_have_an_exact_interval() -> None:
     """Two of 20 units have the largest count, 4; the others have the smallest, 1."""
     found = interval([1.0] * 18 + [4.0] * 2, kind="count", bounds=(1.0, 4.0))
@@ -209,6 +220,37 @@ def test_large_clusters_do_not_hide_their_error():
     error = math.sqrt(squares / (60 * 59))
     assert found.value == 1
     assert found.high == pytest.approx(1 + stats.t.ppf(0.975, 90000 / 6300 - 1) * error)
+
+
+def test_prompts_of_equal_rates_do_not_differ_by_their_sizes() -> None:
+    """All values of 28 prompts are wrong: their different sizes are no variation."""
+    sizes = np.arange(1, 31)
+    clusters = np.repeat(np.arange(30), sizes)
+    values = np.isin(clusters, (3, 7)) * 1.0  # prompts of 4 and 8 values
+    values[clusters == 7] = [1, 0, 0, 0, 0, 0, 0, 0]
+    found = interval(values, clusters, kind="share", weigh="values")
+    # Sizes 1 to 30 hold as much as (465)^2 / 9455 equal units; 5 of 465 values are right.
+    effective = 465**2 / 9455
+    low, high = mid_p_bounds(5 / 465 * effective, effective)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    unbounded = interval(
+        values * 3 - 1.5 * (values > 0) * (clusters == 3), clusters, weigh="values"
+    )
+    assert unbounded.needs == (
+        "only 2 of 30 units differ from the most common value, with the weight of 1.8 equal "
+        "units, an interval needs 5 such units"
+    )
+
+
+def test_differences_of_unequal_prompts_count_as_their_effective_number() -> None:
+    # Sizes 3, 1: effective number 16 / 10; all differences are 1, 0.
+    found = delta_interval(np.array([1.0, 0.0]), np.array([3.0, 1.0]), kind="share")
+    low, high = adjusted_wald_bounds(0.75 * 1.6, 0.0, 1.6)
+    assert (found.value, found.low, found.high) == (0.75, pytest.approx(low), pytest.approx(high))
+    equal = np.array([0.5, 1.0, -0.25, 0.0, 0.75, 1.0])
+    same = delta_interval(equal, np.full(6, 7.0), kind="share")
+    alone = delta_interval(equal, kind="share")
+    assert (same.low, same.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
 
 
 def test_a_mean_over_tasks_has_the_moments_of_one():
