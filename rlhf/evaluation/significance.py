@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
+from rlhf.evaluation.shared_error import SharedError
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
-from rlhf.stats.means import SKEW_CORRECTED_T, Moments, bounds_from, mean_moments
+from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
-from rlhf.stats.units import finite_vector, no_interval_reason, rounded
 
 Unit = Literal["training seeds"] | UnitName
 
@@ -62,10 +62,6 @@ class Difference:
     if it was not simulated or n < 20."""
 
 
-FEWEST_SHARED_UNITS = 10
-"""Several training seeds are compared with a reference evaluation of at least this many units."""
-
-
 @dataclass(frozen=True)
 class _Test:
     """Test of paired differences, for `compare_means`.
@@ -88,9 +84,8 @@ class _Test:
     """Two-sided p value of the sign-flip test, increased by the shared error."""
     estimate: Interval
     """Interval of the mean difference."""
-    shared: Moments | str | None = None
-    """Moments of the error that all differences have in common, see `compare_means`; or the reason
-    why this error is unknown."""
+    shared: SharedError | None = None
+    """Error that all differences have in common; None if there is none."""
 
     @property
     def n(self) -> int:
@@ -126,7 +121,7 @@ class _Test:
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
         p_value = 2 * float(special.stdtr(self.n - 1, -t))
-        return _add_shared_error(p_value, self.deltas, self.shared) <= self.level
+        return _increased(p_value, self.deltas, self.shared) <= self.level
 
 
 def compare_means(
@@ -177,8 +172,8 @@ def compare_means(
     if span is None and (outcomes := binary_values(metric, [*values, *against])):
         span = outcomes[1] - outcomes[0]
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    shared = None if shared_differences is None else _shared_moments(shared_differences, span)
-    p_value = _add_shared_error(sign_flip_test(deltas), deltas, shared)
+    shared = None if shared_differences is None else SharedError.of(shared_differences, span)
+    p_value = _increased(sign_flip_test(deltas), deltas, shared)
     estimate = _difference_interval(deltas, metric in COUNT_METRICS, span, shared)
     test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, estimate, shared)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
@@ -191,72 +186,24 @@ def compare_means(
     )
 
 
-def _shared_moments(values: ArrayLike, span: float | None) -> Moments | str:
-    """Return the moments of the mean of `values` [n], or the reason why its error is unknown.
-
-    For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
-    Wald interval, which is positive even if all values are equal.
-    """
-    data = rounded(finite_vector(values))
-    if data.size < FEWEST_SHARED_UNITS:
-        units = "1 unit" if data.size == 1 else f"{data.size} units"
-        return f"{units}, a reference needs {FEWEST_SHARED_UNITS}"
-    if span is None:
-        return no_interval_reason(data) or mean_moments(data)
-    gains, losses = data[data > 0].sum() / span, -data[data < 0].sum() / span
-    n = data.size + 2
-    variance = ((gains + losses + 2) / n - ((gains - losses) / n) ** 2) / n
-    return Moments(data.mean(), span * np.sqrt(variance), np.zeros(()), np.asarray(n - 1.0))
-
-
 def _difference_interval(
-    deltas: np.ndarray, is_count: bool, span: float | None, shared: Moments | str | None
+    deltas: np.ndarray,
+    is_count: bool,
+    span: float | None,
+    shared: SharedError | None,
+    level: float = 0.95,
 ) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
-        estimate = delta_interval(deltas / span, kind="share").scaled(span)
+        estimate = delta_interval(deltas / span, kind="share", level=level).scaled(span)
     else:
-        estimate = delta_interval(deltas, kind="count" if is_count else "mean")
-    if shared is None or not estimate.known:
-        return estimate
-    if isinstance(shared, str):
-        return Interval.without(estimate.value, deltas.size, f"common error: {shared}")
-    if estimate.method != SKEW_CORRECTED_T:
-        # The variance over seeds is unknown, so the distances to the bounds are combined.
-        below, above = (abs(float(end - shared.mean)) for end in bounds_from(shared))
-        low = estimate.value - math.hypot(estimate.value - estimate.low, below)
-        high = estimate.value + math.hypot(estimate.high - estimate.value, above)
-        return replace(estimate, low=low, high=high)
-    low, high = bounds_from(_sum_of_errors(mean_moments(deltas), shared))
-    return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
+        estimate = delta_interval(deltas, kind="count" if is_count else "mean", level=level)
+    return shared.widened(estimate, deltas, level) if shared else estimate
 
 
-def _sum_of_errors(own: Moments, shared: Moments) -> Moments:
-    """Return the moments of a mean whose error is the sum of two independent errors.
-
-    The mean is that of `own`. The degrees of freedom are Satterthwaite's.
-    """
-    first, second = own.error**2, shared.error**2
-    variance = first + second
-    freedom = variance**2 / (first**2 / own.freedom + second**2 / shared.freedom)
-    third = own.skewness * own.error**3 + shared.skewness * shared.error**3
-    return Moments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)
-
-
-def _add_shared_error(p_value: float, deltas: np.ndarray, shared: Moments | str | None) -> float:
-    """Return the p value of the mean difference if the mean has an additional independent error.
-
-    `p_value` is the two-sided p value without this error. The t statistic that has this p value
-    determines the error without it.
-    """
-    if shared is None or p_value >= 1:
-        return p_value
-    if isinstance(shared, str):
-        return 1.0
-    mean, freedom = np.abs(deltas.mean()), np.asarray(deltas.size - 1.0)
-    error = mean / -special.stdtrit(freedom, p_value / 2)
-    total = _sum_of_errors(Moments(mean, error, np.zeros(()), freedom), shared)
-    return 2 * float(special.stdtr(total.freedom, -mean / total.error))
+def _increased(p_value: float, deltas: np.ndarray, shared: SharedError | None) -> float:
+    """Return the p value of the mean of `deltas` [n], increased by the shared error, if any."""
+    return shared.increased(p_value, deltas) if shared else p_value
 
 
 def fewest_pairs(level: float = 0.05) -> int:

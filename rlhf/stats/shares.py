@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
+from rlhf.stats.means import Moments
 from rlhf.stats.result import Interval
 
 EXACT_LABEL = "exact (mid-p)"
@@ -63,10 +64,8 @@ def adjusted_wald_bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds of the difference of paired proportions, (gains - losses) / units.
 
-    The adjusted Wald interval of Bonett & Price (2012) adds one gain and one loss to the data, so
-    that its width is positive even if all differences are equal. This function uses the quantile of
-    Student's t distribution with n + 1 degrees of freedom, where n is `units`. The reason is that
-    the coverage with the normal quantile is too low for 2 to 10 pairs.
+    The moments are those of `adjusted_wald_moments`. This function uses the quantile of Student's t
+    distribution, because the coverage with the normal quantile is too low for 2 to 10 pairs.
 
     Args:
         gains: Sum of the positive differences, each in [0, 1]; [...].
@@ -77,13 +76,24 @@ def adjusted_wald_bounds(
     Returns:
         Lower and upper bounds [...] inside [-1, 1].
     """
+    center, error, _, freedom = adjusted_wald_moments(gains, losses, units)
+    half = special.stdtrit(freedom, (1 + level) / 2) * error
+    return np.maximum(center - half, -1.0), np.minimum(center + half, 1.0)
+
+
+def adjusted_wald_moments(gains: ArrayLike, losses: ArrayLike, units: ArrayLike) -> Moments:
+    """Return the moments [...] of the difference of paired proportions, (gains - losses) / units.
+
+    The adjusted Wald interval of Bonett & Price (2012) adds one gain and one loss to the data, so
+    that the error is positive even if all differences are equal. There are n + 1 degrees of
+    freedom, where n is `units`. The arguments are those of `adjusted_wald_bounds`.
+    """
     plus, minus = np.asarray(gains, float), np.asarray(losses, float)
     n = np.asarray(units, float)
     center = (plus - minus) / (n + 2)
     square = (plus + minus + 2) / (n + 2)
-    quantile = special.stdtrit(n + 1, (1 + level) / 2)
-    half = quantile * np.sqrt(np.maximum(square - center**2, 0) / (n + 2))
-    return np.maximum(center - half, -1.0), np.minimum(center + half, 1.0)
+    error = np.sqrt(np.maximum(square - center**2, 0) / (n + 2))
+    return Moments(center, error, np.zeros_like(error), n + 1)
 
 
 @lru_cache(maxsize=4096)

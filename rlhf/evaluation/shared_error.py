@@ -1,0 +1,97 @@
+"""Add the error of a single reference evaluation to differences that all have it in common."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from rlhf.stats import Interval
+from rlhf.stats.means import SKEW_CORRECTED_T, Moments, bounds_from, mean_moments
+from rlhf.stats.shares import adjusted_wald_moments
+from rlhf.stats.units import finite_vector, no_interval_reason, rounded
+
+FEWEST_SHARED_UNITS = 10
+"""Several training seeds are compared with a reference evaluation of at least this many units."""
+
+
+@dataclass(frozen=True)
+class SharedError:
+    """Error that the differences of all training seeds have in common.
+
+    All seeds are compared with the same evaluation of a reference policy, so more seeds do not
+    reduce the error of this evaluation.
+    """
+
+    moments: Moments | None
+    """Moments of the mean over the units of the reference evaluation; None if its error is
+    unknown."""
+    reason: str = ""
+    """Why the error is unknown; empty if it is known."""
+
+    @classmethod
+    def of(cls, values: ArrayLike, span: float | None) -> SharedError:
+        """Return the error of the mean of `values` [n].
+
+        For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
+        Wald interval, which is positive even if all values are equal.
+        """
+        data = rounded(finite_vector(values))
+        if data.size < FEWEST_SHARED_UNITS:
+            units = "1 unit" if data.size == 1 else f"{data.size} units"
+            return cls(None, f"{units}, a reference needs {FEWEST_SHARED_UNITS}")
+        if span is None:
+            reason = no_interval_reason(data)
+            return cls(None if reason else mean_moments(data), reason)
+        gains, losses = data[data > 0].sum() / span, -data[data < 0].sum() / span
+        adjusted = adjusted_wald_moments(gains, losses, data.size)
+        return cls(adjusted._replace(mean=data.mean(), error=span * adjusted.error))
+
+    def widened(self, estimate: Interval, deltas: np.ndarray, level: float) -> Interval:
+        """Return the interval of the mean difference, with the additional error.
+
+        `estimate` is the interval of the mean of `deltas` [n] without this error, at the confidence
+        level `level`.
+        """
+        if not estimate.known:
+            return estimate
+        if self.moments is None:
+            return Interval.without(estimate.value, deltas.size, f"common error: {self.reason}")
+        if estimate.method != SKEW_CORRECTED_T:
+            # The variance over seeds is unknown, so the distances to the bounds are combined.
+            ends = bounds_from(self.moments, level=level)
+            below, above = (abs(float(end - self.moments.mean)) for end in ends)
+            low = estimate.value - math.hypot(estimate.value - estimate.low, below)
+            high = estimate.value + math.hypot(estimate.high - estimate.value, above)
+            return replace(estimate, low=low, high=high)
+        total = _sum_of_errors(mean_moments(deltas), self.moments)
+        low, high = bounds_from(total, level=level)
+        return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
+
+    def increased(self, p_value: float, deltas: np.ndarray) -> float:
+        """Return the p value of the mean of `deltas` [n], with the additional error.
+
+        `p_value` is the two-sided p value without this error. The t statistic that has this p value
+        determines the error without it. If the additional error is unknown, the p value is 1.
+        """
+        if p_value >= 1 or self.moments is None:
+            return 1.0
+        mean, freedom = np.abs(deltas.mean()), np.asarray(deltas.size - 1.0)
+        error = mean / -special.stdtrit(freedom, p_value / 2)
+        total = _sum_of_errors(Moments(mean, error, np.zeros(()), freedom), self.moments)
+        return 2 * float(special.stdtr(total.freedom, -mean / total.error))
+
+
+def _sum_of_errors(own: Moments, shared: Moments) -> Moments:
+    """Return the moments of a mean whose error is the sum of two independent errors.
+
+    The mean is that of `own`. The degrees of freedom are Satterthwaite's.
+    """
+    first, second = own.error**2, shared.error**2
+    variance = first + second
+    freedom = variance**2 / (first**2 / own.freedom + second**2 / shared.freedom)
+    third = own.skewness * own.error**3 + shared.skewness * shared.error**3
+    return Moments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)
