@@ -17,6 +17,23 @@ from rlhf.stats.units import finite_vector, no_interval_reason, rounded
 FEWEST_SHARED_UNITS = 10
 """Several training seeds are compared with a reference evaluation of at least this many units."""
 
+_COLLAPSE_RATE = 0.3
+"""Fraction of failed training runs that a comparison with a reference evaluation must allow for."""
+
+_STRICTER_LEVEL = 0.4
+"""The interval that must exclude 0 has this multiple of the significance level."""
+
+
+def fewest_seeds_against_reference(level: float = 0.05) -> int:
+    """Return the minimum number of training seeds for a comparison with a reference evaluation.
+
+    The differences of two trained methods are symmetric if the methods are equal, but the
+    differences from a fixed reference are as skewed as the values of the seeds. If a run fails with
+    a probability of 30%, n seeds do not contain a failed run with a probability of 0.7^n, and then
+    look far too similar. This probability is at most `level` for the returned number.
+    """
+    return math.ceil(math.log(level) / math.log(1 - _COLLAPSE_RATE))
+
 
 @dataclass(frozen=True)
 class SharedError:
@@ -56,10 +73,14 @@ class SharedError:
         `estimate` is the interval of the mean of `deltas` [n] without this error, at the confidence
         level `level`.
         """
+        n, needed = deltas.size, fewest_seeds_against_reference()
+        if n < needed:
+            reason = f"{n} training seeds, a comparison with a reference needs {needed}"
+            return Interval.without(estimate.value, n, reason)
         if not estimate.known:
             return estimate
         if self.moments is None:
-            return Interval.without(estimate.value, deltas.size, f"common error: {self.reason}")
+            return Interval.without(estimate.value, n, f"common error: {self.reason}")
         if estimate.method != SKEW_CORRECTED_T:
             # The variance over seeds is unknown, so the distances to the bounds are combined.
             ends = bounds_from(self.moments, level=level)
@@ -70,6 +91,14 @@ class SharedError:
         total = _sum_of_errors(mean_moments(deltas), self.moments)
         low, high = bounds_from(total, level=level)
         return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
+
+    @staticmethod
+    def stricter(level: float) -> float:
+        """Return the confidence level of the interval that must exclude 0 at significance `level`.
+
+        It is higher than 1 - `level`, because the sign-flip test is not exact for skewed seeds.
+        """
+        return 1 - _STRICTER_LEVEL * level
 
     def increased(self, p_value: float, deltas: np.ndarray) -> float:
         """Return the p value of the mean of `deltas` [n], with the additional error.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
-from rlhf.evaluation.shared_error import SharedError
+from rlhf.evaluation.shared_error import SharedError, fewest_seeds_against_reference
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval, paired_deltas
@@ -82,10 +82,10 @@ class _Test:
     """Number of training runs of the method that has fewer training runs."""
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
-    estimate: Interval
-    """Interval of the mean difference."""
     shared: SharedError | None = None
     """Error that all differences have in common; None if there is none."""
+    excludes_zero: bool = True
+    """Whether the interval of `SharedError.stricter` excludes 0; True without a shared error."""
 
     @property
     def n(self) -> int:
@@ -93,9 +93,14 @@ class _Test:
         return self.deltas.size
 
     @property
+    def fewest_seeds(self) -> int:
+        """Minimum number of training seeds of each method."""
+        return fewest_seeds_against_reference(self.level) if self.shared else FEWEST_SEEDS
+
+    @property
     def too_few_runs(self) -> bool:
-        """Whether the units are training seeds and a method has fewer than `FEWEST_SEEDS` runs."""
-        return self.unit == "training seeds" and self.runs < FEWEST_SEEDS
+        """Whether the units are training seeds and a method has fewer than `fewest_seeds` runs."""
+        return self.unit == "training seeds" and self.runs < self.fewest_seeds
 
     @property
     def same_sign(self) -> bool:
@@ -106,10 +111,10 @@ class _Test:
     def significant(self) -> bool:
         """Whether the mean difference is significant at `level`.
 
-        The error of a single reference evaluation may be skewed. With this error, the interval,
-        which is corrected for skewness, must also exclude 0.
+        Training seeds and the error of a single reference evaluation may be skewed. The interval,
+        which is corrected for skewness, must therefore also exclude 0 if there is such an error.
         """
-        if self.shared is not None and not (self.estimate.low > 0 or self.estimate.high < 0):
+        if not self.excludes_zero:
             return False
         if self.n >= fewest_pairs(self.level) or self.unit != "training seeds":
             return self.p_value <= self.level
@@ -144,8 +149,9 @@ def compare_means(
 
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
     most 5%. A winner is declared if the difference is significant at this level, as `_Test`
-    describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs.
-    At a level of 5%, the sign-flip test needs at least six pairs.
+    describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs,
+    or `fewest_seeds_against_reference` runs with `shared_differences`. At a level of 5%, the
+    sign-flip test needs at least six pairs.
 
     Args:
         values: Value of `method` for each unit, [n].
@@ -174,8 +180,13 @@ def compare_means(
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
     shared = None if shared_differences is None else SharedError.of(shared_differences, span)
     p_value = _increased(sign_flip_test(deltas), deltas, shared)
-    estimate = _difference_interval(deltas, metric in COUNT_METRICS, span, shared)
-    test = _Test(deltas, unit, 0.05 / comparisons, runs, p_value, estimate, shared)
+    is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
+    estimate = _difference_interval(deltas, is_count, span, shared)
+    excludes_zero = True
+    if shared:
+        strict = _difference_interval(deltas, is_count, span, shared, shared.stricter(level))
+        excludes_zero = strict.low > 0 or strict.high < 0
+    test = _Test(deltas, unit, level, runs, p_value, shared, excludes_zero)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
@@ -224,10 +235,11 @@ def _result_text(test: _Test, method: str, baseline: str, leader: str) -> str:
         if not test.significant and not test.same_sign:
             return no_winner
         runs = test.runs
+        of_each = "" if test.shared else " of each"
         number = "a single run of one method is" if runs == 1 else f"{runs} training seeds are"
         return (
             f"{leader} has the better mean in these runs, but {number} not enough to call it "
-            f"better than {other} (at least {FEWEST_SEEDS} seeds of each)"
+            f"better than {other} (at least {test.fewest_seeds} seeds{of_each})"
         )
     if not test.significant and n < needed:
         return (

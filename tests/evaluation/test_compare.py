@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import t
 
@@ -167,7 +168,7 @@ def test_five_runs_are_not_significantly_better_than_a_single_one(tmp_path: Path
 
 def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_noise(tmp_path):
     states = range(10)
-    for s in range(5):
+    for s in range(9):
         write_run(tmp_path / f"ppo-seed{s}", {state: 1 + 0.01 * s for state in states})
     runs = sorted(tmp_path.iterdir())
     chance = {state: 0.01 * state for state in states}
@@ -212,9 +213,30 @@ def test_equal_returns_of_a_reference_do_not_mean_that_it_has_no_error(tmp_path:
     assert found.estimate.needs.startswith("common error: all 10 units have the same value")
 
 
+def test_eight_seeds_may_miss_a_failure_that_a_comparison_with_a_reference_must_allow_for():
+    """0.7^8 = 0.058: with a probability of 5.8%, no run fails of eight that fail with 30%."""
+    for n, comparisons, needed in ((8, 1, 9), (9, 1, 9), (11, 3, 12), (12, 3, 12)):
+        found = compare_means(
+            np.linspace(1.0, 1.1, n), np.zeros(n), method="a", baseline="random",
+            unit="training seeds", shared_differences=np.linspace(1.0, 1.1, 20),
+            comparisons=comparisons,
+        )  # fmt: skip
+        assert 0.7**needed <= 0.05 / comparisons < 0.7 ** (needed - 1)
+        assert found.winner == ("a" if n == needed else None)
+        if n < needed:
+            assert f"{n} training seeds are not enough" in found.verdict
+            assert f"(at least {needed} seeds)" in found.verdict
+        assert found.estimate.known == (n >= 9)
+    few = compare_means(
+        np.ones(8), np.zeros(8), method="a", baseline="random", unit="training seeds",
+        shared_differences=np.ones(20), span=1.0,
+    )  # fmt: skip
+    assert few.estimate.needs == "8 training seeds, a comparison with a reference needs 9"
+
+
 def test_a_binary_reference_that_always_fails_has_the_adjusted_wald_error():
     found = compare_means(
-        [1.0] * 6, [0.0] * 6, method="a", baseline="random", unit="training seeds", span=1.0,
+        [1.0] * 9, [0.0] * 9, method="a", baseline="random", unit="training seeds", span=1.0,
         shared_differences=[1.0] * 62,
     )  # fmt: skip
     # One gain and one loss are added: the mean is 62/64, the variance 1 - (62/64)^2, over 64 units.
@@ -224,7 +246,7 @@ def test_a_binary_reference_that_always_fails_has_the_adjusted_wald_error():
 
 
 def test_one_episode_of_a_reference_decides_nothing(tmp_path: Path):
-    runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s}) for s in range(6)]
+    runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s}) for s in range(9)]
     write_run(tmp_path / "judged", {0: 0.0}, policy="random", decoding="random")
     (found,) = compare([*runs, tmp_path / "judged"], baseline="random").differences
     assert (found.winner, found.p_value, found.estimate.known) == (None, 1.0, False)

@@ -27,6 +27,7 @@ from rlhf.stats.aggregates import (
     optimality_gap,
 )
 from rlhf.stats.samples import pass_at_k
+from tests.stats.verdicts import against_reference, success_against_reference
 
 REPETITIONS = 4000
 BOOTSTRAP = 300
@@ -139,12 +140,9 @@ def _turn_laws(limit: int) -> dict[str, np.ndarray]:
         law = np.zeros(limit)
         law[0], law[-1] = 1 - long, long
         laws[f"{long} reach the limit, the others end at once"] = law
-        mixed = 0.5 * law
-        mixed[0] += 0.5 * (1 - long)
-        mixed[1] += 0.5 * (1 - long)
-        mixed[-1] += 0.5 * long
-        mixed /= mixed.sum()
-        laws[f"{long} reach the limit, the others end in turn 1 or 2"] = mixed
+    either = np.zeros(limit)
+    either[:2], either[-1] = 0.4, either[-1] + 0.2
+    laws["0.2 reach the limit, the others end in turn 1 or 2"] = either / either.sum()
     return laws
 
 
@@ -163,7 +161,7 @@ def bounded_counts() -> Iterator[Point]:
 
 def unequal_shares() -> Iterator[Point]:
     """Proportions of values, when prompts have different numbers of values."""
-    grid = product((5, 10, 20, 100), (0.5, 1.5), (0.03, 0.1, 0.5, 0.9), (0.05, 0.3, 0.8, 1 - 1e-9))
+    grid = product((5, 10, 20, 100), (0.5, 1.5), (0.03, 0.3, 0.9), (0.05, 0.3, 0.8, 1 - 1e-9))
     for prompts, skew, p, alike in grid:
 
         def make(rng: Rng, g: int = prompts, s: float = skew, p: float = p, a: float = alike):
@@ -176,7 +174,7 @@ def unequal_shares() -> Iterator[Point]:
 
 def unequal_gains() -> Iterator[Point]:
     """Differences of paired proportions, when prompts have different numbers of values."""
-    grid = product((2, 5, 10, 20, 100), (0.5, 1.5), (0.1, 0.4, 0.9), (0.5, 1.0), (0.05, 0.8))
+    grid = product((2, 5, 10, 20, 100), (0.5, 1.5), (0.1, 0.5), (0.5, 1.0), (0.05, 0.8))
     for prompts, skew, apart, up, alike in grid:
 
         def make(rng: Rng, g: int = prompts, s: float = skew, d: float = apart, up: float = up,
@@ -275,6 +273,22 @@ def paired_means() -> Iterator[Point]:
         yield Point(str(n), name, make, truth)
 
 
+def reference_differences() -> Iterator[Point]:
+    """Several training seeds against one evaluation of a reference policy."""
+    families = ("normal", "exponential", "collapse")
+    grid = product((9, 12, 20), families, families[:2], (10, 100), (0.3, 3.0))
+    for count, family, reference, units, ratio in grid:
+        draw = against_reference(count, family, reference, units=units, ratio=ratio)
+        name = f"{family} seeds, {reference} reference, {units} units, ratio {ratio}"
+        yield Point(str(count), name, lambda rng, draw=draw: draw(rng).estimate, 0.0)
+    rates = ((0.9, 0.1), (0.3, 0.3), (1.0, 0.02))
+    for count, pair, collapse, units in product((9, 12, 20), rates, (0.0, 0.3), (10, 100)):
+        draw = success_against_reference(count, pair, collapse, units=units)
+        name = f"success rates {pair}, {collapse} fail, {units} units"
+        truth = (1 - collapse) * pair[0] - pair[1]
+        yield Point(str(count), name, lambda rng, draw=draw: draw(rng).estimate, truth)
+
+
 _BENCH = ("normal", "uniform", "exponential", "minus exponential")
 _AGGREGATES = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
 
@@ -336,6 +350,7 @@ KINDS: dict[str, Callable[[], Iterator[Point]]] = {
     "the same, several samples a prompt": paired_clusters,
     "the same, unequal numbers of values a prompt": unequal_gains,
     "paired difference of means": paired_means,
+    "training seeds against one reference evaluation": reference_differences,
     "benchmark: mean": aggregates("mean"),
     "benchmark: optimality gap": aggregates("optimality gap"),
     "benchmark: IQM": aggregates("IQM"),

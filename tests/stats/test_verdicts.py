@@ -9,7 +9,15 @@ import pytest
 from rlhf.evaluation.compare import compare_runs
 from rlhf.evaluation.metrics import messages_digest
 from rlhf.evaluation.records import Evaluation, RunRecord
-from tests.stats.verdicts import Draw, exact_power, prompts, seeds, winners
+from tests.stats.verdicts import (
+    SEED_FAMILIES,
+    Draw,
+    against_reference,
+    exact_power,
+    prompts,
+    seeds,
+    winners,
+)
 
 SEEDS = ("normal", "exponential", "success of 64", "collapse")
 TRIALS = 4000
@@ -53,6 +61,30 @@ def test_equal_methods_have_no_winner_at_any_number_of_seeds(family: str):
         share = false_winners(seeds(count, family), "training seeds", TRIALS, None)
         print(f"{count} seeds, {family}: {share:.3f}")
         assert share <= 0.06
+
+
+def false_winners_against_a_reference(trials: int, *args, **kwargs) -> float:
+    make, rng = against_reference(*args, **kwargs), np.random.default_rng(0)
+    return float(np.mean([make(rng).winner is not None for _ in range(trials)]))
+
+
+@pytest.mark.parametrize(("count", "family"), [(5, "exponential"), (9, "collapse")])
+def test_seeds_as_good_as_a_reference_do_not_win(count: int, family: str):
+    share = false_winners_against_a_reference(1500, count, family, "normal", units=30, ratio=0.3)
+    assert share <= 0.06
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("family", SEED_FAMILIES)
+def test_seeds_as_good_as_a_reference_do_not_win_at_any_number_of_seeds(family: str):
+    for count in (2, 5, 8, 9, 10, 12, 15, 20):
+        for reference in ("normal", "exponential"):
+            for units, ratio in ((10, 0.3), (10, 3.0), (30, 0.3), (30, 3.0)):
+                share = false_winners_against_a_reference(
+                    TRIALS, count, family, reference, units=units, ratio=ratio
+                )
+                print(f"{count} {family} seeds, {units} {reference}, {ratio}: {share:.3f}")
+                assert share <= 0.06
 
 
 def gain_found_in(make: Callable[[float], Draw], trials: int = 400) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rlhf.evaluation.significance import Unit, compare_means
+from rlhf.evaluation.significance import Difference, Unit, compare_means
 from rlhf.stats import sign_flip_test
 
 Rng = np.random.Generator
@@ -66,6 +66,70 @@ def winners(draw: Draw, unit: Unit, *, trials: int, seed: int, span: float | Non
         )
         found.append(verdict.winner or "")
     return found
+
+
+SEED_FAMILIES: dict[str, Callable[[Rng, int], np.ndarray]] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "exponential": lambda rng, n: rng.exponential(size=n) - 1.0,
+    "collapse": lambda rng, n: (
+        ((rng.random(n) < 0.7) - 0.7) / 0.21**0.5 + 0.02 * rng.normal(size=n)
+    ),
+}
+"""Family of the values of training seeds -> n values with a mean of 0 and a deviation of 1."""
+
+
+def against_reference(
+    count: int, family: str, reference: str, *, units: int, ratio: float, comparisons: int = 1
+) -> Callable[[Rng], Difference]:
+    """Seeds of a method and one evaluation of a reference policy with the same true mean of 0.
+
+    `ratio` is the error of the mean of the reference, divided by that of the mean of the seeds.
+    """
+
+    def make(rng: Rng) -> Difference:
+        returns = SEED_FAMILIES[reference](rng, units)
+        seeds = SEED_FAMILIES[family](rng, count) * np.sqrt(count / units) / ratio
+        return _against_reference(seeds, returns, None, comparisons)
+
+    return make
+
+
+def success_against_reference(
+    count: int, rates: tuple[float, float], collapse: float, *, units: int
+) -> Callable[[Rng], Difference]:
+    """Success of seeds and of a reference policy on the same start states.
+
+    `rates` are the success rates of the method and of the reference; a seed fails in all start
+    states with the probability `collapse`.
+    """
+
+    def make(rng: Rng) -> Difference:
+        works = rng.random((count, 1)) >= collapse
+        success = works * (rng.random((count, units)) < rates[0])
+        reference = (rng.random(units) < rates[1]) * 1.0
+        return _against_reference(success.mean(axis=1), reference, 1.0, 1, success.mean(axis=0))
+
+    return make
+
+
+def _against_reference(
+    seeds: np.ndarray,
+    reference: np.ndarray,
+    span: float | None,
+    comparisons: int,
+    by_unit: np.ndarray | None = None,
+) -> Difference:
+    return compare_means(
+        seeds,
+        np.full(seeds.size, reference.mean()),
+        method="new",
+        baseline="random",
+        unit="training seeds",
+        span=span,
+        comparisons=comparisons,
+        shared_differences=(seeds.mean() if by_unit is None else by_unit) - reference,
+        measure_coverage=False,
+    )
 
 
 def exact_power(draw: Draw, *, trials: int, seed: int) -> float:
