@@ -31,11 +31,14 @@ class FunctionReward(Reward):
     Args:
         function: Function from a list of conversations to a list of scores.
         name: Name of the component; by default the name of the function.
+
+    If the function has an attribute ``outcomes``, it is that of the reward.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.outcomes = getattr(function, "outcomes", None)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         batch = list(conversations)

@@ -280,4 +280,4 @@ def code(
             raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")
         return float(outcome.status == "passed")
 
-    return EachReward(check, name="code")
+    return EachReward(check, name="code", outcomes=(0.0, 1.0))

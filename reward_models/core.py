@@ -202,6 +202,9 @@ class Reward(ABC):
     """Score difference that corresponds to one unit of log-odds in :meth:`prefer`."""
     moments: tuple[float, float] | None = None
     """Mean and standard deviation of the scores on samples of the reference policy, if known."""
+    outcomes: tuple[float, float] | None = None
+    """The two possible scores, the smaller first, if there are only two, such as (0.0, 1.0). The
+    mean of these scores then has the exact interval of a proportion."""
     inner_rewards: Sequence[Reward] = ()
     """The rewards from whose scores this reward computes its scores."""
 
@@ -379,6 +382,12 @@ def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:
     return tuple({id(reward): reward for reward in rewards}.values())
 
 
+def declared_outcomes(rewards: Iterable[Reward]) -> dict[str, tuple[float, float]]:
+    """Return the `outcomes` of each component of rewards that declares them, by its name."""
+    leaves = [leaf for reward in rewards for leaf in reward.leaves()]
+    return {leaf.name: leaf.outcomes for leaf in leaves if leaf.outcomes}
+
+
 def check_unique_names(leaves: Sequence[Reward]) -> None:
     """Raise a UserError if two leaves have the same name, because their components would mix."""
     for name, count in Counter(leaf.name for leaf in leaves).items():
@@ -394,8 +403,14 @@ class EachReward(Reward):
     conversation has no score, and the exception is counted with its message and location.
     """
 
-    def __init__(self, function: Callable[[Conversation], float], *, name: str):
-        self.function, self.name = function, name
+    def __init__(
+        self,
+        function: Callable[[Conversation], float],
+        *,
+        name: str,
+        outcomes: tuple[float, float] | None = None,
+    ):
+        self.function, self.name, self.outcomes = function, name, outcomes
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         values, reasons, counts = score_each(self._score_one, conversations, name=self.name)

@@ -171,7 +171,10 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     if timeout is None:
         return as_reward(function)
     worker = Worker(path, timeout=timeout)
-    return EachReward(lambda conversation: worker([conversation])[0], name=as_reward(function).name)
+    plain = as_reward(function)
+    return EachReward(
+        lambda conversation: worker([conversation])[0], name=plain.name, outcomes=plain.outcomes
+    )
 
 
 def load_trained(path: str) -> Reward:

@@ -45,7 +45,7 @@ def exact_match(
         )
         return float(reply in right)
 
-    return EachReward(check, name="exact_match")
+    return EachReward(check, name="exact_match", outcomes=(0.0, 1.0))
 
 
 def number(
@@ -76,7 +76,7 @@ def number(
             return 1.0
         return _zero_or_unscorable(reasons)
 
-    return EachReward(check, name="number")
+    return EachReward(check, name="number", outcomes=(0.0, 1.0))
 
 
 def _zero_or_unscorable(reasons: Sequence[str]) -> float:
@@ -111,7 +111,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
                 reasons.append(reason)
         return _zero_or_unscorable(reasons)
 
-    return EachReward(check, name="math")
+    return EachReward(check, name="math", outcomes=(0.0, 1.0))
 
 
 def regex(
@@ -137,7 +137,7 @@ def regex(
         except TimeoutError:
             raise Unscorable(f"the pattern search takes more than {timeout:g} s") from None
 
-    return EachReward(check, name="regex")
+    return EachReward(check, name="regex", outcomes=(0.0, 1.0))
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
@@ -155,7 +155,7 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
         once = all(reply.count(mark) == 1 for mark in marks)
         return float(once and pattern.fullmatch(reply) is not None)
 
-    return EachReward(check, name="format")
+    return EachReward(check, name="format", outcomes=(0.0, 1.0))
 
 
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
@@ -208,4 +208,4 @@ def refusal() -> Reward:
         opening = last_reply(conversation)[:200].casefold().replace("’", "'")
         return float(_REFUSAL.search(opening) is not None)
 
-    return EachReward(check, name="refusal")
+    return EachReward(check, name="refusal", outcomes=(0.0, 1.0))

@@ -262,6 +262,7 @@ def summarize(
     random: float | None = None,
     optimal: float | None = None,
     turn_limit: int | None = None,
+    outcomes: Mapping[str, tuple[float, float]] | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
@@ -277,6 +278,8 @@ def summarize(
         random: Expected return of the random policy, if known.
         optimal: Expected return of the optimal policy, if known.
         turn_limit: Maximum number of turns of an episode, if known.
+        outcomes: Reward component -> its two possible scores, see `declared_outcomes`; if None,
+            the components named after kinds that score 0 or 1 have these scores.
         counts: "NAME: reason" -> number of missing scores, truncated texts or failures.
     """
     counts = counts or {}
@@ -289,7 +292,7 @@ def summarize(
             if value is not None:
                 scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
     returns = Bounds.if_known(random, optimal)
-    limits = TaskLimits(returns, turn_limit)
+    limits = TaskLimits(returns, turn_limit, outcomes)
     metrics = {
         key: _interval_over_units(key, seeds, units, limits) for key, seeds in scored.items()
     }
@@ -309,6 +312,7 @@ def summarize(
         "random": random,
         "optimal": optimal,
         "turn_limit": turn_limit,
+        "outcomes": None if outcomes is None else dict(outcomes),
         "metrics": {key: estimate.as_dict() for key, estimate in metrics.items()},
         "unscored": unscored,
         "counts": dict(counts),

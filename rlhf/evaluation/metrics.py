@@ -15,14 +15,12 @@ from rlhf.stats.samples import pass_at_k
 from rlhf.stats.shares import two_distinct_values
 
 if TYPE_CHECKING:
-    from rlhf.evaluation.records import Bounds, TaskLimits
+    from rlhf.evaluation.records import TaskLimits
 
 UnitName = Literal["prompts", "start states", "episodes"]
 
-PROPORTION_METRICS = frozenset(
-    {"exact_match", "number", "math", "code", "regex", "format", "refusal"}
-)
-"""Names of the kinds of rewards whose scores are 0 or 1 by definition."""
+_BINARY_KINDS = ("exact_match", "number", "math", "code", "regex", "format", "refusal")
+"""Kinds of rewards that score 0 or 1, for summaries of version 0.1.0, which have no `outcomes`."""
 
 COUNT_METRICS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Name of a metric that is a count -> its smallest possible value."""
@@ -46,12 +44,12 @@ def metric_interval(
         metric: Name of the metric.
         values: Value of each episode, [n].
         units: Unit of each episode, [n], see `unit_of`; by default each episode is a unit.
-        limits: Known limits of the environment. The returns are used for the metrics "return" and
-            "normalized", and the turn limit for metrics that count turns.
+        limits: Known limits of the metrics. The returns are used for the metrics "return" and
+            "normalized", the turn limit for metrics that count turns, and the outcomes for rewards.
     """
-    returns, turns = (limits.returns, limits.turns) if limits else (None, None)
+    turns = limits.turns if limits else None
     if metric not in COUNT_METRICS:
-        return interval(values, units, kind="mean", bounds=binary_values(metric, values, returns))
+        return interval(values, units, kind="mean", bounds=binary_values(metric, values, limits))
     least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
     # A file may have been edited, or come from a version with another limit.
     is_limited = metric in _COUNTS_OF_TURNS and turns is not None and max(values) <= turns
@@ -60,27 +58,29 @@ def metric_interval(
 
 
 def binary_values(
-    metric: str, values: Sequence[float], limits: Bounds | None = None
+    metric: str, values: Sequence[float], limits: TaskLimits | None = None
 ) -> tuple[float, float] | None:
     """Return the two possible values of a binary metric, the smaller first; None for other metrics.
 
-    For `success` and pass@k, the values are 0 and 1. The same applies to `PROPORTION_METRICS` if
-    every value is 0 or 1, and to the return if `limits` are also in [0, 1]. The normalized return
-    has the normalized values of 0 and 1. For any other metric that is not a count, the result is
-    that of `two_distinct_values`.
+    For `success` and pass@k, the values are 0 and 1. For a reward, they are its declared outcomes
+    if every value is one of them. For the return, they are 0 and 1 if every value is 0 or 1 and the
+    known returns are in [0, 1]. The normalized return has the normalized values of 0 and 1. For any
+    other metric that is not a count, the result is that of `two_distinct_values`.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
     if metric in COUNT_METRICS:
         return None
-    low, high = 0.0, 1.0
-    is_declared = metric in PROPORTION_METRICS
-    if metric in ("return", "normalized") and limits:
-        is_declared = limits.within(0.0, 1.0)
-        if metric == "normalized":
-            low, high = limits.normalize(0.0), limits.normalize(1.0)
-    if is_declared and np.isin(values, (low, high)).all():
-        return low, high
+    returns, outcomes = (limits.returns, limits.outcomes) if limits else (None, None)
+    if outcomes is None:
+        outcomes = dict.fromkeys(_BINARY_KINDS, (0.0, 1.0))
+    declared = outcomes.get(metric)
+    if metric in ("return", "normalized"):
+        declared = (0.0, 1.0) if returns and returns.within(0.0, 1.0) else None
+        if declared and returns and metric == "normalized":
+            declared = returns.normalize(0.0), returns.normalize(1.0)
+    if declared and np.isin(values, declared).all():
+        return declared
     return two_distinct_values(values)
 
 

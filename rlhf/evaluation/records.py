@@ -61,6 +61,9 @@ class TaskLimits:
     """Returns of the random and the optimal policy; None if they are unknown."""
     turns: int | None = None
     """Maximum number of turns of an episode; None if it is unknown."""
+    outcomes: Mapping[str, tuple[float, float]] | None = None
+    """Reward component -> its two possible scores, see `Reward.outcomes`; None if it is unknown
+    which components have only two."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,15 @@ class Evaluation:
 
     @property
     def limits(self) -> TaskLimits:
-        """Known limits of the metrics; summaries of older versions have no turn limit."""
+        """Known limits of the metrics; summaries of older versions have only the returns."""
         turns = self.summary.get("turn_limit")
-        return TaskLimits(self.bounds, turns if isinstance(turns, int) else None)
+        declared = self.summary.get("outcomes")
+        outcomes = None
+        if isinstance(declared, Mapping):
+            outcomes = {
+                str(name): (float(low), float(high)) for name, (low, high) in declared.items()
+            }
+        return TaskLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
 
     @cached_property
     def units(self) -> list[Hashable]:

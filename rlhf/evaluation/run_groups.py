@@ -167,9 +167,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
-    ranges = {
-        env: binary_values(metric, column, limits[env].returns) for env, column in values.items()
-    }
+    ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
     return MethodValues(methods, notes, ranges, limits, names)
 
 

@@ -34,6 +34,7 @@ from rlhf.models.loading import find_model, load_model
 from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.core import declared_outcomes
 from rlhf.rollout.collector import Collector, make_env_factory
 from rlhf.rollout.env_calls import EnvironmentCalls, turn_limit
 from rlhf.runs.directory import Run
@@ -114,6 +115,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
             random=low,
             optimal=high,
             turn_limit=turn_limit(make_env()),
+            outcomes=declared_outcomes(data.rewards),
             counts=counts,
         )
         if config.env.id:

@@ -16,6 +16,7 @@ from rlhf.evaluation.episodes import (
     summarize,
     write_evaluation,
 )
+from rlhf.reward_models.core import declared_outcomes
 from rlhf.rollout.env_calls import turn_limit
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
@@ -69,6 +70,7 @@ def evaluate_held_out(
         random=random_return,
         optimal=optimal_return,
         turn_limit=turn_limit(trainer.eval_collector.make_env()),
+        outcomes=declared_outcomes(trainer.all_rewards),
         counts=total,
     )
     return summary, rows

@@ -11,8 +11,11 @@ import pytest
 
 from rlhf.cli.table import run_command
 from rlhf.evaluation.episodes import summarize
-from rlhf.evaluation.metrics import list_entry_id, unit_name, unit_of
+from rlhf.evaluation.metrics import binary_values, list_entry_id, unit_name, unit_of
+from rlhf.evaluation.records import Evaluation
 from rlhf.reports import write_report
+from rlhf.reward_models import as_reward, build
+from rlhf.reward_models.core import Reward, Scores, declared_outcomes
 from tests.helpers.training import read_rows
 
 TEXTS = ("red", "green", "red", "blue")
@@ -154,6 +157,55 @@ def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
     assert summary["metrics"]["normalized"]["high"] == 1.0
     for name in ("turns", "style"):
         assert "have the same value" in summary["metrics"][name]["needs"]
+
+
+class Polite(Reward):
+    """A user's reward with two scores; a subclass is all that the statistics need."""
+
+    name = "polite"
+    outcomes = (-1.0, 1.0)
+
+    def score(self, conversations):
+        return Scores([1.0] * len(conversations), {self.name: [1.0] * len(conversations)})
+
+
+def test_a_reward_of_two_declared_scores_has_the_interval_of_a_proportion():
+    def quiet(conversations):
+        return [0.0] * len(conversations)
+
+    quiet.outcomes = (0.0, 1.0)
+    own = Polite() * 2.0 + as_reward(quiet, name="style")
+    outcomes = declared_outcomes([own, build({"kind": "length"})])
+    assert outcomes == {"polite": (-1.0, 1.0), "style": (0.0, 1.0)}
+    rows = rows_of([1.0] * 8)
+    for row in rows:
+        row["components"] = {"polite": 1.0, "style": 0.0, "length": 1.0, "math": 1.0}
+    summary = summarize(rows, name="p", env="e", outcomes=outcomes)
+    low = 0.05 ** (1 / 8)
+    metrics = summary["metrics"]
+    polite, style = metrics["polite"], metrics["style"]
+    assert (polite["low"], polite["high"]) == (pytest.approx(2 * low - 1), 1.0)
+    assert (style["low"], style["high"]) == (0.0, pytest.approx(1 - low))
+    for name in ("length", "math"):  # a reward of this name that does not declare two scores
+        assert "have the same value" in metrics[name]["needs"]
+    stored = json.loads(json.dumps(summary))
+    limits = Evaluation("p", stored, rows).limits
+    assert limits.outcomes == outcomes
+    assert binary_values("polite", [1.0] * 8, limits) == (-1.0, 1.0)
+    assert binary_values("polite", [0.5] * 8, limits) is None
+
+
+def test_a_renamed_rule_keeps_its_two_scores(tmp_path, echo_model):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "".join(json.dumps({"prompt": f"Repeat: {text}", "answer": "x"}) + "\n" for text in TEXTS)
+    )
+    reward = {"kind": "exact_match", "name": "right", "answers": str(answers)}
+    run = evaluate(tmp_path, echo_model, rewards=[reward])
+    summary, _ = read(run)
+    assert summary["outcomes"] == {"right": [0.0, 1.0]}
+    # No reply of three prompts is right.
+    assert summary["metrics"]["right"]["high"] == pytest.approx(1 - 0.05 ** (1 / 3))
 
 
 def test_counts_of_turns_are_bounded_by_the_turn_limit():
