@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 UnitName = Literal["prompts", "start states", "episodes"]
 
-_BINARY_KINDS = ("exact_match", "number", "math", "code", "regex", "format", "refusal")
-"""Kinds of rewards that score 0 or 1, for summaries of version 0.1.0, which have no `outcomes`."""
+_BINARY_KINDS: dict[str, tuple[float, float]] = {
+    kind: (0.0, 1.0)
+    for kind in ("exact_match", "number", "math", "code", "regex", "format", "refusal")
+}
+"""Outcomes of rewards by name, for summaries of earlier versions, which have no `outcomes`."""
 
 COUNT_METRICS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Name of a metric that is a count -> its smallest possible value."""
@@ -73,7 +76,7 @@ def binary_values(
         return None
     returns, outcomes = (limits.returns, limits.outcomes) if limits else (None, None)
     if outcomes is None:
-        outcomes = dict.fromkeys(_BINARY_KINDS, (0.0, 1.0))
+        outcomes = _BINARY_KINDS
     declared = outcomes.get(metric)
     if metric in ("return", "normalized"):
         declared = (0.0, 1.0) if returns and returns.within(0.0, 1.0) else None

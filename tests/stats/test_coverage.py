@@ -7,6 +7,9 @@ from tests.stats.coverage import KINDS, coverage
 
 QUICK = {
     "share, several samples a prompt": (4, 30),
+    "share, unequal numbers of values a prompt": (87,),
+    "overdispersed count": (1,),
+    "training seeds against one reference evaluation": (8,),
     "pass@4 of 8": (3,),
     "mean": (5, 7, 9),
     "ratio (text loss)": (0, 89),
