@@ -54,9 +54,10 @@ def metric_interval(
     if metric not in COUNT_METRICS:
         return interval(values, units, kind="mean", bounds=binary_values(metric, values, limits))
     least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
-    # A file may have been edited, or come from a version with another limit.
-    is_limited = metric in _COUNTS_OF_TURNS and turns is not None and max(values) <= turns
-    most = float(turns) if is_limited and turns is not None else math.inf
+    most = math.inf
+    # The counts may exceed the limit in a file that was edited.
+    if turns is not None and metric in _COUNTS_OF_TURNS and max(values) <= turns:
+        most = float(turns)
     return interval(values, units, kind="count", bounds=(least, most))
 
 
