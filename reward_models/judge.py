@@ -8,9 +8,15 @@ the reason is counted.
 
 from __future__ import annotations
 
+import functools
+import http.client
+import io
 import json
 import os
 import re
+import socket
+import ssl
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -218,21 +224,88 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _read_body(response: Any, timeout: float) -> bytes:
+class _LimitedReader(io.RawIOBase):
+    """Reads from a socket until a deadline.
+
+    The timeout of a socket limits only the wait for the next bytes, so a server that sends single
+    bytes could keep the connection open without end.
+    """
+
+    def __init__(self, reader: io.RawIOBase, connection: socket.socket, deadline: float) -> None:
+        self._reader, self._connection, self._deadline = reader, connection, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-6))
+        return self._reader.readinto(buffer)
+
+    def close(self) -> None:
+        self._reader.close()
+        super().close()
+
+
+class _LimitedResponse(http.client.HTTPResponse):
+    """Response whose headers and body are read until a deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, deadline))
+
+
+def _open_connection(
+    connection_class: type[http.client.HTTPConnection], host: str, **options: Any
+) -> http.client.HTTPConnection:
+    """Return a connection whose ``timeout`` limits the time until the end of the response."""
+    connection = connection_class(host, **options)
+    deadline = time.monotonic() + options["timeout"]
+    limited = functools.partial(_LimitedResponse, deadline=deadline)
+    connection.response_class = limited  # type: ignore[assignment]
+    return connection
+
+
+class _LimitedHTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        opening = functools.partial(_open_connection, http.client.HTTPConnection)
+        return self.do_open(opening, req)  # type: ignore[arg-type]
+
+
+class _LimitedHTTPSHandler(urllib.request.HTTPSHandler):
+    def __init__(self) -> None:
+        self.context = ssl.create_default_context()
+        super().__init__(context=self.context)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        opening = functools.partial(_open_connection, http.client.HTTPSConnection)
+        return self.do_open(opening, req, context=self.context)  # type: ignore[arg-type]
+
+
+def _read_body(response: Any) -> bytes:
     """Return the body of an HTTP response.
 
     Raises:
-        TimeoutError: Reading takes longer than ``timeout`` seconds.
         ValueError: The body is larger than `_MAX_BODY` bytes.
     """
-    deadline, body = time.monotonic() + timeout, b""
+    body = b""
     while chunk := response.read1(65536):
         body += chunk
         if len(body) > _MAX_BODY:
             raise ValueError(f"the response is larger than {_MAX_BODY} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"reading the response took longer than {timeout:g} s")
     return body
+
+
+def _answer_within(seconds: float, request: Callable[[], Answer]) -> Answer:
+    """Return the result of a request, or a TimeoutError if it takes longer than ``seconds``.
+
+    The request runs in a daemon thread, because the time that the system needs to resolve the name
+    of the server and to try its addresses has no limit. The thread ends soon after the time limit.
+    """
+    answers: list[Answer] = []
+    thread = threading.Thread(target=lambda: answers.append(request()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else TimeoutError("timed out")
 
 
 def endpoint(
@@ -251,7 +324,7 @@ def endpoint(
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
         model: Name of the model on the server.
-        timeout: Time limit, in seconds, of each wait for the server, and of reading the answer.
+        timeout: Time limit, in seconds, of a request, from the connection to the end of the answer.
         parallel: Number of concurrent requests.
         max_tokens: Maximum length of an answer, in tokens.
 
@@ -272,7 +345,7 @@ def endpoint(
                 "judge: OPENAI_API_KEY contains a character that is not allowed in an HTTP header"
             )
         headers["Authorization"] = f"Bearer {key}"
-    opener = urllib.request.build_opener(_NoRedirects)
+    opener = urllib.request.build_opener(_NoRedirects, _LimitedHTTPHandler, _LimitedHTTPSHandler)
 
     def request_answer(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]
@@ -280,7 +353,7 @@ def endpoint(
         request = urllib.request.Request(address, json.dumps(query).encode(), headers)
         try:
             with opener.open(request, timeout=timeout) as response:
-                body = _read_body(response, timeout)
+                body = _read_body(response)
             answer = json.loads(body)["choices"][0]["message"]["content"]
         except Exception as error:  # a malformed response must not cost the other answers
             return error.with_traceback(None)  # the frames would keep the response in memory
@@ -288,7 +361,8 @@ def endpoint(
 
     def generate(prompts: list[str]) -> list[Answer]:
         with ThreadPoolExecutor(parallel) as pool:
-            return list(pool.map(request_answer, prompts))
+            requests = [functools.partial(request_answer, prompt) for prompt in prompts]
+            return list(pool.map(functools.partial(_answer_within, timeout), requests))
 
     return generate
 

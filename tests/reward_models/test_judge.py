@@ -1,7 +1,10 @@
 import contextlib
+import http.client
 import json
+import socket
 import socketserver
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -177,13 +180,63 @@ def test_a_wrong_response_costs_only_its_own_score(raw_server, monkeypatch, resp
     assert len(RawServer.requests) == 2  # a redirect is not followed: it would receive the key
 
 
-def test_a_body_that_never_ends_exceeds_the_time_limit():
-    class Body:
-        def read1(self, size):
-            return b" "
+class DrippingServer(socketserver.StreamRequestHandler):
+    """Sends `start` at once, then `drip` every 20 ms until the client closes the connection."""
 
-    with pytest.raises(TimeoutError, match="took longer than 0 s"):
-        judge._read_body(Body(), 0.0)
+    start, drip = b"", b""
+    closed: list[threading.Event] = []  # noqa: RUF012
+
+    def handle(self):
+        closed = threading.Event()
+        self.closed.append(closed)
+        with contextlib.suppress(OSError):
+            self.wfile.write(self.start)
+            while True:
+                self.wfile.write(self.drip)
+                time.sleep(0.02)
+        closed.set()
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+# Part of a response at which the server sends single bytes without end.
+DRIPS = {
+    "status line": (b"", b"H"),
+    "one header": (OK, b"a"),
+    "short headers": (OK, b"A: b\r\n"),
+    "body": (OK + b"\r\n", b" "),
+    "size of a chunk": (OK + CHUNKED, b"0"),
+    "chunks": (OK + CHUNKED, b"1\r\n \r\n"),
+    "trailer": (OK + CHUNKED + b"0\r\n", b"A: b\r\n"),
+}
+
+
+@pytest.mark.parametrize("part", DRIPS)
+def test_a_server_that_sends_single_bytes_exceeds_the_time_limit(monkeypatch, part):
+    for name, value in zip(("start", "drip"), DRIPS[part], strict=True):
+        monkeypatch.setattr(DrippingServer, name, value)
+    monkeypatch.setattr(DrippingServer, "closed", [])
+    monkeypatch.setattr(http.client, "_MAXHEADERS", 10**9)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), DrippingServer) as instance:
+        instance.daemon_threads = True
+        threading.Thread(target=instance.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{instance.server_address[1]}/v1"
+        scores = RatingJudge(endpoint(url, "m", timeout=0.5)).score([talk("good")] * 2)
+        assert scores.values == [None, None]
+        assert scores.counts == {"judge: TimeoutError: timed out": 2}
+        assert all(closed.wait(60.0) for closed in DrippingServer.closed)  # no thread is left
+        assert len(DrippingServer.closed) == 2
+        instance.shutdown()
+
+
+def test_a_name_that_is_not_resolved_exceeds_the_time_limit(monkeypatch):
+    resolved = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved.wait(60.0))
+    try:
+        (answer,) = endpoint("http://judge.invalid/v1", "m", timeout=0.1)(["x"])
+        assert not resolved.is_set()
+        assert isinstance(answer, TimeoutError)
+    finally:
+        resolved.set()
 
 
 def test_a_key_that_no_header_can_contain_is_refused_without_its_value(raw_server, monkeypatch):
