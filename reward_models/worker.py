@@ -19,6 +19,7 @@ import threading
 import time
 from typing import Any
 
+from rlhf.common.signals import STOP_SIGNALS
 from rlhf.errors import UserError
 from rlhf.reward_models.core import SetupError, Unscorable, describe_exception
 
@@ -123,9 +124,8 @@ def serve(path: str) -> None:
     """
     # Ctrl-C and schedulers send signals to every process. They are ignored here, because the run
     # needs scores until its current step ends.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: None)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, name = path.partition(":")

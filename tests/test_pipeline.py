@@ -172,7 +172,7 @@ def test_a_dry_run_refuses_what_a_later_stage_would(tmp_path, echo_model, capsys
         later = later | {where: [waiting]}
     file = pipeline_file(tmp_path, [first, later])
     assert main(["run", str(file), "--dry-run"]) == 2
-    told = capsys.readouterr().err
-    assert f"stage {later['name']}: " in told
-    assert words in told
+    errors = capsys.readouterr().err
+    assert f"stage {later['name']}: " in errors
+    assert words in errors
     assert not (tmp_path / "out").exists()

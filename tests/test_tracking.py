@@ -32,8 +32,8 @@ def test_tensorboard_holds_every_value_and_forgets_what_was_rewound(tmp_path):
     board = EventAccumulator(str(run.directory / "tensorboard"))
     board.Reload()
     assert board.Tags()["scalars"] == ["reward/mean", "policy/kl"]
-    told = {(event.step, event.value) for event in board.Scalars("reward/mean")}
-    assert told == {(1, 0.25), (2, 0.75), (3, 0.5)}
+    logged = {(event.step, event.value) for event in board.Scalars("reward/mean")}
+    assert logged == {(1, 0.25), (2, 0.75), (3, 0.5)}
 
 
 def test_mlflow_continues_the_same_run(tmp_path, monkeypatch):

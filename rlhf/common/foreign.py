@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf.common.signals import STOP_SIGNALS
 from rlhf.errors import UserError, message_of
 
 _REPEAT_SECONDS = 1.0
@@ -20,9 +21,6 @@ _TORCH_SETTINGS = {
 }
 """Function of torch that returns a setting -> function that changes it."""
 _AUTOCAST_DEVICES = ("cpu", "cuda")
-_STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 class _Expired(BaseException):
@@ -81,7 +79,7 @@ def _restored_state() -> Iterator[None]:
     directory = None
     with contextlib.suppress(OSError):  # the working directory was removed
         directory = os.getcwd()
-    handlers = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     torch = sys.modules.get("torch")
     try:
         with _restored_torch(torch) if torch else contextlib.nullcontext():

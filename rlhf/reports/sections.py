@@ -47,7 +47,9 @@ def header_html(title: str, runs: Sequence[RunRecord]) -> str:
 
 def run_warnings(run: RunRecord) -> list[str]:
     """Return the warnings about one run, most serious first."""
-    warnings = [sentence for _, sentence in metric_warnings(run, "at the end of training")]
+    warnings = []
+    if run.metrics:  # a training run, for whose configuration the metrics are defined
+        warnings = [sentence for _, sentence in metric_warnings(run, "at the end of training")]
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")

@@ -10,12 +10,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from rlhf.common.signals import STOP_SIGNALS
 from rlhf.errors import UserError
-
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-"""Signals that stop a run. They are sent by Ctrl-C, a scheduler or a closed terminal."""
 
 REPEAT_SECONDS = 2.0
 """In a worker process, a repeated signal counts as the same request for this time. A worker
@@ -61,7 +57,7 @@ class StopRequest:
         # Only the main thread may install handlers. In other threads, signals are not recorded.
         # An ignored signal remains ignored; for example, `nohup` ignores SIGHUP.
         if threading.current_thread() is threading.main_thread():
-            active = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            active = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
             self._previous = {s: signal.signal(s, self._record_signal) for s in active}
         return self
 

@@ -125,12 +125,11 @@ def gold_keys(config: Mapping[str, Any]) -> list[str]:
     The return of a prompt dataset is not among them, because it is always 0.
 
     Args:
-        config: Configuration of the run, as plain data; only ``gold`` and ``env`` are read.
+        config: Configuration of a training run, as plain data; only ``gold`` and ``env`` are read.
     """
     names = [str(spec.get("name") or spec.get("kind")) for spec in config.get("gold") or ()]
     named = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
-    env = config.get("env")  # the configuration of `rlhf demos` gives only the id
-    returns = () if isinstance(env, Mapping) and env.get("prompts") else _RETURN_KEYS
+    returns = () if (config.get("env") or {}).get("prompts") else _RETURN_KEYS
     return [*named, *_NAMED_GOLD, *returns]
 
 

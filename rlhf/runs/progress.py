@@ -24,6 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from rlhf.common.text import escape_invisible
+from rlhf.runs.metric_log import gold_keys
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ _POLICY_SLOTS: Slots = (
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},
 )
+_RETURN_NAMES = {"eval/return": "held-out", "eval/env": "held-out", "reward/env": "env"}
+"""Metric of the return of the environment -> displayed name."""
 
 
 class ProgressDisplay:
@@ -167,13 +170,12 @@ def online_slots(config: Mapping[str, Any]) -> Slots:
     Args:
         config: Configuration of the run, as plain data.
     """
-    names = [spec.get("name") or spec.get("kind") for spec in config.get("gold") or ()]
-    gold_scores = {f"eval/{name}": "held-out gold" for name in names}
-    gold_scores |= {f"reward/{name}": "gold" for name in names}
-    if (config.get("env") or {}).get("id"):  # prompt datasets have no environment reward
-        gold_scores["eval/return"] = "held-out"
-        if config.get("rewards"):  # otherwise the score equals the training reward
-            gold_scores["reward/env"] = "env"
+    gold_scores = {
+        key: _RETURN_NAMES.get(key) or ("held-out gold" if key.startswith("eval/") else "gold")
+        for key in gold_keys(config)
+    }
+    if not config.get("rewards"):  # the return of the environment is the training reward
+        gold_scores.pop("reward/env", None)
     return ({"reward/mean": "reward"}, gold_scores, *_POLICY_SLOTS)
 
 

@@ -65,8 +65,8 @@ def test_repeated_prompts_are_one_unit_everywhere(tmp_path, echo_model, caplog):
     assert cells["over"] == "3 prompts"
     for name, metric in summary["metrics"].items():
         for key in ("low", "high", "n"):
-            told = cells[f"{name} {key}"]
-            assert (float(told) if told else None) == metric[key]
+            cell = cells[f"{name} {key}"]
+            assert (float(cell) if cell else None) == metric[key]
 
 
 @pytest.mark.parametrize(("answers", "words"), [(0, "0 of 12 scored"), (2, "6 of 12 scored")])

@@ -269,38 +269,30 @@ def test_an_ignored_signal_remains_ignored():
 
 
 def test_a_second_signal_ends_the_process():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with StopRequest() as stop:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-            assert stop.number == signal.SIGINT
-    finally:
-        signal.signal(signal.SIGINT, before)
+        assert stop.number == signal.SIGINT
 
 
 def test_a_worker_receives_a_signal_to_the_whole_job_twice(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # set by torchrun
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with StopRequest() as stop:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = 1.0
+        signal.raise_signal(signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        now[0] = 5.0
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            now[0] = 1.0
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            assert stop.number == signal.SIGINT
-            now[0] = 5.0
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        with StopRequest() as stop:
-            signal.raise_signal(signal.SIGTERM)
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-            assert stop.number == signal.SIGTERM
-    finally:
-        signal.signal(signal.SIGINT, before)
+        assert stop.number == signal.SIGTERM
 
 
 def test_logs_are_on_the_disk_before_the_checkpoint(tmp_path, echo_model, monkeypatch):
