@@ -1,6 +1,9 @@
 """Boards are told what metrics.jsonl says: read back with each tracker's own reader."""
 
+import os
 import sys
+import threading
+import time
 
 import pytest
 
@@ -102,6 +105,74 @@ def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
     assert "tracker tensorboard failed" in caplog.text
     assert "the server is gone" in caplog.text
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("moment", ["open", "log", "close"])
+def test_a_hanging_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, moment):
+    released, calls = threading.Event(), []
+
+    def hang(*arguments):
+        calls.append(arguments)
+        released.wait(60.0)
+
+    def opened(directory, config, step):
+        if moment == "open":
+            hang()
+        log, close = (hang if moment == name else print for name in ("log", "close"))
+        return trackers.Tracker(log, close)
+
+    monkeypatch.setattr(trackers, "LOG_SECONDS", 0.05)
+    monkeypatch.setattr(trackers, "OPEN_OR_CLOSE_SECONDS", 0.05)
+    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    output, threads = sys.stdout, threading.active_count()
+    run = tracked(tmp_path, "tensorboard")
+    assert not released.is_set()
+    assert sys.stdout is output
+    assert len(run.directory.joinpath("metrics.jsonl").read_text().splitlines()) == 2
+    assert (run.directory / "finished").exists()
+    (warning,) = caplog.messages
+    assert "tracker tensorboard failed and receives no further metrics" in warning
+    assert "TimeoutError: took longer than 0.05 s" in warning
+    assert len(calls) == 1
+    released.set()
+    while threading.active_count() > threads:  # the abandoned thread ends with its call
+        time.sleep(0.01)
+
+
+def test_a_tracker_is_used_in_one_thread_that_ends(tmp_path, monkeypatch):
+    names = []
+
+    def note(*arguments):
+        names.append(threading.current_thread().name)
+
+    def opened(directory, config, step):
+        note()
+        return trackers.Tracker(note, note)
+
+    threads = threading.active_count()
+    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    tracked(tmp_path, "tensorboard")
+    assert len(names) == 4
+    assert len(set(names)) == 1
+    while threading.active_count() > threads:
+        time.sleep(0.01)
+
+
+def test_a_tracker_that_forks_leaves_one_process(tmp_path, monkeypatch):
+    processes = []
+
+    def fork(step, metrics):
+        if child := os.fork():
+            processes.append(child)
+
+    def opened(directory, config, step):
+        return trackers.Tracker(fork, lambda: None)
+
+    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    run = tracked(tmp_path, "tensorboard")
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in processes]
+    assert codes == [1, 1]
+    assert len(run.directory.joinpath("metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_tracker_cannot_end_the_run_or_print_results(tmp_path, monkeypatch, caplog, capsys):

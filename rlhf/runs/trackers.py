@@ -3,15 +3,22 @@
 Each line of ``metrics.jsonl`` is also sent to the trackers, with the same keys (docs/metrics.md).
 The server and the project are set by the environment variables of the tracker (``WANDB_PROJECT``,
 ``MLFLOW_TRACKING_URI``, ...).
+
+A tracker that raises an exception, or does not return within its time limit, receives no further
+metrics. The run continues.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +30,10 @@ from rlhf.errors import UserError, message_of
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 PROJECT = "rlhf"
+LOG_SECONDS = 60.0
+"""Time limit of sending the metrics of a step."""
+OPEN_OR_CLOSE_SECONDS = 300.0
+"""Time limit of opening or closing a tracker; closing may send metrics that are not sent yet."""
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +44,53 @@ class Tracker:
 
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]
+
+
+class _CallThread:
+    """A daemon thread that calls the functions of a tracker, so that a hanging call can be left.
+
+    A signal to the main thread would not interrupt native code. One thread makes all calls of a
+    tracker, because some trackers store the open run by thread.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self._calls = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def call(self, function: Callable[[], Any], *, seconds: float) -> Any:
+        """Return the result of ``function``. After an exception, the thread can make no more calls.
+
+        Raises:
+            TimeoutError: The call takes longer than ``seconds``; it continues in the thread.
+            BaseException: The function raised this exception.
+        """
+        future: Future[Any] = Future()
+        self._calls.put((future, function))
+        try:
+            return future.result(seconds)
+        except BaseException as error:
+            self.end()
+            if isinstance(error, TimeoutError) and not future.done():
+                raise TimeoutError(f"took longer than {seconds:g} s") from None
+            raise
+
+    def end(self) -> None:
+        """Let the thread end after the last call."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        process = os.getpid()
+        while call := self._calls.get():
+            future, function = call
+            try:
+                result = function()
+            except BaseException as error:  # `call` raises it in the main thread
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            if os.getpid() != process:  # a forked process, in which this thread would wait forever
+                os._exit(1)
 
 
 def check_trackers_installed(names: Sequence[str]) -> None:
@@ -64,7 +122,8 @@ def open_trackers(
     trackers = {}
     for name in names:
         with _failures_as_warnings(name):
-            trackers[name] = _OPENERS[name](directory, config, step)
+            opening = functools.partial(_OPENERS[name], directory, config, step)
+            trackers[name] = _with_time_limits(opening)
     return trackers
 
 
@@ -85,6 +144,21 @@ def close_trackers(trackers: Mapping[str, Tracker]) -> None:
     for name, tracker in trackers.items():
         with _failures_as_warnings(name):
             tracker.close()
+
+
+def _with_time_limits(opening: Callable[[], Tracker]) -> Tracker:
+    """Open a tracker; return it with functions that raise TimeoutError after their time limit."""
+    thread = _CallThread()
+    opened = thread.call(opening, seconds=OPEN_OR_CLOSE_SECONDS)
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        thread.call(functools.partial(opened.log, step, metrics), seconds=LOG_SECONDS)
+
+    def close() -> None:
+        thread.call(opened.close, seconds=OPEN_OR_CLOSE_SECONDS)
+        thread.end()
+
+    return Tracker(log, close)
 
 
 @contextlib.contextmanager
