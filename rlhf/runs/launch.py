@@ -1,4 +1,4 @@
-"""Settings of the process that are required before torch is imported, such as the allocator."""
+"""Settings of the process that are required before torch is imported: streams and allocator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ HUGE_PAGE = 2 * 2**20
 
 
 def prepare_process() -> None:
-    """Set environment variables and configure the allocator; further calls have no effect."""
+    """Prepare the standard streams, environment variables and the allocator.
+
+    Further calls have no effect.
+    """
+    _open_closed_streams()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -24,6 +28,25 @@ def prepare_process() -> None:
     # TRL itself sets the deprecated argument, so the warning is not useful to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     _keep_freed_memory()
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that the caller closed, as in ``rlhf ppo >&- 2>&-``.
+
+    Otherwise, Python has no stream object, and the next file that the process opens, such as a
+    checkpoint, receives the text that native code writes to the closed stream.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, that is, `descriptor`
+            os.set_inheritable(opened, True)
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            stream = os.fdopen(descriptor, mode, encoding="utf-8", errors="replace", closefd=False)
+            setattr(sys, name, stream)
 
 
 def release_memory() -> None:
