@@ -250,6 +250,46 @@ def test_what_must_not_be_replaced_is_refused(tmp_path, monkeypatch, situation):
     assert files(tmp_path) == before
 
 
+# Two commands that write no model, and the files that the second one writes.
+DATA_FILES = {
+    "demos": ["a.jsonl"],
+    "split": ["train.jsonl", "test.jsonl"],
+    "pairs": ["pairs.jsonl"],
+    "ppo": ["metrics.jsonl", "samples.jsonl", "final", "evaluation", "tensorboard"],
+}
+
+
+@pytest.mark.parametrize("second", DATA_FILES)
+@pytest.mark.parametrize("first", ["demos", "split", "pairs"])
+def test_a_file_of_the_user_with_the_name_of_a_result_stays(tmp_path, first, second):
+    def write_data(command, **keys):
+        run = Run.open(config(tmp_path / "run", command=command, **keys))
+        try:
+            if command == "demos":
+                run.declare_files(DATA_FILES[command])
+            for name in DATA_FILES[command]:
+                write(run.directory / name, "written by the toolkit")
+            run.finish()
+        finally:
+            run.close()
+
+    for name in DATA_FILES[second] if second != first else ():
+        write_data(first, overwrite=(tmp_path / "run").exists())
+        write(tmp_path / "run" / name)
+        before = unmarked(files(tmp_path / "run"))
+        with pytest.raises(UserError, match=rf"/{name} was not written by the toolkit") as error:
+            write_data(second)
+        assert "\n" not in str(error.value)
+        assert unmarked(files(tmp_path / "run")) == before
+        (tmp_path / "run" / name).unlink()
+    if second == first:
+        write_data(first, overwrite=False)
+    write_data(second)  # without the file of the user, the directory is overwritten
+    names = {path.name for path in (tmp_path / "run").iterdir() if path.name != "checkpoints"}
+    kept = {"config.yaml", "inputs.json", "environment.json", "finished", ".rlhf", ".lock"}
+    assert names == {*DATA_FILES[second], *kept}
+
+
 # What is replaced without a loss: the run only.
 
 

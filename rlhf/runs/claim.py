@@ -8,6 +8,7 @@ Files that the toolkit did not write are not moved.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -89,6 +90,24 @@ ONLY_WRITTEN_BY = {
 }
 """Command -> names of `DESCRIPTIONS` and `RESULTS` that only this command writes. In the directory
 of another command, a file with such a name is a file of the user."""
+NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
+    ("demos", "pairs", "split"),
+    frozenset(
+        [
+            "evaluation",
+            "final",
+            BUNDLE,
+            "metrics.jsonl",
+            "samples.jsonl",
+            "tensorboard",
+            "tracking_id",
+            "wandb",
+        ]
+    ),
+)
+"""Command that trains no model -> other names of `RESULTS` that it does not write."""
+STUDIES = {"bench.yaml": "bench", "pipeline.yaml": "run", "tune.yaml": "tune"}
+"""Name of the description of a pipeline or study -> command that writes it."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 """Names of the folders that contain run directories."""
 CONTENTS = {
@@ -121,6 +140,7 @@ class Claim:
         *,
         resume: bool,
         overwrite: bool,
+        command: str = "",
         required: Sequence[str] = (),
         inputs: Iterable[Path] = (),
     ) -> Claim:
@@ -130,13 +150,15 @@ class Claim:
             directory: The directory.
             resume: Whether to continue the run in an existing directory.
             overwrite: Whether to replace the files of an earlier command.
+            command: The command that will write to the directory, or "" if it is unknown.
             required: Names of the files without which a directory cannot be resumed, such as
                 config.yaml.
             inputs: Files and folders that the command reads and that must not be replaced.
 
         Raises:
-            UserError: The directory exists and cannot be resumed or replaced, another process has
-                locked the directory, or the directory cannot be written.
+            UserError: The directory exists and cannot be resumed or replaced, it contains a file
+                of the user where the command would write, another process has locked the directory,
+                or the directory cannot be written.
         """
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
@@ -156,14 +178,23 @@ class Claim:
             directory.mkdir(parents=True, exist_ok=True)
             claim._acquire_lock()
             try:
-                claim._take_over_directory(overwrite=overwrite)
+                claim._take_over_directory(command, overwrite=overwrite)
             except BaseException:
                 claim.close()
                 raise
         return claim
 
     def declare_files(self, names: Iterable[str]) -> None:
-        """Record the names of files and folders that this run writes and `RESULTS` lacks."""
+        """Record the names of files and folders that this run writes and `RESULTS` lacks.
+
+        Raises:
+            UserError: The directory contains a file of the user with one of these names.
+        """
+        names = list(names)
+        unknown = self._earlier.intersection(names).difference(_declared_entries(self.directory))
+        for path in (self.directory / name for name in sorted(unknown)):
+            if not written_by_toolkit(path):
+                raise _foreign_file_error(path, self.directory)
         writer = {"pid": os.getpid(), "host": platform.node()}
         marker = {"writer": writer, "entries": sorted({*_declared_entries(self.directory), *names})}
         write_text(self.directory / MARKER, json.dumps(marker))
@@ -203,7 +234,7 @@ class Claim:
                 "ends, or choose another --output_dir"
             ) from None
 
-    def _take_over_directory(self, *, overwrite: bool) -> None:
+    def _take_over_directory(self, command: str, *, overwrite: bool) -> None:
         """Record this process as the writer of the locked directory.
 
         With ``overwrite``, the files of the earlier run are moved to `REPLACED`.
@@ -214,23 +245,24 @@ class Claim:
         self._was_marked = written_by_toolkit(self.directory)
         self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
         if overwrite and self._earlier:
-            self._move_earlier_files()
+            self._move_earlier_files(command)
             self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
         self.declare_files(())
 
-    def _move_earlier_files(self) -> None:
+    def _move_earlier_files(self, command: str) -> None:
         """Move the files of the earlier run to `REPLACED`.
 
         Raises:
-            UserError: A folder of the earlier run contains a file that the toolkit did not write.
+            UserError: A folder of the earlier run contains a file that the toolkit did not write,
+                or ``command`` would write to a file that the toolkit did not write.
         """
         written = written_entries(self.directory)
-        for path in written:
-            if foreign := next(foreign_files(path), None):
-                raise UserError(
-                    f"{foreign} was not written by the toolkit, so {self.directory} is not "
-                    "overwritten: move the file away, or choose another --output_dir"
-                )
+        names = {path.name for path in written}
+        stays = [path for path in _entries_except_locks(self.directory) if path.name not in names]
+        in_the_way = sorted(path for path in stays if path.name in _names_written_by(command))
+        in_folders = (file for path in written for file in foreign_files(path))
+        if foreign := next(itertools.chain(in_the_way, in_folders), None):
+            raise _foreign_file_error(foreign, self.directory)
         aside = self.directory / REPLACED
         aside.mkdir()
         # While `REPLACED` has a marker, the files beside it belong to the new run: the marker is
@@ -340,14 +372,26 @@ def _declared_entries(directory: Path) -> list[str]:
 
 def written_entries(directory: Path) -> list[Path]:
     """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
-    others = {name for names in ONLY_WRITTEN_BY.values() for name in names}
-    others -= set(ONLY_WRITTEN_BY.get(_recorded_command(directory), ()))
-    names = {*((DESCRIPTIONS | RESULTS) - others), *_declared_entries(directory)}
+    names = {*_names_written_by(_recorded_command(directory)), *_declared_entries(directory)}
     return [
         path
         for path in _entries_except_locks(directory)
         if path.name in names or written_by_toolkit(path)
     ]
+
+
+def _names_written_by(command: str) -> frozenset[str]:
+    """Return the names of `DESCRIPTIONS` and `RESULTS` that a command may write."""
+    others = {name for names in ONLY_WRITTEN_BY.values() for name in names}
+    others -= set(ONLY_WRITTEN_BY.get(command, ()))
+    return (DESCRIPTIONS | RESULTS) - others - NOT_WRITTEN_BY.get(command, frozenset())
+
+
+def _foreign_file_error(path: Path, directory: Path) -> UserError:
+    return UserError(
+        f"{path} was not written by the toolkit, so {directory} is not overwritten: move the file "
+        "away, or choose another --output_dir"
+    )
 
 
 def _recorded_command(directory: Path) -> str:
@@ -356,8 +400,7 @@ def _recorded_command(directory: Path) -> str:
         config = read_mapping(directory / "config.yaml")
         if config:
             return str(config.get("command") or config.get("verb"))
-    studies = {"bench.yaml": "bench", "pipeline.yaml": "run", "tune.yaml": "tune"}
-    return next((studies[name] for name in studies if (directory / name).is_file()), "")
+    return next((STUDIES[name] for name in STUDIES if (directory / name).is_file()), "")
 
 
 def foreign_files(path: Path) -> Iterator[Path]:

@@ -28,7 +28,13 @@ from rlhf.common.files import (
 )
 from rlhf.common.yaml_text import dump_yaml, read_mapping
 from rlhf.errors import UserError
-from rlhf.runs.claim import MARKER, Claim, resolved_path, write_errors_as_user_errors
+from rlhf.runs.claim import (
+    MARKER,
+    STUDIES,
+    Claim,
+    resolved_path,
+    write_errors_as_user_errors,
+)
 from rlhf.runs.inputs import input_fingerprints, input_paths, leaf_items
 from rlhf.runs.machine import describe_machine
 from rlhf.runs.renamed import upgrade_config
@@ -85,6 +91,7 @@ class Run:
             run.directory,
             resume=resume,
             overwrite=overwrite,
+            command=str(config.get("command", "")),
             required=("config.yaml",),
             inputs=inputs,
         )
@@ -258,6 +265,7 @@ def open_directory(
         resolved_path(root),
         resume=resume,
         overwrite=overwrite,
+        command=STUDIES.get(name, ""),
         required=(MARKER, name),  # the folder of the user's own pipeline.yaml has no marker
         inputs=input_paths(tree).values(),
     )
