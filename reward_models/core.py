@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import os
 import sysconfig
 import traceback
@@ -88,7 +89,8 @@ class Scores:
     """Event, such as a truncated text or the reason of a missing score -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
     """Reason why the reward of each conversation is missing, or None if the reward is not missing,
-    [N]. If the argument is empty, the reasons are "no score" (None) and "not finite"."""
+    [N]. If the argument is empty, the reasons are "no score" (None), "not finite", and the type of
+    a value that is not a number."""
 
     def __post_init__(self) -> None:
         raw = self.values
@@ -97,7 +99,7 @@ class Scores:
         if len(reasons) != len(raw):
             raise ValueError(f"{len(reasons)} reasons for {len(raw)} scores")
         reasons = [
-            None if value is not None else reason or ("no score" if score is None else "not finite")
+            None if value is not None else reason or _describe_missing(score)
             for score, value, reason in zip(raw, self.values, reasons, strict=True)
         ]
         object.__setattr__(self, "reasons", reasons)
@@ -161,8 +163,21 @@ def merge_components(
     return components, counts, [next(filter(None, row), None) for row in columns]
 
 
-def _finite_or_none(value: Score) -> Score:
-    return None if value is None or not math.isfinite(value) else float(value)
+def _finite_or_none(value: Any) -> Score:
+    """Return a value as a float; None if it is not a finite number."""
+    try:
+        number = as_score(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if number is None or not math.isfinite(number) else number
+
+
+def _describe_missing(value: Any) -> str:
+    """Return the reason why a value that `_finite_or_none` converts to None is not a score."""
+    if value is None:
+        return "no score"
+    is_real = isinstance(value, numbers.Number) and not isinstance(value, complex)
+    return "not finite" if is_real else f"a score is of type {type(value).__name__}"
 
 
 def as_score(value: Any) -> Score:

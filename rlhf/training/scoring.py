@@ -17,13 +17,18 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 
+MAX_REWARD = 1e12
+"""Largest absolute reward that is trained on. Squares of larger rewards and their sums over a batch
+could exceed the range of float32, and advantages would then be infinite or nan."""
+
 
 def score_rollouts(
     rollouts: Sequence[Rollout], *, rewards: Any, gold: Any, env_weight: float
 ) -> None:
     """Set ``rewards``, ``components`` and ``unscored`` of collected rollouts, in place.
 
-    The score of ``rewards`` is added to the reward of the last sampled token.
+    The score of ``rewards`` is added to the reward of the last sampled token. An episode with a
+    reward above `MAX_REWARD` counts as unscored.
 
     Args:
         rollouts: Collected episodes, with the rewards of the environment.
@@ -45,6 +50,11 @@ def score_rollouts(
                 value = scores.values[index]
                 rollout.rewards = rollout.with_terminal_reward(rollout.rewards, value)
                 rollout.unscored = scores.reasons[index]
+    for rollout in rollouts:
+        largest = max(rollout.rewards, key=abs)
+        if abs(largest) > MAX_REWARD:
+            rollout.rewards = rollout.with_terminal_reward([0.0] * len(rollout.rewards), None)
+            rollout.unscored = f"the reward {largest:.3g} is larger than {MAX_REWARD:g}"
 
 
 def format_most_common_reasons(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:

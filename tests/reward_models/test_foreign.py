@@ -1,16 +1,22 @@
 """A reward that fails costs its own scores and nothing else."""
 
+import math
 import sys
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.reward_models import EachReward, Reward, Scores, as_reward
 from rlhf.reward_models.core import score_copies
 from rlhf.reward_models.judge import RatingJudge, endpoint
 from rlhf.rollout.batch import Rollout
 from rlhf.training.scoring import score_rollouts
+from tests.helpers.training import online_tree, read_rows
 
 TALK = [{"role": "user", "content": "2+2?", "answer": ["4"]}, {"role": "assistant", "content": "4"}]
 
@@ -131,3 +137,68 @@ def test_a_password_in_the_address_of_a_judge_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="OPENAI_API_KEY") as error:
         endpoint(url, "m")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "score", "reason"),
+    [
+        (True, 1.0, None),
+        (np.float32(0.5), 0.5, None),
+        (np.bool_(True), 1.0, None),
+        (Decimal("0.5"), 0.5, None),
+        (-1e308, -1e308, None),
+        (None, None, "no score"),
+        (math.inf, None, "not finite"),
+        (10**400, None, "not finite"),
+        (Decimal("sNaN"), None, "not finite"),
+        ("1", None, "a score is of type str"),
+        (1j, None, "a score is of type complex"),
+        ([1.0], None, "a score is of type list"),
+    ],
+)
+def test_a_score_of_any_type_is_a_finite_float_or_has_a_reason(
+    value: Any, score: float | None, reason: str | None
+) -> None:
+    scores = Scores([value, 2.0], {"r": [value, 2.0]})
+    assert scores.values == [score, 2.0] == scores.components["r"]
+    assert scores.reasons == [reason, None]
+
+
+@pytest.mark.parametrize("huge", [1e308, -1e308, 1e13])
+@pytest.mark.parametrize("source", ["reward", "environment", "sum"])
+def test_an_episode_with_a_huge_reward_is_unscored(huge: float, source: str) -> None:
+    def episode(first: float) -> Rollout:
+        return Rollout(7, 0, 0, tokens=[1, 2], is_action=[True, True], env_rewards=[first, 0.0])
+
+    rollouts = [episode(huge if source == "environment" else 0.5), episode(0.5)]
+    first = {"reward": huge, "environment": 0.0, "sum": huge / 2}[source]
+    reward = as_reward(lambda talks: [first, 1.0], name="f")
+    if source == "sum":
+        reward = reward + as_reward(lambda talks: [huge / 2, 1.0], name="g")
+    score_rollouts(rollouts, rewards=reward, gold=None, env_weight=1.0)
+    assert math.isnan(rollouts[0].score)
+    assert rollouts[0].unscored == f"the reward {huge:.3g} is larger than 1e+12"
+    assert rollouts[0].rewards[0] == 0.0
+    assert rollouts[1].score == (2.5 if source == "sum" else 1.5)
+    assert rollouts[1].unscored is None
+
+
+def sometimes_huge(conversations: Any) -> list[float]:
+    lengths = [len(talk[-1]["content"]) for talk in conversations]
+    return [1e308 * (-1) ** (length // 3) if length % 3 else 0.5 for length in lengths]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_training_with_huge_rewards_has_finite_metrics(
+    tmp_path: Path, echo_model: Path, algorithm: str
+) -> None:
+    rewards = [{"kind": "function", "path": "tests.reward_models.test_foreign:sometimes_huge"}]
+    shaping = {"max_unscored": 1.0}
+    tree = online_tree(tmp_path / "run", echo_model, rewards=rewards, shaping=shaping, num_steps=2)
+    run_command(algorithm, tree)
+    rows = read_rows(tmp_path / "run/metrics.jsonl")
+    assert len(rows) == 2
+    assert all(0 < row["reward/unscored"] < 1 for row in rows)
+    for row in rows:
+        row.pop("reward/sometimes_huge")  # the sum of the reward's own values exceeds float64
+    assert all(math.isfinite(value) for row in rows for value in row.values())
