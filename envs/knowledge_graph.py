@@ -133,9 +133,9 @@ class KnowledgeGraph(TextEnv):
 
     def random_value(self) -> float:
         """Compute the exact value by propagating the distribution over entities."""
-        return sum(self._walk_return(*pair) for pair in self.pairs) / len(self.pairs)
+        return sum(self._random_walk_return(*pair) for pair in self.pairs) / len(self.pairs)
 
-    def _walk_return(self, start: str, goal: str) -> float:
+    def _random_walk_return(self, start: str, goal: str) -> float:
         """Return the expected return of random actions from `start` to `goal`."""
         probabilities, value = {start: 1.0}, 0.0
         for _ in range(self.max_turns):

@@ -24,7 +24,7 @@ from rlhf.reward_models.core import (
     Unscorable,
     last_reply,
 )
-from rlhf.reward_models.fences import code_in
+from rlhf.reward_models.fences import code_of_reply
 from rlhf.reward_models.sandbox.channel import PROGRAM_ENDED
 from rlhf.reward_models.targets import Target
 
@@ -274,7 +274,10 @@ def code(
     )
 
     def check(conversation: Conversation) -> float:
-        program, checks = code_in(last_reply(conversation)), target.reference_answer(conversation)
+        program, checks = (
+            code_of_reply(last_reply(conversation)),
+            target.reference_answer(conversation),
+        )
         outcome = runner.run(program, checks)
         if outcome.status == "deadline":
             raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")

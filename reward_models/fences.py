@@ -57,7 +57,7 @@ def _make_block(opening: re.Match[str], lines: list[str]) -> FencedBlock:
     return FencedBlock(language.group(1).lower() if language else "", code)
 
 
-def code_in(reply: str) -> str:
+def code_of_reply(reply: str) -> str:
     """Return the program in a reply, without the reasoning in ``<think>``.
 
     The program is the last Python block. If there is none, it is the last block without a language,

@@ -64,8 +64,8 @@ Think briefly, then end with a line "Winner: A" or "Winner: B"."""
 
 _MAX_BODY = 16 * 2**20
 """Size of the largest response that is read, in bytes."""
-_RATING = re.compile(r"rating\W{1,4}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
-_WINNER = re.compile(r"winner\W{1,4}(?:reply\s+)?([AB])\b", re.IGNORECASE)
+_RATING_PATTERN = re.compile(r"rating\W{1,4}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_WINNER_PATTERN = re.compile(r"winner\W{1,4}(?:reply\s+)?([AB])\b", re.IGNORECASE)
 
 
 class RatingJudge(Reward):
@@ -115,7 +115,7 @@ class RatingJudge(Reward):
             raise Unscorable(
                 "no answer" if answer is None else f"the answer is of type {kind}, not text"
             )
-        ratings = _RATING.findall(answer)
+        ratings = _RATING_PATTERN.findall(answer)
         if not ratings:
             raise Unscorable("no rating in answer")
         rating = float(ratings[-1])
@@ -167,7 +167,7 @@ class PairJudge:
     def _combine_answers(self, straight: Answer, swapped: Answer) -> Score:
         """Combine the answers for the given and for the swapped order; see `prefer`."""
         texts = [answer if isinstance(answer, str) else "" for answer in (straight, swapped)]
-        letters = [_WINNER.findall(text) for text in texts]
+        letters = [_WINNER_PATTERN.findall(text) for text in texts]
         if not all(letters):
             self.counts["no verdict"] += 1
             return None

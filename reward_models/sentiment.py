@@ -11,11 +11,15 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import EachReward, Reward, last_reply
 
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
-_NEGATIONS = frozenset(
+_NEGATING_WORDS = frozenset(
     ("not", "no", "never", "none", "nothing", "nor", "without", "hardly", "barely", "cannot")
 )
-_STRONGER = frozenset(("very", "really", "extremely", "absolutely", "totally", "truly", "so"))
-_WEAKER = frozenset(("slightly", "somewhat", "fairly", "rather", "almost", "kinda", "sorta"))
+_STRENGTHENING_WORDS = frozenset(
+    ("very", "really", "extremely", "absolutely", "totally", "truly", "so")
+)
+_WEAKENING_WORDS = frozenset(
+    ("slightly", "somewhat", "fairly", "rather", "almost", "kinda", "sorta")
+)
 _NEGATION_RANGE = 3  # a negation affects this many words after it
 _SHRINKAGE = 2.0  # added to the denominator, so that replies with few known words are near 0
 
@@ -52,9 +56,11 @@ def valence(text: str, words: dict[str, float]) -> float:
         if not value:
             continue
         before = tokens[i - 1] if i else ""
-        value *= 1.5 if before in _STRONGER else 0.5 if before in _WEAKER else 1.0
+        value *= (
+            1.5 if before in _STRENGTHENING_WORDS else 0.5 if before in _WEAKENING_WORDS else 1.0
+        )
         window = tokens[max(0, i - _NEGATION_RANGE) : i]
-        if any(t in _NEGATIONS or t.endswith("n't") for t in window):
+        if any(t in _NEGATING_WORDS or t.endswith("n't") for t in window):
             value *= -0.75
         total += value
         size += abs(value)

@@ -80,7 +80,7 @@ def test_an_optimizer(monkeypatch, tmp_path, echo_model):
 
 
 def test_a_kl_estimator(monkeypatch, tmp_path, echo_model):
-    table = dict(components.components("kl"))
+    table = dict(components.registered_components("kl"))
     monkeypatch.setitem(components._TABLES, "kl", table)
     kl_estimator("constant", "one for every token")(torch.ones_like)
     algorithm = {"kl_estimator": "constant", "kl_placement": "loss", "kl_coef": 0.125}

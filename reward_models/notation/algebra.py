@@ -22,15 +22,15 @@ from rlhf.reward_models.notation.lexer import NotUnderstood, word_set
 _MAX_BITS = 50_000
 _MAX_POWER = 1000
 _MAX_FACTORIAL = 1000
-_DIGITS = 40
+_NUM_EVALUATED_DIGITS = 40
 _TINY = sp.Float(10) ** -25
 _SET_OPERATIONS = {"cup": sp.Union, "cap": sp.Intersection, "setminus": sp.Complement}
 _CONDITIONS = {"or": sp.Union, "and": sp.Intersection}
 _EMPTY_SET = Node("constant", data="emptyset")
 _INEQUALITIES = ("<", "<=", ">", ">=")
-_TRIG = word_set("sin cos tan cot sec csc")
-_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ceil": "ceiling",
-          "abs": "Abs", "max": "Max", "min": "Min"}  # fmt: skip
+_TRIGONOMETRIC_FUNCTIONS = word_set("sin cos tan cot sec csc")
+_SYMPY_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log",
+                "ceil": "ceiling", "abs": "Abs", "max": "Max", "min": "Min"}  # fmt: skip
 
 
 def same_answer(reference: Node, answer: Node) -> bool:
@@ -467,7 +467,7 @@ def provably_equal(a: Any, b: Any) -> bool:
 def _is_clearly_nonzero(difference: Any) -> bool:
     """Return whether the absolute value of an expression exceeds 1e-25 at a test point."""
     for point in _test_points(difference.free_symbols):
-        value = sp.N(difference.subs(point), _DIGITS)
+        value = sp.N(difference.subs(point), _NUM_EVALUATED_DIGITS)
         if value.is_number and value.is_finite and abs(value) > _TINY:
             return True
     return False
@@ -582,7 +582,7 @@ def _apply_function(node: Node) -> Any:
     name = str(node.data)
     inverse = name.startswith("inverse ")
     name = name.removeprefix("inverse ")
-    angle = name in _TRIG and not inverse
+    angle = name in _TRIGONOMETRIC_FUNCTIONS and not inverse
     parts = [to_sympy(child, angle=angle) for child in node.args]
     if inverse:
         name = f"a{name}"
@@ -591,7 +591,7 @@ def _apply_function(node: Node) -> Any:
         if parts[0] == 0 or base in (0, 1) or len(parts) > 2:
             raise NotUnderstood("a logarithm without a value")
         return sp.log(parts[0]) / sp.log(base)
-    name = _NAMES.get(name, name)
+    name = _SYMPY_NAMES.get(name, name)
     many = name in ("Max", "Min", "gcd", "lcm")
     if name not in dir(sp) or (len(parts) != 1 and not many):
         raise NotUnderstood(f"the function {name} with {len(parts)} arguments")

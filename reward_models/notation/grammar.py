@@ -21,19 +21,19 @@ from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, w
 from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
 MAX_TOKENS = 1500
-_RELATIONS = ("=", "!=", "<", "<=", ">", ">=", "in")
-_FUNCTIONS = word_set(
+_RELATION_OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "in")
+_FUNCTION_NAMES = word_set(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
     "lg exp abs gcd lcm max min floor ceil det"
 )
 _CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "oo": "oo", "emptyset": "emptyset"}
-_LETTERS = word_set(
+_GREEK_LETTERS = word_set(
     "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega "
     "psi chi eta zeta xi kappa ell Delta Gamma Theta Lambda Sigma Phi Omega Psi"
 )
-_MATRICES = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix")
-_CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}", "}"), "{": ("}", "\\}")}
-_APPLIED = "fghFGH"
+_MATRIX_ENVIRONMENTS = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix")
+_CLOSING_BRACKETS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}", "}"), "{": ("}", "\\}")}
+_FUNCTION_LETTERS = "fghFGH"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
     single = (
         len(words) == 1
         and len(words[0].text) > 2
-        and words[0].text.lower() not in _FUNCTIONS | set(_CONSTANTS)
+        and words[0].text.lower() not in _FUNCTION_NAMES | set(_CONSTANTS)
     )
     if not all(word.prose for word in words) and not single:
         return None
@@ -156,7 +156,7 @@ class _MathReader(TokenReader):
 
     def relation(self) -> Node:
         parts, operators = [self.union()], []
-        while (operator := self.take_op(*_RELATIONS)) is not None:
+        while (operator := self.take_op(*_RELATION_OPERATORS)) is not None:
             operators.append(operator)
             parts.append(self.union())
         return Node("relation", tuple(parts), tuple(operators)) if operators else parts[0]
@@ -209,7 +209,12 @@ class _MathReader(TokenReader):
     def _is_letters(self, token: Token) -> bool:
         """Return whether a word is a function, a variable, or a product of variables."""
         word = token.text
-        if word in _FUNCTIONS or word in _CONSTANTS or word in _LETTERS or word in ("sqrt", "cbrt"):
+        if (
+            word in _FUNCTION_NAMES
+            or word in _CONSTANTS
+            or word in _GREEK_LETTERS
+            or word in ("sqrt", "cbrt")
+        ):
             return not token.prose
         if token.prose or word.lower() in ("or", "and", "not", "is", "to", "of", "if", "no"):
             return False
@@ -332,18 +337,18 @@ class _MathReader(TokenReader):
 
     def _named_constant_or_function(self, name: str) -> Node | None:
         """Parse a function, a constant or a Greek letter after its name; None for other names."""
-        if name in _FUNCTIONS:
+        if name in _FUNCTION_NAMES:
             return self._function(name)
         if name in _CONSTANTS:
             return Node("constant", data=_CONSTANTS[name])
-        return Node("symbol", data=name) if name in _LETTERS else None
+        return Node("symbol", data=name) if name in _GREEK_LETTERS else None
 
     def _is_applied(self, name: str) -> bool:
         """Return whether a name before brackets is a function, as in f(x) or ``P(A) =``."""
         opening = self.peek()
         if not opening.is_op("(") or opening.spaced or len(name.rstrip("'")) != 1:
             return False
-        if name in _APPLIED or name.endswith("'"):
+        if name in _FUNCTION_LETTERS or name.endswith("'"):
             return True
         depth = 0
         for ahead in range(len(self.tokens) - self.position):
@@ -435,7 +440,7 @@ class _MathReader(TokenReader):
 
     def _starts_function(self) -> bool:
         token = self.peek()
-        return token.kind in ("word", "command") and token.text in _FUNCTIONS
+        return token.kind in ("word", "command") and token.text in _FUNCTION_NAMES
 
     def _absolute(self) -> Node:
         self.expect("|")
@@ -462,7 +467,7 @@ class _MathReader(TokenReader):
         else:
             self._split_digit_groups()
             items = self.items() if not self.peek().is_op("\\}", "}") else []
-        closing = self.expect(*_CLOSING[opening])
+        closing = self.expect(*_CLOSING_BRACKETS[opening])
         self.bars = bars
         return _bracketed(opening, closing, items)
 
@@ -489,7 +494,7 @@ class _MathReader(TokenReader):
 
     def _matrix(self) -> Node:
         name = self._environment()
-        if name not in _MATRICES:
+        if name not in _MATRIX_ENVIRONMENTS:
             raise NotUnderstood(f"the unknown environment {name}")
         rows, row = [], [self.item()]
         while not self.peek().is_command("end"):

@@ -59,29 +59,31 @@ class Token:
         return self.kind == "command" and self.text in names
 
 
-_THIN = "\u2006\u2007\u2008\u2009\u200a\u202f\u00a0"
-_SEPARATOR = rf"(?:,\\!|\{{,\}}|\\[,;:!]|,|[{_THIN} '’_])"
-_GROUPED = re.compile(rf"\d{{1,3}}(?P<mark>{_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*(?!\d)")
-_EUROPEAN = re.compile(
+_THIN_SPACES = "\u2006\u2007\u2008\u2009\u200a\u202f\u00a0"
+_GROUP_SEPARATOR = rf"(?:,\\!|\{{,\}}|\\[,;:!]|,|[{_THIN_SPACES} '’_])"
+_GROUPED_NUMBER = re.compile(
+    rf"\d{{1,3}}(?P<mark>{_GROUP_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*(?!\d)"
+)
+_EUROPEAN_NUMBER = re.compile(
     r"\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,}|(?:[ ]\d{3})+,\d{1,2})(?![\d.])"
 )
-_PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
+_PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_REPEATING_DECIMAL = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
 _FRACTION_PART = re.compile(r"\.\d+")
-_DOLLARS = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?\.?\d)")
+_DOLLAR_PREFIX = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?\.?\d)")
 _EXPONENT = re.compile(r"[eE]([-+−]?)0*(\d+)(?!\w)(?!\.\d)")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
-_NO_LETTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
-_LETTER = rf"[^\W\d_{_NO_LETTERS}]"
+_DIGIT_LIKE_CHARACTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+_LETTER = rf"[^\W\d_{_DIGIT_LIKE_CHARACTERS}]"
 _WORD = re.compile(rf"{_LETTER}+(?:['’]{_LETTER}+)*")
-_SPACE = re.compile(rf"[ \t\r\f\v{_THIN}]+")
-_SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_SUPERSCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_SPACE = re.compile(rf"[ \t\r\f\v{_THIN_SPACES}]+")
+_SUPERSCRIPT_NUMBER = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUPERSCRIPT_DIGITS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _TEXT_COMMANDS = word_set(
     "text textbf textit textrm textnormal mbox mathrm mathbf hbox operatorname mathit mathsf "
     "textsf emph boldsymbol mathbb mathcal"
 )
-_IGNORED = word_set(
+_IGNORED_COMMANDS = word_set(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle quad qquad limits "
     "nolimits middle boxed fbox"
 )
@@ -93,7 +95,7 @@ def _parse_replacements(text: str) -> dict[str, str]:
     return {first: second for first, _, second in pairs}
 
 
-_ALIASES = _parse_replacements(
+_COMMAND_ALIASES = _parse_replacements(
     "dfrac→frac tfrac→frac cfrac→frac leqslant→le geqslant→ge leq→le geq→ge neq→ne lbrace→{ "
     "rbrace→} ldots→dots cdots→dots varnothing→emptyset degree→circ lvert→vert rvert→vert mid→vert "
     "dbinom→binom tbinom→binom arcsin→asin arccos→acos arctan→atan bar→overline land→and lor→or"
@@ -102,15 +104,15 @@ _OPERATOR_COMMANDS = _parse_replacements(
     "cdot→* times→* ast→* div→/ le→<= ge→>= ne→!= lt→< gt→> pm→+- mp→-+ cup→cup cap→cap in→in "
     "approx→~ simeq→~ sim→~ vert→| setminus→setminus colon→: equiv→equiv"
 )
-_CHARACTERS = _parse_replacements(
+_OPERATOR_CHARACTERS = _parse_replacements(
     "−→- –→- ‐→- ‑→- ﹣→- －→- ×→* ·→* ⋅→* ∙→* ÷→/ ∕→/ ⁄→/ ≤→<= ≥→>= ⩽→<= ⩾→>= ≠→!= ±→+- ∓→-+ "
     "∪→cup ∩→cap ∈→in ≈→~ °→deg º→deg ＝→= ＋→+ （→( ）→) ，→, ％→%"
 )
 _SYMBOL_COMMANDS = _parse_replacements(
     "√→sqrt π→pi ∞→infty ∅→emptyset θ→theta α→alpha β→beta λ→lambda φ→phi μ→mu"
 )
-_DOUBLE = _parse_replacements("**→^ ==→= <=→<= >=→>= !=→!= =>→=> ->→-> //→//")
-_ESCAPED = {
+_DOUBLE_OPERATORS = _parse_replacements("**→^ ==→= <=→<= >=→>= !=→!= =>→=> ->→-> //→//")
+_ESCAPED_CHARACTERS = {
     "{": ("operator", "\\{"),
     "}": ("operator", "\\}"),
     "%": ("operator", "%"),
@@ -176,16 +178,20 @@ class _Lexer:
             return self._command(start)
         if letter == "$":
             return self._dollar(start)
-        is_decimal = letter == "." and (following.isdecimal() or _REPEATING.match(self.text, start))
+        is_decimal = letter == "." and (
+            following.isdecimal() or _REPEATING_DECIMAL.match(self.text, start)
+        )
         if letter.isdecimal() or is_decimal:
             return self._number(start)
         if letter in _SYMBOL_COMMANDS:
             return self._add_token("command", _SYMBOL_COMMANDS[letter], start, start + 1)
-        if superscript := _SUPERSCRIPT.match(self.text, start):
+        if superscript := _SUPERSCRIPT_NUMBER.match(self.text, start):
             return self._superscript(superscript)
         if unicodedata.category(letter) == "No":
             return self._fraction_character(start)
-        if (dollars := _DOLLARS.match(self.text, start)) and dollars.end() - 1 not in self.closes:
+        if (
+            dollars := _DOLLAR_PREFIX.match(self.text, start)
+        ) and dollars.end() - 1 not in self.closes:
             country = dollars[1].removeprefix("US")
             return self._add_token("currency", f"{country}$", start, dollars.end())
         if word := _WORD.match(self.text, start):
@@ -196,12 +202,14 @@ class _Lexer:
         letter, double = self.text[start], self.text[start : start + 2]
         if self.text.startswith("...", start) or letter == "…":
             return self._add_token("punctuation", "...", start, start + (1 if letter == "…" else 3))
-        if double in _DOUBLE:
-            return self._add_token("operator", _DOUBLE[double], start, start + 2)
+        if double in _DOUBLE_OPERATORS:
+            return self._add_token("operator", _DOUBLE_OPERATORS[double], start, start + 2)
         if letter == "~":
             return self._tilde(start)
-        if letter in _CHARACTERS or letter in "+-*/^_=<>()[]{}|,;:!%&":
-            return self._add_token("operator", _CHARACTERS.get(letter, letter), start, start + 1)
+        if letter in _OPERATOR_CHARACTERS or letter in "+-*/^_=<>()[]{}|,;:!%&":
+            return self._add_token(
+                "operator", _OPERATOR_CHARACTERS.get(letter, letter), start, start + 1
+            )
         if letter == "¢":
             return self._add_token("currency", "cent", start, start + 1)
         kinds = {"currency": "€£¥₹", "punctuation": ".?\"'“”’‘—`#"}
@@ -223,8 +231,8 @@ class _Lexer:
         end, name = match.end(), match.group(1)
         if name is None:
             return self._escaped_character(match.group(2), start, end)
-        name = _ALIASES.get(name, name)
-        if name in _IGNORED:
+        name = _COMMAND_ALIASES.get(name, name)
+        if name in _IGNORED_COMMANDS:
             self.spaced = True
             return end
         if name in _TEXT_COMMANDS:
@@ -243,7 +251,7 @@ class _Lexer:
         if letter in ",;:! \n":
             self.spaced = True
             return end
-        kind, text = _ESCAPED.get(letter, ("unknown", letter))
+        kind, text = _ESCAPED_CHARACTERS.get(letter, ("unknown", letter))
         return self._add_token(kind, text, start, end)
 
     def _text_command(self, start: int, end: int) -> int:
@@ -276,7 +284,7 @@ class _Lexer:
 
     def _superscript(self, match: re.Match[str]) -> int:
         """Read superscript digits as ``^{...}``."""
-        digits = match.group().translate(_SUPERSCRIPTS)
+        digits = match.group().translate(_SUPERSCRIPT_DIGITS)
         start, end = match.span()
         if len(digits) > MAX_DIGITS:
             return self._add_token("unknown", "number too large", start, end)
@@ -299,12 +307,12 @@ class _Lexer:
     def _number(self, start: int) -> int:
         """Read a number, which may have thousands separators and an exponent."""
         text, groups = self.text, ()
-        if match := _REPEATING.match(text, start):
+        if match := _REPEATING_DECIMAL.match(text, start):
             return self._repeating(match)
-        match = _EUROPEAN.match(text, start)
+        match = _EUROPEAN_NUMBER.match(text, start)
         if match:
             digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
-        elif match := _GROUPED.match(text, start):
+        elif match := _GROUPED_NUMBER.match(text, start):
             end = match.end()
             if match.group("mark") == "," and self._is_in_list(end):
                 match, end = None, start
@@ -315,7 +323,7 @@ class _Lexer:
                 if more := _FRACTION_PART.match(text, end):
                     digits, end, groups = digits + more.group(), more.end(), ()
         if match is None:
-            match = _PLAIN.match(text, start)
+            match = _PLAIN_NUMBER.match(text, start)
             assert match is not None
             digits, end = match.group(), match.end()
         exponent = _EXPONENT.match(text, end)

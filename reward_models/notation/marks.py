@@ -6,13 +6,13 @@ import re
 
 from rlhf.reward_models.notation.lexer import NotUnderstood, closing_positions
 
-_ANSWER_TAG = re.compile(r"<answer>", re.I)
-_ANSWER_END = re.compile(r"</answer>", re.I)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_ANSWER_TAG_START = re.compile(r"<answer>", re.I)
+_ANSWER_TAG_END = re.compile(r"</answer>", re.I)
+_BOX_START = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(
     r"[\s$.,;:*\\()\[\]]*(?:(?:or|and|versus|vs)\b[\s$.,;*\\()\[\]]*)?", re.I
 )
-_HEADING = re.compile(r"[\s#*]*(?:the\s+)?(?:final\s+)?(?:answer|result)?[\s*:]*", re.I)
+_ANSWER_HEADING = re.compile(r"[\s#*]*(?:the\s+)?(?:final\s+)?(?:answer|result)?[\s*:]*", re.I)
 _STARTS_WITH_ANSWER = re.compile(
     r"\s*(?:(?:the\s+)?(?:final\s+)?answer\b|[-+−–(\[{\\$€£*.`]*\s*\\?[\d\\$({\[−–-]|\w\s*=)", re.I
 )
@@ -30,7 +30,7 @@ def last_box(text: str) -> tuple[int, int, str] | None:
     Raises:
         NotUnderstood: The last box is not closed.
     """
-    boxes = list(_BOX.finditer(text))
+    boxes = list(_BOX_START.finditer(text))
     if not boxes:
         return None
     end = closing_positions(text).get(boxes[-1].end() - 1)
@@ -51,9 +51,9 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
         NotUnderstood: A tag or a box is not closed, or the last two boxes are alternatives.
     """
     text = after_thinking(reply)
-    opened = list(_ANSWER_TAG.finditer(text))
+    opened = list(_ANSWER_TAG_START.finditer(text))
     if opened:
-        closing = _ANSWER_END.search(text, opened[-1].end())
+        closing = _ANSWER_TAG_END.search(text, opened[-1].end())
         if closing is None:
             raise NotUnderstood("an answer tag that is not closed")
         text = text[opened[-1].end() : closing.start()]
@@ -69,7 +69,7 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
 
 def starts_with_box(reply: str) -> bool:
     """Return whether the reply begins with a box, after white space."""
-    return _BOX.match(reply.strip()) is not None
+    return _BOX_START.match(reply.strip()) is not None
 
 
 def _reject_alternative_boxes(before: str, content: str) -> None:
@@ -90,7 +90,7 @@ def _reject_alternative_boxes(before: str, content: str) -> None:
 def _text_after_hashes(text: str) -> str:
     """Return the rest of the line after ``####``; if it has no answer, the following lines."""
     line, _, rest = text.partition("\n")
-    is_heading = _HEADING.fullmatch(line[:200]) is not None
+    is_heading = _ANSWER_HEADING.fullmatch(line[:200]) is not None
     if not rest.strip() or (_STARTS_WITH_ANSWER.match(line[:200]) and not is_heading):
         return line
     return rest

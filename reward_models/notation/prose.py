@@ -23,19 +23,19 @@ FUNCTIONS = word_set(
 """Words of plain text that are mathematical symbols."""
 
 _MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
-_CLAUSE = re.compile(
+_CLAUSE_START = re.compile(
     r"[;:]|,\s*(?=(?:so|the|we|then|it|there|he|she|they)\b)|"
     r"\b(?:so|therefore|thus|hence|which means)\b",
     re.I,
 )
-_NEGATION = re.compile(
+_NEGATING_WORDS = re.compile(
     r"\b(?:not|never|no|neither|nor|cannot|without|except|excluding|unless|wrong|incorrect|false|"
     r"(?:any|every|all)\w*(?: \w+)? but|far from|unlike|instead of|rather than|other than|doubt|"
     r"hardly|impossible|untrue|nothing)\b|"
     r"n['’]t\b",
     re.I,
 )
-_UNASSERTED = re.compile(
+_REPORTING_WORDS = re.compile(
     r"\b(?:guess(?:ed|es)|(?:his|her|their|wrong|earlier|first) guess|believed|thought|claimed|"
     r"said|says|wrote|assumed|mistake|(?:could|might|may) (?:also )?be(?=\W*$))\b|"
     r"\b(?:people|students?|some|many|they) (?:might |may |would |often )?(?:guess|say|think)\b|"
@@ -43,12 +43,12 @@ _UNASSERTED = re.compile(
     re.I,
 )
 """Words with which a reply reports or assumes a number without stating that this is the answer."""
-_LABEL = re.compile(
+_LABEL_BEFORE_NUMBER = re.compile(
     r"\b(?:(?:no|nos|fig|eq|eqn)\.|step|figure|equation|problem|question|exercise|example)\s*\(?$",
     re.I,
 )
-_ALTERNATIVE = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
-_LEADS_AWAY = re.compile(
+_ALTERNATIVE_WORDS = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
+_NO_ANSWER_AFTER = re.compile(
     r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|by|times|plus|mod|modulo|"
     r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|likely|"
     r"minus|negative|out of|"
@@ -57,54 +57,56 @@ _LEADS_AWAY = re.compile(
     rf"\b(?:{_MONTHS})|[/^*:!—_]|[<>≤≥≠])\W*$",
     re.I,
 )
-_OBJECT = re.compile(
+_OPERAND_AFTER = re.compile(
     r"\b(?:of|after|before|beyond|past|follow(?:s|ing)|preced(?:es|ing)|from|near|close to|next to|"
     r"subtract|add|deduct|multiply|divide|increase|decrease|reduce|negate|round|halve)"
     r"(?: the)?\W*$",
     re.I,
 )
 """Words after which a number is not the answer. There are two exceptions: the number is the result
-of a calculation, or a phrase of ``_MEASURE_OF`` precedes it."""
-_MEASURE_OF = re.compile(
+of a calculation, or a phrase of ``_MEASURE_BEFORE_NUMBER`` precedes it."""
+_MEASURE_BEFORE_NUMBER = re.compile(
     r"\b(?:total|sum|amount|average|mean|cost|price|profit|loss|gain|balance|income|salary|change|"
     r"savings|length|width|height|weight|distance|speed|area|volume|perimeter|radius|capacity|"
     r"lifespan|age|score|count|discount|commission|fee|rate|temperature|group|class|maximum|"
     r"minimum|answer|result|remainder|product) of\W*$",
     re.I,
 )
-_JOINED = re.compile(r"\b(?:and|or|to|by|times|plus|minus|over|through|versus|vs)\W*$", re.I)
-_CUE = re.compile(
+_JOINED_TO_NUMBER = re.compile(
+    r"\b(?:and|or|to|by|times|plus|minus|over|through|versus|vs)\W*$", re.I
+)
+_ANSWER_CUE = re.compile(
     r"=|\b(?:is|are|was|were|equals?|makes?|gives?|gets?|has|have|left|total|so|be)\b", re.I
 )
-_DOUBT_AFTER = re.compile(
+_DOUBTING_WORDS = re.compile(
     r"\b(?:not|or|never|no|wrong|incorrect|false|instead|rather|actually|wait|maybe|perhaps|either|"
     r"squared|cubed|factorial|mod|modulo|hmm|fails?|failed|cannot|nope|excluded|ruled out|"
     r"rejected|untrue|impossible|unlikely|doubtful|probably|possibly|mistake|(?<!\bi )guess(?:ed)?|"
     r"too \w+)\b|n['’]t\b|\?",
     re.I,
 )
-_BEFORE_BOX = re.compile(
+_CALCULATION_BEFORE_BOX = re.compile(
     r"(?:[\d^+/±≤≥≠]|\w\s+[<>]\s?|(?:^|[\s$(])\d*[a-z]>|(?:^|[\s$(=\w}])[-−]|[\d$)}=]\s*[-−]\s?|"
     r"\\(?:cdot|times|div|pm|mp|neq?|[gl]eq?|[gl]t|log|ln)\s*|"
     r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{)\$?$"
 )
-_AFTER_BOX = re.compile(
+_CALCULATION_AFTER_BOX = re.compile(
     r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
     r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d"
 )
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
 )
-_GLUED_TO_BOX = re.compile(r"[^\W\d_]+|(?:\\[ ,;:!])*\\(?:text|mathrm|mbox)\{[^{}\n]*\}")
-_RESTATED = re.compile(
+_TEXT_JOINED_TO_BOX = re.compile(r"[^\W\d_]+|(?:\\[ ,;:!])*\\(?:text|mathrm|mbox)\{[^{}\n]*\}")
+_RESTATED_ANSWER = re.compile(
     r"\banswer\s+(?:is|should be|must be)[\s:$*\\(]*(-?\d[\d,]*(?:\.\d+)?)(?![\d%/\\^])", re.I
 )
-_DENIED = re.compile(
+_DENIAL_AFTER_NUMBER = re.compile(
     r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b|"
     r"[\s$)\]\\*]*\?",
     re.I,
 )
-_CHANGES_AFTER = re.compile(
+_VALUE_CHANGE_AFTER_NUMBER = re.compile(
     r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)|"
     rf"\s*(?:of\s+)?(?:{_MONTHS})\b|"
     r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
@@ -118,7 +120,7 @@ _CHANGES_AFTER = re.compile(
     re.I,
 )
 """Text after a number that turns it into a date, a time or a fraction, or changes its value."""
-_MARKS = [
+_MARKDOWN_REPLACEMENTS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
     (re.compile(r"`"), ""),
@@ -131,11 +133,11 @@ _MARKS = [
 ]
 _OPERATORS = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
-_QUOTES = "'\"“”‘’′″"
-_NEAR = 80
+_QUOTE_CHARACTERS = "'\"“”‘’′″"
+_NUM_SEARCHED_CHARACTERS = 80
 """Number of characters before a run that are searched for words that change its meaning."""
-_MAX_RUN = 2000
-_MAX_PROSE = 5000
+_MAX_RUN_TOKENS = 2000
+_MAX_PROSE_CHARACTERS = 5000
 _SIGN_OR_BULLET = re.compile(r"^[ \t]*[-+][ \t]+[\d.]", re.M)
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
 
@@ -166,10 +168,10 @@ def reply_segment(reply: str) -> tuple[str, bool]:
         _check_box(before, segment, after)
         if scaled := _SCALE_OF_BOX.match(after):
             segment = rf"{segment} \text{{{scaled['scale']}}}"
-        elif glued := _GLUED_TO_BOX.match(after):
+        elif glued := _TEXT_JOINED_TO_BOX.match(after):
             segment += glued[0]
-    if len(segment) > _MAX_PROSE:  # only the end is needed; begin it after a line break
-        segment = segment[-_MAX_PROSE:].partition("\n")[2]
+    if len(segment) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
+        segment = segment[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
     return without_markdown(segment), bool(before or after) or starts_with_box(reply)
 
 
@@ -192,8 +194,8 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     if tokens[last].prose and run.count("{") > run.count("}"):  # the brace of \\text is no token
         end += len(segment) - end - len(segment[end:].lstrip("} "))
     _check_before(segment, tokens, first, run)
-    is_quoted = any(mark in segment[:start] for mark in _QUOTES)
-    if segment[end : end + 1] in tuple(_QUOTES) and not is_quoted:
+    is_quoted = any(mark in segment[:start] for mark in _QUOTE_CHARACTERS)
+    if segment[end : end + 1] in tuple(_QUOTE_CHARACTERS) and not is_quoted:
         raise NotUnderstood("a prime, or a quotation mark that is not opened")
     _check_after(segment[end:])
     is_whole = re.search(r"\d", _last_sentence(segment[:start])) is None
@@ -208,7 +210,7 @@ def without_markdown(text: str) -> str:
     """
     if "~~" in text:
         raise NotUnderstood("a part is struck out")
-    for pattern, replacement in _MARKS:
+    for pattern, replacement in _MARKDOWN_REPLACEMENTS:
         text = pattern.sub(replacement, text)
     if "\n" in text.strip():
         if _SIGN_OR_BULLET.search(text):
@@ -303,8 +305,8 @@ def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
         start = _run_start(tokens, end)
         if _can_be_answer(tokens[start : end + 1], numbers_only):
             start, end = _extend_run(tokens, start, end)
-            if end - start > _MAX_RUN:
-                raise NotUnderstood(f"longer than {_MAX_RUN} symbols")
+            if end - start > _MAX_RUN_TOKENS:
+                raise NotUnderstood(f"longer than {_MAX_RUN_TOKENS} symbols")
             return _trim_run(tokens, start, end)
         end = start - 1
     raise NotUnderstood("no number" if numbers_only else "no mathematics")
@@ -386,10 +388,10 @@ def check_is_asserted(before: str, *, is_calculation: bool = False) -> None:
     Raises:
         NotUnderstood: The clause negates the answer, reports it or assumes it.
     """
-    clause = _CLAUSE.split(_last_sentence(before))[-1]
-    if _NEGATION.search(clause):
+    clause = _CLAUSE_START.split(_last_sentence(before))[-1]
+    if _NEGATING_WORDS.search(clause):
         raise NotUnderstood("a negation before the answer")
-    if not is_calculation and _UNASSERTED.search(clause):
+    if not is_calculation and _REPORTING_WORDS.search(clause):
         raise NotUnderstood("an answer that is reported or assumed")
 
 
@@ -404,16 +406,18 @@ def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
     """
     before = _LATEX_SPACE.sub("  ", text[: tokens[first].start])
     sentence = _last_sentence(before)
-    clause = _CLAUSE.split(sentence)[-1]
+    clause = _CLAUSE_START.split(sentence)[-1]
     check_is_asserted(sentence, is_calculation=re.search(r"\d.*=", run) is not None)
-    if _LABEL.search(before[-_NEAR:]):
+    if _LABEL_BEFORE_NUMBER.search(before[-_NUM_SEARCHED_CHARACTERS:]):
         raise NotUnderstood("a number that is a label, as in step 3")
-    near = clause[-_NEAR:]
-    is_object = "=" not in run and _OBJECT.search(near) and not _MEASURE_OF.search(near)
-    if is_object or _LEADS_AWAY.search(near):
+    near = clause[-_NUM_SEARCHED_CHARACTERS:]
+    is_object = (
+        "=" not in run and _OPERAND_AFTER.search(near) and not _MEASURE_BEFORE_NUMBER.search(near)
+    )
+    if is_object or _NO_ANSWER_AFTER.search(near):
         raise NotUnderstood("words before the answer that change it")
     previous = next((t for t in reversed(tokens[:first]) if t.kind == "number"), None)
-    if _ALTERNATIVE.search(clause) and (
+    if _ALTERNATIVE_WORDS.search(clause) and (
         previous is not None or re.match(r"\W*or\b", sentence, re.I) or "either" in clause.lower()
     ):
         raise NotUnderstood("several candidates")
@@ -445,8 +449,10 @@ def _check_previous_number(between: str, previous: Token, token: Token) -> None:
         raise NotUnderstood("several numbers in a row")
     if _last_sentence(between) != between:
         return
-    clause = _CLAUSE.split(between)[-1]
-    if _JOINED.search(clause[-_NEAR:]) and not _CUE.search(clause):
+    clause = _CLAUSE_START.split(between)[-1]
+    if _JOINED_TO_NUMBER.search(clause[-_NUM_SEARCHED_CHARACTERS:]) and not _ANSWER_CUE.search(
+        clause
+    ):
         raise NotUnderstood("several candidates")
     words = clause.strip(" ,.")
     if any(units.known_unit(word) for word in (words, words.removesuffix("and").strip())):
@@ -457,23 +463,23 @@ def _check_after(rest: str) -> None:
     """Raise NotUnderstood if the text after the run changes its meaning."""
     if re.match(r"\.[a-z_\d]", rest):
         raise NotUnderstood("a symbol that is part of a name")
-    if _DOUBT_AFTER.search(rest):
+    if _DOUBTING_WORDS.search(rest):
         raise NotUnderstood("words after the answer that cast doubt on it")
-    if _CHANGES_AFTER.match(rest):
+    if _VALUE_CHANGE_AFTER_NUMBER.match(rest):
         raise NotUnderstood("words after the answer that change it")
 
 
 def _check_box(before: str, content: str, after: str) -> None:
     """Raise NotUnderstood if the text around a box contradicts its content."""
-    clause = _CLAUSE.split(_last_sentence(before))[-1]
-    if _NEGATION.search(clause):
+    clause = _CLAUSE_START.split(_last_sentence(before))[-1]
+    if _NEGATING_WORDS.search(clause):
         raise NotUnderstood("a negation before the answer")
-    if _BEFORE_BOX.search(before) or _AFTER_BOX.match(after):
+    if _CALCULATION_BEFORE_BOX.search(before) or _CALCULATION_AFTER_BOX.match(after):
         raise NotUnderstood("symbols next to the box that change it")
-    if restated := _RESTATED.search(after):
+    if restated := _RESTATED_ANSWER.search(after):
         with suppress(ValueError):  # the box is not a plain number
             boxed, stated = (float(t.replace(",", "")) for t in (content, restated[1]))
             if boxed != stated:
                 raise NotUnderstood("another answer after the box")
-    if _DENIED.match(after):
+    if _DENIAL_AFTER_NUMBER.match(after):
         raise NotUnderstood("words after the answer that cast doubt on it")

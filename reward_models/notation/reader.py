@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token
 
-_END = Token("end", "the end", -1, -1)
+_END_TOKEN = Token("end", "the end", -1, -1)
 _MAX_DEPTH = 40
 
 
@@ -22,7 +22,7 @@ class TokenReader:
     def peek(self, ahead: int = 0) -> Token:
         """Return the token at ``position + ahead``, or a token of kind ``end`` if there is none."""
         position = self.position + ahead
-        return self.tokens[position] if 0 <= position < len(self.tokens) else _END
+        return self.tokens[position] if 0 <= position < len(self.tokens) else _END_TOKEN
 
     def take(self) -> Token:
         """Return the next token and move past it."""

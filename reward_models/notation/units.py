@@ -9,7 +9,7 @@ PERCENT = "%"
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
           "trillion": 10**12, "dozen": 12}  # fmt: skip
 
-_SPELLINGS = {
+_UNIT_SPELLINGS = {
     PERCENT: "percent pct",
     "deg": "degree degrees",
     "$": "dollar dollars usd",
@@ -51,8 +51,10 @@ _SPELLINGS = {
     "K": "K kelvin",
     "unit": "unit units",
 }
-_KNOWN = {word: unit for unit, spelled in _SPELLINGS.items() for word in spelled.split()}
-_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+_UNIT_BY_WORD = {
+    word: unit for unit, spelled in _UNIT_SPELLINGS.items() for word in spelled.split()
+}
+_POWER_WORDS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 NOT_UNITS = word_set(
     "or and not nor but altogether halves thirds quarters fourth fourths fifth fifths sixth "
@@ -78,9 +80,9 @@ NOT_UNITS = word_set(
 
 def known_unit(word: str) -> str | None:
     """Return the canonical spelling of the unit ``word``, or None if it is not a known unit."""
-    if word in _KNOWN:
-        return _KNOWN[word]
-    return None if len(word) == 1 else _KNOWN.get(word.lower())  # M is not a meter
+    if word in _UNIT_BY_WORD:
+        return _UNIT_BY_WORD[word]
+    return None if len(word) == 1 else _UNIT_BY_WORD.get(word.lower())  # M is not a meter
 
 
 def canonical_unit(names: list[str]) -> str:
@@ -93,8 +95,8 @@ def canonical_unit(names: list[str]) -> str:
         return PERCENT
     parts, power = [], ""
     for word in names:
-        if word.lower() in _POWERS:
-            power = _POWERS[word.lower()]
+        if word.lower() in _POWER_WORDS:
+            power = _POWER_WORDS[word.lower()]
         elif word.startswith("^") and parts:
             parts[-1] += word
         elif word in ("/", "per"):

@@ -5,7 +5,7 @@ This module does not import torch.
 
 from dataclasses import dataclass
 
-from rlhf.algorithms.components import CRITIC_SETTINGS, Component, components
+from rlhf.algorithms.components import CRITIC_SETTINGS, Component, registered_components
 from rlhf.algorithms.settings import Settings, require_setting
 from rlhf.errors import UserError
 
@@ -51,12 +51,12 @@ class Algorithm:
     @property
     def policy_loss(self) -> Component:
         """The registered policy loss."""
-        return components("losses")[self.loss]
+        return registered_components("losses")[self.loss]
 
     @property
     def advantage_estimator(self) -> Component:
         """The registered advantage estimator."""
-        return components("advantages")[self.settings.advantage]
+        return registered_components("advantages")[self.settings.advantage]
 
     @property
     def needs_critic(self) -> bool:
@@ -131,9 +131,9 @@ class Algorithm:
         settings.check()
         for key, module in (("advantage", "advantages"), ("kl_estimator", "kl")):
             require_setting(
-                getattr(settings, key) in components(module),
+                getattr(settings, key) in registered_components(module),
                 key,
-                f"be one of {', '.join(components(module))}",
+                f"be one of {', '.join(registered_components(module))}",
                 repr(getattr(settings, key)),
             )
         if self.advantage_estimator.pairs != self.policy_loss.pairs:
@@ -147,7 +147,10 @@ class Algorithm:
                 f"group_size must be at least 2 with advantage {settings.advantage} "
                 f"(the baseline is computed from the group), got {settings.group_size}"
             )
-        if self.kl_in_loss and not components("kl")[settings.kl_estimator].differentiable:
+        if (
+            self.kl_in_loss
+            and not registered_components("kl")[settings.kl_estimator].differentiable
+        ):
             raise UserError(
                 f"kl_estimator {settings.kl_estimator} with kl_placement loss has no effect "
                 "(its expected gradient is 0): set kl_estimator to k2 or k3, or kl_placement to "

@@ -47,7 +47,7 @@ _TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl"
 _parsed_modules: set[str] = set()
 
 
-def components(module: str) -> dict[str, Component]:
+def registered_components(module: str) -> dict[str, Component]:
     """Return the registered components of one kind, by name, without importing torch.
 
     Args:

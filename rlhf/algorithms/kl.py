@@ -7,7 +7,7 @@ outside the mask may have any value, including nan.
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.components import components, kl_estimator
+from rlhf.algorithms.components import kl_estimator, registered_components
 
 
 @kl_estimator("k1", "log ratio", differentiable=False)
@@ -64,7 +64,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimat
     Raises:
         ValueError: No estimator has this name.
     """
-    table = components("kl")
+    table = registered_components("kl")
     if estimator not in table:
         *names, last = table
         raise ValueError(f"kl_estimator must be {', '.join(names)} or {last}, got {estimator!r}")

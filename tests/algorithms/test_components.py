@@ -33,7 +33,7 @@ def sign_of_return(batch, settings):
 def mine(monkeypatch):
     """The name of an algorithm whose loss and advantage were registered here."""
     for module in ("losses", "advantages", "kl"):
-        table = dict(components.components(module))
+        table = dict(components.registered_components(module))
         monkeypatch.setitem(components._TABLES, module, table)
     policy_loss("unclipped", "no clip", reads=("aggregation",))(unclipped)
     advantage("sign", "sign of the return", reads=("gamma",))(sign_of_return)
@@ -62,12 +62,12 @@ def test_decorators_read_from_the_source_are_those_that_are_registered():
     code = """
 import importlib, sys
 from dataclasses import replace
-from rlhf.algorithms.components import components
-tables = {module: dict(components(module)) for module in ("advantages", "losses", "kl")}
+from rlhf.algorithms.components import registered_components
+tables = {module: dict(registered_components(module)) for module in ("advantages", "losses", "kl")}
 assert "torch" not in sys.modules
 for module, read in tables.items():
     importlib.import_module(f"rlhf.algorithms.{module}")
-    registered = components(module)
+    registered = registered_components(module)
     assert read.keys() == registered.keys() and read
     for name, part in registered.items():
         assert part.function is not read[name].function

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.algorithms.components import components
+from rlhf.algorithms.components import registered_components
 from rlhf.algorithms.registry import ALGORITHMS, algorithm_table, configured_algorithm
 from rlhf.algorithms.settings import Settings
 
@@ -27,7 +27,10 @@ def test_every_algorithm_has_a_row():
 
 def test_components_read_settings_that_exist():
     names = {field.name for field in fields(Settings)}
-    for component in [*components("advantages").values(), *components("losses").values()]:
+    for component in [
+        *registered_components("advantages").values(),
+        *registered_components("losses").values(),
+    ]:
         assert component.reads <= names
 
 
@@ -123,5 +126,5 @@ def test_the_page_tells_every_row_and_setting():
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
     for row in ALGORITHMS.values():
         assert f"| `{row.name}` | {row.paper} | {row.equation} |" in page
-    for name in [*components("advantages"), *(field.name for field in fields(Settings))]:
+    for name in [*registered_components("advantages"), *(field.name for field in fields(Settings))]:
         assert f"| `{name}` |" in page

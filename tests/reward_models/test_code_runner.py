@@ -11,7 +11,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.reward_models import build, code_runner
-from rlhf.reward_models.code_runner import CodeRunner, code_in
+from rlhf.reward_models.code_runner import CodeRunner, code_of_reply
 from tests.helpers.confinement import needs_confinement
 
 
@@ -212,4 +212,4 @@ def test_invalid_limits_are_rejected(limits):
     ],
 )
 def test_code_in(reply, code):
-    assert code_in(reply) == code
+    assert code_of_reply(reply) == code

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlhf.envs.parsing import PARSERS
 from rlhf.reward_models import build
-from rlhf.reward_models.fences import code_in
+from rlhf.reward_models.fences import code_of_reply
 from rlhf.reward_models.math_check import check_answer, read_reference
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.quantity import Quantity, read_final_quantity, read_quantity
@@ -41,7 +41,7 @@ def judged(kind, pairs):
     if kind == "boxed":
         return [PARSERS["boxed"](reply) == reference for reference, reply in pairs]
     if kind == "code":
-        return [code_in(reply) == reference for reference, reply in pairs]
+        return [code_of_reply(reply) == reference for reference, reply in pairs]
     values = build({"kind": kind})([talk(reply, reference) for reference, reply in pairs])
     return [None if value is None else value == 1.0 for value in values]
 
