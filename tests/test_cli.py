@@ -248,7 +248,7 @@ def test_generate_and_its_mistake(capsys, echo_model):
     code, out, _ = call(capsys, *arguments, "--prompt", "Repeat: apple", "--samples", "2")
     assert code == 0
     assert out.count("\n") == 2
-    assert "either --prompt" in refused(capsys, *arguments)
+    assert "one of --prompt and --prompts" in refused(capsys, *arguments)
 
 
 def test_data_check_and_its_mistake(capsys, tmp_path):
