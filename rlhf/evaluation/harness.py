@@ -20,8 +20,9 @@ BATCH_SIZE = 8
 # Metrics of the harness that are proportions, so their intervals are in [0, 1].
 PROPORTION_METRICS = ("acc", "acc_norm", "exact_match")
 
-FEWEST_DOCUMENTS = 30
-"""Minimum number of documents for a normal interval that uses the harness's standard error."""
+FEWEST_DOCUMENTS = 400
+"""Minimum number of documents for a normal interval that uses the harness's standard error. With
+200 documents, its mean coverage for skewed values is below 94%; with 30, it is as low as 87%."""
 
 
 def require_harness() -> None:

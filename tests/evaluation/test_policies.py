@@ -234,7 +234,7 @@ def test_the_harness_results_become_metrics():
             "long": {"brier,none": 0.4, "brier_stderr,none": 0.05},
             "gsm": {"exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"},
         },
-        "n-samples": {"arc": {"original": 90, "effective": 25}, "long": {"effective": 90}},
+        "n-samples": {"arc": {"original": 90, "effective": 25}, "long": {"effective": 400}},
     }
     metrics = metrics_from_output(found)
     # Half of 25 documents: the exact interval of a share, whatever error the harness gives.
@@ -244,6 +244,9 @@ def test_the_harness_results_become_metrics():
     assert metrics["long/brier"]["high"] == pytest.approx(0.4 + 1.959964 * 0.05)
     assert metrics["gsm/exact_match (strict)"]["low"] is None
     assert "needs a standard error" in str(metrics["gsm/exact_match (strict)"]["needs"])
+    found["n-samples"]["long"]["effective"] = 399
+    needs = metrics_from_output(found)["long/brier"]["needs"]
+    assert needs == "an interval needs a standard error and at least 400 documents"
     assert len(metrics) == 3
 
 

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
+from rlhf.evaluation.harness import metrics_from_output
 from rlhf.reward_models.report.calibration import temperature_interval
 from rlhf.reward_models.report.intervals import gain_interval
 from rlhf.stats import Interval, difference, interval, ratio_interval
@@ -233,6 +234,23 @@ def temperatures() -> Iterator[Point]:
         yield Point(str(prompts), f"{pairs} pairs, temperature {truth}", make, truth)
 
 
+def harness_errors() -> Iterator[Point]:
+    """Means of documents with the standard error that the harness gives."""
+    families = ("uniform", "exponential", "gamma 1/2", "lognormal 0.75", "90% zeros")
+    for n, name in product((400, 1000), families):
+        draw, truth = FAMILIES[name]
+
+        def make(rng: Rng, n: int = n, draw: Callable = draw):
+            values = draw(rng, n)
+            error = float(values.std(ddof=1)) / n**0.5
+            results = {"task": {"score,none": float(values.mean()), "score_stderr,none": error}}
+            output = {"results": results, "n-samples": {"task": {"effective": n}}}
+            found = metrics_from_output(output)["task/score"]
+            return Interval(found["mean"], found["low"], found["high"], n)
+
+        yield Point(str(n), name, make, truth)
+
+
 def paired_shares() -> Iterator[Point]:
     for n, apart, tilt in product((2, 5, 10, 20, 100), (0.02, 0.1, 0.3, 0.9), (0.0, 0.5, 1.0)):
         gain, loss = apart * (1 + tilt) / 2, apart * (1 - tilt) / 2
@@ -346,6 +364,7 @@ KINDS: dict[str, Callable[[], Iterator[Point]]] = {
     "count of turns up to a limit": bounded_counts,
     "ratio (text loss)": ratios,
     "temperature": temperatures,
+    "standard error of the harness": harness_errors,
     "paired difference of shares": paired_shares,
     "the same, several samples a prompt": paired_clusters,
     "the same, unequal numbers of values a prompt": unequal_gains,
