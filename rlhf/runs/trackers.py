@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.common.files import write_text
 from rlhf.common.foreign import limit_side_effects
 from rlhf.errors import UserError, message_of
 
@@ -240,7 +241,7 @@ def _tracking_id(directory: Path) -> str:
     """
     path = directory / "tracking_id"
     if not path.exists():
-        path.write_text(os.urandom(4).hex())
+        write_text(path, os.urandom(4).hex())
     return path.read_text()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from rlhf import reward_models
 from rlhf.commands.command import CommandTable
-from rlhf.common.files import write_jsonl
+from rlhf.common.files import write_jsonl, write_text
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
 from rlhf.config.rollout import EnvSpec
@@ -123,7 +123,7 @@ def run_overoptimize(
     for line in results["verdict"]:
         log.info("%s", line)
     text = json.dumps(results, indent=1, allow_nan=False)
-    (run.directory / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+    write_text(run.directory / RESULT_FILE, text + "\n")
     return run.directory
 
 

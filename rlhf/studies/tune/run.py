@@ -285,7 +285,7 @@ def _write_result(study: TuningStudy, searches: Mapping[str, AlgorithmSearch]) -
     }
     tree = {"algorithms": algorithms, "tuning": tuning}
     path = study.root / TUNED_FILE
-    path.write_text(dump_yaml(tree), encoding="utf-8")
+    write_text(path, dump_yaml(tree))
     save_csv(study.root, _trial_table(searches, list(config.space)))
     for name, (_, value) in best.items():
         log.info("%s: best of %d trials %.3f", name, config.trials, value)
