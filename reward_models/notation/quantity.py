@@ -25,6 +25,8 @@ _CLOSING_QUOTES = ('"', "'", "”", "’")
 _MAX_BITS = 20_000
 _CALCULATIONS = {"negative": neg, "add": add, "multiply": mul, "divide": truediv}
 _RELATIONS = ("<", ">", "<=", ">=", "!=", "in", "=>", "->", "equiv", "cup", "cap", "+-", "-+")
+_NEGATIONS = ("not", "neg", "lnot", "nexists", "nsim", "ncong")
+"""LaTeX commands that negate a relation, as in ``x \\not= 5``."""
 _SIGNS = {"-": -1, "minus": -1, "negative": -1, "+": 1, "plus": 1, "positive": 1}
 
 
@@ -140,9 +142,10 @@ def _after_equals(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens after the last "="; all tokens if there is none.
 
     Raises:
-        NotUnderstood: The tokens contain a relation other than "=" or "~", or several statements.
+        NotUnderstood: The tokens contain a relation other than "=" or "~", a negation, or several
+            statements.
     """
-    if any(token.is_op(*_RELATIONS) for token in tokens):
+    if any(token.is_op(*_RELATIONS) or token.is_command(*_NEGATIONS) for token in tokens):
         raise NotUnderstood("a relation, not a number")
     positions = [i for i, token in enumerate(tokens) if token.is_op("=", "~")]
     if not positions:

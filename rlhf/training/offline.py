@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
 from rlhf.config.optimization import native_options
+from rlhf.data.leakage import shared_prompts
 from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
@@ -177,12 +178,22 @@ def check_trainer_options(
 def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
     """Return the training rows and the held-out rows.
 
-    Rows that are split from the training data have no prompt in common with the training rows.
+    Rows that are split from the training data have no prompt in common with the training rows. Rows
+    of ``eval_data`` are not removed, but a warning gives the number of those whose prompt (or text)
+    is also in the training data.
     """
     read = partial(load_and_log, kind=method.data, seed=config.seed, keep=method.keep)
     rows = read(config.data, what="data")
     if config.eval_data:
-        return rows, read(config.eval_data, what="eval_data")
+        eval_rows = read(config.eval_data, what="eval_data")
+        if shared := len(shared_prompts(eval_rows, rows)):
+            log.warning(
+                "%d of the %d rows of eval_data have a prompt that is also in data: the held-out "
+                "results include prompts of the training data",
+                shared,
+                len(eval_rows),
+            )
+        return rows, eval_rows
     return split_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
 
 

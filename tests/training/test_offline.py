@@ -232,6 +232,24 @@ def test_held_out_prompts_are_not_trained_on(tmp_path):
     assert 6 <= len(held_out) <= 14
 
 
+@pytest.mark.parametrize("shared", [0, 3])
+def test_prompts_of_eval_data_that_are_trained_on_are_counted(tmp_path, caplog, shared):
+    rows = [{"prompt": f"Question {i}", "chosen": "yes", "rejected": "no"} for i in range(12)]
+    held_out = [{**row, "prompt": row["prompt"].upper() + " "} for row in rows[8 - shared :]]
+    config = OfflineConfig(
+        output_dir="x",
+        model=ModelSpec("any"),
+        data=[DataSpec(str(write_rows(tmp_path / "train.jsonl", rows[:8])))],
+        eval_data=[DataSpec(str(write_rows(tmp_path / "held-out.jsonl", held_out)))],
+    )
+    with caplog.at_level("WARNING"):
+        train, evaluated = offline.load_rows(config, offline.METHODS["dpo"])
+    assert (len(train), len(evaluated)) == (8, 4 + shared)
+    text = "3 of the 7 rows of eval_data have a prompt that is also in data"
+    assert (text in caplog.text) == (shared == 3)
+    assert ("rows of eval_data" in caplog.text) == (shared > 0)
+
+
 def test_steps_of_a_run(tmp_path):
     def steps(rows, **trainer):
         config = OfflineConfig(
