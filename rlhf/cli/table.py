@@ -192,6 +192,13 @@ COMMANDS = CommandTable(
                 arguments=("adapter", "target"),
             ),
             Command(
+                "engine start",
+                "start the vLLM servers of a training run and wait until they answer",
+                "rlhf.config.online:OnlineConfig",
+                "rlhf.commands.engine:start_engine",
+                arguments=("config",),
+            ),
+            Command(
                 "envs list",
                 "list environments with their horizon, optimal return and random return",
                 "rlhf.commands.envs:ListConfig",

@@ -19,7 +19,8 @@ from rlhf.common.ranges import (
     ProperFraction,
 )
 from rlhf.config.base import TrainingConfig
-from rlhf.config.rollout import EnvSpec, RolloutSpec
+from rlhf.config.model import LoraSpec
+from rlhf.config.rollout import EnvSpec, OnlineRolloutSpec
 from rlhf.errors import UserError
 
 
@@ -106,7 +107,7 @@ class OnlineConfig(TrainingConfig):
     """Rewards that are computed and logged but not used in training, such as a gold score."""
     algorithm: Settings = field(default_factory=Settings)
     """Settings of the algorithm; each algorithm has its own defaults (`rlhf algorithms`)."""
-    rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    rollout: OnlineRolloutSpec = field(default_factory=OnlineRolloutSpec)
     """Sampling settings of the policy."""
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     """Optimizer settings."""
@@ -152,7 +153,18 @@ class OnlineConfig(TrainingConfig):
                 "the sampler but not in the trainer, which biases the importance ratio; lower "
                 f"rollout.temperature instead (rlhf evaluate and generate allow rollout.{name})"
             )
+        if self.rollout.engine.kind == "vllm" and self.model.lora is not None:
+            self._check_served_adapter(self.model.lora)
         self._check_ineffective_keys()
+
+    def _check_served_adapter(self, lora: LoraSpec) -> None:
+        """Raise ValueError if vLLM cannot serve the adapters."""
+        for key in ("modules_to_save", "use_dora"):
+            if getattr(lora, key):
+                raise ValueError(
+                    f"model.lora.{key} cannot be used with rollout.engine.kind vllm, because vLLM "
+                    "serves only the low-rank updates of an adapter"
+                )
 
     def _check_ineffective_keys(self) -> None:
         """Raise ValueError if a key differs from its default but has no effect."""

@@ -15,6 +15,7 @@ from rlhf.common.ranges import (
     Seconds,
 )
 from rlhf.config.data import DataSpec
+from rlhf.config.engine import EngineSpec
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,11 @@ class RolloutSpec:
         """Names of the settings among top_k, top_p and min_p whose values exclude tokens."""
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return [name for name, value in neutral.items() if getattr(self, name) != value]
+
+
+@dataclass(frozen=True)
+class OnlineRolloutSpec(RolloutSpec):
+    """Sampling settings of a policy in training, and the engine that samples."""
+
+    engine: EngineSpec = field(default_factory=EngineSpec)
+    """Program that samples the completions."""

@@ -165,10 +165,12 @@ class Collector:
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, Any]] = (),
         split: str | None = None,
+        engine: RolloutEngine | None = None,
     ) -> Collector:
-        """Make the collector for a configuration, with an engine that samples in this process.
+        """Make the collector for a configuration.
 
-        ``split`` is passed to ``make_env_factory``.
+        ``split`` is passed to ``make_env_factory``. Without ``engine``, the collector has an engine
+        that samples in this process.
 
         Raises:
             UserError: The chat template cannot render a prompt or the system message.
@@ -191,9 +193,11 @@ class Collector:
                 context,
                 long_context,
             )
-        check_sampling(model)
+        if engine is None:
+            check_sampling(model)
+            engine = ContinuousEngine(model, max_rows=rollout.parallel)
         collector = cls(
-            ContinuousEngine(model, max_rows=rollout.parallel),
+            engine,
             make_env_factory(env, prompts, split=split),
             chat_format,
             rollout,

@@ -50,6 +50,9 @@ from rlhf.runs.trackers import (
 DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
 KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms"}
+# Prefix of the keys of the rollout engine. Except its kind, they may also differ.
+_ENGINE_KEYS = "rollout.engine."
+_ENGINE_KIND = f"{_ENGINE_KEYS}kind"
 
 
 class Run:
@@ -220,10 +223,14 @@ def check_unchanged_configuration(
     recorded = upgrade_config(read_mapping(directory / name))
     inputs, current = read_mapping(directory / "inputs.json"), input_fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
+    if _ENGINE_KIND in now:
+        before.setdefault(_ENGINE_KIND, "local")  # earlier versions had no other engine
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] not in free and before.get(key) != now.get(key)
+        if key.split(".")[0] not in free
+        and (key == _ENGINE_KIND or not key.startswith(_ENGINE_KEYS))
+        and before.get(key) != now.get(key)
     ]
     changed = [key for key in changed if key not in current or current[key] != inputs.get(key)]
     if changed:

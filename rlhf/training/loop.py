@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.rollout.vllm.engine import EngineStopped
 from rlhf.runs.alarms import BUNDLE, Halt, write_errors_as_warnings
 from rlhf.runs.checksums import DamagedFolder, verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
@@ -115,14 +116,23 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
     with ProgressDisplay(name, total, start=progress.step, slots=trainer.slots) as display:
         monitor = TrainingMonitor(run.directory, run.config)
         while not trainer.done:
-            metrics = trainer.step(progress.step, run)
+            try:
+                metrics = trainer.step(progress.step, run)
+            except EngineStopped:
+                _save(trainer, run, checkpoints)
+                raise
             progress.step += 1
             save_due = trainer.save_due(progress.step)
             check_due = save_due or trainer.evaluation_due(progress.step) or trainer.done
             if check_due:
                 _check_weights(trainer)
             if trainer.evaluation_due(progress.step):
-                metrics |= trainer.evaluate()
+                try:
+                    metrics |= trainer.evaluate()
+                except EngineStopped:  # the metrics of the step are logged without an evaluation
+                    run.log(progress.step, metrics)
+                    _save(trainer, run, checkpoints)
+                    raise
                 if trainer.keep_best:
                     _save_if_best(trainer, run, checkpoints, metrics)
             if save_due:
@@ -138,14 +148,20 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             signal_number = trainer.world.first_not_none(stop.number)
             if signal_number and not check_due:
                 _check_weights(trainer)
-            if (save_due or signal_number) and run.writes:
-                run.flush_logs()
-                save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
+            if save_due or signal_number:
+                _save(trainer, run, checkpoints)
             if signal_number:
                 stop.number = signal_number
                 stop.raise_if_requested(run.directory)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)
+
+
+def _save(trainer: Trainer, run: Run, checkpoints: Path) -> None:
+    """Write a checkpoint, after the metrics of all steps so far."""
+    if run.writes:
+        run.flush_logs()
+        save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
 
 
 def _check_weights(trainer: Trainer) -> None:

@@ -19,6 +19,7 @@ from rlhf.models.rewards import load_rewards
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector
 from rlhf.rollout.items import SeenOpenings
+from rlhf.rollout.vllm.engine import EngineStopped
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_keys
 from rlhf.runs.profiling import Stopwatch
@@ -34,6 +35,7 @@ from rlhf.training.online_setup import (
     check_ineffective_rollout_keys,
     make_kl_controller,
     make_multiplier,
+    open_engine,
     split_prompts,
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
@@ -91,10 +93,12 @@ class OnlineTrainer(Trainer):
         self.policy = Policy(model, tokenizer, critic=critic)
         optimizer, scheduler = self._make_optimizer(config)
         self.stopwatch = Stopwatch()
+        self.remote_engine = open_engine(config, model)
 
         def collector(prompts: Sequence[Any], split: str) -> Collector:
             parts = (model, tokenizer, config.env, config.rollout)
-            return Collector.open(*parts, prompts=prompts, watch=self.stopwatch, split=split)
+            settings: dict[str, Any] = {"watch": self.stopwatch, "engine": self.remote_engine}
+            return Collector.open(*parts, prompts=prompts, split=split, **settings)
 
         self.collector = collector(prompts, "train")
         check_ineffective_rollout_keys(config, self.collector)
@@ -161,13 +165,21 @@ class OnlineTrainer(Trainer):
 
     def start(self, run: Run) -> None:
         """Write transcripts of held-out episodes of the initial policy."""
+        self._serve_weights()
         write_samples(self, run, split="before")
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the metrics of the step."""
         self.stopwatch.pop_seconds()  # discard the time of an evaluation
-        self.collector.engine.update_policy(step)
-        collected = collect_step(self)
+        counters = (self.starts, self.moments)
+        before = [counter.state_dict() for counter in counters]
+        try:
+            self.collector.engine.update_policy(step)
+            collected = collect_step(self)
+        except EngineStopped:  # the resumed run collects the same episodes
+            for counter, state in zip(counters, before, strict=True):
+                counter.load_state_dict(state)
+            raise
         rollouts, returns = collected.rollouts, collected.returns
         check_rewards(rollouts, collected.rewards)
         self.openings.add(rollouts)
@@ -199,6 +211,9 @@ class OnlineTrainer(Trainer):
             metrics |= self.throughput.pop()
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
+        if self.remote_engine is not None:
+            metrics["engine/logprob_gap"] = self.remote_engine.gap
+            metrics["engine/repeated"] = float(self.remote_engine.pop_repeated())
         return metrics
 
     def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
@@ -215,6 +230,7 @@ class OnlineTrainer(Trainer):
 
     def evaluate(self) -> dict[str, float]:
         """Return the mean metrics over held-out episodes, with keys ``eval/...``."""
+        self._serve_weights()
         summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
@@ -238,6 +254,7 @@ class OnlineTrainer(Trainer):
 
     def finish(self, run: Run) -> None:
         """Write transcripts of the trained policy and evaluate it on held-out episodes."""
+        self._serve_weights()
         write_samples(self, run, split="after")
         final_evaluation(self, run)
 
@@ -245,6 +262,16 @@ class OnlineTrainer(Trainer):
         self.policy.save(directory)
 
     def close(self) -> None:
-        """Close every environment."""
+        """Close every environment, and the connections of the engine."""
         self.collector.close()
         self.eval_collector.close()
+        if self.remote_engine is not None:
+            self.remote_engine.close()
+
+    def _serve_weights(self) -> None:
+        """Load the current weights into the vLLM servers, if the run uses servers.
+
+        The engine in this process always uses the current weights.
+        """
+        if self.remote_engine is not None:
+            self.remote_engine.update_policy(self.progress.step)

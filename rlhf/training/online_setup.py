@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gymnasium.spaces import Discrete
@@ -21,9 +23,11 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
+from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import training_seed
+from rlhf.rollout.vllm.engine import VLLMEngine
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +101,36 @@ def check_ineffective_rollout_keys(config: OnlineConfig, collector: Collector) -
             f"rollout.{keys[0]} has no effect: the actions of this environment are text, and the "
             "environment handles invalid replies"
         )
+
+
+def engine_folder(config: OnlineConfig) -> Path:
+    """Return the folder for the published weights of a run with vLLM servers."""
+    folder = config.rollout.engine.folder
+    return Path(folder) if folder else Path(f"{config.output_dir.rstrip('/')}-engine")
+
+
+def open_engine(config: OnlineConfig, model: Any) -> VLLMEngine | None:
+    """Return the engine that samples on the configured vLLM servers; None for the local engine.
+
+    Raises:
+        UserError: A launcher started several processes.
+    """
+    spec = config.rollout.engine
+    if spec.kind == "local":
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "rollout.engine.kind vllm runs with one training process: start the run without "
+            "torchrun"
+        )
+    return VLLMEngine(
+        model,
+        spec,
+        folder=engine_folder(config),
+        context=context_length_of(model),
+        temperature=config.rollout.temperature,
+        max_requests=config.rollout.parallel,
+    )
 
 
 def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:

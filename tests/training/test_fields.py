@@ -19,10 +19,11 @@ import pytest
 
 from rlhf.algorithms.settings import Settings
 from rlhf.cli.table import configure, run_command
+from rlhf.config.engine import EngineSpec
 from rlhf.config.load import merge_trees
 from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OnlineConfig, OptimizerSpec, RewardShaping
-from rlhf.config.rollout import EnvSpec, RolloutSpec
+from rlhf.config.rollout import EnvSpec, OnlineRolloutSpec
 from rlhf.errors import UserError
 from rlhf.training import loop
 from rlhf.training import optimize as update
@@ -47,7 +48,8 @@ CLASSES = {
     "model.scratch.": ScratchSpec,
     "model.lora.": LoraSpec,
     "env.": EnvSpec,
-    "rollout.": RolloutSpec,
+    "rollout.": OnlineRolloutSpec,
+    "rollout.engine.": EngineSpec,
     "optimizer.": OptimizerSpec,
     "kl.": KLSpec,
     "shaping.": RewardShaping,
@@ -198,6 +200,16 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "algorithm.multiplier_lr": (0.5, {"algorithm": {"cost_limit": -1.0}}, "ppo_lagrangian"),
     "algorithm.multiplier_max": (1.0, {"algorithm": {"cost_limit": -1.0}}, "ppo_lagrangian"),
 }
+SERVER_KEYS = {
+    "urls": ["http://localhost:1"],
+    "folder": "shared",
+    "request_timeout": 1.0,
+    "retry_seconds": 1.0,
+    "tolerance": 1.0,
+    "executable": "python3",
+    "arguments": ["--enforce-eager"],
+    "start_seconds": 1.0,
+}
 # key -> (value, other keys, algorithm, part of the message)
 REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
     "rollout.top_k": (5, {}, "ppo", "cannot be used in training"),
@@ -208,6 +220,10 @@ REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
     "rollout.invalid_reward": (-1.0, {}, "ppo", "environment are text"),
     "rollout.separator": (" ", {}, "ppo", "the chat template ends turns"),
     "rollout.stop": ("x", {}, "ppo", "the chat template ends turns"),
+    **{
+        f"rollout.engine.{name}": (value, {}, "ppo", "no effect with rollout.engine.kind local")
+        for name, value in SERVER_KEYS.items()
+    },
     "optimizer.eps": (1e-3, {"optimizer": {"name": "sgd"}}, "ppo", "no effect with optimizer.name"),
     "kl.target": (1.0, {}, "ppo", "no effect with kl.controller fixed"),
     "kl.horizon": (5, {"kl": {"controller": "budget"}}, "ppo", "with kl.controller budget"),
@@ -236,6 +252,8 @@ ELSEWHERE = {
     "env.timeout": "test_failures_stop_the_run_or_are_counted",
     "shaping.max_unscored": "tests/training/test_online.py",
     "rollout.parallel": "test_parallel_is_the_number_of_environments",
+    "rollout.engine": "tests/training/test_vllm_training.py",
+    "rollout.engine.kind": "tests/training/test_vllm_training.py",
     "alarms": "tests/training/test_alarms.py",
     "keep_last": "tests/training/test_checkpoint.py",
     "save_every": "test_checkpoints_are_written_as_often_as_asked",

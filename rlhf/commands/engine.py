@@ -1,0 +1,77 @@
+"""Implements `rlhf engine start`, which starts the vLLM servers of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.online import OnlineConfig
+from rlhf.errors import UserError
+
+
+def start_engine(config: OnlineConfig) -> Iterator[str]:
+    """Start a server for each address in ``rollout.engine.urls``; yield a line when it answers.
+
+    The servers continue when the command has ended. They serve the initial model of the run, which
+    is saved in the engine's folder with the output of the servers.
+
+    Raises:
+        UserError: The configuration has no servers, an address is in use, or a server does not
+            start.
+    """
+    from rlhf.rollout.vllm.server import (
+        is_answering,
+        server_arguments,
+        start_server,
+        stop,
+        wait_until_ready,
+    )
+    from rlhf.training.online_setup import engine_folder
+
+    spec = config.rollout.engine
+    if spec.kind != "vllm":
+        raise UserError("rollout.engine.kind is local: set it to vllm to start a server")
+    for url in spec.urls:
+        if is_answering(url):
+            raise UserError(f"a program already answers at {url}")
+    folder = engine_folder(config).absolute()
+    model, context, dtype = _save_initial_model(config, folder)
+    started = []
+    try:
+        for index, url in enumerate(spec.urls):
+            command = server_arguments(config, url, model=model, context=context, dtype=dtype)
+            log = folder / f"server-{index}.log"
+            started.append((url, log, start_server(command, log=log)))
+        for url, log, process in started:
+            wait_until_ready(process, url, log=log, seconds=spec.start_seconds)
+            yield f"ready: {url} (process {process.pid}, output {log})"
+    except BaseException:
+        for _, _, process in started:
+            stop(process)
+        raise
+
+
+def _save_initial_model(config: OnlineConfig, folder: Path) -> tuple[Path, int, str]:
+    """Save the initial model of a run; of its base model, if the run trains adapters.
+
+    Returns:
+        The folder of the model, its context length in tokens, and its data type.
+    """
+    from rlhf.common.files import atomic_path, write_errors_with_path
+    from rlhf.models.adapters import base_weights
+    from rlhf.models.architecture import context_length_of, unwrap_peft
+    from rlhf.models.loading import load_model
+
+    model: Any
+    model, tokenizer = load_model(config.model, seed=config.seed)
+    target = folder / "model"
+    with write_errors_with_path(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as partial:
+            if unwrap_peft(model) is model:
+                model.save_pretrained(partial)
+            else:
+                unwrap_peft(model).save_pretrained(partial, state_dict=base_weights(model))
+            tokenizer.save_pretrained(partial)
+    return target, context_length_of(model), str(model.dtype).removeprefix("torch.")

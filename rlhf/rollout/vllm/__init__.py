@@ -1,0 +1,1 @@
+"""Rollout engine that samples on vLLM servers over HTTP."""

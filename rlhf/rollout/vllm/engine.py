@@ -1,0 +1,286 @@
+"""``RolloutEngine`` that samples on one or more vLLM servers.
+
+Each request is one HTTP request in a thread. If a server does not answer, or restarted, its reply
+is discarded, the current weights are loaded into it again, and the request is repeated. A request
+has therefore exactly one completion, which was sampled by the current weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.config.engine import EngineSpec
+from rlhf.errors import UserError
+from rlhf.rollout.sampling.base import Completion, FinishReason, Request
+from rlhf.rollout.vllm.client import Cancellation, Client, ServerRefusal, ServerUnavailable
+from rlhf.rollout.vllm.weights import (
+    Publisher,
+    ServedPolicy,
+    completion_body,
+    read_completion,
+)
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+"""Maximum time of a `poll` in which no completion ends."""
+_RETRY_INTERVAL = 1.0
+"""Time between two attempts of a request, in seconds."""
+
+
+class EngineStopped(UserError):
+    """The servers did not answer for `retry_seconds`. The run stops with a checkpoint."""
+
+
+class VLLMEngine:
+    """``RolloutEngine`` that samples on vLLM servers.
+
+    Args:
+        model: The policy's model.
+        spec: Settings of the engine.
+        folder: Folder for the published weights.
+        context: Context length of the model, in tokens.
+        temperature: Sampling temperature of the rollouts.
+        max_requests: Maximum number of concurrent requests.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        spec: EngineSpec,
+        *,
+        folder: Path,
+        context: int,
+        temperature: float,
+        max_requests: int,
+    ) -> None:
+        self.spec, self.policy_version = spec, 0
+        self.publisher = Publisher(model, folder, context=context, temperature=temperature)
+        clients = [Client(url, timeout=spec.request_timeout) for url in spec.urls]
+        self.servers = [
+            ServedPolicy(client, self.publisher, tolerance=spec.tolerance) for client in clients
+        ]
+        self._repeated = 0
+        self._locks = [threading.Lock() for _ in clients]
+        self._pool = ThreadPoolExecutor(max_requests, thread_name_prefix="vllm")
+        self._results: queue.SimpleQueue[tuple[Request, Completion | Exception]] = (
+            queue.SimpleQueue()
+        )
+        self._pending: dict[int, tuple[Request, Cancellation]] = {}  # by request id
+        self._running = 0
+        self._idle = threading.Condition()
+
+    @property
+    def gap(self) -> float:
+        """Largest mean absolute difference, in nats, of the servers at their last check."""
+        return max(server.gap for server in self.servers)
+
+    def pop_repeated(self) -> int:
+        """Return the number of failed attempts since the last call."""
+        count, self._repeated = self._repeated, 0
+        return count
+
+    def update_policy(self, version: int) -> None:
+        """Publish the policy's current weights, load them into all servers and check them.
+
+        Raises:
+            RuntimeError: ``reset`` was not called. Requests of the old weights could be running.
+            EngineStopped: A server does not answer.
+            UserError: A server does not serve the new weights.
+        """
+        if self._pending:
+            raise RuntimeError("reset the engine before the policy is updated")
+        previous = self.publisher.current
+        self.publisher.publish()
+        self.policy_version = version
+        try:
+            for index in range(len(self.servers)):
+                self._repeat(lambda index=index: self._ensure_current(index), Cancellation())
+        finally:
+            if previous is not None:
+                self.publisher.remove(previous)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Start requests.
+
+        Raises:
+            RuntimeError: ``update_policy`` was not called.
+        """
+        if self.publisher.current is None:
+            raise RuntimeError("update_policy must be called before the first request")
+        for request in requests:
+            cancel = Cancellation()
+            self._pending[request.request_id] = (request, cancel)
+            with self._idle:
+                self._running += 1
+            self._pool.submit(self._run, request, cancel)
+
+    def poll(self) -> list[Completion]:
+        """Wait for a short time until a completion ends; return the completions that ended.
+
+        Raises:
+            EngineStopped: The servers did not answer for ``retry_seconds``.
+            UserError: A server refused a request, or its response is invalid.
+        """
+        if not self._pending:
+            return []
+        results = []
+        try:
+            results.append(self._results.get(timeout=_POLL_SECONDS))
+            while True:
+                results.append(self._results.get_nowait())
+        except queue.Empty:
+            pass
+        completions = []
+        for request, result in results:
+            if self._pending.pop(request.request_id, None) is None:
+                continue  # cancelled
+            if isinstance(result, Exception):
+                raise result
+            completions.append(result)
+        return completions
+
+    def release(self, episode_id: int) -> None:
+        """Cancel the unfinished request of an episode, if there is one."""
+        for request, cancel in list(self._pending.values()):
+            if request.episode_id == episode_id:
+                cancel.cancel()
+                del self._pending[request.request_id]
+
+    def reset(self) -> None:
+        """Cancel all requests, and wait until their threads have ended."""
+        for _, cancel in self._pending.values():
+            cancel.cancel()
+        self._pending.clear()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running)
+        while not self._results.empty():
+            self._results.get_nowait()
+
+    def close(self) -> None:
+        """Cancel all requests, close the connections and delete the published weights."""
+        self.reset()
+        self._pool.shutdown()
+        for server in self.servers:
+            server.unload()
+            server.client.close()
+        if self.publisher.current is not None:
+            self.publisher.remove(self.publisher.current)
+
+    def _run(self, request: Request, cancel: Cancellation) -> None:
+        """Sample a completion, in a thread, and queue the result."""
+        servers = itertools.count(request.episode_id)  # an episode stays with its server's cache
+        result: Completion | Exception
+        try:
+            result = self._repeat(
+                lambda: self._sample(request, next(servers) % len(self.servers), cancel), cancel
+            )
+        except Exception as error:
+            result = error
+        self._results.put((request, result))
+        with self._idle:
+            self._running -= 1
+            self._idle.notify_all()
+
+    def _repeat(self, attempt: Any, cancel: Cancellation) -> Any:
+        """Call ``attempt`` until it succeeds.
+
+        Raises:
+            EngineStopped: It raised `ServerUnavailable` for ``retry_seconds``.
+        """
+        first_failure = None
+        while True:
+            try:
+                return attempt()
+            except ServerUnavailable as error:
+                now = time.monotonic()
+                if first_failure is None:
+                    log.warning("%s; repeating the request", error)
+                    first_failure = now
+                if cancel.cancelled or now - first_failure >= self.spec.retry_seconds:
+                    raise EngineStopped(
+                        f"{error}; no server answered within {self.spec.retry_seconds:g} s "
+                        "(rollout.engine.retry_seconds); restart the server, then continue the "
+                        "run with --resume"
+                    ) from error
+                self._repeated += 1
+                time.sleep(min(_RETRY_INTERVAL, self.spec.retry_seconds / 4))
+
+    def _ensure_current(self, index: int) -> int:
+        """Load the current weights into a server, unless it uses them already.
+
+        Returns:
+            The ``process_count`` of the server's client.
+        """
+        server = self.servers[index]
+        with self._locks[index]:
+            if not server.is_current:
+                server.load()
+            return server.client.process_count
+
+    def _sample(self, request: Request, index: int, cancel: Cancellation) -> Completion:
+        """Sample a completion on a server.
+
+        Raises:
+            ServerUnavailable: The server does not answer, or it restarted, so its weights may be
+                the initial ones.
+            UserError: The server refused the request, or its response is invalid.
+        """
+        server, version = self.servers[index], self.policy_version
+        if cancel.cancelled:
+            raise ServerUnavailable("the request was cancelled")
+        process = self._ensure_current(index)
+        sampling = request.sampling
+        body = completion_body(
+            server.model_name,
+            list(request.prompt_ids),
+            max_tokens=request.max_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            stop_ids=sampling.stop_ids,
+            seed=request_seed(request.seed),
+        )
+        try:
+            answer = server.client.post("/v1/completions", body, cancel=cancel)
+        except ServerRefusal as error:
+            if error.status == 404 or server.client.restarted():  # the adapter was lost
+                with self._locks[index]:
+                    server.forget()
+                raise ServerUnavailable(str(error)) from error
+            raise
+        if server.client.restarted() or server.client.process_count != process:
+            raise ServerUnavailable(f"{server.client.url}: the server restarted")
+        tokens, logprobs = read_completion(
+            answer,
+            server.client.url,
+            list(request.prompt_ids),
+            request.max_new_tokens,
+            self.publisher.vocab_size,
+        )
+        stopped = tokens[-1] in sampling.stop_ids
+        inner = any(token in sampling.stop_ids for token in tokens[:-1])
+        full = len(tokens) == request.max_new_tokens
+        if inner or not (stopped or full):
+            raise UserError(
+                f"{server.client.url} returned a completion that does not end at its first stop "
+                f"token or at {request.max_new_tokens} tokens"
+            )
+        finish = FinishReason.STOP if stopped else FinishReason.LENGTH
+        return Completion(request, tokens, logprobs, finish, version)
+
+
+def request_seed(seed: tuple[int, ...]) -> int:
+    """Return the seed of a request in [0, 2**63), derived from the seed of the completion."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,372 @@
+"""Publish the weights of the policy for servers, and check that a server uses them.
+
+A publication is a folder with a unique name. A LoRA policy is published as an adapter, which a
+server loads under this name. The names must be unique, because a server keeps cached states of an
+adapter name. For other policies, all weights are published, and the server's weights are replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.common.files import write_errors_with_path
+from rlhf.errors import UserError
+from rlhf.models.architecture import text_config, unwrap_peft
+from rlhf.models.comparison import evaluation_mode
+from rlhf.rollout.vllm.client import Client, ServerRefusal, ServerUnavailable
+
+PROBE_TOKENS = 160
+"""Number of fixed tokens of the check, which is larger than the blocks of vLLM's prefix cache."""
+PROBE_REPLY = 8
+"""Number of tokens that a server samples in the check."""
+_NOISE_FACTOR = 4.0
+"""An update is measurable if it changes the log-probabilities of the fixed tokens by more than
+this factor times the difference between the server and the trainer before the update."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Weights of the policy in a folder."""
+
+    name: str
+    folder: Path
+    adapter: bool
+    logprobs: np.ndarray
+    """Log-probabilities of the fixed tokens at temperature 1 under these weights."""
+
+
+class Publisher:
+    """Writes publications and computes the trainer's log-probabilities.
+
+    Args:
+        model: The policy's model.
+        folder: Folder of the publications.
+        context: Context length of the model, in tokens.
+        temperature: Sampling temperature of the rollouts.
+    """
+
+    def __init__(self, model: Any, folder: Path, *, context: int, temperature: float) -> None:
+        self.model, self.folder, self.temperature = model, folder, temperature
+        self.is_adapter = unwrap_peft(model) is not model
+        self.vocab_size = int(text_config(unwrap_peft(model)).vocab_size)
+        self.current: Publication | None = None
+        length = max(2, min(PROBE_TOKENS, context - PROBE_REPLY - 1))
+        self.probe = np.random.default_rng(0).integers(self.vocab_size, size=length).tolist()
+        self._lock = threading.Lock()
+        self._prefix, self._count = f"policy-{uuid.uuid4().hex[:8]}", 0
+
+    def publish(self) -> Publication:
+        """Write the current weights; return the publication.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        self._count += 1
+        name = f"{self._prefix}-{self._count}"
+        target = (self.folder / name).absolute()
+        with write_errors_with_path(target):
+            target.mkdir(parents=True)
+            if self.is_adapter:
+                self.model.save_pretrained(
+                    target, selected_adapters=["default"], save_embedding_layers=False
+                )
+            else:
+                self.model.save_pretrained(target)
+        logprobs = self.token_logprobs(self.probe, temperature=1.0)
+        self.current = Publication(name, target, self.is_adapter, logprobs)
+        return self.current
+
+    def remove(self, publication: Publication) -> None:
+        """Delete the folder of a publication that no server uses any more."""
+        shutil.rmtree(publication.folder, ignore_errors=True)
+
+    @torch.no_grad()
+    def token_logprobs(self, tokens: list[int], *, temperature: float) -> np.ndarray:
+        """Return the log-probabilities of tokens 1, 2, ... of a sequence under the current weights.
+
+        Args:
+            tokens: T token ids.
+            temperature: Divisor of the logits; 0 is treated as 1.
+        """
+        ids = torch.tensor([tokens], device=self.model.device)
+        with self._lock, evaluation_mode(self.model):
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / (temperature or 1.0)
+        selected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        return selected.double().cpu().numpy()
+
+
+class ServedPolicy:
+    """The weights that one server uses.
+
+    Args:
+        client: Client of the server.
+        publisher: Publishes the weights.
+        tolerance: Maximum mean absolute difference of log-probabilities in nats.
+    """
+
+    def __init__(self, client: Client, publisher: Publisher, *, tolerance: float) -> None:
+        self.client, self.publisher, self.tolerance = client, publisher, tolerance
+        self.base_name = ""
+        self.gap = float("nan")
+        """Mean absolute difference in nats at the last check."""
+        self._loaded: Publication | None = None
+        self._served: np.ndarray | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the server uses the current publication and did not restart."""
+        return self._loaded is self.publisher.current and not self.client.restarted()
+
+    @property
+    def model_name(self) -> str:
+        """Name of the policy in requests."""
+        assert self._loaded is not None
+        return self._loaded.name if self._loaded.adapter else self.base_name
+
+    def forget(self) -> None:
+        """Load the weights again before the next request, because the server may have restarted."""
+        self._loaded, self._served = None, None
+
+    def unload(self) -> None:
+        """Unload the adapter, if the server has one and answers."""
+        if self._loaded is not None and self._loaded.adapter and not self.client.restarted():
+            with contextlib.suppress(ServerUnavailable, ServerRefusal):
+                self.client.post("/v1/unload_lora_adapter", {"lora_name": self._loaded.name})
+        self.forget()
+
+    def load(self) -> None:
+        """Load the current publication into the server, and check that the server uses it.
+
+        Raises:
+            ServerUnavailable: The server does not answer.
+            UserError: The server refuses the weights, or its log-probabilities differ from those
+                of the trainer.
+        """
+        publication, previous = self.publisher.current, self._loaded
+        assert publication is not None
+        if self.client.restarted():
+            previous = None
+            self.forget()
+            self.client.watch()
+        self._loaded = None
+        self.base_name = self._find_base_name()
+        if publication.adapter:
+            self._load_adapter(publication, previous)
+        else:
+            self._load_weights(publication)
+        self._check(publication, previous)
+        self._loaded = publication
+
+    def _find_base_name(self) -> str:
+        """Return the name of the model that the server was started with."""
+        answer = self.client.get("/v1/models")
+        try:
+            return str(next(row["id"] for row in answer["data"] if not row.get("parent")))
+        except (TypeError, KeyError, AttributeError, StopIteration) as error:
+            raise UserError(
+                f"{self.client.url} is not a vLLM server: /v1/models lists no model"
+            ) from error
+
+    def _load_adapter(self, publication: Publication, previous: Publication | None) -> None:
+        body = {"lora_name": publication.name, "lora_path": str(publication.folder)}
+        try:
+            self.client.post("/v1/load_lora_adapter", body)
+        except ServerRefusal as error:
+            raise UserError(
+                f"{error} (start the server with --enable-lora, a sufficient --max-lora-rank and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it must see the folder under the same path)"
+            ) from error
+        if previous is not None:
+            try:
+                self.client.post("/v1/unload_lora_adapter", {"lora_name": previous.name})
+            except ServerRefusal as error:
+                if error.status != 404:
+                    raise
+
+    def _load_weights(self, publication: Publication) -> None:
+        """Replace all weights; then empty the prefix cache, whose states are of the old weights."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(publication.folder)}}
+        try:
+            self.client.post("/collective_rpc", body)
+            answer = self.client.post("/reset_prefix_cache")
+        except ServerRefusal as error:
+            raise UserError(
+                f"{error} (start the server with VLLM_SERVER_DEV_MODE=1; it must see the folder "
+                "under the same path)"
+            ) from error
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise ServerUnavailable(
+                f"{self.client.url}: the prefix cache is in use by requests of another client"
+            )
+
+    def _check(self, publication: Publication, previous: Publication | None) -> None:
+        """Compare log-probabilities of the server and of the trainer.
+
+        Raises:
+            UserError: The mean absolute difference exceeds the tolerance, or the server's
+                log-probabilities are closer to those of the previous weights.
+        """
+        url = self.client.url
+        name = publication.name if publication.adapter else self.base_name
+        served = self._prompt_logprobs(name)
+        self.gap = _mean_gap(served, publication.logprobs)
+        if not self.gap <= self.tolerance:
+            raise UserError(
+                f"{url} does not serve the current policy: its log-probabilities of fixed tokens "
+                f"differ from those of the trainer by {self.gap:.1e} nats on average "
+                f"(rollout.engine.tolerance {self.tolerance:g}); the server needs the initial "
+                "model of the run and a dtype of the same precision"
+            )
+        if previous is not None and self._served is not None:
+            noise = _mean_gap(self._served, previous.logprobs)
+            moved = _mean_gap(publication.logprobs, previous.logprobs)
+            stale = _mean_gap(served, previous.logprobs)
+            if moved > _NOISE_FACTOR * noise and stale < self.gap:
+                raise UserError(
+                    f"{url} still serves the previous policy: its log-probabilities of fixed "
+                    f"tokens differ from the new weights by {self.gap:.1e} nats on average, and "
+                    f"from the previous weights by {stale:.1e}"
+                )
+        self._check_sampled(name)
+        self._served = served
+
+    def _check_sampled(self, name: str) -> None:
+        """Check the log-probabilities of tokens that are sampled after the fixed tokens.
+
+        In contrast to the log-probabilities of a prompt, they use the prefix cache and the
+        temperature of the rollouts.
+        """
+        publisher = self.publisher
+        body = completion_body(
+            name,
+            publisher.probe,
+            max_tokens=PROBE_REPLY,
+            temperature=publisher.temperature,
+            seed=0,
+        )
+        answer = self.client.post("/v1/completions", body)
+        tokens, logprobs = read_completion(
+            answer, self.client.url, publisher.probe, PROBE_REPLY, publisher.vocab_size
+        )
+        expected = publisher.token_logprobs(
+            [*publisher.probe, *tokens], temperature=publisher.temperature
+        )[-len(tokens) :]
+        gap = _mean_gap(np.array(logprobs), expected)
+        if not gap <= self.tolerance:
+            raise UserError(
+                f"{self.client.url} does not serve the current policy: its log-probabilities of "
+                f"sampled tokens differ from those of the trainer by {gap:.1e} nats on average "
+                f"(rollout.engine.tolerance {self.tolerance:g}); start the server with "
+                "--logprobs-mode processed_logprobs"
+            )
+
+    def _prompt_logprobs(self, name: str) -> np.ndarray:
+        """Return the server's log-probabilities of the fixed tokens, from the second one on."""
+        probe = self.publisher.probe
+        body = completion_body(name, probe, max_tokens=1, temperature=1.0, seed=0)
+        answer = self.client.post("/v1/completions", {**body, "prompt_logprobs": 0})
+        try:
+            rows = answer["choices"][0]["prompt_logprobs"][1:]
+            return np.array(
+                [row[str(token)]["logprob"] for row, token in zip(rows, probe[1:], strict=True)],
+                dtype=np.float64,
+            )
+        except (TypeError, KeyError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{self.client.url} returned no log-probabilities of the prompt"
+            ) from error
+
+
+def _mean_gap(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).mean())
+
+
+def completion_body(
+    name: str,
+    prompt: list[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop_ids: frozenset[int] = frozenset(),
+) -> dict[str, Any]:
+    """Return the JSON of a request to ``/v1/completions``.
+
+    All parameters of the distribution are set, because a server otherwise uses those in the
+    generation configuration of its model.
+    """
+    return {
+        "model": name,
+        "prompt": list(prompt),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": seed,
+        "n": 1,
+        "logprobs": 0,
+        "return_token_ids": True,
+        "add_special_tokens": False,
+        "skip_special_tokens": False,
+        "ignore_eos": True,  # only stop_token_ids end a completion
+        "stop_token_ids": sorted(stop_ids),
+    }
+
+
+def read_completion(
+    answer: Any, url: str, prompt: list[int], max_tokens: int, vocab_size: int
+) -> tuple[list[int], list[float]]:
+    """Return the tokens and log-probabilities of a response of ``/v1/completions``.
+
+    Raises:
+        ServerUnavailable: The server aborted the request.
+        UserError: The response is not the answer to the request.
+    """
+    try:
+        choice = answer["choices"][0]
+        reason, tokens = choice["finish_reason"], choice["token_ids"]
+        logprobs = (choice["logprobs"] or {}).get("token_logprobs")
+        echoed = choice.get("prompt_token_ids")
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{url} returned no completion with token ids (vLLM 0.32 is supported)"
+        ) from error
+    if reason == "abort":
+        raise ServerUnavailable(f"{url}: the server aborted a request")
+    if reason not in ("stop", "length"):
+        raise UserError(f"{url} returned a completion with the finish reason {reason!r}")
+    if echoed is not None and echoed != list(prompt):
+        raise UserError(f"{url} sampled a completion of a prompt that was not requested")
+    if not isinstance(tokens, list) or not 0 < len(tokens) <= max_tokens:
+        count = len(tokens) if isinstance(tokens, list) else "no"
+        raise UserError(f"{url} returned {count} tokens, expected 1 to {max_tokens}")
+    for token in tokens:
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise UserError(
+                f"{url} returned the token id {token!r}, which is no token of the model"
+            )
+    if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
+        count = len(logprobs) if isinstance(logprobs, list) else "no"
+        raise UserError(f"{url} returned {len(tokens)} tokens with {count} log-probabilities")
+    for value in logprobs:
+        # vLLM writes -9999 for a log-probability of minus infinity.
+        if type(value) not in (int, float) or not -9999 < value <= 1e-3:
+            raise UserError(f"{url} returned the log-probability {value!r}")
+    return tokens, [float(value) for value in logprobs]

@@ -1,0 +1,229 @@
+"""Online training with a vLLM server: weights, failures, resumption and `rlhf engine start`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rlhf.cli.table import COMMANDS, configure, run_command
+from rlhf.config.load import merge_trees
+from rlhf.errors import UserError
+from rlhf.rollout.vllm import engine as engine_module
+from tests.helpers.training import Tree, checkpoint_of, metrics_of, online_tree, read_rows, same
+from tests.helpers.vllm_server import FakeVLLM
+
+LORA = {"model": {"lora": {"rank": 2}}}
+FAST = {"optimizer": {"learning_rate": 3e-2}}
+
+
+@pytest.fixture
+def fake(echo_model: str) -> Iterator[FakeVLLM]:
+    server = FakeVLLM(Path(echo_model))
+    yield server
+    server.kill()
+
+
+def tree_of(folder: Path, place: str, url: str, /, **changes: Any) -> Tree:
+    engine = {"kind": "vllm", "urls": [url], "retry_seconds": 0.5, "tolerance": 1e-3}
+    base = online_tree(folder, Path(place), rollout={"max_new_tokens": 3, "engine": engine})
+    return merge_trees(merge_trees(base, FAST), changes)
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_every_step_samples_from_the_weights_of_the_step(fake, echo_model, tmp_path, changes):
+    run_command("grpo", tree_of(tmp_path / "run", echo_model, fake.url, **changes))
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["sampler/logprob_diff_abs"] < 1e-5
+        assert row["engine/logprob_gap"] < 1e-5
+        assert row["engine/repeated"] == 0
+    assert rows[-1]["train/moved"] > 0
+    assert list(fake.models) == ["policy"]
+    assert not list((tmp_path / "run-engine").iterdir())
+    steps = {row["split"]: row["step"] for row in read_rows(tmp_path / "run/samples.jsonl")}
+    assert steps == {"before": 0, "train": 4, "after": 4}
+
+
+def killed_at(fake: FakeVLLM, monkeypatch: Any, *, step: int) -> None:
+    """Kill the server after two completions of a step."""
+    poll = engine_module.VLLMEngine.poll
+    seen: list[Any] = []
+
+    def killing(self: Any) -> Any:
+        completions = poll(self)
+        if self.policy_version == step and not seen:
+            seen.append(completions)
+            fake.kill()
+        return completions
+
+    monkeypatch.setattr(engine_module.VLLMEngine, "poll", killing)
+
+
+def test_dead_server_stops_the_run_with_a_checkpoint(fake, echo_model, tmp_path, monkeypatch):
+    """The resumed run collects the episodes of the step again: none is lost or counted twice."""
+    changes = {"save_every": 4, "rollout": {"parallel": 2}}
+    tree = tree_of(tmp_path / "run", echo_model, fake.url, **changes)
+    with monkeypatch.context() as patch:
+        killed_at(fake, patch, step=2)
+        with pytest.raises(UserError, match=r"no server answered within 0\.5 s") as error:
+            run_command("grpo", tree)
+    assert "\n" not in str(error.value)
+    state = checkpoint_of(tmp_path / "run")["state"]
+    assert state["progress"]["step"] == 2
+    started = state["starts"]["count"]
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2]
+    fake.start()
+    run_command("grpo", {**tree, "resume": True})
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4]
+    whole = tree_of(tmp_path / "whole", echo_model, fake.url, **changes)
+    run_command("grpo", whole)
+    ends = [checkpoint_of(tmp_path / name)["state"] for name in ("run", "whole")]
+    assert ends[0]["starts"] == ends[1]["starts"] == {"count": 2 * started}
+    assert same(ends[0], ends[1])
+
+
+def test_server_that_restarts_within_a_step_does_not_stop_the_run(
+    fake, echo_model, tmp_path, monkeypatch
+):
+    tree = tree_of(tmp_path / "run", echo_model, fake.url, rollout={"parallel": 2})
+    kill = fake.kill
+    monkeypatch.setattr(fake, "kill", lambda: (kill(), fake.start()))
+    killed_at(fake, monkeypatch, step=2)
+    run_command("grpo", tree)
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["sampler/logprob_diff_abs"] < 1e-5 for row in rows)
+    monkeypatch.undo()
+
+
+def test_dead_server_in_an_evaluation_keeps_the_step(fake, echo_model, tmp_path, monkeypatch):
+    changes = {"save_every": 4, "evaluation": {"every": 2}}
+    tree = tree_of(tmp_path / "run", echo_model, fake.url, **changes)
+    from rlhf.training import online
+
+    def killing(*arguments: Any) -> Any:
+        fake.kill()
+        return held_out(*arguments)
+
+    held_out = online.evaluate_held_out
+    monkeypatch.setattr(online, "evaluate_held_out", killing)
+    with pytest.raises(UserError, match="no server answered"):
+        run_command("grpo", tree)
+    monkeypatch.undo()
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2]
+    assert checkpoint_of(tmp_path / "run")["state"]["progress"]["step"] == 2
+    fake.start()
+    run_command("grpo", {**tree, "resume": True})
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_resumed_run_can_use_another_server_but_not_another_engine(echo_model, tmp_path, fake):
+    tree = tree_of(tmp_path / "run", echo_model, fake.url)
+    run_command("grpo", tree)
+    moved = merge_trees(tree, {"rollout": {"engine": {"urls": ["http://127.0.0.1:9"]}}})
+    COMMANDS.check_resumable("grpo", moved)
+    local = {**tree, "rollout": {"max_new_tokens": 3}}
+    with pytest.raises(UserError, match=r"rollout\.engine\.kind was 'vllm', now 'local'"):
+        COMMANDS.check_resumable("grpo", local)
+
+
+@pytest.mark.parametrize("key", ["modules_to_save", "use_dora"])
+def test_adapters_that_vllm_cannot_serve_are_refused(echo_model, tmp_path, key):
+    value = {"modules_to_save": ["norm"], "use_dora": True}[key]
+    tree = tree_of(tmp_path, echo_model, "http://localhost:1", model={"lora": {key: value}})
+    with pytest.raises(UserError, match=rf"model\.lora\.{key} cannot be used"):
+        configure("grpo", tree)
+
+
+def test_several_processes_are_refused(echo_model, tmp_path, monkeypatch):
+    from rlhf.training.online_setup import open_engine
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = configure("grpo", tree_of(tmp_path, echo_model, "http://localhost:1"))
+    with pytest.raises(UserError, match="one training process"):
+        open_engine(config, None)
+
+
+@pytest.fixture
+def executable(tmp_path: Path) -> Path:
+    """A program that is called like a Python interpreter with vLLM."""
+    path = tmp_path / "python"
+    root = Path(__file__).parents[2]
+    path.write_text(
+        f'#!/bin/sh\ncd {root}\nexec {sys.executable} -m tests.helpers.vllm_server "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def start(tree: Tree) -> list[str]:
+    return list(COMMANDS.run_and_yield_text("engine start", configure("engine start", tree)))
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_engine_start_serves_the_initial_model(executable, echo_model, tmp_path, changes):
+    url = f"http://127.0.0.1:{free_port()}"
+    tree = tree_of(tmp_path / "run", echo_model, url, num_steps=1, **changes)
+    settings = {"executable": str(executable), "arguments": ["--enforce-eager"]}
+    settings |= {"folder": str(tmp_path / "shared")}
+    tree = merge_trees(tree, {"rollout": {"engine": settings}})
+    (line,) = start(tree)
+    process = int(line.partition("(process ")[2].partition(",")[0])
+    try:
+        with pytest.raises(UserError, match="a program already answers"):
+            start(tree)
+        run_command("grpo", tree)
+    finally:
+        os.kill(process, signal.SIGKILL)
+    (row,) = metrics_of(tmp_path / "run")
+    assert row["engine/logprob_gap"] < 1e-5
+    arguments, environment = json.loads((tmp_path / "shared/call.json").read_text())
+    options = dict(itertools.pairwise(arguments))
+    assert options["--logprobs-mode"] == "processed_logprobs"
+    assert options["--generation-config"] == "vllm"
+    assert options["--max-model-len"] == "64"
+    assert options["--dtype"] == "float32"
+    assert ("--enable-lora" in arguments) == bool(changes)
+    assert options.get("--max-lora-rank") == ("8" if changes else None)
+    assert arguments[-1] == "--enforce-eager"
+    assert set(environment.values()) == {"1"}
+    initial = AutoModelForCausalLM.from_pretrained(tmp_path / "shared/model").state_dict()
+    given = AutoModelForCausalLM.from_pretrained(echo_model).state_dict()
+    assert same(initial, given)
+
+
+def test_engine_start_states_why_no_server_runs(executable, echo_model, tmp_path):
+    tree = tree_of(tmp_path / "run", echo_model, f"http://127.0.0.1:{free_port()}")
+
+    def message(**settings: Any) -> str:
+        with pytest.raises(UserError) as error:
+            start(merge_trees(tree, {"rollout": {"engine": settings}}))
+        return str(error.value)
+
+    assert "'no-such-python' is not an executable" in message(executable="no-such-python")
+    failing = {"executable": str(executable), "arguments": ["--fail"]}
+    assert "ended with exit code 1; its output is in" in message(**failing)
+    assert "no memory" in (tmp_path / "run-engine/server-0.log").read_text()
+    sleeping = tmp_path / "sleep"
+    sleeping.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeping.chmod(0o755)
+    assert "did not answer within 0.2 s" in message(executable=str(sleeping), start_seconds=0.2)
+    local = {**tree, "rollout": {"max_new_tokens": 3}}
+    with pytest.raises(UserError, match=r"rollout\.engine\.kind is local"):
+        start(local)
