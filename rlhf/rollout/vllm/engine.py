@@ -197,6 +197,7 @@ class VLLMEngine:
 
         Raises:
             EngineStopped: It raised `ServerUnavailable` for ``retry_seconds``.
+            ServerUnavailable: The request was cancelled.
         """
         first_failure = None
         while True:
@@ -204,10 +205,12 @@ class VLLMEngine:
                 return attempt()
             except ServerUnavailable as error:
                 now = time.monotonic()
+                if cancel.cancelled:
+                    raise
                 if first_failure is None:
                     log.warning("%s; repeating the request", error)
                     first_failure = now
-                if cancel.cancelled or now - first_failure >= self.spec.retry_seconds:
+                if now - first_failure >= self.spec.retry_seconds:
                     raise EngineStopped(
                         f"{error}; no server answered within {self.spec.retry_seconds:g} s "
                         "(rollout.engine.retry_seconds); restart the server, then continue the "
