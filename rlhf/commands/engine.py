@@ -62,6 +62,7 @@ def _save_initial_model(config: OnlineConfig, folder: Path) -> tuple[Path, int, 
     from rlhf.models.adapters import base_weights
     from rlhf.models.architecture import context_length_of, unwrap_peft
     from rlhf.models.loading import load_model
+    from rlhf.rollout.vllm.weights import save_untied
 
     model: Any
     model, tokenizer = load_model(config.model, seed=config.seed)
@@ -70,7 +71,7 @@ def _save_initial_model(config: OnlineConfig, folder: Path) -> tuple[Path, int, 
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as partial:
             if unwrap_peft(model) is model:
-                model.save_pretrained(partial)
+                save_untied(model, partial)
             else:
                 unwrap_peft(model).save_pretrained(partial, state_dict=base_weights(model))
             tokenizer.save_pretrained(partial)

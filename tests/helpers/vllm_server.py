@@ -64,7 +64,9 @@ class FakeVLLM:
 
     def start(self) -> None:
         """Start the process of the server: it has its initial weights and no adapters."""
-        self.models = {"policy": AutoModelForCausalLM.from_pretrained(self.folder).eval()}
+        self.models: dict[str, Any] = {
+            "policy": AutoModelForCausalLM.from_pretrained(self.folder).eval()
+        }
         self.prefix_cache: dict[Any, Any] = {}
         self.connections: set[socket.socket] = set()
         self.server = _Server(("127.0.0.1", self.port), _handler(self))
@@ -209,7 +211,7 @@ def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(content.encode())
 
-        def log_message(self, *arguments: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             """Requests are not logged."""
 
     return Handler

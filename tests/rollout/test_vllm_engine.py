@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from rlhf.config.engine import EngineSpec
 from rlhf.config.model import ScratchSpec
@@ -29,6 +30,7 @@ from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.vllm.client import Client, ServerUnavailable
 from rlhf.rollout.vllm.engine import EngineStopped, VLLMEngine, request_seed
 from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
+from rlhf.rollout.vllm.weights import save_untied
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.vllm_server import FakeVLLM
 
@@ -112,7 +114,11 @@ def server_engine(model: Any, url: str | list[str], folder: Path, **settings: An
 
 
 def base_folder(folder: Path, *, lora: bool) -> Path:
-    scratch_model().save_pretrained(folder)
+    model = scratch_model()
+    if lora:
+        model.save_pretrained(folder)
+    else:
+        save_untied(model, folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -497,6 +503,26 @@ def test_request_has_all_parameters_of_the_distribution(fake, open_engine) -> No
         "seed": request_seed((5, 0, 0)),
     }
     assert {key: body[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("shards", [None, "20KB"])
+def test_published_head_is_not_tied_to_the_embedding(tmp_path, monkeypatch, shards) -> None:
+    """vLLM keeps the old output head if it reloads a tied model."""
+    model = scratch_model()
+    assert model.config.tie_word_embeddings
+    save = type(model).save_pretrained
+    if shards:
+        monkeypatch.setattr(
+            type(model), "save_pretrained", lambda m, f: save(m, f, max_shard_size=shards)
+        )
+    save_untied(model, tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists() == bool(shards)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    head, embedding = again.get_output_embeddings().weight, again.get_input_embeddings().weight
+    assert head is not embedding
+    assert torch.equal(head, embedding)
+    assert torch.equal(head, model.get_input_embeddings().weight)
+    assert model.config.tie_word_embeddings
 
 
 def test_seeds_of_requests_differ_and_are_in_the_range_of_vllm() -> None:

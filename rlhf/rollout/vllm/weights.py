@@ -8,6 +8,7 @@ adapter name. For other policies, all weights are published, and the server's we
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 import uuid
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf.common.files import write_errors_with_path
 from rlhf.errors import UserError
@@ -80,7 +82,7 @@ class Publisher:
                     target, selected_adapters=["default"], save_embedding_layers=False
                 )
             else:
-                self.model.save_pretrained(target)
+                save_untied(self.model, target)
         logprobs = self.token_logprobs(self.probe, temperature=1.0)
         self.current = Publication(name, target, self.is_adapter, logprobs)
         return self.current
@@ -285,6 +287,39 @@ class ServedPolicy:
             raise UserError(
                 f"{self.client.url} returned no log-probabilities of the prompt"
             ) from error
+
+
+def save_untied(model: Any, folder: Path) -> None:
+    """Save a model so that vLLM can replace all its weights.
+
+    If the output head shares the weight of the embedding, the weight is saved twice, and the
+    configuration states that they are not tied. When vLLM 0.32 reloads a tied model, it replaces
+    the embedding but keeps the old output head.
+    """
+    model.save_pretrained(folder)
+    head = model.get_output_embeddings()
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return
+    name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+    weight, single = head.weight.detach().contiguous(), folder / "model.safetensors"
+    if single.exists():
+        # The loaded tensors may be mapped from the file, so it is replaced and not overwritten.
+        partial = folder / "partial"
+        save_file({**load_file(single), name: weight}, partial, metadata={"format": "pt"})
+        partial.replace(single)
+    else:
+        file, index = "model-head.safetensors", folder / "model.safetensors.index.json"
+        save_file({name: weight}, folder / file, metadata={"format": "pt"})
+        content = json.loads(index.read_text())
+        content["weight_map"][name] = file
+        index.write_text(json.dumps(content))
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = False
+    config["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2))
 
 
 def _mean_gap(first: np.ndarray, second: np.ndarray) -> float:
