@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.rollout.vllm.engine import EngineStopped
+from rlhf.rollout.sampling.base import EngineStopped
 from rlhf.runs.alarms import BUNDLE, Halt, write_errors_as_warnings
 from rlhf.runs.checksums import DamagedFolder, verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor

@@ -19,7 +19,7 @@ from rlhf.models.rewards import load_rewards
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector
 from rlhf.rollout.items import SeenOpenings
-from rlhf.rollout.vllm.engine import EngineStopped
+from rlhf.rollout.sampling.base import EngineStopped
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_keys
 from rlhf.runs.profiling import Stopwatch

@@ -25,10 +25,16 @@ from rlhf.config.engine import EngineSpec
 from rlhf.config.model import ScratchSpec
 from rlhf.errors import UserError
 from rlhf.models.scratch import make_model
-from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
+from rlhf.rollout.sampling.base import (
+    Completion,
+    EngineStopped,
+    FinishReason,
+    Request,
+    SamplingParams,
+)
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.vllm.client import Client, ServerUnavailable
-from rlhf.rollout.vllm.engine import EngineStopped, VLLMEngine, request_seed
+from rlhf.rollout.vllm.engine import VLLMEngine, request_seed
 from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
 from rlhf.rollout.vllm.weights import save_untied
 from tests.helpers.models import tiny_tokenizer

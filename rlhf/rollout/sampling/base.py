@@ -12,6 +12,8 @@ from enum import StrEnum
 from itertools import count
 from typing import Protocol
 
+from rlhf.errors import UserError
+
 
 class FinishReason(StrEnum):
     """Reason why a completion ended."""
@@ -74,6 +76,10 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights that sampled the completion."""
+
+
+class EngineStopped(UserError):
+    """An engine outside this process does not answer. The run stops with a checkpoint."""
 
 
 class RolloutEngine(Protocol):

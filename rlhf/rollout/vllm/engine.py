@@ -21,7 +21,7 @@ import numpy as np
 
 from rlhf.config.engine import EngineSpec
 from rlhf.errors import UserError
-from rlhf.rollout.sampling.base import Completion, FinishReason, Request
+from rlhf.rollout.sampling.base import Completion, EngineStopped, FinishReason, Request
 from rlhf.rollout.vllm.client import Cancellation, Client, ServerRefusal, ServerUnavailable
 from rlhf.rollout.vllm.weights import (
     Publisher,
@@ -36,10 +36,6 @@ _POLL_SECONDS = 0.2
 """Maximum time of a `poll` in which no completion ends."""
 _RETRY_INTERVAL = 1.0
 """Time between two attempts of a request, in seconds."""
-
-
-class EngineStopped(UserError):
-    """The servers did not answer for `retry_seconds`. The run stops with a checkpoint."""
 
 
 class VLLMEngine:
