@@ -18,9 +18,9 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import configured_algorithm
 from rlhf.models.policy import Policy, Reference
-from rlhf.reward_models.losses import bradley_terry
+from rlhf.reward_models.losses import bradley_terry_loss
 from rlhf.training.dpo import dpo_loss
-from rlhf.training.reward_models.trainer import Scorer
+from rlhf.training.reward_models.trainer import TrainableRewardModel
 from rlhf.training.supervised import sft_loss
 
 MIN_LOSS_SCALE = 1e-2
@@ -41,7 +41,9 @@ def compare_offline_loss(job: Job, *, verb: str) -> dict[str, float]:
     """
     trainer = trl_offline.make_trainer(job, verb, tuned=True, bf16=False)
     inputs, theirs = run_to_first_loss(trainer)
-    ours = {"sft": _sft_loss, "reward": _reward_loss, "dpo": _dpo_loss}[verb]
+    ours = {"sft": _toolkit_sft_loss, "reward": _toolkit_reward_loss, "dpo": _toolkit_dpo_loss}[
+        verb
+    ]
     return compare_loss_and_gradient(trainer.model, theirs, lambda: ours(trainer, inputs))
 
 
@@ -49,7 +51,9 @@ def compare_grpo_loss(job: Job) -> dict[str, float]:
     """Return the relative differences of loss and gradient of a GRPO update on TRL's rollouts."""
     trainer = trl_grpo.make_trainer(job, tuned=True, bf16=False)
     inputs, theirs = run_to_first_loss(trainer)
-    return compare_loss_and_gradient(trainer.model, theirs, lambda: _grpo_loss(trainer, inputs))
+    return compare_loss_and_gradient(
+        trainer.model, theirs, lambda: _toolkit_grpo_loss(trainer, inputs)
+    )
 
 
 def run_to_first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
@@ -90,10 +94,10 @@ def compare_loss_and_gradient(
     Returns:
         The relative differences of "loss" and "gradient".
     """
-    expected = take_gradient(model)
+    expected = pop_gradient_vector(model)
     loss = ours()
     loss.backward()
-    gradient = take_gradient(model)
+    gradient = pop_gradient_vector(model)
     scale = max(abs(theirs.item()), MIN_LOSS_SCALE)
     return {
         "loss": abs(loss.item() - theirs.item()) / scale,
@@ -101,7 +105,7 @@ def compare_loss_and_gradient(
     }
 
 
-def take_gradient(model: Any) -> Tensor:
+def pop_gradient_vector(model: Any) -> Tensor:
     """Return all gradients of a model as one vector, and clear them."""
     parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
@@ -128,22 +132,22 @@ def _training_batch(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any)
     return batch.select(torch.argsort(rows % half, stable=True))
 
 
-def _sft_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _toolkit_sft_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's SFT loss on TRL's batch."""
     mask = inputs["labels"] != -100
     policy = Policy(trainer.model, trainer.processing_class)
     return sft_loss(policy, _training_batch(inputs, mask), count=mask.sum())[0]
 
 
-def _reward_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _toolkit_reward_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's reward-model loss on TRL's batch."""
-    scorer = Scorer(trainer.model, trainer.processing_class)
+    scorer = TrainableRewardModel(trainer.model, trainer.processing_class)
     part = _training_batch(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
     chosen, rejected = scorer.score(part.tokens, part.attention_mask).view(-1, 2).unbind(1)
-    return bradley_terry(chosen, rejected).mean()
+    return bradley_terry_loss(chosen, rejected).mean()
 
 
-def _dpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _toolkit_dpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's DPO loss on TRL's batch."""
     policy = Policy(trainer.model, trainer.processing_class)
     mask = inputs["completion_mask"].bool()
@@ -157,7 +161,7 @@ def _dpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     )[0]
 
 
-def _grpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _toolkit_grpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's GRPO loss on TRL's rollouts."""
     tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1).bool()

@@ -19,7 +19,7 @@ def read_reward_curve(run: Path) -> list[float]:
     return [json.loads(line)["reward/mean"] for line in lines]
 
 
-def curve_table(found: dict[str, dict[str, np.ndarray]]) -> str:
+def curve_comparison_table(found: dict[str, dict[str, np.ndarray]]) -> str:
     """Return a Markdown table with the means and the ends of curves, and their paired differences.
 
     Args:
@@ -48,7 +48,7 @@ def curve_table(found: dict[str, dict[str, np.ndarray]]) -> str:
 def plot_curves(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Plot the mean curves with 95% intervals over seeds, and write the figure to ``path``.
 
-    ``found`` has the form that `curve_table` describes.
+    ``found`` has the form that `curve_comparison_table` describes.
     """
     from matplotlib.figure import Figure
 

@@ -40,7 +40,7 @@ MAX_MEMORY_GROWTH = 1.5
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockMeasurements:
     """Measurements of ``BLOCK_STEPS`` steps."""
 
     step: int
@@ -62,7 +62,7 @@ class MeasuredRun(Run):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.blocks: list[Block] = []
+        self.blocks: list[BlockMeasurements] = []
         self._times: list[tuple[float, float]] = []
         self._started: float | None = None
         self._control = ControlComputation()
@@ -80,12 +80,12 @@ class MeasuredRun(Run):
             print(*asdict(self.blocks[-1]).values(), flush=True)
         self._started = time.perf_counter()
 
-    def _block(self, step: int) -> Block:
+    def _block(self, step: int) -> BlockMeasurements:
         """Return the measurements since the last block."""
         times = np.array(self._times)
         self._times.clear()
         step_ms, control_ms = np.median(times, axis=0) * 1e3
-        return Block(
+        return BlockMeasurements(
             step,
             round(resident_mib(), 2),
             len(os.listdir("/proc/self/fd")),
@@ -121,7 +121,7 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def train_and_measure(folder: Path, steps: int) -> list[Block]:
+def train_and_measure(folder: Path, steps: int) -> list[BlockMeasurements]:
     """Train with PPO on a task of one turn; return the measurements of each block."""
     from rlhf.cli.table import configure
     from rlhf.training.online import train_online
@@ -147,7 +147,7 @@ def train_and_measure(folder: Path, steps: int) -> list[Block]:
 
 
 def change_over_run(
-    blocks: list[Block], values: list[float], covariate: list[float] | None = None
+    blocks: list[BlockMeasurements], values: list[float], covariate: list[float] | None = None
 ) -> tuple[float, float, float]:
     """Return the change of a value over all blocks by linear regression, with its 95% interval.
 
@@ -173,7 +173,7 @@ def change_over_run(
     return change, change - half, change + half
 
 
-def summarize_limits(blocks: list[Block]) -> tuple[str, bool]:
+def summarize_limits(blocks: list[BlockMeasurements]) -> tuple[str, bool]:
     """Return a summary of the measurements as text, and whether all limits are satisfied."""
     measured = blocks[max(1, len(blocks) // 10) :]
     step_times, control_times = (

@@ -30,12 +30,12 @@ def measure_environments(job: Job, *, seconds: float) -> list[dict[str, Any]]:
         base: Any = gym.make(env_id).unwrapped
         base.reset(seed=0)
         action = base.legal_actions()[0]
-        made = steps_per_second(gym.make(env_id), action, seconds)
+        made = steps_per_processor_second(gym.make(env_id), action, seconds)
         overhead = vector_seconds_per_row(env_id, action, seconds) - 1 / made
         rows.append(
             {
                 "environment": env_id,
-                "raw steps/s": round(steps_per_second(base, action, seconds)),
+                "raw steps/s": round(steps_per_processor_second(base, action, seconds)),
                 "made steps/s": round(made),
                 "vector overhead, µs per row": round(1e6 * overhead, 1),
             }
@@ -43,7 +43,7 @@ def measure_environments(job: Job, *, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def steps_per_second(env: gym.Env, action: str, seconds: float) -> float:
+def steps_per_processor_second(env: gym.Env, action: str, seconds: float) -> float:
     """Return the number of steps per second of processor time, with resets after episodes."""
     env.reset(seed=0)
     steps, start = 0, time.process_time()

@@ -61,7 +61,7 @@ def write_offline_inputs(job: Job, *, verb: str) -> None:
             "warmup_steps": 0,
         },
     }
-    write_job(job, model=model, work=count_tokens(rows, tokenizer), config=config)
+    write_job_settings(job, model=model, work=count_tokens(rows, tokenizer), config=config)
 
 
 def write_first_step_inputs(job: Job) -> None:
@@ -74,20 +74,20 @@ def write_first_step_inputs(job: Job) -> None:
     write_rows(job.folder / "held-out.jsonl", sft_rows(random.Random(1), mean=8)[:2])
     write_rows(job.folder / "trl.jsonl", encode_for_trl("sft", rows, load_tokenizer(model)))
     config = {**settings["config"], "model": {"path": model}}
-    write_job(job, **{**settings, "model": model, "config": config})
+    write_job_settings(job, **{**settings, "model": model, "config": config})
 
 
 def write_grpo_inputs(job: Job) -> None:
     """Write the inputs of GRPO with 8 replies of 32 tokens to a prompt of 64 tokens, without KL."""
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
     config = {
-        **online_config(job, model, prompts=write_prompts(job, tokens=64)),
+        **online_config(job, model, prompts=write_random_prompts(job, tokens=64)),
         "rewards": [{"kind": "length", "low": 40}],
         "rollout": {"max_new_tokens": 32, "chat": False},
         "episodes_per_step": 8,
         "algorithm": {"group_size": 8, "kl_placement": "none"},
     }
-    write_job(job, model=model, work=8 * 32, algorithm="grpo", config=config)
+    write_job_settings(job, model=model, work=8 * 32, algorithm="grpo", config=config)
 
 
 def write_ppo_inputs(job: Job) -> None:
@@ -100,14 +100,14 @@ def write_ppo_inputs(job: Job) -> None:
     # template, which would add 32 tokens without this limit.
     reward = make_reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
-        **online_config(job, model, prompts=write_prompts(job, tokens=64)),
+        **online_config(job, model, prompts=write_random_prompts(job, tokens=64)),
         # The reward model is in bfloat16, like the policy and like the tuned TRL side.
         "rewards": [{"kind": "learned", "path": reward, "dtype": "bfloat16"}],
         "rollout": {"max_new_tokens": 32, "chat": False, "temperature": 0.7},
         "episodes_per_step": 8,
         "algorithm": {"num_epochs": 2, "num_minibatches": 2},
     }
-    write_job(job, model=model, work=8 * 32, algorithm="ppo", reward=reward, config=config)
+    write_job_settings(job, model=model, work=8 * 32, algorithm="ppo", reward=reward, config=config)
 
 
 def write_mfu_inputs(job: Job) -> None:
@@ -120,20 +120,20 @@ def write_mfu_inputs(job: Job) -> None:
     texts = [(len(row["input_ids"]), sum(i >= 0 for i in row["labels"])) for row in encoded]
     tokens = sum(length for length, _ in texts)
     flops = training_flops(settings["model"], texts)
-    write_job(job, **{**settings, "work": flops, "tokens": tokens})
+    write_job_settings(job, **{**settings, "work": flops, "tokens": tokens})
 
 
 def write_shared_prefix_inputs(job: Job) -> None:
     """Write the inputs of a GRPO update on 8 replies of 32 tokens to a prompt of 512 tokens."""
     model = resolve_model_folder(job.request["model"])
     config = {
-        **online_config(job, model, prompts=write_prompts(job, tokens=512, count=8)),
+        **online_config(job, model, prompts=write_random_prompts(job, tokens=512, count=8)),
         "rewards": [{"kind": "length", "low": 40}],
         "rollout": {"max_new_tokens": 32, "chat": False},
         "episodes_per_step": 8,
         "algorithm": {"group_size": 8, "kl_placement": "none"},
     }
-    write_job(job, model=model, work=8 * (512 + 32), algorithm="grpo", config=config)
+    write_job_settings(job, model=model, work=8 * (512 + 32), algorithm="grpo", config=config)
 
 
 def write_decoding_inputs(job: Job, *, requests: int, limits: str) -> None:
@@ -156,7 +156,9 @@ def write_decoding_inputs(job: Job, *, requests: int, limits: str) -> None:
         {"ids": tokenizer(random_words(64, rng))["input_ids"][:64], "limit": n} for n in lengths
     ]
     write_rows(job.folder / "requests.jsonl", rows)
-    write_job(job, model=model, work=sum(lengths), gguf=download_gguf(job.request["model"]))
+    write_job_settings(
+        job, model=model, work=sum(lengths), gguf=download_gguf(job.request["model"])
+    )
 
 
 def write_multiturn_inputs(job: Job) -> None:
@@ -166,10 +168,10 @@ def write_multiturn_inputs(job: Job) -> None:
     """
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
     settings = {"turns": 10, "episodes": 8, "opening": 64, "reply": 16, "answer": 24}
-    write_job(job, model=model, **settings)
+    write_job_settings(job, model=model, **settings)
 
 
-def write_tiny_inputs(job: Job) -> None:
+def write_tiny_ppo_inputs(job: Job) -> None:
     """Write the inputs of PPO in the echo task: 2.8M parameters and 128 rollouts of 16 tokens."""
     config = {
         "output_dir": str(job.folder / "run"),
@@ -182,7 +184,9 @@ def write_tiny_inputs(job: Job) -> None:
         "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
         "algorithm": {"num_epochs": 2, "num_minibatches": 4},
     }
-    write_job(job, model=config["model"]["path"], work=128 * 16, algorithm="ppo", config=config)
+    write_job_settings(
+        job, model=config["model"]["path"], work=128 * 16, algorithm="ppo", config=config
+    )
 
 
 def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
     }
 
 
-def write_prompts(job: Job, *, tokens: int, count: int = 256) -> Path:
+def write_random_prompts(job: Job, *, tokens: int, count: int = 256) -> Path:
     """Write ``count`` prompts of about ``tokens`` tokens to prompts.jsonl; return the path."""
     rng = random.Random(1)
     rows = [{"prompt": user_message(random_words(tokens, rng))} for _ in range(count)]
@@ -209,6 +213,6 @@ def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def write_job(job: Job, **settings: Any) -> None:
+def write_job_settings(job: Job, **settings: Any) -> None:
     """Write job.json with the settings that the sides read."""
     (job.folder / "job.json").write_text(json.dumps(settings, indent=1))

@@ -72,11 +72,11 @@ def make_tiny_llama(folder: Path) -> str:
     """
     from rlhf.config.model import ScratchSpec
     from rlhf.envs.echo import Echo
-    from rlhf.models.scratch import make_model, make_tokenizer
+    from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 
     tokenizer = make_tokenizer(Echo.texts(), 320)
     spec = ScratchSpec(hidden_size=208, num_layers=4, num_heads=8, context=256)
-    make_model(spec, tokenizer, seed=0).save_pretrained(folder)
+    make_random_llama_model(spec, tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import rlhf
-from benchmarks.curves import curve_table, plot_curves, read_reward_curve
+from benchmarks.curves import curve_comparison_table, plot_curves, read_reward_curve
 from rlhf.config.load import read_yaml
 from rlhf.runs import launch
 
@@ -31,7 +31,7 @@ START_CONFIG = Path(__file__).parents[1] / "configs/learning/echo.yaml"
 REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
-def word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
+def repeated_word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
     """Return 1.0 for each reply that equals the last word of its prompt, otherwise 0.0.
 
     An example of a prompt is "Repeat: apple".
@@ -70,7 +70,7 @@ def toolkit_config(
         "seed": seed,
         "model": {"path": str(model)},
         "env": {"prompts": [{"path": str(folder / "prompts.jsonl")}]},
-        "rewards": [{"kind": "function", "path": "benchmarks.parity:word_reward"}],
+        "rewards": [{"kind": "function", "path": "benchmarks.parity:repeated_word_reward"}],
         "rollout": {"max_new_tokens": TOKENS},
         "algorithm": {"group_size": GROUP, "kl_placement": "none"},
         "optimizer": {
@@ -99,9 +99,9 @@ def train_trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlhf.cli.table import configure
-    from rlhf.training.online_setup import split_prompts
+    from rlhf.training.online_setup import load_split_prompts
 
-    prompts, _ = split_prompts(configure(algorithm, tree))
+    prompts, _ = load_split_prompts(configure(algorithm, tree))
     own: dict[str, Any] = {"grpo": {"loss_type": "grpo"}, "rloo": {}}[algorithm]
     kind = {"grpo": "GRPO", "rloo": "RLOO"}[algorithm]
     args = getattr(trl, f"{kind}Config")(
@@ -128,7 +128,7 @@ def train_trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     )
 
     def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        return word_reward([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+        return repeated_word_reward([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
 
     trainer = getattr(trl, f"{kind}Trainer")(
         model=AutoModelForCausalLM.from_pretrained(tree["model"]["path"], dtype="float32"),
@@ -171,7 +171,7 @@ def main() -> None:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     launch.prepare_process()
     found = train_curves(chosen.folder, seeds=chosen.seeds, steps=chosen.steps)
-    print(curve_table(found))
+    print(curve_comparison_table(found))
     plot_curves(found, chosen.folder / "parity.png")
 
 

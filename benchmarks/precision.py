@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import rlhf
-from benchmarks.curves import curve_table, plot_curves, read_reward_curve
+from benchmarks.curves import curve_comparison_table, plot_curves, read_reward_curve
 from benchmarks.learning import ALGORITHMS, CONFIG_FOLDER
 from rlhf.runs import launch
 
@@ -50,7 +50,7 @@ def main() -> None:
             found[f"{task}, {algorithm}"] = {
                 side: np.array([run[algorithm] for run in made]) for side, made in runs.items()
             }
-    print(curve_table(found))
+    print(curve_comparison_table(found))
     plot_curves(found, chosen.folder / "precision.png")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.agreement import take_gradient
+from benchmarks.agreement import pop_gradient_vector
 from benchmarks.worker import Job, StepTimer
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.cli.table import configure
@@ -21,7 +21,7 @@ from rlhf.training.optimize import update_policy
 PROMPT, REPLY, ROWS = 512, 32, 8
 
 
-def time_update(job: Job, timer: StepTimer, *, shared: bool) -> None:
+def time_policy_update(job: Job, timer: StepTimer, *, shared: bool) -> None:
     """Time the update, including its optimizer step.
 
     The unit of work is a token. The tokens of the prompt count once for each reply. ``shared`` is
@@ -86,4 +86,4 @@ def policy_gradient(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tenso
         denominator=loss_denominator(trainer.algorithm, mask, max_tokens=REPLY),
     )
     loss.backward()
-    return take_gradient(trainer.policy.model)
+    return pop_gradient_vector(trainer.policy.model)

@@ -92,14 +92,14 @@ def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
         by_side[other] = {
             "speed": speed,
             "quartiles": list(quartiles(pairs)),
-            "interval": _interval(pairs),
+            "interval": _geometric_mean_interval(pairs),
             "pairs": len(clean),
             "memory": _memory_ratio(rounds[-1][ours].peak_gib, rounds[-1][other].peak_gib),
         }
     return by_side
 
 
-def _interval(pairs: Sequence[float]) -> list[float] | None:
+def _geometric_mean_interval(pairs: Sequence[float]) -> list[float] | None:
     """Return the bounds of the 95% interval of the geometric mean of ratios.
 
     The result is None for fewer than five ratios.

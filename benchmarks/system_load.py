@@ -26,9 +26,9 @@ class LoadReading:
     def now(cls) -> LoadReading:
         """Read the current times."""
         times = os.times()
-        return cls(time.perf_counter(), sum(times[:4]), total_busy_seconds())
+        return cls(time.perf_counter(), sum(times[:4]), machine_busy_seconds())
 
-    def cores_of_others(self, since: LoadReading) -> float | None:
+    def cores_used_by_others(self, since: LoadReading) -> float | None:
         """Return the number of cores that other processes used since an earlier reading.
 
         The processor time that the hypervisor assigned to other virtual machines is included. The
@@ -40,7 +40,7 @@ class LoadReading:
         return max(0.0, share / max(self.clock - since.clock, 1e-9))
 
 
-def total_busy_seconds() -> float | None:
+def machine_busy_seconds() -> float | None:
     """Return the non-idle processor time since the machine started, in seconds.
 
     The result is None if the system does not report it.
@@ -68,7 +68,7 @@ def wait_for_quiet(limit: float, *, patience: float) -> bool:
     while True:
         before = LoadReading.now()
         time.sleep(0.2)
-        others = LoadReading.now().cores_of_others(before)
+        others = LoadReading.now().cores_used_by_others(before)
         if others is None or others < limit:
             return True
         if time.perf_counter() > end:

@@ -101,7 +101,7 @@ def side_row(name: str, result: Result, side: str) -> str:
         f"{side_result['seconds']:.3g}",
         rate_text(side_result["rate"], result["unit"]),
         peak,
-        speed_text(ratio) if ratio else "",
+        speed_ratio_text(ratio) if ratio else "",
         target_text(name, side),
         f"{ratio['pairs']}, {side_result['dropped']}"
         if ratio
@@ -116,7 +116,7 @@ def rate_text(rate: float, unit: str) -> str:
     return f"{rate / 1e12:.2f} TFLOP" if unit == "FLOP" else f"{digits} {unit}"
 
 
-def speed_text(ratio: Mapping[str, Any]) -> str:
+def speed_ratio_text(ratio: Mapping[str, Any]) -> str:
     """Return a speed ratio as text, with the quartiles of the ratios within rounds."""
     low, high = ratio["quartiles"]
     return f"{ratio['speed']:.2f}× [{low:.2f}, {high:.2f}]"

@@ -70,17 +70,17 @@ def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
     ]
 
 
-def reward_rows(rng: random.Random) -> list[dict[str, Any]]:
+def random_reward_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Return four pairs, whose eight texts have about 920 tokens in total."""
-    return _pairs(rng, prompt=8, reply=73)
+    return _random_pairs(rng, prompt=8, reply=73)
 
 
-def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
+def random_dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Return four pairs with prompts of about 128 tokens and replies of about 64 on average."""
-    return _pairs(rng, prompt=100, reply=63)
+    return _random_pairs(rng, prompt=100, reply=63)
 
 
-def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any]]:
+def _random_pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any]]:
     """Return four pairs with ``prompt`` words per prompt and about ``reply`` words per reply."""
     lengths = lognormal_lengths(8, 8 * reply)
     rng.shuffle(lengths)
@@ -94,7 +94,7 @@ def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any
     ]
 
 
-ROWS_BY_VERB = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
+ROWS_BY_VERB = {"sft": sft_rows, "reward": random_reward_rows, "dpo": random_dpo_rows}
 
 
 def decreasing_density_lengths(count: int, *, most: int) -> list[int]:

@@ -34,13 +34,13 @@ def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
     )
     return trl.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
-        reward_funcs=number_of_words,
+        reward_funcs=word_count_reward,
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=AutoTokenizer.from_pretrained(job.model),
     )
 
 
-def number_of_words(completions: list[str], **_: Any) -> list[float]:
+def word_count_reward(completions: list[str], **_: Any) -> list[float]:
     """Return a cheap reward for each completion: its number of words / 40 - 1."""
     return [len(text.split()) / 40 - 1.0 for text in completions]

@@ -78,7 +78,7 @@ class StepTimer:
         now = LoadReading.now()
         self.pending = {
             "seconds": now.clock - self.begun.clock,
-            "others": now.cores_of_others(self.begun),
+            "others": now.cores_used_by_others(self.begun),
             "work": work,
         }
 

@@ -183,7 +183,7 @@ WORKLOADS: dict[str, Workload] = {
         "PPO with an environment, 2.8M parameters, prompt 32, 16 new, 128 rollouts",
         "token-steps",
         {"ours": _toolkit_side("benchmarks.rlhf_side:time_online_training")},
-        prepare="benchmarks.inputs:write_tiny_inputs",
+        prepare="benchmarks.inputs:write_tiny_ppo_inputs",
         floor=1800.0,
     ),
     "decoding-1": _decoding_workload(
@@ -213,10 +213,10 @@ WORKLOADS: dict[str, Workload] = {
         "Update, K = 8, prompt 512, 32 new",
         "tokens of whole rows",
         {
-            "ours": _toolkit_side("benchmarks.prefix:time_update", shared=True),
+            "ours": _toolkit_side("benchmarks.prefix:time_policy_update", shared=True),
             "plain": Side(
                 "ours, every row whole",
-                "benchmarks.prefix:time_update",
+                "benchmarks.prefix:time_policy_update",
                 {"shared": False},
                 allocator=True,
             ),

@@ -12,7 +12,7 @@ from rlhf.data import write_jsonl
 PROMPTS = ["Say hello.", "Name a color.", "Count to three.", "Describe the sea."]
 
 
-def few_vowels(conversations: list[list[dict[str, str]]]) -> list[float | None]:
+def consonant_fraction(conversations: list[list[dict[str, str]]]) -> list[float | None]:
     """Score each completion by the fraction of its letters that are not vowels.
 
     Args:
@@ -43,7 +43,7 @@ def main() -> None:
             # Rewards are summed. Built-in kinds of rewards are listed in
             # `rlhf.reward_models.KINDS`.
             "rewards": [
-                {"kind": "function", "path": "custom_reward:few_vowels", "name": "vowels"},
+                {"kind": "function", "path": "custom_reward:consonant_fraction", "name": "vowels"},
                 {"kind": "length", "low": 5, "high": 20, "weight": 0.1},
             ],
             "rollout": {"max_new_tokens": 8},

@@ -19,7 +19,7 @@ from rlhf.config.model import ScratchSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.models.policy import Policy
-from rlhf.models.scratch import make_model, make_tokenizer
+from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.rollout.batch import collate
 from rlhf.rollout.collector import Collector, EpisodeSeed
 
@@ -49,7 +49,9 @@ gym.register(id="example/Vowels-v0", entry_point=Vowels)
 def main() -> None:
     """Train, and print the mean return of each batch of episodes."""
     tokenizer = make_tokenizer(["vowels"], vocab_size=320)
-    model = make_model(ScratchSpec(hidden_size=32, num_layers=2, context=32), tokenizer, seed=0)
+    model = make_random_llama_model(
+        ScratchSpec(hidden_size=32, num_layers=2, context=32), tokenizer, seed=0
+    )
     policy = Policy(model, tokenizer, critic="shared")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)

@@ -70,7 +70,9 @@ class FunctionReward(Reward):
         """
         try:
             with limit_side_effects():
-                values = [as_score(v) for v in _checked_result(self.function(copy.deepcopy(batch)))]
+                values = [
+                    as_score(v) for v in _require_score_list(self.function(copy.deepcopy(batch)))
+                ]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
         if len(values) != len(batch):
@@ -81,7 +83,7 @@ class FunctionReward(Reward):
         return values, None
 
 
-def _checked_result(values: Any) -> Iterable[Any]:
+def _require_score_list(values: Any) -> Iterable[Any]:
     """Return the result of a user's function; raise TypeError if it is a text, mapping or set."""
     if isinstance(values, str | bytes | Mapping | Set):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
@@ -115,14 +117,14 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
         conversations = []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             conversation = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
-            conversations.append(with_facts(conversation, _row_facts(columns, i, len(prompts))))
+            conversations.append(with_facts(conversation, _facts_of_row(columns, i, len(prompts))))
         return reward(conversations)
 
     trl_reward.__name__ = reward.name
     return trl_reward
 
 
-def _row_facts(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+def _facts_of_row(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
     """Return the facts of the row with the index ``row``: column -> text, or list of values.
 
     Columns that are not lists of length ``rows`` are omitted. So are values other than texts,

@@ -106,12 +106,12 @@ def set_chat_options(
     if fold_system and not folds_system(tokenizer):
         if not source:
             raise UserError("model.fold_system has no effect: the model has no chat template")
-        if system_refusal(tokenizer) is None:
+        if system_message_refusal_reason(tokenizer) is None:
             raise UserError("model.fold_system has no effect: the template has a system role")
         tokenizer.init_kwargs[_FOLD] = True
 
 
-def template_defaults(variables: Mapping[str, Any]) -> str:
+def jinja_variable_defaults(variables: Mapping[str, Any]) -> str:
     """Return Jinja text that sets each variable to its value if the variable is not defined."""
     literals = {
         name: "none" if value is None else json.dumps(value) for name, value in variables.items()
@@ -122,7 +122,7 @@ def template_defaults(variables: Mapping[str, Any]) -> str:
     )
 
 
-def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def system_message_refusal_reason(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return why the template cannot render a system message, or None if the template can do so."""
     turns = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "?"}]
     try:
@@ -165,7 +165,7 @@ def render_chat(
     Raises:
         TemplateRefused: The template raised an exception, or omits tool calls or tool results.
     """
-    marked, markers = _mark_tool_turns(messages)
+    marked, markers = _with_tool_markers(messages)
     options: dict[str, Any] = chat_template_kwargs(tokenizer)
     options |= {"tools": tools_of(messages), "add_generation_prompt": add_generation_prompt}
     if fixed_date:
@@ -200,7 +200,7 @@ _CALL_FORMS = tuple(
 )
 
 
-def _mark_tool_turns(
+def _with_tool_markers(
     messages: Sequence[Message],
 ) -> tuple[list[Message], dict[str, list[str]]]:
     """Replace tool results and the argument values of tool calls by markers.
@@ -460,7 +460,7 @@ def make_template_end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:
         return
     defaults = {"date_string": FIXED_DATE, **chat_template_kwargs(tokenizer)}
-    lines = [FIXED_CLOCK, template_defaults(defaults)]
+    lines = [FIXED_CLOCK, jinja_variable_defaults(defaults)]
     body = template.removesuffix("\n")
     lines.append("{%- set rendered_text %}\n" + body + "{% endset -%}")
     lines.append(

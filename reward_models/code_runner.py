@@ -114,7 +114,7 @@ class CodeRunner:
         text = output[: self.output_kb << 10].decode(errors="replace")
         return Outcome(status, text, time.monotonic() - started)
 
-    def _start_process(self, role: str, end: socket.socket, **content: str) -> _Process:
+    def _start_process(self, role: str, end: socket.socket, **content: str) -> _SandboxProcess:
         """Start one of the two processes.
 
         Args:
@@ -124,9 +124,11 @@ class CodeRunner:
         """
         limits = {"cpu": self.cpu_seconds, "memory": self.memory_mb << 20, "parent": os.getpid()}
         task = {"limits": limits, "allow_unenforced": self.allow_unenforced, **content}
-        return _Process(role, end, task)
+        return _SandboxProcess(role, end, task)
 
-    def _wait_for_tests(self, program: _Process, checker: _Process, deadline: float) -> str:
+    def _wait_for_tests(
+        self, program: _SandboxProcess, checker: _SandboxProcess, deadline: float
+    ) -> str:
         """Collect output until the tests end or a limit is exceeded; return the status.
 
         This method enforces the limits of output, threads and wall-clock time. The kernel enforces
@@ -148,7 +150,9 @@ class CodeRunner:
                     return "threads"
         return "deadline"
 
-    def _final_status(self, program: _Process, checker: _Process, deadline: float) -> str:
+    def _final_status(
+        self, program: _SandboxProcess, checker: _SandboxProcess, deadline: float
+    ) -> str:
         """Return the status of the run; called when the checker has closed its output."""
         exit_code = checker.wait(deadline)
         if exit_code == PROGRAM_ENDED:
@@ -172,7 +176,7 @@ class CodeRunner:
             )
 
 
-class _Process:
+class _SandboxProcess:
     """One of the two processes with its output. The end of the ``with`` block kills the process.
 
     Args:
@@ -200,7 +204,7 @@ class _Process:
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(task | {"channel": end.fileno()}).encode())
 
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> _SandboxProcess:
         return self
 
     def __exit__(self, *error: object) -> None:

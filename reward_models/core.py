@@ -58,7 +58,7 @@ def describe_exception(error: BaseException) -> str:
     user can change this line. If all lines are in installed packages, it is the deepest line.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    user_frames = [frame for frame in frames if not _is_installed(frame.filename)]
+    user_frames = [frame for frame in frames if not _is_library_file(frame.filename)]
     location = ""
     if frames:
         frame = (user_frames or frames)[-1]
@@ -68,7 +68,7 @@ def describe_exception(error: BaseException) -> str:
     return f"{type(error).__name__}{message}{location}"
 
 
-def _is_installed(path: str) -> bool:
+def _is_library_file(path: str) -> bool:
     """Return whether a source file is in an installed package or in the standard library."""
     folder = os.path.dirname(os.path.abspath(path))
     return "site-packages" in path or path.startswith("<") or folder.startswith(_STDLIB)
@@ -261,13 +261,13 @@ class Reward(ABC):
 
     def __add__(self, other: Reward | float) -> Reward:
         if isinstance(other, Reward):
-            return Combined("+", self, other)
-        return Mapped(self, lambda value: value + other)
+            return CombinedReward("+", self, other)
+        return MappedReward(self, lambda value: value + other)
 
     def __mul__(self, other: Reward | float) -> Reward:
         if isinstance(other, Reward):
-            return Combined("*", self, other)
-        return Mapped(self, lambda value: value * other)
+            return CombinedReward("*", self, other)
+        return MappedReward(self, lambda value: value * other)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -284,11 +284,11 @@ class Reward(ABC):
         """Return this reward clipped to [low, high]."""
         if not low < high:
             raise UserError(f"clip needs low < high, got low={low}, high={high}")
-        return Mapped(self, lambda value: min(max(value, low), high))
+        return MappedReward(self, lambda value: min(max(value, low), high))
 
     def threshold(self, at_least: float, *, above: float = 1.0, below: float = 0.0) -> Reward:
         """Return a reward of ``above`` if the value is at least ``at_least``, else ``below``."""
-        return Mapped(self, lambda value: above if value >= at_least else below)
+        return MappedReward(self, lambda value: above if value >= at_least else below)
 
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
         """Return the reward (value - mean) / std, by default with this reward's ``moments``.
@@ -308,7 +308,7 @@ class Reward(ABC):
             mean, std = self.moments
         if not std > 0:
             raise UserError(f"normalise: std must be > 0, got {std}")
-        return Mapped(self, lambda value: (value - mean) / std)
+        return MappedReward(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:
         """Return a reward that equals this reward if ``condition`` scores at least ``at_least``.
@@ -317,7 +317,7 @@ class Reward(ABC):
         value is None. Conversations that do not meet the condition are not scored by this reward,
         so a cheap rule can save calls of an expensive judge.
         """
-        return Gated(self, condition, at_least=at_least, otherwise=otherwise)
+        return GatedReward(self, condition, at_least=at_least, otherwise=otherwise)
 
 
 def sigmoid(x: float) -> float:
@@ -336,7 +336,7 @@ class Composition(Reward):
         return _unique_objects(leaf for inner in self.inner_rewards for leaf in inner.leaves())
 
 
-class Mapped(Composition):
+class MappedReward(Composition):
     """A reward whose value is a function of another reward's value.
 
     None remains None, and the components are those of the other reward.
@@ -352,7 +352,7 @@ class Mapped(Composition):
         return Scores(values, inner.components, inner.counts, inner.reasons)
 
 
-class Combined(Composition):
+class CombinedReward(Composition):
     """Sum ("+") or product ("*") of rewards; the value is None if a reward has the value None."""
 
     def __init__(self, operator: str, *inner_rewards: Reward):
@@ -369,7 +369,7 @@ class Combined(Composition):
         return Scores(values, *merge_components(results))
 
 
-class Gated(Composition):
+class GatedReward(Composition):
     """A reward that is computed only if a condition holds; see :meth:`Reward.gate`."""
 
     def __init__(self, inner: Reward, condition: Reward, *, at_least: float, otherwise: float):

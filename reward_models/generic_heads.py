@@ -91,7 +91,7 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
     generic = (
         None if has_own_classifier(config, steps=steps) else _generic_class(type(config), steps)
     )
-    return generic or _auto_class(steps)
+    return generic or _auto_classifier_class(steps)
 
 
 def classifier_with_new_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
@@ -132,10 +132,10 @@ def has_own_classifier(config: Any, *, steps: bool) -> bool:
 
     If ``steps`` is set, this is a token classifier, else a sequence classifier.
     """
-    return type(config) in _auto_class(steps)._model_mapping
+    return type(config) in _auto_classifier_class(steps)._model_mapping
 
 
-def _auto_class(steps: bool) -> Any:
+def _auto_classifier_class(steps: bool) -> Any:
     return AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
 
 

@@ -86,7 +86,7 @@ class LearnedReward(Reward):
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
             attributes = dict.fromkeys(model.config.label2id or {}, 1.0)
-        self._scores_from_logits = _score_function(model, label, attributes)
+        self._scores_from_logits = _logits_to_scores_function(model, label, attributes)
         self.parts = {name: _label_index(model, name) for name in attributes or {}}
 
     @classmethod
@@ -143,10 +143,10 @@ class LearnedReward(Reward):
         )
         tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
         try:
-            reward.self_check(tolerance=tolerance)
+            reward.check_padding_invariance(tolerance=tolerance)
         except ValueError:  # scores depend on the batch, as with LongRoPE beyond its short context
             reward._one_text_per_pass = True
-            reward.self_check(tolerance=tolerance)
+            reward.check_padding_invariance(tolerance=tolerance)
         return reward
 
     def use_packed_hidden_states(self, states: States) -> None:
@@ -182,7 +182,7 @@ class LearnedReward(Reward):
         texts, reasons, counts = score_each(self._encode, conversations, name=self.name)
         encoded = {i: text[0] for i, text in enumerate(texts) if text}
         counts[f"{self.name}: truncated"] = sum(text[1] for text in texts if text)
-        logits = self.score_ids(list(encoded.values()))
+        logits = self.logits_of_token_ids(list(encoded.values()))
         columns = {self.name: self._scores_from_logits(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}
         components = {
@@ -192,7 +192,7 @@ class LearnedReward(Reward):
         return Scores(components[self.name], components, +counts, reasons)
 
     @torch.no_grad()
-    def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
+    def logits_of_token_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
         """Return the logits [N, K] of N tokenized texts, in the order of ``encoded``.
 
         The logits of all K outputs of the head are in float32, on the CPU. :meth:`score` computes
@@ -275,7 +275,7 @@ class LearnedReward(Reward):
         return PrefixScores([str(self.tokenizer.decode([i])) for i in ids], values.tolist())
 
     @torch.no_grad()
-    def self_check(self, *, tolerance: float) -> float:
+    def check_padding_invariance(self, *, tolerance: float) -> float:
         """Check that padding (left or right) and batching do not change the logits of a text.
 
         Returns:
@@ -323,7 +323,7 @@ def pack_left(mask: Tensor, tensor: Tensor, *, fill: int) -> tuple[Tensor, Tenso
     return packed, torch.where(keep, moved, fill)
 
 
-def _score_function(
+def _logits_to_scores_function(
     model: PreTrainedModel, label: str | None, attributes: Mapping[str, float] | None
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that computes rewards [N] from logits [N, K]; see `LearnedReward`.

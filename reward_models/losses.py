@@ -15,7 +15,7 @@ IGNORED = -100
 """Label of tokens and texts that do not contribute to the loss, as in torch's cross entropy."""
 
 
-def bradley_terry(
+def bradley_terry_loss(
     chosen: Tensor,
     rejected: Tensor,
     *,
@@ -38,7 +38,7 @@ def bradley_terry(
     return -(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)
 
 
-def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) -> Tensor:
+def scaled_bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, strength: Tensor) -> Tensor:
     """Return -strength * log sigmoid(d), [B] (HelpSteer2-Preference, 2410.01257).
 
     ``strength``, [B] or a scalar, is larger for clearer preferences, for example 1 to 3.
@@ -46,7 +46,7 @@ def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) 
     return -strength * logsigmoid(chosen - rejected)
 
 
-def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float) -> Tensor:
+def unbiased_bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, flip_rate: float) -> Tensor:
     """Return ((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid, [B].
 
     If labels are flipped with probability e = ``flip_rate``, in [0, 0.5), the expectation of this
@@ -161,7 +161,7 @@ def length_debiased_loss(
         sizes: Lengths of the chosen and the rejected replies, each [B].
         coef: Coefficient of the correlations.
     """
-    total = bradley_terry(quality[0] + length[0], quality[1] + length[1]).mean()
+    total = bradley_terry_loss(quality[0] + length[0], quality[1] + length[1]).mean()
     size = torch.cat(sizes).to(total.dtype)
     penalty = pearson_correlation(torch.cat(quality), size).abs() + 1
     return total + coef * (penalty - pearson_correlation(torch.cat(length), size))

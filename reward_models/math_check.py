@@ -40,10 +40,12 @@ def check_answer(reference: str, reply: str, seconds: float | None = None) -> tu
     failure = "reference"
     try:
         with _cpu_time_limit(seconds):
-            right = read_reference(reference)
+            right = parse_reference_answer(reference)
         failure = "wrong"
         with _cpu_time_limit(seconds):
-            equals = algebra.same_answer(right, read_reply(reply, in_words=right.kind == "text"))
+            equals = algebra.same_answer(
+                right, parse_reply_answer(reply, in_words=right.kind == "text")
+            )
     except NotUnderstood as reason:
         return failure, str(reason)
     except _TimeLimitExceeded:
@@ -54,7 +56,7 @@ def check_answer(reference: str, reply: str, seconds: float | None = None) -> tu
 
 
 @lru_cache(maxsize=4096)
-def read_reference(text: str) -> Node:
+def parse_reference_answer(text: str) -> Node:
     """Parse a reference answer and check that it has a value.
 
     Raises:
@@ -70,7 +72,7 @@ def read_reference(text: str) -> Node:
     return tree
 
 
-def read_reply(reply: str, *, in_words: bool = False) -> Node:
+def parse_reply_answer(reply: str, *, in_words: bool = False) -> Node:
     """Parse the final answer of a reply.
 
     Args:

@@ -104,7 +104,7 @@ class PairModel(Reward):
             for one, other in ((a, b), (b, a)):
                 tokenizer = self.inner.tokenizer
                 rows.append(encode_pair(tokenizer, prompt, one, other, max_length=limit))
-        logits = self.inner.score_ids(rows)[:, 0].reshape(-1, 2)
+        logits = self.inner.logits_of_token_ids(rows)[:, 0].reshape(-1, 2)
         agree = (logits[:, 0] > 0) == (logits[:, 1] < 0)
         return ((logits[:, 0] - logits[:, 1]) / 2).tolist(), agree.tolist()
 

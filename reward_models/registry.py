@@ -40,7 +40,7 @@ KINDS: dict[str, str] = {
     "refusal": "rlhf.reward_models.rules:refusal",
     "regex": "rlhf.reward_models.rules:regex",
     "repetition": "rlhf.reward_models.rules:repetition",
-    "trained": "rlhf.reward_models.registry:load_trained",
+    "trained": "rlhf.reward_models.registry:load_trained_reward",
     "vader": "rlhf.reward_models.sentiment:vader",
 }
 
@@ -81,7 +81,7 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
     if kind is None:
         raise UserError(f"rewards: {dict(spec)} has no `kind`; known kinds: {', '.join(KINDS)}")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"rewards: unknown kind {kind!r}{_suggest(str(kind), KINDS)}")
+        raise UserError(f"rewards: unknown kind {kind!r}{_suggestion_text(str(kind), KINDS)}")
     wrappers = {key: settings.pop(key) for key in _WRAPPER_KEYS if key in settings}
     builder = import_object(KINDS[kind], what=f"rewards: kind {kind!r}")
     _check_settings(kind, builder, settings)
@@ -124,7 +124,7 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
         if key not in parameters:
             choices = [*parameters, *_WRAPPER_KEYS]
             raise UserError(
-                f"rewards: kind {kind!r} has no setting {key!r}{_suggest(key, choices)}"
+                f"rewards: kind {kind!r} has no setting {key!r}{_suggestion_text(key, choices)}"
             )
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
@@ -152,7 +152,7 @@ def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[st
         )
 
 
-def _suggest(word: str, choices) -> str:
+def _suggestion_text(word: str, choices) -> str:
     """Return the end of an error message: the choice most similar to ``word``, or all choices."""
     return did_you_mean(word, choices) or f"; known: {', '.join(choices)}"
 
@@ -177,7 +177,7 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     )
 
 
-def load_trained(path: str) -> Reward:
+def load_trained_reward(path: str) -> Reward:
     """Build a reward of kind ``trained``: load a checkpoint as the kind that its sidecar names.
 
     Without a sidecar, the kind is ``learned``. ``path`` is a folder or a Hugging Face Hub id.

@@ -66,12 +66,12 @@ def number(
         right, reasons = [], []
         for reference in references:
             try:
-                right.append(quantity.read_reference_quantity(reference))
+                right.append(quantity.parse_reference_quantity(reference))
             except NotUnderstood as reason:
                 reasons.append(str(reason))
         value = None
         with suppress(NotUnderstood):
-            value = quantity.read_final_quantity(reply) if right else None
+            value = quantity.parse_final_quantity(reply) if right else None
         if value is not None and any(r.matches(value, tolerance=margin) for r in right):
             return 1.0
         return _zero_or_unscorable(reasons)

@@ -20,9 +20,9 @@ from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble_tree, build_config, set_key
 from rlhf.errors import UserError
-from rlhf.runs.checksums import CHECKSUMS, DamagedFolder, verify_checksums
+from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
-from rlhf.runs.directory import open_directory
+from rlhf.runs.directory import lock_directory
 from rlhf.runs.launch import release_memory
 
 log = logging.getLogger(__name__)
@@ -200,14 +200,14 @@ def _verify_references(root: Path, stage: Mapping[str, Any]) -> None:
     """Verify the checksums of the trained models to which a stage refers.
 
     Raises:
-        DamagedFolder: A file of a model is missing or damaged.
+        DamagedFolderError: A file of a model is missing or damaged.
     """
     for folder in {_reference_path(root, name) for name in _stage_references(stage)}:
         if (folder / CHECKSUMS).is_file():
             try:
                 verify_checksums(folder)
-            except DamagedFolder as error:
-                raise DamagedFolder(
+            except DamagedFolderError as error:
+                raise DamagedFolderError(
                     f"{error}; remove the folder {folder.parent} to repeat that stage"
                 ) from error
 
@@ -254,7 +254,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
                 commands.check_resumable(stage["command"], stage_config_tree(pipeline, stage))
     if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
-    with open_directory(
+    with lock_directory(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
     ) as claim:
         for number, stage in enumerate(pipeline.stages, start=1):

@@ -11,8 +11,8 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.errors import UserError
 from rlhf.runs.checksums import write_checksums
-from rlhf.runs.claim import Claim
-from rlhf.runs.directory import Run, open_directory
+from rlhf.runs.claim import DirectoryClaim
+from rlhf.runs.directory import Run, lock_directory
 from tests.helpers.training import online_tree
 
 
@@ -36,13 +36,13 @@ def finished_run(directory):
 
 def pipeline(root):
     """A finished pipeline of one stage."""
-    with open_directory(root, "pipeline.yaml", {}, resume=False, overwrite=False):
+    with lock_directory(root, "pipeline.yaml", {}, resume=False, overwrite=False):
         finished_run(root / "sft")
 
 
 def bench(root):
     """A finished benchmark of one run."""
-    with open_directory(root, "bench.yaml", {}, resume=False, overwrite=False):
+    with lock_directory(root, "bench.yaml", {}, resume=False, overwrite=False):
         finished_run(root / "runs/menu/seed0/ppo")
 
 
@@ -422,7 +422,7 @@ def test_a_kill_at_any_change_leaves_a_whole_run(tmp_path, has_result):
             return
         with pytest.raises(UserError):  # the directory is not empty
             Run.open(config(directory, overwrite=False))
-        Claim.open(directory, resume=True, overwrite=False).close()
+        DirectoryClaim.open(directory, resume=True, overwrite=False).close()
         assert unmarked(files(directory)).keys() in [run.keys() for run in whole], change
 
 

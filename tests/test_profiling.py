@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
-from rlhf.models.flops import update_flops
+from rlhf.models.flops import forward_and_backward_flops
 from rlhf.runs import profiling
 from rlhf.runs.profiling import STEP_PARTS, Stopwatch
 from tests.helpers.training import metrics_of, online_tree
@@ -37,7 +37,7 @@ def test_operations_of_an_update_by_hand():
     model = LlamaForCausalLM(config)
     layer = 4 * 4 * 4 + 3 * 4 * 6 + 2 * 4  # projections, MLP, two norms
     trunk = 2 * layer + 4
-    assert update_flops(model, tokens=7, head_tokens=3) == 6 * (trunk * 7 + 40 * 3)
+    assert forward_and_backward_flops(model, tokens=7, head_tokens=3) == 6 * (trunk * 7 + 40 * 3)
 
 
 def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):

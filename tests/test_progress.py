@@ -15,8 +15,8 @@ from rlhf.runs.progress import (
     OFFLINE_SLOTS,
     ProgressDisplay,
     Slots,
-    displayed_metrics,
-    online_slots,
+    displayed_metric_keys,
+    online_progress_slots,
 )
 
 ROW = {
@@ -35,7 +35,7 @@ PROXY = [{"kind": "learned", "name": "proxy"}]
 def watched(width, *, rows=(ROW, ROW, ROW), warnings=(), slots=None, name="02-ppo-door-seed0"):
     """The lines that stand on a terminal of this width when the run ends."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
-    slots = online_slots(BANDIT) if slots is None else slots
+    slots = online_progress_slots(BANDIT) if slots is None else slots
     with ProgressDisplay(name, 2000, start=1000, slots=slots, console=console) as bar:
         for step, row in enumerate(rows, start=1001):
             bar.show(step, row, warnings if step == 1001 else ())
@@ -138,11 +138,11 @@ def test_a_number_that_is_missing_names_the_step_of_its_measurement():
 
 def headline(row: dict, slots: Slots) -> dict[str, float]:
     """The displayed numbers by their short names."""
-    return {name: row[key] for name, key in displayed_metrics(row, slots).items()}
+    return {name: row[key] for name, key in displayed_metric_keys(row, slots).items()}
 
 
 def test_a_reward_without_a_learned_part_is_shown_once():
-    assert headline(ROW, online_slots(BANDIT)) == {
+    assert headline(ROW, online_progress_slots(BANDIT)) == {
         "reward": 0.76661,
         "KL": -0.0012341,
         "entropy": 1.23571,
@@ -163,7 +163,7 @@ def test_a_reward_without_a_learned_part_is_shown_once():
     ],
 )
 def test_the_second_number_judges_the_first(config, more, judge):
-    names = list(headline(ROW | more, online_slots(config)))
+    names = list(headline(ROW | more, online_progress_slots(config)))
     assert len(names) == 5
     assert names[0] == "reward"
     assert set(names) >= {"KL", "entropy", "length"}

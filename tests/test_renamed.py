@@ -26,7 +26,7 @@ def test_keys_are_renamed_within_sections_and_inside_lists():
         "rewards": [{"folder": "a"}, {"kind": "judge"}],
         "env": {"kwargs": {"verb": "run"}},
     }
-    assert renamed.upgrade_config(old) == {
+    assert renamed.upgraded_config(old) == {
         "command": "ppo",
         "algorithm": {"tis_cap": 2, "lam": 1},
         "rewards": [{"path": "a"}, {"kind": "judge"}],

@@ -174,15 +174,15 @@ class _MathReader(TokenReader):
             sign = self.take_op("+", "-")
         node = self.term()
         if sign in ("+-", "-+"):
-            node = Node("pm", (_number(0), node))
+            node = Node("pm", (_number_node(0), node))
         elif sign == "-":
-            node = _negative(node)
+            node = _negative_node(node)
         while (operator := self.take_op("+", "-", "+-", "-+")) is not None:
             right = self.term()
             if operator in ("+-", "-+"):
                 node = Node("pm", (node, right))
             else:
-                node = Node("add", (node, _negative(right) if operator == "-" else right))
+                node = Node("add", (node, _negative_node(right) if operator == "-" else right))
         return Node("unit", (node,), currency) if currency else node
 
     def term(self) -> Node:
@@ -243,7 +243,7 @@ class _MathReader(TokenReader):
 
     def _signed_power(self) -> Node:
         sign = self.take_op("-", "+")
-        return _negative(self.power()) if sign == "-" else self.power()
+        return _negative_node(self.power()) if sign == "-" else self.power()
 
     def postfix(self) -> Node:
         node = self.atom()
@@ -276,7 +276,7 @@ class _MathReader(TokenReader):
             raise NotUnderstood("an empty or unknown subscript")
         if node.kind == "symbol":
             return Node("symbol", data=f"{node.data}_{name}")
-        return _in_base(digits, name)
+        return _number_in_base_node(digits, name)
 
     # Atoms
 
@@ -299,19 +299,19 @@ class _MathReader(TokenReader):
         token = self.take()
         whole = token.value
         if whole.denominator > 1 or token.text == "vulgar":
-            return _number(whole)
+            return _number_node(whole)
         mixed = self.take_mixed_fraction(whole)
         if mixed is not None or not self.peek().is_command("frac"):
-            return _number(whole if mixed is None else mixed)
+            return _number_node(whole if mixed is None else mixed)
         start = self.position
         fraction = self._command()
         top, bottom = fraction.args or (fraction, fraction)
         if top.kind == bottom.kind == "number":
             assert isinstance(top.data, Fraction)
             assert isinstance(bottom.data, Fraction)
-            return _number(mixed_number(whole, top.data, bottom.data))
+            return _number_node(mixed_number(whole, top.data, bottom.data))
         self.position = start
-        return _number(whole)
+        return _number_node(whole)
 
     def _word(self) -> Node:
         word = self.take().text
@@ -319,7 +319,7 @@ class _MathReader(TokenReader):
             self.expect("(")
             radicand = self.item()
             self.expect(")")
-            return Node("root", (radicand, _number(2 if word == "sqrt" else 3)))
+            return Node("root", (radicand, _number_node(2 if word == "sqrt" else 3)))
         if (named := self._named_constant_or_function(word)) is not None:
             return named
         if len(word) == 1:
@@ -330,9 +330,9 @@ class _MathReader(TokenReader):
             return Node("applied", self._arguments(), word)
         if word.endswith("'"):
             return Node("symbol", data=word)
-        node = _letter(word[0])
+        node = _letter_node(word[0])
         for letter in word[1:]:
-            node = Node("multiply", (node, _letter(letter)))
+            node = Node("multiply", (node, _letter_node(letter)))
         return node if len(word) == 1 else Node("letters", (node,), word)
 
     def _named_constant_or_function(self, name: str) -> Node | None:
@@ -384,9 +384,9 @@ class _MathReader(TokenReader):
         if token.is_op("{"):
             return self._braced()
         if token.kind == "number" and token.text.isdigit():
-            return _number(int(self.take_first_character()))
+            return _number_node(int(self.take_first_character()))
         if token.kind == "word" and not token.prose:
-            return _letter(self.take_first_character())
+            return _letter_node(self.take_first_character())
         if token.kind == "command":
             return self._command()
         raise NotUnderstood("a missing argument")
@@ -398,7 +398,7 @@ class _MathReader(TokenReader):
         return node
 
     def _root(self, command: Token) -> Node:
-        index = _number(2)
+        index = _number_node(2)
         if self.take_op("["):
             index = self.item()
             self.expect("]")
@@ -409,7 +409,7 @@ class _MathReader(TokenReader):
             return Node("root", (self._argument(), index))
         if command.end - command.start > 1 and len(after.text) > 1:
             raise NotUnderstood("a root of several digits without braces")
-        return Node("root", (_number(self.take().value), index))
+        return Node("root", (_number_node(self.take().value), index))
 
     def _function(self, name: str) -> Node:
         exponent = base = None
@@ -428,7 +428,7 @@ class _MathReader(TokenReader):
         node = Node("function", (*arguments, base) if base else arguments, name)
         if exponent is None:
             return node
-        if exponent == _negative(_number(1)):
+        if exponent == _negative_node(_number_node(1)):
             return Node("function", arguments, f"inverse {name}")
         return Node("power", (node, exponent))
 
@@ -469,7 +469,7 @@ class _MathReader(TokenReader):
             items = self.items() if not self.peek().is_op("\\}", "}") else []
         closing = self.expect(*_CLOSING_BRACKETS[opening])
         self.bars = bars
-        return _bracketed(opening, closing, items)
+        return _bracketed_node(opening, closing, items)
 
     def _split_digit_groups(self) -> None:
         """Split numbers such as 3,100 between brackets at their commas: ``(3,100)`` is a pair."""
@@ -552,15 +552,15 @@ class _MathReader(TokenReader):
         return (is_known and token.prose) or (long and (token.prose or not token.math or is_known))
 
 
-def _number(value: int | Fraction) -> Node:
+def _number_node(value: int | Fraction) -> Node:
     return Node("number", data=Fraction(value))
 
 
-def _negative(node: Node) -> Node:
+def _negative_node(node: Node) -> Node:
     return Node("negative", (node,))
 
 
-def _letter(letter: str) -> Node:
+def _letter_node(letter: str) -> Node:
     if letter in ("e", "i"):
         return Node("constant", data=letter)
     return Node("symbol", data=letter)
@@ -579,16 +579,16 @@ def _is_differential(node: Node) -> bool:
     )
 
 
-def _in_base(digits: str, base: str) -> Node:
+def _number_in_base_node(digits: str, base: str) -> Node:
     """Return the number with these digits in a base; raise NotUnderstood if it is not valid."""
     if not digits.isdigit() or not base.isdigit() or not 2 <= int(base) <= 36 or len(digits) > 200:
         raise NotUnderstood("a base that is not from 2 to 36, or too many digits")
     if max(int(digit) for digit in digits) >= int(base):
         raise NotUnderstood("a digit that is not below its base")
-    return Node("based", (_number(int(digits, int(base))),), base)
+    return Node("based", (_number_node(int(digits, int(base))),), base)
 
 
-def _bracketed(opening: str, closing: str, items: list[Node]) -> Node:
+def _bracketed_node(opening: str, closing: str, items: list[Node]) -> Node:
     """Return the group, tuple, interval, set or matrix of items between brackets."""
     if opening in ("\\{", "{"):
         if opening == "{" and len(items) == 1:

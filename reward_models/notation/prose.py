@@ -165,7 +165,7 @@ def reply_segment(reply: str) -> tuple[str, bool]:
     """
     segment, before, after = answer_segment(reply)
     if before or after:
-        _check_box(before, segment, after)
+        _check_text_around_box(before, segment, after)
         if scaled := _SCALE_OF_BOX.match(after):
             segment = rf"{segment} \text{{{scaled['scale']}}}"
         elif glued := _TEXT_JOINED_TO_BOX.match(after):
@@ -186,18 +186,18 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
         NotUnderstood: There is no answer, or it is ambiguous.
     """
     tokens = tokens_of(segment)
-    first, last = _last_run(tokens, numbers_only)
+    first, last = _last_run_indices(tokens, numbers_only)
     if _has_sign_word(tokens, first):
         first -= 1
     start, end = tokens[first].start, tokens[last].end
     run = segment[start:end]
     if tokens[last].prose and run.count("{") > run.count("}"):  # the brace of \\text is no token
         end += len(segment) - end - len(segment[end:].lstrip("} "))
-    _check_before(segment, tokens, first, run)
+    _check_text_before_run(segment, tokens, first, run)
     is_quoted = any(mark in segment[:start] for mark in _QUOTE_CHARACTERS)
     if segment[end : end + 1] in tuple(_QUOTE_CHARACTERS) and not is_quoted:
         raise NotUnderstood("a prime, or a quotation mark that is not opened")
-    _check_after(segment[end:])
+    _check_text_after_run(segment[end:])
     is_whole = re.search(r"\d", _last_sentence(segment[:start])) is None
     return Statement(segment[start:end], _first_sentence(segment[end:]), is_whole)
 
@@ -291,7 +291,7 @@ def _is_variable(tokens: list[Token], i: int) -> bool:
     return opened or closed or (next_to_operator and (glued_after or glued_before))
 
 
-def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
+def _last_run_indices(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
     """Return the indices of the first and the last token of the last run that can be an answer.
 
     Raises:
@@ -304,10 +304,10 @@ def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
             continue
         start = _run_start(tokens, end)
         if _can_be_answer(tokens[start : end + 1], numbers_only):
-            start, end = _extend_run(tokens, start, end)
+            start, end = _extended_run_indices(tokens, start, end)
             if end - start > _MAX_RUN_TOKENS:
                 raise NotUnderstood(f"longer than {_MAX_RUN_TOKENS} symbols")
-            return _trim_run(tokens, start, end)
+            return _trimmed_run_indices(tokens, start, end)
         end = start - 1
     raise NotUnderstood("no number" if numbers_only else "no mathematics")
 
@@ -319,7 +319,7 @@ def _can_be_answer(run: list[Token], numbers_only: bool) -> bool:
     return not numbers_only and any(token.kind in ("word", "command") for token in run)
 
 
-def _trim_run(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
+def _trimmed_run_indices(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
     """Return the first and the last index of a run, without delimiters and commas at its ends."""
     while end > start and (
         tokens[end].kind == "delimiter"
@@ -343,7 +343,7 @@ def _ends_with_unpaired_bracket(tokens: list[Token], start: int, end: int) -> bo
     return closed > sum(t.is_op("(", "[") for t in run)
 
 
-def _extend_run(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
+def _extended_run_indices(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
     """Extend a run by earlier runs if only "or", "and" or commas separate them; return indices."""
     while True:
         position = start - 1
@@ -395,7 +395,7 @@ def check_is_asserted(before: str, *, is_calculation: bool = False) -> None:
         raise NotUnderstood("an answer that is reported or assumed")
 
 
-def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
+def _check_text_before_run(text: str, tokens: list[Token], first: int, run: str) -> None:
     """Raise NotUnderstood if the text before the run changes its meaning.
 
     Args:
@@ -459,7 +459,7 @@ def _check_previous_number(between: str, previous: Token, token: Token) -> None:
         raise NotUnderstood("a compound quantity")
 
 
-def _check_after(rest: str) -> None:
+def _check_text_after_run(rest: str) -> None:
     """Raise NotUnderstood if the text after the run changes its meaning."""
     if re.match(r"\.[a-z_\d]", rest):
         raise NotUnderstood("a symbol that is part of a name")
@@ -469,7 +469,7 @@ def _check_after(rest: str) -> None:
         raise NotUnderstood("words after the answer that change it")
 
 
-def _check_box(before: str, content: str, after: str) -> None:
+def _check_text_around_box(before: str, content: str, after: str) -> None:
     """Raise NotUnderstood if the text around a box contradicts its content."""
     clause = _CLAUSE_START.split(_last_sentence(before))[-1]
     if _NEGATING_WORDS.search(clause):

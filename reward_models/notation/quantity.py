@@ -48,7 +48,7 @@ class Quantity:
         return near and units.agree_or_missing(self.unit, other.unit)
 
 
-def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = True) -> Quantity:
+def parse_quantity(text: str, *, is_reference: bool = False, is_whole: bool = True) -> Quantity:
     """Parse a text that consists of one number.
 
     Args:
@@ -71,7 +71,7 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
             raise NotUnderstood(token.text if is_number else f"the unknown symbol {token.text!r}")
     if not any(token.kind == "number" for token in tokens):
         raise NotUnderstood("no number")
-    last = _after_equals(tokens)
+    last = _tokens_after_last_equals(tokens)
     reader = _QuantityReader(last, decimal_comma=not is_reference)
     quantity = reader.value()
     if reader.peek().kind != "end":
@@ -83,16 +83,16 @@ def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tru
 
 
 @lru_cache(maxsize=4096)
-def read_reference_quantity(reference: str) -> Quantity:
+def parse_reference_quantity(reference: str) -> Quantity:
     """Parse the number in a reference answer: in its box, after ``####``, or in the whole text.
 
     Raises:
         NotUnderstood: The answer does not consist of one number.
     """
-    return read_quantity(answer_segment(reference)[0], is_reference=True)
+    return parse_quantity(answer_segment(reference)[0], is_reference=True)
 
 
-def read_final_quantity(reply: str) -> Quantity:
+def parse_final_quantity(reply: str) -> Quantity:
     """Parse the final number of a reply, with its unit.
 
     Raises:
@@ -100,11 +100,11 @@ def read_final_quantity(reply: str) -> Quantity:
     """
     segment, _ = reply_segment(reply)
     try:
-        return read_quantity(segment)
+        return parse_quantity(segment)
     except NotUnderstood:
         statement = final_statement(segment, numbers_only=True)
     text = f"{statement.text} {leading_unit_words(statement.words)}"
-    return read_quantity(text, is_whole=statement.is_whole)
+    return parse_quantity(text, is_whole=statement.is_whole)
 
 
 def leading_unit_words(words: str) -> str:
@@ -138,7 +138,7 @@ def _strip_quotes_and_breaks(tokens: list[Token]) -> list[Token]:
     return tokens[start:end]
 
 
-def _after_equals(tokens: Sequence[Token]) -> list[Token]:
+def _tokens_after_last_equals(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens after the last "="; all tokens if there is none.
 
     Raises:

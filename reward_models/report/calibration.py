@@ -43,7 +43,9 @@ class Calibration:
     bins: list[CalibrationBin]
 
 
-def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10) -> Calibration:
+def calibration_metrics(
+    margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10
+) -> Calibration:
     """Return the calibration of ``margins`` = score(chosen) - score(rejected), [N].
 
     The bins have equal numbers of pairs, up to a difference of 1. Bins of equal width are not used,
@@ -83,12 +85,12 @@ def fit_temperature(margins: np.ndarray) -> float:
     """
     margins = np.asarray(margins, dtype=float)
     scale = float(np.abs(margins).mean()) if len(margins) else 0.0
-    if scale == 0 or _slope(margins / scale, 0.0) <= 0:
+    if scale == 0 or _log_likelihood_derivative(margins / scale, 0.0) <= 0:
         return float("inf")
     low, high = 0.0, 1e4
     for _ in range(100):
         middle = (low + high) / 2
-        if _slope(margins / scale, middle) > 0:
+        if _log_likelihood_derivative(margins / scale, middle) > 0:
             low = middle
         else:
             high = middle
@@ -134,6 +136,6 @@ def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Int
     return Interval(fitted, low, high, len(names), "profile likelihood")
 
 
-def _slope(margins: np.ndarray, inverse_temperature: float) -> float:
+def _log_likelihood_derivative(margins: np.ndarray, inverse_temperature: float) -> float:
     """Return the derivative of the mean log-likelihood with respect to 1 / temperature."""
     return float((margins * expit(-margins * inverse_temperature)).mean())

@@ -16,7 +16,7 @@ _MAX_CHANGE = 1e-3
 _MIN_SPREAD = 0.1
 
 
-def report_findings(report: Mapping[str, Any]) -> list[str]:
+def finding_sentences(report: Mapping[str, Any]) -> list[str]:
     """Return the findings of a report, the most serious first.
 
     Findings that compare numbers are based on the interval of the difference, not only on the
@@ -34,12 +34,12 @@ def report_findings(report: Mapping[str, Any]) -> list[str]:
             if accuracy["high"] < 0.5
             else "Accuracy is not significantly above chance on these pairs."
         )
-    lines += _against_baselines(report["baselines"])
-    lines += _about_length(report)
-    lines += _about_calibration(report)
-    lines += _about_invariance(report["invariance"])
-    lines += _about_stress(report["stress"])
-    lines += _about_policy(report)
+    lines += _baseline_findings(report["baselines"])
+    lines += _length_findings(report)
+    lines += _calibration_findings(report)
+    lines += _invariance_findings(report["invariance"])
+    lines += _stress_test_findings(report["stress"])
+    lines += _policy_findings(report)
     if data["prompts_in_training"]:
         lines.append(
             f"{data['prompts_in_training']} of {data['prompts']} prompts are also in the training "
@@ -61,7 +61,7 @@ def report_findings(report: Mapping[str, Any]) -> list[str]:
     return lines or ["No problem was found."]
 
 
-def _against_baselines(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _baseline_findings(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
     compared = {name: b for name, b in baselines.items() if has_interval(b["gain"])}
     beaten = [name for name, b in compared.items() if b["gain"]["low"] > 0]
     missing = [name for name in baselines if name not in compared]
@@ -80,7 +80,7 @@ def _against_baselines(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _about_length(report: Mapping[str, Any]) -> list[str]:
+def _length_findings(report: Mapping[str, Any]) -> list[str]:
     rho, matched = report["length"]["spearman"], report["length"]["matched_accuracy"]
     ends = report["length"].get("spearman_interval")
     lines = []
@@ -100,7 +100,7 @@ def _about_length(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _about_calibration(report: Mapping[str, Any]) -> list[str]:
+def _calibration_findings(report: Mapping[str, Any]) -> list[str]:
     calibration = report["calibration"]
     fitted, given = (calibration[key]["temperature"] for key in ("fitted", "as_given"))
     if fitted is None or fitted == math.inf:
@@ -120,7 +120,7 @@ def _about_calibration(report: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
+def _invariance_findings(invariance: Mapping[str, Any] | None) -> list[str]:
     # The value is None if no text was compared, or if all scores are equal, because changes are
     # divided by the standard deviation of the scores.
     if invariance is None or invariance["share"] is None or not invariance["share"] > _MAX_CHANGE:
@@ -133,7 +133,7 @@ def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _about_policy(report: Mapping[str, Any]) -> list[str]:
+def _policy_findings(report: Mapping[str, Any]) -> list[str]:
     lines = []
     policy, chosen = report.get("policy"), report.get("best_of_n")
     if policy and policy["std"] and policy["within_prompt_std"] < _MIN_SPREAD * policy["std"]:
@@ -146,12 +146,12 @@ def _about_policy(report: Mapping[str, Any]) -> list[str]:
         first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
         lines.append(
             f"Choosing the best of {chosen['ns'][-1]} replies by this reward "
-            f"{_gold_change(chosen)} from {first:.3g} to {last:.3g}; {chosen['advice']}."
+            f"{_gold_change_phrase(chosen)} from {first:.3g} to {last:.3g}; {chosen['advice']}."
         )
     return lines
 
 
-def _gold_change(chosen: Mapping[str, Any]) -> str:
+def _gold_change_phrase(chosen: Mapping[str, Any]) -> str:
     """Return a verb phrase that says whether the gold score changed significantly, and how."""
     gain = chosen.get("gain")  # reports of 0.1.0 have none
     if gain and has_interval(gain) and (gain["low"] > 0 or gain["high"] < 0):
@@ -159,7 +159,7 @@ def _gold_change(chosen: Mapping[str, Any]) -> str:
     return "does not significantly change the gold score:"
 
 
-def _about_stress(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _stress_test_findings(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for name, result in tests.items():
         if result["passed"] is False:

@@ -12,7 +12,7 @@ from rlhf.stats.paired import delta_interval
 from rlhf.stats.units import cluster_index
 
 
-def cluster_interval(
+def clustered_mean_interval(
     values: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable],
     *,
@@ -41,8 +41,8 @@ def cluster_interval(
 def share_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Return `cluster_interval` of ``values`` in [0, 1], [N], with an interval within [0, 1]."""
-    return cluster_interval(values, groups, bounds=(0.0, 1.0))
+    """Return `clustered_mean_interval` of ``values`` in [0, 1], [N], with the bounds 0 and 1."""
+    return clustered_mean_interval(values, groups, bounds=(0.0, 1.0))
 
 
 def gain_interval(
@@ -58,18 +58,18 @@ def gain_interval(
         groups: Group of each difference, such as its prompt, [N].
 
     Returns:
-        A dictionary with the keys of `cluster_interval`.
+        A dictionary with the keys of `clustered_mean_interval`.
     """
     x = np.asarray(gains, dtype=float)
     if len(set(groups)) < 2:
-        return cluster_interval(x, groups)
+        return clustered_mean_interval(x, groups)
     _, means = unit_means(x, list(groups))
     sizes = np.bincount(cluster_index(groups)[1]).astype(float)
     return interval_as_dict(delta_interval(means, sizes, kind="share"), x.size)
 
 
 def interval_as_dict(result: Interval, n: int) -> dict[str, float]:
-    """Convert an interval of ``n`` values to a dictionary with the keys of `cluster_interval`."""
+    """Convert an interval of ``n`` values to a dictionary, as `clustered_mean_interval` returns."""
     ends = {"low": result.low, "high": result.high}
     return {"value": result.value, "n": n, **ends, "groups": result.units}
 

@@ -130,7 +130,7 @@ def accuracy_report(
 
 
 def as_estimate(row: dict[str, float]) -> Estimate:
-    """Convert a result of `cluster_interval` to a dictionary for the report.
+    """Convert a result of `clustered_mean_interval` to a dictionary for the report.
 
     Its keys are ``mean``, ``low``, ``high`` and ``n`` (number of groups). Unknown values are None.
     """
@@ -148,7 +148,7 @@ def share_estimate(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hash
     return as_estimate(share_interval(outcomes, groups))
 
 
-def correct_predictions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def correctness_indicators(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return 1.0 for each row whose label has the highest score, else 0.0, [N].
 
     ``scores`` are [N, C], and ``labels`` [N] are class indices.
@@ -196,7 +196,7 @@ def rmse(a: np.ndarray, b: np.ndarray) -> float:
 
 
 CLASS_MEASURES = {
-    "accuracy": Measure(correct_predictions, "share"),
+    "accuracy": Measure(correctness_indicators, "share"),
     "macro_f1": Measure(macro_f1, "logit"),
     "auc": Measure(auc, "logit"),
 }
@@ -207,7 +207,7 @@ RATING_MEASURES = {
 }
 
 
-def predict_classes_from_words(
+def class_logprobs_from_words(
     train: Sequence[str], labels: Sequence[int], test: Sequence[str], *, classes: int
 ) -> np.ndarray:
     """Fit a logistic regression on TF-IDF vectors of words and bigrams; predict ``test``.
@@ -217,7 +217,7 @@ def predict_classes_from_words(
     """
     from sklearn.linear_model import LogisticRegression
 
-    train_vectors, test_vectors = _word_vectors(train, test)
+    train_vectors, test_vectors = _tfidf_vectors(train, test)
     logprobs = np.full((len(test), classes), -np.inf)
     if len(set(labels)) == 1:  # logistic regression needs two classes
         logprobs[:, labels[0]] = 0.0
@@ -233,11 +233,11 @@ def predict_ratings_from_words(
     """Fit a ridge regression on TF-IDF vectors; return the predicted ratings of ``test``, [N]."""
     from sklearn.linear_model import Ridge
 
-    train_vectors, test_vectors = _word_vectors(train, test)
+    train_vectors, test_vectors = _tfidf_vectors(train, test)
     return Ridge(alpha=1.0).fit(train_vectors, ratings).predict(test_vectors)
 
 
-def _word_vectors(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
+def _tfidf_vectors(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
     """Fit TF-IDF on ``train`` and return the vectors of the training and the test texts.
 
     If the training texts have no words, each text has the vector [0].

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.common.files import write_text
 from rlhf.common.numbers import decimal_text
 from rlhf.common.text import markdown_table, markdown_text
-from rlhf.reward_models.report.tables import Cell, benchmark_scores, report_tables
+from rlhf.reward_models.report.tables import Cell, flat_benchmark_scores, report_tables
 
 _YES_NO = {True: "yes", False: "no", None: "undecided"}
 
@@ -27,7 +27,7 @@ def write_report(directory: Path, summary: Mapping[str, Any], page: str) -> None
     write_text(folder / "report.md", page)
 
 
-def pairs_page(report: Mapping[str, Any]) -> str:
+def pairs_report_markdown(report: Mapping[str, Any]) -> str:
     """Return the report on pairs as Markdown: findings, then one table for each measurement."""
     data = report["data"]
     parts = [
@@ -56,7 +56,7 @@ def pairs_page(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def labeled_page(name: str, report: Mapping[str, Any]) -> str:
+def labeled_report_markdown(name: str, report: Mapping[str, Any]) -> str:
     """Return the report on labeled texts as Markdown: the model, baselines, and gains."""
     measures = list(report["metrics"])
     rows = {"this model": report["metrics"], **report["baselines"]}
@@ -69,11 +69,11 @@ def labeled_page(name: str, report: Mapping[str, Any]) -> str:
     return "\n\n".join([f"# {markdown_text(name)}", size, _table(["", *measures], cells)]) + "\n"
 
 
-def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
+def benchmark_result_markdown(name: str, reward: str, result: Mapping[str, Any]) -> str:
     """Return the result of a public benchmark as Markdown."""
     rows = [
         [part, score, score["n"] if isinstance(score, Mapping) else ""]
-        for part, score in benchmark_scores(result)
+        for part, score in flat_benchmark_scores(result)
     ]
     parts = [f"# {markdown_text(f'{name}: {reward}')}", _table(["part", "score", "prompts"], rows)]
     if result.get("absent"):

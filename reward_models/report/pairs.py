@@ -14,8 +14,8 @@ from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import Conversation, Reward
 from rlhf.reward_models.pairs import Pair, data_card
 from rlhf.reward_models.report import baselines
-from rlhf.reward_models.report.calibration import calibrate, temperature_interval
-from rlhf.reward_models.report.findings import report_findings
+from rlhf.reward_models.report.calibration import calibration_metrics, temperature_interval
+from rlhf.reward_models.report.findings import finding_sentences
 from rlhf.reward_models.report.intervals import (
     gain_interval,
     interval_as_dict,
@@ -23,7 +23,7 @@ from rlhf.reward_models.report.intervals import (
     share_interval,
     spearman,
 )
-from rlhf.reward_models.report.stress import stress_tests
+from rlhf.reward_models.report.stress import run_stress_tests
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
@@ -89,11 +89,11 @@ def evaluate_reward_model(
         "annotator": _fitted_annotator(scored),
         "scores": {"mean": scored.mean, "std": scored.std},
         "invariance": _batch_dependence(reward, scored.pairs[:invariance_size], spread=scored.std),
-        "stress": stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
+        "stress": run_stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
     }
-    return _to_json_values(report | {"verdict": report_findings(report)})
+    return _to_json_values(report | {"verdict": finding_sentences(report)})
 
 
 class ScoredPairs:
@@ -219,8 +219,8 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
     """
     fitted = temperature_interval(scored.margins, scored.groups)
     return {
-        "as_given": asdict(calibrate(scored.margins, temperature=temperature)),
-        "fitted": asdict(calibrate(scored.margins, temperature=fitted.value)),
+        "as_given": asdict(calibration_metrics(scored.margins, temperature=temperature)),
+        "fitted": asdict(calibration_metrics(scored.margins, temperature=fitted.value)),
         "temperature": None
         if fitted.needs
         else {"value": fitted.value, "low": fitted.low, "high": fitted.high},

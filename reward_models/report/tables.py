@@ -25,9 +25,9 @@ class ReportTable(NamedTuple):
 def report_tables(report: Report) -> list[ReportTable]:
     """Return the tables of a report; ``report`` is a result of `evaluate_reward_model`."""
     tables = [
-        _slices_table(report),
+        _accuracy_by_slice_table(report),
         _calibration_table(report["calibration"]),
-        _scores_table(report),
+        _score_statistics_table(report),
     ]
     if chosen := report.get("best_of_n"):
         columns = ["n", "KL in nats", "this reward (std)", "gold"]
@@ -38,7 +38,7 @@ def report_tables(report: Report) -> list[ReportTable]:
     return [*tables, ReportTable("data", "Data card", ["what", "how many"], card)]
 
 
-def _slices_table(report: Report) -> ReportTable:
+def _accuracy_by_slice_table(report: Report) -> ReportTable:
     """Return the table of accuracies by margin, length gap and source."""
     rows = [("all", "", report["accuracy"])]
     for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
@@ -62,7 +62,7 @@ def _calibration_table(calibration: Report) -> ReportTable:
     return ReportTable("calibration", "Calibration", columns, rows)
 
 
-def _scores_table(report: Report) -> ReportTable:
+def _score_statistics_table(report: Report) -> ReportTable:
     length, changes, policy = report["length"], report.get("invariance"), report.get("policy")
     rows: list[list[Cell]] = [
         ["Pearson correlation of score and length", length["pearson"]],
@@ -105,7 +105,7 @@ def _data_card_rows(data: Report) -> list[list[str]]:
     return [[name, f"{value:,.0f}"] for name, value in known.items() if value is not None]
 
 
-def benchmark_scores(result: Report, prefix: str = "") -> list[tuple[str, Cell]]:
+def flat_benchmark_scores(result: Report, prefix: str = "") -> list[tuple[str, Cell]]:
     """Return (name, score with its interval) of each score of a benchmark.
 
     The name of a nested score is ``section / part``; ``prefix`` is prepended to all names.
@@ -116,7 +116,7 @@ def benchmark_scores(result: Report, prefix: str = "") -> list[tuple[str, Cell]]
         if key in ("intervals", "rows", "absent"):
             continue
         if isinstance(value, Mapping):
-            rows += benchmark_scores({**value, "intervals": intervals}, f"{prefix}{key} / ")
+            rows += flat_benchmark_scores({**value, "intervals": intervals}, f"{prefix}{key} / ")
         elif ends := intervals.get(prefix + key):
             rows.append((prefix + key, {"value": value, **ends, "n": ends["prompts"]}))
         else:

@@ -146,15 +146,15 @@ class Program:
         if kind == "callback":
             return self.callbacks[content]
         if kind == "builtin exception":
-            return _exception_class(getattr(builtins, content))
+            return _checked_exception_class(getattr(builtins, content))
         if kind == "exception":
             handle, name, base = content
-            kind_of_base = _exception_class(self._decode(base))
+            kind_of_base = _checked_exception_class(self._decode(base))
             return self.remotes.setdefault(int(handle), type(name, (kind_of_base,), {}))
         raise ValueError(f"unknown kind {kind!r}")
 
 
-def _exception_class(value: Any) -> type[BaseException]:
+def _checked_exception_class(value: Any) -> type[BaseException]:
     """Return ``value``; raise ValueError if it is not an exception class."""
     if not (isinstance(value, type) and issubclass(value, BaseException)):
         raise ValueError("not an exception")
@@ -253,7 +253,7 @@ class Namespace(dict[str, Any]):
         Only ``program``, modules of the standard library and numpy are defined.
         """
         if name == "program":
-            self[name] = _ProgramNames(self._program)
+            self[name] = _ProgramGlobals(self._program)
         elif name in _MODULES:
             with contextlib.suppress(ImportError):
                 self[name] = importlib.import_module(_MODULES[name])
@@ -295,7 +295,7 @@ def redefined_builtin(tests: ast.Module) -> str | None:
     return name if not others and hasattr(builtins, name) else None
 
 
-class _ProgramNames(types.SimpleNamespace):
+class _ProgramGlobals(types.SimpleNamespace):
     """The global names of the program as attributes, also those that equal names of builtins."""
 
     def __init__(self, program: Program):

@@ -172,7 +172,7 @@ def limit_resources(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))
 
 
-def restrict_files() -> None:
+def restrict_file_access() -> None:
     """Use Landlock to allow only reading Python's folders and the system libraries.
 
     Raises:
@@ -266,7 +266,7 @@ def drop_capabilities() -> None:
     _check_result(_LIBC.syscall(126, header, nothing), "capset")
 
 
-def kill_with_parent(parent: int) -> None:
+def kill_self_when_parent_ends(parent: int) -> None:
     """Let the kernel kill this process when the process with the id ``parent`` ends."""
     if sys.platform != "linux":
         raise OSError(f"killing a process when its parent ends needs Linux, not {sys.platform}")
@@ -290,9 +290,9 @@ def apply_restrictions(limits: dict[str, Any]) -> dict[str, str]:
     """Apply all restrictions; return name -> error of each restriction that cannot be applied."""
     failed = {}
     for name, apply in {
-        "end with the parent": lambda: kill_with_parent(limits["parent"]),
+        "end with the parent": lambda: kill_self_when_parent_ends(limits["parent"]),
         "resources": lambda: limit_resources(limits),
-        "files": restrict_files,
+        "files": restrict_file_access,
         "capabilities": drop_capabilities,
         "network and processes": filter_system_calls,
     }.items():

@@ -21,7 +21,7 @@ from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
 from rlhf.runs.directory import Run, check_unchanged_configuration
-from rlhf.runs.renamed import upgrade_config
+from rlhf.runs.renamed import upgraded_config
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def upgrade_recorded_config(name: str, tree: Mapping[str, Any]) -> dict[str, Any
     """
     if "command" not in tree and "verb" not in tree:
         return dict(tree)
-    config = upgrade_config(tree)
+    config = upgraded_config(tree)
     recorded = config.pop("command")
     if recorded != name:
         raise UserError(f"the configuration is for `rlhf {recorded}`, not for `rlhf {name}`")

@@ -36,10 +36,10 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
     else:
         return
     if with_model and isinstance(config, RewardConfig):
-        from rlhf.training.reward_models.base import kind_of
+        from rlhf.training.reward_models.base import reward_kind_of
         from rlhf.training.reward_models.new_head import load_with_new_head
 
-        load_with_new_head(kind_of(config))
+        load_with_new_head(reward_kind_of(config))
     elif with_model:
         from rlhf.models.loading import load_model
 
@@ -52,18 +52,18 @@ def plan_offline(command: str, config: Any) -> str:
     Raises:
         UserError: The configuration or the data are invalid.
     """
-    from rlhf.training.methods import evaluation_interval, num_steps
+    from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
         check_reserved_options,
         check_trainer_options,
         engine_of,
-        load_rows,
+        load_train_and_eval_rows,
         method_of,
     )
 
     method = method_of(command, config)
     check_reserved_options(config.trainer)
-    train_rows, eval_rows = load_rows(config, method)
+    train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine_of(config, native_supported=method.native))
     examples = setup.encode(train_rows, True)
     setup.encode(eval_rows, False)
@@ -76,7 +76,7 @@ def plan_offline(command: str, config: Any) -> str:
         + (f" ({setup.summary()})" if setup.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
-        f"steps: {steps:,}, evaluated every {evaluation_interval(config, steps)}",
+        f"steps: {steps:,}, evaluated every {steps_between_evaluations(config, steps)}",
         _memory_line(
             setup.model, tokens=config.micro_batch_size * config.max_length, copies=copies
         ),

@@ -56,10 +56,10 @@ class PairsConfig(RunConfig):
 
 def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
     """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory."""
-    from rlhf.evaluation.replies import play_groups
+    from rlhf.evaluation.replies import play_episode_groups
     from rlhf.models.rewards import load_rewards
 
-    groups = play_groups(
+    groups = play_episode_groups(
         config.model,
         config.env,
         config.rollout,

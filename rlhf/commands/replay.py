@@ -99,7 +99,7 @@ def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
         return OnlineTrainer(command, config)
     seed_everything(config.seed)
     method = offline.method_of(command, config)
-    train_rows, eval_rows = offline.load_rows(config, method)
+    train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, "native")
     sets = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     options = native_options(command, config.trainer, learning_rate=method.learning_rate)

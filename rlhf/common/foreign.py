@@ -59,8 +59,8 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
         except SystemExit as error:
             raise RuntimeError(f"called sys.exit({error.code!r})") from error
         except BaseException as error:
-            # A handler such as that of `StopRequest` does not raise KeyboardInterrupt, so the code
-            # raised it.
+            # A handler such as that of `StopSignalRecorder` does not raise KeyboardInterrupt, so
+            # the code raised it.
             handler = signal.getsignal(signal.SIGINT)
             if isinstance(error, KeyboardInterrupt) and handler is signal.default_int_handler:
                 raise

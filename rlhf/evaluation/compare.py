@@ -23,7 +23,7 @@ from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.run_groups import (
     Episodes,
-    MethodValues,
+    MetricValuesByMethod,
     Setting,
     collect_metric_values,
     method_evaluations,
@@ -74,7 +74,7 @@ class Comparison:
         several = len({d.baseline for d in self.differences}) > 1
         for d in self.differences:
             name = f"{d.method} - {d.baseline}" if several else d.method
-            coverage.setdefault(coverage_text(d), []).append(name)
+            coverage.setdefault(simulated_coverage_text(d), []).append(name)
         notes = [f"{text} ({', '.join(names)})" for text, names in coverage.items() if text]
         parts += [f"- {markdown_text(note)}" for note in (*notes, *self.notes)]
         return "\n".join(parts) + "\n"
@@ -201,7 +201,7 @@ def _pairs_to_compare(
     return pairs
 
 
-def coverage_text(difference: Difference) -> str:
+def simulated_coverage_text(difference: Difference) -> str:
     """Return a text on the simulated coverage of a difference; "" if it was not simulated."""
     shares = {
         "for normally distributed differences": difference.coverage_normal,
@@ -286,7 +286,7 @@ def _method_score(
     setting: Setting,
     seeds: Mapping[int, Episodes],
     metric: str,
-    values: MethodValues,
+    values: MetricValuesByMethod,
 ) -> MethodScore:
     """Return the mean of the metric for one method in one setting.
 
@@ -311,7 +311,7 @@ def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Pairing:
+class _PairedMethodRuns:
     """Training runs of a method and of the baseline in one setting."""
 
     method: str
@@ -418,8 +418,8 @@ class _Pairing:
 
 
 def _method_pairings(
-    values: MethodValues, opponents: Sequence[tuple[str, str]], notes: list[str]
-) -> Iterator[_Pairing]:
+    values: MetricValuesByMethod, opponents: Sequence[tuple[str, str]], notes: list[str]
+) -> Iterator[_PairedMethodRuns]:
     """Yield every pair of methods in every setting in which both methods were evaluated.
 
     Reference policies are evaluated without decoding. If the baseline is a reference policy, it is
@@ -430,11 +430,16 @@ def _method_pairings(
             for other, baseline_runs in values.methods[baseline].items():
                 if other == setting or (baseline in REFERENCE_POLICIES and other[0] == setting[0]):
                     unit = values.unit_names[setting]
-                    yield _Pairing(method, baseline, setting, unit, runs, baseline_runs, notes)
+                    yield _PairedMethodRuns(
+                        method, baseline, setting, unit, runs, baseline_runs, notes
+                    )
 
 
 def _compare_pairs(
-    values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
+    values: MetricValuesByMethod,
+    opponents: Sequence[tuple[str, str]],
+    metric: str,
+    notes: list[str],
 ) -> tuple[list[Difference], list[UserError]]:
     """Return the differences of all pairs that can be compared, and errors for the other pairs.
 

@@ -19,14 +19,14 @@ import numpy as np
 from rlhf.common.files import atomic_path, json_line
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import (
+    independent_unit_of,
     list_entry_id,
     metric_interval,
     pass_at_k_by_seed,
     unit_name,
-    unit_of,
 )
-from rlhf.evaluation.notes import evaluation_caveats, unscored_metrics
-from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds, TaskLimits
+from rlhf.evaluation.notes import evaluation_caveats, missing_scores_by_reward
+from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceReturns
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
@@ -55,7 +55,7 @@ def evaluation_episode_seeds(
     ]
 
 
-def play_model(
+def play_model_episodes(
     collector: Collector,
     starts: Sequence[EpisodeSeed],
     *,
@@ -83,7 +83,7 @@ def play_model(
     return _episode_rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 
 
-def play_reference(
+def play_reference_episodes(
     policy: str,
     make_env: Callable[[], gym.Env],
     starts: Sequence[EpisodeSeed],
@@ -220,7 +220,7 @@ def _episode_rows(
             "invalid": rollout.invalid,
             "length_limited": rollout.num_length_limited,
             # Reference policies do not sample tokens.
-            "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
+            "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_sampled_tokens,
             "seconds": round(seconds, 4),
             "components": {name: column[index] for name, column in columns.items()},
             "messages": rollout.conversation,
@@ -239,7 +239,7 @@ def _prompt_id(rollout: Rollout) -> str | None:
     return list_entry_id([*info.get("messages", ()), observation], info)
 
 
-def reference_returns(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
+def random_and_optimal_return(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
     """Return the expected returns of the random and the optimal policy of an environment.
 
     A return is None if the environment does not define it.
@@ -268,8 +268,8 @@ def summarize(
     """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
 
     The intervals are computed over independent units. Episodes with the same prompt, or the same
-    seed, belong to one unit; see `unit_of`. If a seed has several samples, pass@k is included.
-    Rewards that could not score every episode are listed under ``unscored``.
+    seed, belong to one unit; see `independent_unit_of`. If a seed has several samples, pass@k is
+    included. Rewards that could not score every episode are listed under ``unscored``.
 
     Args:
         rows: Episodes of one policy, as in ``episodes.jsonl``.
@@ -284,15 +284,15 @@ def summarize(
     """
     counts = counts or {}
     rows = [{"env": env, **row} for row in rows]
-    units = {row["seed"]: unit_of(row) for row in rows}
+    units = {row["seed"]: independent_unit_of(row) for row in rows}
     scored: dict[str, dict[Hashable, list[float]]] = {}
     for row in rows:
         fields = {name: row[name] for name in _FIELDS} | row["components"]
         for key, value in fields.items():
             if value is not None:
                 scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
-    returns = Bounds.if_known(random, optimal)
-    limits = TaskLimits(returns, turn_limit, outcomes)
+    returns = ReferenceReturns.if_known(random, optimal)
+    limits = MetricLimits(returns, turn_limit, outcomes)
     metrics = {
         key: _interval_over_units(key, seeds, units, limits) for key, seeds in scored.items()
     }
@@ -300,7 +300,7 @@ def summarize(
         metrics["normalized"] = returns.normalize_interval(metrics["return"])
     for key, column in pass_at_k_by_seed(scored).items():
         metrics[key] = _interval_over_units(key, {seed: [v] for seed, v in column.items()}, units)
-    unscored = unscored_metrics(rows, counts)
+    unscored = missing_scores_by_reward(rows, counts)
     return {
         "name": name,
         "env": env,
@@ -324,7 +324,7 @@ def _interval_over_units(
     metric: str,
     seeds: Mapping[Hashable, Sequence[float]],
     units: Mapping[Hashable, Hashable],
-    limits: TaskLimits | None = None,
+    limits: MetricLimits | None = None,
 ) -> Interval:
     """Return the mean of a metric with its interval over units.
 
@@ -336,7 +336,7 @@ def _interval_over_units(
     return metric_interval(metric, values, labels, limits)
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete_evaluation(folder: Path) -> bool:
     """Return whether a folder has all files of an evaluation."""
     return all((folder / name).is_file() for name in FILES)
 
@@ -352,7 +352,9 @@ def write_evaluation(
         UserError: The folder exists already and is complete, or it contains other files.
     """
     target = directory / "evaluation" / summary["name"]
-    if target.exists() and (is_complete(target) or {p.name for p in target.iterdir()} - FILES):
+    if target.exists() and (
+        is_complete_evaluation(target) or {p.name for p in target.iterdir()} - FILES
+    ):
         raise UserError(
             f"{target} exists already, and an evaluation is never overwritten: choose another name "
             "or another run directory"

@@ -12,7 +12,7 @@ from scipy import special
 from rlhf.config.evaluate import TasksSpec
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
-from rlhf.reward_models.chat_template import chat_template_kwargs, template_defaults
+from rlhf.reward_models.chat_template import chat_template_kwargs, jinja_variable_defaults
 from rlhf.stats import Interval, share_interval
 
 BATCH_SIZE = 8
@@ -84,7 +84,7 @@ def with_default_template_options(tokenizer: Any) -> Any:
     if not options or not isinstance(tokenizer.chat_template, str):
         return tokenizer
     copied = copy.deepcopy(tokenizer)
-    copied.chat_template = template_defaults(options) + tokenizer.chat_template
+    copied.chat_template = jinja_variable_defaults(options) + tokenizer.chat_template
     return copied
 
 

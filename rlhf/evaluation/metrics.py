@@ -15,7 +15,7 @@ from rlhf.stats.samples import pass_at_k
 from rlhf.stats.shares import two_distinct_values
 
 if TYPE_CHECKING:
-    from rlhf.evaluation.records import TaskLimits
+    from rlhf.evaluation.records import MetricLimits
 
 UnitName = Literal["prompts", "start states", "episodes"]
 
@@ -39,14 +39,14 @@ def metric_interval(
     metric: str,
     values: Sequence[float],
     units: Sequence[Hashable] | None = None,
-    limits: TaskLimits | None = None,
+    limits: MetricLimits | None = None,
 ) -> Interval:
     """Return the mean of a metric over episodes, with its interval over their independent units.
 
     Args:
         metric: Name of the metric.
         values: Value of each episode, [n].
-        units: Unit of each episode, [n], see `unit_of`; by default each episode is a unit.
+        units: Unit of each episode, [n], see `independent_unit_of`; by default each episode is one.
         limits: Known limits of the metrics. The returns are used for the metrics "return" and
             "normalized", the turn limit for metrics that count turns, and the outcomes for rewards.
     """
@@ -62,7 +62,7 @@ def metric_interval(
 
 
 def binary_values(
-    metric: str, values: Sequence[float], limits: TaskLimits | None = None
+    metric: str, values: Sequence[float], limits: MetricLimits | None = None
 ) -> tuple[float, float] | None:
     """Return the two possible values of a binary metric, the smaller first; None for other metrics.
 
@@ -117,7 +117,7 @@ def pass_at_k_by_seed(
     return columns
 
 
-def unit_of(row: Mapping[str, Any]) -> Hashable:
+def independent_unit_of(row: Mapping[str, Any]) -> Hashable:
     """Return the independent unit of an episode.
 
     If episodes start from entries of a fixed list, such as prompts, the unit is the entry,
@@ -161,7 +161,7 @@ def list_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]
     return messages_digest([*messages, *hidden])
 
 
-def messages_before_reply(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def messages_before_first_reply(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the messages before the first reply."""
     roles = [message.get("role") for message in messages]
     return list(messages[: roles.index("assistant")] if "assistant" in roles else messages)

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.metrics import messages_before_reply, unit_name, unit_of
+from rlhf.evaluation.metrics import independent_unit_of, messages_before_first_reply, unit_name
 
 ENVIRONMENT_PREFIX = "environment: "
 """Prefix of the keys of `counts` that count failures of environments, see `EnvironmentCalls`."""
 
 
-def unscored_metrics(
+def missing_scores_by_reward(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
     """Return, for each reward with missing scores, the number of scores and the reasons.
@@ -54,10 +54,10 @@ def evaluation_caveats(
 
     Args:
         rows: Episodes of the policy.
-        unscored: Result of `unscored_metrics`.
-        counts: "NAME: reason" -> number, as for `unscored_metrics`.
+        unscored: Result of `missing_scores_by_reward`.
+        counts: "NAME: reason" -> number, as for `missing_scores_by_reward`.
     """
-    notes = [unscored_text(name, entry) for name, entry in unscored.items()]
+    notes = [missing_scores_text(name, entry) for name, entry in unscored.items()]
     notes += [
         f"{key.removesuffix(': truncated')}: {number} of {len(rows)} texts were truncated before "
         "they were scored"
@@ -85,10 +85,10 @@ def _failure_notes(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int])
     ]
 
 
-def unscored_text(name: str, entry: Mapping[str, Any]) -> str:
+def missing_scores_text(name: str, entry: Mapping[str, Any]) -> str:
     """Return a caveat on missing scores, such as `exact_match: 0 of 4 scored: no reference answer`.
 
-    `entry` is the value for the reward `name` in the result of `unscored_metrics`.
+    `entry` is the value for the reward `name` in the result of `missing_scores_by_reward`.
     """
     missing = entry["episodes"] - entry["scored"]
     reasons = (entry.get("reasons") or {}).items()
@@ -108,7 +108,7 @@ def _repetition_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     if any(row.get("decoding") != "greedy" for row in rows):
         return notes
-    names = [unit_of(row) for row in rows]
+    names = [independent_unit_of(row) for row in rows]
     units = len(set(names))
     if units < len(rows):
         unit = unit_name(names)
@@ -117,7 +117,7 @@ def _repetition_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"intervals, evaluate more {unit}, not more episodes"
         )
     different = len({repr(row.get("messages")) for row in rows})
-    openings = len({repr(messages_before_reply(row.get("messages") or [])) for row in rows})
+    openings = len({repr(messages_before_first_reply(row.get("messages") or [])) for row in rows})
     if units == len(rows) and openings == different < len(rows) / 2:
         notes.append(
             f"{len(rows)} greedy episodes contain {different} different conversations: if the "

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.data.leakage import overlapping_prompts
 from rlhf.reward_models.pairs import to_pair
-from rlhf.reward_models.report.markdown import pairs_page, write_report
+from rlhf.reward_models.report.markdown import pairs_report_markdown, write_report
 from rlhf.reward_models.report.pairs import evaluate_reward_model
 
 
@@ -42,5 +42,5 @@ def report_on_pairs(
         **options,
     )
     summary = {"name": name, "env": "pairs", "policy": name, "metrics": {}} | report
-    write_report(directory, summary, pairs_page(report))
+    write_report(directory, summary, pairs_report_markdown(report))
     return report

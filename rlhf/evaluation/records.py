@@ -12,9 +12,9 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
+from rlhf.evaluation.metrics import COUNT_METRICS, independent_unit_of
 from rlhf.runs.metric_log import MetricLog
-from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgrade_config
+from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgraded_config
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -22,14 +22,14 @@ REFERENCE_POLICIES = ("random", "expert")
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ReferenceReturns:
     """Returns of the random and the optimal policy, which have the normalized values 0 and 1."""
 
     random: float
     optimal: float
 
     @classmethod
-    def if_known(cls, random: Any, optimal: Any) -> Bounds | None:
+    def if_known(cls, random: Any, optimal: Any) -> ReferenceReturns | None:
         """Return the bounds, or None if a value is not a number or `random` is not below `optimal`.
 
         In a constrained task, the return of the optimal policy may be lower than that of the random
@@ -54,10 +54,10 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class TaskLimits:
+class MetricLimits:
     """Known limits of the metrics of an environment."""
 
-    returns: Bounds | None = None
+    returns: ReferenceReturns | None = None
     """Returns of the random and the optimal policy; None if they are unknown."""
     turns: int | None = None
     """Maximum number of turns of an episode; None if it is unknown."""
@@ -78,12 +78,12 @@ class Evaluation:
     """Rows of `episodes.jsonl`; empty if there are none."""
 
     @property
-    def bounds(self) -> Bounds | None:
+    def bounds(self) -> ReferenceReturns | None:
         """Returns of the environment's random and optimal policy; None if they are unknown."""
-        return Bounds.if_known(self.summary.get("random"), self.summary.get("optimal"))
+        return ReferenceReturns.if_known(self.summary.get("random"), self.summary.get("optimal"))
 
     @property
-    def limits(self) -> TaskLimits:
+    def limits(self) -> MetricLimits:
         """Known limits of the metrics; summaries of older versions have only the returns."""
         turns = self.summary.get("turn_limit")
         declared = self.summary.get("outcomes")
@@ -92,12 +92,12 @@ class Evaluation:
             outcomes = {
                 str(name): (float(low), float(high)) for name, (low, high) in declared.items()
             }
-        return TaskLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
+        return MetricLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
 
     @cached_property
     def units(self) -> list[Hashable]:
-        """Independent unit of each episode, see `unit_of`."""
-        return [unit_of(row) for row in self.episodes]
+        """Independent unit of each episode, see `independent_unit_of`."""
+        return [independent_unit_of(row) for row in self.episodes]
 
     def summary_field(self, key: str) -> str:
         """Return the value of `env`, `policy` or `decoding`; "" if it is unknown.
@@ -179,7 +179,7 @@ def read_run(directory: str | Path) -> RunRecord:
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # unfinished
-    config = upgrade_config(read_mapping(root / "config.yaml"))
+    config = upgraded_config(read_mapping(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
     return RunRecord(
@@ -188,7 +188,7 @@ def read_run(directory: str | Path) -> RunRecord:
         config=config,
         environment=read_mapping(root / "environment.json"),
         metrics=read_metrics(root),
-        samples=_selected_samples(root),
+        samples=_read_samples_for_report(root),
         evaluations=[_read_evaluation(path) for path in names],
         finished=(root / "finished").exists(),
     )
@@ -260,22 +260,23 @@ def _read_evaluation(folder: Path) -> Evaluation:
     return evaluation
 
 
-def _selected_samples(root: Path) -> list[dict[str, Any]]:
+def _read_samples_for_report(root: Path) -> list[dict[str, Any]]:
     """Return the rows of `samples.jsonl` that a report shows, see `RunRecord.samples`.
 
     The file is read row by row, because all rows together may not fit into memory.
     """
-    recorded = (row["step"] for row in sample_rows(root) if has_tokens(row))
+    recorded = (row["step"] for row in sample_rows(root) if has_recorded_tokens(row))
     steps = sorted(set(recorded))
     shown = {steps[i * (len(steps) - 1) // 2] for i in range(3) if steps}
     return [
         row
         for row in sample_rows(root)
-        if row.get("split") in ("before", "after") or (row.get("step") in shown and has_tokens(row))
+        if row.get("split") in ("before", "after")
+        or (row.get("step") in shown and has_recorded_tokens(row))
     ]
 
 
-def has_tokens(row: Mapping[str, Any]) -> bool:
+def has_recorded_tokens(row: Mapping[str, Any]) -> bool:
     """Return whether a row of `samples.jsonl` has recorded tokens."""
     return bool((row.get("tokens") or {}).get("text"))
 

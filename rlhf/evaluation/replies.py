@@ -18,7 +18,7 @@ from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
 
 
-def play_groups(
+def play_episode_groups(
     model: ModelSpec,
     env: EnvSpec,
     rollout: RolloutSpec,
@@ -80,10 +80,10 @@ def sample_replies(
         The conversations of each start state.
 
     Raises:
-        UserError: See ``play_groups``.
+        UserError: See ``play_episode_groups``.
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
-    groups = play_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
+    groups = play_episode_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
     return [[episode.conversation for episode in group] for group in groups]
 
 

@@ -12,8 +12,8 @@ from rlhf.evaluation.metrics import UnitName, binary_values, unit_name
 from rlhf.evaluation.records import (
     REFERENCE_POLICIES,
     Evaluation,
+    MetricLimits,
     RunRecord,
-    TaskLimits,
     episode_value,
 )
 
@@ -114,7 +114,7 @@ def _select_evaluations(
 
 
 @dataclass(frozen=True)
-class MethodValues:
+class MetricValuesByMethod:
     """Values of one metric for every method."""
 
     methods: dict[str, Method]
@@ -123,13 +123,13 @@ class MethodValues:
     """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
     """Environment -> the two possible values of a binary metric, see `binary_values`."""
-    limits: Mapping[str, TaskLimits]
+    limits: Mapping[str, MetricLimits]
     """Environment -> known limits of its metrics."""
     unit_names: Mapping[Setting, UnitName]
     """Setting -> name of its independent units, see `unit_name`."""
 
 
-def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValues:
+def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValuesByMethod:
     """Collect the values of `metric` by method, setting, training seed and independent unit.
 
     Raises:
@@ -139,7 +139,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
     unscored: Counter[str] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
     values: dict[str, list[float]] = defaultdict(list)
-    limits: dict[str, TaskLimits] = {}
+    limits: dict[str, MetricLimits] = {}
     names: dict[Setting, UnitName] = {}
     evaluations, left_out = _select_evaluations(runs)
     for item in evaluations:
@@ -168,7 +168,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MethodValue
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
     ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
-    return MethodValues(methods, notes, ranges, limits, names)
+    return MetricValuesByMethod(methods, notes, ranges, limits, names)
 
 
 def training_seed(run: RunRecord) -> int:

@@ -20,10 +20,10 @@ from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
-    is_complete,
-    play_model,
-    play_reference,
-    reference_returns,
+    is_complete_evaluation,
+    play_model_episodes,
+    play_reference_episodes,
+    random_and_optimal_return,
     summarize,
     write_evaluation,
 )
@@ -66,7 +66,7 @@ def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
             find_model(spec.model)
     data = load_evaluation_data(config)
     for spec in config.policies:
-        if is_complete(run.directory / "evaluation" / spec.name):
+        if is_complete_evaluation(run.directory / "evaluation" / spec.name):
             continue  # The evaluation was finished before an interruption.
         log.info("evaluating %s", spec.name)
         _evaluate_policy(spec, data, run)
@@ -107,7 +107,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     if config.env:
         rows = _play_episodes(spec, policy, data, examples, counts)
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        low, high = reference_returns(make_env) if config.env.id else (None, None)
+        low, high = random_and_optimal_return(make_env) if config.env.id else (None, None)
         summary = summarize(
             rows,
             name=spec.name,
@@ -162,7 +162,7 @@ def _add_metrics_without_episodes(
             for row in data.text
         ]
         losses = completion_losses(policy, text, max_length=config.max_length)
-        summary["metrics"] |= text_summary(losses)
+        summary["metrics"] |= text_loss_metrics(losses)
         if losses.truncated:
             note = f"text: {losses.truncated} of {len(text)} examples were truncated to max_length "
             note += f"= {config.max_length} tokens"
@@ -203,7 +203,7 @@ def _play_episodes(
     )
     if policy is None:
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        return play_reference(
+        return play_reference_episodes(
             spec.name,
             make_env,
             starts,
@@ -221,14 +221,14 @@ def _play_episodes(
         split="test",
     )
     try:
-        return play_model(
+        return play_model_episodes(
             collector, starts, decoding=config.decoding, rewards=data.rewards, counts=counts
         )
     finally:
         collector.close()
 
 
-def text_summary(losses: CompletionLosses) -> dict[str, Any]:
+def text_loss_metrics(losses: CompletionLosses) -> dict[str, Any]:
     """Return the loss per token, the perplexity and the bits per byte, with intervals.
 
     The independent units of the intervals are examples. Examples without completion tokens are
@@ -250,17 +250,17 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
         )
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
-    loss = _clip_at_zero(ratio_interval(nats, tokens))
+    loss = _clipped_at_zero(ratio_interval(nats, tokens))
     with np.errstate(over="ignore"):
         value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
     perplexity = replace(loss, value=value, low=low, high=high)
     metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():
-        metrics["text_bits_per_byte"] = _clip_at_zero(ratio_interval(nats / math.log(2), size))
+        metrics["text_bits_per_byte"] = _clipped_at_zero(ratio_interval(nats / math.log(2), size))
     return {name: estimate.as_dict() for name, estimate in metrics.items()}
 
 
-def _clip_at_zero(estimate: Interval) -> Interval:
+def _clipped_at_zero(estimate: Interval) -> Interval:
     """Return the interval with a lower end of at least 0, because a loss is not negative."""
     return replace(estimate, low=max(0.0, estimate.low)) if estimate.known else estimate
 

@@ -52,8 +52,8 @@ class Difference:
     verdict: str
     """The result of the comparison in words."""
     p_value: float
-    """Two-sided p value of the sign-flip test, increased by a shared error. `_Test` describes how
-    the winner is determined."""
+    """Two-sided p value of the sign-flip test, increased by a shared error. `_PairedTest` describes
+    how the winner is determined."""
     coverage_normal: float | None
     """Simulated coverage of the interval for n normally distributed differences, where n is the
     number of pairs; None if it was not simulated."""
@@ -63,7 +63,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class _Test:
+class _PairedTest:
     """Test of paired differences, for `compare_means`.
 
     The sign-flip test is used if there are enough pairs for its p value to reach `level`. With
@@ -116,7 +116,7 @@ class _Test:
         """
         if not self.excludes_zero:
             return False
-        if self.n >= fewest_pairs(self.level) or self.unit != "training seeds":
+        if self.n >= fewest_pairs_for_significance(self.level) or self.unit != "training seeds":
             return self.p_value <= self.level
         if self.n < FEWEST_SEEDS or not self.same_sign:
             return False
@@ -148,7 +148,7 @@ def compare_means(
     """Compare the values of `method` with the paired values of `baseline`.
 
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
-    most 5%. A winner is declared if the difference is significant at this level, as `_Test`
+    most 5%. A winner is declared if the difference is significant at this level, as `_PairedTest`
     describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs,
     or `fewest_seeds_against_reference` runs with `shared_differences`. At a level of 5%, the
     sign-flip test needs at least six pairs.
@@ -186,7 +186,7 @@ def compare_means(
     if shared:
         strict = _difference_interval(deltas, is_count, span, shared, shared.stricter(level))
         excludes_zero = strict.low > 0 or strict.high < 0
-    test = _Test(deltas, unit, level, runs, p_value, shared, excludes_zero)
+    test = _PairedTest(deltas, unit, level, runs, p_value, shared, excludes_zero)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
@@ -217,14 +217,14 @@ def _increased(p_value: float, deltas: np.ndarray, shared: SharedError | None) -
     return shared.increased(p_value, deltas) if shared else p_value
 
 
-def fewest_pairs(level: float = 0.05) -> int:
+def fewest_pairs_for_significance(level: float = 0.05) -> int:
     """Return the smallest number of pairs for which the sign-flip test can reach p <= `level`."""
     return math.ceil(math.log2(2 / level))
 
 
-def _result_text(test: _Test, method: str, baseline: str, leader: str) -> str:
+def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> str:
     """Return the result of a test in words; `leader` is the method with the better mean."""
-    n, unit, needed = test.n, test.unit, fewest_pairs(test.level)
+    n, unit, needed = test.n, test.unit, fewest_pairs_for_significance(test.level)
     other = baseline if leader == method else method
     no_winner = f"no winner between {method} and {baseline}: the difference is not significant"
     if not test.deltas.any():

@@ -25,7 +25,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * MATRIX_SIZE**3 / best
 
 
-def update_flops(model: Any, *, tokens: int, head_tokens: int) -> float:
+def forward_and_backward_flops(model: Any, *, tokens: int, head_tokens: int) -> float:
     """Return the FLOPs of a forward and a backward pass, computed from the number of weights.
 
     Each weight takes two FLOPs per token in the forward pass and four in the backward pass. The

@@ -22,7 +22,7 @@ from rlhf.models.checks import check_model, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_model_files, commit_of, hub_id_of, resolve_model_folder
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
-from rlhf.models.scratch import make_model, make_tokenizer
+from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
 
@@ -81,7 +81,7 @@ def load_model(
     hub = None
     if spec.scratch:
         tokenizer = make_tokenizer(texts, spec.scratch.vocab_size)
-        model: Any = make_model(spec.scratch, tokenizer, seed=seed)
+        model: Any = make_random_llama_model(spec.scratch, tokenizer, seed=seed)
         dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
         folder = find_model(spec)

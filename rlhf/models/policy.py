@@ -26,7 +26,7 @@ VALUE_FILE = "value_head.safetensors"
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class TokenLogprobsAndValues:
     """Outputs of one forward pass over a batch.
 
     Index t of a [B, T] tensor describes token t. Elements outside the action mask are 0.
@@ -111,7 +111,7 @@ class Policy:
         temperature: float = 1.0,
         with_entropy: bool = True,
         with_balance: bool = False,
-    ) -> TokenScores:
+    ) -> TokenLogprobsAndValues:
         """Compute log-probabilities, entropies and values of the sampled tokens of a batch.
 
         Args:
@@ -144,7 +144,7 @@ class Policy:
         logprobs = _scatter_to_actions(selected, action_mask)
         entropy = _scatter_to_actions(entropies, action_mask)
         if self.value_head is None:
-            return TokenScores(logprobs, entropy, None, None, balance)
+            return TokenLogprobsAndValues(logprobs, entropy, None, None, balance)
         if self.value_trunk:
             hidden, _ = flat_hidden_states(
                 self.model, tokens, attention_mask, trunk=self.value_trunk
@@ -152,7 +152,7 @@ class Policy:
         values = _scatter_to_actions(self.value_head(hidden.index_select(0, before)), action_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         end = self.value_head(hidden.index_select(0, last))
-        return TokenScores(logprobs, entropy, values, end, balance)
+        return TokenLogprobsAndValues(logprobs, entropy, values, end, balance)
 
     def count_computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Return the number of tokens in a forward pass over a batch (see ``packing``)."""

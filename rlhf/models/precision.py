@@ -112,9 +112,9 @@ class MasterOptimizer(torch.optim.Optimizer):
             for group in self.param_groups
         ]
         self._chunks = [
-            _Chunk(group, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
+            _OptimizerChunk(group, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
             for group, masters in enumerate(self.master_weights)
-            for pieces in _group_into_chunks(
+            for pieces in _group_weight_pairs_into_chunks(
                 zip(self.param_groups[group]["params"], masters, strict=True)
             )
         ]
@@ -205,7 +205,7 @@ class MasterSGD(MasterOptimizer):
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _WeightPiece:
     """Rows of a weight and the same rows of its master weight."""
 
     weight: torch.Tensor
@@ -217,23 +217,23 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class _OptimizerChunk:
     """Pieces of one parameter group that are updated together."""
 
     group: int
     """Index of the parameter group."""
     inner: torch.optim.Optimizer
-    pieces: list[_Piece]
+    pieces: list[_WeightPiece]
 
 
-def _group_into_chunks(
+def _group_weight_pairs_into_chunks(
     pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
-) -> Iterator[list[_Piece]]:
+) -> Iterator[list[_WeightPiece]]:
     """Split pairs (weight, master weight) into pieces, and yield chunks of pieces.
 
     A chunk has at most ``OPTIMIZER_CHUNK_ELEMENTS`` elements, or consists of one larger piece.
     """
-    chunk: list[_Piece] = []
+    chunk: list[_WeightPiece] = []
     size = 0
     for piece in (piece for pair in pairs for piece in _split_into_pieces(*pair)):
         if chunk and size + piece.master.numel() > OPTIMIZER_CHUNK_ELEMENTS:
@@ -245,15 +245,15 @@ def _group_into_chunks(
         yield chunk
 
 
-def _split_into_pieces(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
+def _split_into_pieces(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_WeightPiece]:
     """Split a weight into pieces of rows with at most ``OPTIMIZER_CHUNK_ELEMENTS`` elements.
 
     A weight without a separate master weight is not split, and a piece has at least one row.
     """
     if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
-        yield _Piece(weight, ..., master)
+        yield _WeightPiece(weight, ..., master)
         return
     height = max(1, OPTIMIZER_CHUNK_ELEMENTS // weight[0].numel())
     for start in range(0, len(weight), height):
         rows = slice(start, start + height)
-        yield _Piece(weight, rows, master[rows])
+        yield _WeightPiece(weight, rows, master[rows])

@@ -31,7 +31,7 @@ _MAX_CONFIG_VALUES = {
 }
 
 
-def reduced_copy(model: Any) -> Any | None:
+def small_random_model_like(model: Any) -> Any | None:
     """Return a small model with the architecture of ``model``, in evaluation mode.
 
     The result is None if no model with a reduced configuration can be made and run.

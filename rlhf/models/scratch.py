@@ -41,7 +41,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     return fast
 
 
-def make_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
+def make_random_llama_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
     """Make a float32 Llama model of the size in ``spec``, with random weights from ``seed``.
 
     The state of the global random generator is not changed.

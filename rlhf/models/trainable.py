@@ -53,7 +53,7 @@ def trained_parameters(model: Any) -> list[nn.Parameter]:
     ]
 
 
-def parameters_without_gradient(model: nn.Module) -> list[str]:
+def parameter_names_without_gradient(model: nn.Module) -> list[str]:
     """Return the names of the trainable parameters that have no gradient after a backward pass.
 
     Parameters of experts are omitted, because an expert to which no token was routed has no
@@ -100,7 +100,7 @@ def warn_of_ignored_dropout(command: str, spec: ModelSpec) -> None:
         )
 
 
-class WeightChange:
+class WeightChangeDetector:
     """Measures by checksums which trained parameter tensors of a model have changed.
 
     Args:
@@ -111,7 +111,7 @@ class WeightChange:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._start = [_checksum(p) for p in self._parameters]
 
-    def changed_fraction(self) -> float:
+    def changed_tensor_fraction(self) -> float:
         """Return the fraction of the trained parameter tensors that differ from the start."""
         pairs = zip(self._parameters, self._start, strict=True)
         return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)

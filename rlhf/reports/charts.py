@@ -65,7 +65,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _AxisRanges:
     """Ranges of the axes, and the transformation from data coordinates to the SVG view box."""
 
     x0: float
@@ -95,7 +95,7 @@ def chart_html(chart: Chart) -> str:
     note = f'<p class="note">{esc(chart.note)}</p>' if chart.note else ""
     if not lines:
         return f'<figure class="chart">{title}<p class="empty">nothing logged</p>{note}</figure>'
-    frame = _frame_around(lines)
+    frame = _axis_ranges_around(lines)
     body = [_shaded_range_svg(*chart.shade, frame)] if chart.shade else []
     whole = all(float(x).is_integer() for line in lines for x in line.x)
     body += [_grid_svg(frame), _x_axis_svg(frame, chart.x_label, whole=whole)]
@@ -124,7 +124,7 @@ def tick_values(low: float, high: float, count: int = 4, *, whole: bool = False)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame_around(lines: Sequence[Series]) -> _Frame:
+def _axis_ranges_around(lines: Sequence[Series]) -> _AxisRanges:
     """Return the ranges of the axes that contain all lines and bands."""
     xs = [x for s in lines for x in s.x]
     ys = [y for s in lines for y in (*s.y, *s.low, *s.high)]
@@ -133,10 +133,10 @@ def _frame_around(lines: Sequence[Series]) -> _Frame:
     if 0 < y0 < 0.35 * y1:
         y0 = 0.0
     pad = 0.06 * (y1 - y0) or 0.5 * abs(y1) or 1.0
-    return _Frame(x0, x1 if x1 > x0 else x0 + 1, y0 if y0 == 0 else y0 - pad, y1 + pad)
+    return _AxisRanges(x0, x1 if x1 > x0 else x0 + 1, y0 if y0 == 0 else y0 - pad, y1 + pad)
 
 
-def _grid_svg(frame: _Frame) -> str:
+def _grid_svg(frame: _AxisRanges) -> str:
     """Return the horizontal grid lines with their labels."""
     parts = []
     for value in tick_values(frame.y0, frame.y1):
@@ -150,7 +150,7 @@ def _grid_svg(frame: _Frame) -> str:
     return "".join(parts)
 
 
-def _x_axis_svg(frame: _Frame, label: str, *, whole: bool) -> str:
+def _x_axis_svg(frame: _AxisRanges, label: str, *, whole: bool) -> str:
     """Return the horizontal axis with its ticks and its name `label`."""
     base = HEIGHT - BOTTOM
     marks = tick_values(frame.x0, frame.x1, 5, whole=whole)
@@ -167,7 +167,7 @@ def _x_axis_svg(frame: _Frame, label: str, *, whole: bool) -> str:
     return "".join(parts)
 
 
-def _shaded_range_svg(low: float, high: float, frame: _Frame) -> str:
+def _shaded_range_svg(low: float, high: float, frame: _AxisRanges) -> str:
     """Return a rectangle that shades the range [low, high] of x."""
     left, right = frame.x_position(max(low, frame.x0)), frame.x_position(min(high, frame.x1))
     return (
@@ -176,7 +176,7 @@ def _shaded_range_svg(low: float, high: float, frame: _Frame) -> str:
     )
 
 
-def _vertical_line_svg(x: float, label: str, frame: _Frame) -> str:
+def _vertical_line_svg(x: float, label: str, frame: _AxisRanges) -> str:
     """Return a labeled vertical line at x."""
     at, left = frame.x_position(x), x > (frame.x0 + frame.x1) / 2
     line = (
@@ -189,7 +189,7 @@ def _vertical_line_svg(x: float, label: str, frame: _Frame) -> str:
     )
 
 
-def _line_svg(series: Series, frame: _Frame) -> str:
+def _line_svg(series: Series, frame: _AxisRanges) -> str:
     """Return the path of a line, and a dot at its last point.
 
     A short line has dots at all points. A long line is drawn faintly, with its moving average over
@@ -210,7 +210,7 @@ def _line_svg(series: Series, frame: _Frame) -> str:
     return "".join(parts)
 
 
-def _band_svg(series: Series, frame: _Frame) -> str:
+def _band_svg(series: Series, frame: _AxisRanges) -> str:
     """Return the polygon of a line's band."""
     upper = [
         (frame.x_position(x), frame.y_position(y))
@@ -224,7 +224,7 @@ def _band_svg(series: Series, frame: _Frame) -> str:
     return f'<polygon class="band {esc(series.color)}" points="{points}"/>'
 
 
-def _path_data(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
+def _path_data(xs: Sequence[float], ys: Sequence[float], frame: _AxisRanges) -> str:
     """Return the data of an SVG path through points."""
     points = (
         f"{frame.x_position(x):.1f} {frame.y_position(y):.1f}" for x, y in zip(xs, ys, strict=True)
@@ -246,7 +246,7 @@ def _screen_reader_text(chart: Chart, lines: Sequence[Series]) -> str:
     return f"{chart.title}: {'; '.join(parts)}"
 
 
-def _cursor_data(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
+def _cursor_data(chart: Chart, lines: Sequence[Series], frame: _AxisRanges) -> str:
     """Return the data that report.js needs for the cursor, as escaped JSON."""
     data = {
         "label": chart.x_label,

@@ -57,17 +57,19 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
         results.evaluation_table(runs, label_by_method=True),
         results.difference_table(comparisons),
     ]
-    tables += [metric_table(methods), config_table(methods)]
+    tables += [final_metric_table(methods), config_difference_table(methods)]
     filled = [table for table in tables if table.rows]
     target = Path(path)
     save_tables(target.parent / f"{target.stem}_tables", filled)
     counts = _run_counts(runs, methods)
-    colors = _method_colors(counts, methods)
+    colors = _method_color_classes(counts, methods)
     first = comparisons[0] if comparisons else None
     body = [_header_html(_page_title(first, counts), counts, colors)]
     if first:
         body.append(results.verdict_list_html(first))
-        forests = results.score_plots_html(first, results.bounds_by_environment(runs), colors)
+        forests = results.score_plots_html(
+            first, results.reference_returns_by_environment(runs), colors
+        )
         body.append(section_html("Result", forests, results.difference_plots_html(first)))
     body.append(section_html("Curves", _metric_charts_html(methods, colors)))
     body += [section_html(table.title, table.to_html()) for table in filled]
@@ -114,7 +116,7 @@ def _run_counts(
     return evaluated | trained or counts
 
 
-def _method_colors(
+def _method_color_classes(
     counts: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, str]:
     """Return the CSS color class of each method.
@@ -160,7 +162,7 @@ def _transcripts_html(runs: Sequence[RunRecord], comparison: Comparison | None) 
     return _collapsible_html(title, note + cards)
 
 
-def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
+def config_difference_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     """Return a table of the configuration keys that differ between the methods' first runs.
 
     Keys of output directories are omitted.
@@ -176,7 +178,7 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     return Table("configs", "Configuration differences", ["key", *methods], rows)
 
 
-def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
+def final_metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     """Return a table of the last value of every metric, as the mean over training seeds."""
     rows = [
         [key, *(_mean_last_value(runs, key) for runs in methods.values())]
@@ -185,7 +187,9 @@ def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     return Table("metrics", "Final metrics", ["metric", *methods], rows)
 
 
-def mean_over_runs(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
+def mean_metric_curve_over_runs(
+    runs: Sequence[RunRecord], key: str
+) -> tuple[list[float], list[Interval]]:
     """Return the mean of a metric over runs, with its interval, at each common step.
 
     Returns:
@@ -209,7 +213,7 @@ def _metric_charts_html(
     """
     shared, alone, constant = [], [], []
     for key in _metric_keys(methods):
-        bands = {name: mean_over_runs(runs, key) for name, runs in methods.items()}
+        bands = {name: mean_metric_curve_over_runs(runs, key) for name, runs in methods.items()}
         lines = [
             Series.from_estimates(capitalize_acronyms(name), steps, estimates, colors[name])
             for name, (steps, estimates) in bands.items()

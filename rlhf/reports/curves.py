@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series
-from rlhf.runs.diagnostics import gold_key, over_optimization_peak
+from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
 _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", (("train/loss", "train"), ("eval/loss", "held out"))),
@@ -43,7 +43,7 @@ def is_online(run: RunRecord) -> bool:
 
 def reward_charts(run: RunRecord) -> list[Chart]:
     """Return the panels of the proxy reward, the gold reward and the KL to the initial policy."""
-    gold = gold_key(run)
+    gold = gold_metric_key(run)
     source = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
     peak = over_optimization_peak(run)
     mark = (peak.step, "gold peaks") if peak else None

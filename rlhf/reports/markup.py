@@ -45,12 +45,13 @@ class Table:
     def to_html(self) -> str:
         """Return the table as HTML in a scrollable box, with links that save it as CSV and JSON.
 
-        Columns with equal cells are moved to a caption below the table, see `_in_caption`.
+        Columns with equal cells are moved to a caption below the table, see `_is_shown_in_caption`.
         """
-        shown = [i for i in range(len(self.columns)) if not self._in_caption(i)]
+        shown = [i for i in range(len(self.columns)) if not self._is_shown_in_caption(i)]
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
-            f'<th scope="col"{_alignment(i in numeric)}>{label_html(self.columns[i])}</th>'
+            f'<th scope="col"{_alignment_attribute(i in numeric)}>'
+            f"{label_html(self.columns[i])}</th>"
             for i in shown
         )
         body = "".join(
@@ -62,7 +63,7 @@ class Table:
         links = f"{self._download_link('csv')} {self._download_link('json')}"
         save = f'<p class="saves">Save as {links}</p>'
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f'<div class="table" tabindex="0">{table}</div>{self._caption()}{save}'
+        return f'<div class="table" tabindex="0">{table}</div>{self._caption_html()}{save}'
 
     def _download_link(self, ending: str) -> str:
         """Return a data URL link that saves the whole table as `ending` ("csv" or "json")."""
@@ -80,7 +81,7 @@ class Table:
         if isinstance(cell, str):
             cell = self._display_text(cell, column)
         long = ' class="long"' if isinstance(cell, str) and len(cell) > 40 else ""
-        return f"<td{_alignment(is_number) or long}>{cell_html(cell)}</td>"
+        return f"<td{_alignment_attribute(is_number) or long}>{cell_content_html(cell)}</td>"
 
     def _display_text(self, text: str, column: int) -> str:
         """Return the displayed text of a cell: with minus signs, capital acronyms, or unchanged."""
@@ -89,7 +90,7 @@ class Table:
             return with_minus_signs(text)
         return capitalize_acronyms(text) if name in _NAME_COLUMNS else text
 
-    def _in_caption(self, column: int) -> bool:
+    def _is_shown_in_caption(self, column: int) -> bool:
         """Return whether a column is shown in the caption instead of the table.
 
         A column of a table with several rows is shown in the caption if all its cells are equal. A
@@ -104,12 +105,12 @@ class Table:
         wide = len(self.rows) == 1 and len(self.columns) >= _MIN_WIDE_COLUMNS
         return wide and column > 0 and _is_plain(self.rows[0][column])
 
-    def _caption(self) -> str:
+    def _caption_html(self) -> str:
         """Return the note with the columns in the caption, or an empty string."""
         facts = [
             f"{label_html(self.columns[i])} {self._common_cell_html(i)}"
             for i in range(len(self.columns))
-            if self._in_caption(i) and self.rows[0][i] is not None
+            if self._is_shown_in_caption(i) and self.rows[0][i] is not None
         ]
         lead = "In every row" if len(self.rows) > 1 else "Also"
         return f'<p class="note">{lead}: {"; ".join(facts)}.</p>' if facts else ""
@@ -119,7 +120,9 @@ class Table:
         cell = self.rows[0][column]
         if isinstance(cell, Interval):
             return esc(number_text(cell.value))
-        return cell_html(self._display_text(cell, column) if isinstance(cell, str) else cell)
+        return cell_content_html(
+            self._display_text(cell, column) if isinstance(cell, str) else cell
+        )
 
     def to_csv(self) -> str:
         """Return comma-separated values with a header line.
@@ -199,7 +202,7 @@ def interval_text(estimate: Interval) -> str:
     return f"[{number_text(estimate.low)}, {number_text(estimate.high)}]"
 
 
-def cell_html(cell: Cell) -> str:
+def cell_content_html(cell: Cell) -> str:
     """Return the HTML content of a table cell."""
     if cell is None:
         return '<span class="note">–</span>'
@@ -239,7 +242,7 @@ def section_id(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def contents_html(body: str) -> str:
+def table_of_contents_html(body: str) -> str:
     """Return links to the sections in `body`, or an empty string for fewer than three sections."""
     titles = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
     if len(titles) < 3:
@@ -248,7 +251,7 @@ def contents_html(body: str) -> str:
     return f'<nav class="contents" aria-label="Contents">{links}</nav>'
 
 
-def _alignment(is_numeric: bool) -> str:
+def _alignment_attribute(is_numeric: bool) -> str:
     """Return the attribute that right-aligns a cell, or an empty string."""
     return ' class="n"' if is_numeric else ""
 

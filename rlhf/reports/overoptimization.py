@@ -38,7 +38,7 @@ def read_results(runs: Sequence[RunRecord]) -> list[Result]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
-def overoptimization_section(results: Sequence[Result]) -> str:
+def overoptimization_section_html(results: Sequence[Result]) -> str:
     """Return the findings, the training curves and the best-of-n curves, as HTML."""
     parts = []
     for result in results:
@@ -69,7 +69,7 @@ def _series_by_distance(row: Result, key: str, name: str, color: str) -> Series:
 
     The points are sorted by sqrt(KL), because the KL may decrease from step to step.
     """
-    d = _distances(row)
+    d = _sqrt_kl_values(row)
     order = sorted(range(len(d)), key=d.__getitem__)
     return series_with_band(name, [d[i] for i in order], [row[key][i] for i in order], color)
 
@@ -107,7 +107,7 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
     note += f", {inside} the predicted interval (shaded)." if fit else "."
     steps = [float(step) for step in row["steps"]]
-    distance = Series("√KL", steps, _distances(row), "c5")
+    distance = Series("√KL", steps, _sqrt_kl_values(row), "c5")
     turn = (float(observed["step"]), "gold peaks")
     return [
         Chart("Proxy", [proxy], "Training objective.", "√KL", mark, shade),
@@ -151,7 +151,9 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     if len(data) > 1:
         charts.append(_gold_chart("Gold by data", data, lambda row: f"{row['pairs']:,} pairs"))
     if len(size) > 1:
-        charts.append(_gold_chart("Gold by size", size, lambda row: _size_text(row["parameters"])))
+        charts.append(
+            _gold_chart("Gold by size", size, lambda row: _parameter_count_text(row["parameters"]))
+        )
     return charts
 
 
@@ -163,15 +165,15 @@ def _gold_chart(title: str, rows: Sequence[Result], name: Any) -> Chart:
 
 def _mean_series(row: Result, name: str, color: str, *, key: str = "gold") -> Series:
     """Return the line of the means of `key` over sqrt(KL), without intervals."""
-    return Series(name, _distances(row), [item["mean"] for item in row[key]], color)
+    return Series(name, _sqrt_kl_values(row), [item["mean"] for item in row[key]], color)
 
 
-def _distances(row: Result) -> list[float]:
+def _sqrt_kl_values(row: Result) -> list[float]:
     """Return sqrt(KL) of each point."""
     return [math.sqrt(kl) for kl in row["kl"]]
 
 
-def _size_text(parameters: int | None) -> str:
+def _parameter_count_text(parameters: int | None) -> str:
     """Return a number of parameters as text, such as "1.5M"."""
     if parameters is None:
         return "unknown size"

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from importlib.resources import files
 
-from rlhf.reports.markup import contents_html, esc
+from rlhf.reports.markup import esc, table_of_contents_html
 
 # The content security policy blocks all requests, and all scripts except that with this hash.
 _CONTENT_SECURITY_POLICY = (
@@ -17,7 +17,7 @@ _CONTENT_SECURITY_POLICY = (
 def page_html(title: str, body: str) -> str:
     """Return an HTML document with `body`; a table of contents is inserted after its header."""
     head, closing, rest = body.partition("</header>")
-    body = f"{head}{closing}{contents_html(body)}{rest}"
+    body = f"{head}{closing}{table_of_contents_html(body)}{rest}"
     home = files("rlhf.reports")
     style = home.joinpath("report.css").read_text(encoding="utf-8")
     script = "\n" + home.joinpath("report.js").read_text(encoding="utf-8")

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, coverage_text
+from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, simulated_coverage_text
 from rlhf.evaluation.metrics import metric_interval, unit_name
 from rlhf.evaluation.records import (
-    Bounds,
     Evaluation,
+    ReferenceReturns,
     RunRecord,
     episode_metric_names,
     episode_value,
@@ -77,7 +77,7 @@ def verdict_item_html(d: Difference, metric: str, tone: str | None) -> str:
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
-        f"<span>{label_html(f'{d.method} − {d.baseline}')}: {signed_text(d.estimate)} "
+        f"<span>{label_html(f'{d.method} − {d.baseline}')}: {signed_value_text(d.estimate)} "
         f"{esc(metric)}, 95% {interval_text(d.estimate)}, "
         f"{d.estimate.units} paired {esc(d.unit)} · {esc(setting)}</span></li>"
     )
@@ -91,7 +91,7 @@ def verdict_html(verdict: str) -> str:
 
 def score_plots_html(
     comparison: Comparison,
-    limits: Mapping[str, Bounds],
+    limits: Mapping[str, ReferenceReturns],
     colors: Mapping[str, str] | None = None,
 ) -> str:
     """Return a forest plot of the methods' scores for each environment and decoding, as HTML.
@@ -141,7 +141,11 @@ def evaluation_table(runs: Sequence[RunRecord], *, label_by_method: bool = False
     The rows are labeled by stage and policy, or by method and training seed if `label_by_method`
     is set.
     """
-    items = _label_by_method(runs) if label_by_method else _label_by_stage(runs)
+    items = (
+        _evaluations_labeled_by_method(runs)
+        if label_by_method
+        else _evaluations_labeled_by_stage(runs)
+    )
     evaluated = [(label, e, metrics) for label, e in items if (metrics := _evaluation_metrics(e))]
     keys = list(dict.fromkeys(key for _, _, metrics in evaluated for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN_METRICS and key != "normalized"]
@@ -153,13 +157,13 @@ def evaluation_table(runs: Sequence[RunRecord], *, label_by_method: bool = False
     for label, evaluation, metrics in evaluated:
         count = evaluation.summary.get("episodes") or len(evaluation.episodes)
         cells: list[Cell] = [*label, evaluation.summary_field("env")]
-        cells += [evaluation.summary_field("decoding"), int(count), _units_text(evaluation)]
+        cells += [evaluation.summary_field("decoding"), int(count), _unit_count_text(evaluation)]
         cells += [metrics.get("normalized")] if fraction else []
         rows.append(cells + [metrics.get(key) for key in keys])
     return Table("evaluations", "Evaluations", columns, rows)
 
 
-def _units_text(evaluation: Evaluation) -> str | None:
+def _unit_count_text(evaluation: Evaluation) -> str | None:
     """Return the number and name of the independent units, such as "10 prompts"."""
     summary = evaluation.summary
     if "units" in summary and "unit" in summary:
@@ -170,7 +174,7 @@ def _units_text(evaluation: Evaluation) -> str | None:
     return count_text(len(set(units)), unit_name(units).removesuffix("s"))
 
 
-def _label_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+def _evaluations_labeled_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
     """Return the evaluations of the table with their labels (stage and policy).
 
     Evaluations that another run replaces are omitted, see `method_evaluations`.
@@ -184,7 +188,9 @@ def _label_by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluat
     ]
 
 
-def _label_by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+def _evaluations_labeled_by_method(
+    runs: Sequence[RunRecord],
+) -> list[tuple[list[Cell], Evaluation]]:
     """Return the evaluations of the table with their labels (method and training seed)."""
     items: list[tuple[list[Cell], Evaluation]] = [
         ([item.method, None if item.is_reference else item.seed], item.evaluation)
@@ -221,7 +227,7 @@ def notes_html(comparisons: Sequence[Comparison]) -> str:
     worst = min(
         (d for c in comparisons[:1] for d in c.differences), key=_lowest_coverage, default=None
     )
-    lines = [coverage] if worst and (coverage := coverage_text(worst)) else []
+    lines = [coverage] if worst and (coverage := simulated_coverage_text(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
     return "".join(f'<p class="note">{sentence_html(line)}.</p>' for line in dict.fromkeys(lines))
 
@@ -232,7 +238,7 @@ def _lowest_coverage(difference: Difference) -> float:
     return min((share for share in shares if share is not None), default=1.0)
 
 
-def bounds_by_environment(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
+def reference_returns_by_environment(runs: Sequence[RunRecord]) -> dict[str, ReferenceReturns]:
     """Return environment -> returns of the random and the optimal policy, if both are known."""
     evaluations = (e for run in runs for e in run.evaluations)
     return {e.summary_field("env"): e.bounds for e in evaluations if e.bounds}
@@ -293,7 +299,9 @@ def _has_several_values(runs: Sequence[RunRecord], metric: str) -> bool:
     return len(values - {None}) > 1
 
 
-def _score_row(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str]) -> ForestRow:
+def _score_row(
+    row: MethodScore, bound: ReferenceReturns | None, colors: Mapping[str, str]
+) -> ForestRow:
     """Return the row of a forest plot for the score of a method."""
     tone = "ref" if row.decoding in ("random", "expert") else colors.get(row.method, "c1")
     text = interval_text(row.estimate)
@@ -310,11 +318,16 @@ def _difference_row(d: Difference, comparison: Comparison) -> ForestRow:
     several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
     setting = f"{d.env} {d.decoding}" if several else f"{d.estimate.units:,} paired {d.unit}"
     return ForestRow(
-        d.method, setting, d.estimate, signed_text(d.estimate), interval_text(d.estimate), tone
+        d.method,
+        setting,
+        d.estimate,
+        signed_value_text(d.estimate),
+        interval_text(d.estimate),
+        tone,
     )
 
 
-def signed_text(estimate: Interval) -> str:
+def signed_value_text(estimate: Interval) -> str:
     """Return the value of an estimate as text, with a plus or minus sign."""
     return f"{'+' if estimate.value > 0 else ''}{number_text(estimate.value)}"
 

@@ -20,8 +20,8 @@ from rlhf.reports.markup import (
     number_text,
     with_minus_signs,
 )
-from rlhf.reports.results import interval_from_mapping, series_with_band, signed_text
-from rlhf.reward_models.report.tables import Report, benchmark_scores, report_tables
+from rlhf.reports.results import interval_from_mapping, series_with_band, signed_value_text
+from rlhf.reward_models.report.tables import Report, flat_benchmark_scores, report_tables
 
 
 def is_reward_report(evaluation: Evaluation) -> bool:
@@ -43,9 +43,9 @@ def reward_reports_html(runs: Sequence[RunRecord]) -> str:
             parts += [findings_html(report), accuracy_plot_html(report)]
             if len(runs) == 1:
                 parts += [
-                    gain_plot_html(report),
+                    accuracy_gain_plot_html(report),
                     charts_html(_report_charts(report)),
-                    stress_plot_html(report),
+                    stress_test_plot_html(report),
                 ]
             elif (run.directory / "report.html").exists():
                 link = f"{run.name}/report.html"
@@ -108,7 +108,7 @@ def _accuracy_row(name: str, share: Report, tone: str) -> ForestRow:
     )
 
 
-def gain_plot_html(report: Report) -> str:
+def accuracy_gain_plot_html(report: Report) -> str:
     """Return a forest plot of the paired gain in accuracy over each baseline."""
     lines = []
     for name, row in report["baselines"].items():
@@ -116,13 +116,15 @@ def gain_plot_html(report: Report) -> str:
         tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
         prompts = count_text(gain.units, "prompt")
         lines.append(
-            ForestRow(f"over {name}", prompts, gain, signed_text(gain), interval_text(gain), tone)
+            ForestRow(
+                f"over {name}", prompts, gain, signed_value_text(gain), interval_text(gain), tone
+            )
         )
     detail = "over each baseline, 95%"
     return titled_forest_plot_html("Paired gain in accuracy", detail, lines, [(0.0, "no gain")])
 
 
-def stress_plot_html(report: Report) -> str:
+def stress_test_plot_html(report: Report) -> str:
     """Return a forest plot of the change of the score in each stress test."""
     lines = []
     for name, test in (report.get("stress") or {}).items():
@@ -134,7 +136,7 @@ def stress_plot_html(report: Report) -> str:
                 name.replace("_", " "),
                 detail,
                 change,
-                signed_text(change),
+                signed_value_text(change),
                 interval_text(change),
                 tone,
             )
@@ -218,4 +220,4 @@ def _benchmark_table(evaluation: Evaluation) -> Table:
     title = capitalize_acronyms(evaluation.name)
     if result.get("absent"):
         title += f" (not in the file: {', '.join(result['absent'])})"
-    return _make_table(evaluation.name, title, ["part", "score"], benchmark_scores(result))
+    return _make_table(evaluation.name, title, ["part", "score"], flat_benchmark_scores(result))

@@ -11,7 +11,7 @@ from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
 from rlhf.reports.markup import Table, esc, label_html, section_html
 from rlhf.reports.overoptimization import (
-    overoptimization_section,
+    overoptimization_section_html,
     overoptimization_tables,
     read_results,
 )
@@ -20,12 +20,12 @@ from rlhf.reports.profile import profile_tables
 from rlhf.reports.rewards import reward_reports_html, reward_tables
 from rlhf.reports.sections import (
     header_html,
-    learning_section,
-    reward_section,
+    learning_curves_html,
+    reward_curves_html,
     run_details_html,
     warning_box_html,
 )
-from rlhf.reports.tables import save_curves, save_tables
+from rlhf.reports.tables import save_curves_csv, save_tables
 from rlhf.reports.tokens import token_samples_html
 
 REPORT_FILE = "report.html"
@@ -53,7 +53,7 @@ def write_report(directory: str | Path) -> Path:
     tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)
     # The curves are saved as CSV only, because metrics.jsonl already has them as JSON.
-    save_curves(root / "report_tables", runs)
+    save_curves_csv(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
     write_text(target, page_html(title, _body_html(title, runs, comparisons, tables)))
@@ -71,15 +71,19 @@ def _body_html(
         parts.append(results.verdict_list_html(comparisons[0]))
     parts.append(warning_box_html(runs))
     if comparisons:
-        forests = results.score_plots_html(comparisons[0], results.bounds_by_environment(runs))
+        forests = results.score_plots_html(
+            comparisons[0], results.reference_returns_by_environment(runs)
+        )
         parts.append(section_html("Result", forests, results.difference_plots_html(comparisons[0])))
-    parts.append(section_html("Proxy and gold reward", reward_section(runs)))
+    parts.append(section_html("Proxy and gold reward", reward_curves_html(runs)))
     parts.append(section_html("Reward models", reward_reports_html(runs)))
-    parts.append(section_html("Over-optimization", overoptimization_section(read_results(runs))))
+    parts.append(
+        section_html("Over-optimization", overoptimization_section_html(read_results(runs)))
+    )
     shown = [f"<h3>{esc(table.title)}</h3>{table.to_html()}" for table in tables]
     parts.append(section_html("Tables", *shown, results.notes_html(comparisons)))
     parts.append(section_html("Transcripts", _transcripts_html(runs, comparisons)))
-    parts.append(section_html("Learning curves", learning_section(runs)))
+    parts.append(section_html("Learning curves", learning_curves_html(runs)))
     parts.append(section_html("What was run", run_details_html(runs)))
     return "\n".join(part for part in parts if part)
 

@@ -35,7 +35,7 @@ def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     facts += [str(processor)] if processor else []
     chain = "".join(
         f"<li><b>{label_html(run.name)}</b>"
-        + "".join(f"<span>{breakable_html(line)}</span>" for line in _stage_lines(run))
+        + "".join(f"<span>{breakable_html(line)}</span>" for line in _stage_summary_lines(run))
         + "</li>"
         for run in runs
     )
@@ -70,7 +70,7 @@ def warning_box_html(runs: Sequence[RunRecord]) -> str:
     return f'<aside class="warnings"><b>Warnings</b><ul>{items}</ul></aside>'
 
 
-def reward_section(runs: Sequence[RunRecord]) -> str:
+def reward_curves_html(runs: Sequence[RunRecord]) -> str:
     """Return the curves of proxy reward, gold reward and KL for every online stage, as HTML."""
     return "".join(
         f"<h3>{label_html(run.name)}</h3>{charts_html(reward_charts(run))}"
@@ -78,7 +78,7 @@ def reward_section(runs: Sequence[RunRecord]) -> str:
     )
 
 
-def learning_section(runs: Sequence[RunRecord]) -> str:
+def learning_curves_html(runs: Sequence[RunRecord]) -> str:
     """Return the other curves of every stage as HTML, see `learning_charts`."""
     parts = []
     for run in runs:
@@ -104,7 +104,7 @@ def run_details_html(runs: Sequence[RunRecord]) -> str:
     return "".join(parts)
 
 
-def _stage_lines(run: RunRecord) -> list[str]:
+def _stage_summary_lines(run: RunRecord) -> list[str]:
     """Return the lines of a stage: origin of its model, its data, and its steps and time.
 
     An example is ["from SFT", "PreferenceBandit-v0", "120 steps · 45 s"].
@@ -112,11 +112,11 @@ def _stage_lines(run: RunRecord) -> list[str]:
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [count_text(int(steps), "step")] if steps else []
     effort += [duration_text(_training_seconds(run))] if _training_seconds(run) >= 1 else []
-    lines = [_model_text(run.config), _data_text(run.config), " · ".join(effort)]
+    lines = [_model_origin_text(run.config), _data_text(run.config), " · ".join(effort)]
     return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
 
 
-def _model_text(config: Mapping[str, Any]) -> str:
+def _model_origin_text(config: Mapping[str, Any]) -> str:
     """Return text on the origin of a run's model, or an empty string if it is unknown."""
     model = config.get("model")
     if isinstance(model, Mapping):

@@ -16,7 +16,7 @@ from rlhf.reports.markup import Table
 _X_COLUMNS = ("step", "time")
 
 
-def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
+def save_curves_csv(folder: Path, runs: Sequence[RunRecord]) -> None:
     """Write all logged metrics to `curves.csv`, one line for each stage, step and metric."""
     with atomic_path(folder / "curves.csv") as partial, partial.open("w", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -43,12 +43,12 @@ def save_tables(folder: Path, tables: Sequence[Table]) -> None:
     """Write `<slug>.csv` for each table, and `tables.json` with all tables, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        save_csv(folder, table)
+        save_table_csv(folder, table)
     tree = {table.slug: table.to_records() for table in tables}
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     write_text(folder / "tables.json", text + "\n")
 
 
-def save_csv(folder: Path, table: Table) -> None:
+def save_table_csv(folder: Path, table: Table) -> None:
     """Write a table as `<slug>.csv` into a folder that exists."""
     write_text(folder / f"{table.slug}.csv", table.to_csv())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.common.numbers import is_number
-from rlhf.evaluation.records import RunRecord, has_tokens
+from rlhf.evaluation.records import RunRecord, has_recorded_tokens
 from rlhf.reports.markup import esc
 from rlhf.reports.transcripts import message_html, score_text
 
@@ -20,13 +20,13 @@ def token_samples_html(run: RunRecord) -> str:
     The reader of the page selects the quantity that determines the color. Pointing at a token shows
     all its quantities.
     """
-    rows = [row for row in run.samples if has_tokens(row)]
+    rows = [row for row in run.samples if has_recorded_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})
     rows_of = {step: [row for row in rows if row["step"] == step] for step in steps}
     cards = [_sample_html(row) for step in steps for row in rows_of[step][:_ROWS_PER_STEP]]
     if not cards:
         return ""
-    names = dict.fromkeys(name for row in rows for name in _quantity_names(row))
+    names = dict.fromkeys(name for row in rows for name in _token_quantity_names(row))
     first = "advantage" if "advantage" in names else next(iter(names))
     options = "".join(
         f"<option{' selected' if name == first else ''}>{esc(name)}</option>" for name in names
@@ -38,7 +38,7 @@ def token_samples_html(run: RunRecord) -> str:
     )
 
 
-def _quantity_names(row: Mapping[str, Any]) -> list[str]:
+def _token_quantity_names(row: Mapping[str, Any]) -> list[str]:
     """Return the names of the recorded quantities of a sample's tokens."""
     return [name for name in row["tokens"] if name not in ("text", "turn")]
 
@@ -53,7 +53,10 @@ def _sample_html(row: Mapping[str, Any]) -> str:
     ]  # Earlier replies belong to the prompt.
     turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps(
-        {name: [v if is_number(v) else None for v in table[name]] for name in _quantity_names(row)}
+        {
+            name: [v if is_number(v) else None for v in table[name]]
+            for name in _token_quantity_names(row)
+        }
     )
     body = "".join(
         _reply_html(table, turn_of[i], message)

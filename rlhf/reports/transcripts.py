@@ -45,7 +45,7 @@ def before_and_after_html(run: RunRecord) -> str:
                 "After training", score_text(late[seed]), late[seed].get("messages") or []
             ),
         ]
-        cards.append(transcript_card(description, f"seed {seed}", replies))
+        cards.append(transcript_card_html(description, f"seed {seed}", replies))
     return "".join(cards)
 
 
@@ -77,7 +77,7 @@ def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison)
             for name, rows in columns.items()
         ]
         cards.append(
-            transcript_card(f"{description} ({methods})", f"evaluation seed {seed}", replies)
+            transcript_card_html(f"{description} ({methods})", f"evaluation seed {seed}", replies)
         )
     return "".join(cards)
 
@@ -96,7 +96,7 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
     }
 
 
-def transcript_card(description: str, label: str, replies: Sequence[TranscriptColumn]) -> str:
+def transcript_card_html(description: str, label: str, replies: Sequence[TranscriptColumn]) -> str:
     """Return a card as HTML: the common first messages, then a column for each reply."""
     shared = _count_common_messages(replies)
     opening = "".join(message_html(message, quiet=True) for message in replies[0].messages[:shared])

@@ -89,24 +89,24 @@ class Rollout:
         self.policy_versions += [policy_version] * len(ids)
 
     @property
-    def action_turns(self) -> list[int]:
+    def turns_of_sampled_tokens(self) -> list[int]:
         """The turn of each sampled token."""
         return [turn for turn, sampled in zip(self.turn, self.is_action, strict=True) if sampled]
 
     @property
     def num_turns(self) -> int:
         """Number of turns with a reply. An observation after the last reply is not counted."""
-        return 1 + max(self.action_turns, default=-1)
+        return 1 + max(self.turns_of_sampled_tokens, default=-1)
 
     @property
-    def num_actions(self) -> int:
+    def num_sampled_tokens(self) -> int:
         """Number of sampled tokens."""
         return sum(self.is_action)
 
     @property
-    def max_turn_length(self) -> int:
+    def max_sampled_tokens_per_turn(self) -> int:
         """Largest number of sampled tokens in a turn."""
-        return max(Counter(self.action_turns).values(), default=0)
+        return max(Counter(self.turns_of_sampled_tokens).values(), default=0)
 
     @property
     def env_return(self) -> float:

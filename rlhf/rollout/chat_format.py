@@ -22,7 +22,7 @@ from rlhf.reward_models.chat_template import (
     TemplateRefused,
     folds_system,
     render_chat,
-    system_refusal,
+    system_message_refusal_reason,
     with_tools,
 )
 
@@ -185,7 +185,9 @@ class ChatFormat:
     @functools.cached_property
     def system_problem(self) -> str | None:
         """Why the template cannot render a system message; None if it can render one."""
-        reason = None if folds_system(self.tokenizer) else system_refusal(self.tokenizer)
+        reason = (
+            None if folds_system(self.tokenizer) else system_message_refusal_reason(self.tokenizer)
+        )
         if reason is None:
             return None
         return (

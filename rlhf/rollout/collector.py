@@ -235,7 +235,7 @@ class Collector:
             except UserError as error:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 
-    def max_sampled_tokens(self) -> int:
+    def max_sampled_tokens_per_episode(self) -> int:
         """Return an upper bound on the number of tokens sampled in an episode.
 
         If the environment has a turn limit, the bound is this limit times

@@ -79,16 +79,16 @@ def encode_example(
     notes = Counter() if notes is None else notes
     messages = [*prompt, *completion]
     if not chat_format.chat:
-        return _encode_plain(chat_format, messages, len(prompt), notes)
+        return _encode_without_template(chat_format, messages, len(prompt), notes)
     chat_format.check_system(messages)
     if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
         notes["system messages added to the first user turn"] += 1
         folded = with_tools(fold_system(messages), tools_of(messages))
-        return _encode_rendered(chat_format, folded, len(prompt) - 1, notes)
-    return _encode_rendered(chat_format, messages, len(prompt), notes)
+        return _encode_with_template(chat_format, folded, len(prompt) - 1, notes)
+    return _encode_with_template(chat_format, messages, len(prompt), notes)
 
 
-def _encode_plain(
+def _encode_without_template(
     chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
     """Encode a demonstration without a chat template. Replies end with the closing token.
@@ -124,7 +124,7 @@ def _encode_plain(
     return ids[:length], is_action[:length]
 
 
-def _encode_rendered(
+def _encode_with_template(
     chat_format: ChatFormat, messages: Sequence[Message], first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
     """Encode a conversation, and mark the tokens to train on.
@@ -143,7 +143,7 @@ def _encode_rendered(
         RowDropped: The conversation cannot be encoded. The message is the reason.
     """
     try:
-        pieces = _Rendering(chat_format, messages).split_into_pieces(first, notes)
+        pieces = _RenderedConversation(chat_format, messages).split_into_pieces(first, notes)
     except TemplateRefused as refusal:
         raise RowDropped(str(refusal)) from refusal
     ids: list[int] = []
@@ -162,7 +162,7 @@ def _encode_rendered(
 Piece = tuple[str, bool, bool]
 
 
-class _Rendering:
+class _RenderedConversation:
     """The template's rendering of one conversation, and the positions of its replies."""
 
     def __init__(self, chat_format: ChatFormat, messages: Sequence[Message]) -> None:
@@ -173,7 +173,7 @@ class _Rendering:
     def split_into_pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at the replies to train on. The text after the last reply is omitted.
 
-        The arguments are described in `_encode_rendered`.
+        The arguments are described in `_encode_with_template`.
 
         Raises:
             RowDropped: No reply can be trained on.

@@ -14,7 +14,7 @@ MAX_OPENINGS = 20_000
 shared openings are lower bounds in this case."""
 
 
-def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
+def opening_messages_hash(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
     """Return a short hash of the messages before the policy's first reply.
 
     Args:
@@ -39,11 +39,13 @@ class SeenOpenings:
         for rollout in rollouts:
             if len(self.seen) >= MAX_OPENINGS:
                 return
-            self.seen.add(opening_key(rollout.conversation, rollout.num_turns))
+            self.seen.add(opening_messages_hash(rollout.conversation, rollout.num_turns))
 
     def count_shared(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Return the number of rows of ``episodes.jsonl`` whose opening is in the set."""
-        return sum(opening_key(row["messages"], row["turns"]) in self.seen for row in rows)
+        return sum(
+            opening_messages_hash(row["messages"], row["turns"]) in self.seen for row in rows
+        )
 
     def state_dict(self) -> dict[str, str]:
         """Return the state as plain Python data."""

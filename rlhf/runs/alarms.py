@@ -201,7 +201,7 @@ def check_alarm_actions(actions: Mapping[AlarmName, Action]) -> None:
             )
 
 
-def action_of(name: AlarmName, config: Mapping[str, Any]) -> Action:
+def alarm_action(name: AlarmName, config: Mapping[str, Any]) -> Action:
     """Return the action of an alarm in a run.
 
     The action is the entry in ``alarms`` of the run's configuration. Without an entry, it is the

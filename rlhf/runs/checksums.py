@@ -14,7 +14,7 @@ CHECKSUMS = "checksums.json"
 """Name of the file with the SHA-256 digests of all other files in the same folder."""
 
 
-class DamagedFolder(UserError):
+class DamagedFolderError(UserError):
     """Error for a folder in which a file is missing or has a different content than recorded."""
 
 
@@ -38,23 +38,26 @@ def verify_checksums(folder: Path) -> None:
     """Verify every file that the checksum file of a folder lists.
 
     Raises:
-        DamagedFolder: A file is missing or its content has changed. The message contains its path.
+        DamagedFolderError: A file is missing or its content has changed. The message contains its
+            path.
     """
     for name, digest in _read_checksums(folder).items():
         path = folder / name
         if not path.is_file():
-            raise DamagedFolder(f"{path} is missing")
+            raise DamagedFolderError(f"{path} is missing")
         if sha256_of(path) != digest:
-            raise DamagedFolder(f"{path} is damaged: its checksum differs from the recorded one")
+            raise DamagedFolderError(
+                f"{path} is damaged: its checksum differs from the recorded one"
+            )
 
 
-def unlisted_files(folder: Path) -> Iterator[Path]:
+def files_without_checksum(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder that its checksum file does not list.
 
     If the folder has no checksum file, nothing is yielded.
 
     Raises:
-        DamagedFolder: The checksum file cannot be read.
+        DamagedFolderError: The checksum file cannot be read.
     """
     if (folder / CHECKSUMS).is_file():
         listed = _read_checksums(folder)
@@ -67,17 +70,17 @@ def _read_checksums(folder: Path) -> dict[str, Any]:
     """Return file name -> SHA-256 digest, as recorded in the checksum file of a folder.
 
     Raises:
-        DamagedFolder: The checksum file is missing or cannot be read.
+        DamagedFolderError: The checksum file is missing or cannot be read.
     """
     path = folder / CHECKSUMS
     try:
         digests = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DamagedFolder(f"{path} is missing") from None
+        raise DamagedFolderError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError):
         digests = None
     if not isinstance(digests, dict) or not digests:
-        raise DamagedFolder(f"{path} is damaged")
+        raise DamagedFolderError(f"{path} is damaged")
     return digests
 
 

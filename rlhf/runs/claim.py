@@ -22,7 +22,7 @@ from rlhf.common.files import describe_write_error, is_temporary, remove, repair
 from rlhf.common.yaml_text import read_mapping
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE
-from rlhf.runs.checksums import unlisted_files
+from rlhf.runs.checksums import files_without_checksum
 
 MARKER = ".rlhf"
 """Name of a file in every directory that the toolkit wrote. The file contains the id and the host
@@ -122,7 +122,7 @@ CONTENTS = {
 """Name of a folder -> pattern of the paths of files that commands write to it."""
 
 
-class Claim:
+class DirectoryClaim:
     """A lock on an output directory, which this process holds from ``open`` to ``close``."""
 
     def __init__(self, directory: Path) -> None:
@@ -143,7 +143,7 @@ class Claim:
         command: str = "",
         required: Sequence[str] = (),
         inputs: Iterable[Path] = (),
-    ) -> Claim:
+    ) -> DirectoryClaim:
         """Create and lock a directory, or lock a directory that an earlier command wrote.
 
         Args:
@@ -245,28 +245,29 @@ class Claim:
         self._was_marked = written_by_toolkit(self.directory)
         self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
         if overwrite and self._earlier:
-            self._move_earlier_files(command)
+            self._move_earlier_files_aside(command)
             self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
         self.declare_files(())
 
-    def _move_earlier_files(self, command: str) -> None:
+    def _move_earlier_files_aside(self, command: str) -> None:
         """Move the files of the earlier run to `REPLACED`.
 
         Raises:
             UserError: A folder of the earlier run contains a file that the toolkit did not write,
                 or ``command`` would write to a file that the toolkit did not write.
         """
-        written = written_entries(self.directory)
+        written = entries_written_by_toolkit(self.directory)
         names = {path.name for path in written}
         stays = [path for path in _entries_except_locks(self.directory) if path.name not in names]
         in_the_way = sorted(path for path in stays if path.name in _names_written_by(command))
-        in_folders = (file for path in written for file in foreign_files(path))
+        in_folders = (file for path in written for file in files_not_written_by_toolkit(path))
         if foreign := next(itertools.chain(in_the_way, in_folders), None):
             raise _foreign_file_error(foreign, self.directory)
         aside = self.directory / REPLACED
         aside.mkdir()
         # While `REPLACED` has a marker, the files beside it belong to the new run: the marker is
-        # moved last here, moved first in `_move_back`, and deleted last in `delete_replaced_files`.
+        # moved last here, moved first in `_move_earlier_files_back`, and deleted last in
+        # `delete_replaced_files`.
         for path in (*written, self.directory / MARKER):
             path.rename(aside / path.name)
 
@@ -278,9 +279,13 @@ class Claim:
         """
         aside = self.directory / REPLACED
         if aside.exists() and not written_by_toolkit(aside):  # killed while it moved the files
-            self._move_back()
+            self._move_earlier_files_back()
             return False
-        new = [path for path in written_entries(self.directory) if path.name not in self._earlier]
+        new = [
+            path
+            for path in entries_written_by_toolkit(self.directory)
+            if path.name not in self._earlier
+        ]
         no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
         if any(_has_result(path, no_result) for path in new):
             self.delete_replaced_files()
@@ -292,10 +297,10 @@ class Claim:
         if aside.exists():
             if evidence.exists():
                 remove(aside / BUNDLE)
-            self._move_back()
+            self._move_earlier_files_back()
         return False
 
-    def _move_back(self) -> None:
+    def _move_earlier_files_back(self) -> None:
         """Move the files of the earlier run back from `REPLACED`, the marker first."""
         aside = self.directory / REPLACED
         for path in _marker_sorted(aside, first=True):
@@ -370,7 +375,7 @@ def _declared_entries(directory: Path) -> list[str]:
         return []
 
 
-def written_entries(directory: Path) -> list[Path]:
+def entries_written_by_toolkit(directory: Path) -> list[Path]:
     """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
     names = {*_names_written_by(_recorded_command(directory)), *_declared_entries(directory)}
     return [
@@ -403,17 +408,17 @@ def _recorded_command(directory: Path) -> str:
     return next((STUDIES[name] for name in STUDIES if (directory / name).is_file()), "")
 
 
-def foreign_files(path: Path) -> Iterator[Path]:
+def files_not_written_by_toolkit(path: Path) -> Iterator[Path]:
     """Yield the files that the toolkit did not write, inside a path that the toolkit wrote."""
     if path.is_symlink() or not path.is_dir():
         return
     if path.name == "final":
-        yield from unlisted_files(path)
+        yield from files_without_checksum(path)
     elif written_by_toolkit(path):
-        written = written_entries(path)
+        written = entries_written_by_toolkit(path)
         yield from (child for child in _entries_except_locks(path) if child not in written)
         for child in written:
-            yield from foreign_files(child)
+            yield from files_not_written_by_toolkit(child)
     elif path.name in CONTAINERS:
         yield from _foreign_files_in_container(path)
     elif pattern := CONTENTS.get(path.name):
@@ -430,7 +435,7 @@ def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
         if path.is_dir() and not written_by_toolkit(path):
             yield from _foreign_files_in_container(path)
         elif path.is_dir():
-            yield from foreign_files(path)
+            yield from files_not_written_by_toolkit(path)
         elif not re.fullmatch(r"(held-out|pairs-\d+)\.jsonl", path.name):
             yield path
 
@@ -466,7 +471,7 @@ def _has_result(path: Path, no_result: Container[str]) -> bool:
     if path.name in CONTAINERS:
         return any(_has_result(marker.parent, no_result) for marker in path.rglob(MARKER))
     if path.is_dir() and written_by_toolkit(path):
-        return any(_has_result(entry, no_result) for entry in written_entries(path))
+        return any(_has_result(entry, no_result) for entry in entries_written_by_toolkit(path))
     return path.name not in no_result and _has_content(path)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.numbers import moving_average, short_number
-from rlhf.runs.alarms import AlarmName, Halt, action_of
-from rlhf.runs.metric_log import RECENT, MetricLog, RunningLog, gold_keys
+from rlhf.runs.alarms import AlarmName, Halt, alarm_action
+from rlhf.runs.metric_log import RECENT, MetricLog, RunningMetricLog, gold_metric_keys
 from rlhf.runs.renamed import metric_rows
 
 _FRACTION_LIMITS = {
@@ -75,7 +75,7 @@ class TrainingMonitor:
     """
 
     def __init__(self, directory: Path | None, config: Mapping[str, Any]) -> None:
-        self.log = RunningLog(config, metric_rows(directory) if directory else ())
+        self.log = RunningMetricLog(config, metric_rows(directory) if directory else ())
         self.reported: set[str] = set()
         self.next_check = 0
         self.finished = False
@@ -118,7 +118,7 @@ class TrainingMonitor:
                 continue
             self.reported.add(kind)
             name = alarm_name(kind)
-            action = action_of(name, self.log.config)
+            action = alarm_action(name, self.log.config)
             if action == "halt":
                 raise Halt(name, f"alarm {name} at step {step}: {sentence}")
             if action == "warn":
@@ -181,9 +181,9 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
         yield (
             "rollout/evasion_gain",
             f"the mean score of episodes that have an invalid reply or are truncated is "
-            f"{_mean(gains):.2g} above that of the other episodes over the last {_SIGN_STEPS} "
-            "logged steps: the reward favors evading the task (see rollout.invalid_reward and "
-            "rollout.max_tokens).",
+            f"{_mean_or_zero(gains):.2g} above that of the other episodes over the last "
+            f"{_SIGN_STEPS} logged steps: the reward favors evading the task (see "
+            "rollout.invalid_reward and rollout.max_tokens).",
         )
     unstopped = _recent_mean(log, "rollout/missing_eos")
     # Replies that reach the token limit have no stop token either. They have a separate warning.
@@ -191,10 +191,10 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
         yield "rollout/missing_eos", f"{unstopped:.0%} of replies have no stop token {when}."
 
 
-def gold_key(log: MetricLog) -> str | None:
+def gold_metric_key(log: MetricLog) -> str | None:
     """Return the key of the gold score in the metrics, or None if no gold score was logged."""
     # A score that is always 0, such as that of an unused reward, does not measure anything.
-    return next((key for key in gold_keys(log.config) if any(log.series(key)[1])), None)
+    return next((key for key in gold_metric_keys(log.config) if any(log.series(key)[1])), None)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def over_optimization_peak(log: MetricLog) -> Peak | None:
         gold score on held-out episodes need 4 values. A gold score on training episodes is noisier
         and needs 20 values.
     """
-    key = gold_key(log)
+    key = gold_metric_key(log)
     steps, gold = log.series(key) if key else ([], [])
     proxy_steps, proxy = log.series("reward/mean")
     enough = 20 if (key or "").startswith("reward/") else 4
@@ -248,7 +248,7 @@ def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
         name, _, reason = key.removeprefix(_UNSCORED).partition("/")
-        share = _mean([float(row.get(key, 0.0)) for row in recent])
+        share = _mean_or_zero([float(row.get(key, 0.0)) for row in recent])
         words = reason.replace("_", " ")
         yield key, f"{share:.0%} of episodes could not be scored by {name} ({words}) {when}."
 
@@ -273,7 +273,7 @@ def _fell_significantly(values: Sequence[float]) -> bool:
 
 def _recent_mean(log: MetricLog, key: str) -> float:
     """Return the mean of the last `RECENT` logged values, or 0 if the metric was never logged."""
-    return _mean(log.series(key)[1][-RECENT:])
+    return _mean_or_zero(log.series(key)[1][-RECENT:])
 
 
 def _recent_fraction(log: MetricLog, key: str) -> float:
@@ -288,7 +288,7 @@ def _recent_fraction(log: MetricLog, key: str) -> float:
     return value / max(1.0, _recent_mean(log, "rollout/turns"))
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_or_zero(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
@@ -332,7 +332,7 @@ def _no_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 def _over_optimized_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     peak = over_optimization_peak(log)
-    if peak is None or not _fell_significantly(log.series(gold_key(log) or "")[1]):
+    if peak is None or not _fell_significantly(log.series(gold_metric_key(log) or "")[1]):
         return
     gold, proxy = ([short_number(v) for v in pair] for pair in (peak.gold, peak.proxy))
     step = short_number(peak.step)
@@ -364,8 +364,8 @@ def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
     if min(len(entropy), len(reward)) < 2 * RECENT:
         return
-    before, after = _mean(entropy[:RECENT]), _mean(entropy[-RECENT:])
-    first, last = _mean(reward[:RECENT]), _mean(reward[-RECENT:])
+    before, after = _mean_or_zero(entropy[:RECENT]), _mean_or_zero(entropy[-RECENT:])
+    first, last = _mean_or_zero(reward[:RECENT]), _mean_or_zero(reward[-RECENT:])
     if before >= 0.1 and after <= 0.05 * before and last <= first:
         yield (
             "entropy",
@@ -398,7 +398,7 @@ def _negative_kl_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     values = log.series("policy/kl")[1][-_SIGN_STEPS:]
     if len(values) < _SIGN_STEPS or max(values) >= 0:
         return
-    mean = _mean(values)
+    mean = _mean_or_zero(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     if mean < -4 * math.sqrt(variance / len(values)):
         yield (
@@ -429,8 +429,10 @@ def _repetition_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
     if min(len(repetition), len(reward)) < 2 * RECENT:
         return
-    before, after = _mean(repetition[:RECENT]), _mean(repetition[-RECENT:])
-    if after >= max(0.5, before + 0.3) and _mean(reward[-RECENT:]) <= _mean(reward[:RECENT]):
+    before, after = _mean_or_zero(repetition[:RECENT]), _mean_or_zero(repetition[-RECENT:])
+    if after >= max(0.5, before + 0.3) and _mean_or_zero(reward[-RECENT:]) <= _mean_or_zero(
+        reward[:RECENT]
+    ):
         yield (
             "rollout/repetition",
             f"the fraction of repeated bigrams in replies rose from {before:.0%} in the first "

@@ -31,13 +31,13 @@ from rlhf.errors import UserError
 from rlhf.runs.claim import (
     MARKER,
     STUDIES,
-    Claim,
+    DirectoryClaim,
     resolved_path,
     write_errors_as_user_errors,
 )
 from rlhf.runs.inputs import input_fingerprints, input_paths, leaf_items
 from rlhf.runs.machine import describe_machine
-from rlhf.runs.renamed import upgrade_config
+from rlhf.runs.renamed import upgraded_config
 from rlhf.runs.trackers import (
     Tracker,
     check_trackers_installed,
@@ -68,7 +68,7 @@ class Run:
         self.writes = os.environ.get("RANK", "0") == "0"
         self.config: Mapping[str, Any] = {}
         self.trackers: dict[str, Tracker] | None = None
-        self._claim: Claim | None = None
+        self._claim: DirectoryClaim | None = None
 
     @classmethod
     def open(cls, config: Mapping[str, Any]) -> Run:
@@ -90,7 +90,7 @@ class Run:
             return run
         resume, overwrite = bool(config.get("resume")), bool(config.get("overwrite"))
         inputs = input_paths(config).values()
-        run._claim = Claim.open(
+        run._claim = DirectoryClaim.open(
             run.directory,
             resume=resume,
             overwrite=overwrite,
@@ -220,7 +220,7 @@ def check_unchanged_configuration(
     Raises:
         UserError: The configuration or an input has changed. The message contains the key.
     """
-    recorded = upgrade_config(read_mapping(directory / name))
+    recorded = upgraded_config(read_mapping(directory / name))
     inputs, current = read_mapping(directory / "inputs.json"), input_fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     if _ENGINE_KIND in now:
@@ -250,9 +250,9 @@ def check_unchanged_configuration(
 
 
 @contextlib.contextmanager
-def open_directory(
+def lock_directory(
     root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
-) -> Iterator[Claim]:
+) -> Iterator[DirectoryClaim]:
     """Return a context manager that locks the directory of a pipeline or a study.
 
     The value of the context manager is the lock.
@@ -268,7 +268,7 @@ def open_directory(
         UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
             directory is in use, cannot be written, or contains no ``name`` to resume.
     """
-    claim = Claim.open(
+    claim = DirectoryClaim.open(
         resolved_path(root),
         resume=resume,
         overwrite=overwrite,

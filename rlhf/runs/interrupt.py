@@ -31,7 +31,7 @@ class Interrupted(UserError):
         self.number = number
 
 
-class StopRequest:
+class StopSignalRecorder:
     """Context manager that records the first signal in ``number`` instead of ending the process.
 
     A second signal ends the process. A worker process is not ended by the same signal within
@@ -53,7 +53,7 @@ class StopRequest:
         """Whether the process received a signal."""
         return self.number is not None
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> StopSignalRecorder:
         # Only the main thread may install handlers. In other threads, signals are not recorded.
         # An ignored signal remains ignored; for example, `nohup` ignores SIGHUP.
         if threading.current_thread() is threading.main_thread():
@@ -71,7 +71,7 @@ class StopRequest:
             self.number, self._received = number, now
             if self._raise_for is not None:
                 self.raise_if_requested(self._raise_for)
-        elif not (_is_worker() and self._is_repeated(number, now)):
+        elif not (_is_worker_process() and self._is_repeated(number, now)):
             self.__exit__()
             signal.raise_signal(number)
 
@@ -94,6 +94,6 @@ class StopRequest:
             )
 
 
-def _is_worker() -> bool:
+def _is_worker_process() -> bool:
     """Return whether a parent process of the same job passes signals on to this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or multiprocessing.parent_process() is not None

@@ -74,7 +74,7 @@ class MetricLog:
         return first_steps
 
 
-class RunningLog(MetricLog):
+class RunningMetricLog(MetricLog):
     """Logged metrics of a run during training, limited to the metrics that the alarms need.
 
     The metrics are stored in arrays, which need 8 bytes per step and metric. A row of `MetricLog`
@@ -89,7 +89,9 @@ class RunningLog(MetricLog):
         super().__init__(config=config)
         self.length = 0
         """Number of rows."""
-        self._columns = {key: array("d") for key in ("step", *CHECKED_KEYS, *gold_keys(config))}
+        self._columns = {
+            key: array("d") for key in ("step", *CHECKED_KEYS, *gold_metric_keys(config))
+        }
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         self._not_finite: dict[str, int] = {}
         for row in rows:
@@ -119,7 +121,7 @@ class RunningLog(MetricLog):
         return self._not_finite
 
 
-def gold_keys(config: Mapping[str, Any]) -> list[str]:
+def gold_metric_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys of the metrics that can be the gold score, in order of preference.
 
     The return of a prompt dataset is not among them, because it is always 0.

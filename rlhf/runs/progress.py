@@ -24,7 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from rlhf.common.text import escape_invisible
-from rlhf.runs.metric_log import gold_keys
+from rlhf.runs.metric_log import gold_metric_keys
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class ProgressDisplay:
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
-        displayed = displayed_metrics(self.seen, self.slots)
+        displayed = displayed_metric_keys(self.seen, self.slots)
         numbers = [self._number_text(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
         with contextlib.suppress(OSError):  # the terminal was closed; the run saves and stops
@@ -148,7 +148,7 @@ class ProgressDisplay:
             log.warning("%s: warning, step %d: %s", self.what, step, words)
 
 
-def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
+def displayed_metric_keys(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
     """Return displayed name -> metric key for at most five metrics to show.
 
     Args:
@@ -164,7 +164,7 @@ def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]
     return chosen
 
 
-def online_slots(config: Mapping[str, Any]) -> Slots:
+def online_progress_slots(config: Mapping[str, Any]) -> Slots:
     """Return the slots of an online run: reward, gold or held-out score, and policy metrics.
 
     Args:
@@ -172,7 +172,7 @@ def online_slots(config: Mapping[str, Any]) -> Slots:
     """
     gold_scores = {
         key: _RETURN_NAMES.get(key) or ("held-out gold" if key.startswith("eval/") else "gold")
-        for key in gold_keys(config)
+        for key in gold_metric_keys(config)
     }
     if not config.get("rewards"):  # the return of the environment is the training reward
         gold_scores.pop("reward/env", None)

@@ -56,7 +56,7 @@ def renamed_key(key: str) -> str | None:
     return RENAMED_KEYS.get(".".join(part for part in key.split(".") if not part.isdigit()))
 
 
-def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a recorded configuration of any version, with the current keys."""
     config = copy.deepcopy(dict(tree))
     for old, new in RENAMED_KEYS.items():

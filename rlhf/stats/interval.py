@@ -21,7 +21,7 @@ from rlhf.stats.units import (
     FEWEST_EFFECTIVE,
     FEWEST_UNITS,
     cluster_index,
-    effective_units,
+    effective_number_of_units,
     finite_vector,
     no_interval_reason,
     require_equal_length,
@@ -129,19 +129,21 @@ def mean_interval(point: float, units: np.ndarray, sizes: np.ndarray, level: flo
     n, share = sizes.size, sizes / sizes.sum()
     if missing := no_interval_reason(units, sizes):
         return Interval.without(point, n, missing)
-    effective = effective_units(sizes)
+    effective = effective_number_of_units(sizes)
     if effective < FEWEST_EFFECTIVE:
         return Interval.without(point, n, f"the largest of {n} units has {share.max():.0%} of all")
     residuals = (units - point) * sizes / sizes.mean()
     moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))
-    moments = moments._replace(mean=np.asarray(point), freedom=np.asarray(_freedom(sizes)))
+    moments = moments._replace(
+        mean=np.asarray(point), freedom=np.asarray(_degrees_of_freedom(sizes))
+    )
     low, high = bounds_from(moments, level=level)
     return Interval(point, float(low), float(high), n, SKEW_CORRECTED_T)
 
 
-def _freedom(sizes: np.ndarray) -> float:
+def _degrees_of_freedom(sizes: np.ndarray) -> float:
     """Return Satterthwaite's degrees of freedom of the mean of units with weights `sizes` [n]."""
-    return max(_LEAST_FREEDOM, effective_units(sizes**2) - 1)
+    return max(_LEAST_FREEDOM, effective_number_of_units(sizes**2) - 1)
 
 
 def _exact_interval(
@@ -154,7 +156,7 @@ def _exact_interval(
     """
     shares = (units - low) / (high - low)
     # Values of one cluster may be equal, so clusters of different sizes count as fewer units.
-    effective = effective_units(sizes)
+    effective = effective_number_of_units(sizes)
     if (
         not is_binary(shares)
         and not no_interval_reason(units, sizes)

@@ -15,7 +15,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.interval import interval, mean_interval
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald_bounds, two_distinct_values
-from rlhf.stats.units import effective_units, finite_vector, rounded, unit_means
+from rlhf.stats.units import effective_number_of_units, finite_vector, rounded, unit_means
 
 PairedKind = Literal["share", "mean", "count"]
 
@@ -143,7 +143,7 @@ def delta_interval(
     if kind != "share":
         return interval(deltas, kind=kind, level=level)
     weights = np.ones(deltas.size) if sizes is None else sizes
-    point, n = float(np.average(deltas, weights=weights)), effective_units(weights)
+    point, n = float(np.average(deltas, weights=weights)), effective_number_of_units(weights)
     if not np.isin(deltas, (-1.0, 0.0, 1.0)).all():
         estimate = mean_interval(point, deltas, weights, level)
         if estimate.known:

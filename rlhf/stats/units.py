@@ -90,7 +90,7 @@ def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     return np.rint(values / step) * step
 
 
-def effective_units(sizes: np.ndarray) -> float:
+def effective_number_of_units(sizes: np.ndarray) -> float:
     """Return the effective number of units with weights `sizes` [n] (Kish 1965).
 
     A mean of this number of units with equal weights has the same variance.
@@ -122,8 +122,8 @@ def no_interval_reason(units: np.ndarray, sizes: np.ndarray | None = None) -> st
     values, counts = np.unique(units, return_counts=True)
     is_different = units != values[counts.argmax()]
     weights = np.ones(units.size) if sizes is None else sizes
-    differing = effective_units(weights[is_different])
-    if differing >= min(FEWEST_UNITS, effective_units(weights) / 2):
+    differing = effective_number_of_units(weights[is_different])
+    if differing >= min(FEWEST_UNITS, effective_number_of_units(weights) / 2):
         return ""
     count = int(is_different.sum())
     equivalent = "" if differing == count else f", with the weight of {differing:.1f} equal units"

@@ -225,7 +225,7 @@ def report_on_benchmark(
         UserError: A row does not have a column of the benchmark.
     """
     from rlhf.reward_models import benchmarks
-    from rlhf.reward_models.report.markdown import benchmark_page, write_report
+    from rlhf.reward_models.report.markdown import benchmark_result_markdown, write_report
 
     score: Callable[..., dict[str, Any]] = getattr(benchmarks, BENCHMARK_SCORERS[name])
     try:
@@ -245,6 +245,6 @@ def report_on_benchmark(
     }
     if result.get("absent"):
         log.warning("%s: the file has no rows of %s", name, ", ".join(result["absent"]))
-    write_report(directory, summary, benchmark_page(name, reward.name, result))
+    write_report(directory, summary, benchmark_result_markdown(name, reward.name, result))
     log.info("%s: %.3f on %d rows", name, result["score"], len(rows))
     return summary

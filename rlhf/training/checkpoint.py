@@ -18,7 +18,7 @@ from rlhf.common.files import atomic_path, remove, write_errors_with_path
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.runs.alarms import Halt
-from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
+from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
 from rlhf.training.trainer import CheckpointableModel, Trainer
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None)
             shutil.rmtree(checkpoint)
 
 
-def save_best(directory: Path, model: CheckpointableModel) -> None:
+def save_best_model(directory: Path, model: CheckpointableModel) -> None:
     """Write the model to ``directory/best``, replacing the earlier best model.
 
     If the process is killed during the replacement, the resumed run starts from a checkpoint before
@@ -75,7 +75,7 @@ def save_best(directory: Path, model: CheckpointableModel) -> None:
         write_checksums(partial)
 
 
-def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
+def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
     """Write the trained model to the folder ``final``.
 
     For adapters, the base model that was saved in ``directory`` is copied to ``final``.
@@ -103,7 +103,7 @@ def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
     for checkpoint in reversed(checkpoints):
         try:
             verify_checksums(checkpoint)
-        except DamagedFolder as error:
+        except DamagedFolderError as error:
             log.warning("%s; using the previous checkpoint instead", error)
             damaged.append((checkpoint, error))
             continue

@@ -49,7 +49,7 @@ class StepRollouts:
         return [sum(rewards) for rewards in self.rewards]
 
 
-def collect_step(trainer: OnlineTrainer) -> StepRollouts:
+def collect_step_rollouts(trainer: OnlineTrainer) -> StepRollouts:
     """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
     As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ. The
@@ -120,7 +120,7 @@ def collect_and_score(
     """
     rollouts = collector.collect(starts, allow_none=True)
     if not rollouts:
-        return []  # `collect_step` checks the rollouts of all processes
+        return []  # `collect_step_rollouts` checks the rollouts of all processes
     with trainer.stopwatch("rewards"):
         score_rollouts(
             rollouts,

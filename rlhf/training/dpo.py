@@ -16,8 +16,8 @@ from rlhf.common.files import atomic_path
 from rlhf.config.optimization import DPOOptions
 from rlhf.models.policy import Policy
 from rlhf.models.trainable import set_dropout
-from rlhf.reward_models.losses import bradley_terry
-from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
+from rlhf.reward_models.losses import bradley_terry_loss
+from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
 from rlhf.runs.directory import Run
 from rlhf.training.numeric_checks import check_first_ratio
 from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, compute_logprobs
@@ -83,7 +83,7 @@ class DPOTrainer(SupervisedTrainer):
                 verify_checksums(folder)
                 self.reference_logprobs = torch.load(folder / "logprobs.pt", weights_only=True)
                 return
-            except DamagedFolder as error:
+            except DamagedFolderError as error:
                 log.warning("%s; computing the reference log-probabilities again", error)
         self.reference_logprobs = self._compute_reference_logprobs()
         if run.writes:
@@ -104,7 +104,7 @@ class DPOTrainer(SupervisedTrainer):
         train_batches = (self.schedule.rows(step) for step in range(num_batches))
         return {
             "train": self._compute_split_logprobs("train", train_batches),
-            "eval": self._compute_split_logprobs("eval", self.eval_batch_rows()),
+            "eval": self._compute_split_logprobs("eval", self.eval_batch_row_indices()),
         }
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ class DPOTrainer(SupervisedTrainer):
         for rows in batches:
             batch = super().make_batch(split, rows)
             scored = torch.zeros(batch.tokens.shape, dtype=self.model.logprob_dtype)
-            for indices in self.micro_batch_rows(batch):
+            for indices in self.micro_batch_row_indices(batch):
                 micro_batch = batch.select(indices)
                 width = micro_batch.tokens.shape[1]
                 scored[indices, :width] = self.model.score(
@@ -158,8 +158,8 @@ def dpo_loss(
     log_ratio = scored.logprobs - micro_batch.require("ref_logprobs")
     rewards = beta * torch.where(mask, log_ratio, 0.0).sum(1)
     chosen, rejected = rewards.view(-1, 2).unbind(1)
-    losses = bradley_terry(chosen, rejected)
-    sums = pair_metrics(losses, chosen, rejected)
+    losses = bradley_terry_loss(chosen, rejected)
+    sums = pair_metric_sums(losses, chosen, rejected)
     sums = sums + MetricSums(means={"approx_kl": masked_sum_and_count(approx_kl(log_ratio), mask)})
     loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
     if "sft" in weights:
@@ -173,7 +173,7 @@ def dpo_loss(
     return add_balancing_loss(loss, sums, scored, all_pairs, share=all_pairs.sum() / count[0])
 
 
-def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
+def pair_metric_sums(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
     """Return the sums from which the metrics of P pairs are computed.
 
     In ``accuracy``, a pair with equal scores counts one half.

@@ -39,7 +39,7 @@ class Example:
     """Binary label of a single reply, for KTO."""
 
 
-class Encoder:
+class ExampleEncoder:
     """Encodes rows as examples, and counts truncated and dropped rows.
 
     Args:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
-    is_complete,
-    play_model,
-    reference_returns,
+    is_complete_evaluation,
+    play_model_episodes,
+    random_and_optimal_return,
     summarize,
     write_evaluation,
 )
@@ -53,7 +53,7 @@ def evaluate_held_out(
     counts: Counter[str] = Counter()
     rows = trainer.world.map(
         evaluation_episode_seeds(spec.episodes),
-        lambda starts: play_model(
+        lambda starts: play_model_episodes(
             trainer.eval_collector,
             starts,
             decoding=spec.decoding,
@@ -76,13 +76,15 @@ def evaluate_held_out(
     return summary, rows
 
 
-def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
+def write_final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     """Evaluate the trained policy on held-out episodes; write the summary and all episodes."""
-    if is_complete(run.directory / "evaluation" / run.directory.name):
+    if is_complete_evaluation(run.directory / "evaluation" / run.directory.name):
         return  # the run was interrupted after its final evaluation
     env = trainer.config.env
     low, high = (
-        (None, None) if env.id is None else reference_returns(trainer.eval_collector.make_env)
+        (None, None)
+        if env.id is None
+        else random_and_optimal_return(trainer.eval_collector.make_env)
     )
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
     summary["items"] = _item_overlap(trainer, rows)
@@ -115,7 +117,7 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
     return overlap
 
 
-def write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
+def write_held_out_transcripts(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
     """Write transcripts of held-out episodes to ``samples.jsonl``.
 
     Args:

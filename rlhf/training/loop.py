@@ -10,20 +10,20 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import EngineStopped
 from rlhf.runs.alarms import BUNDLE, Halt, write_errors_as_warnings
-from rlhf.runs.checksums import DamagedFolder, verify_checksums
+from rlhf.runs.checksums import DamagedFolderError, verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
-from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import ProgressDisplay
 from rlhf.training.checkpoint import (
     checkpoints_in,
     latest_checkpoint,
     load_checkpoint,
     remove_older,
-    save_best,
+    save_best_model,
     save_checkpoint,
     save_evidence,
-    save_final,
+    save_final_model,
 )
 from rlhf.training.numeric_checks import check_weights
 from rlhf.training.trainer import Trainer
@@ -44,7 +44,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
         Interrupted: The user stopped the run; a checkpoint was saved.
     """
     checkpoints = run.directory / "checkpoints"
-    with StopRequest() as stop:
+    with StopSignalRecorder() as stop:
         trainer.prepare(run)
         _resume_or_start(trainer, run, checkpoints)
         stop.raise_if_requested(run.directory)
@@ -62,7 +62,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
         _verify_best(checkpoints / "best")
         trainer.model.restore(checkpoints / "best")
     if run.writes:
-        save_final(trainer, checkpoints, run.final)
+        save_final_model(trainer, checkpoints, run.final)
     try:
         trainer.finish(run)
     except UserError as error:
@@ -102,14 +102,14 @@ def _verify_best(folder: Path) -> None:
     """
     try:
         verify_checksums(folder)
-    except DamagedFolder as error:
+    except DamagedFolderError as error:
         raise UserError(
             f"{error}, and it is part of the model with the lowest held-out loss; start a new run "
             "with --overwrite"
         ) from error
 
 
-def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path) -> None:
+def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoints: Path) -> None:
     """Take the remaining steps; evaluate, log and save at the configured intervals."""
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
@@ -125,7 +125,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             save_due = trainer.save_due(progress.step)
             check_due = save_due or trainer.evaluation_due(progress.step) or trainer.done
             if check_due:
-                _check_weights(trainer)
+                _check_weights_finite(trainer)
             if trainer.evaluation_due(progress.step):
                 try:
                     metrics |= trainer.evaluate()
@@ -136,7 +136,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 if trainer.keep_best:
                     _save_if_best(trainer, run, checkpoints, metrics)
             if save_due:
-                metrics["train/moved"] = trainer.movement.changed_fraction()
+                metrics["train/moved"] = trainer.movement.changed_tensor_fraction()
             warnings = []
             if metrics and trainer.without_gradient:
                 metrics["train/no_gradient"] = float(trainer.without_gradient)
@@ -147,7 +147,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             # A signal that reached one process stops all of them after the same step.
             signal_number = trainer.world.first_not_none(stop.number)
             if signal_number and not check_due:
-                _check_weights(trainer)
+                _check_weights_finite(trainer)
             if save_due or signal_number:
                 _save(trainer, run, checkpoints)
             if signal_number:
@@ -164,7 +164,7 @@ def _save(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
 
 
-def _check_weights(trainer: Trainer) -> None:
+def _check_weights_finite(trainer: Trainer) -> None:
     check_weights(
         trainer.model.model,
         step=trainer.progress.step,
@@ -178,4 +178,4 @@ def _save_if_best(
     """Record the loss of an evaluation; save the model if this is the lowest loss so far."""
     loss = trainer.evaluation_loss(metrics)
     if trainer.progress.record_evaluation(loss) and run.writes:
-        save_best(checkpoints, trainer.model)
+        save_best_model(checkpoints, trainer.model)

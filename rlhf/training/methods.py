@@ -102,7 +102,7 @@ def num_steps(config: OfflineConfig, num_rows: int) -> int:
     return max(1, math.ceil(math.ceil(num_rows / config.batch_size) * epochs))
 
 
-def evaluation_interval(config: OfflineConfig, steps: int) -> int:
+def steps_between_evaluations(config: OfflineConfig, steps: int) -> int:
     """Return the number of optimizer steps between evaluations, for a run of ``steps`` steps."""
     return max(1, steps // config.evaluations)
 

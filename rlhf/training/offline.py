@@ -24,7 +24,7 @@ from rlhf.runs.checksums import write_checksums
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.distributed import init_distributed
 from rlhf.training.dpo import DPOTrainer
-from rlhf.training.examples import Encoder
+from rlhf.training.examples import ExampleEncoder
 from rlhf.training.loop import fit
 from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of
 from rlhf.training.reward_models import setup as reward
@@ -43,8 +43,8 @@ def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str],
     def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
         model, tokenizer = load_model(config.model, seed=config.seed, texts=message_texts(rows))
         stop_ids = generation_stop_ids(model)
-        max_length = limit_to_context(config.max_length, model)
-        encoder = Encoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
+        max_length = max_length_within_context(config.max_length, model)
+        encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
         log.info(encoder.chat_format.describe())
         trainer = None
         if engine == "trl":
@@ -67,7 +67,7 @@ def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str],
     return setup
 
 
-def limit_to_context(max_length: int, model: Any) -> int:
+def max_length_within_context(max_length: int, model: Any) -> int:
     """Return ``max_length``, or the number of the model's positions if that is smaller."""
     positions = configured_context_length(text_config(unwrap_peft(model)))
     if max_length > positions:
@@ -116,7 +116,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     check_reserved_options(config.trainer)
     engine = engine_of(config, native_supported=method.native)
     seed_everything(config.seed)
-    train_rows, eval_rows = load_rows(config, method)
+    train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     if setup.summary():
@@ -168,14 +168,16 @@ def check_trainer_options(
         UserError: An option is unknown to the engine, or its value is invalid.
     """
     if setup.trainer:
-        from rlhf.training.trl.trainer import make_options
+        from rlhf.training.trl.trainer import make_training_arguments
 
-        make_options(method, setup.trainer, config, Path(config.output_dir), num_rows)
+        make_training_arguments(method, setup.trainer, config, Path(config.output_dir), num_rows)
     else:
         native_options(command, config.trainer, learning_rate=method.learning_rate)
 
 
-def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
+def load_train_and_eval_rows(
+    config: OfflineConfig, method: OfflineMethod
+) -> tuple[list[Row], list[Row]]:
     """Return the training rows and the held-out rows.
 
     Rows that are split from the training data have no prompt in common with the training rows. Rows

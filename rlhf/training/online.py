@@ -21,22 +21,26 @@ from rlhf.rollout.collector import Collector
 from rlhf.rollout.items import SeenOpenings
 from rlhf.rollout.sampling.base import EngineStopped
 from rlhf.runs.directory import Run
-from rlhf.runs.metric_log import gold_keys
+from rlhf.runs.metric_log import gold_metric_keys
 from rlhf.runs.profiling import Stopwatch
-from rlhf.runs.progress import online_slots
+from rlhf.runs.progress import online_progress_slots
 from rlhf.training.batch import make_training_batch
-from rlhf.training.collection import collect_step
-from rlhf.training.held_out import evaluate_held_out, final_evaluation, write_samples
+from rlhf.training.collection import collect_step_rollouts
+from rlhf.training.held_out import (
+    evaluate_held_out,
+    write_final_evaluation,
+    write_held_out_transcripts,
+)
 from rlhf.training.loop import fit
 from rlhf.training.numeric_checks import check_batch, check_rewards, check_scores
 from rlhf.training.online_setup import (
     EpisodeCounter,
     check_config,
     check_ineffective_rollout_keys,
+    load_split_prompts,
     make_kl_controller,
     make_multiplier,
     open_engine,
-    split_prompts,
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
@@ -86,7 +90,7 @@ class OnlineTrainer(Trainer):
         self.algorithm = check_config(name, config)
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
-        prompts, eval_prompts = split_prompts(config)
+        prompts, eval_prompts = load_split_prompts(config)
         model, tokenizer = load_model(config.model, seed=config.seed)
         warn_of_ignored_dropout(name, config.model)
         critic = config.critic if self.algorithm.needs_critic else "none"
@@ -161,12 +165,12 @@ class OnlineTrainer(Trainer):
 
     def prepare(self, run: Run) -> None:
         """Select the metrics that the progress display shows."""
-        self.slots = online_slots(run.config)
+        self.slots = online_progress_slots(run.config)
 
     def start(self, run: Run) -> None:
         """Write transcripts of held-out episodes of the initial policy."""
         self._serve_weights()
-        write_samples(self, run, split="before")
+        write_held_out_transcripts(self, run, split="before")
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the metrics of the step."""
@@ -175,7 +179,7 @@ class OnlineTrainer(Trainer):
         before = [counter.state_dict() for counter in counters]
         try:
             self.collector.engine.update_policy(step)
-            collected = collect_step(self)
+            collected = collect_step_rollouts(self)
         except EngineStopped:  # the resumed run collects the same episodes
             for counter, state in zip(counters, before, strict=True):
                 counter.load_state_dict(state)
@@ -237,10 +241,10 @@ class OnlineTrainer(Trainer):
     def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
         """Return the negated score of an evaluation; infinity if no episode has a score.
 
-        The score is the gold score of `gold_keys`, or else the training reward.
+        The score is the gold score of `gold_metric_keys`, or else the training reward.
         """
         config = self.config
-        keys = gold_keys({"gold": config.gold, "env": {"prompts": config.env.prompts}})
+        keys = gold_metric_keys({"gold": config.gold, "env": {"prompts": config.env.prompts}})
         names = ["score", *(spec.get("name") or spec["kind"] for spec in config.rewards)]
         keys = [*(key for key in keys if key.startswith("eval/")), *(f"eval/{n}" for n in names)]
         return -next((metrics[key] for key in keys if key in metrics), -math.inf)
@@ -255,8 +259,8 @@ class OnlineTrainer(Trainer):
     def finish(self, run: Run) -> None:
         """Write transcripts of the trained policy and evaluate it on held-out episodes."""
         self._serve_weights()
-        write_samples(self, run, split="after")
-        final_evaluation(self, run)
+        write_held_out_transcripts(self, run, split="after")
+        write_final_evaluation(self, run)
 
     def save(self, directory: Path) -> None:
         self.policy.save(directory)

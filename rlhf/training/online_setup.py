@@ -133,7 +133,7 @@ def open_engine(config: OnlineConfig, model: Any) -> VLLMEngine | None:
     )
 
 
-def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
+def load_split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
     """Return the training and the held-out prompts of ``env.prompts``.
 
     For a gymnasium environment, the result is two empty lists.

@@ -131,7 +131,7 @@ def accumulate_gradients(
     rows = rows.to(trainer.policy.device)
     mask = batch.require("loss_mask")[rows]
     denominator = loss_denominator(
-        trainer.algorithm, mask, max_tokens=trainer.collector.max_sampled_tokens()
+        trainer.algorithm, mask, max_tokens=trainer.collector.max_sampled_tokens_per_episode()
     )
     total = MetricSums()
     attention_mask = batch.attention_mask[rows]

@@ -22,22 +22,24 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
         returns: Training return of each rollout; nan if it could not be scored.
     """
     metrics = {
-        "reward/mean": _mean(returns),
+        "reward/mean": _mean_of_known_values(returns),
         "reward/unscored": float(np.mean([math.isnan(value) for value in returns])),
-        "rollout/tokens": _mean([r.num_actions for r in rollouts]),
-        "rollout/turns": _mean([r.num_turns for r in rollouts]),
-        "rollout/invalid": _mean([r.invalid for r in rollouts]),
-        "rollout/length_limited": _mean([r.num_length_limited for r in rollouts]),
-        "rollout/missing_eos": _mean([not r.stopped for r in rollouts]),
-        "rollout/truncated": _mean([r.truncated for r in rollouts]),
+        "rollout/tokens": _mean_of_known_values([r.num_sampled_tokens for r in rollouts]),
+        "rollout/turns": _mean_of_known_values([r.num_turns for r in rollouts]),
+        "rollout/invalid": _mean_of_known_values([r.invalid for r in rollouts]),
+        "rollout/length_limited": _mean_of_known_values([r.num_length_limited for r in rollouts]),
+        "rollout/missing_eos": _mean_of_known_values([not r.stopped for r in rollouts]),
+        "rollout/truncated": _mean_of_known_values([r.truncated for r in rollouts]),
         "rollout/evasion_gain": _evasion_gain(rollouts, returns),
-        "rollout/cost": _mean([r.cost for r in rollouts]),
-        "rollout/repetition": _mean([repeated_bigram_fraction(r) for r in rollouts]),
+        "rollout/cost": _mean_of_known_values([r.cost for r in rollouts]),
+        "rollout/repetition": _mean_of_known_values(
+            [repeated_bigram_fraction(r) for r in rollouts]
+        ),
     }
     reasons = Counter(unscored_metric_key(r.unscored) for r in rollouts if r.unscored)
     metrics |= {key: count / len(rollouts) for key, count in reasons.items()}
     for name in rollouts[0].components:
-        metrics[f"reward/{name}"] = _mean([r.components[name] for r in rollouts])
+        metrics[f"reward/{name}"] = _mean_of_known_values([r.components[name] for r in rollouts])
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
@@ -79,10 +81,10 @@ def _evasion_gain(rollouts: Sequence[Rollout], returns: Sequence[float]) -> floa
     by_evasion: dict[bool, list[float]] = {True: [], False: []}
     for rollout, value in zip(rollouts, returns, strict=True):
         by_evasion[rollout.truncated or rollout.invalid > 0].append(value)
-    return _mean(by_evasion[True]) - _mean(by_evasion[False])
+    return _mean_of_known_values(by_evasion[True]) - _mean_of_known_values(by_evasion[False])
 
 
-def _mean(values: Sequence[float | None]) -> float:
+def _mean_of_known_values(values: Sequence[float | None]) -> float:
     """Return the mean of the values that are neither None nor nan, or nan if there are none."""
     known = [v for v in values if v is not None and not math.isnan(v)]
     return float(np.mean(known)) if known else math.nan

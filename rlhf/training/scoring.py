@@ -122,13 +122,13 @@ def shaped_rewards(
     elif shaping.scale == "normalise":
         shaped = moments.normalize(scores, clip=shaping.clip)
     stopped = torch.tensor([rollout.stopped for rollout in rollouts])
-    lengths = torch.tensor([rollout.num_actions for rollout in rollouts])
+    lengths = torch.tensor([rollout.num_sampled_tokens for rollout in rollouts])
     shaped = penalties.subtract_missing_eos_penalty(
         shaped, stopped, penalty=shaping.missing_eos_penalty
     )
     shaped = shaped - shaping.length_penalty * lengths
     shaped = shaped + penalties.soft_overlong_penalty(
-        torch.tensor([rollout.max_turn_length for rollout in rollouts]),
+        torch.tensor([rollout.max_sampled_tokens_per_turn for rollout in rollouts]),
         max_tokens=config.rollout.max_new_tokens,
         fraction=algorithm.settings.overlong_fraction,
     )

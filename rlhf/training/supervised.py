@@ -24,7 +24,7 @@ from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
-from rlhf.models.policy import Policy, TokenScores
+from rlhf.models.policy import Policy, TokenLogprobsAndValues
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.alarms import Halt
@@ -36,8 +36,8 @@ from rlhf.training.methods import (
     TrainingSetup,
     default_logging_interval,
     default_warmup_steps,
-    evaluation_interval,
     num_steps,
+    steps_between_evaluations,
 )
 from rlhf.training.numeric_checks import check_losses, tensors_on_cpu
 from rlhf.training.optimizers import (
@@ -168,7 +168,7 @@ class SupervisedTrainer(Trainer):
         self.patience = config.patience
         self.examples = {"train": train_set, "eval": eval_set}
         self.schedule = BatchSchedule(len(train_set), config.batch_size, steps, config.seed)
-        self.evaluate_every = evaluation_interval(config, steps)
+        self.evaluate_every = steps_between_evaluations(config, steps)
         self.log_every = options.logging_steps or default_logging_interval(steps)
         self.throughput = Throughput(model) if config.profile else None
         self._unlogged: list[tuple[MetricSums, float, int]] = []
@@ -223,7 +223,7 @@ class SupervisedTrainer(Trainer):
         torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
         count, total = self.loss_denominators(batch), MetricSums()
-        for rows in self.micro_batch_rows(batch):
+        for rows in self.micro_batch_row_indices(batch):
             loss, sums = self.loss(batch.select(rows), count=count)
             loss.backward()
             total = total + sums
@@ -255,9 +255,9 @@ class SupervisedTrainer(Trainer):
         """Return the metrics of the loss on the held-out examples."""
         set_dropout(self.model.model, active=False)
         total = MetricSums()
-        for examples in self.eval_batch_rows():
+        for examples in self.eval_batch_row_indices():
             batch = self.make_batch("eval", examples)
-            for rows in self.micro_batch_rows(batch):
+            for rows in self.micro_batch_row_indices(batch):
                 micro_batch = batch.select(rows)
                 total = total + self.loss(micro_batch, count=self.loss_denominators(micro_batch))[1]
         return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
@@ -272,7 +272,7 @@ class SupervisedTrainer(Trainer):
     def save(self, directory: Path) -> None:
         self.setup.save(self.model.model, directory)
 
-    def eval_batch_rows(self) -> Iterable[list[int]]:
+    def eval_batch_row_indices(self) -> Iterable[list[int]]:
         """Return the indices of the held-out examples of each batch."""
         size, count = self.config.batch_size, len(self.examples["eval"])
         return (list(range(i, min(i + size, count))) for i in range(0, count, size))
@@ -285,7 +285,7 @@ class SupervisedTrainer(Trainer):
             examples, pad_id=pad_id, device=self.model.device, with_margins=self.with_margins
         )
 
-    def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
+    def micro_batch_row_indices(self, batch: TrainingBatch) -> list[Tensor]:
         """Return the row indices of each micro-batch of this process."""
         indices = group_into_micro_batches(
             batch.tokens,
@@ -319,7 +319,7 @@ def sft_loss(
     return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / count)
 
 
-def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> TokenScores:
+def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> TokenLogprobsAndValues:
     """Compute the log-probabilities and, for a mixture of experts, the load-balancing loss."""
     return policy.score(
         micro_batch.tokens,
@@ -331,7 +331,7 @@ def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> TokenScores:
 
 
 def add_balancing_loss(
-    loss: Tensor, sums: MetricSums, scored: TokenScores, mask: Tensor, *, share: Tensor
+    loss: Tensor, sums: MetricSums, scored: TokenLogprobsAndValues, mask: Tensor, *, share: Tensor
 ) -> tuple[Tensor, MetricSums]:
     """Add the load-balancing loss of a mixture of experts, if the model has one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.models.flops import peak_flops, update_flops
+from rlhf.models.flops import forward_and_backward_flops, peak_flops
 from rlhf.runs.profiling import efficiency_metrics
 
 
@@ -39,7 +39,9 @@ class Throughput:
         self._seconds += seconds
         self._tokens += int(batch.attention_mask.sum())
         self._computed_tokens += computed
-        self._flops += epochs * update_flops(self.model.model, tokens=computed, head_tokens=trained)
+        self._flops += epochs * forward_and_backward_flops(
+            self.model.model, tokens=computed, head_tokens=trained
+        )
 
     def pop(self) -> dict[str, float]:
         """Return the metrics of the updates since the last call, and reset the sums."""

@@ -13,7 +13,11 @@ import torch
 
 from rlhf.algorithms.controllers import CheckpointedNumbers
 from rlhf.models.precision import MasterOptimizer
-from rlhf.models.trainable import WeightChange, parameters_without_gradient, trained_parameters
+from rlhf.models.trainable import (
+    WeightChangeDetector,
+    parameter_names_without_gradient,
+    trained_parameters,
+)
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
 from rlhf.training.distributed import init_distributed
@@ -100,7 +104,7 @@ class Trainer:
         self.scheduler = scheduler
         self.num_steps = num_steps
         self.max_grad_norm = max_grad_norm
-        self.movement = WeightChange(model.model)
+        self.movement = WeightChangeDetector(model.model)
         self.trained = trained_parameters(model.model)
         self.world = init_distributed()
         self.progress = TrainingProgress()
@@ -183,7 +187,7 @@ class Trainer:
 
     def count_weights_without_gradient(self) -> None:
         """Set ``without_gradient``, after the backward passes of this process."""
-        names = parameters_without_gradient(self.model.model)
+        names = parameter_names_without_gradient(self.model.model)
         # A process that had no micro-batch has no gradient at all.
         count = min(self.world.gather(len(names)))
         if count and not self.without_gradient:

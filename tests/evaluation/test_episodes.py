@@ -14,11 +14,11 @@ from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
-    play_reference,
+    play_reference_episodes,
     summarize,
     write_evaluation,
 )
-from rlhf.evaluation.runner import text_summary
+from rlhf.evaluation.runner import text_loss_metrics
 from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
@@ -32,9 +32,9 @@ BANDIT = EnvSpec(id="text/PreferenceBandit-v0", kwargs={"instructions": False})
 
 def test_reference_policies_are_near_their_known_values():
     make_env = make_env_factory(BANDIT)
-    expert = play_reference("expert", make_env, evaluation_episode_seeds(50), rewards=[])
+    expert = play_reference_episodes("expert", make_env, evaluation_episode_seeds(50), rewards=[])
     assert all(row["return"] == 1.0 and row["success"] for row in expert)
-    random = play_reference("random", make_env, evaluation_episode_seeds(400), rewards=[])
+    random = play_reference_episodes("random", make_env, evaluation_episode_seeds(400), rewards=[])
     summary = summarize(random, name="random", env="e", random=0.474, optimal=1.0)
     found = summary["metrics"]["return"]
     assert found["low"] - 0.02 < make_env().unwrapped.random_value() < found["high"] + 0.02
@@ -49,7 +49,7 @@ def test_reference_policies_are_near_their_known_values():
 @pytest.mark.parametrize("task", ["GuessNumber", "KuhnPoker", "Recommend", "Triage"])
 def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
     make_env = make_env_factory(EnvSpec(id=f"text/{task}-v0"))
-    rows = play_reference("random", make_env, evaluation_episode_seeds(1500), rewards=[])
+    rows = play_reference_episodes("random", make_env, evaluation_episode_seeds(1500), rewards=[])
     returns = [row["return"] for row in rows]
     error = np.std(returns) / len(returns) ** 0.5
     assert abs(np.mean(returns) - make_env().unwrapped.random_value()) < 4 * error
@@ -58,13 +58,13 @@ def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
 def test_an_environment_without_an_expert_says_so():
     make_env = make_env_factory(EnvSpec(id="CartPole-v1"))
     with pytest.raises(UserError, match="has no expert policy"):
-        play_reference("expert", make_env, evaluation_episode_seeds(2), rewards=[])
+        play_reference_episodes("expert", make_env, evaluation_episode_seeds(2), rewards=[])
 
 
 def test_an_evaluation_is_never_overwritten(tmp_path):
     def write(episodes: int) -> None:
         starts = evaluation_episode_seeds(episodes)
-        rows = play_reference("expert", make_env_factory(BANDIT), starts, rewards=[])
+        rows = play_reference_episodes("expert", make_env_factory(BANDIT), starts, rewards=[])
         write_evaluation(tmp_path, rows, summarize(rows, name="expert", env="bandit"))
 
     write(2)
@@ -76,7 +76,7 @@ def test_an_evaluation_is_never_overwritten(tmp_path):
 
 def test_samples_of_the_random_policy_differ_and_have_no_tokens():
     starts = evaluation_episode_seeds(40, samples=3)
-    rows = play_reference("random", make_env_factory(BANDIT), starts, rewards=[])
+    rows = play_reference_episodes("random", make_env_factory(BANDIT), starts, rewards=[])
     assert [(row["seed"], row["sample"]) for row in rows[:4]] == [
         (EVALUATION_BLOCK, 0),
         (EVALUATION_BLOCK, 1),
@@ -130,7 +130,7 @@ def test_text_loss_is_the_cross_entropy_of_completions():
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum")
         assert count == len(reply)
         assert loss == pytest.approx(expected.item(), rel=1e-4)
-    summary = text_summary(result)
+    summary = text_loss_metrics(result)
     mean = sum(losses) / sum(counts)
     assert summary["text_loss"]["mean"] == pytest.approx(mean)
     assert summary["text_perplexity"]["mean"] == pytest.approx(math.exp(mean))
@@ -162,18 +162,18 @@ def test_resume_measures_only_what_is_missing(tmp_path, echo_model):
 
 def test_text_without_a_completion_token_is_refused():
     with pytest.raises(UserError, match="none of the 2 examples has a completion token"):
-        text_summary(CompletionLosses([0.0, 0.0], [0, 0], [0, 0], truncated=2, emptied=2))
+        text_loss_metrics(CompletionLosses([0.0, 0.0], [0, 0], [0, 0], truncated=2, emptied=2))
 
 
 def test_a_perplexity_beyond_the_largest_float_is_unknown():
     losses = CompletionLosses([1000.0] * 6, [1] * 6, [1] * 6, truncated=0, emptied=0)
-    assert text_summary(losses)["text_perplexity"]["mean"] is None
-    assert text_summary(losses)["text_loss"]["mean"] == 1000
+    assert text_loss_metrics(losses)["text_perplexity"]["mean"] is None
+    assert text_loss_metrics(losses)["text_loss"]["mean"] == 1000
 
 
 def test_the_interval_of_a_loss_is_not_negative():
     losses = CompletionLosses([0.01, 0.02, 0.03, 0.01, 3.0], [1] * 5, [1] * 5, 0, 0)
-    metrics = text_summary(losses)
+    metrics = text_loss_metrics(losses)
     assert metrics["text_loss"]["low"] == 0
     assert metrics["text_perplexity"]["low"] == 1
     assert metrics["text_bits_per_byte"]["low"] == 0

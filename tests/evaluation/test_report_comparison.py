@@ -9,7 +9,7 @@ import yaml
 
 from rlhf.evaluation.records import read_run
 from rlhf.reports import write_comparison_report
-from rlhf.reports.comparison_page import mean_over_runs
+from rlhf.reports.comparison_page import mean_metric_curve_over_runs
 from tests.evaluation import fake_pipeline as fake
 
 
@@ -23,12 +23,12 @@ def test_band_keeps_to_the_steps_of_every_seed(tmp_path: Path):
         rows = [{"step": i, "reward/mean": float(seed + i)} for i in range(3 + 2 * (seed > 0))]
         fake.write_rows(tmp_path / f"seed{seed}" / "metrics.jsonl", rows)
         runs.append(read_run(tmp_path / f"seed{seed}"))
-    steps, band = mean_over_runs(runs, "reward/mean")
+    steps, band = mean_metric_curve_over_runs(runs, "reward/mean")
     assert steps == [0, 1, 2]
     assert [e.value for e in band] == [2, 3, 4]
     # seeds 0 to 4: half width t(.975, 4) * sqrt(2.5 / 5)
     assert band[0].high == pytest.approx(2 + 2.776445 * 0.5**0.5, abs=1e-5)
-    assert "4 units" in mean_over_runs(runs[:4], "reward/mean")[1][0].needs
+    assert "4 units" in mean_metric_curve_over_runs(runs[:4], "reward/mean")[1][0].needs
 
 
 def test_comparison_page_bands_and_diffs(tmp_path: Path):

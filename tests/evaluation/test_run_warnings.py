@@ -8,7 +8,7 @@ import pytest
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.curves import learning_charts
 from rlhf.reports.sections import run_warnings
-from rlhf.runs.diagnostics import gold_key, over_optimization_peak
+from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
 
 def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:
@@ -129,9 +129,11 @@ def test_noisy_training_gold_needs_twenty_points():
 def test_gold_is_the_configured_reward_and_never_an_empty_return():
     zeros = [0.0] * 8
     columns = {"eval/return": zeros, "reward/env": zeros, "eval/lexicon": RISING}
-    assert gold_key(record(columns)) is None
-    assert gold_key(record(columns, gold=[{"kind": "x", "name": "lexicon"}])) == "eval/lexicon"
-    assert gold_key(record({"eval/return": RISING, "eval/gold": RISING})) == "eval/gold"
+    assert gold_metric_key(record(columns)) is None
+    assert (
+        gold_metric_key(record(columns, gold=[{"kind": "x", "name": "lexicon"}])) == "eval/lexicon"
+    )
+    assert gold_metric_key(record({"eval/return": RISING, "eval/gold": RISING})) == "eval/gold"
 
 
 def test_constants_become_words_and_repeated_lines_vanish():

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf.evaluation.significance import Unit, compare_means, fewest_pairs
+from rlhf.evaluation.significance import Unit, compare_means, fewest_pairs_for_significance
 
 QUIET: dict[str, Any] = {"measure_coverage": False}
 
@@ -72,7 +72,11 @@ def test_nearly_equal_differences_of_few_episodes_name_nobody(n: int):
 
 
 def test_more_comparisons_need_more_pairs():
-    assert [fewest_pairs(level) for level in (0.05, 0.05 / 2, 0.05 / 10)] == [6, 7, 9]
+    assert [fewest_pairs_for_significance(level) for level in (0.05, 0.05 / 2, 0.05 / 10)] == [
+        6,
+        7,
+        9,
+    ]
     found = compare_means(
         [1.0] * 8, [0.0] * 8, method="a", baseline="b", unit="prompts", comparisons=10
     )

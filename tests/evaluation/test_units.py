@@ -11,7 +11,7 @@ import pytest
 
 from rlhf.cli.table import run_command
 from rlhf.evaluation.episodes import summarize
-from rlhf.evaluation.metrics import binary_values, list_entry_id, unit_name, unit_of
+from rlhf.evaluation.metrics import binary_values, independent_unit_of, list_entry_id, unit_name
 from rlhf.evaluation.records import Evaluation
 from rlhf.reports import write_report
 from rlhf.reward_models import as_reward, build
@@ -112,7 +112,7 @@ def test_prompts_of_several_turns_are_told_apart_by_their_last(tmp_path, echo_mo
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 2
     old = [row | {"prompt_id": None, "env": "prompts"} for row in read(run)[1]]
-    assert [unit_of(row) for row in old] == ids[0]
+    assert [independent_unit_of(row) for row in old] == ids[0]
 
 
 def test_an_environment_names_the_entry_of_its_list():
@@ -125,7 +125,7 @@ def test_an_environment_names_the_entry_of_its_list():
 
 
 def test_a_start_state_that_is_drawn_anew_is_known_by_its_seed():
-    assert unit_of({"env": "text/Echo-v0", "seed": 7, "messages": []}) == 7
+    assert independent_unit_of({"env": "text/Echo-v0", "seed": 7, "messages": []}) == 7
     assert unit_name([1, 2, 3]) == "episodes"
     assert unit_name([1, 1, 2]) == "start states"
     assert unit_name(["a", "b"]) == "prompts"
@@ -136,7 +136,11 @@ def test_prompts_of_runs_without_ids_are_known_by_their_text():
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
         return {"env": "prompts", "seed": seed, "messages": messages}
 
-    assert unit_of(row(1, "a")) == unit_of(row(2, "a")) != unit_of(row(1, "b"))
+    assert (
+        independent_unit_of(row(1, "a"))
+        == independent_unit_of(row(2, "a"))
+        != independent_unit_of(row(1, "b"))
+    )
 
 
 def rows_of(values: list[float], **fields) -> list[dict]:

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 
 from rlhf.config.model import ScratchSpec
 from rlhf.models.policy import Policy
-from rlhf.models.scratch import make_model, make_tokenizer
+from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.rollout.batch import Rollout
 
 TEXTS = (
@@ -63,7 +63,7 @@ def tiny_model(
     """
     tokenizer = tiny_tokenizer()
     spec = ScratchSpec(hidden_size=16, num_layers=2, num_heads=2, context=context)
-    model = _with_scaled_logits(make_model(spec, tokenizer, seed=seed), sharp).eval()
+    model = _with_scaled_logits(make_random_llama_model(spec, tokenizer, seed=seed), sharp).eval()
     return (as_float64(model) if double else model), tokenizer
 
 

@@ -9,8 +9,8 @@ from rlhf.models.loading import load_model
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.batch import make_training_batch
-from rlhf.training.collection import collect_step
-from rlhf.training.trl.trainer import make_options, make_trainer
+from rlhf.training.collection import collect_step_rollouts
+from rlhf.training.trl.trainer import make_trainer, make_training_arguments
 from tests.helpers.training import (
     assistant,
     label_rows,
@@ -35,12 +35,12 @@ def trl_trainer(verb, tree, change=None):
     seed_everything(config.seed)
     method = offline.method_of(verb, config)
     run = Run.open({**tree, "command": verb})
-    train_rows, eval_rows = offline.load_rows(config, method)
+    train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     with changed_at_load(change):
         setup = method.setup(config, train_rows, "trl")
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     assert setup.trainer is not None
-    options = make_options(method, setup.trainer, config, run.directory, len(train_set))
+    options = make_training_arguments(method, setup.trainer, config, run.directory, len(train_set))
     return make_trainer(setup, config, options, train_set, eval_set)
 
 
@@ -71,5 +71,5 @@ def divergent(tmp_path, place, **keys):
 
 def collected_batch(trainer):
     """The training batch of one collection of an online run."""
-    collected = collect_step(trainer)
+    collected = collect_step_rollouts(trainer)
     return make_training_batch(trainer, collected.rollouts, collected.rewards)[0]

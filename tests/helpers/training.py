@@ -10,8 +10,13 @@ from typing import Any
 import torch
 
 from rlhf.config.model import ScratchSpec
-from rlhf.models.scratch import make_model, make_tokenizer
-from rlhf.runs.claim import LOCK_FILES, MARKER, foreign_files, written_entries
+from rlhf.models.scratch import make_random_llama_model, make_tokenizer
+from rlhf.runs.claim import (
+    LOCK_FILES,
+    MARKER,
+    entries_written_by_toolkit,
+    files_not_written_by_toolkit,
+)
 
 WORDS = ("apple", "river", "stone", "cloud")
 PROMPTS = tuple(f"Repeat: {word}" for word in WORDS)
@@ -31,7 +36,7 @@ def save_model(folder: Path, *, seed: int = 0, width: int = 16, sharp: float = 1
     texts = [system, *PROMPTS, *WORDS] * 4
     tokenizer = make_tokenizer(texts, 400)
     spec = ScratchSpec(hidden_size=width, num_layers=2, num_heads=2, context=64)
-    model = make_model(spec, tokenizer, seed=seed)
+    model = make_random_llama_model(spec, tokenizer, seed=seed)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 2:
@@ -239,8 +244,8 @@ def unknown_entries(root: Path) -> list[Path]:
     """Entries of run directories below a folder that ``--overwrite`` would not replace."""
     found = []
     for marker in root.rglob(MARKER):
-        written = written_entries(marker.parent)
+        written = entries_written_by_toolkit(marker.parent)
         known = {*written, *(marker.parent / n for n in LOCK_FILES)}
         found += [path for path in marker.parent.iterdir() if path not in known]
-        found += [path for entry in written for path in foreign_files(entry)]
+        found += [path for entry in written for path in files_not_written_by_toolkit(entry)]
     return found

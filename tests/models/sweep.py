@@ -39,7 +39,7 @@ from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.reward_models import LearnedReward
 from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.training import offline
-from rlhf.training.examples import Encoder, Example
+from rlhf.training.examples import Example, ExampleEncoder
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.rollouts import TurnSampler
 from tests.helpers.training import metrics_of, online_tree, pair_rows, sft_rows, write_rows
@@ -125,9 +125,9 @@ def _trained(model: Any) -> list[Any]:
 def encoded(verb: str, tree: dict[str, Any]) -> list[Example]:
     """The training rows of a run as token ids."""
     config = configure(verb, tree)
-    rows, _ = offline.load_rows(config, offline.method_of(verb, config))
+    rows, _ = offline.load_train_and_eval_rows(config, offline.method_of(verb, config))
     tokenizer = load_tokenizer(str(config.model.path))
-    return Encoder(tokenizer, max_length=config.max_length)(rows, pairs=verb == "dpo")
+    return ExampleEncoder(tokenizer, max_length=config.max_length)(rows, pairs=verb == "dpo")
 
 
 def first_step(folder: Path) -> dict[str, float]:
@@ -188,7 +188,7 @@ def reward(place: Place) -> float:
     tree = place.tree("reward", pair_rows(10))
     final = Path(run_command("reward", tree))
     config = configure("reward", tree)
-    _, rows = offline.load_rows(config, offline.method_of("reward", config))
+    _, rows = offline.load_train_and_eval_rows(config, offline.method_of("reward", config))
     scorer = LearnedReward.load(final)
     texts = [[*row["prompt"], *row[side]] for row in rows for side in SIDES]
     scores = scorer(texts)

@@ -30,7 +30,7 @@ from rlhf.models.adapters import WEIGHTS_FILE, load_merged_model, save_adapter
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.policy import Policy
 from rlhf.models.saving import restore_model, save_model
-from rlhf.models.trainable import WeightChange, make_trainable
+from rlhf.models.trainable import WeightChangeDetector, make_trainable
 from rlhf.training.reward_models.new_head import load_backbone_with_head
 from tests.helpers.models import tiny_model, tiny_qwen2
 from tests.models.families import model_of
@@ -272,12 +272,12 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
 def test_training_moves_a_model_when_a_bit_of_it_differs() -> None:
     model, _ = tiny_model()
     make_trainable(model)
-    movement = WeightChange(model)
-    assert movement.changed_fraction() == 0
+    movement = WeightChangeDetector(model)
+    assert movement.changed_tensor_fraction() == 0
     count = len(list(model.parameters()))
     with torch.no_grad():
         next(model.parameters())[3, 5] *= 1 + 2e-7
-    assert movement.changed_fraction() == pytest.approx(1 / count)
+    assert movement.changed_tensor_fraction() == pytest.approx(1 / count)
     assert count > 10
 
 

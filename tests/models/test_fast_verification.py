@@ -14,7 +14,7 @@ from rlhf.models.fast import verification
 from rlhf.models.fast.packing import uses_packed_attention
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.policy import Policy
-from rlhf.models.reduced_model import reduced_copy
+from rlhf.models.reduced_model import small_random_model_like
 from rlhf.rollout.sampling import verification as sampler_verification
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.verification import check_sampling, sampler_logprob_difference
@@ -169,7 +169,9 @@ def test_fast_paths_wrong_beyond_windows_are_disabled(monkeypatch):
 
 
 def test_most_families_have_a_reduced_form():
-    without = [name for name in list(FAMILIES)[::6] if reduced_copy(model_of(name)) is None]
+    without = [
+        name for name in list(FAMILIES)[::6] if small_random_model_like(model_of(name)) is None
+    ]
     assert len(without) <= len(FAMILIES) // 6 // 5, without
 
 
@@ -199,7 +201,7 @@ def test_sampler_check_disables_wrong_cache(monkeypatch):
 def test_in_half_precision_single_tokens_may_differ_by_nats(monkeypatch, tokens_off, cached):
     """Two wrong log-probabilities of ten are rounding in bfloat16; four disable the cache."""
     model = model_of("llama").to(torch.bfloat16)
-    monkeypatch.setattr(sampler_verification, "reduced_copy", lambda model: None)
+    monkeypatch.setattr(sampler_verification, "small_random_model_like", lambda model: None)
     own = sampler_verification.Sampler.step
 
     def shifted(self: Any) -> Any:

@@ -6,8 +6,8 @@ import torch
 from rlhf.models.fast.varlen_attention import (
     QUERY_BLOCK,
     SAVED_WEIGHTS_MAX_KEYS,
+    DocumentSpan,
     Layout,
-    Span,
     packed_attention,
 )
 
@@ -37,7 +37,7 @@ def packed(q, k, v, spans):
 
 def of_lengths(*lengths):
     ends = torch.tensor(lengths).cumsum(0).tolist()
-    return [Span(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return [DocumentSpan(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
 LONG = 2 * QUERY_BLOCK + 7
@@ -47,13 +47,22 @@ LAYOUTS = {
     "ragged": of_lengths(6, 1, 7, 30, 5, 2),
     "long": of_lengths(3, LONG, 4),
     "weights made again": of_lengths(SAVED_WEIGHTS_MAX_KEYS + 9),
-    "shared": [*of_lengths(5, 7), Span(12, 14, (5, 12)), Span(14, 19, (5, 12)), Span(19, 25)],
-    "one continuation": [Span(0, 4), Span(4, 9, (0, 4))],
-    "two prefixes": [
-        *(Span(0, 8), Span(8, 10, (0, 8)), Span(10, 12, (0, 8))),
-        *(Span(12, 15), Span(15, 16, (12, 15)), Span(16, 21, (12, 15))),
+    "shared": [
+        *of_lengths(5, 7),
+        DocumentSpan(12, 14, (5, 12)),
+        DocumentSpan(14, 19, (5, 12)),
+        DocumentSpan(19, 25),
     ],
-    "long continuation": [Span(0, 300), Span(300, 304, (0, 300)), Span(304, 304 + LONG, (0, 300))],
+    "one continuation": [DocumentSpan(0, 4), DocumentSpan(4, 9, (0, 4))],
+    "two prefixes": [
+        *(DocumentSpan(0, 8), DocumentSpan(8, 10, (0, 8)), DocumentSpan(10, 12, (0, 8))),
+        *(DocumentSpan(12, 15), DocumentSpan(15, 16, (12, 15)), DocumentSpan(16, 21, (12, 15))),
+    ],
+    "long continuation": [
+        DocumentSpan(0, 300),
+        DocumentSpan(300, 304, (0, 300)),
+        DocumentSpan(304, 304 + LONG, (0, 300)),
+    ],
 }
 
 

@@ -69,7 +69,7 @@ def test_heads_of_one_backbone_as_an_ensemble(helpers, tmp_path):
     talks = [helpers["talk"]("q", reply) for reply in ("the fox", "yes 1 2")]
     ensemble = HeadEnsemble.load(str(path), how="uncertainty", penalty=0.2)
     inner = ensemble.inner
-    logits = inner.score_ids([inner.encode(talk) for talk in talks]).double().numpy()
+    logits = inner.logits_of_token_ids([inner.encode(talk) for talk in talks]).double().numpy()
     expected = logits.mean(1) - 0.2 * logits.var(1)
     assert ensemble(talks) == pytest.approx(expected.tolist(), abs=1e-5)
     with pytest.raises(UserError, match="at least two heads"):

@@ -16,12 +16,12 @@ from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.pairs import data_card, to_pair
 from rlhf.reward_models.report.baselines import bag_of_words_margins, length_differences
 from rlhf.reward_models.report.calibration import (
-    calibrate,
+    calibration_metrics,
     fit_temperature,
     temperature_interval,
 )
-from rlhf.reward_models.report.intervals import cluster_interval, share_interval, spearman
-from rlhf.reward_models.report.markdown import pairs_page
+from rlhf.reward_models.report.intervals import clustered_mean_interval, share_interval, spearman
+from rlhf.reward_models.report.markdown import pairs_report_markdown
 from rlhf.reward_models.report.pairs import evaluate_reward_model as evaluate
 from rlhf.reward_models.report.pairs import spread_on_samples
 
@@ -106,7 +106,7 @@ def test_annotator_refuses_what_cannot_be_fitted():
 def test_fitted_temperature_is_the_annotators(temperature):
     margins, _ = simulate(20_000, seed=1, temperature=temperature)
     assert fit_temperature(margins) == pytest.approx(temperature, rel=0.05)
-    assert calibrate(margins, temperature=temperature).ece < 0.015
+    assert calibration_metrics(margins, temperature=temperature).ece < 0.015
 
 
 def test_temperature_minimises_the_likelihood_found_by_brute_force():
@@ -123,7 +123,7 @@ def test_temperature_at_the_edges():
 
 
 def test_calibration_by_hand():
-    found = calibrate(np.array([0.0, 2.0, -1.0]), temperature=1.0, num_bins=1)
+    found = calibration_metrics(np.array([0.0, 2.0, -1.0]), temperature=1.0, num_bins=1)
     p = [0.5, 1 / (1 + math.exp(-2)), 1 / (1 + math.e)]
     assert found.nll == pytest.approx(-sum(math.log(x) for x in p) / 3)
     assert found.brier == pytest.approx(sum((1 - x) ** 2 for x in p) / 3)
@@ -136,13 +136,13 @@ def test_calibration_by_hand():
 
 def test_cluster_interval_sees_that_copies_are_not_evidence():
     x = np.random.default_rng(0).random(200)
-    single = cluster_interval(x, range(200))
-    copied = cluster_interval(np.tile(x, 5), np.tile(np.arange(200), 5))
+    single = clustered_mean_interval(x, range(200))
+    copied = clustered_mean_interval(np.tile(x, 5), np.tile(np.arange(200), 5))
     assert copied["value"] == pytest.approx(single["value"])
     width = single["high"] - single["low"]
     assert copied["high"] - copied["low"] == pytest.approx(width, rel=0.05)
     assert width == pytest.approx(2 * 1.96 * x.std() / math.sqrt(200), rel=0.1)
-    assert math.isnan(cluster_interval([1.0, 0.0], ["a", "a"])["low"])
+    assert math.isnan(clustered_mean_interval([1.0, 0.0], ["a", "a"])["low"])
 
 
 def test_coverage_of_the_cluster_interval():
@@ -151,7 +151,7 @@ def test_coverage_of_the_cluster_interval():
     for _ in range(200):
         shared = rng.random(80).repeat(4)
         wins = (rng.random(320) < 0.3 + 0.4 * shared).astype(float)
-        found = cluster_interval(wins, np.arange(80).repeat(4))
+        found = clustered_mean_interval(wins, np.arange(80).repeat(4))
         hits.append(found["low"] <= 0.5 <= found["high"])
     assert np.mean(hits) >= 0.90
 
@@ -183,7 +183,7 @@ def test_cluster_intervals_of_few_groups_cover():
     rng = np.random.default_rng(6)
     hits = []
     for _ in range(400):
-        found = cluster_interval(rng.normal(size=5), range(5))
+        found = clustered_mean_interval(rng.normal(size=5), range(5))
         hits.append(found["low"] <= 0 <= found["high"])
     assert np.mean(hits) >= 0.92
 
@@ -243,7 +243,7 @@ def test_report_is_json_and_markdown():
         samples=[[p.chosen, p.rejected] for p in text_pairs(5, seed=2)],
     )
     json.dumps(report, allow_nan=False)
-    page = pairs_page(report)
+    page = pairs_report_markdown(report)
     assert page.startswith("# Reward report: gold\n\n## Verdict")
     assert "| longer wins |" in page
     assert "within a prompt" in page

@@ -5,13 +5,13 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from rlhf.reward_models.report import labeled
-from rlhf.reward_models.report.markdown import labeled_page
+from rlhf.reward_models.report.markdown import labeled_report_markdown
 
 
 def test_measures_by_hand():
     scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 4.5]])
     labels = np.array([0, 1, 0, 1])
-    assert labeled.correct_predictions(scores, labels).tolist() == [1, 1, 0, 0]
+    assert labeled.correctness_indicators(scores, labels).tolist() == [1, 1, 0, 0]
     # each class: precision 1/2, recall 1/2
     assert labeled.macro_f1(scores, labels) == pytest.approx(0.5)
     # class 1 leads by 1 and -0.5 where the label is 1, by -1 and 1 where it is 0: two couples
@@ -72,7 +72,7 @@ def test_the_gain_is_paired():
 
 def test_bag_of_words_baseline_learns_words():
     texts = [f"{'good' if i % 2 else 'bad'} film {i}" for i in range(80)]
-    found = labeled.predict_classes_from_words(
+    found = labeled.class_logprobs_from_words(
         texts, [i % 2 for i in range(80)], texts[:10], classes=3
     )
     assert found[:, :2].argmax(1).tolist() == [i % 2 for i in range(10)]
@@ -86,7 +86,7 @@ def test_labeled_page_has_a_row_for_each_baseline():
     report = labeled.labeled_report(
         labeled.CLASS_MEASURES, scores, labels, baselines={"coin": scores[::-1]}
     )
-    page = labeled_page("mine", report)
+    page = labeled_report_markdown("mine", report)
     assert "| this model | 0.667" in page
     assert "| coin |" in page
     assert "| gain over coin |" in page

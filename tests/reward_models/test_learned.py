@@ -72,7 +72,7 @@ def test_removing_the_final_eos_changes_the_score_even_where_pad_is_eos(helpers,
     reward = LearnedReward.load(path)
     ids = reward.encode(helpers["talk"]("q", "the fox"))
     assert ids[-1] == tokenizer.eos_token_id
-    with_eos, without = reward.score_ids([ids, ids[:-1]])[:, 0].tolist()
+    with_eos, without = reward.logits_of_token_ids([ids, ids[:-1]])[:, 0].tolist()
     assert abs(with_eos - without) > 1e-3
 
     theirs = AutoModelForSequenceClassification.from_pretrained(path)
@@ -124,7 +124,7 @@ def test_prefix_scores_are_the_scores_of_the_prefixes(decoder, helpers):
     talk = helpers["talk"]("q", "the quick brown fox")
     ids = decoder.encode(talk)
     prefixes = decoder.prefix_scores(talk)
-    expected = decoder.score_ids([ids[: t + 1] for t in range(len(ids))])[:, 0].tolist()
+    expected = decoder.logits_of_token_ids([ids[: t + 1] for t in range(len(ids))])[:, 0].tolist()
     assert prefixes.values == pytest.approx(expected, abs=1e-5)
     assert "".join(prefixes.tokens) == decoder.tokenizer.decode(ids)
 
@@ -245,7 +245,7 @@ def test_classifier_label_gives_its_log_odds(helpers, tmp_path, talks):
         tmp_path, num_labels=3, id2label=names, label2id={v: k for k, v in names.items()}
     )
     reward = LearnedReward.load(path, label="positive")
-    logits = reward.score_ids([reward.encode(talk) for talk in talks])
+    logits = reward.logits_of_token_ids([reward.encode(talk) for talk in talks])
     p = torch.softmax(logits.double(), 1)[:, 2]
     assert reward(talks) == pytest.approx((p / (1 - p)).log().tolist(), abs=1e-5)
     with pytest.raises(UserError, match="did you mean 'positive'"):

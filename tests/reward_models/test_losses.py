@@ -16,22 +16,24 @@ def log_sigmoid(x):
 
 
 def test_bradley_terry_by_hand():
-    loss = losses.bradley_terry(t(2.0, 0.0), t(1.0, 0.0))
+    loss = losses.bradley_terry_loss(t(2.0, 0.0), t(1.0, 0.0))
     assert loss.tolist() == pytest.approx([math.log1p(math.exp(-1)), math.log(2)])
-    with_margin = losses.bradley_terry(t(2.0), t(1.0), margin=torch.tensor([1.0]))
+    with_margin = losses.bradley_terry_loss(t(2.0), t(1.0), margin=torch.tensor([1.0]))
     assert with_margin.item() == pytest.approx(math.log(2))
-    smooth = losses.bradley_terry(t(2.0), t(1.0), label_smoothing=0.1)
+    smooth = losses.bradley_terry_loss(t(2.0), t(1.0), label_smoothing=0.1)
     assert smooth.item() == pytest.approx(-0.9 * log_sigmoid(1) - 0.1 * log_sigmoid(-1))
 
 
 def test_smoothing_has_its_minimum_where_the_probability_is_the_label_quality():
     d = torch.linspace(-5, 5, 100_001, dtype=torch.float64)
-    loss = losses.bradley_terry(d, torch.zeros(1), label_smoothing=0.2)
+    loss = losses.bradley_terry_loss(d, torch.zeros(1), label_smoothing=0.2)
     assert d[loss.argmin()].item() == pytest.approx(math.log(0.8 / 0.2), abs=1e-3)
 
 
 def test_scaled_weighs_by_strength():
-    loss = losses.scaled_bradley_terry(t(1.0, 1.0), t(0.0, 0.0), strength=torch.tensor([1.0, 3.0]))
+    loss = losses.scaled_bradley_terry_loss(
+        t(1.0, 1.0), t(0.0, 0.0), strength=torch.tensor([1.0, 3.0])
+    )
     assert loss[1].item() == pytest.approx(3 * loss[0].item())
 
 
@@ -39,8 +41,8 @@ def test_scaled_weighs_by_strength():
 @pytest.mark.parametrize("d", [-2.0, 0.3, 4.0])
 def test_unbiased_loss_on_flipped_labels_averages_to_the_clean_loss(flip_rate, d):
     a, b = t(d), t(0.0)
-    kept = losses.unbiased_bradley_terry(a, b, flip_rate=flip_rate)
-    flipped = losses.unbiased_bradley_terry(b, a, flip_rate=flip_rate)
+    kept = losses.unbiased_bradley_terry_loss(a, b, flip_rate=flip_rate)
+    flipped = losses.unbiased_bradley_terry_loss(b, a, flip_rate=flip_rate)
     mean = (1 - flip_rate) * kept + flip_rate * flipped
     assert mean.item() == pytest.approx(-log_sigmoid(d))
 
@@ -48,9 +50,9 @@ def test_unbiased_loss_on_flipped_labels_averages_to_the_clean_loss(flip_rate, d
 @pytest.mark.parametrize("rate", [-0.1, 0.5])
 def test_impossible_noise_is_refused(rate):
     with pytest.raises(ValueError, match="flip_rate must be in"):
-        losses.unbiased_bradley_terry(t(1.0), t(0.0), flip_rate=rate)
+        losses.unbiased_bradley_terry_loss(t(1.0), t(0.0), flip_rate=rate)
     with pytest.raises(ValueError, match="label_smoothing must be in"):
-        losses.bradley_terry(t(1.0), t(0.0), label_smoothing=rate)
+        losses.bradley_terry_loss(t(1.0), t(0.0), label_smoothing=rate)
 
 
 def test_centering():
@@ -128,7 +130,7 @@ def test_length_debiased_by_hand_and_gradient_removes_the_correlation():
     quality = tuple((s / 50 - 1).double().requires_grad_() for s in sizes)
     length = tuple(torch.zeros(64, dtype=torch.float64) for _ in range(2))
     loss = losses.length_debiased_loss(quality, length, sizes, coef=10.0)
-    plain = losses.bradley_terry(*quality).mean()
+    plain = losses.bradley_terry_loss(*quality).mean()
     assert loss.item() == pytest.approx(plain.item() + 10 * (1.0 + 1.0 - 0.0), rel=1e-6)
     optimiser = torch.optim.Adam(quality, lr=0.05)
     for _ in range(300):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from rlhf.envs.parsing import PARSERS
 from rlhf.reward_models import build
 from rlhf.reward_models.fences import code_of_reply
-from rlhf.reward_models.math_check import check_answer, read_reference
+from rlhf.reward_models.math_check import check_answer, parse_reference_answer
 from rlhf.reward_models.notation.lexer import NotUnderstood
-from rlhf.reward_models.notation.quantity import Quantity, read_final_quantity, read_quantity
+from rlhf.reward_models.notation.quantity import Quantity, parse_final_quantity, parse_quantity
 
 TABLE = Path(__file__).with_name("notations.jsonl")
 MORE = Path(__file__).with_name("notations_more.jsonl")
@@ -105,14 +105,14 @@ def test_number_references_of_public_sets(pattern, share):
     unread = Counter()
     for reference, count in found.items():
         try:
-            right = read_quantity(reference, is_reference=True)
+            right = parse_quantity(reference, is_reference=True)
         except NotUnderstood as reason:
             unread[str(reason)] += count
             continue
         for form in FIVE:
-            assert right.matches(read_final_quantity(form.format(reference))), (form, reference)
+            assert right.matches(parse_final_quantity(form.format(reference))), (form, reference)
             for other in altered(reference):
-                wrong = read_final_quantity(form.format(other))
+                wrong = parse_final_quantity(form.format(other))
                 assert right.value == 0 or not right.matches(wrong), (reference, other)
     print(dict(unread))
     assert unread.total() <= 0.01 * found.total()
@@ -125,7 +125,7 @@ def test_math_references_of_a_public_set(most):
     kept = []
     for reference, count in found.items():
         try:
-            read_reference(reference or "")
+            parse_reference_answer(reference or "")
         except NotUnderstood as reason:
             unread[str(reason)] += count
         else:
@@ -174,13 +174,13 @@ def altered_math(text):
     ],
 )
 def test_read_quantity(text, value, unit):
-    assert read_quantity(text) == Quantity(Fraction(value), unit)
+    assert parse_quantity(text) == Quantity(Fraction(value), unit)
 
 
 @given(st.text(alphabet="0123456789.,-+−–/^{}()[]$%\\ eEx=or not frac\n<>#*_½²", max_size=120))
 @settings(max_examples=300, deadline=None)
 def test_parsers_accept_any_text(text):
-    for read in (read_quantity, read_final_quantity):
+    for read in (parse_quantity, parse_final_quantity):
         with suppress(NotUnderstood):
             assert isinstance(read(text), Quantity)
     assert check_answer("5", text, 2.0)[0] in ("right", "wrong")
@@ -189,9 +189,9 @@ def test_parsers_accept_any_text(text):
 @given(st.fractions(max_denominator=999), st.integers(-6, 6))
 @settings(max_examples=200, deadline=None)
 def test_numbers_read_as_python_writes_them(fraction, power):
-    assert read_quantity(str(fraction)).value == fraction
+    assert parse_quantity(str(fraction)).value == fraction
     value = fraction * Fraction(10) ** power
-    assert read_quantity(f"{value.numerator}/{value.denominator}").value == value
+    assert parse_quantity(f"{value.numerator}/{value.denominator}").value == value
     whole = fraction.numerator
-    assert read_quantity(f"{whole:,}").value == whole
-    assert read_quantity(f"{whole}e{power}").value == whole * Fraction(10) ** power
+    assert parse_quantity(f"{whole:,}").value == whole
+    assert parse_quantity(f"{whole}e{power}").value == whole * Fraction(10) ** power

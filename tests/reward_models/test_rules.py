@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rlhf.reward_models import build
 from rlhf.reward_models.notation.lexer import NotUnderstood
-from rlhf.reward_models.notation.quantity import read_final_quantity
+from rlhf.reward_models.notation.quantity import parse_final_quantity
 from rlhf.reward_models.sentiment import read_lexicon, valence
 from rlhf.reward_models.worker import Worker
 
@@ -48,9 +48,9 @@ def score(spec, *replies, **facts):
 def test_final_number(text, number):
     if number is None:
         with pytest.raises(NotUnderstood):
-            read_final_quantity(text)
+            parse_final_quantity(text)
     else:
-        assert read_final_quantity(text).value == Fraction(number)
+        assert parse_final_quantity(text).value == Fraction(number)
 
 
 @given(st.text(max_size=200))

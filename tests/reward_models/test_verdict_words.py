@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.reward_models.report.findings import _about_calibration, _about_policy
+from rlhf.reward_models.report.findings import _calibration_findings, _policy_findings
 
 
 def calibrated(fitted: float | None, low: float | None, high: float | None) -> dict:
@@ -29,7 +29,7 @@ def calibrated(fitted: float | None, low: float | None, high: float | None) -> d
     ],
 )
 def test_confidence_is_judged_by_the_interval_of_the_temperature(fitted, low, high, word):
-    lines = _about_calibration(calibrated(fitted, low, high))
+    lines = _calibration_findings(calibrated(fitted, low, high))
     assert [line.split(":")[0] for line in lines] == ([word] if word else [])
 
 
@@ -45,5 +45,5 @@ def test_confidence_is_judged_by_the_interval_of_the_temperature(fitted, low, hi
 )
 def test_the_best_of_n_is_judged_by_its_paired_gain(gain, words):
     chosen = {"gold": [{"mean": 1.0}, {"mean": 1.3}], "ns": [1, 8], "gain": gain, "advice": "stop"}
-    (line,) = _about_policy({"best_of_n": chosen})
+    (line,) = _policy_findings({"best_of_n": chosen})
     assert words in line

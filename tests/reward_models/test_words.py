@@ -8,7 +8,7 @@ import pytest
 from rlhf.data.suspects import cross_fitted_margins
 from rlhf.reward_models.pairs import Pair
 from rlhf.reward_models.report.baselines import bag_of_words_margins
-from rlhf.reward_models.report.labeled import predict_classes_from_words, predict_ratings_from_words
+from rlhf.reward_models.report.labeled import class_logprobs_from_words, predict_ratings_from_words
 from rlhf.reward_models.words import fit_tfidf
 
 
@@ -30,7 +30,7 @@ def test_single_character_replies_are_distinguished(good, bad):
     ]
     assert cross_fitted_margins(rows, seed=0).accuracy == 1.0
     texts, labels = [good, bad] * 10, [1, 0] * 10
-    found = predict_classes_from_words(texts, labels, [good, bad], classes=2)
+    found = class_logprobs_from_words(texts, labels, [good, bad], classes=2)
     assert found.argmax(1).tolist() == [1, 0]
     rated = predict_ratings_from_words(texts, [3.0, 1.0] * 10, [good, bad])
     assert rated[0] > rated[1]
@@ -55,6 +55,6 @@ def test_words_that_occur_once_do_not_stop_the_search_for_suspects():
 
 
 def test_one_class_is_certain():
-    found = predict_classes_from_words(["good", "fine"], [1, 1], ["other"], classes=2)
+    found = class_logprobs_from_words(["good", "fine"], [1, 1], ["other"], classes=2)
     assert found.tolist() == [[-math.inf, 0.0]]
     assert np.exp(found).sum() == 1

@@ -32,7 +32,7 @@ def test_every_list_describes_its_token():
     assert rollout.logprobs == [0.0, 0.0, -0.5, -0.25, 0.0, -1.5]
     assert rollout.turn == [0, 0, 0, 0, 1, 1]
     assert rollout.env_rewards == rollout.costs == [0.0] * 6
-    assert (rollout.num_actions, rollout.num_turns) == (3, 2)
+    assert (rollout.num_sampled_tokens, rollout.num_turns) == (3, 2)
 
 
 def test_observation_after_last_reply_is_not_a_turn():

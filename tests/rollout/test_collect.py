@@ -68,7 +68,7 @@ def test_a_time_limit_truncates_and_leaves_the_last_state():
     rollout = collect_one(engine, lambda: TimeLimit(Tales(), 2))
     assert (rollout.terminated, rollout.truncated) == (False, True)
     replies = 2 * len(TOKENIZER("go<|end|>")["input_ids"])
-    assert (rollout.num_turns, rollout.num_actions) == (2, replies)
+    assert (rollout.num_turns, rollout.num_sampled_tokens) == (2, replies)
     assert rollout.conversation[-1] == {"role": "user", "content": "turn 2"}
     assert not rollout.is_action[-1]
     assert TOKENIZER.decode(rollout.tokens).endswith("<|end|><|user|>turn 2<|end|><|assistant|>")
@@ -276,7 +276,9 @@ def test_a_ten_turn_episode_passes_through_the_model_once(monkeypatch):
     tokens = sum(map(sum, passed))
     assert tokens <= 1.05 * len(rollout.tokens)
     decoded = tokens - playing.engine.prefill_tokens
-    assert decoded == rollout.num_actions - 10  # the first token of a reply comes with the prefill
+    assert (
+        decoded == rollout.num_sampled_tokens - 10
+    )  # the first token of a reply comes with the prefill
 
 
 def test_free_row_starts_next_episode(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
 from rlhf.rollout.sampling.base import Completion, FinishReason, SamplingParams
-from rlhf.rollout.sampling.draw import sample_tokens
+from rlhf.rollout.sampling.draw import sample_tokens_and_logprobs
 from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model, tiny_qwen2
 from tests.helpers.rollouts import TurnSampler, record_pass_lengths
 
@@ -157,7 +157,9 @@ class Fixed:
     def choose(self, numbers: list[float], temperature: float = 1.0) -> tuple[list, list]:
         logits = self.logits.expand(len(numbers), -1)
         numbers_ = torch.tensor(numbers, dtype=torch.float64)
-        tokens, logprobs = sample_tokens(logits, numbers_, SamplingParams(temperature=temperature))
+        tokens, logprobs = sample_tokens_and_logprobs(
+            logits, numbers_, SamplingParams(temperature=temperature)
+        )
         return tokens.tolist(), logprobs.tolist()
 
 
@@ -198,7 +200,7 @@ def test_draws_of_a_large_vocabulary_fall_into_their_intervals(dtype, vocabulary
     shares /= shares.sum()
     numbers = np.concatenate([random.random(500), [0.0, 1 - 2**-53]])
     logits = torch.tensor(shares).log().to(dtype).expand(len(numbers), -1)
-    tokens, logprobs = sample_tokens(logits, torch.tensor(numbers), SamplingParams())
+    tokens, logprobs = sample_tokens_and_logprobs(logits, torch.tensor(numbers), SamplingParams())
     ends = shares.cumsum()
     expected = likely[np.searchsorted(ends[likely], numbers, side="right").clip(max=8)]
     near = np.abs(numbers[:, None] - ends[likely]).min(1) < 1e-6  # rounding may decide these

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
-from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.interrupt import StopSignalRecorder
 from tests.helpers.rollouts import FakeEngine, Tales, episode_seeds, make_collector
 
 
@@ -161,7 +161,7 @@ def raising(error: BaseException) -> Any:
 def test_every_exception_is_a_failure_of_the_episode(error: BaseException) -> None:
     playing = make_collector(FakeEngine("go"), tale_with(raising(error)))
     with (
-        StopRequest(),
+        StopSignalRecorder(),
         pytest.raises(UserError, match=rf"episode of seed 41: .*{type(error).__name__}"),
     ):
         playing.collect(episode_seeds(41))
@@ -221,7 +221,7 @@ def test_the_state_of_the_process_is_restored(kind: str, gradients: bool) -> Non
         changed.append(process_state())
         return GOOD
 
-    with StopRequest(), torch.set_grad_enabled(gradients):
+    with StopSignalRecorder(), torch.set_grad_enabled(gradients):
         before = process_state()
         make_collector(FakeEngine("go"), tale_with(changing)).collect(episode_seeds(0))
         assert process_state() == before

@@ -10,7 +10,7 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.online import OnlineConfig
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.rollout.sampling.base import SamplingParams
-from rlhf.rollout.sampling.draw import sample_tokens, truncate_logits
+from rlhf.rollout.sampling.draw import sample_tokens_and_logprobs, truncated_logits
 
 PROBABILITIES = [0.5, 0.1, 0.25, 0.15]
 
@@ -32,17 +32,17 @@ PROBABILITIES = [0.5, 0.1, 0.25, 0.15]
 )
 def test_truncation_keeps_expected_tokens(spec: dict, kept: list[int]):
     logits = torch.tensor([PROBABILITIES], dtype=torch.float64).log() + 3.0
-    found = truncate_logits(logits, SamplingParams(**spec))
+    found = truncated_logits(logits, SamplingParams(**spec))
     assert found.isfinite().nonzero()[:, 1].tolist() == kept
     assert torch.equal(found[0, kept], logits[0, kept])
 
 
 def test_truncation_always_keeps_a_token():
     even = torch.zeros(1, 300)
-    assert truncate_logits(even, SamplingParams(top_p=0.01)).isfinite().sum() == 3
+    assert truncated_logits(even, SamplingParams(top_p=0.01)).isfinite().sum() == 3
     sure = torch.tensor([[0.0, 90.0, 0.0]])
     for spec in ({"top_p": 1e-9}, {"min_p": 0.999}, {"top_k": 1}):
-        assert truncate_logits(sure, SamplingParams(**spec)).isfinite().tolist() == [
+        assert truncated_logits(sure, SamplingParams(**spec)).isfinite().tolist() == [
             [False, True, False]
         ]
 
@@ -50,7 +50,7 @@ def test_truncation_always_keeps_a_token():
 def test_draw_reports_renormalized_logprobs_after_truncation():
     logits = torch.tensor([PROBABILITIES], dtype=torch.float64).log().repeat(1000, 1)
     numbers = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
-    tokens, logprobs = sample_tokens(logits, numbers, SamplingParams(top_p=0.6))
+    tokens, logprobs = sample_tokens_and_logprobs(logits, numbers, SamplingParams(top_p=0.6))
     shares = torch.bincount(tokens, minlength=4) / 1000
     assert shares.tolist() == pytest.approx([2 / 3, 0, 1 / 3, 0], abs=2e-3)
     expected = [math.log(2 / 3) if token == 0 else math.log(1 / 3) for token in tokens.tolist()]

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.config.engine import EngineSpec
 from rlhf.config.model import ScratchSpec
 from rlhf.errors import UserError
-from rlhf.models.scratch import make_model
+from rlhf.models.scratch import make_random_llama_model
 from rlhf.rollout.sampling.base import (
     Completion,
     EngineStopped,
@@ -48,7 +48,7 @@ TEMPERATURE = 0.7
 def scratch_model(*, seed: int = 0, lora: bool = False) -> Any:
     """A Llama with heads of 32 channels, which vLLM supports; with LoRA, rank 4."""
     spec = ScratchSpec(hidden_size=64, num_layers=2, num_heads=2, context=64)
-    model = make_model(spec, tiny_tokenizer(), seed=seed).eval()
+    model = make_random_llama_model(spec, tiny_tokenizer(), seed=seed).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 2:

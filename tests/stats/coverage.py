@@ -196,7 +196,7 @@ def _unequal_prompts(rng: Rng, prompts: int, skew: float) -> np.ndarray:
 
 
 def _printed(record: dict[str, float]) -> Interval:
-    """Interval of a dictionary with the keys of `cluster_interval`."""
+    """Interval of a dictionary with the keys of `clustered_mean_interval`."""
     needs = "" if np.isfinite([record["low"], record["high"]]).all() else "none"
     return Interval(
         record["value"], record["low"], record["high"], int(record["groups"]), "", needs

@@ -19,7 +19,7 @@ from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.config.load import assemble_tree
 from rlhf.errors import UserError
-from rlhf.studies.bench.array import write_array
+from rlhf.studies.bench.array import write_job_array
 from rlhf.studies.bench.jobs import lock_study_directory
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.run import run_bench, run_one_job
@@ -147,7 +147,7 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
 
 def test_an_array_manifest_stands_for_the_same_bench(tmp_path):
     bench = make_bench(assemble_tree([write_manifest(tmp_path / "b")], []), COMMANDS)
-    written = write_array(bench, tmp_path / "array")
+    written = write_job_array(bench, tmp_path / "array")
     assert make_bench(assemble_tree([written[0]], []), COMMANDS).jobs() == bench.jobs()
 
 

@@ -69,7 +69,7 @@ def test_no_two_training_seeds_see_the_same_demonstrations():
     bench = make_bench(manifest(seeds=[0, 1, 2]), COMMANDS)
     spans = []
     for seed in (0, 1, 2):
-        for _, tree in bench.start_job("maze", seed).stages[:2]:
+        for _, tree in bench.initial_model_job("maze", seed).stages[:2]:
             spans.append((tree["seed"], tree["seed"] + tree["files"][0]["count"]))
     spans.sort()
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
@@ -86,10 +86,10 @@ def test_without_demonstrations_everybody_starts_from_the_model():
         ),
         COMMANDS,
     )
-    assert bench.initial_row == bench.baseline == "model"
-    start = bench.start_job("echo", 0)
+    assert bench.initial_row_name == bench.baseline == "model"
+    start = bench.initial_model_job("echo", 0)
     assert [verb for verb, _ in start.stages] == ["evaluate"]
-    assert bench.run_tree("echo", "ppo", 0)["model"]["path"] == "somewhere"
+    assert bench.run_config_tree("echo", "ppo", 0)["model"]["path"] == "somewhere"
 
 
 @pytest.mark.parametrize(

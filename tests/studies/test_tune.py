@@ -92,7 +92,7 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
     search = AlgorithmSearch("ppo", SPACE, tmp_path, seed=0)
     search.trial_to_run(12)
     search.store_score(12, None)
-    assert search.num_failed() == 1
+    assert search.num_trials_without_score() == 1
     trial, value = search.best_trial()
     assert value == max(score for _, score in whole if score is not None)
     assert abs(trial.settings["x"] - 1) < 0.9
@@ -122,7 +122,7 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
     assert seeds == {evaluation_seed(FIRST_TUNING_EPISODE + index) for index in range(6)}
     bench = make_bench(assemble_tree([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
     rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]
-    assert bench.run_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate
+    assert bench.run_config_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate
     with pytest.raises(UserError, match="seeds: seed 7 was used for tuning"):
         make_bench(
             assemble_tree([tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])]), COMMANDS

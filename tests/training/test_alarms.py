@@ -17,7 +17,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
-from rlhf.models.trainable import parameters_without_gradient
+from rlhf.models.trainable import parameter_names_without_gradient
 from rlhf.runs import alarms as alarms_module
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
@@ -366,7 +366,7 @@ def test_a_step_counts_gradients_once_and_checks_weights_once(
         counted.append(trainer.progress.step)
 
     monkeypatch.setattr(OnlineTrainer, "count_weights_without_gradient", count)
-    monkeypatch.setattr(loop, "_check_weights", lambda t: checked.append(t.progress.step))
+    monkeypatch.setattr(loop, "_check_weights_finite", lambda t: checked.append(t.progress.step))
     keys = {"algorithm": {"num_epochs": 2, "num_minibatches": 2}, "save_every": 3}
     evaluation = {"episodes": 4, "every": 2}
     tree = online_tree(tmp_path / "run", echo_model, num_steps=4, evaluation=evaluation, **keys)
@@ -385,9 +385,9 @@ def test_an_expert_without_tokens_is_not_counted() -> None:
     gate = torch.nn.Linear(2, 2, bias=False)
     experts = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
     model = torch.nn.ModuleDict({"gate": gate, "experts": experts})
-    assert parameters_without_gradient(model) == ["gate.weight"]
+    assert parameter_names_without_gradient(model) == ["gate.weight"]
     gate.weight.requires_grad_(False)
-    assert parameters_without_gradient(model) == []
+    assert parameter_names_without_gradient(model) == []
 
 
 def test_weights_that_the_last_update_makes_infinite_are_not_saved(

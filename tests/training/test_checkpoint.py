@@ -13,9 +13,9 @@ from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.runs import directory, interrupt
-from rlhf.runs.checksums import unlisted_files, verify_checksums
-from rlhf.runs.diagnostics import gold_key
-from rlhf.runs.interrupt import Interrupted, StopRequest
+from rlhf.runs.checksums import files_without_checksum, verify_checksums
+from rlhf.runs.diagnostics import gold_metric_key
+from rlhf.runs.interrupt import Interrupted, StopSignalRecorder
 from rlhf.runs.metric_log import MetricLog
 from rlhf.training import loop, online
 from rlhf.training.online import OnlineTrainer
@@ -174,7 +174,7 @@ def test_a_copied_run_directory_continues(cut, runs, echo_model):
 
 def test_the_final_model_has_checksums(runs):
     verify_checksums(runs / "whole/final")
-    assert not list(unlisted_files(runs / "whole/final"))
+    assert not list(files_without_checksum(runs / "whole/final"))
 
 
 def test_keep_last_is_the_number_of_checkpoints(tmp_path, echo_model):
@@ -235,7 +235,7 @@ def test_evaluations_are_compared_by_gold_then_return_then_reward(tmp_path, echo
         assert trainer.evaluation_loss(metrics) == -score
         row = {"step": 1, **metrics, "reward/env": 0.0}
         log = MetricLog(config=dataclasses.asdict(trainer.config), metrics=[row])
-        key = gold_key(log)  # the alarms and the report use the same gold score
+        key = gold_metric_key(log)  # the alarms and the report use the same gold score
         assert key is None or metrics[key] == score
     assert trainer.evaluation_loss({}) == math.inf
 
@@ -248,7 +248,7 @@ def test_a_failing_evaluation_does_not_cost_the_model(
 
     tree = online_tree(tmp_path / "run", echo_model)
     with monkeypatch.context() as patch:
-        patch.setattr(online, "final_evaluation", fails)
+        patch.setattr(online, "write_final_evaluation", fails)
         with pytest.raises(UserError, match=r"judge does not respond.*final; repeat .*--resume"):
             run_command("ppo", tree)
     verify_checksums(tmp_path / "run/final")
@@ -260,7 +260,7 @@ def test_an_ignored_signal_remains_ignored():
     """`nohup` ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest() as stop:
+        with StopSignalRecorder() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not stop.requested
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -269,7 +269,7 @@ def test_an_ignored_signal_remains_ignored():
 
 
 def test_a_second_signal_ends_the_process():
-    with StopRequest() as stop:
+    with StopSignalRecorder() as stop:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -280,7 +280,7 @@ def test_a_worker_receives_a_signal_to_the_whole_job_twice(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # set by torchrun
-    with StopRequest() as stop:
+    with StopSignalRecorder() as stop:
         signal.raise_signal(signal.SIGINT)
         now[0] = 1.0
         signal.raise_signal(signal.SIGINT)
@@ -288,7 +288,7 @@ def test_a_worker_receives_a_signal_to_the_whole_job_twice(monkeypatch):
         now[0] = 5.0
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with StopRequest() as stop:
+    with StopSignalRecorder() as stop:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -33,7 +33,9 @@ def test_a_family_without_a_classifier_carries_a_reward_head(tmp_path, name):
     # And a text's score is the head at its last token.
     states = reward.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     by_hand = reward.model.score(states[:, -1].float())
-    torch.testing.assert_close(reward.score_ids([ids[0].tolist()]), by_hand, rtol=1e-4, atol=1e-5)
-    assert (reward.score_ids([list(range(40, 59))]) - by_hand).abs().max() > 1e-4
+    torch.testing.assert_close(
+        reward.logits_of_token_ids([ids[0].tolist()]), by_hand, rtol=1e-4, atol=1e-5
+    )
+    assert (reward.logits_of_token_ids([list(range(40, 59))]) - by_hand).abs().max() > 1e-4
     with pytest.raises(ValueError, match=r"weights (lm_head|score)\.weight"):
         load_causal_model(str(final))  # a reward model is no policy

@@ -32,7 +32,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import load_merged_model
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model, merge_adapter
-from rlhf.models.trainable import WeightChange
+from rlhf.models.trainable import WeightChangeDetector
 from rlhf.pipeline import read_pipeline, run_pipeline
 from rlhf.reward_models.implicit import ImplicitReward
 from rlhf.training import checkpoint, offline
@@ -164,7 +164,7 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
     """Train, and look at the model before its first step and before it is saved."""
     life = Life(Path(tree["output_dir"]))
 
-    class Watched(WeightChange):
+    class Watched(WeightChangeDetector):
         def __init__(self, model: Any) -> None:
             super().__init__(model)
             life.model, life.start = model, states_of(plain(model))
@@ -177,7 +177,7 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
     copy_base_to_final = offline.copy_base_to_final
     with pytest.MonkeyPatch.context() as patch:
         for module in ("trainer", "trl.trainer"):
-            patch.setattr(f"rlhf.training.{module}.WeightChange", Watched)
+            patch.setattr(f"rlhf.training.{module}.WeightChangeDetector", Watched)
         for module in (offline, checkpoint):
             patch.setattr(module, "copy_base_to_final", before_saving)
         run_command(verb, tree)

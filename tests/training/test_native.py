@@ -33,7 +33,7 @@ def native_trainer(verb, tree):
     config = configure(verb, tree | {"engine": "native"})
     seed_everything(config.seed)
     method = offline.method_of(verb, config)
-    train_rows, eval_rows = offline.load_rows(config, method)
+    train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     engine = offline.engine_of(config, native_supported=method.native)
     setup = method.setup(config, train_rows, engine)
     sets = (setup.encode(train_rows, True), setup.encode(eval_rows, False))
@@ -77,7 +77,7 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
 
     batch = same_batch(native, verb, inputs)
     total = 0.0
-    for micro_batch in map(batch.select, native.micro_batch_rows(batch)):
+    for micro_batch in map(batch.select, native.micro_batch_row_indices(batch)):
         loss, _ = native.loss(micro_batch, count=native.loss_denominators(batch))
         loss.backward()
         total += loss.item()
@@ -163,7 +163,7 @@ def test_micro_batches_do_not_change_the_update(tmp_path, echo_model, verb):
             verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
         )
         batch = trainer.make_batch("train", trainer.schedule.rows(0))
-        assert (len(trainer.micro_batch_rows(batch)) > 1) == (size == 1)
+        assert (len(trainer.micro_batch_row_indices(batch)) > 1) == (size == 1)
         trainer.optimize(batch)
         runs.append([p.detach().clone() for p in trainer.model.parameters()])
     for ours, other in zip(*runs, strict=True):

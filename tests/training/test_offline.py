@@ -23,10 +23,10 @@ from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
 from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
-from rlhf.training.examples import Encoder
+from rlhf.training.examples import ExampleEncoder
 from rlhf.training.methods import num_steps
 from rlhf.training.trl.callback import RunCallback
-from rlhf.training.trl.columns import KTOCollator, PairCollator, pair_dataset
+from rlhf.training.trl.columns import KTOCollator, PairCollator, dpo_trainer_dataset
 from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
     evaluations,
@@ -106,7 +106,7 @@ def test_sft_examples_are_truncated_at_their_end_and_counted(echo_model):
     rows = sft_rows(3)
     rows[1]["completion"] = [{"role": "assistant", "content": "apple " * 90}]
     rows[2]["prompt"] = [{"role": "user", "content": "apple " * 90}]
-    encoder = Encoder(tokenizer, max_length=32)
+    encoder = ExampleEncoder(tokenizer, max_length=32)
     made = encoder(rows)
     assert len(made) == 2
     assert [len(example.ids[0]) for example in made][1] == 32
@@ -118,7 +118,7 @@ def test_sft_examples_are_truncated_at_their_end_and_counted(echo_model):
 
 
 def test_nothing_fits_is_one_line(echo_model):
-    encoder = Encoder(AutoTokenizer.from_pretrained(echo_model), max_length=2)
+    encoder = ExampleEncoder(AutoTokenizer.from_pretrained(echo_model), max_length=2)
     with pytest.raises(
         UserError, match=r"no example fits max_length=2: 3 dropped.*raise max_length"
     ):
@@ -225,7 +225,7 @@ def test_held_out_prompts_are_not_trained_on(tmp_path):
         data=[DataSpec(str(path))],
         eval_fraction=0.25,
     )
-    train, held_out = offline.load_rows(config, offline.METHODS["dpo"])
+    train, held_out = offline.load_train_and_eval_rows(config, offline.METHODS["dpo"])
     assert len(train) + len(held_out) == 40
     sides = [{json.dumps(row["prompt"]) for row in side} for side in (train, held_out)]
     assert sides[0].isdisjoint(sides[1])
@@ -243,7 +243,7 @@ def test_prompts_of_eval_data_that_are_trained_on_are_counted(tmp_path, caplog, 
         eval_data=[DataSpec(str(write_rows(tmp_path / "held-out.jsonl", held_out)))],
     )
     with caplog.at_level("WARNING"):
-        train, evaluated = offline.load_rows(config, offline.METHODS["dpo"])
+        train, evaluated = offline.load_train_and_eval_rows(config, offline.METHODS["dpo"])
     assert (len(train), len(evaluated)) == (8, 4 + shared)
     text = "3 of the 7 rows of eval_data have a prompt that is also in data"
     assert (text in caplog.text) == (shared == 3)
@@ -275,9 +275,9 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
         text = "river " * 40
         rows[1][side] = [{"role": "assistant", "content": text + word}]
         rows[2][side] = [{"role": "assistant", "content": word + text}]  # differs at the start
-    encoder = Encoder(tokenizer, max_length=40)
+    encoder = ExampleEncoder(tokenizer, max_length=40)
     examples = encoder(rows, pairs=True)
-    assert len(examples) == len(pair_dataset(examples)) == 3
+    assert len(examples) == len(dpo_trainer_dataset(examples)) == 3
     # An example counts once, though both of its texts are cut.
     assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
 
@@ -286,7 +286,7 @@ def test_pairs_that_differ_only_in_what_the_template_omits_are_not_blamed_on_max
     rows = pair_rows(2)
     for side, thought in (("chosen", "R"), ("rejected", "Q")):
         rows[1][side] = [{"role": "assistant", "content": "a", "reasoning_content": thought}]
-    encoder = Encoder(AutoTokenizer.from_pretrained(echo_model), max_length=40)
+    encoder = ExampleEncoder(AutoTokenizer.from_pretrained(echo_model), max_length=40)
     assert len(encoder(rows, pairs=True)) == 1
     reason = "replies that are rendered with the same tokens"
     assert encoder.summary() == f"1 dropped: {reason}"

@@ -14,7 +14,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
 from rlhf.training import optimize as update
-from rlhf.training.collection import collect_and_score, collect_step
+from rlhf.training.collection import collect_and_score, collect_step_rollouts
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.scoring import shaped_rewards
 from rlhf.training.transcripts import token_texts
@@ -225,7 +225,7 @@ def test_penalties_change_the_rewards(echo_model):
         rollouts = rollouts_of(trainer)
         for index, rollout in enumerate(rollouts):
             rollout.stopped = index % 2 == 0
-        return shaped_returns(trainer, rollouts), np.array([r.num_actions for r in rollouts])
+        return shaped_returns(trainer, rollouts), np.array([r.num_sampled_tokens for r in rollouts])
 
     plain, lengths = scores()
     cut = np.arange(8) % 2
@@ -258,7 +258,7 @@ def test_scores_are_scaled_by_their_running_moments(echo_model, shaping, expecte
     rollouts = paid(trainer, [1.0, 1.0, 5.0, 5.0])
     returns = shaped_returns(trainer, rollouts)
     if expected is None:  # penalties are in units of the scaled score
-        lengths = [r.num_actions for r in rollouts]
+        lengths = [r.num_sampled_tokens for r in rollouts]
         expected = [x - n for x, n in zip([-1, -1, 1, 1], lengths, strict=True)]
     assert returns == pytest.approx(expected, abs=1e-6)
 
@@ -355,7 +355,7 @@ def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
     trainer = trainer_for(echo_model, "rloo", episodes_per_step=8)
-    rollouts = collect_step(trainer).rollouts
+    rollouts = collect_step_rollouts(trainer).rollouts
     groups = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group_index, []).append(rollout)

@@ -18,10 +18,10 @@ from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.studies.reward_report import write_calibration_to_checkpoint
 from rlhf.training import offline
-from rlhf.training.reward_models.base import kind_of
+from rlhf.training.reward_models.base import reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder
 from rlhf.training.reward_models.new_head import load_with_new_head
-from rlhf.training.trl.trainer import make_options, make_trainer
+from rlhf.training.trl.trainer import make_trainer, make_training_arguments
 from tests.helpers.training import evaluations, pair_rows, pairs_tree, save_model, write_rows
 
 
@@ -31,11 +31,11 @@ def start_loss(tree):
     seed_everything(config.seed)
     method = offline.method_of("reward", config)
     run = Run.open({**tree, "command": "reward"})
-    train_rows, eval_rows = offline.load_rows(config, method)
+    train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     engine = offline.engine_of(config, native_supported=method.native)
     setup = method.setup(config, train_rows, engine)
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
-    options = make_options(method, setup.trainer, config, run.directory, len(train_set))
+    options = make_training_arguments(method, setup.trainer, config, run.directory, len(train_set))
     trainer = make_trainer(setup, config, options, train_set, eval_set)
     return trainer.evaluate()["eval_loss"]
 
@@ -71,7 +71,7 @@ def test_lora_trains_and_saves_the_head(tmp_path, echo_model, dtype):
     tree = pairs_tree(tmp_path, echo_model, **keys)
     config = configure("reward", tree)
     seed_everything(config.seed)
-    fresh, *_ = load_with_new_head(kind_of(config))
+    fresh, *_ = load_with_new_head(reward_kind_of(config))
     before = fresh.base_model.model.score.modules_to_save["default"].weight.detach().clone()
     final = run_command("reward", tree)
     after = AutoModelForSequenceClassification.from_pretrained(final).score.weight
@@ -86,7 +86,7 @@ def test_saved_model_has_the_logged_loss(tmp_path, echo_model, lora):
     tree = pairs_tree(tmp_path, echo_model, **keys)
     final = run_command("reward", tree)
     config = configure("reward", tree)
-    _, rows = offline.load_rows(config, offline.method_of("reward", config))
+    _, rows = offline.load_train_and_eval_rows(config, offline.method_of("reward", config))
     reward = LearnedReward.load(final)
     chosen = torch.tensor(reward([[*row["prompt"], *row["chosen"]] for row in rows]))
     rejected = torch.tensor(reward([[*row["prompt"], *row["rejected"]] for row in rows]))
@@ -100,7 +100,7 @@ def test_long_pairs_are_truncated(tmp_path, echo_model, caplog):
     rows = pair_rows(8)
     rows[3]["chosen"] = [{"role": "assistant", "content": "apple river " * 40}]
     config = configure("reward", pairs_tree(tmp_path, echo_model, max_length=24))
-    encoder = RewardEncoder(kind_of(config), tokenizer, append_eos=True)
+    encoder = RewardEncoder(reward_kind_of(config), tokenizer, append_eos=True)
     made = encoder(rows, False)
     assert len(made) == 8
     long = made[7].ids[0]  # the held-out rows stand in order of length
@@ -243,7 +243,7 @@ def test_pairs_equal_after_truncation_are_dropped(tmp_path, echo_model):
             rows[index][side] = [{"role": "assistant", "content": word + tail}]
     config = configure("reward", pairs_tree(tmp_path, echo_model, max_length=24))
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
-    encoder = RewardEncoder(kind_of(config), tokenizer, append_eos=True)
+    encoder = RewardEncoder(reward_kind_of(config), tokenizer, append_eos=True)
     assert len(encoder(rows, True)) == 6
     assert encoder.summary() == "2 dropped: equal after max_length"
     tree = pairs_tree(tmp_path, echo_model, rows=[rows[2], rows[5]] * 8, max_length=24)

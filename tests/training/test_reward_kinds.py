@@ -21,7 +21,7 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.pairwise import PairModel
 from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
-from rlhf.training.reward_models.base import kind_of
+from rlhf.training.reward_models.base import reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts, length_grouped_order
 from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.trl.callback import RunCallback
@@ -122,9 +122,9 @@ def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request,
     assert (tmp_path / "run" / "evaluation" / "run" / "summary.json").exists()
     config = configure("reward", tree)
     method = offline.method_of("reward", config)
-    _, rows = offline.load_rows(config, method)
+    _, rows = offline.load_train_and_eval_rows(config, method)
     best = min(value for step, value in logged.items() if step)
-    kind = kind_of(config)
+    kind = reward_kind_of(config)
     tokenizer = AutoTokenizer.from_pretrained(final)
     encoder = RewardEncoder(kind, tokenizer, append_eos=backbone == "echo_model")
     if name == "pairwise":
@@ -235,7 +235,7 @@ class Halved(PairKind):
     """Half of the Bradley-Terry loss: a kind that is defined outside the package."""
 
     def pair_losses(self, chosen, rejected, margin):
-        return 0.5 * losses.bradley_terry(chosen, rejected)
+        return 0.5 * losses.bradley_terry_loss(chosen, rejected)
 
 
 def test_new_kind_is_one_class_and_one_row(tmp_path, encoder_model, monkeypatch):

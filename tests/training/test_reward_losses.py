@@ -11,14 +11,16 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import RowDropped
 from rlhf.reward_models.losses import IGNORED
-from rlhf.training.reward_models.base import kind_of
+from rlhf.training.reward_models.base import reward_kind_of
 
 LN2 = math.log(2)
 
 
 def kind(name="preference", **settings):
     model, data = ModelSpec(path="model"), [DataSpec("rows.jsonl")]
-    return kind_of(RewardConfig(output_dir="run", model=model, data=data, kind=name, **settings))
+    return reward_kind_of(
+        RewardConfig(output_dir="run", model=model, data=data, kind=name, **settings)
+    )
 
 
 CENTERED = {"trainer": {"center_rewards_coefficient": 0.1}, "num_heads": 2}

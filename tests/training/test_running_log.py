@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf.runs.diagnostics import metric_warnings
-from rlhf.runs.metric_log import CHECKED_KEYS, MetricLog, RunningLog
+from rlhf.runs.metric_log import CHECKED_KEYS, MetricLog, RunningMetricLog
 
 
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def rows(count: int, seed: int) -> list[dict[str, Any]]:
 def test_series_and_warnings_are_those_of_the_rows(seed: int) -> None:
     logged = rows(60, seed)
     config = {"gold": [{"kind": "function", "name": "judge"}]}
-    compact = RunningLog(config, logged[:20])
+    compact = RunningMetricLog(config, logged[:20])
     for row in logged[20:]:
         compact.add(row)
     whole = MetricLog(config=config, metrics=logged)
@@ -42,7 +42,7 @@ def test_series_and_warnings_are_those_of_the_rows(seed: int) -> None:
 
 
 def test_memory_grows_by_less_than_a_tenth_of_the_rows() -> None:
-    log = RunningLog({}, ())
+    log = RunningMetricLog({}, ())
     tracemalloc.start()
     for step in range(2000):
         log.add({"step": step} | {f"metric/{i}": step + i / 50 for i in range(50)})

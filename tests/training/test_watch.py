@@ -11,7 +11,7 @@ import transformers
 from rlhf.cli.table import run_command
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
-from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import metrics_of, offline_tree, online_tree, sft_rows, write_rows
@@ -143,7 +143,7 @@ def test_an_offline_run_warns_when_held_out_loss_rises(tmp_path, echo_model, cap
 
 def test_the_trainers_last_evaluation_can_warn(tmp_path, caplog):
     """Trainers log after the step's end, and after the last step there is no other."""
-    recorder = RunCallback(Run(tmp_path), StopRequest())
+    recorder = RunCallback(Run(tmp_path), StopSignalRecorder())
     state, control = SimpleNamespace(max_steps=3, global_step=0), transformers.TrainerControl()
     with caplog.at_level(logging.INFO):
         recorder.on_log(None, state, control, logs={"eval_loss": 1.0})

@@ -20,7 +20,7 @@ from rlhf.models.architecture import (
 )
 from rlhf.models.comparison import FORWARD_ERRORS
 from rlhf.models.fast.tied_embedding import TiedEmbedding
-from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
+from rlhf.models.fast.varlen_attention import ATTENTION_NAME, DocumentSpan, Layout
 
 # Minimum number of tokens that a shared prefix must save, because it needs two more matmuls per
 # layer.
@@ -34,7 +34,7 @@ class Packed:
     tokens: Tensor  # [1, N]
     positions: Tensor  # [1, N] position of each token within its row
     index: Tensor  # [B, T] index of each token in the packed row; 0 for padding
-    spans: tuple[Span, ...]  # the prefixes and the remaining tokens of the rows
+    spans: tuple[DocumentSpan, ...]  # the prefixes and the remaining tokens of the rows
 
 
 def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
@@ -68,10 +68,10 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
         if shared:
             prefix = append(members[0], 0, shared)
             index[members, :shared] = np.arange(*prefix)
-            spans.append(Span(*prefix))
+            spans.append(DocumentSpan(*prefix))
         for row in members:
             if lengths[row] > shared:
-                spans.append(Span(*append(row, shared, lengths[row]), prefix))
+                spans.append(DocumentSpan(*append(row, shared, lengths[row]), prefix))
     device = tokens.device
     return Packed(
         torch.from_numpy(np.concatenate(pieces))[None].to(device),

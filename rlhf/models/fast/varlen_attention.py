@@ -35,7 +35,7 @@ TILE_MAX_WEIGHTS = 2**20
 
 
 @dataclass(frozen=True)
-class Span:
+class DocumentSpan:
     """Position of a document in the packed row: tokens [start, end).
 
     The document continues the tokens [start, end) of ``prefix``; (0, 0) is an empty prefix.
@@ -90,7 +90,7 @@ class Layout:
 
     def __init__(
         self,
-        spans: Sequence[Span],
+        spans: Sequence[DocumentSpan],
         *,
         heads: int,
         key_heads: int,
@@ -100,15 +100,15 @@ class Layout:
         self.tiles: list[Tile] = []
         self._heads, self._dtype, self._device = heads, dtype, device
         self._groups = heads // key_heads
-        by_prefix: dict[tuple[int, int], list[Span]] = {}
+        by_prefix: dict[tuple[int, int], list[DocumentSpan]] = {}
         for span in spans:
             by_prefix.setdefault(span.prefix, []).append(span)
         for prefix, members in by_prefix.items():
             self._add_tiles(prefix, sorted(members, key=lambda span: span.end - span.start))
 
-    def _add_tiles(self, prefix: tuple[int, int], members: list[Span]) -> None:
+    def _add_tiles(self, prefix: tuple[int, int], members: list[DocumentSpan]) -> None:
         """Add the tiles of ``members``, which have this prefix and are sorted by length."""
-        group: list[Span] = []
+        group: list[DocumentSpan] = []
         for span in members:
             length = span.end - span.start
             if length > QUERY_BLOCK:
@@ -123,7 +123,7 @@ class Layout:
         if group:
             self._add_short_documents(prefix, group)
 
-    def _add_long_document(self, span: Span) -> None:
+    def _add_long_document(self, span: DocumentSpan) -> None:
         """Add the tiles of one document, each with at most QUERY_BLOCK queries."""
         for start in range(span.start, span.end, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, span.end)
@@ -134,7 +134,7 @@ class Layout:
                 Tile(queries, keys, 1, None, queries, None, prefix, mask, end - start)
             )
 
-    def _add_short_documents(self, prefix: tuple[int, int], members: list[Span]) -> None:
+    def _add_short_documents(self, prefix: tuple[int, int], members: list[DocumentSpan]) -> None:
         """Add one tile for several documents, padded to the length of the last document.
 
         The documents are sorted by length, so the last document is the longest.

@@ -46,7 +46,7 @@ from rlhf.models.fast.patching import restore_forward
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
 from rlhf.models.fast.tied_embedding import disable_tied_embedding, make_tied_embedding
-from rlhf.models.reduced_model import reduced_copy
+from rlhf.models.reduced_model import small_random_model_like
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _enable_paths_verified_on_copy(model: Any) -> None:
     affordable = max_comparison_tokens(model)
     start = 0
     if longest + 8 > affordable or not is_float32_or_wider(model):
-        small = reduced_copy(model)
+        small = small_random_model_like(model)
         if small is not None:
             start = _enable_agreeing_paths(small, max_row_tokens=max(affordable, 64), start=0)
         elif longest + 8 > affordable:

@@ -18,7 +18,7 @@ import torch
 from rlhf.models.architecture import unwrap_peft
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.decoder import decoder_for
-from rlhf.rollout.sampling.draw import sample_tokens
+from rlhf.rollout.sampling.draw import sample_tokens_and_logprobs
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
 # Rows with new tokens are prefilled if their number is at least this fraction of the number of
@@ -204,7 +204,7 @@ class Sampler:
         else:
             rows, logits = decoding, self._decode(decoding)
         numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
-        tokens, logprobs = sample_tokens(logits, numbers, self.sampling)
+        tokens, logprobs = sample_tokens_and_logprobs(logits, numbers, self.sampling)
         sampled = tokens.cpu().numpy()
         self.tokens[rows, self.count[rows]] = self.last[rows] = sampled
         self.logprobs[rows, self.count[rows]] = logprobs.double().cpu().numpy()

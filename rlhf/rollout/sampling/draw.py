@@ -16,7 +16,7 @@ from rlhf.rollout.sampling.base import SamplingParams
 SUM_BLOCK = 256
 
 
-def sample_tokens(
+def sample_tokens_and_logprobs(
     logits: torch.Tensor,
     numbers: torch.Tensor,
     sampling: SamplingParams,
@@ -36,7 +36,7 @@ def sample_tokens(
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     if sampling.truncates:
-        logits = truncate_logits(logits, sampling)
+        logits = truncated_logits(logits, sampling)
     top = logits.amax(-1, keepdim=True)
     weights = (logits - top).exp_()
     blocks = nn.functional.pad(weights, (0, -weights.shape[-1] % SUM_BLOCK)).unflatten(
@@ -68,7 +68,7 @@ def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Ten
     )
 
 
-def truncate_logits(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+def truncated_logits(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
     """Set the logits [n, V] of excluded tokens to -inf (top-k, top-p and min-p).
 
     Each rule is applied to the whole distribution. A token is kept if every rule keeps it. The most

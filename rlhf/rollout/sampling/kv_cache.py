@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
 from rlhf.rollout.sampling.protocols import ForwardPass, MultiRowCache
-from rlhf.rollout.sampling.state_cache import StateLayer
+from rlhf.rollout.sampling.state_cache import RecurrentStateLayer
 
 # The capacity of a cache, in tokens per row, is a multiple of this number.
 CAPACITY_MULTIPLE = 64
@@ -149,16 +149,16 @@ class RaggedLayer(CacheLayerMixin):
             store[target, :width] = store[source, :width]
 
 
-class RaggedStateLayer(StateLayer, RaggedLayer):
+class RaggedStateLayer(RecurrentStateLayer, RaggedLayer):
     """A layer with attention and a recurrent state."""
 
     def __init__(self, cache: RaggedCache, number_of_states: int) -> None:
         RaggedLayer.__init__(self, cache)
-        StateLayer.__init__(self, cache.rows, number_of_states)
+        RecurrentStateLayer.__init__(self, cache.rows, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Initialize keys and values (positional arguments) or states (keyword arguments)."""
-        kind: Any = RaggedLayer if args else StateLayer
+        kind: Any = RaggedLayer if args else RecurrentStateLayer
         kind.lazy_initialization(self, *args, **kwargs)
 
 
@@ -196,7 +196,7 @@ class RaggedCache(MultiRowCache, Cache):
         kinds = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
         all_layers = [self._make_layer(*each) for each in kinds]
         self.ragged = [layer for layer in all_layers if isinstance(layer, RaggedLayer)]
-        self.states = [layer for layer in all_layers if isinstance(layer, StateLayer)]
+        self.states = [layer for layer in all_layers if isinstance(layer, RecurrentStateLayer)]
         self.in_place = not self.states and limit is None
         Cache.__init__(self, layers=all_layers)
 
@@ -205,7 +205,7 @@ class RaggedCache(MultiRowCache, Cache):
             return RaggedLayer(self)
         if kind == BOTH:
             return RaggedStateLayer(self, number_of_states)
-        return DummyLayer() if kind == NOTHING else StateLayer(self.rows, number_of_states)
+        return DummyLayer() if kind == NOTHING else RecurrentStateLayer(self.rows, number_of_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of columns that the current plan uses."""

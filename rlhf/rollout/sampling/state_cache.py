@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 
-class StateLayer(LinearAttentionLayer):
+class RecurrentStateLayer(LinearAttentionLayer):
     """States [rows, ...] of one layer. A forward pass reads the states of its rows.
 
     Args:

@@ -26,7 +26,7 @@ from rlhf.models.architecture import (
 from rlhf.models.comparison import evaluation_mode, is_float32_or_wider, tolerance_of
 from rlhf.models.fast.packing import reset_rotary_frequencies
 from rlhf.models.fast.verification import max_comparison_tokens
-from rlhf.models.reduced_model import reduced_copy
+from rlhf.models.reduced_model import small_random_model_like
 from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import disable_cache
@@ -52,7 +52,7 @@ def check_sampling(model: Any) -> None:
     affordable = max_comparison_tokens(model)
     longest = max(computation_change_lengths(text_config(trunk)), default=0)
     if longest + 24 > affordable or not is_float32_or_wider(model):
-        small = reduced_copy(model)
+        small = small_random_model_like(model)
         if small is not None and not _sampler_agrees(small, limit=max(affordable, 64)):
             disable_cache(model)
     if not _sampler_agrees(model, limit=affordable):

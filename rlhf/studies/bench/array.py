@@ -29,7 +29,7 @@ sbatch --dependency=afterok:$second --job-name=bench-table --wrap {table}
 """
 
 
-def write_array(bench: Bench, folder: str | Path) -> list[Path]:
+def write_job_array(bench: Bench, folder: str | Path) -> list[Path]:
     """Write the manifest, lists of commands and SLURM scripts; return the paths of the files.
 
     `start.txt` and `train.txt` contain one command per line. The commands in `train.txt` need the

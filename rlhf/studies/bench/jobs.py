@@ -21,8 +21,8 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
-from rlhf.runs.directory import KEYS_FREE_ON_RESUME, open_directory
-from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.directory import KEYS_FREE_ON_RESUME, lock_directory
+from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import ProgressDisplay
 from rlhf.studies.bench.plan import Job
 
@@ -55,7 +55,7 @@ def lock_study_directory(
         for command, stage in (stage for job in jobs for stage in job.stages):
             commands.check_resumable(command, stage)
     tree = study_config_data(config)
-    with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
+    with lock_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
         yield
 
 
@@ -100,7 +100,7 @@ class WorkerPool:
         self.count = count
         self.logs = logs
         self.commands = commands
-        self.stop = StopRequest(raise_for=logs.parent)
+        self.stop = StopSignalRecorder(raise_for=logs.parent)
         self.pool = ProcessPoolExecutor(
             count,
             # A forked copy of a process with threads may hang.

@@ -49,8 +49,8 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     config = build_config(BenchConfig, tree)
     bench = Bench(
         config,
-        _build_entries(BenchEnvironment, config.environments, "environments"),
-        _build_entries(BenchAlgorithm, config.algorithms, "algorithms"),
+        _build_manifest_entries(BenchEnvironment, config.environments, "environments"),
+        _build_manifest_entries(BenchAlgorithm, config.algorithms, "algorithms"),
         commands,
     )
     _check_demonstrations(bench)
@@ -62,7 +62,7 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     return bench
 
 
-def _build_entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]:
+def _build_manifest_entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]:
     """Build the entries of the manifest's group `environments` or `algorithms`.
 
     Raises:
@@ -74,10 +74,12 @@ def _build_entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[s
                 f"{group}: {name!r} is not a valid folder name: use letters, digits and . + - _, "
                 "and do not use 'seed'"
             )
-    return {name: build_entry(cls, item, f"{group}.{name}") for name, item in items.items()}
+    return {
+        name: build_manifest_entry(cls, item, f"{group}.{name}") for name, item in items.items()
+    }
 
 
-def build_entry(cls: type[T], item: Any, key: str) -> T:
+def build_manifest_entry(cls: type[T], item: Any, key: str) -> T:
     """Build a configuration of class `cls` from a mapping; `key` is named in error messages."""
     if item is not None and not isinstance(item, Mapping):
         known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
@@ -120,7 +122,7 @@ def _check_algorithms(bench: Bench) -> None:
                 f"{did_you_mean(command, registry.ALGORITHMS)}"
             )
         _refuse_benchmark_keys(f"algorithms.{name}.run", entry.run)
-    methods = [*bench.config.references, bench.initial_row, *bench.algorithms]
+    methods = [*bench.config.references, bench.initial_row_name, *bench.algorithms]
     if bench.baseline not in methods:
         raise UserError(
             f"baseline: there is no row {bench.baseline!r}{did_you_mean(bench.baseline, methods)}"
@@ -130,7 +132,7 @@ def _check_algorithms(bench: Bench) -> None:
 def _check_runs(bench: Bench, environment: str) -> None:
     """Check the keys, types and settings of the runs of an environment with the first seed."""
     seed = bench.config.seeds[0]
-    for command, tree in bench.start_job(environment, seed).stages:
+    for command, tree in bench.initial_model_job(environment, seed).stages:
         try:
             # The options of TRL are checked when the run starts, because the import of TRL takes
             # many seconds.
@@ -142,7 +144,9 @@ def _check_runs(bench: Bench, environment: str) -> None:
     for name in bench.algorithms:
         command = bench.command_of(name)
         try:
-            config = bench.commands.configure(command, bench.run_tree(environment, name, seed))
+            config = bench.commands.configure(
+                command, bench.run_config_tree(environment, name, seed)
+            )
             algorithm_of(command, config)
             if config.num_steps % bench.config.curve_points:
                 raise ValueError(

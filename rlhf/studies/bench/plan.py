@@ -52,7 +52,7 @@ class Bench:
         return Path(self.config.output_dir)
 
     @property
-    def initial_row(self) -> str:
+    def initial_row_name(self) -> str:
         """Name of the row of initial models: "sft" with demonstrations, else "model"."""
         first = next(iter(self.environments.values()))
         return "sft" if first.demonstrations else "model"
@@ -60,7 +60,7 @@ class Bench:
     @property
     def baseline(self) -> str:
         """Name of the row with which the other rows are compared."""
-        return self.config.baseline or self.initial_row
+        return self.config.baseline or self.initial_row_name
 
     def command_of(self, algorithm: str) -> str:
         """Return the name of the command that an algorithm of the manifest runs."""
@@ -70,7 +70,7 @@ class Bench:
         """Return the path of a directory under runs/."""
         return self.root.joinpath("runs", *parts)
 
-    def run_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
+    def run_config_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
         """Return the configuration of one training run."""
         task, entry = self.environments[environment], self.algorithms[algorithm]
         tree = merge_trees(merge_trees(self.config.run, task.run), entry.run)
@@ -98,7 +98,7 @@ class Bench:
             return _without_unset_keys(self.config.model)
         return {"path": str(self.run_path(environment, f"seed{seed}", "sft", "final"))}
 
-    def start_job(self, environment: str, seed: int) -> Job:
+    def initial_model_job(self, environment: str, seed: int) -> Job:
         """Return the job that creates and evaluates the initial model.
 
         With demonstrations, the job generates them and trains the model on them. Without
@@ -107,26 +107,26 @@ class Bench:
         task, folder = self.environments[environment], f"seed{seed}"
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
-            demos = self._demos_tree(environment, seed, "demos", task.demonstrations.count)
+            demos = self._demos_config_tree(environment, seed, "demos", task.demonstrations.count)
             # If all episodes have the same first observation, rows cannot be split by prompt.
-            held_out = self._demos_tree(
+            held_out = self._demos_config_tree(
                 environment, seed, "demos-held-out", NUM_HELD_OUT_DEMONSTRATIONS
             )
             stages += [("demos", demos), ("demos", held_out)]
-            stages.append(("sft", self._sft_tree(environment, seed)))
-        policy = {"name": self.initial_row, "model": self.start_model(environment, seed)}
+            stages.append(("sft", self._sft_config_tree(environment, seed)))
+        policy = {"name": self.initial_row_name, "model": self.start_model(environment, seed)}
         target = self.run_path(environment, folder, "evaluate")
         stages.append(("evaluate", self.evaluate_tree(environment, [policy], target)))
-        return Job(f"{environment}/{folder}/{self.initial_row}", tuple(stages))
+        return Job(f"{environment}/{folder}/{self.initial_row_name}", tuple(stages))
 
-    def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
+    def training_job(self, environment: str, algorithm: str, seed: int) -> Job:
         """Return the job of one training run; the run ends with its evaluation."""
-        tree = self.run_tree(environment, algorithm, seed)
+        tree = self.run_config_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
         return Job(
             f"{folder}/{algorithm}",
             ((self.command_of(algorithm), tree),),
-            f"{folder}/{self.initial_row}",
+            f"{folder}/{self.initial_row_name}",
         )
 
     def reference_job(self, environment: str) -> Job:
@@ -141,9 +141,9 @@ class Bench:
         """Return all jobs; each job follows the job that it depends on."""
         config, names = self.config, list(self.environments)
         jobs = [self.reference_job(name) for name in names if config.references]
-        jobs += [self.start_job(name, seed) for seed in config.seeds for name in names]
+        jobs += [self.initial_model_job(name, seed) for seed in config.seeds for name in names]
         jobs += [
-            self.train_job(name, algorithm, seed)
+            self.training_job(name, algorithm, seed)
             for seed in config.seeds
             for name in names
             for algorithm in self.algorithms
@@ -168,7 +168,9 @@ class Bench:
             "resume": True,
         }
 
-    def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
+    def _demos_config_tree(
+        self, environment: str, seed: int, name: str, count: int
+    ) -> dict[str, Any]:
         """Return the configuration of a run that generates `count` demonstrations.
 
         `name` is "demos" or "demos-held-out". The start states differ between training seeds, and
@@ -187,7 +189,7 @@ class Bench:
             "resume": True,
         }
 
-    def _sft_tree(self, environment: str, seed: int) -> dict[str, Any]:
+    def _sft_config_tree(self, environment: str, seed: int) -> dict[str, Any]:
         """Return the configuration of supervised fine-tuning on the demonstrations."""
         folder = self.run_path(environment, f"seed{seed}")
         return {

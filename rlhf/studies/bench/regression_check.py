@@ -110,12 +110,12 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise UserError(f"--against: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"--against: {path} is not JSON") from error
-    if not _is_result(tree):
+    if not _is_bench_result(tree):
         raise UserError(f"--against: {path} is not a bench.json: it has no seeds and scores")
     return tree
 
 
-def _is_result(tree: Any) -> bool:
+def _is_bench_result(tree: Any) -> bool:
     """Return whether `tree` has seeds, and scores by row and environment."""
     if not isinstance(tree, dict) or not isinstance(tree.get("seeds"), list):
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rlhf.common.files import write_text
-from rlhf.evaluation.compare import coverage_text
+from rlhf.evaluation.compare import simulated_coverage_text
 from rlhf.reports import write_comparison_report
 from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.comparison_page import method_tiles_html
@@ -27,7 +27,7 @@ from rlhf.reports.results import verdict_html, verdict_item_html
 from rlhf.reports.tables import save_tables
 from rlhf.studies.bench.plan import REFERENCE_FOLDER, Bench
 from rlhf.studies.bench.result import (
-    bench_json,
+    bench_json_content,
     bench_markdown,
     make_tables,
     protocol_sentences,
@@ -48,7 +48,7 @@ def write_bench_report(bench: Bench, scores: Scores, findings: Findings) -> Path
     root = bench.root
     tables = make_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
-    text = json.dumps(bench_json(bench, scores, findings), indent=1)
+    text = json.dumps(bench_json_content(bench, scores, findings), indent=1)
     write_text(root / "bench.json", text + "\n")
     write_text(root / "bench.md", bench_markdown(bench, findings, tables))
     pages = _write_environment_pages(bench)
@@ -123,7 +123,7 @@ def _comparison_list_html(findings: Findings) -> str:
     ]
     items += [verdict_item_html(d, SCORE_METRIC, "good") for d in significant]
     lines = verdict_lines(findings)[len(items) :]
-    coverage = {coverage_text(d) for d in findings.differences}
+    coverage = {simulated_coverage_text(d) for d in findings.differences}
     items += [f"<li><strong>{verdict_html(x)}</strong></li>" for x in lines if x not in coverage]
     notes = [f'<p class="note">{sentence_html(x)}.</p>' for x in lines if x in coverage]
     return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
@@ -152,11 +152,14 @@ def _charts_html(findings: Findings) -> str:
     names = list(findings.curves)
     for first in range(0, len(names), MAX_CHART_LINES):
         shown = names[first : first + MAX_CHART_LINES]
-        charts += [_efficiency_chart(findings, shown), _profile_chart(findings, shown)]
+        charts += [
+            _sample_efficiency_chart(findings, shown),
+            _performance_profile_chart(findings, shown),
+        ]
     return charts_html(charts)
 
 
-def _efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
+def _sample_efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
     """Return the chart of the IQM during training."""
     lines, colors = [], _row_colors(findings)
     for name in names:
@@ -167,7 +170,7 @@ def _efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
     return Chart("Sample efficiency", lines, note, x_label="%")
 
 
-def _profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
+def _performance_profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
     """Return the chart of the performance profiles; the initial models are gray."""
     colors = _row_colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]

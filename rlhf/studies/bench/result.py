@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.common.text import markdown_table, markdown_text
-from rlhf.evaluation.compare import coverage_text, format_estimate
+from rlhf.evaluation.compare import format_estimate, simulated_coverage_text
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.machine import describe_machine
@@ -68,7 +68,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
     ]
 
 
-def bench_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
+def bench_json_content(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
     """Return the content of `bench.json`, which `rlhf bench --against` reads."""
     config = asdict(bench.config)
     return {
@@ -105,7 +105,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
     seed = bench.config.seeds[0]
 
     def count(environment: str, algorithm: str) -> int:
-        tree = bench.run_tree(environment, algorithm, seed)
+        tree = bench.run_config_tree(environment, algorithm, seed)
         config = bench.commands.configure(bench.command_of(algorithm), tree)
         return config.num_steps * config.episodes_per_step
 
@@ -122,7 +122,7 @@ def protocol_sentences(bench: Bench) -> list[str]:
         f"{len(config.seeds)} training seeds ({', '.join(map(str, config.seeds))}). Scores are "
         "(return − random) / (optimal − random), from the last model of each run on the same "
         f"{config.episodes} held-out episodes ({config.decoding} decoding). In each environment "
-        f"and seed, all algorithms start from the same model, the row {bench.initial_row}."
+        f"and seed, all algorithms start from the same model, the row {bench.initial_row_name}."
     ]
     episodes = training_episodes(bench)
     for env, counts in episodes.items():
@@ -194,7 +194,7 @@ def verdict_lines(findings: Findings) -> list[str]:
             "(each pair is tested at significance level "
             f"{0.05 / len(findings.differences):.2%}, Bonferroni)"
         )
-    return lines + [text for d in findings.differences[:1] if (text := coverage_text(d))]
+    return lines + [text for d in findings.differences[:1] if (text := simulated_coverage_text(d))]
 
 
 def _verdict_line(difference: Difference) -> str:

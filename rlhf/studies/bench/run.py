@@ -10,7 +10,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchCommandConfig
 from rlhf.errors import UserError
-from rlhf.studies.bench.array import write_array
+from rlhf.studies.bench.array import write_job_array
 from rlhf.studies.bench.jobs import WorkerPool, lock_study_directory, run_job
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
@@ -59,7 +59,7 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
     """
     bench = make_bench(config.manifest(), commands)
     if config.array:
-        yield from map(str, write_array(bench, config.array))
+        yield from map(str, write_job_array(bench, config.array))
         return 0
     if config.only:
         yield str(run_one_job(bench, config.only))

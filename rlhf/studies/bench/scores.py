@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.records import Bounds, read_summary_file
+from rlhf.evaluation.records import ReferenceReturns, read_summary_file
 from rlhf.evaluation.significance import Difference, compare_means
 from rlhf.runs.renamed import read_metrics
 from rlhf.stats import Interval, interval
@@ -40,7 +40,7 @@ class Scores:
 
     environments: tuple[str, ...]
     seeds: tuple[int, ...]
-    bounds: Mapping[str, Bounds]
+    bounds: Mapping[str, ReferenceReturns]
     trained: Mapping[str, np.ndarray]
     """Row -> [seeds, environments]; the initial model is the first row."""
     references: Mapping[str, np.ndarray]
@@ -89,7 +89,9 @@ def read_scores(bench: Bench) -> Scores:
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     start = {n: bench.run_path(n, f"seed{seeds[0]}", "evaluate") for n in names}
     bounds = {
-        n: environment_bounds(bench, n, read_evaluation_summary(start[n], bench.initial_row))
+        n: environment_reference_returns(
+            bench, n, read_evaluation_summary(start[n], bench.initial_row_name)
+        )
         for n in names
     }
 
@@ -105,7 +107,7 @@ def read_scores(bench: Bench) -> Scores:
             ]
         )
 
-    folders = {bench.initial_row: "evaluate"} | {name: name for name in bench.algorithms}
+    folders = {bench.initial_row_name: "evaluate"} | {name: name for name in bench.algorithms}
     return Scores(
         environments=names,
         seeds=seeds,
@@ -198,7 +200,9 @@ def mean_return(summary: Mapping[str, Any]) -> float:
     return float(summary["metrics"]["return"]["mean"])
 
 
-def environment_bounds(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
+def environment_reference_returns(
+    bench: Bench, environment: str, summary: Mapping[str, Any]
+) -> ReferenceReturns:
     """Return the random and the optimal return of an environment.
 
     The values of the manifest take precedence over those of `summary`, the summary of an evaluation
@@ -220,10 +224,12 @@ def environment_bounds(bench: Bench, environment: str, summary: Mapping[str, Any
         raise UserError(
             f"environments.{environment}: random must be below optimal, got {low} and {high}"
         )
-    return Bounds(low, high)
+    return ReferenceReturns(low, high)
 
 
-def _training_curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.ndarray:
+def _training_curves(
+    bench: Bench, algorithm: str, bounds: Mapping[str, ReferenceReturns]
+) -> np.ndarray:
     """Return the held-out scores of an algorithm during training, [seeds, environments, points]."""
 
     def scores_during_training(name: str, seed: int) -> list[float]:

@@ -190,12 +190,12 @@ def fit_curve(
     )
     ends = float(d[d > 0].min()), float(d.max())
     peak = _peak_interval(whole, critical**2 * covariance, form, count, *ends)
-    rise = _rise_is_seen(d, y, codes, peak, level)
-    fall = _fall_is_seen(d, y, codes, peak.value, level)
+    rise = _gold_rise_is_significant(d, y, codes, peak, level)
+    fall = _gold_fall_is_significant(d, y, codes, peak.value, level)
     return OveroptimizationFit(form, alpha, beta, peak, *ends, rise, fall)
 
 
-def _rise_is_seen(
+def _gold_rise_is_significant(
     d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: Interval, level: float
 ) -> bool:
     """Return whether the gold gain `y` near the peak is significantly above 0.
@@ -211,7 +211,7 @@ def _rise_is_seen(
     return bool(test.pvalue < (1 - level) / 2)
 
 
-def _fall_is_seen(
+def _gold_fall_is_significant(
     d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: float, level: float
 ) -> bool:
     """Return whether gold beyond the peak is significantly below gold near the peak.

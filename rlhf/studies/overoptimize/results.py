@@ -60,7 +60,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
         "proxy_score": _column_means(proxy_scores),
         "gold": _column_means(gold_scores),
         "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
-        "fit": fit_result(fit),
+        "fit": fit_as_dict(fit),
         "advice": _best_of_n_advice(fit, ns),
     }
 
@@ -143,7 +143,7 @@ def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dic
         seeds = np.repeat(np.arange(len(tracks)), length)
         fit = fit_curve(kl.ravel(), (gold - start).ravel(), form="rl", clusters=seeds)
         low, high = fit.peak.low, fit.peak.high
-        result["fit"] = fit_result(fit)
+        result["fit"] = fit_as_dict(fit)
         result["falls"] = math.isfinite(fit.peak.high)
         result["observed"]["inside"] = bool(low <= distance <= high)
         result["advice"] = _rl_advice(fit, result)
@@ -213,7 +213,7 @@ def _rl_advice(fit: OveroptimizationFit, result: dict[str, Any]) -> str:
     return f"{advice}; training reached it at step {passed[0]}" if passed else advice
 
 
-def fit_result(fit: OveroptimizationFit) -> dict[str, Any]:
+def fit_as_dict(fit: OveroptimizationFit) -> dict[str, Any]:
     """Return a fit as a dictionary for JSON, with points of its curve; infinite values are None."""
     d = np.linspace(0, fit.furthest, CURVE_POINTS)
     return {

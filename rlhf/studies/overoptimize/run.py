@@ -113,7 +113,9 @@ def run_overoptimize(
         ],
         # Training uses the scale that `_standardized_scores` wrote into the checkpoints.
         "rl": [
-            rl_result(how, study.train_against(how, config.rl, proxies, gold), start=start)
+            rl_result(
+                how, study.train_policy_against_proxy(how, config.rl, proxies, gold), start=start
+            )
             for how in config.rl.against
         ]
         if config.rl
@@ -158,10 +160,10 @@ class _OveroptimizationStudy:
             UserError: A configuration is wrong.
         """
         if grid := self.config.proxies:
-            tree = self._proxy_tree(grid, grid.bases[0], train=self.directory, member=0)
+            tree = self._proxy_config_tree(grid, grid.bases[0], train=self.directory, member=0)
             self.commands.configure("reward", {**tree, "output_dir": self.config.output_dir})
         if spec := self.config.rl:
-            tree = self._training_tree(spec, [{"kind": "length"}], seed=0)
+            tree = self._training_config_tree(spec, [{"kind": "length"}], seed=0)
             self.commands.configure(spec.algorithm, {**tree, "output_dir": self.config.output_dir})
 
     def train_proxies(self, grid: ProxyGrid) -> list[ProxyReward]:
@@ -190,7 +192,7 @@ class _OveroptimizationStudy:
                     self._run_command(
                         "reward",
                         root / f"{name}-member{member}",
-                        self._proxy_tree(grid, base, train=train, member=member),
+                        self._proxy_config_tree(grid, base, train=train, member=member),
                     )
                     for member in range(grid.members)
                 ]
@@ -198,7 +200,7 @@ class _OveroptimizationStudy:
                 log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
         return proxies
 
-    def train_against(
+    def train_policy_against_proxy(
         self, how: str, spec: TrainingSpec, proxies: list[ProxyReward], gold: Any
     ) -> list[TrainingTrack]:
         """Train the policy against the first proxy with every seed; return a track for each seed.
@@ -210,7 +212,7 @@ class _OveroptimizationStudy:
             rewards = _proxy_reward_config(self.config, how, proxies, seed)
             directory = self.directory / "rl" / f"{how}-seed{seed}"
             self._run_command(
-                spec.algorithm, directory, self._training_tree(spec, rewards, seed=seed)
+                spec.algorithm, directory, self._training_config_tree(spec, rewards, seed=seed)
             )
             tracks.append(_read_track(directory, gold, spec))
         return tracks
@@ -230,7 +232,7 @@ class _OveroptimizationStudy:
         release_memory()
         return result
 
-    def _proxy_tree(
+    def _proxy_config_tree(
         self, grid: ProxyGrid, base: ModelSpec, *, train: Path, member: int
     ) -> dict[str, Any]:
         """Return the configuration of the training of one member on the pairs in `train`."""
@@ -242,7 +244,7 @@ class _OveroptimizationStudy:
             "seed": self.config.seed + member,
         }
 
-    def _training_tree(
+    def _training_config_tree(
         self, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
     ) -> dict[str, Any]:
         """Return the configuration of the training of the policy with one seed."""
@@ -280,7 +282,7 @@ def _standardized_scores(
     if not proxies:
         reward = load_rewards(config.rewards)
         column = score_replies(reward, groups, what=reward.name)
-        scores = _standardize_column(column, reward.name)
+        scores = _standardized_column(column, reward.name)
         return [(ProxyReward(reward.name, None, None, [], None), scores[None])]
     scored = []
     for proxy in proxies:
@@ -288,7 +290,7 @@ def _standardized_scores(
         for folder in proxy.members:
             reward = with_packing(reward_models.LearnedReward.load(folder))
             column = score_replies(reward, groups, what=str(folder))
-            columns.append(_standardize_column(column, str(folder)))
+            columns.append(_standardized_column(column, str(folder)))
             sidecar = Sidecar.read(folder)
             assert sidecar is not None
             mean, std = float(column.mean()), float(column.std())
@@ -297,7 +299,7 @@ def _standardized_scores(
     return scored
 
 
-def _standardize_column(column: np.ndarray, name: str) -> np.ndarray:
+def _standardized_column(column: np.ndarray, name: str) -> np.ndarray:
     """Return the scores shifted and scaled to mean 0 and standard deviation 1.
 
     Raises:

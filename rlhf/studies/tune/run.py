@@ -30,14 +30,18 @@ from rlhf.config.load import assemble_tree, merge_trees, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
-from rlhf.reports.tables import save_csv
+from rlhf.reports.tables import save_table_csv
 from rlhf.runs.directory import check_unchanged_configuration
 from rlhf.runs.inputs import input_fingerprints
 from rlhf.studies.bench.jobs import WorkerPool, lock_study_directory, study_config_data
-from rlhf.studies.bench.manifest import build_entry, make_bench
+from rlhf.studies.bench.manifest import build_manifest_entry, make_bench
 from rlhf.studies.bench.plan import Bench, Job
 from rlhf.studies.bench.run import check_model_and_environments
-from rlhf.studies.bench.scores import environment_bounds, mean_return, read_evaluation_summary
+from rlhf.studies.bench.scores import (
+    environment_reference_returns,
+    mean_return,
+    read_evaluation_summary,
+)
 from rlhf.studies.tune.search import AlgorithmSearch, Trial
 
 log = logging.getLogger(__name__)
@@ -84,7 +88,7 @@ class TuningStudy:
         for environment, seed in self.environment_seed_pairs:
             stage = self._trial_job(algorithm, trial, environment, seed).stages[-1]
             summary = read_evaluation_summary(Path(stage[1]["output_dir"]), algorithm)
-            bounds = environment_bounds(self.bench, environment, summary)
+            bounds = environment_reference_returns(self.bench, environment, summary)
             scores.append(bounds.normalize(mean_return(summary)))
         return float(np.mean(scores))
 
@@ -97,7 +101,7 @@ class TuningStudy:
         """Return the job of one run of a trial and its evaluation on the tuning episodes."""
         bench, key = self.bench, f"{algorithm}/trial{trial.number}/{environment}/seed{seed}"
         folder = self.root / "trials" / key
-        run = bench.run_tree(environment, algorithm, seed)
+        run = bench.run_config_tree(environment, algorithm, seed)
         for name, value in trial.settings.items():
             set_key(run, name, value)
         # The evaluation in the training run uses the episodes of the benchmark, so a separate
@@ -109,7 +113,7 @@ class TuningStudy:
             "episodes": self.config.episodes,
             "first_episode": FIRST_TUNING_EPISODE,
         }
-        start = bench.start_job(environment, seed).key
+        start = bench.initial_model_job(environment, seed).key
         return Job(key, ((bench.command_of(algorithm), run), ("evaluate", evaluate)), start)
 
 
@@ -159,9 +163,11 @@ def make_study(config: TuneConfig, commands: CommandTable) -> TuningStudy:
         "tuning": {},
     }
     bench = make_bench(tree | overrides, commands)
-    space = {k: build_entry(Dimension, item, f"space.{k}") for k, item in config.space.items()}
+    space = {
+        k: build_manifest_entry(Dimension, item, f"space.{k}") for k, item in config.space.items()
+    }
     spaces = {name: _effective_dimensions(bench, name, space) for name in bench.algorithms}
-    _check_space(tree | overrides, spaces, space, commands)
+    _check_search_space(tree | overrides, spaces, space, commands)
     return TuningStudy(config, bench, spaces)
 
 
@@ -189,16 +195,16 @@ def _run_search(study: TuningStudy, *, jobs: int) -> Path:
         for name, space in study.spaces.items()
     }
     with WorkerPool(jobs, study.bench.commands, logs=study.root / "logs") as workers:
-        starts = [study.bench.start_job(*cell) for cell in study.environment_seed_pairs]
+        starts = [study.bench.initial_model_job(*cell) for cell in study.environment_seed_pairs]
         if failed := workers.run_jobs(starts, "start models"):
             key, reason = next(iter(failed.items()))
             raise UserError(f"{key}: {reason}")
         for number in range(study.config.trials):
-            _run_round(study, searches, workers, number)
-    return _write_result(study, searches)
+            _run_trial_of_every_algorithm(study, searches, workers, number)
+    return _write_tuned_settings(study, searches)
 
 
-def _run_round(
+def _run_trial_of_every_algorithm(
     study: TuningStudy, searches: Mapping[str, AlgorithmSearch], workers: WorkerPool, number: int
 ) -> None:
     """Run the trial `number` of every algorithm in parallel; finished trials are not repeated."""
@@ -220,14 +226,16 @@ def _effective_dimensions(
     """Return the dimensions of a search space that have an effect in an algorithm."""
     command = bench.command_of(algorithm)
     environment = next(iter(bench.environments))
-    settings = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
+    settings = bench.run_config_tree(environment, algorithm, bench.config.seeds[0]).get(
+        "algorithm", {}
+    )
     effective = registry.configured_algorithm(command, **settings).effective_settings
     every = {f"algorithm.{name}" for name in registry.setting_names()}
     ineffective = every - {f"algorithm.{name}" for name in effective}
     return {key: item for key, item in space.items() if key not in ineffective}
 
 
-def _check_space(
+def _check_search_space(
     tree: Mapping[str, Any],
     spaces: Mapping[str, Mapping[str, Dimension]],
     space: Mapping[str, Dimension],
@@ -262,7 +270,7 @@ def _nested_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return run
 
 
-def _write_result(study: TuningStudy, searches: Mapping[str, AlgorithmSearch]) -> Path:
+def _write_tuned_settings(study: TuningStudy, searches: Mapping[str, AlgorithmSearch]) -> Path:
     """Write tuned.yaml and the table of trials; return the path of tuned.yaml.
 
     The file contains the best settings of each algorithm, for `rlhf bench --config`, and a
@@ -281,12 +289,14 @@ def _write_result(study: TuningStudy, searches: Mapping[str, AlgorithmSearch]) -
         "space": config.space,
         "left_out": study.unused_keys,
         "best_scores": {name: round(value, 4) for name, (_, value) in best.items()},
-        "failed_trials": {name: search.num_failed() for name, search in searches.items()},
+        "failed_trials": {
+            name: search.num_trials_without_score() for name, search in searches.items()
+        },
     }
     tree = {"algorithms": algorithms, "tuning": tuning}
     path = study.root / TUNED_FILE
     write_text(path, dump_yaml(tree))
-    save_csv(study.root, _trial_table(searches, list(config.space)))
+    save_table_csv(study.root, _trial_table(searches, list(config.space)))
     for name, (_, value) in best.items():
         log.info("%s: best of %d trials %.3f", name, config.trials, value)
     return path

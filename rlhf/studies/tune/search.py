@@ -97,7 +97,7 @@ class AlgorithmSearch:
         """Return every trial with its score; the score is None if the trial has none."""
         return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._complete_trials())]
 
-    def num_failed(self) -> int:
+    def num_trials_without_score(self) -> int:
         """Return the number of trials without a score."""
         return sum(value is None for _, value in self.trials())
 

@@ -15,7 +15,7 @@ from rlhf.config.reward import MODEL_KINDS, RewardConfig
 from rlhf.models.rewards import with_packing
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
-from rlhf.reward_models.report.markdown import labeled_page, write_report
+from rlhf.reward_models.report.markdown import labeled_report_markdown, write_report
 from rlhf.runs.directory import Run
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.encoding import (
@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainedModel:
+class TrainedRewardModel:
     """A saved reward model, and the rows on which its report is computed."""
 
     run: Run
@@ -49,7 +49,7 @@ class TrainedModel:
         """Return the K raw outputs of the model for each of the N test rows, [N, K]."""
         reward = self.load(attributes="all")
         ids = [reward.encode(labeled_messages(row)) for row in self.test_rows]
-        return reward.score_ids(ids).numpy()
+        return reward.logits_of_token_ids(ids).numpy()
 
 
 class RewardKind:
@@ -120,16 +120,16 @@ class RewardKind:
         """
         raise NotImplementedError
 
-    def report(self, trained: TrainedModel) -> list[str]:
+    def report(self, trained: TrainedRewardModel) -> list[str]:
         """Evaluate the saved model, write the report, and return the lines to log."""
         name = trained.run.directory.name
         report = self.evaluate(trained)
-        page = labeled_page(name, report)
+        page = labeled_report_markdown(name, report)
         summary = {"name": name, "env": self.data, "policy": name} | report
         write_report(trained.run.directory, summary, page)
         return page.splitlines()[2:]
 
-    def evaluate(self, trained: TrainedModel) -> Report:
+    def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with metrics of the saved model and of baselines on the test rows."""
         raise NotImplementedError
 
@@ -137,7 +137,7 @@ class RewardKind:
         """Modify the trained model in place before it is saved; by default, do nothing."""
 
 
-def kind_of(config: RewardConfig) -> RewardKind:
+def reward_kind_of(config: RewardConfig) -> RewardKind:
     """Return the kind of reward model with the name ``config.kind``."""
     return import_object(MODEL_KINDS[config.kind].implementation)(config)
 

@@ -15,12 +15,12 @@ from rlhf.data.messages import RowDropped
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel, known_accuracy
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
-    labeled_text,
-    unit_key,
+    independent_unit_key,
+    last_message_content,
 )
 
 
@@ -55,7 +55,7 @@ class ClassificationKind(RewardKind):
         """Convert the model's outputs [N, K] to logits of the C classes, [N, C]."""
         return logits
 
-    def evaluate(self, trained: TrainedModel) -> Report:
+    def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with accuracy, macro-F1 and AUC of the model and of two baselines."""
         logits = self.class_logits(trained.logits())
         return class_report(logits, trained.test_rows, trained.train_rows, "label")
@@ -109,10 +109,10 @@ def class_report(
         column: Name of the column with the index of the true class.
     """
     labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
-    tf_idf = labeled.predict_classes_from_words(
-        [labeled_text(row) for row in train_rows],
+    tf_idf = labeled.class_logprobs_from_words(
+        [last_message_content(row) for row in train_rows],
         train_labels,
-        [labeled_text(row) for row in rows],
+        [last_message_content(row) for row in rows],
         classes=logits.shape[1],
     )
     frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
@@ -121,7 +121,7 @@ def class_report(
         logits,
         np.array(labels),
         baselines={"TF-IDF": tf_idf, "most common class": np.tile(frequency, (len(rows), 1))},
-        groups=[unit_key(row) for row in rows],
+        groups=[independent_unit_key(row) for row in rows],
     )
 
 

@@ -11,7 +11,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.core import Reward
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import TrainedModel
+from rlhf.training.reward_models.base import TrainedRewardModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 from rlhf.training.reward_models.preference import PairKind
 
@@ -42,7 +42,7 @@ class CostKind(PairKind):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {"accuracy": float(((logits[..., 0] > 0) == (labels > 0.5)).mean())}
 
-    def load_scorer(self, trained: TrainedModel) -> Reward:
+    def load_scorer(self, trained: TrainedRewardModel) -> Reward:
         return super().load_scorer(trained) * -1.0
 
 

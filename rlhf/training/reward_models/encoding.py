@@ -149,17 +149,17 @@ def labeled_messages(row: Row) -> list[dict[str, Any]]:
     return with_tools(labeled_conversation(row), row.get("tools"))
 
 
-def labeled_text(row: Row) -> str:
+def last_message_content(row: Row) -> str:
     """Return the content of the last message of a labeled row."""
     return labeled_conversation(row)[-1]["content"]
 
 
-def unit_key(row: Row) -> str:
+def independent_unit_key(row: Row) -> str:
     """Return the key of a row's independent unit: its prompt, or its text if it has no prompt.
 
     Confidence intervals treat rows with the same key as dependent.
     """
-    return prompt_key(row) if row.get("prompt") else labeled_text(row)
+    return prompt_key(row) if row.get("prompt") else last_message_content(row)
 
 
 def length_grouped_order(

@@ -11,7 +11,7 @@ from rlhf.reward_models.chat_template import prompt_of
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
-from rlhf.training.reward_models.base import Report, TrainedModel
+from rlhf.training.reward_models.base import Report, TrainedRewardModel
 from rlhf.training.reward_models.classification import LogOddsKind
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
@@ -41,7 +41,7 @@ class PairwiseKind(LogOddsKind):
             raise RowDropped(EQUAL_TEXTS_REASON)
         return Example([ids], [float(chosen_first)])
 
-    def evaluate(self, trained: TrainedModel) -> Report:
+    def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with the accuracy of the model and of a baseline.
 
         The baseline prefers the longer reply. ``order_agreement`` is the fraction of pairs for

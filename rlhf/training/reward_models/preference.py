@@ -21,7 +21,7 @@ from rlhf.reward_models.core import Reward
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.checksums import update_checksum
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import RewardKind, TrainedModel
+from rlhf.training.reward_models.base import RewardKind, TrainedRewardModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 REPORT_PAIRS = 500
@@ -82,7 +82,7 @@ class PairKind(RewardKind):
         """Return the scores [B, 2] of the two replies, which are means over the heads."""
         return logits.mean(-1)
 
-    def report(self, trained: TrainedModel) -> list[str]:
+    def report(self, trained: TrainedRewardModel) -> list[str]:
         """Write the report on pairs, and save the fitted temperature with the model.
 
         Returns:
@@ -107,7 +107,7 @@ class PairKind(RewardKind):
             update_checksum(sidecar.write(trained.run.final))
         return report["verdict"]
 
-    def load_scorer(self, trained: TrainedModel) -> Reward:
+    def load_scorer(self, trained: TrainedRewardModel) -> Reward:
         """Load the saved model as a reward whose higher scores are better."""
         if self.scorer == "learned":
             return trained.load()
@@ -122,7 +122,7 @@ class PreferenceKind(PairKind):
         self.in_trl = config.num_heads == 1 and not config.flip_rate
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        return losses.bradley_terry(
+        return losses.bradley_terry_loss(
             chosen, rejected, margin=margin, label_smoothing=self.config.flip_rate
         )
 
@@ -131,7 +131,7 @@ class UnbiasedKind(PairKind):
     """Bradley-Terry loss for noisy labels, whose expected value is the loss on correct labels."""
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        return losses.unbiased_bradley_terry(chosen, rejected, flip_rate=self.config.flip_rate)
+        return losses.unbiased_bradley_terry_loss(chosen, rejected, flip_rate=self.config.flip_rate)
 
 
 class ScaledKind(PairKind):
@@ -142,7 +142,7 @@ class ScaledKind(PairKind):
         self.uses_margin = True
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        return losses.scaled_bradley_terry(chosen, rejected, strength=margin)
+        return losses.scaled_bradley_terry_loss(chosen, rejected, strength=margin)
 
 
 class LengthDebiasedKind(PairKind):

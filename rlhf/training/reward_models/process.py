@@ -16,7 +16,7 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.process import ProcessReward, encode_steps
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel, known_accuracy
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
@@ -53,7 +53,7 @@ class ProcessKind(RewardKind):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return known_accuracy(logits.argmax(-1), labels)
 
-    def evaluate(self, trained: TrainedModel) -> Report:
+    def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with the accuracy on steps.
 
         The baseline predicts the more common class of the training data for every step.

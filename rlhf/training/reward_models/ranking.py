@@ -14,7 +14,7 @@ from rlhf.reward_models import losses
 from rlhf.reward_models.chat_template import prompt_of
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
@@ -61,7 +61,7 @@ class RankingKind(RewardKind):
         is_reply = np.arange(logits.shape[1]) < labels[:, None]
         return {"accuracy": float((np.where(is_reply, logits, -np.inf).argmax(1) == 0).mean())}
 
-    def evaluate(self, trained: TrainedModel) -> Report:
+    def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with the accuracy of the model and of two baselines.
 
         The accuracy is the fraction of rows whose best reply is selected. The baselines are the

@@ -15,13 +15,13 @@ from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel
 from rlhf.training.reward_models.classification import LogOddsKind, class_report
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
-    labeled_text,
-    unit_key,
+    independent_unit_key,
+    last_message_content,
 )
 
 
@@ -56,7 +56,7 @@ class RegressionKind(RewardKind):
         error = (logits.astype(float) - labels)[labels != IGNORED]
         return {"rmse": float(np.sqrt((error**2).mean()))}
 
-    def evaluate(self, trained: TrainedModel) -> Report:
+    def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with the metrics of every column.
 
         If there are several columns, the names of metrics begin with the name of the column.
@@ -64,7 +64,7 @@ class RegressionKind(RewardKind):
         rows, logits = trained.test_rows, trained.logits()
         report: Report = {
             "rows": len(rows),
-            "units": len({unit_key(row) for row in rows}),
+            "units": len({independent_unit_key(row) for row in rows}),
             "metrics": {},
             "baselines": {"TF-IDF": {}},
             "gains": {"TF-IDF": {}},
@@ -95,16 +95,16 @@ class RegressionKind(RewardKind):
             name: Name of the column.
         """
         ridge = labeled.predict_ratings_from_words(
-            [labeled_text(row) for row in train_rows],
+            [last_message_content(row) for row in train_rows],
             [float(row[name]) for row in train_rows],
-            [labeled_text(row) for row in rows],
+            [last_message_content(row) for row in rows],
         )
         return labeled.labeled_report(
             labeled.RATING_MEASURES,
             logits,
             np.array([row[name] for row in rows], dtype=float),
             baselines={"TF-IDF": ridge},
-            groups=[unit_key(row) for row in rows],
+            groups=[independent_unit_key(row) for row in rows],
         )
 
 

@@ -22,7 +22,7 @@ from rlhf.reward_models.chat_template import make_template_end_with_eos, templat
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
-from rlhf.training.reward_models.base import RewardKind, TrainedModel, kind_of
+from rlhf.training.reward_models.base import RewardKind, TrainedRewardModel, reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts
 from rlhf.training.reward_models.new_head import load_with_new_head
 
@@ -38,7 +38,7 @@ TOOLKIT_OPTIONS = frozenset({"disable_dropout"})
 
 def method_of(config: RewardConfig) -> OfflineMethod:
     """Return the training method of the configured kind of reward model."""
-    kind = kind_of(config)
+    kind = reward_kind_of(config)
     return OfflineMethod(
         kind.data,
         LEARNING_RATES["reward"],
@@ -95,7 +95,7 @@ def prepare_setup(
         train_rows, test_rows = encoder.encoded_rows[True], encoder.encoded_rows[False]
         dropped = {**dropped, **encoder.dropped[False]}
         dtype = str(model.dtype).removeprefix("torch.")
-        for line in kind.report(TrainedModel(run, train_rows, test_rows, dropped, dtype)):
+        for line in kind.report(TrainedRewardModel(run, train_rows, test_rows, dropped, dtype)):
             log.info("%s", line)
 
     return TrainingSetup(
@@ -121,12 +121,12 @@ def reward_trainer_spec(kind: RewardKind, model: Any) -> TrainerSpec:
     if kind.in_trl:
         import trl
 
-        from rlhf.training.trl.columns import reward_dataset
+        from rlhf.training.trl.columns import reward_trainer_dataset
 
         return TrainerSpec(
             trl.RewardTrainer,
             trl.RewardConfig,
-            functools.partial(reward_dataset, margins=kind.config.margins),
+            functools.partial(reward_trainer_dataset, margins=kind.config.margins),
             defaults=defaults,
             # The encoder truncates long texts; TRL would drop the rows.
             fixed=fixed | {"max_length": None, "disable_dropout": False},

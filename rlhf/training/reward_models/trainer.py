@@ -14,12 +14,12 @@ from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import count_computed_tokens, flat_hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
-from rlhf.reward_models.losses import add_centering_penalty, bradley_terry
-from rlhf.training.dpo import pair_metrics
+from rlhf.reward_models.losses import add_centering_penalty, bradley_terry_loss
+from rlhf.training.dpo import pair_metric_sums
 from rlhf.training.supervised import SupervisedTrainer
 
 
-class Scorer:
+class TrainableRewardModel:
     """A decoder in training as a reward model. Its output at the last token is the score."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -67,8 +67,8 @@ class RewardTrainer(SupervisedTrainer):
     """Trains a reward model with one output on pairs, with the Bradley-Terry loss."""
 
     options: RewardOptions
-    model: Scorer
-    model_class = Scorer
+    model: TrainableRewardModel
+    model_class = TrainableRewardModel
     with_margins = True
 
     def loss_denominators(self, batch: TrainingBatch) -> Tensor:
@@ -78,7 +78,7 @@ class RewardTrainer(SupervisedTrainer):
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
         scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
         chosen, rejected = scores.view(-1, 2).unbind(1)
-        losses = bradley_terry(chosen, rejected, margin=micro_batch.require("margins")[::2])
+        losses = bradley_terry_loss(chosen, rejected, margin=micro_batch.require("margins")[::2])
         centering = self.options.center_rewards_coefficient or 0.0
         losses = add_centering_penalty(losses, chosen, rejected, coef=centering)
-        return losses.sum() / count, pair_metrics(losses, chosen, rejected)
+        return losses.sum() / count, pair_metric_sums(losses, chosen, rejected)

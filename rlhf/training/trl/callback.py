@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from rlhf.models.trainable import WeightChange, parameters_without_gradient
+from rlhf.models.trainable import WeightChangeDetector, parameter_names_without_gradient
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
-from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import OFFLINE_SLOTS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
 from rlhf.training.numeric_checks import check_gradient_norm, check_trainable, check_weights
@@ -50,8 +50,8 @@ class RunCallback(TrainerCallback):
     def __init__(
         self,
         run: Run,
-        stop: StopRequest,
-        movement: WeightChange | None = None,
+        stop: StopSignalRecorder,
+        movement: WeightChangeDetector | None = None,
         trained: Sequence[torch.nn.Parameter] = (),
     ) -> None:
         self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
@@ -95,7 +95,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Check the clipped gradients before the optimizer step."""
         check_trainable(optimizer, self.trained)
-        self.without_gradient = len(parameters_without_gradient(model))
+        self.without_gradient = len(parameter_names_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         check_gradient_norm(
             float(torch.nn.utils.get_total_norm(gradients)),
@@ -116,7 +116,7 @@ class RunCallback(TrainerCallback):
             if math.isfinite(value) or name in ("loss", "grad_norm"):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
-            row["train/moved"] = self.movement.changed_fraction()
+            row["train/moved"] = self.movement.changed_tensor_fraction()
         if self.without_gradient and any(key.startswith("train/") for key in row):
             row["train/no_gradient"] = float(self.without_gradient)
         if row:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlhf.common.files import remove
 from rlhf.errors import UserError
-from rlhf.runs.checksums import CHECKSUMS, DamagedFolder, verify_checksums, write_checksums
+from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums, write_checksums
 from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint, remove_older
 
 CHECKPOINT_PATTERN = "checkpoint-*"
@@ -63,7 +63,7 @@ def best_checkpoint(checkpoint: Path) -> Path | None:
     best = checkpoint.parent / Path(recorded).name
     try:
         verify_checksums(best)
-    except DamagedFolder as error:
+    except DamagedFolderError as error:
         raise UserError(
             f"{error}, and it is part of the checkpoint with the lowest held-out loss; start a new "
             "run with --overwrite"

@@ -20,14 +20,14 @@ from rlhf.training.examples import Example
 Row = Mapping[str, Any]
 
 
-def sft_dataset(examples: Sequence[Example]) -> Dataset:
+def sft_trainer_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the dataset for ``SFTTrainer``."""
     return Dataset.from_list(
         [{"input_ids": example.ids[0], "labels": example.labels[0]} for example in examples]
     )
 
 
-def pair_dataset(examples: Sequence[Example]) -> Dataset:
+def dpo_trainer_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the dataset for ``DPOTrainer`` with ``PairCollator``."""
     return Dataset.from_list(
         [
@@ -45,7 +45,7 @@ def pair_dataset(examples: Sequence[Example]) -> Dataset:
     )
 
 
-def label_dataset(examples: Sequence[Example]) -> Dataset:
+def kto_trainer_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the dataset for ``KTOTrainer`` with ``KTOCollator``."""
     return Dataset.from_list(
         [
@@ -61,7 +61,7 @@ def label_dataset(examples: Sequence[Example]) -> Dataset:
     )
 
 
-def reward_dataset(examples: Sequence[Example], *, margins: bool) -> Dataset:
+def reward_trainer_dataset(examples: Sequence[Example], *, margins: bool) -> Dataset:
     """Return the dataset for ``RewardTrainer``, with a margin column if ``margins`` is true."""
     return Dataset.from_list(
         [

@@ -21,17 +21,17 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import record_base_for_checkpoints
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
-from rlhf.models.trainable import WeightChange, make_frozen, trained_parameters
+from rlhf.models.trainable import WeightChangeDetector, make_frozen, trained_parameters
 from rlhf.runs.directory import Run
-from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.training.methods import (
     OfflineMethod,
     TrainerSpec,
     TrainingSetup,
     default_logging_interval,
     default_warmup_steps,
-    evaluation_interval,
     num_steps,
+    steps_between_evaluations,
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
@@ -39,9 +39,9 @@ from rlhf.training.trl.checkpoints import best_checkpoint, last_complete_checkpo
 from rlhf.training.trl.columns import (
     KTOCollator,
     PairCollator,
-    label_dataset,
-    pair_dataset,
-    sft_dataset,
+    dpo_trainer_dataset,
+    kto_trainer_dataset,
+    sft_trainer_dataset,
 )
 
 
@@ -59,7 +59,7 @@ def causal_trainer_spec(
     """
     fixed: dict[str, Any] = {"max_length": max_length}
     if command == "sft":
-        return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_dataset, fixed=fixed)
+        return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_trainer_dataset, fixed=fixed)
     fixed["remove_unused_columns"] = False  # the collators need these columns
     multiple = config.trainer.get("pad_to_multiple_of")
     arguments: dict[str, Any] = {}
@@ -68,9 +68,11 @@ def causal_trainer_spec(
         arguments["ref_model"] = make_frozen(copy.deepcopy(model))
     if command == "dpo":
         arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
-        return TrainerSpec(trl.DPOTrainer, trl.DPOConfig, pair_dataset, arguments, fixed=fixed)
+        return TrainerSpec(
+            trl.DPOTrainer, trl.DPOConfig, dpo_trainer_dataset, arguments, fixed=fixed
+        )
     arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, config.max_length, multiple)
-    return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, label_dataset, arguments, fixed=fixed)
+    return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, kto_trainer_dataset, arguments, fixed=fixed)
 
 
 def train_with_trainer(
@@ -95,15 +97,15 @@ def train_with_trainer(
         Interrupted: The user stopped the run.
     """
     assert setup.trainer is not None
-    options = make_options(method, setup.trainer, config, run.directory, len(sets[0]))
+    options = make_training_arguments(method, setup.trainer, config, run.directory, len(sets[0]))
     if unwrap_peft(setup.model) is not setup.model and run.writes:
         record_base_for_checkpoints(setup.model, setup.tokenizer, run.directory / "checkpoints")
-    with StopRequest() as stop:
+    with StopSignalRecorder() as stop:
         trained = trained_parameters(setup.model)  # TRL may add a frozen adapter as the reference
         trainer = make_trainer(setup, config, options, *sets)
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
-        callback = RunCallback(run, stop, WeightChange(setup.model), trained)
+        callback = RunCallback(run, stop, WeightChangeDetector(setup.model), trained)
         trainer.add_callback(callback)
         directory = Path(options.output_dir)
         checkpoint = None
@@ -126,7 +128,7 @@ def train_with_trainer(
     return trainer.model
 
 
-def make_options(
+def make_training_arguments(
     method: OfflineMethod, spec: TrainerSpec, config: OfflineConfig, directory: Path, num_rows: int
 ) -> Any:
     """Return the training arguments of a trainer.
@@ -152,7 +154,7 @@ def make_options(
             f"{config.batch_size}, {config.micro_batch_size} and {world}"
         )
     steps = num_steps(config, num_rows)
-    every = evaluation_interval(config, steps)
+    every = steps_between_evaluations(config, steps)
     defaults: dict[str, Any] = {
         "learning_rate": method.learning_rate,
         "num_train_epochs": 1,
@@ -196,7 +198,7 @@ def make_trainer(
     Args:
         setup: Setup of the run.
         config: Configuration of the run.
-        options: Training arguments, from `make_options`.
+        options: Training arguments, from `make_training_arguments`.
         train_set: Training examples.
         eval_set: Held-out examples.
 
