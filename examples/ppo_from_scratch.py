@@ -2,8 +2,7 @@
 
     python examples/ppo_from_scratch.py
 
-A transformer with random weights learns to write lower-case vowels. `rlhf.stage("ppo", ...)` runs
-the same algorithm and supports reward models, a reference policy, micro-batches and checkpoints.
+A transformer learns to write lower-case vowels. `rlhf.stage("ppo", ...)` runs the same algorithm.
 """
 
 from dataclasses import replace
@@ -49,9 +48,8 @@ gym.register(id="example/Vowels-v0", entry_point=Vowels)
 def main() -> None:
     """Train, and print the mean return of each batch of episodes."""
     tokenizer = make_tokenizer(["vowels"], vocab_size=320)
-    model = make_random_llama_model(
-        ScratchSpec(hidden_size=32, num_layers=2, context=32), tokenizer, seed=0
-    )
+    spec = ScratchSpec(hidden_size=32, num_layers=2, context=32)
+    model = make_random_llama_model(spec, tokenizer, seed=0)
     policy = Policy(model, tokenizer, critic="shared")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)

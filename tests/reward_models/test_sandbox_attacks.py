@@ -23,7 +23,7 @@ def refused(request):
 
 @pytest.fixture(scope="module")
 def runner():
-    return CodeRunner(cpu_seconds=1, wall_seconds=30.0, memory_mb=256)
+    return CodeRunner(cpu_seconds=3, wall_seconds=30.0, memory_mb=256)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
