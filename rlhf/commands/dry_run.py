@@ -22,7 +22,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
     Raises:
         UserError: The configuration is invalid, or the model cannot be loaded.
     """
-    if isinstance(config, OnlineConfig):
+    if isinstance(config, OnlineConfig) and command != "engine start":
         from rlhf.training.online_setup import check_config
 
         _episodes_per_minibatch(config, check_config(command, config))
