@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.config.offline import OfflineConfig
-from rlhf.config.online import OnlineConfig
 from rlhf.config.optimization import native_options
 from rlhf.config.reward import RewardConfig
 from rlhf.errors import UserError
@@ -22,7 +22,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
     Raises:
         UserError: The configuration is invalid, or the model cannot be loaded.
     """
-    if isinstance(config, OnlineConfig) and command != "engine start":
+    if command in ALGORITHMS:
         from rlhf.training.online_setup import check_config
 
         _episodes_per_minibatch(config, check_config(command, config))

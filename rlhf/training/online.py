@@ -101,8 +101,13 @@ class OnlineTrainer(Trainer):
 
         def collector(prompts: Sequence[Any], split: str) -> Collector:
             parts = (model, tokenizer, config.env, config.rollout)
-            settings: dict[str, Any] = {"watch": self.stopwatch, "engine": self.remote_engine}
-            return Collector.open(*parts, prompts=prompts, split=split, **settings)
+            return Collector.open(
+                *parts,
+                prompts=prompts,
+                watch=self.stopwatch,
+                split=split,
+                engine=self.remote_engine,
+            )
 
         self.collector = collector(prompts, "train")
         check_ineffective_rollout_keys(config, self.collector)

@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, or are pipes that nobody reads."""
+"""Commands whose standard streams are closed, or are pipes without a reader."""
 
 import logging
 import os

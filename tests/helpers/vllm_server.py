@@ -134,7 +134,7 @@ class FakeVLLM:
             self.requests.append(body)
             if self.traps.statuses:
                 status = self.traps.statuses.pop(0)
-                return status, {"error": {"message": "told to fail"}}
+                return status, {"error": {"message": "failure requested by the test"}}
             model = self.models.get(body["model"])
             if model is None:
                 return 404, {"error": {"message": f"The model {body['model']} does not exist."}}

@@ -413,7 +413,7 @@ def test_refused_request_states_the_reason_of_the_server(fake, open_engine) -> N
     engine.update_policy(0)
     fake.traps.statuses = [400]
     engine.submit([request(0, [7, 8, 9])])
-    with pytest.raises(UserError, match="status 400, told to fail"):
+    with pytest.raises(UserError, match="status 400, failure requested by the test"):
         results(engine, 1)
 
 
