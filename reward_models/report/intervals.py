@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from rlhf.stats import Interval, interval, unit_means
+from rlhf.stats import Interval, interval
 from rlhf.stats.paired import delta_interval
 from rlhf.stats.units import cluster_index
 
@@ -61,10 +61,11 @@ def gain_interval(
         A dictionary with the keys of `clustered_mean_interval`.
     """
     x = np.asarray(gains, dtype=float)
-    if len(set(groups)) < 2:
+    names, index = cluster_index(groups)
+    if len(names) < 2:
         return clustered_mean_interval(x, groups)
-    _, means = unit_means(x, list(groups))
-    sizes = np.bincount(cluster_index(groups)[1]).astype(float)
+    sizes = np.bincount(index).astype(float)
+    means = np.bincount(index, weights=x) / sizes
     return interval_as_dict(delta_interval(means, sizes, kind="share"), x.size)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.spaces import Discrete
 
@@ -27,7 +27,9 @@ from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_of
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import training_seed
-from rlhf.rollout.vllm.engine import VLLMEngine
+
+if TYPE_CHECKING:
+    from rlhf.rollout.vllm.engine import VLLMEngine
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,8 @@ def open_engine(config: OnlineConfig, model: Any) -> VLLMEngine | None:
             "rollout.engine.kind vllm runs with one training process: start the run without "
             "torchrun"
         )
+    from rlhf.rollout.vllm.engine import VLLMEngine  # unused with the local engine
+
     return VLLMEngine(
         model,
         spec,
