@@ -489,6 +489,7 @@ def model_of(name: str, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config_of(name)).eval()
         _enlarge(model)
+        _scale_queries(model)
     return model
 
 
@@ -504,3 +505,16 @@ def _enlarge(model: Any) -> None:
             weight.add_(torch.randn_like(weight), alpha=0.1)
         elif "norm" in name:
             weight.mul_(1 + 0.2 * torch.rand_like(weight))
+
+
+@torch.no_grad()
+def _scale_queries(model: Any) -> None:
+    """Divide query norms by the square root of the head size where attention does not divide.
+
+    Gemma 3n and Gemma 4 multiply queries by keys with a factor of 1, and their trained query norms
+    contain the usual factor. Without it the attention of random weights is saturated, and the
+    rounding errors of two correct float32 gradients differ by more than the bound of the test.
+    """
+    for module in model.modules():
+        if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+            module.q_norm.weight.mul_(module.head_dim**-0.5)
