@@ -9,23 +9,17 @@ the reason is counted.
 from __future__ import annotations
 
 import functools
-import http.client
-import io
 import json
-import os
 import re
-import socket
-import ssl
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from rlhf.common.foreign import limit_side_effects
+from rlhf.common.http import json_headers, limited_opener, read_body
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
@@ -217,84 +211,6 @@ def _generate_answers(generate: Generate, prompts: list[str]) -> list[Answer]:
     return answers
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Makes a redirect an error, because the request to the new address would contain the key."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-class _LimitedReader(io.RawIOBase):
-    """Reads from a socket until a deadline.
-
-    The timeout of a socket limits only the wait for the next bytes, so a server that sends single
-    bytes could keep the connection open without end.
-    """
-
-    def __init__(self, reader: io.RawIOBase, connection: socket.socket, deadline: float) -> None:
-        self._reader, self._connection, self._deadline = reader, connection, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-6))
-        return self._reader.readinto(buffer)
-
-    def close(self) -> None:
-        self._reader.close()
-        super().close()
-
-
-class _LimitedResponse(http.client.HTTPResponse):
-    """Response whose headers and body are read until a deadline."""
-
-    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, deadline))
-
-
-def _open_connection(
-    connection_class: type[http.client.HTTPConnection], host: str, **options: Any
-) -> http.client.HTTPConnection:
-    """Return a connection whose ``timeout`` limits the time until the end of the response."""
-    connection = connection_class(host, **options)
-    deadline = time.monotonic() + options["timeout"]
-    limited = functools.partial(_LimitedResponse, deadline=deadline)
-    connection.response_class = limited  # type: ignore[assignment]
-    return connection
-
-
-class _LimitedHTTPHandler(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        opening = functools.partial(_open_connection, http.client.HTTPConnection)
-        return self.do_open(opening, req)  # type: ignore[arg-type]
-
-
-class _LimitedHTTPSHandler(urllib.request.HTTPSHandler):
-    def __init__(self) -> None:
-        self.context = ssl.create_default_context()
-        super().__init__(context=self.context)
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        opening = functools.partial(_open_connection, http.client.HTTPSConnection)
-        return self.do_open(opening, req, context=self.context)  # type: ignore[arg-type]
-
-
-def _read_body(response: Any) -> bytes:
-    """Return the body of an HTTP response.
-
-    Raises:
-        ValueError: The body is larger than `_MAX_BODY` bytes.
-    """
-    body = b""
-    while chunk := response.read1(65536):
-        body += chunk
-        if len(body) > _MAX_BODY:
-            raise ValueError(f"the response is larger than {_MAX_BODY} bytes")
-    return body
-
-
 def _answer_within(seconds: float, request: Callable[[], Answer]) -> Answer:
     """Return the result of a request, or a TimeoutError if it takes longer than ``seconds``.
 
@@ -338,14 +254,8 @@ def endpoint(
             "directory; set the environment variable OPENAI_API_KEY instead"
         )
     address = url.rstrip("/") + "/chat/completions"
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY", "").strip():
-        if not (key.isascii() and key.isprintable()):
-            raise UserError(
-                "judge: OPENAI_API_KEY contains a character that is not allowed in an HTTP header"
-            )
-        headers["Authorization"] = f"Bearer {key}"
-    opener = urllib.request.build_opener(_NoRedirects, _LimitedHTTPHandler, _LimitedHTTPSHandler)
+    headers = json_headers("OPENAI_API_KEY")
+    opener = limited_opener()
 
     def request_answer(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]
@@ -353,7 +263,7 @@ def endpoint(
         request = urllib.request.Request(address, json.dumps(query).encode(), headers)
         try:
             with opener.open(request, timeout=timeout) as response:
-                body = _read_body(response)
+                body = read_body(response, max_bytes=_MAX_BODY)
             answer = json.loads(body)["choices"][0]["message"]["content"]
         except Exception as error:  # a malformed response must not cost the other answers
             return error.with_traceback(None)  # the frames would keep the response in memory

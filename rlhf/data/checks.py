@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlhf.common.conversation import Message
+from rlhf.common.conversation import Message, comparable_text
 from rlhf.data.columns import FACT_FIELDS
 from rlhf.data.leakage import NGRAM_SIZE, overlapping_prompts, shared_prompts
 from rlhf.data.load import Loaded
@@ -277,7 +277,7 @@ def _prompt_identity(row: Row) -> tuple[str, ...]:
     tools = json.dumps(row.get("tools"), sort_keys=True, ensure_ascii=False)
     prompt = row.get("prompt", ())
     special = [turn for turn in prompt if turn["role"] == "system" or turn.get("tool_calls")]
-    return prompt_key(row), _normalize_text(text_of(special)), tools
+    return prompt_key(row), comparable_text(text_of(special)), tools
 
 
 def _facts_text(row: Row) -> str:
@@ -292,11 +292,7 @@ def _comparison_texts(row: Row) -> tuple[str, ...]:
     texts += [text_of(reply) for reply in row.get("replies", ())]
     texts += row.get("steps", ())
     texts += [str(row[key]) for key in ("labels", "label") if key in row]
-    return tuple(map(_normalize_text, texts))
-
-
-def _normalize_text(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return tuple(map(comparable_text, texts))
 
 
 def _level_by_fraction(count: int, total: int) -> Level:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from rlhf.common.conversation import comparable_text
 from rlhf.errors import UserError
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
@@ -27,7 +27,7 @@ def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
 
 def prompt_key(row: Mapping[str, Any]) -> str:
     """Return a hash of the prompt that ignores case, white space and Unicode forms (NFKC)."""
-    return _sha256_hex(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
+    return _sha256_hex(comparable_text(prompt_text(row)))
 
 
 def split_by_prompt(

@@ -114,13 +114,17 @@ def step_environment(env: gym.Env, action: Any) -> tuple[str, float, bool, bool,
 
     Raises:
         TypeError: A returned value has the wrong type.
-        ValueError: The reward or a number of the info is not finite.
+        ValueError: The reward or the cost is not finite, or `is_success` or `valid` of the info is
+            a number other than 0 and 1.
     """
     observation, reward, terminated, truncated, info = env.step(action)
     info = _require_type(info, Mapping, "info")
-    for key in info.keys() & {"cost", "is_success", "valid"}:
-        if key != "is_success" or info[key] is not None:
-            _require_finite_number(info[key], f'info["{key}"]')
+    if "cost" in info:
+        _require_finite_number(info["cost"], 'info["cost"]')
+    if info.get("is_success") is not None:
+        _require_truth_value(info["is_success"], 'info["is_success"]')
+    if "valid" in info:
+        _require_truth_value(info["valid"], 'info["valid"]')
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         _require_type(value, bool | int | np.bool_, name)
     reward = _require_finite_number(reward, "the reward")
@@ -145,6 +149,12 @@ def _require_encodable(text: str) -> str:
     if not is_utf8_encodable(text):
         raise ValueError("the observation contains half of a surrogate pair")
     return text
+
+
+def _require_truth_value(value: Any, name: str) -> None:
+    """Raise an error for a share or a score, whose truth value would count it as a success."""
+    if (number := _require_finite_number(value, name)) not in (0, 1):
+        raise ValueError(f"{name} is {number}, not true or false")
 
 
 def _require_finite_number(value: Any, name: str) -> float:

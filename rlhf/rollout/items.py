@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.common.conversation import comparable_text
 from rlhf.rollout.batch import Rollout
 
 MAX_OPENINGS = 20_000
@@ -17,6 +18,8 @@ shared openings are lower bounds in this case."""
 def opening_messages_hash(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
     """Return a short hash of the messages before the policy's first reply.
 
+    The hash ignores the same differences as the split of prompts; see `comparable_text`.
+
     Args:
         messages: The conversation of an episode.
         replies: Number of the policy's replies. They are the last assistant messages.
@@ -24,7 +27,8 @@ def opening_messages_hash(messages: Sequence[Mapping[str, Any]], replies: int) -
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     digest = hashlib.sha256()
     for message in messages[: assistant[-replies] if replies else None]:
-        digest.update(f"{message['role']}\0{message['content']}\0".encode(errors="replace"))
+        content = comparable_text(message["content"])
+        digest.update(f"{message['role']}\0{content}\0".encode(errors="replace"))
     return digest.hexdigest()[:16]
 
 

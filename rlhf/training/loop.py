@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from rlhf.training.checkpoint import (
 )
 from rlhf.training.numeric_checks import check_weights
 from rlhf.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def fit(trainer: Trainer, run: Run) -> Path:
@@ -58,9 +61,11 @@ def fit(trainer: Trainer, run: Run) -> Path:
                     save_evidence(run.directory / BUNDLE, trainer, halt)
             raise
     trainer.world.barrier()
-    if trainer.final_is_best:
+    if trainer.final_is_best and trainer.progress.best_loss < math.inf:
         _verify_best(checkpoints / "best")
         trainer.model.restore(checkpoints / "best")
+    elif trainer.final_is_best:
+        log.warning("no evaluation had a finite loss, so the final model is that of the last step")
     if run.writes:
         save_final_model(trainer, checkpoints, run.final)
     try:

@@ -4,7 +4,6 @@ import json
 import socket
 import socketserver
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.reward_models import build, judge
 from rlhf.reward_models.judge import PairJudge, RatingJudge, endpoint
+from tests.helpers.dripping_server import DRIPS, dripping_server
 
 REPLIES = {"good": 9, "poor": 2}
 
@@ -180,52 +180,15 @@ def test_a_wrong_response_costs_only_its_own_score(raw_server, monkeypatch, resp
     assert len(RawServer.requests) == 2  # a redirect is not followed: it would receive the key
 
 
-class DrippingServer(socketserver.StreamRequestHandler):
-    """Sends `start` at once, then `drip` every 20 ms until the client closes the connection."""
-
-    start, drip = b"", b""
-    closed: list[threading.Event] = []  # noqa: RUF012
-
-    def handle(self):
-        closed = threading.Event()
-        self.closed.append(closed)
-        with contextlib.suppress(OSError):
-            self.wfile.write(self.start)
-            while True:
-                self.wfile.write(self.drip)
-                time.sleep(0.02)
-        closed.set()
-
-
-CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
-# Part of a response at which the server sends single bytes without end.
-DRIPS = {
-    "status line": (b"", b"H"),
-    "one header": (OK, b"a"),
-    "short headers": (OK, b"A: b\r\n"),
-    "body": (OK + b"\r\n", b" "),
-    "size of a chunk": (OK + CHUNKED, b"0"),
-    "chunks": (OK + CHUNKED, b"1\r\n \r\n"),
-    "trailer": (OK + CHUNKED + b"0\r\n", b"A: b\r\n"),
-}
-
-
 @pytest.mark.parametrize("part", DRIPS)
 def test_a_server_that_sends_single_bytes_exceeds_the_time_limit(monkeypatch, part):
-    for name, value in zip(("start", "drip"), DRIPS[part], strict=True):
-        monkeypatch.setattr(DrippingServer, name, value)
-    monkeypatch.setattr(DrippingServer, "closed", [])
     monkeypatch.setattr(http.client, "_MAXHEADERS", 10**9)
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), DrippingServer) as instance:
-        instance.daemon_threads = True
-        threading.Thread(target=instance.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{instance.server_address[1]}/v1"
-        scores = RatingJudge(endpoint(url, "m", timeout=0.5)).score([talk("good")] * 2)
+    with dripping_server(part) as (url, connections):
+        scores = RatingJudge(endpoint(url + "/v1", "m", timeout=0.5)).score([talk("good")] * 2)
         assert scores.values == [None, None]
         assert scores.counts == {"judge: TimeoutError: timed out": 2}
-        assert all(closed.wait(60.0) for closed in DrippingServer.closed)  # no thread is left
-        assert len(DrippingServer.closed) == 2
-        instance.shutdown()
+        assert all(closed.wait(60.0) for closed in connections)  # no thread is left
+        assert len(connections) == 2
 
 
 def test_a_name_that_is_not_resolved_exceeds_the_time_limit(monkeypatch):

@@ -42,6 +42,18 @@ STEPS = {
     "cost": (lambda env, action: (*GOOD[:4], {"cost": float("nan")}), r'info\["cost"\] is nan'),
     "success": (lambda env, action: (*GOOD[:4], {"is_success": "no"}), "is_success.*type str"),
     "valid": (lambda env, action: (*GOOD[:4], {"valid": float("nan")}), r'info\["valid"\] is nan'),
+    "partial success": (
+        lambda env, action: (*GOOD[:4], {"is_success": 0.5}),
+        r'info\["is_success"\] is 0.5, not true or false',
+    ),
+    "success nan": (
+        lambda env, action: (*GOOD[:4], {"is_success": float("nan")}),
+        r'info\["is_success"\] is nan',
+    ),
+    "partly valid": (
+        lambda env, action: (*GOOD[:4], {"valid": 0.5}),
+        r'info\["valid"\] is 0.5, not true or false',
+    ),
     "surrogate": (lambda env, action: ("\ud800", *GOOD[1:]), "half of a surrogate pair"),
     "reward text": (lambda env, action: ("", "1", *GOOD[2:]), "the reward is of type str"),
     "no observation": (lambda env, action: (None, *GOOD[1:]), "observation is of type NoneType"),

@@ -26,6 +26,15 @@ def test_prompts_that_differ_after_an_assistant_message_are_different():
     assert openings.count_shared(rows) == 1
 
 
+def test_openings_are_compared_without_case_white_space_and_unicode_forms():
+    rollout = Rollout(0, 0, 0, conversation=conversation("What is x² ?", "2"))
+    rollout.append([5], turn=0, logprobs=[0.0])
+    openings = SeenOpenings()
+    openings.add([rollout])
+    rows = [{"messages": conversation("what IS  x2\n?", "3"), "turns": 1}]
+    assert openings.count_shared(rows) == 1
+
+
 def test_replies_of_later_turns_do_not_belong_to_the_opening():
     start = [{"role": "user", "content": "A"}]
     first = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "B"}]

@@ -6,6 +6,7 @@ if the environment variable RLHF_VLLM_PYTHON names a Python interpreter with vLL
 
 from __future__ import annotations
 
+import http.client
 import math
 import os
 import socket
@@ -37,6 +38,7 @@ from rlhf.rollout.vllm.client import Client, ServerUnavailable
 from rlhf.rollout.vllm.engine import VLLMEngine, request_seed
 from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
 from rlhf.rollout.vllm.weights import save_untied
+from tests.helpers.dripping_server import DRIPS, dripping_server
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.vllm_server import FakeVLLM
 
@@ -547,6 +549,15 @@ def test_key_is_sent_and_not_part_of_the_address(fake, monkeypatch) -> None:
         with pytest.raises(ValueError, match=r"rollout\.engine\.urls") as error:
             EngineSpec("vllm", [url])
         assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", DRIPS)
+def test_a_server_that_sends_single_bytes_exceeds_the_time_limit(monkeypatch, part) -> None:
+    monkeypatch.setattr(http.client, "_MAXHEADERS", 10**9)
+    with dripping_server(part) as (url, connections):
+        with pytest.raises(ServerUnavailable, match="timed out"):
+            Client(url, timeout=0.5).post("/v1/completions", {})
+        assert connections[0].wait(60.0)
 
 
 def test_no_answer_is_no_server() -> None:

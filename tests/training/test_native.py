@@ -16,6 +16,7 @@ from tests.helpers.training import (
     metrics_of,
     pair_rows,
     same,
+    tensors_of,
     unknown_entries,
     weights_of,
 )
@@ -117,6 +118,15 @@ def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb)
     assert not info["missing_keys"]
     assert "packed" not in (final / "config.json").read_text()
     assert (folder / "report.html").exists()
+
+
+def test_a_run_without_a_finite_held_out_loss_ends_with_the_last_model(
+    tmp_path, echo_model, monkeypatch, caplog
+):
+    monkeypatch.setattr(SupervisedTrainer, "evaluation_loss", lambda *_: float("nan"))
+    final = run_command("sft", tree_of("sft", tmp_path, echo_model, engine="native", keep_last=1))
+    assert same(tensors_of(final), tensors_of(tmp_path / "run/checkpoints/step-8"))
+    assert "no evaluation had a finite loss" in caplog.text
 
 
 def test_dpo_starts_at_ln_2_to_the_bit_and_holds_no_second_model(tmp_path, echo_model):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import socket
 import ssl
 import threading
-import time
 import urllib.parse
 from typing import Any
 
+from rlhf.common.http import ResponseTooLarge, json_headers, open_connection, read_body
 from rlhf.errors import UserError, first_line
 
 MAX_BODY = 64 * 2**20
@@ -76,13 +75,7 @@ class Client:
         self._secure, self._path = parts.scheme == "https", parts.path
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._secure else 80)
-        self._headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("VLLM_API_KEY", "").strip():
-            if not (key.isascii() and key.isprintable()):
-                raise UserError(
-                    "VLLM_API_KEY contains a character that is not allowed in an HTTP header"
-                )
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._headers = json_headers("VLLM_API_KEY")
         self._sentinel: socket.socket | None = None
         self.process_count = 0
         """Number of calls of `watch`, which differs before and after a restart."""
@@ -151,7 +144,7 @@ class Client:
         settings: dict[str, Any] = {"timeout": self.timeout}
         if self._secure:
             kind, settings["context"] = http.client.HTTPSConnection, ssl.create_default_context()
-        connection = kind(self._host, self._port, **settings)
+        connection = open_connection(kind, self._host, port=self._port, **settings)
         try:
             connection.connect()
             if cancel is not None:
@@ -159,7 +152,9 @@ class Client:
             content = None if body is None else json.dumps(body).encode()
             connection.request(method, self._path + path, content, self._headers)
             response = connection.getresponse()
-            text = self._read(response)
+            text = read_body(response, max_bytes=MAX_BODY).decode(errors="replace")
+        except ResponseTooLarge as error:
+            raise UserError(f"{self.url}: {error}") from error
         except (OSError, http.client.HTTPException) as error:
             reason = first_line(error) or type(error).__name__
             raise ServerUnavailable(f"{self.url}: {reason}") from error
@@ -178,22 +173,6 @@ class Client:
             return json.loads(text) if text else None
         except ValueError:
             return text
-
-    def _read(self, response: http.client.HTTPResponse) -> str:
-        """Return the body of a response.
-
-        Raises:
-            UserError: The body is larger than `MAX_BODY`.
-            TimeoutError: Reading exceeds the time limit.
-        """
-        deadline, body = time.monotonic() + self.timeout, bytearray()
-        while chunk := response.read1(65536):
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise UserError(f"{self.url}: the response is larger than {MAX_BODY} bytes")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"reading the response took longer than {self.timeout:g} s")
-        return body.decode(errors="replace")
 
 
 def _error_message(text: str) -> str:
