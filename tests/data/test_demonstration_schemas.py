@@ -1,0 +1,239 @@
+"""Hand-written rows of public demonstrations and prompts load with the right values."""
+
+import pytest
+
+from tests.helpers.rows import assistant, bare, sft, system, tool, user
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+OPENAI_CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Oslo"}'},
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (  # OpenR1-Math, NuminaMath: the conversation, not the short answer
+            {
+                "problem": "2+2?",
+                "solution": "It is 4.",
+                "answer": "4",
+                "messages": [user("2+2?"), assistant("<think>...</think> 4")],
+            },
+            sft("2+2?", "<think>...</think> 4"),
+        ),
+        ({"problem": "2+2?", "solution": "It is 4.", "answer": "4"}, sft("2+2?", "It is 4.")),
+        ({"problem": "2+2?", "solution": "It is 4."}, sft("2+2?", "It is 4.")),
+        (
+            {"id": "1", "system_prompt": "S", "question": "Q", "response": "R"},
+            sft([system("S"), user("Q")], "R"),
+        ),
+        ({"id": "1", "system_prompt": "", "question": "Q", "response": "R"}, sft("Q", "R")),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Q", "weight": None},
+                    {"from": "gpt", "value": "R", "weight": None},
+                ],
+                "system_prompt": "S",
+                "source": "airoboros",
+            },
+            sft([system("S"), user("Q")], "R"),
+        ),
+        (
+            {
+                "instruction": "Q",
+                "input": "x",
+                "output": "R",
+                "system": "S",
+                "history": [["a", "b"], ["c", "d"]],
+            },
+            sft(
+                [
+                    system("S"),
+                    *(user("a"), assistant("b"), user("c"), assistant("d")),
+                    user("Q\n\nx"),
+                ],
+                "R",
+            ),
+        ),
+        (
+            {"question": "Q", "context": "The sea is salty.", "answer": "Salty."},
+            sft("Q\n\nThe sea is salty.", "Salty."),
+        ),
+        (
+            {"messages": [{"role": "developer", "content": "S"}, user("Q"), assistant("R")]},
+            sft([system("S"), user("Q")], "R"),
+        ),
+        (
+            {
+                "messages": [
+                    user([{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]),
+                    assistant("R"),
+                ]
+            },
+            sft("one two", "R"),
+        ),
+        (
+            {
+                "messages": [
+                    user("Q"),
+                    assistant(None, tool_calls=[OPENAI_CALL]),
+                    tool("rain", tool_call_id="c1"),
+                    assistant("It rains."),
+                ],
+                "tools": [{"type": "function", "function": {"name": "weather"}}],
+            },
+            sft(
+                "Q",
+                [
+                    assistant("", tool_calls=[CALL | {"id": "c1"}]),
+                    tool("rain", tool_call_id="c1"),
+                    assistant("It rains."),
+                ],
+            )
+            | {"tools": [{"type": "function", "function": {"name": "weather"}}]},
+        ),
+        (
+            {
+                "messages": [
+                    user("Q"),
+                    assistant(
+                        None, function_call={"name": "weather", "arguments": '{"city": "Oslo"}'}
+                    ),
+                    {"role": "function", "name": "weather", "content": "rain"},
+                    assistant("It rains."),
+                ]
+            },
+            sft(
+                "Q",
+                [
+                    assistant("", tool_calls=[CALL]),
+                    tool("rain", name="weather"),
+                    assistant("It rains."),
+                ],
+            ),
+        ),
+        (
+            {  # LLaMA-Factory's ShareGPT with tools
+                "conversations": [
+                    {"from": "human", "value": "Q"},
+                    {
+                        "from": "function_call",
+                        "value": '{"name": "weather", "arguments": {"city": "Oslo"}}',
+                    },
+                    {"from": "observation", "value": "rain"},
+                    {"from": "gpt", "value": "It rains."},
+                ],
+                "system": "S",
+                "tools": '[{"name": "weather", "description": "d"}]',
+            },
+            sft(
+                [system("S"), user("Q")],
+                [assistant("", tool_calls=[CALL]), tool("rain"), assistant("It rains.")],
+            )
+            | {
+                "tools": [{"type": "function", "function": {"name": "weather", "description": "d"}}]
+            },
+        ),
+        (
+            {"messages": [user("Q"), assistant("R", thinking="Hm.")]},
+            sft("Q", [assistant("R", reasoning_content="Hm.")]),
+        ),
+        (
+            {
+                "messages": [
+                    user("Q"),
+                    assistant(
+                        [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "R"}]
+                    ),
+                ]
+            },
+            sft("Q", [assistant("R", reasoning_content="Hm.")]),
+        ),
+        (
+            {"Question": "Q", "Complex_CoT": "Hm.", "Response": "R"},
+            sft("Q", [assistant("R", reasoning_content="Hm.")]),
+        ),
+        (
+            {"conversation": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]},
+            sft("a", [assistant("b"), user("c"), assistant("d")]),
+        ),
+        (
+            {"messages": [user("Q"), assistant("bad", weight=0), user("v"), assistant("R")]},
+            sft("Q", [assistant("bad", weight=0), user("v"), assistant("R")]),
+        ),
+        ({"text": "Once upon a time."}, {"text": "Once upon a time."}),
+    ],
+)
+def test_demonstrations(read, row, expected):
+    assert bare(read([row], "sft")) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"question": "Q", "answer": "2*3 = <<2*3=6>>6\n#### 1,006"}, "1,006"),
+        ({"question": "Q", "answer": "worked\n#### 6", "final": "6"}, "6"),
+        ({"messages": [user("Q")], "ground_truth": "6", "dataset": "gsm8k"}, "6"),
+        ({"messages": [user("Q")], "ground_truth": ["6", "six"], "dataset": ["x"]}, ["6", "six"]),
+        (
+            {
+                "data_source": "math_dapo",
+                "prompt": [user("Q")],
+                "ability": "MATH",
+                "reward_model": {"ground_truth": "34", "style": "rule"},
+                "extra_info": {"index": "x"},
+            },
+            "34",
+        ),
+        ({"problem": "Q", "answer": 42}, "42"),
+        ({"problem": "Q", "answer": 42.0}, "42"),
+        ({"problem": "Q", "answer": 0.5}, "0.5"),
+        ({"problem": "Q", "answer": [41, "42"]}, ["41", "42"]),
+        ({"problem": "Q", "solution": r"So $x = \boxed{\frac{1}{2}}$."}, r"\frac{1}{2}"),
+        ({"problem": "Q", "solution": "$7$", "source": "x"}, "$7$"),
+        (
+            {"question": "Q", "answers": {"text": ["Rome", "Rome"], "answer_start": [1, 1]}},
+            ["Rome"],
+        ),
+        ({"prompt": [user("Q", answer="42")]}, "42"),
+        ({"prompt": [user("Q", answer=42)], "answer": "7"}, "42"),
+    ],
+)
+def test_prompt_answer_is_on_the_last_user_message(read, row, answer):
+    assert bare(read([row], "prompt")) == [{"prompt": [user("Q", answer=answer)]}]
+
+
+def test_svamp_story_reaches_the_prompt(read):
+    row = {"Body": "Ann has 3 pens.", "Question": "How many pens?", "Answer": 3.0, "Type": "x"}
+    expected = user("How many pens?\n\nAnn has 3 pens.", answer="3")
+    assert read([row], "prompt").rows[0]["prompt"] == [expected]
+
+
+def test_prompt_row_without_an_answer_is_valid(read):
+    rows = [{"problem": "Q", "answer": "7"}, {"problem": "P", "answer": None}, {"problem": "O"}]
+    assert [row["prompt"][0].get("answer") for row in bare(read(rows, "prompt"))] == [
+        "7",
+        None,
+        None,
+    ]
+    loaded = read([*rows, {"problem": "N", "answer": {"odd": 1}}], "prompt")
+    assert "ignored: answer cell without an answer in 1 rows" in loaded.summary()
+
+
+def test_scoring_keeps_the_answer_column(read):
+    row = {"prompt": "Q", "completion": "7", "answer": 7}
+    (made,) = bare(read([row], "sft", facts=True))
+    assert made == sft([user("Q", answer="7")], "7")
+    loaded = read([row], "sft")
+    assert bare(loaded) == [sft("Q", "7")]
+    assert "columns not used: answer" in loaded.summary()
+
+
+def test_program_tests_are_on_the_last_user_message(read):
+    row = {"prompt": "Q", "tests": ["assert f(1) == 1", "assert f(2) == 2"]}
+    (made,) = bare(read([row], "prompt"))
+    assert made["prompt"] == [user("Q", tests="assert f(1) == 1\nassert f(2) == 2")]
