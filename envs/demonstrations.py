@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,7 @@ def write_demonstrations(
     check_choice("form", form, FORMATS)
     check_range("quality", quality, 0.0, 1.0)
     check_range("count", count, 1, 10**9)
-    env = make(env_id, **split_kwargs(find(env_id).id, env_kwargs, "train")).unwrapped
-    if not isinstance(env, TextEnv):
-        raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
-    player = _DemonstrationPlayer(env, quality, seed, system_prompt)
+    player = _DemonstrationPlayer(_training_env(env_id, env_kwargs), quality, seed, system_prompt)
     try:
         rows = list(itertools.islice(player.rows(kind, form), count))
     except NotImplementedError as error:
@@ -84,6 +81,14 @@ def write_demonstrations(
         "first_seed": seed,
         **player.summary(),
     }
+
+
+def _training_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TextEnv:
+    """Create an environment with its training split, unless the arguments name another split."""
+    env = make(env_id, **split_kwargs(find(env_id).id, env_kwargs, "train")).unwrapped
+    if not isinstance(env, TextEnv):
+        raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
+    return env
 
 
 class _DemonstrationPlayer:

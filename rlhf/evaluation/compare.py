@@ -156,13 +156,8 @@ def compare_runs(
     if baseline is None:
         trained = [name for name in methods if name not in REFERENCE_POLICIES]
         baseline = next(iter([*trained, *methods]), None)
-    if not methods and any(e.episodes for run in runs for e in run.evaluations):
-        raise UserError(f"no episode has a score for {metric}: {'; '.join(notes)}")
     if not methods:
-        raise UserError(
-            "no episodes were evaluated in these directories: first run `rlhf evaluate` with the "
-            "key env (results on text, labels, tasks or pairs are in the report)"
-        )
+        raise _no_methods_error(runs, metric, notes)
     if baseline not in methods:
         raise UserError(
             f"baseline: no method named {baseline!r} was evaluated ({', '.join(methods)})"
@@ -184,6 +179,16 @@ def compare_runs(
         others = "no other method was evaluated in the same environment and with the same decoding"
         notes.append(f"nothing was compared: {others} as {baseline}")
     return Comparison(metric, baseline, rows, differences, list(dict.fromkeys(notes)))
+
+
+def _no_methods_error(runs: Sequence[RunRecord], metric: str, notes: Sequence[str]) -> UserError:
+    """Return the error for run records without a score for the metric."""
+    if any(evaluation.episodes for run in runs for evaluation in run.evaluations):
+        return UserError(f"no episode has a score for {metric}: {'; '.join(notes)}")
+    return UserError(
+        "no episodes were evaluated in these directories: first run `rlhf evaluate` with the key "
+        "env (results on text, labels, tasks or pairs are in the report)"
+    )
 
 
 def _pairs_to_compare(

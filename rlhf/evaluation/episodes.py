@@ -285,12 +285,7 @@ def summarize(
     counts = counts or {}
     rows = [{"env": env, **row} for row in rows]
     units = {row["seed"]: independent_unit_of(row) for row in rows}
-    scored: dict[str, dict[Hashable, list[float]]] = {}
-    for row in rows:
-        fields = {name: row[name] for name in _FIELDS} | row["components"]
-        for key, value in fields.items():
-            if value is not None:
-                scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
+    scored = _scores_by_metric_and_seed(rows)
     returns = ReferenceReturns.if_known(random, optimal)
     limits = MetricLimits(returns, turn_limit, outcomes)
     metrics = {
@@ -318,6 +313,19 @@ def summarize(
         "counts": dict(counts),
         "notes": evaluation_caveats(rows, unscored, counts),
     }
+
+
+def _scores_by_metric_and_seed(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[Hashable, list[float]]]:
+    """Return metric -> seed -> the values of its episodes that are not missing."""
+    scored: dict[str, dict[Hashable, list[float]]] = {}
+    for row in rows:
+        fields = {name: row[name] for name in _FIELDS} | row["components"]
+        for key, value in fields.items():
+            if value is not None:
+                scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
+    return scored
 
 
 def _interval_over_units(

@@ -150,8 +150,7 @@ def compare_means(
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
     most 5%. A winner is declared if the difference is significant at this level, as `_PairedTest`
     describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs,
-    or `fewest_seeds_against_reference` runs with `shared_differences`. At a level of 5%, the
-    sign-flip test needs at least six pairs.
+    or `fewest_seeds_against_reference` runs with `shared_differences`.
 
     Args:
         values: Value of `method` for each unit, [n].
@@ -163,10 +162,9 @@ def compare_means(
         decoding: Decoding of the policies, copied into the result.
         metric: Name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
         comparisons: Number of comparisons, including this one, for the Bonferroni correction.
-        fewest_runs: Number of training runs of the method that has fewer training runs, by default
-            n. If it is 1, the variation of this method between training seeds is unknown.
-        span: Difference between the two possible values of a binary metric, by default that of
-            `binary_values`.
+        fewest_runs: Number of training runs of the method that has fewer; by default n. With one
+            run, the variation of this method between training seeds is unknown.
+        span: Difference between the two possible values of a binary metric; inferred if None.
         shared_differences: Values of units, [units]; the error of their mean is common to all
             differences, such as that of a baseline with a single evaluation.
         measure_coverage: Whether to simulate the coverage of the interval.
@@ -175,26 +173,28 @@ def compare_means(
         ValueError: The lengths differ, there are no values, or some values are not finite.
     """
     deltas = paired_deltas(values, against)
-    if span is None and (outcomes := binary_values(metric, [*values, *against])):
-        span = outcomes[1] - outcomes[0]
+    span = span or _binary_span(metric, [*values, *against])
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
     shared = None if shared_differences is None else SharedError.of(shared_differences, span)
     p_value = _increased(sign_flip_test(deltas), deltas, shared)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
     estimate = _difference_interval(deltas, is_count, span, shared)
-    excludes_zero = True
-    if shared:
-        strict = _difference_interval(deltas, is_count, span, shared, shared.stricter(level))
-        excludes_zero = strict.low > 0 or strict.high < 0
+    excludes_zero = _strict_interval_excludes_zero(deltas, is_count, span, shared, level)
     test = _PairedTest(deltas, unit, level, runs, p_value, shared, excludes_zero)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
-    simulated = measure_coverage and shared is None
+    simulated = measure_coverage and not shared
     coverage = _simulated_coverages(deltas, estimate, span) if simulated else (None, None)
     return Difference(
         method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
     )
+
+
+def _binary_span(metric: str, values: Sequence[float]) -> float | None:
+    """Return the difference between the two possible values of a metric; None if not binary."""
+    outcomes = binary_values(metric, values)
+    return outcomes[1] - outcomes[0] if outcomes else None
 
 
 def _difference_interval(
@@ -210,6 +210,16 @@ def _difference_interval(
     else:
         estimate = delta_interval(deltas, kind="count" if is_count else "mean", level=level)
     return shared.widened(estimate, deltas, level) if shared else estimate
+
+
+def _strict_interval_excludes_zero(
+    deltas: np.ndarray, is_count: bool, span: float | None, shared: SharedError | None, level: float
+) -> bool:
+    """Return whether the interval of `SharedError.stricter` excludes 0; True without `shared`."""
+    if shared is None:
+        return True
+    interval = _difference_interval(deltas, is_count, span, shared, shared.stricter(level))
+    return interval.low > 0 or interval.high < 0
 
 
 def _increased(p_value: float, deltas: np.ndarray, shared: SharedError | None) -> float:
