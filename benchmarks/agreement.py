@@ -136,7 +136,7 @@ def _toolkit_sft_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the toolkit's SFT loss on TRL's batch."""
     mask = inputs["labels"] != -100
     policy = Policy(trainer.model, trainer.processing_class)
-    return sft_loss(policy, _training_batch(inputs, mask), count=mask.sum())[0]
+    return sft_loss(policy, _training_batch(inputs, mask), denominator=mask.sum())[0]
 
 
 def _toolkit_reward_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
@@ -157,7 +157,7 @@ def _toolkit_dpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     pairs = torch.tensor(len(part.tokens) // 2)
     beta = trainer.args.beta
     return dpo_loss(
-        policy, part, count=torch.stack([pairs, pairs]), beta=beta, weights={"sigmoid": 1.0}
+        policy, part, denominators=torch.stack([pairs, pairs]), beta=beta, weights={"sigmoid": 1.0}
     )[0]
 
 

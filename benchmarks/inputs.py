@@ -81,7 +81,7 @@ def write_grpo_inputs(job: Job) -> None:
     """Write the inputs of GRPO with 8 replies of 32 tokens to a prompt of 64 tokens, without KL."""
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
     config = {
-        **online_config(job, model, prompts=write_random_prompts(job, tokens=64)),
+        **_shared_online_settings(job, model, prompts=write_random_prompts(job, tokens=64)),
         "rewards": [{"kind": "length", "low": 40}],
         "rollout": {"max_new_tokens": 32, "chat": False},
         "episodes_per_step": 8,
@@ -100,7 +100,7 @@ def write_ppo_inputs(job: Job) -> None:
     # template, which would add 32 tokens without this limit.
     reward = make_reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
-        **online_config(job, model, prompts=write_random_prompts(job, tokens=64)),
+        **_shared_online_settings(job, model, prompts=write_random_prompts(job, tokens=64)),
         # The reward model is in bfloat16, like the policy and like the tuned TRL side.
         "rewards": [{"kind": "learned", "path": reward, "dtype": "bfloat16"}],
         "rollout": {"max_new_tokens": 32, "chat": False, "temperature": 0.7},
@@ -127,7 +127,9 @@ def write_shared_prefix_inputs(job: Job) -> None:
     """Write the inputs of a GRPO update on 8 replies of 32 tokens to a prompt of 512 tokens."""
     model = resolve_model_folder(job.request["model"])
     config = {
-        **online_config(job, model, prompts=write_random_prompts(job, tokens=512, count=8)),
+        **_shared_online_settings(
+            job, model, prompts=write_random_prompts(job, tokens=512, count=8)
+        ),
         "rewards": [{"kind": "length", "low": 40}],
         "rollout": {"max_new_tokens": 32, "chat": False},
         "episodes_per_step": 8,
@@ -189,7 +191,7 @@ def write_tiny_ppo_inputs(job: Job) -> None:
     )
 
 
-def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
+def _shared_online_settings(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
     """Return the configuration keys that all online workloads with prompts have."""
     return {
         "output_dir": str(job.folder / "run"),

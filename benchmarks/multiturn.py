@@ -12,7 +12,7 @@ from benchmarks.multi_turn_env import ENV_ID, Interview
 from benchmarks.worker import Job, StepTimer
 
 
-def time_toolkit(job: Job, timer: StepTimer) -> None:
+def time_toolkit_rollouts(job: Job, timer: StepTimer) -> None:
     """Time `Collector.collect`, which keeps the KV cache for the whole episode."""
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -32,7 +32,7 @@ def time_toolkit(job: Job, timer: StepTimer) -> None:
     timer.loop(step)
 
 
-def time_trl(job: Job, timer: StepTimer) -> None:
+def time_trl_rollouts(job: Job, timer: StepTimer) -> None:
     """Time TRL's GRPO with `rollout_func`, its only interface for plain-text replies.
 
     As in TRL's loop over tool calls, every turn passes the whole history to ``generate``. The

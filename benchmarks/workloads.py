@@ -203,8 +203,10 @@ WORKLOADS: dict[str, Workload] = {
         "Rollouts of 10 turns, 8 episodes of 440 tokens",
         "episode tokens",
         {
-            "ours": _toolkit_side("benchmarks.multiturn:time_toolkit"),
-            "trl-tuned": Side("TRL tuned", "benchmarks.multiturn:time_trl", allocator=True),
+            "ours": _toolkit_side("benchmarks.multiturn:time_toolkit_rollouts"),
+            "trl-tuned": Side(
+                "TRL tuned", "benchmarks.multiturn:time_trl_rollouts", allocator=True
+            ),
         },
         prepare="benchmarks.inputs:write_multiturn_inputs",
         bars={"trl-tuned": 3.0},

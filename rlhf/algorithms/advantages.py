@@ -230,7 +230,7 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     rounding errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    clean, scored, group_index, count = _group_statistics(scores, groups)
+    clean, scored, group_index, count = _scores_with_groups(scores, groups)
     mean = _group_sum(clean, group_index) / count.clamp(min=1)
     centered = torch.where(scored & in_group_with_unequal_scores(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
@@ -262,7 +262,7 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
 
     The mean is nan for an episode whose group has no other scored episode.
     """
-    clean, scored, group_index, count = _group_statistics(scores, groups)
+    clean, scored, group_index, count = _scores_with_groups(scores, groups)
     others = count - scored.to(count.dtype)
     return torch.where(others > 0, (_group_sum(clean, group_index) - clean) / others, torch.nan)
 
@@ -365,7 +365,7 @@ def in_group_with_unequal_scores(scores: Tensor, groups: Tensor) -> Tensor:
     return high - low > SCORE_TOLERANCE * torch.maximum(low.abs(), high.abs())
 
 
-class _GroupStatistics(NamedTuple):
+class _ScoresWithGroups(NamedTuple):
     """Scores of B episodes with statistics of their groups; all fields are [B]."""
 
     scores: Tensor
@@ -378,12 +378,12 @@ class _GroupStatistics(NamedTuple):
     """Number of scored episodes in the group."""
 
 
-def _group_statistics(scores: Tensor, groups: Tensor) -> _GroupStatistics:
+def _scores_with_groups(scores: Tensor, groups: Tensor) -> _ScoresWithGroups:
     """Return the scores without nan, and the number of scored episodes of each group."""
     scored = ~scores.isnan()
     group_index = dense_index(groups)
     count = _group_sum(scored.to(scores.dtype), group_index)
-    return _GroupStatistics(torch.where(scored, scores, 0.0), scored, group_index, count)
+    return _ScoresWithGroups(torch.where(scored, scores, 0.0), scored, group_index, count)
 
 
 def _group_sum(values: Tensor, group_index: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ Reader = Callable[[Row, Kind], Iterator[Item]]
 
 It raises RowDropped if the row cannot be used.
 """
-Cells = Callable[[Row], dict[str, Any]]
+CellReader = Callable[[Row], dict[str, Any]]
 """Function of a row of the table that returns some cells of one canonical row.
 
 It raises RowDropped if the row cannot be used.
@@ -68,17 +68,17 @@ def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> S
     return None
 
 
-def _pair_reader(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
+def _pair_reader(prompt_of: Callable[[Row], Any], replies_of: CellReader) -> Reader:
     """Return a reader of rows that contain one pair.
 
     Args:
-        prompt: Function that returns the prompt cell of a row.
-        replies: Function that returns the other cells.
+        prompt_of: Function that returns the prompt cell of a row.
+        replies_of: Function that returns the other cells.
     """
 
     def items(row: Row, kind: Kind) -> Iterator[Item]:
-        cells = {"prompt": prompt(row)}
-        yield cells if kind == "prompt" else cells | replies(row)
+        cells = {"prompt": prompt_of(row)}
+        yield cells if kind == "prompt" else cells | replies_of(row)
 
     return items
 
@@ -90,7 +90,7 @@ def _select_by_code(
     code: str,
     codes: tuple[int, int] = (0, 1),
     ties: tuple[float, ...] = (),
-) -> Cells:
+) -> CellReader:
     """Return a function that selects the better of two reply columns by the column `code`.
 
     Args:
@@ -113,7 +113,7 @@ def _select_by_code(
     return replies
 
 
-def _select_by_strength(first: str, second: str, *, strength: str) -> Cells:
+def _select_by_strength(first: str, second: str, *, strength: str) -> CellReader:
     """Return a function that selects the better of two reply columns by the sign of `strength`.
 
     A negative value means that the first reply is better. The margin is the absolute value.

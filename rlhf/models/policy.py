@@ -14,7 +14,7 @@ from torch import nn
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.chunked_logprobs import selected_logprobs
-from rlhf.models.fast.packing import count_computed_tokens, flat_hidden_states, packs_rows
+from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
 from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.load_balancing import balancing_weight, states_and_balancing_loss
@@ -131,7 +131,7 @@ class Policy:
             )
             balance = self.balancing_weight * balance
         else:
-            hidden, index = flat_hidden_states(self.model, tokens, attention_mask, tied=tied)
+            hidden, index = hidden_states_and_index(self.model, tokens, attention_mask, tied=tied)
         before = index[:, :-1][action_mask[:, 1:]]  # state after token t-1, which predicts token t
         selected, entropies = selected_logprobs(
             self.model,
@@ -146,7 +146,7 @@ class Policy:
         if self.value_head is None:
             return TokenLogprobsAndValues(logprobs, entropy, None, None, balance)
         if self.value_trunk:
-            hidden, _ = flat_hidden_states(
+            hidden, _ = hidden_states_and_index(
                 self.model, tokens, attention_mask, trunk=self.value_trunk
             )
         values = _scatter_to_actions(self.value_head(hidden.index_select(0, before)), action_mask)

@@ -30,11 +30,11 @@ def with_packing(reward: R) -> R:
     """
     decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
     if decoders:  # rewards without models do not import torch
-        from rlhf.models.fast.packing import flat_hidden_states
+        from rlhf.models.fast.packing import hidden_states_and_index
         from rlhf.models.fast.verification import enable_fast_paths
     for checkpoint in decoders:
         if enable_fast_paths(checkpoint.model):
             checkpoint.use_packed_hidden_states(
-                functools.partial(flat_hidden_states, checkpoint.model)
+                functools.partial(hidden_states_and_index, checkpoint.model)
             )
     return reward

@@ -42,11 +42,13 @@ class DPOTrainer(SupervisedTrainer):
         chosen = batch.require("chosen")
         return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
 
-    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+    def loss(
+        self, micro_batch: TrainingBatch, *, denominators: Tensor
+    ) -> tuple[Tensor, MetricSums]:
         return dpo_loss(
             self.model,
             micro_batch,
-            count=count,
+            denominators=denominators,
             beta=self.options.beta,
             weights=self.options.weight_by_loss,
         )
@@ -138,7 +140,7 @@ def dpo_loss(
     policy: Policy,
     micro_batch: TrainingBatch,
     *,
-    count: Tensor,
+    denominators: Tensor,
     beta: float,
     weights: Mapping[str, float],
 ) -> tuple[Tensor, MetricSums]:
@@ -148,7 +150,8 @@ def dpo_loss(
         policy: The policy in training.
         micro_batch: P pairs in 2 P rows, with the log-probabilities of the reference. Each chosen
             reply is followed by the rejected reply of the same pair.
-        count: [2], number of pairs and number of tokens of chosen replies in the whole batch.
+        denominators: [2], number of pairs and number of tokens of chosen replies in the whole
+            batch.
         beta: Weight of the KL to the reference.
         weights: Weights of the losses. "sigmoid" is the DPO loss; "sft" is the mean negative
             log-likelihood of the chosen replies (Pang et al. 2024, arXiv:2404.19733).
@@ -161,16 +164,18 @@ def dpo_loss(
     losses = bradley_terry_loss(chosen, rejected)
     sums = pair_metric_sums(losses, chosen, rejected)
     sums = sums + MetricSums(means={"approx_kl": masked_sum_and_count(approx_kl(log_ratio), mask)})
-    loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
+    loss = weights.get("sigmoid", 0.0) * (losses.sum() / denominators[0])
     if "sft" in weights:
         chosen_mask = mask & micro_batch.require("chosen")[:, None]
-        likelihood = -torch.where(chosen_mask, scored.logprobs, 0.0).sum() / count[1]
+        likelihood = -torch.where(chosen_mask, scored.logprobs, 0.0).sum() / denominators[1]
         loss = loss + weights["sft"] * likelihood
         sums = sums + MetricSums(
             means={"loss_sft": masked_sum_and_count(-scored.logprobs, chosen_mask)}
         )
     all_pairs = torch.ones_like(losses, dtype=torch.bool)
-    return add_balancing_loss(loss, sums, scored, all_pairs, share=all_pairs.sum() / count[0])
+    return add_balancing_loss(
+        loss, sums, scored, all_pairs, share=all_pairs.sum() / denominators[0]
+    )
 
 
 def pair_metric_sums(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:

@@ -177,14 +177,17 @@ class SupervisedTrainer(Trainer):
         """Return the denominator of the loss, which is the number of trained tokens in a batch."""
         return batch.action_mask.sum()
 
-    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+    def loss(
+        self, micro_batch: TrainingBatch, *, denominators: Tensor
+    ) -> tuple[Tensor, MetricSums]:
         """Return the loss and the metrics of a micro-batch.
 
         Args:
             micro_batch: Rows of a batch.
-            count: Result of `loss_denominators` for the whole batch, by which the loss is divided.
+            denominators: Result of `loss_denominators` for the whole batch; the loss is divided
+                by it.
         """
-        return sft_loss(self.model, micro_batch, count=count)
+        return sft_loss(self.model, micro_batch, denominator=denominators)
 
     def start(self, run: Run) -> None:
         """Evaluate the initial model and log the metrics as those of step 0."""
@@ -222,9 +225,9 @@ class SupervisedTrainer(Trainer):
         """
         torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
-        count, total = self.loss_denominators(batch), MetricSums()
+        denominators, total = self.loss_denominators(batch), MetricSums()
         for rows in self.micro_batch_row_indices(batch):
-            loss, sums = self.loss(batch.select(rows), count=count)
+            loss, sums = self.loss(batch.select(rows), denominators=denominators)
             loss.backward()
             total = total + sums
         self.count_weights_without_gradient()
@@ -259,7 +262,10 @@ class SupervisedTrainer(Trainer):
             batch = self.make_batch("eval", examples)
             for rows in self.micro_batch_row_indices(batch):
                 micro_batch = batch.select(rows)
-                total = total + self.loss(micro_batch, count=self.loss_denominators(micro_batch))[1]
+                total = (
+                    total
+                    + self.loss(micro_batch, denominators=self.loss_denominators(micro_batch))[1]
+                )
         return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
     def evaluation_due(self, step: int) -> bool:
@@ -303,20 +309,20 @@ def _metrics_with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
 
 
 def sft_loss(
-    policy: Policy, micro_batch: TrainingBatch, *, count: Tensor
+    policy: Policy, micro_batch: TrainingBatch, *, denominator: Tensor
 ) -> tuple[Tensor, MetricSums]:
     """Return the mean negative log-likelihood of the completion tokens, and its metrics.
 
     Args:
         policy: The model in training.
         micro_batch: Rows of a batch.
-        count: Number of completion tokens of the whole batch, by which the sum is divided.
+        denominator: Number of completion tokens of the whole batch, by which the sum is divided.
     """
     scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask
-    loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=count)
+    loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=denominator)
     sums = MetricSums(means={"loss": masked_sum_and_count(-scored.logprobs, mask)})
-    return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / count)
+    return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / denominator)
 
 
 def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> TokenLogprobsAndValues:

@@ -42,7 +42,7 @@ def test_loss_and_gradient_are_transformers_own(name):
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     policy = Policy(model, tiny_tokenizer())
-    loss, told = sft_loss(policy, part, count=part.action_mask.sum())
+    loss, told = sft_loss(policy, part, denominator=part.action_mask.sum())
     loss.backward()
     assert loss.item() == pytest.approx(own.loss.item(), rel=1e-5)
     assert WEIGHT * own.aux_loss.item() > 0.1
@@ -71,14 +71,14 @@ def test_micro_batches_are_weighted_by_tokens():
     expected = plain / count + sum(
         b * p.action_mask.sum() / count for b, p in zip(balances, pieces, strict=True)
     )
-    found = sum(sft_loss(policy, p, count=count)[0] for p in pieces)
+    found = sum(sft_loss(policy, p, denominator=count)[0] for p in pieces)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_without_the_setting_nothing_is_added():
     model = model_of("mixtral")
     assert balancing_weight(model) == 0
-    _, told = sft_loss(Policy(model, tiny_tokenizer()), batch(), count=torch.tensor(38))
+    _, told = sft_loss(Policy(model, tiny_tokenizer()), batch(), denominator=torch.tensor(38))
     assert "loss_balance" not in told.compute()
 
 

@@ -79,7 +79,7 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
     batch = same_batch(native, verb, inputs)
     total = 0.0
     for micro_batch in map(batch.select, native.micro_batch_row_indices(batch)):
-        loss, _ = native.loss(micro_batch, count=native.loss_denominators(batch))
+        loss, _ = native.loss(micro_batch, denominators=native.loss_denominators(batch))
         loss.backward()
         total += loss.item()
     assert total == pytest.approx(theirs.item(), rel=1e-5)

@@ -129,7 +129,7 @@ def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: boo
     return int(lengths.sum()) - saved
 
 
-def flat_hidden_states(
+def hidden_states_and_index(
     model: Any,
     tokens: Tensor,
     attention_mask: Tensor,
@@ -167,7 +167,7 @@ def flat_hidden_states(
 def states_row_by_row(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``flat_hidden_states`` row by row, for models whose states depend on padding."""
+    """Compute ``hidden_states_and_index`` row by row, for models whose states depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
@@ -181,7 +181,7 @@ def states_row_by_row(
 def _states_by_rotary_frequencies(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``flat_hidden_states`` of rows whose rotary frequencies depend on their length.
+    """Compute ``hidden_states_and_index`` of rows whose rotary frequencies depend on their length.
 
     A model uses the frequencies of the longest row for a whole batch. Therefore, all rows with at
     most ``limit`` tokens form one batch, and longer rows form one batch per length.
@@ -217,7 +217,7 @@ def reset_rotary_frequencies(trunk: Any) -> None:
 def _states_of_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``flat_hidden_states`` of rows with equal rotary frequencies."""
+    """Compute ``hidden_states_and_index`` of rows with equal rotary frequencies."""
     config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()

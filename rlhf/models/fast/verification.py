@@ -38,7 +38,7 @@ from rlhf.models.comparison import (
 )
 from rlhf.models.fast.packing import (
     enable_packing,
-    flat_hidden_states,
+    hidden_states_and_index,
     states_row_by_row,
     uses_packed_attention,
 )
@@ -61,7 +61,7 @@ CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Maximum length, in tokens, of the rows in the first batch, which fit into every window.
 SHORT_ROW_TOKENS = 44
 
-# Function of tokens [B, T] and mask [B, T] that returns the same as ``flat_hidden_states``.
+# Function of tokens [B, T] and mask [B, T] that returns the same as ``hidden_states_and_index``.
 Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -173,7 +173,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> in
     trunk = trunk_of(model)
 
     def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return flat_hidden_states(model, tokens, mask, tied=make_tied_embedding(model))
+        return hidden_states_and_index(model, tokens, mask, tied=make_tied_embedding(model))
 
     levels = _disabling_steps(model)
     with evaluation_mode(unwrap_peft(model)):

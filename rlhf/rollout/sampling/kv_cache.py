@@ -224,7 +224,7 @@ class RaggedCache(MultiRowCache, Cache):
         """
         return 0
 
-    def split_into_passes(
+    def passes_of_compatible_rows(
         self, rows: np.ndarray, inputs: Sequence[Sequence[int]]
     ) -> list[ForwardPass]:
         """Split new tokens of rows into forward passes, in order.
@@ -234,7 +234,7 @@ class RaggedCache(MultiRowCache, Cache):
         whether they already have a state. Rows longer than ``limit`` form separate groups.
         """
         if self.in_place:
-            return super().split_into_passes(rows, inputs)
+            return super().passes_of_compatible_rows(rows, inputs)
         groups: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
         for index, (length, ids) in enumerate(
             zip(self.lengths[rows].tolist(), inputs, strict=True)

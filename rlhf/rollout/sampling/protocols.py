@@ -44,7 +44,7 @@ class MultiRowCache:
         """Empty a row."""
         self.lengths[row] = 0
 
-    def split_into_passes(
+    def passes_of_compatible_rows(
         self, rows: np.ndarray, inputs: Sequence[Sequence[int]]
     ) -> list[ForwardPass]:
         """Split new tokens of rows into forward passes, in order. By default, there is one pass."""
@@ -101,7 +101,7 @@ def forward_new_tokens(
     """
     logits: list[torch.Tensor] = []
     order: list[np.ndarray] = []
-    for forward in cache.split_into_passes(rows, inputs):
+    for forward in cache.passes_of_compatible_rows(rows, inputs):
         slots, counts = rows[forward.indices], np.array([len(ids) for ids in forward.inputs])
         cache.prepare(slots, counts)
         flat = [token for ids in forward.inputs for token in ids]

@@ -37,20 +37,20 @@ def clamped_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
     handles = []
     for mixer in mixers:
         lowest, highest = mixer.time_step_limit
-        least = math.log(math.expm1(lowest)) if lowest > 0 else -math.inf
-        most = math.log(math.expm1(highest)) if highest < math.inf else math.inf
+        lowest_sum = math.log(math.expm1(lowest)) if lowest > 0 else -math.inf
+        highest_sum = math.log(math.expm1(highest)) if highest < math.inf else math.inf
 
-        def limit(
+        def clamp_time_step_columns(
             module: nn.Module,
             inputs: Any,
             projected: torch.Tensor,
             bias: torch.Tensor = mixer.dt_bias,
-            bounds: tuple[float, float] = (least, most),
+            bounds: tuple[float, float] = (lowest_sum, highest_sum),
         ) -> torch.Tensor:
             rest, steps = projected.split([projected.shape[-1] - len(bias), len(bias)], -1)
             return torch.cat([rest, (steps + bias).clamp(*bounds) - bias], -1)
 
-        handles.append(mixer.in_proj.register_forward_hook(limit))
+        handles.append(mixer.in_proj.register_forward_hook(clamp_time_step_columns))
     try:
         yield
     finally:

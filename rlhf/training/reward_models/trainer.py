@@ -11,7 +11,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.optimization import RewardOptions
 from rlhf.models.architecture import trunk_of
-from rlhf.models.fast.packing import count_computed_tokens, flat_hidden_states, packs_rows
+from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.reward_models.losses import add_centering_penalty, bradley_terry_loss
@@ -58,7 +58,7 @@ class TrainableRewardModel:
             tokens: [B, T] token ids, padded on the right.
             attention_mask: [B, T], True for tokens that are not padding.
         """
-        hidden, index = flat_hidden_states(self.model, tokens, attention_mask)
+        hidden, index = hidden_states_and_index(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
 
@@ -75,10 +75,12 @@ class RewardTrainer(SupervisedTrainer):
         """Return the denominator of the loss, which is the number of pairs in the batch."""
         return batch.require("chosen").sum()
 
-    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+    def loss(
+        self, micro_batch: TrainingBatch, *, denominators: Tensor
+    ) -> tuple[Tensor, MetricSums]:
         scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
         chosen, rejected = scores.view(-1, 2).unbind(1)
         losses = bradley_terry_loss(chosen, rejected, margin=micro_batch.require("margins")[::2])
         centering = self.options.center_rewards_coefficient or 0.0
         losses = add_centering_penalty(losses, chosen, rejected, coef=centering)
-        return losses.sum() / count, pair_metric_sums(losses, chosen, rejected)
+        return losses.sum() / denominators, pair_metric_sums(losses, chosen, rejected)
