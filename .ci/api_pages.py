@@ -23,7 +23,7 @@ PACKAGES = (
 )
 
 
-def modules(package: str) -> list[str]:
+def public_module_names(package: str) -> list[str]:
     """Dotted names of the public modules of a package, the package first."""
     folder = ROOT / "rlhf" / package
     names = []
@@ -39,7 +39,7 @@ def modules(package: str) -> list[str]:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     pages = {"rlhf": ["rlhf.api", "rlhf.errors"]}
-    pages |= {package: modules(package) for package in PACKAGES}
+    pages |= {package: public_module_names(package) for package in PACKAGES}
     for package, names in pages.items():
         title = "rlhf" if package == "rlhf" else f"rlhf.{package}"
         blocks = "\n\n".join(f"::: {name}" for name in names)

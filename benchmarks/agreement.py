@@ -34,15 +34,15 @@ class _LossCaptured(Exception):
     """Exception that ends a trainer at its first loss."""
 
 
-def compare_offline_loss(job: Job, *, verb: str) -> dict[str, float]:
+def compare_offline_loss(job: Job, *, command: str) -> dict[str, float]:
     """Return the relative differences of loss and gradient in SFT, reward training or DPO.
 
-    ``verb`` is the command: "sft", "reward" or "dpo".
+    ``command`` is "sft", "reward" or "dpo".
     """
-    trainer = trl_offline.make_trainer(job, verb, tuned=True, bf16=False)
+    trainer = trl_offline.make_trainer(job, command, tuned=True, bf16=False)
     inputs, theirs = run_to_first_loss(trainer)
     ours = {"sft": _toolkit_sft_loss, "reward": _toolkit_reward_loss, "dpo": _toolkit_dpo_loss}[
-        verb
+        command
     ]
     return compare_loss_and_gradient(trainer.model, theirs, lambda: ours(trainer, inputs))
 
@@ -67,13 +67,15 @@ def run_to_first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
     kept: list[Any] = []
     compute = trainer.compute_loss
 
-    def spy(model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_gradient_and_stop(
+        model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         loss = compute(model, dict(inputs), *args, **kwargs)
         loss.backward()
         kept.extend([inputs, loss.detach()])
         raise _LossCaptured
 
-    trainer.compute_loss = spy
+    trainer.compute_loss = compute_gradient_and_stop
     try:
         trainer.train()
     except _LossCaptured:
@@ -82,25 +84,26 @@ def run_to_first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
 
 
 def compare_loss_and_gradient(
-    model: Any, theirs: Tensor, ours: Callable[[], Tensor]
+    model: Any, trl_loss: Tensor, compute_toolkit_loss: Callable[[], Tensor]
 ) -> dict[str, float]:
     """Compare TRL's loss and gradient with those of the toolkit.
 
     Args:
         model: model whose parameters have TRL's gradients.
-        theirs: TRL's loss.
-        ours: function that computes the toolkit's loss with the same model and batch.
+        trl_loss: TRL's loss.
+        compute_toolkit_loss: function that computes the toolkit's loss with the same model and
+            batch.
 
     Returns:
         The relative differences of "loss" and "gradient".
     """
     expected = pop_gradient_vector(model)
-    loss = ours()
+    loss = compute_toolkit_loss()
     loss.backward()
     gradient = pop_gradient_vector(model)
-    scale = max(abs(theirs.item()), MIN_LOSS_SCALE)
+    scale = max(abs(trl_loss.item()), MIN_LOSS_SCALE)
     return {
-        "loss": abs(loss.item() - theirs.item()) / scale,
+        "loss": abs(loss.item() - trl_loss.item()) / scale,
         "gradient": ((gradient - expected).norm() / expected.norm()).item(),
     }
 

@@ -80,7 +80,7 @@ def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
     output = folder / run.name
     try:
         if not (output / "final").exists():
-            run_command(run.method, _run_config(run, folder))
+            run_command(run.method, _prepare_run_config(run, folder))
     except Halt as halt:
         return [halt.name]
     monitor = repeat_metric_checks(output, {})
@@ -102,14 +102,14 @@ def alarm_table(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
     return "\n".join(lines)
 
 
-def _run_config(run: HealthyRun, folder: Path) -> dict[str, Any]:
+def _prepare_run_config(run: HealthyRun, folder: Path) -> dict[str, Any]:
     """Return the configuration of a run; create its data and its initial model if necessary."""
     common = {"output_dir": str(folder / run.name), "seed": run.seed}
     if run.method == "sft":
-        return common | _offline_config(run, folder, steps=300)
+        return common | _prepare_offline_settings(run, folder, steps=300)
     model = {"path": str(_train_initial_model(run, folder))}
     if run.method in OFFLINE_COMMANDS:
-        return common | _offline_config(run, folder, steps=30) | {"model": model}
+        return common | _prepare_offline_settings(run, folder, steps=30) | {"model": model}
     return common | {
         "model": model,
         "env": TASKS[run.task],
@@ -127,11 +127,13 @@ def _train_initial_model(run: HealthyRun, folder: Path) -> Path:
     name = f"initial-{run.task}-{run.seed}"
     if not (folder / name / "final").exists():
         keys = {"output_dir": str(folder / name), "seed": run.seed}
-        run_command("sft", _offline_config(run._replace(method="sft"), folder, steps=300) | keys)
+        run_command(
+            "sft", _prepare_offline_settings(run._replace(method="sft"), folder, steps=300) | keys
+        )
     return folder / name / "final"
 
 
-def _offline_config(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
+def _prepare_offline_settings(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
     """Return the configuration keys of data, model and trainer for an offline method."""
     return {
         "model": {"scratch": {"hidden_size": 32, "context": 256, "initializer_range": 0.18}},

@@ -19,19 +19,19 @@ def read_reward_curve(run: Path) -> list[float]:
     return [json.loads(line)["reward/mean"] for line in lines]
 
 
-def curve_comparison_table(found: dict[str, dict[str, np.ndarray]]) -> str:
+def curve_comparison_table(curves_by_algorithm: dict[str, dict[str, np.ndarray]]) -> str:
     """Return a Markdown table with the means and the ends of curves, and their paired differences.
 
     Args:
-        found: algorithm -> name of the implementation or setting -> curves [seeds, steps]. All
-            algorithms have the same two implementations or settings.
+        curves_by_algorithm: algorithm -> name of the implementation or setting -> curves [seeds,
+            steps]. All algorithms have the same two implementations or settings.
     """
-    first, second = next(iter(found.values()))
+    first, second = next(iter(curves_by_algorithm.values()))
     lines = [
         f"| algorithm | measure | {first} | {second} | {first} − {second}, paired by seed |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    for algorithm, sides in found.items():
+    for algorithm, sides in curves_by_algorithm.items():
         for name, part in (
             ("mean over all steps", slice(None)),
             (f"last {CURVE_END_STEPS}", slice(-CURVE_END_STEPS, None)),
@@ -45,18 +45,18 @@ def curve_comparison_table(found: dict[str, dict[str, np.ndarray]]) -> str:
     return "\n".join(lines)
 
 
-def plot_curves(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def plot_curves(curves_by_algorithm: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Plot the mean curves with 95% intervals over seeds, and write the figure to ``path``.
 
-    ``found`` has the form that `curve_comparison_table` describes.
+    ``curves_by_algorithm`` has the form that `curve_comparison_table` describes.
     """
     from matplotlib.figure import Figure
 
-    rows = -(-len(found) // 2)
+    rows = -(-len(curves_by_algorithm) // 2)
     figure = Figure(figsize=(8, 3 * rows), layout="constrained")
     # Each panel has its own scale, because the ranges of returns differ between tasks.
     every_axes = figure.subplots(rows, 2, squeeze=False).flat
-    for axis, (algorithm, sides) in zip(every_axes, found.items(), strict=False):
+    for axis, (algorithm, sides) in zip(every_axes, curves_by_algorithm.items(), strict=False):
         for side, curves in sides.items():
             intervals = [interval(column, kind="mean") for column in curves.T]
             steps = np.arange(1, len(intervals) + 1)

@@ -21,7 +21,7 @@ def read_requests(job: Job) -> list[Request]:
     return [(row["ids"], row["limit"]) for row in map(json.loads, lines)]
 
 
-def time_toolkit(job: Job, timer: StepTimer, *, rows: int) -> None:
+def time_toolkit_sampler(job: Job, timer: StepTimer, *, rows: int) -> None:
     """Time the toolkit's sampler with up to ``rows`` requests in a batch.
 
     When a request is finished, its row is used for the next request.
@@ -40,20 +40,20 @@ def time_toolkit(job: Job, timer: StepTimer, *, rows: int) -> None:
         sampler = Sampler(model, sampling, rows=rows)
         waiting = iter(enumerate(requests))
 
-        def submit() -> None:
+        def submit_next_request() -> None:
             for name, (ids, limit) in waiting:
                 sampler.submit(Request(name, ids, limit, (name,), sampling))
                 return
 
         for _ in range(rows):
-            submit()
+            submit_next_request()
         done = 0
         while done < len(requests):
             for completion in sampler.step():
                 sampler.release(completion.request.episode_id)
                 done += 1
-                submit()
-        return job.work
+                submit_next_request()
+        return job.work_per_step
 
     timer.loop(step)
 
@@ -88,23 +88,23 @@ def time_transformers(job: Job, timer: StepTimer, *, rows: int) -> None:
                 eos_token_id=tokenizer.eos_token_id,
                 stopping_criteria=StoppingCriteriaList([length_criterion(ids.shape[1], limits)]),
             )
-        return job.work
+        return job.work_per_step
 
     timer.loop(step)
 
 
-def length_criterion(prompt: int, limits: Any) -> Any:
+def length_criterion(prompt_length: int, reply_lengths: Any) -> Any:
     """Return a stopping criterion that stops each row at its requested number of tokens.
 
     Args:
-        prompt: number of tokens of the prompts.
-        limits: [rows] numbers of tokens of the replies.
+        prompt_length: number of tokens of the prompts.
+        reply_lengths: [rows] numbers of tokens of the replies.
     """
 
-    def check(input_ids: Any, scores: Any, **_: Any) -> Any:
-        return input_ids.shape[1] - prompt >= limits
+    def has_reached_length(input_ids: Any, scores: Any, **_: Any) -> Any:
+        return input_ids.shape[1] - prompt_length >= reply_lengths
 
-    return check
+    return has_reached_length
 
 
 def time_llama_cpp(job: Job, timer: StepTimer) -> None:
@@ -138,6 +138,6 @@ def time_llama_cpp(job: Job, timer: StepTimer) -> None:
             tokens = model.generate(ids, temp=0.0)
             for _ in range(limit):
                 next(tokens)
-        return job.work
+        return job.work_per_step
 
     timer.loop(step)

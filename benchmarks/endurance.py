@@ -76,11 +76,11 @@ class MeasuredRun(Run):
         if self._started is not None:  # The first step includes the start of the run.
             self._times.append((ended - self._started, now - ended))
         if step % BLOCK_STEPS == 0:
-            self.blocks.append(self._block(step))
+            self.blocks.append(self._finish_block(step))
             print(*asdict(self.blocks[-1]).values(), flush=True)
         self._started = time.perf_counter()
 
-    def _block(self, step: int) -> BlockMeasurements:
+    def _finish_block(self, step: int) -> BlockMeasurements:
         """Return the measurements since the last block."""
         times = np.array(self._times)
         self._times.clear()
@@ -146,7 +146,7 @@ def train_and_measure(folder: Path, steps: int) -> list[BlockMeasurements]:
     return run.blocks
 
 
-def change_over_run(
+def change_over_run_with_interval(
     blocks: list[BlockMeasurements], values: list[float], covariate: list[float] | None = None
 ) -> tuple[float, float, float]:
     """Return the change of a value over all blocks by linear regression, with its 95% interval.
@@ -180,8 +180,8 @@ def summarize_limits(blocks: list[BlockMeasurements]) -> tuple[str, bool]:
         [float(np.log(value)) for value in column]
         for column in zip(*((b.step_ms, b.control_ms) for b in measured), strict=True)
     )
-    times = np.expm1(change_over_run(measured, step_times, control_times))
-    memory = change_over_run(measured, [block.memory for block in measured])
+    times = np.expm1(change_over_run_with_interval(measured, step_times, control_times))
+    memory = change_over_run_with_interval(measured, [block.memory for block in measured])
     thousands = (measured[-1].step - measured[0].step) / 1000
     growth = [value / thousands for value in memory]
     counts = {(block.handles, block.threads) for block in measured}

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.paths import ROOT, work_directory
 from benchmarks.summary import Round, TimedStep, has_enough_rounds, speed_ratios, summarize
 from benchmarks.system_load import wait_for_quiet
-from benchmarks.venvs import venv_python
+from benchmarks.venvs import ensure_venv_python
 from benchmarks.workloads import WORKLOADS, Side
 from rlhf.common.names import did_you_mean
 from rlhf.errors import UserError
@@ -80,7 +80,14 @@ class WorkerProcess:
         worker_side = OURS if side == BEFORE else side
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [venv_python(venv), "-m", "benchmarks.worker", workload, worker_side, str(folder)],
+                [
+                    ensure_venv_python(venv),
+                    "-m",
+                    "benchmarks.worker",
+                    workload,
+                    worker_side,
+                    str(folder),
+                ],
                 cwd=root,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -139,11 +146,11 @@ def run_workload(name: str, options: MeasurementOptions) -> dict[str, Any]:
     folder = make_input_folder(name, options.model)
     result: dict[str, Any] = {"workload": name, "model": options.model}
     if row.prepare:
-        run_function(name, "prepare", folder)
+        run_workload_function(name, "prepare", folder)
     if row.measure:
-        return result | {"rows": run_function(name, "measure", folder)}
+        return result | {"rows": run_workload_function(name, "measure", folder)}
     if row.check:
-        result["agreement"] = run_function(name, "check", folder)
+        result["agreement"] = run_workload_function(name, "check", folder)
         log_to_stderr(f"{name}: one batch in float32, relative differences {result['agreement']}")
     if options.against:
         ours = row.sides[OURS]
@@ -168,7 +175,7 @@ def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
     usable = {}
     for side, spec in sides.items():
         try:
-            venv_python(spec.venv)
+            ensure_venv_python(spec.venv)
         except UserError as error:
             if not spec.optional:
                 raise
@@ -191,11 +198,11 @@ def measure_rounds(
         rounds: list[Round] = []
         for number, steps in enumerate(run_rounds(workers, options)):
             counted = number >= options.warmup
-            log_round(name, number, steps, counted=counted, limit=options.quiet)
+            log_round(name, number, steps, counted=counted, max_other_cores=options.quiet)
             rounds += [steps] if counted else []
             if has_enough_rounds(rounds, options.rounds, options.quiet):
                 return rounds
-    raise AssertionError("unreachable: take_rounds is infinite")
+    raise AssertionError("unreachable: run_rounds is infinite")
 
 
 def run_rounds(
@@ -216,13 +223,13 @@ def run_rounds(
         forwards = not forwards
 
 
-def run_function(name: str, task: str, folder: Path) -> Any:
+def run_workload_function(workload: str, function: str, folder: Path) -> Any:
     """Run the function "prepare", "check" or "measure" of a workload in a separate process.
 
     Returns:
         The result of the function.
     """
-    with WorkerProcess(name, task, folder) as worker:
+    with WorkerProcess(workload, function, folder) as worker:
         return worker.read()["result"]
 
 
@@ -235,10 +242,12 @@ def make_input_folder(name: str, model: str) -> Path:
     return folder
 
 
-def log_round(name: str, number: int, steps: Round, *, counted: bool, limit: float) -> None:
+def log_round(
+    name: str, number: int, steps: Round, *, counted: bool, max_other_cores: float
+) -> None:
     """Log one line with the times of a round."""
     times = [
-        f"{side} {step.seconds:.2f} s{' (disturbed)' if step.is_disturbed(limit) else ''}"
+        f"{side} {step.seconds:.2f} s{' (disturbed)' if step.is_disturbed(max_other_cores) else ''}"
         for side, step in steps.items()
     ]
     log_to_stderr(f"{name} {number + 1}{'' if counted else ' warm-up'}: {', '.join(times)}")

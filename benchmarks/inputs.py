@@ -20,8 +20,8 @@ from benchmarks.texts import (
     count_tokens,
     decreasing_density_lengths,
     encode_for_trl,
+    random_sft_rows,
     random_words,
-    sft_rows,
     user_message,
 )
 from benchmarks.worker import Job
@@ -32,18 +32,18 @@ from rlhf.models.loading import load_tokenizer
 ENDLESS = 10_000
 
 
-def write_offline_inputs(job: Job, *, verb: str) -> None:
+def write_offline_inputs(job: Job, *, command: str) -> None:
     """Write the inputs of SFT, reward training or DPO: the rows of one batch and the settings.
 
-    ``verb`` is the command: "sft", "reward" or "dpo".
+    ``command`` is "sft", "reward" or "dpo".
     """
     rng = random.Random(0)
-    rows = ROWS_BY_VERB[verb](rng)
+    rows = ROWS_BY_VERB[command](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
-    held_out = write_rows(job.folder / "held-out.jsonl", ROWS_BY_VERB[verb](rng)[:2])
+    held_out = write_rows(job.folder / "held-out.jsonl", ROWS_BY_VERB[command](rng)[:2])
     model = resolve_model_folder(job.request["model"])
     tokenizer = load_tokenizer(model)
-    write_rows(job.folder / "trl.jsonl", encode_for_trl(verb, rows, tokenizer))
+    write_rows(job.folder / "trl.jsonl", encode_for_trl(command, rows, tokenizer))
     config = {
         "output_dir": str(job.folder / "run"),
         "model": {"path": model},
@@ -66,12 +66,12 @@ def write_offline_inputs(job: Job, *, verb: str) -> None:
 
 def write_first_step_inputs(job: Job) -> None:
     """Write the inputs of SFT on eight short documents, with a tiny model that loads quickly."""
-    write_offline_inputs(job, verb="sft")
+    write_offline_inputs(job, command="sft")
     settings = job.settings
     model = make_tiny_llama(job.folder / "model")
-    rows = sft_rows(random.Random(0), mean=8)
+    rows = random_sft_rows(random.Random(0), mean_words=8)
     write_rows(job.folder / "rows.jsonl", rows)
-    write_rows(job.folder / "held-out.jsonl", sft_rows(random.Random(1), mean=8)[:2])
+    write_rows(job.folder / "held-out.jsonl", random_sft_rows(random.Random(1), mean_words=8)[:2])
     write_rows(job.folder / "trl.jsonl", encode_for_trl("sft", rows, load_tokenizer(model)))
     config = {**settings["config"], "model": {"path": model}}
     write_job_settings(job, **{**settings, "model": model, "config": config})
@@ -98,7 +98,7 @@ def write_ppo_inputs(job: Job) -> None:
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
     # TRL passes the token ids of prompt and reply to the reward model. The toolkit applies a chat
     # template, which would add 32 tokens without this limit.
-    reward = make_reward_model(model, job.folder / "reward", tokens=64 + 32)
+    reward = make_reward_model(model, job.folder / "reward", max_tokens=64 + 32)
     config = {
         **_shared_online_settings(job, model, prompts=write_random_prompts(job, tokens=64)),
         # The reward model is in bfloat16, like the policy and like the tuned TRL side.
@@ -112,8 +112,8 @@ def write_ppo_inputs(job: Job) -> None:
 
 def write_mfu_inputs(job: Job) -> None:
     """Write the inputs of SFT on 2,048 tokens; the unit of work is a floating-point operation."""
-    write_offline_inputs(job, verb="sft")
-    rows = sft_rows(random.Random(0), mean=214)
+    write_offline_inputs(job, command="sft")
+    rows = random_sft_rows(random.Random(0), mean_words=214)
     write_rows(job.folder / "rows.jsonl", rows)
     settings = job.settings
     encoded = encode_for_trl("sft", rows, load_tokenizer(settings["model"]))
@@ -138,20 +138,22 @@ def write_shared_prefix_inputs(job: Job) -> None:
     write_job_settings(job, model=model, work=8 * (512 + 32), algorithm="grpo", config=config)
 
 
-def write_decoding_inputs(job: Job, *, requests: int, limits: str) -> None:
+def write_decoding_inputs(job: Job, *, requests: int, reply_lengths: str) -> None:
     """Write the inputs of decoding: prompts of 64 tokens, with the lengths of their replies.
 
     Args:
         job: job of the workload.
         requests: number of requests.
-        limits: "fixed" for replies of 64 tokens, "mixed" for the lengths that
+        reply_lengths: "fixed" for replies of 64 tokens, "mixed" for the lengths that
             `decreasing_density_lengths` returns for a maximum of 96 tokens.
     """
     rng = random.Random(2)
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
     tokenizer: Any = load_tokenizer(model)
     lengths = (
-        [64] * requests if limits == "fixed" else decreasing_density_lengths(requests, most=96)
+        [64] * requests
+        if reply_lengths == "fixed"
+        else decreasing_density_lengths(requests, most=96)
     )
     rng.shuffle(lengths)
     rows = [

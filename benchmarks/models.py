@@ -37,10 +37,10 @@ def copy_without_stop_token(name: str, folder: Path) -> str:
     return str(folder)
 
 
-def make_reward_model(model: str, folder: Path, *, tokens: int) -> str:
+def make_reward_model(model: str, folder: Path, *, max_tokens: int) -> str:
     """Create a reward model from the weights of a policy and a random head.
 
-    The maximum length of its inputs is ``tokens``.
+    The maximum length of its inputs is ``max_tokens``.
 
     Returns:
         The folder of the reward model.
@@ -59,7 +59,10 @@ def make_reward_model(model: str, folder: Path, *, tokens: int) -> str:
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Sidecar(
-        template_hash=template_hash(tokenizer), append_eos=False, max_length=tokens, pooling="last"
+        template_hash=template_hash(tokenizer),
+        append_eos=False,
+        max_length=max_tokens,
+        pooling="last",
     ).write(folder)
     return str(folder)
 
@@ -74,7 +77,7 @@ def make_tiny_llama(folder: Path) -> str:
     from rlhf.envs.echo import Echo
     from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 
-    tokenizer = make_tokenizer(Echo.texts(), 320)
+    tokenizer = make_tokenizer(Echo.tokenizer_texts(), 320)
     spec = ScratchSpec(hidden_size=208, num_layers=4, num_heads=8, context=256)
     make_random_llama_model(spec, tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -49,9 +49,9 @@ class Interview(TextEnv):
             "" if over else self._new_question(self.sizes[1]), reward, over, success=None
         )
 
-    def _new_question(self, count: int) -> str:
-        """Return a question of ``count`` random words; store it to compute the next reward."""
-        self.question = random_words(count, random.Random(int(self.np_random.integers(2**31))))
+    def _new_question(self, num_words: int) -> str:
+        """Return a question of ``num_words`` random words; store it to compute the next reward."""
+        self.question = random_words(num_words, random.Random(int(self.np_random.integers(2**31))))
         return self.question
 
 

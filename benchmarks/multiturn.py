@@ -48,7 +48,7 @@ def time_trl_rollouts(job: Job, timer: StepTimer) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model, padding_side="left")
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        timer.start()
+        timer.wait_for_start()
         opening, completions = play_episodes(trainer, tokenizer, len(prompts), s)
         num_tokens = sum(len(a) + len(b) for a, b in zip(opening, completions, strict=True))
         timer.done(float(num_tokens))
@@ -71,7 +71,7 @@ def time_trl_rollouts(job: Job, timer: StepTimer) -> None:
 
 
 def play_episodes(
-    trainer: Any, tokenizer: Any, count: int, s: dict[str, Any]
+    trainer: Any, tokenizer: Any, count: int, settings: dict[str, Any]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Play ``count`` episodes in a batch; all episodes have the same number of turns.
 
@@ -79,7 +79,7 @@ def play_episodes(
         trainer: TRL's trainer with the model.
         tokenizer: tokenizer of the model.
         count: number of episodes.
-        s: settings of the job.
+        settings: settings of the job.
 
     Returns:
         Two lists with one entry for each episode: the token ids of the first question, and the
@@ -88,11 +88,13 @@ def play_episodes(
     import torch
 
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    tasks = [Interview(s["turns"], s["opening"], s["answer"]) for _ in range(count)]
+    tasks = [
+        Interview(settings["turns"], settings["opening"], settings["answer"]) for _ in range(count)
+    ]
     openings = [tokenizer(task.reset(seed=0)[0])["input_ids"] for task in tasks]
     later: list[list[int]] = [[] for _ in tasks]
     model.eval()
-    for _ in range(s["turns"]):
+    for _ in range(settings["turns"]):
         rows = [a + b for a, b in zip(openings, later, strict=True)]
         inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         with torch.no_grad():
@@ -100,7 +102,7 @@ def play_episodes(
                 **inputs,
                 do_sample=True,
                 top_k=0,
-                max_new_tokens=s["reply"],
+                max_new_tokens=settings["reply"],
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )

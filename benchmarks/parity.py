@@ -31,7 +31,7 @@ START_CONFIG = Path(__file__).parents[1] / "configs/learning/echo.yaml"
 REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
-def repeated_word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
+def echo_last_word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
     """Return 1.0 for each reply that equals the last word of its prompt, otherwise 0.0.
 
     An example of a prompt is "Repeat: apple".
@@ -70,7 +70,7 @@ def toolkit_config(
         "seed": seed,
         "model": {"path": str(model)},
         "env": {"prompts": [{"path": str(folder / "prompts.jsonl")}]},
-        "rewards": [{"kind": "function", "path": "benchmarks.parity:repeated_word_reward"}],
+        "rewards": [{"kind": "function", "path": "benchmarks.parity:echo_last_word_reward"}],
         "rollout": {"max_new_tokens": TOKENS},
         "algorithm": {"group_size": GROUP, "kl_placement": "none"},
         "optimizer": {
@@ -128,7 +128,7 @@ def train_trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     )
 
     def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        return repeated_word_reward([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+        return echo_last_word_reward([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
 
     trainer = getattr(trl, f"{kind}Trainer")(
         model=AutoModelForCausalLM.from_pretrained(tree["model"]["path"], dtype="float32"),

@@ -29,7 +29,7 @@ def time_matmul(job: Job, timer: StepTimer) -> None:
     timer.loop(step)
 
 
-def training_flops(model: str, texts: list[tuple[int, int]]) -> float:
+def training_flops(model_folder: str, token_and_loss_counts: list[tuple[int, int]]) -> float:
     """Return the number of floating-point operations of a forward and a backward pass.
 
     Each weight takes two operations per token in the forward pass and four in the backward pass.
@@ -37,10 +37,10 @@ def training_flops(model: str, texts: list[tuple[int, int]]) -> float:
     is counted only for tokens with a loss.
 
     Args:
-        model: folder of a decoder of the Llama family.
-        texts: (number of tokens, number of tokens with a loss) of each document.
+        model_folder: folder of a decoder of the Llama family.
+        token_and_loss_counts: (number of tokens, number of tokens with a loss) of each document.
     """
-    with open(f"{model}/config.json") as file:
+    with open(f"{model_folder}/config.json") as file:
         config: dict[str, Any] = json.load(file)
     width, inner = config["hidden_size"], config["intermediate_size"]
     heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
@@ -48,7 +48,7 @@ def training_flops(model: str, texts: list[tuple[int, int]]) -> float:
     attention = 2 * width * head_width * (heads + shared)
     layer = attention + 3 * width * inner
     total = 0.0
-    for tokens, learned in texts:
+    for tokens, learned in token_and_loss_counts:
         total += 6.0 * config["num_hidden_layers"] * layer * tokens
         total += 6.0 * config["vocab_size"] * width * learned
         # The attention scores and the weighted sums are two products, each with

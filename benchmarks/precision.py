@@ -23,10 +23,12 @@ TASKS = ("echo", "bandit")
 SIDES = ("bfloat16", "float32")
 
 
-def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list[float]]:
+def train_reward_curves(
+    task: str, folder: Path, *, dtype: str, seed: int
+) -> dict[str, list[float]]:
     """Run a task with one dtype and seed; return the learning curve of each algorithm."""
-    root = folder / f"{task}-{side}-{seed}"
-    dtypes = {f"{stage}.model.dtype": side for stage in ("sft", *ALGORITHMS)}
+    root = folder / f"{task}-{dtype}-{seed}"
+    dtypes = {f"{stage}.model.dtype": dtype for stage in ("sft", *ALGORITHMS)}
     rlhf.run(CONFIG_FOLDER / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
     return {algorithm: read_reward_curve(root / algorithm) for algorithm in ALGORITHMS}
 
@@ -41,14 +43,15 @@ def main() -> None:
     found: dict[str, dict[str, np.ndarray]] = {}
     for task in TASKS:
         runs = {
-            side: [
-                run_task(task, chosen.folder, side=side, seed=seed) for seed in range(chosen.seeds)
+            dtype: [
+                train_reward_curves(task, chosen.folder, dtype=dtype, seed=seed)
+                for seed in range(chosen.seeds)
             ]
-            for side in SIDES
+            for dtype in SIDES
         }
         for algorithm in ALGORITHMS:
             found[f"{task}, {algorithm}"] = {
-                side: np.array([run[algorithm] for run in made]) for side, made in runs.items()
+                dtype: np.array([run[algorithm] for run in made]) for dtype, made in runs.items()
             }
     print(curve_comparison_table(found))
     plot_curves(found, chosen.folder / "precision.png")

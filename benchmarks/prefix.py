@@ -33,7 +33,7 @@ def time_policy_update(job: Job, timer: StepTimer, *, shared: bool) -> None:
 
     def step() -> float:
         update_policy(trainer, batch, step=next(numbers))
-        return job.work
+        return job.work_per_step
 
     timer.loop(step)
 

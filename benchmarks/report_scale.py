@@ -59,10 +59,12 @@ def write_run(root: Path, steps: int, samples: int) -> None:
             file.write(json.dumps(row) + "\n")
     with (root / "samples.jsonl").open("w") as file:
         for index in range(samples):
-            file.write(json.dumps(_sample(index, steps, samples, rng)) + "\n")
+            file.write(json.dumps(_random_sample_row(index, steps, samples, rng)) + "\n")
 
 
-def _sample(index: int, steps: int, samples: int, rng: random.Random) -> dict[str, object]:
+def _random_sample_row(
+    index: int, steps: int, samples: int, rng: random.Random
+) -> dict[str, object]:
     """Return the row ``index`` of samples.jsonl, with random values."""
     after = index - (samples - HELD_OUT)
     split = "before" if index < HELD_OUT else "after" if after >= 0 else "train"

@@ -24,14 +24,14 @@ def describe_measurement() -> dict[str, Any]:
         "machine": {
             "processor": description["processor"],
             "cores": description["cores"],
-            "memory_gib": memory_gib(),
+            "memory_gib": machine_memory_gib(),
             "threads": os.environ.get("OMP_NUM_THREADS"),
         },
         "versions": {"python": description["python"], **description["versions"]},
     }
 
 
-def memory_gib() -> float | None:
+def machine_memory_gib() -> float | None:
     """Return the memory of the machine in GiB, or None if the system does not report it."""
     if sys.platform == "win32":
         return None

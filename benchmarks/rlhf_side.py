@@ -17,22 +17,22 @@ class PacedRun(Run):
         super().__init__(directory)
         self.timer, self.work = timer, work
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-        timer.start()
+        timer.wait_for_start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics, stop the timer and wait for the start of the next step."""
         super().log(step, metrics)
         if "train/loss" in metrics:  # The metrics are from a training step, not an evaluation.
             self.timer.done(self.work)
-            self.timer.start()
+            self.timer.wait_for_start()
 
 
-def time_offline_training(job: Job, timer: StepTimer, *, verb: str) -> None:
+def time_offline_training(job: Job, timer: StepTimer, *, command: str) -> None:
     """Time the steps of SFT, reward training or DPO; every step is logged."""
     from rlhf.training.offline import train_offline
 
-    config = configure(verb, job.settings["config"])
-    train_offline(verb, config, PacedRun(Path(config.output_dir), timer, job.work))
+    config = configure(command, job.settings["config"])
+    train_offline(command, config, PacedRun(Path(config.output_dir), timer, job.work_per_step))
 
 
 def time_online_training(job: Job, timer: StepTimer) -> None:

@@ -35,7 +35,7 @@ def time_program(job: Job, timer: StepTimer, *, program: str) -> None:
     timer.loop(step)
 
 
-def run_toolkit_to_first_step(system: Any) -> None:
+def run_toolkit_to_first_step(sys_module: Any) -> None:
     """Run `rlhf sft` up to its first logged step."""
     from rlhf.runs import launch
 
@@ -44,29 +44,29 @@ def run_toolkit_to_first_step(system: Any) -> None:
     from rlhf.runs.directory import Run
     from rlhf.training.offline import train_offline
 
-    job = Job(Path(system.argv[1]))
+    job = Job(Path(sys_module.argv[1]))
 
-    class OneStep(Run):
+    class ExitAfterFirstStep(Run):
         def log(self, step: int, metrics: Any) -> None:
             if "train/loss" in metrics:
                 raise SystemExit
 
     config = configure("sft", job.settings["config"])
-    run = OneStep(Path(config.output_dir))
+    run = ExitAfterFirstStep(Path(config.output_dir))
     (run.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     train_offline("sft", config, run)
 
 
-def run_trl_to_first_step(system: Any) -> None:
+def run_trl_to_first_step(sys_module: Any) -> None:
     """Run TRL's SFT trainer up to the end of its first step."""
     from transformers import TrainerCallback
 
     from benchmarks.trl_offline import make_trainer
 
-    class OneStep(TrainerCallback):
+    class ExitAfterFirstStep(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             raise SystemExit
 
-    trainer = make_trainer(Job(Path(system.argv[1])), "sft", tuned=True, bf16=False)
-    trainer.add_callback(OneStep())
+    trainer = make_trainer(Job(Path(sys_module.argv[1])), "sft", tuned=True, bf16=False)
+    trainer.add_callback(ExitAfterFirstStep())
     trainer.train()

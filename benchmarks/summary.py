@@ -28,9 +28,9 @@ class TimedStep:
         """Amount of work per second."""
         return self.work / self.seconds
 
-    def is_disturbed(self, limit: float) -> bool:
-        """Return whether other processes used more than ``limit`` cores."""
-        return self.others is not None and self.others > limit
+    def is_disturbed(self, max_other_cores: float) -> bool:
+        """Return whether other processes used more than ``max_other_cores`` cores."""
+        return self.others is not None and self.others > max_other_cores
 
 
 Round = Mapping[str, TimedStep]
@@ -45,13 +45,13 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return first, third
 
 
-def summarize(steps: Sequence[TimedStep], limit: float) -> dict[str, Any]:
+def summarize(steps: Sequence[TimedStep], max_other_cores: float) -> dict[str, Any]:
     """Return medians and quartiles of the undisturbed steps of a side.
 
-    If all steps were disturbed, all steps are used. ``limit`` is the argument of
+    If all steps were disturbed, all steps are used. ``max_other_cores`` is the argument of
     `TimedStep.is_disturbed`.
     """
-    undisturbed = [step for step in steps if not step.is_disturbed(limit)]
+    undisturbed = [step for step in steps if not step.is_disturbed(max_other_cores)]
     used = undisturbed or steps
     seconds = [step.seconds for step in used]
     low, high = quartiles(seconds)
@@ -68,7 +68,7 @@ def summarize(steps: Sequence[TimedStep], limit: float) -> dict[str, Any]:
     }
 
 
-def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
+def speed_ratios(rounds: Sequence[Round], max_other_cores: float) -> dict[str, Any]:
     """Return the speed of the first side relative to each other side.
 
     Only rounds in which the steps of both sides were undisturbed are used. If there is no such
@@ -84,7 +84,9 @@ def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     by_side = {}
     for other in rest:
         clean = [
-            r for r in rounds if not (r[ours].is_disturbed(limit) or r[other].is_disturbed(limit))
+            r
+            for r in rounds
+            if not (r[ours].is_disturbed(max_other_cores) or r[other].is_disturbed(max_other_cores))
         ]
         used = clean or rounds
         pairs = [r[ours].rate / r[other].rate for r in used]
@@ -99,18 +101,18 @@ def speed_ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     return by_side
 
 
-def _geometric_mean_interval(pairs: Sequence[float]) -> list[float] | None:
+def _geometric_mean_interval(ratios: Sequence[float]) -> list[float] | None:
     """Return the bounds of the 95% interval of the geometric mean of ratios.
 
     The result is None for fewer than five ratios.
     """
-    estimate = interval([math.log(ratio) for ratio in pairs], kind="mean")
+    estimate = interval([math.log(ratio) for ratio in ratios], kind="mean")
     return [math.exp(estimate.low), math.exp(estimate.high)] if estimate.known else None
 
 
-def has_enough_rounds(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
+def has_enough_rounds(rounds: Sequence[Round], wanted: int, max_other_cores: float) -> bool:
     """Return whether ``wanted`` rounds were undisturbed, or twice as many rounds were run."""
-    clean = sum(not any(step.is_disturbed(limit) for step in r.values()) for r in rounds)
+    clean = sum(not any(step.is_disturbed(max_other_cores) for step in r.values()) for r in rounds)
     return clean >= wanted or len(rounds) >= 2 * wanted
 
 

@@ -53,11 +53,11 @@ def machine_busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_for_quiet(limit: float, *, patience: float) -> bool:
-    """Wait until other processes use fewer than ``limit`` cores.
+def wait_for_quiet(max_other_cores: float, *, patience: float) -> bool:
+    """Wait until other processes use fewer than ``max_other_cores`` cores.
 
     Args:
-        limit: number of cores.
+        max_other_cores: number of cores.
         patience: maximum number of seconds to wait.
 
     Returns:
@@ -69,7 +69,7 @@ def wait_for_quiet(limit: float, *, patience: float) -> bool:
         before = LoadReading.now()
         time.sleep(0.2)
         others = LoadReading.now().cores_used_by_others(before)
-        if others is None or others < limit:
+        if others is None or others < max_other_cores:
             return True
         if time.perf_counter() > end:
             return False

@@ -54,7 +54,7 @@ def machine_section(machine: str, results: Mapping[str, Result]) -> str:
         f"### {machine}",
         provenance_text(results),
         comparison_table(results),
-        tables_without_sides(results),
+        tables_of_sideless_workloads(results),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -131,12 +131,16 @@ def target_text(name: str, side: str) -> str:
     row = WORKLOADS[name]
     if side == next(iter(row.sides)):
         return "" if row.floor is None else f"{row.floor:,.0f} {row.unit}/s"
-    parts = [f"≥ {row.bars[side]:g}×"] if side in row.bars else []
-    parts += [f"≤ {row.memory_bars[side]:g} of its memory"] if side in row.memory_bars else []
+    parts = [f"≥ {row.min_speed_ratios[side]:g}×"] if side in row.min_speed_ratios else []
+    parts += (
+        [f"≤ {row.max_memory_ratios[side]:g} of its memory"]
+        if side in row.max_memory_ratios
+        else []
+    )
     return ", ".join(parts)
 
 
-def tables_without_sides(results: Mapping[str, Result]) -> str:
+def tables_of_sideless_workloads(results: Mapping[str, Result]) -> str:
     """Return the Markdown tables of the workloads without sides."""
     tables = []
     for result in results.values():
@@ -187,7 +191,7 @@ def plot_speed_ratios(results: Mapping[str, Mapping[str, Result]], path: Path) -
             low, high = ratio["quartiles"]
             axes.barh(place, ratio["speed"], color="#4477aa", height=0.6)
             axes.plot([low, high], [place, place], color="black", linewidth=1.5)
-            if (bar := WORKLOADS[name].bars.get(side)) is not None:
+            if (bar := WORKLOADS[name].min_speed_ratios.get(side)) is not None:
                 axes.plot([bar, bar], [place - 0.4, place + 0.4], color="#cc3311", linewidth=2)
         axes.axvline(1.0, color="grey", linewidth=0.8)
         axes.set_title(machine, fontsize=8)

@@ -54,13 +54,13 @@ def assistant_message(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
-def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
+def random_sft_rows(rng: random.Random, *, mean_words: int = 98) -> list[dict[str, Any]]:
     """Return eight documents with short prompts.
 
-    ``mean`` is the mean number of words of a completion. Chat templates add about 42 tokens to each
-    document.
+    ``mean_words`` is the mean number of words of a completion. Chat templates add about 42 tokens
+    to each document.
     """
-    lengths = lognormal_lengths(8, 8 * mean)
+    lengths = lognormal_lengths(8, 8 * mean_words)
     return [
         {
             "prompt": user_message(random_words(8, rng)),
@@ -72,21 +72,23 @@ def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
 
 def random_reward_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Return four pairs, whose eight texts have about 920 tokens in total."""
-    return _random_pairs(rng, prompt=8, reply=73)
+    return _random_pairs(rng, prompt_words=8, reply_words=73)
 
 
 def random_dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Return four pairs with prompts of about 128 tokens and replies of about 64 on average."""
-    return _random_pairs(rng, prompt=100, reply=63)
+    return _random_pairs(rng, prompt_words=100, reply_words=63)
 
 
-def _random_pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any]]:
-    """Return four pairs with ``prompt`` words per prompt and about ``reply`` words per reply."""
-    lengths = lognormal_lengths(8, 8 * reply)
+def _random_pairs(
+    rng: random.Random, *, prompt_words: int, reply_words: int
+) -> list[dict[str, Any]]:
+    """Return four pairs with these numbers of words per prompt and (on average) per reply."""
+    lengths = lognormal_lengths(8, 8 * reply_words)
     rng.shuffle(lengths)
     return [
         {
-            "prompt": user_message(random_words(prompt, rng)),
+            "prompt": user_message(random_words(prompt_words, rng)),
             "chosen": assistant_message(random_words(one, rng)),
             "rejected": assistant_message(random_words(other, rng)),
         }
@@ -94,7 +96,7 @@ def _random_pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[s
     ]
 
 
-ROWS_BY_VERB = {"sft": sft_rows, "reward": random_reward_rows, "dpo": random_dpo_rows}
+ROWS_BY_VERB = {"sft": random_sft_rows, "reward": random_reward_rows, "dpo": random_dpo_rows}
 
 
 def decreasing_density_lengths(count: int, *, most: int) -> list[int]:
@@ -106,12 +108,12 @@ def decreasing_density_lengths(count: int, *, most: int) -> list[int]:
 
 
 def encode_for_trl(
-    verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any
+    command: str, rows: Sequence[dict[str, Any]], tokenizer: Any
 ) -> list[dict[str, Any]]:
     """Return rows for TRL with the toolkit's token ids; rows for DPO are returned as text."""
-    if verb == "dpo":
+    if command == "dpo":
         return list(rows)
-    if verb == "reward":
+    if command == "reward":
         return [
             {
                 f"{name}_ids": encode_conversation(

@@ -19,7 +19,7 @@ class PacedCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Wait for the start of the first step."""
-        self.timer.start()
+        self.timer.wait_for_start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the timer after an optimizer step, and wait for the start of the next step.
@@ -27,7 +27,7 @@ class PacedCallback(TrainerCallback):
         Logging and data loading are part of the next step.
         """
         self.timer.done(self.work)
-        self.timer.start()
+        self.timer.wait_for_start()
 
 
 def trl_arguments(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from benchmarks.worker import Job, StepTimer
 def train(job: Job, timer: StepTimer, *, tuned: bool) -> None:
     """Train until the harness stops the process."""
     trainer = make_trainer(job, tuned=tuned)
-    trainer.add_callback(PacedCallback(timer, job.work))
+    trainer.add_callback(PacedCallback(timer, job.work_per_step))
     trainer.train()
 
 

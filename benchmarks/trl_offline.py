@@ -20,22 +20,22 @@ TRAINERS = {
 }
 
 
-def train(job: Job, timer: StepTimer, *, verb: str, tuned: bool) -> None:
+def train(job: Job, timer: StepTimer, *, command: str, tuned: bool) -> None:
     """Train until the harness stops the process."""
-    trainer = make_trainer(job, verb, tuned=tuned)
-    trainer.add_callback(PacedCallback(timer, job.work))
+    trainer = make_trainer(job, command, tuned=tuned)
+    trainer.add_callback(PacedCallback(timer, job.work_per_step))
     trainer.train()
 
 
-def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
+def make_trainer(job: Job, command: str, *, tuned: bool, **more: Any) -> Any:
     """Return TRL's trainer for a command ("sft", "reward" or "dpo"), on the rows in trl.jsonl."""
-    make, configuration = TRAINERS[verb]
+    make, configuration = TRAINERS[command]
     tokenizer: Any = load_tokenizer(job.model)
     rows = [json.loads(line) for line in (job.folder / "trl.jsonl").read_text().splitlines()]
-    model = load_model(job.model, classifier=verb == "reward")
+    model = load_model(job.model, classifier=command == "reward")
     give_model_pad_token(tokenizer, model)
     extra = {}
-    if verb == "dpo":
+    if command == "dpo":
         extra["ref_model"] = load_model(job.model, classifier=False)
     return make(
         model=model,

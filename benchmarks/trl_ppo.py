@@ -52,6 +52,6 @@ def train(job: Job, timer: StepTimer) -> None:
             job.model, num_labels=1, dtype="float32"
         ),
         train_dataset=Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]}),
-        callbacks=[PacedCallback(timer, job.work)],
+        callbacks=[PacedCallback(timer, job.work_per_step)],
     )
     trainer.train()

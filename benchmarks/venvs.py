@@ -42,7 +42,7 @@ RECIPES = {
 }
 
 
-def venv_python(name: str) -> str:
+def ensure_venv_python(name: str) -> str:
     """Return the path of the Python interpreter of a virtual environment.
 
     The environment is created under the cache folder if it does not exist, or if its packages

@@ -46,7 +46,7 @@ class Job:
         return self.settings["model"]
 
     @property
-    def work(self) -> float:
+    def work_per_step(self) -> float:
         """Amount of work of one step, in the workload's unit."""
         return self.settings["work"]
 
@@ -54,7 +54,7 @@ class Job:
 class StepTimer:
     """Waits until the harness starts a step, times the step and reports the measurements.
 
-    The time between ``done`` and the next ``start`` is not measured. During this time, the
+    The time between ``done`` and the next ``wait_for_start`` is not measured. During this time, the
     processes of the other sides wait.
     """
 
@@ -63,7 +63,7 @@ class StepTimer:
         self.pending: dict[str, Any] = {"ready": True}
         self.begun = LoadReading.now()
 
-    def start(self) -> None:
+    def wait_for_start(self) -> None:
         """Report the last step, and wait for the harness to start the next step.
 
         The process exits at the end of its input.
@@ -85,7 +85,7 @@ class StepTimer:
     def loop(self, step: Callable[[], float]) -> None:
         """Run and time ``step`` repeatedly, without end; ``step`` returns its amount of work."""
         while True:
-            self.start()
+            self.wait_for_start()
             self.done(step())
 
     def report(self, row: dict[str, Any]) -> None:

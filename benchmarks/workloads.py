@@ -45,9 +45,11 @@ class Workload:
         measure: ``module:function`` that returns the rows of a table, for workloads without sides.
             It is called like ``prepare``.
         options: keyword arguments of ``prepare``, ``check`` and ``measure``.
-        bars: side -> required minimum of the ratio of the toolkit's speed to the side's speed.
+        min_speed_ratios: side -> required minimum of the ratio of the toolkit's speed to the side's
+            speed.
         floor: required minimum speed of the toolkit, in units of work per second.
-        memory_bars: side -> maximum ratio of the toolkit's peak memory to the side's peak memory.
+        max_memory_ratios: side -> maximum ratio of the toolkit's peak memory to the side's peak
+            memory.
     """
 
     title: str
@@ -57,42 +59,48 @@ class Workload:
     check: str = ""
     measure: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-    bars: Mapping[str, float] = field(default_factory=dict)
+    min_speed_ratios: Mapping[str, float] = field(default_factory=dict)
     floor: float | None = None
-    memory_bars: Mapping[str, float] = field(default_factory=dict)
+    max_memory_ratios: Mapping[str, float] = field(default_factory=dict)
 
 
-def _trl_sides(run: str, **options: Any) -> dict[str, Side]:
+def _trl_sides(function_path: str, **options: Any) -> dict[str, Side]:
     """Return the two sides of TRL: with its default settings and with tuned settings."""
     return {
-        "trl": Side("TRL as it comes", run, {"tuned": False, **options}),
-        "trl-tuned": Side("TRL tuned", run, {"tuned": True, **options}, allocator=True),
+        "trl": Side("TRL as it comes", function_path, {"tuned": False, **options}),
+        "trl-tuned": Side("TRL tuned", function_path, {"tuned": True, **options}, allocator=True),
     }
 
 
-def _toolkit_side(run: str, **options: Any) -> Side:
+def _toolkit_side(function_path: str, **options: Any) -> Side:
     """Return the side of the toolkit."""
-    return Side("ours", run, options, allocator=True)
+    return Side("ours", function_path, options, allocator=True)
 
 
-def _offline_workload(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
+def _offline_workload(command: str, title: str, min_speed_ratios: Mapping[str, float]) -> Workload:
     """Return the workload of an offline training command."""
     return Workload(
         title,
         "real tokens",
         {
-            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", verb=verb),
-            **_trl_sides("benchmarks.trl_offline:train", verb=verb),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", command=command),
+            **_trl_sides("benchmarks.trl_offline:train", command=command),
         },
         prepare="benchmarks.inputs:write_offline_inputs",
         check="benchmarks.agreement:compare_offline_loss",
-        options={"verb": verb},
-        bars=bars,
+        options={"command": command},
+        min_speed_ratios=min_speed_ratios,
     )
 
 
 def _decoding_workload(
-    title: str, *, rows: int, requests: int, bar: float, limits: str = "fixed", llama: bool = False
+    title: str,
+    *,
+    rows: int,
+    requests: int,
+    min_speed_ratio: float,
+    reply_lengths: str = "fixed",
+    llama: bool = False,
 ) -> Workload:
     upper = Side(
         "llama.cpp, 4 bits (upper mark)",
@@ -104,7 +112,7 @@ def _decoding_workload(
         title,
         "new tokens",
         {
-            "ours": _toolkit_side("benchmarks.decoding:time_toolkit", rows=rows),
+            "ours": _toolkit_side("benchmarks.decoding:time_toolkit_sampler", rows=rows),
             "transformers": Side(
                 "transformers generate",
                 "benchmarks.decoding:time_transformers",
@@ -114,8 +122,8 @@ def _decoding_workload(
             **({"llama.cpp": upper} if llama else {}),
         },
         prepare="benchmarks.inputs:write_decoding_inputs",
-        options={"requests": requests, "limits": limits},
-        bars={"transformers": bar},
+        options={"requests": requests, "reply_lengths": reply_lengths},
+        min_speed_ratios={"transformers": min_speed_ratio},
     )
 
 
@@ -137,15 +145,15 @@ WORKLOADS: dict[str, Workload] = {
         "SFT, 8 documents, with and without our allocator settings",
         "real tokens",
         {
-            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", verb="sft"),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", command="sft"),
             "system": Side(
                 "ours, system's allocator",
                 "benchmarks.rlhf_side:time_offline_training",
-                {"verb": "sft"},
+                {"command": "sft"},
             ),
         },
         prepare="benchmarks.inputs:write_offline_inputs",
-        options={"verb": "sft"},
+        options={"command": "sft"},
     ),
     "reward": _offline_workload("reward", "Reward model, 4 pairs", {"trl-tuned": 2.0}),
     "dpo": _offline_workload("dpo", "DPO, 4 pairs, prompt 128", {"trl-tuned": 2.5}),
@@ -158,7 +166,7 @@ WORKLOADS: dict[str, Workload] = {
         },
         prepare="benchmarks.inputs:write_grpo_inputs",
         check="benchmarks.agreement:compare_grpo_loss",
-        bars={"trl-tuned": 2.5, "trl": 3.5},
+        min_speed_ratios={"trl-tuned": 2.5, "trl": 3.5},
     ),
     "ppo": Workload(
         "PPO, 8 episodes, prompt 64, 32 new, 2 epochs of 2 mini-batches",
@@ -176,8 +184,8 @@ WORKLOADS: dict[str, Workload] = {
             ),
         },
         prepare="benchmarks.inputs:write_ppo_inputs",
-        bars={"trl": 3.0, "trl-tuned": 3.0},
-        memory_bars={"trl": 0.5, "trl-tuned": 0.5},
+        min_speed_ratios={"trl": 3.0, "trl-tuned": 3.0},
+        max_memory_ratios={"trl": 0.5, "trl-tuned": 0.5},
     ),
     "tiny": Workload(
         "PPO with an environment, 2.8M parameters, prompt 32, 16 new, 128 rollouts",
@@ -187,17 +195,17 @@ WORKLOADS: dict[str, Workload] = {
         floor=1800.0,
     ),
     "decoding-1": _decoding_workload(
-        "Decoding, 1 row, prompt 64, 64 new", rows=1, requests=1, bar=1.3, llama=True
+        "Decoding, 1 row, prompt 64, 64 new", rows=1, requests=1, min_speed_ratio=1.3, llama=True
     ),
     "decoding-32": _decoding_workload(
-        "Decoding, 32 rows, prompt 64, 64 new", rows=32, requests=32, bar=1.5
+        "Decoding, 32 rows, prompt 64, 64 new", rows=32, requests=32, min_speed_ratio=1.5
     ),
     "decoding-mixed": _decoding_workload(
         "Decoding, 64 replies of 1 to 90 tokens in 32 rows",
         rows=32,
         requests=64,
-        bar=2.0,
-        limits="mixed",
+        min_speed_ratio=2.0,
+        reply_lengths="mixed",
     ),
     "multiturn": Workload(
         "Rollouts of 10 turns, 8 episodes of 440 tokens",
@@ -209,7 +217,7 @@ WORKLOADS: dict[str, Workload] = {
             ),
         },
         prepare="benchmarks.inputs:write_multiturn_inputs",
-        bars={"trl-tuned": 3.0},
+        min_speed_ratios={"trl-tuned": 3.0},
     ),
     "shared-prefix": Workload(
         "Update, K = 8, prompt 512, 32 new",
@@ -225,17 +233,17 @@ WORKLOADS: dict[str, Workload] = {
         },
         prepare="benchmarks.inputs:write_shared_prefix_inputs",
         check="benchmarks.prefix:compare_gradients",
-        bars={"plain": 4.0},
+        min_speed_ratios={"plain": 4.0},
     ),
     "mfu": Workload(
         "Packed SFT step, 2,048 tokens, against the bf16 matmul ceiling",
         "FLOP",
         {
-            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", verb="sft"),
+            "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", command="sft"),
             "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.peak_flops:time_matmul"),
         },
         prepare="benchmarks.inputs:write_mfu_inputs",
-        bars={"matmul": 0.27},
+        min_speed_ratios={"matmul": 0.27},
     ),
     "startup-help": _startup_workload("`rlhf --help` and `trl --help`", "help"),
     "startup-import": _startup_workload("`import rlhf` and `import trl`", "import"),

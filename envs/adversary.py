@@ -137,7 +137,7 @@ class _AdversaryGame:
         self.price = float(call_if_supported(self.task, "cost_price") or 0.0)
         self.limit = float(getattr(self.task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
-        self.baseline, self.partner = self._baseline()
+        self.baseline, self.partner = self._baseline_and_partner()
 
     def _actions(self) -> list[Any]:
         """Return the legal actions in the first state, or random actions if none are listed."""
@@ -150,7 +150,7 @@ class _AdversaryGame:
             actions = dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS))
         return list(actions)
 
-    def _baseline(self) -> tuple[float, Policy | None]:
+    def _baseline_and_partner(self) -> tuple[float, Policy | None]:
         """Return the attributes `baseline` and `partner`."""
         if not self.is_stated:
             constants = (
@@ -170,29 +170,31 @@ class _AdversaryGame:
         )
         return float(self.optimum), self.play if can_pair else None
 
-    def gains_over_baseline(self, policy: Policy, first: int, count: int) -> np.ndarray:
+    def gains_over_baseline(self, policy: Policy, seed_offset: int, count: int) -> np.ndarray:
         """Compute the gains of a policy on `count` consecutive seeds, [count].
 
         A gain is the return minus the partner's return with the same seed, or minus the baseline
-        if there is no partner. `first` is added to `FIRST_SEED`.
+        if there is no partner. `seed_offset` is added to `FIRST_SEED`.
         """
         partner = self.partner
-        reference = self.baseline if partner is None else self.policy_returns(partner, first, count)
-        return self.policy_returns(policy, first, count) - reference
+        reference = (
+            self.baseline if partner is None else self.policy_returns(partner, seed_offset, count)
+        )
+        return self.policy_returns(policy, seed_offset, count) - reference
 
-    def policy_returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
+    def policy_returns(self, policy: Policy, seed_offset: int, count: int) -> np.ndarray:
         """Compute the returns of a policy on `count` consecutive seeds, [count].
 
-        The price times (cost - limit) is subtracted from the rewards of an episode. `first` is
-        added to `FIRST_SEED`. Results are cached.
+        The price times (cost - limit) is subtracted from the rewards of an episode. `seed_offset`
+        is added to `FIRST_SEED`. Results are cached.
         """
-        key = (policy, first, count)
+        key = (policy, seed_offset, count)
         if key not in self.played:
-            seeds = range(FIRST_SEED + first, FIRST_SEED + first + count)
-            self.played[key] = np.array([self._episode(policy, seed) for seed in seeds])
+            seeds = range(FIRST_SEED + seed_offset, FIRST_SEED + seed_offset + count)
+            self.played[key] = np.array([self._episode_return(policy, seed) for seed in seeds])
         return self.played[key]
 
-    def _episode(self, policy: Policy, seed: int) -> float:
+    def _episode_return(self, policy: Policy, seed: int) -> float:
         rng = np.random.default_rng([seed, 5])
         self.observation, _ = self.env.reset(seed=seed)
         total = self.price * self.limit

@@ -110,7 +110,7 @@ def _check_spec(make: Callable[[], Env], episodes: int) -> list[str]:
     return []
 
 
-def _check_texts(make: Callable[[], Env], episodes: int) -> list[str]:
+def _check_step_results(make: Callable[[], Env], episodes: int) -> list[str]:
     """Check the observation space and the types of results, and that episodes end.
 
     The function also checks that the first observation is not empty and that rewards are finite.
@@ -142,7 +142,7 @@ def _check_texts(make: Callable[[], Env], episodes: int) -> list[str]:
     return sorted(findings)
 
 
-def _check_repetition(make: Callable[[], Env], episodes: int) -> list[str]:
+def _check_reproducibility(make: Callable[[], Env], episodes: int) -> list[str]:
     """Check that a seed determines an episode, even if another instance is stepped meanwhile."""
     first, second = make(), make()
     findings = set[str]()
@@ -246,7 +246,7 @@ def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
     """Check that the exact optimum is at most `optimal_value()`, if the task can be enumerated."""
     env = make()
     task: Any = env.unwrapped
-    if not hasattr(task, "optimal_value") or not _is_bare(env):
+    if not hasattr(task, "optimal_value") or not _has_only_checker_wrappers(env):
         return []
     try:
         stated = float(task.optimal_value())
@@ -260,7 +260,7 @@ def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
     return [f"the exact optimum is {best:.4f}, but optimal_value() is {stated:.4f}"]
 
 
-def _is_bare(env: Env) -> bool:
+def _has_only_checker_wrappers(env: Env) -> bool:
     """Return whether an environment has no wrappers except gymnasium's checkers."""
     while isinstance(env, gym.Wrapper):
         if not isinstance(env, PassiveEnvChecker | OrderEnforcing):
@@ -272,8 +272,8 @@ def _is_bare(env: Env) -> bool:
 CHECKS: dict[str, Callable[[Callable[[], Env], int], list[str]]] = {
     "gymnasium": _check_with_gymnasium,
     "spec": _check_spec,
-    "texts": _check_texts,
-    "repeats": _check_repetition,
+    "texts": _check_step_results,
+    "repeats": _check_reproducibility,
     "globals": _check_global_generators,
     "junk": _check_malformed_replies,
     "truth": _check_stated_values,

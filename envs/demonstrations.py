@@ -111,10 +111,10 @@ class _DemonstrationPlayer:
     def rows(self, kind: str, form: str) -> Iterator[Row]:
         """Yield rows of the kind and the form that `write_demonstrations` describes."""
         if kind == "preference":
-            return self.pairs()
-        return self.episodes() if form == "messages" else self.turns()
+            return self.preference_rows()
+        return self.episode_rows() if form == "messages" else self.turn_rows()
 
-    def _play(self) -> Iterator[tuple[Conversation, str]]:
+    def _play_episode(self) -> Iterator[tuple[Conversation, str]]:
         """Play one episode; before each step, yield the conversation so far and the next action."""
         text, info = self.env.reset(seed=self.seed)
         self.seed += 1
@@ -130,21 +130,21 @@ class _DemonstrationPlayer:
             total, done = total + float(reward), terminated or truncated
         self.returns.append(total)
 
-    def episodes(self) -> Iterator[Row]:
+    def episode_rows(self) -> Iterator[Row]:
         """Yield one "messages" row per episode."""
         while True:
             seed = self.seed
-            *_, (prompt, action) = self._play()
+            *_, (prompt, action) = self._play_episode()
             messages = [*prompt, *_reply(action)]
             yield {"messages": messages, "return": self.returns[-1], "seed": seed}
 
-    def turns(self) -> Iterator[Row]:
+    def turn_rows(self) -> Iterator[Row]:
         """Yield one "prompt_completion" row per turn."""
         while True:
-            for prompt, action in self._play():
+            for prompt, action in self._play_episode():
                 yield {"prompt": prompt, "completion": _reply(action)}
 
-    def pairs(self) -> Iterator[Row]:
+    def preference_rows(self) -> Iterator[Row]:
         """Yield preference rows: two legal actions with different values in a visited state.
 
         Raises:
@@ -153,9 +153,9 @@ class _DemonstrationPlayer:
         episodes_without_pair = 0
         while episodes_without_pair < 100:
             episodes_without_pair += 1
-            for prompt, _ in self._play():
+            for prompt, _ in self._play_episode():
                 values = self.env.action_values()
-                pair = self._draw_pair(values)
+                pair = self._draw_better_and_worse_action(values)
                 if pair is not None:
                     episodes_without_pair = 0
                     better, worse = pair
@@ -170,7 +170,7 @@ class _DemonstrationPlayer:
             "in any state"
         )
 
-    def _draw_pair(self, values: dict[str, float]) -> tuple[str, str] | None:
+    def _draw_better_and_worse_action(self, values: dict[str, float]) -> tuple[str, str] | None:
         """Draw two actions with different values and return (better action, worse action).
 
         The first action is drawn uniformly. The second one is drawn uniformly from the actions

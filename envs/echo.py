@@ -54,6 +54,6 @@ class Echo(TextEnv):
         return 1.0 / len(self.words)
 
     @staticmethod
-    def texts() -> list[str]:
+    def tokenizer_texts() -> list[str]:
         """Return every prompt and reply, for training a tokenizer."""
         return [str(Echo.system_prompt), *(f"Repeat: {word}" for word in WORDS), *WORDS]

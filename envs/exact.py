@@ -113,7 +113,7 @@ class ScriptedGenerator:
 
         Each comparison with a placeholder is a choice.
         """
-        return _draw_array(size, lambda: _Uniform(self), dtype=object)
+        return _draw_array(size, lambda: _UniformPlaceholder(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
         """Draw as `numpy.random.Generator.choice` does, along the first axis."""
@@ -155,7 +155,7 @@ def _draw_array(
     return np.array([draw() for _ in range(np.prod(size))], dtype=dtype or np.int64).reshape(size)
 
 
-class _Uniform:
+class _UniformPlaceholder:
     """Placeholder of the number scale * u + shift, where u is uniform on the interval `bounds`.
 
     A comparison with a number is a choice between two outcomes. Each outcome has its probability
@@ -192,23 +192,25 @@ class _Uniform:
 
     __le__, __ge__ = __lt__, __gt__  # a uniform draw equals a number with probability 0
 
-    def _affine(self, scale: float, shift: float) -> _Uniform:
+    def _affine(self, scale: float, shift: float) -> _UniformPlaceholder:
         """Return the placeholder of scale * self + shift; it shares the interval of u."""
-        return _Uniform(self.source, self.bounds, self.scale * scale, self.shift * scale + shift)
+        return _UniformPlaceholder(
+            self.source, self.bounds, self.scale * scale, self.shift * scale + shift
+        )
 
-    def __mul__(self, other: float) -> _Uniform:
+    def __mul__(self, other: float) -> _UniformPlaceholder:
         return self._affine(float(other), 0.0)
 
-    def __truediv__(self, other: float) -> _Uniform:
+    def __truediv__(self, other: float) -> _UniformPlaceholder:
         return self._affine(1.0 / float(other), 0.0)
 
-    def __add__(self, other: float) -> _Uniform:
+    def __add__(self, other: float) -> _UniformPlaceholder:
         return self._affine(1.0, float(other))
 
-    def __sub__(self, other: float) -> _Uniform:
+    def __sub__(self, other: float) -> _UniformPlaceholder:
         return self._affine(1.0, -float(other))
 
-    def __rsub__(self, other: float) -> _Uniform:
+    def __rsub__(self, other: float) -> _UniformPlaceholder:
         return self._affine(-1.0, float(other))
 
     __rmul__, __radd__ = __mul__, __add__
@@ -232,7 +234,7 @@ class _Uniform:
     # Formatting the number as text is an error, because the text would show this object instead.
     __bool__ = __repr__ = __str__ = __format__ = __float__
 
-    def distribution(self) -> tuple[float, ...]:
+    def distribution_parameters(self) -> tuple[float, ...]:
         """Return (low, high, scale, shift), which determines the distribution of the number."""
         return (*self.bounds, self.scale, self.shift)
 
@@ -288,7 +290,7 @@ class _Solver:
                 groups.setdefault(str(text), []).append((weight, successor))
                 if self.budget < reserve:
                     raise NotEnumerableError("it has too many start states")
-            total = sum(self._best_value(members) for members in groups.values())
+            total = sum(self._weighted_best_value(members) for members in groups.values())
         except RecursionError as error:
             raise NotEnumerableError("its episodes are too long") from error
         for name, before in self.fixed.items():
@@ -322,7 +324,7 @@ class _Solver:
             Name of the attribute -> its pickle.
         """
         trial, rng = copy.deepcopy(env), np.random.default_rng(0)
-        fixed = _pickle_attributes(trial)
+        fixed = _pickle_mutable_attributes(trial)
         for seed in range(5):
             trial.reset(seed=seed)
             over, turn = False, 0
@@ -330,7 +332,7 @@ class _Solver:
                 choices = [*_legal_actions(trial), *INVALID_REPLIES]
                 over = trial.step(choices[int(rng.integers(len(choices)))])[2]
                 turn += 1
-                current = _pickle_attributes(trial, fixed) if turn < 5 or over else fixed
+                current = _pickle_mutable_attributes(trial, fixed) if turn < 5 or over else fixed
                 fixed = {name: data for name, data in fixed.items() if current.get(name) == data}
         return fixed
 
@@ -358,7 +360,7 @@ class _Solver:
                 raise NotEnumerableError(f"its draws have no placeholder: {error}") from error
             yield generator.weight, successor, result
 
-    def _best_value(self, members: WeightedStates) -> float:
+    def _weighted_best_value(self, members: WeightedStates) -> float:
         """Return the total weight times the value of the best policy from the states `members`.
 
         The policy cannot distinguish the states, because their past observations are equal.
@@ -371,11 +373,11 @@ class _Solver:
                 [action for _, env in members for action in _legal_actions(env)]
                 + list(INVALID_REPLIES)
             )
-            best = max(self._action_value(members, action) for action in actions)
+            best = max(self._weighted_action_value(members, action) for action in actions)
             self.values[key] = best / weight
         return self.values[key] * weight
 
-    def _action_value(self, members: WeightedStates, action: Any) -> float:
+    def _weighted_action_value(self, members: WeightedStates, action: Any) -> float:
         """Return the total weight times the value of `action` if the best policy follows it."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
@@ -385,7 +387,7 @@ class _Solver:
                 total += weight * chance * gain
                 if not (terminated or truncated):
                     groups.setdefault(str(text), []).append((weight * chance, successor))
-        return total + sum(self._best_value(group) for group in groups.values())
+        return total + sum(self._weighted_best_value(group) for group in groups.values())
 
     def _merge_equal_states(self, members: WeightedStates) -> WeightedStates:
         """Merge equal states and add their weights."""
@@ -430,7 +432,7 @@ class _StatePickler(pickle.Pickler):
         """
         if isinstance(obj, GENERATOR_TYPES):
             raise NotEnumerableError("it has a generator of its own")
-        return obj.distribution() if isinstance(obj, _Uniform) else None
+        return obj.distribution_parameters() if isinstance(obj, _UniformPlaceholder) else None
 
 
 def _with_fixed_generator(env_class: type) -> type:
@@ -457,7 +459,7 @@ def _legal_actions(env: Env) -> list[Any]:
     return actions
 
 
-def _pickle_attributes(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
+def _pickle_mutable_attributes(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
     """Return attribute name -> pickle for the attributes whose type is not immutable.
 
     Only the attributes in `names` are considered (by default, all). Attributes that cannot be

@@ -86,7 +86,7 @@ class GuessNumber(TextEnv):
 
     def reference_values(self) -> dict[str, float]:
         """Return the value of `consistent`, which guesses uniformly among the possible numbers."""
-        return {"consistent": _consistent_wins(self.numbers, self.max_turns) / self.numbers}
+        return {"consistent": _expected_numbers_found(self.numbers, self.max_turns) / self.numbers}
 
 
 @cache
@@ -104,7 +104,7 @@ def _most_numbers_found(size: int, left: int) -> int:
 
 
 @cache
-def _consistent_wins(size: int, left: int) -> float:
+def _expected_numbers_found(size: int, left: int) -> float:
     """Return the expected count of `size` possible numbers that `left` random guesses find.
 
     Each guess is drawn uniformly from the numbers that are still possible.
@@ -112,7 +112,7 @@ def _consistent_wins(size: int, left: int) -> float:
     if size == 0 or left == 0:
         return 0.0
     halves = sum(
-        _consistent_wins(k, left - 1) + _consistent_wins(size - 1 - k, left - 1)
+        _expected_numbers_found(k, left - 1) + _expected_numbers_found(size - 1 - k, left - 1)
         for k in range(size)
     )
     return 1 + halves / size

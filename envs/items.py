@@ -35,7 +35,7 @@ TEST_SHARE = 0.2
 
 
 def split_items(
-    items: Sequence[ItemT], split: str, content: Callable[[ItemT], Any] = lambda item: item
+    items: Sequence[ItemT], split: str, content_of: Callable[[ItemT], Any] = lambda item: item
 ) -> list[ItemT]:
     """Return the items of a split in their original order.
 
@@ -46,15 +46,15 @@ def split_items(
     Args:
         items: All items.
         split: "all", "train" or "test".
-        content: Function that returns the part of an item that the agent sees. Contents with equal
-            `repr` are equal.
+        content_of: Function that returns the part of an item that the agent sees. Contents with
+            equal `repr` are equal.
 
     Raises:
         UserError: `split` is "train" or "test", and there are fewer than two different items.
     """
     if split == "all":
         return list(items)
-    keys = [repr(content(item)) for item in items]
+    keys = [repr(content_of(item)) for item in items]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(ranked) < 2:
         raise UserError(

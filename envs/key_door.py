@@ -123,7 +123,7 @@ class KeyDoor(TextEnv):
         return list(MOVES)
 
     def action_values(self) -> dict[str, float]:
-        steps = distances(self._layout[1:], self.size)
+        steps = distances_to_goal(self._layout[1:], self.size)
         state = self._cell, self._has_key
         values = {}
         for word in MOVES:
@@ -135,17 +135,17 @@ class KeyDoor(TextEnv):
 
     def best_action(self) -> str:
         """Return a step along a shortest path."""
-        state, steps = (self._cell, self._has_key), distances(self._layout[1:], self.size)
+        state, steps = (self._cell, self._has_key), distances_to_goal(self._layout[1:], self.size)
         return min(MOVES, key=lambda word: steps[next_state(state, word, self._layout, self.size)])
 
     def optimal_value(self) -> float:
         layouts = layouts_of(self.size, self.split)
-        lengths = [distances(layout[1:], self.size)[layout[0], False] for layout in layouts]
+        lengths = [distances_to_goal(layout[1:], self.size)[layout[0], False] for layout in layouts]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
         """Compute the exact value by propagating the distribution over states in each layout."""
-        reached, steps = _random_walk(self.size, self.max_turns, self.split)
+        reached, steps = _random_walk_success_and_steps(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps
 
 
@@ -193,7 +193,7 @@ def next_state(state: State, word: str, layout: Layout, size: int) -> State:
     return target, has_key or target == layout[1]
 
 
-def _transitions(objects: Objects, size: int) -> np.ndarray:
+def _random_step_transitions(objects: Objects, size: int) -> np.ndarray:
     """Compute the transition probabilities of uniformly random steps, [state, next state]."""
     index = _state_indices(size)
     transitions = np.zeros((len(index), len(index)))
@@ -204,16 +204,16 @@ def _transitions(objects: Objects, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def distances(objects: Objects, size: int) -> dict[State, float]:
+def distances_to_goal(objects: Objects, size: int) -> dict[State, float]:
     """Map each state to the length of a shortest path to the goal; infinite if there is no path."""
     index = _state_indices(size)
-    backwards, goal = _transitions(objects, size).T, index[objects[2], True]
+    backwards, goal = _random_step_transitions(objects, size).T, index[objects[2], True]
     steps = shortest_path(backwards, unweighted=True, indices=goal)
     return dict(zip(index, steps.tolist(), strict=True))
 
 
 @cache
-def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
+def _random_walk_success_and_steps(size: int, turns: int, split: str) -> tuple[float, float]:
     """Compute (success probability, mean number of steps) of uniformly random steps.
 
     The results are means over the layouts of the split, for episodes of at most `turns` steps.
@@ -226,7 +226,7 @@ def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
         counts[index[start, False]] += 1
     reached = steps = 0.0
     for objects, counts in initial.items():
-        transition, goal = _transitions(objects, size), index[objects[2], True]
+        transition, goal = _random_step_transitions(objects, size), index[objects[2], True]
         for _ in range(turns):
             steps += counts.sum()
             counts = counts @ transition

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from rlhf.envs.core import Step, normalized
-from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv, opponent_reply
+from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv, append_opponent_reply
 
 Strategy = dict[str, dict[str, float]]
 """History -> own card -> probability of `bet` or `call`, whichever is legal."""
@@ -73,7 +73,7 @@ class KuhnPoker(TwoPlayerEnv):
 
     def _begin(self, seat: str, card: str, opponent_card: str) -> None:
         self._seat, self._card, self._opponent_card, self._history = seat, card, opponent_card, ""
-        self._clear_opponent_view()
+        self._restart_opponent_conversation()
         self._last_move = ""
 
     def start(self) -> str:
@@ -81,7 +81,7 @@ class KuhnPoker(TwoPlayerEnv):
         self._begin(seat, *DEALS[int(self.np_random.integers(len(DEALS)))])
         text = f"You hold the {self._card}."
         if seat == "second":
-            text += f" {self._opponent_moves()}"
+            text += f" {self._play_opponent_move()}"
         return f"{text} {' or '.join(LEGAL_WORDS_BY_HISTORY[self._history])}?"
 
     def step(self, action: str) -> Step:
@@ -94,7 +94,7 @@ class KuhnPoker(TwoPlayerEnv):
         self._last_move = f"Your opponent says {word}."
         text = ""
         if winner_and_chips(self._history) is None:
-            text = self._opponent_moves()
+            text = self._play_opponent_move()
         chips = winner_and_chips(self._history)
         if chips is None:
             text = f"{text} {' or '.join(LEGAL_WORDS_BY_HISTORY[self._history])}?"
@@ -103,7 +103,7 @@ class KuhnPoker(TwoPlayerEnv):
         text = f"{text} You held the {self._card}, your opponent the {self._opponent_card}.".strip()
         return self.turn(text, won, True, success=won > 0, valid=valid, reason=reason)
 
-    def _opponent_moves(self) -> str:
+    def _play_opponent_move(self) -> str:
         """Make the opponent's move and return its description for the agent."""
         legal = LEGAL_WORDS_BY_HISTORY[self._history]
         if isinstance(self.opponent, str):
@@ -115,7 +115,7 @@ class KuhnPoker(TwoPlayerEnv):
             first = f"You hold the {self._opponent_card}." if len(self._opponent_view) == 1 else ""
             text = f"{first} {self._last_move} {' or '.join(legal)}?"
             text = " ".join(text.split())
-            word = normalized(opponent_reply(self.opponent, self._opponent_view, text))
+            word = normalized(append_opponent_reply(self.opponent, self._opponent_view, text))
             if word not in legal:
                 # An episode cannot end at reset. An invalid first action of the opponent is
                 # therefore a check and not a fold.
@@ -127,10 +127,12 @@ class KuhnPoker(TwoPlayerEnv):
         return list(LEGAL_WORDS_BY_HISTORY.get(self._history, LEGAL_WORDS_BY_HISTORY[""]))
 
     def action_values(self) -> dict[str, float]:
-        strategy = self._strategy()
+        strategy = self._opponent_strategy()
         others = [card for card in CARDS if card != self._card]
         # Likelihood of the opponent's actions so far, for each card that the opponent may have.
-        weights = {c: _reach_probability(self._history, self._seat, c, strategy) for c in others}
+        weights = {
+            c: _opponent_reach_probability(self._history, self._seat, c, strategy) for c in others
+        }
         total = sum(weights.values())
         after = {word: self._history + word[0] for word in self.legal_actions()}
         return {
@@ -148,18 +150,18 @@ class KuhnPoker(TwoPlayerEnv):
         """Return `equilibrium`, the value of the Nash strategy against this opponent."""
         return {"equilibrium": self._mean_value(EQUILIBRIUM)}
 
-    def _strategy(self) -> Strategy:
-        return STRATEGIES[self._built_in_opponent()]
+    def _opponent_strategy(self) -> Strategy:
+        return STRATEGIES[self._require_built_in_opponent()]
 
     def _mean_value(self, agent: Strategy | None) -> float:
         """Return the agent's mean chips over all deals and seats.
 
         `agent` is the agent's strategy; None means the best response to the opponent.
         """
-        strategy = self._strategy()
+        strategy = self._opponent_strategy()
         values = [
             _future_chips("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent)
-            for seat in self._seats
+            for seat in self._possible_agent_seats
             for card in CARDS
         ]
         return sum(values) / len(values)
@@ -191,20 +193,22 @@ def _action_probability(history: str, word: str, card: str, strategy: Strategy) 
     return chance if word in AGGRESSIVE else 1 - chance
 
 
-def _reach_probability(history: str, seat: str, card: str, strategy: Strategy) -> float:
+def _opponent_reach_probability(
+    history: str, agent_seat: str, opponent_card: str, strategy: Strategy
+) -> float:
     """Return the probability of the opponent's actions in `history`.
 
     Args:
         history: One letter per action so far.
-        seat: Seat of the agent.
-        card: Card of the opponent.
+        agent_seat: Seat of the agent.
+        opponent_card: Card of the opponent.
         strategy: Strategy of the opponent.
     """
     chance = 1.0
     for i, letter in enumerate(history):
-        if SEATS[i % 2] != seat:
+        if SEATS[i % 2] != agent_seat:
             (word,) = (word for word in LEGAL_WORDS_BY_HISTORY[history[:i]] if word[0] == letter)
-            chance *= _action_probability(history[:i], word, card, strategy)
+            chance *= _action_probability(history[:i], word, opponent_card, strategy)
     return chance
 
 
@@ -212,7 +216,7 @@ def _future_chips(
     history: str,
     seat: str,
     card: str,
-    weights: dict[str, float],
+    opponent_card_weights: dict[str, float],
     strategy: Strategy,
     agent: Strategy | None = None,
 ) -> float:
@@ -225,19 +229,22 @@ def _future_chips(
         history: One letter per action so far.
         seat: Seat of the agent.
         card: Card of the agent.
-        weights: Weight of each possible card of the opponent.
+        opponent_card_weights: Weight of each possible card of the opponent.
         strategy: Strategy of the opponent.
         agent: Strategy of the agent; None means the exact best response.
     """
     if winner_and_chips(history) is not None:
-        return sum(w * _chips_won(history, seat, card, other) for other, w in weights.items())
+        return sum(
+            w * _chips_won(history, seat, card, other) for other, w in opponent_card_weights.items()
+        )
     values = {}
     is_agents_turn = SEATS[len(history) % 2] == seat
     for word in LEGAL_WORDS_BY_HISTORY[history]:
-        after = weights
+        after = opponent_card_weights
         if not is_agents_turn:
             after = {
-                c: w * _action_probability(history, word, c, strategy) for c, w in weights.items()
+                c: w * _action_probability(history, word, c, strategy)
+                for c, w in opponent_card_weights.items()
             }
         values[word] = _future_chips(history + word[0], seat, card, after, strategy, agent)
     if not is_agents_turn:

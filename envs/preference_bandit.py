@@ -131,7 +131,7 @@ def best_menu(context: Context) -> Menu:
     return starter, main, drink
 
 
-def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
+def menu_and_extra_tokens(reply: str) -> tuple[Menu, list[str]] | None:
     """Return (menu at the start of a reply, tokens after the menu), or None if there is no menu.
 
     Case, commas and a final full stop are ignored. Each word or punctuation mark is one token.
@@ -150,7 +150,7 @@ def gold_score(context: Context, reply: str) -> float:
 
     The reward is clipped at 0.0. The reward of a reply without a menu is 0.0.
     """
-    return _scores(context, reply)[0]
+    return _gold_proxy_and_has_menu(context, reply)[0]
 
 
 def proxy_score(context: Context, reply: str) -> float:
@@ -160,12 +160,12 @@ def proxy_score(context: Context, reply: str) -> float:
     the best drink only if its affinity is above 0.55. A policy that maximizes the proxy repeats
     `wine` after the menu, which decreases the gold score.
     """
-    return _scores(context, reply)[1]
+    return _gold_proxy_and_has_menu(context, reply)[1]
 
 
-def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
+def _gold_proxy_and_has_menu(context: Context, reply: str) -> tuple[float, float, bool]:
     """Return (gold score, proxy score, whether the reply has a menu)."""
-    parsed = parse_reply(reply)
+    parsed = menu_and_extra_tokens(reply)
     if parsed is None:
         return 0.0, 0.0, False
     menu, extra = parsed
@@ -195,10 +195,10 @@ def proxy_reward(conversations: Sequence[Conversation]) -> list[float]:
 
 def vocabulary() -> list[str]:
     """List the about 60 words and punctuation marks of all prompts and menus, for a tokenizer."""
-    return sorted({token for text in texts() for token in _TOKEN.findall(text)})
+    return sorted({token for text in tokenizer_texts() for token in _TOKEN.findall(text)})
 
 
-def texts() -> list[str]:
+def tokenizer_texts() -> list[str]:
     """List texts that cover the vocabulary, for training a tokenizer."""
     return [INSTRUCTIONS, *map(prompt_of, CONTEXTS), *map(" ".join, MENUS)]
 
@@ -241,7 +241,7 @@ class PreferenceBandit(TextEnv):
         return self.opening(prompt_of(self._context), gold=0.0, proxy=0.0)
 
     def step(self, action: str) -> Step:
-        gold, proxy, valid = _scores(self._context, action)
+        gold, proxy, valid = _gold_proxy_and_has_menu(self._context, action)
         return self.turn(
             "",
             gold if self._score is gold_score else proxy,
@@ -264,9 +264,9 @@ class PreferenceBandit(TextEnv):
 
     def _best_reply(self, context: Context) -> str:
         """Return the text with the highest reward: the best menu and the rewarded extra words."""
-        return " ".join([*best_menu(context), *self._rewarded_words()])
+        return " ".join([*best_menu(context), *self._rewarded_extra_words()])
 
-    def _rewarded_words(self) -> list[str]:
+    def _rewarded_extra_words(self) -> list[str]:
         """Return the words to add to the menu for the highest reward.
 
         The list is empty for the gold reward. For the proxy reward, the words earn all bonuses, so
@@ -283,7 +283,7 @@ class PreferenceBandit(TextEnv):
         for best, options in zip(best_menu(self._context), MENU_SLOTS.values(), strict=True):
             random_option = options[int(rng.integers(len(options)))]
             menu.append(best if rng.random() < quality else random_option)
-        return " ".join([*menu, *self._rewarded_words()])
+        return " ".join([*menu, *self._rewarded_extra_words()])
 
     def optimal_value(self) -> float:
         """Return the highest reward of any text, averaged over the contexts."""
@@ -301,11 +301,11 @@ class PreferenceBandit(TextEnv):
         """Return the mean reward of all menus over all contexts."""
         return self._mean_over_contexts(lambda values: sum(values) / len(values))
 
-    def _mean_over_contexts(self, summary: Any) -> float:
-        """Apply `summary` to the rewards of all menus in each context; return the mean result."""
+    def _mean_over_contexts(self, summarize_rewards: Any) -> float:
+        """Return the mean over contexts of `summarize_rewards` of the rewards of all menus."""
         actions = self.legal_actions()
         rewards = ([self._score(context, action) for action in actions] for context in CONTEXTS)
-        return sum(summary(row) for row in rewards) / len(CONTEXTS)
+        return sum(summarize_rewards(row) for row in rewards) / len(CONTEXTS)
 
 
 def _context_and_reply(conversation: Conversation) -> tuple[Context, str]:

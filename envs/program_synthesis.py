@@ -78,10 +78,10 @@ class ProgramSynthesis(TextEnv):
         )
         self._begin(("reverse",) * length, list(range(tests)))
 
-    def _begin(self, hidden: Program, tests: list[int]) -> None:
-        """Start an episode; `tests` are indices in `_test_inputs()`."""
-        self._hidden, self._tests = hidden, tests
-        self._fits = _programs_by_outputs(self.length)[outputs_on(hidden, VISIBLE_INPUTS)]
+    def _begin(self, hidden: Program, test_indices: list[int]) -> None:
+        """Start an episode; `test_indices` are indices in `_test_inputs()`."""
+        self._hidden, self._tests = hidden, test_indices
+        self._fits = _program_indices_by_outputs(self.length)[outputs_on(hidden, VISIBLE_INPUTS)]
 
     def start(self) -> str:
         hidden = self._draw_program()
@@ -96,7 +96,7 @@ class ProgramSynthesis(TextEnv):
             names = list(OPERATIONS)
             indices = self.np_random.integers(len(names), size=self.length).tolist()
             return tuple(names[i] for i in indices)
-        candidates = _hidden_programs(self.length, self.split)
+        candidates = _hidden_program_indices(self.length, self.split)
         return all_programs(self.length)[candidates[int(self.np_random.integers(len(candidates)))]]
 
     def step(self, action: str) -> Step:
@@ -149,16 +149,16 @@ class ProgramSynthesis(TextEnv):
         return " | ".join(all_programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
     def optimal_value(self) -> float:
-        groups = _output_groups(self.length, self.split)
+        groups = _index_groups_by_outputs(self.length, self.split)
         best = [_pass_rates(self.length, fits).max() for fits in groups]
-        counts = [len(_hidden_indices(self.length, fits)) for fits in groups]
+        counts = [len(_full_length_indices(self.length, fits)) for fits in groups]
         return float(np.average(best, weights=counts))
 
     def random_value(self) -> float:
         num_programs, passed = len(all_programs(self.length)), _agreement_matrix(self.length)
         values = []
-        for fits in _output_groups(self.length, self.split):
-            for hidden in _hidden_indices(self.length, fits):
+        for fits in _index_groups_by_outputs(self.length, self.split):
+            for hidden in _full_length_indices(self.length, fits):
                 # Probability that the last turn is reached, i.e. that no earlier program fits.
                 last = (1 - len(fits) / num_programs) ** (self.max_turns - 1)
                 earlier = passed[list(fits), hidden].mean() * (1 - last)
@@ -166,11 +166,11 @@ class ProgramSynthesis(TextEnv):
         return float(np.mean(values))
 
 
-def parse_program(action: str, length: int) -> Program | None:
+def parse_program(action: str, max_length: int) -> Program | None:
     """Return the operations in an action; None if there are none, too many or unknown ones."""
     words = tuple(normalized(action).replace("|", " ").split())
     known = all(word in OPERATIONS for word in words)
-    return words if known and 1 <= len(words) <= length else None
+    return words if known and 1 <= len(words) <= max_length else None
 
 
 def run_program(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -187,9 +187,9 @@ def outputs_on(program: Program, inputs: Any) -> tuple[tuple[int, ...], ...]:
 
 
 @cache
-def all_programs(length: int) -> tuple[Program, ...]:
-    """List every program of 1 to `length` operations."""
-    sizes = range(1, length + 1)
+def all_programs(max_length: int) -> tuple[Program, ...]:
+    """List every program of 1 to `max_length` operations."""
+    sizes = range(1, max_length + 1)
     return tuple(p for size in sizes for p in itertools.product(OPERATIONS, repeat=size))
 
 
@@ -202,10 +202,10 @@ def _test_inputs() -> tuple[tuple[int, ...], ...]:
 
 
 @cache
-def _programs_by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+def _program_indices_by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Map outputs on the visible inputs to the programs with these outputs.
 
-    Programs are indices in `programs(length)`.
+    Programs are indices in `all_programs(length)`.
     """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for i, program in enumerate(all_programs(length)):
@@ -214,39 +214,43 @@ def _programs_by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple
 
 
 @cache
-def _output_groups(length: int, split: str) -> list[tuple[int, ...]]:
+def _index_groups_by_outputs(length: int, split: str) -> list[tuple[int, ...]]:
     """Return the groups of programs with equal outputs on the visible inputs, for a split.
 
     Groups without a program of `length` operations are left out. Programs are indices in
-    `programs(length)`.
+    `all_programs(length)`.
     """
     groups = [
         (o, fits)
-        for o, fits in _programs_by_outputs(length).items()
-        if _hidden_indices(length, fits)
+        for o, fits in _program_indices_by_outputs(length).items()
+        if _full_length_indices(length, fits)
     ]
     return [fits for _, fits in split_items(groups, split, lambda group: group[0])]
 
 
 @cache
-def _hidden_programs(length: int, split: str) -> list[int]:
-    """List the indices in `programs(length)` of the possible hidden programs of a split."""
-    return [i for fits in _output_groups(length, split) for i in _hidden_indices(length, fits)]
+def _hidden_program_indices(length: int, split: str) -> list[int]:
+    """List the indices in `all_programs(length)` of the possible hidden programs of a split."""
+    return [
+        i
+        for fits in _index_groups_by_outputs(length, split)
+        for i in _full_length_indices(length, fits)
+    ]
 
 
-def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
-    """Return the indices in `fits` of programs with exactly `length` operations."""
-    return [i for i in fits if len(all_programs(length)[i]) == length]
+def _full_length_indices(length: int, fitting_indices: tuple[int, ...]) -> list[int]:
+    """Return the indices in `fitting_indices` of programs with exactly `length` operations."""
+    return [i for i in fitting_indices if len(all_programs(length)[i]) == length]
 
 
 @lru_cache(maxsize=1024)
-def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
+def _pass_rates(length: int, fitting_indices: tuple[int, ...]) -> np.ndarray:
     """Compute the expected fraction of hidden tests that each of the P programs passes, [P].
 
-    `fits` are the indices of the programs that fit the examples. The hidden program is drawn
-    uniformly from the programs in `fits` that have `length` operations.
+    `fitting_indices` are the indices of the programs that fit the examples. The hidden program is
+    drawn uniformly from the programs in `fitting_indices` that have `length` operations.
     """
-    return _agreement_matrix(length)[:, _hidden_indices(length, fits)].mean(axis=1)
+    return _agreement_matrix(length)[:, _full_length_indices(length, fitting_indices)].mean(axis=1)
 
 
 @cache

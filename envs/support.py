@@ -133,7 +133,9 @@ class Support(TextEnv):
         """Return future reward minus `cost_price()` times future cost, for each action."""
         price, evidence = self.cost_price(), (self._passed, self._failed)
         left = self.turns_left
-        return {word: _priced_value(self.rules, evidence, left, word, price) for word in ACTIONS}
+        return {
+            word: _priced_action_value(self.rules, evidence, left, word, price) for word in ACTIONS
+        }
 
     def best_action(self) -> str:
         """Return the action of the optimal mixture of two policies.
@@ -192,7 +194,7 @@ def percent_text(share: float) -> str:
     return f"{100 * share:.10g}%"
 
 
-def _joint_probabilities(rules: Rules, evidence: Evidence) -> tuple[float, float]:
+def _joint_caller_probabilities(rules: Rules, evidence: Evidence) -> tuple[float, float]:
     """Return P(evidence and customer) and P(evidence and impostor)."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
@@ -200,7 +202,7 @@ def _joint_probabilities(rules: Rules, evidence: Evidence) -> tuple[float, float
     return customer, impostor * (1 - rules.pass_impostor) ** failed
 
 
-def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
+def _evidence_after_pass_and_fail(evidence: Evidence) -> tuple[Evidence, Evidence]:
     """Return the evidence after a passed check and after a failed one."""
     return (evidence[0] + 1, evidence[1]), (evidence[0], evidence[1] + 1)
 
@@ -215,14 +217,15 @@ def _undominated_outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[
     """
     if left == 0:
         return (PolicyOutcome(0.0, 0.0, ()),)
-    customer, impostor = _joint_probabilities(rules, evidence)
+    customer, impostor = _joint_caller_probabilities(rules, evidence)
     points = [
         PolicyOutcome(0.0, 0.0, ((evidence, "refuse"),)),
         PolicyOutcome(impostor, customer, ((evidence, "disclose"),)),
     ]
     fee = rules.verify_cost * (customer + impostor)
     branches = (
-        _undominated_outcomes(rules, after, left - 1) for after in _evidence_after_check(evidence)
+        _undominated_outcomes(rules, after, left - 1)
+        for after in _evidence_after_pass_and_fail(evidence)
     )
     for passed, failed in itertools.product(*branches):
         plan = ((evidence, "verify"), *passed.plan, *failed.plan)
@@ -256,20 +259,22 @@ def _frontier(rules: Rules) -> tuple[PolicyOutcome, ...]:
     return _undominated_outcomes(rules, (0, 0), rules.turns)
 
 
-def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
+def _priced_action_value(
+    rules: Rules, evidence: Evidence, left: int, word: str, price: float
+) -> float:
     """Return the priced value of the action `word` if optimal actions follow.
 
     The priced value is the expected future reward minus `price` times the expected future cost,
     given the evidence. `left` is the number of remaining turns, including the turn of the action.
     """
-    customer, impostor = _joint_probabilities(rules, evidence)
+    customer, impostor = _joint_caller_probabilities(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:
         return 0.0
     if word == "disclose":
         return (customer - price * impostor) / total
     later = 0.0
-    for after in _evidence_after_check(evidence):
+    for after in _evidence_after_pass_and_fail(evidence):
         outcomes = _undominated_outcomes(rules, after, left - 1)
         later += max(point.reward - price * point.cost for point in outcomes)
     return later / total - rules.verify_cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from rlhf.envs.core import Step, normalized
-from rlhf.envs.two_player import Opponent, TwoPlayerEnv, opponent_reply
+from rlhf.envs.two_player import Opponent, TwoPlayerEnv, append_opponent_reply
 
 WINNING_LINES = (
     (0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6),
@@ -57,13 +57,13 @@ class TicTacToe(TwoPlayerEnv):
     def _begin(self, seat: str) -> None:
         self._board = EMPTY
         self._mark = "x" if seat == "first" else "o"
-        self._clear_opponent_view()
+        self._restart_opponent_conversation()
 
     def start(self) -> str:
         self._begin(self._draw_seat())
         text = f"You are {self._mark}."
         if self._mark == "o":
-            text += f" {self._opponent_moves('You are x.')}"
+            text += f" {self._play_opponent_move('You are x.')}"
         return f"{text}\n{board_text(self._board)}"
 
     def step(self, action: str) -> Step:
@@ -73,7 +73,7 @@ class TicTacToe(TwoPlayerEnv):
         if cell is not None:
             self._board = with_mark(self._board, cell, self._mark)
             message = f"Your opponent plays {cell + 1}."
-        text = "" if is_finished(self._board) else self._opponent_moves(message)
+        text = "" if is_finished(self._board) else self._play_opponent_move(message)
         done = is_finished(self._board) or self.turns_left == 0
         text = f"{text}\n{board_text(self._board)}".strip()
         won = result_for_mark(self._board, self._mark) if done else 0.0
@@ -85,7 +85,7 @@ class TicTacToe(TwoPlayerEnv):
         cell = CELL_BY_NUMBER.get(normalized(reply))
         return cell if cell is not None and self._board[cell] == "." else None
 
-    def _opponent_moves(self, message: str) -> str:
+    def _play_opponent_move(self, message: str) -> str:
         """Make the opponent's move and return its description for the agent.
 
         `message` describes the agent's move to an opponent that is a function.
@@ -99,16 +99,16 @@ class TicTacToe(TwoPlayerEnv):
     def _opponent_cell_if_valid(self, message: str) -> int | None:
         """Choose the opponent's cell; return None if the opponent function's reply is invalid."""
         if isinstance(self.opponent, str):
-            choices = opponent_cells(self._board, OTHER_MARK[self._mark], self.opponent)
+            choices = opponent_candidate_cells(self._board, OTHER_MARK[self._mark], self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
         text = f"{message}\n{board_text(self._board)}"
-        return self._free_cell(opponent_reply(self.opponent, self._opponent_view, text))
+        return self._free_cell(append_opponent_reply(self.opponent, self._opponent_view, text))
 
     def legal_actions(self) -> list[str]:
         return [str(cell + 1) for cell in free_cells(self._board)] or list(CELL_BY_NUMBER)
 
     def action_values(self) -> dict[str, float]:
-        opponent, mark = self._built_in_opponent(), self._mark
+        opponent, mark = self._require_built_in_opponent(), self._mark
         after = {cell: with_mark(self._board, cell, mark) for cell in free_cells(self._board)}
         return {
             str(cell + 1): _expected_result(board, OTHER_MARK[mark], mark, opponent, "best")
@@ -116,14 +116,14 @@ class TicTacToe(TwoPlayerEnv):
         }
 
     def optimal_value(self) -> float:
-        return self._mean_over_seats("best")
+        return self._mean_result_over_seats("best")
 
     def random_value(self) -> float:
-        return self._mean_over_seats("mean")
+        return self._mean_result_over_seats("mean")
 
-    def _mean_over_seats(self, policy: str) -> float:
+    def _mean_result_over_seats(self, policy: str) -> float:
         """Return the mean of `_expected_result` at the start over the agent's possible seats."""
-        opponent, seats = self._built_in_opponent(), self._seats
+        opponent, seats = self._require_built_in_opponent(), self._possible_agent_seats
         marks = ["x" if seat == "first" else "o" for seat in seats]
         return sum(_expected_result(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(
             seats
@@ -166,15 +166,15 @@ def result_for_mark(board: str, mark: str) -> float:
 
 
 @cache
-def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
+def opponent_candidate_cells(board: str, opponent_mark: str, opponent: str) -> tuple[int, ...]:
     """Return the cells among which a built-in opponent with this mark chooses uniformly."""
-    cells, other = free_cells(board), OTHER_MARK[mark]
+    cells, other = free_cells(board), OTHER_MARK[opponent_mark]
     if opponent == "random":
         return tuple(cells)
     # With opponent="optimal", `_expected_result` assumes optimal play by both players, so it is the
     # minimax value.
     losses = {
-        cell: _expected_result(with_mark(board, cell, mark), other, other, opponent)
+        cell: _expected_result(with_mark(board, cell, opponent_mark), other, other, opponent)
         for cell in cells
     }
     return tuple(cell for cell, loss in losses.items() if loss == min(losses.values()))
@@ -182,22 +182,29 @@ def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
 
 @cache
 def _expected_result(
-    board: str, mover: str, mark: str, opponent: str, policy: str = "best"
+    board: str, mover: str, agent_mark: str, opponent: str, agent_policy: str = "best"
 ) -> float:
     """Return the agent's expected result from a board.
 
     Args:
         board: Nine characters: x, o or a period.
         mover: Mark of the player that moves next.
-        mark: Mark of the agent.
+        agent_mark: Mark of the agent.
         opponent: "optimal" or "random".
-        policy: "best" if the agent plays optimally, "mean" if it plays uniformly at random.
+        agent_policy: "best" if the agent plays optimally, "mean" if it plays uniformly at random.
     """
     if is_finished(board):
-        return result_for_mark(board, mark)
-    cells = free_cells(board) if mover == mark else opponent_cells(board, mover, opponent)
+        return result_for_mark(board, agent_mark)
+    cells = (
+        free_cells(board)
+        if mover == agent_mark
+        else opponent_candidate_cells(board, mover, opponent)
+    )
     boards = [with_mark(board, cell, mover) for cell in cells]
     values = [
-        _expected_result(after, OTHER_MARK[mover], mark, opponent, policy) for after in boards
+        _expected_result(after, OTHER_MARK[mover], agent_mark, opponent, agent_policy)
+        for after in boards
     ]
-    return max(values) if mover == mark and policy == "best" else sum(values) / len(values)
+    return (
+        max(values) if mover == agent_mark and agent_policy == "best" else sum(values) / len(values)
+    )

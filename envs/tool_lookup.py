@@ -104,21 +104,21 @@ class ToolLookup(TextEnv):
         return lookups + [f"answer {room}" for room in range(self.rules.rooms)]
 
     def action_values(self) -> dict[str, float]:
-        known, rooms = self._value_arguments()
+        known_hops, room_counts = self._known_hops_and_room_counts()
         left = self.turns_left
         values = {}
         for name in self.people:
-            if name == self._person and known == 0:
-                value = _lookup_value(self.rules, left, rooms)
-            elif name == self._target and known == 1 and self.rules.hops == 2:
+            if name == self._person and known_hops == 0:
+                value = _value_after_person_lookup(self.rules, left, room_counts)
+            elif name == self._target and known_hops == 1 and self.rules.hops == 2:
                 value = _optimal_value(self.rules, left - 1, 2, ())
-            elif name not in self._read and known == 0 and self.rules.hops == 2:
-                value = _other_lookup_value(self.rules, left, rooms)
+            elif name not in self._read and known_hops == 0 and self.rules.hops == 2:
+                value = _value_after_other_lookup(self.rules, left, room_counts)
             else:
-                value = _optimal_value(self.rules, left - 1, known, rooms)
+                value = _optimal_value(self.rules, left - 1, known_hops, room_counts)
             values[f"lookup {name}"] = value - self.rules.cost
         for room in range(self.rules.rooms):
-            values[f"answer {room}"] = self._room_probability(room, known)
+            values[f"answer {room}"] = self._room_probability(room, known_hops)
         return values
 
     def optimal_value(self) -> float:
@@ -134,8 +134,8 @@ class ToolLookup(TextEnv):
         """Return the value of `guess`, which answers at once without the tool."""
         return {"guess": 1 / self.rules.rooms}
 
-    def _value_arguments(self) -> tuple[int, tuple[int, ...]]:
-        """Return `known` and `rooms` of `_optimal_value` for the records read so far."""
+    def _known_hops_and_room_counts(self) -> tuple[int, tuple[int, ...]]:
+        """Return `known_hops` and `room_counts` of `_optimal_value` for the records read so far."""
         if self._person in self._read:
             return (2 if self.rules.hops == 2 and self._target in self._read else 1), ()
         if self.rules.hops == 1:
@@ -143,61 +143,63 @@ class ToolLookup(TextEnv):
         seen = [self._records[name][0] for name in self._read]
         return 0, tuple(sorted(seen.count(room) for room in set(seen)))
 
-    def _room_probability(self, room: int, known: int) -> float:
+    def _room_probability(self, room: int, known_hops: int) -> float:
         """Return the probability that `room` is the answer, given the records read so far."""
         rules = self.rules
-        if known == rules.hops:
+        if known_hops == rules.hops:
             return float(room == self._records[self._target][0])
-        if known == 1 or rules.hops == 1:
+        if known_hops == 1 or rules.hops == 1:
             return 1 / rules.rooms
         in_room = sum(self._records[name][0] == room for name in self._read)
         return (in_room + (rules.others - len(self._read)) / rules.rooms) / rules.others
 
 
 @cache
-def _optimal_value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float:
+def _optimal_value(rules: Rules, left: int, known_hops: int, room_counts: tuple[int, ...]) -> float:
     """Return the value of the optimal policy.
 
     Args:
         rules: Parameters of the task.
         left: Remaining actions.
-        known: Number of useful records that have been read: 0, 1 (the person's record) or 2 (also
-            the manager's record).
-        rooms: Used only if `known` is 0: for each room that occurs in the records read, the number
-            of records with this room. Each person in these records may be the manager.
+        known_hops: Number of useful records that have been read: 0, 1 (the person's record) or 2
+            (also the manager's record).
+        room_counts: Used only if `known_hops` is 0: for each room that occurs in the records read,
+            the number of records with this room. Each person in these records may be the manager.
     """
     if left == 0:
         return 0.0
-    if known == rules.hops:
+    if known_hops == rules.hops:
         return 1.0
-    if known == 1:
+    if known_hops == 1:
         return max(1 / rules.rooms, _optimal_value(rules, left - 1, 2, ()) - rules.cost)
     if rules.hops == 1:
-        return max(1 / rules.rooms, _lookup_value(rules, left, ()) - rules.cost)
-    unread = rules.others - sum(rooms)
-    guess = (max(rooms, default=0) + unread / rules.rooms) / rules.others
-    options = [guess, _lookup_value(rules, left, rooms) - rules.cost]
+        return max(1 / rules.rooms, _value_after_person_lookup(rules, left, ()) - rules.cost)
+    unread = rules.others - sum(room_counts)
+    guess = (max(room_counts, default=0) + unread / rules.rooms) / rules.others
+    options = [guess, _value_after_person_lookup(rules, left, room_counts) - rules.cost]
     if unread:
-        options.append(_other_lookup_value(rules, left, rooms) - rules.cost)
+        options.append(_value_after_other_lookup(rules, left, room_counts) - rules.cost)
     return max(options)
 
 
-def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
+def _value_after_person_lookup(rules: Rules, left: int, room_counts: tuple[int, ...]) -> float:
     """Return the value of reading the person's record, without the cost of the call."""
     if rules.hops == 1:
         return _optimal_value(rules, left - 1, 1, ())
-    already = sum(rooms) / rules.others
+    already = sum(room_counts) / rules.others
     after = (_optimal_value(rules, left - 1, 2, ()), _optimal_value(rules, left - 1, 1, ()))
     return already * after[0] + (1 - already) * after[1]
 
 
-def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
+def _value_after_other_lookup(rules: Rules, left: int, room_counts: tuple[int, ...]) -> float:
     """Return the value of reading another person's record before the record of the person.
 
     The cost of the call is not subtracted.
     """
-    value = _optimal_value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
-    for i in range(len(rooms)):
-        more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))
+    value = _optimal_value(rules, left - 1, 0, (1, *room_counts)) * (
+        1 - len(room_counts) / rules.rooms
+    )
+    for i in range(len(room_counts)):
+        more = tuple(sorted((*room_counts[:i], room_counts[i] + 1, *room_counts[i + 1 :])))
         value += _optimal_value(rules, left - 1, 0, more) / rules.rooms
     return value

@@ -26,7 +26,7 @@ class DiscreteToText(TextEnv):
 
     State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
     of the words `actions`. Reward and transitions: those of the table. An invalid action uses up a
-    turn without a move. Its reward is `wasted_step_reward(...)`, so an invalid action is never
+    turn without a move. Its reward is `invalid_action_reward(...)`, so an invalid action is never
     better than a legal one. The episode terminates after `max_turns` actions. Optimum: the
     optimal value for the finite horizon, by backward induction over the transition table.
 
@@ -56,7 +56,7 @@ class DiscreteToText(TextEnv):
         self._transitions: Transitions = table.P
         self._starts = np.asarray(table.initial_state_distrib, dtype=float)
         self._state = int(self._starts.argmax())
-        self.invalid_reward = wasted_step_reward(self._transitions)
+        self.invalid_reward = invalid_action_reward(self._transitions)
         self._values: dict[float, np.ndarray] = {}
 
     def start(self) -> str:
@@ -129,16 +129,15 @@ class DiscreteToText(TextEnv):
             self._values[discount] = np.array(rows)
         return self._values[discount]
 
-    def _values_of_actions(self, state: int, after: np.ndarray) -> list[float]:
-        """Return the value of each action in `state`, given the value `after[s]` of each next state
-        s."""
+    def _values_of_actions(self, state: int, next_state_values: np.ndarray) -> list[float]:
+        """Return the value of each action in `state`, given the values of all next states."""
         return [
-            sum(p * (r + (0.0 if ended else after[s])) for p, s, r, ended in row)
+            sum(p * (r + (0.0 if ended else next_state_values[s])) for p, s, r, ended in row)
             for row in self._transitions[state].values()
         ]
 
 
-def wasted_step_reward(transitions: Transitions) -> float:
+def invalid_action_reward(transitions: Transitions) -> float:
     """Return a reward for invalid actions that makes them never better than legal ones.
 
     The reward is the minimum over states of the highest expected reward of one step, and at most 0.

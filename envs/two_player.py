@@ -35,19 +35,19 @@ class TwoPlayerEnv(TextEnv):
         opponent_sentence = self.opponents[opponent] if isinstance(opponent, str) else ""
         self.system_prompt = self.rules + opponent_sentence
 
-    def _clear_opponent_view(self) -> None:
+    def _restart_opponent_conversation(self) -> None:
         """Start the opponent's conversation again with the rules."""
         self._opponent_view: Conversation = [{"role": "system", "content": self.rules}]
 
     @property
-    def _seats(self) -> tuple[str, ...]:
+    def _possible_agent_seats(self) -> tuple[str, ...]:
         """Return the possible seats of the agent, which are equally probable."""
         return SEATS if self.seat == "random" else (self.seat,)
 
     def _draw_seat(self) -> str:
         return self.seat if self.seat != "random" else SEATS[int(self.np_random.integers(2))]
 
-    def _built_in_opponent(self) -> str:
+    def _require_built_in_opponent(self) -> str:
         """Return the built-in opponent's name; raise a UserError if the opponent is a function."""
         if not isinstance(self.opponent, str):
             raise UserError(
@@ -57,14 +57,14 @@ class TwoPlayerEnv(TextEnv):
         return self.opponent
 
 
-def opponent_reply(
-    opponent: Callable[[Conversation], str], conversation: Conversation, text: str
+def append_opponent_reply(
+    opponent: Callable[[Conversation], str], conversation: Conversation, user_text: str
 ) -> str:
     """Return the opponent's reply to a new user message.
 
     The message and the reply are appended to `conversation` in place.
     """
-    conversation.append({"role": "user", "content": text})
+    conversation.append({"role": "user", "content": user_text})
     reply = opponent([dict(message) for message in conversation])
     conversation.append({"role": "assistant", "content": reply})
     return reply

@@ -91,7 +91,7 @@ class Wordle(TextEnv):
         return list(self.words)
 
     def action_values(self) -> dict[str, float]:
-        wins = _words_found_by_first_guess(self.words, self._possible, self.turns_left)
+        wins = _win_counts_by_first_guess(self.words, self._possible, self.turns_left)
         return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:
@@ -101,7 +101,7 @@ class Wordle(TextEnv):
 
     def optimal_value(self) -> float:
         return max(
-            _words_found_by_first_guess(self.words, tuple(range(len(self.words))), self.max_turns)
+            _win_counts_by_first_guess(self.words, tuple(range(len(self.words))), self.max_turns)
         ) / len(self.words)
 
     def random_value(self) -> float:
@@ -110,7 +110,7 @@ class Wordle(TextEnv):
     def reference_values(self) -> dict[str, float]:
         """Return the value of `consistent`, which guesses uniformly among the possible words."""
         possible = np.arange(len(self.words))
-        wins = _consistent_wins(marks_table(self.words), possible, self.max_turns)
+        wins = _expected_consistent_guesser_wins(marks_table(self.words), possible, self.max_turns)
         return {"consistent": wins / len(self.words)}
 
 
@@ -132,7 +132,7 @@ def marks_table(words: tuple[str, ...]) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _words_found_by_first_guess(
+def _win_counts_by_first_guess(
     words: tuple[str, ...], possible: tuple[int, ...], left: int
 ) -> list[int]:
     """Return the number of possible words that are found in `left` guesses, for each first guess.
@@ -143,7 +143,7 @@ def _words_found_by_first_guess(
 
 
 def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
-    """Compute `_words_found_by_first_guess` from the result of `marks_table`, int [first guess]."""
+    """Compute `_win_counts_by_first_guess` from the result of `marks_table`, int [first guess]."""
     if left <= 0:
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]
@@ -173,7 +173,7 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
     return wins
 
 
-def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> float:
+def _expected_consistent_guesser_wins(table: np.ndarray, possible: np.ndarray, left: int) -> float:
     """Return the expected number of possible words that are found with `left` random guesses.
 
     Each guess is drawn uniformly from the words that are still possible.
@@ -187,5 +187,9 @@ def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> floa
         marks = table[guess, possible]
         for seen in np.unique(marks).tolist():
             group = possible[marks == seen]
-            total += 1.0 if seen == ALL_CORRECT_MARKS else _consistent_wins(table, group, left - 1)
+            total += (
+                1.0
+                if seen == ALL_CORRECT_MARKS
+                else _expected_consistent_guesser_wins(table, group, left - 1)
+            )
     return total / len(possible)

@@ -124,15 +124,15 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     return trl_reward
 
 
-def _facts_of_row(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
     """Return the facts of the row with the index ``row``: column -> text, or list of values.
 
-    Columns that are not lists of length ``rows`` are omitted. So are values other than texts,
+    Columns that are not lists of length ``num_rows`` are omitted. So are values other than texts,
     numbers and lists of these.
     """
     facts: dict[str, Any] = {}
     for name, column in columns.items():
-        if not isinstance(column, list) or len(column) != rows:
+        if not isinstance(column, list) or len(column) != num_rows:
             continue
         value = column[row]
         if isinstance(value, str | int | float):

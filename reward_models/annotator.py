@@ -32,7 +32,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Annotator:
+class FittedAnnotator:
     """A fitted annotator. The temperature of feature ``k`` is 1 / weights[k].value."""
 
     weights: dict[str, Estimate]
@@ -50,11 +50,11 @@ class Annotator:
 
 
 def fit_annotator(
-    features: Mapping[str, Sequence[float] | np.ndarray],
+    feature_differences: Mapping[str, Sequence[float] | np.ndarray],
     *,
-    noise: bool = True,
+    fit_noise: bool = True,
     groups: Sequence[Hashable] | None = None,
-) -> Annotator:
+) -> FittedAnnotator:
     """Fit an annotator model to preference pairs.
 
     The intervals of the weights are Student's t intervals with the sandwich covariance clustered by
@@ -63,8 +63,8 @@ def fit_annotator(
     groups.
 
     Args:
-        features: Name -> differences chosen - rejected of the feature, [N].
-        noise: Whether to fit the fraction of randomly flipped labels; otherwise it is 0.
+        feature_differences: Name -> differences chosen - rejected of the feature, [N].
+        fit_noise: Whether to fit the fraction of randomly flipped labels; otherwise it is 0.
         groups: Group of each pair, such as its prompt, [N]. Pairs of the same group may be
             dependent; by default, all pairs are independent.
 
@@ -72,8 +72,8 @@ def fit_annotator(
         UserError: There are too few pairs, a feature is always 0, or the features are collinear or
             separate the labels perfectly.
     """
-    names = list(features)
-    x = np.column_stack([np.asarray(features[name], dtype=float) for name in names])
+    names = list(feature_differences)
+    x = np.column_stack([np.asarray(feature_differences[name], dtype=float) for name in names])
     scale = np.sqrt((x**2).mean(0))
     if len(x) <= len(names) + 1 or (scale == 0).any():
         raise UserError(
@@ -83,11 +83,13 @@ def fit_annotator(
     x = x / scale
     theta = np.zeros(len(names) + 1)
     theta = _maximize_likelihood(x, theta, free=np.arange(len(names)))
-    if noise:
+    if fit_noise:
         theta[-1] = 0.05
         theta = _maximize_likelihood(x, theta, free=np.arange(len(names) + 1))
     labels = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
-    robust, model = _covariances(x, theta, labels, free=len(names) + int(noise))
+    robust, model = _robust_and_model_covariance(
+        x, theta, labels, num_free=len(names) + int(fit_noise)
+    )
     quantile = float(special.stdtrit(max(1, labels.max()), _TAIL))
     weights = {}
     for k, name in enumerate(names):
@@ -95,36 +97,36 @@ def fit_annotator(
         ends = (theta[k], theta[k] - margin, theta[k] + margin)
         weights[name] = Estimate(*(float(end / scale[k]) for end in ends))
     flips = Estimate(0.0, 0.0, 0.0)
-    if noise:
+    if fit_noise:
         effect = float(robust[-1, -1] / model[-1, -1])
-        flips = _noise_interval(x, theta, limit=max(1.0, effect) * quantile**2)
-    return Annotator(weights, flips)
+        flips = _noise_interval(x, theta, max_deviance=max(1.0, effect) * quantile**2)
+    return FittedAnnotator(weights, flips)
 
 
-def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
+def _noise_interval(x: np.ndarray, theta: np.ndarray, *, max_deviance: float) -> Estimate:
     """Return the noise with its interval from the profile likelihood.
 
     The interval contains the noise rates for which the profile log-likelihood is at most
-    ``limit`` / 2 below its maximum. ``x`` are the features [N, K], and ``theta`` [K+1] are the
-    fitted weights and the noise.
+    ``max_deviance`` / 2 below its maximum. ``x`` are the features [N, K], and ``theta`` [K+1] are
+    the fitted weights and the noise.
     """
     best, top, free = float(theta[-1]), _log_likelihood(x, theta), np.arange(len(theta) - 1)
 
-    def excess(noise: float) -> float:
+    def deviance_excess(noise: float) -> float:
         fixed = theta.copy()
         fixed[-1] = noise
         # Near a noise of 1/2, the likelihood hardly depends on the weights. If the fit fails, the
         # weights of the best fit are used.
         with contextlib.suppress(ValueError):
             fixed = _maximize_likelihood(x, fixed, free=free, iterations=50)
-        return 2 * (top - _log_likelihood(x, fixed)) - limit
+        return 2 * (top - _log_likelihood(x, fixed)) - max_deviance
 
-    def end(edge: float) -> float:
-        if abs(edge - best) < 1e-9 or excess(edge) <= 0:
-            return edge
-        return optimize.root_scalar(excess, bracket=(best, edge), xtol=1e-4).root
+    def interval_end(noise_bound: float) -> float:
+        if abs(noise_bound - best) < 1e-9 or deviance_excess(noise_bound) <= 0:
+            return noise_bound
+        return optimize.root_scalar(deviance_excess, bracket=(best, noise_bound), xtol=1e-4).root
 
-    return Estimate(best, end(0.0), end(_MAX_NOISE))
+    return Estimate(best, interval_end(0.0), interval_end(_MAX_NOISE))
 
 
 def _probability_and_gradient(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,20 +183,20 @@ def _maximize_likelihood(
     return theta
 
 
-def _covariances(
-    x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, free: int
+def _robust_and_model_covariance(
+    x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, num_free: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cluster-robust and the model-based covariance of parameters, each [free, free].
+    """Return the cluster-robust and the model-based covariance, each [num_free, num_free].
 
     The cluster-robust covariance is the sandwich estimator, and the model-based covariance is the
-    inverse Fisher information. ``groups`` [N] are indices that start at 0, and ``free`` is the
+    inverse Fisher information. ``groups`` [N] are indices that start at 0, and ``num_free`` is the
     number of fitted parameters.
     """
     p, gradient = _probability_and_gradient(x, theta)
-    g = gradient[:, :free]
+    g = gradient[:, :num_free]
     model = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)
     count = int(groups.max()) + 1
-    scores = np.zeros((count, free))
+    scores = np.zeros((count, num_free))
     np.add.at(scores, groups, g / p[:, None])
     correction = count / max(1, count - 1)
     return correction * model @ (scores.T @ scores) @ model, model

@@ -92,13 +92,13 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
-    values, unscored = _score_replies(reward, items)
+    values, unscored = _scores_and_unscored_count(reward, items)
     counts = Counter(row["subset"] for row in rows)
     known = {subset for subsets in SECTIONS.values() for subset in subsets}
     if unknown := sorted(set(counts) - known):
         raise UserError(f"RewardBench has no subset {unknown[0]!r}")
     right = values[: len(rows)] > values[len(rows) :]
-    subsets = _mean_by_part(rows, right, part="subset")
+    subsets = _mean_by_part(rows, right, part_key="subset")
     weights = {**counts, "math-prm": _MATH_PRM_WEIGHT}
     sections = {
         section: _weighted_mean({name: subsets[name] for name in present}, weights)
@@ -127,7 +127,7 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """
     rows = list(rows)
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
-    values, unscored = _score_replies(reward, items)
+    values, unscored = _scores_and_unscored_count(reward, items)
     sizes = [len(row["chosen"]) + len(row["rejected"]) for row in rows]
     others: list[Row] = []
     points: list[float] = []
@@ -139,7 +139,7 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         else:
             others.append(row)
             points.append(_best_of_credit(good, bad))
-    subsets = _mean_by_part(others, np.array(points), part="subset")
+    subsets = _mean_by_part(others, np.array(points), part_key="subset")
     counts = Counter(row["subset"] for row in others)
     if ties:
         subsets["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
@@ -162,7 +162,7 @@ def _best_of_credit(good: np.ndarray, bad: np.ndarray) -> float:
     return float(top[: len(good)].sum() > 0) / float(top.sum())
 
 
-def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
+def ties_score(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
     """Return the score of the subset Ties of RewardBench 2 (2506.01937).
 
     The right answers to a tied prompt should have similar scores, above the scores of all wrong
@@ -179,20 +179,20 @@ def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
     - 0.01 times the mean of tanh(smaller gap / spread - 1).
 
     Args:
-        prompts: "ref:n" (reference prompt, with one right answer) or "tied:n" (tied prompt, with
-            several) -> scores of the right answers, and scores of the wrong answers.
+        scores_by_prompt: "ref:n" (reference prompt, with one right answer) or "tied:n" (tied
+            prompt, with several) -> scores of the right answers, and scores of the wrong answers.
     """
     accurate = {group: [] for group in ("ref", "tied")}
-    for key, (good, bad) in prompts.items():
+    for key, (good, bad) in scores_by_prompt.items():
         accurate[key.partition(":")[0]].append(bool(good.min() > bad.max()))
     beyond, hard, clear = [], [], []
-    for key, (good, bad) in prompts.items():
+    for key, (good, bad) in scores_by_prompt.items():
         group, _, number = key.partition(":")
-        if group != "tied" or f"ref:{number}" not in prompts:
+        if group != "tied" or f"ref:{number}" not in scores_by_prompt:
             continue
         spread = float(good.max() - good.min())
         gap = float(good.min() - bad.max())
-        reference_good, reference_bad = prompts[f"ref:{number}"]
+        reference_good, reference_bad = scores_by_prompt[f"ref:{number}"]
         reference_gap = float(reference_good.min() - reference_bad.max())
         beyond.append(gap > spread)
         hard.append(min(gap, reference_gap) > spread)
@@ -202,12 +202,12 @@ def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
     return sum(w * m for w, m in zip((0.3, 0.3, 0.2, 0.2, 0.01), means, strict=True))
 
 
-def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Interval:
+def _ties_interval(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Interval:
     """Return the interval of `ties_score`; a reference prompt and its tied prompt are one unit."""
-    keys = list(prompts)
+    keys = list(scores_by_prompt)
 
     def score(rows: np.ndarray) -> float:
-        return ties_score({keys[row]: prompts[keys[row]] for row in rows})
+        return ties_score({keys[row]: scores_by_prompt[keys[row]] for row in rows})
 
     return jackknife(score, [key.partition(":")[2] for key in keys])
 
@@ -243,7 +243,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     ]
     if len(items) != 6 * len(rows):
         raise UserError("every row of RM-Bench needs three chosen and three rejected replies")
-    values, unscored = _score_replies(reward, items)
+    values, unscored = _scores_and_unscored_count(reward, items)
     styles = values.reshape(len(rows), 2, 3)
     wins = styles[:, 0, :, None] > styles[:, 1, None, :]
     i, j = np.indices((3, 3))
@@ -252,7 +252,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     domains: dict[str, dict[str, Interval]] = defaultdict(dict)
     for level, compared in levels.items():
         by_part: dict[str, dict[str, Interval]] = defaultdict(dict)
-        for part, rate in _mean_by_part(rows, wins[:, compared].mean(1), part="domain").items():
+        for part, rate in _mean_by_part(rows, wins[:, compared].mean(1), part_key="domain").items():
             by_part[part.partition("-")[0]][part] = rate
         for domain, rates in by_part.items():
             domains[domain][level] = _weighted_mean(rates)
@@ -282,43 +282,47 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     if odd := [row["label"] for row in rows if row["label"] not in ("A>B", "B>A")]:
         raise UserError(f"JudgeBench labels are 'A>B' or 'B>A', got {odd[0]!r}")
     items = [(row["question"], row[f"response_{side}"]) for side in "AB" for row in rows]
-    values, unscored = _score_replies(reward, items)
+    values, unscored = _scores_and_unscored_count(reward, items)
     signs = np.array([1.0 if row["label"] == "A>B" else -1.0 for row in rows])
     right = (values[: len(rows)] - values[len(rows) :]) * signs > 0
     scores = {
         "score": _mean_with_interval(right, [row["question"] for row in rows]),
-        "sources": _mean_by_part(rows, right, part="source", prompt="question"),
+        "sources": _mean_by_part(rows, right, part_key="source", prompt_key="question"),
     }
     return _benchmark_result(scores, unscored, Counter(str(row["source"]) for row in rows))
 
 
-def _score_replies(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
+def _scores_and_unscored_count(
+    reward: Reward, prompt_reply_pairs: Sequence[tuple[Any, str]]
+) -> tuple[np.ndarray, int]:
     """Score N items (prompt, reply).
 
     Returns:
         The scores [N], which are nan for replies that could not be scored, and the number of nan.
     """
-    if not items:
+    if not prompt_reply_pairs:
         raise UserError("a benchmark needs at least one row")
     conversations = [
-        [*as_messages(p, "user"), {"role": "assistant", "content": r}] for p, r in items
+        [*as_messages(p, "user"), {"role": "assistant", "content": r}]
+        for p, r in prompt_reply_pairs
     ]
     values = np.array(reward(conversations), dtype=float)
     return values, int(np.isnan(values).sum())
 
 
 def _mean_by_part(
-    rows: Sequence[Row], values: np.ndarray, *, part: str, prompt: str = "prompt"
+    rows: Sequence[Row], values: np.ndarray, *, part_key: str, prompt_key: str = "prompt"
 ) -> dict[str, Interval]:
     """Return the mean of ``values`` [N] of the rows of each part, with its interval.
 
-    In a row, ``part`` is the key of the name of its part, and ``prompt`` is the key of its prompt.
+    In a row, ``part_key`` is the key of the name of its part, and ``prompt_key`` is the key of its
+    prompt.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
-        members[str(row[part])].append(i)
+        members[str(row[part_key])].append(i)
     return {
-        name: _mean_with_interval(values[indices], [rows[i][prompt] for i in indices])
+        name: _mean_with_interval(values[indices], [rows[i][prompt_key] for i in indices])
         for name, indices in sorted(members.items())
     }
 
@@ -342,9 +346,11 @@ def _weighted_mean(
     )
 
 
-def _benchmark_result(scores: Scores, unscored: int, rows: Mapping[str, int]) -> dict[str, Any]:
+def _benchmark_result(
+    scores: Scores, unscored: int, row_counts: Mapping[str, int]
+) -> dict[str, Any]:
     """Convert scores to the result of a benchmark, which the module's docstring describes."""
-    counts = dict(sorted(rows.items()))
+    counts = dict(sorted(row_counts.items()))
     return {
         **_estimates_without_intervals(scores),
         "unscored": unscored,

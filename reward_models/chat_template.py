@@ -194,9 +194,9 @@ def render_chat(
 
 # Forms of an assistant message with tool calls, as arguments of `_prepare_messages`.
 _CALL_FORMS = tuple(
-    {"as_text": as_text, "without_content": without_content}
-    for as_text in (False, True)
-    for without_content in (False, True)
+    {"arguments_as_text": arguments_as_text, "empty_content_as_none": empty_content_as_none}
+    for arguments_as_text in (False, True)
+    for empty_content_as_none in (False, True)
 )
 
 
@@ -214,7 +214,7 @@ def _with_tool_markers(
     """
     markers: dict[str, list[str]] = {}
 
-    def mark(kind: str) -> str:
+    def new_marker(kind: str) -> str:
         texts = markers.setdefault(kind, [])
         texts.append(f"{kind.upper().replace(' ', '')}{len(texts)}X")
         return texts[-1]
@@ -224,17 +224,17 @@ def _with_tool_markers(
             return {key: mark_values(item) for key, item in value.items()}
         if isinstance(value, list):
             return [mark_values(item) for item in value]
-        return mark("tool calls")
+        return new_marker("tool calls")
 
     def mark_call(call: Any) -> Any:
         if not isinstance(call, Mapping):
             return call
         if isinstance(call.get("function"), Mapping):
             return {**call, "function": mark_call(call["function"])}
-        arguments = _convert_arguments(call, as_text=False).get("arguments")
+        arguments = _convert_arguments(call, arguments_as_text=False).get("arguments")
         if arguments:
             return {**call, "arguments": mark_values(arguments)}
-        return {**call, "name": mark("tool calls")}
+        return {**call, "name": new_marker("tool calls")}
 
     marked: list[Message] = []
     for message in messages:
@@ -242,7 +242,7 @@ def _with_tool_markers(
         if turn.get("tool_calls"):
             turn["tool_calls"] = [mark_call(call) for call in turn["tool_calls"]]
         if turn["role"] == "tool" and turn.get("content"):
-            turn["content"] = mark("tool results")
+            turn["content"] = new_marker("tool results")
         marked.append(turn)
     return marked, markers
 
@@ -260,7 +260,7 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list
     return copied
 
 
-def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def prompt_with_tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt of a canonical row, with the row's ``tools`` attached for rendering."""
     return with_tools(row["prompt"], row.get("tools"))
 
@@ -269,16 +269,16 @@ def _prepare_messages(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     *,
-    as_text: bool,
-    without_content: bool,
+    arguments_as_text: bool,
+    empty_content_as_none: bool,
 ) -> list[dict[str, Any]]:
     """Return the messages for the template, without keys that are unknown or have no value.
 
     Args:
         tokenizer: The tokenizer. If `folds_system` is true for it, the system message is folded.
         messages: Messages of a conversation.
-        as_text: Whether the arguments of tool calls become JSON text instead of objects.
-        without_content: Whether empty content of a message with tool calls becomes None.
+        arguments_as_text: Whether the arguments of tool calls become JSON text instead of objects.
+        empty_content_as_none: Whether empty content of a message with tool calls becomes None.
     """
     thinking = _READS_THINKING.search(template_source(tokenizer)) is not None
     prepared = []
@@ -288,8 +288,10 @@ def _prepare_messages(
         if thinking and "reasoning_content" in turn:
             turn["thinking"] = turn["reasoning_content"]  # gpt-oss, LFM2.5
         if "tool_calls" in turn:
-            turn["tool_calls"] = [_convert_arguments(call, as_text) for call in turn["tool_calls"]]
-            if without_content and not turn["content"]:
+            turn["tool_calls"] = [
+                _convert_arguments(call, arguments_as_text) for call in turn["tool_calls"]
+            ]
+            if empty_content_as_none and not turn["content"]:
                 turn["content"] = None
         prepared.append(turn)
     return fold_system(prepared) if folds_system(tokenizer) else prepared
@@ -327,16 +329,16 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{**system, "role": "user"}, *rest]
 
 
-def _convert_arguments(call: Any, as_text: bool) -> Any:
+def _convert_arguments(call: Any, arguments_as_text: bool) -> Any:
     """Return a tool call with the arguments as JSON text (OpenAI's form) or as an object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _convert_arguments(call["function"], as_text)}
+        return {**call, "function": _convert_arguments(call["function"], arguments_as_text)}
     arguments = call.get("arguments")
-    if as_text and isinstance(arguments, Mapping):
+    if arguments_as_text and isinstance(arguments, Mapping):
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    if as_text or not isinstance(arguments, str):
+    if arguments_as_text or not isinstance(arguments, str):
         return dict(call)
     try:
         parsed = json.loads(arguments)

@@ -48,7 +48,9 @@ def load_checkpoint(
             f"rlhf models merge {path} {path}-merged"
         )
     load = call_loader(classifier_class, path, steps=steps).from_pretrained
-    model = load_model(load, path, dtype=dtype, device=device, missing="has no trained reward head")
+    model = load_model(
+        load, path, dtype=dtype, device=device, missing_weights_message="has no trained reward head"
+    )
     cast_heads_to_fp32(model)
     return model, call_loader(AutoTokenizer.from_pretrained, path)
 
@@ -59,7 +61,7 @@ def load_model(
     *,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
-    missing: str,
+    missing_weights_message: str,
 ) -> Any:
     """Load a model in evaluation mode.
 
@@ -68,8 +70,8 @@ def load_model(
         path: Folder or Hugging Face Hub id.
         dtype: Type of the weights.
         device: Device of the model; by default the GPU if there is one.
-        missing: End of the error message about a checkpoint with missing weights, such as "has no
-            trained reward head"; the message begins with the path.
+        missing_weights_message: End of the error message about a checkpoint with missing weights,
+            such as "has no trained reward head"; the message begins with the path.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -78,7 +80,7 @@ def load_model(
     model, info = call_loader(load, path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{path} {missing} (missing weights: {names})")
+        raise UserError(f"{path} {missing_weights_message} (missing weights: {names})")
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 

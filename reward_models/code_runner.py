@@ -26,7 +26,7 @@ from rlhf.reward_models.core import (
 )
 from rlhf.reward_models.fences import code_of_reply
 from rlhf.reward_models.sandbox.channel import PROGRAM_ENDED
-from rlhf.reward_models.targets import Target
+from rlhf.reward_models.targets import ReferenceAnswerSource
 
 _POLL_SECONDS = 0.05
 _MAX_THREADS = 64
@@ -110,7 +110,7 @@ class CodeRunner:
         for process in sorted((program, checker), key=lambda process: not process.report):
             if process.report or status in ("passed", "failed", "cpu"):
                 self._check_enforced(process.report)
-        output = b"".join(process.output_text() for process in (program, checker))
+        output = b"".join(process.output_after_report() for process in (program, checker))
         text = output[: self.output_kb << 10].decode(errors="replace")
         return Outcome(status, text, time.monotonic() - started)
 
@@ -139,7 +139,7 @@ class CodeRunner:
                 selector.register(process.stdout, selectors.EVENT_READ, process)
             while time.monotonic() < deadline:
                 for key, _ in selector.select(_POLL_SECONDS):
-                    if key.data.read():
+                    if key.data.append_available_output():
                         continue
                     selector.unregister(key.fileobj)
                     if key.data is checker:
@@ -210,7 +210,7 @@ class _SandboxProcess:
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.wait()
-        self.read()
+        self.append_available_output()
         self.stdout.close()
 
     @property
@@ -218,11 +218,11 @@ class _SandboxProcess:
         """First line of the output: restriction -> error, for those not applied, as JSON."""
         return self.output.partition(b"\n")[0]
 
-    def output_text(self) -> bytes:
+    def output_after_report(self) -> bytes:
         """Return the output after the first line."""
         return self.output.partition(b"\n")[2]
 
-    def read(self) -> bool:
+    def append_available_output(self) -> bool:
         """Append available output to ``output``; return False at the end of the stream."""
         chunk = os.read(self.stdout.fileno(), 65536)
         self.output += chunk
@@ -269,7 +269,7 @@ def code(
         memory_mb: Limit of the address space of each process, in MiB.
         allow_unenforced: Whether to run programs even if the host cannot enforce a limit.
     """
-    target = Target(tests, answers, key="tests")
+    target = ReferenceAnswerSource(tests, answers, key="tests")
     runner = CodeRunner(
         cpu_seconds=cpu_seconds,
         wall_seconds=wall_seconds,
@@ -277,7 +277,7 @@ def code(
         allow_unenforced=allow_unenforced,
     )
 
-    def check(conversation: Conversation) -> float:
+    def score_reply(conversation: Conversation) -> float:
         program, checks = (
             code_of_reply(last_reply(conversation)),
             target.reference_answer(conversation),
@@ -287,4 +287,4 @@ def code(
             raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")
         return float(outcome.status == "passed")
 
-    return EachReward(check, name="code", outcomes=(0.0, 1.0))
+    return EachReward(score_reply, name="code", outcomes=(0.0, 1.0))

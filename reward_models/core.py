@@ -99,7 +99,7 @@ class Scores:
         if len(reasons) != len(raw):
             raise ValueError(f"{len(reasons)} reasons for {len(raw)} scores")
         reasons = [
-            None if value is not None else reason or _describe_missing(score)
+            None if value is not None else reason or _reason_for_missing_score(score)
             for score, value, reason in zip(raw, self.values, reasons, strict=True)
         ]
         object.__setattr__(self, "reasons", reasons)
@@ -172,7 +172,7 @@ def _finite_or_none(value: Any) -> Score:
     return None if number is None or not math.isfinite(number) else number
 
 
-def _describe_missing(value: Any) -> str:
+def _reason_for_missing_score(value: Any) -> str:
     """Return the reason why a value that `_finite_or_none` converts to None is not a score."""
     if value is None:
         return "no score"
@@ -397,7 +397,7 @@ def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:
     return tuple({id(reward): reward for reward in rewards}.values())
 
 
-def declared_outcomes(rewards: Iterable[Reward]) -> dict[str, tuple[float, float]]:
+def binary_outcomes_by_name(rewards: Iterable[Reward]) -> dict[str, tuple[float, float]]:
     """Return the `outcomes` of each component of rewards that declares them, by its name."""
     leaves = [leaf for reward in rewards for leaf in reward.leaves()]
     return {leaf.name: leaf.outcomes for leaf in leaves if leaf.outcomes}

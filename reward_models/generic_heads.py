@@ -89,29 +89,31 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
     config = AutoConfig.from_pretrained(path)
     # For an unknown family, the returned auto class raises the error.
     generic = (
-        None if has_own_classifier(config, steps=steps) else _generic_class(type(config), steps)
+        None
+        if has_own_classifier(config, steps=steps)
+        else _generic_classifier_class(type(config), steps)
     )
     return generic or _auto_classifier_class(steps)
 
 
-def classifier_with_new_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
+def classifier_with_new_head(causal: Any, label_config: Mapping[str, Any], *, steps: bool) -> Any:
     """Return a classifier with the base model of a language model and a newly initialized head.
 
     The base model is moved instead of copied, so that its non-persistent buffers keep their values.
 
     Args:
         causal: The language model; it must not be used afterwards.
-        labels: ``num_labels``, ``id2label`` and ``label2id`` of the configuration.
+        label_config: ``num_labels``, ``id2label`` and ``label2id`` of the configuration.
         steps: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
         UserError: The model has no separate base model.
     """
-    model_class = _generic_class(type(causal.config), steps)
+    model_class = _generic_classifier_class(type(causal.config), steps)
     if model_class is None:
         raise UserError(f"{type(causal).__name__} has no decoder-only base model")
     config = copy.deepcopy(causal.config)
-    for key, value in labels.items():
+    for key, value in label_config.items():
         setattr(config, key, value)
     with torch.device("meta"):
         model = model_class(config)
@@ -140,11 +142,11 @@ def _auto_classifier_class(steps: bool) -> Any:
 
 
 @functools.cache
-def _generic_class(config_class: Any, steps: bool) -> Any:
+def _generic_classifier_class(config_class: Any, steps: bool) -> Any:
     """Return the class that combines a decoder family with a generic head; None for others."""
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
-    family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
+    family = _family_base_class(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
     if family is None:
         return None
     suffix = "ForTokenClassification" if steps else "ForSequenceClassification"
@@ -159,8 +161,8 @@ def _generic_class(config_class: Any, steps: bool) -> Any:
     return type(name, (EveryTokenHead if steps else LastTokenHead, family), attributes)
 
 
-def _family_of(causal: Any) -> Any:
+def _family_base_class(causal_class: Any) -> Any:
     """Return the base class that all models of a family share, or None if there is none."""
-    names = (base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
+    names = (base for base in causal_class.__mro__ if base.__name__.endswith("PreTrainedModel"))
     family = next(names, PreTrainedModel)
     return None if family is PreTrainedModel else family

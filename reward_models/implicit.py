@@ -94,7 +94,7 @@ class ImplicitReward(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _score_one(self, conversation: Conversation) -> float | None:
-        ids, start = reply_span(self.tokenizer, conversation)
+        ids, start = ids_and_reply_start(self.tokenizer, conversation)
         if self.max_length is not None and len(ids) > self.max_length:
             cut = len(ids) - self.max_length
             ids, start = ids[cut:], max(1, start - cut)
@@ -118,7 +118,7 @@ def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
         base if is_adapter else path,
         dtype=dtype,
         device=device,
-        missing="is not a causal language model",
+        missing_weights_message="is not a causal language model",
     )
     if is_adapter:
         model.load_adapter(str(path))
@@ -132,7 +132,7 @@ def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
-def reply_span(
+def ids_and_reply_start(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
     """Return the token ids of a conversation with EOS, and the index of the last message's start.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rlhf.common.foreign import limit_side_effects
-from rlhf.common.http import json_headers, limited_opener, read_body
+from rlhf.common.http import deadline_opener_without_redirects, json_headers, read_body
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
@@ -255,7 +255,7 @@ def endpoint(
         )
     address = url.rstrip("/") + "/chat/completions"
     headers = json_headers("OPENAI_API_KEY")
-    opener = limited_opener()
+    opener = deadline_opener_without_redirects()
 
     def request_answer(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]

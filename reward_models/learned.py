@@ -36,7 +36,7 @@ _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes ho
 
 # Function from token ids [B, T], padded on the right, and their mask [B, T]. It returns the last
 # hidden states of N packed tokens, [N, D], and the index of the hidden state of each token, [B, T].
-States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+HiddenStatesFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class LearnedReward(Reward):
         self.temperature = sidecar.temperature
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
-        self._states: States | None = None
+        self._states: HiddenStatesFunction | None = None
         self._one_text_per_pass = False  # whether each forward pass has one text without padding
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
@@ -149,9 +149,9 @@ class LearnedReward(Reward):
             reward.check_padding_invariance(tolerance=tolerance)
         return reward
 
-    def use_packed_hidden_states(self, states: States) -> None:
-        """Compute hidden states with ``states`` instead of the model's pass over padded batches."""
-        self._states = states
+    def use_packed_hidden_states(self, compute_states: HiddenStatesFunction) -> None:
+        """Compute hidden states with ``compute_states`` instead of a pass over padded batches."""
+        self._states = compute_states
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
         return (self,)
@@ -162,9 +162,9 @@ class LearnedReward(Reward):
         Raises:
             Unscorable: The conversation cannot be rendered, or has no tokens.
         """
-        return self._encode(conversation)[0]
+        return self._ids_and_is_truncated(conversation)[0]
 
-    def _encode(self, conversation: Conversation) -> tuple[list[int], bool]:
+    def _ids_and_is_truncated(self, conversation: Conversation) -> tuple[list[int], bool]:
         """Return the token ids, and whether the text was truncated."""
         if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
@@ -179,7 +179,9 @@ class LearnedReward(Reward):
         return ids, truncated
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        texts, reasons, counts = score_each(self._encode, conversations, name=self.name)
+        texts, reasons, counts = score_each(
+            self._ids_and_is_truncated, conversations, name=self.name
+        )
         encoded = {i: text[0] for i, text in enumerate(texts) if text}
         counts[f"{self.name}: truncated"] = sum(text[1] for text in texts if text)
         logits = self.logits_of_token_ids(list(encoded.values()))
@@ -205,11 +207,11 @@ class LearnedReward(Reward):
         order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            mask, ids = self.pad([encoded[i] for i in rows])
+            mask, ids = self.pad_to_mask_and_ids([encoded[i] for i in rows])
             logits[rows] = self.logits(mask, input_ids=ids).cpu()
         return logits
 
-    def pad(
+    def pad_to_mask_and_ids(
         self, encoded: Sequence[Sequence[int]], *, side: str = "right"
     ) -> tuple[Tensor, Tensor]:
         """Pad B tokenized texts on ``side``; return mask [B, T] (bool) and ids [B, T].
@@ -269,7 +271,7 @@ class LearnedReward(Reward):
         if self.sidecar.pooling != "last":
             raise UserError("prefix scores need a decoder; this checkpoint is an encoder")
         ids = self.encode(conversation)
-        mask, batch = self.pad([ids])
+        mask, batch = self.pad_to_mask_and_ids([ids])
         hidden = self.model.base_model(batch, attention_mask=mask.long(), use_cache=False)
         values = self._scores_from_logits(self._apply_head(hidden.last_hidden_state[0]))
         return PrefixScores([str(self.tokenizer.decode([i])) for i in ids], values.tolist())
@@ -288,11 +290,11 @@ class LearnedReward(Reward):
         first = [{"role": "user", "content": "?"}] if self.tokenizer.chat_template else []
         texts = [[*first, {"role": "assistant", "content": text}] for text in _CHECK_TEXTS]
         short, long = (self.encode(text) for text in texts)
-        mask, ids = self.pad([short])
+        mask, ids = self.pad_to_mask_and_ids([short])
         alone = self.logits(mask, input_ids=ids)
         others = []
         for side in ("left", "right"):
-            mask, ids = self.pad([short, long], side=side)
+            mask, ids = self.pad_to_mask_and_ids([short, long], side=side)
             others.append(self.logits(mask, input_ids=ids)[:1])
             others.append(self.logits(mask[:1], input_ids=ids[:1]))
         worst = float((torch.cat(others) - alone).abs().max())

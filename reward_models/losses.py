@@ -67,16 +67,16 @@ def add_centering_penalty(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coe
     return loss + coef * (chosen + rejected) ** 2 if coef else loss
 
 
-def best_of_loss(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
-    """Return -log softmax(scores)[best] over the candidates in ``mask``, [B] (Ziegler et al. 2019).
+def best_of_loss(scores: Tensor, best_index: Tensor, *, mask: Tensor) -> Tensor:
+    """Return -log softmax(scores)[best_index] over masked candidates, [B] (Ziegler et al. 2019).
 
     Args:
         scores: Scores of the candidates, [B, K].
-        best: Index of the best candidate, [B].
+        best_index: Index of the best candidate, [B].
         mask: Which candidates exist, [B, K].
     """
     open_scores = torch.where(mask, scores, -torch.inf)
-    return -open_scores.log_softmax(-1).gather(1, best[:, None])[:, 0]
+    return -open_scores.log_softmax(-1).gather(1, best_index[:, None])[:, 0]
 
 
 def ranking_loss(scores: Tensor, *, mask: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ def step_end_loss(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
 
 
 def length_debiased_loss(
-    quality: tuple[Tensor, Tensor],
-    length: tuple[Tensor, Tensor],
-    sizes: tuple[Tensor, Tensor],
+    quality_scores: tuple[Tensor, Tensor],
+    length_scores: tuple[Tensor, Tensor],
+    reply_lengths: tuple[Tensor, Tensor],
     *,
     coef: float = 1.0,
 ) -> Tensor:
@@ -156,15 +156,18 @@ def length_debiased_loss(
     batch. The length head is removed after training.
 
     Args:
-        quality: Outputs of the quality head for the chosen and the rejected replies, each [B].
-        length: Outputs of the length head for the chosen and the rejected replies, each [B].
-        sizes: Lengths of the chosen and the rejected replies, each [B].
+        quality_scores: Outputs of the quality head for the chosen and the rejected replies, each
+            [B].
+        length_scores: Outputs of the length head for the chosen and the rejected replies, each [B].
+        reply_lengths: Lengths of the chosen and the rejected replies, each [B].
         coef: Coefficient of the correlations.
     """
-    total = bradley_terry_loss(quality[0] + length[0], quality[1] + length[1]).mean()
-    size = torch.cat(sizes).to(total.dtype)
-    penalty = pearson_correlation(torch.cat(quality), size).abs() + 1
-    return total + coef * (penalty - pearson_correlation(torch.cat(length), size))
+    total = bradley_terry_loss(
+        quality_scores[0] + length_scores[0], quality_scores[1] + length_scores[1]
+    ).mean()
+    size = torch.cat(reply_lengths).to(total.dtype)
+    penalty = pearson_correlation(torch.cat(quality_scores), size).abs() + 1
+    return total + coef * (penalty - pearson_correlation(torch.cat(length_scores), size))
 
 
 def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:

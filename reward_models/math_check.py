@@ -12,8 +12,12 @@ from functools import lru_cache
 from rlhf.reward_models.notation import algebra
 from rlhf.reward_models.notation.grammar import Node, read_math
 from rlhf.reward_models.notation.lexer import NotUnderstood
-from rlhf.reward_models.notation.marks import answer_segment
-from rlhf.reward_models.notation.prose import check_is_asserted, final_statement, reply_segment
+from rlhf.reward_models.notation.marks import answer_and_text_around_box
+from rlhf.reward_models.notation.prose import (
+    answer_segment_and_is_boxed,
+    check_is_asserted,
+    final_statement,
+)
 from rlhf.reward_models.notation.quantity import leading_unit_words
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
@@ -25,7 +29,9 @@ class _TimeLimitExceeded(Exception):
     """Raised when the CPU time limit is exceeded."""
 
 
-def check_answer(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
+def answer_verdict_and_reason(
+    reference: str, reply: str, seconds: float | None = None
+) -> tuple[str, str]:
     """Compare the final answer of a reply with a reference answer.
 
     Args:
@@ -44,7 +50,7 @@ def check_answer(reference: str, reply: str, seconds: float | None = None) -> tu
         failure = "wrong"
         with _cpu_time_limit(seconds):
             equals = algebra.same_answer(
-                right, parse_reply_answer(reply, in_words=right.kind == "text")
+                right, parse_reply_answer(reply, allow_words=right.kind == "text")
             )
     except NotUnderstood as reason:
         return failure, str(reason)
@@ -62,7 +68,7 @@ def parse_reference_answer(text: str) -> Node:
     Raises:
         NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute the value.
     """
-    tree = read_math(answer_segment(text)[0].strip())
+    tree = read_math(answer_and_text_around_box(text)[0].strip())
     try:
         algebra.check_reference(tree)
     except (NotUnderstood, _TimeLimitExceeded):
@@ -72,25 +78,25 @@ def parse_reference_answer(text: str) -> Node:
     return tree
 
 
-def parse_reply_answer(reply: str, *, in_words: bool = False) -> Node:
+def parse_reply_answer(reply: str, *, allow_words: bool = False) -> Node:
     """Parse the final answer of a reply.
 
     Args:
         reply: Reply of a policy.
-        in_words: Whether the correct answer consists of words. If it does, the reply may also state
-            its answer after "the answer is", or consist of up to four words.
+        allow_words: Whether the correct answer consists of words. If it does, the reply may also
+            state its answer after "the answer is", or consist of up to four words.
 
     Raises:
         NotUnderstood: A part of the answer cannot be parsed.
     """
-    segment, boxed = reply_segment(reply)
+    segment, boxed = answer_segment_and_is_boxed(reply)
     try:
         return read_math(segment, math=boxed)
     except NotUnderstood:
-        if in_words and (answers := [*_ANSWER_IS.finditer(segment)]):
+        if allow_words and (answers := [*_ANSWER_IS.finditer(segment)]):
             check_is_asserted(segment[: answers[-1].start()])
             return read_math(rf"\text{{{answers[-1][1]}}}", math=False)
-        if in_words and _WORDS.match(segment):
+        if allow_words and _WORDS.match(segment):
             return read_math(rf"\text{{{segment}}}", math=False)
     statement = final_statement(segment, numbers_only=False)
     return read_math(f"{statement.text} {leading_unit_words(statement.words)}", math=boxed)
@@ -106,10 +112,10 @@ def _cpu_time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
 
-    def late(*_: object) -> None:
+    def raise_time_limit_exceeded(*_: object) -> None:
         raise _TimeLimitExceeded
 
-    before = signal.signal(signal.SIGPROF, late)
+    before = signal.signal(signal.SIGPROF, raise_time_limit_exceeded)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield

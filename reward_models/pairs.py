@@ -30,7 +30,7 @@ class Pair:
     source."""
 
     @property
-    def group(self) -> str:
+    def prompt_json(self) -> str:
         """The prompt as JSON text. Intervals of the report are clustered by this key."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
@@ -55,8 +55,8 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
     """
     keys = [tuple(json.dumps(side) for side in (p.chosen, p.rejected)) for p in pairs]
     known = set(keys)
-    prompts = {pair.group for pair in pairs}
-    seen = {pair.group for pair in train or ()}
+    prompts = {pair.prompt_json for pair in pairs}
+    seen = {pair.prompt_json for pair in train or ()}
     lengths = np.median([pair.lengths for pair in pairs], axis=0)
     return {
         "pairs": len(pairs),

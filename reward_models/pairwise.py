@@ -18,7 +18,7 @@ from rlhf.reward_models.core import (
     score_each,
 )
 from rlhf.reward_models.learned import LearnedReward
-from rlhf.reward_models.targets import Target
+from rlhf.reward_models.targets import ReferenceAnswerSource
 
 _HEADINGS = ("\n\n[REPLY A]\n", "\n\n[REPLY B]\n")
 
@@ -64,10 +64,13 @@ class PairModel(Reward):
 
     The log-odds are averaged over the two orders of the replies. The reference reply is read from
     a file of prompts and answers or from the key ``answer`` of a message; see
-    :class:`~rlhf.reward_models.targets.Target`. :meth:`compare` compares any two replies.
+    :class:`~rlhf.reward_models.targets.ReferenceAnswerSource`. :meth:`log_odds_and_consistency`
+    compares any two replies.
     """
 
-    def __init__(self, inner: LearnedReward, *, reference: Target, name: str = "pairwise"):
+    def __init__(
+        self, inner: LearnedReward, *, reference: ReferenceAnswerSource, name: str = "pairwise"
+    ):
         self.inner, self.inner_rewards, self.name = inner, (inner,), name
         self.reference = reference
 
@@ -84,12 +87,12 @@ class PairModel(Reward):
         """Load the preference model at ``path``, a folder or a Hugging Face Hub id.
 
         ``answers`` is a JSON Lines file of reference replies; see
-        :class:`~rlhf.reward_models.targets.Target`.
+        :class:`~rlhf.reward_models.targets.ReferenceAnswerSource`.
         """
         inner = LearnedReward.load(path, device=device, batch_size=batch_size, dtype=dtype)
-        return cls(inner, reference=Target(answers=answers))
+        return cls(inner, reference=ReferenceAnswerSource(answers=answers))
 
-    def compare(
+    def log_odds_and_consistency(
         self, prompts: Sequence[Conversation], first: Sequence[str], second: Sequence[str]
     ) -> tuple[list[float], list[bool]]:
         """Compare two replies to each of N prompts.
@@ -110,16 +113,20 @@ class PairModel(Reward):
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         comparisons, reasons, counts = score_each(
-            self._replies_to_compare, conversations, name=self.name
+            self._prompt_reply_and_reference, conversations, name=self.name
         )
         known = {i: comparison for i, comparison in enumerate(comparisons) if comparison}
-        log_odds, agree = self.compare(*zip(*known.values(), strict=True)) if known else ([], [])
+        log_odds, agree = (
+            self.log_odds_and_consistency(*zip(*known.values(), strict=True)) if known else ([], [])
+        )
         values = scatter_scores(log_odds, known, len(conversations))
         consistent = scatter_scores([float(same) for same in agree], known, len(conversations))
         components = {self.name: values, f"{self.name}.consistent": consistent}
         return Scores(values, components, counts, reasons)
 
-    def _replies_to_compare(self, conversation: Conversation) -> tuple[Conversation, str, str]:
+    def _prompt_reply_and_reference(
+        self, conversation: Conversation
+    ) -> tuple[Conversation, str, str]:
         """Return the prompt, the reply and the reference reply.
 
         Raises:

@@ -2,7 +2,7 @@
 
 Each function builds a :class:`~rlhf.reward_models.core.Reward`. Its arguments are the settings of
 the corresponding kind in a configuration (``tags`` is the kind ``format``). For ``answer`` and
-``answers`` see :class:`~rlhf.reward_models.targets.Target`.
+``answers`` see :class:`~rlhf.reward_models.targets.ReferenceAnswerSource`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
 from rlhf.reward_models.notation import quantity
 from rlhf.reward_models.notation.lexer import NotUnderstood
-from rlhf.reward_models.targets import Answer, Target
+from rlhf.reward_models.targets import Answer, ReferenceAnswerSource
 from rlhf.reward_models.worker import Worker
 
 _REFUSAL = re.compile(
@@ -36,16 +36,16 @@ def exact_match(
 
     Surrounding white space is ignored. If ``ignore_case`` is set, case is also ignored.
     """
-    target = Target(answer, answers)
+    target = ReferenceAnswerSource(answer, answers)
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         reply, *right = (
             text.strip().casefold() if ignore_case else text.strip()
             for text in (last_reply(conversation), *target.reference_answers(conversation))
         )
         return float(reply in right)
 
-    return EachReward(check, name="exact_match", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="exact_match", outcomes=(0.0, 1.0))
 
 
 def number(
@@ -59,9 +59,9 @@ def number(
     """
     if not 0 <= tolerance < float("inf"):
         raise UserError(f"number: tolerance must be >= 0 and finite, got {tolerance}")
-    target, margin = Target(answer, answers), Fraction(str(tolerance))
+    target, margin = ReferenceAnswerSource(answer, answers), Fraction(str(tolerance))
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         references, reply = target.reference_answers(conversation), last_reply(conversation)
         right, reasons = [], []
         for reference in references:
@@ -74,12 +74,12 @@ def number(
             value = quantity.parse_final_quantity(reply) if right else None
         if value is not None and any(r.matches(value, tolerance=margin) for r in right):
             return 1.0
-        return _zero_or_unscorable(reasons)
+        return _zero_or_raise_unscorable(reasons)
 
-    return EachReward(check, name="number", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="number", outcomes=(0.0, 1.0))
 
 
-def _zero_or_unscorable(reasons: Sequence[str]) -> float:
+def _zero_or_raise_unscorable(reasons: Sequence[str]) -> float:
     """Return 0.0, or raise Unscorable if a reference could not be parsed.
 
     A reference that could not be parsed may equal the reply, so the reply is not known to be wrong.
@@ -98,10 +98,12 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
     of CPU time counts as wrong. A reply has no score if the process crashes or needs more than
     3 * ``timeout`` seconds of wall-clock time.
     """
-    target = Target(answer, answers)
-    worker = Worker("rlhf.reward_models.math_check:check_answer", timeout=3.0 * timeout)
+    target = ReferenceAnswerSource(answer, answers)
+    worker = Worker(
+        "rlhf.reward_models.math_check:answer_verdict_and_reason", timeout=3.0 * timeout
+    )
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         reply, reasons = last_reply(conversation), []
         for reference in target.reference_answers(conversation):
             verdict, reason = worker(reference, reply, timeout)
@@ -109,9 +111,9 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
                 return 1.0
             if verdict == "reference":
                 reasons.append(reason)
-        return _zero_or_unscorable(reasons)
+        return _zero_or_raise_unscorable(reasons)
 
-    return EachReward(check, name="math", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="math", outcomes=(0.0, 1.0))
 
 
 def regex(
@@ -131,13 +133,13 @@ def regex(
         raise UserError(f"regex: {pattern!r} is not a regular expression ({error})") from error
     matches = compiled.fullmatch if full else compiled.search
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         try:
             return float(matches(last_reply(conversation), timeout=timeout) is not None)
         except TimeoutError:
             raise Unscorable(f"the pattern search takes more than {timeout:g} s") from None
 
-    return EachReward(check, name="regex", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="regex", outcomes=(0.0, 1.0))
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
@@ -150,12 +152,12 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
     pattern = re.compile(rf"\s*{blocks}\s*", re.DOTALL)
     marks = [mark for n in names for mark in (f"<{n}>", f"</{n}>")]
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         reply = last_reply(conversation)
         once = all(reply.count(mark) == 1 for mark in marks)
         return float(once and pattern.fullmatch(reply) is not None)
 
-    return EachReward(check, name="format", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="format", outcomes=(0.0, 1.0))
 
 
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
@@ -171,14 +173,14 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
             f"length: 0 <= low <= high and high >= 1 are required, got low={low}, high={high}"
         )
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         reply = last_reply(conversation)
         size = len(reply.split()) if unit == "words" else len(reply)
         if size < low:
             return size / low - 1.0
         return max(-1.0, 1.0 - size / high) if high is not None and size > high else 0.0
 
-    return EachReward(check, name="length")
+    return EachReward(score_last_reply, name="length")
 
 
 def repetition(n: int = 3) -> Reward:
@@ -189,12 +191,12 @@ def repetition(n: int = 3) -> Reward:
     if n < 1:
         raise UserError(f"repetition: n must be >= 1, got {n}")
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         words = last_reply(conversation).casefold().split()
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
-    return EachReward(check, name="repetition")
+    return EachReward(score_last_reply, name="repetition")
 
 
 def refusal() -> Reward:
@@ -204,8 +206,8 @@ def refusal() -> Reward:
     Use the reward to monitor training, or as a penalty with a negative weight.
     """
 
-    def check(conversation: Conversation) -> float:
+    def score_last_reply(conversation: Conversation) -> float:
         opening = last_reply(conversation)[:200].casefold().replace("’", "'")
         return float(_REFUSAL.search(opening) is not None)
 
-    return EachReward(check, name="refusal", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="refusal", outcomes=(0.0, 1.0))

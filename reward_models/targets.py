@@ -12,7 +12,7 @@ from rlhf.reward_models.core import Conversation, Unscorable, fact
 Answer = str | int | float | list[str | int | float]
 
 
-class Target:
+class ReferenceAnswerSource:
     """Source of the reference answers of conversations.
 
     An answer is a text or a number, or a list of alternative answers. If neither ``answer`` nor
@@ -83,7 +83,7 @@ def _answer_text(answer: Any) -> str:
 
 
 def _read_answers_by_prompt(path: Path, key: str) -> dict[str, Any]:
-    """Read prompt -> value of ``key`` from a JSON Lines file; see `Target`."""
+    """Read prompt -> value of ``key`` from a JSON Lines file; see `ReferenceAnswerSource`."""
     if not path.is_file():
         raise FileNotFoundError(f"the file of reference answers {path} does not exist")
     table: dict[str, Any] = {}

@@ -59,7 +59,7 @@ class Worker:
             return self._call(arguments)
 
     def _call(self, arguments: tuple) -> Any:
-        process = self._running_process()
+        process = self._running_or_new_process()
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(arguments).encode() + b"\n")
@@ -79,7 +79,7 @@ class Worker:
             self._process.wait()
             self._process = None
 
-    def _running_process(self) -> subprocess.Popen[bytes]:
+    def _running_or_new_process(self) -> subprocess.Popen[bytes]:
         """Return the process; start a process if none is running."""
         if self._process is None or self._process.poll() is not None:
             # `-m` would import this module twice, because its package imports it.
@@ -116,8 +116,8 @@ class Worker:
         return json.loads(line)
 
 
-def serve(path: str) -> None:
-    """Call the function at ``path`` with the arguments in each line of standard input.
+def serve(function_path: str) -> None:
+    """Call the function at ``function_path`` with the arguments in each line of standard input.
 
     Results are written to standard output. Text that the function prints is redirected to standard
     error.
@@ -128,7 +128,7 @@ def serve(path: str) -> None:
         signal.signal(number, lambda *_: None)
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    module, _, name = path.partition(":")
+    module, _, name = function_path.partition(":")
 
     def reply(**content: Any) -> None:
         results.write(json.dumps(content) + "\n")

@@ -89,15 +89,15 @@ def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     """Sample completions from a model; return the lines that `rlhf generate` prints."""
-    return _printed_lines("generate", config, overrides)
+    return _run_and_collect_lines("generate", config, overrides)
 
 
 def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     """Score conversations with a reward; return the lines that `rlhf score` prints."""
-    return _printed_lines("score", config, overrides)
+    return _run_and_collect_lines("score", config, overrides)
 
 
-def _printed_lines(
+def _run_and_collect_lines(
     command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
 ) -> list[str]:
     commands = _commands()

@@ -154,7 +154,9 @@ def _referenced_command(spec: Any, commands_by_name: Mapping[str, str]) -> str |
     return commands_by_name[path.removeprefix(PREFIX)]
 
 
-def replace_missing_model(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
+def replace_missing_with_initial_model(
+    pipeline: Pipeline, stage: Mapping[str, Any]
+) -> dict[str, Any]:
     """Replace a stage's reference to a missing model by the initial model of the referenced stage.
 
     The initial model has the architecture of the trained model, so a dry run can plan the stage
@@ -196,7 +198,7 @@ def _reference_path(root: Path, reference: str) -> Path:
     return root / name / (file or "final")
 
 
-def _verify_references(root: Path, stage: Mapping[str, Any]) -> None:
+def _verify_reference_checksums(root: Path, stage: Mapping[str, Any]) -> None:
     """Verify the checksums of the trained models to which a stage refers.
 
     Raises:
@@ -220,16 +222,20 @@ def stage_config_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str,
     """
     root = Path(pipeline.output_dir)
 
-    def resolved(value: Any) -> Any:
+    def with_reference_paths(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: resolved(item) for key, item in value.items()}
+            return {key: with_reference_paths(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [resolved(item) for item in value]
+            return [with_reference_paths(item) for item in value]
         if isinstance(value, str) and value.startswith(PREFIX):
             return str(_reference_path(root, value))
         return value
 
-    keys = {key: resolved(value) for key, value in stage.items() if key not in ("name", "command")}
+    keys = {
+        key: with_reference_paths(value)
+        for key, value in stage.items()
+        if key not in ("name", "command")
+    }
     common = {"seed": pipeline.seed, "resume": pipeline.resume}
     return {**common, **keys, "output_dir": str(root / stage["name"])}
 
@@ -260,7 +266,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         for number, stage in enumerate(pipeline.stages, start=1):
             log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
             with _add_stage_name_to_errors(stage):
-                _verify_references(root, stage)
+                _verify_reference_checksums(root, stage)
                 commands.run_command(stage["command"], stage_config_tree(pipeline, stage))
                 claim.delete_replaced_files()
                 release_memory()
@@ -307,7 +313,7 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     command, waiting = stage["command"], missing_references(pipeline, stage)
     note = f"requires the results of {', '.join(waiting)}"
     if waiting:
-        stage = replace_missing_model(pipeline, stage)
+        stage = replace_missing_with_initial_model(pipeline, stage)
     config = commands.configure(command, stage_config_tree(pipeline, stage))
     if not waiting:
         return commands.plan(command, config)

@@ -291,7 +291,7 @@ def test_a_module_that_fails_is_named(capsys, tmp_path, monkeypatch, code, reaso
 
 
 def test_code_that_ends_the_process_is_a_fault(capsys, monkeypatch):
-    monkeypatch.setattr("rlhf.cli.main._print_output", lambda *_: sys.exit(0))
+    monkeypatch.setattr("rlhf.cli.main._run_and_print_output", lambda *_: sys.exit(0))
     assert main(["envs", "list"]) == 1
     assert "called sys.exit(0)" in capsys.readouterr().err
 

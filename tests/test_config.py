@@ -142,8 +142,8 @@ def test_options_come_in_both_spellings():
 def test_arguments_without_a_flag_flags_and_switches():
     arguments = parse_arguments(["a", "--dry-run", "--resume", "b", "--json", "false", "--x=1"])
     assert arguments.positional == ("a", "b")
-    assert arguments.has("--dry-run")
-    assert not arguments.has("--help", "-h")
+    assert arguments.has_any_flag("--dry-run")
+    assert not arguments.has_any_flag("--help", "-h")
     assert arguments.overrides == (("resume", True), ("json", False), ("x", 1))
 
 

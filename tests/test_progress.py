@@ -15,7 +15,7 @@ from rlhf.runs.progress import (
     OFFLINE_SLOTS,
     ProgressDisplay,
     Slots,
-    displayed_metric_keys,
+    metric_key_by_displayed_name,
     online_progress_slots,
 )
 
@@ -138,7 +138,7 @@ def test_a_number_that_is_missing_names_the_step_of_its_measurement():
 
 def headline(row: dict, slots: Slots) -> dict[str, float]:
     """The displayed numbers by their short names."""
-    return {name: row[key] for name, key in displayed_metric_keys(row, slots).items()}
+    return {name: row[key] for name, key in metric_key_by_displayed_name(row, slots).items()}
 
 
 def test_a_reward_without_a_learned_part_is_shown_once():

@@ -36,7 +36,11 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def check_offered(
-    name: str, known: Collection[str], not_offered: Mapping[str, str], what: str, listing: str
+    name: str,
+    known: Collection[str],
+    not_offered: Mapping[str, str],
+    message_start: str,
+    listing_function: str,
 ) -> None:
     """Raise a UserError if a third-party task is unknown or not offered.
 
@@ -44,13 +48,15 @@ def check_offered(
         name: Name of the task.
         known: Names of the available tasks.
         not_offered: Task that is not offered -> reason, as a clause that follows "it".
-        what: Start of the message for an unknown task, such as "textarena has no game".
-        listing: Name of the function that lists the available tasks, for the message.
+        message_start: Start of the message for an unknown task, such as "textarena has no game".
+        listing_function: Name of the function that lists the available tasks, for the message.
     """
     if name in not_offered:
         raise UserError(f"{name} is not offered: it {not_offered[name]}")
     if name not in known:
-        raise UserError(f"{what} {name!r}{did_you_mean(name, known) or f'; see {listing}'}")
+        raise UserError(
+            f"{message_start} {name!r}{did_you_mean(name, known) or f'; see {listing_function}'}"
+        )
 
 
 class PrivateGenerators:

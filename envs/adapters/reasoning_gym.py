@@ -45,7 +45,7 @@ def _same_probability(answer: str, truth: str) -> float:
     return float(abs(Fraction(answer.strip()) - right) <= min(Fraction(1, 10_000), right / 100))
 
 
-def _same_letters(answer: str, truth: str) -> float:
+def _fraction_of_same_letters(answer: str, truth: str) -> float:
     """Return the fraction of positions with the same letter in both words.
 
     The denominator is the length of the longer word.
@@ -90,7 +90,7 @@ REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
     "puzzle24": (_makes_24, "its scorer accepts numbers that are not in the question"),
     "coin_flip": (_same_probability, "its scorer accepts any part of the answer's digits"),
     "gsm_symbolic": (_same_number, "its scorer ignores a minus sign and accepts -14 for 14"),
-    "spell_backward": (_same_letters, "its scorer ignores letters after the word"),
+    "spell_backward": (_fraction_of_same_letters, "its scorer ignores letters after the word"),
 }
 """Task whose scorer accepts wrong answers -> (replacement scorer, what is wrong)."""
 
@@ -284,12 +284,12 @@ class ReasoningGym(TextEnv):
         return self.split in ("all", split_of_text(str(entry["question"])))
 
     def step(self, action: str) -> Step:
-        score, reason = self._score(action)
+        score, reason = self._score_and_reason(action)
         success = score >= 1.0 - 1e-6
         reward = score if self.partial else float(success)
         return self.turn("", reward, True, success=success, reason=reason, score=score)
 
-    def _score(self, action: str) -> tuple[float, str]:
+    def _score_and_reason(self, action: str) -> tuple[float, str]:
         """Return (score in [0, 1], reason).
 
         The reason is empty if the scorer returned a finite score. Otherwise it states why the score

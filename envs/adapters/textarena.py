@@ -15,7 +15,7 @@ import numpy as np
 from rlhf.common.conversation import Conversation
 from rlhf.envs.adapters import PrivateGenerators, check_offered, require
 from rlhf.envs.core import Step, TextEnv, check_range
-from rlhf.envs.two_player import Opponent, opponent_reply
+from rlhf.envs.two_player import Opponent, append_opponent_reply
 from rlhf.errors import UserError
 
 _ONE_PLAYER = """2048 Bandit Blackjack Countdown Crosswords Cryptarithm FifteenPuzzle FrozenLake
@@ -180,7 +180,7 @@ class TextArena(TextEnv):
             return _random_move(text, self.np_random)
         start: Conversation = [{"role": "system", "content": str(self.system_prompt)}]
         conversation = self._opponent_conversations.setdefault(player, start)
-        return opponent_reply(self.opponent, conversation, text)
+        return append_opponent_reply(self.opponent, conversation, text)
 
     @contextmanager
     def _library_context(self) -> Iterator[None]:

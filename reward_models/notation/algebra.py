@@ -47,10 +47,13 @@ def same_answer(reference: Node, answer: Node) -> bool:
         return _words_of_answer(reference) is not None and _words_of_answer(
             reference
         ) == _words_of_answer(answer)
-    references, answers = _alternatives(reference), _alternatives(answer)
-    if len(references) > 1 or len(answers) > 1 or "set" in (reference.kind, answer.kind):
-        return _same_collections(reference, answer, references, answers)
-    reference, answer = _reduce_equations(references[0]), _reduce_equations(answers[0])
+    reference_items, answer_items = (
+        _items_or_plus_minus_values(reference),
+        _items_or_plus_minus_values(answer),
+    )
+    if len(reference_items) > 1 or len(answer_items) > 1 or "set" in (reference.kind, answer.kind):
+        return _same_collections(reference, answer, reference_items, answer_items)
+    reference, answer = _reduce_equations(reference_items[0]), _reduce_equations(answer_items[0])
     reference, answer = _without_assigned_name(reference, answer)
     if reference.kind == answer.kind == "relation" and _same_relations(reference, answer):
         return True
@@ -58,7 +61,11 @@ def same_answer(reference: Node, answer: Node) -> bool:
         return _same_sets(reference, answer)
     kinds = {reference.kind, answer.kind}
     if kinds & {"brackets", "matrix", "row"}:
-        return len(kinds) == 1 and reference.data == answer.data and _same_items(reference, answer)
+        return (
+            len(kinds) == 1
+            and reference.data == answer.data
+            and _same_children_in_order(reference, answer)
+        )
     if "relation" in kinds:
         return False
     if "based" in kinds:
@@ -116,14 +123,17 @@ def _words_of_answer(node: Node) -> tuple[str, ...] | None:
 # Collections
 
 
-def _alternatives(node: Node) -> list[Node]:
+def _items_or_plus_minus_values(node: Node) -> list[Node]:
     """Return the items of a list or a set, or the two values of an answer with ±.
 
     Nested lists are flattened, but a set in a set is one item. For any other answer, the result has
     the answer as its only item.
     """
     if node.kind in ("list", "set"):
-        nested = [[c] if c.kind == node.kind == "set" else _alternatives(c) for c in node.args]
+        nested = [
+            [c] if c.kind == node.kind == "set" else _items_or_plus_minus_values(c)
+            for c in node.args
+        ]
         return [alternative for alternatives in nested for alternative in alternatives]
     if any(part.kind == "pm" for part in _subtrees(node)):
         return [_resolve_plus_minus(node, 1), _resolve_plus_minus(node, -1)]
@@ -139,27 +149,30 @@ def _resolve_plus_minus(node: Node, sign: int) -> Node:
 
 
 def _same_collections(
-    reference: Node, answer: Node, references: list[Node], answers: list[Node]
+    reference: Node, answer: Node, reference_items: list[Node], answer_items: list[Node]
 ) -> bool:
-    """Return whether lists or sets are equal, given the results of `_alternatives` for both."""
-    if _is_condition(reference) or _is_condition(answer):
+    """Return whether two lists or sets are equal, given their items."""
+    if _is_joined_inequalities(reference) or _is_joined_inequalities(answer):
         return _same_sets(reference, answer)
-    if (reference.kind == "set") != (answer.kind == "set") and 1 in (len(references), len(answers)):
+    if (reference.kind == "set") != (answer.kind == "set") and 1 in (
+        len(reference_items),
+        len(answer_items),
+    ):
         return False
     if reference.kind in ("cup", "cap") or answer.kind in ("cup", "cap"):
         return _same_sets(reference, answer)
-    names = [{_assigned_name(item) for item in items} for items in (references, answers)]
+    names = [{_assigned_name(item) for item in items} for items in (reference_items, answer_items)]
     if max(map(len, names)) > 1 and names[0] != names[1]:
         # "1, 2" can mean x = 1, y = 2 in this order, but "1 or 2" cannot.
         joints = {str(reference.data), str(answer.data)}
         is_plain = {""} in names and "set" not in (reference.kind, answer.kind)
-        return is_plain and "or" not in joints and _same_in_order(references, answers)
-    references, answers = (
-        _without_equal_items(_assigned_values(references)),
-        _without_equal_items(_assigned_values(answers)),
+        return is_plain and "or" not in joints and _same_in_order(reference_items, answer_items)
+    reference_items, answer_items = (
+        _without_equal_items(_without_common_name(reference_items)),
+        _without_equal_items(_without_common_name(answer_items)),
     )
-    return len(references) == len(answers) and all(
-        any(same_answer(a, b) for b in answers) for a in references
+    return len(reference_items) == len(answer_items) and all(
+        any(same_answer(a, b) for b in answer_items) for a in reference_items
     )
 
 
@@ -172,7 +185,7 @@ def _without_equal_items(items: list[Node]) -> list[Node]:
     return distinct
 
 
-def _assigned_values(items: list[Node]) -> list[Node]:
+def _without_common_name(items: list[Node]) -> list[Node]:
     """Return the items without their common name: 1, 2 for ``x = 1, x = 2`` and ``x = 1, 2``.
 
     Items that assign values to different names are returned unchanged.
@@ -189,11 +202,13 @@ def _assigned_name(item: Node) -> str:
     return str(item.args[0].data).partition("_")[0] if _assigns_name(item) else ""
 
 
-def _same_in_order(references: Sequence[Node], answers: Sequence[Node]) -> bool:
-    return len(references) == len(answers) and all(map(same_answer, references, answers))
+def _same_in_order(reference_items: Sequence[Node], answer_items: Sequence[Node]) -> bool:
+    return len(reference_items) == len(answer_items) and all(
+        map(same_answer, reference_items, answer_items)
+    )
 
 
-def _same_items(reference: Node, answer: Node) -> bool:
+def _same_children_in_order(reference: Node, answer: Node) -> bool:
     return _same_in_order(reference.args, answer.args)
 
 
@@ -294,7 +309,7 @@ def _same_relations(reference: Node, answer: Node) -> bool:
     if one_name and same_answer(reference.args[1], answer.args[1]):
         return True
     if not all(_is_expression(part) for part in (*reference.args, *answer.args)):
-        return reference.data == answer.data and _same_items(reference, answer)
+        return reference.data == answer.data and _same_children_in_order(reference, answer)
     operators = (*_operators(reference), *_operators(answer))
     if len(operators) != 2 or "in" in operators:
         return False
@@ -336,7 +351,7 @@ def _ratio_at_test_point(first: Any, second: Any) -> Any:
 # Sets
 
 
-def _is_condition(node: Node) -> bool:
+def _is_joined_inequalities(node: Node) -> bool:
     """Return whether the node is a list of inequalities that are joined by "and" or "or"."""
     is_joined = node.kind == "list" and node.data in _CONDITIONS
     return is_joined and all(_is_inequality(child) for child in node.args)
@@ -378,7 +393,7 @@ def _as_set(node: Node) -> Any:
         return sp.FiniteSet(*(to_sympy(child) for child in node.args))
     if node == _EMPTY_SET:
         return sp.EmptySet
-    if node.kind in _SET_OPERATIONS or _is_condition(node):
+    if node.kind in _SET_OPERATIONS or _is_joined_inequalities(node):
         parts = [_as_set(child) for child in node.args]
         names = {part for part in _subtrees(node) if part.kind == "symbol"}
         if any(part is None for part in parts) or (node.kind == "list" and len(names) != 1):

@@ -73,7 +73,7 @@ def read_math(text: str, *, math: bool = True) -> Node:
     for token in tokens:
         if token.kind == "unknown" or token.text in ("...", "dots"):
             raise NotUnderstood(f"the unknown symbol {token.text!r}")
-    in_words = _in_words(tokens)
+    in_words = _words_if_text_answer(tokens)
     if in_words is not None:
         return Node("text", data=in_words)
     reader = _MathReader(tokens)
@@ -83,7 +83,7 @@ def read_math(text: str, *, math: bool = True) -> Node:
     return node
 
 
-def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
+def _words_if_text_answer(tokens: list[Token]) -> tuple[str, ...] | None:
     """Return the words of an answer such as ``\\text{even}`` or ``\\text{(B)}`` in lower case.
 
     Return None if the answer does not consist of words.
@@ -118,7 +118,7 @@ class _MathReader(TokenReader):
 
     def answer(self) -> Node:
         items, joints = [self.item()], set()
-        while (joint := self._separator()) is not None:
+        while (joint := self._take_separator()) is not None:
             joints.add(joint)
             items.append(self.item())
         joints = joints - {","} or joints
@@ -132,7 +132,7 @@ class _MathReader(TokenReader):
             items.append(self.item())
         return items
 
-    def _separator(self) -> str | None:
+    def _take_separator(self) -> str | None:
         """Take a separator of items: a comma, "and" or "or", or a comma before one of these words.
 
         Returns:
@@ -201,12 +201,12 @@ class _MathReader(TokenReader):
         """Return whether the next token begins a factor after an implicit multiplication sign."""
         token = self.peek()
         if token.kind == "word":
-            return self._is_letters(token)
+            return self._is_variable_or_function(token)
         if token.kind == "command":
             return token.text not in ("circ", "end", "and", "or", "to", "over", "choose")
         return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
 
-    def _is_letters(self, token: Token) -> bool:
+    def _is_variable_or_function(self, token: Token) -> bool:
         """Return whether a word is a function, a variable, or a product of variables."""
         word = token.text
         if (
@@ -284,7 +284,7 @@ class _MathReader(TokenReader):
         token = self.peek()
         if token.kind == "number":
             return self._numeral()
-        if token.kind == "word" and self._is_letters(token):
+        if token.kind == "word" and self._is_variable_or_function(token):
             return self._word()
         if token.kind == "command":
             return self._command()

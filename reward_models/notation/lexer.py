@@ -308,13 +308,13 @@ class _Lexer:
         """Read a number, which may have thousands separators and an exponent."""
         text, groups = self.text, ()
         if match := _REPEATING_DECIMAL.match(text, start):
-            return self._repeating(match)
+            return self._repeating_decimal(match)
         match = _EUROPEAN_NUMBER.match(text, start)
         if match:
             digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
         elif match := _GROUPED_NUMBER.match(text, start):
             end = match.end()
-            if match.group("mark") == "," and self._is_in_list(end):
+            if match.group("mark") == "," and self._comma_and_digits_follow(end):
                 match, end = None, start
             else:
                 digits = re.sub(r"\D", "", match.group())
@@ -336,7 +336,7 @@ class _Lexer:
         value = Fraction(_ascii_digits(digits)) * Fraction(10) ** power
         return self._add_token("number", text[start:end], start, end, value=value, groups=groups)
 
-    def _repeating(self, match: re.Match[str]) -> int:
+    def _repeating_decimal(self, match: re.Match[str]) -> int:
         """Read a repeating decimal such as ``0.1\\overline{6}``."""
         whole, first, period = (_ascii_digits(part) for part in match.groups())
         start, end = match.span()
@@ -346,7 +346,7 @@ class _Lexer:
         value = int(whole or "0") + (int(first or "0") + cycle) / 10 ** len(first)
         return self._add_token("number", match.group(), start, end, value=value)
 
-    def _is_in_list(self, end: int) -> bool:
+    def _comma_and_digits_follow(self, end: int) -> bool:
         """Return whether a comma and more digits follow, so that the number is part of a list."""
         return self.text[end : end + 1] == "," and self.text[end + 1 : end + 2].isdecimal()
 

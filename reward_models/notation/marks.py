@@ -39,7 +39,7 @@ def last_box(text: str) -> tuple[int, int, str] | None:
     return boxes[-1].start(), end + 1, text[boxes[-1].end() : end]
 
 
-def answer_segment(reply: str) -> tuple[str, str, str]:
+def answer_and_text_around_box(reply: str) -> tuple[str, str, str]:
     """Return the part of a reply that contains the answer, and the texts before and after a box.
 
     The reply is searched without its reasoning. If the reply has an ``<answer>`` tag, only the

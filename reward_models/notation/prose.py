@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
-from rlhf.reward_models.notation.marks import answer_segment, starts_with_box
+from rlhf.reward_models.notation.marks import answer_and_text_around_box, starts_with_box
 
 FUNCTIONS = word_set(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
@@ -150,12 +150,12 @@ class Statement:
     """The last run of mathematical symbols."""
     words: str
     """The rest of the sentence after the run; it may contain a unit."""
-    is_whole: bool
+    equations_complete: bool
     """Whether the sentence has no number before the run. If so, equations in the run are complete.
     """
 
 
-def reply_segment(reply: str) -> tuple[str, bool]:
+def answer_segment_and_is_boxed(reply: str) -> tuple[str, bool]:
     """Return the part of a reply that contains the answer, and whether this part is a box.
 
     Markdown is removed from the part.
@@ -163,7 +163,7 @@ def reply_segment(reply: str) -> tuple[str, bool]:
     Raises:
         NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
     """
-    segment, before, after = answer_segment(reply)
+    segment, before, after = answer_and_text_around_box(reply)
     if before or after:
         _check_text_around_box(before, segment, after)
         if scaled := _SCALE_OF_BOX.match(after):
@@ -179,7 +179,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     """Return the statement of the final answer in a segment.
 
     Args:
-        segment: First result of ``reply_segment``.
+        segment: First result of ``answer_segment_and_is_boxed``.
         numbers_only: Whether to ignore runs without numbers.
 
     Raises:
@@ -198,8 +198,8 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     if segment[end : end + 1] in tuple(_QUOTE_CHARACTERS) and not is_quoted:
         raise NotUnderstood("a prime, or a quotation mark that is not opened")
     _check_text_after_run(segment[end:])
-    is_whole = re.search(r"\d", _last_sentence(segment[:start])) is None
-    return Statement(segment[start:end], _first_sentence(segment[end:]), is_whole)
+    equations_complete = re.search(r"\d", _last_sentence(segment[:start])) is None
+    return Statement(segment[start:end], _first_sentence(segment[end:]), equations_complete)
 
 
 def without_markdown(text: str) -> str:
@@ -219,7 +219,7 @@ def without_markdown(text: str) -> str:
     return text.strip()
 
 
-def _is_symbol(tokens: list[Token], i: int) -> bool:
+def _is_math_symbol(tokens: list[Token], i: int) -> bool:
     """Return whether token ``i`` can be in a run: a number, operator, command or variable."""
     token = tokens[i]
     if token.kind in ("number", "operator", "command", "currency", "delimiter", "unknown"):
@@ -299,7 +299,7 @@ def _last_run_indices(tokens: list[Token], numbers_only: bool) -> tuple[int, int
     """
     end = len(tokens) - 1
     while end >= 0:
-        if not _is_symbol(tokens, end):
+        if not _is_math_symbol(tokens, end):
             end -= 1
             continue
         start = _run_start(tokens, end)
@@ -355,14 +355,14 @@ def _extended_run_indices(tokens: list[Token], start: int, end: int) -> tuple[in
             position -= 1
         joints = {token.kind for token in tokens[position + 1 : start]}
         only_lines = "line" in joints and joints <= {"delimiter", "line"}
-        if position < 0 or not joints or only_lines or not _is_symbol(tokens, position):
+        if position < 0 or not joints or only_lines or not _is_math_symbol(tokens, position):
             return start, end
         start = _run_start(tokens, position)
 
 
 def _run_start(tokens: list[Token], position: int) -> int:
     """Return the index of the first token of the run of symbols around ``position``."""
-    while position > 0 and _is_symbol(tokens, position - 1):
+    while position > 0 and _is_math_symbol(tokens, position - 1):
         position -= 1
     return position
 

@@ -17,8 +17,8 @@ from operator import add, mul, neg, truediv
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.grammar import Node, read_math
 from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
-from rlhf.reward_models.notation.marks import answer_segment
-from rlhf.reward_models.notation.prose import final_statement, reply_segment
+from rlhf.reward_models.notation.marks import answer_and_text_around_box
+from rlhf.reward_models.notation.prose import answer_segment_and_is_boxed, final_statement
 from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
 _CLOSING_QUOTES = ('"', "'", "”", "’")
@@ -48,14 +48,17 @@ class Quantity:
         return near and units.agree_or_missing(self.unit, other.unit)
 
 
-def parse_quantity(text: str, *, is_reference: bool = False, is_whole: bool = True) -> Quantity:
+def parse_quantity(
+    text: str, *, is_reference: bool = False, equations_complete: bool = True
+) -> Quantity:
     """Parse a text that consists of one number.
 
     Args:
         text: A number without surrounding sentences.
         is_reference: Whether the text is a reference answer. A reference must not be approximate.
             It must not have a decimal comma, because the comma could also separate two numbers.
-        is_whole: Whether equations in the text are complete. Complete equations must be true.
+        equations_complete: Whether equations in the text are complete. Complete equations must be
+            true.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
@@ -76,7 +79,7 @@ def parse_quantity(text: str, *, is_reference: bool = False, is_whole: bool = Tr
     quantity = reader.value()
     if reader.peek().kind != "end":
         raise NotUnderstood("more than one number, or words around it")
-    if is_whole:
+    if equations_complete:
         equations = tokens[: len(tokens) - len(last)]
         _check_calculations(text, equations, quantity, text[last[0].start :])
     return quantity
@@ -89,7 +92,7 @@ def parse_reference_quantity(reference: str) -> Quantity:
     Raises:
         NotUnderstood: The answer does not consist of one number.
     """
-    return parse_quantity(answer_segment(reference)[0], is_reference=True)
+    return parse_quantity(answer_and_text_around_box(reference)[0], is_reference=True)
 
 
 def parse_final_quantity(reply: str) -> Quantity:
@@ -98,13 +101,13 @@ def parse_final_quantity(reply: str) -> Quantity:
     Raises:
         NotUnderstood: There is no number, or it is ambiguous.
     """
-    segment, _ = reply_segment(reply)
+    segment, _ = answer_segment_and_is_boxed(reply)
     try:
         return parse_quantity(segment)
     except NotUnderstood:
         statement = final_statement(segment, numbers_only=True)
     text = f"{statement.text} {leading_unit_words(statement.words)}"
-    return parse_quantity(text, is_whole=statement.is_whole)
+    return parse_quantity(text, equations_complete=statement.equations_complete)
 
 
 def leading_unit_words(words: str) -> str:
@@ -233,8 +236,12 @@ class _QuantityReader(TokenReader):
 
     def _magnitude(self) -> Fraction:
         if opening := self.take_op("(", "{"):
-            return self._powers(self._bracketed_number(")" if opening == "(" else "}"))
-        return self._fraction() if self.peek().is_command("frac") else self._written_number()
+            return self._with_optional_exponent(
+                self._bracketed_number(")" if opening == "(" else "}")
+            )
+        return (
+            self._fraction() if self.peek().is_command("frac") else self._number_fraction_or_power()
+        )
 
     def _bracketed_number(self, closing: str) -> Fraction:
         """Parse a number without a unit, or a fraction with ``\\over``, up to a closing bracket."""
@@ -273,7 +280,7 @@ class _QuantityReader(TokenReader):
             raise NotUnderstood("a number that is part of a name")
         return self.take().value
 
-    def _written_number(self) -> Fraction:
+    def _number_fraction_or_power(self) -> Fraction:
         token, number = self.peek(), self._number()
         if token.text == "vulgar":
             return number
@@ -283,9 +290,9 @@ class _QuantityReader(TokenReader):
                 return mixed_number(number, self._fraction(), Fraction(1))
             if (mixed := self.take_mixed_fraction(number)) is not None:
                 return mixed
-        number = self._powers(number)
+        number = self._with_optional_exponent(number)
         if self.take_op("/"):
-            bottom = self._sign() * self._powers(self._number())
+            bottom = self._sign() * self._with_optional_exponent(self._number())
             if bottom == 0 or self.peek().is_op("/", ":"):
                 raise NotUnderstood("division by zero, or more than one division")
             return number / bottom
@@ -303,7 +310,7 @@ class _QuantityReader(TokenReader):
         self.position += 2
         return number + Fraction(int(digits), 10 ** len(digits))
 
-    def _powers(self, base: Fraction) -> Fraction:
+    def _with_optional_exponent(self, base: Fraction) -> Fraction:
         """Parse an exponent after ``base`` and return the power; without an exponent, ``base``."""
         if self.is_degree() or not self.take_op("^"):
             return base

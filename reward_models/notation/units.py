@@ -112,6 +112,6 @@ def _singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and len(word) > 3 else word
 
 
-def agree_or_missing(reference: str, reply: str) -> bool:
+def agree_or_missing(reference_unit: str, reply_unit: str) -> bool:
     """Return whether two units are equal or at least one of them is missing."""
-    return not reference or not reply or reference == reply
+    return not reference_unit or not reply_unit or reference_unit == reply_unit

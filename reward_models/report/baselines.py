@@ -34,7 +34,7 @@ def bag_of_words_margins(
     """
     if train is not None:
         return _fit_and_score_words(train, pairs)
-    prompts, groups = cluster_index([pair.group for pair in pairs])
+    prompts, groups = cluster_index([pair.prompt_json for pair in pairs])
     if len(prompts) < 2:
         raise ValueError("a cross-fitted bag of words needs at least two prompts")
     parts = np.random.default_rng(seed).permutation(len(prompts)) % min(folds, len(prompts))

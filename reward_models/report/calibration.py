@@ -113,9 +113,9 @@ def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Int
     fitted, (names, index) = fit_temperature(margins), cluster_index(groups)
     if len(names) < _MIN_PROMPTS:
         needs = f"{len(names)} prompts, an interval needs {_MIN_PROMPTS}"
-        return Interval.without(fitted, len(names), needs)
+        return Interval.without_bounds(fitted, len(names), needs)
     if (margins >= 0).all() or (margins <= 0).all():
-        return Interval.without(fitted, len(names), "the scores separate all pairs")
+        return Interval.without_bounds(fitted, len(names), "the scores separate all pairs")
     inverse = 1 / fitted
     derivatives = margins * expit(-margins * inverse)
     clustered = np.bincount(index, weights=derivatives)
@@ -123,16 +123,16 @@ def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Int
     limit = effect * float(stdtrit(len(names) - 1, 0.975)) ** 2
     lowest = np.logaddexp(0.0, -margins * inverse).sum()
 
-    def excess(x: float) -> float:
-        return 2 * float(np.logaddexp(0.0, -margins * x).sum() - lowest) - limit
+    def deviance_excess(inverse_temperature: float) -> float:
+        return 2 * float(np.logaddexp(0.0, -margins * inverse_temperature).sum() - lowest) - limit
 
     above = 2 * inverse + 1 / float(np.abs(margins).mean())
-    while excess(above) < 0:
+    while deviance_excess(above) < 0:
         above *= 2
-    low = 1 / optimize.root_scalar(excess, bracket=(inverse, above)).root
+    low = 1 / optimize.root_scalar(deviance_excess, bracket=(inverse, above)).root
     high = float("inf")
-    if excess(0.0) > 0:
-        high = 1 / optimize.root_scalar(excess, bracket=(0.0, inverse)).root
+    if deviance_excess(0.0) > 0:
+        high = 1 / optimize.root_scalar(deviance_excess, bracket=(0.0, inverse)).root
     return Interval(fitted, low, high, len(names), "profile likelihood")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf.reward_models.report.markdown import has_interval, percent
+from rlhf.reward_models.report.markdown import has_interval, percent_with_interval
 
 # Largest acceptable change of a score due to batching, in standard deviations of the scores. The
 # rounding errors of float32 are far smaller.
@@ -72,9 +72,11 @@ def _baseline_findings(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, baseline in compared.items():
         gain = baseline["gain"]
         if gain["high"] < 0:
-            lines.append(f'Worse than "{name}" ({percent(baseline["accuracy"])}).')
+            lines.append(f'Worse than "{name}" ({percent_with_interval(baseline["accuracy"])}).')
         elif not gain["low"] > 0:
-            lines.append(f'No better than "{name}" ({percent(baseline["accuracy"])}).')
+            lines.append(
+                f'No better than "{name}" ({percent_with_interval(baseline["accuracy"])}).'
+            )
     if beaten:
         lines.append("Better than " + ", ".join(f'"{name}"' for name in beaten) + ".")
     return lines
@@ -135,25 +137,26 @@ def _invariance_findings(invariance: Mapping[str, Any] | None) -> list[str]:
 
 def _policy_findings(report: Mapping[str, Any]) -> list[str]:
     lines = []
-    policy, chosen = report.get("policy"), report.get("best_of_n")
+    policy, best_of_n = report.get("policy"), report.get("best_of_n")
     if policy and policy["std"] and policy["within_prompt_std"] < _MIN_SPREAD * policy["std"]:
         lines.append(
             "Scores of a policy's replies to one prompt differ little (their spread is "
             f"{policy['within_prompt_std'] / policy['std']:.0%} of the overall spread): a policy "
             "can learn little from them."
         )
-    if chosen:
-        first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
+    if best_of_n:
+        first, last = best_of_n["gold"][0]["mean"], best_of_n["gold"][-1]["mean"]
         lines.append(
-            f"Choosing the best of {chosen['ns'][-1]} replies by this reward "
-            f"{_gold_change_phrase(chosen)} from {first:.3g} to {last:.3g}; {chosen['advice']}."
+            f"Choosing the best of {best_of_n['ns'][-1]} replies by this reward "
+            f"{_gold_change_phrase(best_of_n)} from {first:.3g} to {last:.3g}; "
+            f"{best_of_n['advice']}."
         )
     return lines
 
 
-def _gold_change_phrase(chosen: Mapping[str, Any]) -> str:
+def _gold_change_phrase(best_of_n: Mapping[str, Any]) -> str:
     """Return a verb phrase that says whether the gold score changed significantly, and how."""
-    gain = chosen.get("gain")  # reports of 0.1.0 have none
+    gain = best_of_n.get("gain")  # reports of 0.1.0 have none
     if gain and has_interval(gain) and (gain["low"] > 0 or gain["high"] < 0):
         return "raises the gold score" if gain["low"] > 0 else "lowers the gold score"
     return "does not significantly change the gold score:"

@@ -33,7 +33,7 @@ def clustered_mean_interval(
     num_groups = len(set(groups))
     if num_groups < 2:
         mean = float(x.mean()) if x.size else float("nan")
-        return interval_as_dict(Interval.without(mean, num_groups, "one unit"), x.size)
+        return interval_as_dict(Interval.without_bounds(mean, num_groups, "one unit"), x.size)
     result = interval(x, list(groups), kind="mean", bounds=bounds, weigh="values")
     return interval_as_dict(result, x.size)
 

@@ -41,11 +41,11 @@ class Measure:
         if self.scale == "share":
             return share_estimate(self.metric(predictions, labels), units)
 
-        def on_rows(rows: np.ndarray) -> float:
+        def metric_on_rows(rows: np.ndarray) -> float:
             return self.metric(predictions[rows], labels[rows])
 
         return as_estimate(
-            interval_as_dict(jackknife(on_rows, units, scale=self.scale), len(labels))
+            interval_as_dict(jackknife(metric_on_rows, units, scale=self.scale), len(labels))
         )
 
     def gain(
@@ -60,13 +60,13 @@ class Measure:
         ``units`` [N] are the independent units of the rows.
         """
 
-        def difference(rows: Any = slice(None)) -> Any:
+        def metric_difference(rows: Any = slice(None)) -> Any:
             score = self.metric(predictions[rows], labels[rows])
             return score - self.metric(baseline[rows], labels[rows])
 
         if self.scale == "share":
-            return as_estimate(gain_interval(difference(), units))
-        return as_estimate(interval_as_dict(jackknife(difference, units), len(labels)))
+            return as_estimate(gain_interval(metric_difference(), units))
+        return as_estimate(interval_as_dict(jackknife(metric_difference, units), len(labels)))
 
 
 def labeled_report(
@@ -93,17 +93,20 @@ def labeled_report(
     """
     units = list(range(len(labels)) if groups is None else groups)
 
-    def estimates(column: np.ndarray) -> dict[str, Estimate]:
-        return {name: m.estimate(column, labels, units) for name, m in measures.items()}
+    def estimate_by_measure(model_predictions: np.ndarray) -> dict[str, Estimate]:
+        return {name: m.estimate(model_predictions, labels, units) for name, m in measures.items()}
 
-    def gains(column: np.ndarray) -> dict[str, Estimate]:
-        return {name: m.gain(predictions, column, labels, units) for name, m in measures.items()}
+    def gains(baseline_predictions: np.ndarray) -> dict[str, Estimate]:
+        return {
+            name: m.gain(predictions, baseline_predictions, labels, units)
+            for name, m in measures.items()
+        }
 
     return {
         "rows": len(labels),
         "units": len(set(units)),
-        "metrics": estimates(predictions),
-        "baselines": {name: estimates(column) for name, column in baselines.items()},
+        "metrics": estimate_by_measure(predictions),
+        "baselines": {name: estimate_by_measure(column) for name, column in baselines.items()},
         "gains": {name: gains(column) for name, column in baselines.items()},
     }
 
@@ -129,17 +132,17 @@ def accuracy_report(
     )
 
 
-def as_estimate(row: dict[str, float]) -> Estimate:
+def as_estimate(interval: dict[str, float]) -> Estimate:
     """Convert a result of `clustered_mean_interval` to a dictionary for the report.
 
     Its keys are ``mean``, ``low``, ``high`` and ``n`` (number of groups). Unknown values are None.
     """
-    known = math.isfinite(row["low"])
+    known = math.isfinite(interval["low"])
     return {
-        "mean": row["value"] if math.isfinite(row["value"]) else None,
-        "low": row["low"] if known else None,
-        "high": row["high"] if known else None,
-        "n": int(row["groups"]),
+        "mean": interval["value"] if math.isfinite(interval["value"]) else None,
+        "low": interval["low"] if known else None,
+        "high": interval["high"] if known else None,
+        "n": int(interval["groups"]),
     }
 
 
@@ -169,19 +172,19 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((2 * confusion.diagonal() / np.maximum(totals, 1)).mean())
 
 
-def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+def auc(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the AUC of each class against the others, averaged over the classes.
 
     Rows are ranked by the log-probability of the class, because logits are not comparable between
     rows. The result is nan if all labels are equal.
 
     Args:
-        scores: Logits, [N, C].
+        logits: Logits, [N, C].
         labels: Class indices, [N].
     """
-    logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     areas = []
-    for k in range(scores.shape[1]):
+    for k in range(logits.shape[1]):
         of_class = labels == k
         inside, outside = int(of_class.sum()), int((~of_class).sum())
         if inside and outside:

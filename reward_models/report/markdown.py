@@ -16,12 +16,12 @@ from rlhf.reward_models.report.tables import Cell, flat_benchmark_scores, report
 _YES_NO = {True: "yes", False: "no", None: "undecided"}
 
 
-def write_report(directory: Path, summary: Mapping[str, Any], page: str) -> None:
+def write_evaluation_report(run_directory: Path, summary: Mapping[str, Any], page: str) -> None:
     """Write ``summary.json`` and ``report.md`` into ``evaluation/<name>/`` of a run directory.
 
     ``name`` is the key "name" of ``summary``, and ``page`` is the content of ``report.md``.
     """
-    folder = directory / "evaluation" / summary["name"]
+    folder = run_directory / "evaluation" / summary["name"]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_text(folder / "report.md", page)
@@ -33,13 +33,13 @@ def pairs_report_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         f"# Reward report: {markdown_text(str(report['reward']))}",
         "## Verdict\n\n" + "\n".join(f"- {markdown_text(line)}" for line in report["verdict"]),
-        f"## Accuracy\n\n{percent(report['accuracy'])} on {data['pairs']} pairs of "
+        f"## Accuracy\n\n{percent_with_interval(report['accuracy'])} on {data['pairs']} pairs of "
         f"{data['prompts']} prompts; {data['ties']} ties (each counts 1/2), "
         f"{data['unscored']} unscored (omitted).",
         _table(
             ["baseline", "accuracy of the baseline", "gain over the baseline"],
             [
-                [name, percent(b["accuracy"]), percent(b["gain"])]
+                [name, percent_with_interval(b["accuracy"]), percent_with_interval(b["gain"])]
                 for name, b in report["baselines"].items()
             ],
         ),
@@ -101,7 +101,7 @@ def _cell_text(cell: Cell) -> str:
     return decimal_text(cell) if isinstance(cell, float) else str(cell)
 
 
-def percent(interval: Mapping[str, Any] | None) -> str:
+def percent_with_interval(interval: Mapping[str, Any] | None) -> str:
     """Format a proportion with its interval in percent; "unknown" if there is no value."""
     if interval is None or interval["value"] is None:
         return "unknown"

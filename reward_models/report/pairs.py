@@ -78,7 +78,7 @@ def evaluate_reward_model(
         "data": data_card(pairs, train_pairs)
         | {**scored.data, "dropped": dict(dropped or {}), "overlapping": overlapping},
         "accuracy": scored.accuracy(),
-        "baselines": _baselines(scored, reward, train_pairs),
+        "baselines": _accuracy_and_gain_by_baseline(scored, reward, train_pairs),
         "by_margin": _accuracy_by_quantile(scored, np.abs(scored.margins), parts=10),
         "by_length_gap": _accuracy_by_quantile(
             scored, baselines.length_differences(scored.pairs), parts=5
@@ -90,7 +90,7 @@ def evaluate_reward_model(
         "scores": {"mean": scored.mean, "std": scored.std},
         "invariance": _batch_dependence(reward, scored.pairs[:invariance_size], spread=scored.std),
         "stress": run_stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
-        "policy": spread_on_samples(reward, samples) if samples else None,
+        "policy": score_statistics_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
     }
     return _to_json_values(report | {"verdict": finding_sentences(report)})
@@ -114,7 +114,7 @@ class ScoredPairs:
         if not known.any():
             raise UserError(f"no pair could be scored: {dict(scores.counts)}")
         self.pairs = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
-        self.groups = [pair.group for pair in self.pairs]
+        self.groups = [pair.prompt_json for pair in self.pairs]
         self.chosen, self.rejected = chosen[known], rejected[known]
         self.margins = self.chosen - self.rejected
         self.mean, self.std = float(np.nanmean(values)), float(np.nanstd(values))
@@ -139,7 +139,7 @@ def win_indicators(margins: np.ndarray) -> np.ndarray:
     return np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))
 
 
-def spread_on_samples(
+def score_statistics_on_samples(
     reward: Reward, samples: Sequence[Sequence[Conversation]]
 ) -> dict[str, float | int]:
     """Return statistics of the scores of a policy's replies.
@@ -167,7 +167,7 @@ def spread_on_samples(
     }
 
 
-def _baselines(
+def _accuracy_and_gain_by_baseline(
     scored: ScoredPairs, reward: Reward, train_pairs: Sequence[Pair] | None
 ) -> dict[str, dict[str, Any]]:
     """Return name -> accuracy of the baseline, and the reward's paired gain over it.

@@ -78,10 +78,10 @@ def run_stress_tests(
     rng = np.random.default_rng(seed)
     chosen = [pairs[i] for i in rng.permutation(len(pairs))[:size]]
     variants = {
-        name: [_with_changed_reply(p, function) for p in chosen]
+        name: [_chosen_with_changed_reply(p, function) for p in chosen]
         for name, (function, _) in STRESS_CHANGES.items()
     }
-    variants["shuffled_prompt"] = _with_shuffled_prompts(chosen)
+    variants["shuffled_prompt"] = _chosen_replies_with_other_prompts(chosen)
     before = np.array(reward([pair.chosen for pair in chosen]), dtype=float)
     spread = float(np.nanstd(before))
     rounding_error = 1e-9 * float(np.nan_to_num(np.abs(before)).max())
@@ -92,7 +92,7 @@ def run_stress_tests(
         expect = STRESS_CHANGES[name][1] if name in STRESS_CHANGES else "fall"
         change = (np.array(reward(conversations), dtype=float) - before) / spread
         known = ~np.isnan(change)
-        groups = [pair.group for pair, ok in zip(chosen, known, strict=True) if ok]
+        groups = [pair.prompt_json for pair, ok in zip(chosen, known, strict=True) if ok]
         interval = clustered_mean_interval(change[known], groups)
         results[name] = {
             "change": interval,
@@ -130,17 +130,17 @@ def _changed_as_expected(
     return None
 
 
-def _with_changed_reply(pair: Pair, function: Callable[[str], str]) -> Conversation:
-    """Apply ``function`` to the last message of the chosen conversation."""
+def _chosen_with_changed_reply(pair: Pair, change_reply: Callable[[str], str]) -> Conversation:
+    """Apply ``change_reply`` to the last message of the chosen conversation."""
     *head, last = pair.chosen
-    return [*head, {**last, "content": function(last["content"])}]
+    return [*head, {**last, "content": change_reply(last["content"])}]
 
 
-def _with_shuffled_prompts(pairs: Sequence[Pair]) -> list[Conversation]:
+def _chosen_replies_with_other_prompts(pairs: Sequence[Pair]) -> list[Conversation]:
     """Combine each chosen reply with the prompt of the next pair whose prompt differs."""
     result = []
     for i, pair in enumerate(pairs):
         others = (pairs[(i + step) % len(pairs)] for step in range(1, len(pairs)))
-        other = next((p for p in others if p.group != pair.group), pair)
+        other = next((p for p in others if p.prompt_json != pair.prompt_json), pair)
         result.append([*other.prompt, *pair.chosen[len(pair.prompt) :]])
     return result

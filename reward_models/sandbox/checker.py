@@ -1,8 +1,8 @@
 """Run the tests of a program in a separate process, and determine whether the program passes.
 
-The program runs in another process. In this process, the names of the program refer to `Remote`
-objects or plain data. The program receives the arguments of its calls, but never the values with
-which the tests compare its results.
+The program runs in another process. In this process, the names of the program refer to
+`RemoteObject` objects or plain data. The program receives the arguments of its calls, but never the
+values with which the tests compare its results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .plain import decode, encode
 _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
 
 
-class Program:
+class ProgramProxy:
     """Proxy of the program's process for the tests.
 
     This process ends if the program ends, or if the program sends a message that `program.Server`
@@ -76,7 +76,7 @@ class Program:
                 _update_argument(values[i], self._decode(content))
         except Exception:
             _end_as_failed("the program sent a malformed message")
-        if operation == "global" and isinstance(result, Remote):
+        if operation == "global" and isinstance(result, RemoteObject):
             self.functions.add(_handle_of(result))
         if error is not None:
             # In a `map` or `zip` of the tests, StopIteration would skip the remaining cases.
@@ -132,7 +132,7 @@ class Program:
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
         """Return the reference of a value that is not plain; see `encode`."""
-        if isinstance(value, Remote):
+        if isinstance(value, RemoteObject):
             return {"object": _handle_of(value)}
         if not callable(value):
             raise TypeError(f"a {type(value).__name__} cannot be passed to the program")
@@ -142,7 +142,7 @@ class Program:
     def _value_of_reference(self, kind: str, content: Any) -> Any:
         """Return the value of a reference; see `decode`."""
         if kind == "object":
-            return self.remotes.setdefault(int(content), Remote(self, int(content)))
+            return self.remotes.setdefault(int(content), RemoteObject(self, int(content)))
         if kind == "callback":
             return self.callbacks[content]
         if kind == "builtin exception":
@@ -185,7 +185,7 @@ def _end_as_failed(reason: str, status: int = 1) -> NoReturn:
     os._exit(status)
 
 
-class Remote:
+class RemoteObject:
     """An object of the program that is not plain data.
 
     A remote object never equals plain data. To compare them, the program would have to receive the
@@ -196,26 +196,26 @@ class Remote:
     __slots__ = ("_handle", "_program")
     __hash__ = object.__hash__
 
-    def __init__(self, program: Program, handle: int):
+    def __init__(self, program: ProgramProxy, handle: int):
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_handle", handle)
 
 
-def _handle_of(remote: Remote) -> int:
+def _handle_of(remote: RemoteObject) -> int:
     return object.__getattribute__(remote, "_handle")
 
 
 def _make_remote_method(name: str, needs_remote: bool) -> Any:
-    """Return a special method for `Remote` that calls the object's method in the program.
+    """Return a special method for `RemoteObject` that calls the object's method in the program.
 
     Args:
         name: Name of the special method.
-        needs_remote: Whether the first argument must be a `Remote`. For other arguments, the
+        needs_remote: Whether the first argument must be a `RemoteObject`. For other arguments, the
             program is not called.
     """
 
-    def method(self: Remote, *args: Any, **keywords: Any) -> Any:
-        if needs_remote and not isinstance(args[0], Remote):
+    def method(self: RemoteObject, *args: Any, **keywords: Any) -> Any:
+        if needs_remote and not isinstance(args[0], RemoteObject):
             return False if name == "__instancecheck__" else NotImplemented
         program = object.__getattribute__(self, "_program")
         return program.perform(name, self, *args, **keywords)
@@ -224,30 +224,30 @@ def _make_remote_method(name: str, needs_remote: bool) -> Any:
 
 
 for _name in UNARY | KEYED | BINARY:
-    setattr(Remote, _name, _make_remote_method(_name, needs_remote=_name in BINARY))
+    setattr(RemoteObject, _name, _make_remote_method(_name, needs_remote=_name in BINARY))
 
 
-class Namespace(dict[str, Any]):
+class GlobalsOfTests(dict[str, Any]):
     """Global names of the tests; a name that the tests do not define is looked up in the program.
 
     There are two exceptions. Modules such as ``math`` in ``math.isclose`` are imported in this
     process. A builtin is looked up in the program only if the tests use no other name of the
-    program (``redefined_builtin``). ``program.sum`` is always the program's ``sum``.
+    program (``builtin_redefined_by_program``). ``program.sum`` is always the program's ``sum``.
 
     Args:
         program: The program.
         tests: Syntax tree of the tests.
     """
 
-    def __init__(self, program: Program, tests: ast.Module):
+    def __init__(self, program: ProgramProxy, tests: ast.Module):
         super().__init__(__name__="__main__")
         self._program = program
-        self._name_of_program = redefined_builtin(tests)
+        self._name_of_program = builtin_redefined_by_program(tests)
         for node in ast.walk(tests):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                self._define_name(node.value.id)
+                self._define_if_program_or_module(node.value.id)
 
-    def _define_name(self, name: str) -> None:
+    def _define_if_program_or_module(self, name: str) -> None:
         """Define a name that the tests use as ``name.attribute``.
 
         Only ``program``, modules of the standard library and numpy are defined.
@@ -264,7 +264,7 @@ class Namespace(dict[str, Any]):
         return self._program.perform("global", name)
 
 
-def redefined_builtin(tests: ast.Module) -> str | None:
+def builtin_redefined_by_program(tests: ast.Module) -> str | None:
     """Return the name of the builtin that the program must have redefined; None if there is none.
 
     An example is ``assert sum(10, 15) == 6`` in MBPP 126. If the only undefined name of the tests
@@ -298,7 +298,7 @@ def redefined_builtin(tests: ast.Module) -> str | None:
 class _ProgramGlobals(types.SimpleNamespace):
     """The global names of the program as attributes, also those that equal names of builtins."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: ProgramProxy):
         super().__init__(_program=program)
 
     def __getattr__(self, name: str) -> Any:
@@ -308,7 +308,7 @@ class _ProgramGlobals(types.SimpleNamespace):
 def main() -> None:
     """Run the tests of the task; the exit status is 0 if they end without an exception."""
     task = read_task_and_confine()
-    namespace = Namespace(Program(Channel(task["channel"])), ast.parse(task["tests"]))
+    namespace = GlobalsOfTests(ProgramProxy(Channel(task["channel"])), ast.parse(task["tests"]))
     try:
         exec(compile(task["tests"], "<tests>", "exec", dont_inherit=True), namespace)
     except BaseException:

@@ -222,7 +222,7 @@ def filter_system_calls() -> None:
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise OSError(f"the seccomp filter needs Linux on x86_64, not {platform.machine()}")
-    rules = _filter_instructions()
+    rules = _seccomp_filter_instructions()
     code = b"".join(struct.pack("HBBI", *rule) for rule in rules)
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(buffer))
@@ -230,7 +230,7 @@ def filter_system_calls() -> None:
     _check_result(_LIBC.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0), "seccomp")
 
 
-def _filter_instructions() -> list[tuple[int, int, int, int]]:
+def _seccomp_filter_instructions() -> list[tuple[int, int, int, int]]:
     """Return the classic BPF filter as instructions (operation, jump true, jump false, operand)."""
     load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     load_call = (load, 0, 0, 0)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-Reference = Callable[[Any], dict[str, Any]]
+MakeReference = Callable[[Any], dict[str, Any]]
 """Function that returns the reference of a value that is not plain: a JSON object with one key."""
 Resolve = Callable[[str, Any], Any]
 """Function that returns the value of a reference, given the key and the content."""
@@ -36,8 +36,8 @@ _CONSTRUCTED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 _NUMERIC_DTYPE = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
-def encode(value: Any, refer: Reference) -> Any:
-    """Return the JSON form of a value; ``refer`` encodes values that are not plain.
+def encode(value: Any, make_reference: MakeReference) -> Any:
+    """Return the JSON form of a value; ``make_reference`` encodes values that are not plain.
 
     Raises:
         RecursionError: A collection contains itself.
@@ -50,34 +50,38 @@ def encode(value: Any, refer: Reference) -> Any:
     if isinstance(value, int):
         return int(value) if abs(value) < 1 << 53 else {"int": hex(value)}
     if isinstance(value, list):
-        return [encode(item, refer) for item in value]
+        return [encode(item, make_reference) for item in value]
     if isinstance(value, dict):
-        return {"dict": [[encode(k, refer), encode(v, refer)] for k, v in value.items()]}
+        return {
+            "dict": [
+                [encode(k, make_reference), encode(v, make_reference)] for k, v in value.items()
+            ]
+        }
     for name, kind in _COLLECTIONS.items():
         if isinstance(value, kind):
-            return {name: [encode(item, refer) for item in value]}
+            return {name: [encode(item, make_reference) for item in value]}
     for name, kind in _BYTES.items():
         if isinstance(value, kind):
             return {name: value.hex()}
-    return _encode_library_value(value, refer)
+    return _encode_library_value(value, make_reference)
 
 
-def _encode_library_value(value: Any, refer: Reference) -> Any:
+def _encode_library_value(value: Any, make_reference: MakeReference) -> Any:
     """Return the JSON form of a value of a library class, or a reference."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
         if not _NUMERIC_DTYPE.fullmatch(value.dtype.str):
-            return refer(value)
+            return make_reference(value)
         if isinstance(value, numpy.floating):  # item() of an extended float is not a Python float
             return float(value)
         if isinstance(value, numpy.generic):
-            return encode(value.item(), refer)
+            return encode(value.item(), make_reference)
         return {"array": [value.dtype.str, list(value.shape), value.tobytes().hex()]}
     for base in type(value).__mro__:
         name = f"{base.__module__}.{base.__qualname__}"
         if name in _CONSTRUCTED and getattr(value, "tzinfo", None) is None:
-            return {name: encode(list(_CONSTRUCTED[name](value)), refer)}
-    return refer(value)
+            return {name: encode(list(_CONSTRUCTED[name](value)), make_reference)}
+    return make_reference(value)
 
 
 def decode(data: Any, resolve: Resolve) -> Any:
@@ -108,10 +112,12 @@ def decode(data: Any, resolve: Resolve) -> Any:
     return resolve(kind, content)
 
 
-def _decode_array(dtype: str, shape: list[int], content: str) -> Any:
-    """Return a numeric numpy array; raise ValueError if shape, dtype and content do not agree."""
+def _decode_array(dtype: str, shape: list[int], hex_content: str) -> Any:
+    """Return a numeric numpy array; raise ValueError if shape, dtype and size disagree."""
     import numpy
 
-    if not _NUMERIC_DTYPE.fullmatch(dtype) or math.prod(shape) * int(dtype[2:]) * 2 != len(content):
+    if not _NUMERIC_DTYPE.fullmatch(dtype) or math.prod(shape) * int(dtype[2:]) * 2 != len(
+        hex_content
+    ):
         raise ValueError(f"not an array: {dtype} {shape}")
-    return numpy.frombuffer(bytearray.fromhex(content), dtype).reshape(shape)
+    return numpy.frombuffer(bytearray.fromhex(hex_content), dtype).reshape(shape)

@@ -60,14 +60,16 @@ class Server:
                 "arguments": [self.encode(item) for item in error.args],
             }
 
-    def _changed_arguments(self, encoded: list[Any], values: list[Any]) -> list[list[Any]]:
+    def _changed_arguments(
+        self, encoded_before: list[Any], values_after: list[Any]
+    ) -> list[list[Any]]:
         """Return [position, new content] of each mutable argument that an operation has changed.
 
-        ``encoded`` are the arguments in their JSON form before the operation, and ``values`` the
-        arguments after it.
+        ``encoded_before`` are the arguments in their JSON form before the operation, and
+        ``values_after`` the arguments after it.
         """
         changed = []
-        for i, (before, value) in enumerate(zip(encoded, values, strict=True)):
+        for i, (before, value) in enumerate(zip(encoded_before, values_after, strict=True)):
             if isinstance(value, list | dict | set | bytearray):
                 after = self.encode(value)
                 if after != before:

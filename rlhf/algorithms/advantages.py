@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import advantage
-from rlhf.algorithms.kl import kl_estimate
+from rlhf.algorithms.kl import kl_estimate_per_token
 from rlhf.algorithms.settings import Settings
 
 SCORE_TOLERANCE = 1e-6
@@ -103,7 +103,7 @@ def penalized_rewards(
     mask = batch.action_mask
     rewards = torch.where(mask, batch.require("rewards"), 0.0)
     if algorithm.kl_in_reward and kl_coef:
-        rewards = rewards - kl_coef * kl_estimate(
+        rewards = rewards - kl_coef * kl_estimate_per_token(
             batch.require("old_logprobs"),
             batch.require("ref_logprobs"),
             mask,
@@ -195,11 +195,11 @@ def trajectory_return(batch: TrainingBatch, settings: Settings) -> Advantages:
 def return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return the discounted sum of the current and later rewards at each sampled token."""
     rewards = batch.require("rewards")
-    return Advantages(discounted_sum(rewards, batch.action_mask, gamma=settings.gamma))
+    return Advantages(discounted_returns_to_go(rewards, batch.action_mask, gamma=settings.gamma))
 
 
 @torch.no_grad()
-def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+def discounted_returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """Return the discounted sum of the current and later rewards at each sampled token, [B, T].
 
     Only sampled tokens count as time steps of the discount `gamma`. The result is 0 at other
@@ -231,11 +231,11 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     """
     scores, groups = batch.scores(), batch.require("groups")
     clean, scored, group_index, count = _scores_with_groups(scores, groups)
-    mean = _group_sum(clean, group_index) / count.clamp(min=1)
+    mean = _sum_over_own_group(clean, group_index) / count.clamp(min=1)
     centered = torch.where(scored & in_group_with_unequal_scores(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
         return Advantages(centered)
-    variance = _group_sum(centered.square(), group_index) / (count - 1).clamp(min=1)
+    variance = _sum_over_own_group(centered.square(), group_index) / (count - 1).clamp(min=1)
     return Advantages(centered / (variance.sqrt() + 1e-4))
 
 
@@ -264,7 +264,9 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
     """
     clean, scored, group_index, count = _scores_with_groups(scores, groups)
     others = count - scored.to(count.dtype)
-    return torch.where(others > 0, (_group_sum(clean, group_index) - clean) / others, torch.nan)
+    return torch.where(
+        others > 0, (_sum_over_own_group(clean, group_index) - clean) / others, torch.nan
+    )
 
 
 @advantage(
@@ -286,7 +288,7 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     mask, turns, groups = batch.action_mask, batch.require("turns"), batch.require("groups")
     scored = ~batch.scores().isnan()
     rewards = torch.where(scored[:, None], batch.require("rewards"), 0.0)
-    onward = discounted_sum(rewards, mask, gamma=settings.gamma)
+    onward = discounted_returns_to_go(rewards, mask, gamma=settings.gamma)
     baseline = torch.zeros_like(onward)
     for turn in range(int(turns.max()) + 1):
         in_turn = mask & (turns == turn)
@@ -311,13 +313,13 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     gradient.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    high = _group_extreme(scores, groups, largest=True)
+    high = _extreme_of_own_group(scores, groups, largest=True)
     best = (scores >= high - SCORE_TOLERANCE * high.abs()) & in_group_with_unequal_scores(
         scores, groups
     )
     weight = best.to(scores.dtype)
     group_index = dense_index(groups)
-    weight = weight / _group_sum(weight, group_index).clamp(min=1)
+    weight = weight / _sum_over_own_group(weight, group_index).clamp(min=1)
     return Advantages(weight, included=weight > 0)
 
 
@@ -337,8 +339,8 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     scores, groups = batch.scores(), batch.require("groups")
     group_index = dense_index(groups)
     rows = torch.arange(len(scores), device=scores.device)
-    low = _group_extreme(scores, groups, largest=False)
-    high = _group_extreme(scores, groups, largest=True)
+    low = _extreme_of_own_group(scores, groups, largest=False)
+    high = _extreme_of_own_group(scores, groups, largest=True)
     first_low, first_high = (
         torch.full_like(rows, len(rows)).scatter_reduce(
             0, group_index, torch.where(scores == extreme, rows, len(rows)), reduce="amin"
@@ -360,8 +362,8 @@ def in_group_with_unequal_scores(scores: Tensor, groups: Tensor) -> Tensor:
     2025, section 3.2). Scores that differ only by rounding errors count as equal. An example are
     sums of the same rewards in a different order.
     """
-    low = _group_extreme(scores, groups, largest=False)
-    high = _group_extreme(scores, groups, largest=True)
+    low = _extreme_of_own_group(scores, groups, largest=False)
+    high = _extreme_of_own_group(scores, groups, largest=True)
     return high - low > SCORE_TOLERANCE * torch.maximum(low.abs(), high.abs())
 
 
@@ -382,17 +384,17 @@ def _scores_with_groups(scores: Tensor, groups: Tensor) -> _ScoresWithGroups:
     """Return the scores without nan, and the number of scored episodes of each group."""
     scored = ~scores.isnan()
     group_index = dense_index(groups)
-    count = _group_sum(scored.to(scores.dtype), group_index)
+    count = _sum_over_own_group(scored.to(scores.dtype), group_index)
     return _ScoresWithGroups(torch.where(scored, scores, 0.0), scored, group_index, count)
 
 
-def _group_sum(values: Tensor, group_index: Tensor) -> Tensor:
+def _sum_over_own_group(values: Tensor, group_index: Tensor) -> Tensor:
     """Return for each episode the sum of `values` [B] over the episode's group, [B]."""
     totals = torch.zeros_like(values).index_add_(0, group_index, values)
     return totals[group_index]
 
 
-def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
+def _extreme_of_own_group(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
     """Return the maximum (`largest`) or minimum score of each episode's group, [B], without nan."""
     group_index = dense_index(groups)
     worst = -torch.inf if largest else torch.inf

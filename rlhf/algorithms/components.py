@@ -57,11 +57,11 @@ def registered_components(module: str) -> dict[str, Component]:
     """
     if module not in _parsed_modules and f"{__package__}.{module}" not in sys.modules:
         _parsed_modules.add(module)
-        _read_decorators(module)
+        _register_from_source(module)
     return _TABLES[module]
 
 
-def _read_decorators(module: str) -> None:
+def _register_from_source(module: str) -> None:
     """Register the components of a module that is not imported, with a placeholder function."""
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
     decorators = {"advantage": advantage, "policy_loss": policy_loss, "kl_estimator": kl_estimator}

@@ -59,7 +59,7 @@ class AdaptiveKL(FixedKL):
 
 
 @dataclass
-class BudgetKL(FixedKL):
+class StopAtKLBudget(FixedKL):
     """A constant KL coefficient. Training ends when the mean KL per episode exceeds a budget."""
 
     budget: float = 10.0
@@ -101,7 +101,7 @@ class LagrangeMultiplier(CheckpointedNumbers):
 
 
 @dataclass
-class RewardMoments(CheckpointedNumbers):
+class RunningRewardMoments(CheckpointedNumbers):
     """Mean and variance of all scores since the start of training (Chan et al. 1979)."""
 
     count: float = 0.0
@@ -127,7 +127,7 @@ class RewardMoments(CheckpointedNumbers):
         """Population standard deviation of the scores. It is 1 if all scores are equal."""
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
-    def scale(self, scores: Tensor, *, clip: float) -> Tensor:
+    def divide_by_std(self, scores: Tensor, *, clip: float) -> Tensor:
         """Return scores / std, clamped to [-`clip`, `clip`] (PPO-max, Zheng et al. 2023)."""
         return (scores / self.std).clamp(-clip, clip)
 

@@ -49,7 +49,9 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     return masked_difference(logprobs, ref_logprobs, mask).sum(dim=1)
 
 
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
+def kl_estimate_per_token(
+    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str
+) -> Tensor:
     """Estimate KL(policy || reference) at each sampled token, in nats. It is 0 outside `mask`.
 
     The estimators are described in Schulman, "Approximating KL divergence", 2020. If the estimate

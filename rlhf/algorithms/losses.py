@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import policy_loss
-from rlhf.algorithms.kl import kl_estimate, masked_difference
+from rlhf.algorithms.kl import kl_estimate_per_token, masked_difference
 from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.algorithms.settings import Settings
 
@@ -53,7 +53,7 @@ def compute_loss(
     kl_coef: float = 0.0,
     entropy: Tensor | None = None,
     values: Tensor | None = None,
-    num_tokens: Denominator | None = None,
+    critic_denominator: Denominator | None = None,
     critic_only: bool = False,
 ) -> tuple[Tensor, MetricSums]:
     """Return the algorithm's loss (policy, KL, entropy bonus and critic) and its metrics.
@@ -68,15 +68,15 @@ def compute_loss(
         entropy: Entropy [B, T] of the policy. It is required if `entropy_coef` is not 0; otherwise
             it is used only for a metric.
         values: Values [B, T] of the critic. If None, the loss of the critic is omitted.
-        num_tokens: Denominator of the critic's loss: the number of tokens in `loss_mask` of the
-            global mini-batch. If None, the tokens of this micro-batch are counted.
+        critic_denominator: Denominator of the critic's loss: the number of tokens in `loss_mask` of
+            the global mini-batch. If None, the tokens of this micro-batch are counted.
         critic_only: Whether to return only the critic's loss, with the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
     denominator = torch.as_tensor(denominator, dtype=logprobs.dtype).clamp(min=1)
     mask = batch.require("loss_mask")
 
-    def mean(per_token: Tensor) -> Tensor:
+    def aggregated(per_token: Tensor) -> Tensor:
         return aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
 
     loss_function = algorithm.policy_loss.function
@@ -85,14 +85,14 @@ def compute_loss(
     terms: dict[str, Tensor] = {}
     if algorithm.kl_in_loss:  # GRPO, Shao et al. 2024, eq. 3 and 4
         reference = batch.require("ref_logprobs")
-        kl = kl_estimate(logprobs, reference, mask, estimator=settings.kl_estimator)
-        loss, terms["policy/kl_in_loss"] = loss + kl_coef * mean(kl), kl
+        kl = kl_estimate_per_token(logprobs, reference, mask, estimator=settings.kl_estimator)
+        loss, terms["policy/kl_in_loss"] = loss + kl_coef * aggregated(kl), kl
     if entropy is not None:
         terms["policy/entropy"] = entropy
         if settings.entropy_coef:
-            loss = loss - settings.entropy_coef * mean(entropy)
+            loss = loss - settings.entropy_coef * aggregated(entropy)
     if values is not None:
-        count = mask.sum() if num_tokens is None else num_tokens
+        count = mask.sum() if critic_denominator is None else critic_denominator
         count = torch.as_tensor(count, dtype=values.dtype).clamp(min=1)
         error, value_metrics = value_loss(values, batch, settings, denominator=count)
         error = settings.value_coef * error
@@ -174,7 +174,7 @@ def clipped_sequence_loss(
 
 def _clipped_surrogate(
     log_weight: Tensor,
-    log_ratio: Tensor,
+    log_ratio_for_metrics: Tensor,
     batch: TrainingBatch,
     settings: Settings,
     dual_clip: float,
@@ -183,8 +183,8 @@ def _clipped_surrogate(
 ) -> tuple[Tensor, MetricSums]:
     """Return the clipped surrogate loss and its metrics.
 
-    The importance ratio in the loss is exp(`log_weight`). The log-ratio of each token, `log_ratio`,
-    is used only for the metric `policy/approx_kl`.
+    The importance ratio in the loss is exp(`log_weight`). The log-ratio of each token,
+    `log_ratio_for_metrics`, is used only for the metric `policy/approx_kl`.
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
@@ -195,7 +195,9 @@ def _clipped_surrogate(
         floor = torch.where(advantages < 0, dual_clip * advantages, -torch.inf)
         surrogate = torch.maximum(surrogate, floor)
     loss = aggregate(-surrogate, mask, aggregation=settings.aggregation, denominator=denominator)
-    return loss, _ratio_loss_metrics(loss, log_ratio, ratio, ratio != clipped_ratio, mask)
+    return loss, _ratio_loss_metrics(
+        loss, log_ratio_for_metrics, ratio, ratio != clipped_ratio, mask
+    )
 
 
 @policy_loss(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.load import read_value
+from rlhf.config.load import parse_option_value
 from rlhf.errors import UserError
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
@@ -29,11 +29,11 @@ class Arguments:
     flags: frozenset[str] = frozenset()
     """The flags on the command line, a subset of FLAGS."""
 
-    def has(self, *flags: str) -> bool:
+    def has_any_flag(self, *flags: str) -> bool:
         """Return whether at least one of the flags is on the command line."""
         return not self.flags.isdisjoint(flags)
 
-    def split_calls(self, command: str, keys: Sequence[str], config: type) -> list[Arguments]:
+    def split_calls(self, command: str, keys: Sequence[str], config_class: type) -> list[Arguments]:
         """Replace positional arguments by overrides of configuration keys.
 
         If the last key is a list, it receives all remaining arguments. If the command has only one
@@ -43,7 +43,7 @@ class Arguments:
         Args:
             command: Name of the command, for the error message.
             keys: Configuration keys that positional arguments set, in order.
-            config: Configuration class of the command.
+            config_class: Configuration class of the command.
 
         Returns:
             The arguments of each call of the command, without positional arguments.
@@ -54,18 +54,22 @@ class Arguments:
         words = list(self.positional)
         if "config" in keys:
             return [dataclasses.replace(self, positional=(), files=(*words, *self.files))]
-        if words and keys and typing.get_origin(typing.get_type_hints(config)[keys[-1]]) is list:
+        if (
+            words
+            and keys
+            and typing.get_origin(typing.get_type_hints(config_class)[keys[-1]]) is list
+        ):
             head, rest = words[: len(keys) - 1], words[len(keys) - 1 :]
-            return [self._with_overrides(zip(keys, [*head, rest], strict=False))]
+            return [self._replace_positional_by_overrides(zip(keys, [*head, rest], strict=False))]
         if len(keys) == 1 and len(words) > 1:
-            return [self._with_overrides([(keys[0], word)]) for word in words]
+            return [self._replace_positional_by_overrides([(keys[0], word)]) for word in words]
         if len(words) > len(keys):
             raise UserError(
                 f"{command}: unexpected argument {words[-1]!r}: write options as --key value"
             )
-        return [self._with_overrides(zip(keys, words, strict=False))]
+        return [self._replace_positional_by_overrides(zip(keys, words, strict=False))]
 
-    def _with_overrides(self, pairs: Iterable[tuple[str, Any]]) -> Arguments:
+    def _replace_positional_by_overrides(self, pairs: Iterable[tuple[str, Any]]) -> Arguments:
         return dataclasses.replace(self, positional=(), overrides=(*pairs, *self.overrides))
 
 
@@ -104,5 +108,5 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         if key == "config":
             files.append(value)
         else:
-            overrides.append((key.replace("-", "_"), read_value(key, value)))
+            overrides.append((key.replace("-", "_"), parse_option_value(key, value)))
     return Arguments(tuple(positional), tuple(files), tuple(overrides), frozenset(flags))

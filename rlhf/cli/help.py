@@ -72,7 +72,9 @@ def command_help(command: Command, arguments: Arguments) -> str:
             command.name, assemble_tree(arguments.files, arguments.overrides)
         )
     if command.name in ALGORITHMS:
-        defaults, hidden = _algorithm_keys(command.name, tree.get("algorithm", {}))
+        defaults, hidden = _algorithm_values_and_hidden_keys(
+            command.name, tree.get("algorithm", {})
+        )
         notes = [
             "Settings that have no effect with these values are not listed; "
             f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` also lists those that "
@@ -80,7 +82,9 @@ def command_help(command: Command, arguments: Arguments) -> str:
         ]
     elif options:
         show_trl = tree.get("engine") == "trl"
-        defaults, hidden = _trainer_keys(command.name, options, show_trl=show_trl)
+        defaults, hidden = _trainer_defaults_and_hidden_keys(
+            command.name, options, show_trl=show_trl
+        )
         if not show_trl:
             notes = [f"`rlhf {command.name} --engine trl --help` lists every option of TRL."]
     cls = import_object(command.config)
@@ -98,7 +102,9 @@ def command_help(command: Command, arguments: Arguments) -> str:
     )
 
 
-def _algorithm_keys(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+def _algorithm_values_and_hidden_keys(
+    name: str, settings: dict[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
     """Return dotted key -> value for an algorithm's settings, and the keys that have no effect."""
     algorithm = algorithm_with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
@@ -107,7 +113,7 @@ def _algorithm_keys(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any]
     return {f"algorithm.{key}": value for key, value in values.items()}, hidden
 
 
-def _trainer_keys(
+def _trainer_defaults_and_hidden_keys(
     name: str, options: dict[str, type], *, show_trl: bool
 ) -> tuple[dict[str, Any], set[str]]:
     """Return dotted key -> default for the trainer's options, and the options to omit in the help.

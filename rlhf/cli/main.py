@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = _command_name(words)
         parsed = parse_arguments(words[len(name.split()) :])
         command = COMMANDS[name]
-        if parsed.has("--help", "-h"):
+        if parsed.has_any_flag("--help", "-h"):
             print(command_help(command, parsed))
             return 0
         calls = [parsed]
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             calls = parsed.split_calls(name, command.arguments, import_object(command.config))
         for call in calls:
             config = COMMANDS.read(name, call.files, call.overrides)
-            if call.has("--print-config"):
+            if call.has_any_flag("--print-config"):
                 print(dump_yaml(COMMANDS.effective_tree(name, config)))
-            elif call.has("--dry-run"):
+            elif call.has_any_flag("--dry-run"):
                 print(escape_invisible(COMMANDS.plan(name, config)))
             elif command.makes_run:
                 print(escape_invisible(str(COMMANDS.run_config(name, config))))
             else:
-                code = max(code, _print_output(name, config))
+                code = max(code, _run_and_print_output(name, config))
         sys.stdout.flush()
         return code
     except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -96,7 +96,7 @@ def _command_name(words: Sequence[str]) -> str:
     return " ".join(words[: 2 if words[0] in GROUP_WORDS else 1])
 
 
-def _print_output(name: str, config: Any) -> int:
+def _run_and_print_output(name: str, config: Any) -> int:
     """Print the output of a command without a run directory; return its exit code."""
     output = COMMANDS.run_and_yield_text(name, config)
     while True:

@@ -147,21 +147,21 @@ COMMANDS = CommandTable(
                 "demos",
                 "write demonstrations and preference pairs from an environment's expert",
                 "rlhf.commands.demos:DemosConfig",
-                "rlhf.commands.demos:write_demos",
+                "rlhf.commands.demos:write_demos_into_run",
                 makes_run=True,
             ),
             Command(
                 "split",
                 "split a dataset by prompt",
                 "rlhf.commands.split:SplitConfig",
-                "rlhf.commands.split:write_split",
+                "rlhf.commands.split:write_split_into_run",
                 makes_run=True,
             ),
             Command(
                 "pairs",
                 "create preference pairs from a model's samples and a known score",
                 "rlhf.commands.pairs:PairsConfig",
-                "rlhf.commands.pairs:write_pairs",
+                "rlhf.commands.pairs:sample_pairs_into_run",
                 makes_run=True,
             ),
             Command(
@@ -195,7 +195,7 @@ COMMANDS = CommandTable(
                 "engine start",
                 "start the vLLM servers of a training run and wait until they answer",
                 "rlhf.config.online:OnlineConfig",
-                "rlhf.commands.engine:start_engine",
+                "rlhf.commands.engine:start_vllm_servers",
                 arguments=("config",),
             ),
             Command(

@@ -83,7 +83,7 @@ def write_env_demos(config: EnvDemosConfig) -> Iterator[str]:
     yield f"{config.path}: {_summary_line(summary)}"
 
 
-def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
+def write_demos_into_run(command: str, config: DemosConfig, run: Run) -> Path:
     """Write every file of the configuration; return the run directory."""
     from rlhf.envs.demonstrations import write_demonstrations
 

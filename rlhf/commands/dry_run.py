@@ -37,9 +37,9 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
         return
     if with_model and isinstance(config, RewardConfig):
         from rlhf.training.reward_models.base import reward_kind_of
-        from rlhf.training.reward_models.new_head import load_with_new_head
+        from rlhf.training.reward_models.new_head import load_model_tokenizer_and_pooling
 
-        load_with_new_head(reward_kind_of(config))
+        load_model_tokenizer_and_pooling(reward_kind_of(config))
     elif with_model:
         from rlhf.models.loading import load_model
 

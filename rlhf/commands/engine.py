@@ -10,7 +10,7 @@ from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 
 
-def start_engine(config: OnlineConfig) -> Iterator[str]:
+def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
     """Start a server for each address in ``rollout.engine.urls``; yield a line when it answers.
 
     The servers continue when the command has ended. They serve the initial model of the run, which
@@ -22,12 +22,12 @@ def start_engine(config: OnlineConfig) -> Iterator[str]:
     """
     from rlhf.rollout.vllm.server import (
         is_answering,
-        server_arguments,
+        server_command,
         start_server,
         stop,
         wait_until_ready,
     )
-    from rlhf.training.online_setup import engine_folder
+    from rlhf.training.online_setup import published_weights_folder
 
     spec = config.rollout.engine
     if spec.kind != "vllm":
@@ -35,12 +35,12 @@ def start_engine(config: OnlineConfig) -> Iterator[str]:
     for url in spec.urls:
         if is_answering(url):
             raise UserError(f"a program already answers at {url}")
-    folder = engine_folder(config).absolute()
-    model, context, dtype = _save_initial_model(config, folder)
+    folder = published_weights_folder(config).absolute()
+    model, context, dtype = _save_model_with_context_and_dtype(config, folder)
     started = []
     try:
         for index, url in enumerate(spec.urls):
-            command = server_arguments(config, url, model=model, context=context, dtype=dtype)
+            command = server_command(config, url, model=model, context=context, dtype=dtype)
             log = folder / f"server-{index}.log"
             started.append((url, log, start_server(command, log=log)))
         for url, log, process in started:
@@ -52,13 +52,13 @@ def start_engine(config: OnlineConfig) -> Iterator[str]:
         raise
 
 
-def _save_initial_model(config: OnlineConfig, folder: Path) -> tuple[Path, int, str]:
+def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tuple[Path, int, str]:
     """Save the initial model of a run; of its base model, if the run trains adapters.
 
     Returns:
         The folder of the model, its context length in tokens, and its data type.
     """
-    from rlhf.common.files import atomic_path, write_errors_with_path
+    from rlhf.common.files import add_path_to_write_errors, atomic_path
     from rlhf.models.adapters import base_weights
     from rlhf.models.architecture import context_length_of, unwrap_peft
     from rlhf.models.loading import load_model
@@ -67,7 +67,7 @@ def _save_initial_model(config: OnlineConfig, folder: Path) -> tuple[Path, int, 
     model: Any
     model, tokenizer = load_model(config.model, seed=config.seed)
     target = folder / "model"
-    with write_errors_with_path(target):
+    with add_path_to_write_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as partial:
             if unwrap_peft(model) is model:

@@ -41,12 +41,15 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     """Yield each completion: as text for a single `prompt`, as a JSON line for `prompts`."""
     from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
-    from rlhf.reward_models.chat_template import prompt_of
+    from rlhf.reward_models.chat_template import prompt_with_tools
     from rlhf.rollout.collector import Collector, EpisodeSeed
 
     specs = config.prompts or [DataSpec("the prompt")]  # a placeholder, which is not read
     prompts = (
-        [prompt_of(row) for row in load_and_log(specs, "prompt", what="prompts", seed=config.seed)]
+        [
+            prompt_with_tools(row)
+            for row in load_and_log(specs, "prompt", what="prompts", seed=config.seed)
+        ]
         if config.prompts
         else [[{"role": "user", "content": config.prompt or ""}]]
     )

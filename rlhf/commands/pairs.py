@@ -54,7 +54,7 @@ class PairsConfig(RunConfig):
             )
 
 
-def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
+def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
     """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory."""
     from rlhf.evaluation.replies import play_episode_groups
     from rlhf.models.rewards import load_rewards

@@ -35,16 +35,18 @@ def score(config: ScoreConfig) -> Iterator[str]:
     The score is null if the conversation could not be scored. The reward also receives the column
     `answer` of the row, or the key `answer` of a message.
     """
-    from rlhf.data.conversation import labeled_conversation
+    from rlhf.data.conversation import conversation_of_labeled_row
     from rlhf.data.load import load
     from rlhf.models.rewards import load_rewards
     from rlhf.reward_models.chat_template import with_tools
 
     specs = config.rewards or [{"kind": "trained", "path": config.reward}]
     reward = load_rewards(specs)
-    loaded = load(DataSpec(config.input), "sft", seed=None, facts=True)
+    loaded = load(DataSpec(config.input), "sft", seed=None, with_answer_and_tests=True)
     log.info("input: %s", loaded.summary())
-    conversations = [with_tools(labeled_conversation(row), row.get("tools")) for row in loaded.rows]
+    conversations = [
+        with_tools(conversation_of_labeled_row(row), row.get("tools")) for row in loaded.rows
+    ]
     scores = reward.score(conversations)
     for index, conversation in enumerate(conversations):
         parts = {name: column[index] for name, column in scores.components.items()}

@@ -29,7 +29,7 @@ class SplitConfig(RunConfig):
     """Fraction of the rows that is written to test.jsonl."""
 
 
-def write_split(command: str, config: SplitConfig, run: Run) -> Path:
+def write_split_into_run(command: str, config: SplitConfig, run: Run) -> Path:
     """Write train.jsonl and test.jsonl, split by prompt; return the run directory."""
     loaded = load(config.data, config.kind, seed=config.seed)
     log.info("data: %s", loaded.summary())

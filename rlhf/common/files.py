@@ -56,7 +56,7 @@ def describe_write_error(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def write_errors_with_path(path: Path) -> Iterator[None]:
+def add_path_to_write_errors(path: Path) -> Iterator[None]:
     """Return a context manager that adds the written path to the errors in `_WRITE_ERRORS`.
 
     These errors are raised as an OSError with ``path`` as its file name. Other exceptions, and an
@@ -74,7 +74,7 @@ def write_errors_with_path(path: Path) -> Iterator[None]:
 def append_text(path: Path, text: str) -> None:
     """Append text to a file; if writing fails, the file keeps its old content."""
     size = path.stat().st_size if path.exists() else None
-    with write_errors_with_path(path):
+    with add_path_to_write_errors(path):
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -107,7 +107,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         if path == partial or _is_abandoned(path):
             remove(path)
     try:
-        with write_errors_with_path(target):
+        with add_path_to_write_errors(target):
             yield partial
         if target.is_dir():
             target.rename(_old_path(target))

@@ -35,9 +35,9 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     """Return a context manager that limits the side effects of third-party code on this process.
 
     The standard output of the code is redirected to standard error, because standard output is
-    reserved for results. The state of the process is restored afterwards; see `_restored_state`. A
-    process that the code forked ends here, because it would otherwise write to the same run
-    directory.
+    reserved for results. The state of the process is restored afterwards; see
+    `_restored_process_state`. A process that the code forked ends here, because it would otherwise
+    write to the same run directory.
 
     Args:
         timeout: Time limit in seconds; None means no limit. Native code that does not handle
@@ -51,7 +51,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
         UserError: A time limit is set, but signals are not available, because the system is not
             Unix or because the code does not run in the main thread.
     """
-    with contextlib.redirect_stdout(sys.stderr), _restored_state(), _time_limit(timeout):
+    with contextlib.redirect_stdout(sys.stderr), _restored_process_state(), _time_limit(timeout):
         try:
             yield
         except (Exception, _Expired):
@@ -68,7 +68,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored_state() -> Iterator[None]:
+def _restored_process_state() -> Iterator[None]:
     """Return a context manager that restores the state of the process, and ends forked processes.
 
     The state is the working directory, ``sys.stderr``, the handlers of signals that stop a run, and
@@ -82,7 +82,7 @@ def _restored_state() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     torch = sys.modules.get("torch")
     try:
-        with _restored_torch(torch) if torch else contextlib.nullcontext():
+        with _restored_torch_state(torch) if torch else contextlib.nullcontext():
             yield
     finally:
         if os.getpid() != process:  # a forked process, which would continue the run a second time
@@ -97,7 +97,7 @@ def _restored_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored_torch(torch: Any) -> Iterator[None]:
+def _restored_torch_state(torch: Any) -> Iterator[None]:
     """Return a context manager that restores the state of the module ``torch``."""
     grad_enabled, device = torch.is_grad_enabled(), torch.get_default_device()
     settings = {name: getattr(torch, name)() for name in _TORCH_SETTINGS}

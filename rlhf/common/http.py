@@ -19,7 +19,7 @@ class ResponseTooLarge(ValueError):
     """The body of a response exceeds the limit of its size."""
 
 
-class _LimitedReader(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     """Reads from a socket until a deadline.
 
     The timeout of a socket limits only the wait for the next bytes, so a server that sends single
@@ -41,15 +41,15 @@ class _LimitedReader(io.RawIOBase):
         super().close()
 
 
-class _LimitedResponse(http.client.HTTPResponse):
+class _DeadlineResponse(http.client.HTTPResponse):
     """Response whose headers and body are read until a deadline."""
 
     def __init__(self, sock: socket.socket, *args: Any, deadline: float, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, deadline))
+        self.fp = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock, deadline))
 
 
-def open_connection(
+def connection_with_deadline(
     connection_class: type[http.client.HTTPConnection], host: str, **options: Any
 ) -> http.client.HTTPConnection:
     """Return a connection whose ``timeout`` limits the time until the end of the response.
@@ -61,7 +61,7 @@ def open_connection(
     """
     connection = connection_class(host, **options)
     deadline = time.monotonic() + options["timeout"]
-    limited = functools.partial(_LimitedResponse, deadline=deadline)
+    limited = functools.partial(_DeadlineResponse, deadline=deadline)
     connection.response_class = limited  # type: ignore[assignment]
     return connection
 
@@ -73,29 +73,29 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _LimitedHTTPHandler(urllib.request.HTTPHandler):
+class _DeadlineHTTPHandler(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        opening = functools.partial(open_connection, http.client.HTTPConnection)
+        opening = functools.partial(connection_with_deadline, http.client.HTTPConnection)
         return self.do_open(opening, req)  # type: ignore[arg-type]
 
 
-class _LimitedHTTPSHandler(urllib.request.HTTPSHandler):
+class _DeadlineHTTPSHandler(urllib.request.HTTPSHandler):
     def __init__(self) -> None:
         self.context = ssl.create_default_context()
         super().__init__(context=self.context)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        opening = functools.partial(open_connection, http.client.HTTPSConnection)
+        opening = functools.partial(connection_with_deadline, http.client.HTTPSConnection)
         return self.do_open(opening, req, context=self.context)  # type: ignore[arg-type]
 
 
-def limited_opener() -> urllib.request.OpenerDirector:
+def deadline_opener_without_redirects() -> urllib.request.OpenerDirector:
     """Return an opener that follows no redirects.
 
     It uses the proxies of the environment. The timeout of a request limits the time until the end
     of the response.
     """
-    return urllib.request.build_opener(_NoRedirects, _LimitedHTTPHandler, _LimitedHTTPSHandler)
+    return urllib.request.build_opener(_NoRedirects, _DeadlineHTTPHandler, _DeadlineHTTPSHandler)
 
 
 def read_body(response: Any, *, max_bytes: int) -> bytes:
@@ -113,17 +113,17 @@ def read_body(response: Any, *, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def json_headers(key_variable: str) -> dict[str, str]:
+def json_headers(api_key_variable: str) -> dict[str, str]:
     """Return the headers of a JSON request, with the API key in an environment variable if set.
 
     Raises:
         UserError: The key contains a character that is not allowed in an HTTP header.
     """
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(key_variable, "").strip():
+    if key := os.environ.get(api_key_variable, "").strip():
         if not (key.isascii() and key.isprintable()):
             raise UserError(
-                f"{key_variable} contains a character that is not allowed in an HTTP header"
+                f"{api_key_variable} contains a character that is not allowed in an HTTP header"
             )
         headers["Authorization"] = f"Bearer {key}"
     return headers

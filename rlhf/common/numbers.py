@@ -38,7 +38,7 @@ def decimal_text(value: float) -> str:
     return f"{value:.3f}" if size >= 0.0005 or size == 0 else f"{value:.3g}"
 
 
-def moving_average(values: Sequence[float], width: int) -> list[float]:
+def centered_moving_average(values: Sequence[float], width: int) -> list[float]:
     """Return the moving average over centered windows of `width` values.
 
     At both ends of ``values``, the windows contain fewer values. The running sum is exact (Shewchuk

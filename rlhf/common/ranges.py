@@ -53,7 +53,9 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
         if first["type"] == "missing":
             raise UserError(f"{key} is required") from error
         value = shortened_repr(first["input"])
-        raise UserError(f"{key} must be {_condition_text(first['msg'])}, got {value}") from error
+        raise UserError(
+            f"{key} must be {_condition_in_pydantic_message(first['msg'])}, got {value}"
+        ) from error
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -89,7 +91,7 @@ def shortened_repr(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _condition_text(message: str) -> str:
+def _condition_in_pydantic_message(message: str) -> str:
     """Return the condition in an error message of pydantic, with symbols such as >=."""
     rule = message.removeprefix("Input should be ").replace("dictionary", "mapping")
     rule = re.sub(r", (unable|got) .*", "", rule)

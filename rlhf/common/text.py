@@ -82,7 +82,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "".join([head, f"|{'---|' * len(columns)}\n", *body])
 
 
-def csv_cell(cell: Any) -> Any:
+def formula_safe_csv_cell(cell: Any) -> Any:
     """Return a cell for a CSV file whose text a spreadsheet does not evaluate as a formula.
 
     An apostrophe is added before text that begins with ``= + - @``, one of their full-width forms,

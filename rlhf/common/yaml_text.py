@@ -40,7 +40,7 @@ def read_yaml_or_json(path: Path) -> Any:
     return read_json(path) if path.suffix == ".json" else load_yaml(path.read_text("utf-8"))
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping_or_empty(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML or JSON file that a run wrote, or {} if there is no file.
 
     Raises:

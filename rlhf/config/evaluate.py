@@ -44,7 +44,7 @@ class PolicySpec:
 
 
 @dataclass(frozen=True)
-class ClassesSpec:
+class TextClassificationSpec:
     """Classification of texts by a policy.
 
     The predicted class is the one whose completion is most likely after the prompt.
@@ -69,7 +69,7 @@ class ClassesSpec:
 
 
 @dataclass(frozen=True)
-class TasksSpec:
+class HarnessTasksSpec:
     """Standard tasks that lm-evaluation-harness runs (install the extra `tasks`)."""
 
     names: list[str]
@@ -99,9 +99,9 @@ class EvaluateConfig(RunConfig):
     text: list[DataSpec] = field(default_factory=list)
     """Prompts with completions, on which the loss per completion token, the perplexity and the bits
     per byte are computed."""
-    classes: ClassesSpec | None = None
+    classes: TextClassificationSpec | None = None
     """Labeled texts, on which accuracy, macro-F1 and AUC are computed."""
-    tasks: TasksSpec | None = None
+    tasks: HarnessTasksSpec | None = None
     """Standard tasks that lm-evaluation-harness runs."""
     pairs: list[DataSpec] = field(default_factory=list)
     """Preference pairs, on which the accuracy of the rewards is computed and compared with trivial

@@ -74,7 +74,7 @@ def merge_trees(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def read_value(key: str, text: str) -> Any:
+def parse_option_value(key: str, text: str) -> Any:
     """Parse the text of a command-line option as YAML.
 
     A mapping must be written with braces, and a list with brackets. Other text that YAML would read
@@ -159,27 +159,27 @@ def _list_index(items: list[Any], part: str, key: str) -> int:
 
 
 def build_config(
-    cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | None = None
+    cls: type[T], tree: Mapping[str, Any], option_classes: Mapping[str, type] | None = None
 ) -> T:
     """Check a tree of plain data and convert it to a frozen dataclass.
 
     Args:
         cls: The configuration class; its ``__post_init__`` checks further conditions.
         tree: Plain data, as read from YAML.
-        extra: Name of a field with a mapping -> class that defines the keys of the mapping, for
-            example ``{"trainer": trl.SFTConfig}``. The keys and values of the mapping are checked
-            against this class. The field of the result is still a mapping.
+        option_classes: Name of a field with a mapping -> class that defines the keys of the
+            mapping, for example ``{"trainer": trl.SFTConfig}``. The keys and values of the mapping
+            are checked against this class. The field of the result is still a mapping.
 
     Raises:
         UserError: A key is unknown, or a value is invalid. For an unknown key, the message suggests
             a similar key.
     """
-    extra = extra or {}
-    sections = functools.partial(sections_of, cls, extra)
-    _check_keys(cls, tree, extra, "", sections)
+    option_classes = option_classes or {}
+    sections = functools.partial(sections_of, cls, option_classes)
+    _check_keys(cls, tree, option_classes, "", sections)
     _check_utf8(tree)
     tree = copy.deepcopy(dict(tree))
-    for name, options in extra.items():
+    for name, options in option_classes.items():
         hints = typing.get_type_hints(options, include_extras=True)
         for key, value in tree.get(name, {}).items():
             tree[name][key] = convert_to_type(hints[key], value, f"{name}.{key}")
@@ -189,7 +189,7 @@ def build_config(
 def _check_keys(
     cls: type,
     tree: Mapping[str, Any],
-    extra: Mapping[str, type],
+    option_classes: Mapping[str, type],
     prefix: str,
     sections: Callable[[], list[ConfigSection]],
 ) -> None:
@@ -211,7 +211,7 @@ def _check_keys(
         kinds = {hints[key], *typing.get_args(hints[key])}
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise UserError(f"{name} must be a number, got {value!r}")
-        section = extra.get(key) or dataclass_in(hints[key])
+        section = option_classes.get(key) or dataclass_in(hints[key])
         if section is None or value is None:
             continue
         items = [(name, value)]

@@ -63,7 +63,7 @@ class BestOfNSpec:
 
 
 @dataclass(frozen=True)
-class TrainingSpec:
+class PolicyTrainingSpec:
     """Training of the policy against proxies."""
 
     algorithm: str = "rloo"
@@ -107,7 +107,7 @@ class OveroptimizeConfig(RunConfig):
     """Sampling settings of the policy."""
     best_of_n: BestOfNSpec = field(default_factory=BestOfNSpec)
     """Optimization by best-of-n."""
-    rl: TrainingSpec | None = None
+    rl: PolicyTrainingSpec | None = None
     """Optimization by reinforcement learning. By default, only best-of-n is used."""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from rlhf.config.offline import OfflineConfig
 
 
 @dataclass(frozen=True)
-class ModelKind:
+class RewardModelKind:
     """One kind of reward model."""
 
     implementation: str
@@ -25,24 +25,28 @@ class ModelKind:
 
 _MODULES = "rlhf.training.reward_models"
 
-MODEL_KINDS: dict[str, ModelKind] = {
-    "preference": ModelKind(f"{_MODULES}.preference:PreferenceKind", ("margins", "num_heads")),
-    "smoothed": ModelKind(
+MODEL_KINDS: dict[str, RewardModelKind] = {
+    "preference": RewardModelKind(
+        f"{_MODULES}.preference:PreferenceKind", ("margins", "num_heads")
+    ),
+    "smoothed": RewardModelKind(
         f"{_MODULES}.preference:PreferenceKind", ("margins", "flip_rate", "num_heads")
     ),
-    "unbiased": ModelKind(f"{_MODULES}.preference:UnbiasedKind", ("flip_rate", "num_heads")),
-    "scaled": ModelKind(f"{_MODULES}.preference:ScaledKind", ("num_heads",)),
-    "length_debiased": ModelKind(f"{_MODULES}.preference:LengthDebiasedKind", ("length_coef",)),
-    "cost": ModelKind(f"{_MODULES}.cost:CostKind"),
-    "ranking": ModelKind(f"{_MODULES}.ranking:RankingKind"),
-    "best_of": ModelKind(f"{_MODULES}.ranking:BestOfKind"),
-    "pairwise": ModelKind(f"{_MODULES}.pairwise:PairwiseKind"),
-    "regression": ModelKind(f"{_MODULES}.rated:RegressionKind", ("labels",)),
-    "classification": ModelKind(
+    "unbiased": RewardModelKind(f"{_MODULES}.preference:UnbiasedKind", ("flip_rate", "num_heads")),
+    "scaled": RewardModelKind(f"{_MODULES}.preference:ScaledKind", ("num_heads",)),
+    "length_debiased": RewardModelKind(
+        f"{_MODULES}.preference:LengthDebiasedKind", ("length_coef",)
+    ),
+    "cost": RewardModelKind(f"{_MODULES}.cost:CostKind"),
+    "ranking": RewardModelKind(f"{_MODULES}.ranking:RankingKind"),
+    "best_of": RewardModelKind(f"{_MODULES}.ranking:BestOfKind"),
+    "pairwise": RewardModelKind(f"{_MODULES}.pairwise:PairwiseKind"),
+    "regression": RewardModelKind(f"{_MODULES}.rated:RegressionKind", ("labels",)),
+    "classification": RewardModelKind(
         f"{_MODULES}.classification:classification_kind", ("labels", "num_heads")
     ),
-    "multilabel": ModelKind(f"{_MODULES}.rated:MultiLabelKind", ("labels",)),
-    "process": ModelKind(f"{_MODULES}.process:ProcessKind", ("separator",)),
+    "multilabel": RewardModelKind(f"{_MODULES}.rated:MultiLabelKind", ("labels",)),
+    "process": RewardModelKind(f"{_MODULES}.process:ProcessKind", ("separator",)),
 }
 
 

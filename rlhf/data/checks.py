@@ -10,7 +10,11 @@ from typing import Any, Literal
 
 from rlhf.common.conversation import Message, comparable_text
 from rlhf.data.columns import FACT_FIELDS
-from rlhf.data.leakage import NGRAM_SIZE, overlapping_prompts, shared_prompts
+from rlhf.data.leakage import (
+    NGRAM_SIZE,
+    indices_of_shared_prompts,
+    indices_with_shared_prompt_ngrams,
+)
 from rlhf.data.load import Loaded
 from rlhf.data.splits import prompt_key, prompt_text
 from rlhf.data.suspects import cross_fitted_margins
@@ -99,7 +103,11 @@ def duplicates(rows: Sequence[Row]) -> Finding:
     seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):
-        key = (_prompt_identity(row), _facts_text(row), *_comparison_texts(row))
+        key = (
+            _prompt_identity(row),
+            _answers_and_tests_text(row),
+            *_comparable_reply_and_label_texts(row),
+        )
         if key in seen:
             repeated.append(index)
         seen.add(key)
@@ -109,7 +117,7 @@ def duplicates(rows: Sequence[Row]) -> Finding:
 
 def contradictory_pairs(rows: Sequence[Row]) -> Finding:
     """Find pairs that also occur with chosen and rejected swapped."""
-    keys = [(_prompt_identity(row), *_comparison_texts(row)) for row in rows]
+    keys = [(_prompt_identity(row), *_comparable_reply_and_label_texts(row)) for row in rows]
     known = set(keys)
     wrong = [i for i, (prompt, a, b) in enumerate(keys) if a != b and (prompt, b, a) in known]
     what = "also occur with chosen and rejected swapped"
@@ -118,7 +126,7 @@ def contradictory_pairs(rows: Sequence[Row]) -> Finding:
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
     """Find rows whose prompt and reply, or text, also occur with a different label."""
-    texts = [(_prompt_identity(row), *_comparison_texts(row)[:-1]) for row in rows]
+    texts = [(_prompt_identity(row), *_comparable_reply_and_label_texts(row)[:-1]) for row in rows]
     wrong = _rows_with_several_values(texts, [row["label"] for row in rows])
     what = "have a different label in another row"
     return _finding("contradictory labels", rows, wrong, "fault", what)
@@ -151,9 +159,13 @@ def _reference_answer(row: Row) -> str | None:
     return answers[-1] if answers else None
 
 
-def near_ties(rows: Sequence[Row]) -> Finding:
+def pairs_with_nearly_equal_replies(rows: Sequence[Row]) -> Finding:
     """Find pairs whose replies differ only in case or white space."""
-    ties = [index for index, row in enumerate(rows) if len(set(_comparison_texts(row))) == 1]
+    ties = [
+        index
+        for index, row in enumerate(rows)
+        if len(set(_comparable_reply_and_label_texts(row))) == 1
+    ]
     what = "have replies that differ only in case or white space"
     return _finding("near ties", rows, ties, "fault", what)
 
@@ -225,7 +237,7 @@ def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length
     for index, row in enumerate(rows):
         prompt = count_tokens(text_of(row["prompt"])) if "prompt" in row else 0
         replies = [
-            count_tokens(text_of(row[part])) for part in text_fields(row) if part != "prompt"
+            count_tokens(text_of(row[part])) for part in text_field_names(row) if part != "prompt"
         ]
         if prompt + max(replies, default=0) > max_length:
             affected.append(index)
@@ -238,7 +250,7 @@ def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length
 
 def leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Find leakage: rows whose prompt is also a prompt of the dataset `against`."""
-    affected = shared_prompts(rows, against)
+    affected = indices_of_shared_prompts(rows, against)
     return _finding(
         "shared prompts", rows, affected, "fault", "have a prompt that is also in the other set"
     )
@@ -249,7 +261,10 @@ def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Findin
 
     Rows that `leaked_prompts` finds are not included.
     """
-    affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
+    affected = sorted(
+        set(indices_with_shared_prompt_ngrams(rows, against))
+        - set(indices_of_shared_prompts(rows, against))
+    )
     what = (
         f"share {NGRAM_SIZE} consecutive words of their prompt with a different prompt "
         "of the other set"
@@ -257,7 +272,7 @@ def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Findin
     return _finding("overlapping prompts", rows, affected, "note", what)
 
 
-def text_fields(row: Row) -> list[str]:
+def text_field_names(row: Row) -> list[str]:
     """Return the names of the fields of a canonical row that contain text or messages."""
     return [p for p in ("prompt", "completion", "chosen", "rejected", "text") if p in row]
 
@@ -280,15 +295,15 @@ def _prompt_identity(row: Row) -> tuple[str, ...]:
     return prompt_key(row), comparable_text(text_of(special)), tools
 
 
-def _facts_text(row: Row) -> str:
+def _answers_and_tests_text(row: Row) -> str:
     """Return the reference answers and tests of a row's prompt as one text."""
     turns = row.get("prompt", ())
     return str([turn[key] for turn in turns for key in FACT_FIELDS if key in turn])
 
 
-def _comparison_texts(row: Row) -> tuple[str, ...]:
+def _comparable_reply_and_label_texts(row: Row) -> tuple[str, ...]:
     """Return the replies, steps and labels of a row as normalized texts, the label last."""
-    texts = [text_of(row[part]) for part in text_fields(row) if part not in ("prompt", "text")]
+    texts = [text_of(row[part]) for part in text_field_names(row) if part not in ("prompt", "text")]
     texts += [text_of(reply) for reply in row.get("replies", ())]
     texts += row.get("steps", ())
     texts += [str(row[key]) for key in ("labels", "label") if key in row]

@@ -131,7 +131,12 @@ class Layout:
 
 
 def find_layouts(
-    kind: Kind, table: Sequence[Row], present: Collection[str], spec: DataSpec, *, facts: bool
+    kind: Kind,
+    table: Sequence[Row],
+    column_names: Collection[str],
+    spec: DataSpec,
+    *,
+    with_answer_and_tests: bool,
 ) -> list[Layout]:
     """Return all layouts with which rows of the table can be read, in order of preference.
 
@@ -141,9 +146,9 @@ def find_layouts(
     Args:
         kind: Kind of rows.
         table: Rows of the source, to check mapped paths and for error messages.
-        present: Names of all columns.
+        column_names: Names of all columns.
         spec: Specification of the source, with the mapping.
-        facts: Whether every kind has the optional fields `answer` and `tests`.
+        with_answer_and_tests: Whether every kind has the optional fields `answer` and `tests`.
 
     Raises:
         UserError: The mapping has an unknown field or column, or a required field has no column.
@@ -152,19 +157,30 @@ def find_layouts(
     mapping = {
         _OLD_NAMES.get(field, field): column for field, column in (spec.columns or {}).items()
     }
-    extras = tuple(dict.fromkeys(KIND_FIELDS[kind].optional + (FACT_FIELDS if facts else ())))
-    _check_mapping(kind, table, present, mapping=mapping, source=spec.path, extras=extras)
+    optional_fields = tuple(
+        dict.fromkeys(KIND_FIELDS[kind].optional + (FACT_FIELDS if with_answer_and_tests else ()))
+    )
+    _check_mapping(
+        kind,
+        table,
+        column_names,
+        mapping=mapping,
+        source=spec.path,
+        optional_fields=optional_fields,
+    )
     complete = []
     for fields in sorted(
         KIND_FIELDS[kind].required, key=lambda fields: -len(mapping.keys() & set(fields))
     ):
-        columns = {field: column_of(field, present, mapping) for field in fields}
-        if all(columns.values()) and mapping.keys() <= {*fields, *extras}:
+        columns = {field: column_of(field, column_names, mapping) for field in fields}
+        if all(columns.values()) and mapping.keys() <= {*fields, *optional_fields}:
             complete.append(
-                Layout(fields, _with_optional_columns(columns, extras, present, mapping))
+                Layout(
+                    fields, _with_optional_columns(columns, optional_fields, column_names, mapping)
+                )
             )
     if not complete:
-        raise UserError(_missing_columns_message(kind, table, present, source=spec.path))
+        raise UserError(_missing_columns_message(kind, table, column_names, source=spec.path))
     # Plain text and conversations are not mixed, because training treats them differently.
     is_text = "text" in complete[0].fields
     return [layout for layout in complete if ("text" in layout.fields) == is_text]
@@ -172,29 +188,29 @@ def find_layouts(
 
 def _with_optional_columns(
     columns: dict[str, str | None],
-    extras: Sequence[str],
-    present: Collection[str],
+    optional_fields: Sequence[str],
+    column_names: Collection[str],
     mapping: Columns,
 ) -> dict[str, str]:
-    """Add the columns of the optional fields `extras` to those of the required fields.
+    """Add the columns of the optional fields `optional_fields` to those of the required fields.
 
     Fields without a column are omitted.
     """
-    for field in extras:
+    for field in optional_fields:
         if field not in columns:
             taken = {column for column in columns.values() if column}
-            columns[field] = column_of(field, present, mapping, taken=taken)
+            columns[field] = column_of(field, column_names, mapping, taken=taken)
     return {field: column for field, column in columns.items() if column}
 
 
 def column_of(
-    field: str, present: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
+    field: str, column_names: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
 ) -> str | None:
     """Return the mapped column of a field, else the first free column with one of its names.
 
     Args:
         field: Name of the field.
-        present: Names of all columns.
+        column_names: Names of all columns.
         mapping: The user's mapping; its columns are not free for other fields.
         taken: Columns that are not free because other fields use them.
 
@@ -203,7 +219,7 @@ def column_of(
     """
     if field in mapping:
         return mapping[field]
-    free = [name for name in present if name not in mapping.values() and name not in taken]
+    free = [name for name in column_names if name not in mapping.values() and name not in taken]
     for alias in ALIASES.get(field, (field,)):
         if alias in free or (alias.partition(".")[0] in free and "." in alias):
             return alias
@@ -233,38 +249,41 @@ def _is_index(step: str) -> bool:
     return step.removeprefix("-").isdigit()
 
 
-def root_column(path: str, present: Collection[str]) -> str:
-    """Return the column that contains a path; `present` are the names of all columns."""
-    return path if path in present else path.partition(".")[0]
+def root_column(path: str, column_names: Collection[str]) -> str:
+    """Return the column that contains a path; `column_names` are the names of all columns."""
+    return path if path in column_names else path.partition(".")[0]
 
 
 def _check_mapping(
     kind: Kind,
     table: Sequence[Row],
-    present: Collection[str],
+    column_names: Collection[str],
     *,
     mapping: Columns,
     source: str,
-    extras: Sequence[str],
+    optional_fields: Sequence[str],
 ) -> None:
-    allowed = {field for fields in KIND_FIELDS[kind].required for field in fields} | set(extras)
+    allowed = {field for fields in KIND_FIELDS[kind].required for field in fields} | set(
+        optional_fields
+    )
     for field, column in mapping.items():
         if field not in allowed:
             raise UserError(
                 f"{source}: data.columns.{field} is not a field of {kind} data "
                 f"(fields: {', '.join(sorted(allowed))})"
             )
-        if root_column(column, present) not in present:
+        if root_column(column, column_names) not in column_names:
             raise UserError(
                 f"{source}: data.columns.{field} names column {column!r}, which does not exist; "
-                f"columns found: {', '.join(sorted(present))}{did_you_mean(column, present)}"
+                f"columns found: {', '.join(sorted(column_names))}"
+                f"{did_you_mean(column, column_names)}"
             )
-        if column not in present and all(
+        if column not in column_names and all(
             cell_of(row, column) is None for row in _first_rows(table)
         ):
             raise UserError(
                 f"{source}: data.columns.{field}: {column!r} has no value in the first rows; "
-                f"columns found: {describe_columns(table, present)}"
+                f"columns found: {describe_columns(table, column_names)}"
             )
 
 
@@ -272,10 +291,10 @@ def _first_rows(table: Sequence[Row], count: int = 100) -> list[Row]:
     return [table[index] for index in range(min(count, len(table)))]
 
 
-def describe_columns(table: Sequence[Row], present: Collection[str]) -> str:
+def describe_columns(table: Sequence[Row], column_names: Collection[str]) -> str:
     """Return the column names as text, with the keys of columns that contain objects."""
     rows, names = _first_rows(table, 20), []
-    for name in sorted(present):
+    for name in sorted(column_names):
         cell = next((row.get(name) for row in rows if row.get(name) is not None), None)
         prefix = name
         if isinstance(cell, list) and cell and isinstance(cell[0], Mapping):
@@ -286,12 +305,13 @@ def describe_columns(table: Sequence[Row], present: Collection[str]) -> str:
 
 
 def _missing_columns_message(
-    kind: Kind, table: Sequence[Row], present: Collection[str], *, source: str
+    kind: Kind, table: Sequence[Row], column_names: Collection[str], *, source: str
 ) -> str:
     fields = KIND_FIELDS[kind]
     needed = " or ".join(" + ".join(names) for names in fields.required)
     return (
-        f"{source}: {kind} data needs {needed}; columns found: {describe_columns(table, present)}; "
+        f"{source}: {kind} data needs {needed}; columns found: "
+        f"{describe_columns(table, column_names)}; "
         f"map them with data.columns: {{{fields.example}}}, where capitals are your column names "
         "and a dot selects a key inside a column"
     )

@@ -15,7 +15,7 @@ from rlhf.data.messages import (
     ROLES,
     Notes,
     RowDropped,
-    decode_json,
+    decode_if_json,
     is_message,
     parse_messages,
 )
@@ -51,8 +51,8 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
 
 
 def _conversation_from_text(text: str) -> Conversation:
-    if is_dialogue(text):
-        return parse_dialogue(text)
+    if is_hh_dialogue(text):
+        return parse_hh_dialogue(text)
     # Prompts of NVIDIA's datasets can contain several turns; the first is a user turn.
     first, *rest = _NEMO_TURN.split(text)
     turns: Conversation = [{"role": "user", "content": first}]
@@ -61,12 +61,12 @@ def _conversation_from_text(text: str) -> Conversation:
     return turns
 
 
-def is_dialogue(text: str) -> bool:
+def is_hh_dialogue(text: str) -> bool:
     r"""Return whether `text` is an HH-RLHF dialogue: Human: at the start, then \n\nAssistant:."""
     return _HH_START.match(text) is not None
 
 
-def parse_dialogue(text: str) -> Conversation:
+def parse_hh_dialogue(text: str) -> Conversation:
     r"""Return the messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
 
     A turn begins with "Human:" or "Assistant:" after a blank line. The contents are stripped and
@@ -81,7 +81,7 @@ def parse_dialogue(text: str) -> Conversation:
 
 def read_messages(value: Any, notes: Notes) -> Conversation:
     """Convert a cell with text, a dialogue, messages, or the JSON of messages to a conversation."""
-    return as_conversation(decode_json(value), notes)
+    return as_conversation(decode_if_json(value), notes)
 
 
 def check_turns(messages: Sequence[Message]) -> None:
@@ -152,7 +152,7 @@ def checked_reply(messages: Conversation) -> Conversation:
     return messages
 
 
-def split_reply(
+def split_reply_from_prompt(
     prompt: Conversation, value: Any, notes: Notes
 ) -> tuple[Conversation, Conversation]:
     """Split the value of a reply column into (prompt, reply).
@@ -211,7 +211,7 @@ def insert_after_system(messages: Sequence[Message], more: Sequence[Message]) ->
     return [*messages[: len(messages) - len(rest)], *more, *rest]
 
 
-def labeled_conversation(row: Mapping[str, Any]) -> Conversation:
+def conversation_of_labeled_row(row: Mapping[str, Any]) -> Conversation:
     """Return a labeled row as a conversation.
 
     A row of text becomes one assistant message; otherwise prompt and completion are joined.
@@ -232,7 +232,9 @@ def split_last_reply(messages: Conversation, notes: Notes) -> tuple[Conversation
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
 
-def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
+def split_before_first_reply(
+    messages: Conversation, notes: Notes
+) -> tuple[Conversation, Conversation]:
     """Return (prompt, turns from the first to the last assistant turn); later turns are ignored.
 
     Raises:
@@ -244,11 +246,11 @@ def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversatio
     if any(is_empty_turn(turn) for turn in completion):
         raise RowDropped("empty reply")
     check_turns(messages[: last + 1])
-    check_weights(completion)
+    check_some_reply_has_weight(completion)
     return checked_prompt(messages[:first]), completion
 
 
-def check_weights(completion: Conversation) -> None:
+def check_some_reply_has_weight(completion: Conversation) -> None:
     """Raise RowDropped if all replies of a completion have weight 0."""
     replies = [turn for turn in completion if turn["role"] == "assistant"]
     if all(turn.get("weight", 1) == 0 for turn in replies):
@@ -269,7 +271,9 @@ def _first_and_last_reply(messages: Conversation, notes: Notes) -> tuple[int, in
     return replies[0], replies[-1]
 
 
-def split_pair(chosen: Conversation, rejected: Conversation) -> tuple[Conversation, ...]:
+def split_pair_at_shared_prompt(
+    chosen: Conversation, rejected: Conversation
+) -> tuple[Conversation, ...]:
     """Return (prompt, chosen, rejected) of two conversations with a common prompt.
 
     The prompt is the longest common prefix of turns. In both conversations, only assistant and tool
@@ -335,7 +339,7 @@ def _contains_passage(text: str, context: str) -> bool:
 
 def _read_history(value: Any, notes: Notes) -> Conversation:
     """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
-    value = decode_json(value)
+    value = decode_if_json(value)
     if value in (None, "", []):
         return []
     if not isinstance(value, list):
@@ -351,7 +355,7 @@ def _read_history(value: Any, notes: Notes) -> Conversation:
     return messages
 
 
-def _read_reply(
+def _read_prompt_and_reply_cell(
     cells: Cells, field: str, prompt: Conversation, notes: Notes
 ) -> tuple[Conversation, Conversation]:
     """Return (prompt, reply) from the reply column `field`.
@@ -360,14 +364,14 @@ def _read_reply(
     A system message in the reply column is moved to the prompt.
     """
     value, cell = cells[field], cells.get("prompt")
-    if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
+    if isinstance(value, str) and isinstance(cell, str) and is_hh_dialogue(cell):
         value = value.removeprefix(cell)
-        if is_dialogue(value):
-            return split_reply(prompt, parse_dialogue(value), notes)
+        if is_hh_dialogue(value):
+            return split_reply_from_prompt(prompt, parse_hh_dialogue(value), notes)
         if "\n\nHuman:" in value:
             raise RowDropped("reply contains a user or system turn")
         value = value.strip()
-    prompt, reply = split_reply(prompt, value, notes)
+    prompt, reply = split_reply_from_prompt(prompt, value, notes)
     reasoning = cells.get("reasoning")
     if field == "completion" and isinstance(reasoning, str) and not reasoning_of(reply[-1]):
         cells.pop("reasoning")
@@ -396,13 +400,15 @@ def _role_of(turn: Any) -> str | None:
 
 def _without_final_replies(messages: Any) -> Any:
     """Return a list of messages without the assistant turns at its end."""
-    messages = decode_json(messages)
+    messages = decode_if_json(messages)
     while isinstance(messages, list) and messages and _role_of(messages[-1]) == "assistant":
         messages = messages[:-1]
     return messages
 
 
-def _split_whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
+def _split_pair_after_checking_prompt(
+    cells: Cells, sides: list[Any], notes: Notes
+) -> tuple[Conversation, ...]:
     """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt.
 
     Args:
@@ -414,7 +420,9 @@ def _split_whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Con
         RowDropped: The prompts or system messages differ, or the conversations are not valid.
     """
     cell_prompt = read_prompt(cells, notes)
-    prompt, chosen, rejected = split_pair(*(read_messages(value, notes) for value in sides))
+    prompt, chosen, rejected = split_pair_at_shared_prompt(
+        *(read_messages(value, notes) for value in sides)
+    )
     expected, turns = without_system(cell_prompt), without_system(prompt)
     if not same_turns(turns[: len(expected)], expected):
         raise RowDropped("prompts differ")
@@ -433,10 +441,10 @@ def read_prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Con
     """
     if "messages" in cells:
         return split_last_reply(read_messages(cells.pop("messages"), notes), notes)
-    return _read_reply(cells, "completion", read_prompt(cells, notes), notes)
+    return _read_prompt_and_reply_cell(cells, "completion", read_prompt(cells, notes), notes)
 
 
-def read_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
+def read_prompt_and_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
     """Return (prompt, chosen, rejected) from the cells of a row with a chosen and a rejected reply.
 
     The prompt is the prompt cell, else the messages cell, else the common start of the replies.
@@ -449,15 +457,15 @@ def read_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
     if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
         cells["prompt"] = _without_final_replies(cells.pop("messages"))
     if cells.get("prompt") is None:
-        if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
+        if any(isinstance(value, str) and not is_hh_dialogue(value) for value in sides):
             raise RowDropped("plain text without a prompt column")
-        return split_pair(*(read_messages(value, notes) for value in sides))
+        return split_pair_at_shared_prompt(*(read_messages(value, notes) for value in sides))
     if whole:
-        prompt, chosen, rejected = _split_whole_pair(cells, sides, notes)
+        prompt, chosen, rejected = _split_pair_after_checking_prompt(cells, sides, notes)
     else:
         cell_prompt = read_prompt(cells, notes)
-        prompt, chosen = _read_reply(cells, "chosen", cell_prompt, notes)
-        other_prompt, rejected = _read_reply(cells, "rejected", cell_prompt, notes)
+        prompt, chosen = _read_prompt_and_reply_cell(cells, "chosen", cell_prompt, notes)
+        other_prompt, rejected = _read_prompt_and_reply_cell(cells, "rejected", cell_prompt, notes)
         if not same_turns(prompt, other_prompt):
             raise RowDropped("system messages differ")
     if same_turns(chosen, rejected):

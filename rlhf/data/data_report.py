@@ -95,7 +95,7 @@ def make_data_report(
         checks.unused_columns(loaded),
     ]
     if "chosen" in rows[0]:
-        findings += [checks.contradictory_pairs(rows), checks.near_ties(rows)]
+        findings += [checks.contradictory_pairs(rows), checks.pairs_with_nearly_equal_replies(rows)]
         findings += [checks.length_bias(rows), checks.suspects(rows, seed=seed)]
     if "label" in rows[0]:
         findings += [checks.contradictory_labels(rows), checks.label_balance(rows)]
@@ -141,7 +141,7 @@ def _length_statistics(
     rows: Sequence[Row], measure: Callable[[str], int], unit: str
 ) -> dict[str, dict[str, float]]:
     table = {}
-    named = dict.fromkeys(part for row in rows for part in checks.text_fields(row))
+    named = dict.fromkeys(part for row in rows for part in checks.text_field_names(row))
     for part in named:
         values = np.array([measure(checks.text_of(row[part])) for row in rows if part in row])
         table[f"{part}, {unit}"] = {

@@ -114,7 +114,7 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        return [columnar_row(row) for row in pq.read_table(path).to_pylist()]
+        return [columnar_row_to_json_form(row) for row in pq.read_table(path).to_pylist()]
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file ({_one_line(error)})") from None
 
@@ -122,25 +122,28 @@ def _read_parquet(path: Path) -> list[Row]:
 _TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
 
 
-def columnar_row(row: Row) -> dict[str, Any]:
+def columnar_row_to_json_form(row: Row) -> dict[str, Any]:
     """Convert a row of a columnar file, such as Parquet, to the form of a row in a JSON file.
 
     In a columnar file, all objects of a column have the same keys, and keys that an object lacks
     have the value null. Keys with the value null are therefore removed from tools and tool calls.
     Decimals are converted to floats.
     """
-    return {key: _plain_cell(cell, in_tools=key in _TOOL_KEYS) for key, cell in row.items()}
+    return {
+        key: _columnar_cell_to_json_form(cell, in_tools=key in _TOOL_KEYS)
+        for key, cell in row.items()
+    }
 
 
-def _plain_cell(cell: Any, *, in_tools: bool) -> Any:
+def _columnar_cell_to_json_form(cell: Any, *, in_tools: bool) -> Any:
     if isinstance(cell, Mapping):
         return {
-            key: _plain_cell(item, in_tools=in_tools or key in _TOOL_KEYS)
+            key: _columnar_cell_to_json_form(item, in_tools=in_tools or key in _TOOL_KEYS)
             for key, item in cell.items()
             if not (in_tools and item is None)
         }
     if isinstance(cell, list):
-        return [_plain_cell(item, in_tools=in_tools) for item in cell]
+        return [_columnar_cell_to_json_form(item, in_tools=in_tools) for item in cell]
     return float(cell) if isinstance(cell, Decimal) else cell
 
 
@@ -165,12 +168,12 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        if path.is_dir() and _is_saved_to_disk(path):
+        if path.is_dir() and _is_save_to_disk_folder(path):
             rows = datasets.load_from_disk(str(path))
             rows = rows[spec.split] if isinstance(rows, datasets.DatasetDict) else rows
         else:
             source = str(path) if path.is_dir() else spec.path
-            options = _csv_options(path) if path.is_dir() else {}
+            options = _options_to_read_csv_as_text(path) if path.is_dir() else {}
             rows = datasets.load_dataset(
                 source, spec.name, data_dir=spec.data_dir, split=spec.split, **options
             )
@@ -185,11 +188,11 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
             f"({_one_line(error)}); if you are offline, set data.path to a local file with one of "
             f"the suffixes {', '.join(READERS)}"
         ) from None
-    rows = cast(datasets.Dataset, rows).with_transform(_columnar_batch)
+    rows = cast(datasets.Dataset, rows).with_transform(_columnar_batch_to_json_form)
     return cast(Sequence[Row], rows)
 
 
-def _csv_options(folder: Path) -> dict[str, Any]:
+def _options_to_read_csv_as_text(folder: Path) -> dict[str, Any]:
     """Return options of `datasets` that keep the cells of CSV files, such as 007 or NA, as strings.
 
     The result is empty unless all data files of the folder are CSV files.
@@ -205,14 +208,15 @@ def _csv_options(folder: Path) -> dict[str, Any]:
     return {"features": features, "keep_default_na": False}
 
 
-def _columnar_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Apply `columnar_row` to rows that `datasets` passes as columns."""
+def _columnar_batch_to_json_form(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Apply `columnar_row_to_json_form` to rows that `datasets` passes as columns."""
     return {
-        name: [columnar_row({name: cell})[name] for cell in cells] for name, cells in batch.items()
+        name: [columnar_row_to_json_form({name: cell})[name] for cell in cells]
+        for name, cells in batch.items()
     }
 
 
-def _is_saved_to_disk(folder: Path) -> bool:
+def _is_save_to_disk_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 

@@ -13,23 +13,23 @@ from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
     Cells,
-    check_weights,
+    check_some_reply_has_weight,
     checked_prompt,
-    is_dialogue,
+    is_hh_dialogue,
     read_messages,
-    read_pair,
     read_prompt,
+    read_prompt_and_pair,
     read_prompt_and_reply,
     same_turns,
-    split_first_reply,
+    split_before_first_reply,
     split_last_reply,
-    split_reply,
+    split_reply_from_prompt,
 )
 from rlhf.data.messages import (
     Notes,
     RowDropped,
-    decode_json,
-    decode_messages,
+    decode_if_json,
+    decode_if_json_messages,
     is_filled,
     parse_tools,
 )
@@ -53,7 +53,7 @@ OPTIONAL_FIELDS = (
 """Optional fields of a row; cells that are not used are reported as ignored."""
 
 
-def convert(
+def canonical_row(
     cells: Mapping[str, Any], kind: Kind, *, system: str | None, notes: Notes
 ) -> dict[str, Any]:
     """Convert cells to a canonical row.
@@ -67,7 +67,7 @@ def convert(
     Raises:
         RowDropped: The row cannot be used.
     """
-    rest = {f: decode_messages(c) if f in _MESSAGES else c for f, c in cells.items()}
+    rest = {f: decode_if_json_messages(c) if f in _MESSAGES else c for f, c in cells.items()}
     result = CONVERTERS[kind](rest, notes)
     if "prompt" in result:
         tools = parse_tools(rest.pop("tools", None))
@@ -76,7 +76,7 @@ def convert(
         result["prompt"] = _with_system_message(
             result["prompt"], rest.pop("system", None), system, notes
         )
-        _add_facts(result["prompt"], rest, notes)
+        _add_answer_and_tests(result["prompt"], rest, notes)
     elif system is not None:
         notes.add("data.system for a row without a prompt")
     notes.update(f"{field} column" for field in OPTIONAL_FIELDS if is_filled(rest.get(field)))
@@ -104,7 +104,7 @@ def _with_system_message(
     return prompt
 
 
-def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
+def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> None:
     """Add the answer and the tests of the row to the last user message of the prompt, in place."""
     last_user = max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
     facts: dict[str, Any] = {}
@@ -146,18 +146,18 @@ def _strings_in(value: Any) -> Iterator[str]:
 
 
 def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:
-    if "text" in cells and not (isinstance(cells["text"], str) and is_dialogue(cells["text"])):
+    if "text" in cells and not (isinstance(cells["text"], str) and is_hh_dialogue(cells["text"])):
         return _text_row(cells, notes)
     if "messages" in cells or "text" in cells:
         messages = read_messages(cells.pop("messages", cells.get("text")), notes)
-        prompt, completion = split_first_reply(messages, notes)
+        prompt, completion = split_before_first_reply(messages, notes)
     else:
         prompt, completion = read_prompt_and_reply(cells, notes)
-        check_weights(completion)
+        check_some_reply_has_weight(completion)
     return {"prompt": prompt, "completion": completion}
 
 
-def _label_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+def _labeled_reply_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     prompt, completion = read_prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion, "label": _parse_boolean(cells["label"])}
 
@@ -165,7 +165,7 @@ def _label_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 def _preference_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "response_a" in cells:
         cells |= judged_pair(cells)
-    prompt, chosen, rejected = read_pair(cells, notes)
+    prompt, chosen, rejected = read_prompt_and_pair(cells, notes)
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     margin = _read_margin(cells, notes)
     return row if margin is None else row | {"margin": margin}
@@ -257,7 +257,7 @@ def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 def _prompt_from_turns(value: Any, notes: Notes) -> Conversation:
     """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn."""
-    value = decode_json(value)
+    value = decode_if_json(value)
     if not isinstance(value, list) or not value:
         raise RowDropped("turns are not a list of texts")
     first = value[0].get("content") if isinstance(value[0], Mapping) else value[0]
@@ -289,10 +289,10 @@ def _classification_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _ranking_row(cells: Cells, notes: Notes) -> dict[str, Any]:
-    prompt, replies = read_prompt(cells, notes), decode_json(cells["replies"])
+    prompt, replies = read_prompt(cells, notes), decode_if_json(cells["replies"])
     if not isinstance(replies, list) or len(replies) < 2:
         raise RowDropped("fewer than two replies")
-    answered = [split_reply(prompt, reply, notes) for reply in replies]
+    answered = [split_reply_from_prompt(prompt, reply, notes) for reply in replies]
     if not all(same_turns(other, answered[0][0]) for other, _ in answered):
         raise RowDropped("system messages differ")
     ranked = [reply for _, reply in answered]
@@ -303,7 +303,7 @@ def _ranking_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 def _steps_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     prompt = read_prompt(cells, notes)
-    steps, labels = decode_json(cells["steps"]), decode_json(cells["labels"])
+    steps, labels = decode_if_json(cells["steps"]), decode_if_json(cells["labels"])
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowDropped("steps are not a list of texts")
     if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
@@ -346,7 +346,7 @@ def _parse_boolean(value: Any) -> bool:
 CONVERTERS: dict[Kind, Callable[[Cells, Notes], dict[str, Any]]] = {
     "sft": _sft_row,
     "preference": _preference_row,
-    "label": _label_row,
+    "label": _labeled_reply_row,
     "prompt": _prompt_row,
     "text": _text_row,
     "classification": _classification_row,

@@ -14,7 +14,7 @@ NGRAM_SIZE = 13
 _WORD = re.compile(r"\w+")
 
 
-def shared_prompts(
+def indices_of_shared_prompts(
     rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
 ) -> list[int]:
     """Return the indices of `rows` whose prompt is also a prompt of `against`, by `prompt_key`."""
@@ -22,7 +22,7 @@ def shared_prompts(
     return [index for index, row in enumerate(rows) if prompt_key(row) in known]
 
 
-def overlapping_prompts(
+def indices_with_shared_prompt_ngrams(
     rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
 ) -> list[int]:
     """Return the indices of `rows` that share 13 consecutive prompt words with a row of `against`.

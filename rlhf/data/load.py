@@ -77,15 +77,15 @@ class Loaded:
         """Return lines about the schemas, the unused columns and the ignored parts of cells."""
         several = len(self.sources) > 1
 
-        def by_source(texts: dict[str, str]) -> str:
-            return ", ".join(f"{t} ({path})" if several else t for path, t in texts.items())
+        def join_with_paths(text_by_path: dict[str, str]) -> str:
+            return ", ".join(f"{t} ({path})" if several else t for path, t in text_by_path.items())
 
         lines = []
         if self.schemas:
-            lines.append(f"read as {by_source(self.schemas)}")
+            lines.append(f"read as {join_with_paths(self.schemas)}")
         if self.unused_columns:
             names = {path: ", ".join(columns) for path, columns in self.unused_columns.items()}
-            lines.append(f"columns not used: {by_source(names)}")
+            lines.append(f"columns not used: {join_with_paths(names)}")
         if self.ignored:
             counts = (f"{what} in {count:,} rows" for what, count in self.ignored.items())
             lines.append(f"ignored: {', '.join(counts)}")
@@ -98,7 +98,7 @@ def load(
     *,
     seed: int | None,
     keep: Iterable[str] = (),
-    facts: bool = False,
+    with_answer_and_tests: bool = False,
 ) -> Loaded:
     """Read, convert, mix and shuffle one or several datasets.
 
@@ -110,8 +110,8 @@ def load(
             None, the rows are not shuffled.
         keep: Names of additional columns to include in the rows. The value is None in a row that
             does not have the column.
-        facts: Whether to add the answer and tests columns to the last user message, for rewards.
-            They are always added to rows of kind "prompt".
+        with_answer_and_tests: Whether to add the answer and tests columns to the last user message,
+            for rewards. They are always added to rows of kind "prompt".
 
     Raises:
         UserError: A path does not exist, its content is malformed, its columns cannot be assigned
@@ -126,7 +126,11 @@ def load(
     readers = []
     for i, spec in enumerate(specs):
         source_seed = None if seed is None else f"{seed}/{i}"
-        readers.append(_read_source(spec, kind, seed=source_seed, keep=keep, facts=facts))
+        readers.append(
+            _read_source(
+                spec, kind, seed=source_seed, keep=keep, with_answer_and_tests=with_answer_and_tests
+            )
+        )
     sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
     rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
     if len(readers) > 1 and seed is not None:
@@ -192,14 +196,21 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
 
 
 def _read_source(
-    spec: DataSpec, kind: Kind, *, seed: str | None, keep: tuple[str, ...], facts: bool
+    spec: DataSpec,
+    kind: Kind,
+    *,
+    seed: str | None,
+    keep: tuple[str, ...],
+    with_answer_and_tests: bool,
 ) -> TableReader:
     """Read a source up to its limit, in a random order, or in the file's order if `seed` is None.
 
     Raises:
         UserError: As in `load`.
     """
-    reader = TableReader(read_rows(spec), kind, spec, keep=keep, facts=facts)
+    reader = TableReader(
+        read_rows(spec), kind, spec, keep=keep, with_answer_and_tests=with_answer_and_tests
+    )
     order = list(range(len(reader.table)))
     if seed is not None:
         random.Random(seed).shuffle(order)

@@ -62,7 +62,7 @@ class RowDropped(Exception):
     """Raised for a row that cannot be used; the loader counts the rows by message."""
 
 
-def decode_json(value: Any) -> Any:
+def decode_if_json(value: Any) -> Any:
     """Decode a string with a JSON list or object, as in CSV cells; other values are unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -72,12 +72,12 @@ def decode_json(value: Any) -> Any:
     return value
 
 
-def decode_messages(value: Any) -> Any:
+def decode_if_json_messages(value: Any) -> Any:
     """Decode a string with the JSON of a message or of a list of messages.
 
     Other values, including other JSON, are returned unchanged.
     """
-    decoded = decode_json(value)
+    decoded = decode_if_json(value)
     items = decoded if isinstance(decoded, list) else [decoded]
     return decoded if items and all(map(is_message, items)) else value
 
@@ -121,11 +121,11 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
     if role is None:
         raise RowDropped(f"unknown role {raw_role!r}")
     content = item.get("content", item.get("value"))
-    text, reasoning, calls = _split_content(content, notes)
+    text, reasoning, calls = _text_reasoning_and_calls(content, notes)
     message: Message = {"role": role, "content": text}
     if isinstance(raw_role, str) and raw_role.lower() == "function_call":
-        message |= {"content": "", "tool_calls": _parse_tool_calls(decode_json(content))}
-    _read_reply_keys(item, message, reasoning, calls, notes)
+        message |= {"content": "", "tool_calls": _parse_tool_calls(decode_if_json(content))}
+    _add_reply_keys(item, message, reasoning, calls, notes)
     for key in ("name", "tool_call_id"):
         if item.get(key) is not None:
             message[key] = str(item[key])
@@ -142,7 +142,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
     return message
 
 
-def _read_reply_keys(
+def _add_reply_keys(
     item: Mapping[str, Any], message: Message, reasoning: str, calls: list[Any], notes: Notes
 ) -> None:
     """Add the reasoning, tool calls and weight of `item` to an assistant message, in place.
@@ -177,7 +177,7 @@ def _read_reply_keys(
             message["weight"] = 0  # 1 is the default
 
 
-def _split_content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
+def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
     """Split message content (text, None, or a list of parts) into (text, reasoning, tool calls)."""
     if value is None or isinstance(value, str):
         return value, "", []
@@ -211,7 +211,7 @@ def _parse_tool_calls(value: Any) -> list[Message]:
     Raises:
         RowDropped: The value is not a list of tool calls, or a call has no function name.
     """
-    value = decode_json(value)
+    value = decode_if_json(value)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -221,7 +221,7 @@ def _parse_tool_calls(value: Any) -> list[Message]:
         inner = item.get("function", item) if isinstance(item, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
             raise RowDropped("a tool call has no function name")
-        arguments = decode_json(inner.get("arguments"))
+        arguments = decode_if_json(inner.get("arguments"))
         function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
         known = {"id": item["id"]} if isinstance(item.get("id"), str) else {}
         calls.append({"type": "function", "function": function} | known)
@@ -234,7 +234,7 @@ def parse_tools(value: Any) -> list[Message]:
     Raises:
         RowDropped: The value is neither a list of objects nor the JSON of a list of objects.
     """
-    value = decode_json(value)
+    value = decode_if_json(value)
     if not is_filled(value):
         return []
     if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf.common.conversation import Conversation
 from rlhf.common.ranges import Finite, LabelNoise, NonNegativeFloat, check_fields
-from rlhf.data.conversation import as_conversation, checked_prompt, split_reply
+from rlhf.data.conversation import as_conversation, checked_prompt, split_reply_from_prompt
 from rlhf.data.load import Loaded
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
@@ -158,14 +158,14 @@ def inject_label_noise(
     return [
         {
             **row,
-            **(_with_reversed_label(row) if index in flipped else {}),
+            **(_reversed_label_cells(row) if index in flipped else {}),
             "flipped": index in flipped,
         }
         for index, row in enumerate(rows)
     ]
 
 
-def _with_reversed_label(row: Mapping[str, Any]) -> dict[str, Any]:
+def _reversed_label_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     if "chosen" in row:
         return {"chosen": row["rejected"], "rejected": row["chosen"]}
     return {"label": not row["label"]}
@@ -178,7 +178,7 @@ def _label_pair(
     annotator: Annotator,
     rng: random.Random,
 ) -> dict[str, Any]:
-    a, b = _usable_replies(first[0], second[0])
+    a, b = _require_usable_replies(first[0], second[0])
     gold_a, gold_b = first[1], second[1]
     if gold_a is None or gold_b is None:
         raise RowDropped("reply without a gold score")
@@ -204,7 +204,7 @@ def _pairs_by_score(
                 dropped["tie"] += 1
                 continue
             try:
-                chosen, rejected = _usable_replies(better, worse)
+                chosen, rejected = _require_usable_replies(better, worse)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
@@ -232,13 +232,13 @@ def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversatio
     replies: list[Reply] = []
     for reply in row["replies"]:
         try:
-            replies.append(split_reply(prompt, reply, set())[1])
+            replies.append(split_reply_from_prompt(prompt, reply, set())[1])
         except RowDropped as reason:
             replies.append(reason)
     return prompt, replies
 
 
-def _usable_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
+def _require_usable_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
     if isinstance(a, RowDropped):
         raise a
     if isinstance(b, RowDropped):

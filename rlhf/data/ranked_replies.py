@@ -15,7 +15,7 @@ Item = dict[str, Any] | RowDropped
 """The cells of a canonical row, or the reason why the row is dropped."""
 
 
-def ranked_items(
+def items_from_scored_replies(
     prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
 ) -> Iterator[Item]:
     """Yield the rows of `kind` for one list of scored replies.
@@ -54,7 +54,7 @@ def ranked_items(
         yield RowDropped("tie") if high == low else pair
 
 
-def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def build_message_trees(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Build message trees from a table with one message per row.
 
     Returns:
@@ -98,10 +98,10 @@ def _count_unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any
     return len(nodes) - reached
 
 
-def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
+def items_of_message_tree(tree: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
     """Yield the cells of the canonical rows of a message tree.
 
-    The tree is an item of `gather_messages` or a row of Open Assistant's tree files.
+    The tree is an item of `build_message_trees` or a row of Open Assistant's tree files.
 
     - sft: every assistant message, with the turns before it
     - preference: for every user message, all pairs of replies with different ranks (0 is best)
@@ -111,11 +111,11 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
     Raises:
         RowDropped: The tree is an orphan or an unread row.
     """
-    if "unread" in row:
-        raise RowDropped(row["unread"])
-    if "orphan" in row:
+    if "unread" in tree:
+        raise RowDropped(tree["unread"])
+    if "orphan" in tree:
         raise RowDropped("message without its parent")
-    stack: list[tuple[list[dict[str, Any]], Node]] = [([], row["prompt"])]
+    stack: list[tuple[list[dict[str, Any]], Node]] = [([], tree["prompt"])]
     while stack:
         before, node = stack.pop()
         if node.get("deleted"):
@@ -131,11 +131,11 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
 
 
 def _items_of_user_message(
-    path: list[dict[str, Any]], replies: list[Node], kind: Kind
+    messages: list[dict[str, Any]], replies: list[Node], kind: Kind
 ) -> Iterator[Item]:
     """Yield the cells of the canonical rows of a user message and its replies."""
     if kind == "prompt":
-        yield {"prompt": path}
+        yield {"prompt": messages}
     if kind not in ("preference", "ranking") or not replies:
         return
     ranked = [
@@ -147,4 +147,4 @@ def _items_of_user_message(
         yield RowDropped("fewer than two ranked replies")
         return
     texts, ranks = ([reply[key] for reply in ranked] for key in ("text", "rank"))
-    yield from ranked_items(path, texts, ranks, kind, ranks=True)
+    yield from items_from_scored_replies(messages, texts, ranks, kind, ranks=True)

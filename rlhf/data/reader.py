@@ -16,7 +16,7 @@ from rlhf.data.columns import (
     find_layouts,
     root_column,
 )
-from rlhf.data.formats import convert
+from rlhf.data.formats import canonical_row
 from rlhf.data.messages import Notes, RowDropped, is_filled
 from rlhf.data.schemas import SAFETY_SCHEMA, SCHEMAS, Schema, find_schema
 from rlhf.errors import UserError
@@ -39,7 +39,8 @@ class TableReader:
         kind: Kind of canonical rows.
         spec: Specification of the source, with its mapping and system message.
         keep: Names of additional columns to include in the rows.
-        facts: Whether to add the answer and the tests of a row to its last user message.
+        with_answer_and_tests: Whether to add the answer and the tests of a row to its last user
+            message.
 
     Raises:
         UserError: The columns cannot be assigned to fields, or a column of `keep` does not exist.
@@ -52,17 +53,19 @@ class TableReader:
         spec: DataSpec,
         *,
         keep: tuple[str, ...] = (),
-        facts: bool = False,
+        with_answer_and_tests: bool = False,
     ) -> None:
         self.kind: Kind = kind
         self.spec, self.keep = spec, keep
         self.present = columns_of(table)
         self.schema = self._recognized_schema(table)
-        self.facts = facts or kind == "prompt"
+        self.with_answer_and_tests = with_answer_and_tests or kind == "prompt"
         self.layouts: list[Layout] = []
         if self.schema is None:
-            self.layouts = find_layouts(kind, table, self.present, spec, facts=self.facts)
-            self._check_winners(table)
+            self.layouts = find_layouts(
+                kind, table, self.present, spec, with_answer_and_tests=self.with_answer_and_tests
+            )
+            self._check_winner_numbering(table)
         self._check_keep()
         self.table = table
         if self.schema is not None and self.schema.gather is not None:
@@ -118,7 +121,7 @@ class TableReader:
     def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
         notes: Notes = set()
         try:
-            canonical = convert(cells, self.kind, system=self.spec.system, notes=notes)
+            canonical = canonical_row(cells, self.kind, system=self.spec.system, notes=notes)
         except RowDropped as reason:
             return reason
         self.ignored.update(notes)
@@ -147,7 +150,7 @@ class TableReader:
 
     def _answer_and_tests_cells(self, schema: Schema, row: Row) -> dict[str, Any]:
         """Return the cells of the answer and tests columns, unless the schema uses the columns."""
-        if not self.facts:
+        if not self.with_answer_and_tests:
             return {}
         columns = {f: column_of(f, self.present, {}, taken=schema.columns) for f in FACT_FIELDS}
         facts = {f: cell_of(row, column) for f, column in columns.items() if column}
@@ -178,7 +181,7 @@ class TableReader:
                     f"{', '.join(sorted(self.present))}"
                 )
 
-    def _check_winners(self, table: Sequence[Row]) -> None:
+    def _check_winner_numbering(self, table: Sequence[Row]) -> None:
         """Check that the numbers of a winner column are not counted from 1.
 
         Raises:
@@ -215,7 +218,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
                 return schema.kinds[0]
     for kind in KINDS_BY_SPECIFICITY:
         try:
-            find_layouts(kind, table, present, spec, facts=False)
+            find_layouts(kind, table, present, spec, with_answer_and_tests=False)
         except UserError:
             continue
         return kind

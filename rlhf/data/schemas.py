@@ -17,8 +17,13 @@ from rlhf.config.data import Kind
 from rlhf.data.columns import Row
 from rlhf.data.conversation import without_system
 from rlhf.data.formats import parse_number
-from rlhf.data.messages import RowDropped, decode_json, parse_messages
-from rlhf.data.ranked_replies import Item, gather_messages, ranked_items, tree_items
+from rlhf.data.messages import RowDropped, decode_if_json, parse_messages
+from rlhf.data.ranked_replies import (
+    Item,
+    build_message_trees,
+    items_from_scored_replies,
+    items_of_message_tree,
+)
 
 Reader = Callable[[Row, Kind], Iterator[Item]]
 """Function of a row of the table and a kind that yields the cells of canonical rows.
@@ -76,81 +81,90 @@ def _pair_reader(prompt_of: Callable[[Row], Any], replies_of: CellReader) -> Rea
         replies_of: Function that returns the other cells.
     """
 
-    def items(row: Row, kind: Kind) -> Iterator[Item]:
+    def pair_items(row: Row, kind: Kind) -> Iterator[Item]:
         cells = {"prompt": prompt_of(row)}
         yield cells if kind == "prompt" else cells | replies_of(row)
 
-    return items
+    return pair_items
 
 
-def _select_by_code(
-    first: str,
-    second: str,
+def _pair_cell_reader_by_code(
+    first_column: str,
+    second_column: str,
     *,
-    code: str,
+    code_column: str,
     codes: tuple[int, int] = (0, 1),
     ties: tuple[float, ...] = (),
 ) -> CellReader:
-    """Return a function that selects the better of two reply columns by the column `code`.
+    """Return a function that selects the better of two reply columns by the column `code_column`.
 
     Args:
-        first: Column of the first reply.
-        second: Column of the second reply.
-        code: Column that states which reply is better.
-        codes: Values of `code` if the first reply is better, and if the second reply is better.
-        ties: Values of `code` for ties.
+        first_column: Column of the first reply.
+        second_column: Column of the second reply.
+        code_column: Column that states which reply is better.
+        codes: Values of `code_column` if the first reply is better, and if the second reply is
+            better.
+        ties: Values of `code_column` for ties.
     """
 
-    def replies(row: Row) -> dict[str, Any]:
-        value = row.get(code)
+    def chosen_and_rejected(row: Row) -> dict[str, Any]:
+        value = row.get(code_column)
         if value in ties:
             raise RowDropped("tie")
         if value not in codes:
-            raise RowDropped(f"{code} is neither {min(codes)} nor {max(codes)}")
-        chosen, rejected = (first, second) if value == codes[0] else (second, first)
+            raise RowDropped(f"{code_column} is neither {min(codes)} nor {max(codes)}")
+        chosen, rejected = (
+            (first_column, second_column) if value == codes[0] else (second_column, first_column)
+        )
         return {"chosen": row[chosen], "rejected": row[rejected]}
 
-    return replies
+    return chosen_and_rejected
 
 
-def _select_by_strength(first: str, second: str, *, strength: str) -> CellReader:
-    """Return a function that selects the better of two reply columns by the sign of `strength`.
+def _pair_cell_reader_by_strength(
+    first_column: str, second_column: str, *, strength_column: str
+) -> CellReader:
+    """Return a function that selects the better of two replies by the sign of `strength_column`.
 
     A negative value means that the first reply is better. The margin is the absolute value.
     """
 
-    def replies(row: Row) -> dict[str, Any]:
-        value = parse_number(row[strength], strength)
+    def chosen_rejected_and_margin(row: Row) -> dict[str, Any]:
+        value = parse_number(row[strength_column], strength_column)
         if value == 0:
             raise RowDropped("tie")
-        chosen, rejected = (first, second) if value < 0 else (second, first)
+        chosen, rejected = (
+            (first_column, second_column) if value < 0 else (second_column, first_column)
+        )
         return {"chosen": row[chosen], "rejected": row[rejected], "margin": float(abs(value))}
 
-    return replies
+    return chosen_rejected_and_margin
 
 
 def _ranking_reader(
-    prompt: str, listed: str, reply: str, value: str, *, ranks: bool = False
+    prompt_column: str, list_column: str, reply_key: str, value_key: str, *, ranks: bool = False
 ) -> Reader:
     """Return a reader of rows that contain a list of replies with their scores or ranks.
 
     Args:
-        prompt: Column of the prompt.
-        listed: Column of the list.
-        reply: Key of the reply in an item of the list.
-        value: Key of the score or rank in an item of the list.
-        ranks: Whether the values are ranks, as in `ranked_items`.
+        prompt_column: Column of the prompt.
+        list_column: Column of the list.
+        reply_key: Key of the reply in an item of the list.
+        value_key: Key of the score or rank in an item of the list.
+        ranks: Whether the values are ranks, as in `items_from_scored_replies`.
     """
 
-    def items(row: Row, kind: Kind) -> Iterator[Item]:
-        entries = decode_json(row[listed])
-        replies, values = ([entry.get(key) for entry in entries] for key in (reply, value))
-        yield from ranked_items(row[prompt], replies, values, kind, ranks=ranks)
+    def ranking_items(row: Row, kind: Kind) -> Iterator[Item]:
+        entries = decode_if_json(row[list_column])
+        replies, values = ([entry.get(key) for entry in entries] for key in (reply_key, value_key))
+        yield from items_from_scored_replies(row[prompt_column], replies, values, kind, ranks=ranks)
 
-    return items
+    return ranking_items
 
 
-_safer_reply = _select_by_code("response_0", "response_1", code="safer_response_id")
+_safer_reply = _pair_cell_reader_by_code(
+    "response_0", "response_1", code_column="safer_response_id"
+)
 
 
 def _pair_by_safety(row: Row) -> dict[str, Any]:
@@ -164,11 +178,11 @@ def _pair_by_safety(row: Row) -> dict[str, Any]:
 
 
 def _webgpt_prompt(row: Row) -> Any:
-    question = decode_json(row["question"])
+    question = decode_if_json(row["question"])
     return question.get("full_text") if isinstance(question, Mapping) else question
 
 
-def _webgpt_replies(row: Row) -> dict[str, Any]:
+def _webgpt_replies_and_scores(row: Row) -> dict[str, Any]:
     replies = {"response_a": row["answer_0"], "response_b": row["answer_1"]}
     return replies | {"score_a": row["score_0"], "score_b": row["score_1"]}
 
@@ -183,7 +197,7 @@ def _arena_rows(row: Row, kind: Kind) -> Iterator[Item]:
 
 def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
     """Return the messages of a conversation up to the judged turn."""
-    conversation, turns = decode_json(row[column]), row.get("turn")
+    conversation, turns = decode_if_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
     messages = parse_messages(conversation, set())
@@ -194,7 +208,7 @@ def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
 
 def _arena_text_rows(row: Row, kind: Kind) -> Iterator[Item]:
     """Yield the pair of a row with one column per verdict and with JSON lists of turns."""
-    cells = [decode_json(row[name]) for name in ("prompt", "response_a", "response_b")]
+    cells = [decode_if_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":
         yield {"prompt": questions[0]}
@@ -214,8 +228,8 @@ def _interleave_turns(questions: Sequence[Any], replies: Sequence[Any]) -> list[
     return [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
 
 
-_alpaca_replies = _select_by_code(
-    "output_1", "output_2", code="preference", codes=(1, 2), ties=(0, 1.5)
+_alpaca_replies = _pair_cell_reader_by_code(
+    "output_1", "output_2", code_column="preference", codes=(1, 2), ties=(0, 1.5)
 )
 
 
@@ -236,7 +250,7 @@ def _summary_prompt(row: Row) -> Any:
 
 
 def _openai_rows(row: Row, kind: Kind) -> Iterator[Item]:
-    request = decode_json(row["input"])
+    request = decode_if_json(row["input"])
     cells = {"prompt": request.get("messages"), "tools": request.get("tools")}
     if kind == "preference":
         cells |= {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
@@ -333,12 +347,12 @@ def _rating_label(value: Any) -> int | None:
 
 
 def _cells_are_objects(*names: str) -> Callable[[Row], bool]:
-    return lambda row: all(isinstance(decode_json(row.get(name)), Mapping) for name in names)
+    return lambda row: all(isinstance(decode_if_json(row.get(name)), Mapping) for name in names)
 
 
 def _cell_is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
     def matches(row: Row) -> bool:
-        cell = decode_json(row.get(name))
+        cell = decode_if_json(row.get(name))
         return (
             isinstance(cell, list)
             and bool(cell)
@@ -370,7 +384,7 @@ SCHEMAS = (
         PAIR_KINDS,
         _pair_reader(
             itemgetter("prompt"),
-            _select_by_code("response_0", "response_1", code="better_response_id"),
+            _pair_cell_reader_by_code("response_0", "response_1", code_column="better_response_id"),
         ),
     ),
     Schema(
@@ -379,14 +393,16 @@ SCHEMAS = (
         PAIR_AND_PROMPT_KINDS,
         _pair_reader(
             itemgetter("history"),
-            _select_by_code("human_ref_A", "human_ref_B", code="labels", codes=(1, 0)),
+            _pair_cell_reader_by_code(
+                "human_ref_A", "human_ref_B", code_column="labels", codes=(1, 0)
+            ),
         ),
     ),
     Schema(
         "WebGPT comparisons",
         frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"}),
         PAIR_AND_PROMPT_KINDS,
-        _pair_reader(_webgpt_prompt, _webgpt_replies),
+        _pair_reader(_webgpt_prompt, _webgpt_replies_and_scores),
     ),
     Schema(
         "Chatbot Arena",
@@ -408,8 +424,10 @@ SCHEMAS = (
         frozenset({"context", "response1", "response2", "overall_preference"}),
         PAIR_AND_PROMPT_KINDS,
         _pair_reader(
-            lambda row: decode_json(row["context"]),
-            _select_by_strength("response1", "response2", strength="overall_preference"),
+            lambda row: decode_if_json(row["context"]),
+            _pair_cell_reader_by_strength(
+                "response1", "response2", strength_column="overall_preference"
+            ),
         ),
     ),
     Schema(
@@ -418,7 +436,9 @@ SCHEMAS = (
         PAIR_KINDS,
         _pair_reader(
             itemgetter("prompt"),
-            _select_by_strength("response_1", "response_2", strength="preference_strength"),
+            _pair_cell_reader_by_strength(
+                "response_1", "response_2", strength_column="preference_strength"
+            ),
         ),
     ),
     Schema(
@@ -468,16 +488,16 @@ SCHEMAS = (
         "OASST trees",
         frozenset({"message_tree_id", "prompt"}),
         ("sft", "preference", "ranking", "prompt"),
-        tree_items,
+        items_of_message_tree,
         matches=_cells_are_objects("prompt"),
     ),
     Schema(
         "OASST messages",
         frozenset({"message_id", "parent_id", "text", "role"}),
         ("sft", "preference", "ranking", "prompt"),
-        tree_items,
+        items_of_message_tree,
         uses=("rank", "deleted"),
-        gather=gather_messages,
+        gather=build_message_trees,
     ),
     Schema(
         "Math-Shepherd",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config.evaluate import ClassesSpec
-from rlhf.data.conversation import labeled_conversation
+from rlhf.config.evaluate import TextClassificationSpec
+from rlhf.data.conversation import conversation_of_labeled_row
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.evaluation.text import completion_losses
@@ -21,7 +21,7 @@ from rlhf.rollout.demonstrations import encode_example
 def classification_report(
     policy: Policy,
     rows: Sequence[dict[str, Any]],
-    spec: ClassesSpec,
+    spec: TextClassificationSpec,
     *,
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
@@ -50,7 +50,7 @@ def classification_report(
             f"classes: the data have the label {outside[0]}, but classes.labels has only "
             f"{len(spec.labels)} names"
         )
-    texts = [labeled_conversation(row)[-1]["content"] for row in rows]
+    texts = [conversation_of_labeled_row(row)[-1]["content"] for row in rows]
     scores = label_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"most common class": np.tile(common, (len(rows), 1))}
@@ -60,7 +60,7 @@ def classification_report(
 def label_logprobs(
     policy: Policy,
     texts: Sequence[str],
-    spec: ClassesSpec,
+    spec: TextClassificationSpec,
     *,
     examples: Sequence[dict[str, str]] = (),
     max_length: int,

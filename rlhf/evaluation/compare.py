@@ -335,7 +335,7 @@ class _PairedMethodRuns:
         """Text "METHOD and BASELINE" for messages."""
         return f"{self.method} and {self.baseline}"
 
-    def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def paired_unit_means(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the unit means of the method and of the baseline, for each pair of runs.
 
         Returns:
@@ -350,7 +350,7 @@ class _PairedMethodRuns:
         ]
 
     @property
-    def run_counts(self) -> list[int]:
+    def trained_run_counts(self) -> list[int]:
         """Number of training runs of each of the two methods, without reference policies."""
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
@@ -453,7 +453,7 @@ def _compare_pairs(
     paired, errors = [], []
     for pairing in _method_pairings(values, opponents, notes):
         try:
-            paired.append((pairing, pairing.means()))
+            paired.append((pairing, pairing.paired_unit_means()))
         except UserError as error:
             errors.append(error)
     differences = []
@@ -461,7 +461,7 @@ def _compare_pairs(
         several = len(means) > 1
         left, right = np.array([[a.mean(), b.mean()] for a, b in means]).T if several else means[0]
         env, decoding = pairing.setting
-        ends, counts = values.ranges[env], pairing.run_counts
+        ends, counts = values.ranges[env], pairing.trained_run_counts
         if len(counts) == 2 and min(counts) == 1 < max(counts):
             notes.append(
                 f"{pairing.names}: one of the two methods has a single run, so the interval does "

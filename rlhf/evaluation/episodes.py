@@ -43,13 +43,13 @@ _FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
 
 
 def evaluation_episode_seeds(
-    episodes: int, *, first: int = 0, samples: int = 1
+    start_states: int, *, first: int = 0, samples: int = 1
 ) -> list[EpisodeSeed]:
-    """Return ``samples`` episode seeds for each of ``episodes`` held-out start states.
+    """Return ``samples`` episode seeds for each of ``start_states`` held-out start states.
 
     ``first`` is the index of the first start state.
     """
-    numbers = range(first, first + episodes)
+    numbers = range(first, first + start_states)
     return [
         EpisodeSeed(evaluation_seed(i), i, sample) for i in numbers for sample in range(samples)
     ]
@@ -278,8 +278,8 @@ def summarize(
         random: Expected return of the random policy, if known.
         optimal: Expected return of the optimal policy, if known.
         turn_limit: Maximum number of turns of an episode, if known.
-        outcomes: Reward component -> its two possible scores, see `declared_outcomes`; if None,
-            the components named after kinds that score 0 or 1 have these scores.
+        outcomes: Reward component -> its two possible scores, see `binary_outcomes_by_name`; if
+            None, the components named after kinds that score 0 or 1 have these scores.
         counts: "NAME: reason" -> number of missing scores, truncated texts or failures.
     """
     counts = counts or {}
@@ -330,17 +330,17 @@ def _scores_by_metric_and_seed(
 
 def _interval_over_units(
     metric: str,
-    seeds: Mapping[Hashable, Sequence[float]],
-    units: Mapping[Hashable, Hashable],
+    values_by_seed: Mapping[Hashable, Sequence[float]],
+    unit_by_seed: Mapping[Hashable, Hashable],
     limits: MetricLimits | None = None,
 ) -> Interval:
     """Return the mean of a metric with its interval over units.
 
-    `seeds` maps each seed to the metric's values, one for each sample. `units` maps each seed to
-    its unit. `limits` are the known limits of the environment.
+    `values_by_seed` maps each seed to the metric's values, one for each sample. `unit_by_seed` maps
+    each seed to its unit. `limits` are the known limits of the environment.
     """
-    values = [value for samples in seeds.values() for value in samples]
-    labels = [units[seed] for seed, samples in seeds.items() for _ in samples]
+    values = [value for samples in values_by_seed.values() for value in samples]
+    labels = [unit_by_seed[seed] for seed, samples in values_by_seed.items() for _ in samples]
     return metric_interval(metric, values, labels, limits)
 
 

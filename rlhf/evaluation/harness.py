@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import special
 
-from rlhf.config.evaluate import TasksSpec
+from rlhf.config.evaluate import HarnessTasksSpec
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
 from rlhf.reward_models.chat_template import chat_template_kwargs, jinja_variable_defaults
@@ -31,7 +31,7 @@ def require_harness() -> None:
         raise UserError('tasks need lm-evaluation-harness: pip install "rlhf-kit[tasks]"')
 
 
-def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
+def task_metrics(policy: Policy, spec: HarnessTasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
     """Evaluate a policy on standard tasks.
 
     Returns:
@@ -107,17 +107,23 @@ def metrics_from_output(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
+def _task_interval(
+    name: str, value: float, standard_error: Any, num_documents: int | None
+) -> Interval:
     """Return a metric with its interval.
 
     The interval of a proportion is exact. Other metrics have a normal interval that is computed
-    from the standard error `error`. If `error` is unknown, or there are too few documents, these
+    from `standard_error`. If it is unknown, or there are too few documents, these
     metrics have no interval.
     """
-    if name in PROPORTION_METRICS and documents and 0 <= value <= 1:
-        return share_interval(value * documents, documents)
-    if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:
+    if name in PROPORTION_METRICS and num_documents and 0 <= value <= 1:
+        return share_interval(value * num_documents, num_documents)
+    if (
+        not isinstance(standard_error, int | float)
+        or not standard_error > 0
+        or (num_documents or 0) < FEWEST_DOCUMENTS
+    ):
         needs = f"an interval needs a standard error and at least {FEWEST_DOCUMENTS} documents"
-        return Interval.without(value, documents or 0, needs)
-    half = float(special.ndtri(0.975)) * error
-    return Interval(value, value - half, value + half, documents or 0, "normal")
+        return Interval.without_bounds(value, num_documents or 0, needs)
+    half = float(special.ndtri(0.975)) * standard_error
+    return Interval(value, value - half, value + half, num_documents or 0, "normal")

@@ -89,12 +89,12 @@ def binary_values(
 
 
 def pass_at_k_by_seed(
-    groups: Mapping[str, Mapping[Hashable, Sequence[float]]],
+    values_by_metric_and_seed: Mapping[str, Mapping[Hashable, Sequence[float]]],
 ) -> dict[str, dict[Hashable, float]]:
     """Return pass@k of each seed, for every binary metric for which a seed has several samples.
 
     Args:
-        groups: Metric -> seed -> value of the metric for each sample.
+        values_by_metric_and_seed: Metric -> seed -> value of the metric for each sample.
 
     Returns:
         Name -> seed -> pass@k. The name is `pass@k` for `success` and `METRIC/pass@k` for other
@@ -102,7 +102,7 @@ def pass_at_k_by_seed(
         that exceeds its number of scored samples.
     """
     columns: dict[str, dict[Hashable, float]] = {}
-    for name, seeds in groups.items():
+    for name, seeds in values_by_metric_and_seed.items():
         most = max(len(values) for values in seeds.values())
         binary = all(value in (0.0, 1.0) for values in seeds.values() for value in values)
         if most == 1 or not binary or name in COUNT_METRICS or name in ("return", "normalized"):

@@ -64,10 +64,12 @@ def evaluation_caveats(
         for key, number in counts.items()
         if key.endswith(": truncated") and number
     ]
-    return [*notes, *_failure_notes(rows, counts), *_repetition_notes(rows)]
+    return [*notes, *_environment_failure_notes(rows, counts), *_repetition_notes(rows)]
 
 
-def _failure_notes(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
+def _environment_failure_notes(
+    rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
+) -> list[str]:
     """Return a note on episodes that were dropped because their environment failed.
 
     Episodes are dropped only with `env.errors: count`. The list is empty if none was dropped.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.leakage import overlapping_prompts
+from rlhf.data.leakage import indices_with_shared_prompt_ngrams
 from rlhf.reward_models.pairs import to_pair
-from rlhf.reward_models.report.markdown import pairs_report_markdown, write_report
+from rlhf.reward_models.report.markdown import pairs_report_markdown, write_evaluation_report
 from rlhf.reward_models.report.pairs import evaluate_reward_model
 
 
@@ -38,9 +38,11 @@ def report_on_pairs(
         reward,
         [to_pair(row, source="source") for row in rows],
         train_pairs=[to_pair(row, source="source") for row in train_rows] or None,
-        overlapping=len(overlapping_prompts(rows, train_rows)) if train_rows else None,
+        overlapping=len(indices_with_shared_prompt_ngrams(rows, train_rows))
+        if train_rows
+        else None,
         **options,
     )
     summary = {"name": name, "env": "pairs", "policy": name, "metrics": {}} | report
-    write_report(directory, summary, pairs_report_markdown(report))
+    write_evaluation_report(directory, summary, pairs_report_markdown(report))
     return report

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
-from rlhf.common.yaml_text import read_mapping
+from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, independent_unit_of
 from rlhf.runs.metric_log import MetricLog
@@ -179,14 +179,14 @@ def read_run(directory: str | Path) -> RunRecord:
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # unfinished
-    config = upgraded_config(read_mapping(root / "config.yaml"))
+    config = upgraded_config(read_mapping_or_empty(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
     return RunRecord(
         directory=root,
         name=root.resolve().name,
         config=config,
-        environment=read_mapping(root / "environment.json"),
+        environment=read_mapping_or_empty(root / "environment.json"),
         metrics=read_metrics(root),
         samples=_read_samples_for_report(root),
         evaluations=[_read_evaluation(path) for path in names],
@@ -231,7 +231,7 @@ def read_summary_file(path: Path) -> dict[str, Any]:
         UserError: The file is damaged.
     """
     try:
-        return read_mapping(path)
+        return read_mapping_or_empty(path)
     except UserError as error:
         raise UserError(
             f"{error}; remove {path.parent} and {path.parents[2] / 'finished'}, and repeat the "
@@ -286,11 +286,15 @@ def _stage_sort_key(root: Path):
 
     It sorts by the order of `stages` in pipeline.yaml, then by date, then by name.
     """
-    stages = read_mapping(root / "pipeline.yaml").get("stages") or []
+    stages = read_mapping_or_empty(root / "pipeline.yaml").get("stages") or []
     names = [s.get("name", "") if isinstance(s, dict) else str(s) for s in stages]
 
     def key(child: Path) -> tuple[int, str, str]:
         position = names.index(child.name) if child.name in names else len(names)
-        return position, str(read_mapping(child / "environment.json").get("date", "")), child.name
+        return (
+            position,
+            str(read_mapping_or_empty(child / "environment.json").get("date", "")),
+            child.name,
+        )
 
     return key

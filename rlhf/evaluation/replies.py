@@ -12,7 +12,7 @@ from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.load import load_and_log
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
@@ -45,7 +45,7 @@ def play_episode_groups(
         UserError: The environment or the model cannot be loaded, or an episode fails.
     """
     rows = load_and_log(env.prompts, "prompt", what="prompts", seed=seed)
-    prompts = [prompt_of(row) for row in rows]
+    prompts = [prompt_with_tools(row) for row in rows]
     policy, tokenizer = load_model(model, seed=seed)
     held_out = all(start >= EVALUATION_BLOCK for start in seeds)
     collector = Collector.open(
@@ -71,7 +71,7 @@ def play_episode_groups(
     return list(groups.values())
 
 
-def sample_replies(
+def sample_conversations(
     model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
 ) -> list[list[Any]]:
     """Sample ``samples`` conversations from each of ``prompts`` held-out start states.

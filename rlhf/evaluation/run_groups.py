@@ -37,7 +37,7 @@ def method_names(directories: Sequence[Path]) -> list[str]:
     for directory in directories:
         parts = [_SEED_PART.sub("", part) for part in directory.resolve().parts]
         paths.append([part for part in parts if part] or ["run"])
-    return _shortest_tails(paths)
+    return _shortest_distinct_tails(paths)
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:
@@ -45,10 +45,10 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 
     k is the smallest number for which all different directories have different names.
     """
-    return _shortest_tails([list(directory.resolve().parts) for directory in directories])
+    return _shortest_distinct_tails([list(directory.resolve().parts) for directory in directories])
 
 
-def _shortest_tails(paths: Sequence[list[str]]) -> list[str]:
+def _shortest_distinct_tails(paths: Sequence[list[str]]) -> list[str]:
     """Return the last k components of each path.
 
     k is the smallest number for which different paths have different results.
@@ -83,10 +83,10 @@ def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
     such an evaluation is named after the policy, not after the directory. The evaluation replaces
     the final evaluation of a training run with the same method name.
     """
-    return _select_evaluations(runs)[0]
+    return _evaluations_and_omission_notes(runs)[0]
 
 
-def _select_evaluations(
+def _evaluations_and_omission_notes(
     runs: Sequence[RunRecord],
 ) -> tuple[list[MethodEvaluation], list[str]]:
     """Return the evaluations to use, and notes on those that are omitted because of equal names."""
@@ -141,7 +141,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
     values: dict[str, list[float]] = defaultdict(list)
     limits: dict[str, MetricLimits] = {}
     names: dict[Setting, UnitName] = {}
-    evaluations, left_out = _select_evaluations(runs)
+    evaluations, left_out = _evaluations_and_omission_notes(runs)
     for item in evaluations:
         rows = item.evaluation.episodes
         for row, unit in zip(rows, item.evaluation.units, strict=True):

@@ -30,11 +30,11 @@ from rlhf.evaluation.episodes import (
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.evaluation.text import CompletionLosses, completion_losses
-from rlhf.models.loading import find_model, load_model
+from rlhf.models.loading import find_model_folder, load_model
 from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
-from rlhf.reward_models.chat_template import prompt_of
-from rlhf.reward_models.core import declared_outcomes
+from rlhf.reward_models.chat_template import prompt_with_tools
+from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.collector import Collector, make_env_factory
 from rlhf.rollout.env_calls import EnvironmentCalls, turn_limit
 from rlhf.runs.directory import Run
@@ -63,7 +63,7 @@ def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
     """Run all evaluations of the configuration that are not finished; return the run directory."""
     for spec in config.policies:  # before an evaluation replaces an earlier one
         if spec.model:
-            find_model(spec.model)
+            find_model_folder(spec.model)
     data = load_evaluation_data(config)
     for spec in config.policies:
         if is_complete_evaluation(run.directory / "evaluation" / spec.name):
@@ -87,7 +87,8 @@ def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
         require_harness()
     sets = config.env.prompts if config.env else []
     prompts = [
-        prompt_of(row) for row in load_and_log(sets, "prompt", what="prompts", seed=config.seed)
+        prompt_with_tools(row)
+        for row in load_and_log(sets, "prompt", what="prompts", seed=config.seed)
     ]
     text = load_and_log(config.text, "sft", what="text", seed=config.seed)
     labeled_sets = config.classes.data if config.classes else []
@@ -115,7 +116,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
             random=low,
             optimal=high,
             turn_limit=turn_limit(make_env()),
-            outcomes=declared_outcomes(data.rewards),
+            outcomes=binary_outcomes_by_name(data.rewards),
             counts=counts,
         )
         if config.env.id:

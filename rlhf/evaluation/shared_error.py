@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from rlhf.stats import Interval
-from rlhf.stats.means import SKEW_CORRECTED_T, Moments, bounds_from, mean_moments
+from rlhf.stats.means import SKEW_CORRECTED_T, EstimateMoments, bounds_from, mean_moments
 from rlhf.stats.shares import adjusted_wald_moments
-from rlhf.stats.units import finite_vector, no_interval_reason, rounded
+from rlhf.stats.units import no_interval_reason, require_finite_vector, rounded_to_13_digits
 
 FEWEST_SHARED_UNITS = 10
 """Several training seeds are compared with a reference evaluation of at least this many units."""
@@ -43,7 +43,7 @@ class SharedError:
     reduce the error of this evaluation.
     """
 
-    moments: Moments | None
+    moments: EstimateMoments | None
     """Moments of the mean over the units of the reference evaluation; None if its error is
     unknown."""
     reason: str = ""
@@ -56,7 +56,7 @@ class SharedError:
         For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
         Wald interval, which is positive even if all values are equal.
         """
-        data = rounded(finite_vector(values))
+        data = rounded_to_13_digits(require_finite_vector(values))
         if data.size < FEWEST_SHARED_UNITS:
             units = "1 unit" if data.size == 1 else f"{data.size} units"
             return cls(None, f"{units}, a reference needs {FEWEST_SHARED_UNITS}")
@@ -76,11 +76,11 @@ class SharedError:
         n, needed = deltas.size, fewest_seeds_against_reference()
         if n < needed:
             reason = f"{n} training seeds, a comparison with a reference needs {needed}"
-            return Interval.without(estimate.value, n, reason)
+            return Interval.without_bounds(estimate.value, n, reason)
         if not estimate.known:
             return estimate
         if self.moments is None:
-            return Interval.without(estimate.value, n, f"common error: {self.reason}")
+            return Interval.without_bounds(estimate.value, n, f"common error: {self.reason}")
         if estimate.method != SKEW_CORRECTED_T:
             # The variance over seeds is unknown, so the distances to the bounds are combined.
             ends = bounds_from(self.moments, level=level)
@@ -88,19 +88,19 @@ class SharedError:
             low = estimate.value - math.hypot(estimate.value - estimate.low, below)
             high = estimate.value + math.hypot(estimate.high - estimate.value, above)
             return replace(estimate, low=low, high=high)
-        total = _sum_of_errors(mean_moments(deltas), self.moments)
+        total = _moments_with_both_errors(mean_moments(deltas), self.moments)
         low, high = bounds_from(total, level=level)
         return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
 
     @staticmethod
-    def stricter(level: float) -> float:
+    def stricter_confidence_level(level: float) -> float:
         """Return the confidence level of the interval that must exclude 0 at significance `level`.
 
         It is higher than 1 - `level`, because the sign-flip test is not exact for skewed seeds.
         """
         return 1 - _STRICTER_LEVEL * level
 
-    def increased(self, p_value: float, deltas: np.ndarray) -> float:
+    def increased_p_value(self, p_value: float, deltas: np.ndarray) -> float:
         """Return the p value of the mean of `deltas` [n], with the additional error.
 
         `p_value` is the two-sided p value without this error. The t statistic that has this p value
@@ -110,11 +110,13 @@ class SharedError:
             return 1.0
         mean, freedom = np.abs(deltas.mean()), np.asarray(deltas.size - 1.0)
         error = mean / -special.stdtrit(freedom, p_value / 2)
-        total = _sum_of_errors(Moments(mean, error, np.zeros(()), freedom), self.moments)
+        total = _moments_with_both_errors(
+            EstimateMoments(mean, error, np.zeros(()), freedom), self.moments
+        )
         return 2 * float(special.stdtr(total.freedom, -mean / total.error))
 
 
-def _sum_of_errors(own: Moments, shared: Moments) -> Moments:
+def _moments_with_both_errors(own: EstimateMoments, shared: EstimateMoments) -> EstimateMoments:
     """Return the moments of a mean whose error is the sum of two independent errors.
 
     The mean is that of `own`. The degrees of freedom are Satterthwaite's.
@@ -123,4 +125,4 @@ def _sum_of_errors(own: Moments, shared: Moments) -> Moments:
     variance = first + second
     freedom = variance**2 / (first**2 / own.freedom + second**2 / shared.freedom)
     third = own.skewness * own.error**3 + shared.skewness * shared.error**3
-    return Moments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)
+    return EstimateMoments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)

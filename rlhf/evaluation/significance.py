@@ -85,7 +85,7 @@ class _PairedTest:
     shared: SharedError | None = None
     """Error that all differences have in common; None if there is none."""
     excludes_zero: bool = True
-    """Whether the interval of `SharedError.stricter` excludes 0; True without a shared error."""
+    """Result of `_strict_interval_excludes_zero`."""
 
     @property
     def n(self) -> int:
@@ -126,7 +126,7 @@ class _PairedTest:
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
         p_value = 2 * float(special.stdtr(self.n - 1, -t))
-        return _increased(p_value, self.deltas, self.shared) <= self.level
+        return _p_value_with_shared_error(p_value, self.deltas, self.shared) <= self.level
 
 
 def compare_means(
@@ -176,7 +176,7 @@ def compare_means(
     span = span or _binary_span(metric, [*values, *against])
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
     shared = None if shared_differences is None else SharedError.of(shared_differences, span)
-    p_value = _increased(sign_flip_test(deltas), deltas, shared)
+    p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
     estimate = _difference_interval(deltas, is_count, span, shared)
     excludes_zero = _strict_interval_excludes_zero(deltas, is_count, span, shared, level)
@@ -185,7 +185,7 @@ def compare_means(
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
     simulated = measure_coverage and not shared
-    coverage = _simulated_coverages(deltas, estimate, span) if simulated else (None, None)
+    coverage = _normal_and_observed_coverage(deltas, estimate, span) if simulated else (None, None)
     return Difference(
         method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
     )
@@ -215,16 +215,20 @@ def _difference_interval(
 def _strict_interval_excludes_zero(
     deltas: np.ndarray, is_count: bool, span: float | None, shared: SharedError | None, level: float
 ) -> bool:
-    """Return whether the interval of `SharedError.stricter` excludes 0; True without `shared`."""
+    """Return whether the interval at the stricter level excludes 0; True without `shared`."""
     if shared is None:
         return True
-    interval = _difference_interval(deltas, is_count, span, shared, shared.stricter(level))
+    interval = _difference_interval(
+        deltas, is_count, span, shared, shared.stricter_confidence_level(level)
+    )
     return interval.low > 0 or interval.high < 0
 
 
-def _increased(p_value: float, deltas: np.ndarray, shared: SharedError | None) -> float:
+def _p_value_with_shared_error(
+    p_value: float, deltas: np.ndarray, shared: SharedError | None
+) -> float:
     """Return the p value of the mean of `deltas` [n], increased by the shared error, if any."""
-    return shared.increased(p_value, deltas) if shared else p_value
+    return shared.increased_p_value(p_value, deltas) if shared else p_value
 
 
 def fewest_pairs_for_significance(level: float = 0.05) -> int:
@@ -281,7 +285,7 @@ def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
     return f"; detecting a difference of this size needs about {pairs} {unit}"
 
 
-def _simulated_coverages(
+def _normal_and_observed_coverage(
     deltas: np.ndarray, estimate: Interval, span: float | None
 ) -> tuple[float | None, float | None]:
     """Return `coverage_normal` and `coverage_observed` of `Difference`."""
@@ -289,7 +293,7 @@ def _simulated_coverages(
     if not estimate.known:
         return None, None
     trials = max(100, min(2000, 1_000_000 // n))
-    normal = _normal_coverage(n, trials) if estimate.method == SKEW_CORRECTED_T else None
+    normal = _simulated_normal_coverage(n, trials) if estimate.method == SKEW_CORRECTED_T else None
     if n < _FEWEST_RESAMPLED or not deltas.std():
         return normal, None
     rng = np.random.default_rng(0)
@@ -303,7 +307,7 @@ def _simulated_coverages(
 
 
 @lru_cache(maxsize=256)
-def _normal_coverage(n: int, trials: int) -> float:
+def _simulated_normal_coverage(n: int, trials: int) -> float:
     """Return the simulated coverage of the interval of a mean of n normally distributed values."""
     rng = np.random.default_rng(0)
     return simulated_coverage(rng.normal(size=50_000), n, rng=rng, trials=trials)

@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.data.messages import RowDropped
 from rlhf.models.policy import Policy
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.demonstrations import encode_example
-from rlhf.rollout.plain_text import encode_text
+from rlhf.rollout.plain_text import encode_text_and_loss_mask
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def completion_losses(
             render it. The log reports the number of truncated rows and of rows without a rendering.
         batch_size: Number of rows in one forward pass.
     """
-    whole, changes = _encode_rows(policy, rows)
+    whole, changes = _examples_and_change_counts(policy, rows)
     truncated = [any(mask[:max_length]) for ids, mask in whole if len(ids) > max_length]
     changes["truncated"] = len(truncated)
     if summary := ", ".join(f"{count:,} {what}" for what, count in changes.items() if count):
@@ -91,7 +91,7 @@ def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
     return [-float(row.sum()) for row in scored.logprobs]
 
 
-def _encode_rows(
+def _examples_and_change_counts(
     policy: Policy, rows: Sequence[dict[str, Any]]
 ) -> tuple[list[Example], Counter[str]]:
     """Return one example for each row, and reason -> number of omitted or changed rows.
@@ -104,9 +104,9 @@ def _encode_rows(
         notes: Counter[str] = Counter()
         try:
             if "text" in row:
-                ids, mask = encode_text(policy.tokenizer, row["text"])
+                ids, mask = encode_text_and_loss_mask(policy.tokenizer, row["text"])
             else:
-                prompt, completion = prompt_of(row), row["completion"]
+                prompt, completion = prompt_with_tools(row), row["completion"]
                 ids, mask = encode_example(chat_format, prompt, completion, notes=notes)
         except RowDropped as reason:
             changes[f"left out: {reason}"] += 1

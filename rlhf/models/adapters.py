@@ -73,7 +73,7 @@ def add_lora(
     seed: int,
     hub: HubModel | None = None,
     task: str = "CAUSAL_LM",
-    heads: Iterable[str] = (),
+    head_names: Iterable[str] = (),
 ) -> Any:
     """Wrap a model with new adapters, which do not change its outputs before the first step.
 
@@ -83,7 +83,7 @@ def add_lora(
         seed: Random seed of the adapters' weights.
         hub: Source of the base weights, or None if they differ from all weights on the Hub.
         task: Task type of PEFT, such as "CAUSAL_LM" or "SEQ_CLS".
-        heads: Names of new modules. They get no adapters; all their parameters are trained.
+        head_names: Names of new modules. They get no adapters; all their parameters are trained.
 
     Returns:
         The PEFT model. Its attribute ``hub_model`` is ``hub``, which ``save_adapter`` reads.
@@ -92,7 +92,7 @@ def add_lora(
         UserError: A module in ``spec`` does not exist or shares its weights with another module, or
             the model cannot be run with the adapters.
     """
-    heads = list(heads)
+    head_names = list(head_names)
     _check_lora_modules(model, spec)
     config = LoraConfig(
         task_type=task,
@@ -102,8 +102,8 @@ def add_lora(
         target_modules=spec.target_modules or "all-linear",
         use_dora=spec.use_dora,
         use_rslora=spec.use_rslora,
-        exclude_modules=heads or None,
-        modules_to_save=[*heads, *spec.modules_to_save] or None,
+        exclude_modules=head_names or None,
+        modules_to_save=[*head_names, *spec.modules_to_save] or None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -211,7 +211,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         config.base_model_name_or_path, config.revision = hub.name, hub.revision
     else:
         base = folder / BASE_FOLDER if base is None else base
-        write_base_model(model, tokenizer, base)
+        write_base_model_once(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
     # PEFT need not save the embedding: a trained embedding is in modules_to_save, and a base model
     # with a resized embedding is saved as a copy. The second adapter, which TRL adds for the
@@ -226,7 +226,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         (folder / FINGERPRINT_FILE).write_text(json.dumps(fingerprint) + "\n")
 
 
-def write_base_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the base model of a PEFT model and the tokenizer to a folder, unless it exists.
 
     The folder is written under a temporary name and then renamed, so it is always complete.
@@ -247,14 +247,14 @@ def copy_base_to_final(checkpoints: Path, final: Path) -> None:
     if not source.exists() or target.exists():
         return
 
-    def link(first: str, second: str) -> None:
+    def link_or_copy(first: str, second: str) -> None:
         try:
             os.link(first, second)
         except OSError:
             shutil.copy2(first, second)
 
     with atomic_path(target) as partial:
-        shutil.copytree(source, partial, copy_function=link)
+        shutil.copytree(source, partial, copy_function=link_or_copy)
 
 
 def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
@@ -265,7 +265,7 @@ def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -
     Hub id in the configuration, PEFT would contact the Hub at every save.
     """
     if getattr(model, "hub_model", None) is None:
-        write_base_model(model, tokenizer, checkpoints / BASE_FOLDER)
+        write_base_model_once(model, tokenizer, checkpoints / BASE_FOLDER)
         base = str((checkpoints / BASE_FOLDER).absolute())
         model.peft_config["default"].base_model_name_or_path = base
 
@@ -308,11 +308,11 @@ def load_merged_model(folder: str) -> Any:
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
     task = config.get("task_type") or "CAUSAL_LM"
     if task == "CAUSAL_LM":
-        read = functools.partial(read_causal_model, dtype=torch.float32)
+        load_base = functools.partial(read_causal_model, dtype=torch.float32)
     elif task in ("SEQ_CLS", "TOKEN_CLS"):
         outputs = _num_head_outputs(Path(folder))
 
-        def read(source: str) -> Any:
+        def load_base(source: str) -> Any:
             classifier = classifier_class(source, steps=task == "TOKEN_CLS")
             return classifier.from_pretrained(source, dtype=torch.float32, num_labels=outputs)
 
@@ -321,7 +321,7 @@ def load_merged_model(folder: str) -> Any:
             f"{folder} contains an adapter with the PEFT task type {task}, which is not supported: "
             "use CAUSAL_LM, SEQ_CLS or TOKEN_CLS"
         )
-    base = _load_base_model(Path(folder), config, read)
+    base = _load_base_model(Path(folder), config, load_base)
     _grow_embedding_to_tokenizer(base, folder)
     adapted: Any = PeftModel.from_pretrained(base, folder)
     load_adapter_weights(adapted, folder)
@@ -356,8 +356,8 @@ def _merge_adapters(adapted: Any, folder: str) -> Any:
     return merged
 
 
-def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
-    """Load the base model of an adapter with ``read``, and check its fingerprint if one is saved.
+def _load_base_model(folder: Path, config: dict[str, Any], load_base: Callable[[str], Any]) -> Any:
+    """Load the base model of an adapter, and check its fingerprint if one is saved.
 
     Raises:
         UserError: The base model is not available, or its weights differ from those in training.
@@ -368,7 +368,7 @@ def _load_base_model(folder: Path, config: dict[str, Any], read: Callable[[str],
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for source in _base_folder_candidates(folder, name, config.get("revision")):
         check_model_files(source)
-        base = load_merged_model(source) if is_adapter(source) else read(source)
+        base = load_merged_model(source) if is_adapter(source) else load_base(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(

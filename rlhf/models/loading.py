@@ -18,7 +18,7 @@ from transformers.utils import logging as hf_logging
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, load_merged_model
-from rlhf.models.checks import check_model, read_causal_model
+from rlhf.models.checks import check_padding_and_causality, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_model_files, commit_of, hub_id_of, resolve_model_folder
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
@@ -45,7 +45,7 @@ _FALLBACK_PAD_TOKENS = (
 )
 
 
-def find_model(spec: ModelSpec) -> str:
+def find_model_folder(spec: ModelSpec) -> str:
     """Return the folder of a configured model, after a check of its files; "" for a new model.
 
     Raises:
@@ -59,7 +59,11 @@ def find_model(spec: ModelSpec) -> str:
 
 
 def load_model(
-    spec: ModelSpec, *, seed: int, texts: Iterable[str] = (), device: torch.device | None = None
+    spec: ModelSpec,
+    *,
+    seed: int,
+    tokenizer_texts: Iterable[str] = (),
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and the tokenizer of a configuration.
 
@@ -68,23 +72,23 @@ def load_model(
     Args:
         spec: Source, dtype and adapters of the model.
         seed: Random seed of new weights and adapters.
-        texts: Training texts for the tokenizer of a model from scratch.
+        tokenizer_texts: Training texts for the tokenizer of a model from scratch.
         device: Device of the model; by default, ``default_device()``.
 
     Returns:
         The model, in a PEFT wrapper if the configuration has LoRA adapters, and the tokenizer.
 
     Raises:
-        UserError: The model is not available, or ``check_model`` fails.
+        UserError: The model is not available, or ``check_padding_and_causality`` fails.
     """
     device = device or default_device()
     hub = None
     if spec.scratch:
-        tokenizer = make_tokenizer(texts, spec.scratch.vocab_size)
+        tokenizer = make_tokenizer(tokenizer_texts, spec.scratch.vocab_size)
         model: Any = make_random_llama_model(spec.scratch, tokenizer, seed=seed)
         dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
-        folder = find_model(spec)
+        folder = find_model_folder(spec)
         name = None if is_adapter(folder) else hub_id_of(str(spec.path))
         hub = HubModel(name, commit_of(folder)) if name else None
         tokenizer = load_tokenizer(folder)
@@ -100,7 +104,7 @@ def load_model(
     if spec.attn_implementation:
         select_attention_without_packing(model, spec.attn_implementation)
     set_thread_count(model, device)
-    check_model(model, tokenizer)
+    check_padding_and_causality(model, tokenizer)
     if spec.lora:
         model = add_lora(model, spec.lora, seed=seed, hub=hub)
     make_trainable(model)

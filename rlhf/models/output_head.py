@@ -30,20 +30,21 @@ HALF_TOLERANCE = 0.05
 _is_product: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Tensor:
+def logits_of(model: Any, hidden: Tensor, *, head_weight: Tensor | None = None) -> Tensor:
     """Return the logits of hidden states, from the output head and all operations that follow it.
 
     Args:
         model: Causal model.
         hidden: Last hidden states [..., D].
-        weight: Output weight [V, D] that replaces the model's own; requires ``has_plain_head``.
+        head_weight: Output weight [V, D] that replaces the model's own; requires
+            ``has_plain_head``.
 
     Returns:
         Logits [..., V] in the model's dtype.
     """
-    if weight is None and not has_plain_head(model):
+    if head_weight is None and not has_plain_head(model):
         return _forward_logits(unwrap_peft(model), trunk_of(model), hidden)
-    return _product_logits(model, hidden, weight)
+    return _product_logits(model, hidden, head_weight)
 
 
 def has_plain_head(model: Any) -> bool:
@@ -57,7 +58,7 @@ def has_plain_head(model: Any) -> bool:
     """
     trunk = trunk_of(model)
     if trunk not in _is_product:
-        _is_product[trunk] = _matches_product(
+        _is_product[trunk] = _product_gives_model_logits(
             unwrap_peft(model), trunk, lambda hidden: _product_logits(model, hidden, None)
         )
     return _is_product[trunk]
@@ -144,7 +145,9 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
+def _product_gives_model_logits(
+    model: Any, trunk: Any, product: Callable[[Tensor], Tensor]
+) -> bool:
     """Return whether ``product`` gives the same logits as the model for a row of four tokens.
 
     Raises:

@@ -17,7 +17,7 @@ from rlhf.models.fast.chunked_logprobs import selected_logprobs
 from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
 from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
-from rlhf.models.load_balancing import balancing_weight, states_and_balancing_loss
+from rlhf.models.load_balancing import balancing_weight, states_index_and_balancing_loss
 from rlhf.models.output_head import hidden_state_size
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import make_frozen, make_trainable
@@ -110,7 +110,7 @@ class Policy:
         *,
         temperature: float = 1.0,
         with_entropy: bool = True,
-        with_balance: bool = False,
+        with_balancing_loss: bool = False,
     ) -> TokenLogprobsAndValues:
         """Compute log-probabilities, entropies and values of the sampled tokens of a batch.
 
@@ -121,12 +121,12 @@ class Policy:
             temperature: Sampling temperature of the tokens.
             with_entropy: Whether to compute entropies. If False, they are 0, and the computation is
                 faster.
-            with_balance: Whether to compute the load-balancing loss if the model's configuration
-                enables it. If it is computed, rows are padded instead of packed.
+            with_balancing_loss: Whether to compute the load-balancing loss if the model's
+                configuration enables it. If it is computed, rows are padded instead of packed.
         """
         tied, balance = make_tied_embedding(self.model), None
-        if with_balance and self.balancing_weight:
-            hidden, index, balance = states_and_balancing_loss(
+        if with_balancing_loss and self.balancing_weight:
+            hidden, index, balance = states_index_and_balancing_loss(
                 self.model, tokens, attention_mask, tied=tied
             )
             balance = self.balancing_weight * balance
@@ -139,7 +139,7 @@ class Policy:
             tokens[action_mask],
             temperature=temperature,
             with_entropy=with_entropy,
-            weight=tied.head if tied else None,
+            head_weight=tied.head if tied else None,
         )
         logprobs = _scatter_to_actions(selected, action_mask)
         entropy = _scatter_to_actions(entropies, action_mask)

@@ -49,7 +49,7 @@ def small_random_model_like(model: Any) -> Any | None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             small = type(inner)(config).float().eval()
-            _scale_weights(small)
+            _scale_weights_by_input_size(small)
         small.to(inner.device)
         with torch.no_grad():
             small(input_ids=torch.arange(2, 6, device=inner.device)[None], use_cache=False)
@@ -90,23 +90,23 @@ def reduced_config(config: Any, *, layers: int) -> Any:
     return small
 
 
-def _kept_layers(values: dict[str, Any], count: int, max_layers: int) -> list[int]:
+def _kept_layers(values: dict[str, Any], num_layers: int, max_layers: int) -> list[int]:
     """Return the indices of the layers to keep.
 
     The first layer of each kind is kept, for at most ``max_layers`` kinds. If this selects only one
     layer of a model with several layers, a second layer is also kept.
     """
-    lists = [v for v in values.values() if isinstance(v, list) and len(v) == count]
+    lists = [v for v in values.values() if isinstance(v, list) and len(v) == num_layers]
     kinds: dict[str, int] = {}
-    for i in range(count):
+    for i in range(num_layers):
         kinds.setdefault(str([each[i] for each in lists]), i)
     selected = list(kinds.values())[:max_layers]
-    spare = [i for i in range(count) if i not in selected]
+    spare = [i for i in range(num_layers) if i not in selected]
     return sorted(selected + spare[: max(0, 2 - len(selected))])
 
 
 @torch.no_grad()
-def _scale_weights(model: Any) -> None:
+def _scale_weights_by_input_size(model: Any) -> None:
     """Scale each weight matrix to a standard deviation of 1 / sqrt(input size).
 
     The initial weights are smaller. With them, a layer would hardly change the output, so errors in

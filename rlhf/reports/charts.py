@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rlhf.common.numbers import moving_average, short_number
+from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.reports.markup import esc
 from rlhf.stats import Interval
 
@@ -105,7 +105,7 @@ def chart_html(chart: Chart) -> str:
     return (
         f'<figure class="chart">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{esc(_screen_reader_text(chart, lines))}" '
-        f'data-chart="{_cursor_data(chart, lines, frame)}">{"".join(body)}'
+        f'data-chart="{_cursor_data_json(chart, lines, frame)}">{"".join(body)}'
         f'<g class="cursor"></g></svg>{note}</figure>'
     )
 
@@ -199,7 +199,7 @@ def _line_svg(series: Series, frame: _AxisRanges) -> str:
     if len(series.x) >= _MIN_SMOOTHED_POINTS:
         raw = _path_data(series.x, series.y, frame)
         parts.append(f'<path class="line raw {color}" d="{raw}"/>')
-        values = moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
+        values = centered_moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
     parts.append(f'<path class="line {color}" d="{_path_data(series.x, values, frame)}"/>')
     points = [
         (frame.x_position(x), frame.y_position(y)) for x, y in zip(series.x, values, strict=True)
@@ -246,7 +246,7 @@ def _screen_reader_text(chart: Chart, lines: Sequence[Series]) -> str:
     return f"{chart.title}: {'; '.join(parts)}"
 
 
-def _cursor_data(chart: Chart, lines: Sequence[Series], frame: _AxisRanges) -> str:
+def _cursor_data_json(chart: Chart, lines: Sequence[Series], frame: _AxisRanges) -> str:
     """Return the data that report.js needs for the cursor, as escaped JSON."""
     data = {
         "label": chart.x_label,
@@ -279,8 +279,8 @@ def _thinned_series(series: Series) -> Series:
         selected |= {min(indices, key=series.y.__getitem__), max(indices, key=series.y.__getitem__)}
     order = sorted(selected)
 
-    def pick(values: Sequence[float]) -> list[float]:
+    def pick_selected(values: Sequence[float]) -> list[float]:
         return [values[i] for i in order] if values else []
 
-    columns = {key: pick(getattr(series, key)) for key in ("x", "y", "low", "high")}
+    columns = {key: pick_selected(getattr(series, key)) for key in ("x", "y", "low", "high")}
     return replace(series, **columns)

@@ -20,10 +20,10 @@ from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import (
     Cell,
     Table,
+    acronym_label_html,
     capitalize_acronyms,
     count_text,
     esc,
-    label_html,
     section_html,
 )
 from rlhf.reports.page import page_html
@@ -137,13 +137,13 @@ def _page_title(comparison: Comparison | None, counts: Mapping[str, int]) -> str
 
 def _header_html(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
     runs = {name: count_text(count, "run") for name, count in counts.items()}
-    return f"<header><h1>{label_html(title)}</h1>{method_tiles_html(runs, colors)}</header>"
+    return f"<header><h1>{acronym_label_html(title)}</h1>{method_tiles_html(runs, colors)}</header>"
 
 
 def method_tiles_html(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
     """Return a tile for each method as HTML, with its color, its name and the text of `facts`."""
     tiles = "".join(
-        f'<li class="{colors[name]}"><b>{label_html(name)}</b><span>{esc(fact)}</span></li>'
+        f'<li class="{colors[name]}"><b>{acronym_label_html(name)}</b><span>{esc(fact)}</span></li>'
         for name, fact in facts.items()
     )
     return f'<ul class="chain sides">{tiles}</ul>'

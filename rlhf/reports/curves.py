@@ -70,7 +70,7 @@ def reward_charts(run: RunRecord) -> list[Chart]:
     ]
 
 
-def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
+def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str]]:
     """Return charts of the metrics in `_PANELS` and of the reward components.
 
     Returns:
@@ -78,7 +78,7 @@ def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
         constant.
     """
     panels = [(title, _panel_series(run, keys)) for title, keys in _PANELS]
-    components = _component_keys(run)
+    components = _component_keys_and_names(run)
     if len(components) > 1:
         panels.append(("Reward components", _panel_series(run, components)))
     charts, constant = [], []
@@ -92,7 +92,7 @@ def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
     return charts, constant
 
 
-def _component_keys(run: RunRecord) -> list[tuple[str, str]]:
+def _component_keys_and_names(run: RunRecord) -> list[tuple[str, str]]:
     """Return (metric key, component name) of up to six reward components."""
     logged = dict.fromkeys(key for row in run.metrics for key in row)
     skipped = {"reward/mean", "reward/unscored", "reward/std"}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.common.numbers import decimal_text
-from rlhf.common.text import csv_cell, escape_invisible
+from rlhf.common.text import escape_invisible, formula_safe_csv_cell
 from rlhf.stats import EQUAL_UNITS_REASON, Interval
 
 _ACRONYMS = re.compile(
@@ -51,7 +51,7 @@ class Table:
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
             f'<th scope="col"{_alignment_attribute(i in numeric)}>'
-            f"{label_html(self.columns[i])}</th>"
+            f"{acronym_label_html(self.columns[i])}</th>"
             for i in shown
         )
         body = "".join(
@@ -103,12 +103,12 @@ class Table:
         if len(self.rows) > 1:
             return len({repr(row[column]) for row in self.rows}) == 1
         wide = len(self.rows) == 1 and len(self.columns) >= _MIN_WIDE_COLUMNS
-        return wide and column > 0 and _is_plain(self.rows[0][column])
+        return wide and column > 0 and _is_movable_to_caption(self.rows[0][column])
 
     def _caption_html(self) -> str:
         """Return the note with the columns in the caption, or an empty string."""
         facts = [
-            f"{label_html(self.columns[i])} {self._common_cell_html(i)}"
+            f"{acronym_label_html(self.columns[i])} {self._common_cell_html(i)}"
             for i in range(len(self.columns))
             if self._is_shown_in_caption(i) and self.rows[0][i] is not None
         ]
@@ -133,8 +133,10 @@ class Table:
         names = list(dict.fromkeys(key for record in records for key in record))
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(map(csv_cell, names or self.columns))
-        writer.writerows([csv_cell(record.get(name)) for name in names] for record in records)
+        writer.writerow(map(formula_safe_csv_cell, names or self.columns))
+        writer.writerows(
+            [formula_safe_csv_cell(record.get(name)) for name in names] for record in records
+        )
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -175,14 +177,14 @@ def capitalize_acronyms(text: str) -> str:
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
-def label_html(text: str) -> str:
+def acronym_label_html(text: str) -> str:
     """Return the escaped text with acronyms in capitals."""
     return esc(capitalize_acronyms(text))
 
 
 def sentence_html(text: str) -> str:
     """Return a sentence as HTML: first letter and acronyms in capitals, backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", label_html(text[:1].upper() + text[1:]))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", acronym_label_html(text[:1].upper() + text[1:]))
 
 
 def with_minus_signs(text: str) -> str:
@@ -256,7 +258,7 @@ def _alignment_attribute(is_numeric: bool) -> str:
     return ' class="n"' if is_numeric else ""
 
 
-def _is_plain(cell: Cell) -> bool:
+def _is_movable_to_caption(cell: Cell) -> bool:
     """Return whether a cell is text, empty, or an Interval of equal units."""
     if isinstance(cell, Interval):
         return EQUAL_UNITS_REASON in cell.needs

@@ -12,9 +12,9 @@ from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import (
     Cell,
     Table,
+    acronym_label_html,
     count_text,
     interval_text,
-    label_html,
     sentence_html,
     with_minus_signs,
 )
@@ -50,7 +50,7 @@ def overoptimization_section_html(results: Sequence[Result]) -> str:
             name = f"{result['algorithm']} against {PROXY_NAMES[row['how']]}"
             seeds = f"<small>{count_text(row['seeds'], 'training seed')}</small>"
             charts = charts_html(_training_charts(row, result["start"]))
-            parts.append(f"<h3>{label_html(name)} {seeds}</h3>{charts}")
+            parts.append(f"<h3>{acronym_label_html(name)} {seeds}</h3>{charts}")
         parts.append(f"<h3>Best of n</h3>{charts_html(_best_of_n_charts(result['best_of_n']))}")
     return "".join(parts)
 
@@ -64,7 +64,7 @@ def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
     return tables
 
 
-def _series_by_distance(row: Result, key: str, name: str, color: str) -> Series:
+def _series_over_sqrt_kl(row: Result, key: str, name: str, color: str) -> Series:
     """Return a curve of `key` over sqrt(KL), with intervals.
 
     The points are sorted by sqrt(KL), because the KL may decrease from step to step.
@@ -74,13 +74,15 @@ def _series_by_distance(row: Result, key: str, name: str, color: str) -> Series:
     return series_with_band(name, [d[i] for i in order], [row[key][i] for i in order], color)
 
 
-def _fitted_series(fit: Result, start: float, color: str = "c2") -> Series:
-    """Return the fitted curve; `start` is the gold score of the initial policy."""
+def _fitted_series(fit: Result, initial_gold_score: float, color: str = "c2") -> Series:
+    """Return the fitted curve; `initial_gold_score` is the gold score of the initial policy."""
     curve = fit["curve"]
-    return Series("fit", curve["d"], [start + gain for gain in curve["gain"]], color)
+    return Series("fit", curve["d"], [initial_gold_score + gain for gain in curve["gain"]], color)
 
 
-def _peak_marks(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
+def _peak_mark_and_shade(
+    fit: Result,
+) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
     """Return `mark` and `shade` of a `Chart` for the predicted peak and its interval.
 
     A value is None if it is outside the range of the data.
@@ -93,13 +95,13 @@ def _peak_marks(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, flo
     return mark, shade
 
 
-def _training_charts(row: Result, start: float) -> list[Chart]:
+def _training_charts(row: Result, initial_gold_score: float) -> list[Chart]:
     """Return the charts of one training: proxy and gold over sqrt(KL), and sqrt(KL) by step."""
     observed, fit = row["observed"], row["fit"]
-    mark, shade = _peak_marks(fit) if fit else (None, None)
-    proxy = _series_by_distance(row, "proxy_score", "proxy", "proxy")
-    gold = [_series_by_distance(row, "gold", "gold", "gold")] + (
-        [_fitted_series(fit, start)] if fit else []
+    mark, shade = _peak_mark_and_shade(fit) if fit else (None, None)
+    proxy = _series_over_sqrt_kl(row, "proxy_score", "proxy", "proxy")
+    gold = [_series_over_sqrt_kl(row, "gold", "gold", "gold")] + (
+        [_fitted_series(fit, initial_gold_score)] if fit else []
     )
     peak = interval_from_mapping(observed["distance"])
     seeds = f", range over the individual seeds {interval_text(peak)}" if row["seeds"] > 1 else ""
@@ -135,7 +137,7 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
         (row for row in single if row["pairs"] == first["pairs"]),
         key=lambda row: row["parameters"] or 0,
     )
-    mark, shade = _peak_marks(first["fit"])
+    mark, shade = _peak_mark_and_shade(first["fit"])
     gold = [
         _mean_series(first, "gold", "gold"),
         _fitted_series(first["fit"], first["gold"][0]["mean"]),
@@ -157,9 +159,9 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     return charts
 
 
-def _gold_chart(title: str, rows: Sequence[Result], name: Any) -> Chart:
-    """Return a chart with the gold curve of every row; the function `name` names its line."""
-    lines = [_mean_series(row, name(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
+def _gold_chart(title: str, rows: Sequence[Result], name_of: Any) -> Chart:
+    """Return a chart with the gold curve of every row; the function `name_of` names its line."""
+    lines = [_mean_series(row, name_of(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
     return Chart(title, lines, x_label="√KL")
 
 
@@ -191,7 +193,7 @@ def _training_table(rows: Sequence[Result]) -> Table:
         line += [interval_from_mapping(observed["distance"]), observed["gold"]]
         line += [interval_from_mapping(observed[key]) for key in ("gold_after", "proxy_after")]
         line += [
-            *_coefficient_cells(row["fit"]),
+            *_coefficient_and_peak_cells(row["fit"]),
             {True: "yes", False: "no"}.get(observed.get("inside")),
         ]
         cells.append(line)
@@ -209,11 +211,11 @@ def _best_of_n_table(rows: Sequence[Result]) -> Table:
             interval_from_mapping(row["gold"][0]),
             interval_from_mapping(row["gold"][-1]),
         ]
-        cells.append(line + _coefficient_cells(row["fit"]))
+        cells.append(line + _coefficient_and_peak_cells(row["fit"]))
     return Table("best_of_n", "Best of n", columns, cells)
 
 
-def _coefficient_cells(fit: Result | None) -> list[Cell]:
+def _coefficient_and_peak_cells(fit: Result | None) -> list[Cell]:
     """Return the cells alpha, beta and predicted peak; empty cells without a fit.
 
     The peak is text if there is none or its interval is unbounded.

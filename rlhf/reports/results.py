@@ -22,10 +22,10 @@ from rlhf.reports.forest import ForestRow, titled_forest_plot_html
 from rlhf.reports.markup import (
     Cell,
     Table,
+    acronym_label_html,
     count_text,
     esc,
     interval_text,
-    label_html,
     number_text,
     sentence_html,
 )
@@ -36,9 +36,9 @@ _HIDDEN_METRICS = frozenset({"seconds"})
 
 
 def compare_by_each_metric(
-    runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
+    runs: Sequence[RunRecord], headline_metric: str, *, every_pair: bool = False
 ) -> list[Comparison]:
-    """Compare runs by the metric `headline`, then by other metrics that all evaluations have.
+    """Compare runs by `headline_metric`, then by other metrics that all evaluations have.
 
     Metrics that are equal in all episodes are omitted. The numbers of turns and tokens and the
     times are also omitted. If `every_pair` is set, trained methods are also compared with each
@@ -46,11 +46,11 @@ def compare_by_each_metric(
     """
     first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
     shared = set.intersection(*(set(episode_metric_names(row)) for row in first_rows))
-    unused = {headline, "normalized", "seconds", "turns", "tokens", "length_limited"}
+    unused = {headline_metric, "normalized", "seconds", "turns", "tokens", "length_limited"}
     secondary = [metric for metric in sorted(shared - unused) if _has_several_values(runs, metric)]
     return [
         compare_runs(runs, metric=metric, every_pair=every_pair, keep_going=True)
-        for metric in (headline, *secondary)
+        for metric in (headline_metric, *secondary)
     ]
 
 
@@ -77,7 +77,8 @@ def verdict_item_html(d: Difference, metric: str, tone: str | None) -> str:
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
-        f"<span>{label_html(f'{d.method} − {d.baseline}')}: {signed_value_text(d.estimate)} "
+        f"<span>{acronym_label_html(f'{d.method} − {d.baseline}')}: "
+        f"{signed_value_text(d.estimate)} "
         f"{esc(metric)}, 95% {interval_text(d.estimate)}, "
         f"{d.estimate.units} paired {esc(d.unit)} · {esc(setting)}</span></li>"
     )
@@ -86,20 +87,20 @@ def verdict_item_html(d: Difference, metric: str, tone: str | None) -> str:
 def verdict_html(verdict: str) -> str:
     """Return a verdict as HTML; the first letter is a capital unless a name is the first word."""
     starts_with_word = verdict.startswith(("no ", "one "))
-    return sentence_html(verdict) if starts_with_word else label_html(verdict)
+    return sentence_html(verdict) if starts_with_word else acronym_label_html(verdict)
 
 
 def score_plots_html(
     comparison: Comparison,
-    limits: Mapping[str, ReferenceReturns],
+    reference_returns: Mapping[str, ReferenceReturns],
     colors: Mapping[str, str] | None = None,
 ) -> str:
     """Return a forest plot of the methods' scores for each environment and decoding, as HTML.
 
     Args:
         comparison: Scores to draw.
-        limits: Environment -> returns of the random and the optimal policy, drawn as marks if the
-            metric is the return.
+        reference_returns: Environment -> returns of the random and the optimal policy, drawn as
+            marks if the metric is the return.
         colors: Method -> CSS color class; by default all methods have the same color.
     """
     parts = []
@@ -110,7 +111,7 @@ def score_plots_html(
             continue
         rows = [row for row in comparison.rows if (row.env, row.decoding) == (env, decoding)]
         rows += [row for row in references if row.env == env]
-        bound = limits.get(env) if comparison.metric == "return" else None
+        bound = reference_returns.get(env) if comparison.metric == "return" else None
         setting = " · ".join(part for part in (env, decoding) if part)
         lines = [_score_row(row, bound, colors or {}) for row in rows]
         marks = [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
@@ -273,7 +274,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
 
 def _without_interval(estimate: Interval) -> Interval:
     """Return an estimate without its interval, which an older version computed over other units."""
-    return Interval.without(
+    return Interval.without_bounds(
         estimate.value, estimate.units, "computed by an older version: evaluate again"
     )
 

@@ -12,11 +12,11 @@ from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.forest import ForestRow, forest_plot_html, titled_forest_plot_html
 from rlhf.reports.markup import (
     Table,
+    acronym_label_html,
     capitalize_acronyms,
     count_text,
     esc,
     interval_text,
-    label_html,
     number_text,
     with_minus_signs,
 )
@@ -38,7 +38,7 @@ def reward_reports_html(runs: Sequence[RunRecord]) -> str:
     for run in runs:
         for evaluation in filter(is_reward_report, run.evaluations):
             report = evaluation.summary
-            name = label_html(str(report.get("reward") or evaluation.name))
+            name = acronym_label_html(str(report.get("reward") or evaluation.name))
             parts.append(f"<h3>{name} <small>accuracy on held-out pairs</small></h3>")
             parts += [findings_html(report), accuracy_plot_html(report)]
             if len(runs) == 1:
@@ -67,7 +67,7 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
     for evaluation in filter(is_reward_report, runs[0].evaluations if runs else ()):
         for table in report_tables(evaluation.summary):
             name = f"{evaluation.name}_{table.name}"
-            tables.append(_make_table(name, table.title, table.columns, table.rows))
+            tables.append(_table_with_intervals(name, table.title, table.columns, table.rows))
     return tables
 
 
@@ -98,8 +98,8 @@ def accuracy_plot_html(report: Report) -> str:
     return forest_plot_html(lines, [(0.5, "chance level")])
 
 
-def _accuracy_row(name: str, share: Report, tone: str) -> ForestRow:
-    estimate = interval_from_mapping(share)
+def _accuracy_row(name: str, accuracy: Report, tone: str) -> ForestRow:
+    estimate = interval_from_mapping(accuracy)
     remark = interval_text(estimate)
     if estimate.known:
         remark = f"[{estimate.low:.1%}, {estimate.high:.1%}]"
@@ -150,13 +150,13 @@ def _report_charts(report: Report) -> list[Chart]:
     charts = [
         Chart(
             "Accuracy by size of the margin",
-            _accuracy_series([float(k + 1) for k in range(len(margins))], margins),
+            _accuracy_and_chance_series([float(k + 1) for k in range(len(margins))], margins),
             "Deciles of |score difference|, in ascending order; bands are 95% intervals.",
             "decile",
         ),
         Chart(
             "Accuracy by length gap",
-            _accuracy_series([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
+            _accuracy_and_chance_series([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
             "Quintiles of the length of the chosen minus that of the rejected reply.",
             "characters",
         ),
@@ -165,7 +165,7 @@ def _report_charts(report: Report) -> list[Chart]:
     return charts + (best_of_n_charts(report["best_of_n"]) if report.get("best_of_n") else [])
 
 
-def _accuracy_series(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
+def _accuracy_and_chance_series(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
     """Return the line of the accuracy over `x`, and the line of the chance level."""
     accuracy = series_with_band("accuracy", x, [row["accuracy"] for row in rows], "c1")
     return [accuracy, Series("chance level", [x[0], x[-1]], [0.5, 0.5], "c5")]
@@ -191,20 +191,20 @@ def _calibration_chart(report: Report) -> Chart:
     return Chart("Calibration", lines, note, "predicted probability")
 
 
-def best_of_n_charts(chosen: Report) -> list[Chart]:
+def best_of_n_charts(best_of_n: Report) -> list[Chart]:
     """Return charts of the reward and the gold score of best-of-n samples, over sqrt(KL)."""
-    d = [math.sqrt(kl) for kl in chosen["kl"]]
-    proxy = series_with_band("this reward", d, chosen["proxy_score"], "proxy")
-    gold = [series_with_band("gold", d, chosen["gold"], "gold")]
+    d = [math.sqrt(kl) for kl in best_of_n["kl"]]
+    proxy = series_with_band("this reward", d, best_of_n["proxy_score"], "proxy")
+    gold = [series_with_band("gold", d, best_of_n["gold"], "gold")]
     return [
         Chart("Best of n: this reward", [proxy], "Score in standard deviations.", "√KL"),
         Chart(
-            "Best of n: gold", gold, f"Unbiased estimates for n up to {chosen['ns'][-1]}.", "√KL"
+            "Best of n: gold", gold, f"Unbiased estimates for n up to {best_of_n['ns'][-1]}.", "√KL"
         ),
     ]
 
 
-def _make_table(
+def _table_with_intervals(
     name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> Table:
     """Return a table in which mappings are converted to Interval cells."""
@@ -220,4 +220,6 @@ def _benchmark_table(evaluation: Evaluation) -> Table:
     title = capitalize_acronyms(evaluation.name)
     if result.get("absent"):
         title += f" (not in the file: {', '.join(result['absent'])})"
-    return _make_table(evaluation.name, title, ["part", "score"], flat_benchmark_scores(result))
+    return _table_with_intervals(
+        evaluation.name, title, ["part", "score"], flat_benchmark_scores(result)
+    )

@@ -9,7 +9,7 @@ from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
-from rlhf.reports.markup import Table, esc, label_html, section_html
+from rlhf.reports.markup import Table, acronym_label_html, esc, section_html
 from rlhf.reports.overoptimization import (
     overoptimization_section_html,
     overoptimization_tables,
@@ -95,7 +95,11 @@ def _transcripts_html(runs: Sequence[RunRecord], comparisons: Sequence[Compariso
         parts.append(f"<h3>One prompt, every stage</h3>{cards}")
     for run in runs:
         if cards := transcripts.before_and_after_html(run):
-            parts.append(f"<h3>{label_html(run.name)} <small>before and after</small></h3>{cards}")
+            parts.append(
+                f"<h3>{acronym_label_html(run.name)} <small>before and after</small></h3>{cards}"
+            )
         if cards := token_samples_html(run):
-            parts.append(f"<h3>{label_html(run.name)} <small>token by token</small></h3>{cards}")
+            parts.append(
+                f"<h3>{acronym_label_html(run.name)} <small>token by token</small></h3>{cards}"
+            )
     return "".join(parts)

@@ -10,14 +10,14 @@ import yaml
 from rlhf.common.numbers import is_number
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import charts_html
-from rlhf.reports.curves import is_online, learning_charts, reward_charts
+from rlhf.reports.curves import is_online, learning_charts_and_constants, reward_charts
 from rlhf.reports.markup import (
+    acronym_label_html,
     breakable_html,
     capitalize_acronyms,
     count_text,
     duration_text,
     esc,
-    label_html,
 )
 from rlhf.runs.diagnostics import metric_warnings
 
@@ -34,13 +34,13 @@ def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     processor = next((run.environment.get("processor") for run in runs), None)
     facts += [str(processor)] if processor else []
     chain = "".join(
-        f"<li><b>{label_html(run.name)}</b>"
+        f"<li><b>{acronym_label_html(run.name)}</b>"
         + "".join(f"<span>{breakable_html(line)}</span>" for line in _stage_summary_lines(run))
         + "</li>"
         for run in runs
     )
     return (
-        f'<header><h1>{label_html(title)}</h1><p class="lede">{esc(" · ".join(facts))}</p>'
+        f'<header><h1>{acronym_label_html(title)}</h1><p class="lede">{esc(" · ".join(facts))}</p>'
         f'<ol class="chain">{chain}</ol></header>'
     )
 
@@ -73,19 +73,19 @@ def warning_box_html(runs: Sequence[RunRecord]) -> str:
 def reward_curves_html(runs: Sequence[RunRecord]) -> str:
     """Return the curves of proxy reward, gold reward and KL for every online stage, as HTML."""
     return "".join(
-        f"<h3>{label_html(run.name)}</h3>{charts_html(reward_charts(run))}"
+        f"<h3>{acronym_label_html(run.name)}</h3>{charts_html(reward_charts(run))}"
         for run in filter(is_online, runs)
     )
 
 
 def learning_curves_html(runs: Sequence[RunRecord]) -> str:
-    """Return the other curves of every stage as HTML, see `learning_charts`."""
+    """Return the other curves of every stage as HTML, see `learning_charts_and_constants`."""
     parts = []
     for run in runs:
-        charts, constant = learning_charts(run)
+        charts, constant = learning_charts_and_constants(run)
         note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
         if charts or constant:
-            parts.append(f"<h3>{label_html(run.name)}</h3>{charts_html(charts)}{note}")
+            parts.append(f"<h3>{acronym_label_html(run.name)}</h3>{charts_html(charts)}{note}")
     return "".join(parts)
 
 
@@ -97,7 +97,7 @@ def run_details_html(runs: Sequence[RunRecord]) -> str:
         config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
         fold = f"<details><summary>Configuration</summary><pre>{esc(config)}</pre></details>"
         parts.append(
-            f"<h3>{label_html(run.name)}</h3>"
+            f"<h3>{acronym_label_html(run.name)}</h3>"
             + (f'<dl class="facts">{facts}</dl>' if facts else "")
             + (fold if run.config else '<p class="note">No config.yaml yet.</p>')
         )
@@ -112,7 +112,7 @@ def _stage_summary_lines(run: RunRecord) -> list[str]:
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [count_text(int(steps), "step")] if steps else []
     effort += [duration_text(_training_seconds(run))] if _training_seconds(run) >= 1 else []
-    lines = [_model_origin_text(run.config), _data_text(run.config), " · ".join(effort)]
+    lines = [_model_origin_text(run.config), _env_or_dataset_text(run.config), " · ".join(effort)]
     return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
 
 
@@ -132,11 +132,11 @@ def _origin_text(path: str) -> str:
     return (
         f"from {capitalize_acronyms(parts[-2])}"
         if parts[-1] == "final" and len(parts) > 1
-        else _path_end(path)
+        else _last_two_path_parts(path)
     )
 
 
-def _data_text(config: Mapping[str, Any]) -> str:
+def _env_or_dataset_text(config: Mapping[str, Any]) -> str:
     """Return the name of a run's environment, or the names of its datasets."""
     env = config.get("env")
     name = env.get("id") if isinstance(env, Mapping) else env
@@ -145,10 +145,10 @@ def _data_text(config: Mapping[str, Any]) -> str:
     data = (env.get("prompts") if isinstance(env, Mapping) else None) or config.get("data")
     sources = data if isinstance(data, list) else [data]
     names = [s.get("path") if isinstance(s, Mapping) else s for s in sources]
-    return ", ".join(_path_end(str(name)) for name in names if name)
+    return ", ".join(_last_two_path_parts(str(name)) for name in names if name)
 
 
-def _path_end(path: str) -> str:
+def _last_two_path_parts(path: str) -> str:
     """Return the last two components of a path or hub id."""
     return "/".join(path.rstrip("/").split("/")[-2:])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf.common.files import atomic_path, write_text
 from rlhf.common.numbers import is_number
-from rlhf.common.text import csv_cell
+from rlhf.common.text import formula_safe_csv_cell
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table
 
@@ -22,7 +22,10 @@ def save_curves_csv(folder: Path, runs: Sequence[RunRecord]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["stage", "step", "metric", "value"])
         for run in runs:
-            name, cells = csv_cell(run.name), {key: csv_cell(key) for key in logged_keys(run)}
+            name, cells = (
+                formula_safe_csv_cell(run.name),
+                {key: formula_safe_csv_cell(key) for key in logged_keys(run)},
+            )
             for row in run.metrics:
                 step = row.get("step")
                 writer.writerows(

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf.common.numbers import is_number
 from rlhf.evaluation.records import RunRecord, has_recorded_tokens
 from rlhf.reports.markup import esc
-from rlhf.reports.transcripts import message_html, score_text
+from rlhf.reports.transcripts import message_html, sample_scores_text
 
 _ROWS_PER_STEP = 2
 
@@ -61,19 +61,21 @@ def _sample_html(row: Mapping[str, Any]) -> str:
     body = "".join(
         _reply_html(table, turn_of[i], message)
         if i in turn_of
-        else message_html(message, quiet=True)
+        else message_html(message, show_assistant_role=True)
         for i, message in enumerate(messages)
     )
-    label = f"step {row['step']} · seed {row['seed']} · {score_text(row)}"
+    label = f"step {row['step']} · seed {row['seed']} · {sample_scores_text(row)}"
     return (
         f'<article class="case"><header class="prompt"><small>{esc(label)}</small></header>'
         f'<div class="tokens" data-tokens="{esc(data)}">{body}</div></article>'
     )
 
 
-def _reply_html(table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]) -> str:
-    """Return the reply of turn `number` as HTML, split into tokens."""
-    pieces = [(i, table["text"][i]) for i, turn in enumerate(table["turn"]) if turn == number]
+def _reply_html(
+    table: Mapping[str, Sequence[Any]], turn_number: int, message: Mapping[str, str]
+) -> str:
+    """Return the reply of turn `turn_number` as HTML, split into tokens."""
+    pieces = [(i, table["text"][i]) for i, turn in enumerate(table["turn"]) if turn == turn_number]
     spans = "".join(f'<span data-at="{i}">{esc(piece)}</span>' for i, piece in pieces)
     missing = len(str(message.get("content", ""))) - sum(len(piece) for _, piece in pieces)
     note = f'<span class="note"> [{missing:,} characters were not saved]</span>'

@@ -10,7 +10,13 @@ from rlhf.common.numbers import is_number
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import method_evaluations
-from rlhf.reports.markup import capitalize_acronyms, esc, label_html, number_text, with_minus_signs
+from rlhf.reports.markup import (
+    acronym_label_html,
+    capitalize_acronyms,
+    esc,
+    number_text,
+    with_minus_signs,
+)
 
 _MAX_CASES = 4
 """Maximum number of seeds that are shown."""
@@ -39,10 +45,12 @@ def before_and_after_html(run: RunRecord) -> str:
     for description, seed in chosen:
         replies = [
             TranscriptColumn(
-                "Before training", score_text(early[seed]), early[seed].get("messages") or []
+                "Before training",
+                sample_scores_text(early[seed]),
+                early[seed].get("messages") or [],
             ),
             TranscriptColumn(
-                "After training", score_text(late[seed]), late[seed].get("messages") or []
+                "After training", sample_scores_text(late[seed]), late[seed].get("messages") or []
             ),
         ]
         cards.append(transcript_card_html(description, f"seed {seed}", replies))
@@ -98,11 +106,13 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
 
 def transcript_card_html(description: str, label: str, replies: Sequence[TranscriptColumn]) -> str:
     """Return a card as HTML: the common first messages, then a column for each reply."""
-    shared = _count_common_messages(replies)
-    opening = "".join(message_html(message, quiet=True) for message in replies[0].messages[:shared])
+    shared = _count_common_opening_messages(replies)
+    opening = "".join(
+        message_html(message, show_assistant_role=True) for message in replies[0].messages[:shared]
+    )
     columns = "".join(
-        f"<div><h4>{label_html(reply.title)} <span>{esc(reply.score)}</span></h4>"
-        + "".join(message_html(m, quiet=False) for m in reply.messages[shared:])
+        f"<div><h4>{acronym_label_html(reply.title)} <span>{esc(reply.score)}</span></h4>"
+        + "".join(message_html(m, show_assistant_role=False) for m in reply.messages[shared:])
         + "</div>"
         for reply in replies
     )
@@ -113,14 +123,14 @@ def transcript_card_html(description: str, label: str, replies: Sequence[Transcr
     )
 
 
-def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
+def message_html(message: Mapping[str, str], *, show_assistant_role: bool) -> str:
     """Return a message as HTML; the end of a long message is folded.
 
-    The role is shown, except for an assistant message if `quiet` is False.
+    The role is shown, except for an assistant message if `show_assistant_role` is False.
     """
     content = str(message.get("content", ""))
     role = str(message.get("role", ""))
-    shown = role != "assistant" or quiet
+    shown = role != "assistant" or show_assistant_role
     name = f"<i>{esc(role)}</i>" if shown else ""
     head, rest = content[:_MAX_VISIBLE_CHARACTERS], content[_MAX_VISIBLE_CHARACTERS:_MAX_CHARACTERS]
     omitted = len(content) - _MAX_CHARACTERS
@@ -131,7 +141,7 @@ def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
     return f'<div class="turn">{name}{esc(head)}{fold if rest else ""}</div>'
 
 
-def _count_common_messages(replies: Sequence[TranscriptColumn]) -> int:
+def _count_common_opening_messages(replies: Sequence[TranscriptColumn]) -> int:
     """Return the number of messages before the first reply that are equal in all columns."""
     shortest = min(len(reply.messages) for reply in replies)
     for index in range(shortest):
@@ -184,7 +194,7 @@ def _metric_or_zero(row: Mapping[str, Any], metric: str) -> float:
     return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
 
 
-def score_text(row: Mapping[str, Any]) -> str:
+def sample_scores_text(row: Mapping[str, Any]) -> str:
     """Return the scores of a sample as text, such as `score 0.4 · trained on 0.3 · proxy 1.2`."""
     value, name = _sample_score(row), "score" if "score" in row else "trained on"
     parts = [f"{name} {number_text(float(value))}" if is_number(value) else "not scored"]

@@ -104,7 +104,7 @@ class Rollout:
         return sum(self.is_action)
 
     @property
-    def max_sampled_tokens_per_turn(self) -> int:
+    def num_sampled_tokens_in_longest_turn(self) -> int:
         """Largest number of sampled tokens in a turn."""
         return max(Counter(self.turns_of_sampled_tokens).values(), default=0)
 
@@ -165,7 +165,7 @@ def collate(
     """
     padded = partial(pad_right, device=device)
 
-    def column(values: list, dtype: torch.dtype) -> torch.Tensor:
+    def to_tensor(values: list, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
     return TrainingBatch(
@@ -176,6 +176,6 @@ def collate(
         rewards=padded(rewards, 0.0, torch.float32),
         costs=padded([r.costs for r in rollouts], 0.0, torch.float32),
         turns=padded([r.turn for r in rollouts], -1, torch.long),
-        groups=column([r.group_index for r in rollouts], torch.long),
-        truncated=column([r.truncated for r in rollouts], torch.bool),
+        groups=to_tensor([r.group_index for r in rollouts], torch.long),
+        truncated=to_tensor([r.truncated for r in rollouts], torch.bool),
     )

@@ -97,7 +97,7 @@ class ChatFormat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
         self.text_after_reply = ""
         """Text that the template writes after the last reply of a conversation."""
-        self._turn_problems = functools.cache(self._find_turn_problems)
+        self._turn_problems = functools.cache(self._find_multi_turn_problem_and_note)
         self.closing = self._find_closing_token()
         self.stop_ids.add(self.closing.token)
 
@@ -110,7 +110,7 @@ class ChatFormat:
         if not self.chat:
             if any(message.get("tool_calls") for message in messages):
                 raise UserError(CALLS_WITHOUT_TEMPLATE)
-            if text := self.join(messages):
+            if text := self.join_contents(messages):
                 # A base model was trained with its BOS. Some tokenizers also append EOS.
                 ids = self.tokenizer(text)["input_ids"]
                 return ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
@@ -124,14 +124,14 @@ class ChatFormat:
         Raises:
             UserError: The template cannot render the messages.
         """
-        self.check_system(messages)
+        self.check_system_is_renderable(messages)
         try:
             return self.render(messages, prompt=True)
         except TemplateRefused as refusal:
             raise UserError(f"{refusal}; conversation: {_describe_messages(messages)}") from refusal
 
     def encode_observation(
-        self, observation: str, *, reply: Sequence[int], system: bool = False
+        self, observation: str, *, reply: Sequence[int], has_system_message: bool = False
     ) -> list[int]:
         """Encode the text after a reply, which ends the reply's turn and adds the observation.
 
@@ -139,7 +139,7 @@ class ChatFormat:
             observation: Text of the environment.
             reply: Tokens of the reply. If the reply does not end with the template's closing token,
                 the result begins with this token.
-            system: Whether the conversation has a system message.
+            has_system_message: Whether the conversation has a system message.
 
         Raises:
             UserError: The template cannot render the observation, or it rewrites earlier turns. In
@@ -147,7 +147,7 @@ class ChatFormat:
         """
         if not self.chat:
             return self.encode_after("", self.separator + observation + self.separator)
-        if problem := self._turn_problems(system)[0]:
+        if problem := self._turn_problems(has_system_message)[0]:
             raise UserError(problem)
         try:
             ids = self.encode_after(SENTINEL, self._render_between_replies(observation))
@@ -173,7 +173,7 @@ class ChatFormat:
             )[0]
         return text
 
-    def check_system(self, messages: Messages) -> None:
+    def check_system_is_renderable(self, messages: Messages) -> None:
         """Check that the template can render the system message, if there is one.
 
         Raises:
@@ -211,7 +211,7 @@ class ChatFormat:
 
     # -- text ---------------------------------------------------------------------------------
 
-    def join(self, messages: Messages) -> str:
+    def join_contents(self, messages: Messages) -> str:
         """Join the contents of messages, and write the separator after every message."""
         text = self.separator.join(message["content"] for message in messages)
         return text if not text or text.endswith(self.separator) else text + self.separator
@@ -276,7 +276,7 @@ class ChatFormat:
             UserError: No token can end a reply, or the template cannot render a reply.
         """
         if self.chat:
-            probes = self._render_texts_after_replies()
+            probes = self._texts_after_and_between_replies()
             self.text_after_reply = probes[0]
             last, middle = map(self.encode, probes)
             pairs = zip(last, middle, strict=False)
@@ -296,7 +296,7 @@ class ChatFormat:
         token = min(self.stop_ids) if eos is None else eos
         return ClosingToken(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
-    def _render_texts_after_replies(self) -> tuple[str, str]:
+    def _texts_after_and_between_replies(self) -> tuple[str, str]:
         """Return the template's text after the last reply, and its text between two replies.
 
         If the template cannot render several turns, both are the text after the last reply.
@@ -332,7 +332,7 @@ class ChatFormat:
         head = self.encode(self.render([PROBE_USER, PROBE_REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
-    def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
+    def _find_multi_turn_problem_and_note(self, system: bool) -> tuple[str | None, str | None]:
         """Check whether rollouts can have several turns with this template.
 
         Args:
@@ -358,7 +358,7 @@ class ChatFormat:
             ), None
         if SENTINEL not in turns or longer.count(SENTINEL) < 2:
             return _NO_MULTI_TURN_MESSAGE.format("leaves earlier replies out"), None
-        if not _have_same_ending(turns, longer):
+        if not _have_same_text_after_last_reply(turns, longer):
             return _NO_MULTI_TURN_MESSAGE.format(
                 "renders a turn differently at another position"
             ), None
@@ -396,7 +396,7 @@ def generation_stop_ids(model: Any) -> list[int]:
     return [eos] if isinstance(eos, int) else list(eos or ())
 
 
-def _have_same_ending(first: str, second: str) -> bool:
+def _have_same_text_after_last_reply(first: str, second: str) -> bool:
     """Return whether two renderings have the same text after the last reply."""
     first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
     return first == second

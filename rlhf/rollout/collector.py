@@ -223,9 +223,9 @@ class Collector:
         if not self.chat_format.chat:
             return
         if not prompts:
-            env = self._get_environments(1)[0]
+            env = self._get_or_make_environments(1)[0]
             if system := self.spec.system or getattr(env.unwrapped, "system_prompt", None):
-                self.chat_format.check_system([{"role": "system", "content": system}])
+                self.chat_format.check_system_is_renderable([{"role": "system", "content": system}])
         for index, prompt in enumerate(prompts):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
@@ -243,13 +243,13 @@ class Collector:
         context length. Without a turn limit, the bound is ``rollout.max_tokens``. If this key is
         not set either, the bound is that of one turn.
         """
-        turns = turn_limit(self._get_environments(1)[0])
+        turns = turn_limit(self._get_or_make_environments(1)[0])
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
         if turns:
             return min(budget, turns * self.spec.max_new_tokens)
         return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
 
-    def _get_environments(self, number: int) -> list[gym.Env]:
+    def _get_or_make_environments(self, number: int) -> list[gym.Env]:
         """Return the first ``number`` environments, and make those that do not exist yet."""
         while len(self.envs) < number:
             self.envs.append(self.make_env())
@@ -266,7 +266,7 @@ class Collector:
         seeds: Sequence[EpisodeSeed],
         *,
         temperature: float | None = None,
-        allow_none: bool = False,
+        allow_empty: bool = False,
     ) -> list[Rollout]:
         """Play one episode per seed with the engine's current policy.
 
@@ -274,14 +274,14 @@ class Collector:
             seeds: One entry per episode.
             temperature: Sampling temperature; 0 means greedy decoding. By default, it is the
                 temperature of the spec.
-            allow_none: Whether to return an empty list if every episode failed.
+            allow_empty: Whether to return an empty list if every episode failed.
 
         Returns:
             The episodes whose environment did not fail, in the order of ``seeds``.
 
         Raises:
             UserError: A prompt does not fit into the context, or an environment failed and
-                ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_none``
+                ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_empty``
                 is False.
         """
         sampling = SamplingParams(
@@ -291,12 +291,12 @@ class Collector:
             min_p=self.spec.min_p,
             stop_ids=frozenset(self.chat_format.stop_ids),
         )
-        envs = self._get_environments(min(self.spec.parallel, len(seeds)))
+        envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
             rollouts = self._play(seeds, envs, sampling)
         finally:
             self.engine.reset()
-        if not rollouts and not allow_none:
+        if not rollouts and not allow_empty:
             raise UserError(
                 "the environment failed in every episode, so there are no rollouts; the warnings "
                 "above contain the reasons"
@@ -469,7 +469,7 @@ class Collector:
         ids = self.chat_format.encode_observation(
             observation,
             reply=completion.tokens,
-            system=rollout.conversation[0]["role"] == "system",
+            has_system_message=rollout.conversation[0]["role"] == "system",
         )
         rollout.truncated = truncated or len(ids) >= episode.remaining_tokens
         episode.turn += 1

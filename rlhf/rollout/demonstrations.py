@@ -80,7 +80,7 @@ def encode_example(
     messages = [*prompt, *completion]
     if not chat_format.chat:
         return _encode_without_template(chat_format, messages, len(prompt), notes)
-    chat_format.check_system(messages)
+    chat_format.check_system_is_renderable(messages)
     if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
         notes["system messages added to the first user turn"] += 1
         folded = with_tools(fold_system(messages), tools_of(messages))
@@ -89,11 +89,11 @@ def encode_example(
 
 
 def _encode_without_template(
-    chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
+    chat_format: ChatFormat, messages: Messages, first_trained_index: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
     """Encode a demonstration without a chat template. Replies end with the closing token.
 
-    ``first`` is the index of the first reply to train on.
+    ``first_trained_index`` is the index of the first reply to train on.
     """
     if any(message.get("tool_calls") for message in messages):
         raise RowDropped(CALLS_WITHOUT_TEMPLATE)
@@ -101,18 +101,18 @@ def _encode_without_template(
         notes[f"conversations without their tools {_WITHOUT_TEMPLATE}"] += 1
     if any(message.get("reasoning_content") for message in messages):
         notes[f"conversations without their reasoning {_WITHOUT_TEMPLATE}"] += 1
-    ids = chat_format.encode_prompt(messages[:first])
+    ids = chat_format.encode_prompt(messages[:first_trained_index])
     is_action = [False] * len(ids)
-    left = chat_format.join(messages[:first])
+    left = chat_format.join_contents(messages[:first_trained_index])
     separator = chat_format.separator
-    for index, message in enumerate(messages[first:]):
+    for index, message in enumerate(messages[first_trained_index:]):
         learned = message["role"] == "assistant" and message.get("weight", 1) != 0
         text = message["content"]
         if message["role"] == "assistant":
             new = [*chat_format.encode_after(left, text), chat_format.closing.token]
             left = ""
         else:
-            follows = messages[first + index - 1]["role"] == "assistant"
+            follows = messages[first_trained_index + index - 1]["role"] == "assistant"
             text = f"{separator if follows else ''}{text}{separator}"
             new = chat_format.encode_after(left, text)
             left = text
@@ -125,14 +125,17 @@ def _encode_without_template(
 
 
 def _encode_with_template(
-    chat_format: ChatFormat, messages: Sequence[Message], first: int, notes: Counter[str]
+    chat_format: ChatFormat,
+    messages: Sequence[Message],
+    first_trained_index: int,
+    notes: Counter[str],
 ) -> tuple[list[int], list[bool]]:
     """Encode a conversation, and mark the tokens to train on.
 
     Args:
         chat_format: A chat format with a template.
         messages: The whole conversation, with ``tools`` on the first message.
-        first: Index of the first message that may be trained on.
+        first_trained_index: Index of the first message that may be trained on.
         notes: Reason -> number of replies that are not trained on and of texts that the template
             omits; updated in place.
 
@@ -143,7 +146,9 @@ def _encode_with_template(
         RowDropped: The conversation cannot be encoded. The message is the reason.
     """
     try:
-        pieces = _RenderedConversation(chat_format, messages).split_into_pieces(first, notes)
+        pieces = _RenderedConversation(chat_format, messages).split_into_pieces(
+            first_trained_index, notes
+        )
     except TemplateRefused as refusal:
         raise RowDropped(str(refusal)) from refusal
     ids: list[int] = []
@@ -170,7 +175,7 @@ class _RenderedConversation:
         self.messages = messages
         self.whole = chat_format.render(self.messages)
 
-    def split_into_pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
+    def split_into_pieces(self, first_trained_index: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at the replies to train on. The text after the last reply is omitted.
 
         The arguments are described in `_encode_with_template`.
@@ -180,13 +185,13 @@ class _RenderedConversation:
         """
         if tools_of(self.messages) and not self.format.renders_tools:
             notes["conversations without their tools: the template leaves them out"] += 1
-        if self._omits_text_of_calls():
+        if self._omits_content_beside_tool_calls():
             notes["tool calls without the text before them: the template leaves it out"] += 1
         learned: list[ReplyPosition] = []
         last = len(self.messages) - 1
         candidates = [
             index
-            for index in range(first, last + 1)
+            for index in range(first_trained_index, last + 1)
             if self.messages[index]["role"] == "assistant"
             and self.messages[index].get("weight", 1) != 0
         ]
@@ -215,7 +220,7 @@ class _RenderedConversation:
             )
         return self._split_at_replies(learned, self.whole)
 
-    def _omits_text_of_calls(self) -> bool:
+    def _omits_content_beside_tool_calls(self) -> bool:
         """Return whether the template omits the content of a message with tool calls."""
         with_text = [bool(m.get("tool_calls") and m["content"].strip()) for m in self.messages]
         if not any(with_text):
@@ -244,10 +249,10 @@ class _RenderedConversation:
         unclosed = end < 0
         if not unclosed:
             end += len(closing.text)
-        elif special := self._end_of_final_special(text, start):
+        elif special := self._final_special_token_end_or_zero(text, start):
             end, unclosed = special, False
         elif closing.opens_next or not closing.written:
-            end = len(text) if closing.opens_next else self._reply_end(text, start)
+            end = len(text) if closing.opens_next else self._end_of_unclosed_reply(text, start)
         else:
             return None
         if not self.whole.startswith(text[:end]):
@@ -257,13 +262,13 @@ class _RenderedConversation:
             end, unclosed = (end + after, False) if after else (end, True)
         return ReplyPosition(start, end, prompt, unclosed)
 
-    def _reply_end(self, text: str, start: int) -> int:
+    def _end_of_unclosed_reply(self, text: str, start: int) -> int:
         """Return the end of the last reply in a template that writes no closing token."""
         after = self.format.text_after_reply
         end = len(text) - len(after) if text.endswith(after) else len(text.rstrip())
         return max(start, end)
 
-    def _end_of_final_special(self, text: str, start: int) -> int:
+    def _final_special_token_end_or_zero(self, text: str, start: int) -> int:
         """Return the end of the special token that ends ``text``, before trailing white space.
 
         The result is 0 if there is no special token at the end, or if this token begins before

@@ -15,18 +15,18 @@ MAX_OPENINGS = 20_000
 shared openings are lower bounds in this case."""
 
 
-def opening_messages_hash(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
+def opening_messages_hash(messages: Sequence[Mapping[str, Any]], num_replies: int) -> str:
     """Return a short hash of the messages before the policy's first reply.
 
     The hash ignores the same differences as the split of prompts; see `comparable_text`.
 
     Args:
         messages: The conversation of an episode.
-        replies: Number of the policy's replies. They are the last assistant messages.
+        num_replies: Number of the policy's replies. They are the last assistant messages.
     """
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     digest = hashlib.sha256()
-    for message in messages[: assistant[-replies] if replies else None]:
+    for message in messages[: assistant[-num_replies] if num_replies else None]:
         content = comparable_text(message["content"])
         digest.update(f"{message['role']}\0{content}\0".encode(errors="replace"))
     return digest.hexdigest()[:16]
@@ -61,18 +61,22 @@ class SeenOpenings:
 
 
 def summarize_item_overlap(
-    openings: SeenOpenings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
+    openings: SeenOpenings,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    has_separate_items: bool,
+    note: str,
 ) -> dict[str, Any]:
     """Return the entry ``items`` of an evaluation summary, the overlap with training episodes.
 
     Args:
         openings: Openings of the training episodes.
         rows: Rows of ``episodes.jsonl``.
-        separate: Whether the environment has separate items for training and evaluation.
+        has_separate_items: Whether the environment has separate items for training and evaluation.
         note: The environment's description of its items.
     """
     return {
-        "separate": separate,
+        "separate": has_separate_items,
         "episodes": len(rows),
         "seen_in_training": openings.count_shared(rows),
         "note": note,

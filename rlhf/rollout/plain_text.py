@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def encode_text(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
+def encode_text_and_loss_mask(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
     """Encode a text, and mark the tokens to train on.
 
     Returns:

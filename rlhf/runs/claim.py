@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlhf.common.files import describe_write_error, is_temporary, remove, repair_folder, write_text
-from rlhf.common.yaml_text import read_mapping
+from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE
 from rlhf.runs.checksums import files_without_checksum
@@ -203,7 +203,7 @@ class DirectoryClaim:
         """Delete the files of the replaced run; call this method after the first result."""
         aside = self.directory / REPLACED
         if aside.exists():
-            for path in _marker_sorted(aside, first=False):
+            for path in _entries_sorted_by_marker(aside, marker_first=False):
                 remove(path)
             aside.rmdir()
 
@@ -303,7 +303,7 @@ class DirectoryClaim:
     def _move_earlier_files_back(self) -> None:
         """Move the files of the earlier run back from `REPLACED`, the marker first."""
         aside = self.directory / REPLACED
-        for path in _marker_sorted(aside, first=True):
+        for path in _entries_sorted_by_marker(aside, marker_first=True):
             path.replace(self.directory / path.name)
         aside.rmdir()
 
@@ -321,7 +321,7 @@ def write_errors_as_user_errors(directory: Path) -> Iterator[None]:
         raise UserError(f"{directory} cannot be written: {reason}") from error
 
 
-def resolved_path(directory: str | Path) -> Path:
+def path_without_dot_dot(directory: str | Path) -> Path:
     """Return the absolute path of a path that contains ``..``; return other paths unchanged.
 
     The operating system cannot use a path with ``..`` if a parent directory does not exist yet.
@@ -362,9 +362,9 @@ def _entries_except_locks(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name not in LOCK_FILES]
 
 
-def _marker_sorted(directory: Path, *, first: bool) -> list[Path]:
+def _entries_sorted_by_marker(directory: Path, *, marker_first: bool) -> list[Path]:
     """Return the content of a directory, with the marker at the start or at the end."""
-    return sorted(directory.iterdir(), key=lambda path: (path.name != MARKER) == first)
+    return sorted(directory.iterdir(), key=lambda path: (path.name != MARKER) == marker_first)
 
 
 def _declared_entries(directory: Path) -> list[str]:
@@ -402,7 +402,7 @@ def _foreign_file_error(path: Path, directory: Path) -> UserError:
 def _recorded_command(directory: Path) -> str:
     """Return the command that wrote a directory, or "" if the directory has no description."""
     with contextlib.suppress(UserError):  # a damaged config.yaml
-        config = read_mapping(directory / "config.yaml")
+        config = read_mapping_or_empty(directory / "config.yaml")
         if config:
             return str(config.get("command") or config.get("verb"))
     return next((STUDIES[name] for name in STUDIES if (directory / name).is_file()), "")

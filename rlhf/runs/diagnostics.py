@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.numbers import moving_average, short_number
+from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.runs.alarms import AlarmName, Halt, alarm_action
 from rlhf.runs.metric_log import RECENT, MetricLog, RunningMetricLog, gold_metric_keys
 from rlhf.runs.renamed import metric_rows
@@ -185,9 +185,9 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
             f"{_SIGN_STEPS} logged steps: the reward favors evading the task (see "
             "rollout.invalid_reward and rollout.max_tokens).",
         )
-    unstopped = _recent_mean(log, "rollout/missing_eos")
+    unstopped = _recent_mean_or_zero(log, "rollout/missing_eos")
     # Replies that reach the token limit have no stop token either. They have a separate warning.
-    if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/length_limited") + 0.02:
+    if unstopped > 0.1 and unstopped > _recent_mean_or_zero(log, "rollout/length_limited") + 0.02:
         yield "rollout/missing_eos", f"{unstopped:.0%} of replies have no stop token {when}."
 
 
@@ -198,7 +198,7 @@ def gold_metric_key(log: MetricLog) -> str | None:
 
 
 @dataclass(frozen=True)
-class Peak:
+class OverOptimizationPeak:
     """Peak of the gold score, after which it fell while the proxy score rose."""
 
     step: float
@@ -208,7 +208,7 @@ class Peak:
     """Smoothed proxy score at the peak and at the end."""
 
 
-def over_optimization_peak(log: MetricLog) -> Peak | None:
+def over_optimization_peak(log: MetricLog) -> OverOptimizationPeak | None:
     """Return the peak of the gold score, if the gold score then fell and the proxy score rose.
 
     Both curves are smoothed before the comparison (Gao et al. 2022).
@@ -231,11 +231,11 @@ def over_optimization_peak(log: MetricLog) -> Peak | None:
     fell = gold[best] - gold[-1] >= 0.2 * (max(gold) - min(gold)) > 0
     if not fell or proxy[-1] <= proxy[then]:
         return None
-    return Peak(steps[best], (gold[best], gold[-1]), (proxy[then], proxy[-1]))
+    return OverOptimizationPeak(steps[best], (gold[best], gold[-1]), (proxy[then], proxy[-1]))
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    return moving_average(values, 2 * max(1, len(values) // 30) + 1)
+    return centered_moving_average(values, 2 * max(1, len(values) // 30) + 1)
 
 
 def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
@@ -271,7 +271,7 @@ def _fell_significantly(values: Sequence[float]) -> bool:
     return max(means) - means[-1] > 4 * error
 
 
-def _recent_mean(log: MetricLog, key: str) -> float:
+def _recent_mean_or_zero(log: MetricLog, key: str) -> float:
     """Return the mean of the last `RECENT` logged values, or 0 if the metric was never logged."""
     return _mean_or_zero(log.series(key)[1][-RECENT:])
 
@@ -281,11 +281,11 @@ def _recent_fraction(log: MetricLog, key: str) -> float:
 
     The result is a fraction of replies, actions or episodes.
     """
-    value = _recent_mean(log, key)
+    value = _recent_mean_or_zero(log, key)
     if key not in ("rollout/length_limited", "rollout/invalid"):
         return value
     # These metrics are logged as numbers per episode, and an episode may have several turns.
-    return value / max(1.0, _recent_mean(log, "rollout/turns"))
+    return value / max(1.0, _recent_mean_or_zero(log, "rollout/turns"))
 
 
 def _mean_or_zero(values: Sequence[float]) -> float:

@@ -26,13 +26,13 @@ from rlhf.common.files import (
     read_log,
     write_text,
 )
-from rlhf.common.yaml_text import dump_yaml, read_mapping
+from rlhf.common.yaml_text import dump_yaml, read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.claim import (
     MARKER,
     STUDIES,
     DirectoryClaim,
-    resolved_path,
+    path_without_dot_dot,
     write_errors_as_user_errors,
 )
 from rlhf.runs.inputs import input_fingerprints, input_paths, leaf_items
@@ -83,7 +83,7 @@ class Run:
                 directory is in use or cannot be written, the run to resume has a different
                 configuration or different inputs, or a tracker is not installed.
         """
-        run = cls(resolved_path(config["output_dir"]))
+        run = cls(path_without_dot_dot(config["output_dir"]))
         run.config = config
         check_trackers_installed(config.get("track", ()))
         if not run.writes:
@@ -220,8 +220,8 @@ def check_unchanged_configuration(
     Raises:
         UserError: The configuration or an input has changed. The message contains the key.
     """
-    recorded = upgraded_config(read_mapping(directory / name))
-    inputs, current = read_mapping(directory / "inputs.json"), input_fingerprints(config)
+    recorded = upgraded_config(read_mapping_or_empty(directory / name))
+    inputs, current = read_mapping_or_empty(directory / "inputs.json"), input_fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     if _ENGINE_KIND in now:
         before.setdefault(_ENGINE_KIND, "local")  # earlier versions had no other engine
@@ -251,7 +251,7 @@ def check_unchanged_configuration(
 
 @contextlib.contextmanager
 def lock_directory(
-    root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
+    root: Path, name: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> Iterator[DirectoryClaim]:
     """Return a context manager that locks the directory of a pipeline or a study.
 
@@ -259,8 +259,8 @@ def lock_directory(
 
     Args:
         root: The directory.
-        name: Name of the YAML file in the directory to which ``tree`` is written.
-        tree: Configuration of the pipeline or study, as plain data.
+        name: Name of the YAML file in the directory to which ``config`` is written.
+        config: Configuration of the pipeline or study, as plain data.
         resume: Whether to continue in an existing directory.
         overwrite: Whether to replace the files in an existing directory.
 
@@ -269,16 +269,16 @@ def lock_directory(
             directory is in use, cannot be written, or contains no ``name`` to resume.
     """
     claim = DirectoryClaim.open(
-        resolved_path(root),
+        path_without_dot_dot(root),
         resume=resume,
         overwrite=overwrite,
         command=STUDIES.get(name, ""),
         required=(MARKER, name),  # the folder of the user's own pipeline.yaml has no marker
-        inputs=input_paths(tree).values(),
+        inputs=input_paths(config).values(),
     )
     try:
         with write_errors_as_user_errors(root):
-            write_text(root / name, dump_yaml(dict(tree)))
+            write_text(root / name, dump_yaml(dict(config)))
         yield claim
     finally:
         claim.close()

@@ -52,7 +52,7 @@ class Stopwatch:
 
 
 def efficiency_metrics(
-    *, real: int, computed: int, flops: float, peak_flops: float
+    *, real_tokens: int, computed_tokens: int, flops_per_second: float, peak_flops: float
 ) -> dict[str, float]:
     """Return the metrics ``profile/...``, which describe the efficiency of an update.
 
@@ -61,15 +61,15 @@ def efficiency_metrics(
     prefix, and the peak memory of this process in GiB.
 
     Args:
-        real: Number of tokens that are not padding.
-        computed: Number of tokens that the model processed.
-        flops: Floating-point operations per second of the training step.
+        real_tokens: Number of tokens that are not padding.
+        computed_tokens: Number of tokens that the model processed.
+        flops_per_second: Floating-point operations per second of the training step.
         peak_flops: Peak number of floating-point operations per second of the machine.
     """
     return {
-        "profile/flop_utilisation": flops / peak_flops,
-        "profile/padding": max(0.0, 1 - real / computed),
-        "profile/shared": max(0.0, 1 - computed / real),
+        "profile/flop_utilisation": flops_per_second / peak_flops,
+        "profile/padding": max(0.0, 1 - real_tokens / computed_tokens),
+        "profile/shared": max(0.0, 1 - computed_tokens / real_tokens),
         "profile/peak_memory": peak_rss_gib(),
     }
 

@@ -120,7 +120,7 @@ class ProgressDisplay:
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
-        displayed = displayed_metric_keys(self.seen, self.slots)
+        displayed = metric_key_by_displayed_name(self.seen, self.slots)
         numbers = [self._number_text(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
         with contextlib.suppress(OSError):  # the terminal was closed; the run saves and stops
@@ -148,7 +148,7 @@ class ProgressDisplay:
             log.warning("%s: warning, step %d: %s", self.what, step, words)
 
 
-def displayed_metric_keys(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
+def metric_key_by_displayed_name(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
     """Return displayed name -> metric key for at most five metrics to show.
 
     Args:

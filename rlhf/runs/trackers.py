@@ -124,7 +124,7 @@ def open_trackers(
     for name in names:
         with _failures_as_warnings(name):
             opening = functools.partial(_OPENERS[name], directory, config, step)
-            trackers[name] = _with_time_limits(opening)
+            trackers[name] = _open_with_time_limits(opening)
     return trackers
 
 
@@ -147,7 +147,7 @@ def close_trackers(trackers: Mapping[str, Tracker]) -> None:
             tracker.close()
 
 
-def _with_time_limits(opening: Callable[[], Tracker]) -> Tracker:
+def _open_with_time_limits(opening: Callable[[], Tracker]) -> Tracker:
     """Open a tracker; return it with functions that raise TimeoutError after their time limit."""
     thread = _CallThread()
     opened = thread.call(opening, seconds=OPEN_OR_CLOSE_SECONDS)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, stratified_moments
+from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, run_and_task_mean_moments
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import share_interval
 from rlhf.stats.units import no_interval_reason, require_finite, too_few_units_reason
@@ -45,8 +45,8 @@ def aggregate_interval(
     if statistic in (mean, optimality_gap):
         values = table if statistic is mean else 1.0 - np.minimum(table, 1.0)
         if missing := _no_run_interval_reason(values):
-            return Interval.without(float(values.mean()), runs, missing)
-        moments = stratified_moments(values)
+            return Interval.without_bounds(float(values.mean()), runs, missing)
+        moments = run_and_task_mean_moments(values)
         low, high = map(float, bounds_from(moments, level=level))
         low = low if statistic is mean else max(0.0, low)
         return Interval(float(moments.mean), low, high, runs, SKEW_CORRECTED_T)
@@ -55,7 +55,7 @@ def aggregate_interval(
     )
 
 
-def sample_efficiency(
+def iqm_intervals_by_step(
     curves: ArrayLike,
     *,
     rng: np.random.Generator,
@@ -96,7 +96,7 @@ def stretched_interval(
         level: Confidence level.
     """
     if missing := too_few_units_reason(units):
-        return Interval.without(value, units, missing)
+        return Interval.without_bounds(value, units, missing)
     tail = (1 + level) / 2
     stretch = math.sqrt(units / (units - 1)) * special.stdtrit(freedom, tail) / special.ndtri(tail)
     low, high = np.quantile(replicates, [1 - tail, tail])
@@ -159,7 +159,9 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarra
     return (0.5 * (np.sign(delta) + 1)).mean(axis=(-3, -2, -1))
 
 
-def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Interval:
+def improvement_probability_interval(
+    first: ArrayLike, second: ArrayLike, *, level: float = 0.95
+) -> Interval:
     """Return `probability_of_improvement` of scores [runs, tasks], with an interval in [0, 1].
 
     Let n be the smaller of the two numbers of runs. In each task, the variance of the estimate is
@@ -170,7 +172,7 @@ def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 
     probability = float(probability_of_improvement(left, right))
     runs = min(left.shape[0], right.shape[0])
     if missing := too_few_units_reason(runs):
-        return Interval.without(probability, runs, missing.replace("unit", "run"))
+        return Interval.without_bounds(probability, runs, missing.replace("unit", "run"))
     units = runs * left.shape[1]
     share = share_interval(probability * units, units, level=level)
     return Interval(probability, share.low, share.high, runs, share.method)
@@ -185,9 +187,9 @@ def _bootstrap_interval(
     """
     count = table.shape[0]
     if missing := _no_run_interval_reason(table):
-        return Interval.without(float(statistic(table)), count, missing)
+        return Interval.without_bounds(float(statistic(table)), count, missing)
     replicates = statistic(np.take_along_axis(table[None], run_indices, axis=1))
-    freedom = float(stratified_moments(table).freedom)
+    freedom = float(run_and_task_mean_moments(table).freedom)
     return stretched_interval(float(statistic(table)), replicates, count, freedom, level)
 
 

@@ -22,9 +22,9 @@ from rlhf.stats.units import (
     FEWEST_UNITS,
     cluster_index,
     effective_number_of_units,
-    finite_vector,
     no_interval_reason,
     require_equal_length,
+    require_finite_vector,
 )
 
 Kind = Literal["share", "mean", "count"]
@@ -79,7 +79,7 @@ def interval(
         ValueError: There are no values, some values are not finite or outside `bounds`, or the
             numbers of values and clusters differ.
     """
-    data = finite_vector(values)
+    data = require_finite_vector(values)
     low, high = (0.0, 1.0) if kind == "share" and bounds is None else bounds or (-np.inf, np.inf)
     if data.min() < low or data.max() > high:
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
@@ -109,16 +109,18 @@ def ratio_interval(
     width of the interval is that of a mean of the residuals (numerator - ratio * denominator) /
     mean(denominators). It requires 50 units, or five units with equal denominators.
     """
-    top, bottom = finite_vector(numerators), finite_vector(denominators)
+    top, bottom = require_finite_vector(numerators), require_finite_vector(denominators)
     ratio, n = float(top.sum() / bottom.sum()), bottom.size
     if FEWEST_UNITS <= n < _FEWEST_UNEQUAL and bottom.min() < bottom.max():
         needs = f"{n} units of different sizes, an interval needs {_FEWEST_UNEQUAL}"
-        return Interval.without(ratio, n, needs)
+        return Interval.without_bounds(ratio, n, needs)
     return mean_interval(ratio, top / bottom, bottom, level)
 
 
-def mean_interval(point: float, units: np.ndarray, sizes: np.ndarray, level: float) -> Interval:
-    """Return the interval of the mean of unit values `units` [n] with the weights `sizes` [n].
+def mean_interval(
+    point: float, unit_values: np.ndarray, sizes: np.ndarray, level: float
+) -> Interval:
+    """Return the interval of the mean of `unit_values` [n] with the weights `sizes` [n].
 
     `point` is the mean. The residual of a unit is its weighted deviation from the mean. Large units
     have a large influence on the mean, so their residuals are too small. Residuals are therefore
@@ -127,12 +129,14 @@ def mean_interval(point: float, units: np.ndarray, sizes: np.ndarray, level: flo
     deviation is proportional to the size.
     """
     n, share = sizes.size, sizes / sizes.sum()
-    if missing := no_interval_reason(units, sizes):
-        return Interval.without(point, n, missing)
+    if missing := no_interval_reason(unit_values, sizes):
+        return Interval.without_bounds(point, n, missing)
     effective = effective_number_of_units(sizes)
     if effective < FEWEST_EFFECTIVE:
-        return Interval.without(point, n, f"the largest of {n} units has {share.max():.0%} of all")
-    residuals = (units - point) * sizes / sizes.mean()
+        return Interval.without_bounds(
+            point, n, f"the largest of {n} units has {share.max():.0%} of all"
+        )
+    residuals = (unit_values - point) * sizes / sizes.mean()
     moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))
     moments = moments._replace(
         mean=np.asarray(point), freedom=np.asarray(_degrees_of_freedom(sizes))

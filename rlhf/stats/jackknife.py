@@ -28,7 +28,7 @@ _SCALES: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] 
 
 
 def jackknife(
-    statistic: Callable[[np.ndarray], float],
+    statistic_of_rows: Callable[[np.ndarray], float],
     clusters: Sequence[Hashable] | np.ndarray,
     *,
     scale: Scale = "identity",
@@ -42,7 +42,7 @@ def jackknife(
     area of exactly 1), or the pseudo-values have too little variation for the interval of a mean.
 
     Args:
-        statistic: Function that maps row indices [m] to a number, or to nan if the statistic is
+        statistic_of_rows: Function from row indices [m] to a number, or nan if the statistic is
             undefined for these rows.
         clusters: Independent unit of each row, [n].
         scale: "logit" for proportions and areas under a curve, "fisher" for correlations, "log" for
@@ -51,24 +51,29 @@ def jackknife(
     """
     names, codes = cluster_index(clusters)
     units, rows = len(names), np.arange(codes.size)
-    point = float(statistic(rows)) if units else float("nan")
+    point = float(statistic_of_rows(rows)) if units else float("nan")
     if units < FEWEST_CLUSTERS:
-        return Interval.without(point, units, f"{units} units, an interval needs {FEWEST_CLUSTERS}")
+        return Interval.without_bounds(
+            point, units, f"{units} units, an interval needs {FEWEST_CLUSTERS}"
+        )
     forward, backward = _SCALES[scale]
     # Assign consecutive clusters to different blocks, because their order may be meaningful.
     blocks = codes % min(units, MAX_BLOCKS)
     with np.errstate(divide="ignore", invalid="ignore"):
         center = float(forward(point))
         without = np.array(
-            [float(forward(statistic(rows[blocks != block]))) for block in range(blocks.max() + 1)]
+            [
+                float(forward(statistic_of_rows(rows[blocks != block])))
+                for block in range(blocks.max() + 1)
+            ]
         )
     if not np.isfinite(center) or not np.isfinite(without).all():
         reason = "the value is at an end of its range, or is undefined"
-        return Interval.without(point, units, reason)
+        return Interval.without_bounds(point, units, reason)
     count = without.size
     pseudo = count * center - (count - 1) * without
     if missing := no_interval_reason(pseudo):
-        return Interval.without(point, units, missing)
+        return Interval.without_bounds(point, units, missing)
     margin = special.stdtrit(count - 1, (1 + level) / 2) * pseudo.std(ddof=1) / np.sqrt(count)
     low, high = (float(backward(center + side * margin)) for side in (-1, 1))
     return Interval(point, low, high, units, "jackknife over units")
@@ -88,7 +93,7 @@ def weighted_sum_interval(parts: Sequence[Interval], weights: Sequence[float]) -
     point, units = float(shares @ estimates), sum(part.units for part in parts)
     for part, weight in zip(parts, shares, strict=True):
         if weight > 0 and not part.known:
-            return Interval.without(point, units, part.needs)
+            return Interval.without_bounds(point, units, part.needs)
     below = np.array([part.value - part.low for part in parts])
     above = np.array([part.high - part.value for part in parts])
     low = point - np.sqrt(((shares * below) ** 2).sum())

@@ -10,7 +10,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 SKEW_CORRECTED_T = "t, corrected for skewness"
 
 
-class Moments(NamedTuple):
+class EstimateMoments(NamedTuple):
     """Moments of an estimated mean, which determine its interval; all arrays have equal shapes."""
 
     mean: np.ndarray
@@ -23,7 +23,7 @@ class Moments(NamedTuple):
     """Degrees of freedom of the standard error."""
 
 
-def mean_moments(values: np.ndarray) -> Moments:
+def mean_moments(values: np.ndarray) -> EstimateMoments:
     """Return the moments, each [...], of the mean of n >= 2 independent values [..., n]."""
     n = values.shape[-1]
     mean = values.mean(axis=-1)
@@ -32,12 +32,12 @@ def mean_moments(values: np.ndarray) -> Moments:
     variance = squares.sum(axis=-1) / (n - 1)
     third = (squares * centered).mean(axis=-1)
     error = np.sqrt(variance / n)
-    return Moments(
+    return EstimateMoments(
         mean, error, _ratio_or_zero(third, variance**1.5 * np.sqrt(n)), np.full_like(mean, n - 1)
     )
 
 
-def stratified_moments(scores: np.ndarray) -> Moments:
+def run_and_task_mean_moments(scores: np.ndarray) -> EstimateMoments:
     """Return the moments, each [...], of the mean over runs and tasks of [..., runs, tasks] scores.
 
     The runs are independent samples, and the tasks are fixed strata. The degrees of freedom are
@@ -52,10 +52,10 @@ def stratified_moments(scores: np.ndarray) -> Moments:
     squares: np.ndarray = (variances**2).sum(axis=-1)
     freedom = (runs - 1) * np.where(squares > 0, _ratio_or_zero(total**2, squares), 1.0)
     mean = scores.mean(axis=(-2, -1))
-    return Moments(mean, np.sqrt(variance), _ratio_or_zero(third, variance**1.5), freedom)
+    return EstimateMoments(mean, np.sqrt(variance), _ratio_or_zero(third, variance**1.5), freedom)
 
 
-def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def bounds_from(moments: EstimateMoments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds [...] of a mean from its moments.
 
     The interval contains Student's t interval and the interval of Hall's (1992) cubic
@@ -69,8 +69,8 @@ def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, n
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
     longest = (2 + 5 / units) * quantile
     a = moments.skewness * (1.25 + 6 / units)
-    below = np.clip(_inverse_hall(quantile, a), quantile, longest)
-    above = np.clip(-_inverse_hall(-quantile, a), quantile, longest)
+    below = np.clip(_invert_hall_transformation(quantile, a), quantile, longest)
+    above = np.clip(-_invert_hall_transformation(-quantile, a), quantile, longest)
     return moments.mean - moments.error * below, moments.mean + moments.error * above
 
 
@@ -79,7 +79,7 @@ def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray,
     return bounds_from(mean_moments(values), level=level)
 
 
-def _inverse_hall(target: np.ndarray, a: np.ndarray) -> np.ndarray:
+def _invert_hall_transformation(target: np.ndarray, a: np.ndarray) -> np.ndarray:
     """Solve Hall's transformation T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target` for T.
 
     `a` is the skewness of the mean.

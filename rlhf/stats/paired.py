@@ -15,7 +15,12 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.interval import interval, mean_interval
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald_bounds, two_distinct_values
-from rlhf.stats.units import effective_number_of_units, finite_vector, rounded, unit_means
+from rlhf.stats.units import (
+    effective_number_of_units,
+    require_finite_vector,
+    rounded_to_13_digits,
+    unit_means,
+)
 
 PairedKind = Literal["share", "mean", "count"]
 
@@ -105,7 +110,9 @@ def difference(
     if outcomes is None:
         return delta_interval(deltas, kind=kind, level=level)
     span = outcomes[1] - outcomes[0]
-    return delta_interval(rounded(deltas / span), kind="share", level=level).scaled(span)
+    return delta_interval(rounded_to_13_digits(deltas / span), kind="share", level=level).scaled(
+        span
+    )
 
 
 def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
@@ -117,10 +124,10 @@ def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: The lengths differ, there are no values, or some values are not finite.
     """
-    left, right = finite_vector(first), finite_vector(second)
+    left, right = require_finite_vector(first), require_finite_vector(second)
     if left.size != right.size:
         raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
-    return rounded(left - right, float(np.abs([left, right]).max()))
+    return rounded_to_13_digits(left - right, float(np.abs([left, right]).max()))
 
 
 def delta_interval(
@@ -155,27 +162,27 @@ def delta_interval(
     return Interval(point, float(low), float(high), deltas.size, "adjusted Wald")
 
 
-def _binomial_p_value(observed: int, n: int) -> float:
-    """Return P(|heads - tails| >= observed) for n tosses of a fair coin."""
-    if observed == 0:
+def _binomial_p_value(observed_abs_sum: int, n: int) -> float:
+    """Return P(|heads - tails| >= observed_abs_sum) for n tosses of a fair coin."""
+    if observed_abs_sum == 0:
         return 1.0
-    heads = (n + observed) // 2
+    heads = (n + observed_abs_sum) // 2
     return min(1.0, 2 * float(special.bdtrc(heads - 1, n, 0.5)))
 
 
-def _enumerated_p_value(sizes: np.ndarray, observed: float) -> float:
+def _enumerated_p_value(sizes: np.ndarray, observed_abs_sum: float) -> float:
     """Return the two-sided p value from all assignments of signs to `sizes` [n].
 
-    `observed` is the absolute value of the observed sum. The signed sums of each half of the sizes
+    `observed_abs_sum` is the absolute value of the sum. The signed sums of each half of the sizes
     are enumerated, and then combined by a binary search.
     """
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
     slack = 1e-9 * float(sizes.sum())
-    thresholds: np.ndarray = observed - slack - left
+    thresholds: np.ndarray = observed_abs_sum - slack - left
     reached = right.size - np.searchsorted(right, thresholds, side="left")
     share = float(reached.sum()) / (left.size * right.size)
-    return min(1.0, 2 * share) if observed > slack else 1.0
+    return min(1.0, 2 * share) if observed_abs_sum > slack else 1.0
 
 
 def _signed_sums(sizes: np.ndarray) -> np.ndarray:
@@ -203,10 +210,11 @@ def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
     return steps if steps.size * steps.sum() <= _MAX_ADDITIONS else None
 
 
-def _convolved_p_value(steps: np.ndarray, observed: float) -> float:
+def _convolved_p_value(steps: np.ndarray, observed_abs_sum: float) -> float:
     """Return the two-sided p value for whole-number sizes `steps` [n], by convolution.
 
-    `observed` is the absolute value of the sum of the differences, divided by the largest size.
+    `observed_abs_sum` is the absolute value of the sum of the differences, divided by the largest
+    size.
     """
     chances = np.ones(1)  # probability of each sum of the sizes that have a positive sign
     for step in np.sort(steps).tolist():
@@ -214,12 +222,12 @@ def _convolved_p_value(steps: np.ndarray, observed: float) -> float:
         with_step[: chances.size] = chances / 2
         with_step[step:] += chances / 2
         chances = with_step
-    signed_sum = round(observed * int(steps.max()))
+    signed_sum = round(observed_abs_sum * int(steps.max()))
     positive = (int(steps.sum()) + signed_sum) // 2
     return min(1.0, 2 * float(chances[positive:].sum())) if signed_sum else 1.0
 
 
-def _approximate_p_value(sizes: np.ndarray, observed: float) -> float:
+def _approximate_p_value(sizes: np.ndarray, observed_abs_sum: float) -> float:
     """Return the two-sided p value for many differences of different `sizes` [n].
 
     The signs of the largest sizes are enumerated. The distribution of the signed sum of the other
@@ -229,7 +237,7 @@ def _approximate_p_value(sizes: np.ndarray, observed: float) -> float:
     rest = ordered[_NUM_ENUMERATED_LARGEST:]
     variance = float((rest**2).sum())
     excess = -2 * float((rest**4).sum()) / variance**2
-    z = (observed - _signed_sums(ordered[:_NUM_ENUMERATED_LARGEST])) / math.sqrt(variance)
+    z = (observed_abs_sum - _signed_sums(ordered[:_NUM_ENUMERATED_LARGEST])) / math.sqrt(variance)
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     tails = special.ndtr(-z) + density * excess / 24 * (z**3 - 3 * z)
     return min(1.0, max(0.0, 2 * float(tails.mean())))

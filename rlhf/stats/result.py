@@ -25,7 +25,7 @@ class Interval:
     an interval."""
 
     @classmethod
-    def without(cls, value: float, units: int, needs: str) -> Interval:
+    def without_bounds(cls, value: float, units: int, needs: str) -> Interval:
         """Return an estimate that has no interval; `needs` is the reason."""
         return cls(float(value), math.nan, math.nan, int(units), needs=needs)
 

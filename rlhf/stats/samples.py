@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.stats.units import finite_vector
+from rlhf.stats.units import require_finite_vector
 
 
 def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
@@ -38,7 +38,7 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     Raises:
         ValueError: The lengths differ, a score is not finite, or `n` is not between 1 and N.
     """
-    ranking, score = finite_vector(proxy), finite_vector(gold)
+    ranking, score = require_finite_vector(proxy), require_finite_vector(gold)
     size = ranking.size
     if size != score.size or not 1 <= n <= size:
         raise ValueError(

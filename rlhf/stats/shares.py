@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.means import Moments
+from rlhf.stats.means import EstimateMoments
 from rlhf.stats.result import Interval
 
 EXACT_LABEL = "exact (mid-p)"
@@ -38,9 +38,9 @@ def mid_p_bounds(
     """
     x, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(units, float))
     if x.ndim == 0:
-        low, high = _scalar_bounds(float(x), float(n), level)
+        low, high = _scalar_mid_p_bounds(float(x), float(n), level)
         return np.asarray(low), np.asarray(high)
-    return _array_bounds(x, n, level)
+    return _array_mid_p_bounds(x, n, level)
 
 
 def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
@@ -81,7 +81,7 @@ def adjusted_wald_bounds(
     return np.maximum(center - half, -1.0), np.minimum(center + half, 1.0)
 
 
-def adjusted_wald_moments(gains: ArrayLike, losses: ArrayLike, units: ArrayLike) -> Moments:
+def adjusted_wald_moments(gains: ArrayLike, losses: ArrayLike, units: ArrayLike) -> EstimateMoments:
     """Return the moments [...] of the difference of paired proportions, (gains - losses) / units.
 
     The adjusted Wald interval of Bonett & Price (2012) adds one gain and one loss to the data, so
@@ -93,20 +93,22 @@ def adjusted_wald_moments(gains: ArrayLike, losses: ArrayLike, units: ArrayLike)
     center = (plus - minus) / (n + 2)
     square = (plus + minus + 2) / (n + 2)
     error = np.sqrt(np.maximum(square - center**2, 0) / (n + 2))
-    return Moments(center, error, np.zeros_like(error), n + 1)
+    return EstimateMoments(center, error, np.zeros_like(error), n + 1)
 
 
 @lru_cache(maxsize=4096)
-def _scalar_bounds(x: float, n: float, level: float) -> tuple[float, float]:
+def _scalar_mid_p_bounds(x: float, n: float, level: float) -> tuple[float, float]:
     """Return the mid-p bounds of one proportion.
 
     The results are cached, because the same proportions occur often in a table.
     """
-    low, high = _array_bounds(np.array([x]), np.array([n]), level)
+    low, high = _array_mid_p_bounds(np.array([x]), np.array([n]), level)
     return float(low[0]), float(high[0])
 
 
-def _array_bounds(x: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _array_mid_p_bounds(
+    x: np.ndarray, n: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper mid-p bounds [...] for x [...] successes in n [...] units."""
     tail = (1 - level) / 2
     low = np.where(x <= 0, 0.0, _lower_mid_p_bound(x, n, tail))

@@ -19,7 +19,7 @@ FEWEST_EFFECTIVE = 2
 """Minimum effective number of units for the interval of a mean over units of different sizes."""
 
 
-def finite_vector(values: ArrayLike) -> np.ndarray:
+def require_finite_vector(values: ArrayLike) -> np.ndarray:
     """Return `values` as a float array [n].
 
     Raises:
@@ -75,7 +75,7 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
         )
 
 
-def rounded(values: np.ndarray, largest: float | None = None) -> np.ndarray:
+def rounded_to_13_digits(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Return values [n] rounded to 2^-44 of the largest magnitude (about 13 digits).
 
     Values that differ only by rounding errors become equal, so that rounding errors do not count as
@@ -116,7 +116,7 @@ def no_interval_reason(units: np.ndarray, sizes: np.ndarray | None = None) -> st
     """
     if missing := too_few_units_reason(units.size):
         return missing
-    units = rounded(units)
+    units = rounded_to_13_digits(units)
     if units.min() == units.max():
         return f"all {units.size} units {EQUAL_UNITS_REASON}"
     values, counts = np.unique(units, return_counts=True)

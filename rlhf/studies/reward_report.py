@@ -107,7 +107,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
         config.rewards or [{"kind": "learned", "path": config.reward, "name": "reward"}]
     )
     if config.data:
-        report = pairs_report(config, reward, run)
+        report = write_pairs_report(config, reward, run)
         for line in report["verdict"]:
             log.info("%s", line)
         if config.save and config.reward:
@@ -118,7 +118,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
     return run.directory
 
 
-def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
+def write_pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
     """Write the report on preference pairs to evaluation/pairs/ and return it as plain data."""
     from rlhf.evaluation.pairs import report_on_pairs
 
@@ -152,7 +152,7 @@ def sample_policy_replies(
     Returns:
         The conversations of each prompt.
     """
-    from rlhf.evaluation.replies import sample_replies
+    from rlhf.evaluation.replies import sample_conversations
 
     assert config.policy is not None
     prompt_rows = list({prompt_key(row): row for row in rows}.values())[: config.prompts]
@@ -160,7 +160,7 @@ def sample_policy_replies(
     path = directory / "prompts.jsonl"
     write_jsonl(path, prompts)
     env = EnvSpec(prompts=[DataSpec(str(path))])
-    return sample_replies(
+    return sample_conversations(
         config.policy,
         env,
         config.rollout,
@@ -225,7 +225,10 @@ def report_on_benchmark(
         UserError: A row does not have a column of the benchmark.
     """
     from rlhf.reward_models import benchmarks
-    from rlhf.reward_models.report.markdown import benchmark_result_markdown, write_report
+    from rlhf.reward_models.report.markdown import (
+        benchmark_result_markdown,
+        write_evaluation_report,
+    )
 
     score: Callable[..., dict[str, Any]] = getattr(benchmarks, BENCHMARK_SCORERS[name])
     try:
@@ -245,6 +248,8 @@ def report_on_benchmark(
     }
     if result.get("absent"):
         log.warning("%s: the file has no rows of %s", name, ", ".join(result["absent"]))
-    write_report(directory, summary, benchmark_result_markdown(name, reward.name, result))
+    write_evaluation_report(
+        directory, summary, benchmark_result_markdown(name, reward.name, result)
+    )
     log.info("%s: %.3f on %d rows", name, result["score"], len(rows))
     return summary

@@ -34,7 +34,7 @@ def make_training_batch(
     Returns:
         The training batch with B rows, and metrics of the KL, the critic and the sampler.
     """
-    batch = _collate_and_score(trainer, rollouts, rewards)
+    batch = _collate_and_compute_logprobs(trainer, rollouts, rewards)
     batch = estimate_advantages(
         trainer.algorithm,
         batch,
@@ -60,7 +60,7 @@ def make_training_batch(
     return batch, metrics
 
 
-def _collate_and_score(
+def _collate_and_compute_logprobs(
     trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
 ) -> TrainingBatch:
     """Collate rollouts and compute log-probabilities, values, bootstrap values and entropy.

@@ -60,7 +60,7 @@ def _group_by_length(
 
 
 def _group_in_order(
-    groups: list[list[int]], rows: np.ndarray, lengths: np.ndarray, max_tokens: int
+    groups: list[list[int]], tokens: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
     """Join consecutive groups. A prefix that neighboring rows share counts once."""
     batches: list[list[int]] = []
@@ -69,7 +69,7 @@ def _group_in_order(
         previous = batches[-1][-1:] if batches else []
         chain = [*previous, *group]
         pairs = itertools.pairwise(chain)
-        shared = [common_prefix_length(rows, lengths, first, second) for first, second in pairs]
+        shared = [common_prefix_length(tokens, lengths, first, second) for first, second in pairs]
         num_tokens = int(lengths[group].sum())
         if batches and size + num_tokens - sum(shared) <= max_tokens:
             batches[-1] += group

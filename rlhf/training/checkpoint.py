@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.common.files import atomic_path, remove, write_errors_with_path
+from rlhf.common.files import add_path_to_write_errors, atomic_path, remove
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.runs.alarms import Halt
@@ -81,7 +81,7 @@ def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
     For adapters, the base model that was saved in ``directory`` is copied to ``final``.
     """
     copy_base_to_final(directory, final)
-    with write_errors_with_path(final):
+    with add_path_to_write_errors(final):
         trainer.save(final)
         write_checksums(final)
 

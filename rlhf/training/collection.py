@@ -118,7 +118,7 @@ def collect_and_score(
 
     The result is empty if every episode failed.
     """
-    rollouts = collector.collect(starts, allow_none=True)
+    rollouts = collector.collect(starts, allow_empty=True)
     if not rollouts:
         return []  # `collect_step_rollouts` checks the rollouts of all processes
     with trainer.stopwatch("rewards"):

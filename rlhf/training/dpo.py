@@ -19,7 +19,7 @@ from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import bradley_terry_loss
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
 from rlhf.runs.directory import Run
-from rlhf.training.numeric_checks import check_first_ratio
+from rlhf.training.numeric_checks import check_ratios_before_first_update
 from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, compute_logprobs
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class DPOTrainer(SupervisedTrainer):
         """
         total = super().compute_checked_gradients(batch)
         if self.progress.step == 0:
-            check_first_ratio(total.means["approx_kl"], self.model.model.dtype)
+            check_ratios_before_first_update(total.means["approx_kl"], self.model.model.dtype)
         return total
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:

@@ -9,11 +9,11 @@ from typing import Any
 
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.demonstrations import encode_example
-from rlhf.rollout.plain_text import encode_text
+from rlhf.rollout.plain_text import encode_text_and_loss_mask
 
 Row = dict[str, Any]
 
@@ -81,7 +81,7 @@ class ExampleEncoder:
             raise UserError(self._all_dropped_message(len(rows)))
         return examples
 
-    def summary(self) -> str:
+    def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
@@ -91,10 +91,11 @@ class ExampleEncoder:
         if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length
             return (
-                f"no example fits max_length={limit}: {self.summary()}; the first is {first}; "
-                "raise max_length"
+                f"no example fits max_length={limit}: {self.truncated_and_dropped_text()}; "
+                f"the first is {first}; raise max_length"
             )
-        return f"all {count:,} examples were dropped: {self.summary()}; the first is {first}"
+        dropped = self.truncated_and_dropped_text()
+        return f"all {count:,} examples were dropped: {dropped}; the first is {first}"
 
     def _encode_reply(self, row: Row, notes: Counter[str]) -> Example:
         ids, labels = self._encode_conversation(row, row.get("completion", ()), notes)
@@ -118,10 +119,10 @@ class ExampleEncoder:
                 the completion.
         """
         if "text" in row:
-            ids, is_action = encode_text(self.chat_format.tokenizer, row["text"])
+            ids, is_action = encode_text_and_loss_mask(self.chat_format.tokenizer, row["text"])
         else:
             ids, is_action = encode_example(
-                self.chat_format, prompt_of(row), completion, notes=notes
+                self.chat_format, prompt_with_tools(row), completion, notes=notes
             )
         if len(ids) > self.max_length:
             ids, is_action = ids[: self.max_length], is_action[: self.max_length]

@@ -16,7 +16,7 @@ from rlhf.evaluation.episodes import (
     summarize,
     write_evaluation,
 )
-from rlhf.reward_models.core import declared_outcomes
+from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.env_calls import turn_limit
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
@@ -70,7 +70,7 @@ def evaluate_held_out(
         random=random_return,
         optimal=optimal_return,
         turn_limit=turn_limit(trainer.eval_collector.make_env()),
-        outcomes=declared_outcomes(trainer.all_rewards),
+        outcomes=binary_outcomes_by_name(trainer.all_rewards),
         counts=total,
     )
     return summary, rows
@@ -105,7 +105,7 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
         separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
         if not separate and is_separable(env.id):
             note = SAME_SPLIT_WARNING.format(env.kwargs["split"])
-    overlap = summarize_item_overlap(trainer.openings, rows, separate=separate, note=note)
+    overlap = summarize_item_overlap(trainer.openings, rows, has_separate_items=separate, note=note)
     if overlap["seen_in_training"]:
         log.warning(
             "%d of the %d held-out episodes start with the same messages as training episodes. "

@@ -69,7 +69,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
     if run.writes:
         save_final_model(trainer, checkpoints, run.final)
     try:
-        trainer.finish(run)
+        trainer.evaluate_final_model(run)
     except UserError as error:
         error.args = (
             f"{error} (the trained model is in {run.final}; repeat its evaluation with --resume)",
@@ -89,7 +89,7 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         latest = trainer.world.first_not_none(found)
     if latest is None:
         run.rewind(-1)
-        trainer.start(run)
+        trainer.record_initial_model(run)
         return
     load_checkpoint(latest, trainer)
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:

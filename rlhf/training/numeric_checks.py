@@ -113,17 +113,18 @@ def check_losses(sums: MetricSums) -> None:
         )
 
 
-def check_first_ratio(sum_and_count: Tensor, dtype: torch.dtype) -> None:
+def check_ratios_before_first_update(k3_sum_and_count: Tensor, dtype: torch.dtype) -> None:
     """Check that the importance ratios are 1 before the first update on a batch.
 
     Args:
-        sum_and_count: [2], sum of r - 1 - log r over the tokens of all processes, and their number.
+        k3_sum_and_count: [2], sum of r - 1 - log r over the tokens of all processes, and their
+            number.
         dtype: Dtype of the model.
 
     Raises:
         Halt: The mean, which is the k3 estimate, exceeds the tolerance for rounding errors.
     """
-    deviation = float(sum_and_count[0] / sum_and_count[1].clamp(min=1))
+    deviation = float(k3_sum_and_count[0] / k3_sum_and_count[1].clamp(min=1))
     tolerance = _RATIO_TOLERANCE.get(dtype, _HALF_TOLERANCE)
     if not deviation <= tolerance:
         raise Halt(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
 from rlhf.config.optimization import native_options
-from rlhf.data.leakage import shared_prompts
+from rlhf.data.leakage import indices_of_shared_prompts
 from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
@@ -41,7 +41,9 @@ def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str],
     """
 
     def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
-        model, tokenizer = load_model(config.model, seed=config.seed, texts=message_texts(rows))
+        model, tokenizer = load_model(
+            config.model, seed=config.seed, tokenizer_texts=message_texts(rows)
+        )
         stop_ids = generation_stop_ids(model)
         max_length = max_length_within_context(config.max_length, model)
         encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
@@ -58,7 +60,7 @@ def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str],
             model=model,
             tokenizer=tokenizer,
             encode=lambda rows, training: encoder(rows, pairs=command == "dpo"),
-            summary=encoder.summary,
+            summary=encoder.truncated_and_dropped_text,
             save=lambda trained, final: save_model(trained, tokenizer, final),
             trainer=trainer,
             dropout=command == "sft",
@@ -188,7 +190,7 @@ def load_train_and_eval_rows(
     rows = read(config.data, what="data")
     if config.eval_data:
         eval_rows = read(config.eval_data, what="eval_data")
-        if shared := len(shared_prompts(eval_rows, rows)):
+        if shared := len(indices_of_shared_prompts(eval_rows, rows)):
             log.warning(
                 "%d of the %d rows of eval_data have a prompt that is also in data: the held-out "
                 "results include prompts of the training data",

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.controllers import RewardMoments
+from rlhf.algorithms.controllers import RunningRewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy, Reference
@@ -95,7 +95,7 @@ class OnlineTrainer(Trainer):
         warn_of_ignored_dropout(name, config.model)
         critic = config.critic if self.algorithm.needs_critic else "none"
         self.policy = Policy(model, tokenizer, critic=critic)
-        optimizer, scheduler = self._make_optimizer(config)
+        optimizer, scheduler = self._make_optimizer_and_scheduler(config)
         self.stopwatch = Stopwatch()
         self.remote_engine = open_engine(config, model)
 
@@ -124,13 +124,13 @@ class OnlineTrainer(Trainer):
         )
         self.kl = make_kl_controller(config.kl, self.algorithm.settings.kl_coef)
         self.multiplier = make_multiplier(self.algorithm)
-        self.moments = RewardMoments()
+        self.moments = RunningRewardMoments()
         self.starts = EpisodeCounter()
         self.openings = SeenOpenings()
         self.throughput = Throughput(self.policy) if config.profile else None
         self.keep_best = config.keep_best
 
-    def _make_optimizer(self, config: OnlineConfig) -> tuple[Any, Any]:
+    def _make_optimizer_and_scheduler(self, config: OnlineConfig) -> tuple[Any, Any]:
         """Return the optimizer of the policy and its learning rate schedule."""
         spec, settings = config.optimizer, self.algorithm.settings
         optimizer_settings = OptimizerSettings(
@@ -172,9 +172,9 @@ class OnlineTrainer(Trainer):
         """Select the metrics that the progress display shows."""
         self.slots = online_progress_slots(run.config)
 
-    def start(self, run: Run) -> None:
+    def record_initial_model(self, run: Run) -> None:
         """Write transcripts of held-out episodes of the initial policy."""
-        self._serve_weights()
+        self._load_weights_into_servers()
         write_held_out_transcripts(self, run, split="before")
 
     def step(self, step: int, run: Run) -> dict[str, float]:
@@ -221,8 +221,8 @@ class OnlineTrainer(Trainer):
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
         if self.remote_engine is not None:
-            metrics["engine/logprob_gap"] = self.remote_engine.gap
-            metrics["engine/repeated"] = float(self.remote_engine.pop_repeated())
+            metrics["engine/logprob_gap"] = self.remote_engine.max_mean_logprob_difference
+            metrics["engine/repeated"] = float(self.remote_engine.pop_failed_attempt_count())
         return metrics
 
     def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
@@ -239,7 +239,7 @@ class OnlineTrainer(Trainer):
 
     def evaluate(self) -> dict[str, float]:
         """Return the mean metrics over held-out episodes, with keys ``eval/...``."""
-        self._serve_weights()
+        self._load_weights_into_servers()
         summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
@@ -261,9 +261,9 @@ class OnlineTrainer(Trainer):
     def save_due(self, step: int) -> bool:
         return step % self.config.save_every == 0 or step == self.num_steps
 
-    def finish(self, run: Run) -> None:
+    def evaluate_final_model(self, run: Run) -> None:
         """Write transcripts of the trained policy and evaluate it on held-out episodes."""
-        self._serve_weights()
+        self._load_weights_into_servers()
         write_held_out_transcripts(self, run, split="after")
         write_final_evaluation(self, run)
 
@@ -277,7 +277,7 @@ class OnlineTrainer(Trainer):
         if self.remote_engine is not None:
             self.remote_engine.close()
 
-    def _serve_weights(self) -> None:
+    def _load_weights_into_servers(self) -> None:
         """Load the current weights into the vLLM servers, if the run uses servers.
 
         The engine in this process always uses the current weights.

@@ -12,10 +12,10 @@ from gymnasium.spaces import Discrete
 
 from rlhf.algorithms.controllers import (
     AdaptiveKL,
-    BudgetKL,
     CheckpointedNumbers,
     FixedKL,
     LagrangeMultiplier,
+    StopAtKLBudget,
 )
 from rlhf.algorithms.registry import Algorithm
 from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
@@ -24,7 +24,7 @@ from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.architecture import context_length_of
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import training_seed
 
@@ -105,7 +105,7 @@ def check_ineffective_rollout_keys(config: OnlineConfig, collector: Collector) -
         )
 
 
-def engine_folder(config: OnlineConfig) -> Path:
+def published_weights_folder(config: OnlineConfig) -> Path:
     """Return the folder for the published weights of a run with vLLM servers."""
     folder = config.rollout.engine.folder
     return Path(folder) if folder else Path(f"{config.output_dir.rstrip('/')}-engine")
@@ -130,7 +130,7 @@ def open_engine(config: OnlineConfig, model: Any) -> VLLMEngine | None:
     return VLLMEngine(
         model,
         spec,
-        folder=engine_folder(config),
+        folder=published_weights_folder(config),
         context=context_length_of(model),
         temperature=config.rollout.temperature,
         max_requests=config.rollout.parallel,
@@ -149,7 +149,7 @@ def load_split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
     train, held_out = split_by_prompt(
         loaded.rows, fraction=config.evaluation.prompts_fraction, seed=config.seed
     )
-    return [prompt_of(row) for row in train], [prompt_of(row) for row in held_out]
+    return [prompt_with_tools(row) for row in train], [prompt_with_tools(row) for row in held_out]
 
 
 def make_kl_controller(spec: KLSpec, coef: float) -> FixedKL:
@@ -157,7 +157,7 @@ def make_kl_controller(spec: KLSpec, coef: float) -> FixedKL:
     if spec.controller == "adaptive":
         return AdaptiveKL(coef, target=spec.target, horizon=spec.horizon)
     if spec.controller == "budget":
-        return BudgetKL(coef, budget=spec.target)
+        return StopAtKLBudget(coef, budget=spec.target)
     return FixedKL(coef)
 
 

@@ -14,8 +14,8 @@ from rlhf.runs.alarms import Halt
 from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.numeric_checks import (
     check_batch,
-    check_first_ratio,
     check_losses,
+    check_ratios_before_first_update,
     tensors_on_cpu,
 )
 
@@ -120,7 +120,7 @@ def compute_checked_gradients(
     sums = sum(trainer.world.gather(sums), MetricSums())
     check_losses(sums)
     if first:
-        check_first_ratio(sums.means["policy/approx_kl"], trainer.policy.model.dtype)
+        check_ratios_before_first_update(sums.means["policy/approx_kl"], trainer.policy.model.dtype)
     return sums
 
 
@@ -158,7 +158,7 @@ def accumulate_gradients(
             kl_coef=trainer.kl.coef,
             entropy=scored.entropy,
             values=scored.values,
-            num_tokens=mask.sum(),
+            critic_denominator=mask.sum(),
             critic_only=critic_only,
         )
         loss.backward()

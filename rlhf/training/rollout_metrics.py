@@ -30,7 +30,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
         "rollout/length_limited": _mean_of_known_values([r.num_length_limited for r in rollouts]),
         "rollout/missing_eos": _mean_of_known_values([not r.stopped for r in rollouts]),
         "rollout/truncated": _mean_of_known_values([r.truncated for r in rollouts]),
-        "rollout/evasion_gain": _evasion_gain(rollouts, returns),
+        "rollout/evasion_gain": _truncated_or_invalid_return_gain(rollouts, returns),
         "rollout/cost": _mean_of_known_values([r.cost for r in rollouts]),
         "rollout/repetition": _mean_of_known_values(
             [repeated_bigram_fraction(r) for r in rollouts]
@@ -76,7 +76,9 @@ def unscored_metric_key(reason: str) -> str:
     return f"rewards/unscored/{name}/{summary or 'no_score'}"
 
 
-def _evasion_gain(rollouts: Sequence[Rollout], returns: Sequence[float]) -> float:
+def _truncated_or_invalid_return_gain(
+    rollouts: Sequence[Rollout], returns: Sequence[float]
+) -> float:
     """Return the mean return of truncated or invalid rollouts minus that of other rollouts."""
     by_evasion: dict[bool, list[float]] = {True: [], False: []}
     for rollout, value in zip(rollouts, returns, strict=True):

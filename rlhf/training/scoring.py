@@ -11,7 +11,7 @@ import torch
 
 from rlhf.algorithms import penalties
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.controllers import RewardMoments
+from rlhf.algorithms.controllers import RunningRewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 from rlhf.reward_models.core import score_copies
@@ -99,7 +99,7 @@ def shaped_rewards(
     rollouts: Sequence[Rollout],
     algorithm: Algorithm,
     config: OnlineConfig,
-    moments: RewardMoments,
+    moments: RunningRewardMoments,
 ) -> list[list[float]]:
     """Scale the scores of rollouts and subtract penalties.
 
@@ -118,7 +118,7 @@ def shaped_rewards(
     scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)
     shaped = scores
     if shaping.scale == "std":
-        shaped = moments.scale(scores, clip=shaping.clip)
+        shaped = moments.divide_by_std(scores, clip=shaping.clip)
     elif shaping.scale == "normalise":
         shaped = moments.normalize(scores, clip=shaping.clip)
     stopped = torch.tensor([rollout.stopped for rollout in rollouts])
@@ -128,7 +128,7 @@ def shaped_rewards(
     )
     shaped = shaped - shaping.length_penalty * lengths
     shaped = shaped + penalties.soft_overlong_penalty(
-        torch.tensor([rollout.max_sampled_tokens_per_turn for rollout in rollouts]),
+        torch.tensor([rollout.num_sampled_tokens_in_longest_turn for rollout in rollouts]),
         max_tokens=config.rollout.max_new_tokens,
         fraction=algorithm.settings.overlong_fraction,
     )

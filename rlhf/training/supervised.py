@@ -189,7 +189,7 @@ class SupervisedTrainer(Trainer):
         """
         return sft_loss(self.model, micro_batch, denominator=denominators)
 
-    def start(self, run: Run) -> None:
+    def record_initial_model(self, run: Run) -> None:
         """Evaluate the initial model and log the metrics as those of step 0."""
         run.log(0, self.evaluate())
 
@@ -332,7 +332,7 @@ def compute_logprobs(policy: Policy, micro_batch: TrainingBatch) -> TokenLogprob
         micro_batch.attention_mask,
         micro_batch.action_mask,
         with_entropy=False,
-        with_balance=True,
+        with_balancing_loss=True,
     )
 
 

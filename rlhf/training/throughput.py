@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.models.flops import forward_and_backward_flops, peak_flops
+from rlhf.models.flops import forward_and_backward_flops, measure_peak_flops
 from rlhf.runs.profiling import efficiency_metrics
 
 
@@ -18,7 +18,7 @@ class Throughput:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.peak_flops = peak_flops(model.model.dtype, model.device)
+        self.peak_flops = measure_peak_flops(model.model.dtype, model.device)
         self._reset()
 
     def _reset(self) -> None:
@@ -49,9 +49,9 @@ class Throughput:
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,
             **efficiency_metrics(
-                real=self._tokens,
-                computed=self._computed_tokens,
-                flops=self._flops / self._seconds,
+                real_tokens=self._tokens,
+                computed_tokens=self._computed_tokens,
+                flops_per_second=self._flops / self._seconds,
                 peak_flops=self.peak_flops,
             ),
         }

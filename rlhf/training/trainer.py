@@ -111,7 +111,7 @@ class Trainer:
         self.without_gradient = 0
         """Number of trainable tensors that had no gradient in the first update of the last step."""
 
-    def start(self, run: Run) -> None:
+    def record_initial_model(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a run is resumed."""
         raise NotImplementedError
 
@@ -155,7 +155,7 @@ class Trainer:
         If a run is resumed, this method is called before the checkpoint is loaded.
         """
 
-    def finish(self, run: Run) -> None:
+    def evaluate_final_model(self, run: Run) -> None:
         """Evaluate the trained model, after it is saved."""
 
     def state(self) -> dict[str, Stateful]:

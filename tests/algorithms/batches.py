@@ -103,7 +103,7 @@ def run(
             kl_coef=kl_coef,
             entropy=x["entropy"][rows] - 0.1 * logprobs[rows],
             values=values[rows],
-            num_tokens=tokens,
+            critic_denominator=tokens,
         )
         loss.backward()
         sums = sums + part_sums

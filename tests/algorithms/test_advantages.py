@@ -11,7 +11,7 @@ from rlhf.algorithms.advantages import (
     apply_truncated_importance_weights,
     best_and_worst,
     best_of_group,
-    discounted_sum,
+    discounted_returns_to_go,
     gae,
     group_relative,
     group_return_to_go,
@@ -128,7 +128,7 @@ def test_returns():
     mask = torch.tensor([[True, False, True, True]])
     rewards = torch.tensor([[1.0, NAN, 2.0, 4.0]])
     close(batch_of(mask, rewards=rewards).scores(), [7.0])
-    close(discounted_sum(rewards, mask, gamma=0.5), [[3.0, 0.0, 4.0, 4.0]])
+    close(discounted_returns_to_go(rewards, mask, gamma=0.5), [[3.0, 0.0, 4.0, 4.0]])
     close(batch_of(mask, rewards=torch.tensor([[1.0, 0.0, NAN, 0.0]])).scores(), [NAN])
 
 

@@ -5,10 +5,10 @@ import torch
 
 from rlhf.algorithms.controllers import (
     AdaptiveKL,
-    BudgetKL,
     FixedKL,
     LagrangeMultiplier,
-    RewardMoments,
+    RunningRewardMoments,
+    StopAtKLBudget,
 )
 
 
@@ -30,7 +30,7 @@ def test_adaptive_by_hand():
 
 
 def test_budget_stops_for_good():
-    controller = BudgetKL(0.05, budget=2.0)
+    controller = StopAtKLBudget(0.05, budget=2.0)
     controller.update(2.0, 1)
     assert not controller.stop
     controller.update(2.1, 1)
@@ -39,7 +39,7 @@ def test_budget_stops_for_good():
     assert controller.coef == 0.05
 
 
-@pytest.mark.parametrize("make", [FixedKL, AdaptiveKL, BudgetKL])
+@pytest.mark.parametrize("make", [FixedKL, AdaptiveKL, StopAtKLBudget])
 def test_controllers_resume(make):
     first, second = make(0.15), make(0.4)
     first.update(30.0, 500)
@@ -70,7 +70,7 @@ def test_multiplier_resumes_and_refuses_zero():
 @pytest.mark.parametrize("seed", range(3))
 def test_moments_in_parts_equal_the_moments_of_all(seed: int):
     scores = torch.randn(100, generator=torch.Generator().manual_seed(seed)) * 3 + 50
-    moments = RewardMoments()
+    moments = RunningRewardMoments()
     for part in scores.split([1, 30, 2, 67]):
         moments.update(torch.cat([part, torch.tensor([math.nan])]))
     assert moments.count == 100
@@ -79,12 +79,16 @@ def test_moments_in_parts_equal_the_moments_of_all(seed: int):
 
 
 def test_scaling_and_resuming_moments():
-    moments = RewardMoments()
-    assert moments.scale(torch.tensor([3.0]), clip=5.0).tolist() == [3.0]
+    moments = RunningRewardMoments()
+    assert moments.divide_by_std(torch.tensor([3.0]), clip=5.0).tolist() == [3.0]
     moments.update(torch.tensor([math.nan]))
     moments.update(torch.tensor([1.0, 5.0]))  # mean 3, deviation 2
-    assert moments.scale(torch.tensor([1.0, 30.0, -30.0]), clip=5.0).tolist() == [0.5, 5.0, -5.0]
+    assert moments.divide_by_std(torch.tensor([1.0, 30.0, -30.0]), clip=5.0).tolist() == [
+        0.5,
+        5.0,
+        -5.0,
+    ]
     assert moments.normalize(torch.tensor([1.0, 30.0]), clip=5.0).tolist() == [-1.0, 5.0]
-    other = RewardMoments()
+    other = RunningRewardMoments()
     other.load_state_dict(moments.state_dict())
     assert other == moments

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.kl import kl_estimate, sequence_kl
+from rlhf.algorithms.kl import kl_estimate_per_token, sequence_kl
 from rlhf.algorithms.losses import (
     aggregate,
     clipped_loss,
@@ -129,12 +129,12 @@ def test_estimators_by_hand():
     new, ref = torch.tensor([[-1.0, NAN]]), torch.tensor([[-3.0, NAN]])
     mask = torch.tensor([[True, False]])
     for name, expected in {"k1": 2.0, "k2": 2.0, "k3": math.exp(-2) + 1.0}.items():
-        assert kl_estimate(new, ref, mask, estimator=name).tolist() == [
+        assert kl_estimate_per_token(new, ref, mask, estimator=name).tolist() == [
             [pytest.approx(expected), 0.0]
         ]
     assert sequence_kl(new, ref, mask).tolist() == [2.0]
     with pytest.raises(ValueError, match="k1, k2 or k3, got 'k4'"):
-        kl_estimate(new, ref, mask, estimator="k4")
+        kl_estimate_per_token(new, ref, mask, estimator="k4")
 
 
 def pair_loss(beta: float, labels: str, difference: float = 1.0) -> tuple[float, Tensor]:

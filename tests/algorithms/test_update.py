@@ -174,7 +174,7 @@ def critic_loss(algorithm, values, batch):
         replace(batch, old_logprobs=logprobs),
         denominator=1,
         values=values,
-        num_tokens=batch.require("loss_mask").sum(),
+        critic_denominator=batch.require("loss_mask").sum(),
         critic_only=True,
     )
 

@@ -41,7 +41,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     sides = {n: Side(n, "", {"work": w}) for n, w in WORK.items()}
     monkeypatch.setitem(WORKLOADS, "counting", Workload("c", "u", sides, prepare="yes"))
     monkeypatch.setitem(WORKLOADS, "failing", Workload("f", "u", {"ours": Side("ours", "")}))
-    monkeypatch.setattr(harness, "venv_python", lambda venv: str(wrapper))
+    monkeypatch.setattr(harness, "ensure_venv_python", lambda venv: str(wrapper))
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "benchmarks" / "work"
 
@@ -82,7 +82,7 @@ def test_another_checkout_takes_the_place_of_the_other_sides(
         "    print(json.dumps(row | {'name': sys.argv[2]}), flush=True)\n"
     )
     monkeypatch.setattr(harness, "ROOT", other)
-    monkeypatch.setattr(harness, "venv_python", lambda venv: sys.executable)
+    monkeypatch.setattr(harness, "ensure_venv_python", lambda venv: sys.executable)
     monkeypatch.setattr(
         harness, "TimedStep", lambda name, **row: STEPS.append(name) or OwnStep(**row)
     )

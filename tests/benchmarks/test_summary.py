@@ -16,7 +16,7 @@ ROUNDS = [
 
 
 def test_disturbed_steps_are_counted_and_left_out_of_the_median():
-    told = summarize([r["ours"] for r in ROUNDS], limit=0.2)
+    told = summarize([r["ours"] for r in ROUNDS], max_other_cores=0.2)
     assert told["seconds"] == 2.0
     assert told["rate"] == 6.0
     assert (told["kept"], told["dropped"]) == (3, 1)
@@ -24,7 +24,7 @@ def test_disturbed_steps_are_counted_and_left_out_of_the_median():
 
 
 def test_ratio_of_medians_and_quartiles_of_undisturbed_pairs():
-    told = speed_ratios(ROUNDS, limit=0.2)["trl"]
+    told = speed_ratios(ROUNDS, max_other_cores=0.2)["trl"]
     # Rates of ours 12, 6, 3 and of TRL 4, 3, 1; within pairs 3, 2, 3.
     assert told["speed"] == 2.0
     assert told["quartiles"] == [2.5, 3.0]
@@ -38,7 +38,7 @@ def test_unknown_load_counts_as_quiet():
 
 def test_a_machine_that_is_never_quiet_ends_the_measurement():
     noisy = [{"ours": step(1.0, others=1.0)}] * 5
-    assert not has_enough_rounds(noisy, 3, limit=0.2)
-    assert has_enough_rounds([*noisy, *noisy[:1]], 3, limit=0.2)
-    assert has_enough_rounds(ROUNDS[:2], 2, limit=0.2)
-    assert summarize([r["ours"] for r in noisy], limit=0.2)["kept"] == 0
+    assert not has_enough_rounds(noisy, 3, max_other_cores=0.2)
+    assert has_enough_rounds([*noisy, *noisy[:1]], 3, max_other_cores=0.2)
+    assert has_enough_rounds(ROUNDS[:2], 2, max_other_cores=0.2)
+    assert summarize([r["ours"] for r in noisy], max_other_cores=0.2)["kept"] == 0

@@ -9,7 +9,7 @@ import pytest
 from rlhf.common.files import write_jsonl
 from rlhf.data import DataSpec, Loaded
 from rlhf.data.data_report import check_dataset, make_data_report
-from rlhf.data.leakage import overlapping_prompts, shared_prompts
+from rlhf.data.leakage import indices_of_shared_prompts, indices_with_shared_prompt_ngrams
 from rlhf.data.preferences import inject_label_noise
 from rlhf.data.suspects import CrossFittedMargins, cross_fitted_margins
 from rlhf.errors import UserError
@@ -260,18 +260,21 @@ def test_overlap_needs_thirteen_words_in_a_row():
         {"prompt": user(" ".join([*run[:7], "break", *run[7:]]))},
         {"prompt": user("short")},
     ]
-    assert overlapping_prompts(asked, known) == [0, 2]
-    assert overlapping_prompts(known, [{"prompt": user("user " + " ".join(run[:12]))}]) == []
+    assert indices_with_shared_prompt_ngrams(asked, known) == [0, 2]
+    assert (
+        indices_with_shared_prompt_ngrams(known, [{"prompt": user("user " + " ".join(run[:12]))}])
+        == []
+    )
 
 
 def test_a_common_system_message_is_no_overlap():
     system = {"role": "system", "content": " ".join(f"w{i}" for i in range(20))}
     one, two = ({"prompt": [system, *user(text)]} for text in ("a", "b"))
-    assert overlapping_prompts([one], [two]) == []
+    assert indices_with_shared_prompt_ngrams([one], [two]) == []
 
 
 def test_shared_prompts_ignore_case_and_space():
-    assert shared_prompts([{"text": "A  b"}, {"text": "c"}], [{"text": "a B"}]) == [0]
+    assert indices_of_shared_prompts([{"text": "A  b"}, {"text": "c"}], [{"text": "a B"}]) == [0]
 
 
 # Suspects

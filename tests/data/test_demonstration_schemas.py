@@ -226,7 +226,7 @@ def test_prompt_row_without_an_answer_is_valid(read):
 
 def test_scoring_keeps_the_answer_column(read):
     row = {"prompt": "Q", "completion": "7", "answer": 7}
-    (made,) = bare(read([row], "sft", facts=True))
+    (made,) = bare(read([row], "sft", with_answer_and_tests=True))
     assert made == sft([user("Q", answer="7")], "7")
     loaded = read([row], "sft")
     assert bare(loaded) == [sft("Q", "7")]

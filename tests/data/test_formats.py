@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf.data import DataSpec, load
-from rlhf.data.conversation import parse_dialogue
+from rlhf.data.conversation import parse_hh_dialogue
 
 
 def user(text):
@@ -338,13 +338,15 @@ def hh(*turns):
 
 
 def test_dialogue_markers_inside_a_line_are_text():
-    turns = parse_dialogue("\n\nHuman: Say  Human: twice\n Assistant: x\n\nAssistant: No.\n\nWhy?")
+    turns = parse_hh_dialogue(
+        "\n\nHuman: Say  Human: twice\n Assistant: x\n\nAssistant: No.\n\nWhy?"
+    )
     assert turns == [user("Say  Human: twice\n Assistant: x"), assistant("No.\n\nWhy?")]
 
 
 @pytest.mark.parametrize("opening", ["", " ", "\n", "\n\n\n"])
 def test_a_dialogue_may_begin_with_any_white_space(opening):
-    assert parse_dialogue(opening + "Human: a\n\nAssistant: b") == [user("a"), assistant("b")]
+    assert parse_hh_dialogue(opening + "Human: a\n\nAssistant: b") == [user("a"), assistant("b")]
 
 
 def test_only_the_last_turn_differs(read):

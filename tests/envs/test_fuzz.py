@@ -10,7 +10,7 @@ from rlhf import envs
 from rlhf.envs.check import MALFORMED_REPLIES
 from rlhf.envs.core import normalized
 from rlhf.envs.parsing import PARSERS
-from rlhf.envs.preference_bandit import CONTEXTS, gold_score, parse_reply, proxy_score
+from rlhf.envs.preference_bandit import CONTEXTS, gold_score, menu_and_extra_tokens, proxy_score
 
 MADE = {name: gym.make(f"text/{name}").unwrapped for name in envs.TASKS}
 PIECES = (
@@ -64,7 +64,7 @@ def test_environments_accept_random_strings():
         gold, proxy = gold_score(context, text), proxy_score(context, text)
         assert 0.0 <= gold <= 1.0
         assert 0.0 <= proxy <= 1.85 + 1e-9
-        if parse_reply(text) is None:
+        if menu_and_extra_tokens(text) is None:
             assert gold == proxy == 0.0
         env = MADE[names[i % len(names)]]
         env.reset()

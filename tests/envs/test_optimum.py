@@ -133,8 +133,8 @@ def test_wasted_step_by_hand():
         0: {0: [(1.0, 1, -2.0, False)], 1: [(1.0, 0, -5.0, False)]},
         1: {0: [(1.0, 0, -1.0, False)], 1: [(0.5, 1, 3.0, True), (0.5, 0, -1.0, False)]},
     }
-    assert toy_text.wasted_step_reward(table) == -2.0
-    assert toy_text.wasted_step_reward({0: {0: [(1.0, 0, 4.0, False)]}}) == 0.0
+    assert toy_text.invalid_action_reward(table) == -2.0
+    assert toy_text.invalid_action_reward({0: {0: [(1.0, 0, 4.0, False)]}}) == 0.0
 
 
 def test_the_proxy_optimum_over_replies_around_a_menu():

@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 
-from rlhf.common.numbers import moving_average, short_number
+from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.reports.charts import Chart, Series, chart_html, tick_values
 
 
@@ -65,9 +65,9 @@ def test_thinning_keeps_every_spike_and_both_ends():
 
 def test_smoothing_keeps_straight_lines_and_averages_the_ends():
     line = [2.0 * i for i in range(60)]
-    assert moving_average(line, 5)[2:-2] == pytest.approx(line[2:-2])
+    assert centered_moving_average(line, 5)[2:-2] == pytest.approx(line[2:-2])
     # By hand: (1 + 4) / 2, (1 + 4 + 1) / 3, (4 + 1) / 2.
-    assert moving_average([1.0, 4.0, 1.0], 3) == [2.5, 2.0, 2.5]
+    assert centered_moving_average([1.0, 4.0, 1.0], 3) == [2.5, 2.0, 2.5]
 
 
 def test_a_smoothed_line_does_not_end_on_the_last_raw_value():

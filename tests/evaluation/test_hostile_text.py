@@ -14,8 +14,8 @@ from rlhf.cli.main import main
 from rlhf.commands.tables import table_text
 from rlhf.common.text import (
     VisibleFormatter,
-    csv_cell,
     escape_invisible,
+    formula_safe_csv_cell,
     markdown_table,
     markdown_text,
 )
@@ -54,7 +54,12 @@ EVERYTHING = "\n".join(HOSTILE.values())
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_text_leaves_without_codes(text: str):
-    for shown in (escape_invisible(text), esc(text), markdown_text(text), str(csv_cell(text))):
+    for shown in (
+        escape_invisible(text),
+        esc(text),
+        markdown_text(text),
+        str(formula_safe_csv_cell(text)),
+    ):
         assert not CODES.search(shown)
         shown.encode()
     assert not re.search("[<>\"']", esc(text).replace("&#x27;", ""))
@@ -98,7 +103,7 @@ def test_a_markdown_table_keeps_its_shape():
     ],
 )
 def test_csv_cells_are_no_formulas_and_numbers_stay_numbers(cell, written):
-    assert csv_cell(cell) == written
+    assert formula_safe_csv_cell(cell) == written
 
 
 def test_csv_and_json_of_a_table():

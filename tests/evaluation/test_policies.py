@@ -13,7 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.cli.table import run_command
 from rlhf.config.data import DataSpec
-from rlhf.config.evaluate import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
+from rlhf.config.evaluate import (
+    EvaluateConfig,
+    HarnessTasksSpec,
+    PolicySpec,
+    TextClassificationSpec,
+)
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report, label_logprobs
@@ -150,7 +155,7 @@ def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch
 def test_label_scores_are_the_models_log_probabilities():
     model, tokenizer = tiny_model()
     source = DataSpec("unused.jsonl")
-    spec = ClassesSpec([source], ["blue", "green and high"], "Which color is {text}?")
+    spec = TextClassificationSpec([source], ["blue", "green and high"], "Which color is {text}?")
     texts = ["the sky", "the grass"]
     found = label_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
     chat_format = ChatFormat(tokenizer)
@@ -177,14 +182,14 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     policy = Policy(
         AutoModelForCausalLM.from_pretrained(echo_model), AutoTokenizer.from_pretrained(echo_model)
     )
-    spec = ClassesSpec([DataSpec(str(data))], words, "Repeat: {text}")
+    spec = TextClassificationSpec([DataSpec(str(data))], words, "Repeat: {text}")
     scores = label_logprobs(policy, words, spec, max_length=100)
     accuracy = np.mean(scores.argmax(1) == np.arange(3))
     assert summary["metrics"]["class_accuracy"]["mean"] == pytest.approx(accuracy)
     assert summary["classes"]["baselines"]["most common class"]["accuracy"][
         "mean"
     ] == pytest.approx(1 / 3)
-    two = ClassesSpec([DataSpec(str(data))], words[:2])
+    two = TextClassificationSpec([DataSpec(str(data))], words[:2])
     with pytest.raises(UserError, match=r"label 2, but classes\.labels has only 2 names"):
         classification_report(policy, rows, two, max_length=100)
     with pytest.raises(UserError, match="more than max_length = 2: increase max_length"):
@@ -210,13 +215,13 @@ def test_settings_that_cannot_be_meant(keys, message):
 def test_specs_that_cannot_be_meant():
     source = [DataSpec("x.jsonl")]
     with pytest.raises(ValueError, match="at least two different labels"):
-        ClassesSpec(source, ["a", "a"])
+        TextClassificationSpec(source, ["a", "a"])
     with pytest.raises(ValueError, match=r"classes.question must contain"):
-        ClassesSpec(source, ["a", "b"], "Well?")
+        TextClassificationSpec(source, ["a", "b"], "Well?")
     with pytest.raises(ValueError, match="'random' has examples but no model"):
         PolicySpec("random", examples=source)
     with pytest.raises(ValueError, match=r"tasks\.names is empty"):
-        TasksSpec([])
+        HarnessTasksSpec([])
 
 
 def test_a_missing_harness_is_told_before_anything_is_played(tmp_path, echo_model, monkeypatch):
@@ -273,7 +278,7 @@ def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
     }
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/colors.yaml").write_text(yaml.safe_dump(task))
-    spec = TasksSpec(["colors"], folder=str(tmp_path / "tasks"))
+    spec = HarnessTasksSpec(["colors"], folder=str(tmp_path / "tasks"))
     found = task_metrics(Policy(model, tokenizer), spec, seed=0)["colors/acc"]
     right = []
     for row in rows:
@@ -290,4 +295,4 @@ def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
     assert found["mean"] == pytest.approx(np.mean(right))
     assert found["n"] == 5
     with pytest.raises(UserError, match="'nonsense' is unknown"):
-        task_metrics(Policy(model, tokenizer), TasksSpec(["nonsense"]), seed=0)
+        task_metrics(Policy(model, tokenizer), HarnessTasksSpec(["nonsense"]), seed=0)

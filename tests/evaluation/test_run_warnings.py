@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.curves import learning_charts
+from rlhf.reports.curves import learning_charts_and_constants
 from rlhf.reports.sections import run_warnings
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
@@ -145,7 +145,7 @@ def test_constants_become_words_and_repeated_lines_vanish():
             "rollout/invalid": [0.0] * 3,
         }
     )
-    charts, constant = learning_charts(run)
+    charts, constant = learning_charts_and_constants(run)
     assert constant == ["KL coefficient 0.05"]
     assert [[line.name for line in chart.series] for chart in charts] == [["length limited"]]
 

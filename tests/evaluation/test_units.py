@@ -15,7 +15,7 @@ from rlhf.evaluation.metrics import binary_values, independent_unit_of, list_ent
 from rlhf.evaluation.records import Evaluation
 from rlhf.reports import write_report
 from rlhf.reward_models import as_reward, build
-from rlhf.reward_models.core import Reward, Scores, declared_outcomes
+from rlhf.reward_models.core import Reward, Scores, binary_outcomes_by_name
 from tests.helpers.training import read_rows
 
 TEXTS = ("red", "green", "red", "blue")
@@ -179,7 +179,7 @@ def test_a_reward_of_two_declared_scores_has_the_interval_of_a_proportion():
 
     quiet.outcomes = (0.0, 1.0)
     own = Polite() * 2.0 + as_reward(quiet, name="style")
-    outcomes = declared_outcomes([own, build({"kind": "length"})])
+    outcomes = binary_outcomes_by_name([own, build({"kind": "length"})])
     assert outcomes == {"polite": (-1.0, 1.0), "style": (0.0, 1.0)}
     rows = rows_of([1.0] * 8)
     for row in rows:

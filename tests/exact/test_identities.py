@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.advantages import group_relative, leave_one_out
-from rlhf.algorithms.kl import kl_estimate, sequence_kl
+from rlhf.algorithms.kl import kl_estimate_per_token, sequence_kl
 from rlhf.algorithms.losses import (
     clipped_loss,
     clipped_sequence_loss,
@@ -97,17 +97,17 @@ def test_k1_and_k3_have_the_divergence_as_mean(turns: int, one_turn: Task, two_t
     chance = probabilities(task, policy.logprobs(task)).detach()
     new, ref = (poisoned(p.logprobs(task).detach(), task.mask) for p in (policy, reference))
     for estimator in ("k1", "k3"):
-        estimate = kl_estimate(new, ref, task.mask, estimator=estimator).sum(1)
+        estimate = kl_estimate_per_token(new, ref, task.mask, estimator=estimator).sum(1)
         torch.testing.assert_close((chance * estimate).sum(), exact, rtol=1e-12, atol=0)
     torch.testing.assert_close((chance * sequence_kl(new, ref, task.mask)).sum(), exact)
-    biased = (chance * kl_estimate(new, ref, task.mask, estimator="k2").sum(1)).sum()
+    biased = (chance * kl_estimate_per_token(new, ref, task.mask, estimator="k2").sum(1)).sum()
     assert abs(float(biased - exact)) > 0.05
 
 
 def mean_gradient(task: Task, policy: Policy, reference: Policy, estimator: str) -> Tensor:
     """Expected gradient of the estimate when it is used as a loss."""
     chance = probabilities(task, policy.logprobs(task)).detach()
-    estimate = kl_estimate(
+    estimate = kl_estimate_per_token(
         policy.logprobs(task), reference.logprobs(task).detach(), task.mask, estimator=estimator
     )
     return gradient((chance[:, None] * estimate).sum(), policy)

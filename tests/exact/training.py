@@ -189,5 +189,5 @@ def _loss(
         denominator=loss_denominator(algorithm, mask, max_tokens=2),
         kl_coef=kl_coef,
         values=values,
-        num_tokens=mask.sum(),
+        critic_denominator=mask.sum(),
     )[0]

@@ -140,11 +140,11 @@ def record_pass_lengths(monkeypatch, model: Any) -> list[list[int]]:
     """Tokens of each row in every pass through the model, as they come."""
     decoder_for(model)  # so that its own comparison pass is not counted
     seen: list[list[int]] = []
-    prepare = RaggedCache.prepare
+    plan_forward_pass = RaggedCache.plan_forward_pass
 
     def noted(cache: RaggedCache, rows: Any, counts: Any) -> Any:
         seen.append([int(count) for count in counts])
-        return prepare(cache, rows, counts)
+        return plan_forward_pass(cache, rows, counts)
 
-    monkeypatch.setattr(RaggedCache, "prepare", noted)
+    monkeypatch.setattr(RaggedCache, "plan_forward_pass", noted)
     return seen

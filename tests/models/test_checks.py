@@ -17,7 +17,7 @@ from transformers import (
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.checks import check_model, check_reward_model
+from rlhf.models.checks import check_padding_and_causality, check_scores_read_last_real_token
 from rlhf.models.loading import load_causal_model, load_model
 from rlhf.reward_models.implicit import ImplicitReward
 from tests.helpers.models import tiny_model, tiny_qwen2, tiny_tokenizer
@@ -124,10 +124,10 @@ def test_noncausal_model_is_refused(causal):
         torch.manual_seed(0)
         model = BertLMHeadModel(config).eval()
     if causal:
-        check_model(model, tiny_tokenizer())
+        check_padding_and_causality(model, tiny_tokenizer())
         return
     with pytest.raises(UserError, match="tokens change the logits of earlier tokens") as error:
-        check_model(model, tiny_tokenizer())
+        check_padding_and_causality(model, tiny_tokenizer())
     one_line(error)
 
 
@@ -137,7 +137,7 @@ def test_a_score_of_the_first_token_is_refused():
 
     model = BertForSequenceClassification(config_of("bert")).eval()
     with pytest.raises(UserError, match="does not depend on the last token") as error:
-        check_reward_model(model)
+        check_scores_read_last_real_token(model)
     one_line(error)
 
 

@@ -84,7 +84,7 @@ def test_swiglu_patch_is_undone_if_activations_differ(monkeypatch):
     def clipped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return kept(gate.clamp(max=0.5), up)
 
-    monkeypatch.setattr(gates, "_has_same_outputs", lambda module: True)
+    monkeypatch.setattr(gates, "_swiglu_gives_same_outputs", lambda module: True)
     monkeypatch.setattr(gates.SwiGLUFunction, "apply", staticmethod(clipped))
     model, _ = tiny_model()
     found, plain = scores(model)
@@ -159,8 +159,8 @@ def test_fast_paths_wrong_beyond_windows_are_disabled(monkeypatch):
     monkeypatch.setattr(verification, "CPU_WORK", 1.0)
     own = verification._enable_agreeing_paths
 
-    def slowest(model: Any, *, max_row_tokens: int, start: int) -> int:
-        return own(model, max_row_tokens=max_row_tokens, start=max(start, 4))
+    def slowest(model: Any, *, max_row_tokens: int, num_disabled: int) -> int:
+        return own(model, max_row_tokens=max_row_tokens, num_disabled=max(num_disabled, 4))
 
     monkeypatch.setattr(verification, "_enable_agreeing_paths", slowest)
     model = windowed(1000)
@@ -179,7 +179,7 @@ def test_most_families_have_a_reduced_form():
 def test_the_sampler_agrees_with_plain_passes_beyond_windows(name):
     model = model_of(name)
     check_sampling(model)
-    assert sampler_logprob_difference(model, limit=100) < 1e-5
+    assert sampler_logprob_difference(model, max_episode_tokens=100) < 1e-5
 
 
 def test_sampler_check_disables_wrong_cache(monkeypatch):

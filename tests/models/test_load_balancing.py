@@ -61,7 +61,7 @@ def test_micro_batches_are_weighted_by_tokens():
     count = part.action_mask.sum()
     pieces = [part.select(torch.tensor([0])), part.select(torch.tensor([1, 2]))]
     balances = [
-        policy.score(p.tokens, p.attention_mask, p.action_mask, with_balance=True).balance
+        policy.score(p.tokens, p.attention_mask, p.action_mask, with_balancing_loss=True).balance
         for p in pieces
     ]
     plain = sum(

@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora
 from rlhf.models.architecture import context_length_of
 from rlhf.models.loading import (
-    check_model,
+    check_padding_and_causality,
     give_model_pad_token,
     load_causal_model,
     load_model,
@@ -106,7 +106,7 @@ def test_an_embedding_with_spare_rows_does_not_shrink():
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2, tiny_qwen2])
 def test_ordinary_models_pass_the_check(make):
-    check_model(*make())
+    check_padding_and_causality(*make())
 
 
 class Scaled(LlamaForCausalLM):
@@ -121,7 +121,7 @@ class Scaled(LlamaForCausalLM):
 def test_unknown_output_head_uses_own_forward():
     model, tokenizer = tiny_model()
     model.__class__ = Scaled
-    check_model(model, tokenizer)
+    check_padding_and_causality(model, tokenizer)
     hidden = model.model(input_ids=IDS).last_hidden_state
     torch.testing.assert_close(logits_of(model, hidden), model(input_ids=IDS).logits)
     torch.testing.assert_close(logits_of(model, hidden), 1.5 * model.lm_head(hidden))
@@ -148,7 +148,7 @@ def test_model_that_depends_on_padding_is_refused():
 
     trunk.forward = bidirectional
     with pytest.raises(UserError, match="padding changes the logits"):
-        check_model(model, tokenizer)
+        check_padding_and_causality(model, tokenizer)
 
 
 def trained_adapter(folder, base: str):
@@ -253,7 +253,7 @@ def test_adapters_and_scratch_weights_depend_on_the_seed_only():
 
     def scratch(seed: int) -> torch.Tensor:
         spec = ModelSpec(scratch=ScratchSpec(hidden_size=16, num_heads=2))
-        model, _ = load_model(spec, seed=seed, texts=TEXTS, device=torch.device("cpu"))
+        model, _ = load_model(spec, seed=seed, tokenizer_texts=TEXTS, device=torch.device("cpu"))
         assert not model.training
         return model.lm_head.weight
 

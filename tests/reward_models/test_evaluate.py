@@ -23,7 +23,7 @@ from rlhf.reward_models.report.calibration import (
 from rlhf.reward_models.report.intervals import clustered_mean_interval, share_interval, spearman
 from rlhf.reward_models.report.markdown import pairs_report_markdown
 from rlhf.reward_models.report.pairs import evaluate_reward_model as evaluate
-from rlhf.reward_models.report.pairs import spread_on_samples
+from rlhf.reward_models.report.pairs import score_statistics_on_samples
 
 
 def simulate(n, *, seed, temperature=1.0, noise=0.0, length_bias=0.0, per_prompt=1):
@@ -79,7 +79,7 @@ def test_coverage_of_the_annotator_intervals():
     covered = []
     for seed in range(150):
         gold, _ = simulate(400, seed=1000 + seed, temperature=0.8)
-        estimate = fit_annotator({"reward": gold}, noise=False).weights["reward"]
+        estimate = fit_annotator({"reward": gold}, fit_noise=False).weights["reward"]
         covered.append(estimate.low <= 1 / 0.8 <= estimate.high)
     assert np.mean(covered) >= 0.90
 
@@ -88,9 +88,9 @@ def test_robust_intervals_widen_when_pairs_come_in_copies():
     gold, _ = simulate(500, seed=0)
     copies, groups = np.repeat(gold, 4), np.repeat(np.arange(500), 4)
     width = lambda fit: fit.weights["reward"].high - fit.weights["reward"].low  # noqa: E731
-    naive = width(fit_annotator({"reward": copies}, noise=False))
-    robust = width(fit_annotator({"reward": copies}, noise=False, groups=groups))
-    single = width(fit_annotator({"reward": gold}, noise=False))
+    naive = width(fit_annotator({"reward": copies}, fit_noise=False))
+    robust = width(fit_annotator({"reward": copies}, fit_noise=False, groups=groups))
+    single = width(fit_annotator({"reward": gold}, fit_noise=False))
     assert naive == pytest.approx(single / 2, rel=0.02)
     assert robust == pytest.approx(single, rel=0.15)
 
@@ -347,7 +347,7 @@ def test_bag_of_words_learns_words_and_folds_share_no_prompt():
 
 def test_spread_within_prompts():
     talk = lambda v: [{"role": "assistant", "content": str(v)}]  # noqa: E731
-    found = spread_on_samples(GOLD, [[talk(0.0), talk(2.0)], [talk(10.0), talk(10.0)]])
+    found = score_statistics_on_samples(GOLD, [[talk(0.0), talk(2.0)], [talk(10.0), talk(10.0)]])
     assert found["mean"] == 5.5
     assert found["within_prompt_std"] == 0.5
 

@@ -38,14 +38,14 @@ def test_alone_in_a_batch_left_and_right_agree(reward, talks):
     assert max(batched) - min(batched) > 0.01
     encoded = [reward.encode(talk) for talk in talks]
     for side in ("left", "right"):
-        mask, ids = reward.pad(encoded, side=side)
+        mask, ids = reward.pad_to_mask_and_ids(encoded, side=side)
         padded = reward.logits(mask, input_ids=ids)[:, 0].tolist()
         assert padded == pytest.approx(alone, abs=1e-5)
 
 
 def test_what_lies_in_the_padding_does_not_matter(decoder, talks):
     encoded = [decoder.encode(talk) for talk in talks]
-    mask, ids = decoder.pad(encoded, side="left")
+    mask, ids = decoder.pad_to_mask_and_ids(encoded, side="left")
     noise = torch.where(mask, ids, torch.full_like(ids, 17))
     torch.testing.assert_close(
         decoder.logits(mask, input_ids=noise), decoder.logits(mask, input_ids=ids)
@@ -54,7 +54,7 @@ def test_what_lies_in_the_padding_does_not_matter(decoder, talks):
 
 def test_embeddings_with_padding_give_the_same_score_as_ids(reward, talks):
     """Transformers reads the pad position here."""
-    mask, ids = reward.pad([reward.encode(talk) for talk in talks], side="left")
+    mask, ids = reward.pad_to_mask_and_ids([reward.encode(talk) for talk in talks], side="left")
     embeds = reward.model.get_input_embeddings()(ids).detach().requires_grad_()
     embeds.data[~mask] = float("nan")
     logits = reward.logits(mask, inputs_embeds=embeds)
@@ -137,7 +137,7 @@ def test_prefix_scores_of_an_encoder_are_refused(encoder_path, helpers):
 def test_bf16_model_keeps_an_fp32_head(decoder_path, encoder_path, talks):
     for path in (decoder_path, encoder_path):
         exact, coarse = LearnedReward.load(path), LearnedReward.load(path, dtype="bfloat16")
-        mask, ids = coarse.pad([coarse.encode(talks[0])])
+        mask, ids = coarse.pad_to_mask_and_ids([coarse.encode(talks[0])])
         assert coarse.logits(mask, input_ids=ids).dtype == torch.float32
         assert coarse(talks) == pytest.approx(exact(talks), abs=0.15)
         head = [c for c in coarse.model.children() if c is not coarse.model.base_model]

@@ -10,11 +10,11 @@ from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.chat_template import template_hash
 from rlhf.reward_models.cost import CostModel
-from rlhf.reward_models.implicit import ImplicitReward, reply_span
+from rlhf.reward_models.implicit import ImplicitReward, ids_and_reply_start
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.process import ProcessReward, encode_steps
 from rlhf.reward_models.sidecar import Sidecar
-from rlhf.reward_models.targets import Target
+from rlhf.reward_models.targets import ReferenceAnswerSource
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_implicit_reward_is_the_log_ratio_of_the_reply(pair_of_models, helpers):
     policy, reference = pair_of_models
     talk = helpers["talk"]("how many?", "the fox 7")
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    ids, start = reply_span(tokenizer, talk)
+    ids, start = ids_and_reply_start(tokenizer, talk)
     assert tokenizer.decode(ids[start:]) == "the fox 7<eos>"
     expected = logprob(policy, ids, start) - logprob(reference, ids, start)
     reward = ImplicitReward.load(policy, reference, beta=0.5)
@@ -144,7 +144,7 @@ def test_a_pair_of_replies_is_cut_at_the_prompt_first_and_alike(helpers):
 
 def test_a_pair_model_beats_the_reference_reply_by_the_mean_of_both_orders(helpers, tmp_path):
     inner = LearnedReward.load(helpers["decoder"](tmp_path / "rm"))
-    model = PairModel(inner, reference=Target())
+    model = PairModel(inner, reference=ReferenceAnswerSource())
     talk = [*helpers["talk"]("why?", "because"), {"role": "user", "content": "ok"}][:2]
     known = [talk[0], talk[1] | {"answer": "the fox"}]
     one, other = (

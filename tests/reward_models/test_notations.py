@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rlhf.envs.parsing import PARSERS
 from rlhf.reward_models import build
 from rlhf.reward_models.fences import code_of_reply
-from rlhf.reward_models.math_check import check_answer, parse_reference_answer
+from rlhf.reward_models.math_check import answer_verdict_and_reason, parse_reference_answer
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.quantity import Quantity, parse_final_quantity, parse_quantity
 
@@ -135,9 +135,15 @@ def test_math_references_of_a_public_set(most):
     for reference in kept[:: max(1, len(kept) // most)]:
         spelled = reference.strip()
         for form in MATH_FIVE:
-            assert check_answer(reference, form.format(spelled))[0] == "right", (form, reference)
+            assert answer_verdict_and_reason(reference, form.format(spelled))[0] == "right", (
+                form,
+                reference,
+            )
             for other in altered_math(spelled):
-                assert check_answer(reference, form.format(other))[0] == "wrong", (reference, other)
+                assert answer_verdict_and_reason(reference, form.format(other))[0] == "wrong", (
+                    reference,
+                    other,
+                )
 
 
 MATH_FIVE = ["The answer is ${}$.", "\\boxed{{{}}}", "<think>2?</think>So $\\boxed{{{}}}$.",
@@ -183,7 +189,7 @@ def test_parsers_accept_any_text(text):
     for read in (parse_quantity, parse_final_quantity):
         with suppress(NotUnderstood):
             assert isinstance(read(text), Quantity)
-    assert check_answer("5", text, 2.0)[0] in ("right", "wrong")
+    assert answer_verdict_and_reason("5", text, 2.0)[0] in ("right", "wrong")
 
 
 @given(st.fractions(max_denominator=999), st.integers(-6, 6))

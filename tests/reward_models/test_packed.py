@@ -29,7 +29,7 @@ def test_scores_are_those_of_padded_batches(decoder_path, talks, batch_size):
     expected = padded(talks)
     assert max(expected) - min(expected) > 0.01
     assert packed(talks) == pytest.approx(expected, abs=1e-5)
-    mask, ids = padded.pad([padded.encode(talk) for talk in talks], side="left")
+    mask, ids = padded.pad_to_mask_and_ids([padded.encode(talk) for talk in talks], side="left")
     torch.testing.assert_close(
         packed.logits(mask, input_ids=ids), padded.logits(mask, input_ids=ids), atol=1e-5, rtol=0
     )

@@ -90,7 +90,7 @@ def logits_by(decoder: Any, model: Any, rows: list[list[int]], cuts: list[int]) 
         taking = [row for row in order if rows[row][start:end]]
         counts = [len(part) for part in parts]
         cache.reserve(end)
-        cache.prepare(taking, counts)
+        cache.plan_forward_pass(taking, counts)
         ids = torch.tensor([token for part in parts for token in part])
         found.append(dict(zip(taking, decoder(ids, cache).double(), strict=True)))
         cache.advance(taking, counts)

@@ -262,7 +262,7 @@ def test_contract_next_completions_are_of_the_new_policy(contract) -> None:
         assert after.policy_version == version
         assert after.logprobs == pytest.approx(logprobs(model, after), abs=1e-3)
         if isinstance(engine, VLLMEngine):
-            assert engine.gap < 1e-3
+            assert engine.max_mean_logprob_difference < 1e-3
     assert np.abs(np.array(logprobs(model, before)) - old).mean() > 0.01  # the update is visible
 
 
@@ -441,7 +441,7 @@ def test_a_killed_server_loses_and_repeats_no_completion(fake, open_engine) -> N
     timer.start()
     completions = results(engine, 8)
     timer.join()
-    assert engine.pop_repeated() > 0
+    assert engine.pop_failed_attempt_count() > 0
     assert engine.poll() == []
     for completion in completions.values():
         assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
@@ -454,7 +454,7 @@ def test_internal_errors_are_repeated(fake, open_engine) -> None:
     fake.traps.statuses = [500, 503]
     (completion,) = sample(engine, request(0, [7, 8, 9]))
     assert completion.tokens == expected.tokens
-    assert engine.pop_repeated() == 2
+    assert engine.pop_failed_attempt_count() == 2
 
 
 def test_dead_server_stops_the_engine_after_the_limit(fake, open_engine) -> None:

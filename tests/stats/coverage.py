@@ -22,7 +22,7 @@ from rlhf.reward_models.report.intervals import gain_interval
 from rlhf.stats import Interval, difference, interval, ratio_interval
 from rlhf.stats.aggregates import (
     aggregate_interval,
-    improvement_interval,
+    improvement_probability_interval,
     iqm,
     mean,
     optimality_gap,
@@ -337,7 +337,7 @@ def improvement() -> Iterator[Point]:
         shift = float(np.sqrt(2) * ndtri(p))
 
         def make(rng: Rng, runs: int = runs, tasks: int = tasks, shift: float = shift):
-            return improvement_interval(
+            return improvement_probability_interval(
                 rng.normal(size=(runs, tasks)) + shift, rng.normal(size=(runs, tasks))
             )
 
@@ -346,7 +346,7 @@ def improvement() -> Iterator[Point]:
         # A run of the first side fails altogether or wins against all; the other never varies.
 
         def make(rng: Rng, runs: int = runs, q: float = q):
-            return improvement_interval(
+            return improvement_probability_interval(
                 (rng.random((runs, 1)) < q).astype(float), np.full((runs, 1), 0.5)
             )
 

@@ -68,13 +68,13 @@ def test_bootstrap_is_a_function_of_the_generator():
 def test_improvement_interval_is_that_of_a_share_of_runs():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(5, 1)) + 9, rng.normal(size=(6, 1))
-    found = st.improvement_interval(first, second)
+    found = st.improvement_probability_interval(first, second)
     share = share_interval(5, 5)
     assert (found.value, found.low, found.high) == (1.0, share.low, 1.0)
     assert found.low == pytest.approx(0.05**0.2)
-    wide = st.improvement_interval(np.tile(first, 4), np.tile(second, 4))
+    wide = st.improvement_probability_interval(np.tile(first, 4), np.tile(second, 4))
     assert wide.low == pytest.approx(0.05**0.05)
-    few = st.improvement_interval(SCORES, OTHER)
+    few = st.improvement_probability_interval(SCORES, OTHER)
     assert not few.known
     assert few.needs == "2 runs, an interval needs 5"
 
@@ -95,7 +95,7 @@ def test_the_mean_of_one_task_is_that_of_its_runs():
 
 def test_sample_efficiency_is_one_estimate_a_step():
     curves = np.random.default_rng(4).normal(size=(6, 3))[:, :, None] + np.arange(5)
-    band = st.sample_efficiency(curves, rng=np.random.default_rng(0))
+    band = st.iqm_intervals_by_step(curves, rng=np.random.default_rng(0))
     assert np.diff([e.value for e in band]) == pytest.approx([1.0] * 4)
     assert [e.high - e.value for e in band] == pytest.approx([band[0].high - band[0].value] * 5)
 

@@ -14,7 +14,7 @@ from rlhf.stats import (
     share_interval,
 )
 from rlhf.stats.aggregates import stretched_interval
-from rlhf.stats.means import stratified_moments
+from rlhf.stats.means import run_and_task_mean_moments
 from rlhf.stats.paired import delta_interval
 from rlhf.stats.shares import mid_p_bounds
 
@@ -256,12 +256,12 @@ def test_differences_of_unequal_prompts_count_as_their_effective_number() -> Non
 def test_a_mean_over_tasks_has_the_moments_of_one():
     rng = np.random.default_rng(0)
     column = rng.normal(size=(8, 1))
-    moments = stratified_moments(column)
+    moments = run_and_task_mean_moments(column)
     assert float(moments.mean) == pytest.approx(column.mean())
     assert float(moments.error) == pytest.approx(stats.sem(column[:, 0]))
     assert float(moments.freedom) == pytest.approx(7)
     # Four equal and independent tasks: a quarter of the variance, four times the freedom.
-    four = stratified_moments(np.tile(column, 4))
+    four = run_and_task_mean_moments(np.tile(column, 4))
     assert float(four.error) == pytest.approx(stats.sem(column[:, 0]) / 2)
     assert float(four.freedom) == pytest.approx(28)
 

@@ -110,7 +110,9 @@ def test_a_sum_of_intervals_by_hand():
     assert found.low == pytest.approx(0.725 - math.hypot(0.25 * 0.1, 0.75 * 0.3))
     assert found.high == pytest.approx(0.725 + math.hypot(0.25 * 0.2, 0.75 * 0.1))
     assert found.units == 30
-    assert not weighted_sum_interval([Interval.without(0.5, 2, "few"), parts[0]], [0.5, 0.5]).known
+    assert not weighted_sum_interval(
+        [Interval.without_bounds(0.5, 2, "few"), parts[0]], [0.5, 0.5]
+    ).known
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf.cli.table import COMMANDS, configure, run_command
-from rlhf.common.numbers import moving_average
+from rlhf.common.numbers import centered_moving_average
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
 from rlhf.studies.overoptimize.fits import best_of_n_scores
@@ -159,8 +159,8 @@ def test_powers_of_two_end_at_the_limit():
 
 
 def test_moving_average_clips_the_window_at_the_ends():
-    assert moving_average([0.0, 3.0, 6.0, 3.0], 3) == [1.5, 3.0, 4.0, 4.5]
-    assert moving_average([1.0, 2.0], 1) == [1.0, 2.0]
+    assert centered_moving_average([0.0, 3.0, 6.0, 3.0], 3) == [1.5, 3.0, 4.0, 4.5]
+    assert centered_moving_average([1.0, 2.0], 1) == [1.0, 2.0]
 
 
 def test_two_seeds_give_curves_and_no_fit():

@@ -74,13 +74,13 @@ def shifted_scores(patch: Patch) -> None:
 
 def frozen_before(patch: Patch) -> None:
     """One weight is frozen before the optimizer is made, which then omits it."""
-    make_optimizer = OnlineTrainer._make_optimizer
+    make_optimizer = OnlineTrainer._make_optimizer_and_scheduler
 
     def frozen(self: OnlineTrainer, *args: Any) -> Any:
         freeze_one_weight(self.policy.model)
         return make_optimizer(self, *args)
 
-    patch.setattr(OnlineTrainer, "_make_optimizer", frozen)
+    patch.setattr(OnlineTrainer, "_make_optimizer_and_scheduler", frozen)
 
 
 def freeze_one_weight(model: torch.nn.Module) -> None:

@@ -110,7 +110,10 @@ def test_sft_examples_are_truncated_at_their_end_and_counted(echo_model):
     made = encoder(rows)
     assert len(made) == 2
     assert [len(example.ids[0]) for example in made][1] == 32
-    assert encoder.summary() == "1 truncated, 1 dropped: the prompt fills max_length"
+    assert (
+        encoder.truncated_and_dropped_text()
+        == "1 truncated, 1 dropped: the prompt fills max_length"
+    )
     for example in made:  # the loss is on the reply alone
         (ids,), (labels,) = example.ids, example.labels
         trained = [token for token, label in zip(ids, labels, strict=True) if label > 0]
@@ -279,7 +282,7 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
     examples = encoder(rows, pairs=True)
     assert len(examples) == len(dpo_trainer_dataset(examples)) == 3
     # An example counts once, though both of its texts are cut.
-    assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
+    assert encoder.truncated_and_dropped_text() == "1 dropped: equal after max_length, 1 truncated"
 
 
 def test_pairs_that_differ_only_in_what_the_template_omits_are_not_blamed_on_max_length(echo_model):
@@ -289,7 +292,7 @@ def test_pairs_that_differ_only_in_what_the_template_omits_are_not_blamed_on_max
     encoder = ExampleEncoder(AutoTokenizer.from_pretrained(echo_model), max_length=40)
     assert len(encoder(rows, pairs=True)) == 1
     reason = "replies that are rendered with the same tokens"
-    assert encoder.summary() == f"1 dropped: {reason}"
+    assert encoder.truncated_and_dropped_text() == f"1 dropped: {reason}"
     with pytest.raises(UserError, match=rf"all 1 examples were dropped: .*{reason}"):
         encoder(rows[1:], pairs=True)
 

@@ -20,7 +20,7 @@ from rlhf.studies.reward_report import write_calibration_to_checkpoint
 from rlhf.training import offline
 from rlhf.training.reward_models.base import reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder
-from rlhf.training.reward_models.new_head import load_with_new_head
+from rlhf.training.reward_models.new_head import load_model_tokenizer_and_pooling
 from rlhf.training.trl.trainer import make_trainer, make_training_arguments
 from tests.helpers.training import evaluations, pair_rows, pairs_tree, save_model, write_rows
 
@@ -71,7 +71,7 @@ def test_lora_trains_and_saves_the_head(tmp_path, echo_model, dtype):
     tree = pairs_tree(tmp_path, echo_model, **keys)
     config = configure("reward", tree)
     seed_everything(config.seed)
-    fresh, *_ = load_with_new_head(reward_kind_of(config))
+    fresh, *_ = load_model_tokenizer_and_pooling(reward_kind_of(config))
     before = fresh.base_model.model.score.modules_to_save["default"].weight.detach().clone()
     final = run_command("reward", tree)
     after = AutoModelForSequenceClassification.from_pretrained(final).score.weight
@@ -106,7 +106,7 @@ def test_long_pairs_are_truncated(tmp_path, echo_model, caplog):
     long = made[7].ids[0]  # the held-out rows stand in order of length
     assert len(long) == 24
     assert long[-1] == tokenizer.eos_token_id  # what is scored is the end
-    assert encoder.summary() == "1 truncated"
+    assert encoder.truncated_and_dropped_text() == "1 truncated"
     with caplog.at_level("INFO"):
         run_command("reward", pairs_tree(tmp_path, echo_model, rows=rows * 4, max_length=24))
     assert "examples: 4 truncated" in caplog.text.replace(" 3 ", " 4 ")
@@ -245,7 +245,7 @@ def test_pairs_equal_after_truncation_are_dropped(tmp_path, echo_model):
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
     encoder = RewardEncoder(reward_kind_of(config), tokenizer, append_eos=True)
     assert len(encoder(rows, True)) == 6
-    assert encoder.summary() == "2 dropped: equal after max_length"
+    assert encoder.truncated_and_dropped_text() == "2 dropped: equal after max_length"
     tree = pairs_tree(tmp_path, echo_model, rows=[rows[2], rows[5]] * 8, max_length=24)
     with pytest.raises(UserError, match=r"dropped: equal after max_length; max_length is 24"):
         run_command("reward", tree)

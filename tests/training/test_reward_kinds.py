@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf.cli.table import configure, run_command
 from rlhf.config.reward import MODEL_KINDS as KIND_ROWS
-from rlhf.config.reward import ModelKind
+from rlhf.config.reward import RewardModelKind
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, losses
 from rlhf.reward_models.losses import IGNORED
@@ -190,7 +190,7 @@ def test_pair_model_is_antisymmetric(tmp_path, encoder_model):
     final = run_command("reward", tree_of_kind("pairwise", tmp_path, encoder_model))
     model = PairModel.load(final)
     prompts = [user("Repeat: apple")] * 2
-    odds, agree = model.compare(prompts, ["apple", "river"], ["river", "apple"])
+    odds, agree = model.log_odds_and_consistency(prompts, ["apple", "river"], ["river", "apple"])
     assert odds[0] == pytest.approx(-odds[1], abs=1e-5)
     assert agree[0] == agree[1]
 
@@ -239,7 +239,7 @@ class Halved(PairKind):
 
 
 def test_new_kind_is_one_class_and_one_row(tmp_path, encoder_model, monkeypatch):
-    monkeypatch.setitem(KIND_ROWS, "halved", ModelKind(f"{__name__}:Halved"))
+    monkeypatch.setitem(KIND_ROWS, "halved", RewardModelKind(f"{__name__}:Halved"))
     starts = {}
     for name in ("preference", "halved"):
         run_command("reward", pairs_tree(tmp_path, encoder_model, kind=name, name=name))

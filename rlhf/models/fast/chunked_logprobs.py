@@ -29,7 +29,7 @@ def selected_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = True,
-    weight: torch.Tensor | None = None,
+    head_weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probability of each target, and the entropy of its distribution.
 
@@ -40,7 +40,7 @@ def selected_logprobs(
         temperature: Divides the logits.
         with_entropy: Whether to compute entropies. If False, the entropies are 0, and the
             computation is faster.
-        weight: Weight [V, D] of the output head. By default, the model's weight is used.
+        head_weight: Weight [V, D] of the output head. By default, the model's weight is used.
 
     Returns:
         Log-probabilities [N] and entropies [N] in nats, with gradients. They are float32, or
@@ -50,7 +50,7 @@ def selected_logprobs(
     def logprobs_of_chunk(
         rows: torch.Tensor, ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = logits_of(model, rows, weight=weight)
+        logits = logits_of(model, rows, head_weight=head_weight)
         outputs = ChunkedLogProb.apply(logits, ids, 1.0 / temperature, with_entropy)
         return outputs  # type: ignore[return-value]
 

@@ -155,16 +155,18 @@ def hidden_states_and_index(
     """
     trunk = trunk_of(model) if trunk is None else trunk
     if getattr(trunk, "reads_single_rows", False):
-        return states_row_by_row(trunk, tokens, attention_mask, tied=tied)
+        return states_and_index_row_by_row(trunk, tokens, attention_mask, tied=tied)
     lengths = attention_mask.sum(1)
     config = text_config(trunk)
     limit = rotary_change_length(config)
     if limit is not None and lengths.max() > limit:
-        return _states_by_rotary_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
-    return _states_of_batch(trunk, tokens, attention_mask, tied=tied)
+        return _states_and_index_by_row_length(
+            trunk, tokens, attention_mask, limit=limit, tied=tied
+        )
+    return _states_and_index_of_batch(trunk, tokens, attention_mask, tied=tied)
 
 
-def states_row_by_row(
+def states_and_index_row_by_row(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``hidden_states_and_index`` row by row, for models whose states depend on padding."""
@@ -178,7 +180,7 @@ def states_row_by_row(
     return torch.cat(states), index
 
 
-def _states_by_rotary_frequencies(
+def _states_and_index_by_row_length(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``hidden_states_and_index`` of rows whose rotary frequencies depend on their length.
@@ -196,7 +198,7 @@ def _states_by_rotary_frequencies(
             continue
         width = int(lengths[rows].max())
         reset_rotary_frequencies(trunk)
-        new_states, new_index = _states_of_batch(
+        new_states, new_index = _states_and_index_of_batch(
             trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied
         )
         index[rows, :width] = new_index + offset
@@ -214,7 +216,7 @@ def reset_rotary_frequencies(trunk: Any) -> None:
             module.max_seq_len_cached = module.original_max_seq_len
 
 
-def _states_of_batch(
+def _states_and_index_of_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``hidden_states_and_index`` of rows with equal rotary frequencies."""

@@ -70,7 +70,7 @@ def patch_rmsnorm(model: torch.nn.Module) -> int:
         model,
         _rmsnorm_forward,
         is_supported=_has_rmsnorm_attributes,
-        has_same_outputs=_has_same_outputs,
+        has_same_outputs=_rmsnorm_gives_same_outputs,
     )
 
 
@@ -78,6 +78,6 @@ def _has_rmsnorm_attributes(module: Any) -> bool:
     return type(module).__name__.endswith("RMSNorm") and "variance_epsilon" in vars(module)
 
 
-def _has_same_outputs(module: Any) -> bool:
+def _rmsnorm_gives_same_outputs(module: Any) -> bool:
     weight = module.weight
     return gives_same_outputs(module, _rmsnorm_forward, width=len(weight), dtype_as=weight)

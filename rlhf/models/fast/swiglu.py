@@ -54,7 +54,10 @@ def _swiglu_forward(self: Any, hidden_states: Tensor) -> Tensor:
 def patch_swiglu(model: nn.Module) -> int:
     """Replace the forward method of a model's SwiGLU layers; return the number of replacements."""
     return replace_forward(
-        model, _swiglu_forward, is_supported=_has_swiglu_layers, has_same_outputs=_has_same_outputs
+        model,
+        _swiglu_forward,
+        is_supported=_has_swiglu_layers,
+        has_same_outputs=_swiglu_gives_same_outputs,
     )
 
 
@@ -63,7 +66,7 @@ def _has_swiglu_layers(module: Any) -> bool:
     return all(isinstance(getattr(module, name, None), nn.Module) for name in parts)
 
 
-def _has_same_outputs(module: Any) -> bool:
+def _swiglu_gives_same_outputs(module: Any) -> bool:
     weight = next(module.parameters())
     points = torch.linspace(-4, 4, 9).to(weight)
     if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # another activation: GELU

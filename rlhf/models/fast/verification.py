@@ -39,7 +39,7 @@ from rlhf.models.comparison import (
 from rlhf.models.fast.packing import (
     enable_packing,
     hidden_states_and_index,
-    states_row_by_row,
+    states_and_index_row_by_row,
     uses_packed_attention,
 )
 from rlhf.models.fast.patching import restore_forward
@@ -110,11 +110,13 @@ def _enable_paths_verified_on_copy(model: Any) -> None:
     trunk = trunk_of(model)
     longest = max(computation_change_lengths(text_config(trunk)), default=0)
     affordable = max_comparison_tokens(model)
-    start = 0
+    num_disabled = 0
     if longest + 8 > affordable or not is_float32_or_wider(model):
         small = small_random_model_like(model)
         if small is not None:
-            start = _enable_agreeing_paths(small, max_row_tokens=max(affordable, 64), start=0)
+            num_disabled = _enable_agreeing_paths(
+                small, max_row_tokens=max(affordable, 64), num_disabled=0
+            )
         elif longest + 8 > affordable:
             log.info(
                 "%s: the comparison of fast paths does not include rows longer than %d tokens, but "
@@ -123,7 +125,7 @@ def _enable_paths_verified_on_copy(model: Any) -> None:
                 affordable,
                 longest,
             )
-    _enable_agreeing_paths(model, max_row_tokens=affordable, start=start)
+    _enable_agreeing_paths(model, max_row_tokens=affordable, num_disabled=num_disabled)
 
 
 def max_comparison_tokens(model: Any) -> int:
@@ -156,13 +158,13 @@ def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
     )
 
 
-def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> int:
-    """Enable all fast paths except the first ``start``, and disable more until the results agree.
+def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, num_disabled: int) -> int:
+    """Enable all fast paths but the first ``num_disabled``; disable more until the results agree.
 
     Args:
         model: Model without fast paths.
         max_row_tokens: Maximum length of a compared row, in tokens.
-        start: Number of paths of ``_disabling_steps`` that are not enabled.
+        num_disabled: Number of paths of ``_disabling_steps`` that are not enabled.
 
     Returns:
         The number of disabled paths.
@@ -172,7 +174,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> in
     """
     trunk = trunk_of(model)
 
-    def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def fast_states_and_index(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return hidden_states_and_index(model, tokens, mask, tied=make_tied_embedding(model))
 
     levels = _disabling_steps(model)
@@ -185,19 +187,22 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, start: int) -> in
             with forward_errors_as_user_errors(
                 f"{type(unwrap_peft(model)).__name__} cannot be trained"
             ):
-                one_by_one = functools.partial(states_row_by_row, trunk)
+                one_by_one = functools.partial(states_and_index_row_by_row, trunk)
                 expected = [_states_and_gradients(batch, one_by_one, small) for batch in batches]
-            if start < 3:
+            if num_disabled < 3:
                 patch_rmsnorm(model)
                 patch_swiglu(model)
-            for _, disable in levels[:start]:
+            for _, disable in levels[:num_disabled]:
                 disable()
-            if start < 1:
+            if num_disabled < 1:
                 enable_packing(model)
             gap = 0.0
-            for level in range(start, len(levels) + 1):
+            for level in range(num_disabled, len(levels) + 1):
                 try:
-                    results = [_states_and_gradients(batch, read, small) for batch in batches]
+                    results = [
+                        _states_and_gradients(batch, fast_states_and_index, small)
+                        for batch in batches
+                    ]
                     gap = max(
                         _gap_in_tolerances(a, b) for a, b in zip(results, expected, strict=True)
                     )
@@ -256,16 +261,16 @@ def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) ->
 
 
 def _states_and_gradients(
-    batch: ComparisonBatch, read: Read, small: list[Any]
+    batch: ComparisonBatch, states_and_index_of: Read, small_parameters: list[Any]
 ) -> StatesAndGradients:
-    """Return the states that ``read`` computes, and the gradients of the parameters ``small``."""
-    states, index = read(batch.tokens, batch.mask)
+    """Return the states of ``states_and_index_of``, and the gradients of ``small_parameters``."""
+    states, index = states_and_index_of(batch.tokens, batch.mask)
     states = states[index[batch.mask]]
     gradients: list[Tensor | None] = []
-    if small and states.requires_grad:
+    if small_parameters and states.requires_grad:
         waves = torch.cos(torch.arange(states.shape[1], device=states.device))
         loss = (states * (batch.weights * waves).to(states.dtype)).sum()
-        gradients = list(torch.autograd.grad(loss, small, allow_unused=True))
+        gradients = list(torch.autograd.grad(loss, small_parameters, allow_unused=True))
     return StatesAndGradients(states.detach(), gradients)
 
 

@@ -124,7 +124,7 @@ class Sampler:
         self.episode_ids: list[int] = []  # by row
         self.free_rows: set[int] = (
             set()
-        )  # released rows; `_fill_free_rows` removes them before a forward pass
+        )  # released rows; `_compact_rows` removes them before a forward pass
         self.requests: dict[int, Request] = {}  # episode id -> unfinished request
         self.unread: dict[int, list[int]] = {}  # episode id -> tokens to prefill
         self.prefill_tokens = 0
@@ -172,7 +172,7 @@ class Sampler:
         self.free_rows.add(row)
         self.decoding[row] = False
 
-    def _fill_free_rows(self) -> None:
+    def _compact_rows(self) -> None:
         """Move rows from the end into free rows before them."""
         while self.free_rows:
             last = len(self.episode_ids) - 1
@@ -197,7 +197,7 @@ class Sampler:
         """
         if not self.requests:
             return []
-        self._fill_free_rows()
+        self._compact_rows()
         decoding = np.flatnonzero(self.decoding)
         if self.unread and len(self.unread) >= PREFILL_SHARE * len(decoding):
             rows, logits = self._prefill()
@@ -254,17 +254,17 @@ class Sampler:
             logits = logits[torch.from_numpy(np.searchsorted(sources, source_of)).to(self.device)]
         return rows, logits
 
-    def _decode(self, decoding: np.ndarray) -> torch.Tensor:
+    def _decode(self, decoding_rows: np.ndarray) -> torch.Tensor:
         """Return the logits [n, V] after the last token of each decoding row.
 
         If the cache is read in place, the forward pass includes the rows between decoding rows, and
         their logits are discarded.
         """
         if not self.cache.in_place:
-            ids = self.last[decoding, None].tolist()
-            return forward_new_tokens(self.decoder, self.cache, decoding, ids, self.device)
-        front = np.arange(decoding[-1] + 1)
-        self.cache.prepare(front, np.ones_like(front))
+            ids = self.last[decoding_rows, None].tolist()
+            return forward_new_tokens(self.decoder, self.cache, decoding_rows, ids, self.device)
+        front = np.arange(decoding_rows[-1] + 1)
+        self.cache.plan_forward_pass(front, np.ones_like(front))
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
-        self.cache.advance(decoding, np.ones_like(decoding))
-        return logits if len(decoding) == len(front) else logits[decoding]
+        self.cache.advance(decoding_rows, np.ones_like(decoding_rows))
+        return logits if len(decoding_rows) == len(front) else logits[decoding_rows]

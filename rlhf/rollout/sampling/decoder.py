@@ -28,7 +28,7 @@ from rlhf.models.architecture import (
     text_config,
     trunk_of,
     unwrap_peft,
-    window_outside_mask,
+    window_in_addition_to_mask,
 )
 from rlhf.models.output_head import logits_of
 from rlhf.models.precision import has_native_bf16
@@ -37,7 +37,7 @@ from rlhf.rollout.sampling.decoder_selection import (
     TOLERANCE,
     DecoderOption,
     decoder_logit_difference,
-    select_decoder,
+    select_decoder_index,
 )
 from rlhf.rollout.sampling.kv_cache import ForwardPlan, RaggedCache, RaggedLayer
 from rlhf.rollout.sampling.protocols import Decoder
@@ -73,7 +73,7 @@ class PlainDecoder:
         trunk = trunk_of(model)
         self.config = text_config(trunk)
         self.layer_kinds = cache_kinds_and_state_counts(self.config)
-        if self.layer_kinds is None or window_outside_mask(self.config):
+        if self.layer_kinds is None or window_in_addition_to_mask(self.config):
             raise ValueError("the attention or the cache of this family is not supported")
         self.limited = mixers_with_time_step_limits(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
@@ -215,9 +215,9 @@ class _FusedLayer:
         gate, up = gate_up.chunk(2, -1)
         return hidden + self.down(self.act(gate) * up)
 
-    def _normalize_heads(self, rotated: torch.Tensor) -> torch.Tensor:
+    def _normalize_heads(self, queries_and_keys: torch.Tensor) -> torch.Tensor:
         assert self.head_norms is not None
-        parts = rotated.split([self.heads, self.key_heads], 1)
+        parts = queries_and_keys.split([self.heads, self.key_heads], 1)
         pairs = zip(parts, self.head_norms, strict=True)
         return torch.cat([rms_norm(x, (self.width,), w, self.epsilon) for x, w in pairs], 1)
 
@@ -322,14 +322,14 @@ def decoder_for(model: Any) -> Decoder:
                 return FusedDecoder(model)
     options = decoder_options(model)
     if trunk not in _selected:
-        _selected[trunk] = select_decoder(model, options)
+        _selected[trunk] = select_decoder_index(model, options)
         if _selected[trunk]:
             name = type(unwrap_peft(model)).__name__
             log.info("%s: replies are sampled %s", name, options[_selected[trunk]].description)
     return options[_selected[trunk]].make()
 
 
-def disable_cache(model: Any) -> None:
+def force_decoder_without_cache(model: Any) -> None:
     """Make ``decoder_for`` return a decoder without a cache for this model from now on.
 
     Sampling without a cache is slow but correct for every model.
@@ -367,18 +367,18 @@ def decoder_options(model: Any) -> list[DecoderOption]:
 
 
 @torch.no_grad()
-def fused_logit_difference(kind: Any, config: Any) -> float:
+def fused_logit_difference(model_class: Any, config: Any) -> float:
     """Return ``decoder_logit_difference`` of the fused decoder for a small random model.
 
     Args:
-        kind: Class of the model.
+        model_class: Class of the model.
         config: Configuration of the model, which is reduced to two layers.
     """
     small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = kind(small).float().eval()
+        model = model_class(small).float().eval()
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
     return decoder_logit_difference(model, FusedDecoder(model))

@@ -60,7 +60,7 @@ class DecoderOption:
 UNSUPPORTED_ERRORS = (*FORWARD_ERRORS, KeyError, NotImplementedError, StopIteration)
 
 
-def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
+def select_decoder_index(model: Any, options: Sequence[DecoderOption]) -> int:
     """Return the index of the first option whose logits equal those of the model's forward pass.
 
     Args:

@@ -18,14 +18,14 @@ SUM_BLOCK = 256
 
 def sample_tokens_and_logprobs(
     logits: torch.Tensor,
-    numbers: torch.Tensor,
+    random_numbers: torch.Tensor,
     sampling: SamplingParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample tokens by inversion of the cumulative distribution.
 
     Args:
         logits: [n, V].
-        numbers: Uniform random numbers in [0, 1), [n]; not used at temperature 0.
+        random_numbers: Uniform random numbers in [0, 1), [n]; not used at temperature 0.
         sampling: Temperature and truncation. Probabilities are normalized after truncation.
 
     Returns:
@@ -47,7 +47,7 @@ def sample_tokens_and_logprobs(
     if sampling.temperature == 0:
         tokens = logits.argmax(-1, keepdim=True)
     else:
-        target = numbers[:, None].to(sums.dtype) * total
+        target = random_numbers[:, None].to(sums.dtype) * total
         block = _interval_index(sums, target)
         before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
         inner = blocks[torch.arange(len(block), device=block.device), block[:, 0]].cumsum(-1)
@@ -56,7 +56,7 @@ def sample_tokens_and_logprobs(
     return tokens[:, 0], logprobs[:, 0]
 
 
-def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def _interval_index(cumulative: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Return the index [n, 1] of the interval of a cumulative sum [n, K] that contains each number.
 
     Because of rounding, a number [n, 1] can reach the total. It is then assigned to the last
@@ -64,7 +64,7 @@ def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Ten
     """
     end = cumulative[:, -1:].contiguous()
     return torch.minimum(
-        torch.searchsorted(cumulative, number, right=True), torch.searchsorted(cumulative, end)
+        torch.searchsorted(cumulative, numbers, right=True), torch.searchsorted(cumulative, end)
     )
 
 

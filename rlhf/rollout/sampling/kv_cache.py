@@ -263,7 +263,7 @@ class RaggedCache(MultiRowCache, Cache):
             for layer in self.ragged:
                 layer.grow()
 
-    def prepare(self, rows: ArrayLike, counts: ArrayLike) -> ForwardPlan:
+    def plan_forward_pass(self, rows: ArrayLike, counts: ArrayLike) -> ForwardPlan:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
 
         After the forward pass, call ``advance`` with the same arguments.

@@ -50,7 +50,7 @@ class MultiRowCache:
         """Split new tokens of rows into forward passes, in order. By default, there is one pass."""
         return [ForwardPass(np.arange(len(rows)), inputs)]
 
-    def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Any:
+    def plan_forward_pass(self, rows: ArrayLike, counts: ArrayLike) -> Any:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``."""
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class Decoder(Protocol):
 
         Args:
             ids: New tokens [N], row after row.
-            cache: A cache that ``new_cache`` made, after a call of ``prepare``.
+            cache: A cache that ``new_cache`` made, after a call of ``plan_forward_pass``.
         """
         ...
 
@@ -103,7 +103,7 @@ def forward_new_tokens(
     order: list[np.ndarray] = []
     for forward in cache.passes_of_compatible_rows(rows, inputs):
         slots, counts = rows[forward.indices], np.array([len(ids) for ids in forward.inputs])
-        cache.prepare(slots, counts)
+        cache.plan_forward_pass(slots, counts)
         flat = [token for ids in forward.inputs for token in ids]
         logits.append(decoder(torch.tensor(flat, device=device), cache))
         cache.advance(slots, counts)

@@ -39,11 +39,11 @@ def ragged_masks(
     heads = torch.zeros_like(rows)
     allowed = torch.zeros((), dtype=dtype, device=positions.device)
 
-    def build(*, mask_function: Callable[..., torch.Tensor], **settings: Any) -> torch.Tensor:
+    def build_mask(*, mask_function: Callable[..., torch.Tensor], **settings: Any) -> torch.Tensor:
         attends = mask_function(rows, heads, queries, columns)
         return torch.where(attends, allowed, torch.finfo(dtype).min)
 
-    ALL_MASK_ATTENTION_FUNCTIONS[implementation] = build
+    ALL_MASK_ATTENTION_FUNCTIONS[implementation] = build_mask
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ class RowCache(MultiRowCache):
         super().clear(row)
         self.rows[row] = _Row()
 
-    def prepare(self, rows: ArrayLike, counts: ArrayLike) -> None:
+    def plan_forward_pass(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """Set the rows and token counts of the next forward pass."""
         slots, numbers = np.asarray(rows).tolist(), np.asarray(counts).tolist()
         self.planned = [(self.rows[row], n) for row, n in zip(slots, numbers, strict=True)]
@@ -81,12 +81,12 @@ class RowDecoder:
         parts = ids.split([count for _, count in cache.planned])
         with clamped_time_steps(self.limited):
             states = [
-                self._process_new_tokens(row, part)
+                self._last_hidden_state_of_new_tokens(row, part)
                 for (row, _), part in zip(cache.planned, parts, strict=True)
             ]
         return logits_of(self.model, torch.stack(states))
 
-    def _process_new_tokens(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
+    def _last_hidden_state_of_new_tokens(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
         """Process new tokens [L] of a row. Return the last hidden state [D]."""
         trunk = trunk_of(self.model)
         if not self.cached:

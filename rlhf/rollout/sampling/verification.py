@@ -29,7 +29,7 @@ from rlhf.models.fast.verification import max_comparison_tokens
 from rlhf.models.reduced_model import small_random_model_like
 from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
-from rlhf.rollout.sampling.decoder import disable_cache
+from rlhf.rollout.sampling.decoder import force_decoder_without_cache
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ def check_sampling(model: Any) -> None:
     longest = max(computation_change_lengths(text_config(trunk)), default=0)
     if longest + 24 > affordable or not is_float32_or_wider(model):
         small = small_random_model_like(model)
-        if small is not None and not _sampler_agrees(small, limit=max(affordable, 64)):
-            disable_cache(model)
-    if not _sampler_agrees(model, limit=affordable):
-        disable_cache(model)
-        gap = sampler_logprob_difference(model, limit=affordable)
+        if small is not None and not _sampler_agrees(small, max_episode_tokens=max(affordable, 64)):
+            force_decoder_without_cache(model)
+    if not _sampler_agrees(model, max_episode_tokens=affordable):
+        force_decoder_without_cache(model)
+        gap = sampler_logprob_difference(model, max_episode_tokens=affordable)
         if not gap <= tolerance_of(model):
             raise UserError(
                 f"{type(unwrap_peft(model)).__name__} is not supported: the log-probabilities of "
@@ -66,9 +66,9 @@ def check_sampling(model: Any) -> None:
     trunk.sampling_checked = True
 
 
-def _sampler_agrees(model: Any, *, limit: int) -> bool:
+def _sampler_agrees(model: Any, *, max_episode_tokens: int) -> bool:
     """Return whether `sampler_logprob_difference` is within the tolerance. If not, log it."""
-    gap = sampler_logprob_difference(model, limit=limit)
+    gap = sampler_logprob_difference(model, max_episode_tokens=max_episode_tokens)
     if not gap <= tolerance_of(model):
         log.info(
             "%s is sampled without a cache, which is slower, because the sampler's "
@@ -81,7 +81,7 @@ def _sampler_agrees(model: Any, *, limit: int) -> bool:
 
 
 @torch.no_grad()
-def sampler_logprob_difference(model: Any, *, limit: int) -> float:
+def sampler_logprob_difference(model: Any, *, max_episode_tokens: int) -> float:
     """Return the difference between log-probabilities of the sampler and of forward passes.
 
     In float32, the result is the largest absolute difference. In half precision, it is the upper
@@ -90,11 +90,11 @@ def sampler_logprob_difference(model: Any, *, limit: int) -> float:
 
     Args:
         model: Causal model.
-        limit: Maximum length of an episode, in tokens.
+        max_episode_tokens: Maximum length of an episode, in tokens.
     """
-    turns = _make_test_turns(text_config(trunk_of(model)), limit=limit)
+    turns = _make_test_turns(text_config(trunk_of(model)), max_episode_tokens=max_episode_tokens)
     with evaluation_mode(unwrap_peft(model)):
-        episodes = _sample_turns(model, turns)
+        episodes = _sample_turns_with_logprobs(model, turns)
         sampled, expected = [], []
         for tokens, logprobs in episodes:
             ids = torch.tensor([tokens], device=model.device)
@@ -109,17 +109,18 @@ def sampler_logprob_difference(model: Any, *, limit: int) -> float:
     return float(gaps.max() if is_float32_or_wider(model) else np.quantile(gaps, 0.75)) / size
 
 
-def _make_test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
+def _make_test_turns(config: Any, *, max_episode_tokens: int) -> list[list[list[int]]]:
     """Return the new tokens of each of two turns, for each of two episodes.
 
-    The first episode is longer than every attention window that fits in ``limit`` tokens.
+    The first episode is longer than every attention window that fits in ``max_episode_tokens``
+    tokens.
     """
     limits = [
         n
         for n in computation_change_lengths(config)
-        if n + 24 <= min(limit, usable_context_length(config))
+        if n + 24 <= min(max_episode_tokens, usable_context_length(config))
     ]
-    whole = min(limit, usable_context_length(config), max(limits, default=0) + 24)
+    whole = min(max_episode_tokens, usable_context_length(config), max(limits, default=0) + 24)
     room = max(2, whole - 2 * REPLY_TOKENS)
     lengths = [(room - room // 4, room // 4), (max(1, room // 5), max(1, room // 2))]
     random = np.random.default_rng(0)
@@ -129,7 +130,7 @@ def _make_test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
     ]
 
 
-def _sample_turns(
+def _sample_turns_with_logprobs(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
     """Sample all turns.
@@ -142,7 +143,7 @@ def _sample_turns(
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
     turns_done = [0] * len(turns)
 
-    def submit(index: int) -> None:
+    def submit_next_turn(index: int) -> None:
         tokens, turn = episodes[index][0], turns_done[index]
         tokens.extend(turns[index][turn])
         # With replies of different lengths, the second turns begin at different steps.
@@ -150,7 +151,7 @@ def _sample_turns(
         sampler.submit(Request(index, list(tokens), limit, (1, index, turn), sampling))
 
     for index in range(len(turns)):
-        submit(index)
+        submit_next_turn(index)
     while sampler.requests:
         for completion in sampler.step():
             index = completion.request.episode_id
@@ -159,7 +160,7 @@ def _sample_turns(
             tokens.extend(completion.tokens)
             turns_done[index] += 1
             if turns_done[index] < len(turns[index]):
-                submit(index)
+                submit_next_turn(index)
             else:
                 sampler.release(index)
     return episodes

@@ -11,7 +11,7 @@ import threading
 import urllib.parse
 from typing import Any
 
-from rlhf.common.http import ResponseTooLarge, json_headers, open_connection, read_body
+from rlhf.common.http import ResponseTooLarge, connection_with_deadline, json_headers, read_body
 from rlhf.errors import UserError, first_line
 
 MAX_BODY = 64 * 2**20
@@ -78,9 +78,9 @@ class Client:
         self._headers = json_headers("VLLM_API_KEY")
         self._sentinel: socket.socket | None = None
         self.process_count = 0
-        """Number of calls of `watch`, which differs before and after a restart."""
+        """Number of calls of `start_restart_detection`; it differs before and after a restart."""
 
-    def watch(self) -> None:
+    def start_restart_detection(self) -> None:
         """Open the connection with which `restarted` detects the end of the server's process.
 
         Raises:
@@ -97,7 +97,7 @@ class Client:
             raise ServerUnavailable(f"{self.url}: {first_line(error)}") from error
 
     def restarted(self) -> bool:
-        """Return whether the server's process may have ended since the last call of `watch`.
+        """Return whether the server's process may have ended since `start_restart_detection`.
 
         The operating system closes all connections of a process that ends, also if nothing is sent.
         A server that was restarted between two requests has its initial weights again.
@@ -113,7 +113,7 @@ class Client:
             return True
 
     def close(self) -> None:
-        """Close the connection of `watch`."""
+        """Close the connection of `start_restart_detection`."""
         if self._sentinel is not None:
             self._sentinel.close()
             self._sentinel = None
@@ -144,7 +144,7 @@ class Client:
         settings: dict[str, Any] = {"timeout": self.timeout}
         if self._secure:
             kind, settings["context"] = http.client.HTTPSConnection, ssl.create_default_context()
-        connection = open_connection(kind, self._host, port=self._port, **settings)
+        connection = connection_with_deadline(kind, self._host, port=self._port, **settings)
         try:
             connection.connect()
             if cancel is not None:

@@ -77,11 +77,11 @@ class VLLMEngine:
         self._idle = threading.Condition()
 
     @property
-    def gap(self) -> float:
+    def max_mean_logprob_difference(self) -> float:
         """Largest mean absolute difference, in nats, of the servers at their last check."""
         return max(server.gap for server in self.servers)
 
-    def pop_repeated(self) -> int:
+    def pop_failed_attempt_count(self) -> int:
         """Return the number of failed attempts since the last call."""
         count, self._repeated = self._repeated, 0
         return count
@@ -101,7 +101,7 @@ class VLLMEngine:
         self.policy_version = version
         try:
             for index in range(len(self.servers)):
-                self._repeat(lambda index=index: self._ensure_current(index), Cancellation())
+                self._retry(lambda index=index: self._ensure_current(index), Cancellation())
         finally:
             if previous is not None:
                 self.publisher.remove(previous)
@@ -178,7 +178,7 @@ class VLLMEngine:
         servers = itertools.count(request.episode_id)  # an episode stays with its server's cache
         result: Completion | Exception
         try:
-            result = self._repeat(
+            result = self._retry(
                 lambda: self._sample(request, next(servers) % len(self.servers), cancel), cancel
             )
         except Exception as error:
@@ -188,7 +188,7 @@ class VLLMEngine:
             self._running -= 1
             self._idle.notify_all()
 
-    def _repeat(self, attempt: Any, cancel: Cancellation) -> Any:
+    def _retry(self, attempt: Any, cancel: Cancellation) -> Any:
         """Call ``attempt`` until it succeeds.
 
         Raises:
@@ -215,19 +215,19 @@ class VLLMEngine:
                 self._repeated += 1
                 time.sleep(min(_RETRY_INTERVAL, self.spec.retry_seconds / 4))
 
-    def _ensure_current(self, index: int) -> int:
+    def _ensure_current(self, server_index: int) -> int:
         """Load the current weights into a server, unless it uses them already.
 
         Returns:
             The ``process_count`` of the server's client.
         """
-        server = self.servers[index]
-        with self._locks[index]:
+        server = self.servers[server_index]
+        with self._locks[server_index]:
             if not server.is_current:
                 server.load()
             return server.client.process_count
 
-    def _sample(self, request: Request, index: int, cancel: Cancellation) -> Completion:
+    def _sample(self, request: Request, server_index: int, cancel: Cancellation) -> Completion:
         """Sample a completion on a server.
 
         Raises:
@@ -235,10 +235,10 @@ class VLLMEngine:
                 the initial ones.
             UserError: The server refused the request, or its response is invalid.
         """
-        server, version = self.servers[index], self.policy_version
+        server, version = self.servers[server_index], self.policy_version
         if cancel.cancelled:
             raise ServerUnavailable("the request was cancelled")
-        process = self._ensure_current(index)
+        process = self._ensure_current(server_index)
         sampling = request.sampling
         body = completion_body(
             server.model_name,
@@ -255,8 +255,8 @@ class VLLMEngine:
             answer = server.client.post("/v1/completions", body, cancel=cancel)
         except ServerRefusal as error:
             if error.status == 404 or server.client.restarted():  # the adapter was lost
-                with self._locks[index]:
-                    server.forget()
+                with self._locks[server_index]:
+                    server.forget_loaded_weights()
                 raise ServerUnavailable(str(error)) from error
             raise
         if server.client.restarted() or server.client.process_count != process:

@@ -24,7 +24,7 @@ _PROBE_SECONDS = 5.0
 """Time limit of a request that tests whether a server answers."""
 
 
-def server_arguments(
+def server_command(
     config: OnlineConfig, url: str, *, model: Path, context: int, dtype: str
 ) -> list[str]:
     """Return the command of a server.
@@ -54,14 +54,18 @@ def server_arguments(
     }
     words = [word for pair in arguments.items() for word in pair]
     if config.model.lora is not None:
-        words += ["--enable-lora", "--max-lora-rank", str(_max_rank(config.model.lora))]
+        words += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(_smallest_sufficient_max_rank(config.model.lora)),
+        ]
         words += ["--max-loras", "2"]  # the previous and the new adapter during an update
     spec = config.rollout.engine
     module = "vllm.entrypoints.openai.api_server"
     return [spec.executable, "-m", module, *words, *spec.arguments]
 
 
-def _max_rank(lora: LoraSpec) -> int:
+def _smallest_sufficient_max_rank(lora: LoraSpec) -> int:
     ranks = [rank for rank in _LORA_RANKS if rank >= lora.rank]
     if not ranks:
         raise UserError(f"model.lora.rank: vLLM supports at most {_LORA_RANKS[-1]}")
@@ -147,7 +151,7 @@ def is_answering(url: str) -> bool:
     """Return whether a program accepts connections at the address."""
     client = Client(url, timeout=_PROBE_SECONDS)
     try:
-        client.watch()
+        client.start_restart_detection()
     except ServerUnavailable:
         return False
     client.close()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.common.files import write_errors_with_path
+from rlhf.common.files import add_path_to_write_errors
 from rlhf.errors import UserError
 from rlhf.models.architecture import text_config, unwrap_peft
 from rlhf.models.comparison import evaluation_mode
@@ -75,7 +75,7 @@ class Publisher:
         self._count += 1
         name = f"{self._prefix}-{self._count}"
         target = (self.folder / name).absolute()
-        with write_errors_with_path(target):
+        with add_path_to_write_errors(target):
             target.mkdir(parents=True)
             if self.is_adapter:
                 self.model.save_pretrained(
@@ -135,7 +135,7 @@ class ServedPolicy:
         assert self._loaded is not None
         return self._loaded.name if self._loaded.adapter else self.base_name
 
-    def forget(self) -> None:
+    def forget_loaded_weights(self) -> None:
         """Load the weights again before the next request, because the server may have restarted."""
         self._loaded, self._served = None, None
 
@@ -144,7 +144,7 @@ class ServedPolicy:
         if self._loaded is not None and self._loaded.adapter and not self.client.restarted():
             with contextlib.suppress(ServerUnavailable, ServerRefusal):
                 self.client.post("/v1/unload_lora_adapter", {"lora_name": self._loaded.name})
-        self.forget()
+        self.forget_loaded_weights()
 
     def load(self) -> None:
         """Load the current publication into the server, and check that the server uses it.
@@ -158,15 +158,15 @@ class ServedPolicy:
         assert publication is not None
         if self.client.restarted():
             previous = None
-            self.forget()
-            self.client.watch()
+            self.forget_loaded_weights()
+            self.client.start_restart_detection()
         self._loaded = None
         self.base_name = self._find_base_name()
         if publication.adapter:
             self._load_adapter(publication, previous)
         else:
             self._load_weights(publication)
-        self._check(publication, previous)
+        self._check_served_logprobs(publication, previous)
         self._loaded = publication
 
     def _find_base_name(self) -> str:
@@ -211,7 +211,9 @@ class ServedPolicy:
                 f"{self.client.url}: the prefix cache is in use by requests of another client"
             )
 
-    def _check(self, publication: Publication, previous: Publication | None) -> None:
+    def _check_served_logprobs(
+        self, publication: Publication, previous: Publication | None
+    ) -> None:
         """Compare log-probabilities of the server and of the trainer.
 
         Raises:
@@ -220,8 +222,8 @@ class ServedPolicy:
         """
         url = self.client.url
         name = publication.name if publication.adapter else self.base_name
-        served = self._prompt_logprobs(name)
-        self.gap = _mean_gap(served, publication.logprobs)
+        served = self._probe_logprobs(name)
+        self.gap = _mean_absolute_difference(served, publication.logprobs)
         if not self.gap <= self.tolerance:
             raise UserError(
                 f"{url} does not serve the current policy: its log-probabilities of fixed tokens "
@@ -230,19 +232,19 @@ class ServedPolicy:
                 "model of the run and a dtype of the same precision"
             )
         if previous is not None and self._served is not None:
-            noise = _mean_gap(self._served, previous.logprobs)
-            moved = _mean_gap(publication.logprobs, previous.logprobs)
-            stale = _mean_gap(served, previous.logprobs)
+            noise = _mean_absolute_difference(self._served, previous.logprobs)
+            moved = _mean_absolute_difference(publication.logprobs, previous.logprobs)
+            stale = _mean_absolute_difference(served, previous.logprobs)
             if moved > _NOISE_FACTOR * noise and stale < self.gap:
                 raise UserError(
                     f"{url} still serves the previous policy: its log-probabilities of fixed "
                     f"tokens differ from the new weights by {self.gap:.1e} nats on average, and "
                     f"from the previous weights by {stale:.1e}"
                 )
-        self._check_sampled(name)
+        self._check_sampled_logprobs(name)
         self._served = served
 
-    def _check_sampled(self, name: str) -> None:
+    def _check_sampled_logprobs(self, name: str) -> None:
         """Check the log-probabilities of tokens that are sampled after the fixed tokens.
 
         In contrast to the log-probabilities of a prompt, they use the prefix cache and the
@@ -263,7 +265,7 @@ class ServedPolicy:
         expected = publisher.token_logprobs(
             [*publisher.probe, *tokens], temperature=publisher.temperature
         )[-len(tokens) :]
-        gap = _mean_gap(np.array(logprobs), expected)
+        gap = _mean_absolute_difference(np.array(logprobs), expected)
         if not gap <= self.tolerance:
             raise UserError(
                 f"{self.client.url} does not serve the current policy: its log-probabilities of "
@@ -272,7 +274,7 @@ class ServedPolicy:
                 "--logprobs-mode processed_logprobs"
             )
 
-    def _prompt_logprobs(self, name: str) -> np.ndarray:
+    def _probe_logprobs(self, name: str) -> np.ndarray:
         """Return the server's log-probabilities of the fixed tokens, from the second one on."""
         probe = self.publisher.probe
         body = completion_body(name, probe, max_tokens=1, temperature=1.0, seed=0)
@@ -322,7 +324,7 @@ def save_untied(model: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2))
 
 
-def _mean_gap(first: np.ndarray, second: np.ndarray) -> float:
+def _mean_absolute_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).mean())
 
 

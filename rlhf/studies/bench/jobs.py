@@ -29,20 +29,20 @@ from rlhf.studies.bench.plan import Job
 log = logging.getLogger(__name__)
 
 
-def study_config_data(config: Any) -> dict[str, Any]:
+def study_config_without_directory_keys(config: Any) -> dict[str, Any]:
     """Return the configuration of a study as plain data, without the keys of its directory."""
     return {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
 
 
 @contextlib.contextmanager
 def lock_study_directory(
-    root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
+    root: Path, config_file_name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
 ) -> Iterator[None]:
     """Return a context manager that locks a study's directory and writes its configuration.
 
     Args:
         root: Directory of the study.
-        name: Name of the configuration file.
+        config_file_name: Name of the configuration file.
         config: Configuration with `resume` and `overwrite`.
         commands: Commands of the jobs.
         jobs: Jobs whose stored configurations are compared with the current ones when resuming.
@@ -54,8 +54,10 @@ def lock_study_directory(
     if config.resume and not config.overwrite:
         for command, stage in (stage for job in jobs for stage in job.stages):
             commands.check_resumable(command, stage)
-    tree = study_config_data(config)
-    with lock_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
+    tree = study_config_without_directory_keys(config)
+    with lock_directory(
+        root, config_file_name, tree, resume=config.resume, overwrite=config.overwrite
+    ):
         yield
 
 

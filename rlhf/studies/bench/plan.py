@@ -81,7 +81,7 @@ class Bench:
         return {
             **tree,
             "output_dir": str(self.run_path(environment, folder, algorithm)),
-            "model": self.start_model(environment, seed),
+            "model": self.start_model_config_tree(environment, seed),
             "env": _without_unset_keys(task.env),
             "seed": seed,
             "evaluation": {
@@ -92,7 +92,7 @@ class Bench:
             "resume": True,
         }
 
-    def start_model(self, environment: str, seed: int) -> dict[str, Any]:
+    def start_model_config_tree(self, environment: str, seed: int) -> dict[str, Any]:
         """Return the configuration of the initial model of training."""
         if self.environments[environment].demonstrations is None:
             return _without_unset_keys(self.config.model)
@@ -114,9 +114,12 @@ class Bench:
             )
             stages += [("demos", demos), ("demos", held_out)]
             stages.append(("sft", self._sft_config_tree(environment, seed)))
-        policy = {"name": self.initial_row_name, "model": self.start_model(environment, seed)}
+        policy = {
+            "name": self.initial_row_name,
+            "model": self.start_model_config_tree(environment, seed),
+        }
         target = self.run_path(environment, folder, "evaluate")
-        stages.append(("evaluate", self.evaluate_tree(environment, [policy], target)))
+        stages.append(("evaluate", self.evaluate_config_tree(environment, [policy], target)))
         return Job(f"{environment}/{folder}/{self.initial_row_name}", tuple(stages))
 
     def training_job(self, environment: str, algorithm: str, seed: int) -> Job:
@@ -132,7 +135,7 @@ class Bench:
     def reference_job(self, environment: str) -> Job:
         """Return the job that evaluates the reference policies on the held-out episodes."""
         policies = [{"name": name} for name in self.config.references]
-        tree = self.evaluate_tree(
+        tree = self.evaluate_config_tree(
             environment, policies, self.run_path(environment, REFERENCE_FOLDER)
         )
         return Job(f"{environment}/{REFERENCE_FOLDER}", (("evaluate", tree),))
@@ -150,7 +153,7 @@ class Bench:
         ]
         return jobs
 
-    def evaluate_tree(
+    def evaluate_config_tree(
         self, environment: str, policies: list[dict[str, Any]], target: Path
     ) -> dict[str, Any]:
         """Return the configuration of an evaluation of `policies` on the held-out episodes.

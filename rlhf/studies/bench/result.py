@@ -104,13 +104,14 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
     """Return environment -> algorithm -> number of training episodes of one run."""
     seed = bench.config.seeds[0]
 
-    def count(environment: str, algorithm: str) -> int:
+    def episodes_of_one_run(environment: str, algorithm: str) -> int:
         tree = bench.run_config_tree(environment, algorithm, seed)
         config = bench.commands.configure(bench.command_of(algorithm), tree)
         return config.num_steps * config.episodes_per_step
 
     return {
-        env: {name: count(env, name) for name in bench.algorithms} for env in bench.environments
+        env: {name: episodes_of_one_run(env, name) for name in bench.algorithms}
+        for env in bench.environments
     }
 
 

@@ -112,10 +112,10 @@ def check_model_and_environments(bench: Bench) -> None:
         UserError: The model is not available, or an environment does not exist or does not accept
             its arguments.
     """
-    from rlhf.models.loading import find_model
+    from rlhf.models.loading import find_model_folder
     from rlhf.rollout.collector import make_env_factory
 
-    find_model(bench.config.model)
+    find_model_folder(bench.config.model)
     for task in bench.environments.values():
         if task.env.id is not None:
             make_env_factory(task.env)().close()

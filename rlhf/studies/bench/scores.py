@@ -17,12 +17,12 @@ from rlhf.runs.renamed import read_metrics
 from rlhf.stats import Interval, interval
 from rlhf.stats.aggregates import (
     aggregate_interval,
-    improvement_interval,
+    improvement_probability_interval,
     iqm,
+    iqm_intervals_by_step,
     mean,
     optimality_gap,
     performance_profile,
-    sample_efficiency,
 )
 from rlhf.studies.bench.plan import REFERENCE_FOLDER, Bench
 
@@ -134,7 +134,9 @@ def analyze_scores(scores: Scores, *, baseline: str) -> Findings:
     comparisons = len(others) + len(pairs)
     return Findings(
         aggregates={name: _aggregate_intervals(table) for name, table in rows.items()},
-        improvement={name: improvement_interval(rows[name], rows[baseline]) for name in others},
+        improvement={
+            name: improvement_probability_interval(rows[name], rows[baseline]) for name in others
+        },
         cells={
             name: {
                 env: interval(table[:, i], kind="mean") for i, env in enumerate(scores.environments)
@@ -163,7 +165,7 @@ def _iqm_curve(scores: Scores, name: str) -> list[Interval]:
     """Return the IQM of the initial model and of every evaluation during training."""
     start = next(iter(scores.trained.values()))
     curves = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)
-    return sample_efficiency(curves, rng=np.random.default_rng(0))
+    return iqm_intervals_by_step(curves, rng=np.random.default_rng(0))
 
 
 def _compare_rows(
@@ -232,12 +234,12 @@ def _training_curves(
 ) -> np.ndarray:
     """Return the held-out scores of an algorithm during training, [seeds, environments, points]."""
 
-    def scores_during_training(name: str, seed: int) -> list[float]:
-        rows = read_metrics(bench.run_path(name, f"seed{seed}", algorithm))
+    def scores_during_training(environment: str, seed: int) -> list[float]:
+        rows = read_metrics(bench.run_path(environment, f"seed{seed}", algorithm))
         values = [row["eval/return"] for row in rows if "eval/return" in row]
         # If the KL budget ended a run early, its last score is used for the remaining points.
         values += values[-1:] * (bench.config.curve_points - len(values))
-        return [bounds[name].normalize(value) for value in values]
+        return [bounds[environment].normalize(value) for value in values]
 
     return np.array(
         [

@@ -56,9 +56,9 @@ class OveroptimizationFit:
     """Whether the measured gold beyond the peak is significantly below the gold near the peak. This
     is checked because both forms fit a peak to gold that rises and then stays constant."""
 
-    def predicted_gold_gain(self, d: ArrayLike) -> np.ndarray:
-        """Return the predicted gain in gold at d = sqrt(KL), elementwise."""
-        return _regressors(np.asarray(d, dtype=float), self.form) @ [
+    def predicted_gold_gain(self, sqrt_kl: ArrayLike) -> np.ndarray:
+        """Return the predicted gain in gold at each sqrt(KL), elementwise."""
+        return _regressors(np.asarray(sqrt_kl, dtype=float), self.form) @ [
             self.alpha.value,
             self.beta.value,
         ]
@@ -174,7 +174,7 @@ def fit_curve(
     labels = np.arange(d.size) if clusters is None else np.asarray(clusters)
     _, codes = np.unique(labels, return_inverse=True)
     _require_fittable(d, y, codes)
-    squares, products = _normal_equations(_regressors(d, form), y, codes)
+    squares, products = _normal_equations_by_cluster(_regressors(d, form), y, codes)
     whole = _solve_normal_equations(squares.sum(axis=0), products.sum(axis=0))
     without_one = _solve_normal_equations(
         squares.sum(axis=0) - squares, products.sum(axis=0) - products
@@ -196,15 +196,17 @@ def fit_curve(
 
 
 def _gold_rise_is_significant(
-    d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: Interval, level: float
+    sqrt_kl: np.ndarray, gains: np.ndarray, codes: np.ndarray, peak: Interval, level: float
 ) -> bool:
-    """Return whether the gold gain `y` near the peak is significantly above 0.
+    """Return whether the gold `gains` near the peak are significantly above 0.
 
     The test is Student's t test over clusters.
     """
     # The curve is flat near its peak: most of the gain is reached at half of the distance.
-    near = (d >= min(peak.low, peak.value / 2)) & (d <= max(peak.high, 1.5 * peak.value))
-    values = [*_cluster_means(y, codes, near).values()]
+    near = (sqrt_kl >= min(peak.low, peak.value / 2)) & (
+        sqrt_kl <= max(peak.high, 1.5 * peak.value)
+    )
+    values = [*_cluster_means(gains, codes, near).values()]
     if len(values) < 3:
         return False
     test: Any = stats.ttest_1samp(values, 0, alternative="greater")
@@ -212,17 +214,17 @@ def _gold_rise_is_significant(
 
 
 def _gold_fall_is_significant(
-    d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: float, level: float
+    sqrt_kl: np.ndarray, gains: np.ndarray, codes: np.ndarray, peak: float, level: float
 ) -> bool:
     """Return whether gold beyond the peak is significantly below gold near the peak.
 
     The test is Student's t test over clusters.
     """
-    margin = min(peak, d.max() - peak) / 2
+    margin = min(peak, sqrt_kl.max() - peak) / 2
     if not margin > 0:
         return False
-    near = _cluster_means(y, codes, np.abs(d - peak) <= margin)
-    beyond = _cluster_means(y, codes, d > peak + margin)
+    near = _cluster_means(gains, codes, np.abs(sqrt_kl - peak) <= margin)
+    beyond = _cluster_means(gains, codes, sqrt_kl > peak + margin)
     if len(paired := near.keys() & beyond.keys()) >= 3:
         drops = [near[cluster] - beyond[cluster] for cluster in paired]
         test: Any = stats.ttest_1samp(drops, 0, alternative="greater")
@@ -235,20 +237,22 @@ def _gold_fall_is_significant(
     return bool(test.pvalue < (1 - level) / 2)
 
 
-def _cluster_means(y: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> dict[Hashable, float]:
-    """Return cluster -> mean of its values among `rows`."""
-    names, means = unit_means(y[rows], codes[rows].tolist())
+def _cluster_means(
+    gains: np.ndarray, codes: np.ndarray, row_mask: np.ndarray
+) -> dict[Hashable, float]:
+    """Return cluster -> mean of its values among `row_mask`."""
+    names, means = unit_means(gains[row_mask], codes[row_mask].tolist())
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def _regressors(d: np.ndarray, form: Form) -> np.ndarray:
-    """Return the regressors of alpha and beta for distances d, [n] -> [n, 2]."""
+def _regressors(sqrt_kl: np.ndarray, form: Form) -> np.ndarray:
+    """Return the regressors of alpha and beta for distances sqrt_kl, [n] -> [n, 2]."""
     if form == "best-of-n":
-        return np.stack([d, -(d**2)], axis=-1)
-    return np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1)
+        return np.stack([sqrt_kl, -(sqrt_kl**2)], axis=-1)
+    return np.stack([sqrt_kl, -sqrt_kl * np.log(np.where(sqrt_kl > 0, sqrt_kl, 1.0))], axis=-1)
 
 
-def _normal_equations(
+def _normal_equations_by_cluster(
     design: np.ndarray, y: np.ndarray, codes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return X^T X [clusters, 2, 2] and X^T y [clusters, 2] of each cluster."""
@@ -268,15 +272,20 @@ def _solve_normal_equations(squares: np.ndarray, products: np.ndarray) -> np.nda
 
 
 def _peak_interval(
-    coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
+    coefficients: np.ndarray,
+    scaled_covariance: np.ndarray,
+    form: Form,
+    num_clusters: int,
+    near: float,
+    far: float,
 ) -> Interval:
     """Return the peak of the fitted curve, with the interval of distances whose slope may be 0.
 
     Args:
         coefficients: Alpha and beta, [2].
-        spread: Covariance of the coefficients times the squared critical value, [2, 2].
+        scaled_covariance: Covariance of the coefficients times the squared critical value, [2, 2].
         form: Form of the curve.
-        count: Number of clusters.
+        num_clusters: Number of clusters.
         near: Smallest measured distance above 0.
         far: Largest measured distance.
     """
@@ -290,25 +299,25 @@ def _peak_interval(
     )
     contrast = _regressor_derivatives(d, form)
     slope = contrast @ coefficients
-    variance = np.einsum("ni,ij,nj->n", contrast, spread, contrast)
+    variance = np.einsum("ni,ij,nj->n", contrast, scaled_covariance, contrast)
     margin = np.sqrt(np.maximum(variance, 0.0))  # rounding can make it negative
     rising, falling = slope > margin, slope < -margin
     undecided = np.flatnonzero(~rising & ~falling)
     if falling.all():
-        return Interval(value, 0.0, float(start), count)
+        return Interval(value, 0.0, float(start), num_clusters)
     if rising.all():
-        return Interval(value, far, math.inf, count)
+        return Interval(value, far, math.inf, num_clusters)
     # Each bound is between two grid points; use the outer point.
     low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
     high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
-    return Interval(value, low, high, count)
+    return Interval(value, low, high, num_clusters)
 
 
-def _regressor_derivatives(d: np.ndarray, form: Form) -> np.ndarray:
-    """Return the derivatives of the regressors of alpha and beta at d, [n] -> [n, 2]."""
+def _regressor_derivatives(sqrt_kl: np.ndarray, form: Form) -> np.ndarray:
+    """Return the derivatives of the regressors of alpha and beta at sqrt_kl, [n] -> [n, 2]."""
     if form == "best-of-n":
-        return np.stack([np.ones_like(d), -2 * d], axis=-1)
-    return np.stack([np.ones_like(d), -np.log(d) - 1], axis=-1)
+        return np.stack([np.ones_like(sqrt_kl), -2 * sqrt_kl], axis=-1)
+    return np.stack([np.ones_like(sqrt_kl), -np.log(sqrt_kl) - 1], axis=-1)
 
 
 def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
@@ -328,18 +337,18 @@ def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
     return math.exp(exponent) if exponent < _LARGEST_EXPONENT else math.inf
 
 
-def _require_fittable(d: np.ndarray, y: np.ndarray, codes: np.ndarray) -> None:
+def _require_fittable(sqrt_kl: np.ndarray, gains: np.ndarray, codes: np.ndarray) -> None:
     """Raise ValueError if the points are not sufficient for a fit with intervals."""
-    if d.ndim != 1 or not d.size == y.size == codes.size:
+    if sqrt_kl.ndim != 1 or not sqrt_kl.size == gains.size == codes.size:
         raise ValueError(
-            f"kl, gain and clusters differ in length: {d.size}, {y.size}, {codes.size}"
+            f"kl, gain and clusters differ in length: {sqrt_kl.size}, {gains.size}, {codes.size}"
         )
-    if not (np.isfinite(d).all() and np.isfinite(y).all()):
+    if not (np.isfinite(sqrt_kl).all() and np.isfinite(gains).all()):
         raise ValueError("kl and gain must be finite")
-    if np.unique(d).size < 3 or np.unique(codes).size < 3:
+    if np.unique(sqrt_kl).size < 3 or np.unique(codes).size < 3:
         raise ValueError(
             "a fit with intervals needs at least 3 different distances and 3 clusters, got "
-            f"{np.unique(d).size} and {np.unique(codes).size}"
+            f"{np.unique(sqrt_kl).size} and {np.unique(codes).size}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.common.numbers import moving_average
+from rlhf.common.numbers import centered_moving_average
 from rlhf.reports.overoptimization import PROXY_NAMES
 from rlhf.reward_models.ensemble import ScoreCombination
 from rlhf.stats import Interval, interval
@@ -40,52 +40,52 @@ class TrainingTrack:
     """Mean gold score of the episodes."""
 
 
-def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
+def best_of_n_result(name: str, standardized_proxy: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
     """Return the proxy and gold scores of best-of-n for n = 1, 2, 4, ..., the fit and its advice.
 
     Args:
         name: Name of the proxy.
-        by: Standardized proxy scores [members, prompts, samples]; the curves are averaged over the
-            members.
+        standardized_proxy: Standardized proxy scores [members, prompts, samples]; the curves are
+            averaged over the members.
         gold: Gold scores [prompts, samples].
     """
     ns = powers_of_two_and_limit(gold.shape[1])
-    proxy_scores = best_of_n_scores(by, by, ns)
-    gold_scores = best_of_n_scores(by, gold, ns)
+    proxy_scores = best_of_n_scores(standardized_proxy, standardized_proxy, ns)
+    gold_scores = best_of_n_scores(standardized_proxy, gold, ns)
     fit = fit_best_of_n(gold_scores, ns)
     return {
         "proxy": name,
         "ns": ns,
         "kl": [kl_best_of_n(n) for n in ns],
-        "proxy_score": _column_means(proxy_scores),
-        "gold": _column_means(gold_scores),
+        "proxy_score": _column_mean_intervals(proxy_scores),
+        "gold": _column_mean_intervals(gold_scores),
         "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
         "fit": fit_as_dict(fit),
         "advice": _best_of_n_advice(fit, ns),
     }
 
 
-def combined_proxy_scores(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
+def combined_proxy_scores(member_scores: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
     """Return the proxy scores for each way of combining the members of an ensemble.
 
     Args:
-        columns: Scores of the members, [members, prompts, samples].
+        member_scores: Scores of the members, [members, prompts, samples].
         penalty: Weight of the variance for the combination "uncertainty".
 
     Returns:
-        "single" -> `columns`. If there are several members, also "mean", "worst" and "uncertainty"
-        -> combined scores [1, prompts, samples].
+        "single" -> `member_scores`. If there are several members, also "mean", "worst" and
+        "uncertainty" -> combined scores [1, prompts, samples].
     """
-    ways = {"single": columns}
-    if len(columns) > 1:
-        flat = columns.reshape(len(columns), -1).tolist()
+    ways = {"single": member_scores}
+    if len(member_scores) > 1:
+        flat = member_scores.reshape(len(member_scores), -1).tolist()
         for how in ("mean", "worst", "uncertainty"):
             values, _ = ScoreCombination(how, penalty)(flat)
-            ways[how] = np.array(values, dtype=float).reshape(columns.shape[1:])[None]
+            ways[how] = np.array(values, dtype=float).reshape(member_scores.shape[1:])[None]
     return ways
 
 
-def _column_means(scores: np.ndarray) -> list[dict[str, Any]]:
+def _column_mean_intervals(scores: np.ndarray) -> list[dict[str, Any]]:
     """Return the mean of each column of scores [units, columns], with its interval over units."""
     return [interval(column, kind="mean").as_dict() for column in scores.T]
 
@@ -116,7 +116,7 @@ def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dic
     gold = np.array([track.gold[:length] for track in tracks])
     proxy = np.array([track.proxy[:length] for track in tracks])
     width = max(1, round(SMOOTHING_FRACTION * length))
-    best, distance, height = observed_peak(kl, gold, width)
+    best, distance, height = peak_step_distance_and_gold(kl, gold, width)
     changes = {
         "gold_after": _change_after_peak(gold, gold, width),
         "proxy_after": _change_after_peak(proxy, gold, width),
@@ -126,8 +126,8 @@ def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dic
         "seeds": len(tracks),
         "steps": tracks[0].steps[:length],
         "kl": np.maximum(kl.mean(0), 0).tolist(),
-        "proxy_score": _column_means(proxy),
-        "gold": _column_means(gold),
+        "proxy_score": _column_mean_intervals(proxy),
+        "gold": _column_mean_intervals(gold),
         "observed": {
             "step": tracks[0].steps[best],
             "distance": _range_of_peaks(kl, gold, width).as_dict(),
@@ -150,15 +150,17 @@ def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dic
     return result
 
 
-def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
+def peak_step_distance_and_gold(
+    kl: np.ndarray, gold: np.ndarray, width: int
+) -> tuple[int, float, float]:
     """Return step index, d = sqrt(KL) and gold score of the peak of the mean gold over seeds.
 
     `kl` and `gold` have the shape [seeds, steps]. Both means are smoothed by a moving average over
     `width` steps.
     """
-    smooth = moving_average(gold.mean(0), width)
+    smooth = centered_moving_average(gold.mean(0), width)
     best = int(np.argmax(smooth))
-    nats = max(0.0, float(moving_average(kl.mean(0), width)[best]))
+    nats = max(0.0, float(centered_moving_average(kl.mean(0), width)[best]))
     return best, math.sqrt(nats), float(smooth[best])
 
 
@@ -168,8 +170,10 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
     The bounds of the result are this range and not a confidence interval: the coverage of an
     interval for the argmax of few noisy curves is unknown.
     """
-    point = observed_peak(kl, gold, width)[1]
-    single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
+    point = peak_step_distance_and_gold(kl, gold, width)[1]
+    single = [
+        peak_step_distance_and_gold(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))
+    ]
     if len(single) == 1:
         return Interval(point, math.nan, math.nan, 1)
     return Interval(point, min(point, *single), max(point, *single), len(single))
@@ -194,7 +198,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
     changes = []
     for row in range(count):
         others = np.delete(gold, row, axis=0) if count > 1 else gold
-        best = int(np.argmax(moving_average(others.mean(0), width)))
+        best = int(np.argmax(centered_moving_average(others.mean(0), width)))
         around = slice(max(0, best - width // 2), best - width // 2 + width)
         changes.append(values[row, last].mean() - values[row, around].mean())
     return np.array(changes)

@@ -21,14 +21,14 @@ from rlhf import reward_models
 from rlhf.commands.command import CommandTable
 from rlhf.common.files import write_jsonl, write_text
 from rlhf.config.model import ModelSpec
-from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
+from rlhf.config.overoptimize import OveroptimizeConfig, PolicyTrainingSpec, ProxyGrid
 from rlhf.config.rollout import EnvSpec
 from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.records import read_summary_file
-from rlhf.evaluation.replies import sample_replies, score_replies
-from rlhf.models.loading import find_model
+from rlhf.evaluation.replies import sample_conversations, score_replies
+from rlhf.models.loading import find_model_folder
 from rlhf.models.rewards import load_rewards, with_packing
 from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
@@ -86,14 +86,14 @@ def run_overoptimize(
         UserError: A key of the configuration is wrong, or a reply has no gold score.
     """
     study = _OveroptimizationStudy(config, run.directory, commands)
-    study.check()
+    study.check_configurations()
     for spec in (config.model, *(config.proxies.bases if config.proxies else ())):
-        find_model(spec)
+        find_model_folder(spec)
     gold = load_rewards(config.gold)
     proxies = study.train_proxies(config.proxies) if config.proxies else []
-    groups = sample_replies(
+    groups = sample_conversations(
         config.model,
-        study.env,
+        study.env_without_reward,
         config.rollout,
         prompts=config.best_of_n.prompts,
         samples=config.best_of_n.samples,
@@ -135,7 +135,7 @@ def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
     Raises:
         UserError: A key is wrong.
     """
-    _OveroptimizationStudy(config, Path(config.output_dir), commands).check()
+    _OveroptimizationStudy(config, Path(config.output_dir), commands).check_configurations()
     return "keys and types are valid, including those of the proxies and of the training"
 
 
@@ -148,12 +148,12 @@ class _OveroptimizationStudy:
     commands: CommandTable
 
     @property
-    def env(self) -> EnvSpec:
+    def env_without_reward(self) -> EnvSpec:
         """The environment with its reward multiplied by 0; a prompt set has no reward."""
         env = self.config.env
         return env if env.prompts else dataclasses.replace(env, reward=0.0)
 
-    def check(self) -> None:
+    def check_configurations(self) -> None:
         """Check the configurations of the reward models and of the training runs.
 
         Raises:
@@ -201,7 +201,7 @@ class _OveroptimizationStudy:
         return proxies
 
     def train_policy_against_proxy(
-        self, how: str, spec: TrainingSpec, proxies: list[ProxyReward], gold: Any
+        self, how: str, spec: PolicyTrainingSpec, proxies: list[ProxyReward], gold: Any
     ) -> list[TrainingTrack]:
         """Train the policy against the first proxy with every seed; return a track for each seed.
 
@@ -245,12 +245,12 @@ class _OveroptimizationStudy:
         }
 
     def _training_config_tree(
-        self, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
+        self, spec: PolicyTrainingSpec, rewards: list[dict[str, Any]], *, seed: int
     ) -> dict[str, Any]:
         """Return the configuration of the training of the policy with one seed."""
         return {
             "model": dataclasses.asdict(self.config.model),
-            "env": dataclasses.asdict(self.env),
+            "env": dataclasses.asdict(self.env_without_reward),
             "rollout": dataclasses.asdict(self.config.rollout),
             **spec.training,
             "rewards": rewards,
@@ -330,7 +330,7 @@ def _proxy_reward_config(
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
 
-def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> TrainingTrack:
+def _read_track(directory: Path, gold: Any, spec: PolicyTrainingSpec) -> TrainingTrack:
     """Return the KL, proxy and gold scores of each step of a run.
 
     The gold score is measured on the saved transcripts of the training episodes.

@@ -33,7 +33,11 @@ from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_table_csv
 from rlhf.runs.directory import check_unchanged_configuration
 from rlhf.runs.inputs import input_fingerprints
-from rlhf.studies.bench.jobs import WorkerPool, lock_study_directory, study_config_data
+from rlhf.studies.bench.jobs import (
+    WorkerPool,
+    lock_study_directory,
+    study_config_without_directory_keys,
+)
 from rlhf.studies.bench.manifest import build_manifest_entry, make_bench
 from rlhf.studies.bench.plan import Bench, Job
 from rlhf.studies.bench.run import check_model_and_environments
@@ -108,7 +112,7 @@ class TuningStudy:
         # evaluation is needed.
         run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
         policy = {"name": algorithm, "model": {"path": str(folder / "run" / "final")}}
-        evaluate = bench.evaluate_tree(environment, [policy], folder / "evaluate") | {
+        evaluate = bench.evaluate_config_tree(environment, [policy], folder / "evaluate") | {
             "rollout": run.get("rollout", {}),
             "episodes": self.config.episodes,
             "first_episode": FIRST_TUNING_EPISODE,
@@ -180,7 +184,7 @@ def run_tune(study: TuningStudy, *, jobs: int = 1) -> Path:
             an algorithm failed.
     """
     check_model_and_environments(study.bench)
-    tree = study_config_data(study.config)
+    tree = study_config_without_directory_keys(study.config)
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
         check_unchanged_configuration(study.root, tree, name=STUDY_FILE, free={"jobs", "trials"})
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):

@@ -75,7 +75,7 @@ class AlgorithmSearch:
         If the search was interrupted during this trial, the stored trial is returned. Otherwise, a
         new trial is created.
         """
-        stored = self._complete_trials()
+        stored = self._trials_with_all_parameters()
         if number < len(stored):
             trial = stored[number]
             return None if trial.state.is_finished() else Trial(number, dict(trial.params))
@@ -86,7 +86,7 @@ class AlgorithmSearch:
 
     def store_score(self, number: int, value: float | None) -> None:
         """Store the score of a trial; `value` is None if the trial failed."""
-        trial = self._complete_trials()[number]
+        trial = self._trials_with_all_parameters()[number]
         state = self.optuna.trial.TrialState
         if value is None:
             self.study.tell(trial.number, state=state.FAIL)
@@ -95,7 +95,10 @@ class AlgorithmSearch:
 
     def trials(self) -> list[tuple[Trial, float | None]]:
         """Return every trial with its score; the score is None if the trial has none."""
-        return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._complete_trials())]
+        return [
+            (Trial(i, dict(t.params)), t.value)
+            for i, t in enumerate(self._trials_with_all_parameters())
+        ]
 
     def num_trials_without_score(self) -> int:
         """Return the number of trials without a score."""
@@ -114,7 +117,7 @@ class AlgorithmSearch:
             raise UserError(f"all trials of {self.name} failed: narrow its search space")
         return max(scored, key=lambda pair: pair[1])
 
-    def _complete_trials(self) -> list[Any]:
+    def _trials_with_all_parameters(self) -> list[Any]:
         """Return Optuna's trials that have all parameters; an interrupted trial may lack some."""
         return [t for t in self.study.trials if t.params.keys() == self.space.keys()]
 

@@ -15,7 +15,7 @@ from rlhf.config.reward import MODEL_KINDS, RewardConfig
 from rlhf.models.rewards import with_packing
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
-from rlhf.reward_models.report.markdown import labeled_report_markdown, write_report
+from rlhf.reward_models.report.markdown import labeled_report_markdown, write_evaluation_report
 from rlhf.runs.directory import Run
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.encoding import (
@@ -45,7 +45,7 @@ class TrainedRewardModel:
         """Load the saved model as a reward; ``options`` are those of `LearnedReward.load`."""
         return with_packing(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
 
-    def logits(self) -> np.ndarray:
+    def logits_of_test_rows(self) -> np.ndarray:
         """Return the K raw outputs of the model for each of the N test rows, [N, K]."""
         reward = self.load(attributes="all")
         ids = [reward.encode(labeled_messages(row)) for row in self.test_rows]
@@ -97,13 +97,13 @@ class RewardKind:
         """
         raise NotImplementedError
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         """Return the loss of a micro-batch, a scalar.
 
         Args:
             logits: [N, K], the K outputs for each of the N texts of the micro-batch.
             labels: Labels of the examples of the micro-batch.
-            count: Number of labels in the whole batch that are not IGNORED.
+            num_batch_labels: Number of labels in the whole batch that are not IGNORED.
         """
         raise NotImplementedError
 
@@ -126,7 +126,7 @@ class RewardKind:
         report = self.evaluate(trained)
         page = labeled_report_markdown(name, report)
         summary = {"name": name, "env": self.data, "policy": name} | report
-        write_report(trained.run.directory, summary, page)
+        write_evaluation_report(trained.run.directory, summary, page)
         return page.splitlines()[2:]
 
     def evaluate(self, trained: TrainedRewardModel) -> Report:
@@ -142,6 +142,6 @@ def reward_kind_of(config: RewardConfig) -> RewardKind:
     return import_object(MODEL_KINDS[config.kind].implementation)(config)
 
 
-def known_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def accuracy_of_known_labels(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return ``accuracy``: the fraction of correct predictions among labels other than IGNORED."""
     return {"accuracy": float((predicted == labels)[labels != IGNORED].mean())}

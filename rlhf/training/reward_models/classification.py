@@ -15,7 +15,12 @@ from rlhf.data.messages import RowDropped
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel, known_accuracy
+from rlhf.training.reward_models.base import (
+    Report,
+    RewardKind,
+    TrainedRewardModel,
+    accuracy_of_known_labels,
+)
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
@@ -35,11 +40,11 @@ class LogOddsKind(RewardKind):
     The labels [B, K] are 0, 1 or IGNORED, for K outputs and B examples.
     """
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         known = labels != IGNORED
         targets = torch.where(known, labels.float(), 0.0)
         cells = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return torch.where(known, cells, 0.0).sum() / count
+        return torch.where(known, cells, 0.0).sum() / num_batch_labels
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         correct = (logits > 0) == (labels > 0.5)
@@ -57,7 +62,7 @@ class ClassificationKind(RewardKind):
 
     def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with accuracy, macro-F1 and AUC of the model and of two baselines."""
-        logits = self.class_logits(trained.logits())
+        logits = self.class_logits(trained.logits_of_test_rows())
         return class_report(logits, trained.test_rows, trained.train_rows, "label")
 
 
@@ -74,7 +79,9 @@ class BinaryKind(LogOddsKind, ClassificationKind):
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _parse_class_index(row["label"], 2)
-        return Example([encoder.encode_labeled(row)], encoder.labels_for_heads(float(label)))
+        return Example(
+            [encoder.encode_labeled(row)], encoder.bootstrap_labels_for_heads(float(label))
+        )
 
     def class_logits(self, logits: np.ndarray) -> np.ndarray:
         log_odds = logits.mean(1)
@@ -90,11 +97,11 @@ class MultiClassKind(ClassificationKind):
         label = _parse_class_index(row["label"], len(self.config.labels))
         return Example([encoder.encode_labeled(row)], label)
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="sum") / count
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="sum") / num_batch_labels
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return known_accuracy(logits.argmax(-1), labels)
+        return accuracy_of_known_labels(logits.argmax(-1), labels)
 
 
 def class_report(

@@ -31,13 +31,13 @@ class CostKind(PairKind):
         unsafe = [_parse_flag(row[name], name) for name in UNSAFE_COLUMNS]
         return Example(encoder.encode_pair(row), unsafe)
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         better, worse = self.group_by_example(logits, labels)[..., 0].unbind(1)
         unsafe = labels > 0
         pairs = losses.cost_model_loss(
             worse, better, worse_unsafe=unsafe[:, 1], better_unsafe=unsafe[:, 0]
         )
-        return pairs.sum() / (count / 2)  # a pair has two labels
+        return pairs.sum() / (num_batch_labels / 2)  # a pair has two labels
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {"accuracy": float(((logits[..., 0] > 0) == (labels > 0.5)).mean())}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.data.conversation import labeled_conversation
+from rlhf.data.conversation import conversation_of_labeled_row
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
@@ -85,7 +85,7 @@ class RewardEncoder:
                 self.dropped[training][str(reason)] += 1
         if not examples:
             raise UserError(
-                f"all examples were dropped: {self.summary()}; max_length is "
+                f"all examples were dropped: {self.truncated_and_dropped_text()}; max_length is "
                 f"{self.config.max_length}"
             )
         lengths = [max(map(len, example.ids)) for example in examples]
@@ -95,7 +95,7 @@ class RewardEncoder:
             order = np.argsort(lengths, kind="stable")
         return [examples[i] for i in order]
 
-    def summary(self) -> str:
+    def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
@@ -129,9 +129,9 @@ class RewardEncoder:
 
     def encode_labeled(self, row: Row) -> list[int]:
         """Return the token ids of the text or conversation of a labeled row."""
-        return self.encode_conversation(labeled_conversation(row), row.get("tools"))
+        return self.encode_conversation(conversation_of_labeled_row(row), row.get("tools"))
 
-    def labels_for_heads(self, label: float) -> list[float]:
+    def bootstrap_labels_for_heads(self, label: float) -> list[float]:
         """Return a label for each of the M heads.
 
         The label is ``label``. In training with several heads, it is IGNORED for the heads that are
@@ -146,12 +146,12 @@ class RewardEncoder:
 
 def labeled_messages(row: Row) -> list[dict[str, Any]]:
     """Return the messages of a labeled row, with the row's tools."""
-    return with_tools(labeled_conversation(row), row.get("tools"))
+    return with_tools(conversation_of_labeled_row(row), row.get("tools"))
 
 
 def last_message_content(row: Row) -> str:
     """Return the content of the last message of a labeled row."""
-    return labeled_conversation(row)[-1]["content"]
+    return conversation_of_labeled_row(row)[-1]["content"]
 
 
 def independent_unit_key(row: Row) -> str:

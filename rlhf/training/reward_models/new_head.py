@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, load_merged_model
-from rlhf.models.checks import check_reward_model, read_causal_model
+from rlhf.models.checks import check_scores_read_last_real_token, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_model_files, resolve_model_folder
 from rlhf.models.loading import give_model_pad_token, load_tokenizer, move_and_cast
@@ -26,7 +26,7 @@ from rlhf.reward_models.generic_heads import classifier_with_new_head, has_own_c
 from rlhf.training.reward_models.base import RewardKind
 
 
-def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
+def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
     """Load the model of a run with a new reward head and a padding token other than EOS.
 
     Args:
@@ -72,28 +72,28 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     set_thread_count(model, device)
     cast_heads_to_fp32(model)
     if not kind.per_token:
-        check_reward_model(model)
+        check_scores_read_last_real_token(model)
     pooling = "steps" if kind.per_token else pooling_of(model)
     if config.model.lora:
         model = add_adapters(model, kind)
     return make_trainable(model), tokenizer, pooling
 
 
-def load_backbone_with_head(folder: str, names: list[str], *, steps: bool) -> Any:
+def load_backbone_with_head(folder: str, output_names: list[str], *, steps: bool) -> Any:
     """Load the backbone of a model folder with a new head, in float32. Adapters are merged.
 
     Args:
         folder: Folder of a language model or an encoder, or of an adapter.
-        names: Names of the outputs.
+        output_names: Names of the outputs.
         steps: Whether the model has outputs for every token, instead of only for the whole text.
 
     Raises:
         UserError: The model does not exist, or a reward head cannot be added to it.
     """
     labels = {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
+        "num_labels": len(output_names),
+        "id2label": dict(enumerate(output_names)),
+        "label2id": {name: i for i, name in enumerate(output_names)},
     }
     check_model_files(folder)
     options = {"dtype": torch.float32, "output_loading_info": True}
@@ -163,6 +163,10 @@ def add_adapters(model: Any, kind: RewardKind) -> Any:
     """Add LoRA adapters to the backbone. All weights of the new head are trained and saved."""
     assert kind.config.model.lora is not None
     # Without modules_to_save, PEFT would freeze the head, which would stay random.
-    heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]
+    head_names = [
+        name for name, m in head_modules(model).items() if any(True for _ in m.parameters())
+    ]
     task = "TOKEN_CLS" if kind.per_token else "SEQ_CLS"
-    return add_lora(model, kind.config.model.lora, seed=kind.config.seed, task=task, heads=heads)
+    return add_lora(
+        model, kind.config.model.lora, seed=kind.config.seed, task=task, head_names=head_names
+    )

@@ -7,7 +7,7 @@ import numpy as np
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.models.rewards import with_packing
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
@@ -33,7 +33,10 @@ class PairwiseKind(LogOddsKind):
         first, second = (_reply_text(row, side) for side in order)
         ids, swapped = (
             encode_pair(
-                encoder.tokenizer, prompt_of(row), *replies, max_length=self.config.max_length
+                encoder.tokenizer,
+                prompt_with_tools(row),
+                *replies,
+                max_length=self.config.max_length,
             )
             for replies in ((first, second), (second, first))
         )
@@ -52,7 +55,9 @@ class PairwiseKind(LogOddsKind):
         chosen, rejected = (
             [_reply_text(row, side) for row in rows] for side in ("chosen", "rejected")
         )
-        log_odds, agree = model.compare([prompt_of(row) for row in rows], chosen, rejected)
+        log_odds, agree = model.log_odds_and_consistency(
+            [prompt_with_tools(row) for row in rows], chosen, rejected
+        )
         correct = (np.sign(log_odds) + 1) / 2
         gaps = [len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]
         groups = [prompt_key(row) for row in rows]

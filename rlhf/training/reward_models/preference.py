@@ -57,14 +57,14 @@ class PairKind(RewardKind):
         margin = float(row["margin"]) if self.uses_margin else 0.0
         if margin < 0:  # with a negative margin, the loss of kind scaled has no lower bound
             raise RowDropped("margin below 0: the rejected completion has the higher score")
-        return Example(encoder.encode_pair(row), encoder.labels_for_heads(margin))
+        return Example(encoder.encode_pair(row), encoder.bootstrap_labels_for_heads(margin))
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         chosen, rejected = self.group_by_example(logits, labels).unbind(1)
         known = labels != IGNORED
         cells = self.pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
         cells = losses.add_centering_penalty(cells, chosen, rejected, coef=self.centering)
-        return torch.where(known, cells, 0.0).sum() / count
+        return torch.where(known, cells, 0.0).sum() / num_batch_labels
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         """Return the loss of each pair and head, [B, M], from scores and margins [B, M]."""
@@ -163,7 +163,7 @@ class LengthDebiasedKind(PairKind):
         ]
         return Example(encoder.encode_pair(row), lengths)
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         chosen, rejected = self.group_by_example(logits, labels).unbind(1)
         lengths = labels.float()
         mean = losses.length_debiased_loss(
@@ -172,7 +172,7 @@ class LengthDebiasedKind(PairKind):
             (lengths[:, 0], lengths[:, 1]),
             coef=self.config.length_coef,
         )
-        return mean * (labels.numel() / count)
+        return mean * (labels.numel() / num_batch_labels)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the scores [B, 2] of the first head, which predicts the quality."""

@@ -10,13 +10,18 @@ from torch import Tensor
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import Conversation
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.process import ProcessReward, encode_steps
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel, known_accuracy
+from rlhf.training.reward_models.base import (
+    Report,
+    RewardKind,
+    TrainedRewardModel,
+    accuracy_of_known_labels,
+)
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
@@ -47,11 +52,11 @@ class ProcessKind(RewardKind):
             raise RowDropped("longer than max_length")
         return Example([steps.ids], labels)
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        return losses.step_end_loss(logits, labels, num_steps=count)
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
+        return losses.step_end_loss(logits, labels, num_steps=num_batch_labels)
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return known_accuracy(logits.argmax(-1), labels)
+        return accuracy_of_known_labels(logits.argmax(-1), labels)
 
     def evaluate(self, trained: TrainedRewardModel) -> Report:
         """Return a report with the accuracy on steps.
@@ -76,4 +81,4 @@ class ProcessKind(RewardKind):
 
     def _solution_conversation(self, row: Row) -> Conversation:
         reply = "".join(step + self.config.separator for step in row["steps"])
-        return [*prompt_of(row), {"role": "assistant", "content": reply}]
+        return [*prompt_with_tools(row), {"role": "assistant", "content": reply}]

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
-from rlhf.reward_models.chat_template import prompt_of
+from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel
@@ -24,7 +24,7 @@ class RankingKind(RewardKind):
     data = "ranking"
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        replies = self.best_first(row)
+        replies = self.replies_best_first(row)
         texts = [
             encoder.encode_conversation([*row["prompt"], *reply], row.get("tools"))
             for reply in replies
@@ -33,13 +33,13 @@ class RankingKind(RewardKind):
             raise RowDropped(EQUAL_TEXTS_REASON if encoder.truncated else SAME_TOKENS_REASON)
         return Example(texts, len(texts))
 
-    def best_first(self, row: Row) -> list[Any]:
+    def replies_best_first(self, row: Row) -> list[Any]:
         """Return the replies of a row, ordered so that the best reply is the first."""
         return list(row["replies"])
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         scores = self.group_by_example(logits, labels)
-        return self.group_losses(scores, mask=scores > -torch.inf).sum() / count
+        return self.group_losses(scores, mask=scores > -torch.inf).sum() / num_batch_labels
 
     def group_losses(self, scores: Tensor, *, mask: Tensor) -> Tensor:
         """Return the loss of each example, [B].
@@ -71,7 +71,7 @@ class RankingKind(RewardKind):
         correct, longest, chance = [], [], []
         for row in trained.test_rows:
             best = row.get("best", 0)
-            scores = reward([[*prompt_of(row), *reply] for reply in row["replies"]])
+            scores = reward([[*prompt_with_tools(row), *reply] for reply in row["replies"]])
             scores = [-np.inf if score is None else score for score in scores]
             lengths = [sum(len(m["content"]) for m in reply) for reply in row["replies"]]
             correct.append(float(int(np.argmax(scores)) == best))
@@ -88,7 +88,7 @@ class BestOfKind(RankingKind):
 
     columns = ("best",)
 
-    def best_first(self, row: Row) -> list[Any]:
+    def replies_best_first(self, row: Row) -> list[Any]:
         replies, best = list(row["replies"]), row["best"]
         if not isinstance(best, int) or not 0 <= best < len(replies):
             raise RowDropped("best is not the index of a reply")

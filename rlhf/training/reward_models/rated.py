@@ -47,9 +47,9 @@ class RegressionKind(RewardKind):
             raise RowDropped("no rating")
         return Example([encoder.encode_labeled(row)], values)
 
-    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         targets = torch.where(labels != IGNORED, labels.float(), torch.nan)
-        return losses.regression_loss(logits, targets, num_targets=count)
+        return losses.regression_loss(logits, targets, num_targets=num_batch_labels)
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         labels = labels.astype(float)
@@ -61,7 +61,7 @@ class RegressionKind(RewardKind):
 
         If there are several columns, the names of metrics begin with the name of the column.
         """
-        rows, logits = trained.test_rows, trained.logits()
+        rows, logits = trained.test_rows, trained.logits_of_test_rows()
         report: Report = {
             "rows": len(rows),
             "units": len({independent_unit_key(row) for row in rows}),

@@ -24,7 +24,7 @@ from rlhf.runs.directory import Run
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
 from rlhf.training.reward_models.base import RewardKind, TrainedRewardModel, reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts
-from rlhf.training.reward_models.new_head import load_with_new_head
+from rlhf.training.reward_models.new_head import load_model_tokenizer_and_pooling
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def prepare_setup(
     Raises:
         UserError: The model cannot be used, or ``engine: native`` is set for an encoder.
     """
-    model, tokenizer, pooling = load_with_new_head(kind)
+    model, tokenizer, pooling = load_model_tokenizer_and_pooling(kind)
     if engine == "native" and pooling != "last":
         engine = engine_of(config, native_supported=False)  # the native engine trains decoders only
     append_eos = pooling == "last" and kind.append_eos
@@ -102,7 +102,7 @@ def prepare_setup(
         model=model,
         tokenizer=tokenizer,
         encode=encoder,
-        summary=encoder.summary,
+        summary=encoder.truncated_and_dropped_text,
         save=save,
         trainer=reward_trainer_spec(kind, model) if engine == "trl" else None,
         report=report,

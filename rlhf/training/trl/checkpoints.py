@@ -48,7 +48,7 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     return latest_checkpoint(directory, CHECKPOINT_PATTERN)
 
 
-def best_checkpoint(checkpoint: Path) -> Path | None:
+def best_checkpoint_recorded_in(checkpoint: Path) -> Path | None:
     """Return the best checkpoint at the time of another checkpoint in the same folder.
 
     The recorded path is absolute, so only its name is used, because the run may have been moved.

@@ -118,7 +118,7 @@ class KTOCollator:
         if "KL_completion_ids" in examples[0]:
             lengths = [_prompt_length(row) for row in labels]
 
-            def mismatched(rows: list[list[int]]) -> list[list[int]]:
+            def with_reply_of_previous_row(rows: list[list[int]]) -> list[list[int]]:
                 """Join each prompt with the reply of the previous row, the first with the last."""
                 joined = (
                     rows[i][: lengths[i]] + rows[i - 1][lengths[i - 1] :] for i in range(len(rows))
@@ -126,7 +126,10 @@ class KTOCollator:
                 return [row[: self.max_length] for row in joined]
 
             columns = _padded_columns(
-                mismatched(ids), mismatched(labels), self.pad_id, self.multiple
+                with_reply_of_previous_row(ids),
+                with_reply_of_previous_row(labels),
+                self.pad_id,
+                self.multiple,
             )
             batch |= {f"KL_{name}": column for name, column in columns.items()}
         for name in ("ref_logps", "ref_KL_logps"):

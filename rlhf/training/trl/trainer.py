@@ -35,7 +35,7 @@ from rlhf.training.methods import (
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
-from rlhf.training.trl.checkpoints import best_checkpoint, last_complete_checkpoint
+from rlhf.training.trl.checkpoints import best_checkpoint_recorded_in, last_complete_checkpoint
 from rlhf.training.trl.columns import (
     KTOCollator,
     PairCollator,
@@ -113,7 +113,7 @@ def train_with_trainer(
             found = last_complete_checkpoint(directory) if run.writes else None
             checkpoint = callback.world.first_not_none(found)
         if checkpoint:
-            callback.best = best_checkpoint(checkpoint)
+            callback.best = best_checkpoint_recorded_in(checkpoint)
             run.rewind(int(checkpoint.name.split("-")[1]))
         else:
             run.rewind(-1)
