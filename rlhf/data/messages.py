@@ -41,6 +41,8 @@ ROLES = {
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "train", "training", "loss")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+"""Names of the arguments of a tool call, in order of preference."""
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 _READ_KEYS = {
     "role",
@@ -56,6 +58,8 @@ _READ_KEYS = {
     "answer",
     "tests",
 }
+
+_CALL_KEYS = {"id", "type", "index", "function", "name", *ARGUMENT_KEYS}
 
 
 class RowDropped(Exception):
@@ -124,7 +128,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
     text, reasoning, calls = _text_reasoning_and_calls(content, notes)
     message: Message = {"role": role, "content": text}
     if isinstance(raw_role, str) and raw_role.lower() == "function_call":
-        message |= {"content": "", "tool_calls": _parse_tool_calls(decode_if_json(content))}
+        message |= {"content": "", "tool_calls": _parse_tool_calls(decode_if_json(content), notes)}
     _add_reply_keys(item, message, reasoning, calls, notes)
     for key in ("name", "tool_call_id"):
         if item.get(key) is not None:
@@ -151,16 +155,17 @@ def _add_reply_keys(
     message, the values are not added but noted.
     """
     values = [item[key] for key in REASONING_KEYS if is_filled(item.get(key))]
-    if not reasoning and values:
-        if not isinstance(values[0], str):
-            raise RowDropped("reasoning is not text")
-        reasoning = values[0]
+    if not all(isinstance(value, str) for value in values):
+        raise RowDropped("reasoning is not text")
+    thoughts = [thought for thought in (reasoning, *values) if thought.strip()]
+    if len({thought.strip() for thought in thoughts}) > 1:
+        notes.add("reasoning that differs from other reasoning of its message")
+    reasoning = thoughts[0] if thoughts else ""
     calls = calls + (
-        _parse_tool_calls(item["tool_calls"]) if is_filled(item.get("tool_calls")) else []
+        _parse_tool_calls(item["tool_calls"], notes) if is_filled(item.get("tool_calls")) else []
     )
-    calls += (
-        _parse_tool_calls([item["function_call"]]) if is_filled(item.get("function_call")) else []
-    )
+    if is_filled(item.get("function_call")):
+        calls += _parse_tool_calls([item["function_call"]], notes)
     weights = [item[key] for key in WEIGHT_KEYS if item.get(key) is not None]
     if message["role"] != "assistant":
         ignored = {"reasoning": reasoning, "tool calls": calls, "weight": any(weights)}
@@ -196,7 +201,7 @@ def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str
         elif kind == "thinking" and isinstance(part.get("thinking"), str):
             thoughts.append(part["thinking"])
         elif kind == "tool_use":
-            calls += _parse_tool_calls([{"name": part.get("name"), "arguments": part.get("input")}])
+            calls += _parse_tool_calls([part], notes)
             continue
         else:
             raise RowDropped(f"message contains a part that is not text ({kind})")
@@ -205,11 +210,14 @@ def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str
     return ("".join(texts) if texts or not calls else None), "".join(thoughts), calls
 
 
-def _parse_tool_calls(value: Any) -> list[Message]:
+def _parse_tool_calls(value: Any, notes: Notes) -> list[Message]:
     """Convert tool calls to [{type, function: {name, arguments}}] and decode JSON arguments.
 
+    Descriptions of ignored keys are added to `notes`.
+
     Raises:
-        RowDropped: The value is not a list of tool calls, or a call has no function name.
+        RowDropped: The value is not a list of tool calls, or a call has no function name, or has
+            arguments under several names.
     """
     value = decode_if_json(value)
     if isinstance(value, Mapping):
@@ -221,8 +229,15 @@ def _parse_tool_calls(value: Any) -> list[Message]:
         inner = item.get("function", item) if isinstance(item, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
             raise RowDropped("a tool call has no function name")
-        arguments = decode_if_json(inner.get("arguments"))
-        function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
+        named = [key for key in ARGUMENT_KEYS if is_filled(inner.get(key))]
+        if len(named) > 1:
+            raise RowDropped("a tool call has arguments under several names")
+        arguments = decode_if_json(inner[named[0]]) if named else {}
+        function = {"name": inner["name"], "arguments": arguments}
+        unread = {**item, **inner}.items()
+        notes.update(
+            f"tool call key {k!r}" for k, v in unread if k not in _CALL_KEYS and is_filled(v)
+        )
         known = {"id": item["id"]} if isinstance(item.get("id"), str) else {}
         calls.append({"type": "function", "function": function} | known)
     return calls

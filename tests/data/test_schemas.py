@@ -248,3 +248,42 @@ def test_unicode_line_separators_do_not_split_lines(tmp_path):
     )
     (row,) = load(DataSpec(str(path)), "sft", seed=0).rows
     assert row["prompt"][0]["content"] == row["completion"][0]["content"] == text
+
+
+@pytest.mark.parametrize("name", ["arguments", "parameters", "args", "input"])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("encode", [dict, json.dumps])
+def test_arguments_of_tool_calls_are_read_under_every_name(read, name, nested, encode):
+    call = {"name": "weather", name: encode({"city": "Paris"})}
+    turn = assistant("", tool_calls=[{"type": "function", "function": call} if nested else call])
+    loaded = read([{"messages": [user("Q"), turn, tool("rain"), assistant("R")]}], "sft")
+    function = {"name": "weather", "arguments": {"city": "Paris"}}
+    assert loaded.rows[0]["completion"][0]["tool_calls"] == [
+        {"type": "function", "function": function}
+    ]
+    assert not loaded.ignored
+
+
+def test_keys_of_tool_calls_that_are_not_read_are_named(read):
+    call = {
+        "type": "function",
+        "id": "1",
+        "function": {"name": "f", "arguments": {}, "strict": True},
+    }
+    turn = assistant("", tool_calls=[call])
+    loaded = read([{"messages": [user("Q"), turn, tool("rain"), assistant("R")]}], "sft")
+    assert loaded.ignored == {"tool call key 'strict'": 1}
+    twice = assistant("", tool_calls=[{"name": "f", "args": {"a": 1}, "input": {"b": 2}}])
+    good = {"messages": [user("Q"), assistant("R")]}
+    loaded = read([{"messages": [user("Q"), twice, tool("r"), assistant("R")]}, good], "sft")
+    assert loaded.dropped == {"a tool call has arguments under several names": 1}
+
+
+@pytest.mark.parametrize("other", ["thinking", "reasoning"])
+def test_a_second_reasoning_of_a_message_is_named(read, other):
+    turn = assistant("R", reasoning_content="because", **{other: "since"})
+    loaded = read([{"messages": [user("Q"), turn]}], "sft")
+    assert loaded.rows[0]["completion"][0]["reasoning_content"] == "because"
+    assert loaded.ignored == {"reasoning that differs from other reasoning of its message": 1}
+    same = assistant("R", reasoning_content="because", **{other: "because\n"})
+    assert not read([{"messages": [user("Q"), same]}], "sft").ignored
