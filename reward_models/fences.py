@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 from rlhf.reward_models.notation.marks import after_thinking
 
-_FENCE = re.compile(r"^([ \t]*)(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*(.*?)[ \t]*$")
+_QUOTE = r" {0,3}>[ \t]?"
+_INDENTATION = r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?"
+_FENCE = re.compile(rf"^((?:{_QUOTE})*)({_INDENTATION})(`{{3,}}|~{{3,}})[ \t]*(.*?)[ \t]*$")
+_LINE_END = re.compile(r"\r\n?|\n")  # other line separators can be in the strings of a program
+_ANSWER = re.compile(r"^[ \t]*<answer>(.*)</answer>\s*\Z", re.DOTALL | re.MULTILINE)
+_SESSION = re.compile(r"\s*>>> ")
 _LANGUAGE = re.compile(r"\{?\s*\.?([\w+#-]*)")
 _PYTHON = {"python", "python3", "python2", "py", "py3", "ipython", "pycon"}
+_MAX_CLOSING_INDENTATION = 3
 
 
 @dataclass(frozen=True)
@@ -26,33 +32,55 @@ def fenced_blocks(text: str) -> list[FencedBlock]:
     """Return the fenced blocks of a text in order (CommonMark 4.5).
 
     A block is closed by a line that consists of the same fence character as the opening fence and
-    is at least as long. A block that is not closed ends at the end of the text. Fences may have any
-    indentation, because blocks can be in a list.
+    is at least as long. The line may have up to three characters more indentation than the opening
+    fence, so a fence in a docstring does not close the block of its program. If no line closes the
+    block, the indentation is not limited. A block that is not closed ends at the end of the text.
+    Blocks may be in a list or in a quotation.
     """
     blocks: list[FencedBlock] = []
-    opening: re.Match[str] | None = None
-    lines: list[str] = []
-    for line in text.splitlines():
-        match = _FENCE.match(line)
-        if opening is None:
-            if match and not (match.group(2)[0] == "`" and "`" in match.group(3)):
-                opening, lines = match, []
-        elif match and _closes_block(match, opening):
-            blocks.append(_make_block(opening, lines))
-            opening = None
-        else:
-            lines.append(line)
-    return [*blocks, _make_block(opening, lines)] if opening is not None else blocks
+    lines = _LINE_END.split(text.removeprefix("\ufeff"))
+    position = 0
+    while position < len(lines):
+        opening = _FENCE.match(lines[position])
+        position += 1
+        if opening and not (opening.group(3)[0] == "`" and "`" in opening.group(4)):
+            body = _unquoted(lines[position:], opening.group(1).count(">"))
+            end = _closing_line(body, opening)
+            blocks.append(_make_block(opening, body[:end]))
+            position += end + 1
+    return blocks
 
 
-def _closes_block(match: re.Match[str], opening: re.Match[str]) -> bool:
-    fence, first_fence = match.group(2), opening.group(2)
-    return fence.startswith(first_fence) and not match.group(3)
+def _unquoted(lines: list[str], depth: int) -> list[str]:
+    """Return the lines up to the end of a quotation of this depth, without its marks."""
+    if not depth:
+        return lines
+    mark = re.compile(rf"(?:{_QUOTE}){{{depth}}}")
+    content = []
+    for line in lines:
+        match = mark.match(line)
+        if match is None:
+            break
+        content.append(line[match.end() :])
+    return content
+
+
+def _closing_line(lines: list[str], opening: re.Match[str]) -> int:
+    """Return the index of the line that closes a block, or the number of lines."""
+    closing = re.compile(rf"^([ \t]*){re.escape(opening.group(3))}{opening.group(3)[0]}*[ \t]*$")
+    limit = len(opening.group(2)) + _MAX_CLOSING_INDENTATION
+    first = len(lines)
+    for index, line in enumerate(lines):
+        if match := closing.match(line):
+            if len(match.group(1)) <= limit:
+                return index
+            first = min(first, index)
+    return first
 
 
 def _make_block(opening: re.Match[str], lines: list[str]) -> FencedBlock:
-    language = _LANGUAGE.match(opening.group(3))
-    indentation = re.compile(rf"[ \t]{{0,{len(opening.group(1))}}}")
+    language = _LANGUAGE.match(opening.group(4))
+    indentation = re.compile(rf"[ \t]{{0,{len(opening.group(2))}}}")
     code = "".join(indentation.sub("", line, count=1) + "\n" for line in lines)
     return FencedBlock(language.group(1).lower() if language else "", code)
 
@@ -60,11 +88,14 @@ def _make_block(opening: re.Match[str], lines: list[str]) -> FencedBlock:
 def code_of_reply(reply: str) -> str:
     """Return the program in a reply, without the reasoning in ``<think>``.
 
-    The program is the last Python block. If there is none, it is the last block without a language,
-    and if there is no such block, the whole reply.
+    If the reply ends with an ``<answer>`` tag, only its content is searched. The program is the
+    last Python block. If there is none, it is the last block without a language, and if there is no
+    such block, the whole text. An interactive session (``>>> ``) is not a program.
     """
     text = after_thinking(reply)
-    blocks = fenced_blocks(text)
+    if tagged := _ANSWER.search(text):
+        text = tagged.group(1)
+    blocks = [block for block in fenced_blocks(text) if not _SESSION.match(block.code)]
     python = [block for block in blocks if block.language in _PYTHON]
     candidates = python or [block for block in blocks if not block.language]
     return candidates[-1].code if candidates else text

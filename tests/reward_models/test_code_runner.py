@@ -213,3 +213,27 @@ def test_invalid_limits_are_rejected(limits):
 )
 def test_code_in(reply, code):
     assert code_of_reply(reply) == code
+
+
+@pytest.mark.parametrize(
+    ("reply", "program"),
+    [
+        ("1. ```python\n   def f():\n       pass\n   ```", "def f():\n    pass\n"),
+        (
+            '```python\ndef f():\n    """Use:\n\n    ```\n    f()\n    ```\n    """\n```',
+            'def f():\n    """Use:\n\n    ```\n    f()\n    ```\n    """\n',
+        ),
+        ("```python\nx = 1\n     ```\nDone.", "x = 1\n"),
+        ("```python\ns = 'a\u2028b\x85c\x1cd'\n```", "s = 'a\u2028b\x85c\x1cd'\n"),
+        ("```python\r\nx = 1\r\n```\r\n", "x = 1\n"),
+        ("> So:\n> ```python\n> def f():\n>     pass\n> ```\n", "def f():\n    pass\n"),
+        ("> ```python\n> x = 1\n\nText\n```\ny\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\n```pycon\n>>> x\n1\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\n```python\n>>> x\n1\n```", "x = 1\n"),
+        ("<think>\nno\n</think>\n<answer>```python\nx = 1\n```</answer>", "x = 1\n"),
+        ("<answer>\nx = 1\n</answer>", "\nx = 1\n"),
+        ("```python\ns = '<answer>y</answer>'\n```", "s = '<answer>y</answer>'\n"),
+    ],
+)
+def test_program_is_the_block_that_markdown_shows(reply, program):
+    assert code_of_reply(reply) == program
