@@ -25,6 +25,7 @@ from rlhf.reward_models.core import (
     last_reply,
 )
 from rlhf.reward_models.fences import code_of_reply
+from rlhf.reward_models.program_tests import joined_tests
 from rlhf.reward_models.sandbox.channel import PROGRAM_ENDED
 from rlhf.reward_models.targets import ReferenceAnswerSource
 
@@ -248,7 +249,7 @@ class _SandboxProcess:
 
 
 def code(
-    tests: str | None = None,
+    tests: str | list[str] | None = None,
     answers: str | None = None,
     cpu_seconds: int = 5,
     wall_seconds: float = 20.0,
@@ -258,18 +259,20 @@ def code(
     """Build a reward of 1.0 if the code in the reply passes the tests, else 0.0.
 
     Code that exceeds a limit of CPU time, memory, threads or output fails. Code that exceeds the
-    wall-clock limit has no score, because the machine may have been busy.
+    wall-clock limit has no score, because the machine may have been busy. There is also no score if
+    the tests are not Python source, or cannot fail (see `program_tests.why_tests_cannot_fail`).
 
     Args:
-        tests: Python source that raises an exception if the program is wrong. By default, the tests
-            are read from ``answers``, or else from the key ``tests`` of a message.
+        tests: Python source that raises an exception if the program is wrong, or a list of such
+            sources, all of which must pass. By default, the tests are read from ``answers``, or
+            else from the key ``tests`` of a message.
         answers: JSON Lines file with ``prompt`` and ``tests`` in each row.
         cpu_seconds: Limit of the CPU time of each process, in seconds.
         wall_seconds: Limit of the wall-clock time, in seconds.
         memory_mb: Limit of the address space of each process, in MiB.
         allow_unenforced: Whether to run programs even if the host cannot enforce a limit.
     """
-    target = ReferenceAnswerSource(tests, answers, key="tests")
+    target = ReferenceAnswerSource([*tests] if isinstance(tests, list) else tests, answers, key="tests")
     runner = CodeRunner(
         cpu_seconds=cpu_seconds,
         wall_seconds=wall_seconds,
@@ -280,7 +283,7 @@ def code(
     def score_reply(conversation: Conversation) -> float:
         program, checks = (
             code_of_reply(last_reply(conversation)),
-            target.reference_answer(conversation),
+            joined_tests(target.reference_answers(conversation)),
         )
         outcome = runner.run(program, checks)
         if outcome.status == "deadline":

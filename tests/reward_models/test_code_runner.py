@@ -237,3 +237,36 @@ def test_code_in(reply, code):
 )
 def test_program_is_the_block_that_markdown_shows(reply, program):
     assert code_of_reply(reply) == program
+
+
+@needs_confinement
+@pytest.mark.parametrize(
+    ("tests", "right", "wrong"),
+    [
+        (["assert f(1) == 2", "assert f(2) == 3"], 1.0, 0.0),
+        ('["assert f(1) == 2", "assert f(2) == 3"]', 1.0, 0.0),
+        ("def check(g):\n    assert g(1) == 2\ncheck(f)", 1.0, 0.0),
+        ("for x, y in [(1, 2), (2, 3)]:\n    assert f(x) == y", 1.0, 0.0),
+        ("if f(1) != 2:\n    raise ValueError", 1.0, 0.0),
+        ("import math\nassert math.isclose(f(1), 2)", 1.0, 0.0),
+        ("", None, None),
+        ("# assert f(1) == 2", None, None),
+        ("f(1) == 2", None, None),
+        ("print(f(1) == 2)", None, None),
+        ("assert (f(1) == 2, 'the sum')", None, None),
+        ("def check(g):\n    assert g(1) == 2", None, None),
+        ("def test_f():\n    assert f(1) == 2", None, None),
+        ("class TestF:\n    def test(self):\n        assert f(1) == 2", None, None),
+        ('{"inputs": ["1"], "outputs": ["2"]}', None, None),
+        ('[{"input": "1", "output": "2"}]', None, None),
+        (">>> f(1)\n2", None, None),
+    ],
+)
+def test_tests_that_no_program_can_fail_give_no_score(helpers, tests, right, wrong):
+    reward = build({"kind": "code"})
+    talks = [helpers["talk"]("q", f"def f(x): return x + {n}") for n in (1, 3)]
+    for talk in talks:
+        talk[0]["tests"] = tests
+    scores = reward.score(talks)
+    assert scores.values == [right, wrong]
+    assert bool(scores.counts) == (right is None)
