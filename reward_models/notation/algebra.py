@@ -41,6 +41,9 @@ def same_answer(reference: Node, answer: Node) -> bool:
             zero.
     """
     (reference, unit), (answer, answer_unit) = _split_unit(reference), _split_unit(answer)
+    if bool(unit) != bool(answer_unit):
+        answer, answer_unit = _with_unit_of_symbols(answer, answer_unit, expected=unit)
+        reference, unit = _with_unit_of_symbols(reference, unit, expected=answer_unit)
     if not units.agree_or_missing(unit, answer_unit):
         return False
     if "text" in (reference.kind, answer.kind):
@@ -101,6 +104,43 @@ def _split_unit(node: Node) -> tuple[Node, str]:
         inner, unit = _split_unit(node.args[0])
         node = Node("negative", (inner,))
     return (node.args[0], unit or "deg") if node.kind == "degree" else (node, unit)
+
+
+def _with_unit_of_symbols(node: Node, unit: str, *, expected: str) -> tuple[Node, str]:
+    """Return an answer and its unit; symbols after a number are its unit if it is ``expected``.
+
+    The letters of ``12 m/s`` can be variables or a unit, so the other answer decides.
+    """
+    if unit or not expected:
+        return node, unit
+    value, names = _number_and_unit_words(node)
+    if value is None or not names or units.canonical_unit(names) != expected:
+        return node, unit
+    return value, expected
+
+
+def _number_and_unit_words(node: Node) -> tuple[Node | None, list[str]]:
+    """Return the number and the words of the unit in a product such as ``12 m/s``.
+
+    The number is None if there is none. The words are [] if the other factors are not known units.
+    """
+    if not _has_symbols(node):
+        return node, []
+    if node.kind == "negative":
+        value, words = _number_and_unit_words(node.args[0])
+        return (value and Node("negative", (value,))), words
+    name = str(node.data)
+    if node.kind in ("symbol", "letters"):
+        return None, [name] if units.known_unit(name) else []
+    if node.kind == "power" and node.args[1].kind == "number":
+        _, words = _number_and_unit_words(node.args[0])
+        return None, [*words, f"^{node.args[1].data}"] if words else []
+    if node.kind not in ("multiply", "divide"):
+        return None, []
+    (value, words), (other, others) = map(_number_and_unit_words, node.args)
+    if other is not None or not others or (node.args[0] is not value and not words):
+        return None, []
+    return value, [*words, *(["/"] if node.kind == "divide" else []), *others]
 
 
 def _words_of_answer(node: Node) -> tuple[str, ...] | None:

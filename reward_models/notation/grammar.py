@@ -124,6 +124,7 @@ class _MathReader(TokenReader):
         joints = joints - {","} or joints
         if len(joints) > 1:
             raise NotUnderstood('both "and" and "or"')
+        items = _with_repeated_name(items)
         return items[0] if len(items) == 1 else Node("list", tuple(items), "".join(joints))
 
     def items(self) -> list[Node]:
@@ -234,9 +235,14 @@ class _MathReader(TokenReader):
 
     def power(self) -> Node:
         base = self.postfix()
+        in_brackets = self.peek(-1).kind != "word"
         if self.is_degree() or not self.take_op("^"):
             return base
-        return Node("power", (base, self.exponent()))
+        if base.kind != "letters" or in_brackets:
+            return Node("power", (base, self.exponent()))
+        # Only the last letter is raised, as in ab^2.
+        before, last = base.args[0].args
+        return Node("multiply", (before, Node("power", (last, self.exponent()))))
 
     def exponent(self) -> Node:
         return self._braced() if self.peek().is_op("{") else self._signed_power()
@@ -248,8 +254,9 @@ class _MathReader(TokenReader):
     def postfix(self) -> Node:
         node = self.atom()
         while True:
+            in_brackets = self.peek(-1).kind != "word"
             if self.take_op("!"):
-                node = Node("factorial", (node,))
+                node = Node("factorial", (node,)) if in_brackets else _factorial_node(node)
             elif self.take_op("%"):
                 node = Node("percent", (node,))
             elif self.take_degree():
@@ -533,27 +540,62 @@ class _MathReader(TokenReader):
         words: list[str] = []
         while len(words) < 6:
             token = self.peek()
-            if self._is_unit(token) or (token.is_op("/") and words):
+            is_divisor = bool(words) and words[-1] == "/" and _is_known_unit(token)
+            if is_divisor or self._is_unit(token) or (token.is_op("/") and words):
                 words.append(token.text)
-            elif token.is_op("^") and words and self.peek(1).kind == "number":
-                self.take()
-                words.append(f"^{self.peek().text}")
+            elif words and (exponent := self._unit_exponent()):
+                words.append(f"^{exponent}")
+                continue
             elif not (token.kind == "punctuation" and token.text == "." and words):
                 break
             self.take()
         return units.canonical_unit(words)
+
+    def _unit_exponent(self) -> str:
+        """Take the exponent of a unit, such as ``^2`` or ``^{2}``; return "" if there is none."""
+        braced = self.peek(1).is_op("{")
+        number = self.peek(2 if braced else 1)
+        closed = not braced or self.peek(3).is_op("}")
+        if not self.peek().is_op("^") or number.kind != "number" or not closed:
+            return ""
+        self.position += 4 if braced else 2
+        return number.text
 
     def _is_unit(self, token: Token) -> bool:
         word = token.text
         if token.kind != "word" or word.lower() in units.NOT_UNITS:
             return False
         long = len(word) > 1
-        is_known = units.known_unit(word) is not None
+        is_known = _is_known_unit(token)
         return (is_known and token.prose) or (long and (token.prose or not token.math or is_known))
+
+
+def _with_repeated_name(items: list[Node]) -> list[Node]:
+    """Return the items of a list such as ``x = 1, 2`` as ``x = 1, x = 2``; others as they are."""
+    first, *others = items
+    is_named = first.kind == "relation" and first.data == ("=",) and first.args[0].kind == "symbol"
+    if not others or not is_named or any(_has_relation(item) for item in others):
+        return items
+    return [first, *(Node("relation", (first.args[0], item), ("=",)) for item in others)]
+
+
+def _has_relation(node: Node) -> bool:
+    return node.kind == "relation" or (node.kind == "unit" and _has_relation(node.args[0]))
+
+
+def _is_known_unit(token: Token) -> bool:
+    return token.kind == "word" and units.known_unit(token.text) is not None
 
 
 def _number_node(value: int | Fraction) -> Node:
     return Node("number", data=Fraction(value))
+
+
+def _factorial_node(node: Node) -> Node:
+    if node.kind != "letters":
+        return Node("factorial", (node,))
+    before, last = node.args[0].args
+    return Node("multiply", (before, Node("factorial", (last,))))
 
 
 def _negative_node(node: Node) -> Node:

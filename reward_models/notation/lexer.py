@@ -79,6 +79,7 @@ _WORD = re.compile(rf"{_LETTER}+(?:['’]{_LETTER}+)*")
 _SPACE = re.compile(rf"[ \t\r\f\v{_THIN_SPACES}]+")
 _SUPERSCRIPT_NUMBER = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_FULL_WIDTH_FORMS = {0xFEE0 + code: code for code in range(ord("!"), ord("~") + 1)}
 _TEXT_COMMANDS = word_set(
     "text textbf textit textrm textnormal mbox mathrm mathbf hbox operatorname mathit mathsf "
     "textsf emph boldsymbol mathbb mathcal"
@@ -134,7 +135,7 @@ def tokens_of(text: str, *, math: bool = False) -> list[Token]:
     """
     if len(text) > MAX_TEXT:
         raise NotUnderstood(f"longer than {MAX_TEXT} characters")
-    return _Lexer(text, math).run()
+    return _Lexer(text.translate(_FULL_WIDTH_FORMS), math).run()
 
 
 class _Lexer:
