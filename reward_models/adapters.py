@@ -124,8 +124,8 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     return trl_reward
 
 
-def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
-    """Return the facts of the row with the index ``row``: column -> text, or list of values.
+def _facts_of_row(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+    """Return the facts of the row with the index ``row``: column -> value, or list of values.
 
     Columns that are not lists of length ``num_rows`` are omitted. So are values other than texts,
     numbers and lists of these.
@@ -135,8 +135,7 @@ def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[s
         if not isinstance(column, list) or len(column) != num_rows:
             continue
         value = column[row]
-        if isinstance(value, str | int | float):
-            facts[name] = str(value)
-        elif isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
+        items = value if isinstance(value, list) else [value]
+        if all(isinstance(item, str | int | float) for item in items):
             facts[name] = value
     return facts

@@ -481,6 +481,6 @@ def fact(conversation: Conversation, key: str) -> Any:
     return next((m[key] for m in reversed(conversation) if key in m), None)
 
 
-def with_facts(conversation: Conversation, facts: Mapping[str, str]) -> Conversation:
+def with_facts(conversation: Conversation, facts: Mapping[str, Any]) -> Conversation:
     """Return a copy of a conversation with ``facts`` as further keys of the first message."""
     return [{**conversation[0], **facts}, *conversation[1:]]

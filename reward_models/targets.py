@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class ReferenceAnswerSource:
         """Return the alternative reference answers of a conversation.
 
         Raises:
-            Unscorable: There is no answer, or an answer is neither a text nor a number.
+            Unscorable: There is no answer, an answer is blank or nan, or an answer is neither a
+                text nor a number.
         """
         answer: Any = self.answer
         if answer is None and self.table is not None:
@@ -65,12 +67,16 @@ class ReferenceAnswerSource:
             answer = self.table.get(str(users[-1]).strip()) if users else None
         elif answer is None:
             answer = fact(conversation, self.key)
-        if answer is None or answer == []:
+        answers = answer if isinstance(answer, list | tuple) else [answer]
+        if not answers or any(map(_is_missing, answers)):
             raise Unscorable("no reference answer")
-        return [
-            _answer_text(item)
-            for item in (answer if isinstance(answer, list | tuple) else [answer])
-        ]
+        return [_answer_text(item) for item in answers]
+
+
+def _is_missing(answer: Any) -> bool:
+    """Return whether an answer is None, nan (a missing cell of pandas) or blank text."""
+    is_nan = isinstance(answer, float) and math.isnan(answer)
+    return answer is None or is_nan or (isinstance(answer, str) and not answer.strip())
 
 
 def _answer_text(answer: Any) -> str:

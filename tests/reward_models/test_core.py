@@ -227,6 +227,14 @@ def test_trl_function_takes_text_and_messages_and_passes_columns_as_facts():
     assert [m["role"] for m in seen[1]] == ["system", "user", "assistant"]
 
 
+@pytest.mark.parametrize("kind", ["exact_match", "number", "math"])
+def test_trl_function_passes_numbers_as_numbers(kind):
+    function = as_trl(build({"kind": kind}))
+    scores = function(["6*7?"] * 3, ["42", "42", "43"], answer=[42.0, 42, 42.0])
+    assert scores == [1.0, 1.0, 0.0]
+    assert function(["6*7?"], ["nan"], answer=[float("nan")]) == [None]
+
+
 @pytest.fixture
 def importable(tmp_path, monkeypatch):
     (tmp_path / "my_rewards_for_test.py").write_text(

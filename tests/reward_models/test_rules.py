@@ -114,6 +114,14 @@ def test_answers_that_cannot_be_used_are_counted():
         }
 
 
+@pytest.mark.parametrize("answer", [None, "", " \n", float("nan"), [""], ["5", None]])
+@pytest.mark.parametrize("kind", ["exact_match", "number", "math"])
+def test_blank_answers_are_no_answers(kind, answer):
+    scores = build({"kind": kind}).score([talk(reply, answer=answer) for reply in ("", "nan", "5")])
+    assert scores.values == [None] * 3
+    assert scores.counts == {f"{kind}: no reference answer": 3}
+
+
 def test_a_list_with_an_answer_that_is_not_understood():
     """A reply that equals another reference is right; otherwise it has no score."""
     scores = build({"kind": "number", "answer": ["7", "3:30"]}).score([talk("7"), talk("8")])
