@@ -9,18 +9,20 @@ from typing import Any
 
 import gymnasium as gym
 
+from rlhf.common.text import after_thinking
 from rlhf.envs.core import check_choice
 from rlhf.envs.wrappers import TextWrapper
 
+_BOX_START = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 class ParseAction(TextWrapper):
     """Extract the action from a longer reply: a tag, a box, a tool call or the last line.
 
-    A reply without an action in the form `form` is passed to the environment unchanged. The
-    environment usually treats such a reply as an invalid action. `info["parsed"]` is True if an
-    action was extracted.
+    Reasoning in `<think>` is not searched. A reply without an action in the form `form` is passed
+    to the environment unchanged. The environment usually treats such a reply as an invalid action.
+    `info["parsed"]` is True if an action was extracted.
 
     Args:
         env: The environment.
@@ -36,7 +38,7 @@ class ParseAction(TextWrapper):
         self._parse = PARSERS[form]
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
-        parsed = self._parse(action)
+        parsed = self._parse(after_thinking(action))
         result = self.env.step(action if parsed is None else parsed)
         text, reward, terminated, truncated, info = result
         return text, reward, terminated, truncated, {**info, "parsed": parsed is not None}
@@ -52,14 +54,14 @@ def _between(text: str, opening: str, closing: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """Return the content of the last `\\boxed{...}`, up to its matching brace.
+    """Return the content of the last `\\boxed{...}` or `\\fbox{...}`, up to its matching brace.
 
-    Escaped braces are not counted. The result is None if there is no complete `\\boxed{...}`.
+    Escaped braces are not counted. The result is None if there is no complete box.
     """
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    boxes = list(_BOX_START.finditer(text))
+    if not boxes:
         return None
-    start, depth = start + len("\\boxed{"), 1
+    start, depth = boxes[-1].end(), 1
     for match in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0:
@@ -80,7 +82,12 @@ def _tool_call_to_action(text: str) -> str | None:
         call = json.loads(inner[start : end + 1])
     except (ValueError, RecursionError):
         return None
-    name, arguments = call.get("name"), call.get("arguments", {})
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
+    if isinstance(arguments, str):  # as in the interface of OpenAI
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return " ".join([name, *(str(value) for value in arguments.values())])

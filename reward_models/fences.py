@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rlhf.reward_models.notation.marks import after_thinking
+from rlhf.common.text import after_thinking
 
 _QUOTE = r" {0,3}>[ \t]?"
 _INDENTATION = r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?"

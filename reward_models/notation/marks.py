@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from rlhf.common.text import after_thinking
 from rlhf.reward_models.notation.lexer import NotUnderstood, closing_positions
 
 _ANSWER_TAG_START = re.compile(r"<answer>", re.I)
@@ -16,12 +17,6 @@ _ANSWER_HEADING = re.compile(r"[\s#*]*(?:the\s+)?(?:final\s+)?(?:answer|result)?
 _STARTS_WITH_ANSWER = re.compile(
     r"\s*(?:(?:the\s+)?(?:final\s+)?answer\b|[-+−–(\[{\\$€£*.`]*\s*\\?[\d\\$({\[−–-]|\w\s*=)", re.I
 )
-
-
-def after_thinking(text: str) -> str:
-    """Return the text after the last ``</think>``, and before a ``<think>`` that is not closed."""
-    text = text.rpartition("</think>")[2]
-    return text.partition("<think>")[0]
 
 
 def last_box(text: str) -> tuple[int, int, str] | None:

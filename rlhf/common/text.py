@@ -169,3 +169,9 @@ def _is_number(text: str) -> bool:
         return not math.isnan(float(text))
     except ValueError:
         return False
+
+
+def after_thinking(text: str) -> str:
+    """Return the text after the last ``</think>``, and before a ``<think>`` that is not closed."""
+    text = text.rpartition("</think>")[2]
+    return text.partition("<think>")[0]

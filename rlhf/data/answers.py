@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.marks import last_box
+
 Answer = str | list[str]
 """One correct answer, or a list of alternatives."""
 
@@ -40,16 +43,15 @@ def reference_answer(value: Any) -> Answer | None:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""Return the content of the last \boxed{...} with balanced braces; None if there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    r"""Return the content of the last \boxed{...} or \fbox{...}; None if there is none.
+
+    The result is also None if the last box is empty or is not closed.
+    """
+    try:
+        box = last_box(text)
+    except NotUnderstood:
         return None
-    depth = 0
-    for end in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start + len("\\boxed{") : end].strip() or None
-    return None
+    return (box[2].strip() or None) if box else None
 
 
 def solution_answer(value: Any) -> Answer | None:

@@ -122,6 +122,9 @@ def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> N
         facts["tests"] = tests
     elif tests is not None:
         notes.add("tests cell that is not a text or a list of texts, or is empty")
+    for key, value in facts.items():
+        if prompt[last_user].get(key, value) != value:
+            notes.add(f"{key} column that differs from the {key} of its message")
     if facts:
         prompt[last_user] = facts | prompt[last_user]  # values in the message take precedence
 

@@ -287,3 +287,16 @@ def test_a_second_reasoning_of_a_message_is_named(read, other):
     assert loaded.ignored == {"reasoning that differs from other reasoning of its message": 1}
     same = assistant("R", reasoning_content="because", **{other: "because\n"})
     assert not read([{"messages": [user("Q"), same]}], "sft").ignored
+
+
+@pytest.mark.parametrize("box", [r"\boxed{5}", r"\boxed {5}", r"\fbox{5}", r"\boxed{4} \boxed{5}"])
+def test_the_answer_of_a_solution_is_its_last_box(read, box):
+    loaded = read([{"problem": "Q", "solution": f"So it is\n${box}$."}], "prompt")
+    assert loaded.rows[0]["prompt"][0]["answer"] == "5"
+
+
+def test_an_answer_column_that_differs_from_the_message_is_named(read):
+    rows = [{"messages": [user("Q", answer="5")], "answer": answer} for answer in ("6", "5")]
+    loaded = read(rows, "prompt")
+    assert [row["prompt"][0]["answer"] for row in loaded.rows] == ["5", "5"]
+    assert loaded.ignored == {"answer column that differs from the answer of its message": 1}

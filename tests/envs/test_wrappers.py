@@ -106,6 +106,42 @@ def test_parse_action_passes_the_parsed_action():
     assert (info["parsed"], info["valid"]) == (False, False)
 
 
+class Recorder(gym.Env):
+    """Records the action that it receives."""
+
+    def reset(self, *, seed=None, options=None):
+        return "", {}
+
+    def step(self, action):
+        self.action = action
+        return "", 0.0, True, False, {}
+
+
+@pytest.mark.parametrize(
+    ("form", "reply", "action"),
+    [
+        ("answer", "<think><answer>a</answer></think><answer>b</answer>", "b"),
+        ("answer", "<answer>b</answer><think> or <answer>a</answer>", "b"),
+        ("answer", "<think>maybe <answer>a</answer></think>", None),
+        ("answer", "<think>maybe <answer>a</answer>", None),
+        ("answer", "maybe <answer>a</answer></think>", None),
+        ("boxed", r"<think>\boxed{a}</think>", None),
+        ("boxed", r"<think>\boxed{a}</think>\boxed {b}", "b"),
+        ("boxed", r"\fbox{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("last_line", "<think>a</think>b", "b"),
+        ("tool", '{"name": "go", "parameters": {"where": "left"}}', "go left"),
+        ("tool", r'{"name": "go", "arguments": "{\"where\": \"left\"}"}', "go left"),
+        ("tool", '{"name": "go", "arguments": "left"}', None),
+        ("tool", '<think>{"name": "go"}</think>', None),
+    ],
+)
+def test_parse_action_ignores_reasoning(form, reply, action):
+    recorder = Recorder()
+    info = ParseAction(recorder, form=form).step(reply)[4]
+    assert recorder.action == (reply if action is None else action)
+    assert info["parsed"] == (action is not None)
+
+
 def test_few_shot_examples_are_solved_and_leave_the_episode_alone():
     env, plain = FewShot(make("TMaze-v0"), count=2), make("TMaze-v0")
     text, _ = env.reset(seed=4)
