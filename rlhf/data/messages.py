@@ -104,12 +104,23 @@ def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
         if not isinstance(item, Mapping):
             raise RowDropped("message is not an object with a role and a content")
         if {"input", "output"} <= item.keys():
-            pairs = (("user", item["input"]), ("assistant", item["output"]))
-            items = [{"role": role, "content": content} for role, content in pairs]
-            messages += [parse_message(turn, notes) for turn in items]
+            messages += _parse_pair(item, notes)
         else:
             messages.append(parse_message(item, notes))
     return messages
+
+
+def _parse_pair(item: Mapping[str, Any], notes: Notes) -> Conversation:
+    """Convert {input, output} to two messages, after a system message if `item` has one."""
+    roles = {"system": "system", "input": "user", "output": "assistant"}
+    notes.update(
+        f"message key {key!r}" for key in item if key not in roles and is_filled(item[key])
+    )
+    return [
+        parse_message({"role": role, "content": item[key]}, notes)
+        for key, role in roles.items()
+        if key != "system" or is_filled(item.get(key))
+    ]
 
 
 def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:

@@ -300,3 +300,14 @@ def test_an_answer_column_that_differs_from_the_message_is_named(read):
     loaded = read(rows, "prompt")
     assert [row["prompt"][0]["answer"] for row in loaded.rows] == ["5", "5"]
     assert loaded.ignored == {"answer column that differs from the answer of its message": 1}
+
+
+def test_the_system_message_of_a_pair_of_turns_is_read(read):
+    turns = [
+        {"system": "S", "input": "Q", "output": "R", "mood": "glad"},
+        {"system": "", "input": "Q2", "output": "R2"},
+    ]
+    loaded = read([{"conversation": turns}], "sft")
+    assert loaded.rows[0]["prompt"] == [system("S"), user("Q")]
+    assert loaded.rows[0]["completion"] == [assistant("R"), user("Q2"), assistant("R2")]
+    assert loaded.ignored == {"message key 'mood'": 1}
