@@ -129,9 +129,10 @@ def _number_and_unit_words(node: Node) -> tuple[Node | None, list[str]]:
     if node.kind == "negative":
         value, words = _number_and_unit_words(node.args[0])
         return (value and Node("negative", (value,))), words
-    name = str(node.data)
     if node.kind in ("symbol", "letters"):
-        return None, [name] if units.known_unit(name) else []
+        name, mark, exponent = str(node.data).partition("^")
+        known = units.known_unit(name) is not None
+        return None, [name, *([f"^{exponent}"] if mark else [])] if known else []
     if node.kind == "power" and node.args[1].kind == "number":
         _, words = _number_and_unit_words(node.args[0])
         return None, [*words, f"^{node.args[1].data}"] if words else []
@@ -202,6 +203,8 @@ def _same_collections(
     if reference.kind in ("cup", "cap") or answer.kind in ("cup", "cap"):
         return _same_sets(reference, answer)
     names = [{_assigned_name(item) for item in items} for items in (reference_items, answer_items)]
+    if names[0] != names[1] and "" not in names[0] | names[1]:
+        return False
     if max(map(len, names)) > 1 and names[0] != names[1]:
         # "1, 2" can mean x = 1, y = 2 in this order, but "1 or 2" cannot.
         joints = {str(reference.data), str(answer.data)}

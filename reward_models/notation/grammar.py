@@ -242,7 +242,9 @@ class _MathReader(TokenReader):
             return Node("power", (base, self.exponent()))
         # Only the last letter is raised, as in ab^2.
         before, last = base.args[0].args
-        return Node("multiply", (before, Node("power", (last, self.exponent()))))
+        exponent = self.exponent()
+        name = f"{base.data}^{exponent.data}"
+        return Node("letters", (Node("multiply", (before, Node("power", (last, exponent)))),), name)
 
     def exponent(self) -> Node:
         return self._braced() if self.peek().is_op("{") else self._signed_power()
