@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -216,6 +218,40 @@ def test_two_killed_processes_end_like_two_that_were_not(tmp_path: Path, echo_mo
     assert metrics_of(runs[0]) == metrics_of(runs[1])
     assert len(metrics_of(runs[0])) == 12
     assert same(checkpoint_of(runs[0]), checkpoint_of(runs[1]))
+
+
+def test_two_processes_continue_from_the_checkpoint_before_the_damaged_ones(
+    tmp_path: Path, echo_model: Path
+) -> None:
+    config = write_config(tmp_path / "whole", echo_model, num_steps=4, save_every=1, keep_last=4)
+    assert main(["ppo", "--config", str(config)]) == 0
+    shutil.copytree(tmp_path / "whole/run", tmp_path / "cut")
+    run = tmp_path / "cut"
+    (run / "finished").unlink()
+    shutil.rmtree(run / "final")
+    weights, optimizer = (
+        run / f"checkpoints/step-{name}" for name in ("4/model.safetensors", "3/optimizer.pt")
+    )
+    os.truncate(weights, weights.stat().st_size // 2)
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    messages = []
+    for process in start_two(config, "ppo", "--resume", "--output_dir", str(run)):
+        messages.append(process.communicate(timeout=120)[1])
+        assert process.returncode == 0, messages[-1]
+    for path in (weights, optimizer):
+        warning = rf"{path} is damaged: .*; using the previous checkpoint instead"
+        assert [len(re.findall(warning, text)) for text in messages] == [1, 0]
+    for step in (1, 2, 3, 4):
+        verify_checksums(run / f"checkpoints/step-{step}")
+    before, after = metrics_of(tmp_path / "whole/run"), metrics_of(run)
+    assert [row["step"] for row in after] == [1, 2, 3, 4]
+    assert after[:2] == before[:2]
+    # The optimizer or the weights of the damaged checkpoints would give another step 4.
+    whole, cut = (tensors_of(path / "checkpoints/step-4") for path in (tmp_path / "whole/run", run))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, rtol=0, atol=1e-6)
 
 
 def steps_before(processes: list[subprocess.Popen[str]], log: Path, *, lines: int) -> None:
