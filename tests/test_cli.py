@@ -326,3 +326,29 @@ def test_a_comparison_goes_where_it_was_asked_to(capsys, tmp_path):
     assert "is a file: expected a run directory" in refused(capsys, "report", str(page))
     assert "did you mean 'output'?" in refused(capsys, "report", *runs, "--outptu", "x")
     assert "did you mean 'metric'?" in refused(capsys, "compare", *runs, "--metrc", "return")
+
+
+@pytest.mark.parametrize(
+    "path", ["a" * 300, "a/" * 3000, "rows.jsonl/x", "loop", "loop/x"], ids=len
+)
+def test_a_path_that_cannot_exist_is_refused_in_one_line(capsys, tmp_path, monkeypatch, sft, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    config = config_file(tmp_path, sft)
+    prompts = f"[{{path: {path}}}]"
+    for words in (
+        ["sft", "--config", config, "--data.0.path", path],
+        ["sft", "--config", config, "--model.path", path],
+        ["sft", "--config", path],
+        ["ppo", "--env.prompts", prompts, "--model.path", config, "--output_dir", "out"],
+        ["report", path],
+        ["report", path, path],
+        ["compare", path, path],
+        ["replay", path],
+        ["run", path],
+        ["bench", path],
+        ["data", "check", path],
+        ["models", "merge", path, "out"],
+        ["models", "get", path],
+    ):
+        refused(capsys, *words)

@@ -504,3 +504,51 @@ def test_names_of_files_stay_in_the_directory(tmp_path, capsys):
     assert main(["demos", "--config", str(tmp_path / "demos.yaml")]) == 2
     assert "'../victim.jsonl' is not a file name" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["demos.yaml"]
+
+
+@pytest.mark.parametrize(
+    "place", ["checkpoints/step-9", "checkpoints", "halted/x", "final/x", "evaluation/a/b"]
+)
+@pytest.mark.parametrize("option", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_run_is_not_written_into_a_folder_of_another_run(tmp_path, place, option):
+    """A resumed run removes damaged checkpoints and the evidence of an earlier alarm."""
+    finished_run(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    before = files(tmp_path)
+    for root in (tmp_path / "run", tmp_path / "link"):
+        with pytest.raises(UserError, match="is inside the folder"):
+            Run.open({"command": "ppo", "output_dir": str(root / place), **option})
+    assert files(tmp_path) == before
+
+
+def test_a_run_beside_the_folders_of_another_run_is_allowed(tmp_path):
+    finished_run(tmp_path / "run")
+    finished_run(tmp_path / "run/child")
+    finished_run(tmp_path / "checkpoints/step-9")
+    assert main(["report", str(tmp_path / "run/child")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a" * 201, "at most 200 bytes"),
+        ("é" * 101, "at most 200 bytes"),
+        ("a\0b", "no null character"),
+        (f"{'a' * 300}/b", "File name too long"),
+        ("a/" * 3000, "File name too long"),
+    ],
+)
+def test_names_that_the_file_system_does_not_accept_are_refused(tmp_path, capsys, name, words):
+    tree = online_tree(tmp_path / name, tmp_path / "no-model")
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["ppo", "--config", str(tmp_path / "ppo.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+    assert os.listdir(tmp_path) == ["ppo.yaml"]
+
+
+def test_a_run_with_the_longest_name_has_a_final_evaluation(tmp_path, echo_model):
+    tree = online_tree(tmp_path / ("a" * 200), echo_model, num_steps=1)
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["ppo", "--config", str(tmp_path / "ppo.yaml")]) == 0

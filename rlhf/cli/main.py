@@ -7,6 +7,7 @@ command needs them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -29,6 +30,9 @@ from rlhf.runs.launch import prepare_process
 
 # First words of commands with two words.
 GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
+
+_PATH_ERRORS = frozenset([errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR])
+"""Numbers of the errors for a path that cannot be the path of a file or folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,6 +139,10 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         )
         return 2
     # A UserError or an unreadable file is the user's mistake; anything else is a bug.
+    if not debug and isinstance(error, OSError) and error.errno in _PATH_ERRORS:
+        path = mask_secrets(escape_invisible(str(error.filename)))
+        _print_error(f"rlhf: {path[:200]}{'…' * (len(path) > 200)}: {error.strerror}")
+        return 2
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
         _print_error(mask_secrets(escape_invisible(trace)).rstrip("\n"))

@@ -9,6 +9,7 @@ then applies only to the models that were evaluated.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
@@ -106,7 +107,7 @@ def compare(
         UserError: No episodes were evaluated, a name is unknown, a directory is given twice, or no
             two methods have common units.
     """
-    directories = [Path(directory).resolve() for directory in run_dirs]
+    directories = [Path(os.path.realpath(directory)) for directory in run_dirs]
     every_pair = baseline is None and len(directories) == 1
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")

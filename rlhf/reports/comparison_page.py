@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     Raises:
         UserError: A directory contains no run.
     """
-    directories = dict.fromkeys(Path(directory).resolve() for directory in run_dirs)
+    directories = dict.fromkeys(Path(os.path.realpath(directory)) for directory in run_dirs)
     runs = [run for directory in directories for run in read_runs(directory)]
     methods = _runs_by_method(runs)
     metric = headline_metric(runs)

@@ -120,6 +120,9 @@ CONTENTS = {
     "tables": r"[^/]+\.(csv|json)",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
+MAX_NAME_BYTES = 200
+"""Maximum length of the name of an output directory. Names of temporary files in its evaluation
+contain it and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
 
 
 class DirectoryClaim:
@@ -158,8 +161,10 @@ class DirectoryClaim:
         Raises:
             UserError: The directory exists and cannot be resumed or replaced, it contains a file
                 of the user where the command would write, another process has locked the directory,
-                or the directory cannot be written.
+                or the directory cannot be written. Or the path is not valid, or is inside a folder
+                of another run.
         """
+        _check_path(directory)
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         replaced = directory / REPLACED
@@ -333,6 +338,31 @@ def path_without_dot_dot(directory: str | Path) -> Path:
 def written_by_toolkit(directory: Path) -> bool:
     """Return whether a command of the toolkit created a directory."""
     return (directory / MARKER).is_file()
+
+
+def _check_path(directory: Path) -> None:
+    """Check that an output directory has a valid path outside the folders that other runs replace.
+
+    For example, a run in ``checkpoints/step-9`` of another run is deleted with the other run's old
+    checkpoints. Folders of `CONTAINERS` are allowed, because studies write their runs there.
+
+    Raises:
+        UserError: The path is not valid, or is inside a folder of another run.
+    """
+    if "\0" in str(directory) or len(os.fsencode(directory.name)) > MAX_NAME_BYTES:
+        raise UserError(
+            f"output_dir: a name has at most {MAX_NAME_BYTES} bytes and no null character, but the "
+            f"name begins with {directory.name[:50]!r}: choose another --output_dir"
+        )
+    target = Path(os.path.realpath(directory))
+    with write_errors_as_user_errors(directory):
+        for run in target.parents:
+            name = target.relative_to(run).parts[0]
+            if name in (DESCRIPTIONS | RESULTS) - CONTAINERS and written_by_toolkit(run):
+                raise UserError(
+                    f"{directory} is inside the folder {name} of the run {run}, which replaces the "
+                    "content of this folder: choose another --output_dir"
+                )
 
 
 def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
