@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MAX_LINE = 500
+"""Maximum number of characters that `first_line` returns, without the mark of the omission."""
+
 
 class UserError(ValueError):
     """Error for a mistake of the user; the one-line message says what is wrong and what to do.
@@ -19,5 +22,9 @@ def message_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or "" if the message is empty."""
-    return (message_of(error).splitlines() or [""])[0]
+    """Return the first line of an exception's message, or "" if the message is empty.
+
+    A line of more than `MAX_LINE` characters, such as the text of a whole episode, is shortened.
+    """
+    line = (message_of(error).splitlines() or [""])[0]
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"

@@ -21,6 +21,7 @@ _TORCH_SETTINGS = {
 }
 """Function of torch that returns a setting -> function that changes it."""
 _AUTOCAST_DEVICES = ("cpu", "cuda")
+_ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()  # not on Windows
 
 
 class _Expired(BaseException):
@@ -71,15 +72,16 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
 def _restored_process_state() -> Iterator[None]:
     """Return a context manager that restores the state of the process, and ends forked processes.
 
-    The state is the working directory, ``sys.stderr``, the handlers of signals that stop a run, and
-    torch's gradient mode, inference mode, autocast, default dtype and device, number of threads and
-    precision of matrix products.
+    The state is the working directory, ``sys.stderr``, the handlers of SIGALRM and of the signals
+    that stop a run, the timer of SIGALRM if none was running, and torch's gradient mode, inference
+    mode, autocast, default dtype and device, number of threads and precision of matrix products.
     """
     process, stderr = os.getpid(), sys.stderr
     directory = None
     with contextlib.suppress(OSError):  # the working directory was removed
         directory = os.getcwd()
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *_ALARM)}
+    no_timer = bool(_ALARM) and signal.getitimer(signal.ITIMER_REAL)[0] == 0
     torch = sys.modules.get("torch")
     try:
         with _restored_torch_state(torch) if torch else contextlib.nullcontext():
@@ -90,6 +92,8 @@ def _restored_process_state() -> Iterator[None]:
         sys.stderr = stderr
         if directory:
             os.chdir(directory)
+        if no_timer:  # the signal of a timer that the code left would end the process
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 if signal.getsignal(number) is not handler:

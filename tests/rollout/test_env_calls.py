@@ -205,6 +205,8 @@ CHANGES = {
     "precision": lambda: torch.set_float32_matmul_precision("medium"),
     "standard error": lambda: setattr(sys, "stderr", None),
     "handler": lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    "alarm handler": lambda: signal.signal(signal.SIGALRM, signal.SIG_IGN),
+    "timer": lambda: signal.alarm(600),
 }
 
 
@@ -220,6 +222,8 @@ def process_state() -> list[Any]:
         torch.get_float32_matmul_precision(),
         sys.stderr,
         signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGALRM),
+        signal.getitimer(signal.ITIMER_REAL)[0] > 0,
     ]
 
 
@@ -238,6 +242,28 @@ def test_the_state_of_the_process_is_restored(kind: str, gradients: bool) -> Non
         make_collector(FakeEngine("go"), tale_with(changing)).collect(episode_seeds(0))
         assert process_state() == before
         assert (changed[0] != before) == (kind != "gradients" or gradients)
+
+
+def test_a_running_timer_is_kept() -> None:
+    """A program that calls the toolkit may limit its own time."""
+    signal.alarm(600)
+    try:
+        make_collector(FakeEngine("go"), tale_with(lambda env, action: GOOD)).collect(
+            episode_seeds(0)
+        )
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    finally:
+        signal.alarm(0)
+
+
+def test_a_long_reason_is_shortened() -> None:
+    def fails(env: Any, action: str) -> Any:
+        raise ValueError("x" * 10**6)
+
+    calls = make_collector(FakeEngine("go"), tale_with(fails))
+    with pytest.raises(UserError, match="ValueError: xxx") as caught:
+        calls.collect(episode_seeds(0))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_precision_that_only_the_new_functions_of_torch_can_read_is_kept() -> None:
