@@ -1,4 +1,4 @@
-"""Read and write YAML with the number syntax of YAML 1.2, and with limits on size and depth."""
+"""Read and write YAML with limits on size and depth, and without numbers in surprising notation."""
 
 from __future__ import annotations
 
@@ -62,14 +62,21 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
+_REPLACED_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("timestamp", "int", "float"))
+_INT_PATTERN = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+))$")
+_FLOAT_PATTERN = re.compile(
+    r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
 _PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
     """Loader with the floats of YAML 1.2, unique keys, and limits on size and depth.
 
-    ``1e-5`` is read as a number, although it is a string in YAML 1.1. Dates are read as text. Tags
-    of types other than `_PLAIN_TAGS` are errors.
+    ``1e-5`` is read as a number, although it is a string in YAML 1.1. Dates, times such as ``1:30``
+    and numbers that begin with a zero, such as ``010``, are read as text, although times and octal
+    numbers are the integers 90 and 8 in YAML 1.1. Tags of types other than `_PLAIN_TAGS` are
+    errors.
     """
 
     yaml_constructors: ClassVar = {
@@ -78,7 +85,7 @@ class _Loader(yaml.SafeLoader):
         if tag is None or tag.rpartition(":")[2] in _PLAIN_TAGS
     }
     yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in rows if not tag.endswith(":timestamp")]
+        first: [(tag, pattern) for tag, pattern in rows if tag not in _REPLACED_TAGS]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -93,6 +100,8 @@ class _Dumper(yaml.SafeDumper):
     """Dumper that quotes text that `_Loader` would read as a number."""
 
 
+for _tag, _pattern in (("int", _INT_PATTERN), ("float", _FLOAT_PATTERN)):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list("-+.0123456789"))
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",

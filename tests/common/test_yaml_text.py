@@ -17,13 +17,45 @@ def test_plain_data_is_read_back(tree):
     assert load_yaml(dump_yaml(tree)) == tree
 
 
-@pytest.mark.parametrize("text", ["1e-5", "1E5", "2024-01-01", "no", "1:30", "=", "😀", "a\u2028b"])
+@pytest.mark.parametrize(
+    "text", ["1e-5", "1E5", "2024-01-01", "no", "1:30", "010", "=", "😀", "a\u2028b"]
+)
 def test_text_stays_text(text):
     assert load_yaml(dump_yaml([text, {text: 1}])) == [text, {text: 1}]
 
 
 def test_dates_are_text_and_aliases_are_read():
     assert load_yaml("a: 2024-01-01\nb: &x [1]\nc: *x") == {"a": "2024-01-01", "b": [1], "c": [1]}
+
+
+@pytest.mark.parametrize("text", ["1:30", "1:30.5", "-12:30:00", "010", "-07", "00", "08", "0o10"])
+def test_times_and_numbers_with_a_leading_zero_are_text(text):
+    """YAML 1.1 reads 1:30 as 90 and 010 as 8."""
+    assert load_yaml(f"[{text}]") == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("-3", -3),
+        ("+5", 5),
+        ("1_000", 1000),
+        ("0x10", 16),
+        ("0b11", 3),
+        ("0.5", 0.5),
+        ("-1.", -1.0),
+        (".5", 0.5),
+        ("1_0.5", 10.5),
+        ("1.5e+3", 1500.0),
+        ("00.5", 0.5),
+        ("-.inf", float("-inf")),
+    ],
+)
+def test_other_numbers_are_numbers(text, value):
+    (number,) = load_yaml(f"[{text}]")
+    assert number == value
+    assert type(number) is type(value)
 
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
