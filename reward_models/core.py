@@ -63,7 +63,8 @@ def describe_exception(error: BaseException) -> str:
     if frames:
         frame = (user_frames or frames)[-1]
         location = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
-    message = mask_secrets(" ".join(message_of(error).split()))
+    # Masking a long text, such as a whole reply, takes seconds.
+    message = mask_secrets(" ".join(message_of(error)[: 10 * _MAX_MESSAGE].split()))
     message = f": {message[:_MAX_MESSAGE]}" if message else ""
     return f"{type(error).__name__}{message}{location}"
 

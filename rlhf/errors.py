@@ -24,7 +24,11 @@ def message_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or "" if the message is empty.
 
-    A line of more than `MAX_LINE` characters, such as the text of a whole episode, is shortened.
+    A line of more than `MAX_LINE` characters, such as the text of a whole episode, is shortened. It
+    ends with a whole word if it has several, so that no part of a secret remains.
     """
     line = (message_of(error).splitlines() or [""])[0]
-    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
+    if len(line) <= MAX_LINE:
+        return line
+    start = line[:MAX_LINE]
+    return f"{start.rpartition(' ')[0] or start}…"

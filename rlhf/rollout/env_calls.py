@@ -99,9 +99,9 @@ def reset_environment(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
             _require_type(message, Mapping, 'an entry of info["messages"]')
         ):
             raise TypeError('an entry of info["messages"] has no key "role" or no key "content"')
-        _require_encodable(
-            _require_type(message["content"], str, 'the content of info["messages"]')
-        )
+        for key in ("role", "content"):
+            text = _require_type(message[key], str, f'the {key} of info["messages"]')
+            _require_encodable(text, f'the {key} of info["messages"]')
     return _observation_text(observation), info
 
 
@@ -144,10 +144,10 @@ def _observation_text(observation: Any) -> str:
     return _require_encodable(str(observation))
 
 
-def _require_encodable(text: str) -> str:
+def _require_encodable(text: str, name: str = "the observation") -> str:
     """Return the text. Raise ValueError for a lone surrogate, which tokenizers reject."""
     if not is_utf8_encodable(text):
-        raise ValueError("the observation contains half of a surrogate pair")
+        raise ValueError(f"{name} contains half of a surrogate pair")
     return text
 
 

@@ -89,10 +89,20 @@ def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
     assert playing.calls.failures.total() == 1
 
 
-@pytest.mark.parametrize("messages", [["hi"], [{"role": "user"}], 3])
-def test_messages_before_the_first_observation_are_checked(messages: Any) -> None:
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (["hi"], "TypeError"),
+        ([{"role": "user"}], "TypeError"),
+        (3, "TypeError"),
+        ([{"role": 7, "content": "x"}], r'the role of info\["messages"\] is of type int'),
+        ([{"role": "\ud800", "content": "x"}], r'the role of info\["messages"\] contains half'),
+        ([{"role": "user", "content": "\ud800"}], r'the content of info\["messages"\] contains'),
+    ],
+)
+def test_messages_before_the_first_observation_are_checked(messages: Any, words: str) -> None:
     playing = make_collector(FakeEngine("go"), lambda: Tales(messages=messages))
-    with pytest.raises(UserError, match="episode of seed 5: TypeError"):
+    with pytest.raises(UserError, match=f"episode of seed 5: .*{words}"):
         playing.collect(episode_seeds(5))
 
 
