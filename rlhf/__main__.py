@@ -3,8 +3,8 @@
 import os
 import sys
 
-from rlhf.cli.main import main
+from rlhf.cli.main import run_program
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    sys.exit(main())
+    sys.exit(run_program())

@@ -352,3 +352,20 @@ def test_a_path_that_cannot_exist_is_refused_in_one_line(capsys, tmp_path, monke
         ["models", "get", path],
     ):
         refused(capsys, *words)
+
+
+def test_a_thread_that_does_not_end_does_not_hold_the_process():
+    program = """
+import threading, sys
+from rlhf.cli import main
+main.THREAD_SECONDS = 0.1
+main.main = lambda: threading.Thread(target=threading.Event().wait).start() or 3
+sys.exit(main.run_program())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 3
+    assert process.stderr == (
+        "rlhf: a thread of imported code still runs, so the process ends without it\n"
+    )

@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +35,29 @@ GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 _PATH_ERRORS = frozenset([errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR])
 """Numbers of the errors for a path that cannot be the path of a file or folder."""
+
+
+THREAD_SECONDS = 30.0
+"""Time that threads of imported code have to end after the command has ended."""
+
+
+def run_program() -> int:
+    """Run the command of this process, and let the process end although threads still run.
+
+    Python waits for threads that are not daemons. A thread that an environment or a reward leaves
+    would keep the process of a finished run, and its machine, occupied without a limit.
+    """
+    code = main()
+    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if others:
+        threading.Thread(target=_end_process_later, args=(code,), daemon=True).start()
+    return code
+
+
+def _end_process_later(code: int) -> None:
+    time.sleep(THREAD_SECONDS)
+    _print_error("rlhf: a thread of imported code still runs, so the process ends without it")
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
