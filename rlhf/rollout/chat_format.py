@@ -388,12 +388,18 @@ _NO_MULTI_TURN_MESSAGE = (
 
 
 def generation_stop_ids(model: Any) -> list[int]:
-    """Return the ids of the stop tokens in the generation configuration saved with a model."""
+    """Return the ids of the stop tokens in the generation configuration saved with a model.
+
+    Without a saved configuration, transformers copies the stop tokens of the model's configuration.
+    Then only a list is used, because a single id can be the default of the model's class.
+    """
     config = getattr(model, "generation_config", None)
-    if config is None or getattr(config, "_from_model_config", False):
+    if config is None:
         return []
     eos = config.eos_token_id
-    return [eos] if isinstance(eos, int) else list(eos or ())
+    if isinstance(eos, int):
+        return [] if getattr(config, "_from_model_config", False) else [eos]
+    return list(eos or ())
 
 
 def _have_same_text_after_last_reply(first: str, second: str) -> bool:

@@ -230,6 +230,11 @@ def test_stop_tokens_come_from_the_generation_configuration():
     for eos, expected in ((other, [other]), ([other, 5], [other, 5]), (None, [])):
         model.generation_config = type("Config", (), {"eos_token_id": eos})()
         assert generation_stop_ids(model) == expected
+    # Transformers copies the stop tokens of config.json; one id can be the default of the class.
+    copied = {"_from_model_config": True}
+    for eos, expected in ((other, []), ([other, 5], [other, 5])):
+        model.generation_config = type("Config", (), {"eos_token_id": eos, **copied})()
+        assert generation_stop_ids(model) == expected
     # A number that is no special token of the tokenizer is another vocabulary's.
     letter = tokenizer("a")["input_ids"][0]
     chat_format = ChatFormat(tokenizer, stop_ids=[other, letter])
