@@ -165,13 +165,13 @@ def write_decoding_inputs(job: Job, *, requests: int, reply_lengths: str) -> Non
     )
 
 
-def write_multiturn_inputs(job: Job) -> None:
-    """Write the inputs of 8 episodes of 10 turns.
+def write_multiturn_inputs(job: Job, *, episodes: int = 8, turns: int = 10) -> None:
+    """Write the inputs of episodes with several turns.
 
     The first question has 64 tokens, a reply 16 tokens, and a later question 24 tokens.
     """
     model = copy_without_stop_token(job.request["model"], job.folder / "model")
-    settings = {"turns": 10, "episodes": 8, "opening": 64, "reply": 16, "answer": 24}
+    settings = {"turns": turns, "episodes": episodes, "opening": 64, "reply": 16, "answer": 24}
     write_job_settings(job, model=model, **settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -23,12 +24,20 @@ class Interview(TextEnv):
         first_tokens: number of tokens of the first question.
         later_tokens: number of tokens of every later question, including the line breaks before and
             after the question.
+        delay: time that a step waits, in seconds.
     """
 
     def __init__(
-        self, turns: int, first_tokens: int, later_tokens: int, *, render_mode: str | None = None
+        self,
+        turns: int,
+        first_tokens: int,
+        later_tokens: int,
+        delay: float = 0.0,
+        *,
+        render_mode: str | None = None,
     ) -> None:
         super().__init__(render_mode=render_mode)
+        self.delay = delay
         self.max_turns, self.sizes = turns, (first_tokens, later_tokens - 2)
         self.num_asked, self.question = 0, ""
 
@@ -42,6 +51,8 @@ class Interview(TextEnv):
 
     def step(self, action: str) -> Step:
         """Return the next question, and the reward of the reply to the previous question."""
+        if self.delay:
+            time.sleep(self.delay)
         reward = float(bool(set(action.split()) & set(self.question.split())))
         over = self.num_asked == self.max_turns
         self.num_asked += 1

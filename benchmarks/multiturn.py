@@ -10,10 +10,20 @@ from typing import Any
 
 from benchmarks.multi_turn_env import ENV_ID, Interview
 from benchmarks.worker import Job, StepTimer
+from rlhf.config.rollout import Concurrency
 
 
-def time_toolkit_rollouts(job: Job, timer: StepTimer) -> None:
-    """Time `Collector.collect`, which keeps the KV cache for the whole episode."""
+def time_toolkit_rollouts(
+    job: Job, timer: StepTimer, *, delay: float = 0.0, concurrency: Concurrency = "lockstep"
+) -> None:
+    """Time `Collector.collect`, which keeps the KV cache for the whole episode.
+
+    Args:
+        job: job of the workload.
+        timer: timer of the steps.
+        delay: time that the environment waits in each step, in seconds.
+        concurrency: value of ``env.concurrency``.
+    """
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
     from rlhf.models.loading import load_model
@@ -22,8 +32,9 @@ def time_toolkit_rollouts(job: Job, timer: StepTimer) -> None:
     s = job.settings
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
     task = {"turns": s["turns"], "first_tokens": s["opening"], "later_tokens": s["answer"]}
+    env = EnvSpec(id=ENV_ID, kwargs=task | {"delay": delay}, concurrency=concurrency)
     spec = RolloutSpec(max_new_tokens=s["reply"], parallel=s["episodes"], chat=False)
-    collector = Collector.open(model, tokenizer, EnvSpec(id=ENV_ID, kwargs=task), spec)
+    collector = Collector.open(model, tokenizer, env, spec)
 
     def step() -> float:
         starts = [EpisodeSeed(seed=0, group_index=0, sample_index=i) for i in range(s["episodes"])]

@@ -219,6 +219,19 @@ WORKLOADS: dict[str, Workload] = {
         prepare="benchmarks.inputs:write_multiturn_inputs",
         min_speed_ratios={"trl-tuned": 3.0},
     ),
+    "slow-env": Workload(
+        "Rollouts of 5 turns, 32 episodes, steps of the environment that take 100 ms",
+        "episode tokens",
+        {
+            "ours": _toolkit_side(
+                "benchmarks.multiturn:time_toolkit_rollouts", delay=0.1, concurrency="threads"
+            ),
+            "instant": _toolkit_side("benchmarks.multiturn:time_toolkit_rollouts"),
+            "lockstep": _toolkit_side("benchmarks.multiturn:time_toolkit_rollouts", delay=0.1),
+        },
+        prepare="benchmarks.inputs:write_multiturn_inputs",
+        options={"episodes": 32, "turns": 5},
+    ),
     "shared-prefix": Workload(
         "Update, K = 8, prompt 512, 32 new",
         "tokens of whole rows",

@@ -49,6 +49,12 @@ EXTRAS: dict[str, tuple[str, str]] = {
 }
 
 
+def is_built_in(env_id: str) -> bool:
+    """Return whether an id, optionally with its module, names an environment of this package."""
+    namespace, _, name = env_id.rpartition(":")[2].partition("/")
+    return namespace == "text" and (name in TASKS or name in EXTRAS)
+
+
 for _name, (_entry_point, _) in {**TASKS, **EXTRAS}.items():
     gym.register(
         id=f"text/{_name}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def write_demonstrations(
     }
 
 
-def _training_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TextEnv:
+def _training_env(env_id: str, env_kwargs: dict[str, Any]) -> TextEnv:
     """Create an environment with its training split, unless the arguments name another split."""
     env = make(env_id, **split_kwargs(find(env_id).id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):

@@ -124,7 +124,7 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     return trl_reward
 
 
-def _facts_of_row(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
     """Return the facts of the row with the index ``row``: column -> value, or list of values.
 
     Columns that are not lists of length ``num_rows`` are omitted. So are values other than texts,

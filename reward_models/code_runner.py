@@ -272,7 +272,8 @@ def code(
         memory_mb: Limit of the address space of each process, in MiB.
         allow_unenforced: Whether to run programs even if the host cannot enforce a limit.
     """
-    target = ReferenceAnswerSource([*tests] if isinstance(tests, list) else tests, answers, key="tests")
+    source = [*tests] if isinstance(tests, list) else tests
+    target = ReferenceAnswerSource(source, answers, key="tests")
     runner = CodeRunner(
         cpu_seconds=cpu_seconds,
         wall_seconds=wall_seconds,

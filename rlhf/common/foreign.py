@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from rlhf.common.signals import STOP_SIGNALS
 from rlhf.errors import UserError, message_of
@@ -21,6 +21,8 @@ _TORCH_SETTINGS = {
 }
 """Function of torch that returns a setting -> function that changes it."""
 _AUTOCAST_DEVICES = ("cpu", "cuda")
+end_process = os._exit
+"""Ends the process at once, also while third-party code runs; see `exit_as_exception`."""
 _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()  # not on Windows
 
 
@@ -52,31 +54,81 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
         UserError: A time limit is set, but signals are not available, because the system is not
             Unix or because the code does not run in the main thread.
     """
-    with contextlib.redirect_stdout(sys.stderr), _restored_process_state(), _time_limit(timeout):
-        try:
-            yield
-        except (Exception, _Expired):
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        _restored_process_state(),
+        _time_limit(timeout),
+        foreign_exceptions(),
+        exit_as_exception(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def foreign_exceptions() -> Iterator[None]:
+    """Return a context manager in which third-party code raises only Exceptions.
+
+    A process that the code forked ends here. The context manager can be used in any thread.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and no handler records the signal.
+        RuntimeError: The code called ``sys.exit``, or raised another BaseException that is not an
+            Exception.
+    """
+    process = os.getpid()
+    try:
+        yield
+    except (Exception, _Expired):
+        raise
+    except SystemExit as error:
+        raise RuntimeError(f"called sys.exit({error.code!r})") from error
+    except BaseException as error:
+        # Ctrl-C reaches the main thread. A handler such as that of `StopSignalRecorder` does not
+        # raise KeyboardInterrupt. In all other cases, the code raised it.
+        pressed = (
+            isinstance(error, KeyboardInterrupt)
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            and threading.current_thread() is threading.main_thread()
+        )
+        if pressed:
             raise
-        except SystemExit as error:
-            raise RuntimeError(f"called sys.exit({error.code!r})") from error
-        except BaseException as error:
-            # A handler such as that of `StopSignalRecorder` does not raise KeyboardInterrupt, so
-            # the code raised it.
-            handler = signal.getsignal(signal.SIGINT)
-            if isinstance(error, KeyboardInterrupt) and handler is signal.default_int_handler:
-                raise
-            raise RuntimeError(f"raised {type(error).__name__}: {message_of(error)}") from error
+        raise RuntimeError(f"raised {type(error).__name__}: {message_of(error)}") from error
+    finally:
+        if os.getpid() != process:  # a forked process, which would continue the run a second time
+            end_process(1)
+
+
+@contextlib.contextmanager
+def exit_as_exception() -> Iterator[None]:
+    """Return a context manager in which ``os._exit`` raises SystemExit instead of ending a process.
+
+    Without it, code that calls ``os._exit(0)`` would end a run without a message and with the exit
+    code of success. Processes that the code forks can still end with ``os._exit``. In a thread, the
+    exception ends only the thread.
+    """
+    process, previous = os.getpid(), os._exit
+
+    def raise_exit(status: int) -> NoReturn:
+        if os.getpid() != process:
+            end_process(status)
+        raise SystemExit(status)
+
+    os._exit = raise_exit
+    try:
+        yield
+    finally:
+        os._exit = previous
 
 
 @contextlib.contextmanager
 def _restored_process_state() -> Iterator[None]:
-    """Return a context manager that restores the state of the process, and ends forked processes.
+    """Return a context manager that restores the state of the process.
 
     The state is the working directory, ``sys.stderr``, the handlers of SIGALRM and of the signals
     that stop a run, the timer of SIGALRM if none was running, and torch's gradient mode, inference
     mode, autocast, default dtype and device, number of threads and precision of matrix products.
     """
-    process, stderr = os.getpid(), sys.stderr
+    stderr = sys.stderr
     directory = None
     with contextlib.suppress(OSError):  # the working directory was removed
         directory = os.getcwd()
@@ -87,8 +139,6 @@ def _restored_process_state() -> Iterator[None]:
         with _restored_torch_state(torch) if torch else contextlib.nullcontext():
             yield
     finally:
-        if os.getpid() != process:  # a forked process, which would continue the run a second time
-            os._exit(1)
         sys.stderr = stderr
         if directory:
             os.chdir(directory)

@@ -17,6 +17,9 @@ from rlhf.common.ranges import (
 from rlhf.config.data import DataSpec
 from rlhf.config.engine import EngineSpec
 
+Concurrency = Literal["auto", "lockstep", "threads", "processes"]
+"""Order of the calls of environments, see `EnvSpec`."""
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -41,6 +44,14 @@ class EnvSpec:
     there is no limit. With a limit and errors: count, the set of discarded episodes depends on the
     speed of the machine."""
 
+    concurrency: Concurrency = "auto"
+    """Order of the calls of the environments. lockstep: one after another, while no tokens are
+    sampled; threads: each environment has its own thread, so that slow environments do not delay
+    other episodes; processes: each environment has its own process, which is killed after
+    env.timeout; auto: lockstep for the environments of the toolkit, which are fast, and threads for
+    other environments. With threads and processes, the last bits of log-probabilities depend on the
+    speed of the machine."""
+
     def __post_init__(self) -> None:
         if (self.id is None) == (not self.prompts):
             raise ValueError("env: give either env.id or env.prompts")
@@ -50,6 +61,8 @@ class EnvSpec:
             raise ValueError("env.reward has no effect with env.prompts, which have no reward")
         if self.prompts and self.errors != "raise":
             raise ValueError("env.errors has no effect with env.prompts, which cannot fail")
+        if self.prompts and self.concurrency != "auto":
+            raise ValueError("env.concurrency has no effect with env.prompts")
         if self.prompts and self.timeout is not None:
             raise ValueError("env.timeout has no effect with env.prompts, which cannot fail")
 

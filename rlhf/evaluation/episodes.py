@@ -75,10 +75,10 @@ def play_model_episodes(
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
-    collector.calls.failures.clear()
+    collector.workers.calls.failures.clear()
     rollouts = collector.collect(starts, temperature=temperature)
     if counts is not None:
-        counts.update(collector.calls.failures)
+        counts.update(collector.workers.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
     return _episode_rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 

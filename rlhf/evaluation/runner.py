@@ -35,8 +35,8 @@ from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
-from rlhf.rollout.collector import Collector, make_env_factory
-from rlhf.rollout.env_calls import EnvironmentCalls, turn_limit
+from rlhf.rollout.collector import Collector
+from rlhf.rollout.env_calls import EnvironmentCalls, make_env_factory, turn_limit
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.stats import Interval, ratio_interval

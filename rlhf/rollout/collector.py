@@ -15,7 +15,7 @@ import gymnasium as gym
 from rlhf.common.foreign import limit_side_effects
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import insert_after_system
-from rlhf.errors import UserError, first_line
+from rlhf.errors import UserError
 from rlhf.models.architecture import (
     configured_context_length,
     context_length_of,
@@ -26,7 +26,19 @@ from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.env_calls import EnvironmentCalls, reset_environment, step_environment, turn_limit
+from rlhf.rollout.env_calls import (
+    EnvironmentCalls,
+    make_env_factory,
+    reset_environment,
+    step_environment,
+    turn_limit,
+)
+from rlhf.rollout.env_workers import (
+    EnvironmentCall,
+    EnvironmentWorkers,
+    LockstepWorkers,
+    workers_for,
+)
 from rlhf.rollout.sampling.base import (
     Completion,
     FinishReason,
@@ -44,6 +56,9 @@ log = logging.getLogger(__name__)
 SAMPLING_SEED_KEY = 7
 
 _episode_ids = count()
+
+StepResult = tuple[str, float, bool, bool, Mapping[str, Any]]
+"""Observation, reward, terminated, truncated and info of an environment's step."""
 
 
 @dataclass(frozen=True)
@@ -80,42 +95,6 @@ class _Episode:
         return self.budget - len(self.rollout.tokens)
 
 
-def make_env_factory(
-    spec: EnvSpec, prompts: Sequence[Any] = (), *, split: str | None = None
-) -> Callable[[], gym.Env]:
-    """Return a function that makes one environment.
-
-    Args:
-        spec: Environment id and arguments, or prompt datasets.
-        prompts: Conversations, if the spec names prompt datasets.
-        split: "train" or "test", for environments with separate training and test data. By default,
-            the arguments of the spec determine the split.
-
-    Raises:
-        UserError: The id is unknown, or the environment cannot be made with these arguments.
-    """
-    from rlhf import envs
-    from rlhf.envs.items import split_kwargs
-    from rlhf.envs.prompts import PromptEnv
-
-    def make() -> gym.Env:
-        if spec.id is None:
-            return PromptEnv(prompts)
-        try:
-            kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
-            with limit_side_effects(spec.timeout):
-                return gym.make(spec.id, disable_env_checker=True, **kwargs)
-        except gym.error.Error as error:
-            raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"env.id {spec.id!r} cannot be made: {first_line(error)}") from error
-
-    assert envs.TASKS  # importing the package registers the environments
-    return make
-
-
 class Collector:
     """Plays episodes with a rollout engine. Its environments are kept until ``close``.
 
@@ -127,8 +106,8 @@ class Collector:
         context: Context length of the policy, in tokens.
         long_context: Token limit of an episode whose prompt alone is longer than ``context`` (see
             ``usable_context_length``). If it is None, such a prompt raises UserError.
-        calls: Runs environment code; by default a failure raises UserError, and there is no time
-            limit.
+        workers: Runs environment code; by default, calls run one after another, a failure raises
+            UserError, and there is no time limit.
         watch: Stopwatch that measures the time of generation and of environments.
         examples: Messages that are inserted in every conversation, after the system message.
     """
@@ -142,13 +121,13 @@ class Collector:
         *,
         context: int,
         long_context: int | None = None,
-        calls: EnvironmentCalls | None = None,
+        workers: EnvironmentWorkers | None = None,
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.engine, self.examples = engine, list(examples)
         self.make_env, self.chat_format = make_env, chat_format
-        self.spec, self.calls = spec, calls or EnvironmentCalls()
+        self.spec, self.workers = spec, workers or LockstepWorkers(EnvironmentCalls())
         self.context, self.long_context = context, long_context or context
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
@@ -203,7 +182,7 @@ class Collector:
             rollout,
             context=context,
             long_context=long_context,
-            calls=EnvironmentCalls.from_spec(env),
+            workers=workers_for(env),
             watch=watch,
             examples=examples,
         )
@@ -252,13 +231,13 @@ class Collector:
     def _get_or_make_environments(self, number: int) -> list[gym.Env]:
         """Return the first ``number`` environments, and make those that do not exist yet."""
         while len(self.envs) < number:
-            self.envs.append(self.make_env())
+            self.envs.append(self.workers.make(self.make_env))
         return self.envs[:number]
 
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
-            self.calls.close(env)
+            self.workers.close(env)
         self.envs = []
 
     def collect(
@@ -293,9 +272,12 @@ class Collector:
         )
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
-            rollouts = self._play(seeds, envs, sampling)
+            with self.workers.collection():
+                rollouts = _Collection(self, seeds, envs, sampling).play()
         finally:
             self.engine.reset()
+            abandoned = self.workers.cancel()
+            self.envs = [env for env in self.envs if env not in abandoned]
         if not rollouts and not allow_empty:
             raise UserError(
                 "the environment failed in every episode, so there are no rollouts; the warnings "
@@ -303,65 +285,14 @@ class Collector:
             )
         return [rollouts[index] for index in sorted(rollouts)]
 
-    def _play(
-        self, seeds: Sequence[EpisodeSeed], envs: Sequence[gym.Env], sampling: SamplingParams
-    ) -> dict[int, Rollout]:
-        """Play all episodes. An episode starts as soon as an environment is free.
-
-        Returns:
-            Index in ``seeds`` -> finished episode.
-        """
-        waiting = deque(enumerate(seeds))
-        free = list(reversed(envs))
-        active: dict[int, _Episode] = {}  # request id -> episode
-        finished: dict[int, Rollout] = {}
-
-        def submit(episode: _Episode) -> None:
-            request = self._make_request(episode, sampling)
-            active[request.request_id] = episode
-            self.engine.submit([request])
-
-        while True:
-            while free and waiting:
-                index, seed = waiting.popleft()
-                env = free[-1]
-                start = self._call_environment(
-                    seed.seed, lambda e=env, s=seed: reset_environment(e, s.seed)
-                )
-                if start is None:
-                    free[-1] = self._replace_environment(env)
-                    continue
-                submit(self._start_episode(env, index, seed, *start))
-                free.pop()
-            if not active:
-                return finished
-            with self.watch("generation"), limit_side_effects():
-                completions = self.engine.poll()
-            for completion in completions:
-                _check_completion(completion, active)
-                episode = active.pop(completion.request.request_id)
-                over = self._play_turn(episode, completion)
-                if over is False:
-                    submit(episode)
-                else:
-                    self.engine.release(episode.id)
-                    free.append(episode.env if over else self._replace_environment(episode.env))
-                if over:
-                    finished[episode.index] = episode.rollout
-
-    def _replace_environment(self, env: gym.Env) -> gym.Env:
+    def replace_environment(self, env: gym.Env) -> gym.Env:
         """Replace a failed environment by a new one, because its state is undefined."""
         index = self.envs.index(env)
-        self.calls.close(env)
-        self.envs[index] = self.make_env()
+        self.workers.close(env)
+        self.envs[index] = self.workers.make(self.make_env)
         return self.envs[index]
 
-    def _call_environment(self, seed: int, call: Callable[[], Any]) -> Any:
-        """Run environment code; return None if it failed and failures are counted."""
-        with self.watch("environments"):
-            return self.calls.run(seed, call)
-
-    def _start_episode(
+    def start_episode(
         self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
     ) -> _Episode:
         """Start an episode from the result of ``reset``."""
@@ -406,7 +337,7 @@ class Collector:
             messages = [{"role": "system", "content": system}, *messages]
         return with_tools(insert_after_system(messages, self.examples), tools)
 
-    def _make_request(self, episode: _Episode, sampling: SamplingParams) -> Request:
+    def make_request(self, episode: _Episode, sampling: SamplingParams) -> Request:
         """Return the request for an episode's next reply."""
         rollout = episode.rollout
         return Request(
@@ -417,19 +348,20 @@ class Collector:
             sampling=sampling,
         )
 
-    def _step_and_record(
-        self, episode: _Episode, completion: Completion, text: str
-    ) -> tuple[str, bool]:
-        """Step the environment with a reply, and record the reply and the result in the rollout.
+    def step(self, env: gym.Env, text: str) -> StepResult:
+        """Step an environment with a reply; see `step_environment`."""
+        action = text_to_action(text, env)
+        return self._invalid_action_result(env) if action is None else step_environment(env, action)
+
+    def record_turn(
+        self, episode: _Episode, completion: Completion, text: str, result: StepResult
+    ) -> bool:
+        """Append a reply and the result of the environment's step to the rollout.
 
         Returns:
-            The observation, and whether the environment truncated the episode.
+            Whether the episode is over.
         """
-        env, rollout = episode.env, episode.rollout
-        action = text_to_action(text, env)
-        result = (
-            self._invalid_action_result(env) if action is None else step_environment(env, action)
-        )
+        rollout = episode.rollout
         observation, reward, terminated, truncated, info = result
         success = info.get("is_success")
         rollout.append(
@@ -446,25 +378,8 @@ class Collector:
         rollout.invalid += not info.get("valid", True)
         rollout.success = None if success is None else bool(success)
         rollout.terminated = terminated
-        return observation, truncated
-
-    def _play_turn(self, episode: _Episode, completion: Completion) -> bool | None:
-        """Step the environment with a reply, and append the reply and the observation.
-
-        Returns:
-            Whether the episode is over. The result is None if the environment failed and
-            ``EnvironmentCalls.errors`` is "count".
-        """
-        rollout = episode.rollout
-        text = self.chat_format.decode_reply(completion.tokens)
-        result = self._call_environment(
-            rollout.seed, lambda: self._step_and_record(episode, completion, text)
-        )
-        if result is None:
-            return None
-        if rollout.terminated:
+        if terminated:
             return True
-        observation, truncated = result
         rollout.conversation.append({"role": "user", "content": observation})
         ids = self.chat_format.encode_observation(
             observation,
@@ -483,7 +398,7 @@ class Collector:
         )
         return rollout.truncated
 
-    def _invalid_action_result(self, env: Any) -> tuple[Any, ...]:
+    def _invalid_action_result(self, env: Any) -> StepResult:
         """Return the result of a step for a reply without a valid action.
 
         The result is that of ``env.step``, but the environment is not called.
@@ -492,6 +407,97 @@ class Collector:
         last = first + env.action_space.n - 1
         hint = f"That is no action. Answer with a number from {first} to {last}."
         return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
+
+
+class _Collection:
+    """The episodes of one call of `Collector.collect`.
+
+    Args:
+        collector: The collector.
+        seeds: One entry per episode.
+        envs: Environments; an episode starts as soon as one is free.
+        sampling: Sampling parameters of all requests.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        seeds: Sequence[EpisodeSeed],
+        envs: Sequence[gym.Env],
+        sampling: SamplingParams,
+    ) -> None:
+        self.collector, self.sampling = collector, sampling
+        self.engine, self.workers = collector.engine, collector.workers
+        self.waiting = deque(enumerate(seeds))
+        self.free = list(reversed(envs))
+        self.active: dict[int, _Episode] = {}  # request id -> episode
+        self.finished: dict[int, Rollout] = {}  # index in the seeds -> rollout
+
+    def play(self) -> dict[int, Rollout]:
+        """Play all episodes.
+
+        Returns:
+            Index in the seeds -> finished episode.
+        """
+        watch = self.collector.watch
+        while self.waiting or self.active or self.workers.running:
+            while self.free and self.waiting:
+                self._submit_reset(self.free.pop(), *self.waiting.popleft())
+            with watch("environments"):
+                self.workers.deliver(wait=not self.active)
+            if not self.active or (self.free and self.waiting):
+                continue
+            with watch("generation"), limit_side_effects():
+                completions = self.engine.poll()
+            for completion in completions:
+                _check_completion(completion, self.active)
+                self._submit_step(self.active.pop(completion.request.request_id), completion)
+        return self.finished
+
+    def _submit_reset(self, env: gym.Env, index: int, seed: EpisodeSeed) -> None:
+        """Reset an environment, and start an episode with the result."""
+
+        def receive(start: tuple[str, dict[str, Any]] | None) -> None:
+            if start is None:
+                self.free.append(self.collector.replace_environment(env))
+            else:
+                self._request_reply(self.collector.start_episode(env, index, seed, *start))
+
+        self._submit(env, seed.seed, lambda: reset_environment(env, seed.seed), receive)
+
+    def _submit_step(self, episode: _Episode, completion: Completion) -> None:
+        """Step an episode's environment with a reply, and continue or end the episode."""
+        env, collector = episode.env, self.collector
+        text = collector.chat_format.decode_reply(completion.tokens)
+
+        def receive(result: StepResult | None) -> None:
+            over = result is None or collector.record_turn(episode, completion, text, result)
+            if not over:
+                self._request_reply(episode)
+                return
+            self.engine.release(episode.id)
+            if result is None:
+                self.free.append(collector.replace_environment(env))
+            else:
+                self.free.append(env)
+                self.finished[episode.index] = episode.rollout
+
+        self._submit(env, episode.rollout.seed, lambda: collector.step(env, text), receive)
+
+    def _submit(
+        self,
+        env: gym.Env,
+        seed: int,
+        run: Callable[[], Any],
+        receive: Callable[[Any], None],
+    ) -> None:
+        with self.collector.watch("environments"):
+            self.workers.submit(EnvironmentCall(env, seed, run, receive))
+
+    def _request_reply(self, episode: _Episode) -> None:
+        request = self.collector.make_request(episode, self.sampling)
+        self.active[request.request_id] = episode
+        self.engine.submit([request])
 
 
 def _check_completion(completion: Completion, active: Mapping[int, _Episode]) -> None:

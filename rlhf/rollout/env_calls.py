@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -55,17 +58,25 @@ class EnvironmentCalls:
         try:
             with limit_side_effects(self.timeout):
                 return call()
-        except UserError:
-            raise
         except Exception as error:
-            reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}")
-            if self.errors == "raise":
-                raise UserError(
-                    f"the environment failed in the episode of seed {seed}: {reason}"
-                ) from error
-            self.failures[f"environment: {reason}"] += 1
-            log.warning("episode of seed %d dropped: %s", seed, reason)
+            self.record_failure(seed, error)
             return None
+
+    def record_failure(self, seed: int, error: Exception) -> None:
+        """Count the failure of an episode's environment.
+
+        Raises:
+            UserError: The error is a UserError, or ``errors`` is "raise".
+        """
+        if isinstance(error, UserError):
+            raise error
+        reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}")
+        if self.errors == "raise":
+            raise UserError(
+                f"the environment failed in the episode of seed {seed}: {reason}"
+            ) from error
+        self.failures[f"environment: {reason}"] += 1
+        log.warning("episode of seed %d dropped: %s", seed, reason)
 
     def close(self, env: gym.Env) -> None:
         """Close an environment. A failure is only logged as a warning."""
@@ -73,7 +84,50 @@ class EnvironmentCalls:
             with limit_side_effects(self.timeout):
                 env.close()
         except Exception as error:
-            log.warning("an environment could not be closed: %s", first_line(error))
+            self.warn_not_closed(error)
+
+    def warn_not_closed(self, error: Exception) -> None:
+        """Log that an environment could not be closed."""
+        log.warning("an environment could not be closed: %s", first_line(error))
+
+
+def make_env_factory(
+    spec: EnvSpec, prompts: Sequence[Any] = (), *, split: str | None = None
+) -> Callable[[], gym.Env]:
+    """Return a picklable function that makes one environment.
+
+    Args:
+        spec: Environment id and arguments, or prompt datasets.
+        prompts: Conversations, if the spec names prompt datasets.
+        split: "train" or "test", for environments with separate training and test data. By default,
+            the arguments of the spec determine the split.
+
+    Raises:
+        UserError: The id is unknown, or the environment cannot be made with these arguments.
+    """
+    return functools.partial(_make_environment, spec, prompts, split)
+
+
+def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) -> gym.Env:
+    """Make an environment; the arguments are those of `make_env_factory`."""
+    from rlhf import envs
+    from rlhf.envs.items import split_kwargs
+    from rlhf.envs.prompts import PromptEnv
+
+    assert envs.TASKS  # importing the package registers the environments
+    if spec.id is None:
+        return PromptEnv(prompts)
+    try:
+        kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with limit_side_effects(spec.timeout) if in_main_thread else contextlib.nullcontext():
+            return gym.make(spec.id, disable_env_checker=True, **kwargs)
+    except gym.error.Error as error:
+        raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"env.id {spec.id!r} cannot be made: {first_line(error)}") from error
 
 
 def turn_limit(env: gym.Env) -> int | None:

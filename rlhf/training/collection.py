@@ -66,7 +66,7 @@ def collect_step_rollouts(trainer: OnlineTrainer) -> StepRollouts:
     rewards: list[list[float]] = []
     informative: list[int] = []  # indices into sampled
     groups = rounds = sampled_groups = 0
-    failures = trainer.collector.calls.failures
+    failures = trainer.collector.workers.calls.failures
     failures.clear()
     while groups < wanted and rounds < MAX_ROUNDS:
         starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)

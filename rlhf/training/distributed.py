@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from rlhf.common.foreign import end_process
 from rlhf.errors import UserError, first_line
 
 Item = TypeVar("Item")
@@ -105,7 +106,7 @@ class Heartbeat:
             self.update(time.monotonic())
             time.sleep(HEARTBEAT_SECONDS)
         print(f"rlhf: {LOST_PROCESS_MESSAGE}", file=sys.stderr, flush=True)
-        os._exit(2)  # the main thread does not return from the collective operation
+        end_process(2)  # the main thread does not return from the collective operation
 
 
 @dataclass(frozen=True)

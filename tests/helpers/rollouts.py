@@ -11,6 +11,7 @@ from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.env_calls import EnvironmentCalls
+from rlhf.rollout.env_workers import LockstepWorkers
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
 from rlhf.rollout.sampling.decoder import decoder_for
@@ -94,10 +95,11 @@ def make_collector(
 ) -> Collector:
     """A collector with this engine, or with one that samples from this model."""
     calls = EnvironmentCalls(spec.pop("errors", "raise"), spec.pop("timeout", None))
+    workers = spec.pop("workers", LockstepWorkers)(calls)
     rollout = RolloutSpec(**spec)
     if isinstance(engine, torch.nn.Module):
         engine = ContinuousEngine(engine, max_rows=rollout.parallel)
-    return Collector(engine, make, ChatFormat(TOKENIZER), rollout, context=context, calls=calls)
+    return Collector(engine, make, ChatFormat(TOKENIZER), rollout, context=context, workers=workers)
 
 
 def episode_seeds(*seeds: int) -> list[EpisodeSeed]:

@@ -16,6 +16,7 @@ from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.env_calls import EnvironmentCalls
+from rlhf.rollout.env_workers import LockstepWorkers
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import (
     TOKENIZER,
@@ -194,7 +195,7 @@ def test_failures_can_be_counted():
     seeds = range(8)
     odd = [s for s in seeds if np.random.default_rng(s).integers(1000) % 2]
     rollouts = lenient.collect(episode_seeds(*seeds))
-    assert lenient.calls.failures == {"environment: RuntimeError: odd": len(odd)}
+    assert lenient.workers.calls.failures == {"environment: RuntimeError: odd": len(odd)}
     assert odd
     assert [r.seed for r in rollouts] == [s for s in seeds if s not in odd]
     assert [r.group_index for r in rollouts] == [s for s in seeds if s not in odd]
@@ -218,7 +219,7 @@ def test_failed_environment_is_replaced():
     lenient = make_collector(engine, Brittle, errors="count", parallel=1)
     rollouts = lenient.collect(episode_seeds(0, 1, 2, 3))
     assert [r.seed for r in rollouts] == [0, 2, 3]
-    assert lenient.calls.failures == {"environment: RuntimeError: broken for good": 1}
+    assert lenient.workers.calls.failures == {"environment: RuntimeError: broken for good": 1}
     old, new = Tales.made
     assert (old.closed, new.closed) == (True, False)
     assert lenient.envs == [new]
@@ -332,8 +333,8 @@ def test_template_refusal_is_not_an_env_failure(errors, system):
     tokenizer.chat_template = REFUSES
     chat_format = ChatFormat(tokenizer)
     spec = RolloutSpec(system=system)
-    calls = EnvironmentCalls(errors)
-    found = Collector(engine, Tales, chat_format, spec, context=256, calls=calls)
+    workers = LockstepWorkers(EnvironmentCalls(errors))
+    found = Collector(engine, Tales, chat_format, spec, context=256, workers=workers)
     with pytest.raises(UserError, match="chat template refuses") as error:
         found.collect(episode_seeds(0))
     assert "environment failed" not in str(error.value)

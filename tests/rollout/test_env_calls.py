@@ -36,6 +36,10 @@ GOOD = ("", 1.0, True, False, {})
 STEPS = {
     "raise": (lambda env, action: 1 / 0, "ZeroDivisionError: division by zero"),
     "exit": (lambda env, action: sys.exit(0), r"RuntimeError: called sys.exit\(0\)"),
+    "end of the process": (
+        lambda env, action: os._exit(0),
+        r"RuntimeError: called sys.exit\(0\)",
+    ),
     "hang": (hang, "TimeoutError: took longer than 0.05 s"),
     "nan": (lambda env, action: ("", float("nan"), *GOOD[2:]), "ValueError: the reward is nan"),
     "infinite": (lambda env, action: ("", float("inf"), *GOOD[2:]), "the reward is inf"),
@@ -86,7 +90,7 @@ def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
 
     playing = make_collector(FakeEngine("go"), Seeded, errors="count", timeout=0.05, parallel=2)
     assert [rollout.seed for rollout in playing.collect(episode_seeds(0, 1, 2))] == [0, 2]
-    assert playing.calls.failures.total() == 1
+    assert playing.workers.calls.failures.total() == 1
 
 
 @pytest.mark.parametrize(

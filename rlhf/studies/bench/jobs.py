@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.foreign import end_process
 from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
@@ -198,4 +199,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    end_process(1)

@@ -1,0 +1,128 @@
+"""An environment in its own process, which can be killed and whose end does not end the run."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import types
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium as gym
+
+from rlhf.common.foreign import foreign_exceptions
+from rlhf.errors import UserError, first_line
+
+
+class ProcessEnvironment(gym.Env):
+    """Passes the calls of `reset`, `step` and `close` to an environment in another process.
+
+    The actions, observations and infos must be picklable. The attributes that a collector reads
+    (action space, system message and turn limits) are copied when the environment is made.
+
+    Args:
+        make_env: Picklable function that makes the environment.
+
+    Raises:
+        Exception: The environment cannot be made.
+    """
+
+    def __init__(self, make_env: Callable[[], gym.Env]) -> None:
+        # A forked process would contain the locks of this process's threads in any state.
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, make_env), daemon=True)
+        self._process.start()
+        other.close()
+        attributes = self._receive()
+        self.action_space = attributes["action_space"]
+        self.observation_space = attributes["observation_space"]
+        self.system_prompt: str | None = attributes["system_prompt"]
+        self.max_turns: int | None = attributes["max_turns"]
+        steps = attributes["max_episode_steps"]
+        self.spec = types.SimpleNamespace(max_episode_steps=steps)  # type: ignore[assignment]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset the environment."""
+        return self._call("reset", seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """Step the environment."""
+        return self._call("step", action)
+
+    def close(self) -> None:
+        """Close the environment and end its process."""
+        try:
+            self._call("close")
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once. A call that is waiting in another thread fails."""
+        self._process.kill()
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            self._connection.send((name, arguments, options))
+        except OSError as error:
+            raise self._ended() from error
+        return self._receive()
+
+    def _receive(self) -> Any:
+        """Return the next result of the process, or raise its error."""
+        try:
+            is_result, content = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if is_result:
+            return content
+        kind, message = content
+        error = UserError if kind == UserError.__name__ else type(kind, (Exception,), {})
+        raise error(message)
+
+    def _ended(self) -> RuntimeError:
+        self._process.join()
+        return RuntimeError(
+            f"the process of the environment ended with exit code {self._process.exitcode}"
+        )
+
+
+def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
+    """Make an environment and run calls until the connection is closed."""
+    # Ctrl-C reaches all processes of a terminal, but only the run decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # standard output is reserved for results
+    env: Any = None
+
+    def make() -> dict[str, Any]:
+        nonlocal env
+        env = make_env()
+        return {
+            "action_space": env.action_space,
+            "observation_space": env.observation_space,
+            "system_prompt": getattr(env.unwrapped, "system_prompt", None),
+            "max_turns": getattr(env.unwrapped, "max_turns", None),
+            "max_episode_steps": getattr(env.spec, "max_episode_steps", None),
+        }
+
+    _send_outcome(connection, make)
+    while True:
+        try:
+            name, arguments, options = connection.recv()
+        except EOFError:
+            return
+        call = functools.partial(getattr(env, name), *arguments, **options)
+        _send_outcome(connection, call)
+
+
+def _send_outcome(connection: Connection, run: Callable[[], Any]) -> None:
+    """Send (True, result), or (False, (name of the exception, message))."""
+    try:
+        with foreign_exceptions():
+            outcome = True, run()
+        connection.send(outcome)
+    except Exception as error:  # an error in the environment, or a result that cannot be pickled
+        connection.send((False, (type(error).__name__, first_line(error))))

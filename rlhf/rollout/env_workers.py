@@ -1,0 +1,302 @@
+"""Run the calls of environments one after another, or concurrently in threads or processes.
+
+A collector submits the reset or the step of an episode and receives the result later. With one
+thread for each environment, environments that wait for a program or a network do not block the
+other episodes. The results are the same in all cases, because an environment is called by one
+episode at a time. Only the order in which they arrive differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+
+from rlhf.common.foreign import exit_as_exception, foreign_exceptions
+from rlhf.config.rollout import EnvSpec
+from rlhf.envs import is_built_in
+from rlhf.rollout.env_calls import EnvironmentCalls
+from rlhf.rollout.env_process import ProcessEnvironment
+
+MakeEnvironment = Callable[[], gym.Env]
+
+
+@dataclass(frozen=True)
+class EnvironmentCall:
+    """One call of an environment for an episode."""
+
+    env: gym.Env
+    seed: int
+    """Seed of the episode, for messages."""
+    run: Callable[[], Any]
+    """Function that calls the environment."""
+    receive: Callable[[Any], None]
+    """Function that receives the result, or None if the call failed and failures are counted."""
+
+
+class EnvironmentWorkers(Protocol):
+    """Interface for calls of environments whose results arrive later."""
+
+    calls: EnvironmentCalls
+    """Handling of failures, and time limit of a call."""
+
+    def make(self, make_env: MakeEnvironment) -> gym.Env:
+        """Make an environment, from where all its calls will come."""
+        ...
+
+    def submit(self, call: EnvironmentCall) -> None:
+        """Start a call. An environment has at most one call at a time."""
+        ...
+
+    def deliver(self, *, wait: bool) -> None:
+        """Pass the results that have arrived to their receivers, in the main thread.
+
+        Args:
+            wait: Whether to wait for a result if none has arrived and a call is running.
+
+        Raises:
+            UserError: A call failed and ``EnvironmentCalls.errors`` is "raise".
+        """
+        ...
+
+    @property
+    def running(self) -> int:
+        """Number of calls whose results were not delivered."""
+        ...
+
+    def cancel(self) -> Sequence[gym.Env]:
+        """Discard the results of all running calls.
+
+        Returns:
+            Environments that are still busy and cannot be used again.
+        """
+        ...
+
+    def close(self, env: gym.Env) -> None:
+        """Close an environment. A failure is only logged as a warning."""
+        ...
+
+    def collection(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager in which calls are submitted."""
+        ...
+
+
+class LockstepWorkers:
+    """``EnvironmentWorkers`` that run every call immediately in the calling thread.
+
+    Args:
+        calls: Handling of failures, and time limit of a call.
+    """
+
+    def __init__(self, calls: EnvironmentCalls) -> None:
+        self.calls = calls
+        self._results: deque[tuple[EnvironmentCall, Any]] = deque()
+
+    def make(self, make_env: MakeEnvironment) -> gym.Env:
+        """Make an environment in the calling thread."""
+        return make_env()
+
+    def submit(self, call: EnvironmentCall) -> None:
+        """Run a call."""
+        self._results.append((call, self.calls.run(call.seed, call.run)))
+
+    def deliver(self, *, wait: bool) -> None:
+        """Pass the results to their receivers, in the order of the calls."""
+        while self._results:
+            call, result = self._results.popleft()
+            call.receive(result)
+
+    @property
+    def running(self) -> int:
+        """Number of calls whose results were not delivered."""
+        return len(self._results)
+
+    def cancel(self) -> Sequence[gym.Env]:
+        """Discard the results of calls."""
+        self._results.clear()
+        return ()
+
+    def close(self, env: gym.Env) -> None:
+        """Close an environment. A failure is only logged as a warning."""
+        self.calls.close(env)
+
+    def collection(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager without effect."""
+        return contextlib.nullcontext()
+
+
+class _EnvironmentThread:
+    """A thread that makes one environment and runs all its calls.
+
+    Environments may contain objects that only the thread that made them can use. The thread is a
+    daemon, because a call that does not return cannot be stopped and must not prevent the end of
+    the process.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run_tasks, name="environment", daemon=True).start()
+
+    def _run_tasks(self) -> None:
+        while task := self._tasks.get():
+            task()
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Run a task after the earlier tasks."""
+        self._tasks.put(task)
+
+    def end(self) -> None:
+        """End the thread after its current task."""
+        self._tasks.put(None)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Result or error of a call in a thread."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def _outcome_of(run: Callable[[], Any]) -> _Outcome:
+    """Run foreign code. Errors are part of the outcome."""
+    try:
+        with foreign_exceptions():
+            return _Outcome(run())
+    except Exception as error:
+        return _Outcome(error=error)
+
+
+class ThreadedWorkers:
+    """``EnvironmentWorkers`` with one thread for each environment.
+
+    A call that exceeds the time limit fails, but its thread continues until the call returns. Its
+    environment is then discarded.
+
+    Args:
+        calls: Handling of failures, and time limit of a call.
+        isolated: Whether each environment runs in its own process. A process is killed if a call
+            exceeds the time limit.
+    """
+
+    def __init__(self, calls: EnvironmentCalls, *, isolated: bool = False) -> None:
+        self.calls, self.isolated = calls, isolated
+        self._threads: dict[int, _EnvironmentThread] = {}  # by id of the environment
+        self._running: dict[int, tuple[EnvironmentCall, float]] = {}  # with start, in order
+        self._results: queue.SimpleQueue[tuple[EnvironmentCall, _Outcome]] = queue.SimpleQueue()
+
+    def make(self, make_env: MakeEnvironment) -> gym.Env:
+        """Make an environment in a new thread, which runs all its calls."""
+        thread, made = _EnvironmentThread(), queue.SimpleQueue()
+        make = functools.partial(ProcessEnvironment, make_env) if self.isolated else make_env
+        thread.start(lambda: made.put(_outcome_of(make)))
+        outcome: _Outcome = made.get()
+        if outcome.error is not None:
+            thread.end()
+            raise outcome.error
+        self._threads[id(outcome.value)] = thread
+        return outcome.value
+
+    def submit(self, call: EnvironmentCall) -> None:
+        """Start a call in the thread of its environment."""
+        self._running[id(call.env)] = call, time.monotonic()
+        self._threads[id(call.env)].start(lambda: self._results.put((call, _outcome_of(call.run))))
+
+    def deliver(self, *, wait: bool) -> None:
+        """Pass the results that have arrived to their receivers; see `EnvironmentWorkers`."""
+        delivered = False
+        while self._running:
+            arrived = self._next_result(wait=wait and not delivered)
+            if arrived is None:
+                return
+            call, outcome = arrived
+            if outcome.error is not None:
+                self.calls.record_failure(call.seed, outcome.error)
+            call.receive(outcome.value)
+            delivered = True
+
+    def _next_result(self, *, wait: bool) -> tuple[EnvironmentCall, _Outcome] | None:
+        """Return the next result, or the failure of a call that exceeds the time limit.
+
+        Returns:
+            None if there is no result and ``wait`` is False.
+        """
+        limit = self.calls.timeout
+        while True:
+            call, start = next(iter(self._running.values()))
+            remaining = None if limit is None else start + limit - time.monotonic()
+            with contextlib.suppress(queue.Empty):
+                arrived = (
+                    self._results.get(timeout=None if remaining is None else max(remaining, 0))
+                    if wait
+                    else self._results.get_nowait()
+                )
+                # A result that arrives after the time limit was already delivered as a failure.
+                if self._running.get(id(arrived[0].env), (None,))[0] is arrived[0]:
+                    del self._running[id(arrived[0].env)]
+                    return arrived
+                continue
+            if remaining is not None and remaining <= 0:
+                self._abandon(call.env)
+                return call, _Outcome(error=TimeoutError(f"took longer than {limit:g} s"))
+            if not wait:
+                return None
+
+    def _abandon(self, env: gym.Env) -> None:
+        """Forget an environment whose thread is busy."""
+        self._running.pop(id(env), None)
+        self._threads.pop(id(env)).end()
+        if isinstance(env, ProcessEnvironment):
+            env.kill()
+
+    @property
+    def running(self) -> int:
+        """Number of calls whose results were not delivered."""
+        return len(self._running)
+
+    def cancel(self) -> Sequence[gym.Env]:
+        """Discard the results of running calls, and return their environments."""
+        busy = [call.env for call, _ in self._running.values()]
+        for env in busy:
+            self._abandon(env)
+        return busy
+
+    def close(self, env: gym.Env) -> None:
+        """Close an environment in its thread. A failure is only logged as a warning."""
+        thread = self._threads.pop(id(env), None)
+        if thread is None:  # its thread was abandoned
+            return
+        closed: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+        thread.start(lambda: closed.put(_outcome_of(env.close)))
+        thread.end()
+        try:
+            outcome = closed.get(timeout=self.calls.timeout)
+        except queue.Empty:
+            outcome = _Outcome(error=TimeoutError("closing takes too long"))
+        if outcome.error is not None:
+            self.calls.warn_not_closed(outcome.error)
+
+    @contextlib.contextmanager
+    def collection(self) -> Iterator[None]:
+        """Redirect the standard output of all threads, and let no environment end the process."""
+        with contextlib.redirect_stdout(sys.stderr), exit_as_exception():
+            yield
+
+
+def workers_for(spec: EnvSpec) -> EnvironmentWorkers:
+    """Return the workers of a configuration."""
+    calls, concurrency = EnvironmentCalls.from_spec(spec), spec.concurrency
+    if concurrency == "auto":
+        concurrency = "lockstep" if spec.id is None or is_built_in(spec.id) else "threads"
+    if concurrency == "lockstep":
+        return LockstepWorkers(calls)
+    return ThreadedWorkers(calls, isolated=concurrency == "processes")
