@@ -122,15 +122,12 @@ def load(
         raise UserError("no data source given: data needs at least one path")
     if kind not in DATA_KINDS:
         raise UserError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
-    keep = tuple(keep)
-    readers = []
-    for i, spec in enumerate(specs):
-        source_seed = None if seed is None else f"{seed}/{i}"
-        readers.append(
-            _read_source(
-                spec, kind, seed=source_seed, keep=keep, with_answer_and_tests=with_answer_and_tests
-            )
-        )
+    options = {"keep": tuple(keep), "with_answer_and_tests": with_answer_and_tests}
+    seeds = [None if seed is None else f"{seed}/{i}" for i in range(len(specs))]
+    readers = [
+        _read_source(spec, kind, seed=source_seed, **options)
+        for spec, source_seed in zip(specs, seeds, strict=True)
+    ]
     sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
     rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
     if len(readers) > 1 and seed is not None:

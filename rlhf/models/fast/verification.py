@@ -180,9 +180,8 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, num_disabled: int
     levels = _disabling_steps(model)
     with evaluation_mode(unwrap_peft(model)):
         batches = _comparison_batches(trunk, max_row_tokens=max_row_tokens)
-        small = [
-            p for p in trunk.parameters() if p.requires_grad and p.numel() <= COMPARED_MAX_ELEMENTS
-        ]
+        trained = [p for p in trunk.parameters() if p.requires_grad]
+        small = [p for p in trained if p.numel() <= COMPARED_MAX_ELEMENTS]
         with torch.set_grad_enabled(bool(small)):
             with forward_errors_as_user_errors(
                 f"{type(unwrap_peft(model)).__name__} cannot be trained"
