@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from rlhf.runs.progress import (
-    OFFLINE_SLOTS,
+    OFFLINE_DISPLAYED_METRICS,
+    DisplayedMetrics,
     ProgressDisplay,
-    Slots,
     metric_key_by_displayed_name,
-    online_progress_slots,
+    online_displayed_metrics,
 )
 
 ROW = {
@@ -32,11 +32,17 @@ BANDIT = {"env": {"id": "text/PreferenceBandit-v0"}}
 PROXY = [{"kind": "learned", "name": "proxy"}]
 
 
-def watched(width, *, rows=(ROW, ROW, ROW), warnings=(), slots=None, name="02-ppo-door-seed0"):
+def watched(
+    width, *, rows=(ROW, ROW, ROW), warnings=(), displayed_metrics=None, name="02-ppo-door-seed0"
+):
     """The lines that stand on a terminal of this width when the run ends."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
-    slots = online_progress_slots(BANDIT) if slots is None else slots
-    with ProgressDisplay(name, 2000, start=1000, slots=slots, console=console) as bar:
+    displayed_metrics = (
+        online_displayed_metrics(BANDIT) if displayed_metrics is None else displayed_metrics
+    )
+    with ProgressDisplay(
+        name, 2000, start=1000, displayed_metrics=displayed_metrics, console=console
+    ) as bar:
         for step, row in enumerate(rows, start=1001):
             bar.show(step, row, warnings if step == 1001 else ())
             time.sleep(0.002)
@@ -111,7 +117,7 @@ def test_time_left_is_known_when_a_step_takes_minutes():
 
 
 def test_without_numbers_there_is_one_line():
-    assert len(watched(80, rows=({}, {}), slots=())) == 1
+    assert len(watched(80, rows=({}, {}), displayed_metrics=())) == 1
 
 
 def test_warnings_stand_above_the_bar():
@@ -136,13 +142,15 @@ def test_a_number_that_is_missing_names_the_step_of_its_measurement():
     assert "reward 0.767 (step" not in numbers
 
 
-def headline(row: dict, slots: Slots) -> dict[str, float]:
+def headline(row: dict, displayed_metrics: DisplayedMetrics) -> dict[str, float]:
     """The displayed numbers by their short names."""
-    return {name: row[key] for name, key in metric_key_by_displayed_name(row, slots).items()}
+    return {
+        name: row[key] for name, key in metric_key_by_displayed_name(row, displayed_metrics).items()
+    }
 
 
 def test_a_reward_without_a_learned_part_is_shown_once():
-    assert headline(ROW, online_progress_slots(BANDIT)) == {
+    assert headline(ROW, online_displayed_metrics(BANDIT)) == {
         "reward": 0.76661,
         "KL": -0.0012341,
         "entropy": 1.23571,
@@ -163,7 +171,7 @@ def test_a_reward_without_a_learned_part_is_shown_once():
     ],
 )
 def test_the_second_number_judges_the_first(config, more, judge):
-    names = list(headline(ROW | more, online_progress_slots(config)))
+    names = list(headline(ROW | more, online_displayed_metrics(config)))
     assert len(names) == 5
     assert names[0] == "reward"
     assert set(names) >= {"KL", "entropy", "length"}
@@ -175,7 +183,11 @@ def test_the_second_number_judges_the_first(config, more, judge):
 
 def test_offline_numbers_have_short_names():
     row = {"train/loss": 1.0, "train/token_accuracy": 0.5, "eval/token_accuracy": 0.4}
-    assert headline(row, OFFLINE_SLOTS) == {"loss": 1.0, "token accuracy": 0.5, "held-out": 0.4}
+    assert headline(row, OFFLINE_DISPLAYED_METRICS) == {
+        "loss": 1.0,
+        "token accuracy": 0.5,
+        "held-out": 0.4,
+    }
 
 
 def test_a_log_gets_few_plain_lines_and_every_warning(caplog):

@@ -38,11 +38,11 @@ MAX_NUMBERS = 5
 # steps. The window is long, because a step of reinforcement learning may take minutes.
 SPEED_WINDOW_SECONDS = 7 * 86400.0
 
-Slots = Sequence[Mapping[str, str]]
-"""The numbers to display, in order. A slot displays one number. It maps metric keys to displayed
+DisplayedMetrics = Sequence[Mapping[str, str]]
+"""The numbers to display, in order. An entry displays one number. It maps metric keys to displayed
 names, and the first of its metrics that has been logged is displayed."""
 
-OFFLINE_SLOTS: Slots = (
+OFFLINE_DISPLAYED_METRICS: DisplayedMetrics = (
     {"train/loss": "loss"},
     {"eval/loss": "held-out loss"},
     {"train/accuracy": "accuracy", "train/token_accuracy": "token accuracy", "train/rmse": "rmse"},
@@ -51,7 +51,7 @@ OFFLINE_SLOTS: Slots = (
 )
 """The numbers that are displayed in offline training."""
 
-_POLICY_SLOTS: Slots = (
+_POLICY_METRICS: DisplayedMetrics = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
     {"rollout/tokens": "length"},
@@ -72,7 +72,7 @@ class ProgressDisplay:
         what: Name of the run.
         total: Number of steps.
         start: Number of steps that are already completed.
-        slots: The numbers to show. By default, the first metrics are shown under their keys.
+        displayed_metrics: The metrics to show; by default, the first metrics under their keys.
         console: Output; standard error by default.
     """
 
@@ -82,10 +82,11 @@ class ProgressDisplay:
         total: int,
         *,
         start: int = 0,
-        slots: Slots = (),
+        displayed_metrics: DisplayedMetrics = (),
         console: Console | None = None,
     ) -> None:
-        self.what, self.total, self.done, self.slots = escape_invisible(what), total, start, slots
+        self.what, self.total, self.done = escape_invisible(what), total, start
+        self.displayed_metrics = displayed_metrics
         self.seen: dict[str, float] = {}
         self.measured: dict[str, int] = {}
         # Rich would treat a log file as a terminal if FORCE_COLOR is set.
@@ -120,7 +121,7 @@ class ProgressDisplay:
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
-        displayed = metric_key_by_displayed_name(self.seen, self.slots)
+        displayed = metric_key_by_displayed_name(self.seen, self.displayed_metrics)
         numbers = [self._number_text(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
         with contextlib.suppress(OSError):  # the terminal was closed; the run saves and stops
@@ -148,24 +149,25 @@ class ProgressDisplay:
             log.warning("%s: warning, step %d: %s", self.what, step, words)
 
 
-def metric_key_by_displayed_name(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
+def metric_key_by_displayed_name(
+    seen: Mapping[str, float], displayed_metrics: DisplayedMetrics
+) -> dict[str, str]:
     """Return displayed name -> metric key for at most five metrics to show.
 
     Args:
         seen: Key -> last value of all metrics that have been logged.
-        slots: The numbers to show. If there are no slots, the first metrics are shown under their
-            keys.
+        displayed_metrics: The metrics to show; if empty, the first metrics under their keys.
     """
     chosen: dict[str, str] = {}
-    for slot in slots or [{key: key} for key in seen]:
-        key = next((key for key in slot if key in seen), None)
+    for names in displayed_metrics or [{key: key} for key in seen]:
+        key = next((key for key in names if key in seen), None)
         if key is not None and len(chosen) < MAX_NUMBERS:
-            chosen.setdefault(slot[key], key)
+            chosen.setdefault(names[key], key)
     return chosen
 
 
-def online_progress_slots(config: Mapping[str, Any]) -> Slots:
-    """Return the slots of an online run: reward, gold or held-out score, and policy metrics.
+def online_displayed_metrics(config: Mapping[str, Any]) -> DisplayedMetrics:
+    """Return the metrics to show of an online run: reward, gold or held-out score, and policy.
 
     Args:
         config: Configuration of the run, as plain data.
@@ -176,7 +178,7 @@ def online_progress_slots(config: Mapping[str, Any]) -> Slots:
     }
     if not config.get("rewards"):  # the return of the environment is the training reward
         gold_scores.pop("reward/env", None)
-    return ({"reward/mean": "reward"}, gold_scores, *_POLICY_SLOTS)
+    return ({"reward/mean": "reward"}, gold_scores, *_POLICY_METRICS)
 
 
 class _ProgressView(Progress):

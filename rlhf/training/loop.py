@@ -118,7 +118,9 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
     """Take the remaining steps; evaluate, log and save at the configured intervals."""
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
-    with ProgressDisplay(name, total, start=progress.step, slots=trainer.slots) as display:
+    with ProgressDisplay(
+        name, total, start=progress.step, displayed_metrics=trainer.displayed_metrics
+    ) as display:
         monitor = TrainingMonitor(run.directory, run.config)
         while not trainer.done:
             try:

@@ -23,7 +23,7 @@ from rlhf.rollout.sampling.base import EngineStopped
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_metric_keys
 from rlhf.runs.profiling import Stopwatch
-from rlhf.runs.progress import online_progress_slots
+from rlhf.runs.progress import online_displayed_metrics
 from rlhf.training.batch import make_training_batch
 from rlhf.training.collection import collect_step_rollouts
 from rlhf.training.held_out import (
@@ -170,7 +170,7 @@ class OnlineTrainer(Trainer):
 
     def prepare(self, run: Run) -> None:
         """Select the metrics that the progress display shows."""
-        self.slots = online_progress_slots(run.config)
+        self.displayed_metrics = online_displayed_metrics(run.config)
 
     def record_initial_model(self, run: Run) -> None:
         """Write transcripts of held-out episodes of the initial policy."""

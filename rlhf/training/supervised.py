@@ -29,7 +29,7 @@ from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
-from rlhf.runs.progress import OFFLINE_SLOTS
+from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS
 from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.examples import Example
 from rlhf.training.methods import (
@@ -126,7 +126,7 @@ class SupervisedTrainer(Trainer):
     """The model in training, an instance of ``model_class``."""
     model_class: type = Policy
     """Class that wraps the model with the forward passes that the loss needs."""
-    slots = OFFLINE_SLOTS
+    displayed_metrics = OFFLINE_DISPLAYED_METRICS
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
     final_is_best = True

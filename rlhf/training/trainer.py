@@ -19,7 +19,7 @@ from rlhf.models.trainable import (
     trained_parameters,
 )
 from rlhf.runs.directory import Run
-from rlhf.runs.progress import Slots
+from rlhf.runs.progress import DisplayedMetrics
 from rlhf.training.distributed import init_distributed
 from rlhf.training.numeric_checks import check_gradient_norm, check_trainable
 
@@ -76,7 +76,7 @@ class Trainer:
         max_grad_norm: Global norm to which gradients are clipped.
     """
 
-    slots: Slots = ()
+    displayed_metrics: DisplayedMetrics = ()
     """Metrics that the progress display shows."""
     learning_rate_key: str
     """Configuration key of the learning rate, for the error message if training diverges."""

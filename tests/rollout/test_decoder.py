@@ -89,7 +89,7 @@ def logits_by(decoder: Any, model: Any, rows: list[list[int]], cuts: list[int]) 
         parts = [rows[row][start:end] for row in order if rows[row][start:end]]
         taking = [row for row in order if rows[row][start:end]]
         counts = [len(part) for part in parts]
-        cache.reserve(end)
+        cache.ensure_capacity(end)
         cache.plan_forward_pass(taking, counts)
         ids = torch.tensor([token for part in parts for token in part])
         found.append(dict(zip(taking, decoder(ids, cache).double(), strict=True)))

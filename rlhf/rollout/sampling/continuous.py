@@ -233,7 +233,7 @@ class Sampler:
         """
         rows = np.array(sorted(self.row_of[episode_id] for episode_id in self.unread))
         inputs = [self.unread.pop(self.episode_ids[row]) for row in rows]
-        self.cache.reserve(
+        self.cache.ensure_capacity(
             int((self.cache.lengths[rows] + [len(ids) for ids in inputs] + self.limit[rows]).max())
         )
         first: dict[Any, int] = {}

@@ -119,7 +119,7 @@ def decoder_logit_difference(model: Any, decoder: Decoder) -> float:
         for text in texts
     ]
     cache = decoder.new_cache(2)
-    cache.reserve(first + 5)
+    cache.ensure_capacity(first + 5)
     done, gaps = [0, 0], []
     for rows, counts in turns:
         parts = [

@@ -250,15 +250,15 @@ class RaggedCache(MultiRowCache, Cache):
             for _, group in sorted(groups.items())
         ]
 
-    def reserve(self, tokens: int) -> None:
-        """Grow the capacity to at least ``tokens`` tokens per row.
+    def ensure_capacity(self, tokens_per_row: int) -> None:
+        """Grow the capacity to at least ``tokens_per_row`` tokens per row.
 
         If the capacity must grow, it is at least doubled.
         """
-        if tokens > self.capacity:
+        if tokens_per_row > self.capacity:
             # The capacity is rounded up, so that the next cache can reuse the memory.
             self.capacity = max(
-                -(-tokens // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE, 2 * self.capacity
+                -(-tokens_per_row // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE, 2 * self.capacity
             )
             for layer in self.ragged:
                 layer.grow()

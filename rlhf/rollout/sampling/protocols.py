@@ -34,8 +34,8 @@ class MultiRowCache:
     def __init__(self, rows: int) -> None:
         self.lengths = np.zeros(rows, dtype=np.int64)
 
-    def reserve(self, tokens: int) -> None:
-        """Allocate memory for ``tokens`` tokens per row.
+    def ensure_capacity(self, tokens_per_row: int) -> None:
+        """Allocate memory for ``tokens_per_row`` tokens per row.
 
         By default, the model allocates the memory in its forward pass.
         """

@@ -14,7 +14,7 @@ from rlhf.models.trainable import WeightChangeDetector, parameter_names_without_
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
-from rlhf.runs.progress import OFFLINE_SLOTS, ProgressDisplay
+from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
 from rlhf.training.numeric_checks import check_gradient_norm, check_trainable, check_weights
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
@@ -75,7 +75,10 @@ class RunCallback(TrainerCallback):
         name = self.run.directory.name
         self.monitor = TrainingMonitor(self.run.directory, self.run.config)
         self.reporter = ProgressDisplay(
-            name, state.max_steps, start=state.global_step, slots=OFFLINE_SLOTS
+            name,
+            state.max_steps,
+            start=state.global_step,
+            displayed_metrics=OFFLINE_DISPLAYED_METRICS,
         )
         self.reporter.__enter__()
 
