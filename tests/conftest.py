@@ -22,7 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect sweep tests that are not drawn."""
+    """Deselect sweep tests that are not drawn, and start with the files that contain slow tests.
+
+    A file that takes minutes would otherwise run alone at the end, while other workers are idle.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     text, _, parts = str(config.getoption("--draw")).rpartition("/")
     if not parts:
         return

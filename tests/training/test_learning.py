@@ -8,7 +8,9 @@ from benchmarks.learning import ALGORITHMS, REQUIRED_FRACTION, TASKS, run_task
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS[:2])  # the third takes minutes
+@pytest.mark.parametrize(
+    "task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.sweep) for task in TASKS[1:])]
+)
 def test_the_optimum_is_reached(tmp_path, task: str) -> None:
     found = run_task(task, tmp_path, seed=0)
     for algorithm in ALGORITHMS:
