@@ -329,7 +329,7 @@ def test_a_comparison_goes_where_it_was_asked_to(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["a" * 300, "a/" * 3000, "rows.jsonl/x", "loop", "loop/x"], ids=len
+    "path", ["a" * 300, "a/" * 3000, "./rows.jsonl/x", "loop", "./loop/x"], ids=len
 )
 def test_a_path_that_cannot_exist_is_refused_in_one_line(capsys, tmp_path, monkeypatch, sft, path):
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def alive(process: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
     seed = random.randrange(10**6)
     print("seed", seed)

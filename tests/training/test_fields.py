@@ -249,6 +249,7 @@ ELSEWHERE = {
     "overwrite": "tests/test_runs.py",
     "track": "tests/test_tracking.py",
     "env.errors": "test_failures_stop_the_run_or_are_counted",
+    "env.concurrency": "tests/rollout/test_env_workers.py",
     "env.timeout": "test_failures_stop_the_run_or_are_counted",
     "shaping.max_unscored": "tests/training/test_online.py",
     "rollout.parallel": "test_parallel_is_the_number_of_environments",

@@ -48,7 +48,7 @@ def trainer_of(place, pays, fails=(), verb="dapo", **keys):
     """A trainer of 8 episodes a step in groups of 4; episode n earns ``pays[n % len(pays)]``."""
     Moody.pays, Moody.fails = list(pays), set(fails)
     Moody.calls.clear()
-    env = {"id": "moody/Moody-v0", "errors": "count"}
+    env = {"id": "moody/Moody-v0", "errors": "count", "concurrency": "lockstep"}
     tree = online_tree("unused", place, **({"env": env, "rewards": []} | GROUPS | keys))
     return OnlineTrainer(verb, configure(verb, tree))
 
