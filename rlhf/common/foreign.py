@@ -39,7 +39,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
 
     The standard output of the code is redirected to standard error, because standard output is
     reserved for results. The state of the process is restored afterwards; see
-    `_restored_process_state`. A process that the code forked ends here, because it would otherwise
+    `restored_process_state`. A process that the code forked ends here, because it would otherwise
     write to the same run directory.
 
     Args:
@@ -56,7 +56,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     """
     with (
         contextlib.redirect_stdout(sys.stderr),
-        _restored_process_state(),
+        restored_process_state(),
         _time_limit(timeout),
         foreign_exceptions(),
         exit_as_exception(),
@@ -121,7 +121,7 @@ def exit_as_exception() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored_process_state() -> Iterator[None]:
+def restored_process_state() -> Iterator[None]:
     """Return a context manager that restores the state of the process.
 
     The state is the working directory, ``sys.stderr``, the handlers of SIGALRM and of the signals

@@ -214,6 +214,11 @@ class Collector:
             except UserError as error:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 
+    @property
+    def turn_limit(self) -> int | None:
+        """Maximum number of turns of an episode, or None if there is no limit."""
+        return turn_limit(self._get_or_make_environments(1)[0])
+
     def max_sampled_tokens_per_episode(self) -> int:
         """Return an upper bound on the number of tokens sampled in an episode.
 
@@ -222,7 +227,7 @@ class Collector:
         context length. Without a turn limit, the bound is ``rollout.max_tokens``. If this key is
         not set either, the bound is that of one turn.
         """
-        turns = turn_limit(self._get_or_make_environments(1)[0])
+        turns = self.turn_limit
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
         if turns:
             return min(budget, turns * self.spec.max_new_tokens)
@@ -275,9 +280,9 @@ class Collector:
             with self.workers.collection():
                 rollouts = _Collection(self, seeds, envs, sampling).play()
         finally:
+            abandoned = {id(env) for env in self.workers.cancel()}
+            self.envs = [env for env in self.envs if id(env) not in abandoned]
             self.engine.reset()
-            abandoned = self.workers.cancel()
-            self.envs = [env for env in self.envs if env not in abandoned]
         if not rollouts and not allow_empty:
             raise UserError(
                 "the environment failed in every episode, so there are no rollouts; the warnings "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
@@ -16,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.common.files import is_utf8_encodable
-from rlhf.common.foreign import limit_side_effects
+from rlhf.common.foreign import foreign_exceptions, limit_side_effects
 from rlhf.common.text import mask_secrets
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
@@ -120,7 +119,8 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
     try:
         kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
         in_main_thread = threading.current_thread() is threading.main_thread()
-        with limit_side_effects(spec.timeout) if in_main_thread else contextlib.nullcontext():
+        # In a thread, the workers of the environment limit the time and the other effects.
+        with limit_side_effects(spec.timeout) if in_main_thread else foreign_exceptions():
             return gym.make(spec.id, disable_env_checker=True, **kwargs)
     except gym.error.Error as error:
         raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error

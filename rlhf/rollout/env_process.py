@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import multiprocessing
 import os
 import signal
+import threading
 import types
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import gymnasium as gym
 
-from rlhf.common.foreign import foreign_exceptions
+from rlhf.common.foreign import end_process, foreign_exceptions
+from rlhf.common.signals import STOP_SIGNALS
 from rlhf.errors import UserError, first_line
+
+START_SECONDS = 60.0
+"""Additional time limit for the creation of an environment, for the start of its process."""
 
 
 class ProcessEnvironment(gym.Env):
@@ -25,25 +31,41 @@ class ProcessEnvironment(gym.Env):
 
     Args:
         make_env: Picklable function that makes the environment.
+        timeout: Time limit of ``make_env`` in seconds, in addition to `START_SECONDS`. By default,
+            there is no limit.
 
     Raises:
-        Exception: The environment cannot be made.
+        UserError: The environment cannot be made.
     """
 
-    def __init__(self, make_env: Callable[[], gym.Env]) -> None:
+    def __init__(self, make_env: Callable[[], gym.Env], *, timeout: float | None = None) -> None:
         # A forked process would contain the locks of this process's threads in any state.
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, make_env), daemon=True)
-        self._process.start()
-        other.close()
-        attributes = self._receive()
+        try:
+            self._process.start()
+            # Python waits at its exit for processes that it asks to end by SIGTERM.
+            atexit.register(self._process.kill)
+            other.close()
+            if timeout is not None and not self._connection.poll(timeout + START_SECONDS):
+                raise TimeoutError(f"took longer than {timeout:g} s")
+            attributes = self._receive()
+        except Exception as error:
+            self.kill()
+            if isinstance(error, UserError):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"env.id: the environment cannot be made: {reason}") from error
         self.action_space = attributes["action_space"]
-        self.observation_space = attributes["observation_space"]
         self.system_prompt: str | None = attributes["system_prompt"]
         self.max_turns: int | None = attributes["max_turns"]
+        self._name = attributes["name"]
         steps = attributes["max_episode_steps"]
         self.spec = types.SimpleNamespace(max_episode_steps=steps)  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return self._name
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset the environment."""
@@ -62,7 +84,9 @@ class ProcessEnvironment(gym.Env):
 
     def kill(self) -> None:
         """End the process at once. A call that is waiting in another thread fails."""
-        self._process.kill()
+        atexit.unregister(self._process.kill)
+        if self._process.pid is not None:
+            self._process.kill()
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         try:
@@ -92,8 +116,8 @@ class ProcessEnvironment(gym.Env):
 
 def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
     """Make an environment and run calls until the connection is closed."""
-    # Ctrl-C reaches all processes of a terminal, but only the run decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_stop_signals()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # standard output is reserved for results
     env: Any = None
 
@@ -101,8 +125,8 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
         nonlocal env
         env = make_env()
         return {
+            "name": str(env),
             "action_space": env.action_space,
-            "observation_space": env.observation_space,
             "system_prompt": getattr(env.unwrapped, "system_prompt", None),
             "max_turns": getattr(env.unwrapped, "max_turns", None),
             "max_episode_steps": getattr(env.spec, "max_episode_steps", None),
@@ -116,6 +140,33 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
             return
         call = functools.partial(getattr(env, name), *arguments, **options)
         _send_outcome(connection, call)
+
+
+def _ignore_stop_signals() -> None:
+    """Ignore the signals that stop a run.
+
+    Ctrl-C, a closed terminal and a scheduler send a signal to all processes of a run, but only the
+    run decides when to stop. A function as handler is not inherited by the programs that the
+    environment starts.
+    """
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=restore)
+
+
+def _end_with_parent() -> None:
+    """End this process when the run has ended, also while the environment is busy."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    end_process(1)
 
 
 def _send_outcome(connection: Connection, run: Callable[[], Any]) -> None:

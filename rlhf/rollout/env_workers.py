@@ -21,9 +21,10 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
-from rlhf.common.foreign import exit_as_exception, foreign_exceptions
+from rlhf.common.foreign import exit_as_exception, foreign_exceptions, restored_process_state
 from rlhf.config.rollout import EnvSpec
 from rlhf.envs import is_built_in
+from rlhf.errors import UserError
 from rlhf.rollout.env_calls import EnvironmentCalls
 from rlhf.rollout.env_process import ProcessEnvironment
 
@@ -176,6 +177,12 @@ def _outcome_of(run: Callable[[], Any]) -> _Outcome:
         return _Outcome(error=error)
 
 
+def _log_failure(calls: EnvironmentCalls, closed: _Outcome) -> None:
+    """Log that an environment could not be closed, if this is its outcome."""
+    if closed.error is not None:
+        calls.warn_not_closed(closed.error)
+
+
 class ThreadedWorkers:
     """``EnvironmentWorkers`` with one thread for each environment.
 
@@ -195,11 +202,24 @@ class ThreadedWorkers:
         self._results: queue.SimpleQueue[tuple[EnvironmentCall, _Outcome]] = queue.SimpleQueue()
 
     def make(self, make_env: MakeEnvironment) -> gym.Env:
-        """Make an environment in a new thread, which runs all its calls."""
+        """Make an environment in a new thread, which runs all its calls.
+
+        Raises:
+            UserError: It takes longer than the time limit, or its process cannot make it.
+        """
         thread, made = _EnvironmentThread(), queue.SimpleQueue()
-        make = functools.partial(ProcessEnvironment, make_env) if self.isolated else make_env
-        thread.start(lambda: made.put(_outcome_of(make)))
-        outcome: _Outcome = made.get()
+        limit, make = self.calls.timeout, make_env
+        if self.isolated:
+            make = functools.partial(ProcessEnvironment, make_env, timeout=limit)
+        try:
+            with self.collection():
+                thread.start(lambda: made.put(_outcome_of(make)))
+                outcome: _Outcome = made.get(timeout=None if self.isolated else limit)
+        except queue.Empty:
+            thread.end()
+            raise UserError(
+                f"env.id: the environment cannot be made: took longer than {limit:g} s"
+            ) from None
         if outcome.error is not None:
             thread.end()
             raise outcome.error
@@ -209,7 +229,19 @@ class ThreadedWorkers:
     def submit(self, call: EnvironmentCall) -> None:
         """Start a call in the thread of its environment."""
         self._running[id(call.env)] = call, time.monotonic()
-        self._threads[id(call.env)].start(lambda: self._results.put((call, _outcome_of(call.run))))
+        self._threads[id(call.env)].start(lambda: self._results.put((call, self._run(call))))
+
+    def _run(self, call: EnvironmentCall) -> _Outcome:
+        """Run a call in the thread of its environment."""
+        start, limit = time.monotonic(), self.calls.timeout
+        outcome = _outcome_of(call.run)
+        # The engine may have been busy at the time limit, so the result was not yet awaited.
+        if limit is not None and not outcome.error and time.monotonic() - start > limit:
+            return self._timed_out()
+        return outcome
+
+    def _timed_out(self) -> _Outcome:
+        return _Outcome(error=TimeoutError(f"took longer than {self.calls.timeout:g} s"))
 
     def deliver(self, *, wait: bool) -> None:
         """Pass the results that have arrived to their receivers; see `EnvironmentWorkers`."""
@@ -247,16 +279,19 @@ class ThreadedWorkers:
                 continue
             if remaining is not None and remaining <= 0:
                 self._abandon(call.env)
-                return call, _Outcome(error=TimeoutError(f"took longer than {limit:g} s"))
+                return call, self._timed_out()
             if not wait:
                 return None
 
     def _abandon(self, env: gym.Env) -> None:
-        """Forget an environment whose thread is busy."""
+        """Forget an environment whose thread is busy; it is closed when its call returns."""
         self._running.pop(id(env), None)
-        self._threads.pop(id(env)).end()
+        thread = self._threads.pop(id(env))
         if isinstance(env, ProcessEnvironment):
             env.kill()
+        else:
+            thread.start(lambda: _log_failure(self.calls, _outcome_of(env.close)))
+        thread.end()
 
     @property
     def running(self) -> int:
@@ -276,19 +311,29 @@ class ThreadedWorkers:
         if thread is None:  # its thread was abandoned
             return
         closed: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
-        thread.start(lambda: closed.put(_outcome_of(env.close)))
-        thread.end()
         try:
-            outcome = closed.get(timeout=self.calls.timeout)
+            with self.collection():
+                thread.start(lambda: closed.put(_outcome_of(env.close)))
+                outcome = closed.get(timeout=self.calls.timeout)
         except queue.Empty:
             outcome = _Outcome(error=TimeoutError("closing takes too long"))
-        if outcome.error is not None:
-            self.calls.warn_not_closed(outcome.error)
+            if isinstance(env, ProcessEnvironment):
+                env.kill()
+        thread.end()
+        _log_failure(self.calls, outcome)
 
     @contextlib.contextmanager
     def collection(self) -> Iterator[None]:
-        """Redirect the standard output of all threads, and let no environment end the process."""
-        with contextlib.redirect_stdout(sys.stderr), exit_as_exception():
+        """Limit the side effects of all threads; see `limit_side_effects`.
+
+        Standard output is redirected, and no environment can end the process. The state of the
+        process is restored at the end.
+        """
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            restored_process_state(),
+            exit_as_exception(),
+        ):
             yield
 
 

@@ -17,7 +17,6 @@ from rlhf.evaluation.episodes import (
     write_evaluation,
 )
 from rlhf.reward_models.core import binary_outcomes_by_name
-from rlhf.rollout.env_calls import turn_limit
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
 from rlhf.training.collection import collect_and_score
@@ -69,7 +68,7 @@ def evaluate_held_out(
         env=env,
         random=random_return,
         optimal=optimal_return,
-        turn_limit=turn_limit(trainer.eval_collector.make_env()),
+        turn_limit=trainer.eval_collector.turn_limit,
         outcomes=binary_outcomes_by_name(trainer.all_rewards),
         counts=total,
     )

@@ -1,17 +1,23 @@
 """Environments that run in threads: concurrency, order, failures and time limits."""
 
+import os
 import re
+import signal
 import sqlite3
+import subprocess
 import sys
 import threading
+import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
-from rlhf.rollout.env_calls import make_env_factory
+from rlhf.rollout.env_calls import EnvironmentCalls, make_env_factory
+from rlhf.rollout.env_process import ProcessEnvironment
 from rlhf.rollout.env_workers import LockstepWorkers, ThreadedWorkers, workers_for
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import FakeEngine, Tales, collect_one, episode_seeds, make_collector
@@ -185,9 +191,133 @@ def test_an_environment_that_cannot_be_made_is_an_error_of_the_caller() -> None:
         collect_one(FakeEngine("go"), make, workers=ThreadedWorkers)
 
 
-def isolated(engine: Any, task: str, **spec: Any) -> Any:
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [(sys.exit, r"called sys.exit\(0\)"), (os._exit, r"called sys.exit\(0\)")],
+)
+def test_a_task_that_ends_the_process_when_it_is_made_in_a_thread_is_one_line(
+    call: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gymnasium.make", lambda *_, **__: getattr(*call_name(call))(0))
+    workers = ThreadedWorkers(EnvironmentCalls())
+    with pytest.raises(UserError, match=rf"env\.id 'Any-v0' cannot be made: {words}"):
+        workers.make(make_env_factory(EnvSpec(id="Any-v0")))
+
+
+def call_name(call: Any) -> tuple[Any, str]:
+    """Module and name, because the function of the module is replaced while environments run."""
+    return (sys, "exit") if call is sys.exit else (os, "_exit")
+
+
+def test_the_creation_of_an_environment_has_the_time_limit_of_calls() -> None:
+    release = threading.Event()
+    workers = ThreadedWorkers(EnvironmentCalls(timeout=0.05))
+    with pytest.raises(UserError, match=r"env\.id.* cannot be made: took longer than 0.05 s"):
+        workers.make(lambda: Tales(closed=release.wait(WAIT)))
+    release.set()
+
+
+def test_creation_and_close_write_no_result_and_do_not_end_the_process(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Loud(Tales):
+        def __init__(self) -> None:
+            super().__init__()
+            print("made")
+
+        def close(self) -> None:
+            print("closed")
+            os._exit(0)
+
+    playing = threaded(FakeEngine("stop"), Loud)
+    playing.collect(episode_seeds(0))
+    playing.close()
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "made\nclosed\n")
+    assert "could not be closed: called sys.exit(0)" in caplog.text
+
+
+def test_the_state_of_the_process_is_restored_after_a_collection(tmp_path: Path) -> None:
+    def wander(env: Any, action: str) -> Any:
+        os.chdir(tmp_path)
+        sys.stderr = None  # pyright: ignore
+        return GOOD
+
+    before = os.getcwd(), sys.stderr
+    playing = threaded(FakeEngine("go"), tale_with(wander))
+    playing.collect(episode_seeds(0, 1))
+    found = os.getcwd(), sys.stderr
+    os.chdir(before[0])
+    sys.stderr = before[1]
+    assert found == before
+    playing.close()
+
+
+def test_a_call_that_returns_late_fails_although_the_engine_was_busy() -> None:
+    late = threading.Event()
+
+    class Busy(FakeEngine):
+        """Samples until the late call has returned."""
+
+        def poll(self) -> Any:
+            if self.turns:
+                assert late.wait(WAIT)
+                time.sleep(0.1)
+            return super().poll()
+
+    class Slow(Tales):
+        def reset(self, *, seed=None, options=None):
+            self.seed = seed
+            if seed == 1:
+                time.sleep(0.2)
+                late.set()
+            return super().reset(seed=seed)
+
+    playing = threaded(Busy("go", "stop"), Slow, errors="count", timeout=0.1, parallel=2)
+    assert [rollout.seed for rollout in playing.collect(episode_seeds(0, 1))] == [0]
+    playing.close()
+
+
+def test_an_environment_whose_call_returns_after_the_limit_is_closed() -> None:
+    release, closed = threading.Event(), threading.Event()
+
+    class Slow(tale_with(lambda env, action: (release.wait(WAIT), GOOD)[1])):
+        def close(self) -> None:
+            closed.set()
+
+    playing = threaded(FakeEngine("go"), Slow, errors="count", timeout=0.05)
+    assert playing.collect(episode_seeds(0), allow_empty=True) == []
+    assert not closed.is_set()
+    release.set()
+    assert closed.wait(WAIT)
+
+
+def test_busy_environments_are_discarded_although_the_engine_cannot_be_reset() -> None:
+    release = threading.Event()
+
+    class Broken(FakeEngine):
+        def poll(self) -> Any:
+            raise ConnectionError("no server")
+
+        def reset(self) -> None:
+            raise ConnectionError("no server")
+
+    class Slow(Tales):
+        def reset(self, *, seed=None, options=None):
+            assert seed == 0 or release.wait(WAIT)
+            return super().reset(seed=seed)
+
+    playing = threaded(Broken("go"), Slow, parallel=2)
+    with pytest.raises(ConnectionError):
+        playing.collect(episode_seeds(0, 1))
+    assert (len(playing.envs), playing.workers.running) == (1, 0)
+    release.set()
+    playing.close()
+
+
+def isolated(engine: Any, task: str, *, kwargs: Any = None, **spec: Any) -> Any:
     """A collector whose environments run in processes."""
-    make = make_env_factory(EnvSpec(id=f"{PROCESS_TASKS}:{task}"))
+    make = make_env_factory(EnvSpec(id=f"{PROCESS_TASKS}:{task}", kwargs=kwargs or {}))
     return make_collector(engine, make, workers=partial(ThreadedWorkers, isolated=True), **spec)
 
 
@@ -249,3 +379,65 @@ def test_an_environment_that_cannot_be_made_in_a_process_is_one_line() -> None:
     workers = partial(ThreadedWorkers, isolated=True)
     with pytest.raises(UserError, match=r"env\.id 'text/Echo-v0' cannot be made: .*colour"):
         collect_one(FakeEngine("go"), make, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("end", "the process of the environment ended with exit code -9"),
+        ("unpicklable", "cannot pickle|Can't pickle|can't pickle"),
+        ("hang", "took longer than 2 s"),
+    ],
+)
+def test_a_process_that_cannot_make_its_environment_is_one_line(
+    kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf.rollout.env_process.START_SECONDS", 20.0 if kind != "hang" else 0.0)
+    playing = isolated(FakeEngine("go"), "Refused-v0", kwargs={"kind": kind}, timeout=2.0)
+    with pytest.raises(UserError, match=rf"env\.id: .*cannot be made: .*{reason}"):
+        playing.collect(episode_seeds(0))
+
+
+def test_actions_that_are_not_supported_are_one_line_in_a_process() -> None:
+    playing = isolated(FakeEngine("go"), "NoTextActions-v0")
+    with pytest.raises(UserError, match=r"NoTextActions.* has the action space Box"):
+        playing.collect(episode_seeds(0))
+    playing.close()
+
+
+def test_signals_that_stop_a_run_do_not_end_its_environments() -> None:
+    env: Any = ProcessEnvironment(make_env_factory(EnvSpec(id=f"{PROCESS_TASKS}:Faulty-v0")))
+    env.reset(seed=0)
+    process = int(env.step("pid")[0])
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.kill(process, number)
+    # A program that the environment starts is still stopped by SIGTERM.
+    assert env.step("child")[0] == str(-signal.SIGTERM)
+    assert int(env.step("pid")[0]) == process
+    env.close()
+
+
+def test_a_process_ends_with_its_run_although_its_environment_is_busy() -> None:
+    program = f"""if __name__ == "__main__":
+    import os
+    from rlhf.config.rollout import EnvSpec
+    from rlhf.rollout.env_calls import make_env_factory
+    from rlhf.rollout.env_process import ProcessEnvironment
+    env = ProcessEnvironment(make_env_factory(EnvSpec(id="{PROCESS_TASKS}:Faulty-v0")))
+    env.reset(seed=0)
+    env._connection.send(("step", ("hang",), {{}}))
+    os.kill(os.getpid(), 9)
+"""
+    # The output ends when the last process that has it as standard error ends.
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def test_the_turn_limit_makes_no_further_environment() -> None:
+    playing = threaded(FakeEngine("stop"))
+    Tales.made.clear()
+    assert [playing.turn_limit for _ in range(3)] == [None] * 3
+    assert len(Tales.made) == 1
+    playing.close()
