@@ -36,7 +36,12 @@ from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.collector import Collector
-from rlhf.rollout.env_calls import EnvironmentCalls, make_env_factory, turn_limit
+from rlhf.rollout.env_calls import (
+    EnvironmentCalls,
+    make_env_factory,
+    temporary_environment,
+    turn_limit,
+)
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.stats import Interval, ratio_interval
@@ -108,6 +113,8 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     if config.env:
         rows = _play_episodes(spec, policy, data, examples, counts)
         make_env = make_env_factory(config.env, data.prompts, split="test")
+        with temporary_environment(make_env) as env:
+            limit, items = turn_limit(env), str(getattr(env.unwrapped, "items", "unknown"))
         low, high = random_and_optimal_return(make_env) if config.env.id else (None, None)
         summary = summarize(
             rows,
@@ -115,12 +122,12 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
             env=config.env.id or "prompts",
             random=low,
             optimal=high,
-            turn_limit=turn_limit(make_env()),
+            turn_limit=limit,
             outcomes=binary_outcomes_by_name(data.rewards),
             counts=counts,
         )
         if config.env.id:
-            note = str(getattr(make_env().unwrapped, "items", "unknown"))
+            note = items
             separate = draws_split(config.env.id, config.env.kwargs, "test")
             if not separate and is_separable(config.env.id):
                 note = SAME_SPLIT_WARNING.format(config.env.kwargs["split"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -128,6 +129,16 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
         raise
     except Exception as error:
         raise UserError(f"env.id {spec.id!r} cannot be made: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def temporary_environment(make_env: Callable[[], gym.Env]) -> Iterator[gym.Env]:
+    """Make an environment whose attributes are read, and close it at the end."""
+    env = make_env()
+    try:
+        yield env
+    finally:
+        EnvironmentCalls().close(env)
 
 
 def turn_limit(env: gym.Env) -> int | None:

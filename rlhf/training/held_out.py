@@ -17,6 +17,7 @@ from rlhf.evaluation.episodes import (
     write_evaluation,
 )
 from rlhf.reward_models.core import binary_outcomes_by_name
+from rlhf.rollout.env_calls import temporary_environment
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
 from rlhf.training.collection import collect_and_score
@@ -99,8 +100,8 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
     if env.id is None:
         separate, note = True, "A prompt; training does not use the prompts of the evaluation."
     else:
-        task: Any = trainer.eval_collector.make_env().unwrapped
-        note = str(getattr(task, "items", "unknown"))
+        with temporary_environment(trainer.eval_collector.make_env) as task:
+            note = str(getattr(task.unwrapped, "items", "unknown"))
         separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
         if not separate and is_separable(env.id):
             note = SAME_SPLIT_WARNING.format(env.kwargs["split"])

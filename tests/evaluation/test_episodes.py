@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,29 @@ def test_an_evaluation_is_never_overwritten(tmp_path):
         write(3)
     (folder,) = (tmp_path / "evaluation").iterdir()
     assert len((folder / "episodes.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_evaluation_closes_every_environment_that_it_makes(tmp_path, echo_model, monkeypatch):
+    made, closed = [], []
+    make = gym.make
+
+    def counting(*arguments, **options):
+        env = make(*arguments, **options)
+        made.append(env)
+        monkeypatch.setattr(env, "close", lambda: closed.append(env))
+        return env
+
+    monkeypatch.setattr(gym, "make", counting)
+    tree = {
+        "output_dir": str(tmp_path / "evaluation"),
+        "env": {"id": "text/Echo-v0"},
+        "rollout": {"max_new_tokens": 2},
+        "policies": [{"name": "random"}, {"name": "m", "model": {"path": str(echo_model)}}],
+        "episodes": 3,
+    }
+    run_command("evaluate", tree)
+    assert len(made) >= 5
+    assert {id(env) for env in closed} == {id(env) for env in made}
 
 
 def test_samples_of_the_random_policy_differ_and_have_no_tokens():
