@@ -30,12 +30,7 @@ from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceR
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import (
-    EnvironmentCalls,
-    reset_environment,
-    step_environment,
-    temporary_environment,
-)
+from rlhf.rollout.env_calls import EnvironmentCalls, reset_environment, step_environment
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
@@ -244,18 +239,17 @@ def _prompt_id(rollout: Rollout) -> str | None:
     return list_entry_id([*info.get("messages", ()), observation], info)
 
 
-def random_and_optimal_return(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
+def random_and_optimal_return(env: gym.Env) -> tuple[float | None, float | None]:
     """Return the expected returns of the random and the optimal policy of an environment.
 
     A return is None if the environment does not define it.
     """
     values = []
-    with temporary_environment(make_env) as env:
-        for name in ("random_value", "optimal_value"):
-            try:
-                values.append(float(getattr(env.unwrapped, name)()))
-            except (NotImplementedError, AttributeError):
-                values.append(None)
+    for name in ("random_value", "optimal_value"):
+        try:
+            values.append(float(getattr(env.unwrapped, name)()))
+        except (NotImplementedError, AttributeError):
+            values.append(None)
     return values[0], values[1]
 
 

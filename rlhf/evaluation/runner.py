@@ -113,9 +113,9 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     if config.env:
         rows = _play_episodes(spec, policy, data, examples, counts)
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        with temporary_environment(make_env) as env:
+        with temporary_environment(make_env, timeout=config.env.timeout) as env:
             limit, items = turn_limit(env), str(getattr(env.unwrapped, "items", "unknown"))
-        low, high = random_and_optimal_return(make_env) if config.env.id else (None, None)
+            low, high = random_and_optimal_return(env) if config.env.id else (None, None)
         summary = summarize(
             rows,
             name=spec.name,

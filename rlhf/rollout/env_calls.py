@@ -132,13 +132,15 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
 
 
 @contextlib.contextmanager
-def temporary_environment(make_env: Callable[[], gym.Env]) -> Iterator[gym.Env]:
-    """Make an environment whose attributes are read, and close it at the end."""
+def temporary_environment(
+    make_env: Callable[[], gym.Env], *, timeout: float | None
+) -> Iterator[gym.Env]:
+    """Make an environment whose attributes are read, and close it within ``timeout`` seconds."""
     env = make_env()
     try:
         yield env
     finally:
-        EnvironmentCalls().close(env)
+        EnvironmentCalls(timeout=timeout).close(env)
 
 
 def turn_limit(env: gym.Env) -> int | None:

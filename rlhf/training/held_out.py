@@ -81,11 +81,11 @@ def write_final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     if is_complete_evaluation(run.directory / "evaluation" / run.directory.name):
         return  # the run was interrupted after its final evaluation
     env = trainer.config.env
-    low, high = (
-        (None, None)
-        if env.id is None
-        else random_and_optimal_return(trainer.eval_collector.make_env)
-    )
+    low, high = None, None
+    if env.id is not None:
+        make_env = trainer.eval_collector.make_env
+        with temporary_environment(make_env, timeout=env.timeout) as task:
+            low, high = random_and_optimal_return(task)
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
     summary["items"] = _item_overlap(trainer, rows)
     for note in summary["notes"]:
@@ -100,7 +100,8 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
     if env.id is None:
         separate, note = True, "A prompt; training does not use the prompts of the evaluation."
     else:
-        with temporary_environment(trainer.eval_collector.make_env) as task:
+        make_env = trainer.eval_collector.make_env
+        with temporary_environment(make_env, timeout=env.timeout) as task:
             note = str(getattr(task.unwrapped, "items", "unknown"))
         separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
         if not separate and is_separable(env.id):
