@@ -7,16 +7,16 @@ import functools
 import multiprocessing
 import os
 import signal
-import threading
 import types
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
 
-from rlhf.common.foreign import end_process, foreign_exceptions
+from rlhf.common.foreign import foreign_exceptions
 from rlhf.common.signals import STOP_SIGNALS
+from rlhf.common.worker_process import end_with_parent
 from rlhf.errors import UserError, first_line
 
 START_SECONDS = 60.0
@@ -117,7 +117,7 @@ class ProcessEnvironment(gym.Env):
 def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
     """Make an environment and run calls until the connection is closed."""
     _ignore_stop_signals()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     os.dup2(2, 1)  # standard output is reserved for results
     env: Any = None
 
@@ -159,14 +159,6 @@ def _ignore_stop_signals() -> None:
         signal.signal(number, lambda *_: None)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=restore)
-
-
-def _end_with_parent() -> None:
-    """End this process when the run has ended, also while the environment is busy."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    end_process(1)
 
 
 def _send_outcome(connection: Connection, run: Callable[[], Any]) -> None:

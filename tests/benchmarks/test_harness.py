@@ -50,9 +50,9 @@ def test_sides_step_in_turn_forwards_and_backwards(table: Path):
     result = run_workload("counting", PLAN)
     assert (table / "counting/order.txt").read_text() == "123321123321"
     assert (table / "counting/prepared").read_text() == "any"
-    told = result["sides"]["second"]
-    assert told["kept"] == 3  # the warm-up is not counted
-    assert told["work"] == 2.0
+    side = result["sides"]["second"]
+    assert side["kept"] == 3  # the warm-up is not counted
+    assert side["work"] == 2.0
     assert list(result["ratios"]) == ["second", "third"]
     json.dumps(result)
 

@@ -16,20 +16,20 @@ ROUNDS = [
 
 
 def test_disturbed_steps_are_counted_and_left_out_of_the_median():
-    told = summarize([r["ours"] for r in ROUNDS], max_other_cores=0.2)
-    assert told["seconds"] == 2.0
-    assert told["rate"] == 6.0
-    assert (told["kept"], told["dropped"]) == (3, 1)
-    assert told["peak_gib"] == 9.0  # memory is memory, disturbed or not
+    summary = summarize([r["ours"] for r in ROUNDS], max_other_cores=0.2)
+    assert summary["seconds"] == 2.0
+    assert summary["rate"] == 6.0
+    assert (summary["kept"], summary["dropped"]) == (3, 1)
+    assert summary["peak_gib"] == 9.0  # memory is memory, disturbed or not
 
 
 def test_ratio_of_medians_and_quartiles_of_undisturbed_pairs():
-    told = speed_ratios(ROUNDS, max_other_cores=0.2)["trl"]
+    ratio = speed_ratios(ROUNDS, max_other_cores=0.2)["trl"]
     # Rates of ours 12, 6, 3 and of TRL 4, 3, 1; within pairs 3, 2, 3.
-    assert told["speed"] == 2.0
-    assert told["quartiles"] == [2.5, 3.0]
-    assert told["pairs"] == 3
-    assert told["memory"] == pytest.approx(4 / 12)
+    assert ratio["speed"] == 2.0
+    assert ratio["quartiles"] == [2.5, 3.0]
+    assert ratio["pairs"] == 3
+    assert ratio["memory"] == pytest.approx(4 / 12)
 
 
 def test_unknown_load_counts_as_quiet():

@@ -42,11 +42,11 @@ def test_loss_and_gradient_are_transformers_own(name):
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     policy = Policy(model, tiny_tokenizer())
-    loss, told = sft_loss(policy, part, denominator=part.action_mask.sum())
+    loss, metric_sums = sft_loss(policy, part, denominator=part.action_mask.sum())
     loss.backward()
     assert loss.item() == pytest.approx(own.loss.item(), rel=1e-5)
     assert WEIGHT * own.aux_loss.item() > 0.1
-    metrics = told.compute()
+    metrics = metric_sums.compute()
     assert metrics["loss"] == pytest.approx(own.loss.item(), rel=1e-5)
     assert metrics["loss_balance"] == pytest.approx(WEIGHT * own.aux_loss.item(), rel=1e-5)
     largest = max(float(grad.abs().max()) for grad in expected.values())
@@ -78,8 +78,10 @@ def test_micro_batches_are_weighted_by_tokens():
 def test_without_the_setting_nothing_is_added():
     model = model_of("mixtral")
     assert balancing_weight(model) == 0
-    _, told = sft_loss(Policy(model, tiny_tokenizer()), batch(), denominator=torch.tensor(38))
-    assert "loss_balance" not in told.compute()
+    _, metric_sums = sft_loss(
+        Policy(model, tiny_tokenizer()), batch(), denominator=torch.tensor(38)
+    )
+    assert "loss_balance" not in metric_sums.compute()
 
 
 def test_a_model_without_such_a_loss_is_refused():

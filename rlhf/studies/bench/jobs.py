@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
-from rlhf.common.foreign import end_process
 from rlhf.common.text import set_up_logging
+from rlhf.common.worker_process import end_with_parent
 from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.directory import KEYS_FREE_ON_RESUME, lock_directory
@@ -191,12 +190,4 @@ def _initialize_worker(logs: Path, threads: int) -> None:
     # By default every process uses as many threads as the machine has cores.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     set_up_logging(logging.INFO)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait until the parent process ends, then terminate this worker."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    end_process(1)
+    end_with_parent()
