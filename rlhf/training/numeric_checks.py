@@ -17,8 +17,13 @@ from rlhf.runs.alarms import Halt
 
 _RATIO_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-6}
 """Dtype of the model -> maximum mean k3 estimate before the first update on a batch."""
-_HALF_TOLERANCE = 5e-3
-"""Maximum mean k3 estimate for all other dtypes."""
+_HALF_TOLERANCE = 0.05
+"""Maximum mean k3 estimate for all other dtypes, for many tokens. Two passes over SmolLM2-135M in
+bfloat16 give 0.002 to 0.005; dropout gives more than 0.1."""
+_HALF_OUTLIERS = 4.0
+"""Sum of k3 estimates, for all other dtypes, that a few tokens may add to the mean. Rounding of
+large logits changes the ratio of a single token up to a factor of about 5, whose k3 estimate is
+2.4, so that the mean over a small mini-batch varies."""
 
 
 def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]) -> None:
@@ -124,8 +129,9 @@ def check_ratios_before_first_update(k3_sum_and_count: Tensor, dtype: torch.dtyp
     Raises:
         Halt: The mean, which is the k3 estimate, exceeds the tolerance for rounding errors.
     """
-    deviation = float(k3_sum_and_count[0] / k3_sum_and_count[1].clamp(min=1))
-    tolerance = _RATIO_TOLERANCE.get(dtype, _HALF_TOLERANCE)
+    count = float(k3_sum_and_count[1].clamp(min=1))
+    deviation = float(k3_sum_and_count[0]) / count
+    tolerance = _RATIO_TOLERANCE.get(dtype, _HALF_TOLERANCE + _HALF_OUTLIERS / count)
     if not deviation <= tolerance:
         raise Halt(
             "first_ratio",

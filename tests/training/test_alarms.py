@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -22,7 +23,7 @@ from rlhf.runs import alarms as alarms_module
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training import loop, optimize
-from rlhf.training.numeric_checks import check_scores
+from rlhf.training.numeric_checks import check_ratios_before_first_update, check_scores
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
 from tests.helpers.training import (
@@ -209,6 +210,28 @@ def test_faults_are_caught_before_the_update_and_replayed(
     assert steps == []
     assert main(["replay", str(tmp_path / "run")]) == 0
     assert f"reproduced: {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "dtype", "halts"),
+    [
+        (128 * 0.0193, 128, torch.bfloat16, False),  # measured in a healthy run of SmolLM2-135M
+        (4096 * 0.005, 4096, torch.bfloat16, False),
+        (2.4, 8, torch.bfloat16, False),  # one token of a short mini-batch
+        (4096 * 0.1, 4096, torch.bfloat16, True),  # dropout
+        (128 * 0.1, 128, torch.bfloat16, True),
+        (4096 * 0.1, 4096, torch.float16, True),
+        (128 * 2e-6, 128, torch.float32, True),
+        (128 * 5e-7, 128, torch.float32, False),
+        (math.nan, 128, torch.bfloat16, True),
+    ],
+)
+def test_rounding_in_half_precision_does_not_end_a_run_but_dropout_does(
+    total: float, count: int, dtype: torch.dtype, halts: bool
+) -> None:
+    context = pytest.raises(Halt, match="first_ratio") if halts else contextlib.nullcontext()
+    with context:
+        check_ratios_before_first_update(torch.tensor([total, count]), dtype)
 
 
 @pytest.mark.parametrize(
