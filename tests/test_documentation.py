@@ -64,6 +64,7 @@ def command_of(config: dict[str, Any]) -> str:
         "kind": "reward",
         "policies": "evaluate",
         "trials": "tune",
+        "grid": "sweep",
         "environments": "bench",
         "proxies": "overoptimize",
         "algorithm": "grpo",

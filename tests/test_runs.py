@@ -27,7 +27,7 @@ def config(directory, **keys):
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
 
 
 def test_a_new_directory_says_what_was_asked_and_where_it_ran(tmp_path):

@@ -82,6 +82,15 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
             Command(
+                "sweep",
+                "run a training command with every combination of settings and seeds",
+                "rlhf.config.sweep:SweepCommandConfig",
+                "rlhf.studies.sweep.run:run",
+                plan="rlhf.studies.sweep.run:plan",
+                arguments=("config",),
+                runs_commands=True,
+            ),
+            Command(
                 "tune",
                 "search hyperparameters with the same budget for each algorithm of a benchmark",
                 "rlhf.config.tune:TuneCommandConfig",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rlhf.common.ranges import AtLeastTwo, Finite, Fraction, PositiveInt, Seed
 from rlhf.config.base import DirectoryConfig
+from rlhf.config.launcher import LauncherConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec
 
@@ -115,7 +116,7 @@ class BenchConfig(DirectoryConfig):
 
 
 @dataclass(frozen=True)
-class BenchCommandConfig(BenchConfig):
+class BenchCommandConfig(LauncherConfig, BenchConfig):
     """Configuration of `rlhf bench`: a manifest, and options of the command.
 
     rlhf bench MANIFEST.yaml --resume              run the unfinished jobs, write the result
@@ -124,8 +125,6 @@ class BenchCommandConfig(BenchConfig):
     rlhf bench MANIFEST.yaml --only menu/seed0/ppo run one job in this process
     """
 
-    jobs: PositiveInt = 1
-    """Number of jobs that run at the same time, each in a separate process."""
     against: str | None = None
     """Path of an earlier bench.json; the exit code is 1 if a score is worse than in this file."""
     array: str | None = None
@@ -134,7 +133,8 @@ class BenchCommandConfig(BenchConfig):
     """Key of a single job to run in this process, such as menu/seed0/ppo."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        BenchConfig.__post_init__(self)
+        LauncherConfig.__post_init__(self)
         if len([name for name in ("against", "array", "only") if getattr(self, name)]) > 1:
             raise ValueError("give at most one of --against, --array and --only")
 

@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from rlhf.common.ranges import AtLeastTwo, Finite, PositiveInt, Seed
 from rlhf.config.base import DirectoryConfig
+from rlhf.config.launcher import LauncherConfig
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ class TuneConfig(DirectoryConfig):
 
 
 @dataclass(frozen=True)
-class TuneCommandConfig(TuneConfig):
-    """Configuration of `rlhf tune`: a study, and the number of processes.
+class TuneCommandConfig(LauncherConfig, TuneConfig):
+    """Configuration of `rlhf tune`: a study, and the launcher of its jobs.
 
     rlhf tune STUDY.yaml --jobs 2 --resume
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
     """
 
-    jobs: PositiveInt = 1
-    """Number of jobs that run at the same time, each in a separate process."""
+    def __post_init__(self) -> None:
+        TuneConfig.__post_init__(self)
+        LauncherConfig.__post_init__(self)

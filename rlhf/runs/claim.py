@@ -39,6 +39,7 @@ DESCRIPTIONS = frozenset(
         "inputs.json",
         "logs",
         "pipeline.yaml",
+        "sweep.yaml",
         "tune.yaml",
     ]
 )
@@ -86,6 +87,7 @@ ONLY_WRITTEN_BY = {
     "reward-report": ("prompts.jsonl",),
     "run": ("pipeline.yaml",),
     "split": ("test.jsonl", "train.jsonl"),
+    "sweep": ("logs", "runs", "sweep.yaml", "tables"),
     "tune": ("logs", "optuna.log", "runs", "trials", "trials.csv", "tune.yaml", "tuned.yaml"),
 }
 """Command -> names of `DESCRIPTIONS` and `RESULTS` that only this command writes. In the directory
@@ -106,7 +108,12 @@ NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
     ),
 )
 """Command that trains no model -> other names of `RESULTS` that it does not write."""
-STUDIES = {"bench.yaml": "bench", "pipeline.yaml": "run", "tune.yaml": "tune"}
+STUDIES = {
+    "bench.yaml": "bench",
+    "pipeline.yaml": "run",
+    "sweep.yaml": "sweep",
+    "tune.yaml": "tune",
+}
 """Name of the description of a pipeline or study -> command that writes it."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 """Names of the folders that contain run directories."""
@@ -114,7 +121,7 @@ CONTENTS = {
     "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
     r"|README\.md",
     "evaluation": r".+/(episodes\.jsonl|report\.md|summary\.json)",
-    "logs": r"\d+\.log",
+    "logs": r"([\w.-]+-)?\d+\.log|slurm-\d+/(\d+(-\d+)?|array)\.(exit|log|sh|yaml)",
     "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json)",
     "report_tables": r"[^/]+\.(csv|json)",
     "tables": r"[^/]+\.(csv|json)",

@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 
 
 def rows(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
 
 
 def test_expert_episodes_are_whole_conversations_with_their_return(tmp_path):

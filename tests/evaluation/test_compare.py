@@ -66,7 +66,7 @@ def test_one_decided_metric_leads_where_prompts_have_no_return(tmp_path: Path):
         run = write_run(tmp_path / name, dict.fromkeys(range(12), 0.0), env="prompts")
         (run / "config.yaml").write_text("rewards: [{kind: learned, path: r}]\n")
         path = next((run / "evaluation").glob("*/episodes.jsonl"))
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
         for index, row in enumerate(rows):
             row["prompt_id"] = f"p{index % 6}"
             row["components"] = {"aside": 0.0, "learned": level + 0.1 * (index % 6) + index // 6}
@@ -303,7 +303,7 @@ def test_an_episode_without_its_seed_is_named(tmp_path: Path):
 def test_several_decodings_of_one_seed_are_averaged(tmp_path: Path):
     run = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
     path = run / "evaluation" / "model-greedy-echo" / "episodes.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
     rows.append({**rows[0], "return": 4.0})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = compare([run])

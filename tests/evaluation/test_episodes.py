@@ -179,7 +179,10 @@ def test_resume_measures_only_what_is_missing(tmp_path, echo_model):
     (folder / "mine").rmdir()
     (tmp_path / "run" / "finished").unlink()
     run_command("evaluate", tree | {"resume": True})
-    rows = [json.loads(line) for line in (folder / "mine/episodes.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "mine/episodes.jsonl").read_text().rstrip("\n").split("\n")
+    ]
     assert [row["seed"] for row in rows] == [EVALUATION_BLOCK + i for i in range(4)]
     assert '"cost": 9.0' in marked.read_text()
 

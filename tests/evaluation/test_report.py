@@ -270,7 +270,10 @@ def test_pipeline_page_compares_trained_policies_with_each_other(whole: Path):
 
 
 def _edit(folder: Path, change) -> None:
-    rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "episodes.jsonl").read_text().rstrip("\n").split("\n")
+    ]
     fake.write_rows(folder / "episodes.jsonl", [change(i, row) for i, row in enumerate(rows)])
 
 

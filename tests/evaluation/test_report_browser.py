@@ -174,7 +174,9 @@ def test_hover_reads_out_the_nearest_step(browser: str, pipeline: Path, tmp_path
 
 def test_a_token_tells_what_is_known_of_it(browser: str, pipeline: Path, tmp_path: Path):
     seen, console = open_page(browser, write_report(pipeline), tmp_path / "profile")
-    rows = map(json.loads, (pipeline / "ppo" / "samples.jsonl").read_text().splitlines())
+    rows = map(
+        json.loads, (pipeline / "ppo" / "samples.jsonl").read_text().rstrip("\n").split("\n")
+    )
     tokens = next(row for row in rows if row["split"] == "train")["tokens"]
     names = [name for name in tokens if name not in ("text", "turn")]
     piece, *lines = seen["token"].splitlines()

@@ -18,6 +18,7 @@ from rlhf.common.yaml_text import dump_yaml, load_yaml
 from rlhf.config.help import sections_of
 from rlhf.errors import UserError
 from rlhf.studies.bench.manifest import make_bench
+from rlhf.studies.sweep.run import make_sweep
 from tests.fuzz.values import TEXTS, hostile, mutate, paths_of, value_at
 
 Tree = dict[str, Any]
@@ -38,6 +39,7 @@ ONLINE = {
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1}, "kl": {"controller": "fixed"},
     "shaping": {"scale": "std", "clip": 3.0}, "evaluation": {"episodes": 2}, "episodes_per_step": 8,
 }  # fmt: skip
+ONLINE_KEYS = {key: value for key, value in ONLINE.items() if key not in OUT}
 SCRATCH = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context": 64}}
 BENCH = {
     "output_dir": "no-such-folder/bench", "model": SCRATCH, "seeds": [0, 1], "episodes": 4,
@@ -61,6 +63,9 @@ BASES: dict[str, list[Tree]] = {
     "tune": [{"output_dir": "no-such-folder/tune", "bench": "configs/no-such.yaml", "seeds": [7],
               "space": {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
                         "algorithm.lam": {"choices": [0.9, 1]}}, "trials": 2}],
+    "sweep": [{"output_dir": "no-such-folder/sweep", "run_command": "rloo", "run": ONLINE_KEYS,
+               "grid": {"optimizer.learning_rate": [1e-3, 1e-2]}, "seeds": [0, 1],
+               "metric": "eval/return", "launcher": "local", "jobs": 2}],
     "sft": [OFFLINE],
     "reward": [
         {**OFFLINE, "engine": "auto", "kind": "smoothed", "flip_rate": 0.1},
@@ -172,6 +177,8 @@ def check_further(command: str, config: Any) -> None:
     check_without_data(command, config, with_model=False)
     if command == "bench":
         make_bench(config.manifest(), COMMANDS)
+    elif command == "sweep":
+        make_sweep(config, COMMANDS)
     elif command == "overoptimize":
         COMMANDS.plan(command, config)
     for key in ("rewards", "gold"):

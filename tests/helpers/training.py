@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlhf.common.files import read_jsonl
 from rlhf.config.model import ScratchSpec
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.runs.claim import (
@@ -87,7 +88,7 @@ def write_rows(path: Path, rows: Iterable[Tree]) -> Path:
 
 def read_rows(path: Path) -> list[Tree]:
     """JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_jsonl(path)
 
 
 def user(text: str) -> list[Tree]:

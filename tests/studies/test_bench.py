@@ -20,9 +20,9 @@ from rlhf.cli.table import COMMANDS
 from rlhf.config.load import assemble_tree
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_job_array
-from rlhf.studies.bench.jobs import lock_study_directory
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.run import run_bench, run_one_job
+from rlhf.studies.jobs import lock_study_directory
 from tests.helpers.bench import write_manifest
 from tests.helpers.training import unknown_entries
 

@@ -118,7 +118,11 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
     assert [sum(row.startswith(name) for row in rows) for name in ("rloo", "best_of_n")] == [2, 2]
     files = sorted((tmp_path / "s/tune/trials").glob("*/*/echo/seed7/evaluate/**/episodes.jsonl"))
     assert len(files) == 4
-    seeds = {json.loads(line)["seed"] for file in files for line in file.read_text().splitlines()}
+    seeds = {
+        json.loads(line)["seed"]
+        for file in files
+        for line in file.read_text().rstrip("\n").split("\n")
+    }
     assert seeds == {evaluation_seed(FIRST_TUNING_EPISODE + index) for index in range(6)}
     bench = make_bench(assemble_tree([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
     rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]

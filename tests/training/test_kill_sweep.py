@@ -115,6 +115,17 @@ def tune(folder: Path) -> Tree:
     }
 
 
+def sweep(folder: Path) -> Tree:
+    run = {key: value for key, value in groups(folder).items() if key not in ("output_dir", "seed")}
+    return {
+        "output_dir": "run",
+        "run_command": "grpo",
+        "run": run,
+        "grid": {"optimizer.learning_rate": [1e-3, 1e-2]},
+        "metric": "eval/return",
+    }
+
+
 def overoptimize(folder: Path) -> Tree:
     gold = {"kind": "length", "low": 4, "high": 20, "unit": "characters", "name": "gold"}
     proxy = {"kind": "length", "low": 40, "unit": "characters", "name": "proxy"}
@@ -143,6 +154,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Path], Tree]]] = {
     "run": ("run", pipeline),
     "bench": ("bench", bench),
     "tune": ("tune", tune),
+    "sweep": ("sweep", sweep),
     "overoptimize": ("overoptimize", overoptimize),
 }
 """Case -> command, and its configuration in a folder that contains a model."""
@@ -169,7 +181,7 @@ class Runs:
         folder, counter = self.root / name, self.root / "counter"
         folder.mkdir(exist_ok=True)
         counter.unlink(missing_ok=True)
-        arguments = [str(self.config)] if self.command in ("run", "bench", "tune") else []
+        arguments = [str(self.config)] if self.command in ("run", "bench", "tune", "sweep") else []
         arguments = arguments or ["--config", str(self.config)]
         process = subprocess.run(
             [sys.executable, "-m", "rlhf", self.command, *arguments, "--resume"],

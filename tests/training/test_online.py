@@ -295,10 +295,14 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
         )
     home = tmp_path / "b"
     run_command("ppo", online_tree(home, echo_model, rewards=JUDGE, shaping={"max_unscored": 0.5}))
-    rows = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (home / "metrics.jsonl").read_text().rstrip("\n").split("\n")
+    ]
     shares = [row.get("rewards/unscored/judge_some/returned_none") for row in rows]
     assert 0.25 in shares
-    samples = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (home / "samples.jsonl").read_text().rstrip("\n").split("\n")
+    ]
     trained = [row for row in samples if row["split"] == "train"]
     assert {row.get("unscored") for row in trained} >= {"judge_some: returned None"}
 

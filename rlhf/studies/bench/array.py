@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf.common.yaml_text import dump_yaml
-from rlhf.studies.bench.plan import Bench, Job
+from rlhf.studies.bench.plan import Bench
+from rlhf.studies.jobs import Job
 
 _SLURM_TEMPLATE = """\
 #!/bin/sh

@@ -13,6 +13,7 @@ from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import merge_trees
 from rlhf.config.online import OnlineConfig
 from rlhf.rollout.seeds import training_seed
+from rlhf.studies.jobs import Job
 
 REFERENCE_FOLDER = "reference"
 """Name of the folder of the reference policies."""
@@ -21,18 +22,6 @@ NUM_HELD_OUT_DEMONSTRATIONS = 64
 """Number of held-out demonstrations for the evaluation loss of supervised fine-tuning."""
 FIRST_HELD_OUT_EPISODE = 3_000_000
 """Index of the first start state of held-out demonstrations; no training run reaches it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Stages that one process runs in order."""
-
-    key: str
-    """Path of the last stage under runs/, such as menu/seed0/ppo."""
-    stages: tuple[tuple[str, dict[str, Any]], ...]
-    """(command, configuration) pairs."""
-    after: str | None = None
-    """Key of the job that must be finished first."""
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,25 @@ from pathlib import Path
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchCommandConfig
+from rlhf.config.launcher import LauncherConfig
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_job_array
-from rlhf.studies.bench.jobs import WorkerPool, lock_study_directory, run_job
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.regression_check import check_regression, common_seeds, read_result
 from rlhf.studies.bench.report import write_bench_report
 from rlhf.studies.bench.result import protocol_sentences
 from rlhf.studies.bench.scores import analyze_scores, read_scores
+from rlhf.studies.jobs import failed_jobs_text, lock_study_directory, run_job
+from rlhf.studies.launchers import make_launcher
 
 log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "bench.yaml"
 
 
-def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
-    """Run all unfinished jobs in `jobs` processes, and write the result.
+def run_bench(bench: Bench, launcher: LauncherConfig | None = None) -> Path:
+    """Run all unfinished jobs with a launcher, and write the result.
 
     Returns:
         The path of the HTML page.
@@ -38,14 +40,11 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
     with lock_study_directory(
         bench.root, MANIFEST_FILE, bench.config, bench.commands, bench.jobs()
     ):
-        with WorkerPool(jobs, bench.commands, logs=bench.root / "logs") as workers:
-            failed = workers.run_jobs(bench.jobs(), bench.root.name)
+        config = launcher or LauncherConfig()
+        with make_launcher(config, bench.commands, bench.root) as started:
+            failed = started.run_jobs(bench.jobs(), bench.root.name)
         if failed:
-            key, reason = next(iter(failed.items()))
-            more = f" ({len(failed) - 1} more jobs failed)" if len(failed) > 1 else ""
-            raise UserError(
-                f"{key}: {reason}{more}; finished runs are kept; continue with --resume"
-            )
+            raise UserError(failed_jobs_text(failed))
         scores = read_scores(bench)
         return write_bench_report(bench, scores, analyze_scores(scores, baseline=bench.baseline))
 
@@ -67,7 +66,7 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
     earlier = read_result(config.against) if config.against else None
     if earlier is not None:
         common_seeds(config.seeds, earlier)
-    yield str(run_bench(bench, jobs=config.jobs))
+    yield str(run_bench(bench, config))
     if earlier is None:
         return 0
     outcome = check_regression(read_result(bench.root / "bench.json"), earlier)

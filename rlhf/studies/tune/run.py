@@ -26,6 +26,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.files import write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import dump_yaml
+from rlhf.config.launcher import LAUNCHER_KEYS, LauncherConfig
 from rlhf.config.load import assemble_tree, merge_trees, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
@@ -33,19 +34,20 @@ from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_table_csv
 from rlhf.runs.directory import check_unchanged_configuration
 from rlhf.runs.inputs import input_fingerprints
-from rlhf.studies.bench.jobs import (
-    WorkerPool,
-    lock_study_directory,
-    study_config_without_directory_keys,
-)
 from rlhf.studies.bench.manifest import build_manifest_entry, make_bench
-from rlhf.studies.bench.plan import Bench, Job
+from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.run import check_model_and_environments
 from rlhf.studies.bench.scores import (
     environment_reference_returns,
     mean_return,
     read_evaluation_summary,
 )
+from rlhf.studies.jobs import (
+    Job,
+    lock_study_directory,
+    study_config_without_directory_keys,
+)
+from rlhf.studies.launchers import Launcher, make_launcher
 from rlhf.studies.tune.search import AlgorithmSearch, Trial
 
 log = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ class TuningStudy:
 
 def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
     """Run the search; yield the path of tuned.yaml, and return the exit code 0."""
-    yield str(run_tune(make_study(config, commands), jobs=config.jobs))
+    yield str(run_tune(make_study(config, commands), config))
     return 0
 
 
@@ -175,7 +177,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> TuningStudy:
     return TuningStudy(config, bench, spaces)
 
 
-def run_tune(study: TuningStudy, *, jobs: int = 1) -> Path:
+def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path:
     """Run the trials of every algorithm that are not finished; return the path of tuned.yaml.
 
     Raises:
@@ -186,37 +188,39 @@ def run_tune(study: TuningStudy, *, jobs: int = 1) -> Path:
     check_model_and_environments(study.bench)
     tree = study_config_without_directory_keys(study.config)
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
-        check_unchanged_configuration(study.root, tree, name=STUDY_FILE, free={"jobs", "trials"})
+        check_unchanged_configuration(
+            study.root, tree, name=STUDY_FILE, free=LAUNCHER_KEYS | {"trials"}
+        )
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
-        return _run_search(study, jobs=jobs)
+        return _run_search(study, launcher or LauncherConfig())
 
 
-def _run_search(study: TuningStudy, *, jobs: int) -> Path:
-    """Run all trials in `jobs` processes and write the result; return the path of tuned.yaml."""
+def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
+    """Run all trials with a launcher and write the result; return the path of tuned.yaml."""
     searches = {
         name: AlgorithmSearch(name, space, study.root, seed=study.config.sampler_seed)
         for name, space in study.spaces.items()
     }
-    with WorkerPool(jobs, study.bench.commands, logs=study.root / "logs") as workers:
+    with make_launcher(config, study.bench.commands, study.root) as launcher:
         starts = [study.bench.initial_model_job(*cell) for cell in study.environment_seed_pairs]
-        if failed := workers.run_jobs(starts, "start models"):
+        if failed := launcher.run_jobs(starts, "start models"):
             key, reason = next(iter(failed.items()))
             raise UserError(f"{key}: {reason}")
         for number in range(study.config.trials):
-            _run_trial_of_every_algorithm(study, searches, workers, number)
+            _run_trial_of_every_algorithm(study, searches, launcher, number)
     return _write_tuned_settings(study, searches)
 
 
 def _run_trial_of_every_algorithm(
-    study: TuningStudy, searches: Mapping[str, AlgorithmSearch], workers: WorkerPool, number: int
+    study: TuningStudy, searches: Mapping[str, AlgorithmSearch], launcher: Launcher, number: int
 ) -> None:
     """Run the trial `number` of every algorithm in parallel; finished trials are not repeated."""
     unfinished = {name: search.trial_to_run(number) for name, search in searches.items()}
     trials = {name: trial for name, trial in unfinished.items() if trial is not None}
     jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
     every_job = [job for trial_jobs in jobs.values() for job in trial_jobs]
-    failed = workers.run_jobs(every_job, f"trial {number + 1} of {study.config.trials}")
+    failed = launcher.run_jobs(every_job, f"trial {number + 1} of {study.config.trials}")
     for name, trial in trials.items():
         reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
         if reasons:

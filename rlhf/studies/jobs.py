@@ -1,0 +1,86 @@
+"""Define the jobs of a study, run one of them, and lock the directory of a study."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.commands.command import CommandTable
+from rlhf.config.launcher import without_launcher_keys
+from rlhf.runs import launch
+from rlhf.runs.directory import KEYS_FREE_ON_RESUME, lock_directory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages that one process runs in order."""
+
+    key: str
+    """Path of the last stage under runs/, such as menu/seed0/ppo."""
+    stages: tuple[tuple[str, dict[str, Any]], ...]
+    """(command, configuration) pairs."""
+    after: str | None = None
+    """Key of the job that must be finished first."""
+
+
+def study_config_without_directory_keys(config: Any) -> dict[str, Any]:
+    """Return the configuration of a study as plain data, without the keys that may change.
+
+    These are the keys of its directory and of its launcher.
+    """
+    tree = without_launcher_keys(asdict(config))
+    return {key: value for key, value in tree.items() if key not in KEYS_FREE_ON_RESUME}
+
+
+@contextlib.contextmanager
+def lock_study_directory(
+    root: Path, config_file_name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
+) -> Iterator[None]:
+    """Return a context manager that locks a study's directory and writes its configuration.
+
+    Args:
+        root: Directory of the study.
+        config_file_name: Name of the configuration file.
+        config: Configuration with `resume` and `overwrite`.
+        commands: Commands of the jobs.
+        jobs: Jobs whose stored configurations are compared with the current ones when resuming.
+
+    Raises:
+        UserError: The directory exists and neither `resume` nor `overwrite` is set, or a stage was
+            started with a different configuration.
+    """
+    if config.resume and not config.overwrite:
+        for command, stage in (stage for job in jobs for stage in job.stages):
+            commands.check_resumable(command, stage)
+    tree = study_config_without_directory_keys(config)
+    with lock_directory(
+        root, config_file_name, tree, resume=config.resume, overwrite=config.overwrite
+    ):
+        yield
+
+
+def run_job(job: Job, commands: CommandTable) -> None:
+    """Run the unfinished stages of a job in this process, and delete their checkpoints."""
+    for command, tree in job.stages:
+        commands.run_command(command, tree)
+        # Delete the optimizer state of a finished run, because it is most of the run's size.
+        shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
+        launch.release_memory()
+
+
+def failed_jobs_text(failed: Mapping[str, str]) -> str:
+    """Return the error message of a study some of whose jobs failed.
+
+    Args:
+        failed: Key of each failed job -> error message; at least one.
+    """
+    key, reason = next(iter(failed.items()))
+    more = f" ({len(failed) - 1} more jobs failed)" if len(failed) > 1 else ""
+    return f"{key}: {reason}{more}; finished runs are kept; continue with --resume"

@@ -1,0 +1,147 @@
+"""Run the jobs of a study as tasks of a Ray cluster, or of Ray on this machine.
+
+The processes of the cluster must see the directories of the study and of its inputs under the same
+paths, and have the toolkit installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from rlhf.commands.command import CommandTable
+from rlhf.config.launcher import LauncherConfig
+from rlhf.errors import UserError, first_line
+from rlhf.runs.interrupt import StopSignalRecorder
+from rlhf.studies.jobs import Job
+from rlhf.studies.launchers.base import FutureLauncher
+
+
+class RayLauncher(FutureLauncher):
+    """Launcher that submits each job as a task of Ray.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+
+    def __init__(self, config: LauncherConfig, commands: CommandTable, root: Path) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray would otherwise set CUDA_VISIBLE_DEVICES to nothing in tasks that reserve no GPU.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError('--launcher ray needs Ray: pip install "rlhf-kit[ray]"') from error
+        self.ray: Any = ray
+        self.capacity = config.jobs
+        self.config = config
+        self.logs = (root / "logs").resolve()
+        self.stop = StopSignalRecorder(raise_for=root)
+        self._task: Any = None
+        self._commands: Any = commands
+        self._references: dict[Future[str | None], Any] = {}
+        self._started_ray = False
+
+    def __enter__(self) -> RayLauncher:
+        ray = self.ray
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=self.config.ray_address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UserError(f"ray_address: {first_line(error)}") from error
+            self._started_ray = True
+        self._check_resources()
+        # A task is not repeated: its job failed, or --resume continues from its checkpoint.
+        self._task = ray.remote(
+            num_cpus=self.config.cpus_per_job or 1,
+            num_gpus=self.config.gpus_per_job or 0,
+            max_retries=0,
+        )(_run_task)
+        self._commands = ray.put(self._commands)
+        self.stop.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        references = list(self._references.values())
+        for reference in references:  # after a signal or an error
+            self.ray.cancel(reference)  # the task receives SIGINT and saves a checkpoint
+        if references:
+            self.ray.wait(references, num_returns=len(references))
+        self.stop.__exit__()
+        if self._started_ray:
+            self.ray.shutdown()
+
+    def _check_resources(self) -> None:
+        """Raise UserError if no machine of the cluster has the resources of a job."""
+        needed = {"CPU": self.config.cpus_per_job or 1, "GPU": self.config.gpus_per_job or 0}
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not any(
+            all(machine.get(name, 0) >= count for name, count in needed.items())
+            for machine in machines
+        ):
+            raise UserError(
+                f"no machine of the Ray cluster has {needed['CPU']} CPUs and {needed['GPU']} GPUs; "
+                "reduce cpus_per_job or gpus_per_job"
+            )
+
+    def submit(self, job: Job) -> Future[str | None]:
+        """Submit a job as a task; see `FutureLauncher.submit`."""
+        threads = self.config.cpus_per_job or 1
+        reference = self._task.options(name=job.key).remote(
+            job, self._commands, os.getcwd(), self.logs, threads
+        )
+        future = reference.future()
+        self._references[future] = reference
+        return future
+
+    def error_message(self, future: Future[str | None]) -> str | None:
+        """Return the error message of a job; see `FutureLauncher.error_message`."""
+        del self._references[future]
+        errors = self.ray.exceptions
+        try:
+            return future.result()
+        except errors.RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+        except errors.RayError as error:
+            return (
+                f"its process ended, perhaps because memory was exhausted ({first_line(error)}); "
+                f"see {self.logs}"
+            )
+
+
+def _run_task(
+    job: Job, commands: CommandTable, directory: str, logs: Path, threads: int
+) -> str | None:
+    """Run a job in a worker process of Ray.
+
+    Args:
+        job: The job, whose paths may be relative to `directory`.
+        commands: Commands of the jobs.
+        directory: Working directory of the study.
+        logs: Folder of the output files.
+        threads: Maximum number of threads of torch.
+    """
+    from rlhf.studies.launchers.worker import run_job_and_return_error
+
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        return f"the machine has no folder {directory} ({error.strerror}): use a shared disk"
+    _initialize_ray_worker(logs, threads)
+    return run_job_and_return_error(job, commands)
+
+
+@functools.cache
+def _initialize_ray_worker(logs: Path, threads: int) -> None:
+    """Initialize this worker process at its first job."""
+    from rlhf.studies.launchers.worker import initialize_worker
+
+    initialize_worker(logs, threads)

@@ -1,0 +1,56 @@
+"""Run jobs in a worker process of a launcher. Workers are reused, so each imports torch once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import traceback
+from pathlib import Path
+
+from rlhf.commands.command import CommandTable
+from rlhf.common.text import set_up_logging
+from rlhf.runs import launch
+from rlhf.studies.jobs import Job, run_job
+
+
+def initialize_worker(logs: Path, threads: int) -> None:
+    """Redirect the output of this process to a file, and limit the threads of torch.
+
+    Args:
+        logs: Folder of the file, whose name contains the host and the process id.
+        threads: Maximum number of threads of torch.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    name = f"{platform.node() or 'host'}-{os.getpid()}.log"
+    with (logs / name).open("a", encoding="utf-8") as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    launch.prepare_process()
+    import torch
+
+    # By default every process uses as many threads as the machine has cores.
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    set_up_logging(logging.INFO)
+
+
+def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
+    """Run a job in this process.
+
+    Returns:
+        The message of a ValueError (UserError is one), or None if the job succeeded.
+
+    Raises:
+        RuntimeError: The job raised another exception. Its traceback is the message. The exception
+            itself is not passed on, because a launcher fails if an exception cannot be pickled.
+    """
+    try:
+        run_job(job, commands)
+    except ValueError as error:  # includes UserError
+        return " ".join(str(error).split())
+    except Exception:
+        raise RuntimeError(f"{job.key}: {traceback.format_exc()}") from None
+    return None

@@ -1,0 +1,1 @@
+"""Sweeps: runs of one training command with several settings and seeds."""

@@ -1,0 +1,269 @@
+"""`rlhf sweep`: run a training command with every combination of settings, and compare them.
+
+    rlhf sweep SWEEP.yaml [--jobs 2] [--launcher slurm] [--resume]
+
+The seeds are the independent units of the intervals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.commands.command import CommandTable
+from rlhf.common.files import read_log, write_text
+from rlhf.common.names import did_you_mean
+from rlhf.common.numbers import is_number
+from rlhf.config.base import TrainingConfig
+from rlhf.config.launcher import LauncherConfig
+from rlhf.config.load import assemble_tree, merge_trees
+from rlhf.config.sweep import SweepCommandConfig, SweepConfig
+from rlhf.errors import UserError
+from rlhf.reports.markup import Cell, Table, esc, section_html, sentence_html
+from rlhf.reports.page import page_html
+from rlhf.reports.tables import save_tables
+from rlhf.stats import Interval, interval
+from rlhf.studies.jobs import Job, failed_jobs_text, lock_study_directory
+from rlhf.studies.launchers import make_launcher
+
+SWEEP_FILE = "sweep.yaml"
+"""Name of the file with the sweep's configuration."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A combination of values of the grid."""
+
+    values: Mapping[str, Any]
+    """Dotted configuration key -> value."""
+
+    @property
+    def name(self) -> str:
+        """Name of the setting's folder, which depends only on the values."""
+        values = sorted(self.values.items())
+        text = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values)
+        readable = re.sub(r"[^\w.+=-]+", "_", text)[:60].lstrip(".+=-")
+        canonical = json.dumps(values, sort_keys=True)
+        return f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep."""
+
+    config: SweepConfig
+    """Configuration of the sweep, in which `run` includes the files of `base`."""
+    commands: CommandTable
+    """Commands that the jobs run."""
+
+    @property
+    def root(self) -> Path:
+        """The sweep's directory."""
+        return Path(self.config.output_dir)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All combinations of the values of the grid."""
+        keys = list(self.config.grid)
+        return [
+            Setting(dict(zip(keys, values, strict=True)))
+            for values in itertools.product(*self.config.grid.values())
+        ]
+
+    def run_path(self, setting: Setting, seed: int) -> Path:
+        """Return the run directory of a setting and a seed."""
+        return self.root / "runs" / setting.name / f"seed{seed}"
+
+    def run_config_tree(self, setting: Setting, seed: int) -> dict[str, Any]:
+        """Return the configuration of one run."""
+        tree = assemble_tree([self.config.run], list(setting.values.items()))
+        return {
+            **tree,
+            "output_dir": str(self.run_path(setting, seed)),
+            "seed": seed,
+            "resume": True,
+        }
+
+    def jobs(self) -> list[Job]:
+        """Return a job for each setting and seed."""
+        return [
+            Job(
+                f"{setting.name}/seed{seed}",
+                ((self.config.run_command, self.run_config_tree(setting, seed)),),
+            )
+            for seed in self.config.seeds
+            for setting in self.settings
+        ]
+
+
+def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
+    """Build a sweep, and check the configuration of every setting.
+
+    Raises:
+        UserError: The command trains no model, or a configuration of a run is invalid.
+    """
+    command = commands[config.run_command]
+    if not command.makes_run or command.runs_commands:
+        training = [name for name, row in commands.items() if row.makes_run]
+        hint = did_you_mean(config.run_command, training)
+        raise UserError(f"run_command: {config.run_command!r} cannot be swept{hint}")
+    run = merge_trees(assemble_tree(config.base, []), config.run)
+    for key in ("output_dir", "seed", "resume", "overwrite", "command"):
+        run.pop(key, None)
+    sweep = Sweep(replace(config, run=run, base=[]), commands)
+    for setting in sweep.settings:
+        try:
+            built = commands.configure(
+                config.run_command, sweep.run_config_tree(setting, config.seeds[0])
+            )
+        except ValueError as error:  # includes UserError
+            shown = ", ".join(f"{key} = {value!r}" for key, value in setting.values.items())
+            raise UserError(f"{config.run_command} with {shown}: {error}") from error
+        if not isinstance(built, TrainingConfig):
+            raise UserError(f"run_command: rlhf {config.run_command} trains no model")
+    return sweep
+
+
+def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> Path:
+    """Run all unfinished jobs with a launcher, and write the result.
+
+    Returns:
+        The path of the HTML page.
+
+    Raises:
+        UserError: The directory exists and neither `resume` nor `overwrite` is set, some jobs
+            failed, or the runs did not log the metric; finished runs are kept.
+    """
+    jobs = sweep.jobs()
+    with lock_study_directory(sweep.root, SWEEP_FILE, sweep.config, sweep.commands, jobs):
+        with make_launcher(launcher or LauncherConfig(), sweep.commands, sweep.root) as started:
+            failed = started.run_jobs(jobs, sweep.root.name)
+        if failed:
+            raise UserError(failed_jobs_text(failed))
+        return _write_result(sweep)
+
+
+def run(config: SweepCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
+    """Run a sweep; yield the lines to print, and return the exit code 0."""
+    sweep = make_sweep(config, commands)
+    page = run_sweep(sweep, config)
+    yield from result_lines(sweep)
+    yield str(page)
+    return 0
+
+
+def plan(name: str, config: SweepCommandConfig, commands: CommandTable) -> str:
+    """Check a sweep and describe its runs, for `--dry-run`."""
+    sweep = make_sweep(config, commands)
+    first = commands.configure(config.run_command, sweep.jobs()[0].stages[0][1])
+    return "\n".join(
+        [
+            f"{len(sweep.jobs())} runs: {len(sweep.settings)} settings x {len(config.seeds)} seeds",
+            "the first run:",
+            commands.plan(config.run_command, first),
+        ]
+    )
+
+
+def last_metric_value(directory: Path, metric: str) -> float:
+    """Return the last value of a metric that a run logged.
+
+    Raises:
+        UserError: The run did not log the metric.
+    """
+    names: dict[str, None] = {}
+    value = None
+    for row in read_log(directory / "metrics.jsonl"):
+        names |= dict.fromkeys(key for key in row if "/" in key)
+        if is_number(row.get(metric)):
+            value = float(row[metric])
+    if value is None:
+        raise UserError(
+            f"metric: {directory} logged no {metric!r}{did_you_mean(metric, names)}; the run is "
+            "kept: continue with --resume and another --metric"
+        )
+    return value
+
+
+def setting_values(sweep: Sweep) -> list[tuple[Setting, list[float]]]:
+    """Return each setting with the metric of its runs, in the order of the seeds; best first."""
+    values = [
+        (
+            setting,
+            [
+                last_metric_value(sweep.run_path(setting, seed), sweep.config.metric)
+                for seed in sweep.config.seeds
+            ],
+        )
+        for setting in sweep.settings
+    ]
+    sign = 1 if sweep.config.goal == "minimize" else -1
+    return sorted(values, key=lambda pair: sign * interval(pair[1]).value)
+
+
+def result_lines(sweep: Sweep) -> list[str]:
+    """Return sentences about the best setting and about the uncertainty of this choice."""
+    config = sweep.config
+    values = setting_values(sweep)
+    best, numbers = values[0]
+    shown = ", ".join(f"{key} = {value}" for key, value in best.values.items())
+    better = "lowest" if config.goal == "minimize" else "highest"
+    estimate = interval(numbers)
+    lines = [f"{better} mean {config.metric}: {_estimate_text(estimate)} with {shown}"]
+    if len(values) > 1:
+        lines.append(
+            f"this is the best of {len(values)} settings on the same seeds, so its mean is biased "
+            "toward better values: repeat it with other seeds before you report it"
+        )
+    return lines
+
+
+def _estimate_text(estimate: Interval) -> str:
+    if estimate.known:
+        return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f"{estimate.value:.4g} (no interval: {estimate.needs})"
+
+
+def _write_result(sweep: Sweep) -> Path:
+    """Write the tables and the page; return the path of the page."""
+    config, values = sweep.config, setting_values(sweep)
+    keys = list(config.grid)
+    settings: list[list[Cell]] = [
+        [*(_cell(setting.values[key]) for key in keys), interval(numbers), setting.name]
+        for setting, numbers in values
+    ]
+    runs: list[list[Cell]] = [
+        [*(_cell(setting.values[key]) for key in keys), seed, number]
+        for setting, numbers in values
+        for seed, number in zip(config.seeds, numbers, strict=True)
+    ]
+    tables = [
+        Table("settings", "Settings", [*keys, config.metric, "folder"], settings),
+        Table("runs", "Every run", [*keys, "seed", config.metric], runs),
+    ]
+    save_tables(sweep.root / "tables", tables)
+    notes = [
+        *result_lines(sweep),
+        f"each run is `rlhf {config.run_command}`; intervals are 95% intervals over training seeds",
+    ]
+    body = "\n".join(
+        [
+            f"<header><h1>Sweep of {esc(config.run_command)}</h1></header>",
+            *(f'<p class="note">{sentence_html(note)}.</p>' for note in notes),
+            *(section_html(table.title, table.to_html()) for table in tables),
+        ]
+    )
+    page = sweep.root / "report.html"
+    write_text(page, page_html("Sweep", body))
+    return page
+
+
+def _cell(value: Any) -> Cell:
+    """Return a value of the grid as a cell of a table."""
+    return value if isinstance(value, str) or is_number(value) else json.dumps(value, default=str)

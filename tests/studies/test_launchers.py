@@ -1,0 +1,227 @@
+"""The launchers: the same runs from each, in the order of dependencies, stopped and continued."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.cli.main import main
+from rlhf.config.launcher import LauncherConfig
+from rlhf.studies.jobs import Job
+from rlhf.studies.launchers.base import JobQueue
+from tests.helpers.sweep import write_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FAKE_SBATCH = """\
+#!/bin/sh
+# Run the tasks of an array one after another, as a cluster with one machine would.
+for script; do :; done
+echo "$*" >> "$FAKE_SLURM/calls"
+echo 17
+sed -n 's/^#SBATCH //p' "$script" > "$FAKE_SLURM/options"
+folder=$(sed -n 's/^--chdir=//p' "$FAKE_SLURM/options")
+output=$(sed -n 's/^--output=//p' "$FAKE_SLURM/options")
+count=$(sed -n 's/^--array=1-\\([0-9]*\\).*/\\1/p' "$FAKE_SLURM/options")
+echo $$ > "$FAKE_SLURM/pid"
+cd "$folder" || exit 1
+for task in $(seq "$count"); do
+    test -e "$FAKE_SLURM/canceled" && exit 1
+    log=$(echo "$output" | sed "s/%a/$task/")
+    SLURM_ARRAY_TASK_ID=$task sh "$script" > "$log" 2>&1 &
+    echo $! > "$FAKE_SLURM/task"
+    wait $!
+done
+"""
+
+FAKE_SCANCEL = """\
+#!/bin/sh
+echo "$*" >> "$FAKE_SLURM/canceled"
+case "$*" in *RUNNING*) ;; *) exit 0 ;; esac
+task=$(cat "$FAKE_SLURM/task")
+for process in $(pgrep -P "$task"); do
+    for child in $(pgrep -P "$process"); do kill -TERM "$child"; done
+done
+kill -TERM "$task"
+"""
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Programs called sbatch and scancel, which run the tasks of an array on this machine."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in (("sbatch", FAKE_SBATCH), ("scancel", FAKE_SCANCEL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return folder
+
+
+def table(folder: Path, name: str = "runs") -> str:
+    return (folder / "out/tables" / f"{name}.csv").read_text()
+
+
+def job(key: str, after: str | None = None) -> Job:
+    return Job(key, (), after)
+
+
+def test_a_queue_gives_jobs_after_their_dependencies_and_fails_those_of_failed_jobs():
+    queue = JobQueue([job("a"), job("b"), job("c", "a"), job("d", "c"), job("e", "outside")])
+    assert [j.key for j in queue.take_ready(2)] == ["a", "b"]
+    assert [j.key for j in queue.take_ready()] == ["e"]
+    assert queue.take_ready() == []
+    queue.record("b", None)
+    assert queue.take_ready() == []
+    assert queue.num_ended == 1
+    queue.record("a", "too hot")
+    assert queue.failed == {"a": "too hot", "c": "a failed", "d": "c failed"}
+    assert (queue.waiting, queue.num_ended) == ({}, 4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_queue_runs_every_job_of_a_random_forest_once(seed):
+    rng = random.Random(seed)
+    print("seed", seed)
+    jobs = [job("0")]
+    for number in range(1, 30):
+        jobs.append(job(str(number), rng.choice([None, str(rng.randrange(number))])))
+    queue, ended, running = JobQueue(jobs), [], []
+    while queue.waiting or running:
+        running += queue.take_ready(rng.randrange(4))
+        if running:
+            chosen = running.pop(rng.randrange(len(running)))
+            assert chosen.after is None or chosen.after in ended
+            queue.record(chosen.key, None)
+            ended.append(chosen.key)
+    assert sorted(ended, key=int) == [str(number) for number in range(30)]
+    assert queue.num_ended == 30
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"gpus_per_job": 1}, "gpus_per_job has no effect with the launcher local"),
+        ({"sbatch_options": ["--time=1"], "launcher": "ray"}, "used by slurm"),
+        ({"ray_address": "auto", "launcher": "slurm"}, "used by ray"),
+        ({"sbatch_options": ["time=1"], "launcher": "slurm"}, "'time=1' is not an option"),
+        ({"sbatch_options": ["--array=1-4"], "launcher": "slurm"}, "--array is set by"),
+    ],
+)
+def test_options_without_effect_are_refused(keys, words):
+    with pytest.raises(ValueError, match=words):
+        LauncherConfig(**keys)
+
+
+def test_slurm_runs_the_jobs_of_a_sweep_as_one_array_with_the_result_of_local_processes(
+    tmp_path, fake_slurm, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    here = write_sweep(tmp_path / "here")
+    assert main(["sweep", str(here), "--jobs", "2"]) == 0
+    there = write_sweep(tmp_path / "there", output_dir="there/out")  # a relative path
+    arguments = ["--launcher", "slurm", "--jobs", "3", "--sbatch-options", "[--time=1:00:00]"]
+    assert main(["sweep", str(there), *arguments]) == 0
+    assert table(tmp_path / "here") == table(tmp_path / "there")
+    options = (fake_slurm / "options").read_text().splitlines()
+    assert "--array=1-4%3" in options
+    assert options[-1] == "--time=1:00:00"
+    assert len((fake_slurm / "calls").read_text().splitlines()) == 1
+    codes = [path.read_text() for path in (tmp_path / "there/out/logs/slurm-1").glob("*.exit")]
+    assert codes == ["0\n"] * 4
+    script = tmp_path / "there/out/logs/slurm-1/1.sh"
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    assert not list((tmp_path / "there").rglob("step-*"))
+
+
+def test_a_failed_task_of_slurm_is_named_with_its_last_line_and_the_others_are_kept(
+    tmp_path, fake_slurm, capsys
+):
+    path = write_sweep(tmp_path / "s", grid={"rollout.max_tokens": [8, 96]})
+    assert main(["sweep", str(path), "--launcher", "slurm"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "limited to 8 tokens" in line
+    assert "1 more jobs failed" in line
+    assert len(list((tmp_path / "s/out/runs").rglob("finished"))) == 2
+
+
+def test_slurm_without_its_commands_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    path = write_sweep(tmp_path / "s")
+    assert main(["sweep", str(path), "--launcher", "slurm"]) == 2
+    assert "--launcher slurm needs sbatch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ray"])
+def test_a_signal_saves_the_running_job_and_resume_gives_the_same_table(
+    tmp_path, fake_slurm, launcher
+):
+    if launcher == "ray":
+        pytest.importorskip("ray")
+    changes = {"grid": {"optimizer.learning_rate": [1e-3]}, "seeds": [0]}
+    whole = write_sweep(tmp_path / "whole", **changes)
+    tree = yaml.safe_load(whole.read_text())
+    tree["run"] |= {"num_steps": 60, "save_every": 60, "evaluation": {"every": 60, "episodes": 4}}
+    whole.write_text(yaml.safe_dump(tree))
+    assert main(["sweep", str(whole)]) == 0
+    stopped = tmp_path / "stopped/sweep.yaml"
+    stopped.parent.mkdir()
+    stopped.write_text(yaml.safe_dump(tree | {"output_dir": str(tmp_path / "stopped/out")}))
+    command = [sys.executable, "-m", "rlhf", "sweep", str(stopped), "--launcher", launcher]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
+    while not (logs := list(tmp_path.rglob("stopped/out/runs/**/metrics.jsonl"))):
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors[-2000:]
+    assert "stopped by SIGTERM; continue with --resume" in errors.splitlines()[-1]
+    steps = len(logs[0].read_text().splitlines())
+    assert steps < 60
+    assert [p.name for p in logs[0].parent.glob("checkpoints/step-*")] == [f"step-{steps}"]
+    (fake_slurm / "canceled").unlink(missing_ok=True)
+    assert main(["sweep", str(stopped), "--resume", "--launcher", launcher]) == 0
+    assert table(tmp_path / "whole") == table(tmp_path / "stopped")
+
+
+def test_ray_runs_a_sweep_with_the_result_of_local_processes(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    here = write_sweep(tmp_path / "here")
+    assert main(["sweep", str(here)]) == 0
+    there = write_sweep(tmp_path / "there", output_dir="there/out")
+    assert main(["sweep", str(there), "--launcher", "ray", "--jobs", "2"]) == 0
+    assert table(tmp_path / "here") == table(tmp_path / "there")
+
+
+def test_a_job_of_ray_that_fails_or_whose_process_dies_is_named(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
+    (tmp_path / "deadly_reward.py").write_text(
+        "import os, signal\n\n\ndef reward(*_):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = write_sweep(
+        tmp_path / "dies",
+        grid={"rewards": [[{"kind": "function", "path": "deadly_reward:reward"}]]},
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["sweep", str(path), "--launcher", "ray"]) == 2
+    assert "its process ended" in capsys.readouterr().err.splitlines()[-1]
+    path = write_sweep(tmp_path / "fails", grid={"rollout.max_tokens": [8]}, seeds=[0])
+    assert main(["sweep", str(path), "--launcher", "ray"]) == 2
+    assert "limited to 8 tokens" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["sweep", str(path), "--launcher", "ray", "--gpus-per-job", "99"]) == 2
+    assert "no machine of the Ray cluster has 1 CPUs and 99 GPUs" in capsys.readouterr().err
