@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -225,3 +226,8 @@ def test_a_job_of_ray_that_fails_or_whose_process_dies_is_named(tmp_path, capsys
     assert "limited to 8 tokens" in capsys.readouterr().err.splitlines()[-1]
     assert main(["sweep", str(path), "--launcher", "ray", "--gpus-per-job", "99"]) == 2
     assert "no machine of the Ray cluster has 1 CPUs and 99 GPUs" in capsys.readouterr().err
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    assert main(["sweep", str(path), "--launcher", "ray", "--ray-address", address]) == 2
+    assert f"no Ray cluster answers at {address}" in capsys.readouterr().err

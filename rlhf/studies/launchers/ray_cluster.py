@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from rlhf.errors import UserError, first_line
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.studies.jobs import Job
 from rlhf.studies.launchers.base import FutureLauncher
+
+CONNECT_SECONDS = 10.0
+"""Time limit of the connection to an address of a cluster."""
 
 
 class RayLauncher(FutureLauncher):
@@ -49,6 +53,7 @@ class RayLauncher(FutureLauncher):
     def __enter__(self) -> RayLauncher:
         ray = self.ray
         if not ray.is_initialized():
+            _check_address(self.config.ray_address or os.environ.get("RAY_ADDRESS", ""))
             try:
                 ray.init(
                     address=self.config.ray_address,
@@ -115,6 +120,21 @@ class RayLauncher(FutureLauncher):
                 f"its process ended, perhaps because memory was exhausted ({first_line(error)}); "
                 f"see {self.logs}"
             )
+
+
+def _check_address(address: str) -> None:
+    """Check that a program answers at an address ``host:port``; Ray would wait for minutes.
+
+    Raises:
+        UserError: No program answers.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"ray_address: no Ray cluster answers at {address} ({error})") from error
 
 
 def _run_task(
