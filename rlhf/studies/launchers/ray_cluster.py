@@ -63,7 +63,11 @@ class RayLauncher(FutureLauncher):
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"ray_address: {first_line(error)}") from error
             self._started_ray = True
-        self._check_resources()
+        try:
+            self._check_resources()
+        except UserError:
+            self._shut_down()
+            raise
         # A task is not repeated: its job failed, or --resume continues from its checkpoint.
         self._task = ray.remote(
             num_cpus=self.config.cpus_per_job or 1,
@@ -81,6 +85,10 @@ class RayLauncher(FutureLauncher):
         if references:
             self.ray.wait(references, num_returns=len(references))
         self.stop.__exit__()
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Disconnect from the cluster, if this launcher connected to it."""
         if self._started_ray:
             self.ray.shutdown()
 
