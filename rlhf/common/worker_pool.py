@@ -1,0 +1,198 @@
+"""Apply a function to tasks in worker processes.
+
+The workers are new Python processes, not forks: a fork would copy the locks of the threads of this
+process in any state. They do not import the user's script, so a script without a main guard works.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+from rlhf.errors import UserError
+
+_PROGRAM = "import sys; from rlhf.common.worker_pool import serve; serve(int(sys.argv[1]))"
+_THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+"""Environment variables of workers: every worker computes in one thread."""
+
+
+class WorkerPool:
+    """Processes that apply one function to tasks. It is a context manager that ends the processes.
+
+    Args:
+        count: Number of worker processes. With fewer than two, the function runs in this process.
+        factory: Name "module:function" of a function that returns the function to apply. It is
+            called once in each process.
+        arguments: Picklable arguments of ``factory``.
+    """
+
+    def __init__(self, count: int, factory: str, arguments: tuple[Any, ...]) -> None:
+        self._workers: list[_Worker] = []
+        self._function: Callable[[Any], Any] | None = None
+        if count < 2:
+            self._function = _resolve(factory)(*arguments)
+            return
+        self._threads = ThreadPoolExecutor(count)
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        try:
+            for _ in range(count):
+                self._workers.append(_Worker())
+            for worker in self._workers:
+                self._idle.put(worker)
+                # The arguments can exceed the buffer of the connection, so a thread sends them.
+                worker.ready = self._threads.submit(worker.start, factory, arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Yield the result of every task, in the order of the tasks.
+
+        Only a few tasks are in progress at a time, so the results may be large in total.
+
+        Raises:
+            UserError: The function raised it, or a process was killed.
+            RuntimeError: The function raised another exception. The message has its traceback.
+        """
+        if self._function is not None:
+            yield from map(self._function, tasks)
+            return
+        pending: deque[Future[Any]] = deque()
+        for task in tasks:
+            pending.append(self._threads.submit(self._call, task))
+            if len(pending) > 2 * len(self._workers):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def close(self) -> None:
+        """End all processes, also while they work."""
+        for worker in self._workers:
+            worker.kill()
+        if self._function is None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _call(self, task: Any) -> Any:
+        worker = self._idle.get()
+        try:
+            worker.ready.result()
+            return worker.call(task)
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """A worker process and the connection to it."""
+
+    ready: Future[None]
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+            # In a session of its own, the process gets no Ctrl-C; it ends when the connection does.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | _THREADS | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._lock = threading.Lock()
+
+    def start(self, factory: str, arguments: tuple[Any, ...]) -> None:
+        self.call((factory, arguments))
+
+    def call(self, task: Any) -> Any:
+        with self._lock:
+            try:
+                self._connection.send(task)
+                kind, content = self._connection.recv()
+            except (EOFError, OSError) as error:
+                code = self._process.wait()
+                raise UserError(
+                    f"a process that prepares the data ended with exit code {code}, perhaps for "
+                    "lack of memory; set data_processes to a smaller number"
+                ) from error
+        if kind == "result":
+            return content
+        raise UserError(content) if kind == "user error" else RuntimeError(content)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """Apply the function of a pool to tasks until the connection is closed.
+
+    Args:
+        descriptor: File descriptor of the connection to the pool.
+    """
+    connection = Connection(descriptor)
+    function: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if function is None:
+                factory, arguments = task
+                function, result = _resolve(factory)(*arguments), None
+            else:
+                result = function(task)
+            outcome = "result", result
+        except UserError as error:
+            outcome = "user error", str(error)
+        except Exception:
+            outcome = "error", traceback.format_exc()
+        try:
+            connection.send(outcome)
+        except OSError:  # the pool was closed
+            return
+
+
+def available_cpus() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _resolve(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
