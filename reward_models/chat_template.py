@@ -11,6 +11,7 @@ conversations in the same way.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -165,7 +166,10 @@ def render_chat(
     Raises:
         TemplateRefused: The template raised an exception, or omits tool calls or tool results.
     """
-    marked, markers = _with_tool_markers(messages)
+    marked: Sequence[Message] = ()
+    markers: dict[str, list[str]] = {}
+    if any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
+        marked, markers = _with_tool_markers(messages)
     options: dict[str, Any] = chat_template_kwargs(tokenizer)
     options |= {"tools": tools_of(messages), "add_generation_prompt": add_generation_prompt}
     if fixed_date:
@@ -280,7 +284,7 @@ def _prepare_messages(
         arguments_as_text: Whether the arguments of tool calls become JSON text instead of objects.
         empty_content_as_none: Whether empty content of a message with tool calls becomes None.
     """
-    thinking = _READS_THINKING.search(template_source(tokenizer)) is not None
+    thinking = _reads_thinking(template_source(tokenizer))
     prepared = []
     for message in messages:
         turn = {key: message[key] for key in MESSAGE_KEYS if message.get(key) not in (None, [])}
@@ -295,6 +299,12 @@ def _prepare_messages(
                 turn["content"] = None
         prepared.append(turn)
     return fold_system(prepared) if folds_system(tokenizer) else prepared
+
+
+@functools.lru_cache(maxsize=16)
+def _reads_thinking(source: str) -> bool:
+    """Return whether a template reads the reasoning under the name ``thinking``."""
+    return _READS_THINKING.search(source) is not None
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:

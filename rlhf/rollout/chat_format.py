@@ -227,6 +227,19 @@ class ChatFormat:
         """Encode a text without the special tokens that the tokenizer would add, such as BOS."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts like `encode`; a tokenizer in Rust encodes them in one call."""
+        if not texts:
+            return []
+        if not getattr(self.tokenizer, "is_fast", False):
+            return [self.encode(text) for text in texts]
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+
     def encode_after(self, left: str, text: str) -> list[int]:
         """Return the token ids of ``text`` after ``left``, without the ids of ``left``.
 

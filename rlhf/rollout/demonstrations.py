@@ -29,7 +29,7 @@ from rlhf.reward_models.chat_template import (
     tools_of,
     with_tools,
 )
-from rlhf.rollout.chat_format import ChatFormat, Message, Messages
+from rlhf.rollout.chat_format import LEFT_CONTEXT, ChatFormat, Message, Messages
 
 # Reasoning tags at the end of a prompt: an open block, or an open or empty block.
 OPEN_THINK_TAG = re.compile(r"<think>\s*\Z")
@@ -51,13 +51,19 @@ class ReplyPosition:
     """Whether the template writes no closing token after this reply."""
 
 
+Encoded = tuple[list[int], list[bool]]
+"""Token ids [T] of a text and its loss mask [T]."""
+Piece = tuple[str, bool, bool]
+"""(text, whether it is trained on, whether the closing token is appended to it)."""
+
+
 def encode_example(
     chat_format: ChatFormat,
     prompt: Messages,
     completion: Messages,
     *,
     notes: Counter[str] | None = None,
-) -> tuple[list[int], list[bool]]:
+) -> Encoded:
     """Encode a demonstration, and mark the tokens to train on.
 
     Args:
@@ -74,6 +80,22 @@ def encode_example(
         UserError: ``completion`` does not start with a reply, or the template cannot render system
             messages.
     """
+    rendered = render_example(chat_format, prompt, completion, notes=notes)
+    return rendered if isinstance(rendered, tuple) else encode_pieces(chat_format, [rendered])[0]
+
+
+def render_example(
+    chat_format: ChatFormat,
+    prompt: Messages,
+    completion: Messages,
+    *,
+    notes: Counter[str] | None = None,
+) -> list[Piece] | Encoded:
+    """Return the pieces of a demonstration, for `encode_pieces`.
+
+    Without a chat template, the encoded demonstration is returned. The arguments and the errors are
+    those of `encode_example`.
+    """
     if not completion or completion[0]["role"] != "assistant":
         raise UserError("a completion must start with the assistant's turn")
     notes = Counter() if notes is None else notes
@@ -81,16 +103,81 @@ def encode_example(
     if not chat_format.chat:
         return _encode_without_template(chat_format, messages, len(prompt), notes)
     chat_format.check_system_is_renderable(messages)
+    first_trained_index = len(prompt)
     if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
         notes["system messages added to the first user turn"] += 1
-        folded = with_tools(fold_system(messages), tools_of(messages))
-        return _encode_with_template(chat_format, folded, len(prompt) - 1, notes)
-    return _encode_with_template(chat_format, messages, len(prompt), notes)
+        messages = with_tools(fold_system(messages), tools_of(messages))
+        first_trained_index -= 1
+    try:
+        rendered = _RenderedConversation(chat_format, messages)
+        return rendered.split_into_pieces(first_trained_index, notes)
+    except TemplateRefused as refusal:
+        raise RowDropped(str(refusal)) from refusal
+
+
+def encode_pieces(
+    chat_format: ChatFormat, conversations: Sequence[Sequence[Piece]]
+) -> list[Encoded]:
+    """Encode the pieces of conversations. All texts are tokenized in one call.
+
+    A piece is encoded after the end of the previous piece, see `ChatFormat.encode_after`.
+    """
+    numbers: dict[str, int] = {}  # text -> index in the list of texts
+
+    def number_of(text: str) -> int:
+        return numbers.setdefault(text, len(numbers))
+
+    plans = []
+    for pieces in conversations:
+        plan: list[tuple[int, int]] = []  # indices of the left context and of the whole text
+        left = ""
+        for text, _, closing in pieces:
+            if not plan:
+                plan.append((-1, number_of(text)))
+            else:
+                anchor = left[-LEFT_CONTEXT:] or "\n"
+                plan.append((number_of(anchor), number_of(anchor + text)))
+            left = "" if closing else text
+        plans.append(plan)
+    encoded = chat_format.encode_many(list(numbers))
+    return [
+        _assemble(chat_format, pieces, plan, encoded)
+        for pieces, plan in zip(conversations, plans, strict=True)
+    ]
+
+
+def _assemble(
+    chat_format: ChatFormat,
+    pieces: Sequence[Piece],
+    plan: Sequence[tuple[int, int]],
+    encoded: Sequence[list[int]],
+) -> Encoded:
+    """Join the token ids of the pieces of a conversation, see `encode_pieces`."""
+    ids: list[int] = []
+    is_action: list[bool] = []
+    left = ""
+    for (text, learned, closing), (before, whole) in zip(pieces, plan, strict=True):
+        if before < 0:
+            new = encoded[whole]
+        elif not ids:
+            new = chat_format.encode(text)
+        else:
+            start, both = encoded[before], encoded[whole]
+            if text and start and both[: len(start)] == start:
+                new = both[len(start) :]
+            else:
+                new = chat_format.encode_after(left, text)
+        ids += new
+        if closing:
+            ids.append(chat_format.closing.token)
+        is_action += [learned] * (len(ids) - len(is_action))
+        left = "" if closing else text
+    return ids, is_action
 
 
 def _encode_without_template(
     chat_format: ChatFormat, messages: Messages, first_trained_index: int, notes: Counter[str]
-) -> tuple[list[int], list[bool]]:
+) -> Encoded:
     """Encode a demonstration without a chat template. Replies end with the closing token.
 
     ``first_trained_index`` is the index of the first reply to train on.
@@ -124,49 +211,6 @@ def _encode_without_template(
     return ids[:length], is_action[:length]
 
 
-def _encode_with_template(
-    chat_format: ChatFormat,
-    messages: Sequence[Message],
-    first_trained_index: int,
-    notes: Counter[str],
-) -> tuple[list[int], list[bool]]:
-    """Encode a conversation, and mark the tokens to train on.
-
-    Args:
-        chat_format: A chat format with a template.
-        messages: The whole conversation, with ``tools`` on the first message.
-        first_trained_index: Index of the first message that may be trained on.
-        notes: Reason -> number of replies that are not trained on and of texts that the template
-            omits; updated in place.
-
-    Returns:
-        Token ids [T], up to the last reply to train on, and the loss mask [T].
-
-    Raises:
-        RowDropped: The conversation cannot be encoded. The message is the reason.
-    """
-    try:
-        pieces = _RenderedConversation(chat_format, messages).split_into_pieces(
-            first_trained_index, notes
-        )
-    except TemplateRefused as refusal:
-        raise RowDropped(str(refusal)) from refusal
-    ids: list[int] = []
-    is_action: list[bool] = []
-    left = ""
-    for text, learned, closing in pieces:
-        new = chat_format.encode_after(left, text) if ids else chat_format.encode(text)
-        new += [chat_format.closing.token] * closing
-        ids += new
-        is_action += [learned] * len(new)
-        left = "" if closing else text
-    return ids, is_action
-
-
-# (text, whether it is trained on, whether the closing token is appended to it)
-Piece = tuple[str, bool, bool]
-
-
 class _RenderedConversation:
     """The template's rendering of one conversation, and the positions of its replies."""
 
@@ -178,7 +222,10 @@ class _RenderedConversation:
     def split_into_pieces(self, first_trained_index: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at the replies to train on. The text after the last reply is omitted.
 
-        The arguments are described in `_encode_with_template`.
+        Args:
+            first_trained_index: Index of the first message that may be trained on.
+            notes: Reason -> number of replies that are not trained on and of texts that the
+                template omits; updated in place.
 
         Raises:
             RowDropped: No reply can be trained on.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.data.messages import RowDropped
@@ -12,14 +12,17 @@ from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.demonstrations import encode_example
-from rlhf.rollout.plain_text import encode_text_and_loss_mask
+from rlhf.rollout.demonstrations import Piece, encode_pieces, render_example
+from rlhf.rollout.plain_text import encode_texts_and_loss_masks
 
 Row = dict[str, Any]
 
 EQUAL_TEXTS_REASON = "equal after max_length"
 SAME_TOKENS_REASON = "replies that are rendered with the same tokens"
 LONG_PROMPT_REASON = "the prompt fills max_length"
+TRUNCATED = "truncated"
+BLOCK_ROWS = 256
+"""Number of rows whose texts are tokenized in one call."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +67,59 @@ class ExampleEncoder:
         Raises:
             UserError: All rows were dropped, or the chat template cannot render a row.
         """
-        encode = self._encode_pair if pairs else self._encode_reply
         examples = []
-        for row in rows:
-            notes: Counter[str] = Counter()
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = rows[start : start + BLOCK_ROWS]
+            for row, (outcome, notes) in zip(block, self.encode(block, pairs), strict=True):
+                if isinstance(outcome, Example):
+                    examples.append(outcome)
+                    self.count(None, notes, row)
+                else:
+                    self.count(str(outcome), notes, row)
+        self.check_some_remain(examples, len(rows))
+        return examples
+
+    def encode(
+        self, rows: Sequence[Row], pairs: bool
+    ) -> list[tuple[Example | RowDropped, frozenset[str]]]:
+        """Encode rows; return an example or the reason why it is dropped, and notes, for each row.
+
+        Raises:
+            UserError: The chat template cannot render a row.
+        """
+        sides = ("chosen", "rejected") if pairs else ("completion",)
+        rendered = [[self._render(row, row.get(side, ())) for side in sides] for row in rows]
+        texts = [text for of_row in rendered for text in of_row]
+        self._tokenize(texts)
+        outcomes: list[tuple[Example | RowDropped, frozenset[str]]] = []
+        for row, of_row in zip(rows, rendered, strict=True):
             try:
-                examples.append(encode(row, notes))
+                outcomes.append(self._make_example(row, of_row))
             except RowDropped as reason:
-                self.changed[f"dropped: {reason}"] += 1
-                self.first_dropped.setdefault(str(reason), describe_row(row))
+                outcomes.append((reason, frozenset()))
             except UserError as error:
                 raise UserError(f"{describe_row(row)}: {error}") from error
-            else:
-                self.changed += Counter(set(notes))
+        return outcomes
+
+    def count(self, dropped: str | None, notes: Iterable[str], row: Row, times: int = 1) -> None:
+        """Count an outcome of `encode`.
+
+        Args:
+            dropped: The reason why the row was dropped; None if it is an example.
+            notes: Notes on the example.
+            row: The row, of which the first one for each reason is recorded.
+            times: Number of rows with this outcome.
+        """
+        if dropped is None:
+            self.changed += Counter(dict.fromkeys(notes, times))
+        else:
+            self.changed[f"dropped: {dropped}"] += times
+            self.first_dropped.setdefault(dropped, describe_row(row))
+
+    def check_some_remain(self, examples: Sequence[Example], num_rows: int) -> None:
+        """Raise UserError if all of ``num_rows`` rows were dropped."""
         if not examples:
-            raise UserError(self._all_dropped_message(len(rows)))
-        return examples
+            raise UserError(self._all_dropped_message(num_rows))
 
     def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
@@ -97,41 +137,96 @@ class ExampleEncoder:
         dropped = self.truncated_and_dropped_text()
         return f"all {count:,} examples were dropped: {dropped}; the first is {first}"
 
-    def _encode_reply(self, row: Row, notes: Counter[str]) -> Example:
-        ids, labels = self._encode_conversation(row, row.get("completion", ()), notes)
-        return Example((ids,), (labels,), desirable=bool(row.get("label", True)))
+    def _render(self, row: Row, completion: Sequence[Any]) -> _Rendered:
+        """Render a text of a row. Errors are stored, because an earlier one of the row counts."""
+        rendered = _Rendered()
+        try:
+            if "text" in row:
+                rendered.text = row["text"]
+                return rendered
+            result = render_example(
+                self.chat_format, prompt_with_tools(row), completion, notes=rendered.notes
+            )
+        except (RowDropped, UserError) as error:
+            rendered.error = error
+        else:
+            if isinstance(result, tuple):
+                rendered.encoded = result
+            else:
+                rendered.pieces = result
+        return rendered
 
-    def _encode_pair(self, row: Row, notes: Counter[str]) -> Example:
-        chosen, rejected = (
-            self._encode_conversation(row, row[side], notes) for side in ("chosen", "rejected")
-        )
-        if chosen[0] == rejected[0]:
-            raise RowDropped(EQUAL_TEXTS_REASON if notes["truncated"] else SAME_TOKENS_REASON)
-        return Example((chosen[0], rejected[0]), (chosen[1], rejected[1]))
+    def _tokenize(self, rendered: Sequence[_Rendered]) -> None:
+        """Set the token ids of rendered texts; all texts are tokenized in one call."""
+        plain = [item for item in rendered if item.text is not None]
+        texts = [item.text for item in plain if item.text is not None]
+        found = encode_texts_and_loss_masks(self.chat_format.tokenizer, texts)
+        for item, encoded in zip(plain, found, strict=True):
+            item.encoded = encoded
+        conversations = [item for item in rendered if item.pieces is not None]
+        pieces = [item.pieces for item in conversations if item.pieces is not None]
+        for item, encoded in zip(
+            conversations, encode_pieces(self.chat_format, pieces), strict=True
+        ):
+            item.encoded = encoded
 
-    def _encode_conversation(
-        self, row: Row, completion: Sequence[Any], notes: Counter[str]
-    ) -> tuple[list[int], list[int]]:
-        """Return the token ids and labels of a conversation, truncated to max_length.
+    def _make_example(
+        self, row: Row, rendered: Sequence[_Rendered]
+    ) -> tuple[Example, frozenset[str]]:
+        """Return the example of a row, from its one text or its two, and notes on it.
 
         Raises:
-            RowDropped: The template cannot render the row, or the truncated text has no token of
-                the completion.
+            RowDropped: The template cannot render the row, a truncated text has no token of the
+                completion, or the two texts of a pair have the same tokens.
+            UserError: The template cannot render the row's system message.
         """
-        if "text" in row:
-            ids, is_action = encode_text_and_loss_mask(self.chat_format.tokenizer, row["text"])
-        else:
-            ids, is_action = encode_example(
-                self.chat_format, prompt_with_tools(row), completion, notes=notes
+        notes: set[str] = set()
+        ids, labels = [], []
+        for item in rendered:
+            if item.error is not None:
+                raise item.error
+            of_text, is_action = self._truncate(item)
+            notes |= set(item.notes)
+            ids.append(of_text)
+            labels.append(
+                [
+                    token if trained else IGNORED
+                    for token, trained in zip(of_text, is_action, strict=True)
+                ]
             )
+        if len(ids) > 1 and ids[0] == ids[1]:
+            raise RowDropped(EQUAL_TEXTS_REASON if TRUNCATED in notes else SAME_TOKENS_REASON)
+        desirable = bool(row.get("label", True)) if len(ids) == 1 else True
+        return Example(tuple(ids), tuple(labels), desirable=desirable), frozenset(notes)
+
+    def _truncate(self, rendered: _Rendered) -> tuple[list[int], list[bool]]:
+        """Return the token ids and the loss mask of a text, truncated to max_length.
+
+        Raises:
+            RowDropped: The truncated text has no token of the completion.
+        """
+        assert rendered.encoded is not None
+        ids, is_action = rendered.encoded
         if len(ids) > self.max_length:
             ids, is_action = ids[: self.max_length], is_action[: self.max_length]
             if not any(is_action):
                 raise RowDropped(LONG_PROMPT_REASON)
-            notes["truncated"] += 1
-        return ids, [
-            token if trained else IGNORED for token, trained in zip(ids, is_action, strict=True)
-        ]
+            rendered.notes[TRUNCATED] += 1
+        return ids, is_action
+
+
+@dataclass
+class _Rendered:
+    """A text of a row on its way to token ids."""
+
+    text: str | None = None
+    """Plain text."""
+    pieces: list[Piece] | None = None
+    """Pieces of a rendered conversation."""
+    encoded: tuple[list[int], list[bool]] | None = None
+    """Token ids and loss mask."""
+    error: RowDropped | UserError | None = None
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def describe_row(row: Row) -> str:
