@@ -27,11 +27,18 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
         _episodes_per_minibatch(config, check_config(command, config))
     elif isinstance(config, OfflineConfig):
-        from rlhf.training.offline import check_reserved_options, engine_of, method_of
+        from rlhf.training.offline import (
+            check_reserved_options,
+            check_streaming,
+            engine_of,
+            method_of,
+        )
 
         check_reserved_options(config.trainer)
         method = method_of(command, config)
-        if engine_of(config, native_supported=method.native) == "native":
+        engine = engine_of(config, native_supported=method.native)
+        check_streaming(command, config, engine)
+        if engine == "native":
             native_options(command, config.trainer, learning_rate=method.learning_rate)
     else:
         return
@@ -55,25 +62,30 @@ def plan_offline(command: str, config: Any) -> str:
     from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
         check_reserved_options,
+        check_streaming,
         check_trainer_options,
         engine_of,
         load_train_and_eval_rows,
         method_of,
     )
+    from rlhf.training.streamed_examples import ExampleStream
 
     method = method_of(command, config)
     check_reserved_options(config.trainer)
+    engine = engine_of(config, native_supported=method.native)
+    check_streaming(command, config, engine)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
-    setup = method.setup(config, train_rows, engine_of(config, native_supported=method.native))
+    setup = method.setup(config, train_rows, engine)
     examples = setup.encode(train_rows, True)
     setup.encode(eval_rows, False)
-    check_trainer_options(command, config, method=method, setup=setup, num_rows=len(examples))
-    steps = num_steps(config, len(examples))
+    num_rows = 0 if isinstance(examples, ExampleStream) else len(examples)
+    check_trainer_options(command, config, method=method, setup=setup, num_rows=num_rows)
+    steps = num_steps(config, num_rows)
     accumulation = config.batch_size // config.micro_batch_size
     copies = 1 if setup.trainer and "ref_model" in setup.trainer.arguments else 0
     lines = [
-        f"rows: {len(examples):,} for training, {len(eval_rows):,} held out"
-        + (f" ({setup.summary()})" if setup.summary() else ""),
+        f"rows: {f'{num_rows:,}' if num_rows else 'streamed'} for training, "
+        f"{len(eval_rows):,} held out" + (f" ({setup.summary()})" if setup.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
         f"steps: {steps:,}, evaluated every {steps_between_evaluations(config, steps)}",

@@ -220,7 +220,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     with open_text(path, newline="\n") as stream:
         return [
-            _parse_line(line, f"{path}, line {number}")
+            parse_json_line(line, f"{path}, line {number}")
             for number, line in enumerate(stream, start=1)
             if line.strip()
         ]
@@ -249,7 +249,7 @@ def iterate_log(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n") and not _is_complete_json(line):
                 return
             if line.strip():
-                yield _parse_line(line, f"{path}, line {number}")
+                yield parse_json_line(line, f"{path}, line {number}")
 
 
 def read_json(path: Path) -> Any:
@@ -301,7 +301,12 @@ def open_text(path: Path, newline: str | None = None) -> io.TextIOBase:
     return cast(io.TextIOBase, opener(path, "rt", encoding="utf-8-sig", newline=newline))
 
 
-def _parse_line(line: str, where: str) -> dict[str, Any]:
+def parse_json_line(line: str, where: str) -> dict[str, Any]:
+    """Return the object in a line of a JSON-lines file.
+
+    Raises:
+        UserError: The line is not a JSON object; the message begins with ``where``.
+    """
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -322,7 +327,7 @@ def _is_complete_json(text: str) -> bool:
     except json.JSONDecodeError:
         return False
     except (ValueError, RecursionError):
-        pass  # `_parse_line` reports the problem
+        pass  # `parse_json_line` reports the problem
     return True
 
 

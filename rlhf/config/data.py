@@ -82,6 +82,9 @@ class DataSpec:
     limit: PositiveInt | None = None
     """Maximum number of valid rows to use, taken after the seeded shuffle. By default, all rows are
     used."""
+    streaming: bool = False
+    """Read the rows forward while training, for sources that are too large to be prepared first.
+    Only rlhf sft with the native engine streams rows; docs/data.md states the conditions."""
     weight: PositiveFloat | None = None
     """Relative number of rows from this dataset in a mixture: its share is this weight divided by
     the sum of all weights. Without weights, all rows are used."""

@@ -41,6 +41,12 @@ class OfflineConfig(TrainingConfig):
     patience: PositiveInt | None = None
     """Stop training after this number of consecutive evaluations without an improvement. By
     default, training does not stop early."""
+    data_processes: PositiveInt | None = None
+    """Maximum number of processes that read and encode large datasets. By default, one for each
+    available processor. Small datasets are read in the process of the run."""
+    data_cache: str | None = None
+    """Folder in which the rows and examples of large datasets are kept for later runs. By default,
+    it is the folder rlhf in the cache of the library datasets (HF_DATASETS_CACHE)."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Options of the trainer, with TRL's names, e.g. learning_rate, num_train_epochs, max_steps,
     beta."""

@@ -5,12 +5,13 @@ Error messages are one line with the file name and, if possible, the line number
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +36,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
             folder, nor a dataset on the hub that can be loaded.
     """
     path = Path(spec.path).expanduser()
-    is_hub_id = _HUB_ID.fullmatch(spec.path) and _data_suffix(path) not in READERS
+    is_hub_id = _HUB_ID.fullmatch(spec.path) and data_suffix(path) not in READERS
     if path.is_file():
         rows = read_file(path)
     elif path.is_dir() or is_hub_id:
@@ -56,11 +57,18 @@ def read_file(path: str | Path) -> list[Row]:
         UserError: The format is unknown, or the content is malformed.
     """
     path = Path(path)
-    suffix = _data_suffix(path)
+    suffix = data_suffix(path)
     if suffix not in READERS:
         raise UserError(f"{path}: unknown file format {suffix!r}, use one of {', '.join(READERS)}")
-    try:
+    with decoding_errors(path):
         return READERS[suffix](path)
+
+
+@contextlib.contextmanager
+def decoding_errors(path: Path) -> Iterator[None]:
+    """Return a context manager that reports the errors of the encoding and of gzip in one line."""
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -78,9 +86,17 @@ def _read_json(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
+    return list(iterate_csv(path))
+
+
+def iterate_csv(path: Path) -> Iterator[Row]:
+    """Yield the rows of a CSV file.
+
+    Raises:
+        UserError: The content is malformed.
+    """
     csv.field_size_limit(2**31 - 1)
-    rows: list[Row] = []
-    with open_text(path, newline="") as stream:
+    with decoding_errors(path), open_text(path, newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
             names = reader.fieldnames or []
@@ -92,11 +108,10 @@ def _read_csv(path: Path) -> list[Row]:
                         f"{path}, line {reader.line_num}: the number of fields differs from that "
                         "of the header"
                     )
-                rows.append(row)
+                yield row
         except csv.Error as error:
             line = reader.reader.line_num
             raise UserError(f"{path}, line {line}: broken CSV, {error}") from None
-    return rows
 
 
 def _read_text(path: Path) -> list[Row]:
@@ -110,13 +125,24 @@ def _read_text(path: Path) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
+    return list(iterate_parquet(path))
+
+
+def iterate_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file.
+
+    Raises:
+        UserError: The content is malformed.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return [columnar_row_to_json_form(row) for row in pq.read_table(path).to_pylist()]
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from map(columnar_row_to_json_form, batch.to_pylist())
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file ({_one_line(error)})") from None
+        raise UserError(f"{path}: not a Parquet file ({one_line(error)})") from None
 
 
 _TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
@@ -157,12 +183,34 @@ READERS = {
 """File suffix (before a .gz) -> function that reads the rows of a file."""
 
 
-def _data_suffix(path: Path) -> str:
+def data_suffix(path: Path) -> str:
+    """Return the suffix of a data file in lower case, without a final `.gz`."""
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
 def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
     """Load data files in a folder, a `save_to_disk` folder, or a hub id with `datasets`."""
+    import datasets
+
+    rows = open_with_datasets(spec, path, streaming=False)
+    rows = cast(datasets.Dataset, rows).with_transform(_columnar_batch_to_json_form)
+    return cast(Sequence[Row], rows)
+
+
+def open_with_datasets(spec: DataSpec, path: Path, *, streaming: bool) -> Any:
+    """Open data files in a folder, a `save_to_disk` folder, or a hub id with `datasets`.
+
+    Args:
+        spec: The source.
+        path: Path of the source as a local path.
+        streaming: Whether the rows are read while they are iterated over, without a copy.
+
+    Returns:
+        A dataset of the library `datasets`, with rows in the form of columnar files.
+
+    Raises:
+        UserError: The source does not exist or cannot be loaded.
+    """
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError
@@ -174,22 +222,26 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
         else:
             source = str(path) if path.is_dir() else spec.path
             options = _options_to_read_csv_as_text(path) if path.is_dir() else {}
+            options |= {"streaming": True} if streaming else {}
             rows = datasets.load_dataset(
-                source, spec.name, data_dir=spec.data_dir, split=spec.split, **options
+                source,
+                spec.name,
+                data_dir=spec.data_dir,
+                split=spec.split,
+                **options,
             )
     except (DatasetGenerationError, ValueError, KeyError) as error:
         cause = error.__cause__ or error
-        raise UserError(f"dataset {spec.path!r}: {_one_line(cause)}") from None
+        raise UserError(f"dataset {spec.path!r}: {one_line(cause)}") from None
     except (OSError, HfHubHTTPError) as error:
         if path.is_dir():
-            raise UserError(f"data folder {path}: {_one_line(error)}") from None
+            raise UserError(f"data folder {path}: {one_line(error)}") from None
         raise UserError(
             f"dataset {spec.path!r} is not a local path and cannot be loaded from the hub "
-            f"({_one_line(error)}); if you are offline, set data.path to a local file with one of "
+            f"({one_line(error)}); if you are offline, set data.path to a local file with one of "
             f"the suffixes {', '.join(READERS)}"
         ) from None
-    rows = cast(datasets.Dataset, rows).with_transform(_columnar_batch_to_json_form)
-    return cast(Sequence[Row], rows)
+    return rows
 
 
 def _options_to_read_csv_as_text(folder: Path) -> dict[str, Any]:
@@ -199,8 +251,8 @@ def _options_to_read_csv_as_text(folder: Path) -> dict[str, Any]:
     """
     import datasets
 
-    files = [f for f in folder.rglob("*") if f.is_file() and _data_suffix(f) in READERS]
-    if not files or any(_data_suffix(file) != ".csv" for file in files):
+    files = [f for f in folder.rglob("*") if f.is_file() and data_suffix(f) in READERS]
+    if not files or any(data_suffix(file) != ".csv" for file in files):
         return {}
     with open_text(min(files), newline="") as stream:
         names = next(csv.reader(stream), [])
@@ -220,7 +272,8 @@ def _is_save_to_disk_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _one_line(error: BaseException, length: int = 200) -> str:
+def one_line(error: BaseException, length: int = 200) -> str:
+    """Return the message of an error in one line of at most `length` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= length else text[: length - 3] + "..."
 

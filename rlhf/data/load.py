@@ -6,7 +6,7 @@ import logging
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,9 @@ class Loaded:
     `total` is `len(rows) + sum(dropped.values()) + unused`.
     """
 
-    rows: list[dict[str, Any]]
-    """Shuffled canonical rows; every message list is a Conversation. The keys of each kind are:
+    rows: Sequence[dict[str, Any]]
+    """Shuffled canonical rows: a list, or rows that are read from a file. Every message list is a
+    Conversation. The keys of each kind are:
 
     - sft: prompt, completion
     - preference: prompt, chosen, rejected, and optionally margin
@@ -117,40 +118,98 @@ def load(
         UserError: A path does not exist, its content is malformed, its columns cannot be assigned
             to fields, or no row is usable.
     """
-    specs = [specs] if isinstance(specs, DataSpec) else list(specs)
-    if not specs:
-        raise UserError("no data source given: data needs at least one path")
-    if kind not in DATA_KINDS:
-        raise UserError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
+    specs = checked_specs(specs, kind)
     options = {"keep": tuple(keep), "with_answer_and_tests": with_answer_and_tests}
-    seeds = [None if seed is None else f"{seed}/{i}" for i in range(len(specs))]
     readers = [
-        _read_source(spec, kind, seed=source_seed, **options)
-        for spec, source_seed in zip(specs, seeds, strict=True)
+        _read_source(spec, kind, seed=source_seed(seed, i), **options)
+        for i, spec in enumerate(specs)
     ]
     sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
     rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
     if len(readers) > 1 and seed is not None:
         random.Random(seed).shuffle(rows)
+    return combine_sources(rows, [_counts_of(reader) for reader in readers], sizes)
+
+
+def checked_specs(specs: DataSpec | Sequence[DataSpec], kind: Kind) -> list[DataSpec]:
+    """Return the sources as a list, after checks.
+
+    Raises:
+        UserError: There is no source, the kind does not exist, or a source is streamed.
+    """
+    specs = [specs] if isinstance(specs, DataSpec) else list(specs)
+    if not specs:
+        raise UserError("no data source given: data needs at least one path")
+    if kind not in DATA_KINDS:
+        raise UserError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
+    if any(spec.streaming for spec in specs):
+        raise UserError(
+            "data.streaming: only the training data of rlhf sft with the native engine can be "
+            "streamed; remove streaming"
+        )
+    return specs
+
+
+def source_seed(seed: int | None, index: int) -> str | None:
+    """Return the seed of the shuffle of the source with this index."""
+    return None if seed is None else f"{seed}/{index}"
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """Numbers of the rows of one source, see `Loaded`."""
+
+    path: str
+    total: int
+    dropped: Counter[str]
+    first_dropped: dict[str, int]
+    """Reason -> index of the first row of the table that was dropped for this reason."""
+    ignored: Counter[str]
+    unused_columns: tuple[str, ...]
+    schema: str | None
+
+
+def _counts_of(reader: TableReader) -> SourceCounts:
+    return SourceCounts(
+        path=reader.spec.path,
+        total=reader.total,
+        dropped=reader.num_dropped,
+        first_dropped={reason: min(indices) for reason, indices in reader.dropped.items()},
+        ignored=reader.ignored,
+        unused_columns=reader.unused_columns,
+        schema=reader.schema.name if reader.schema else None,
+    )
+
+
+def combine_sources(
+    rows: Sequence[dict[str, Any]], counts: Sequence[SourceCounts], sizes: Sequence[int]
+) -> Loaded:
+    """Return mixed rows with the numbers of all sources.
+
+    Args:
+        rows: Rows of the mixture.
+        counts: Numbers of the rows of each source.
+        sizes: Number of rows of each source in the mixture.
+    """
     dropped, sources, ignored, first_dropped = Counter(), Counter(), Counter(), {}
-    for reader, spec, size in zip(readers, specs, sizes, strict=True):
-        dropped.update(reader.num_dropped)
-        ignored.update(reader.ignored)
-        sources[spec.path] += size
+    for source, size in zip(counts, sizes, strict=True):
+        dropped.update(source.dropped)
+        ignored.update(source.ignored)
+        sources[source.path] += size
         first_dropped = {
-            reason: f"{spec.path}, row {min(indices) + 1}"
-            for reason, indices in reader.dropped.items()
+            reason: f"{source.path}, row {index + 1}"
+            for reason, index in source.first_dropped.items()
         } | first_dropped
     return Loaded(
         rows=rows,
         dropped=dict(dropped.most_common()),
-        total=(total := sum(reader.total for reader in readers)),
+        total=(total := sum(source.total for source in counts)),
         unused=total - len(rows) - dropped.total(),
         sources=dict(sources),
         first_dropped=first_dropped,
-        unused_columns={r.spec.path: r.unused_columns for r in readers if r.unused_columns},
+        unused_columns={s.path: s.unused_columns for s in counts if s.unused_columns},
         ignored=dict(ignored.most_common()),
-        schemas={r.spec.path: r.schema.name for r in readers if r.schema},
+        schemas={s.path: s.schema for s in counts if s.schema},
     )
 
 
@@ -168,7 +227,7 @@ def load_and_log(
         return []
     loaded = load(specs, kind, seed=seed, keep=keep)
     log.info("%s: %s", what, loaded.summary())
-    return loaded.rows
+    return list(loaded.rows)
 
 
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
@@ -216,20 +275,26 @@ def _read_source(
     if reader.schema is not None and seed is not None:
         random.Random(f"{seed}/rows").shuffle(reader.rows)
     if not reader.rows:
-        raise UserError(_no_rows_message(reader))
+        columns = reader.layouts[0].columns if reader.layouts else {}
+        raise UserError(no_rows_message(_counts_of(reader), columns))
     return reader
 
 
-def _no_rows_message(reader: TableReader) -> str:
-    path, dropped = reader.spec.path, reader.num_dropped
+def no_rows_message(source: SourceCounts, columns: Mapping[str, str]) -> str:
+    """Return the message for a source whose rows were all dropped.
+
+    Args:
+        source: Numbers of the rows of the source.
+        columns: Field -> column of the first layout, if the source has no public schema.
+    """
+    path, dropped = source.path, source.dropped
     if list(dropped) == ["chosen equals rejected"]:
         return (
             f"{path}: all {dropped.total():,} pairs are identical, chosen equals rejected in each"
         )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
-    if reader.schema is not None:
-        return f"{path}: no usable row ({reasons}); read as {reader.schema.name}"
-    columns = reader.layouts[0].columns
+    if source.schema is not None:
+        return f"{path}: no usable row ({reasons}); read as {source.schema}"
     read = ", ".join(f"{field} from {column!r}" for field, column in columns.items())
     return f"{path}: no usable row ({reasons}); read {read}, see data.columns"
 

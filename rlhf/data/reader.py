@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf.config.data import FIELDS, DataSpec, Kind
@@ -41,6 +41,7 @@ class TableReader:
         keep: Names of additional columns to include in the rows.
         with_answer_and_tests: Whether to add the answer and the tests of a row to its last user
             message.
+        present: Names of the columns of the whole source, if `table` contains only its first rows.
 
     Raises:
         UserError: The columns cannot be assigned to fields, or a column of `keep` does not exist.
@@ -54,10 +55,11 @@ class TableReader:
         *,
         keep: tuple[str, ...] = (),
         with_answer_and_tests: bool = False,
+        present: Collection[str] | None = None,
     ) -> None:
         self.kind: Kind = kind
         self.spec, self.keep = spec, keep
-        self.present = columns_of(table)
+        self.present = columns_of(table) if present is None else set(present)
         self.schema = self._recognized_schema(table)
         self.with_answer_and_tests = with_answer_and_tests or kind == "prompt"
         self.layouts: list[Layout] = []
@@ -65,10 +67,11 @@ class TableReader:
             self.layouts = find_layouts(
                 kind, table, self.present, spec, with_answer_and_tests=self.with_answer_and_tests
             )
-            self._check_winner_numbering(table)
+            if present is None and self.winner_column is not None:
+                self.check_winner_numbering(winner_values(table, self.winner_column))
         self._check_keep()
         self.table = table
-        if self.schema is not None and self.schema.gather is not None:
+        if present is None and self.schema is not None and self.schema.gather is not None:
             self.table = self.schema.gather(table)
         self.total = len(self.table)
         self.rows: list[dict[str, Any]] = []
@@ -93,18 +96,20 @@ class TableReader:
         for index in indices:
             if len(self.rows) == self.spec.limit:
                 break
-            outcomes = list(self._convert_table_row(self.table[index]))
+            outcomes = list(self.convert_table_row(self.table[index]))
             self.total += len(outcomes) - 1
             for outcome in outcomes:
                 if isinstance(outcome, RowDropped):
                     self.dropped[str(outcome)].append(index)
                 elif len(self.rows) != self.spec.limit:
                     self.rows.append(outcome)
-        used = {f"{column} column": n for column, n in self.skipped.items() if column in self.used}
-        self.ignored.update(used)
+        self.ignored.update(read_by_another_layout(self.skipped, self.used))
 
-    def _convert_table_row(self, row: Row) -> Iterator[Outcome]:
-        """Yield canonical rows for a row of `table`, and reasons why rows are dropped."""
+    def convert_table_row(self, row: Row) -> Iterator[Outcome]:
+        """Yield canonical rows for a row of `table`, and reasons why rows are dropped.
+
+        `ignored`, `skipped` and `used` are updated.
+        """
         if self.schema is None:
             yield self._convert(self._read_layout_cells(row), row)
             return
@@ -181,21 +186,41 @@ class TableReader:
                     f"{', '.join(sorted(self.present))}"
                 )
 
-    def _check_winner_numbering(self, table: Sequence[Row]) -> None:
-        """Check that the numbers of a winner column are not counted from 1.
+    @property
+    def winner_column(self) -> str | None:
+        """Column of the winners of pairs, if the rows are read with one."""
+        return self.layouts[0].columns.get("winner") if self.layouts else None
+
+    def check_winner_numbering(self, values: Collection[str]) -> None:
+        """Check that the numbers of the winner column are not counted from 1.
+
+        Args:
+            values: Result of `winner_values` for the whole source.
 
         Raises:
             UserError: The column contains 2, or only 1.
         """
-        column = self.layouts[0].columns.get("winner")
-        if column is None:
-            return
-        values = {str(cell_of(row, column)).removesuffix(".0") for row in table}
-        if "2" in values or values == {"1"}:
+        if "2" in values or set(values) == {"1"}:
             raise UserError(
-                f"{self.spec.path}: data.columns.winner: the numbers of column {column!r} are "
-                "ambiguous: write a, b or tie, or 0 for the first and 1 for the second reply"
+                f"{self.spec.path}: data.columns.winner: the numbers of column "
+                f"{self.winner_column!r} are ambiguous: write a, b or tie, or 0 for the first and "
+                "1 for the second reply"
             )
+
+
+def winner_values(rows: Iterable[Row], column: str) -> set[str]:
+    """Return the distinct values of a winner column as texts, integral numbers without ".0"."""
+    return {str(cell_of(row, column)).removesuffix(".0") for row in rows}
+
+
+def read_by_another_layout(skipped: Mapping[str, int], used: Collection[str]) -> dict[str, int]:
+    """Return the notes on cells of used columns in rows that another layout reads.
+
+    Args:
+        skipped: Column -> number of rows with a value in it that another layout reads.
+        used: Columns that were used for any row.
+    """
+    return {f"{column} column": n for column, n in skipped.items() if column in used}
 
 
 def columns_of(table: Sequence[Row]) -> set[str]:

@@ -49,14 +49,9 @@ def split_by_prompt(
         UserError: Neither or both of `fraction` and `count` are given, the value is out of range,
             or there are fewer than two distinct prompts.
     """
-    size = _held_out_size(len(rows), fraction, count)
+    size = held_out_size(len(rows), fraction, count)
     groups = _prompt_groups(rows, seed)
-    if len(groups) < 2:
-        raise UserError(
-            f"cannot split by prompt: the {len(rows)} rows have {len(groups)} distinct prompt(s), "
-            "but a split needs at least 2: add rows with another prompt, or, for sft, reward, dpo "
-            "and kto, give eval_data"
-        )
+    check_distinct_prompts(len(rows), len(groups))
     held_out: set[int] = set()
     for group in groups:
         if len(held_out) + len(group) <= size:
@@ -115,7 +110,22 @@ def _prompt_groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[in
     return [groups[key] for key in sorted(groups, key=lambda key: _sha256_hex(f"{seed}/{key}"))]
 
 
-def _held_out_size(total: int, fraction: float | None, count: int | None) -> int:
+def check_distinct_prompts(num_rows: int, num_prompts: int) -> None:
+    """Raise UserError if there are fewer than two distinct prompts."""
+    if num_prompts < 2:
+        raise UserError(
+            f"cannot split by prompt: the {num_rows} rows have {num_prompts} distinct prompt(s), "
+            "but a split needs at least 2: add rows with another prompt, or, for sft, reward, dpo "
+            "and kto, give eval_data"
+        )
+
+
+def held_out_size(total: int, fraction: float | None, count: int | None) -> int:
+    """Return the number of rows to hold out, see `split_by_prompt`.
+
+    Raises:
+        UserError: Neither or both of `fraction` and `count` are given, or one is out of range.
+    """
     if (fraction is None) == (count is None):
         raise UserError("split_by_prompt needs either fraction or count, not both or neither")
     if fraction is not None:

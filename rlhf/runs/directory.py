@@ -49,7 +49,7 @@ from rlhf.runs.trackers import (
 # Keys that concern only the directory of a run; config.yaml does not contain them.
 DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
-KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms"}
+KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "data_cache"}
 # Prefix of the keys of the rollout engine. Except its kind, they may also differ.
 _ENGINE_KEYS = "rollout.engine."
 _ENGINE_KIND = f"{_ENGINE_KEYS}kind"

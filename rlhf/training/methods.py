@@ -42,9 +42,9 @@ class TrainingSetup:
     model: Any
     """The model to train, with its adapters."""
     tokenizer: Any
-    encode: Callable[[Sequence[Row], bool], Sequence[Any]]
+    encode: Callable[[Any, bool], Any]
     """Function (rows, whether the rows are for training) -> examples. It raises UserError if no
-    row can be encoded."""
+    row can be encoded. Streamed rows give a stream of examples."""
     summary: Callable[[], str]
     """Function that returns the counts of truncated and dropped rows as text for the log, or ""."""
     save: Callable[[Any, Path], None]
@@ -64,7 +64,7 @@ class OfflineMethod:
     data: Kind
     """Kind of the training data."""
     learning_rate: float
-    setup: Callable[[Any, list[Row], str], TrainingSetup]
+    setup: Callable[[Any, Any, str], TrainingSetup]
     """Function (configuration, training rows, engine) -> setup of the run."""
     native: bool = True
     """Whether the native engine implements the method."""

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.worker_pool import available_cpus
+from rlhf.config.data import DataSpec
 from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
 from rlhf.config.optimization import native_options
-from rlhf.data.leakage import indices_of_shared_prompts
+from rlhf.data.cache import cache_folder
 from rlhf.data.load import load_and_log
+from rlhf.data.row_store import Unstorable
 from rlhf.data.splits import split_by_prompt
+from rlhf.data.stored_rows import (
+    Preparation,
+    StoredRows,
+    are_large,
+    count_shared_prompts,
+    load_stored,
+    split_stored_by_prompt,
+)
 from rlhf.errors import UserError
 from rlhf.models.adapters import copy_base_to_final
 from rlhf.models.architecture import configured_context_length, text_config, unwrap_peft
@@ -24,29 +34,45 @@ from rlhf.runs.checksums import write_checksums
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.distributed import init_distributed
 from rlhf.training.dpo import DPOTrainer
-from rlhf.training.examples import ExampleEncoder
+from rlhf.training.examples import Example, ExampleEncoder
 from rlhf.training.loop import fit
 from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
+from rlhf.training.stored_examples import StoredEncoder
+from rlhf.training.streamed_examples import ExampleStream, StreamedRows
 from rlhf.training.supervised import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 
+SetupFunction = Callable[[OfflineConfig, Sequence[Row] | StreamedRows, str], TrainingSetup]
 
-def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], TrainingSetup]:
+
+def make_causal_setup(command: str) -> SetupFunction:
     """Return the function that sets up a run of "sft", "dpo" or "kto".
 
     The function takes the configuration, the training rows and the engine, and loads the model.
     """
 
-    def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
+    def setup(
+        config: OfflineConfig, rows: Sequence[Row] | StreamedRows, engine: str
+    ) -> TrainingSetup:
         model, tokenizer = load_model(
             config.model, seed=config.seed, tokenizer_texts=message_texts(rows)
         )
         stop_ids = generation_stop_ids(model)
         max_length = max_length_within_context(config.max_length, model)
         encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
+        encode_rows = StoredEncoder(encoder, pairs=command == "dpo")
+
+        def encode(
+            rows: Sequence[Row] | StreamedRows, training: bool
+        ) -> Sequence[Example] | ExampleStream:
+            del training
+            if isinstance(rows, StreamedRows):
+                return ExampleStream(rows, encoder)
+            return encode_rows(rows)
+
         log.info(encoder.chat_format.describe())
         trainer = None
         if engine == "trl":
@@ -59,7 +85,7 @@ def make_causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str],
         return TrainingSetup(
             model=model,
             tokenizer=tokenizer,
-            encode=lambda rows, training: encoder(rows, pairs=command == "dpo"),
+            encode=encode,
             summary=encoder.truncated_and_dropped_text,
             save=lambda trained, final: save_model(trained, tokenizer, final),
             trainer=trainer,
@@ -118,6 +144,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     check_reserved_options(config.trainer)
     engine = engine_of(config, native_supported=method.native)
     seed_everything(config.seed)
+    check_streaming(command, config, engine)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
@@ -135,7 +162,11 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             write_checksums(run.final)
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
-        fit(NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set), run)
+        trainer = NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set)
+        try:
+            fit(trainer, run)
+        finally:
+            trainer.close()
     if setup.report and run.writes:
         setup.report(run)
     init_distributed().barrier()
@@ -177,20 +208,48 @@ def check_trainer_options(
         native_options(command, config.trainer, learning_rate=method.learning_rate)
 
 
+def check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
+    """Check that a run with streamed training data is possible.
+
+    Raises:
+        UserError: It is not possible; the message states the condition.
+    """
+    if not any(spec.streaming for spec in config.data):
+        return
+    (spec, *others), wrong = config.data, None
+    if command != "sft" or engine != "native":
+        wrong = "only rlhf sft with the native engine can stream rows"
+    elif others:
+        wrong = "a stream cannot be mixed with other sources; give one source"
+    elif spec.limit is not None or spec.weight is not None:
+        wrong = "limit and weight need all rows; remove them"
+    elif config.model.scratch:
+        wrong = "the tokenizer of a model from scratch needs all rows; set model.path"
+    elif config.trainer.get("max_steps", -1) <= 0:
+        wrong = "the number of rows is unknown; set trainer.max_steps"
+    elif not config.eval_data:
+        wrong = "rows of a stream cannot be held out; give eval_data"
+    if wrong:
+        raise UserError(f"data.streaming: {wrong}")
+
+
 def load_train_and_eval_rows(
     config: OfflineConfig, method: OfflineMethod
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[Sequence[Row] | StreamedRows, Sequence[Row]]:
     """Return the training rows and the held-out rows.
 
     Rows that are split from the training data have no prompt in common with the training rows. Rows
     of ``eval_data`` are not removed, but a warning gives the number of those whose prompt (or text)
     is also in the training data.
     """
-    read = partial(load_and_log, kind=method.data, seed=config.seed, keep=method.keep)
-    rows = read(config.data, what="data")
+    if config.data[0].streaming:
+        processes = config.data_processes or available_cpus()
+        streamed = StreamedRows(config.data[0], config.seed, processes)
+        return streamed, _load_rows(config, method, config.eval_data, what="eval_data")
+    rows = _load_rows(config, method, config.data, what="data")
     if config.eval_data:
-        eval_rows = read(config.eval_data, what="eval_data")
-        if shared := len(indices_of_shared_prompts(eval_rows, rows)):
+        eval_rows = _load_rows(config, method, config.eval_data, what="eval_data")
+        if shared := count_shared_prompts(eval_rows, rows):
             log.warning(
                 "%d of the %d rows of eval_data have a prompt that is also in data: the held-out "
                 "results include prompts of the training data",
@@ -198,11 +257,34 @@ def load_train_and_eval_rows(
                 len(eval_rows),
             )
         return rows, eval_rows
+    if isinstance(rows, StoredRows):
+        return split_stored_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
     return split_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
 
 
-def message_texts(rows: list[Row]) -> list[str]:
-    """Return the texts of all messages. The tokenizer of a new model is trained on these texts."""
+def _load_rows(
+    config: OfflineConfig, method: OfflineMethod, specs: Sequence[DataSpec], *, what: str
+) -> Sequence[Row]:
+    """Load datasets and log a summary. The rows of large datasets stay on the disk."""
+    if are_large(specs):
+        processes = config.data_processes or available_cpus()
+        preparation = Preparation(cache_folder(config.data_cache), processes)
+        try:
+            loaded = load_stored(
+                specs, method.data, seed=config.seed, preparation=preparation, keep=method.keep
+            )
+        except Unstorable:
+            log.info("%s: read into memory, because some values have no form in JSON", what)
+        else:
+            log.info("%s: %s", what, loaded.summary())
+            return loaded.rows
+    return load_and_log(specs, method.data, what=what, seed=config.seed, keep=method.keep)
+
+
+def message_texts(rows: Sequence[Row] | StreamedRows) -> Iterator[str]:
+    """Yield the texts of all messages. The tokenizer of a new model is trained on these texts."""
+    if isinstance(rows, StreamedRows):  # `check_streaming` refuses a new model
+        return
     fields = ("prompt", "completion", "chosen", "rejected")
-    plain = [row["text"] for row in rows if "text" in row]
-    return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]
+    yield from (row["text"] for row in rows if "text" in row)
+    yield from (m["content"] for row in rows for field in fields for m in row.get(field, ()))

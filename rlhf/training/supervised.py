@@ -45,8 +45,9 @@ from rlhf.training.optimizers import (
     optimizer_name,
     optimizer_settings,
 )
+from rlhf.training.streamed_examples import ExampleStream
 from rlhf.training.throughput import Throughput
-from rlhf.training.trainer import Trainer
+from rlhf.training.trainer import Stateful, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class SupervisedTrainer(Trainer):
         config: Configuration of the run.
         options: Options of the run under ``trainer:``.
         setup: The model, and the function that saves it.
-        train_set: Training examples.
+        train_set: Training examples, or a stream of them.
         eval_set: Held-out examples.
     """
 
@@ -138,10 +139,12 @@ class SupervisedTrainer(Trainer):
         config: OfflineConfig,
         options: NativeOptions,
         setup: TrainingSetup,
-        train_set: Sequence[Example],
+        train_set: Sequence[Example] | ExampleStream,
         eval_set: Sequence[Example],
     ) -> None:
-        steps = num_steps(config, len(train_set))
+        self.stream = train_set if isinstance(train_set, ExampleStream) else None
+        examples = [] if isinstance(train_set, ExampleStream) else train_set
+        steps = num_steps(config, len(examples))
         model = self.model_class(setup.model, setup.tokenizer)
         optimizer = make_optimizer(
             optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
@@ -166,8 +169,8 @@ class SupervisedTrainer(Trainer):
         )
         self.options, self.setup = options, setup
         self.patience = config.patience
-        self.examples = {"train": train_set, "eval": eval_set}
-        self.schedule = BatchSchedule(len(train_set), config.batch_size, steps, config.seed)
+        self.examples = {"train": examples, "eval": eval_set}
+        self.schedule = BatchSchedule(len(examples), config.batch_size, steps, config.seed)
         self.evaluate_every = steps_between_evaluations(config, steps)
         self.log_every = options.logging_steps or default_logging_interval(steps)
         self.throughput = Throughput(model) if config.profile else None
@@ -195,7 +198,10 @@ class SupervisedTrainer(Trainer):
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Take an optimizer step; return the metrics to log, or {} if this step is not logged."""
-        batch = self.make_batch("train", self.schedule.rows(step))
+        if self.stream is None:
+            batch = self.make_batch("train", self.schedule.rows(step))
+        else:
+            batch = self._collate(self.stream.take(self.config.batch_size))
         started = time.perf_counter()
         sums, norm = self.optimize(batch)
         if self.throughput:
@@ -257,6 +263,8 @@ class SupervisedTrainer(Trainer):
     def evaluate(self) -> dict[str, float]:
         """Return the metrics of the loss on the held-out examples."""
         set_dropout(self.model.model, active=False)
+        if self.stream is not None and self.stream.rows_read:
+            log.info("data: %s", self.stream.summary())
         total = MetricSums()
         for examples in self.eval_batch_row_indices():
             batch = self.make_batch("eval", examples)
@@ -267,6 +275,14 @@ class SupervisedTrainer(Trainer):
                     + self.loss(micro_batch, denominators=self.loss_denominators(micro_batch))[1]
                 )
         return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
+
+    def state(self) -> dict[str, Stateful]:
+        state = super().state()
+        return state if self.stream is None else {**state, "stream": self.stream}
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
 
     def evaluation_due(self, step: int) -> bool:
         return step % self.evaluate_every == 0 or step == self.num_steps
@@ -285,7 +301,9 @@ class SupervisedTrainer(Trainer):
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
         """Collate the examples of a split ("train" or "eval") with the given indices."""
-        examples = [self.examples[split][row] for row in rows]
+        return self._collate([self.examples[split][row] for row in rows])
+
+    def _collate(self, examples: Sequence[Example]) -> TrainingBatch:
         pad_id = self.model.tokenizer.pad_token_id
         return collate(
             examples, pad_id=pad_id, device=self.model.device, with_margins=self.with_margins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def method_of(config: RewardConfig) -> OfflineMethod:
 
 
 def prepare_setup(
-    kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
+    kind: RewardKind, config: RewardConfig, rows: Sequence[Row], engine: str
 ) -> TrainingSetup:
     """Load the model with a new head; return it with its encoder, trainer and report.
 

@@ -1,0 +1,175 @@
+"""Convert the rows of a table to canonical rows, block by block, in one or several processes.
+
+Everything that the loader records about a row (its outcome, the columns that were used, and the
+ignored parts of cells) is stored as the number of an `Effect`. The records of any selection and
+order of the rows are computed from these numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlhf.config.data import DataSpec, Kind
+from rlhf.data.columns import Layout, Row
+from rlhf.data.messages import RowDropped
+from rlhf.data.reader import TableReader, winner_values
+from rlhf.data.splits import prompt_key
+from rlhf.data.tables import Table
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Everything that determines the canonical rows of a table."""
+
+    spec: DataSpec
+    kind: Kind
+    keep: tuple[str, ...]
+    with_answer_and_tests: bool
+
+
+@dataclass(frozen=True)
+class TableHeader:
+    """Properties of a whole table, which every process needs to convert a block."""
+
+    first: np.ndarray
+    """Indices of the first rows of the table, by which its schema is recognized."""
+    present: frozenset[str]
+    layouts: list[Layout]
+
+
+class Effect(NamedTuple):
+    """What the loader records about one row of a table."""
+
+    outcomes: tuple[str | None, ...]
+    """The reason why a row is dropped, or None for a canonical row; in order."""
+    ignored: tuple[tuple[str, int], ...]
+    skipped: tuple[tuple[str, int], ...]
+    used: tuple[str, ...]
+
+
+class ConvertedBlock(NamedTuple):
+    """Result of the conversion of a block of rows of a table."""
+
+    effects: list[Effect]
+    numbers: np.ndarray
+    """[B], index in `effects` for each row of the table."""
+    rows: list[bytes]
+    """JSON of the canonical rows."""
+    keys: bytes
+    """Prompt keys of the canonical rows, 32 bytes each."""
+
+
+class BlockReader:
+    """Reads blocks of a table; see the methods for the tasks.
+
+    Args:
+        table: The table of the source.
+        settings: Settings of the conversion.
+    """
+
+    def __init__(self, table: Table, settings: RowSettings) -> None:
+        self.table, self.settings = table, settings
+        self._reader: TableReader | None = None
+
+    def __call__(self, task: tuple[str, tuple[Any, ...]]) -> Any:
+        """Run a task: the name of a method, and its arguments."""
+        name, arguments = task
+        return getattr(self, name)(*arguments)
+
+    def columns(self, indices: np.ndarray) -> tuple[set[str], np.ndarray]:
+        """Return the names of all columns of these rows, and which of the rows are blank lines."""
+        rows = self.table.read(indices)
+        names = {name for row in rows if row is not None for name in row}
+        return names, np.array([row is None for row in rows], bool)
+
+    def winners(self, column: str, indices: np.ndarray) -> set[str]:
+        """Return the distinct values of a winner column."""
+        return winner_values((row for row in self.table.read(indices) if row), column)
+
+    def convert(self, header: TableHeader, indices: np.ndarray) -> ConvertedBlock | None:
+        """Convert rows. The result is None if a row cannot be stored as JSON without a change."""
+        reader = self._reader or self._make_reader(header)
+        self._reader = reader
+        numbers_by_effect: dict[Effect, int] = {}
+        numbers: list[int] = []
+        texts: list[bytes] = []
+        keys: list[bytes] = []
+        check = self.table.columns is not None  # JSON files contain only JSON
+        for row in self.table.read(indices):
+            assert row is not None
+            reader.ignored, reader.skipped, reader.used = Counter(), Counter(), set()
+            outcomes: list[str | None] = []
+            for outcome in reader.convert_table_row(row):
+                if isinstance(outcome, RowDropped):
+                    outcomes.append(str(outcome))
+                    continue
+                text = None if check and not _is_json(outcome) else _json_bytes(outcome)
+                if text is None:
+                    return None
+                outcomes.append(None)
+                texts.append(text)
+                keys.append(bytes.fromhex(prompt_key(outcome)))
+            effect = Effect(
+                tuple(outcomes),
+                tuple(reader.ignored.items()),
+                tuple(reader.skipped.items()),
+                tuple(sorted(reader.used)),
+            )
+            numbers.append(numbers_by_effect.setdefault(effect, len(numbers_by_effect)))
+        return ConvertedBlock(
+            list(numbers_by_effect), np.array(numbers, np.int32), texts, b"".join(keys)
+        )
+
+    def use(self, table: Table, reader: TableReader) -> None:
+        """Convert the rows of another table, which was gathered from this one, with a reader."""
+        self.table, self._reader = table, reader
+
+    def _make_reader(self, header: TableHeader) -> TableReader:
+        first_rows = [row for row in self.table.read(header.first) if row is not None]
+        reader = make_table_reader(first_rows, self.settings, header.present)
+        reader.layouts = header.layouts
+        return reader
+
+
+def make_table_reader(
+    rows: Sequence[Row], settings: RowSettings, present: frozenset[str]
+) -> TableReader:
+    """Return a reader for the table with these first rows and these columns.
+
+    Raises:
+        UserError: As in `TableReader`.
+    """
+    return TableReader(
+        rows,
+        settings.kind,
+        settings.spec,
+        keep=settings.keep,
+        with_answer_and_tests=settings.with_answer_and_tests,
+        present=present,
+    )
+
+
+def _json_bytes(row: dict[str, Any]) -> bytes | None:
+    """Return the JSON of a row; None if a value has a type that JSON does not have."""
+    try:
+        try:
+            return json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # a lone surrogate in an additional column
+            return json.dumps(row).encode()
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether a value is equal after a conversion to JSON and back, with equal types."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_json, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or type(value) in (str, int, float, bool)

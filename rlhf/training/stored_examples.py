@@ -1,0 +1,349 @@
+"""Training examples in files that are mapped into memory.
+
+The rows of a `RowStore` are encoded once, in the order of the store, by worker processes. The files
+are in the cache (`rlhf.data.cache`), under a hash of the rows, the tokenizer with its chat
+template, and the options of the encoding. An example is read from the file when it is used.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+
+from rlhf.common.worker_pool import WorkerPool
+from rlhf.data.cache import cached_entry, content_hash, hash_of
+from rlhf.data.messages import RowDropped
+from rlhf.data.row_store import RowStore
+from rlhf.data.stored_rows import StoredRows, code_hash
+from rlhf.data.tables import open_arrow
+from rlhf.reward_models.chat_template import template_source
+from rlhf.reward_models.losses import IGNORED
+from rlhf.training.examples import Example, ExampleEncoder, Row
+
+BLOCK_ROWS = 1000
+"""Number of rows that a process encodes at a time."""
+ROWS_PER_PROCESS = 5000
+"""A worker process is started for each of this number of rows, up to the configured number."""
+_CODE = (
+    "common/conversation.py",
+    "reward_models/chat_template.py",
+    "rollout/chat_format.py",
+    "rollout/demonstrations.py",
+    "rollout/plain_text.py",
+    "training/examples.py",
+    "training/stored_examples.py",
+)
+"""Files with the code that determines the examples."""
+_EXAMPLES, _NUMBERS, _OUTCOMES = "examples.arrow", "outcomes.npy", "outcomes.json"
+
+
+class Outcome(NamedTuple):
+    """Result of the encoding of a row."""
+
+    dropped: str | None
+    """Reason why the row is dropped; None if it is an example."""
+    notes: tuple[str, ...] = ()
+
+
+class StoredExamples(Sequence[Example]):
+    """Examples of one or several stores in any order; every access reads the example from its file.
+
+    Args:
+        stores: The stores.
+        source: [N], index in `stores` of the store of each example.
+        position: [N], position of each example in its store.
+    """
+
+    def __init__(
+        self, stores: Sequence[ExampleStore], source: np.ndarray, position: np.ndarray
+    ) -> None:
+        self.stores, self.source, self.position = tuple(stores), source, position
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredExamples: ...
+    def __getitem__(self, index: int | slice) -> Example | StoredExamples:
+        if isinstance(index, slice):
+            return StoredExamples(self.stores, self.source[index], self.position[index])
+        return self.stores[self.source[index]].example(int(self.position[index]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+
+class ExampleStore:
+    """The examples of a `RowStore`, or of some of its rows, in a folder.
+
+    Args:
+        folder: Folder that `_write_examples` has written.
+        chosen: Sorted positions of the encoded rows in the row store; None if all are encoded.
+    """
+
+    def __init__(self, folder: Path, chosen: np.ndarray | None) -> None:
+        self._chosen = chosen
+        self.numbers: np.ndarray = np.load(folder / _NUMBERS)
+        """[N], index in `outcomes` for each encoded row."""
+        self.outcomes = [
+            Outcome(dropped, tuple(notes))
+            for dropped, notes in json.loads((folder / _OUTCOMES).read_text(encoding="utf-8"))
+        ]
+        table = open_arrow(folder / _EXAMPLES)
+        self._num_texts = sum(name.startswith("ids") for name in table.column_names)
+        self._ids = [IntLists(table.column(f"ids_{i}")) for i in range(self._num_texts)]
+        self._runs = [IntLists(table.column(f"runs_{i}")) for i in range(self._num_texts)]
+        self._desirable = np.concatenate(
+            [np.zeros(0, bool), *(np.asarray(c) for c in table.column("desirable").chunks)]
+        )
+
+    def indices_of(self, positions: np.ndarray) -> np.ndarray:
+        """Return the indices in this store of the rows at these positions of the row store."""
+        return positions if self._chosen is None else np.searchsorted(self._chosen, positions)
+
+    def example(self, index: int) -> Example:
+        """Return the example at an index of the store."""
+        ids = tuple(column[index].tolist() for column in self._ids)
+        labels = tuple(
+            labels_from_runs(text, column[index].tolist())
+            for text, column in zip(ids, self._runs, strict=True)
+        )
+        return Example(ids, labels, desirable=bool(self._desirable[index]))
+
+
+class IntLists:
+    """A column of lists of int32 in an Arrow table that is mapped into memory."""
+
+    def __init__(self, column: Any) -> None:
+        self._parts = []
+        for chunk in column.chunks:
+            values = chunk.values.to_numpy(zero_copy_only=True)
+            self._parts.append((chunk.offsets.to_numpy(zero_copy_only=True), values))
+        lengths = [len(offsets) - 1 for offsets, _ in self._parts]
+        self._starts = np.cumsum([0, *lengths])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        part = int(np.searchsorted(self._starts, index, "right")) - 1
+        offsets, values = self._parts[part]
+        at = index - int(self._starts[part])
+        return values[offsets[at] : offsets[at + 1]]
+
+
+def runs_of(labels: Sequence[int]) -> list[int]:
+    """Return the lengths of the runs of ignored and of trained labels, starting with ignored ones.
+
+    The sum of the lengths is the number of labels.
+    """
+    trained = np.zeros(len(labels) + 1, bool)
+    trained[1:] = np.array(labels, np.int64) != IGNORED
+    changes = np.flatnonzero(trained[1:] != trained[:-1]).tolist()
+    return [end - start for start, end in itertools.pairwise([0, *changes, len(labels)])]
+
+
+def labels_from_runs(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
+    """Return the labels of a text: its ids in every second run, IGNORED in the others."""
+    labels: list[int] = []
+    for number, length in enumerate(runs):
+        start = len(labels)
+        labels += ids[start : start + length] if number % 2 else [IGNORED] * length
+    return labels
+
+
+class StoredEncoder:
+    """Encodes rows in memory with an `ExampleEncoder`, and rows in files with the cache.
+
+    Args:
+        encoder: The encoder, whose counts are updated.
+        pairs: Whether each row has a chosen and a rejected reply.
+    """
+
+    def __init__(self, encoder: ExampleEncoder, *, pairs: bool) -> None:
+        self.encoder, self.pairs = encoder, pairs
+        self._opened: dict[str, ExampleStore] = {}
+
+    def __call__(self, rows: Sequence[Row]) -> Sequence[Example]:
+        """Encode rows, or open their examples in the cache.
+
+        Raises:
+            UserError: As in `ExampleEncoder`.
+        """
+        if not isinstance(rows, StoredRows):
+            return self.encoder(rows, pairs=self.pairs)
+        tokenizer = _tokenizer_hash(self.encoder.chat_format.tokenizer)
+        stores: list[ExampleStore] = []
+        numbers = np.zeros(len(rows), np.int64)
+        index = np.zeros(len(rows), np.int64)
+        outcomes: list[Outcome] = []
+        for source, row_store in enumerate(rows.stores):
+            here = np.flatnonzero(rows.source == source)
+            positions = rows.position[here]
+            store = self._open(rows, row_store, positions, tokenizer)
+            stores.append(store)
+            index[here] = store.indices_of(positions)
+            numbers[here] = store.numbers[index[here]] + len(outcomes)
+            outcomes += store.outcomes
+        found, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        for at in np.argsort(first):
+            outcome, row = outcomes[found[at]], rows[int(first[at])]
+            self.encoder.count(outcome.dropped, outcome.notes, row, int(counts[at]))
+        is_example = np.array([outcome.dropped is None for outcome in outcomes], bool)
+        kept = np.flatnonzero(is_example[numbers])
+        examples = StoredExamples(stores, rows.source[kept], index[kept])
+        self.encoder.check_some_remain(examples, len(rows))
+        return examples
+
+    def _open(
+        self, rows: StoredRows, store: RowStore, positions: np.ndarray, tokenizer: str
+    ) -> ExampleStore:
+        """Open the examples of a row store, which are encoded if they are not in the cache.
+
+        All rows of the store are encoded if at least half of them are used, so that runs with other
+        seeds find them. Otherwise, only the rows at `positions` are encoded.
+        """
+        options = {
+            "code": _code_hash(),
+            "rows": store.folder.name,
+            "tokenizer": tokenizer,
+            "max_length": self.encoder.max_length,
+            "stop_ids": sorted(self.encoder.chat_format.stop_ids),
+            "pairs": self.pairs,
+        }
+        key, chosen = hash_of(**options), None
+        if key not in self._opened and 2 * len(positions) < len(store):
+            chosen = np.sort(positions)
+            key = hash_of(**options, chosen=hashlib.sha256(chosen.tobytes()).hexdigest())
+        if key not in self._opened:
+            encoded = np.arange(len(store)) if chosen is None else chosen
+
+            def build(folder: Path) -> None:
+                arguments = (
+                    store.folder,
+                    self.encoder.chat_format.tokenizer,
+                    self.encoder.max_length,
+                    sorted(self.encoder.chat_format.stop_ids),
+                    self.pairs,
+                )
+                _write_examples(folder, encoded, arguments, rows.preparation.processes)
+
+            target = rows.preparation.folder / f"examples-{key}"
+            self._opened[key] = ExampleStore(cached_entry(target, build), chosen)
+        return self._opened[key]
+
+
+def _write_examples(
+    folder: Path, positions: np.ndarray, arguments: tuple[Any, ...], processes: int
+) -> None:
+    """Encode rows of a store, and write the examples to an empty folder.
+
+    Args:
+        folder: Folder to write to.
+        positions: Sorted positions of the rows in the store.
+        arguments: Arguments of `BlockEncoder`.
+        processes: Maximum number of worker processes.
+    """
+    import pyarrow as pa
+
+    numbers_by_outcome: dict[Outcome, int] = {}
+    numbers = []
+    starts = range(0, len(positions), BLOCK_ROWS)
+    blocks = (positions[start : start + BLOCK_ROWS] for start in starts)
+    count = min(processes, -(-len(positions) // ROWS_PER_PROCESS))
+    writer = None
+    with WorkerPool(count, "rlhf.training.stored_examples:BlockEncoder", arguments) as pool:
+        for outcomes, of_rows, batch in pool.map(blocks):
+            of_block = [numbers_by_outcome.setdefault(o, len(numbers_by_outcome)) for o in outcomes]
+            numbers.append(np.array(of_block, np.int32)[of_rows])
+            if writer is None:
+                writer = pa.ipc.new_stream(str(folder / _EXAMPLES), batch.schema)
+            writer.write_batch(batch)
+    assert writer is not None
+    writer.close()
+    np.save(folder / _NUMBERS, np.concatenate(numbers))
+    (folder / _OUTCOMES).write_text(json.dumps(list(numbers_by_outcome)), encoding="utf-8")
+
+
+class BlockEncoder:
+    """Encodes blocks of rows of a row store.
+
+    Args:
+        folder: Folder of the row store.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens of a text.
+        stop_ids: Ids at which the model stops.
+        pairs: Whether each row has a chosen and a rejected reply.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: Any, max_length: int, stop_ids: Sequence[int], pairs: bool
+    ) -> None:
+        self.store, self.pairs = RowStore(folder), pairs
+        self.encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
+
+    def __call__(self, positions: np.ndarray) -> tuple[list[Outcome], np.ndarray, Any]:
+        """Encode the rows at these positions.
+
+        Returns:
+            The distinct outcomes, the index of the outcome of each row, and the record batch of the
+            examples, with empty lists for dropped rows.
+        """
+        import pyarrow as pa
+
+        rows = [self.store.row(int(position)) for position in positions]
+        numbers_by_outcome: dict[Outcome, int] = {}
+        numbers = []
+        num_texts = 2 if self.pairs else 1
+        ids: list[list[list[int]]] = [[] for _ in range(num_texts)]
+        runs: list[list[list[int]]] = [[] for _ in range(num_texts)]
+        desirable = []
+        for example, notes in self.encoder.encode(rows, self.pairs):
+            dropped = isinstance(example, RowDropped)
+            outcome = Outcome(str(example) if dropped else None, tuple(sorted(notes)))
+            numbers.append(numbers_by_outcome.setdefault(outcome, len(numbers_by_outcome)))
+            for text in range(num_texts):
+                ids[text].append([] if dropped else example.ids[text])
+                runs[text].append([] if dropped else runs_of(example.labels[text]))
+            desirable.append(dropped or example.desirable)
+        kind = pa.list_(pa.int32())
+        columns = {f"ids_{i}": pa.array(texts, kind) for i, texts in enumerate(ids)}
+        columns |= {f"runs_{i}": pa.array(lengths, kind) for i, lengths in enumerate(runs)}
+        columns["desirable"] = pa.array(np.array(desirable, np.uint8), pa.uint8())
+        return list(numbers_by_outcome), np.array(numbers, np.int32), pa.record_batch(columns)
+
+
+@cache
+def _code_hash() -> str:
+    """Return a hash of the code that determines examples, and of the versions of its libraries."""
+    import jinja2
+    import tokenizers
+    import transformers
+
+    root = Path(__file__).parents[1]
+    sources = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in _CODE}
+    versions = [jinja2.__version__, tokenizers.__version__, transformers.__version__]
+    return hash_of(data=code_hash(), sources=sources, versions=versions)
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Return a hash of the files of a tokenizer, with its chat template and the options of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = content_hash(Path(folder))
+    today = None
+    if "strftime_now" in template_source(tokenizer):  # the text of the template depends on the day
+        today = _today()
+    return hash_of(type=type(tokenizer).__name__, files=files, today=today)
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
