@@ -12,6 +12,7 @@ worker process.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -27,21 +28,35 @@ MODEL = {"hidden_size": 176, "num_layers": 4, "num_heads": 4, "context": 512, "v
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 
 
-def words(generator: random.Random, count: int) -> str:
-    """Return random words, of which a few are frequent."""
-    return " ".join(
-        "".join(generator.choices(_SYLLABLES, k=1 + int(generator.expovariate(0.9))))
-        for _ in range(count)
-    )
+class Words:
+    """Random words with the frequencies of natural text (Zipf), from a vocabulary of 30,000.
+
+    Args:
+        seed: Seed of the words; the vocabulary does not depend on it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        fixed = random.Random(0)
+        self.vocabulary = [
+            "".join(fixed.choices(_SYLLABLES, k=1 + int(fixed.expovariate(0.6))))
+            for _ in range(30_000)
+        ]
+        self.cumulative = list(itertools.accumulate(1 / rank for rank in range(1, 30_001)))
+        self.random = random.Random(seed)
+
+    def text(self, count: int) -> str:
+        """Return ``count`` words."""
+        chosen = self.random.choices(self.vocabulary, cum_weights=self.cumulative, k=count)
+        return " ".join(chosen)
 
 
 def write_rows(path: Path, count: int, *, seed: int) -> None:
     """Write rows with a prompt and a completion; one in a thousand has no completion."""
-    generator = random.Random(seed)
+    words = Words(seed)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            prompt = f"{words(generator, generator.randrange(8, 40))} {number}?"
-            reply = words(generator, generator.randrange(10, 60)) if number % 1000 else ""
+            prompt = f"{words.text(words.random.randrange(8, 40))} {number}?"
+            reply = words.text(words.random.randrange(10, 60)) if number % 1000 else ""
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
             file.write(json.dumps({"messages": turns, "id": number}) + "\n")
 
@@ -51,9 +66,8 @@ def write_model(folder: Path) -> None:
     from rlhf.config.model import ScratchSpec
     from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 
-    generator = random.Random(1)
-    spec = ScratchSpec(**MODEL)
-    tokenizer = make_tokenizer([words(generator, 50) for _ in range(2000)], spec.vocab_size)
+    spec, words = ScratchSpec(**MODEL), Words(1)
+    tokenizer = make_tokenizer([words.text(50) for _ in range(5000)], spec.vocab_size)
     make_random_llama_model(spec, tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -35,6 +35,9 @@ PROBE_REPLY: Message = {"role": "assistant", "content": SENTINEL}
 # Reasoning blocks anywhere in a text.
 THINK_BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
+_MAX_SEPARATING_TOKENS = 100
+"""With more added tokens, contexts are not shortened, because the search for the tokens is slow."""
+
 # Number of characters before a text that are encoded together with it, see ``encode_after``.
 LEFT_CONTEXT = 48
 
@@ -231,14 +234,60 @@ class ChatFormat:
         """Encode texts like `encode`; a tokenizer in Rust encodes them in one call."""
         if not texts:
             return []
-        if not getattr(self.tokenizer, "is_fast", False):
+        if not self._is_standard_fast_tokenizer:
             return [self.encode(text) for text in texts]
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        self.encode("")  # sets the options of the tokenizer in Rust
+        backend = self.tokenizer.backend_tokenizer
+        encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def shorten_left(self, left: str) -> str:
+        """Return the end of a left context that has the same effect on the ids of the next text.
+
+        A tokenizer in Rust first splits a text at its added tokens, and encodes each part on its
+        own. The parts before the last added token of the context are therefore irrelevant, but the
+        token itself is kept, so that the part after it is not the start of a text.
+        """
+        starts = [left.rfind(token) for token in self._separating_tokens]
+        start = max(starts, default=-1)
+        return left[start:] if start > 0 else left
+
+    @functools.cached_property
+    def _is_standard_fast_tokenizer(self) -> bool:
+        """Whether `encode` only calls a tokenizer in Rust, without code of a subclass."""
+        from transformers import PreTrainedTokenizerFast
+
+        kind = type(self.tokenizer)
+        return (
+            issubclass(kind, PreTrainedTokenizerFast)
+            and hasattr(self.tokenizer.backend_tokenizer, "encode_batch_fast")
+            and all(
+                getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name, None)
+                for name in ("__call__", "_encode_plus", "_batch_encode_plus")
+            )
+        )
+
+    @functools.cached_property
+    def _separating_tokens(self) -> list[str]:
+        """Texts of the special tokens at which a text is always split, see `shorten_left`.
+
+        The list is empty if an added token includes the space around it or is matched after the
+        normalization. A token is omitted if it overlaps with another added token.
+        """
+        added = list(self.tokenizer.added_tokens_decoder.values())
+        texts = [token.content for token in added]
+        if (
+            not self._is_standard_fast_tokenizer
+            or self.tokenizer.split_special_tokens
+            or len(added) > _MAX_SEPARATING_TOKENS
+            or any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in added)
+        ):
+            return []
+        return [
+            token.content
+            for token in added
+            if token.special and not any(_overlaps(other, token.content) for other in texts)
+        ]
 
     def encode_after(self, left: str, text: str) -> list[int]:
         """Return the token ids of ``text`` after ``left``, without the ids of ``left``.
@@ -419,6 +468,13 @@ def _have_same_text_after_last_reply(first: str, second: str) -> bool:
     """Return whether two renderings have the same text after the last reply."""
     first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
     return first == second
+
+
+def _overlaps(first: str, second: str) -> bool:
+    """Return whether an occurrence of ``first`` can begin before one of ``second`` and overlap."""
+    contains = second in first[1:]
+    sizes = range(1, min(len(first), len(second)))
+    return contains or any(first.endswith(second[:size]) for size in sizes)
 
 
 def _tokens_containing(tokenizer: Any, text: str) -> set[int]:

@@ -135,7 +135,7 @@ def encode_pieces(
             if not plan:
                 plan.append((-1, number_of(text)))
             else:
-                anchor = left[-LEFT_CONTEXT:] or "\n"
+                anchor = chat_format.shorten_left(left[-LEFT_CONTEXT:]) or "\n"
                 plan.append((number_of(anchor), number_of(anchor + text)))
             left = "" if closing else text
         plans.append(plan)

@@ -1,7 +1,9 @@
 """Demonstrations that templates treat in special ways: weights, tools, reasoning, system texts."""
 
 import copy
+import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import set_chat_options, with_tools
-from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.demonstrations import encode_example
+from rlhf.rollout.chat_format import LEFT_CONTEXT, ChatFormat, generation_stop_ids
+from rlhf.rollout.demonstrations import encode_example, encode_pieces
 from tests.helpers.models import tiny_tokenizer
 from tests.rollout.golden import TOOL as tool_spec
 from tests.rollout.golden import assistant, user
@@ -355,3 +357,76 @@ def test_a_reply_ends_where_its_text_ends_if_the_template_writes_a_plain_ending(
         f"user: u1\n### End\nassistant: [{reply}<|im_end|>]\n### End\n"
         f"user: u2\n### End\nassistant: [{reply}<|im_end|>]"
     )
+
+
+def encode_in_turn(chat_format: ChatFormat, pieces: list[Any]) -> list[int]:
+    """The definition of the ids: each piece is encoded on its own after the previous piece."""
+    ids: list[int] = []
+    left = ""
+    for text, _, closing in pieces:
+        ids += chat_format.encode_after(left, text) if ids else chat_format.encode(text)
+        ids += [chat_format.closing.token] * closing
+        left = "" if closing else text
+    return ids
+
+
+def tokenizers_of_every_kind() -> Iterator[Any]:
+    yield chatml()
+    lenient = chatml()  # an added token that takes the space before it
+    lenient.add_tokens([AddedToken("<|mark|>", special=True, lstrip=True)])
+    yield lenient
+    nested = chatml()  # an added token that contains another one
+    nested.add_tokens([AddedToken("x<|im_end|>", special=True, normalized=False)])
+    yield nested
+    plain = chatml()  # an added token that is not special and that is matched after normalization
+    plain.add_tokens([AddedToken("lo wor", normalized=True)])
+    yield plain
+    for scheme in ("first", "always", "never"):
+        tokenizer = sentencepiece(scheme)
+        tokenizer.add_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
+        tokenizer.chat_template = CHATML
+        yield tokenizer
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_that_are_encoded_together_have_the_ids_of_single_pieces(seed):
+    generator = random.Random(seed)
+    words = [
+        "a",
+        " ",
+        "blue",
+        "\n",
+        "<|im_end|>",
+        "<|im_start|>",
+        "x",
+        "lo world",
+        "\u2028",
+        "é",
+        "?",
+    ]
+    shortened = 0
+    for tokenizer in tokenizers_of_every_kind():
+        chat_format = ChatFormat(tokenizer)
+        conversations = [
+            [
+                ("".join(generator.choices(words, k=generator.randrange(30))), True, closing)
+                for closing in generator.choices([False, False, True], k=generator.randrange(1, 6))
+            ]
+            for _ in range(60)
+        ]
+        found = encode_pieces(chat_format, conversations)
+        for pieces, (ids, is_action) in zip(conversations, found, strict=True):
+            assert ids == encode_in_turn(chat_format, pieces)
+            assert len(is_action) == len(ids)
+            lefts = [text[-LEFT_CONTEXT:] for text, _, _ in pieces]
+            shortened += sum(chat_format.shorten_left(left) != left for left in lefts)
+    assert shortened > 100
+
+
+def test_contexts_are_shortened_only_if_added_tokens_separate_texts():
+    cut = [
+        ChatFormat(tokenizer).shorten_left("blue<|im_end|>\n<|im_start|>a\n")
+        for tokenizer in tokenizers_of_every_kind()
+    ]
+    whole, short = "blue<|im_end|>\n<|im_start|>a\n", "<|im_start|>a\n"
+    assert cut == [short, whole, short, whole, short, short, short]
