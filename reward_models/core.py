@@ -31,6 +31,9 @@ from rlhf.common.foreign import limit_side_effects
 from rlhf.common.text import mask_secrets
 from rlhf.errors import UserError, message_of
 
+IGNORED = -100
+"""Label of tokens and texts that do not contribute to the loss, as in torch's cross entropy."""
+
 if TYPE_CHECKING:
     from rlhf.reward_models.learned import LearnedReward
 

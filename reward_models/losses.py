@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-IGNORED = -100
-"""Label of tokens and texts that do not contribute to the loss, as in torch's cross entropy."""
+from rlhf.reward_models.core import IGNORED as IGNORED
 
 
 def bradley_terry_loss(

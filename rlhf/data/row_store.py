@@ -35,7 +35,7 @@ from rlhf.errors import UserError
 
 BLOCK_ROWS = 1000
 """Number of rows that a process converts at a time."""
-ROWS_PER_PROCESS = 5000
+ROWS_PER_PROCESS = 10_000
 """A worker process is started for each of this number of rows, up to the configured number."""
 _FIRST_ROWS = 100
 _ROWS, _KEYS, _NUMBERS = "rows.arrow", "keys.npy", "effects.npy"

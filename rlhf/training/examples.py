@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import prompt_with_tools
-from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.core import IGNORED
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.demonstrations import Piece, encode_pieces, render_example
 from rlhf.rollout.plain_text import encode_texts_and_loss_masks

@@ -26,12 +26,12 @@ from rlhf.data.row_store import RowStore
 from rlhf.data.stored_rows import StoredRows, code_hash
 from rlhf.data.tables import open_arrow
 from rlhf.reward_models.chat_template import template_source
-from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.core import IGNORED
 from rlhf.training.examples import Example, ExampleEncoder, Row
 
 BLOCK_ROWS = 1000
 """Number of rows that a process encodes at a time."""
-ROWS_PER_PROCESS = 5000
+ROWS_PER_PROCESS = 10_000
 """A worker process is started for each of this number of rows, up to the configured number."""
 _CODE = (
     "common/conversation.py",

@@ -23,7 +23,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.data.reader import TableReader, columns_of
 from rlhf.data.stream import RowStream, StreamPosition
 from rlhf.errors import UserError
-from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.core import IGNORED
 from rlhf.training.examples import Example, ExampleEncoder
 
 log = logging.getLogger(__name__)
