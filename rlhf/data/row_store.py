@@ -38,7 +38,7 @@ BLOCK_ROWS = 1000
 ROWS_PER_PROCESS = 10_000
 """A worker process is started for each of this number of rows, up to the configured number."""
 _FIRST_ROWS = 100
-_ROWS, _KEYS, _NUMBERS = "rows.arrow", "keys.npy", "effects.npy"
+_ROWS, _KEYS, _NUMBERS = "rows.arrow", "keys.bin", "effects.npy"
 _COUNTS, _INDICES, _TABLE = "counts.npy", "indices.npy", "table.json"
 
 
@@ -158,7 +158,7 @@ def _write_store(
     schema = pa.schema({"row": pa.large_binary()})
     with (
         pa.ipc.new_stream(str(folder / _ROWS), schema) as rows,
-        (folder / "keys.raw").open("wb") as keys,
+        (folder / _KEYS).open("wb") as keys,
     ):
         for block in converted:
             if block is None:
@@ -176,7 +176,6 @@ def _write_store(
     np.save(folder / _COUNTS, counts)
     if len(chosen) < length:
         np.save(folder / _INDICES, chosen)
-    (folder / "keys.raw").rename(folder / _KEYS)
     description = {
         "length": length,
         "present": sorted(reader.present),
