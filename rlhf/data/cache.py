@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import add_path_to_write_errors, atomic_path, remove, sha256_of
+from rlhf.common.files import atomic_path, remove, sha256_of
+from rlhf.errors import UserError
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
 
 try:
@@ -60,6 +61,9 @@ def cached_entry(target: Path, build: Callable[[Path], None]) -> Path:
     Args:
         target: Folder of the entry.
         build: Function that writes the files of the entry to an empty folder.
+
+    Raises:
+        UserError: The folder of the cache cannot be written.
     """
     with _lock(target):
         if target.is_dir():
@@ -81,18 +85,26 @@ def _lock(target: Path) -> Iterator[None]:
     """Return a context manager during which no other process prepares the entry ``target``.
 
     The lock is that of the operating system, so it ends with the process.
+
+    Raises:
+        UserError: The folder of the cache cannot be written.
     """
-    if fcntl is None:
-        yield
-        return
     path = target.with_name(f".{target.name}.lock")
-    with add_path_to_write_errors(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
+    except OSError as error:
+        raise UserError(
+            f"data_cache: {path.parent} cannot be written ({error.strerror}); set data_cache to "
+            "another folder"
+        ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares the same data")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process that prepares the same data")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # some network file systems have no locks
+                log.info("%s has no locks (%s)", path.parent, error.strerror)
         yield

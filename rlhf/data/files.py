@@ -35,17 +35,24 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
         UserError: The content is malformed, there are no rows, or the path is neither a file, nor a
             folder, nor a dataset on the hub that can be loaded.
     """
-    path = Path(spec.path).expanduser()
-    is_hub_id = _HUB_ID.fullmatch(spec.path) and data_suffix(path) not in READERS
-    if path.is_file():
-        rows = read_file(path)
-    elif path.is_dir() or is_hub_id:
-        rows = _read_with_datasets(spec, path)
-    else:
-        raise UserError(_missing_file_message(path))
+    path = existing_path_or_hub_id(spec)
+    rows = read_file(path) if path.is_file() else _read_with_datasets(spec, path)
     if len(rows) == 0:
         raise UserError(f"{spec.path}: the dataset is empty")
     return rows
+
+
+def existing_path_or_hub_id(spec: DataSpec) -> Path:
+    """Return `spec.path` as a path: of a file, of a folder, or an id on the Hugging Face Hub.
+
+    Raises:
+        UserError: The path is neither a file, nor a folder, nor in the form of an id on the hub.
+    """
+    path = Path(spec.path).expanduser()
+    is_hub_id = _HUB_ID.fullmatch(spec.path) and data_suffix(path) not in READERS
+    if not path.exists() and not is_hub_id:
+        raise UserError(_missing_file_message(path))
+    return path
 
 
 def read_file(path: str | Path) -> list[Row]:

@@ -16,6 +16,7 @@ from rlhf.data.files import (
     columnar_row_to_json_form,
     data_suffix,
     decoding_errors,
+    existing_path_or_hub_id,
     iterate_csv,
     iterate_parquet,
     open_with_datasets,
@@ -50,7 +51,7 @@ class RowStream:
     block_rows: int
 
     def __post_init__(self) -> None:
-        path = Path(self.spec.path).expanduser()
+        path = existing_path_or_hub_id(self.spec)
         suffix = data_suffix(path)
         if path.is_file() and suffix in READERS and suffix not in _FORMATS:
             raise UserError(

@@ -1,6 +1,7 @@
 """Rows on the disk are those of `load`: same rows, order, split and counts; their cache."""
 
 import csv
+import errno
 import gzip
 import json
 import random
@@ -408,3 +409,19 @@ def test_simultaneous_processes_prepare_once(tmp_path):
     for thread in threads:
         thread.join()
     assert len(built) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data_cache: .*/file cannot be written"):
+        cached_entry(tmp_path / "file" / "rows-x", lambda folder: None)
+
+
+def test_an_entry_is_written_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    target = tmp_path / "rows-x"
+    cached_entry(target, lambda folder: (folder / "rows").touch())
+    assert (target / "rows").exists()

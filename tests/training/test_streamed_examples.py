@@ -210,6 +210,8 @@ def test_other_data_cannot_be_streamed(tmp_path, echo_model):
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(UserError, match=r"a \.json file cannot be streamed"):
         stream_of(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"no data file .*/b\.jsonl .*did you mean 'a\.jsonl'"):
+        stream_of(tmp_path / "b.jsonl")
     two = streamed_tree(tmp_path, echo_model, "run")
     with pytest.raises(UserError, match="give one source"):
         run_command("sft", two | {"data": two["data"] * 2})
