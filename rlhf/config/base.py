@@ -44,6 +44,9 @@ class TrainingConfig(RunConfig):
     alarms: dict[AlarmName, Action] = field(default_factory=dict)
     """Alarm -> action: halt (end training), warn, or state (mention in the report only). Alarms
     without an entry have the default action in docs/training.md."""
+    activation_checkpointing: bool = False
+    """Recompute the activations of each transformer block in the backward pass, which needs less
+    memory and more time."""
     profile: bool = False
     """Also log throughput, FLOPS utilization, padding and peak memory (docs/metrics.md)."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
@@ -18,6 +19,8 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
+
+from rlhf.errors import UserError
 
 # Context length, in tokens, of models without a limit in the configuration (state-space models).
 UNLIMITED_CONTEXT = 2**20
@@ -62,6 +65,25 @@ def trunk_of(model: Any) -> Any:
     """Return the decoder of a model, without its output head."""
     inner = unwrap_peft(model)
     return inner.model if inner.base_model is inner else inner.base_model
+
+
+def blocks_of(trunk: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks of a decoder.
+
+    Raises:
+        UserError: The decoder has no list of blocks.
+    """
+
+    def num_weights(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise UserError(
+            f"{type(trunk).__name__} has no list of transformer blocks: remove "
+            "activation_checkpointing"
+        )
+    return list(max(lists, key=num_weights))
 
 
 def context_length_of(model: Any) -> int:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rlhf.models.activation_checkpointing import checkpoint_activations
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.chunked_logprobs import selected_logprobs
 from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
@@ -87,6 +88,12 @@ class Policy:
     def logprob_dtype(self) -> torch.dtype:
         """Dtype of log-probabilities and values: float32, or float64 for a float64 model."""
         return torch.promote_types(self.model.dtype, torch.float32)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of the policy and of a separate critic in backward passes."""
+        for trunk in (trunk_of(self.model), self.value_trunk):
+            if trunk is not None:
+                checkpoint_activations(trunk)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the model and, if the policy has them, the value head and its decoder, by name."""

@@ -81,7 +81,7 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
 
     Raises:
         UserError: `engine` is "native", but the native engine does not implement the method.
-            Or `profile` is set, but TRL trains.
+            Or `profile` or `activation_checkpointing` is set, but TRL trains.
     """
     if config.engine == "native" and not native_supported:
         raise UserError(
@@ -91,6 +91,11 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
     engine = ("native" if native_supported else "trl") if config.engine == "auto" else config.engine
     if config.profile and engine == "trl":
         raise UserError("profile has no effect on this run: only the native engine is profiled")
+    if config.activation_checkpointing and engine == "trl":
+        raise UserError(
+            "activation_checkpointing has no effect with TRL, which trains this run: set "
+            "trainer.gradient_checkpointing: true instead"
+        )
     return engine
 
 

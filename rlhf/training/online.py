@@ -95,6 +95,8 @@ class OnlineTrainer(Trainer):
         warn_of_ignored_dropout(name, config.model)
         critic = config.critic if self.algorithm.needs_critic else "none"
         self.policy = Policy(model, tokenizer, critic=critic)
+        if config.activation_checkpointing:
+            self.policy.checkpoint_activations()
         optimizer, scheduler = self._make_optimizer_and_scheduler(config)
         self.stopwatch = Stopwatch()
         self.remote_engine = open_engine(config, model)

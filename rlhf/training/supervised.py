@@ -146,6 +146,8 @@ class SupervisedTrainer(Trainer):
         examples = [] if isinstance(train_set, ExampleStream) else train_set
         steps = num_steps(config, len(examples))
         model = self.model_class(setup.model, setup.tokenizer)
+        if config.activation_checkpointing:
+            model.checkpoint_activations()
         optimizer = make_optimizer(
             optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
         )

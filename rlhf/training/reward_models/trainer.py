@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.optimization import RewardOptions
+from rlhf.models.activation_checkpointing import checkpoint_activations
 from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
@@ -29,6 +30,10 @@ class TrainableRewardModel:
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that require a gradient."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of the decoder in backward passes from now on."""
+        checkpoint_activations(trunk_of(self.model))
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
         """Write the model to a folder that ``from_pretrained`` can load.
