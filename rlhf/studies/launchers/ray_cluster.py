@@ -53,12 +53,16 @@ class RayLauncher(FutureLauncher):
     def __enter__(self) -> RayLauncher:
         ray = self.ray
         if not ray.is_initialized():
-            _check_address(self.config.ray_address or os.environ.get("RAY_ADDRESS", ""))
+            address = self.config.ray_address or os.environ.get("RAY_ADDRESS", "")
+            _check_address(address)
+            # A dashboard can only be declined for a cluster that this process starts.
+            options = {} if address else {"include_dashboard": False}
             try:
                 ray.init(
-                    address=self.config.ray_address,
+                    address=address or None,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    **options,
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"ray_address: {first_line(error)}") from error
