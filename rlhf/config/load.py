@@ -112,8 +112,8 @@ def assemble_tree(
     for source in sources:
         is_mapping = isinstance(source, Mapping)
         tree = merge_trees(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
-    for key, value in overrides:
-        set_key(tree, key, value)
+    for key, value in overrides:  # a later key may change a part of an earlier value
+        set_key(tree, key, copy.deepcopy(value))
     if key := first_secret_key(tree):
         raise UserError(
             f"{key}: a configuration must not contain an API key, a token or a password, because "

@@ -29,7 +29,7 @@ class SweepConfig(DirectoryConfig):
     of each key, and all combinations are run."""
     metric: str
     """Metric by which settings are compared, as logged in metrics.jsonl (docs/metrics.md). The last
-    logged value of a run counts."""
+    logged value of a run counts. A setting with a value that is not finite is ranked last."""
     base: list[str] = field(default_factory=list)
     """Configuration files of the command for all runs. Later files take precedence."""
     run: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +48,9 @@ class SweepConfig(DirectoryConfig):
                 raise ValueError(f"grid.{key}: there are no values; give at least one")
             if any(values.count(value) > 1 for value in values):
                 raise ValueError(f"grid.{key}: a value occurs twice")
+            for other in self.grid:
+                if other.startswith(f"{key}."):
+                    raise ValueError(f"grid.{key} contains grid.{other}: remove one of them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, got {self.seeds}")
         set_here = {"output_dir", "seed", "resume", "overwrite"}

@@ -10,10 +10,17 @@ import yaml
 
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
-from rlhf.config.load import build_config
+from rlhf.config.load import assemble_tree, build_config
 from rlhf.config.sweep import SweepConfig
 from rlhf.errors import UserError
-from rlhf.studies.sweep.run import Setting, last_metric_value, make_sweep, setting_values
+from rlhf.studies.sweep.run import (
+    Setting,
+    last_metric_value,
+    make_sweep,
+    result_lines,
+    setting_values,
+    write_result,
+)
 from tests.helpers.sweep import write_sweep
 from tests.helpers.training import unknown_entries
 
@@ -119,6 +126,14 @@ def test_the_last_value_of_a_metric_counts_and_a_missing_one_is_named(tmp_path):
         ({"grid": {}}, "grid: there are no entries"),
         ({"grid": {"num_steps": []}}, "grid.num_steps: there are no values"),
         ({"grid": {"num_steps": [2, 2]}}, "grid.num_steps: a value occurs twice"),
+        (
+            {"grid": {"optimizer": [{"learning_rate": 0.1}], "optimizer.learning_rate": [0.2]}},
+            "grid.optimizer contains grid.optimizer.learning_rate: remove one of them",
+        ),
+        (
+            {"grid": {"optimizer.learning_rate": [1e-3, "0.001"]}},
+            "optimizer.learning_rate = 0.001 and optimizer.learning_rate = '0.001' are the same",
+        ),
         ({"grid": {"seed": [1, 2]}}, "seed is set by the sweep: use `seeds`"),
         ({"grid": {"num_stepz": [2]}}, "rloo with num_stepz = 2: unknown key 'num_stepz'"),
         ({"grid": {"num_steps": ["x"]}}, "rloo with num_steps = 'x'"),
@@ -146,3 +161,33 @@ def test_a_metric_that_no_run_logged_loses_no_run(tmp_path, capsys):
     assert main(["sweep", str(path)]) == 2
     assert "did you mean 'eval/return'" in capsys.readouterr().err
     assert main(["sweep", str(path), "--resume", "--metric", "eval/return"]) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("goal", ["minimize", "maximize"])
+def test_a_setting_with_a_last_value_that_is_not_finite_is_last(tmp_path, goal, value):
+    grid = {"optimizer.learning_rate": [1e-3, 1e-2, 1e-1]}
+    sweep = made(write_sweep(tmp_path, grid=grid), goal=goal)
+    write_metrics(sweep, [[0.0, value], [1.0, 0.6], [0.5, 0.3]])
+    ranked = setting_values(sweep)
+    assert ranked[-1][0].values == {"optimizer.learning_rate": 1e-3}
+    lines = result_lines(sweep)
+    best = "0.01" if goal == "maximize" else "0.1"
+    assert lines[0].endswith(f"with optimizer.learning_rate = {best}")
+    assert lines[1] == "1 of 3 settings are last: a value is not finite"
+    write_result(sweep)
+    rows = list(csv.DictReader((tmp_path / "out/tables/settings.csv").open()))
+    assert rows[-1]["optimizer.learning_rate"] == "0.001"
+    assert rows[-1]["eval/return"] in ("", "nan")
+
+
+def test_a_sweep_without_a_finite_value_names_no_best_setting(tmp_path):
+    sweep = made(write_sweep(tmp_path))
+    write_metrics(sweep, [[1.0, float("nan")], [float("nan"), 2.0]])
+    assert result_lines(sweep) == ["no setting has a finite eval/return with every seed"]
+
+
+def test_a_later_key_of_the_grid_does_not_change_an_earlier_value():
+    value = {"a": 1}
+    assert assemble_tree([], [("x", value), ("x.a", 2)]) == {"x": {"a": 2}}
+    assert value == {"a": 1}

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
     """Build a sweep, and check the configuration of every setting.
 
     Raises:
-        UserError: The command trains no model, or a configuration of a run is invalid.
+        UserError: The command trains no model, a configuration of a run is invalid, or two settings
+            have the same configuration.
     """
     command = commands[config.run_command]
     if not command.makes_run or command.runs_commands:
@@ -117,16 +119,21 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
     for key in ("output_dir", "seed", "resume", "overwrite", "command"):
         run.pop(key, None)
     sweep = Sweep(replace(config, run=run, base=[]), commands)
+    shown_by_config: dict[str, str] = {}
     for setting in sweep.settings:
+        shown = ", ".join(f"{key} = {value!r}" for key, value in setting.values.items())
         try:
             built = commands.configure(
                 config.run_command, sweep.run_config_tree(setting, config.seeds[0])
             )
         except ValueError as error:  # includes UserError
-            shown = ", ".join(f"{key} = {value!r}" for key, value in setting.values.items())
             raise UserError(f"{config.run_command} with {shown}: {error}") from error
         if not isinstance(built, TrainingConfig):
             raise UserError(f"run_command: rlhf {config.run_command} trains no model")
+        tree = asdict(built) | {"output_dir": None}
+        other = shown_by_config.setdefault(json.dumps(tree, sort_keys=True, default=repr), shown)
+        if other != shown:
+            raise UserError(f"grid: {other} and {shown} are the same configuration")
     return sweep
 
 
@@ -146,7 +153,7 @@ def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> Path:
             failed = started.run_jobs(jobs, sweep.root.name)
         if failed:
             raise UserError(failed_jobs_text(failed))
-        return _write_result(sweep)
+        return write_result(sweep)
 
 
 def run(config: SweepCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
@@ -172,7 +179,7 @@ def plan(name: str, config: SweepCommandConfig, commands: CommandTable) -> str:
 
 
 def last_metric_value(directory: Path, metric: str) -> float:
-    """Return the last value of a metric that a run logged.
+    """Return the last value of a metric that a run logged, which can be infinite or nan.
 
     Raises:
         UserError: The run did not log the metric.
@@ -181,8 +188,9 @@ def last_metric_value(directory: Path, metric: str) -> float:
     value = None
     for row in read_log(directory / "metrics.jsonl"):
         names |= dict.fromkeys(key for key in row if "/" in key)
-        if is_number(row.get(metric)):
-            value = float(row[metric])
+        logged = row.get(metric)
+        if isinstance(logged, int | float) and not isinstance(logged, bool):
+            value = float(logged)
     if value is None:
         raise UserError(
             f"metric: {directory} logged no {metric!r}{did_you_mean(metric, names)}; the run is "
@@ -192,7 +200,10 @@ def last_metric_value(directory: Path, metric: str) -> float:
 
 
 def setting_values(sweep: Sweep) -> list[tuple[Setting, list[float]]]:
-    """Return each setting with the metric of its runs, in the order of the seeds; best first."""
+    """Return each setting with the metric of its runs, in the order of the seeds; best first.
+
+    Settings with a value that is not finite are last.
+    """
     values = [
         (
             setting,
@@ -204,7 +215,22 @@ def setting_values(sweep: Sweep) -> list[tuple[Setting, list[float]]]:
         for setting in sweep.settings
     ]
     sign = 1 if sweep.config.goal == "minimize" else -1
-    return sorted(values, key=lambda pair: sign * interval(pair[1]).value)
+    finite = [pair for pair in values if _all_finite(pair[1])]
+    rest = [pair for pair in values if not _all_finite(pair[1])]
+    return sorted(finite, key=lambda pair: sign * interval(pair[1]).value) + rest
+
+
+def _all_finite(numbers: Sequence[float]) -> bool:
+    return all(map(math.isfinite, numbers))
+
+
+def _mean_with_interval(numbers: Sequence[float]) -> Interval:
+    """Return the mean of the metric over seeds; nan if a value is not finite."""
+    if _all_finite(numbers):
+        return interval(numbers)
+    count = sum(not math.isfinite(number) for number in numbers)
+    reason = f"the value of {count} of {len(numbers)} seeds is not finite"
+    return Interval.without_bounds(math.nan, len(numbers), reason)
 
 
 def result_lines(sweep: Sweep) -> list[str]:
@@ -214,8 +240,12 @@ def result_lines(sweep: Sweep) -> list[str]:
     best, numbers = values[0]
     shown = ", ".join(f"{key} = {value}" for key, value in best.values.items())
     better = "lowest" if config.goal == "minimize" else "highest"
-    estimate = interval(numbers)
+    estimate = _mean_with_interval(numbers)
     lines = [f"{better} mean {config.metric}: {_estimate_text(estimate)} with {shown}"]
+    if not _all_finite(numbers):
+        return [f"no setting has a finite {config.metric} with every seed"]
+    if diverged := sum(not _all_finite(of_setting) for _, of_setting in values):
+        lines.append(f"{diverged} of {len(values)} settings are last: a value is not finite")
     if len(values) > 1:
         lines.append(
             f"this is the best of {len(values)} settings on the same seeds, so its mean is biased "
@@ -230,12 +260,12 @@ def _estimate_text(estimate: Interval) -> str:
     return f"{estimate.value:.4g} (no interval: {estimate.needs})"
 
 
-def _write_result(sweep: Sweep) -> Path:
+def write_result(sweep: Sweep) -> Path:
     """Write the tables and the page; return the path of the page."""
     config, values = sweep.config, setting_values(sweep)
     keys = list(config.grid)
     settings: list[list[Cell]] = [
-        [*(_cell(setting.values[key]) for key in keys), interval(numbers), setting.name]
+        [*(_cell(setting.values[key]) for key in keys), _mean_with_interval(numbers), setting.name]
         for setting, numbers in values
     ]
     runs: list[list[Cell]] = [
