@@ -141,15 +141,27 @@ def iterate_parquet(path: Path) -> Iterator[Row]:
     Raises:
         UserError: The content is malformed.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with parquet_errors(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1000):
+            yield from map(columnar_row_to_json_form, batch.to_pylist())
+
+
+@contextlib.contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Return a context manager that reports the errors of a Parquet file in one line."""
+    import pyarrow as pa
+
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                yield from map(columnar_row_to_json_form, batch.to_pylist())
+        with decoding_errors(path):
+            yield
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file ({one_line(error)})") from None
+    except OSError as error:
+        if error.errno is not None:  # an error of the file system, not of the content
+            raise
+        raise UserError(f"{path}: damaged Parquet file ({one_line(error)})") from None
 
 
 _TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,9 @@ from rlhf.data.files import (
     Row,
     columnar_row_to_json_form,
     data_suffix,
+    decoding_errors,
     iterate_csv,
+    parquet_errors,
     read_file,
     read_rows,
 )
@@ -106,21 +109,49 @@ class JsonLinesTable:
         return parse_json_line(line, f"{self.name}, line {index + 1}")
 
 
-@dataclass
 class ArrowTable:
-    """Rows of an Arrow file, which is mapped into memory."""
+    """Rows of an Arrow file, which is mapped into memory.
 
-    path: Path
-    columns: frozenset[str] | None
-    length: int
+    Args:
+        path: The file.
+        name: Path for error messages.
+        columns: Names of the columns.
+        length: Number of rows.
+    """
+
+    def __init__(self, path: Path, name: Path, columns: frozenset[str] | None, length: int) -> None:
+        self.path, self.name, self.length = path, name, length
+        self.columns: frozenset[str] | None = columns
 
     def __len__(self) -> int:
         return self.length
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrowTable, (self.path, self.name, self.columns, self.length)  # without open files
+
+    @cached_property
+    def _batches(self) -> list[Any]:
+        return open_arrow(self.path).to_batches()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *map(len, self._batches)])
+
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Row | None]:
         """Return rows, see `Table`."""
-        table = open_arrow(self.path).take(np.asarray(indices, np.int64))
-        return [columnar_row_to_json_form(row) for row in table.to_pylist()]
+        rows: list[Row | None] = []
+        wanted = np.asarray(indices, np.int64)
+        batch_of = np.searchsorted(self._starts, wanted, "right") - 1
+        # Arrow cannot take rows of every type by their indices, but it can slice all types.
+        is_end = (np.diff(wanted) != 1) | (np.diff(batch_of) != 0)
+        with decoding_errors(self.name):
+            for run in np.split(np.arange(len(wanted)), np.flatnonzero(is_end) + 1):
+                if len(run):
+                    number = int(batch_of[run[0]])
+                    start = int(wanted[run[0]] - self._starts[number])
+                    found = self._batches[number].slice(start, len(run)).to_pylist()
+                    rows += map(columnar_row_to_json_form, found)
+        return rows
 
 
 @dataclass
@@ -198,14 +229,9 @@ def _convert_parquet(path: Path, target: Path) -> ArrowTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from rlhf.data.files import one_line
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, length = file.schema_arrow, file.metadata.num_rows
-            with pa.ipc.new_stream(str(target), schema) as writer:
-                for batch in file.iter_batches(batch_size=2000):
-                    writer.write_batch(batch)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file ({one_line(error)})") from None
-    return ArrowTable(target, frozenset(schema.names), length)
+    with parquet_errors(path), pq.ParquetFile(path) as file:
+        schema, length = file.schema_arrow, file.metadata.num_rows
+        with pa.ipc.new_stream(str(target), schema) as writer:
+            for batch in file.iter_batches(batch_size=2000):
+                writer.write_batch(batch)
+    return ArrowTable(target, path, frozenset(schema.names), length)

@@ -28,6 +28,7 @@ from rlhf.data.stored_rows import (
     load_stored,
     split_stored_by_prompt,
 )
+from rlhf.data.stream import RowStream, StreamPosition
 from rlhf.errors import UserError
 from tests.fuzz.rows import mutated_rows
 
@@ -222,6 +223,34 @@ def test_every_format_gives_the_rows_of_load(tmp_path, prepared, name):
                 json.dump(rows, stream)
     kind = "text" if name == "a.txt" else "sft"
     assert check_same(DataSpec(str(path)), kind, 1, prepared) is not None
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_arrow_types_that_cannot_be_taken_by_index_give_the_rows_of_load(
+    tmp_path, prepared, limit, monkeypatch
+):
+    monkeypatch.setattr(stored_rows, "_LIMIT_EXTRA", 3)
+    texts = pa.array([f"p{i}" for i in range(40)], pa.string_view())
+    table = pa.table({"prompt": texts, "completion": texts, "n": pa.array(range(40))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=9)
+    spec = DataSpec(str(tmp_path / "a.parquet"), limit=limit)
+    for seed in (None, 0, 1):
+        assert check_same(spec, "sft", seed, prepared, keep=("n",)) is not None
+
+
+@pytest.mark.parametrize("harm", ["text", "page"])
+def test_a_damaged_parquet_file_is_one_line(tmp_path, prepared, harm):
+    path = tmp_path / "a.parquet"
+    texts = pa.array([b"abcdefgh" * 9, b"\xff" if harm == "text" else b"x"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": texts, "completion": texts}), path)
+    if harm == "page":
+        path.write_bytes(path.read_bytes()[:10] + b"\0" * 40 + path.read_bytes()[50:])
+    message = "not UTF-8 text" if harm == "text" else "damaged Parquet file"
+    with pytest.raises(UserError, match=f"a.parquet: {message}"):
+        load(DataSpec(str(path)), "sft", seed=0)
+    assert check_same(DataSpec(str(path)), "sft", 0, prepared) is None
+    with pytest.raises(UserError, match=f"a.parquet: {message}"):
+        list(RowStream(DataSpec(str(path), streaming=True), 8).blocks(StreamPosition()))
 
 
 def test_folders_of_datasets_give_the_rows_of_load(tmp_path, prepared):
