@@ -7,6 +7,7 @@ resumed run continues with exactly the same examples. Memory does not grow with 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections import Counter
@@ -62,6 +63,11 @@ class EncodedBlock(NamedTuple):
     def __len__(self) -> int:
         return len(self.ends)
 
+    def digest(self) -> str:
+        """Return a hash of the examples."""
+        parts = (self.ids, self.trained, self.ends)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
     def example(self, index: int) -> Example:
         """Return the example with this index."""
         start = int(self.ends[index - 1]) if index else 0
@@ -113,7 +119,7 @@ class ExampleStream:
         """
         examples: list[Example] = []
         while len(examples) < count:
-            if self._current is None or self._taken == len(self._order):
+            if self._current is None or self._taken >= len(self._order):
                 self._next_block()
                 continue
             examples.append(self._current.example(self._order[self._taken]))
@@ -134,19 +140,30 @@ class ExampleStream:
             "taken": self._taken,
             "start": list(self._start),
             "begun": self._current is not None,
+            "digest": self._current.digest() if self._current is not None else None,
             "examples_of_epoch": self._examples_of_epoch,
             "rows_read": self.rows_read,
             "changed": dict(self.encoder.changed),
         }
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue at the position of `state_dict`."""
+        """Continue at the position of `state_dict`.
+
+        Raises:
+            UserError: The rows of the current block have changed.
+        """
         self.close()
         self._epoch, self._block = state["epoch"], state["block"]
         self._start = StreamPosition(*state["start"])
         self._current = None
         if state["begun"]:
             self._load_block()
+        found = self._current.digest() if self._current is not None else None
+        if found != state.get("digest", found):  # earlier versions recorded no digest
+            raise UserError(
+                f"{self.rows.spec.path}: the rows have changed since the checkpoint was saved; "
+                "restore them, or start a new run with --overwrite"
+            )
         self._taken = state["taken"]
         self._examples_of_epoch = state["examples_of_epoch"]
         self.rows_read = state["rows_read"]

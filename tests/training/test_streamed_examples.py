@@ -113,6 +113,30 @@ def test_a_restored_stream_continues_exactly(tmp_path, name, taken):
     assert restored.summary() == whole.summary()
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("taken", [1, 8, 13, 30, 35])
+@pytest.mark.parametrize("change", ["truncated", "shifted", "reversed"])
+def test_a_stream_whose_rows_have_changed_is_refused(tmp_path, name, taken, change):
+    path = tmp_path / name
+    lines = list(map(json_line, sft_rows(30)))
+
+    def write(lines: list[str]) -> None:
+        text = "".join(lines).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+
+    write(lines)
+    stream = stream_of(path)
+    stream.take(taken)
+    state = stream.state_dict()
+    changed = {"truncated": lines[:3], "shifted": lines[1:], "reversed": lines[::-1]}
+    write(changed[change])
+    with pytest.raises(UserError, match=r"rows have changed|line \d+: broken JSON"):
+        stream_of(path).load_state_dict(state)
+    write([*lines, lines[0]])
+    if taken != 30:  # rows after the current block may be added
+        stream_of(path).load_state_dict(state)
+
+
 def test_worker_processes_give_the_same_stream(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", mixed_rows())
     stream = stream_of(path, processes=2)
