@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from rlhf.common.files import sha256_of
 from rlhf.config.data import DataSpec, Kind
 from rlhf.data.cache import cached_entry, content_hash, hash_of
 from rlhf.data.files import read_rows
@@ -35,6 +36,14 @@ _COMPRESSION = 4
 """Assumed ratio of the sizes of a file before and after compression."""
 _LIMIT_FACTOR, _LIMIT_EXTRA = 2, 1000
 """For a source with a limit, this multiple of it and so many further rows are converted first."""
+_CODE = (
+    "common/conversation.py",
+    "common/files.py",
+    "config/data.py",
+    "reward_models/notation/lexer.py",
+    "reward_models/notation/marks.py",
+)
+"""Files outside this folder with code that determines canonical rows."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +220,11 @@ def _open_source(
 @cache
 def code_hash() -> str:
     """Return a hash of the code that determines canonical rows."""
-    from rlhf.common import conversation, files
-
-    modules = [Path(conversation.__file__), Path(files.__file__)]
-    sources = sorted([*Path(__file__).parent.glob("*.py"), *modules])
-    digests = {source.name: hashlib.sha256(source.read_bytes()).hexdigest() for source in sources}
-    return hash_of(sources=digests)
+    root = Path(__file__).parents[1]
+    sources = [*Path(__file__).parent.glob("*.py"), *(root / name for name in _CODE)]
+    # Files of different folders can have the same name.
+    names = {source.relative_to(root).as_posix(): source for source in sources}
+    return hash_of(sources={name: sha256_of(source) for name, source in names.items()})
 
 
 def _source_hash(spec: DataSpec) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from rlhf.common.files import sha256_of
 from rlhf.common.worker_pool import WorkerPool
 from rlhf.data.cache import cached_entry, content_hash, hash_of
 from rlhf.data.messages import RowDropped
@@ -36,6 +37,7 @@ ROWS_PER_PROCESS = 10_000
 _CODE = (
     "common/conversation.py",
     "reward_models/chat_template.py",
+    "reward_models/core.py",
     "rollout/chat_format.py",
     "rollout/demonstrations.py",
     "rollout/plain_text.py",
@@ -329,7 +331,7 @@ def _code_hash() -> str:
     import transformers
 
     root = Path(__file__).parents[1]
-    sources = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in _CODE}
+    sources = {name: sha256_of(root / name) for name in _CODE}
     versions = [jinja2.__version__, tokenizers.__version__, transformers.__version__]
     return hash_of(data=code_hash(), sources=sources, versions=versions)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,66 @@ def count_entries(monkeypatch) -> list[Path]:
 
     monkeypatch.setattr(stored_examples, "_write_examples", write)
     return built
+
+
+PACKAGE = Path(stored_rows.__file__).parents[1]
+WITHOUT_EFFECT = {
+    *("common/names.py", "common/ranges.py", "common/text.py", "errors.py"),  # texts of errors
+    "common/worker_pool.py",
+    "runs/checksums.py",
+}
+"""Files that are imported, but do not determine rows or examples."""
+
+
+def imported_files(start: str) -> set[str]:
+    """Return the files of the toolkit that a file imports, directly or through files of data."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in WITHOUT_EFFECT or name == "reward_models/core.py":  # only its constants are used
+            continue
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlhf."):
+                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                files = [f"{m.removeprefix('rlhf.').replace('.', '/')}.py" for m in modules if m]
+                waiting += [file for file in files if (PACKAGE / file).is_file()]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("starts", "hash_function"),
+    [
+        (["data/row_blocks.py", "data/row_store.py"], stored_rows.code_hash),
+        (["training/examples.py"], stored_examples._code_hash),
+    ],
+)
+def test_every_file_that_determines_an_entry_is_part_of_its_hash(
+    monkeypatch, starts, hash_function
+):
+    def hash_after_change_of(changed: Path | None) -> str:
+        original = Path.read_bytes
+
+        def digest(path: Path) -> str:
+            text = original(path) + (b"# changed" if path == changed else b"")
+            return hashlib.sha256(text).hexdigest()
+
+        monkeypatch.setattr(stored_rows, "sha256_of", digest)
+        monkeypatch.setattr(stored_examples, "sha256_of", digest)
+        stored_rows.code_hash.cache_clear()
+        stored_examples._code_hash.cache_clear()
+        return hash_function()
+
+    unchanged = hash_after_change_of(None)
+    checked = set().union(*map(imported_files, starts)) - WITHOUT_EFFECT
+    assert len(checked) > 7
+    assert [n for n in sorted(checked) if hash_after_change_of(PACKAGE / n) == unchanged] == []
+    monkeypatch.undo()
+    stored_rows.code_hash.cache_clear()
+    stored_examples._code_hash.cache_clear()
 
 
 def test_what_changes_an_example_makes_a_new_entry(tmp_path, monkeypatch):
