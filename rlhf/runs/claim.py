@@ -140,6 +140,7 @@ class DirectoryClaim:
         self._lock = FileLock(directory / LOCK)
         self._existed = directory.exists()
         self._was_marked = False
+        self._logs_are_kept = False
         # Names of the entries that existed before this process.
         self._earlier: frozenset[str] = frozenset()
 
@@ -218,6 +219,10 @@ class DirectoryClaim:
             for path in _entries_sorted_by_marker(aside, marker_first=False):
                 remove(path)
             aside.rmdir()
+
+    def keep_logs(self) -> None:
+        """Keep the logs although there is no result, unless an earlier run is restored."""
+        self._logs_are_kept = True
 
     def close(self) -> None:
         """Release the lock. If the run has no result, the earlier content is restored first."""
@@ -299,6 +304,8 @@ class DirectoryClaim:
             if path.name not in self._earlier
         ]
         no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
+        if self._logs_are_kept and not aside.exists():
+            return True
         if any(_has_result(path, no_result) for path in new):
             self.delete_replaced_files()
             return True

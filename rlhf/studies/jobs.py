@@ -12,10 +12,15 @@ from typing import Any
 
 from rlhf.commands.command import CommandTable
 from rlhf.config.launcher import without_launcher_keys
+from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.directory import KEYS_FREE_ON_RESUME, lock_directory
 
 log = logging.getLogger(__name__)
+
+
+class JobsFailedError(UserError):
+    """Error of a study that keeps its directory, because the logs show the errors of its jobs."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,12 @@ def lock_study_directory(
     tree = study_config_without_directory_keys(config)
     with lock_directory(
         root, config_file_name, tree, resume=config.resume, overwrite=config.overwrite
-    ):
-        yield
+    ) as claim:
+        try:
+            yield
+        except JobsFailedError:
+            claim.keep_logs()
+            raise
 
 
 def run_job(job: Job, commands: CommandTable) -> None:

@@ -26,18 +26,20 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKE_SBATCH = """\
 #!/bin/sh
 # Run the tasks of an array one after another, as a cluster with one machine would.
-for script; do :; done
+for script; do case "$script" in
+    --chdir=*) folder="${script#*=}" ;;
+    --output=*) output="${script#*=}" ;;
+    --array=*) count=$(echo "$script" | sed 's/.*=1-\\([0-9]*\\).*/\\1/') ;;
+esac; done
 echo "$*" >> "$FAKE_SLURM/calls"
+printf '%s\\n' "$@" > "$FAKE_SLURM/options"
+sleep "${FAKE_DELAY:-0}"
 echo 17
-sed -n 's/^#SBATCH //p' "$script" > "$FAKE_SLURM/options"
-folder=$(sed -n 's/^--chdir=//p' "$FAKE_SLURM/options")
-output=$(sed -n 's/^--output=//p' "$FAKE_SLURM/options")
-count=$(sed -n 's/^--array=1-\\([0-9]*\\).*/\\1/p' "$FAKE_SLURM/options")
 echo $$ > "$FAKE_SLURM/pid"
 cd "$folder" || exit 1
 for task in $(seq "$count"); do
     test -e "$FAKE_SLURM/canceled" && exit 1
-    log=$(echo "$output" | sed "s/%a/$task/")
+    log=$(echo "$output" | sed "s/%a.log$/$task.log/; s/%%/%/g")
     SLURM_ARRAY_TASK_ID=$task sh "$script" > "$log" 2>&1 &
     echo $! > "$FAKE_SLURM/task"
     wait $!
@@ -137,7 +139,7 @@ def test_slurm_runs_the_jobs_of_a_sweep_as_one_array_with_the_result_of_local_pr
     assert table(tmp_path / "here") == table(tmp_path / "there")
     options = (fake_slurm / "options").read_text().splitlines()
     assert "--array=1-4%3" in options
-    assert options[-1] == "--time=1:00:00"
+    assert options[-2] == "--time=1:00:00"
     assert len((fake_slurm / "calls").read_text().splitlines()) == 1
     codes = [path.read_text() for path in (tmp_path / "there/out/logs/slurm-1").glob("*.exit")]
     assert codes == ["0\n"] * 4
@@ -155,6 +157,45 @@ def test_a_failed_task_of_slurm_is_named_with_its_last_line_and_the_others_are_k
     assert "limited to 8 tokens" in line
     assert "1 more jobs failed" in line
     assert len(list((tmp_path / "s/out/runs").rglob("finished"))) == 2
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_the_logs_are_kept_if_every_job_fails(tmp_path, fake_slurm, capsys, launcher):
+    path = write_sweep(tmp_path / "s", grid={"rollout.max_tokens": [8]}, seeds=[0])
+    assert main(["sweep", str(path), "--launcher", launcher]) == 2
+    assert "limited to 8 tokens" in capsys.readouterr().err.splitlines()[-1]
+    assert [log for log in (tmp_path / "s/out/logs").rglob("*.log") if log.stat().st_size]
+    finished = tmp_path / "t/sweep.yaml"
+    write_sweep(tmp_path / "t", output_dir=str(tmp_path / "s/out"), seeds=[0])
+    assert main(["sweep", str(finished), "--overwrite"]) == 0
+    assert main(["sweep", str(path), "--launcher", launcher, "--overwrite"]) == 2
+    assert table(tmp_path / "s").count("0.01") == 1  # the earlier sweep is restored
+
+
+def test_slurm_receives_paths_with_special_characters(tmp_path, fake_slurm, monkeypatch):
+    folder = tmp_path / "a %j # 'b' \"c\" $d"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    path = write_sweep(folder / "s", output_dir="x %a'\" #1", seeds=[0])
+    assert main(["sweep", str(path), "--launcher", "slurm"]) == 0
+    logs = folder / "x %a'\" #1/logs/slurm-1"
+    assert (logs / "1.log").read_text()
+    assert f"--chdir={folder}" in (fake_slurm / "options").read_text().splitlines()
+    subprocess.run(["sh", "-n", str(logs / "array.sh")], check=True)
+
+
+def test_a_signal_while_sbatch_submits_cancels_the_array(tmp_path, fake_slurm):
+    path = write_sweep(tmp_path / "s", seeds=[0])
+    command = [sys.executable, "-m", "rlhf", "sweep", str(path), "--launcher", "slurm"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "FAKE_DELAY": "2"}
+    process = subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
+    while not (fake_slurm / "options").exists():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors[-2000:]
+    assert "17" in (fake_slurm / "canceled").read_text()
 
 
 def test_slurm_without_its_commands_is_one_line(tmp_path, capsys, monkeypatch):

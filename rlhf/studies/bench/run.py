@@ -18,7 +18,7 @@ from rlhf.studies.bench.regression_check import check_regression, common_seeds, 
 from rlhf.studies.bench.report import write_bench_report
 from rlhf.studies.bench.result import protocol_sentences
 from rlhf.studies.bench.scores import analyze_scores, read_scores
-from rlhf.studies.jobs import failed_jobs_text, lock_study_directory, run_job
+from rlhf.studies.jobs import JobsFailedError, failed_jobs_text, lock_study_directory, run_job
 from rlhf.studies.launchers import make_launcher
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run_bench(bench: Bench, launcher: LauncherConfig | None = None) -> Path:
         with make_launcher(config, bench.commands, bench.root) as started:
             failed = started.run_jobs(bench.jobs(), bench.root.name)
         if failed:
-            raise UserError(failed_jobs_text(failed))
+            raise JobsFailedError(failed_jobs_text(failed))
         scores = read_scores(bench)
         return write_bench_report(bench, scores, analyze_scores(scores, baseline=bench.baseline))
 

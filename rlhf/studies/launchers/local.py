@@ -12,9 +12,8 @@ from pathlib import Path
 from rlhf.commands.command import CommandTable
 from rlhf.common.worker_process import end_with_parent
 from rlhf.config.launcher import LauncherConfig
-from rlhf.errors import UserError
 from rlhf.runs.interrupt import StopSignalRecorder
-from rlhf.studies.jobs import Job
+from rlhf.studies.jobs import Job, JobsFailedError
 from rlhf.studies.launchers.base import FutureLauncher
 from rlhf.studies.launchers.worker import initialize_worker, run_job_and_return_error
 
@@ -59,7 +58,7 @@ class LocalLauncher(FutureLauncher):
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise UserError(
+            raise JobsFailedError(
                 f"a worker process died, perhaps because memory was exhausted: see {self.logs}; "
                 "continue with --resume and fewer --jobs"
             ) from error

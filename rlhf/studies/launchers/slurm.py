@@ -33,12 +33,14 @@ POLL_SECONDS = 1.0
 
 _ARRAY_TEMPLATE = """\
 #!/bin/sh
-{options}
+# Submit with: {submit}
 # The command receives the signal too. The shell waits until the command has saved a checkpoint.
 trap : TERM INT HUP
 sh {folder}/"$SLURM_ARRAY_TASK_ID".sh
 code=$?
-echo $code > {folder}/"$SLURM_ARRAY_TASK_ID".exit
+# A reader must not see an empty file.
+echo $code > {folder}/".$SLURM_ARRAY_TASK_ID.exit.rlhf-part"
+mv {folder}/".$SLURM_ARRAY_TASK_ID.exit.rlhf-part" {folder}/"$SLURM_ARRAY_TASK_ID".exit
 exit $code
 """
 
@@ -85,21 +87,23 @@ class SlurmLauncher:
             UserError: sbatch failed.
             Interrupted: This process received a signal. The tasks have ended.
         """
-        folder = self._write_array(jobs)
+        folder, command = self._write_array(jobs)
         running = dict(enumerate(jobs, 1))
-        with subprocess.Popen(
-            ["sbatch", "--parsable", "--wait", str(folder / "array.sh")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a signal to this process group must not end sbatch
-        ) as process:
-            assert process.stdout is not None
+        log = folder / "array.log"
+        with (
+            log.open("w") as file,
+            subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a signal to this process group must not end sbatch
+            ) as process,
+        ):
             assert process.stderr is not None
-            array_id = process.stdout.readline().strip().partition(";")[0]
-            if not array_id:
-                raise UserError(f"sbatch failed: {' '.join(process.stderr.read().split())}")
             try:
+                if not _read_array_id(process, log):
+                    raise UserError(f"sbatch failed: {' '.join(process.stderr.read().split())}")
                 ended = False
                 while not ended:
                     ended = process.poll() is not None
@@ -108,14 +112,19 @@ class SlurmLauncher:
                     bar.show(queue.num_ended, {})
                     time.sleep(0 if ended else POLL_SECONDS)
             except BaseException:
-                _cancel(array_id)
+                if array_id := _read_array_id(process, log):
+                    _cancel(array_id)
                 process.wait()
                 raise
         for task, job in running.items():
             queue.record(job.key, _task_error(folder, task))
 
-    def _write_array(self, jobs: Sequence[Job]) -> Path:
-        """Write the scripts of an array into a new folder of the logs, and return the folder."""
+    def _write_array(self, jobs: Sequence[Job]) -> tuple[Path, list[str]]:
+        """Write the scripts of an array into a new folder of the logs.
+
+        Returns:
+            The folder, and the command that submits the array.
+        """
         folders = (self.logs / f"slurm-{number}" for number in itertools.count(1))
         folder = next(path for path in folders if not path.exists())
         folder.mkdir(parents=True)
@@ -125,18 +134,19 @@ class SlurmLauncher:
         options = [
             f"--job-name={self.name}",
             f"--array=1-{len(jobs)}{limit}",
-            f"--output={folder}/%a.log",
+            f"--output={_escape_pattern(folder)}/%a.log",
             f"--chdir={Path.cwd()}",
             f"--cpus-per-task={self.config.cpus_per_job or 1}",
             *([f"--gpus-per-task={self.config.gpus_per_job}"] if self.config.gpus_per_job else []),
             *self.config.sbatch_options,
         ]
+        # The options are not in the script, where Slurm gives quotes and # another meaning.
+        command = ["sbatch", "--parsable", "--wait", *options, str(folder / "array.sh")]
         text = _ARRAY_TEMPLATE.format(
-            options="\n".join(f"#SBATCH {_quote_for_sbatch(option)}" for option in options),
-            folder=shlex.quote(str(folder)),
+            submit=shlex.join(command).replace("\n", " "), folder=shlex.quote(str(folder))
         )
         write_text(folder / "array.sh", text)
-        return folder
+        return folder, command
 
 
 def _job_script(folder: Path, task: int, job: Job) -> str:
@@ -151,9 +161,16 @@ def _job_script(folder: Path, task: int, job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quote_for_sbatch(option: str) -> str:
-    """Quote an option for an #SBATCH line, in which backslashes and quotes have no other use."""
-    return f'"{option}"' if any(c.isspace() for c in option) else option
+def _escape_pattern(folder: Path) -> str:
+    """Return a path for --output, in which Slurm replaces patterns such as %j."""
+    return str(folder).replace("%", "%%")
+
+
+def _read_array_id(process: subprocess.Popen[str], log: Path) -> str:
+    """Return the id of an array, for which sbatch is waited; "" if sbatch failed."""
+    while "\n" not in (text := log.read_text()) and process.poll() is None:
+        time.sleep(POLL_SECONDS / 20)
+    return text.partition("\n")[0].partition(";")[0].strip()
 
 
 def _task_error(folder: Path, task: int) -> str | None:

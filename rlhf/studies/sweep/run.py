@@ -30,7 +30,7 @@ from rlhf.reports.markup import Cell, Table, esc, section_html, sentence_html
 from rlhf.reports.page import page_html
 from rlhf.reports.tables import save_tables
 from rlhf.stats import Interval, interval
-from rlhf.studies.jobs import Job, failed_jobs_text, lock_study_directory
+from rlhf.studies.jobs import Job, JobsFailedError, failed_jobs_text, lock_study_directory
 from rlhf.studies.launchers import make_launcher
 
 SWEEP_FILE = "sweep.yaml"
@@ -152,7 +152,7 @@ def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> Path:
         with make_launcher(launcher or LauncherConfig(), sweep.commands, sweep.root) as started:
             failed = started.run_jobs(jobs, sweep.root.name)
         if failed:
-            raise UserError(failed_jobs_text(failed))
+            raise JobsFailedError(failed_jobs_text(failed))
         return write_result(sweep)
 
 

@@ -44,6 +44,7 @@ from rlhf.studies.bench.scores import (
 )
 from rlhf.studies.jobs import (
     Job,
+    JobsFailedError,
     lock_study_directory,
     study_config_without_directory_keys,
 )
@@ -206,7 +207,7 @@ def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
         starts = [study.bench.initial_model_job(*cell) for cell in study.environment_seed_pairs]
         if failed := launcher.run_jobs(starts, "start models"):
             key, reason = next(iter(failed.items()))
-            raise UserError(f"{key}: {reason}")
+            raise JobsFailedError(f"{key}: {reason}")
         for number in range(study.config.trials):
             _run_trial_of_every_algorithm(study, searches, launcher, number)
     return _write_tuned_settings(study, searches)
