@@ -19,6 +19,7 @@ from rlhf.cli.main import main
 from rlhf.config.launcher import LauncherConfig
 from rlhf.studies.jobs import Job
 from rlhf.studies.launchers.base import JobQueue
+from rlhf.studies.launchers.slurm import _job_script
 from tests.helpers.sweep import write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,3 +273,22 @@ def test_a_job_of_ray_that_fails_or_whose_process_dies_is_named(tmp_path, capsys
         address = f"127.0.0.1:{unused.getsockname()[1]}"
     assert main(["sweep", str(path), "--launcher", "ray", "--ray-address", address]) == 2
     assert f"no Ray cluster answers at {address}" in capsys.readouterr().err
+
+
+def test_the_script_of_a_task_waits_for_its_command_after_a_signal(tmp_path, monkeypatch):
+    command = tmp_path / "command"
+    command.write_text(
+        f"#!/bin/sh\ntrap 'sleep 1; touch {tmp_path}/saved; exit 143' TERM\n"
+        f"touch {tmp_path}/started\nwhile :; do sleep 0.1; done\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(command))
+    stages = (("rloo", {"output_dir": str(tmp_path / "out")}),)
+    script = tmp_path / "1.sh"
+    script.write_text(_job_script(tmp_path, 1, Job("a", stages)))
+    process = subprocess.Popen(["sh", str(script)], start_new_session=True)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)  # as scancel --full does
+    assert process.wait(timeout=60) == 143
+    assert (tmp_path / "saved").exists()

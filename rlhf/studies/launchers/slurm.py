@@ -151,7 +151,8 @@ class SlurmLauncher:
 
 def _job_script(folder: Path, task: int, job: Job) -> str:
     """Write the configurations of a job's stages, and return a shell script with its commands."""
-    lines = [f"# {job.key}"]
+    # Slurm sends a signal to all processes; this shell waits for the checkpoint of its command.
+    lines = [f"# {job.key}", "trap : TERM INT HUP"]
     for number, (command, tree) in enumerate(job.stages, 1):
         config = folder / f"{task}-{number}.yaml"
         write_text(config, dump_yaml(tree))
