@@ -77,7 +77,8 @@ ALARMS: dict[AlarmName, Alarm] = {
         before_update=True,
     ),
     "first_ratio": Alarm(
-        "the mean k3 estimate from the importance ratios exceeds 1e-6 (5e-3 in bfloat16)",
+        "the mean k3 estimate from the importance ratios exceeds 1e-6 (0.05 + 4 / number of tokens"
+        " in bfloat16)",
         "the first mini-batch of each online step and of dpo, before its update is applied",
         "halt",
         before_update=True,

@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -326,13 +327,9 @@ class BlockEncoder:
 @cache
 def _code_hash() -> str:
     """Return a hash of the code that determines examples, and of the versions of its libraries."""
-    import jinja2
-    import tokenizers
-    import transformers
-
     root = Path(__file__).parents[1]
     sources = {name: sha256_of(root / name) for name in _CODE}
-    versions = [jinja2.__version__, tokenizers.__version__, transformers.__version__]
+    versions = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
     return hash_of(data=code_hash(), sources=sources, versions=versions)
 
 
