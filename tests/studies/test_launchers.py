@@ -266,12 +266,13 @@ def test_a_job_of_ray_that_fails_or_whose_process_dies_is_named(tmp_path, capsys
     path = write_sweep(tmp_path / "fails", grid={"rollout.max_tokens": [8]}, seeds=[0])
     assert main(["sweep", str(path), "--launcher", "ray"]) == 2
     assert "limited to 8 tokens" in capsys.readouterr().err.splitlines()[-1]
-    assert main(["sweep", str(path), "--launcher", "ray", "--gpus-per-job", "99"]) == 2
+    assert main(["sweep", str(path), "--launcher", "ray", "--resume", "--gpus-per-job", "99"]) == 2
     assert "no machine of the Ray cluster has 1 CPUs and 99 GPUs" in capsys.readouterr().err
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-    assert main(["sweep", str(path), "--launcher", "ray", "--ray-address", address]) == 2
+    arguments = ["--launcher", "ray", "--resume", "--ray-address", address]
+    assert main(["sweep", str(path), *arguments]) == 2
     assert f"no Ray cluster answers at {address}" in capsys.readouterr().err
 
 
