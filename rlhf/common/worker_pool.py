@@ -6,7 +6,6 @@ process in any state. They do not import the user's script, so a script without 
 
 from __future__ import annotations
 
-import importlib
 import os
 import queue
 import socket
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from rlhf.common.imports import import_object
 from rlhf.errors import UserError
 
 _PROGRAM = "import sys; from rlhf.common.worker_pool import serve; serve(int(sys.argv[1]))"
@@ -42,7 +42,7 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._function: Callable[[Any], Any] | None = None
         if count < 2:
-            self._function = _resolve(factory)(*arguments)
+            self._function = import_object(factory)(*arguments)
             return
         self._threads = ThreadPoolExecutor(count)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -164,7 +164,7 @@ def serve(descriptor: int) -> None:
         try:
             if function is None:
                 factory, arguments = task
-                function, result = _resolve(factory)(*arguments), None
+                function, result = import_object(factory)(*arguments), None
             else:
                 result = function(task)
             outcome = "result", result
@@ -183,11 +183,6 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _resolve(name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _has_descriptor(stream: Any) -> bool:

@@ -43,7 +43,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
 
 
 def existing_path_or_hub_id(spec: DataSpec) -> Path:
-    """Return `spec.path` as a path: of a file, of a folder, or an id on the Hugging Face Hub.
+    """Return `spec.path` as a `Path`, after a check that it can name a source.
 
     Raises:
         UserError: The path is neither a file, nor a folder, nor in the form of an id on the hub.

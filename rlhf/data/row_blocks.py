@@ -44,7 +44,7 @@ class TableHeader:
 
 
 class Effect(NamedTuple):
-    """What the loader records about one row of a table."""
+    """Record of the conversion of one row of a table: outcomes, ignored parts, used columns."""
 
     outcomes: tuple[str | None, ...]
     """The reason why a row is dropped, or None for a canonical row; in order."""
