@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import trl_grpo, trl_offline
+from benchmarks.trl import grpo, offline
 from benchmarks.worker import Job
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
@@ -39,7 +39,7 @@ def compare_offline_loss(job: Job, *, command: str) -> dict[str, float]:
 
     ``command`` is "sft", "reward" or "dpo".
     """
-    trainer = trl_offline.make_trainer(job, command, tuned=True, bf16=False)
+    trainer = offline.make_trainer(job, command, tuned=True, bf16=False)
     inputs, theirs = run_to_first_loss(trainer)
     ours = {"sft": _toolkit_sft_loss, "reward": _toolkit_reward_loss, "dpo": _toolkit_dpo_loss}[
         command
@@ -49,7 +49,7 @@ def compare_offline_loss(job: Job, *, command: str) -> dict[str, float]:
 
 def compare_grpo_loss(job: Job) -> dict[str, float]:
     """Return the relative differences of loss and gradient of a GRPO update on TRL's rollouts."""
-    trainer = trl_grpo.make_trainer(job, tuned=True, bf16=False)
+    trainer = grpo.make_trainer(job, tuned=True, bf16=False)
     inputs, theirs = run_to_first_loss(trainer)
     return compare_loss_and_gradient(
         trainer.model, theirs, lambda: _toolkit_grpo_loss(trainer, inputs)

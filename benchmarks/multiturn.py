@@ -53,7 +53,7 @@ def time_trl_rollouts(job: Job, timer: StepTimer) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from benchmarks.trl_common import trl_arguments
+    from benchmarks.trl.common import trl_arguments
 
     s = job.settings
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model, padding_side="left")

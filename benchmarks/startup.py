@@ -61,7 +61,7 @@ def run_trl_to_first_step(sys_module: Any) -> None:
     """Run TRL's SFT trainer up to the end of its first step."""
     from transformers import TrainerCallback
 
-    from benchmarks.trl_offline import make_trainer
+    from benchmarks.trl.offline import make_trainer
 
     class ExitAfterFirstStep(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:

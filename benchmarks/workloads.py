@@ -84,7 +84,7 @@ def _offline_workload(command: str, title: str, min_speed_ratios: Mapping[str, f
         "real tokens",
         {
             "ours": _toolkit_side("benchmarks.rlhf_side:time_offline_training", command=command),
-            **_trl_sides("benchmarks.trl_offline:train", command=command),
+            **_trl_sides("benchmarks.trl.offline:train", command=command),
         },
         prepare="benchmarks.inputs:write_offline_inputs",
         check="benchmarks.agreement:compare_offline_loss",
@@ -162,7 +162,7 @@ WORKLOADS: dict[str, Workload] = {
         "new tokens",
         {
             "ours": _toolkit_side("benchmarks.rlhf_side:time_online_training"),
-            **_trl_sides("benchmarks.trl_grpo:train"),
+            **_trl_sides("benchmarks.trl.grpo:train"),
         },
         prepare="benchmarks.inputs:write_grpo_inputs",
         check="benchmarks.agreement:compare_grpo_loss",
@@ -173,10 +173,10 @@ WORKLOADS: dict[str, Workload] = {
         "new tokens",
         {
             "ours": _toolkit_side("benchmarks.rlhf_side:time_online_training"),
-            "trl": Side("TRL 1.12 as it comes", "benchmarks.trl_ppo:train", venv="trl-ppo"),
+            "trl": Side("TRL 1.12 as it comes", "benchmarks.trl.ppo:train", venv="trl-ppo"),
             "trl-tuned": Side(
                 "TRL 1.12 tuned",
-                "benchmarks.trl_ppo:train",
+                "benchmarks.trl.ppo:train",
                 allocator=True,
                 # The trainer ignores its option bf16 and uses only this variable of accelerate.
                 environment={"ACCELERATE_MIXED_PRECISION": "bf16"},

@@ -37,10 +37,9 @@ class _Expired(BaseException):
 def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     """Return a context manager that limits the side effects of third-party code on this process.
 
-    The standard output of the code is redirected to standard error, because standard output is
-    reserved for results. The state of the process is restored afterwards; see
-    `restored_process_state`. A process that the code forked ends here, because it would otherwise
-    write to the same run directory.
+    The standard output of the code is redirected to standard error; see `output_to_stderr`. The
+    state of the process is restored afterwards; see `restored_process_state`. A process that the
+    code forked ends here, because it would otherwise write to the same run directory.
 
     Args:
         timeout: Time limit in seconds; None means no limit. Native code that does not handle
@@ -55,12 +54,43 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
             Unix or because the code does not run in the main thread.
     """
     with (
-        contextlib.redirect_stdout(sys.stderr),
+        output_to_stderr(),
         restored_process_state(),
         _time_limit(timeout),
         foreign_exceptions(),
         exit_as_exception(),
     ):
+        yield
+
+
+class _StreamWithoutClose:
+    """Text stream whose method ``close`` only flushes it."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def close(self) -> None:
+        self._stream.flush()
+
+    def __enter__(self) -> _StreamWithoutClose:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Return a context manager that redirects standard output to standard error.
+
+    Standard output is reserved for results. The code can close or replace neither stream, because
+    the log of the run uses standard error.
+    """
+    stream = _StreamWithoutClose(sys.stderr)
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield
 
 
@@ -124,11 +154,10 @@ def exit_as_exception() -> Iterator[None]:
 def restored_process_state() -> Iterator[None]:
     """Return a context manager that restores the state of the process.
 
-    The state is the working directory, ``sys.stderr``, the handlers of SIGALRM and of the signals
-    that stop a run, the timer of SIGALRM if none was running, and torch's gradient mode, inference
-    mode, autocast, default dtype and device, number of threads and precision of matrix products.
+    The state is the working directory, the handlers of SIGALRM and of the signals that stop a run,
+    the timer of SIGALRM if none was running, and torch's gradient mode, inference mode, autocast,
+    default dtype and device, number of threads and precision of matrix products.
     """
-    stderr = sys.stderr
     directory = None
     with contextlib.suppress(OSError):  # the working directory was removed
         directory = os.getcwd()
@@ -139,7 +168,6 @@ def restored_process_state() -> Iterator[None]:
         with _restored_torch_state(torch) if torch else contextlib.nullcontext():
             yield
     finally:
-        sys.stderr = stderr
         if directory:
             os.chdir(directory)
         if no_timer:  # the signal of a timer that the code left would end the process

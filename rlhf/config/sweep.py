@@ -40,6 +40,8 @@ class SweepConfig(DirectoryConfig):
     """Whether a lower or a higher value of the metric is better."""
 
     def __post_init__(self) -> None:
+        if not self.metric.strip():
+            raise ValueError("metric: give the name of a logged metric, e.g. eval/loss")
         for name in ("grid", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: there are no entries; give at least one")

@@ -220,12 +220,14 @@ def simulated_coverage_text(difference: Difference) -> str:
     return f"simulated coverage of the 95% intervals with {size}: {', '.join(parts)}"
 
 
-def format_estimate(estimate: Interval) -> str:
+def format_estimate(estimate: Interval, number_format: str = ".3f") -> str:
     """Return text such as `0.412 [0.380, 0.444]`; without an interval, the value and the reason."""
+    value, low, high = (
+        format(number, number_format) for number in (estimate.value, estimate.low, estimate.high)
+    )
     if not estimate.known:
-        reason = estimate.needs or f"n = {estimate.units}"
-        return f"{estimate.value:.3f} (no interval: {reason})"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        return f"{value} (no interval: {estimate.needs or f'n = {estimate.units}'})"
+    return f"{value} [{low}, {high}]"
 
 
 def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:

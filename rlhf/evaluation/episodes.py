@@ -30,7 +30,7 @@ from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceR
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import EnvironmentCalls, reset_environment, step_environment
+from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment, step_environment
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 

@@ -36,7 +36,7 @@ from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.collector import Collector
-from rlhf.rollout.env_calls import (
+from rlhf.rollout.environments.calls import (
     EnvironmentCalls,
     make_env_factory,
     temporary_environment,

@@ -26,14 +26,14 @@ from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.env_calls import (
+from rlhf.rollout.environments.calls import (
     EnvironmentCalls,
     make_env_factory,
     reset_environment,
     step_environment,
     turn_limit,
 )
-from rlhf.rollout.env_workers import (
+from rlhf.rollout.environments.workers import (
     EnvironmentCall,
     EnvironmentWorkers,
     LockstepWorkers,

@@ -17,7 +17,7 @@ from rlhf.evaluation.episodes import (
     write_evaluation,
 )
 from rlhf.reward_models.core import binary_outcomes_by_name
-from rlhf.rollout.env_calls import temporary_environment
+from rlhf.rollout.environments.calls import temporary_environment
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
 from rlhf.training.collection import collect_and_score

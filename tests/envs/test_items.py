@@ -178,7 +178,7 @@ def test_docs_explain_tasks_without_splits():
 def test_training_and_evaluation_seeds_draw_different_items():
     """With the seeds that runs use by default."""
     from rlhf.config.rollout import EnvSpec
-    from rlhf.rollout.env_calls import make_env_factory
+    from rlhf.rollout.environments.calls import make_env_factory
     from rlhf.rollout.seeds import evaluation_seed, training_seed
 
     for name, run in itertools.product(OWN, (0, 7)):

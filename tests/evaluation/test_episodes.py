@@ -23,7 +23,7 @@ from rlhf.evaluation.runner import text_loss_metrics
 from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.env_calls import make_env_factory
+from rlhf.rollout.environments.calls import make_env_factory
 from rlhf.rollout.seeds import EVALUATION_BLOCK
 from tests.helpers.models import tiny_model
 from tests.helpers.training import assistant, user

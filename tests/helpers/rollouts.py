@@ -10,8 +10,8 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import EnvironmentCalls
-from rlhf.rollout.env_workers import LockstepWorkers
+from rlhf.rollout.environments.calls import EnvironmentCalls
+from rlhf.rollout.environments.workers import LockstepWorkers
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
 from rlhf.rollout.sampling.decoder import decoder_for

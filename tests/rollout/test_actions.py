@@ -6,7 +6,7 @@ import pytest
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.rollout.actions import text_to_action
-from rlhf.rollout.env_calls import make_env_factory
+from rlhf.rollout.environments.calls import make_env_factory
 from tests.helpers.rollouts import FakeEngine, Tales, collect_one, episode_seeds, make_collector
 
 

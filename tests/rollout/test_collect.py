@@ -15,8 +15,8 @@ from rlhf.envs.prompts import PromptEnv
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.env_calls import EnvironmentCalls
-from rlhf.rollout.env_workers import LockstepWorkers
+from rlhf.rollout.environments.calls import EnvironmentCalls
+from rlhf.rollout.environments.workers import LockstepWorkers
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import (
     TOKENIZER,

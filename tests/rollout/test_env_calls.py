@@ -120,6 +120,19 @@ def test_output_of_an_environment_is_not_a_result(capsys: pytest.CaptureFixture[
     assert (output.out, output.err) == ("", "a move\n")
 
 
+def test_an_environment_cannot_close_the_output_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    def closing(env: Any, action: str) -> Any:
+        with sys.stderr:
+            print("a move")
+        sys.stdout.close()
+        return GOOD
+
+    make_collector(FakeEngine("go"), tale_with(closing)).collect(episode_seeds(0))
+    print("the log", file=sys.stderr)
+    print("the result")
+    assert capsys.readouterr() == ("the result\n", "a move\nthe log\n")
+
+
 def test_an_environment_that_does_not_close_stops_nothing() -> None:
     class Open(Tales):
         def close(self) -> None:
@@ -234,7 +247,7 @@ def process_state() -> list[Any]:
         torch.ones(1).device,
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
-        sys.stderr,
+        sys.stderr is None,
         signal.getsignal(signal.SIGTERM),
         signal.getsignal(signal.SIGALRM),
         signal.getitimer(signal.ITIMER_REAL)[0] > 0,
@@ -252,9 +265,10 @@ def test_the_state_of_the_process_is_restored(kind: str, gradients: bool) -> Non
         return GOOD
 
     with StopSignalRecorder(), torch.set_grad_enabled(gradients):
-        before = process_state()
+        before, stderr = process_state(), sys.stderr
         make_collector(FakeEngine("go"), tale_with(changing)).collect(episode_seeds(0))
         assert process_state() == before
+        assert sys.stderr is stderr
         assert (changed[0] != before) == (kind != "gradients" or gradients)
 
 

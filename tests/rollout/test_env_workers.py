@@ -16,9 +16,9 @@ import pytest
 
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
-from rlhf.rollout.env_calls import EnvironmentCalls, make_env_factory
-from rlhf.rollout.env_process import ProcessEnvironment
-from rlhf.rollout.env_workers import LockstepWorkers, ThreadedWorkers, workers_for
+from rlhf.rollout.environments.calls import EnvironmentCalls, make_env_factory
+from rlhf.rollout.environments.process import ProcessEnvironment
+from rlhf.rollout.environments.workers import LockstepWorkers, ThreadedWorkers, workers_for
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import FakeEngine, Tales, collect_one, episode_seeds, make_collector
 from tests.rollout.test_env_calls import GOOD, STEPS, tale_with
@@ -392,7 +392,9 @@ def test_an_environment_that_cannot_be_made_in_a_process_is_one_line() -> None:
 def test_a_process_that_cannot_make_its_environment_is_one_line(
     kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf.rollout.env_process.START_SECONDS", 20.0 if kind != "hang" else 0.0)
+    monkeypatch.setattr(
+        "rlhf.rollout.environments.process.START_SECONDS", 20.0 if kind != "hang" else 0.0
+    )
     playing = isolated(FakeEngine("go"), "Refused-v0", kwargs={"kind": kind}, timeout=2.0)
     with pytest.raises(UserError, match=rf"env\.id: .*cannot be made: .*{reason}"):
         playing.collect(episode_seeds(0))
@@ -421,8 +423,8 @@ def test_a_process_ends_with_its_run_although_its_environment_is_busy() -> None:
     program = f"""if __name__ == "__main__":
     import os
     from rlhf.config.rollout import EnvSpec
-    from rlhf.rollout.env_calls import make_env_factory
-    from rlhf.rollout.env_process import ProcessEnvironment
+    from rlhf.rollout.environments.calls import make_env_factory
+    from rlhf.rollout.environments.process import ProcessEnvironment
     env = ProcessEnvironment(make_env_factory(EnvSpec(id="{PROCESS_TASKS}:Faulty-v0")))
     env.reset(seed=0)
     env._connection.send(("step", ("hang",), {{}}))

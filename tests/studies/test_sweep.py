@@ -18,7 +18,7 @@ from rlhf.studies.sweep.run import (
     last_metric_value,
     make_sweep,
     result_lines,
-    setting_values,
+    setting_results,
     write_result,
 )
 from tests.helpers.sweep import write_sweep
@@ -47,9 +47,9 @@ def test_settings_are_ordered_by_the_mean_of_their_last_values(tmp_path, goal, o
     grid = {"optimizer.learning_rate": [1e-3, 1e-2, 1e-1]}
     sweep = made(write_sweep(tmp_path, grid=grid), goal=goal)
     write_metrics(sweep, [[0.0, 0.2], [1.0, 0.6], [0.5, 0.3]])
-    ranked = setting_values(sweep)
-    assert [setting.values for setting, _ in ranked] == [sweep.settings[i].values for i in order]
-    assert ranked[order.index(1)][1] == [1.0, 0.6]
+    ranked = setting_results(sweep)
+    assert [r.setting.values for r in ranked] == [sweep.settings[i].values for i in order]
+    assert ranked[order.index(1)].values == [1.0, 0.6]
 
 
 def test_every_combination_has_a_folder_that_does_not_change_when_the_grid_grows(tmp_path):
@@ -145,6 +145,7 @@ def test_the_last_value_of_a_metric_counts_and_a_missing_one_is_named(tmp_path):
         ({"run_command": "split"}, "split"),
         ({"base": ["nowhere.yaml"]}, "nowhere.yaml does not exist"),
         ({"goal": "best"}, "goal"),
+        ({"metric": " "}, "metric: give the name of a logged metric"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, changes, words):
@@ -169,13 +170,13 @@ def test_a_setting_with_a_last_value_that_is_not_finite_is_last(tmp_path, goal, 
     grid = {"optimizer.learning_rate": [1e-3, 1e-2, 1e-1]}
     sweep = made(write_sweep(tmp_path, grid=grid), goal=goal)
     write_metrics(sweep, [[0.0, value], [1.0, 0.6], [0.5, 0.3]])
-    ranked = setting_values(sweep)
-    assert ranked[-1][0].values == {"optimizer.learning_rate": 1e-3}
-    lines = result_lines(sweep)
+    ranked = setting_results(sweep)
+    assert ranked[-1].setting.values == {"optimizer.learning_rate": 1e-3}
+    lines = result_lines(sweep.config, ranked)
     best = "0.01" if goal == "maximize" else "0.1"
     assert lines[0].endswith(f"with optimizer.learning_rate = {best}")
     assert lines[1] == "1 of 3 settings are last: a value is not finite"
-    write_result(sweep)
+    write_result(sweep, ranked)
     rows = list(csv.DictReader((tmp_path / "out/tables/settings.csv").open()))
     assert rows[-1]["optimizer.learning_rate"] == "0.001"
     assert rows[-1]["eval/return"] in ("", "nan")
@@ -184,7 +185,8 @@ def test_a_setting_with_a_last_value_that_is_not_finite_is_last(tmp_path, goal, 
 def test_a_sweep_without_a_finite_value_names_no_best_setting(tmp_path):
     sweep = made(write_sweep(tmp_path))
     write_metrics(sweep, [[1.0, float("nan")], [float("nan"), 2.0]])
-    assert result_lines(sweep) == ["no setting has a finite eval/return with every seed"]
+    lines = result_lines(sweep.config, setting_results(sweep))
+    assert lines == ["no setting has a finite eval/return with every seed"]
 
 
 def test_a_later_key_of_the_grid_does_not_change_an_earlier_value():

@@ -112,7 +112,7 @@ def check_model_and_environments(bench: Bench) -> None:
             its arguments.
     """
     from rlhf.models.loading import find_model_folder
-    from rlhf.rollout.env_calls import make_env_factory
+    from rlhf.rollout.environments.calls import make_env_factory
 
     find_model_folder(bench.config.model)
     for task in bench.environments.values():

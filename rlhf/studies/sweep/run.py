@@ -26,6 +26,7 @@ from rlhf.config.launcher import LauncherConfig
 from rlhf.config.load import assemble_tree, merge_trees
 from rlhf.config.sweep import SweepCommandConfig, SweepConfig
 from rlhf.errors import UserError
+from rlhf.evaluation.compare import format_estimate
 from rlhf.reports.markup import Cell, Table, esc, section_html, sentence_html
 from rlhf.reports.page import page_html
 from rlhf.reports.tables import save_tables
@@ -55,6 +56,29 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class SettingResult:
+    """Metric of the runs of a setting."""
+
+    setting: Setting
+    values: list[float]
+    """Last value of the metric of each run, in the order of the seeds; can be infinite or nan."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values are finite."""
+        return all(map(math.isfinite, self.values))
+
+    @property
+    def mean(self) -> Interval:
+        """Mean of the metric over seeds; nan if a value is not finite."""
+        if self.is_finite:
+            return interval(self.values)
+        count = sum(not math.isfinite(value) for value in self.values)
+        reason = f"the value of {count} of {len(self.values)} seeds is not finite"
+        return Interval.without_bounds(math.nan, len(self.values), reason)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A checked sweep."""
 
@@ -67,6 +91,11 @@ class Sweep:
     def root(self) -> Path:
         """The sweep's directory."""
         return Path(self.config.output_dir)
+
+    @property
+    def page(self) -> Path:
+        """The HTML page with the result."""
+        return self.root / "report.html"
 
     @property
     def settings(self) -> list[Setting]:
@@ -137,11 +166,8 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
     return sweep
 
 
-def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> Path:
-    """Run all unfinished jobs with a launcher, and write the result.
-
-    Returns:
-        The path of the HTML page.
+def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> list[SettingResult]:
+    """Run all unfinished jobs with a launcher, write the tables and the page; return the results.
 
     Raises:
         UserError: The directory exists and neither `resume` nor `overwrite` is set, some jobs
@@ -153,15 +179,17 @@ def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> Path:
             failed = started.run_jobs(jobs, sweep.root.name)
         if failed:
             raise JobsFailedError(failed_jobs_text(failed))
-        return write_result(sweep)
+        results = setting_results(sweep)
+        write_result(sweep, results)
+        return results
 
 
 def run(config: SweepCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
     """Run a sweep; yield the lines to print, and return the exit code 0."""
     sweep = make_sweep(config, commands)
-    page = run_sweep(sweep, config)
-    yield from result_lines(sweep)
-    yield str(page)
+    results = run_sweep(sweep, config)
+    yield from result_lines(config, results)
+    yield str(sweep.page)
     return 0
 
 
@@ -199,79 +227,57 @@ def last_metric_value(directory: Path, metric: str) -> float:
     return value
 
 
-def setting_values(sweep: Sweep) -> list[tuple[Setting, list[float]]]:
-    """Return each setting with the metric of its runs, in the order of the seeds; best first.
+def setting_results(sweep: Sweep) -> list[SettingResult]:
+    """Return the result of each setting, best first.
 
     Settings with a value that is not finite are last.
     """
-    values = [
-        (
+    metric = sweep.config.metric
+    results = [
+        SettingResult(
             setting,
             [
-                last_metric_value(sweep.run_path(setting, seed), sweep.config.metric)
+                last_metric_value(sweep.run_path(setting, seed), metric)
                 for seed in sweep.config.seeds
             ],
         )
         for setting in sweep.settings
     ]
     sign = 1 if sweep.config.goal == "minimize" else -1
-    finite = [pair for pair in values if _all_finite(pair[1])]
-    rest = [pair for pair in values if not _all_finite(pair[1])]
-    return sorted(finite, key=lambda pair: sign * interval(pair[1]).value) + rest
+    finite = [result for result in results if result.is_finite]
+    rest = [result for result in results if not result.is_finite]
+    return sorted(finite, key=lambda result: sign * result.mean.value) + rest
 
 
-def _all_finite(numbers: Sequence[float]) -> bool:
-    return all(map(math.isfinite, numbers))
-
-
-def _mean_with_interval(numbers: Sequence[float]) -> Interval:
-    """Return the mean of the metric over seeds; nan if a value is not finite."""
-    if _all_finite(numbers):
-        return interval(numbers)
-    count = sum(not math.isfinite(number) for number in numbers)
-    reason = f"the value of {count} of {len(numbers)} seeds is not finite"
-    return Interval.without_bounds(math.nan, len(numbers), reason)
-
-
-def result_lines(sweep: Sweep) -> list[str]:
+def result_lines(config: SweepConfig, results: Sequence[SettingResult]) -> list[str]:
     """Return sentences about the best setting and about the uncertainty of this choice."""
-    config = sweep.config
-    values = setting_values(sweep)
-    best, numbers = values[0]
-    shown = ", ".join(f"{key} = {value}" for key, value in best.values.items())
-    better = "lowest" if config.goal == "minimize" else "highest"
-    estimate = _mean_with_interval(numbers)
-    lines = [f"{better} mean {config.metric}: {_estimate_text(estimate)} with {shown}"]
-    if not _all_finite(numbers):
+    best = results[0]
+    if not best.is_finite:
         return [f"no setting has a finite {config.metric} with every seed"]
-    if diverged := sum(not _all_finite(of_setting) for _, of_setting in values):
-        lines.append(f"{diverged} of {len(values)} settings are last: a value is not finite")
-    if len(values) > 1:
+    shown = ", ".join(f"{key} = {value}" for key, value in best.setting.values.items())
+    better = "lowest" if config.goal == "minimize" else "highest"
+    estimate = format_estimate(best.mean, ".4g")
+    lines = [f"{better} mean {config.metric}: {estimate} with {shown}"]
+    if diverged := sum(not result.is_finite for result in results):
+        lines.append(f"{diverged} of {len(results)} settings are last: a value is not finite")
+    if len(results) > 1:
         lines.append(
-            f"this is the best of {len(values)} settings on the same seeds, so its mean is biased "
+            f"this is the best of {len(results)} settings on the same seeds, so its mean is biased "
             "toward better values: repeat it with other seeds before you report it"
         )
     return lines
 
 
-def _estimate_text(estimate: Interval) -> str:
-    if estimate.known:
-        return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
-    return f"{estimate.value:.4g} (no interval: {estimate.needs})"
-
-
-def write_result(sweep: Sweep) -> Path:
-    """Write the tables and the page; return the path of the page."""
-    config, values = sweep.config, setting_values(sweep)
-    keys = list(config.grid)
+def write_result(sweep: Sweep, results: Sequence[SettingResult]) -> None:
+    """Write the tables and the page of a sweep."""
+    config, keys = sweep.config, list(sweep.config.grid)
     settings: list[list[Cell]] = [
-        [*(_cell(setting.values[key]) for key in keys), _mean_with_interval(numbers), setting.name]
-        for setting, numbers in values
+        [*_grid_cells(result.setting, keys), result.mean, result.setting.name] for result in results
     ]
     runs: list[list[Cell]] = [
-        [*(_cell(setting.values[key]) for key in keys), seed, number]
-        for setting, numbers in values
-        for seed, number in zip(config.seeds, numbers, strict=True)
+        [*_grid_cells(result.setting, keys), seed, value]
+        for result in results
+        for seed, value in zip(config.seeds, result.values, strict=True)
     ]
     tables = [
         Table("settings", "Settings", [*keys, config.metric, "folder"], settings),
@@ -279,7 +285,7 @@ def write_result(sweep: Sweep) -> Path:
     ]
     save_tables(sweep.root / "tables", tables)
     notes = [
-        *result_lines(sweep),
+        *result_lines(config, results),
         f"each run is `rlhf {config.run_command}`; intervals are 95% intervals over training seeds",
     ]
     body = "\n".join(
@@ -289,11 +295,12 @@ def write_result(sweep: Sweep) -> Path:
             *(section_html(table.title, table.to_html()) for table in tables),
         ]
     )
-    page = sweep.root / "report.html"
-    write_text(page, page_html("Sweep", body))
-    return page
+    write_text(sweep.page, page_html("Sweep", body))
 
 
-def _cell(value: Any) -> Cell:
-    """Return a value of the grid as a cell of a table."""
-    return value if isinstance(value, str) or is_number(value) else json.dumps(value, default=str)
+def _grid_cells(setting: Setting, keys: Sequence[str]) -> list[Cell]:
+    """Return the values of a setting as cells of a table."""
+    return [
+        value if isinstance(value, str) or is_number(value) else json.dumps(value, default=str)
+        for value in map(setting.values.get, keys)
+    ]

@@ -16,7 +16,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.trl_common import PacedCallback, trl_arguments
+from benchmarks.trl.common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -21,12 +20,17 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
-from rlhf.common.foreign import exit_as_exception, foreign_exceptions, restored_process_state
+from rlhf.common.foreign import (
+    exit_as_exception,
+    foreign_exceptions,
+    output_to_stderr,
+    restored_process_state,
+)
 from rlhf.config.rollout import EnvSpec
 from rlhf.envs import is_built_in
 from rlhf.errors import UserError
-from rlhf.rollout.env_calls import EnvironmentCalls
-from rlhf.rollout.env_process import ProcessEnvironment
+from rlhf.rollout.environments.calls import EnvironmentCalls
+from rlhf.rollout.environments.process import ProcessEnvironment
 
 MakeEnvironment = Callable[[], gym.Env]
 
@@ -330,7 +334,7 @@ class ThreadedWorkers:
         process is restored at the end.
         """
         with (
-            contextlib.redirect_stdout(sys.stderr),
+            output_to_stderr(),
             restored_process_state(),
             exit_as_exception(),
         ):

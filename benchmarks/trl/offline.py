@@ -9,7 +9,7 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.trl_common import PacedCallback, trl_arguments
+from benchmarks.trl.common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
 from rlhf.models.loading import give_model_pad_token, load_tokenizer
 

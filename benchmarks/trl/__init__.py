@@ -1,0 +1,1 @@
+"""Sides of the benchmarks that train with TRL."""

@@ -1,0 +1,1 @@
+"""Environments of a rollout: calls with limits, threads and processes."""
