@@ -18,8 +18,8 @@ PRODUCT = ("rlhf", "envs", "reward_models")
 MODULES = {"pyyaml": "yaml", "scikit_learn": "sklearn", "vadersentiment": "vaderSentiment"}
 # Functions that import the module they are given; `require` is that of rlhf.envs.adapters.
 IMPORTERS = ("importlib.import_module", "import_module", "require")
-# Needed by transformers and TRL at run time; see the comments in pyproject.toml.
-INDIRECT = {"accelerate", "gguf"}
+# Needed by transformers at run time; see the comment in pyproject.toml.
+INDIRECT = {"gguf"}
 
 
 def module_of(requirement: str) -> str:

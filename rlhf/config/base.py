@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.model import ModelSpec
@@ -47,6 +48,10 @@ class TrainingConfig(RunConfig):
     activation_checkpointing: bool = False
     """Recompute the activations of each transformer block in the backward pass, which needs less
     memory and more time."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: with several processes, divide the weights, gradients and optimizer states among them
+    (FSDP2), so that each process needs less memory. none: every process holds the whole model
+    (docs/scaling.md)."""
     profile: bool = False
     """Also log throughput, FLOPS utilization, padding and peak memory (docs/metrics.md)."""
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,14 @@ from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal_model, relative_difference
 from rlhf.models.comparison import evaluation_mode, forward_errors_as_user_errors, tolerance_of
 from rlhf.models.hub import check_model_files, find_weight_folders
+from rlhf.models.sharding.processes import (
+    has_sharded_parameters,
+    shared_atomic_path,
+    value_of_first_process,
+    writes_files,
+)
+from rlhf.models.sharding.saving import write_model
+from rlhf.models.sharding.tensors import WholeTensors
 from rlhf.reward_models.generic_heads import classifier_class
 
 CONFIG_FILE = "adapter_config.json"
@@ -74,6 +82,7 @@ def add_lora(
     hub: HubModel | None = None,
     task: str = "CAUSAL_LM",
     head_names: Iterable[str] = (),
+    check: bool = True,
 ) -> Any:
     """Wrap a model with new adapters, which do not change its outputs before the first step.
 
@@ -84,6 +93,7 @@ def add_lora(
         hub: Source of the base weights, or None if they differ from all weights on the Hub.
         task: Task type of PEFT, such as "CAUSAL_LM" or "SEQ_CLS".
         head_names: Names of new modules. They get no adapters; all their parameters are trained.
+        check: Whether to check with forward passes that the adapters have an effect.
 
     Returns:
         The PEFT model. Its attribute ``hub_model`` is ``hub``, which ``save_adapter`` reads.
@@ -118,8 +128,9 @@ def add_lora(
                 "contains modules that also get adapters: remove it from modules_to_save, or set "
                 "target_modules to modules outside it"
             )
-    with torch.no_grad(), evaluation_mode(adapted):
-        _check_adapters_have_effect(adapted)
+    if check:
+        with torch.no_grad(), evaluation_mode(adapted):
+            _check_adapters_have_effect(adapted)
     adapted.hub_model = hub
     return adapted
 
@@ -204,6 +215,8 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         folder: Folder of the adapters.
         base: Folder of the copy of the base model; by default, ``base/`` in ``folder``. An existing
             folder is not written again.
+
+    If the base model is sharded, every process must call this function, and the first one writes.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +226,9 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         base = folder / BASE_FOLDER if base is None else base
         write_base_model_once(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
+    fingerprint = _fingerprint_of_base(model)
+    if not writes_files(model):
+        return
     # PEFT need not save the embedding: a trained embedding is in modules_to_save, and a base model
     # with a resized embedding is saved as a copy. The second adapter, which TRL adds for the
     # reference, is not saved.
@@ -220,10 +236,26 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
         settings.save_pretrained(folder)
+    if fingerprint is not None:
+        text = json.dumps({"sampled_crc32": fingerprint})
+        (folder / FINGERPRINT_FILE).write_text(text + "\n")
+
+
+def _fingerprint_of_base(model: Any) -> int | None:
+    """Return the fingerprint of the base model of a PEFT model, or None for float16 weights.
+
+    Sharded weights are gathered once, because the base model is not trained.
+    """
+    known = getattr(model, "base_fingerprint", None)
+    if known is not None:
+        return known
     weights = base_weights(model)
-    if all(w.dtype != torch.float16 for w in weights.values()):
-        fingerprint = {"sampled_crc32": fingerprint_of(weights)}
-        (folder / FINGERPRINT_FILE).write_text(json.dumps(fingerprint) + "\n")
+    if any(w.dtype == torch.float16 for w in weights.values()):
+        return None
+    if not has_sharded_parameters(model):
+        return fingerprint_of(weights)
+    model.base_fingerprint = fingerprint_of(WholeTensors(weights))
+    return model.base_fingerprint
 
 
 def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -231,11 +263,14 @@ def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
 
     The folder is written under a temporary name and then renamed, so it is always complete.
     """
-    if folder.exists():
+    sharded = has_sharded_parameters(model)
+    exists = folder.exists()
+    if value_of_first_process(exists) if sharded else exists:
         return
-    with atomic_path(folder) as partial:
-        unwrap_peft(model).save_pretrained(partial, state_dict=base_weights(model))
-        tokenizer.save_pretrained(partial)
+    with (shared_atomic_path if sharded else atomic_path)(folder) as partial:
+        write_model(unwrap_peft(model), partial, weights=base_weights(model))
+        if writes_files(model):
+            tokenizer.save_pretrained(partial)
 
 
 def copy_base_to_final(checkpoints: Path, final: Path) -> None:
@@ -274,12 +309,12 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return the state dict of the base model of a PEFT model, with the names without PEFT."""
     return {
         re.sub(r"(\.base_layer|\.original_module)+\.", ".", name): tensor
-        for name, tensor in unwrap_peft(model).state_dict().items()
+        for name, tensor in unwrap_peft(model).state_dict(keep_vars=True).items()
         if not is_adapter_weight(name)
     }
 
 
-def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
+def fingerprint_of(weights: Mapping[str, torch.Tensor]) -> int:
     """Return a CRC-32 checksum of elements of all floating-point tensors, rounded to bfloat16.
 
     Large tensors are sampled at regular intervals. Float32 weights and their bfloat16 copy have

@@ -81,7 +81,7 @@ def blocks_of(trunk: nn.Module) -> list[nn.Module]:
     if not lists:
         raise UserError(
             f"{type(trunk).__name__} has no list of transformer blocks: remove "
-            "activation_checkpointing"
+            "activation_checkpointing and sharding"
         )
     return list(max(lists, key=num_weights))
 

@@ -78,7 +78,21 @@ def check_padding_and_causality(model: Any, tokenizer: Any) -> None:
         UserError: The tokenizer has ids without an embedding, or the output head cannot be applied
             to single positions, or the logits of a token depend on padding or on later tokens.
     """
-    _check_ids_have_embeddings(model, tokenizer)
+    check_ids_have_embeddings(model, tokenizer)
+    check_logits(model, pad_id=tokenizer.pad_token_id)
+
+
+def check_logits(model: Any, *, pad_id: int) -> None:
+    """Check that a model's logits depend neither on padding nor on later tokens.
+
+    Args:
+        model: Causal model.
+        pad_id: Id of the padding token.
+
+    Raises:
+        UserError: The output head cannot be applied to single positions, or the logits of a token
+            depend on padding or on later tokens.
+    """
     has_plain_head(model)
     config = unwrap_peft(model).config.get_text_config()
     length = min(CHECKED_ROW_TOKENS, usable_context_length(config) - 3)
@@ -87,7 +101,7 @@ def check_padding_and_causality(model: Any, tokenizer: Any) -> None:
         min(5, config.vocab_size - 1), config.vocab_size, (1, length), generator=generator
     )
     ids = ids.to(model.device)
-    padded = nn.functional.pad(ids, (0, 3), value=tokenizer.pad_token_id)
+    padded = nn.functional.pad(ids, (0, 3), value=pad_id)
     mask = nn.functional.pad(torch.ones_like(ids), (0, 3))
     cut = max(1, 2 * length // 3)
     name = type(unwrap_peft(model)).__name__
@@ -147,7 +161,7 @@ def check_scores_read_last_real_token(model: Any) -> None:
         raise UserError(f"{name} is not supported: its score does not depend on the last token")
 
 
-def _check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
+def check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
     """Check that all ids of a tokenizer have an embedding.
 
     Raises:

@@ -18,6 +18,8 @@ from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.packing import decoder_inputs
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.output_head import forward_from_states
+from rlhf.models.reduced_model import small_random_model_like
+from rlhf.models.sharding.deferred import device_of
 
 # Names of the attribute of a model or a configuration that contains the weight of the loss.
 LOSS_WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
@@ -35,9 +37,13 @@ def balancing_weight(model: Any) -> float:
         return 0.0
     candidates = [(owner, name) for owner in (inner, config) for name in LOSS_WEIGHT_NAMES]
     weights = [getattr(owner, name) for owner, name in candidates if hasattr(owner, name)]
-    ids = torch.zeros(1, 2, dtype=torch.long, device=inner.device)
+    runnable: Any = inner
+    if inner.device.type == "meta":  # the weights are not loaded yet
+        runnable = small_random_model_like(inner, device=device_of(inner))
+        assert runnable is not None  # the checks at load time ran on such a model
+    ids = torch.zeros(1, 2, dtype=torch.long, device=runnable.device)
     with torch.no_grad():
-        output = inner(input_ids=ids, use_cache=False, output_router_logits=True)
+        output = runnable(input_ids=ids, use_cache=False, output_router_logits=True)
     if not weights or getattr(output, "aux_loss", None) is None:
         raise UserError(
             f"config.json of the model has output_router_logits: true, but {type(inner).__name__} "

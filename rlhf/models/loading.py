@@ -108,11 +108,16 @@ def load_model(
     if spec.lora:
         model = add_lora(model, spec.lora, seed=seed, hub=hub)
     make_trainable(model)
+    log_model(spec, model, dtype, device)
+    return model, tokenizer
+
+
+def log_model(spec: ModelSpec, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Log the source, the size, the dtype and the device of a model."""
     millions = model.num_parameters() / 1e6
     log.info(
         "model %s: %.1fM parameters, %s on %s", spec.path or "from scratch", millions, dtype, device
     )
-    return model, tokenizer
 
 
 def count_stored_weights(folder: str) -> int:
@@ -132,12 +137,17 @@ def count_stored_weights(folder: str) -> int:
 
 
 def move_and_cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model to a device and convert its weights to a dtype, in place.
+    """Move a model to a device and convert its weights to a dtype, in place."""
+    model.to(device)
+    cast_weights(model, dtype)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights of a model to a dtype, in place.
 
     Non-persistent buffers, such as rotary frequencies, keep their dtype. Rounding of frequencies to
     bfloat16 would change the angles of distant positions by several radians.
     """
-    model.to(device)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point() and parameter.dtype != dtype:
@@ -203,10 +213,15 @@ def give_model_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
         with torch.random.fork_rng(devices=[]):  # the new row is random
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
+    set_pad_token_id(model, tokenizer)
+    return grows
+
+
+def set_pad_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the id of the padding token in the configuration of a model."""
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:  # None for classifiers
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return grows
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -64,6 +64,16 @@ def has_plain_head(model: Any) -> bool:
     return _is_product[trunk]
 
 
+def copy_head_check(source: Any, target: Any) -> None:
+    """Use the result of ``has_plain_head`` for one model also for another model.
+
+    Args:
+        source: Causal model.
+        target: Copy of the model, or a model of the same architecture.
+    """
+    _is_product[trunk_of(target)] = has_plain_head(source)
+
+
 def hidden_state_size(model: Any) -> int:
     """Return the size D of the last hidden states, which can be less than ``hidden_size``."""
     head = unwrap_peft(model).get_output_embeddings()

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass
+import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from rlhf.models.activation_checkpointing import checkpoint_activations
-from rlhf.models.architecture import trunk_of, unwrap_peft
+from rlhf.models.architecture import is_adapter_weight, trunk_of, unwrap_peft
 from rlhf.models.fast.chunked_logprobs import selected_logprobs
 from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
 from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.load_balancing import balancing_weight, states_index_and_balancing_loss
-from rlhf.models.output_head import hidden_state_size
+from rlhf.models.output_head import copy_head_check, has_plain_head, hidden_state_size
 from rlhf.models.saving import restore_model, save_model
+from rlhf.models.sharding.deferred import deferred_weights_of, device_of
+from rlhf.models.sharding.modules import ShardedModules
+from rlhf.models.sharding.processes import writes_files
+from rlhf.models.sharding.saving import write_safetensors
+from rlhf.models.sharding.tensors import StoredWeights, WholeTensors, copy_rows
 from rlhf.models.trainable import make_frozen, make_trainable
 
 VALUE_FILE = "value_head.safetensors"
 
 
-@dataclass(frozen=True)
-class TokenLogprobsAndValues:
+class TokenLogprobsAndValues(NamedTuple):
     """Outputs of one forward pass over a batch.
 
     Index t of a [B, T] tensor describes token t. Elements outside the action mask are 0.
@@ -67,7 +71,8 @@ class Policy:
 
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.device = model.device
+        self.device = device_of(model)
+        self.sharding: ShardedModules | None = None
         self.supports_packing = enable_fast_paths(model)
         self.balancing_weight = balancing_weight(model)
         self.value_head: ValueHead | None = None
@@ -94,6 +99,35 @@ class Policy:
         for trunk in (trunk_of(self.model), self.value_trunk):
             if trunk is not None:
                 checkpoint_activations(trunk)
+
+    def shard(self) -> None:
+        """Shard the weights over all processes; load the rows of this process if necessary.
+
+        Every process must call this method, before an optimizer is made. Value heads and adapters,
+        which are small, are not sharded.
+        """
+        inner = unwrap_peft(self.model)
+        has_plain_head(self.model)  # sharded models cannot be compared with themselves
+        make_tied_embedding(self.model)
+        critic = () if self.value_trunk is None else (self.value_trunk,)
+        adapters = [p for name, p in inner.named_parameters() if is_adapter_weight(name)]
+        head = [] if self.value_head is None else self.value_head.parameters()
+        trunk_path = next(name for name, m in inner.named_modules() if m is trunk_of(self.model))
+        self.sharding = ShardedModules(
+            {**self.modules(), "model": inner},
+            (trunk_of(self.model), *critic),
+            replicated=[*adapters, *head],
+            device=self.device,
+            deferred=deferred_weights_of(self.model),
+            prefixes={"value_trunk": f"{trunk_path}." if trunk_path else ""},
+        )
+        inner.deferred_weights = None
+
+    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager in which each process holds the whole weights, to sample."""
+        if self.sharding is None:
+            return contextlib.nullcontext()
+        return self.sharding.whole_weights()
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the model and, if the policy has them, the value head and its decoder, by name."""
@@ -131,6 +165,28 @@ class Policy:
             with_balancing_loss: Whether to compute the load-balancing loss if the model's
                 configuration enables it. If it is computed, rows are padded instead of packed.
         """
+        score = functools.partial(
+            self._score,
+            tokens,
+            attention_mask,
+            action_mask,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            with_balancing_loss=with_balancing_loss,
+        )
+        return score() if self.sharding is None else self.sharding.run(score)
+
+    def _score(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor,
+        action_mask: torch.Tensor,
+        *,
+        temperature: float,
+        with_entropy: bool,
+        with_balancing_loss: bool,
+    ) -> TokenLogprobsAndValues:
+        """Compute the result of `score`. The weights that are not in blocks must be whole."""
         tied, balance = make_tied_embedding(self.model), None
         if with_balancing_loss and self.balancing_weight:
             hidden, index, balance = states_index_and_balancing_loss(
@@ -175,26 +231,36 @@ class Policy:
         Args:
             directory: The folder.
             base: See `save_adapter`.
+
+        If the policy is sharded, every process must call this method, and the first one writes.
         """
         save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:
-            state = {f"head.{k}": v for k, v in self.value_head.state_dict().items()}
-            if self.value_trunk is not None:
-                state |= {f"trunk.{k}": v for k, v in self.value_trunk.state_dict().items()}
-            save_file({k: v.contiguous() for k, v in state.items()}, directory / VALUE_FILE)
+            parts = {"head": self.value_head, "trunk": self.value_trunk}
+            state = {
+                f"{part}.{name}": weight
+                for part, module in parts.items()
+                if module is not None
+                for name, weight in module.state_dict(keep_vars=True).items()
+            }
+            if self.sharding is None:
+                tensors = {name: weight.detach().contiguous() for name, weight in state.items()}
+                save_file(tensors, directory / VALUE_FILE)
+            else:
+                writes = writes_files(self.model)
+                write_safetensors(directory / VALUE_FILE, WholeTensors(state), writes=writes)
 
     def restore(self, directory: Path) -> None:
         """Load the weights that ``save`` wrote, in place."""
         restore_model(self.model, directory)
         if self.value_head is None:
             return
-        state = load_file(directory / VALUE_FILE)
+        stored = StoredWeights(directory, VALUE_FILE)
         parts = {"head.": self.value_head, "trunk.": self.value_trunk}
         for prefix, module in parts.items():
             if module is not None:
-                module.load_state_dict(
-                    {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-                )
+                for name, weight in module.state_dict(keep_vars=True).items():
+                    copy_rows(weight, stored, prefix + name)
 
 
 def _scatter_to_actions(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
@@ -213,7 +279,14 @@ class Reference:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         if not policy.is_lora:
-            self.policy = Policy(make_frozen(copy.deepcopy(policy.model)), policy.tokenizer)
+            model = make_frozen(copy.deepcopy(policy.model))
+            copy_head_check(policy.model, model)
+            self.policy = Policy(model, policy.tokenizer)
+
+    def shard(self) -> None:
+        """Shard the weights over all processes, unless they are those of the policy's model."""
+        if not self.policy.is_lora:
+            self.policy.shard()
 
     @torch.no_grad()
     def logprobs(

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+
+from rlhf.models.sharding.tensors import local_part
 
 # Minimum number of parameters for which bf16 matmuls save more time than the conversions cost.
 BF16_MIN_PARAMS = 1_000_000
@@ -102,14 +105,16 @@ class MasterOptimizer(torch.optim.Optimizer):
         settings: Learning rate and other keyword arguments of ``fused``.
     """
 
+    moments: tuple[str, ...] = ()
+    """Names of the moments in the state of the fused optimizer."""
+
     def __init__(
         self, params: Iterable[Any], fused: type[torch.optim.Optimizer], settings: dict[str, Any]
     ) -> None:
         super().__init__(params, settings)
         self._settings = tuple(settings)
         self.master_weights = [
-            [p if p.dtype.itemsize >= 4 else p.detach().float() for p in group["params"]]
-            for group in self.param_groups
+            [_master_weight(p) for p in group["params"]] for group in self.param_groups
         ]
         self._chunks = [
             _OptimizerChunk(group, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
@@ -130,7 +135,7 @@ class MasterOptimizer(torch.optim.Optimizer):
             The norm before clipping.
         """
         weights = (p for group in self.param_groups for p in group["params"])
-        norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        norm = total_norm([p.grad for p in weights if p.grad is not None])
         self._divisor = None if norm <= max_norm else (norm / max_norm).float()
         return float(norm)
 
@@ -145,10 +150,12 @@ class MasterOptimizer(torch.optim.Optimizer):
             separate = [piece for piece in chunk.pieces if piece.master is not piece.weight]
             for piece in separate:
                 grad = piece.weight.grad
-                piece.master.grad = None if grad is None else grad[piece.rows].float()
+                rows = None if grad is None else local_part(grad)[piece.rows]
+                piece.master.grad = None if rows is None else rows.to(piece.master.dtype)
             chunk.inner.step()
             for piece in separate:
-                piece.weight[piece.rows].copy_(piece.master)
+                if piece.is_copy:
+                    local_part(piece.weight)[piece.rows].copy_(piece.master)
                 piece.master.grad = None
         self._divisor = None
 
@@ -180,9 +187,63 @@ class MasterOptimizer(torch.optim.Optimizer):
                 if master is not weight:
                     yield weight, master
 
+    @torch.no_grad()
+    def parameter_states(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Yield each parameter with its state, in the rows of this process.
+
+        The state has a tensor for each of ``moments``, ``step`` if there are moments, and
+        ``master`` if the master weight is a copy. The tensors are those of the optimizer, except
+        for moments of a weight that is updated in several pieces, which are copies.
+        """
+        pieces = self._pieces_by_parameter()
+        for group, masters in zip(self.param_groups, self.master_weights, strict=True):
+            for parameter, master in zip(group["params"], masters, strict=True):
+                state = {} if parameter.dtype == master.dtype else {"master": master}
+                parts = [self._state_of(*piece) for piece in pieces[id(parameter)]]
+                for name in self.moments:
+                    values = [part[name] for part in parts]
+                    state[name] = values[0] if len(values) == 1 else torch.cat(values)
+                if self.moments:
+                    state["step"] = parts[0]["step"]
+                yield parameter, state
+
+    @torch.no_grad()
+    def load_parameter_states(
+        self, states: Iterable[tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    ) -> None:
+        """Restore states that `parameter_states` yielded, after their tensors were changed."""
+        pieces = self._pieces_by_parameter()
+        for parameter, state in states:
+            if "master" in state:
+                local_part(parameter).copy_(state["master"])
+            for chunk, piece in pieces[id(parameter)]:
+                own = self._state_of(chunk, piece)
+                for name in self.moments:
+                    own[name].copy_(state[name][piece.rows])
+                if self.moments:
+                    own["step"].copy_(state["step"])
+
+    def _pieces_by_parameter(self) -> dict[int, list[tuple[_OptimizerChunk, _WeightPiece]]]:
+        """Return id of a parameter -> its pieces with their chunks, in the order of the rows."""
+        pieces: dict[int, list[tuple[_OptimizerChunk, _WeightPiece]]] = {}
+        for chunk in self._chunks:
+            for piece in chunk.pieces:
+                pieces.setdefault(id(piece.weight), []).append((chunk, piece))
+        return pieces
+
+    def _state_of(self, chunk: _OptimizerChunk, piece: _WeightPiece) -> dict[str, torch.Tensor]:
+        """Return the state of a piece; before its first update, the state is created."""
+        state = chunk.inner.state[piece.master]
+        if not state and self.moments:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=piece.master.device)
+            state |= {name: torch.zeros_like(piece.master) for name in self.moments}
+        return state
+
 
 class MasterAdamW(MasterOptimizer):
     """AdamW (Loshchilov & Hutter 2019) with float32 moments and master weights."""
+
+    moments = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -204,16 +265,46 @@ class MasterSGD(MasterOptimizer):
         super().__init__(params, torch.optim.SGD, {"lr": lr, "weight_decay": weight_decay})
 
 
+def total_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the global norm of gradients, some of which may be sharded.
+
+    If a gradient is sharded, every process must call this function.
+    """
+    sharded, whole = [], []
+    for gradient in gradients:
+        (sharded if isinstance(gradient, DTensor) else whole).append(local_part(gradient))
+    norm = torch.nn.utils.get_total_norm(whole)
+    if not sharded:
+        return norm
+    squared = torch.nn.utils.get_total_norm(sharded).square()
+    torch.distributed.all_reduce(squared)
+    return (squared + norm.square()).sqrt()
+
+
+def _master_weight(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the tensor that the fused optimizer updates for a parameter.
+
+    It is the parameter, or its rows in this process if it is sharded, or a float32 copy.
+    """
+    rows = local_part(parameter)
+    return rows if rows.dtype.itemsize >= 4 else rows.detach().float()
+
+
 @dataclass(frozen=True)
 class _WeightPiece:
     """Rows of a weight and the same rows of its master weight."""
 
     weight: torch.Tensor
-    """The whole weight."""
+    """The whole weight, which has the gradient. It may be sharded."""
     rows: Any
-    """Index of the rows: a slice, or ``...`` for all rows."""
+    """Index of the rows in this process: a slice, or ``...`` for all rows."""
     master: torch.Tensor
     """These rows of the master weight."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the master weight has memory of its own, because its dtype is wider."""
+        return self.master.dtype != self.weight.dtype
 
 
 @dataclass(frozen=True)
@@ -250,10 +341,10 @@ def _split_into_pieces(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_
 
     A weight without a separate master weight is not split, and a piece has at least one row.
     """
-    if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
+    if master.dtype == weight.dtype or master.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _WeightPiece(weight, ..., master)
         return
-    height = max(1, OPTIMIZER_CHUNK_ELEMENTS // weight[0].numel())
-    for start in range(0, len(weight), height):
+    height = max(1, OPTIMIZER_CHUNK_ELEMENTS // master[0].numel())
+    for start in range(0, len(master), height):
         rows = slice(start, start + height)
         yield _WeightPiece(weight, rows, master[rows])

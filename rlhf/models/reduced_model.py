@@ -31,12 +31,17 @@ _MAX_CONFIG_VALUES = {
 }
 
 
-def small_random_model_like(model: Any) -> Any | None:
+def small_random_model_like(model: Any, *, device: torch.device | None = None) -> Any | None:
     """Return a small model with the architecture of ``model``, in evaluation mode.
 
     The result is None if no model with a reduced configuration can be made and run.
+
+    Args:
+        model: The model.
+        device: Device of the small model. By default, it is the device of ``model``.
     """
     inner = unwrap_peft(model)
+    device = inner.device if device is None else device
     try:
         for layers in (6, 4, 2):
             config = reduced_config(text_config(inner), layers=layers)
@@ -50,9 +55,9 @@ def small_random_model_like(model: Any) -> Any | None:
             torch.manual_seed(0)
             small = type(inner)(config).float().eval()
             _scale_weights_by_input_size(small)
-        small.to(inner.device)
+        small.to(device)
         with torch.no_grad():
-            small(input_ids=torch.arange(2, 6, device=inner.device)[None], use_cache=False)
+            small(input_ids=torch.arange(2, 6, device=device)[None], use_cache=False)
     except Exception:  # with unusual sizes, model code can raise any exception
         return None
     return small

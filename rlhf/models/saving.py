@@ -1,7 +1,8 @@
 """Save a model during training as a folder of Transformers or PEFT, and restore it in place.
 
 For a PEFT model, the adapters and a reference to their base model are saved (see ``adapters``). For
-other models, all weights are saved. The restored weights are bit-identical to the saved ones.
+other models, all weights are saved. The restored weights are bit-identical to the saved ones. The
+folder of a sharded model has the same files as that of other models.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import is_adapter, load_adapter_weights, save_adapter
 from rlhf.models.architecture import unwrap_peft
+from rlhf.models.sharding.processes import writes_files
+from rlhf.models.sharding.saving import write_model
+from rlhf.models.sharding.tensors import (
+    LoadedWeights,
+    RowSource,
+    StoredWeights,
+    copy_rows,
+)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
@@ -25,12 +33,15 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
         tokenizer: Its tokenizer.
         folder: Folder to write to.
         base: For a PEFT model, the folder for a copy of the base model (see ``save_adapter``).
+
+    If the model is sharded, every process must call this function, and the first one writes.
     """
     if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
         return
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_model(model, folder)
+    if writes_files(model):
+        tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -48,15 +59,11 @@ def restore_model(model: Any, folder: Path) -> None:
     if unwrap_peft(model) is not model:
         load_adapter_weights(model, folder)
         return
-    stored: dict[str, torch.Tensor] = {}
-    for path in folder.glob("model*.safetensors"):
-        stored |= load_file(path)
     parameters = dict(model.named_parameters())
-    if (
-        not parameters.keys() <= stored.keys()
-    ):  # the names in the files of some model families differ
+    stored: RowSource = StoredWeights(folder)
+    if not parameters.keys() <= stored.shapes.keys():
+        # The names in the files of some model families differ.
         wide = torch.promote_types(model.dtype, torch.float32)
-        plain = type(model).from_pretrained(folder, dtype=wide)
-        stored = dict(plain.named_parameters())
+        stored = LoadedWeights(type(model).from_pretrained(folder, dtype=wide))
     for name, parameter in parameters.items():
-        parameter.copy_(stored[name])
+        copy_rows(parameter, stored, name)

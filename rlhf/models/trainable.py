@@ -16,6 +16,7 @@ from torch import nn
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
+from rlhf.models.sharding.tensors import local_part
 
 log = logging.getLogger(__name__)
 
@@ -111,15 +112,28 @@ class WeightChangeDetector:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._start = [_checksum(p) for p in self._parameters]
 
+    def changed_tensors(self) -> list[bool]:
+        """Return for each trained parameter tensor whether it differs from the start.
+
+        Of a sharded tensor, the elements in this process are compared.
+        """
+        pairs = zip(self._parameters, self._start, strict=True)
+        return [_checksum(p) != start for p, start in pairs]
+
     def changed_tensor_fraction(self) -> float:
         """Return the fraction of the trained parameter tensors that differ from the start."""
-        pairs = zip(self._parameters, self._start, strict=True)
-        return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)
+        changed = self.changed_tensors()
+        return sum(changed) / len(changed)
 
 
 @torch.no_grad()
 def _checksum(parameter: torch.Tensor) -> int:
-    """Return the sum of a tensor's elements, with their bits interpreted as integers."""
+    """Return the sum of a tensor's elements, with their bits interpreted as integers.
+
+    Of a sharded tensor, the elements in this process are summed.
+    """
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    flat = parameter.detach().contiguous().view(-1).view(kinds[parameter.element_size()])
+    flat = (
+        local_part(parameter).detach().contiguous().view(-1).view(kinds[parameter.element_size()])
+    )
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(_CHECKSUM_CHUNK_ELEMENTS))

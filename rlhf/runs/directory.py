@@ -131,6 +131,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether `finish` was called for this run, in this or in an earlier process."""
+        if not self.writes and self.config.get("overwrite"):
+            return False  # the first process may not have removed the files of the earlier run yet
         return (self.directory / "finished").exists()
 
     def declare_files(self, names: Iterable[str]) -> None:

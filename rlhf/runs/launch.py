@@ -10,9 +10,12 @@ import sys
 import warnings
 
 # glibc's mallopt parameters (malloc.h).
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MADV_HUGEPAGE = 14  # sys/mman.h
 HUGE_PAGE = 2 * 2**20
+# Size in bytes from which `return_freed_memory` maps a block separately, and the maximum number of
+# these blocks.
+MAPPED_BLOCK, MAX_MAPPED_BLOCKS = 256 * 2**10, 65_536
 
 
 def prepare_process() -> None:
@@ -55,6 +58,22 @@ def release_memory() -> None:
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Configure glibc to return freed blocks to the kernel, instead of keeping them.
+
+    Training of a sharded model needs this. The whole weights and gradients of a block exist only
+    while the block is computed, so that the memory of a process would otherwise stay as large as
+    the sum of all blocks that were whole at any time.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_MAX, MAX_MAPPED_BLOCKS)
+            libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BLOCK)  # a fixed threshold does not grow
+            libc.mallopt(M_TRIM_THRESHOLD, MAPPED_BLOCK)
+            libc.malloc_trim(0)
 
 
 def _keep_freed_memory() -> None:

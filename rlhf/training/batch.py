@@ -81,7 +81,7 @@ def _collate_and_compute_logprobs(
         max_tokens=config.micro_batch_tokens,
         packed=policy.packs_rows(batch.attention_mask),
     )
-    for rows in trainer.world.shard(all_rows):
+    for rows, weight in trainer.world.micro_batches(all_rows):
         micro_batch = batch.select(torch.tensor(rows, device=policy.device))
         inputs = (micro_batch.tokens, micro_batch.attention_mask, micro_batch.action_mask)
         width = micro_batch.tokens.shape[1]
@@ -91,14 +91,18 @@ def _collate_and_compute_logprobs(
                 temperature=config.rollout.temperature,
                 with_entropy=min(rows) < config.samples_per_step,
             )
+        ref_logprobs = None
+        if reference is not None:
+            with trainer.stopwatch("reference"):
+                ref_logprobs = reference.logprobs(*inputs, temperature=config.rollout.temperature)
+        if not weight:
+            continue
         old[rows, :width] = scored.logprobs
         entropy[rows, :width] = scored.entropy
         if scored.values is not None and scored.last_value is not None:
             values[rows, :width] = scored.values
             last_values[rows] = scored.last_value
-        if reference is not None:
-            with trainer.stopwatch("reference"):
-                ref_logprobs = reference.logprobs(*inputs, temperature=config.rollout.temperature)
+        if ref_logprobs is not None:
             ref[rows, :width] = ref_logprobs
     trainer.world.all_reduce((old, values, last_values, ref, entropy))
     batch = replace(batch, old_logprobs=old, entropy=entropy)

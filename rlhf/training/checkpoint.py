@@ -6,10 +6,12 @@ therefore contains only weights, optimizer, scheduler, counters and controllers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,9 +19,15 @@ import torch
 from rlhf.common.files import add_path_to_write_errors, atomic_path, remove
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
+from rlhf.models.sharding.processes import shared_atomic_path
 from rlhf.runs.alarms import Halt
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
-from rlhf.training.trainer import CheckpointableModel, Trainer
+from rlhf.training.distributed import World
+from rlhf.training.optimizer_checkpoint import (
+    load_optimizer_by_parameter,
+    save_optimizer_by_parameter,
+)
+from rlhf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +45,42 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
         keep: Number of the newest checkpoints to keep, at least 1.
     """
     step = trainer.progress.step
-    target = directory / f"step-{step}"
-    with atomic_path(target) as partial:
-        partial.mkdir()
+    with _new_folder(directory / f"step-{step}", trainer.world) as partial:
         trainer.model.save(partial, base=directory / BASE_FOLDER)
-        optimizer, scheduler = trainer.optimizer.state_dict(), trainer.scheduler.state_dict()
-        with (partial / "optimizer.pt").open("wb") as file:
-            torch.save({"optimizer": optimizer, "scheduler": scheduler}, file)
-        stateful = trainer.state()
-        state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
-        (partial / "state.json").write_text(json.dumps(state, indent=2))
-        write_checksums(partial)
-    remove_older(checkpoints_in(directory), keep=keep)
+        if trainer.config.sharding == "none":
+            optimizer, scheduler = trainer.optimizer.state_dict(), trainer.scheduler.state_dict()
+            with (partial / "optimizer.pt").open("wb") as file:
+                torch.save({"optimizer": optimizer, "scheduler": scheduler}, file)
+        else:
+            save_optimizer_by_parameter(partial, trainer)
+        if _writes(trainer.world):
+            stateful = trainer.state()
+            state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
+            (partial / "state.json").write_text(json.dumps(state, indent=2))
+    if _writes(trainer.world):
+        remove_older(checkpoints_in(directory), keep=keep)
+
+
+def _writes(world: World) -> bool:
+    """Return whether this process writes the files that are not sharded."""
+    return not world.sharded_model or world.rank == 0
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path, world: World) -> Iterator[Path]:
+    """Return a context manager in which a folder is written that then replaces ``target``.
+
+    The folder gets checksums. If the model is sharded, every process enters the context manager.
+    """
+    with (
+        world.passes(),
+        (shared_atomic_path if world.sharded_model else atomic_path)(target) as partial,
+    ):
+        partial.mkdir(exist_ok=world.sharded_model)
+        yield partial
+        world.wait_for_sharded_model()
+        if _writes(world):
+            write_checksums(partial)
 
 
 def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None) -> None:
@@ -64,15 +96,14 @@ def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None)
             shutil.rmtree(checkpoint)
 
 
-def save_best_model(directory: Path, model: CheckpointableModel) -> None:
+def save_best_model(directory: Path, trainer: Trainer) -> None:
     """Write the model to ``directory/best``, replacing the earlier best model.
 
     If the process is killed during the replacement, the resumed run starts from a checkpoint before
     this evaluation and writes the folder again.
     """
-    with atomic_path(directory / "best") as partial:
-        model.save(partial, base=directory / BASE_FOLDER)
-        write_checksums(partial)
+    with _new_folder(directory / "best", trainer.world) as partial:
+        trainer.model.save(partial, base=directory / BASE_FOLDER)
 
 
 def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
@@ -80,10 +111,13 @@ def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
 
     For adapters, the base model that was saved in ``directory`` is copied to ``final``.
     """
-    copy_base_to_final(directory, final)
-    with add_path_to_write_errors(final):
+    if _writes(trainer.world):
+        copy_base_to_final(directory, final)
+    with trainer.world.passes(), add_path_to_write_errors(final):
+        trainer.world.wait_for_sharded_model()  # the copy exists in every process
         trainer.save(final)
-        write_checksums(final)
+        if _writes(trainer.world):
+            write_checksums(final)
 
 
 def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
@@ -131,9 +165,13 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     """Restore the state of ``trainer``, in place, from a folder that `save_checkpoint` wrote."""
     device = trainer.model.device
     trainer.model.restore(checkpoint)
-    saved = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
-    trainer.optimizer.load_state_dict(saved["optimizer"])
-    trainer.scheduler.load_state_dict(saved["scheduler"])
+    if trainer.config.sharding == "none":
+        saved = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
+        trainer.optimizer.load_state_dict(saved["optimizer"])
+        trainer.scheduler.load_state_dict(saved["scheduler"])
+    else:
+        with trainer.world.passes():
+            load_optimizer_by_parameter(checkpoint, trainer)
     state = json.loads((checkpoint / "state.json").read_text())
     for name, item in trainer.state().items():
         item.load_state_dict(state[name])
@@ -149,8 +187,9 @@ def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
         trainer: The trainer at the time of the alarm.
         halt: The alarm that ended the run.
     """
-    bundle.mkdir()
-    if halt.evidence:
-        torch.save(halt.evidence, bundle / "evidence.pt")
+    if _writes(trainer.world):
+        bundle.mkdir()
+        if halt.evidence:
+            torch.save(halt.evidence, bundle / "evidence.pt")
     if "rows" in halt.evidence:
         save_checkpoint(bundle, trainer, keep=1)

@@ -70,9 +70,10 @@ def collect_step_rollouts(trainer: OnlineTrainer) -> StepRollouts:
     failures.clear()
     while groups < wanted and rounds < MAX_ROUNDS:
         starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)
-        collected = trainer.world.map(
-            starts, lambda shard: collect_and_score(trainer, shard, trainer.collector)
-        )
+        with trainer.whole_weights():
+            collected = trainer.world.map(
+                starts, lambda shard: collect_and_score(trainer, shard, trainer.collector)
+            )
         rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
         first, sampled = len(sampled), sampled + collected
         if collected:

@@ -3,7 +3,8 @@
 ``torchrun`` or ``accelerate launch`` starts the processes; without a launcher, there is one process
 and no communication. Every process holds the whole batch of rollouts, so baselines, whitening and
 denominators are those of the global batch. Only forward and backward passes are sharded. Every
-process has a copy of the model.
+process has a copy of the model, or a part of it if its weights are sharded
+(`rlhf.models.sharding`).
 
 If a process ends, the other processes end with a one-line error. They do so at their next
 collective operation, or within a minute if they are waiting in a collective operation.
@@ -28,6 +29,8 @@ from torch import distributed
 
 from rlhf.common.foreign import end_process
 from rlhf.errors import UserError, first_line
+from rlhf.models.sharding.tensors import is_sharded
+from rlhf.runs.launch import return_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -116,6 +119,9 @@ class World:
     rank: int = 0
     size: int = 1
     heartbeat: Heartbeat | None = None
+    sharded_model: bool = False
+    """Whether forward and backward passes are collective operations, because the weights of the
+    model are sharded."""
 
     def map(
         self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
@@ -140,6 +146,39 @@ class World:
         """Return this process's part of the items: every ``size``-th, from index ``rank`` on."""
         return items[self.rank :: self.size]
 
+    def micro_batches(self, items: Sequence[Item]) -> Iterator[tuple[Item, float]]:
+        """Yield this process's part of the micro-batches, each with its weight 1.
+
+        If the model is sharded, all processes must make the same number of passes. A process with
+        fewer micro-batches then also gets the one with the fewest rows, with weight 0.
+
+        Args:
+            items: Indices of the rows of each micro-batch, equal in all processes.
+        """
+        with self.passes():
+            part = self.shard(items)
+            yield from ((item, 1.0) for item in part)
+            if self.sharded_model and len(part) * self.size < len(items):
+                yield min(items, key=len), 0.0  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def passes(self) -> Iterator[None]:
+        """Return a context manager for forward and backward passes.
+
+        If the model is sharded and another process is lost, this process ends within it.
+        """
+        if not self.sharded_model or self.heartbeat is None:
+            yield
+            return
+        if self.heartbeat.lost:
+            raise UserError(LOST_PROCESS_MESSAGE)
+        before = self.heartbeat.waiting_since
+        self.heartbeat.waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.heartbeat.waiting_since = before
+
     def gather(self, value: Any) -> list[Any]:
         """Return the list of the values of all processes, in order of their rank."""
         if self.size == 1:
@@ -159,6 +198,11 @@ class World:
             with self._collective_operation():
                 distributed.barrier()
 
+    def wait_for_sharded_model(self) -> None:
+        """Wait until every process has called this method, if the model is sharded."""
+        if self.sharded_model:
+            self.barrier()
+
     def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor, in place, by its sum over the processes."""
         if self.size > 1:
@@ -167,10 +211,13 @@ class World:
                     distributed.all_reduce(tensor)
 
     def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum gradients over the processes; a missing gradient counts as zero."""
+        """Sum gradients over the processes; a missing gradient counts as zero.
+
+        The gradients of sharded parameters are already sums.
+        """
         if self.size == 1:
             return
-        parameters = list(parameters)
+        parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -191,13 +238,45 @@ class World:
             return
         if heartbeat.lost:
             raise UserError(LOST_PROCESS_MESSAGE)
-        heartbeat.waiting_since = time.monotonic()
+        before, heartbeat.waiting_since = heartbeat.waiting_since, time.monotonic()
         try:
             yield
         except RuntimeError as error:  # gloo: the connection is closed
             raise UserError(f"{LOST_PROCESS_MESSAGE} ({first_line(error)})") from error
         finally:
-            heartbeat.waiting_since = None
+            heartbeat.waiting_since = before
+
+
+@contextlib.contextmanager
+def lost_process_as_user_error() -> Iterator[None]:
+    """Return a context manager that converts errors of connections to lost processes.
+
+    FSDP and distributed checkpoints communicate outside of the methods of `World`.
+
+    Raises:
+        UserError: The connection to another process is closed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = first_line(error)
+        if isinstance(error, distributed.DistError) or "gloo" in text:
+            raise UserError(f"{LOST_PROCESS_MESSAGE} ({text})") from error
+        raise
+
+
+def shards_model(config: Any) -> bool:
+    """Return whether a run shards its model, and prepare this process for it.
+
+    With one process, the model is not sharded.
+
+    Args:
+        config: Configuration of a training command.
+    """
+    if config.sharding == "none" or init_distributed().size == 1:
+        return False
+    return_freed_memory()
+    return True
 
 
 def init_distributed() -> World:

@@ -119,15 +119,17 @@ class DPOTrainer(SupervisedTrainer):
         for rows in batches:
             batch = super().make_batch(split, rows)
             scored = torch.zeros(batch.tokens.shape, dtype=self.model.logprob_dtype)
-            for indices in self.micro_batch_row_indices(batch):
+            for indices, weight in self.micro_batch_row_indices(batch):
                 micro_batch = batch.select(indices)
                 width = micro_batch.tokens.shape[1]
-                scored[indices, :width] = self.model.score(
+                outputs = self.model.score(
                     micro_batch.tokens,
                     micro_batch.attention_mask,
                     micro_batch.action_mask,
                     with_entropy=False,
-                ).logprobs.cpu()
+                )
+                if weight:
+                    scored[indices, :width] = outputs.logprobs.cpu()
             self.world.all_reduce([scored])
             for index, row in enumerate(rows):
                 in_pair = (batch.require("pair_ids") == index).cpu()

@@ -51,16 +51,17 @@ def evaluate_held_out(
     """
     spec = trainer.config.evaluation
     counts: Counter[str] = Counter()
-    rows = trainer.world.map(
-        evaluation_episode_seeds(spec.episodes),
-        lambda starts: play_model_episodes(
-            trainer.eval_collector,
-            starts,
-            decoding=spec.decoding,
-            rewards=trainer.all_rewards,
-            counts=counts,
-        ),
-    )
+    with trainer.whole_weights():
+        rows = trainer.world.map(
+            evaluation_episode_seeds(spec.episodes),
+            lambda starts: play_model_episodes(
+                trainer.eval_collector,
+                starts,
+                decoding=spec.decoding,
+                rewards=trainer.all_rewards,
+                counts=counts,
+            ),
+        )
     total = sum(trainer.world.gather(counts), Counter())
     env = trainer.config.env.id or "prompts"
     summary = summarize(
@@ -126,9 +127,10 @@ def write_held_out_transcripts(trainer: OnlineTrainer, run: Run, *, split: str) 
         run: The run directory.
         split: Value of ``split`` in the transcripts: "before" or "after" training.
     """
-    rollouts = trainer.world.map(
-        evaluation_episode_seeds(NUM_SAMPLES),
-        lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
-    )
+    with trainer.whole_weights():
+        rollouts = trainer.world.map(
+            evaluation_episode_seeds(NUM_SAMPLES),
+            lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
+        )
     for rollout in rollouts:
         run.write_sample(transcript_row(rollout, trainer.progress.step, split))

@@ -56,7 +56,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
         try:
             _take_steps(trainer, run, stop, checkpoints)
         except Halt as halt:
-            if run.writes:
+            if _takes_part_in_saving(trainer, run):
                 with write_errors_as_warnings(run.directory, halt):
                     save_evidence(run.directory / BUNDLE, trainer, halt)
             raise
@@ -66,7 +66,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
         trainer.model.restore(checkpoints / "best")
     elif trainer.final_is_best:
         log.warning("no evaluation had a finite loss, so the final model is that of the last step")
-    if run.writes:
+    if _takes_part_in_saving(trainer, run):
         save_final_model(trainer, checkpoints, run.final)
     try:
         trainer.evaluate_final_model(run)
@@ -143,7 +143,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
                 if trainer.keep_best:
                     _save_if_best(trainer, run, checkpoints, metrics)
             if save_due:
-                metrics["train/moved"] = trainer.movement.changed_tensor_fraction()
+                metrics["train/moved"] = trainer.changed_tensor_fraction()
             warnings = []
             if metrics and trainer.without_gradient:
                 metrics["train/no_gradient"] = float(trainer.without_gradient)
@@ -168,7 +168,13 @@ def _save(trainer: Trainer, run: Run, checkpoints: Path) -> None:
     """Write a checkpoint, after the metrics of all steps so far."""
     if run.writes:
         run.flush_logs()
+    if _takes_part_in_saving(trainer, run):
         save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
+
+
+def _takes_part_in_saving(trainer: Trainer, run: Run) -> bool:
+    """Return whether this process saves the model: the first process, or all if it is sharded."""
+    return run.writes or trainer.world.sharded_model
 
 
 def _check_weights_finite(trainer: Trainer) -> None:
@@ -176,6 +182,7 @@ def _check_weights_finite(trainer: Trainer) -> None:
         trainer.model.model,
         step=trainer.progress.step,
         learning_rate_key=trainer.learning_rate_key,
+        world=trainer.world,
     )
 
 
@@ -184,5 +191,5 @@ def _save_if_best(
 ) -> None:
     """Record the loss of an evaluation; save the model if this is the lowest loss so far."""
     loss = trainer.evaluation_loss(metrics)
-    if trainer.progress.record_evaluation(loss) and run.writes:
-        save_best_model(checkpoints, trainer.model)
+    if trainer.progress.record_evaluation(loss) and _takes_part_in_saving(trainer, run):
+        save_best_model(checkpoints, trainer)

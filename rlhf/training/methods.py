@@ -81,7 +81,7 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
 
     Raises:
         UserError: `engine` is "native", but the native engine does not implement the method.
-            Or `profile` or `activation_checkpointing` is set, but TRL trains.
+            Or `profile`, `activation_checkpointing` or `sharding` is set, but TRL trains.
     """
     if config.engine == "native" and not native_supported:
         raise UserError(
@@ -95,6 +95,11 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
         raise UserError(
             "activation_checkpointing has no effect with TRL, which trains this run: set "
             "trainer.gradient_checkpointing: true instead"
+        )
+    if config.sharding != "none" and engine == "trl":
+        raise UserError(
+            f"sharding: {config.sharding} is only supported by the native engine, but TRL trains "
+            "this run: remove sharding"
         )
     return engine
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
+from rlhf.models.sharding.tensors import local_part
 from rlhf.rollout.batch import Rollout
 from rlhf.runs.alarms import Halt
+from rlhf.training.distributed import World
 
 _RATIO_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-6}
 """Dtype of the model -> maximum mean k3 estimate before the first update on a batch."""
@@ -187,19 +189,24 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
         )
 
 
-def check_weights(model: nn.Module, *, step: int, learning_rate_key: str) -> None:
+def check_weights(
+    model: nn.Module, *, step: int, learning_rate_key: str, world: World | None = None
+) -> None:
     """Check that the weights of a model are finite, before it is evaluated and saved.
 
     Args:
         model: The model.
         step: Number of completed steps.
         learning_rate_key: Configuration key of the learning rate.
+        world: The processes of the run; required if the model is sharded.
 
     Raises:
         Halt: A weight is not finite.
     """
     weights = dict(model.named_parameters())
-    wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    wrong = [name for name, weight in weights.items() if not local_part(weight).isfinite().all()]
+    if world is not None and world.sharded_model:  # each process checks its rows
+        wrong = list(dict.fromkeys(name for names in world.gather(wrong) for name in names))
     if wrong:
         raise Halt(
             "not_finite",

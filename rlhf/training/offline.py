@@ -28,11 +28,16 @@ from rlhf.models.adapters import copy_base_to_final
 from rlhf.models.architecture import configured_context_length, text_config, unwrap_peft
 from rlhf.models.loading import load_model
 from rlhf.models.saving import save_model
+from rlhf.models.sharding.loading import load_model_to_shard
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs.checksums import write_checksums
 from rlhf.runs.directory import Run, seed_everything
-from rlhf.training.distributed import init_distributed
+from rlhf.training.distributed import (
+    init_distributed,
+    lost_process_as_user_error,
+    shards_model,
+)
 from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Example, ExampleEncoder
 from rlhf.training.loop import fit
@@ -57,9 +62,8 @@ def make_causal_setup(command: str) -> SetupFunction:
     def setup(
         config: OfflineConfig, rows: Sequence[Row] | StreamedRows, engine: str
     ) -> TrainingSetup:
-        model, tokenizer = load_model(
-            config.model, seed=config.seed, tokenizer_texts=message_texts(rows)
-        )
+        load = load_model_to_shard if shards_model(config) else load_model
+        model, tokenizer = load(config.model, seed=config.seed, tokenizer_texts=message_texts(rows))
         stop_ids = generation_stop_ids(model)
         max_length = max_length_within_context(config.max_length, model)
         encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
@@ -125,6 +129,7 @@ def method_of(command: str, config: Any) -> OfflineMethod:
     return reward.method_of(config) if command == "reward" else METHODS[command]
 
 
+@lost_process_as_user_error()
 def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     """Train on a dataset, from the start or from the last checkpoint.
 

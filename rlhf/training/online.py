@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlhf.config.online import OnlineConfig
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.rewards import load_rewards
+from rlhf.models.sharding.loading import load_model_to_shard
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector
 from rlhf.rollout.items import SeenOpenings
@@ -26,6 +28,7 @@ from rlhf.runs.profiling import Stopwatch
 from rlhf.runs.progress import online_displayed_metrics
 from rlhf.training.batch import make_training_batch
 from rlhf.training.collection import collect_step_rollouts
+from rlhf.training.distributed import lost_process_as_user_error, shards_model
 from rlhf.training.held_out import (
     evaluate_held_out,
     write_final_evaluation,
@@ -52,6 +55,7 @@ from rlhf.training.transcripts import token_table, transcript_row
 log = logging.getLogger(__name__)
 
 
+@lost_process_as_user_error()
 def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
     """Train with an online algorithm, from the start or from the last checkpoint.
 
@@ -91,12 +95,19 @@ class OnlineTrainer(Trainer):
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
         prompts, eval_prompts = load_split_prompts(config)
-        model, tokenizer = load_model(config.model, seed=config.seed)
+        sharded = shards_model(config)
+        load = load_model_to_shard if sharded else load_model
+        model, tokenizer = load(config.model, seed=config.seed)
         warn_of_ignored_dropout(name, config.model)
         critic = config.critic if self.algorithm.needs_critic else "none"
         self.policy = Policy(model, tokenizer, critic=critic)
         if config.activation_checkpointing:
             self.policy.checkpoint_activations()
+        self.reference = Reference(self.policy) if self.algorithm.needs_reference else None
+        if sharded:
+            self.policy.shard()
+            if self.reference is not None:
+                self.reference.shard()
         optimizer, scheduler = self._make_optimizer_and_scheduler(config)
         self.stopwatch = Stopwatch()
         self.remote_engine = open_engine(config, model)
@@ -111,10 +122,10 @@ class OnlineTrainer(Trainer):
                 engine=self.remote_engine,
             )
 
-        self.collector = collector(prompts, "train")
+        with self.policy.whole_weights():  # the sampler is compared with the model
+            self.collector = collector(prompts, "train")
         check_ineffective_rollout_keys(config, self.collector)
         log.info(self.collector.chat_format.describe())
-        self.reference = Reference(self.policy) if self.algorithm.needs_reference else None
         self.eval_collector = collector(eval_prompts, "test")
         super().__init__(
             config,
@@ -157,6 +168,14 @@ class OnlineTrainer(Trainer):
     def done(self) -> bool:
         """Whether all steps are done, or the KL exceeded the budget."""
         return self.kl.stop or super().done
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Return a context manager in which this process holds the whole policy, to sample."""
+        with contextlib.ExitStack() as stack:
+            with self.world.passes():
+                stack.enter_context(self.policy.whole_weights())
+            yield
 
     def state(self) -> dict[str, Stateful]:
         stateful: dict[str, Stateful] = {

@@ -142,7 +142,7 @@ def accumulate_gradients(
         max_tokens=trainer.config.micro_batch_tokens,
         packed=trainer.policy.packs_rows(attention_mask),
     )
-    for indices in trainer.world.shard(all_rows):
+    for indices, weight in trainer.world.micro_batches(all_rows):
         micro_batch = batch.select(rows[indices])
         scored = trainer.policy.score(
             micro_batch.tokens,
@@ -161,6 +161,7 @@ def accumulate_gradients(
             critic_denominator=mask.sum(),
             critic_only=critic_only,
         )
-        loss.backward()
-        total = total + sums
+        (weight * loss).backward()
+        if weight:
+            total = total + sums
     return total

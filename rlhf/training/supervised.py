@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS
 from rlhf.training.batching import group_into_micro_batches
+from rlhf.training.distributed import shards_model
 from rlhf.training.examples import Example
 from rlhf.training.methods import (
     TrainingSetup,
@@ -148,6 +149,8 @@ class SupervisedTrainer(Trainer):
         model = self.model_class(setup.model, setup.tokenizer)
         if config.activation_checkpointing:
             model.checkpoint_activations()
+        if shards_model(config):
+            model.shard()
         optimizer = make_optimizer(
             optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
         )
@@ -234,10 +237,11 @@ class SupervisedTrainer(Trainer):
         torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
         denominators, total = self.loss_denominators(batch), MetricSums()
-        for rows in self.micro_batch_row_indices(batch):
+        for rows, weight in self.micro_batch_row_indices(batch):
             loss, sums = self.loss(batch.select(rows), denominators=denominators)
-            loss.backward()
-            total = total + sums
+            (weight * loss).backward()
+            if weight:
+                total = total + sums
         self.count_weights_without_gradient()
         self.world.all_reduce_gradients(self.model.parameters())
         total = sum(self.world.gather(total), MetricSums())
@@ -270,12 +274,12 @@ class SupervisedTrainer(Trainer):
         total = MetricSums()
         for examples in self.eval_batch_row_indices():
             batch = self.make_batch("eval", examples)
-            for rows in self.micro_batch_row_indices(batch):
+            for rows, weight in self.micro_batch_row_indices(batch):
                 micro_batch = batch.select(rows)
-                total = (
-                    total
-                    + self.loss(micro_batch, denominators=self.loss_denominators(micro_batch))[1]
-                )
+                denominators = self.loss_denominators(micro_batch)
+                sums = self.loss(micro_batch, denominators=denominators)[1]
+                if weight:
+                    total = total + sums
         return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
     def state(self) -> dict[str, Stateful]:
@@ -311,8 +315,11 @@ class SupervisedTrainer(Trainer):
             examples, pad_id=pad_id, device=self.model.device, with_margins=self.with_margins
         )
 
-    def micro_batch_row_indices(self, batch: TrainingBatch) -> list[Tensor]:
-        """Return the row indices of each micro-batch of this process."""
+    def micro_batch_row_indices(self, batch: TrainingBatch) -> Iterator[tuple[Tensor, float]]:
+        """Yield the row indices and the weight of each micro-batch of this process.
+
+        The weight is 1, or 0 for a micro-batch that is also in another process; see `World`.
+        """
         indices = group_into_micro_batches(
             batch.tokens,
             batch.attention_mask,
@@ -321,7 +328,8 @@ class SupervisedTrainer(Trainer):
             packed=self.model.packs_rows(batch.attention_mask),
         )
         device = self.model.device
-        return [torch.tensor(rows, device=device) for rows in self.world.shard(indices)]
+        for rows, weight in self.world.micro_batches(indices):
+            yield torch.tensor(rows, device=device), weight
 
 
 def _metrics_with_prefix(split: str, sums: MetricSums) -> dict[str, float]:

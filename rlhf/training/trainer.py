@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from rlhf.algorithms.controllers import CheckpointedNumbers
 from rlhf.models.precision import MasterOptimizer
+from rlhf.models.sharding.modules import ShardedModules
 from rlhf.models.trainable import (
     WeightChangeDetector,
     parameter_names_without_gradient,
@@ -41,6 +43,10 @@ class CheckpointableModel(Protocol):
     """The transformers model."""
     tokenizer: Any
     device: torch.device
+    sharding: ShardedModules | None
+    """The sharded modules; None if every process holds the whole model."""
+
+    def modules(self) -> Mapping[str, nn.Module]: ...
 
     def save(self, directory: Path, *, base: Path | None = None) -> None: ...
 
@@ -106,7 +112,7 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.movement = WeightChangeDetector(model.model)
         self.trained = trained_parameters(model.model)
-        self.world = init_distributed()
+        self.world = replace(init_distributed(), sharded_model=model.sharding is not None)
         self.progress = TrainingProgress()
         self.without_gradient = 0
         """Number of trainable tensors that had no gradient in the first update of the last step."""
@@ -194,6 +200,13 @@ class Trainer:
             log.warning("no gradient in step %d: %s", self.progress.step + 1, ", ".join(names[:5]))
         self.without_gradient = count
 
+    def changed_tensor_fraction(self) -> float:
+        """Return the fraction of the trained parameter tensors that differ from the start."""
+        changed = [self.movement.changed_tensors()]
+        if self.world.sharded_model:  # each process compares its rows
+            changed = self.world.gather(changed[0])
+        return sum(map(any, zip(*changed, strict=True))) / len(changed[0])
+
     def clip_gradients(self) -> float:
         """Clip the gradients and return their global norm before clipping.
 
@@ -201,7 +214,8 @@ class Trainer:
             Halt: The norm is not finite, or `check_trainable` fails.
         """
         check_trainable(self.optimizer, self.trained)
-        norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
+        with self.world.passes():
+            norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
         check_gradient_norm(
             norm, step=self.progress.step + 1, learning_rate_key=self.learning_rate_key
         )

@@ -60,7 +60,7 @@ def kill_after(manifest: Path, stages: int) -> set[int]:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    return {int(path.stem) for path in (root / "logs").glob("*.log")}
+    return {int(path.stem.rpartition("-")[2]) for path in (root / "logs").glob("*.log")}
 
 
 def alive(process: int) -> bool:

@@ -258,6 +258,7 @@ ELSEWHERE = {
     "alarms": "tests/training/test_alarms.py",
     "keep_last": "tests/training/test_checkpoint.py",
     "activation_checkpointing": "tests/models/test_activation_checkpointing.py",
+    "sharding": "tests/training/test_sharding.py",
     "save_every": "test_checkpoints_are_written_as_often_as_asked",
     "micro_batch_tokens": "test_micro_batches_are_passes_of_the_model",
     "model.lora.dropout": "tests/training/test_dropout.py",

@@ -64,3 +64,20 @@ def restore_forward(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(vars(module).get("forward"), types.MethodType):
             del module.forward
+
+
+def copy_replaced_forwards(source: nn.Module, target: nn.Module) -> None:
+    """Replace the forward methods of a model as ``replace_forward`` did in another model.
+
+    Args:
+        source: Model in which forward methods are replaced.
+        target: Model with modules of the same classes.
+    """
+    replaced: dict[type, Any] = {
+        type(module): method.__func__
+        for module in source.modules()
+        if isinstance(method := vars(module).get("forward"), types.MethodType)
+    }
+    for module in target.modules():
+        if type(module) in replaced:
+            module.forward = types.MethodType(replaced[type(module)], module)

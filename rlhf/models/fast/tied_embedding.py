@@ -99,6 +99,16 @@ def gives_equal_states_from_embeddings(trunk: Any) -> bool:
     return _equal_states_from_embeddings[trunk]
 
 
+def copy_embedding_check(source: Any, target: Any) -> None:
+    """Use the result of ``gives_equal_states_from_embeddings`` for one decoder also for another.
+
+    Args:
+        source: Decoder.
+        target: Copy of the decoder, or a decoder of the same architecture.
+    """
+    _equal_states_from_embeddings[target] = gives_equal_states_from_embeddings(source)
+
+
 def disable_tied_embedding(trunk: Any) -> None:
     """Make ``make_tied_embedding`` return None for this decoder's model from now on."""
     _equal_states_from_embeddings[trunk] = False

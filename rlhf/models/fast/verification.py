@@ -42,10 +42,15 @@ from rlhf.models.fast.packing import (
     states_and_index_row_by_row,
     uses_packed_attention,
 )
-from rlhf.models.fast.patching import restore_forward
+from rlhf.models.fast.patching import copy_replaced_forwards, restore_forward
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
-from rlhf.models.fast.tied_embedding import disable_tied_embedding, make_tied_embedding
+from rlhf.models.fast.tied_embedding import (
+    copy_embedding_check,
+    disable_tied_embedding,
+    make_tied_embedding,
+)
+from rlhf.models.output_head import copy_head_check
 from rlhf.models.reduced_model import small_random_model_like
 
 log = logging.getLogger(__name__)
@@ -99,6 +104,26 @@ def enable_fast_paths(model: Any) -> bool:
         _enable_paths_verified_on_copy(model)
         trunk.fast_paths_verified = True
     return uses_packed_attention(trunk)
+
+
+def enable_fast_paths_of_small_model(model: Any, small: Any) -> None:
+    """Enable in a model without weights the fast paths that agree on a small model.
+
+    Args:
+        model: Model on the meta device.
+        small: Small model of the same architecture, with weights.
+    """
+    rows = max(max_comparison_tokens(small), 64)
+    level = _enable_agreeing_paths(small, max_row_tokens=rows, num_disabled=0)
+    trunk = trunk_of(model)
+    copy_replaced_forwards(small, model)
+    copy_head_check(small, model)
+    copy_embedding_check(trunk_of(small), trunk)
+    for _, disable in _disabling_steps(model)[:level]:
+        disable()
+    if level < 1:
+        enable_packing(model)
+    trunk.fast_paths_verified = True
 
 
 def _enable_paths_verified_on_copy(model: Any) -> None:

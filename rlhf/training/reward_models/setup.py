@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,15 @@ from torch import Tensor
 from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
 from rlhf.data.load import load
+from rlhf.models.adapters import load_merged_model
 from rlhf.models.architecture import unwrap_peft
+from rlhf.models.saving import save_model
+from rlhf.models.sharding.processes import (
+    has_sharded_parameters,
+    value_of_first_process,
+    writes_files,
+)
+from rlhf.models.sharding.saving import write_model
 from rlhf.models.trainable import remove_model_dropout
 from rlhf.reward_models import Sidecar
 from rlhf.reward_models.chat_template import make_template_end_with_eos, template_hash
@@ -78,10 +88,16 @@ def prepare_setup(
     )
 
     def save(trained: Any, final: Path) -> None:
-        trained = trained.merge_and_unload() if unwrap_peft(trained) is not trained else trained
+        writes = writes_files(trained)
+        if unwrap_peft(trained) is not trained:
+            trained = _merged(trained, tokenizer, final)
+        if trained is None:
+            return
         trained.config.use_cache = True
         kind.before_saving(trained)
-        trained.save_pretrained(final)
+        write_model(trained, final)
+        if not writes:
+            return
         tokenizer.save_pretrained(final)
         scope = "reply" if encoder.bare_texts else "conversation"
         dataclasses.replace(sidecar, scope=scope).write(final)
@@ -109,6 +125,29 @@ def prepare_setup(
         report=report,
         dropout=True,
     )
+
+
+def _merged(trained: Any, tokenizer: Any, final: Path) -> Any:
+    """Merge the adapters of a reward model into its base model.
+
+    A sharded model is saved and loaded again, and is whole only in the first process. In the other
+    processes, the result is None.
+    """
+    if not has_sharded_parameters(trained):
+        return trained.merge_and_unload()
+    writes = writes_files(trained)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if writes:
+            temporary = tempfile.TemporaryDirectory(dir=final.parent, prefix=".adapter-")
+            folder = Path(stack.enter_context(temporary))
+        save_model(trained, tokenizer, value_of_first_process(folder))
+        if folder is None:
+            return None
+        merged = load_merged_model(str(folder))
+    for parameter in merged.base_model.parameters():
+        parameter.data = parameter.data.to(trained.dtype)
+    return merged
 
 
 def reward_trainer_spec(kind: RewardKind, model: Any) -> TrainerSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.optimization import RewardOptions
 from rlhf.models.activation_checkpointing import checkpoint_activations
-from rlhf.models.architecture import trunk_of
+from rlhf.models.architecture import is_adapter_weight, trunk_of, unwrap_peft
 from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
+from rlhf.models.sharding.modules import ShardedModules
 from rlhf.reward_models.losses import add_centering_penalty, bradley_terry_loss
 from rlhf.training.dpo import pair_metric_sums
 from rlhf.training.supervised import SupervisedTrainer
@@ -25,7 +27,12 @@ class TrainableRewardModel:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.sharding: ShardedModules | None = None
         self.supports_packing = enable_fast_paths(model)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules with trained parameters, by name."""
+        return {"model": self.model}
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that require a gradient."""
@@ -34,6 +41,21 @@ class TrainableRewardModel:
     def checkpoint_activations(self) -> None:
         """Recompute the activations of the decoder in backward passes from now on."""
         checkpoint_activations(trunk_of(self.model))
+
+    def shard(self) -> None:
+        """Shard the weights of the decoder over all processes.
+
+        Every process must call this method, before an optimizer is made. The head and adapters,
+        which are small, are not sharded.
+        """
+        inner, trunk = unwrap_peft(self.model), trunk_of(self.model)
+        in_trunk = {p for name, p in trunk.named_parameters() if not is_adapter_weight(name)}
+        self.sharding = ShardedModules(
+            {"model": inner},
+            (trunk,),
+            replicated=[p for p in inner.parameters() if p not in in_trunk],
+            device=self.device,
+        )
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
         """Write the model to a folder that ``from_pretrained`` can load.
@@ -63,6 +85,11 @@ class TrainableRewardModel:
             tokens: [B, T] token ids, padded on the right.
             attention_mask: [B, T], True for tokens that are not padding.
         """
+        score = functools.partial(self._score, tokens, attention_mask)
+        return score() if self.sharding is None else self.sharding.run(score)
+
+    def _score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Compute the result of `score`. The weights that are not in blocks must be whole."""
         hidden, index = hidden_states_and_index(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]

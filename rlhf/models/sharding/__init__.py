@@ -1,0 +1,1 @@
+"""Sharding of models over processes with FSDP2."""
