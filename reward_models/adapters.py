@@ -32,13 +32,16 @@ class FunctionReward(Reward):
         function: Function from a list of conversations to a list of scores.
         name: Name of the component; by default the name of the function.
 
-    If the function has an attribute ``outcomes``, it is that of the reward.
+    If the function has an attribute ``outcomes``, it is that of the reward. If it has the attribute
+    ``independent = True``, the score of a conversation depends only on this conversation, and
+    training calls the function in a thread while other episodes are still played.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.outcomes = getattr(function, "outcomes", None)
+        self.independent = self.waits = bool(getattr(function, "independent", False))
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         batch = list(conversations)

@@ -291,4 +291,4 @@ def code(
             raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")
         return float(outcome.status == "passed")
 
-    return EachReward(score_reply, name="code", outcomes=(0.0, 1.0))
+    return EachReward(score_reply, name="code", outcomes=(0.0, 1.0), waits=True)

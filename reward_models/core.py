@@ -224,6 +224,13 @@ class Reward(ABC):
     outcomes: tuple[float, float] | None = None
     """The two possible scores, the smaller first, if there are only two, such as (0.0, 1.0). The
     mean of these scores then has the exact interval of a proportion."""
+    independent: bool = False
+    """Whether the score of a conversation depends only on this conversation, to the last bit, and
+    can be computed in any thread. It is False for models, whose batches change the last bits, and
+    for functions that may compare the conversations of a call."""
+    waits: bool = False
+    """Whether scoring waits for a server or another process. Training computes independent rewards
+    that wait while other episodes are still played."""
     inner_rewards: Sequence[Reward] = ()
     """The rewards from whose scores this reward computes its scores."""
 
@@ -334,6 +341,8 @@ class Composition(Reward):
 
     def __init__(self, name: str, *inner_rewards: Reward):
         self.name, self.inner_rewards = name, inner_rewards
+        self.independent = all(inner.independent for inner in inner_rewards)
+        self.waits = any(inner.waits for inner in inner_rewards)
         check_unique_names(self.leaves())
 
     def leaves(self) -> tuple[Reward, ...]:
@@ -422,14 +431,18 @@ class EachReward(Reward):
     conversation has no score, and the exception is counted with its message and location.
     """
 
+    independent = True
+
     def __init__(
         self,
         function: Callable[[Conversation], float],
         *,
         name: str,
         outcomes: tuple[float, float] | None = None,
+        waits: bool = False,
     ):
         self.function, self.name, self.outcomes = function, name, outcomes
+        self.waits = waits
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         values, reasons, counts = score_each(self._score_one, conversations, name=self.name)

@@ -74,6 +74,8 @@ class RatingJudge(Reward):
         name: Name of the component.
     """
 
+    independent = waits = True
+
     def __init__(
         self,
         generate: Generate,

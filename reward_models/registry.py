@@ -173,7 +173,10 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     worker = Worker(path, timeout=timeout)
     plain = as_reward(function)
     return EachReward(
-        lambda conversation: worker([conversation])[0], name=plain.name, outcomes=plain.outcomes
+        lambda conversation: worker([conversation])[0],
+        name=plain.name,
+        outcomes=plain.outcomes,
+        waits=True,
     )
 
 

@@ -113,7 +113,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
                 reasons.append(reason)
         return _zero_or_raise_unscorable(reasons)
 
-    return EachReward(score_last_reply, name="math", outcomes=(0.0, 1.0))
+    return EachReward(score_last_reply, name="math", outcomes=(0.0, 1.0), waits=True)
 
 
 def regex(

@@ -21,6 +21,11 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import advantage
 from rlhf.algorithms.kl import kl_estimate_per_token
+from rlhf.algorithms.off_policy import (
+    in_sequence_band,
+    sampler_log_ratio,
+    truncated_importance_weights,
+)
 from rlhf.algorithms.settings import Settings
 
 SCORE_TOLERANCE = 1e-6
@@ -77,14 +82,15 @@ def estimate_advantages(
         returns = torch.where(mask, result.returns, 0.0)
     if settings.whiten_advantages:
         advantages = whiten(advantages, mask)
-    if settings.tis_cap:
-        advantages = apply_truncated_importance_weights(
-            advantages,
-            batch.require("old_logprobs"),
-            batch.require("sampler_logprobs"),
-            mask,
-            cap=settings.tis_cap,
-        )
+    if settings.tis_cap or settings.masks_sequences:
+        log_ratio = sampler_log_ratio(batch, mask)
+        if settings.tis_cap:
+            weights = truncated_importance_weights(log_ratio, cap=settings.tis_cap)
+            advantages = advantages * weights
+        if settings.masks_sequences:
+            mask = mask & in_sequence_band(log_ratio, mask, settings)[:, None]
+            advantages = torch.where(mask, advantages, 0.0)
+            returns = torch.where(mask, returns, 0.0)
     pair_ids = result.pair_ids
     if pair_ids is None:
         pair_ids = torch.arange(len(mask), device=mask.device)
@@ -415,18 +421,3 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     mean = torch.where(mask, values, 0.0).sum() / count
     variance = torch.where(mask, (values - mean).square(), 0.0).sum() / count
     return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
-
-
-@torch.no_grad()
-def apply_truncated_importance_weights(
-    advantages: Tensor, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, cap: float
-) -> Tensor:
-    """Multiply the advantage of each token by the weight min(pi_old / pi_sampler, cap).
-
-    The log-probabilities of the sampler differ slightly from those of the trainer, so even the
-    first optimizer step is off policy. The weight corrects for this difference, and the cap limits
-    the variance of the weight (truncated importance sampling, Ionides 2008). Yao et al. 2025 use
-    this weight for the same purpose, with a cap of 2.
-    """
-    log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, 0.0)
-    return torch.where(mask, advantages * log_ratio.exp().clamp(max=cap), 0.0)

@@ -28,14 +28,15 @@ class TrainingBatch:
     sampler_logprobs: Tensor | None = None
     """[B, T], log-probabilities that the sampler computed during sampling."""
     old_logprobs: Tensor | None = None
-    """[B, T], log-probabilities under the policy at rollout, computed by the trainer."""
+    """[B, T], log-probabilities under the policy at the start of the update, computed by the
+    trainer. Without stale rollouts, this policy sampled the rollouts."""
     ref_logprobs: Tensor | None = None
     """[B, T], log-probabilities under the reference policy."""
     values: Tensor | None = None
-    """[B, T], the values of the critic at rollout."""
+    """[B, T], the values of the critic at the start of the update."""
     entropy: Tensor | None = None
-    """[B, T], entropy in nats of the distribution from which each token was sampled; 0 in rows
-    without computed entropies."""
+    """[B, T], entropy in nats of the policy at the start of the update at each sampled token; 0 in
+    rows without computed entropies."""
 
     rewards: Tensor | None = None
     """[B, T], training rewards before KL and cost penalties. An episode that could not be scored

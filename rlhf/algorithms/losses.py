@@ -130,7 +130,16 @@ def aggregate(
 @policy_loss(
     "clipped",
     "clipped importance ratio per token",
-    reads=("clip_low", "clip_high", "dual_clip", "tis_cap", "aggregation", "entropy_coef"),
+    reads=(
+        "clip_low",
+        "clip_high",
+        "dual_clip",
+        "tis_cap",
+        "sequence_mask_low",
+        "sequence_mask_high",
+        "aggregation",
+        "entropy_coef",
+    ),
 )
 def clipped_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
@@ -151,7 +160,15 @@ def clipped_loss(
 @policy_loss(
     "clipped_sequence",
     "clipped importance ratio per sequence",
-    reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
+    reads=(
+        "clip_low",
+        "clip_high",
+        "tis_cap",
+        "sequence_mask_low",
+        "sequence_mask_high",
+        "aggregation",
+        "entropy_coef",
+    ),
 )
 def clipped_sequence_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
@@ -203,7 +220,15 @@ def _clipped_surrogate(
 @policy_loss(
     "clipped_weight",
     "log-likelihood with a clipped and detached importance weight",
-    reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
+    reads=(
+        "clip_low",
+        "clip_high",
+        "tis_cap",
+        "sequence_mask_low",
+        "sequence_mask_high",
+        "aggregation",
+        "entropy_coef",
+    ),
 )
 def clipped_weight_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator

@@ -6,6 +6,7 @@ from typing import Literal
 from rlhf.common.ranges import (
     Finite,
     Fraction,
+    FractionBelowOne,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -39,8 +40,15 @@ class Settings:
     this bound."""
     tis_cap: NonNegativeFloat = 0.0
     """Truncated importance sampling: each advantage is multiplied by the probability of the token
-    in the trainer divided by its probability in the sampler, but at most by this number. 0 disables
-    the weights."""
+    under the policy at the start of the update, divided by its probability in the sampler, but at
+    most by this number. 0 disables the weights."""
+    sequence_mask_low: FractionBelowOne = 0.0
+    """Lower end of the sequence mask. An episode is excluded from the loss if the geometric mean
+    over its tokens of the ratio that tis_cap truncates is below this number. 0 disables this
+    end."""
+    sequence_mask_high: NonNegativeFloat = 0.0
+    """Upper end of the sequence mask: an episode is excluded from the loss if this geometric mean
+    is above this number, e.g. 1.01. 0 disables this end."""
     kl_placement: Literal["reward", "loss", "none"] = "reward"
     """Whether the KL to the reference policy is subtracted from the reward ("reward"), added to the
     loss ("loss"), or not used ("none")."""
@@ -98,6 +106,15 @@ class Settings:
         dual, cap = self.dual_clip, self.tis_cap
         require_setting(dual == 0 or dual > 1, "dual_clip", "be above 1 (or 0 for off)", dual)
         require_setting(cap == 0 or cap >= 1, "tis_cap", "be at least 1 (or 0 for off)", cap)
+        high = self.sequence_mask_high
+        require_setting(
+            high == 0 or high > 1, "sequence_mask_high", "be above 1 (or 0 for off)", high
+        )
+
+    @property
+    def masks_sequences(self) -> bool:
+        """Whether the geometric mean ratio of an episode can exclude it from the loss."""
+        return self.sequence_mask_low > 0 or self.sequence_mask_high > 0
 
 
 def require_setting(condition: bool, key: str, rule: str, value: object) -> None:

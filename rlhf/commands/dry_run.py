@@ -109,6 +109,7 @@ def plan_online(command: str, config: Any) -> str:
     size = settings.group_size
     per_minibatch = _episodes_per_minibatch(config, trainer.algorithm)
     copies = 1 if trainer.reference and not trainer.policy.is_lora else 0
+    snapshots = 3 if trainer.policy_copy else 0
     trainer.close()
     lines = [
         f"rollouts: {config.episodes_per_step} episodes per step = "
@@ -118,7 +119,12 @@ def plan_online(command: str, config: Any) -> str:
         f"{per_minibatch} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
         f"steps: {config.num_steps:,}, {config.num_steps * config.episodes_per_step:,} episodes, "
         f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
-        _memory_line(trainer.policy.model, tokens=config.micro_batch_tokens, copies=copies),
+        _memory_line(
+            trainer.policy.model,
+            tokens=config.micro_batch_tokens,
+            copies=copies,
+            snapshots=snapshots,
+        ),
     ]
     return "\n".join(lines)
 
@@ -138,7 +144,7 @@ def _episodes_per_minibatch(config: Any, algorithm: Any) -> int:
     return config.episodes_per_step // count
 
 
-def _memory_line(model: Any, *, tokens: int, copies: int) -> str:
+def _memory_line(model: Any, *, tokens: int, copies: int, snapshots: int = 0) -> str:
     """Return a line with the estimated memory of weights, gradients, optimizer and activations.
 
     Without recomputation, the activations of one token in one layer need about 34 bytes per hidden
@@ -149,15 +155,17 @@ def _memory_line(model: Any, *, tokens: int, copies: int) -> str:
         model: The model to train.
         tokens: Number of tokens of a micro-batch.
         copies: Number of frozen copies of the model, such as the reference model.
+        snapshots: Number of copies of the trained weights, for asynchronous rollouts.
     """
     size = max(p.element_size() for p in model.parameters())
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     master_weight = 0 if size == 4 else 4
-    state = total * size * (1 + copies) + trained * (size + master_weight + 8)
+    state = total * size * (1 + copies) + trained * (size * (1 + snapshots) + master_weight + 8)
     shape = model.config.get_text_config()
     activations = 17 * size * tokens * shape.hidden_size * shape.num_hidden_layers
     contents = "gradients, optimizer" + (" and reference" if copies else "")
+    contents += ", copies for rollouts" if snapshots else ""
     return (
         f"memory: about {_bytes_text(state + activations)} = {_bytes_text(state)} for "
         f"{_count_text(total)} parameters ({_count_text(trained)} trained), {contents} + "

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from rlhf.common.signals import STOP_SIGNALS
@@ -24,6 +24,37 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 end_process = os._exit
 """Ends the process at once, also while third-party code runs; see `exit_as_exception`."""
 _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()  # not on Windows
+
+
+class _SharedContext:
+    """A context manager for a change of the whole process that several threads need at once.
+
+    The first of several overlapping blocks makes the change, and the last one reverts it. Without
+    this, a block that ends while another thread is in its own block would revert the change too
+    early, and the other block would then restore the changed state for ever.
+
+    Args:
+        make: Function that returns the context manager that makes and reverts the change.
+    """
+
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._make, self._lock, self._blocks = make, threading.Lock(), 0
+        self._context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._blocks:
+                self._context = self._make()
+                self._context.__enter__()
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._context.__exit__(None, None, None)
 
 
 class _Expired(BaseException):
@@ -83,12 +114,7 @@ class _StreamWithoutClose:
 
 
 @contextlib.contextmanager
-def output_to_stderr() -> Iterator[None]:
-    """Return a context manager that redirects standard output to standard error.
-
-    Standard output is reserved for results. The code can close or replace neither stream, because
-    the log of the run uses standard error.
-    """
+def _output_to_stderr() -> Iterator[None]:
     stream = _StreamWithoutClose(sys.stderr)
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield
@@ -129,13 +155,7 @@ def foreign_exceptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exit_as_exception() -> Iterator[None]:
-    """Return a context manager in which ``os._exit`` raises SystemExit instead of ending a process.
-
-    Without it, code that calls ``os._exit(0)`` would end a run without a message and with the exit
-    code of success. Processes that the code forks can still end with ``os._exit``. In a thread, the
-    exception ends only the thread.
-    """
+def _exit_as_exception() -> Iterator[None]:
     process, previous = os.getpid(), os._exit
 
     def raise_exit(status: int) -> NoReturn:
@@ -150,19 +170,32 @@ def exit_as_exception() -> Iterator[None]:
         os._exit = previous
 
 
+output_to_stderr = _SharedContext(_output_to_stderr)
+"""Context manager in which the standard output of this process is standard error, because standard
+output is reserved for results. The code can close or replace neither stream, because the log of the
+run uses standard error."""
+exit_as_exception = _SharedContext(_exit_as_exception)
+"""Context manager in which ``os._exit`` raises SystemExit instead of ending a process. Without it,
+code that calls ``os._exit(0)`` would end a run without a message and with the exit code of success.
+Processes that the code forks can still end with ``os._exit``. In a thread, the exception ends only
+the thread."""
+
+
 @contextlib.contextmanager
 def restored_process_state() -> Iterator[None]:
     """Return a context manager that restores the state of the process.
 
     The state is the working directory, the handlers of SIGALRM and of the signals that stop a run,
     the timer of SIGALRM if none was running, and torch's gradient mode, inference mode, autocast,
-    default dtype and device, number of threads and precision of matrix products.
+    default dtype and device, number of threads and precision of matrix products. Handlers and the
+    timer are restored only in the main thread, which sets those of the toolkit.
     """
+    in_main_thread = threading.current_thread() is threading.main_thread()
     directory = None
     with contextlib.suppress(OSError):  # the working directory was removed
         directory = os.getcwd()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *_ALARM)}
-    no_timer = bool(_ALARM) and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    no_timer = in_main_thread and bool(_ALARM) and signal.getitimer(signal.ITIMER_REAL)[0] == 0
     torch = sys.modules.get("torch")
     try:
         with _restored_torch_state(torch) if torch else contextlib.nullcontext():
@@ -172,7 +205,7 @@ def restored_process_state() -> Iterator[None]:
             os.chdir(directory)
         if no_timer:  # the signal of a timer that the code left would end the process
             signal.setitimer(signal.ITIMER_REAL, 0)
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread:
             for number, handler in handlers.items():
                 if signal.getsignal(number) is not handler:
                     signal.signal(number, handler)

@@ -133,3 +133,7 @@ class OnlineRolloutSpec(RolloutSpec):
 
     engine: EngineSpec = field(default_factory=EngineSpec)
     """Program that samples the completions."""
+    max_staleness: NonNegativeInt = 0
+    """Maximum number of updates between the policy that samples a batch and the policy that trains
+    on it. 0: the batch of a step is collected when the step begins. With a larger number, batches
+    of later steps are collected while the policy is trained (docs/asynchronous.md)."""

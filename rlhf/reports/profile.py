@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table, capitalize_acronyms
-from rlhf.runs.profiling import STEP_PARTS
+from rlhf.runs.profiling import STEP_PARTS, WAITING
 
 # Metrics logged with `profile: true`, and their names on the page.
 PROFILE_METRICS = {
@@ -26,11 +26,13 @@ def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
     The first table has the seconds of each part of a step. The second has the `PROFILE_METRICS`. A
     table without data is omitted.
     """
-    times = {f"time/{part}": part for part in STEP_PARTS}
+    waits = any(run.series(f"time/{WAITING}")[1] for run in runs)
+    parts = (*STEP_PARTS, WAITING) if waits else STEP_PARTS
+    times = {f"time/{part}": part for part in parts}
     tables = []
     if timed := _metric_medians_by_run(runs, times):
         rows = [[name, sum(filter(None, cells)), *cells] for name, cells in timed]
-        columns = ["stage", "seconds a step", *STEP_PARTS]
+        columns = ["stage", "seconds a step", *parts]
         tables.append(Table("time", "Time by part of a step (median over steps)", columns, rows))
     if profiled := _metric_medians_by_run(runs, PROFILE_METRICS):
         columns = ["stage", *PROFILE_METRICS.values()]

@@ -172,11 +172,8 @@ class Collector:
                 context,
                 long_context,
             )
-        if engine is None:
-            check_sampling(model)
-            engine = ContinuousEngine(model, max_rows=rollout.parallel)
         collector = cls(
-            engine,
+            engine or open_local_engine(model, rollout),
             make_env_factory(env, prompts, split=split),
             chat_format,
             rollout,
@@ -251,6 +248,7 @@ class Collector:
         *,
         temperature: float | None = None,
         allow_empty: bool = False,
+        finished: Callable[[Rollout], None] | None = None,
     ) -> list[Rollout]:
         """Play one episode per seed with the engine's current policy.
 
@@ -259,6 +257,7 @@ class Collector:
             temperature: Sampling temperature; 0 means greedy decoding. By default, it is the
                 temperature of the spec.
             allow_empty: Whether to return an empty list if every episode failed.
+            finished: Function that is called with each returned episode as soon as it has ended.
 
         Returns:
             The episodes whose environment did not fail, in the order of ``seeds``.
@@ -278,7 +277,7 @@ class Collector:
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
             with self.workers.collection():
-                rollouts = _Collection(self, seeds, envs, sampling).play()
+                rollouts = _Collection(self, seeds, envs, sampling, finished).play()
         finally:
             abandoned = {id(env) for env in self.workers.cancel()}
             self.envs = [env for env in self.envs if id(env) not in abandoned]
@@ -414,6 +413,16 @@ class Collector:
         return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
 
 
+def open_local_engine(model: Any, rollout: RolloutSpec) -> ContinuousEngine:
+    """Return an engine that samples in this process, after a check of its log-probabilities.
+
+    Raises:
+        UserError: The model is not supported.
+    """
+    check_sampling(model)
+    return ContinuousEngine(model, max_rows=rollout.parallel)
+
+
 class _Collection:
     """The episodes of one call of `Collector.collect`.
 
@@ -422,6 +431,7 @@ class _Collection:
         seeds: One entry per episode.
         envs: Environments; an episode starts as soon as one is free.
         sampling: Sampling parameters of all requests.
+        on_finish: Function that is called with each finished episode.
     """
 
     def __init__(
@@ -430,8 +440,9 @@ class _Collection:
         seeds: Sequence[EpisodeSeed],
         envs: Sequence[gym.Env],
         sampling: SamplingParams,
+        on_finish: Callable[[Rollout], None] | None = None,
     ) -> None:
-        self.collector, self.sampling = collector, sampling
+        self.collector, self.sampling, self.on_finish = collector, sampling, on_finish
         self.engine, self.workers = collector.engine, collector.workers
         self.waiting = deque(enumerate(seeds))
         self.free = list(reversed(envs))
@@ -486,6 +497,8 @@ class _Collection:
             else:
                 self.free.append(env)
                 self.finished[episode.index] = episode.rollout
+                if self.on_finish is not None:
+                    self.on_finish(episode.rollout)
 
         self._submit(env, episode.rollout.seed, lambda: collector.step(env, text), receive)
 

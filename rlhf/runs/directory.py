@@ -53,6 +53,7 @@ KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "da
 # Prefix of the keys of the rollout engine. Except its kind, they may also differ.
 _ENGINE_KEYS = "rollout.engine."
 _ENGINE_KIND = f"{_ENGINE_KEYS}kind"
+_MAX_STALENESS = "rollout.max_staleness"
 
 
 class Run:
@@ -231,6 +232,7 @@ def check_unchanged_configuration(
         key
         for key in sorted(before.keys() | now.keys())
         if key.split(".")[0] not in free
+        and key != _MAX_STALENESS
         and (key == _ENGINE_KIND or not key.startswith(_ENGINE_KEYS))
         and before.get(key) != now.get(key)
     ]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 # Parts of an online training step, in order of execution; docs/metrics.md describes them.
 STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
+# Part of a step in place of the first three, if rollouts are collected in the background.
+WAITING = "waiting"
 
 
 class Stopwatch:

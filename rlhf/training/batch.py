@@ -13,6 +13,7 @@ from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.kl import sequence_kl
 from rlhf.algorithms.metrics import explained_variance
+from rlhf.algorithms.off_policy import off_policy_metrics
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.training.batching import group_into_micro_batches
 
@@ -48,6 +49,9 @@ def make_training_batch(
         "sampler/logprob_diff_abs": gap.abs().mean().item(),
         "sampler/ratio_max": gap.neg().max().exp().item(),
     }
+    settings = trainer.algorithm.settings
+    if settings.tis_cap or settings.masks_sequences or trainer.config.rollout.max_staleness:
+        metrics |= off_policy_metrics(batch, settings)
     if batch.ref_logprobs is not None:
         kl = sequence_kl(old, batch.ref_logprobs, batch.action_mask)
         metrics["policy/kl"] = kl.mean().item()

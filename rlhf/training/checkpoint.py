@@ -1,7 +1,8 @@
 """Write and read checkpoints. A checkpoint is a folder with the whole state of a run.
 
 All random numbers of a step are derived from the run's seed and the step number. A checkpoint
-therefore contains only weights, optimizer, scheduler, counters and controllers.
+therefore contains only weights, optimizer, scheduler, counters, controllers, and the replies that
+were sampled but not trained on yet.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
             stateful = trainer.state()
             state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
             (partial / "state.json").write_text(json.dumps(state, indent=2))
+            trainer.save_unfinished_work(partial)
     if _writes(trainer.world):
         remove_older(checkpoints_in(directory), keep=keep)
 
@@ -175,6 +177,7 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     state = json.loads((checkpoint / "state.json").read_text())
     for name, item in trainer.state().items():
         item.load_state_dict(state[name])
+    trainer.load_unfinished_work(checkpoint)
 
 
 def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:

@@ -6,14 +6,21 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from rlhf.algorithms.advantages import in_group_with_unequal_scores
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.controllers import CheckpointedNumbers, RunningRewardMoments
+from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.seeds import training_seed
+from rlhf.runs.profiling import Stopwatch
+from rlhf.training.distributed import World
+from rlhf.training.episode_scorer import EpisodeScorer
 from rlhf.training.scoring import (
     check_unscored_fraction,
     format_most_common_reasons,
@@ -21,15 +28,40 @@ from rlhf.training.scoring import (
     shaped_rewards,
 )
 
-if TYPE_CHECKING:
-    from rlhf.training.online import OnlineTrainer
-
 log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 4
 """Maximum number of rounds in which dynamic sampling samples groups to replace uninformative ones.
 After the last round, the update uses all informative groups of the step. If there are none, the
 update is skipped."""
+
+
+@dataclass
+class EpisodeCounter(CheckpointedNumbers):
+    """Counts the start states that training has used.
+
+    For a prompt dataset, the count is the position in the dataset.
+    """
+
+    count: int = 0
+
+    def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
+        """Return the seeds of the next episodes, and advance the counter.
+
+        Args:
+            run_seed: Seed of the run.
+            groups: Number of groups.
+            group_size: Number of episodes of a group, which have the same start state.
+
+        Returns:
+            The seeds of ``groups * group_size`` episodes, group by group.
+        """
+        first, self.count = self.count, self.count + groups
+        return [
+            EpisodeSeed(training_seed(run_seed, group), group, member)
+            for group in range(first, self.count)
+            for member in range(group_size)
+        ]
 
 
 @dataclass(frozen=True)
@@ -49,84 +81,114 @@ class StepRollouts:
         return [sum(rewards) for rewards in self.rewards]
 
 
-def collect_step_rollouts(trainer: OnlineTrainer) -> StepRollouts:
-    """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
+@dataclass
+class StepCollector:
+    """Collects and scores the rollouts of training steps, one step after another."""
 
-    As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ. The
-    scores before scaling and penalties are compared, so a difference in the length penalty alone
-    does not count.
+    config: OnlineConfig
+    algorithm: Algorithm
+    collector: Collector
+    rewards: Any
+    """The rewards that are trained on; None if there are none."""
+    monitor_rewards: Any
+    """Rewards that are only logged; None if there are none."""
+    world: World
+    starts: EpisodeCounter
+    """Counts the start states of the episodes."""
+    moments: RunningRewardMoments
+    """Moments of all scores."""
 
-    Raises:
-        UserError: Every episode failed, or the fraction of episodes without a score exceeds
-            ``shaping.max_unscored``.
-    """
-    settings, config = trainer.algorithm.settings, trainer.config
-    wanted = config.episodes_per_step // settings.group_size
-    sampled: list[Rollout] = []
-    rewards: list[list[float]] = []
-    informative: list[int] = []  # indices into sampled
-    groups = rounds = sampled_groups = 0
-    failures = trainer.collector.workers.calls.failures
-    failures.clear()
-    while groups < wanted and rounds < MAX_ROUNDS:
-        starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)
-        with trainer.whole_weights():
-            collected = trainer.world.map(
-                starts, lambda shard: collect_and_score(trainer, shard, trainer.collector)
-            )
-        rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
-        first, sampled = len(sampled), sampled + collected
-        if collected:
-            check_unscored_fraction(sampled, limit=config.shaping.max_unscored)
-            scores = torch.tensor([rollout.score for rollout in collected], dtype=torch.float64)
-            trainer.moments.update(scores)
-            rewards += shaped_rewards(collected, trainer.algorithm, config, trainer.moments)
-            group_ids = torch.tensor([rollout.group_index for rollout in collected])
-            rows = in_group_with_unequal_scores(scores, group_ids).nonzero()[:, 0].tolist()
-            informative += [first + row for row in rows]
-            groups += len(group_ids[rows].unique())
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """Stopwatch of the collector, which also measures the time of rewards."""
+        return self.collector.watch
+
+    def collect(self, step: int) -> StepRollouts:
+        """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
+
+        As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ. The
+        scores before scaling and penalties are compared, so a difference in the length penalty
+        alone does not count.
+
+        Args:
+            step: Index of the training step, for messages.
+
+        Raises:
+            UserError: Every episode failed, or the fraction of episodes without a score exceeds
+                ``shaping.max_unscored``.
+        """
+        settings, config = self.algorithm.settings, self.config
+        wanted = config.episodes_per_step // settings.group_size
+        sampled: list[Rollout] = []
+        rewards: list[list[float]] = []
+        informative: list[int] = []  # indices into sampled
+        groups = rounds = sampled_groups = 0
+        self.collector.workers.calls.failures.clear()
+        while groups < wanted and rounds < MAX_ROUNDS:
+            starts = self.starts.take(config.seed, wanted - groups, settings.group_size)
+            collected = self.world.map(starts, self.collect_and_score)
+            rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
+            first, sampled = len(sampled), sampled + collected
+            if collected:
+                check_unscored_fraction(sampled, limit=config.shaping.max_unscored)
+                scores = torch.tensor([rollout.score for rollout in collected], dtype=torch.float64)
+                self.moments.update(scores)
+                rewards += shaped_rewards(collected, self.algorithm, config, self.moments)
+                group_ids = torch.tensor([rollout.group_index for rollout in collected])
+                rows = in_group_with_unequal_scores(scores, group_ids).nonzero()[:, 0].tolist()
+                informative += [first + row for row in rows]
+                groups += len(group_ids[rows].unique())
+            if not settings.dynamic_sampling:
+                break
+        metrics = self._failure_metrics(sampled)
         if not settings.dynamic_sampling:
-            break
-    metrics = {}
-    if config.env.errors == "count":
-        total = sum(trainer.world.gather(failures), Counter())
-        metrics["rollout/failed"] = float(total.total())
+            return StepRollouts(sampled, rewards, metrics)
+        metrics["rollout/rounds"] = float(rounds)
+        metrics["rollout/groups_dropped"] = dropped = float(sampled_groups - groups)
+        if not informative:
+            log.warning(
+                "step %d: the update is skipped, because the scores are equal within each of the "
+                "%d groups of %d rounds; use easier or harder tasks, or a larger "
+                "algorithm.group_size",
+                step + 1,
+                dropped,
+                rounds,
+            )
+            return StepRollouts(sampled, rewards, metrics, skip=True)
+        rewards = [rewards[index] for index in informative]
+        return StepRollouts([sampled[index] for index in informative], rewards, metrics)
+
+    def _failure_metrics(self, sampled: Sequence[Rollout]) -> dict[str, float]:
+        """Return the number of failed episodes, if they are counted.
+
+        Raises:
+            UserError: Every episode failed.
+        """
+        if self.config.env.errors != "count":
+            return {}
+        failures = self.collector.workers.calls.failures
+        total = sum(self.world.gather(failures), Counter())
         if not sampled:
             raise UserError(
                 f"the environment failed in every episode: {format_most_common_reasons(total)}"
             )
-    if not settings.dynamic_sampling:
-        return StepRollouts(sampled, rewards, metrics)
-    metrics["rollout/rounds"] = float(rounds)
-    metrics["rollout/groups_dropped"] = dropped = float(sampled_groups - groups)
-    if not informative:
-        log.warning(
-            "step %d: the update is skipped, because the scores are equal within each of the %d "
-            "groups of %d rounds; use easier or harder tasks, or a larger algorithm.group_size",
-            trainer.progress.step + 1,
-            dropped,
-            rounds,
-        )
-        return StepRollouts(sampled, rewards, metrics, skip=True)
-    rewards = [rewards[index] for index in informative]
-    return StepRollouts([sampled[index] for index in informative], rewards, metrics)
+        return {"rollout/failed": float(total.total())}
 
+    def collect_and_score(self, starts: Sequence[EpisodeSeed]) -> list[Rollout]:
+        """Collect episodes and score them with all rewards, including those that are only logged.
 
-def collect_and_score(
-    trainer: OnlineTrainer, starts: Sequence[EpisodeSeed], collector: Collector
-) -> list[Rollout]:
-    """Collect episodes and score them with all rewards, including those that are only logged.
-
-    The result is empty if every episode failed.
-    """
-    rollouts = collector.collect(starts, allow_empty=True)
-    if not rollouts:
-        return []  # `collect_step_rollouts` checks the rollouts of all processes
-    with trainer.stopwatch("rewards"):
-        score_rollouts(
-            rollouts,
-            rewards=trainer.rewards,
-            gold=trainer.monitor_rewards,
-            env_weight=trainer.config.env.reward,
-        )
-    return rollouts
+        The result is empty if every episode failed.
+        """
+        with EpisodeScorer([self.rewards, self.monitor_rewards]) as scorer:
+            rollouts = self.collector.collect(starts, allow_empty=True, finished=scorer.submit)
+            if not rollouts:
+                return []  # `collect` checks the rollouts of all processes
+            with self.stopwatch("rewards"):
+                score_rollouts(
+                    rollouts,
+                    rewards=self.rewards,
+                    gold=self.monitor_rewards,
+                    env_weight=self.config.env.reward,
+                    scorer=scorer,
+                )
+        return rollouts

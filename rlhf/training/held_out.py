@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
@@ -20,7 +21,6 @@ from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.environments.calls import temporary_environment
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
-from rlhf.training.collection import collect_and_score
 from rlhf.training.transcripts import transcript_row
 
 if TYPE_CHECKING:
@@ -127,10 +127,9 @@ def write_held_out_transcripts(trainer: OnlineTrainer, run: Run, *, split: str) 
         run: The run directory.
         split: Value of ``split`` in the transcripts: "before" or "after" training.
     """
+    collector = replace(trainer.step_collector, collector=trainer.eval_collector)
+    seeds = evaluation_episode_seeds(NUM_SAMPLES)
     with trainer.whole_weights():
-        rollouts = trainer.world.map(
-            evaluation_episode_seeds(NUM_SAMPLES),
-            lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
-        )
+        rollouts = trainer.world.map(seeds, collector.collect_and_score)
     for rollout in rollouts:
         run.write_sample(transcript_row(rollout, trainer.progress.step, split))

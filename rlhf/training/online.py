@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,23 @@ from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import RunningRewardMoments
+from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.config.online import OnlineConfig
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy, Reference
+from rlhf.models.policy_copy import PolicyCopy
 from rlhf.models.rewards import load_rewards
 from rlhf.models.sharding.loading import load_model_to_shard
 from rlhf.models.trainable import warn_of_ignored_dropout
-from rlhf.rollout.collector import Collector
+from rlhf.rollout.collector import Collector, open_local_engine
 from rlhf.rollout.items import SeenOpenings
-from rlhf.rollout.sampling.base import EngineStopped
+from rlhf.rollout.sampling.recording import RecordedReply, RecordingEngine
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_metric_keys
 from rlhf.runs.profiling import Stopwatch
 from rlhf.runs.progress import online_displayed_metrics
 from rlhf.training.batch import make_training_batch
-from rlhf.training.collection import collect_step_rollouts
+from rlhf.training.collection import EpisodeCounter, StepCollector
 from rlhf.training.distributed import lost_process_as_user_error, shards_model
 from rlhf.training.held_out import (
     evaluate_held_out,
@@ -37,7 +41,6 @@ from rlhf.training.held_out import (
 from rlhf.training.loop import fit
 from rlhf.training.numeric_checks import check_batch, check_rewards, check_scores
 from rlhf.training.online_setup import (
-    EpisodeCounter,
     check_config,
     check_ineffective_rollout_keys,
     load_split_prompts,
@@ -47,12 +50,16 @@ from rlhf.training.online_setup import (
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
-from rlhf.training.rollout_metrics import rollout_metrics
+from rlhf.training.rollout_metrics import rollout_metrics, staleness_metrics
+from rlhf.training.rollout_source import BackgroundSource, RolloutSource, SynchronousSource
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
 from rlhf.training.transcripts import token_table, transcript_row
 
 log = logging.getLogger(__name__)
+
+REPLIES_FILE = "replies.jsonl"
+"""File of a checkpoint with replies that were not trained on yet."""
 
 
 @lost_process_as_user_error()
@@ -110,23 +117,27 @@ class OnlineTrainer(Trainer):
                 self.reference.shard()
         optimizer, scheduler = self._make_optimizer_and_scheduler(config)
         self.stopwatch = Stopwatch()
-        self.remote_engine = open_engine(config, model)
-
-        def collector(prompts: Sequence[Any], split: str) -> Collector:
-            parts = (model, tokenizer, config.env, config.rollout)
-            return Collector.open(
-                *parts,
-                prompts=prompts,
-                watch=self.stopwatch,
-                split=split,
-                engine=self.remote_engine,
-            )
-
+        self.policy_copy = PolicyCopy(model) if config.rollout.max_staleness else None
+        sampled = self.policy_copy.model if self.policy_copy else model
+        self.remote_engine = open_engine(config, sampled)
         with self.policy.whole_weights():  # the sampler is compared with the model
-            self.collector = collector(prompts, "train")
+            self.engine = RecordingEngine(
+                self.remote_engine or open_local_engine(sampled, config.rollout)
+            )
+            self.collector = self._open_collector(config, sampled, tokenizer, prompts)
         check_ineffective_rollout_keys(config, self.collector)
         log.info(self.collector.chat_format.describe())
-        self.eval_collector = collector(eval_prompts, "test")
+        self.max_episode_tokens = self.collector.max_sampled_tokens_per_episode()
+        self.eval_collector = Collector.open(
+            model,
+            tokenizer,
+            config.env,
+            config.rollout,
+            prompts=eval_prompts,
+            watch=self.stopwatch,
+            split="test",
+            engine=self.remote_engine,
+        )
         super().__init__(
             config,
             self.policy,
@@ -139,6 +150,17 @@ class OnlineTrainer(Trainer):
         self.multiplier = make_multiplier(self.algorithm)
         self.moments = RunningRewardMoments()
         self.starts = EpisodeCounter()
+        self.step_collector = StepCollector(
+            config,
+            self.algorithm,
+            self.collector,
+            rewards=self.rewards,
+            monitor_rewards=self.monitor_rewards,
+            world=self.world,
+            starts=self.starts,
+            moments=self.moments,
+        )
+        self.rollout_source = self._make_rollout_source()
         self.openings = SeenOpenings()
         self.throughput = Throughput(self.policy) if config.profile else None
         self.keep_best = config.keep_best
@@ -158,6 +180,42 @@ class OnlineTrainer(Trainer):
             num_training_steps=updates,
         )
         return optimizer, scheduler
+
+    def _open_collector(
+        self, config: OnlineConfig, model: Any, tokenizer: Any, prompts: Sequence[Any]
+    ) -> Collector:
+        """Return the collector of training episodes, for the model that samples them.
+
+        The thread of a `BackgroundSource` has its own stopwatch, and its own tokenizer, because a
+        fast tokenizer cannot be called by two threads at once.
+        """
+        watch = self.stopwatch
+        if self.policy_copy is not None:
+            tokenizer, watch = copy.deepcopy(tokenizer), Stopwatch()
+        return Collector.open(
+            model,
+            tokenizer,
+            config.env,
+            config.rollout,
+            prompts=prompts,
+            watch=watch,
+            split="train",
+            engine=self.engine,
+        )
+
+    def _make_rollout_source(self) -> RolloutSource:
+        """Return the source of the rollouts of training steps."""
+        if self.policy_copy is None:
+            return SynchronousSource(self.step_collector, self.engine)
+        own = replace(self.step_collector, starts=EpisodeCounter(), moments=RunningRewardMoments())
+        return BackgroundSource(
+            own,
+            self.engine,
+            self.policy_copy,
+            starts=self.starts,
+            moments=self.moments,
+            stopwatch=self.stopwatch,
+        )
 
     @property
     def all_rewards(self) -> list[Any]:
@@ -195,25 +253,20 @@ class OnlineTrainer(Trainer):
 
     def record_initial_model(self, run: Run) -> None:
         """Write transcripts of held-out episodes of the initial policy."""
-        self._load_weights_into_servers()
-        write_held_out_transcripts(self, run, split="before")
+        with self.rollout_source.exclusive(self.progress.step):
+            write_held_out_transcripts(self, run, split="before")
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the metrics of the step."""
         self.stopwatch.pop_seconds()  # discard the time of an evaluation
-        counters = (self.starts, self.moments)
-        before = [counter.state_dict() for counter in counters]
-        try:
-            self.collector.engine.update_policy(step)
-            collected = collect_step_rollouts(self)
-        except EngineStopped:  # the resumed run collects the same episodes
-            for counter, state in zip(counters, before, strict=True):
-                counter.load_state_dict(state)
-            raise
+        with self.whole_weights():
+            collected = self.rollout_source.collect(step)
         rollouts, returns = collected.rollouts, collected.returns
         check_rewards(rollouts, collected.rewards)
         self.openings.add(rollouts)
         metrics = {**rollout_metrics(rollouts, returns), **collected.metrics}
+        if limit := self.config.rollout.max_staleness:
+            metrics |= staleness_metrics(rollouts, version=step, limit=limit)
         batch, update_metrics = None, {"train/skipped": 1.0, "train/updates": 0.0}
         if not collected.skip:
             batch, batch_metrics = make_training_batch(self, rollouts, collected.rewards)
@@ -260,8 +313,8 @@ class OnlineTrainer(Trainer):
 
     def evaluate(self) -> dict[str, float]:
         """Return the mean metrics over held-out episodes, with keys ``eval/...``."""
-        self._load_weights_into_servers()
-        summary, _ = evaluate_held_out(self, "eval")
+        with self.rollout_source.exclusive(self.progress.step):
+            summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
     def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
@@ -284,24 +337,30 @@ class OnlineTrainer(Trainer):
 
     def evaluate_final_model(self, run: Run) -> None:
         """Write transcripts of the trained policy and evaluate it on held-out episodes."""
-        self._load_weights_into_servers()
-        write_held_out_transcripts(self, run, split="after")
-        write_final_evaluation(self, run)
+        self.rollout_source.stop()
+        with self.rollout_source.exclusive(self.progress.step):
+            write_held_out_transcripts(self, run, split="after")
+            write_final_evaluation(self, run)
 
     def save(self, directory: Path) -> None:
         self.policy.save(directory)
 
+    def save_unfinished_work(self, checkpoint: Path) -> None:
+        """Write the replies that were sampled for later steps."""
+        replies = self.rollout_source.unfinished_replies()
+        if replies:
+            write_jsonl(checkpoint / REPLIES_FILE, (reply.to_row() for reply in replies))
+
+    def load_unfinished_work(self, checkpoint: Path) -> None:
+        """Replay the replies that were sampled for later steps."""
+        if (checkpoint / REPLIES_FILE).exists():
+            rows = read_jsonl(checkpoint / REPLIES_FILE)
+            self.rollout_source.replay(RecordedReply.from_row(row) for row in rows)
+
     def close(self) -> None:
-        """Close every environment, and the connections of the engine."""
+        """Stop collecting, and close every environment and the connections of the engine."""
+        self.rollout_source.stop()
         self.collector.close()
         self.eval_collector.close()
         if self.remote_engine is not None:
             self.remote_engine.close()
-
-    def _load_weights_into_servers(self) -> None:
-        """Load the current weights into the vLLM servers, if the run uses servers.
-
-        The engine in this process always uses the current weights.
-        """
-        if self.remote_engine is not None:
-            self.remote_engine.update_policy(self.progress.step)

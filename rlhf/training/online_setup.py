@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from gymnasium.spaces import Discrete
 
 from rlhf.algorithms.controllers import (
     AdaptiveKL,
-    CheckpointedNumbers,
     FixedKL,
     LagrangeMultiplier,
     StopAtKLBudget,
@@ -25,41 +23,13 @@ from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_with_tools
-from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.seeds import training_seed
+from rlhf.rollout.collector import Collector
+from rlhf.rollout.environments.workers import concurrency_of
 
 if TYPE_CHECKING:
     from rlhf.rollout.vllm.engine import VLLMEngine
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class EpisodeCounter(CheckpointedNumbers):
-    """Counts the start states that training has used.
-
-    For a prompt dataset, the count is the position in the dataset.
-    """
-
-    count: int = 0
-
-    def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
-        """Return the seeds of the next episodes, and advance the counter.
-
-        Args:
-            run_seed: Seed of the run.
-            groups: Number of groups.
-            group_size: Number of episodes of a group, which have the same start state.
-
-        Returns:
-            The seeds of ``groups * group_size`` episodes, group by group.
-        """
-        first, self.count = self.count, self.count + groups
-        return [
-            EpisodeSeed(training_seed(run_seed, group), group, member)
-            for group in range(first, self.count)
-            for member in range(group_size)
-        ]
 
 
 def check_config(name: str, config: OnlineConfig) -> Algorithm:
@@ -82,7 +52,36 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
             f"kl.controller budget needs a KL, but {name} has kl_placement none; set "
             "algorithm.kl_placement (with algorithm.kl_coef 0, the KL is not penalized)"
         )
+    if config.rollout.max_staleness:
+        _check_asynchronous(name, config, algorithm)
     return algorithm
+
+
+def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
+    """Check a run that collects rollouts in a thread, and warn if their age is not corrected.
+
+    Raises:
+        UserError: There are several processes, or a time limit that needs the main thread.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "rollout.max_staleness runs with one training process: start the run without torchrun"
+        )
+    if config.env.timeout is not None and concurrency_of(config.env) == "lockstep":
+        raise UserError(
+            "env.timeout cannot be used with rollout.max_staleness and env.concurrency lockstep: "
+            "set env.concurrency to threads or processes"
+        )
+    settings = algorithm.settings
+    if "tis_cap" in algorithm.effective_settings and not (
+        settings.tis_cap or settings.masks_sequences
+    ):
+        log.warning(
+            "%s trains on rollouts that are up to %d updates old without a correction; set "
+            "algorithm.tis_cap (a common value is 2)",
+            name,
+            config.rollout.max_staleness,
+        )
 
 
 def check_ineffective_rollout_keys(config: OnlineConfig, collector: Collector) -> None:

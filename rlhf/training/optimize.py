@@ -130,9 +130,7 @@ def accumulate_gradients(
     """Accumulate the gradients of this process's micro-batches; return their metrics."""
     rows = rows.to(trainer.policy.device)
     mask = batch.require("loss_mask")[rows]
-    denominator = loss_denominator(
-        trainer.algorithm, mask, max_tokens=trainer.collector.max_sampled_tokens_per_episode()
-    )
+    denominator = loss_denominator(trainer.algorithm, mask, max_tokens=trainer.max_episode_tokens)
     total = MetricSums()
     attention_mask = batch.attention_mask[rows]
     all_rows = group_into_micro_batches(

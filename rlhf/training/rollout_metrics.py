@@ -43,6 +43,34 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
+def staleness_metrics(rollouts: Sequence[Rollout], *, version: int, limit: int) -> dict[str, float]:
+    """Return the mean and the maximum staleness of the sampled tokens.
+
+    The staleness of a token is the number of updates between the policy that sampled it and the
+    policy that is trained on it.
+
+    Args:
+        rollouts: The rollouts of a batch.
+        version: Version of the policy at the start of the update.
+        limit: Maximum staleness.
+
+    Raises:
+        RuntimeError: A token is older, which the schedule of the rollouts prevents.
+    """
+    staleness = [
+        version - sampled
+        for rollout in rollouts
+        for sampled, is_action in zip(rollout.policy_versions, rollout.is_action, strict=True)
+        if is_action
+    ]
+    if max(staleness) > limit:
+        raise RuntimeError(f"a batch is {max(staleness)} updates old, more than {limit}")
+    return {
+        "rollout/staleness_mean": float(np.mean(staleness)),
+        "rollout/staleness_max": float(max(staleness)),
+    }
+
+
 def repeated_bigram_fraction(rollout: Rollout) -> float:
     """Return the fraction of bigrams of sampled tokens that occurred earlier in the same turn.
 

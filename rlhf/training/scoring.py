@@ -14,8 +14,8 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.controllers import RunningRewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
-from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
+from rlhf.training.episode_scorer import EpisodeScorer
 
 MAX_REWARD = 1e12
 """Largest absolute reward that is trained on. Squares of larger rewards and their sums over a batch
@@ -23,7 +23,12 @@ could exceed the range of float32, and advantages would then be infinite or nan.
 
 
 def score_rollouts(
-    rollouts: Sequence[Rollout], *, rewards: Any, gold: Any, env_weight: float
+    rollouts: Sequence[Rollout],
+    *,
+    rewards: Any,
+    gold: Any,
+    env_weight: float,
+    scorer: EpisodeScorer | None = None,
 ) -> None:
     """Set ``rewards``, ``components`` and ``unscored`` of collected rollouts, in place.
 
@@ -35,15 +40,17 @@ def score_rollouts(
         rewards: The reward that is trained on, or None.
         gold: A reward that is only logged, or None.
         env_weight: Weight of the environment's rewards.
+        scorer: Has the scores of rewards that were computed while other episodes were played. By
+            default, all rewards are computed now.
     """
+    scorer = scorer or EpisodeScorer(())
     for rollout in rollouts:
         rollout.components["env"] = rollout.env_return
         rollout.rewards = [env_weight * reward for reward in rollout.env_rewards]
-    conversations = [rollout.conversation for rollout in rollouts]
     for reward, trained in ((rewards, True), (gold, False)):
         if reward is None:
             continue
-        scores = score_copies(reward, conversations)
+        scores = scorer.score(reward, rollouts)
         for index, rollout in enumerate(rollouts):
             rollout.components |= {name: col[index] for name, col in scores.components.items()}
             if trained:

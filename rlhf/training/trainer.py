@@ -152,6 +152,12 @@ class Trainer:
         """Write the trained model to a folder."""
         raise NotImplementedError
 
+    def save_unfinished_work(self, checkpoint: Path) -> None:
+        """Write results that later steps need to a checkpoint, in addition to ``state``."""
+
+    def load_unfinished_work(self, checkpoint: Path) -> None:
+        """Load the results that ``save_unfinished_work`` wrote."""
+
     def close(self) -> None:
         """Release the resources of the trainer, such as environments."""
 

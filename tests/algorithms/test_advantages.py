@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.advantages import (
-    apply_truncated_importance_weights,
     best_and_worst,
     best_of_group,
     discounted_returns_to_go,
@@ -235,13 +234,3 @@ def test_whiten():
     deviation = math.sqrt(5)  # biased: (9 + 1 + 1 + 9) / 4
     shifted = [[-3 / deviation, 0, -1 / deviation], [1 / deviation, 0, 3 / deviation]]
     close(whiten(values, mask), shifted)
-
-
-def test_the_sampler_mismatch_is_weighed_and_capped():
-    mask = torch.tensor([[True, False, True, True]])
-    advantages = torch.tensor([[2.0, torch.nan, -1.0, 4.0]])
-    old = torch.tensor([[0.5, torch.nan, 0.8, 0.9]]).log()
-    sampler = torch.tensor([[0.4, torch.nan, 0.2, 1.0]]).log()
-    # ratios 1.25, 4 (capped at 2), 0.9
-    found = apply_truncated_importance_weights(advantages, old, sampler, mask, cap=2.0)
-    torch.testing.assert_close(found, torch.tensor([[2.5, 0.0, -2.0, 3.6]]))

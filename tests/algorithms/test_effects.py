@@ -14,6 +14,8 @@ OTHER_VALUE = {
     "clip_high": lambda old: 0.05,
     "dual_clip": lambda old: 1.05,
     "tis_cap": lambda old: 1.5,
+    "sequence_mask_low": lambda old: 0.9,
+    "sequence_mask_high": lambda old: 1.1,
     "kl_placement": lambda old: "loss" if old != "loss" else "reward",
     "kl_estimator": lambda old: "k2" if old != "k2" else "k3",
     "kl_coef": lambda old: old + 0.3,
@@ -42,6 +44,10 @@ MEANINGLESS = {  # these would change numbers, but weights and pairs would lose 
     ("whiten_advantages", "online_dpo"),
     ("tis_cap", "best_of_n"),
     ("tis_cap", "online_dpo"),
+    ("sequence_mask_low", "best_of_n"),
+    ("sequence_mask_low", "online_dpo"),
+    ("sequence_mask_high", "best_of_n"),
+    ("sequence_mask_high", "online_dpo"),
     ("entropy_coef", "online_dpo"),
 }
 

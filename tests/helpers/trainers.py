@@ -9,7 +9,6 @@ from rlhf.models.loading import load_model
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.batch import make_training_batch
-from rlhf.training.collection import collect_step_rollouts
 from rlhf.training.trl.trainer import make_trainer, make_training_arguments
 from tests.helpers.training import (
     assistant,
@@ -71,5 +70,5 @@ def divergent(tmp_path, place, **keys):
 
 def collected_batch(trainer):
     """The training batch of one collection of an online run."""
-    collected = collect_step_rollouts(trainer)
+    collected = trainer.step_collector.collect(0)
     return make_training_batch(trainer, collected.rollouts, collected.rewards)[0]

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.config.engine import EngineSpec
 from rlhf.config.model import ScratchSpec
 from rlhf.errors import UserError
+from rlhf.models.policy_copy import PolicyCopy
 from rlhf.models.scratch import make_random_llama_model
 from rlhf.rollout.sampling.base import (
     Completion,
@@ -34,6 +35,7 @@ from rlhf.rollout.sampling.base import (
     SamplingParams,
 )
 from rlhf.rollout.sampling.continuous import ContinuousEngine
+from rlhf.rollout.sampling.recording import RecordedReply, RecordingEngine
 from rlhf.rollout.vllm.client import Client, ServerUnavailable
 from rlhf.rollout.vllm.engine import VLLMEngine, request_seed
 from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
@@ -266,6 +268,52 @@ def test_contract_next_completions_are_of_the_new_policy(contract) -> None:
     assert np.abs(np.array(logprobs(model, before)) - old).mean() > 0.01  # the update is visible
 
 
+def test_contract_recorded_replies_are_returned_and_the_others_are_sampled(contract) -> None:
+    """The second process gets the first turn from the record and samples the second turn."""
+    model, engine = contract
+    recorder = RecordingEngine(engine)
+    recorder.start_batch(0, oldest_version=0)
+    first = sample(recorder, *(request(i, [7, 8, 9 + i]) for i in range(3)))
+    replies = [RecordedReply.from_row(reply.to_row()) for reply in recorder.unfinished_replies()]
+    assert len(replies) == 3
+    update(model, seed=20)
+    version = engine.policy_version + 1
+    resumed = RecordingEngine(engine)
+    resumed.update_policy(version)
+    resumed.replay(replies)
+    resumed.start_batch(0, oldest_version=0)
+    again = sample(resumed, *(request(i, [7, 8, 9 + i]) for i in range(4)))
+    for one, other in zip(first, again, strict=False):
+        assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
+        assert one.policy_version == other.policy_version == version - 1
+    assert again[3].policy_version == version
+    assert again[3].logprobs == pytest.approx(logprobs(model, again[3]), abs=1e-3)
+    assert resumed.pop_discarded_count() == 0
+
+
+def test_contract_a_copy_of_the_policy_samples_while_the_policy_changes(contract) -> None:
+    """The engine serves the snapshot that was loaded last, whatever the trainer does meanwhile."""
+    model, engine = contract
+    if isinstance(engine, VLLMEngine):
+        pytest.skip("the engine of this contract samples from the model itself")
+    policy = PolicyCopy(model)
+    copied = ContinuousEngine(policy.model, max_rows=4)
+    snapshot = policy.snapshot(1)
+    policy.load(snapshot)
+    copied.update_policy(1)
+    (before,) = sample(copied, request(0, [7, 8, 9]))
+    expected = logprobs(model, before)
+    update(model, seed=30)
+    (after,) = sample(copied, request(0, [7, 8, 9]))
+    assert after.tokens == before.tokens
+    assert after.logprobs == pytest.approx(expected, abs=1e-5)
+    policy.load(policy.snapshot(2))
+    copied.update_policy(2)
+    (new,) = sample(copied, request(0, [7, 8, 9]))
+    assert new.logprobs == pytest.approx(logprobs(model, new), abs=1e-5)
+    assert np.abs(np.array(logprobs(model, before)) - expected).mean() > 0.01
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[FakeVLLM]:
     server = FakeVLLM(base_folder(tmp_path / "base", lora=False))
@@ -331,11 +379,34 @@ def test_prefix_cache_in_use_is_reset_later(fake, open_engine) -> None:
 def test_every_adapter_has_a_new_name_and_old_ones_are_unloaded(fake, open_engine) -> None:
     model, engine = open_engine(lora=True)
     names = []
-    for version in (0, 1, 1):  # the same version again, e.g. for an evaluation
+    for version in (0, 1, 2):
         update(model, seed=version)
         engine.update_policy(version)
         names += [name for name in fake.models if name != "policy"]
     assert len(set(names)) == len(names) == 3
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_version_is_published_once(fake, open_engine, tmp_path, lora) -> None:
+    """An evaluation after a step, and the next step, use the same weights."""
+    model, engine = open_engine(lora=lora)
+    route = "/v1/load_lora_adapter" if lora else "/collective_rpc"
+    folders = []
+    for count, version in enumerate((0, 1, 2), start=1):
+        update(model, seed=version)
+        for _ in range(3):
+            engine.update_policy(version)
+            assert fake.calls[route] == count
+            folders += [path.name for path in (tmp_path / "weights").iterdir()]
+            (completion,) = sample(engine, request(0, [7, 8]))
+            assert completion.policy_version == version
+            assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
+    assert len(set(folders)) == 3
+    fake.restart()
+    engine.update_policy(2)  # the restarted server loads the same publication
+    assert fake.calls[route] == 4
+    (completion,) = sample(engine, request(0, [7, 8]))
+    assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
 
 
 def test_another_base_model_is_refused(tmp_path, open_engine) -> None:

@@ -13,7 +13,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
-from rlhf.training.collection import MAX_ROUNDS, collect_step_rollouts
+from rlhf.training.collection import MAX_ROUNDS
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.rollout_metrics import rollout_metrics
 from tests.helpers.training import metrics_of, online_tree, read_rows
@@ -56,7 +56,7 @@ def trainer_of(place, pays, fails=(), verb="dapo", **keys):
 def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
     """Its group is informative all the same: seven episodes of two groups are a batch."""
     trainer = trainer_of(echo_model, [0.0, 1.0], fails={2})
-    found = collect_step_rollouts(trainer)
+    found = trainer.step_collector.collect(0)
     assert len(found.rollouts) == 7
     assert len({rollout.group_index for rollout in found.rollouts}) == 2
     assert found.metrics == {
@@ -69,7 +69,7 @@ def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
 
 def test_a_group_that_fails_as_a_whole_is_replaced(echo_model):
     trainer = trainer_of(echo_model, [0.0, 1.0], fails={0, 1, 2, 3})
-    found = collect_step_rollouts(trainer)
+    found = trainer.step_collector.collect(0)
     assert [rollout.group_index for rollout in found.rollouts] == [1] * 4 + [2] * 4
     assert found.metrics == {
         "rollout/failed": 4.0,
@@ -81,7 +81,7 @@ def test_a_group_that_fails_as_a_whole_is_replaced(echo_model):
 def test_uniform_groups_are_replaced_and_counted(echo_model):
     """Groups 0 and 1 pay alike, later ones do not."""
     trainer = trainer_of(echo_model, [1.0] * 8 + [0.0, 1.0] * 4)
-    found = collect_step_rollouts(trainer)
+    found = trainer.step_collector.collect(0)
     assert {rollout.group_index for rollout in found.rollouts} == {2, 3}
     assert found.metrics == {
         "rollout/failed": 0.0,
@@ -93,7 +93,7 @@ def test_uniform_groups_are_replaced_and_counted(echo_model):
 def test_a_share_of_a_batch_is_trained_on(echo_model):
     """Every second group is uniform: rounds of 2, 1, 1, ... groups; the limit is not reached."""
     trainer = trainer_of(echo_model, [1.0] * 4 + [0.0, 1.0, 0.0, 1.0])
-    found = collect_step_rollouts(trainer)
+    found = trainer.step_collector.collect(0)
     assert {rollout.group_index for rollout in found.rollouts} == {1, 3}
     assert found.metrics["rollout/groups_dropped"] == 2.0
 
@@ -120,9 +120,9 @@ def test_a_step_without_an_informative_group_learns_nothing(tmp_path, echo_model
 
 def test_a_run_whose_episodes_all_fail_says_so(echo_model):
     with pytest.raises(UserError, match="the environment failed in every episode"):
-        collect_step_rollouts(trainer_of(echo_model, [0.0, 1.0], fails=range(100)))
+        trainer_of(echo_model, [0.0, 1.0], fails=range(100)).step_collector.collect(0)
     with pytest.raises(UserError, match="the environment failed in every episode"):
-        collect_step_rollouts(trainer_of(echo_model, [0.0, 1.0], fails=range(100), verb="grpo"))
+        trainer_of(echo_model, [0.0, 1.0], fails=range(100), verb="grpo").step_collector.collect(0)
 
 
 def test_groups_are_judged_before_the_penalty_of_length(echo_model):
@@ -132,7 +132,7 @@ def test_groups_are_judged_before_the_penalty_of_length(echo_model):
         "rollout": {"max_new_tokens": 30},
     }
     trainer = trainer_of(echo_model, [1.0], **keys)
-    found = collect_step_rollouts(trainer)
+    found = trainer.step_collector.collect(0)
     shaped = torch.tensor(found.returns)
     assert len(shaped.unique()) > 1
     assert found.skip
@@ -143,7 +143,7 @@ def test_unscored_episodes_are_counted_over_the_whole_step(echo_model):
     rewards = [{"kind": "function", "path": f"{WHERE}:judge_by_turn"}]
     judge_by_turn.scores = [1, 1, 1, 1, 0, 1, 0, 1, None, None, 0, 1]  # type: ignore[attr-defined]
     trainer = trainer_of(echo_model, [0.0], rewards=rewards)
-    found = collect_step_rollouts(trainer)
+    found = trainer.step_collector.collect(0)
     assert len(found.rollouts) == 8
     assert found.metrics == {
         "rollout/failed": 0.0,

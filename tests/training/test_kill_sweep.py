@@ -122,7 +122,7 @@ def sweep(folder: Path) -> Tree:
         "run_command": "grpo",
         "run": run,
         "grid": {"optimizer.learning_rate": [1e-3, 1e-2]},
-        "metric": "eval/return",
+        "metric": "reward/mean",
     }
 
 

@@ -14,7 +14,6 @@ from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
 from rlhf.training import optimize as update
-from rlhf.training.collection import collect_and_score, collect_step_rollouts
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.scoring import shaped_rewards
 from rlhf.training.transcripts import token_texts
@@ -207,7 +206,7 @@ def test_the_divergence_budget_ends_training_with_a_model(tmp_path, echo_model):
 
 def rollouts_of(trainer):
     starts = trainer.starts.take(0, 8, 1)
-    return collect_and_score(trainer, starts, trainer.collector)
+    return trainer.step_collector.collect_and_score(starts)
 
 
 def shaped_returns(trainer, rollouts):
@@ -359,7 +358,7 @@ def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
     trainer = trainer_for(echo_model, "rloo", episodes_per_step=8)
-    rollouts = collect_step_rollouts(trainer).rollouts
+    rollouts = trainer.step_collector.collect(0).rollouts
     groups = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group_index, []).append(rollout)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf.cli.table import COMMANDS, configure, run_command
 from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.rollout.vllm import engine as engine_module
+from rlhf.rollout.vllm.engine import request_seed
 from tests.helpers.training import Tree, checkpoint_of, metrics_of, online_tree, read_rows, same
 from tests.helpers.vllm_server import FakeVLLM
 
@@ -37,6 +39,71 @@ def tree_of(folder: Path, place: str, url: str, /, **changes: Any) -> Tree:
     engine = {"kind": "vllm", "urls": [url], "retry_seconds": 0.5, "tolerance": 1e-3}
     base = online_tree(folder, Path(place), rollout={"max_new_tokens": 3, "engine": engine})
     return merge_trees(merge_trees(base, FAST), changes)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_each_policy_is_published_once(fake, echo_model, tmp_path, changes, staleness):
+    """Episodes before training have policy 0, evaluations 2 and 4, those after training 4.
+
+    The batches have the policies 0, 1, 2, 3, with staleness 1 the policies 0, 0, 1, 2. With
+    staleness 2 they depend on the speed.
+    """
+    keys = {"rollout": {"max_staleness": staleness}, "evaluation": {"every": 2, "episodes": 4}}
+    tree = merge_trees(tree_of(tmp_path / "run", echo_model, fake.url, **changes), keys)
+    run_command("grpo", tree)
+    route = "/v1/load_lora_adapter" if changes else "/collective_rpc"
+    low, high = {0: (5, 5), 1: (4, 4), 2: (3, 5)}[staleness]
+    assert low <= fake.calls[route] <= high
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_every_batch_of_an_asynchronous_run_is_served_by_the_policy_before(
+    fake, echo_model, tmp_path, changes
+):
+    changes = merge_trees(changes, {"rollout": {"max_staleness": 1}})
+    run_command("grpo", tree_of(tmp_path / "run", echo_model, fake.url, **changes))
+    rows = metrics_of(tmp_path / "run")
+    assert [row["rollout/staleness_max"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
+    assert rows[0]["sampler/logprob_diff_abs"] < 1e-5
+    for row in rows[1:]:
+        assert row["sampler/logprob_diff_abs"] > 1e-4  # one update apart
+        assert row["engine/logprob_gap"] < 1e-5
+    assert list(fake.models) == ["policy"]
+    assert not list((tmp_path / "run-engine").iterdir())
+
+
+def served(fake: FakeVLLM) -> Counter[tuple[int, ...]]:
+    """Number of completions of each training request: the probes of the weights have seed 0."""
+    return Counter((body["seed"], *body["prompt"]) for body in fake.completed if body["seed"])
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_replies_of_an_unfinished_step_are_not_sampled_again(
+    fake, echo_model, tmp_path, monkeypatch, staleness
+):
+    """The server dies in the batch of policy 2, after two of its completions."""
+    changes = {"save_every": 4, "rollout": {"parallel": 2, "max_staleness": staleness}}
+    tree = tree_of(tmp_path / "run", echo_model, fake.url, **changes)
+    with monkeypatch.context() as patch:
+        killed_at(fake, patch, step=2)
+        with pytest.raises(UserError, match="no server answered"):
+            run_command("grpo", tree)
+    step = 2 + staleness  # of the batch that was not completed
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == list(range(1, step + 1))
+    replies = read_rows(tmp_path / f"run/checkpoints/step-{step}/replies.jsonl")
+    assert {(row["step"], row["policy_version"]) for row in replies} == {(step, 2)}
+    assert 0 < len(replies) < 8
+    before = served(fake)
+    fake.start()
+    run_command("grpo", {**tree, "resume": True})
+    after = served(fake)
+    recorded = {request_seed(tuple(row["seed"])) for row in replies}
+    assert all(after[key] == before[key] for key in before if key[0] in recorded)
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert not any("rollout/replies_discarded" in row for row in rows)
+    assert checkpoint_of(tmp_path / "run")["state"]["starts"] == {"count": 4}
 
 
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])

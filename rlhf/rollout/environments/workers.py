@@ -26,7 +26,7 @@ from rlhf.common.foreign import (
     output_to_stderr,
     restored_process_state,
 )
-from rlhf.config.rollout import EnvSpec
+from rlhf.config.rollout import Concurrency, EnvSpec
 from rlhf.envs import is_built_in
 from rlhf.errors import UserError
 from rlhf.rollout.environments.calls import EnvironmentCalls
@@ -341,11 +341,16 @@ class ThreadedWorkers:
             yield
 
 
+def concurrency_of(spec: EnvSpec) -> Concurrency:
+    """Return the order of the calls of environments; it is not "auto"."""
+    if spec.concurrency != "auto":
+        return spec.concurrency
+    return "lockstep" if spec.id is None or is_built_in(spec.id) else "threads"
+
+
 def workers_for(spec: EnvSpec) -> EnvironmentWorkers:
     """Return the workers of a configuration."""
-    calls, concurrency = EnvironmentCalls.from_spec(spec), spec.concurrency
-    if concurrency == "auto":
-        concurrency = "lockstep" if spec.id is None or is_built_in(spec.id) else "threads"
+    calls, concurrency = EnvironmentCalls.from_spec(spec), concurrency_of(spec)
     if concurrency == "lockstep":
         return LockstepWorkers(calls)
     return ThreadedWorkers(calls, isolated=concurrency == "processes")

@@ -92,7 +92,8 @@ class RolloutEngine(Protocol):
         """Use the current weights of the policy from now on.
 
         Args:
-            version: Version number of these weights.
+            version: Version number of these weights. The same version always has the same weights,
+                so an engine that copies weights need not copy them again.
         """
         ...
 

@@ -83,11 +83,18 @@ class VLLMEngine:
 
     def pop_failed_attempt_count(self) -> int:
         """Return the number of failed attempts since the last call."""
-        count, self._repeated = self._repeated, 0
+        with self._idle:
+            count, self._repeated = self._repeated, 0
         return count
 
     def update_policy(self, version: int) -> None:
         """Publish the policy's current weights, load them into all servers and check them.
+
+        If the engine has the weights of this version already, only servers that restarted load
+        them again.
+
+        Args:
+            version: Number of completed training steps, after which the policy has these weights.
 
         Raises:
             RuntimeError: ``reset`` was not called. Requests of the old weights could be running.
@@ -97,13 +104,14 @@ class VLLMEngine:
         if self._pending:
             raise RuntimeError("reset the engine before the policy is updated")
         previous = self.publisher.current
-        self.publisher.publish()
-        self.policy_version = version
+        if previous is None or version != self.policy_version:
+            self.publisher.publish()
+            self.policy_version = version
         try:
             for index in range(len(self.servers)):
                 self._retry(lambda index=index: self._ensure_current(index), Cancellation())
         finally:
-            if previous is not None:
+            if previous is not None and previous is not self.publisher.current:
                 self.publisher.remove(previous)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -212,7 +220,8 @@ class VLLMEngine:
                         "(rollout.engine.retry_seconds); restart the server, then continue the "
                         "run with --resume"
                     ) from error
-                self._repeated += 1
+                with self._idle:
+                    self._repeated += 1
                 time.sleep(min(_RETRY_INTERVAL, self.spec.retry_seconds / 4))
 
     def _ensure_current(self, server_index: int) -> int:

@@ -1,0 +1,54 @@
+"""A copy of the policy that samples while the policy itself is trained."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf.models.trainable import make_frozen
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The trained weights of the policy after a number of training steps."""
+
+    version: int
+    """Number of completed training steps."""
+    weights: dict[str, torch.Tensor]
+    """Name of each trained parameter -> a copy of its value."""
+
+
+class PolicyCopy:
+    """A copy of the policy's model with weights of its own.
+
+    One thread trains the policy and takes snapshots, and another one samples from the copy and
+    loads snapshots into it. The copy shares the weights that are not trained, such as the base
+    weights of a policy with adapters.
+
+    Args:
+        model: The model in training.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.model = make_frozen(copy.deepcopy(model, shared))
+        self._copied = dict(self.model.named_parameters())
+        self._version: int | None = None
+
+    @torch.no_grad()
+    def snapshot(self, version: int) -> Snapshot:
+        """Return the current weights of the policy, in the thread that trains it."""
+        return Snapshot(version, {name: p.clone() for name, p in self._trained.items()})
+
+    @torch.no_grad()
+    def load(self, snapshot: Snapshot) -> None:
+        """Replace the weights of the copy, in the thread that samples from it."""
+        if snapshot.version == self._version:
+            return
+        for name, weight in snapshot.weights.items():
+            self._copied[name].copy_(weight)
+        self._version = snapshot.version
