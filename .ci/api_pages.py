@@ -38,7 +38,8 @@ def public_module_names(package: str) -> list[str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    pages = {"rlhf": ["rlhf.api", "rlhf.errors"]}
+    public = ("api.training", "api.results", "api.commands", "api.options", "plugins", "errors")
+    pages = {"rlhf": [f"rlhf.{name}" for name in public]}
     pages |= {package: public_module_names(package) for package in PACKAGES}
     for package, names in pages.items():
         title = "rlhf" if package == "rlhf" else f"rlhf.{package}"

@@ -37,7 +37,7 @@ def sample_completions(model: Any, tokenizer: Any, *, url: str, folder: Path) ->
     """Return completions that the server samples at temperature 1 with the weights of the model."""
     engine = VLLMEngine(
         model,
-        EngineSpec("vllm", [url]),
+        EngineSpec(kind="vllm", urls=[url]),
         folder=folder,
         context=model.config.max_position_embeddings,
         temperature=1.0,

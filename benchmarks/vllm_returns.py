@@ -53,9 +53,8 @@ def vllm_server(model: Path, folder: Path, *, executable: str) -> Iterator[dict[
     grpo = next(stage for stage in stages if stage["name"] == "grpo")
     tree = {key: value for key, value in grpo.items() if key not in ("name", "command")}
     tree |= {"output_dir": str(folder / "server"), "model": {"path": str(model)}}
-    tree["rollout"] |= {
-        "engine": {**engine, "executable": executable, "arguments": ["--enforce-eager"]}
-    }
+    arguments = ["--enforce-eager", "--gpu-memory-utilization", "0.3"]
+    tree["rollout"] |= {"engine": {**engine, "executable": executable, "arguments": arguments}}
     (line,) = COMMANDS.run_and_yield_text("engine start", COMMANDS.read("engine start", [tree], []))
     try:
         yield engine

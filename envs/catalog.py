@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +10,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from rlhf.common.names import closest_name
 from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
+from rlhf.envs.registration import ENVIRONMENTS, Creator, registered_id
 from rlhf.errors import UserError, first_line
 
 
@@ -24,7 +24,7 @@ def catalog(*, values: bool = True) -> list[dict[str, Any]]:
     - `optimum`, `random`: expected returns of the optimal and of the random policy.
     - `references`: name -> expected return of further policies.
     - `threshold`: return above which the task counts as solved.
-    - `source`: "own", "gymnasium" or the name of an optional extra.
+    - `source`: "own", "gymnasium", the name of an optional extra, or the file of a plug-in.
     - `extra`: the optional extra that the environment needs.
     - `summary`: the first line of the docstring of the environment.
     - `items`: description of the content that differs between episodes.
@@ -39,7 +39,28 @@ def catalog(*, values: bool = True) -> list[dict[str, Any]]:
         env_class: Any = load_env_creator(entry_point)
         best_score = env_class.best_score
         rows.append(_row(f"text/{name}", env_class, optimum=best_score, source=extra, extra=extra))
+    rows += [_added_row(env_id, creator, values) for env_id, creator in ENVIRONMENTS.items()]
     return sorted(rows, key=lambda row: row["id"])
+
+
+def _added_row(env_id: str, creator: Creator, values: bool) -> dict[str, Any]:
+    """Return the row of an environment that a plug-in registered."""
+    source = ENVIRONMENTS.sources.get(env_id, "")
+    if isinstance(creator, type) and issubclass(creator, TextEnv):
+        return _task_row(env_id, values) | {"source": source}
+    return {
+        "id": env_id,
+        "horizon": getattr(creator, "max_turns", None),
+        "optimum": None,
+        "random": None,
+        "references": {},
+        "threshold": gym.spec(env_id).reward_threshold,
+        "source": source,
+        "extra": None,
+        "summary": (creator.__doc__ or "").strip().partition("\n")[0],
+        "items": None,
+        "separable": bool(getattr(creator, "separable", False)),
+    }
 
 
 def _task_row(env_id: str, values: bool) -> dict[str, Any]:
@@ -75,21 +96,14 @@ def find(env_id: str) -> EnvSpec:
     """Find the spec of an environment id.
 
     Args:
-        env_id: An id, with or without `text/` and the version. For `module:id`, the module is
-            imported first, so that it can register its environments.
+        env_id: An id, with or without `text/` and the version, or code that `registered_id`
+            accepts: `module:id`, `module:Class` or `file.py:Class`.
 
     Raises:
         UserError: The module cannot be imported, or the id is not registered. In the second case,
             the message contains the most similar id, or all ids if none is similar.
     """
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(
-                f"cannot import {module!r}, the module of {env_id!r}: {error}"
-            ) from error
+    name = registered_id(env_id)
     known = {spec_id.lower(): spec_id for spec_id in gym.registry}
     for candidate in (name, f"text/{name}", f"{name}-v0", f"text/{name}-v0"):
         if candidate.lower() in known:

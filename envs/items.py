@@ -8,7 +8,6 @@ Tasks with the argument `split` therefore divide the items themselves.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from gymnasium.envs.registration import (
     parse_env_id,
 )
 
+from rlhf.envs.registration import registered_id
 from rlhf.errors import UserError
 
 ItemT = TypeVar("ItemT")
@@ -80,13 +80,10 @@ def is_separable(env_id: str) -> bool:
     The result is the class attribute `separable`, so no environment is created. It is False if the
     environment cannot be imported.
     """
-    module, _, name = env_id.rpartition(":")
     try:
-        if module:
-            importlib.import_module(module)
-        entry = _find_spec(name).entry_point
+        entry = _find_spec(registered_id(env_id)).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
-    except (gym.error.Error, ImportError, AttributeError):
+    except (gym.error.Error, ImportError, AttributeError, UserError):
         return False  # creating the environment will raise the error
     return bool(getattr(creator, "separable", False))
 

@@ -1,6 +1,7 @@
-"""Add a custom algorithm: a decorated loss function and an entry in `ALGORITHMS`.
+"""Add a custom algorithm: a decorated loss function.
 
     python examples/custom_algorithm.py
+    rlhf topr --plugins examples/custom_algorithm.py --help
 
 The loss is TOPR (Le Roux et al. 2025, arXiv:2503.14286) with one importance weight per token.
 Tokens with a positive advantage have weight 1. Tokens with a negative advantage have the truncated
@@ -11,17 +12,25 @@ import torch
 from torch import Tensor
 
 import rlhf
-from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.components import policy_loss
 from rlhf.algorithms.kl import masked_difference
 from rlhf.algorithms.losses import Denominator, aggregate
 from rlhf.algorithms.metrics import MetricSums
-from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.algorithms.settings import Settings
+from rlhf.plugins import Settings, register_algorithm
 
 
-@policy_loss("tapered", "log-likelihood with tapered weights", reads=("aggregation",))
+@register_algorithm(
+    "topr",
+    title="Tapered off-policy REINFORCE",
+    paper="Le Roux et al. 2025, arXiv:2503.14286",
+    equation="-A log pi if A > 0 else -min(r, 1) A log pi",
+    summary="weight 1 where the advantage is positive, truncated importance weights elsewhere",
+    settings=Settings(advantage="group_relative", group_size=4, num_epochs=2, kl_placement="none"),
+    reads=("aggregation",),
+    unbiased=True,
+    bias="none on fresh rollouts",
+    fixed_point="pi*",
+)
 def tapered(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
@@ -45,20 +54,6 @@ def tapered(
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
     loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(sums={"policy/loss": loss.detach()})
-
-
-ALGORITHMS["topr"] = Algorithm(
-    name="topr",
-    title="Tapered off-policy REINFORCE",
-    paper="Le Roux et al. 2025, arXiv:2503.14286",
-    equation="-A log pi if A > 0 else -min(r, 1) A log pi",
-    summary="weight 1 where the advantage is positive, truncated importance weights elsewhere",
-    loss="tapered",
-    settings=Settings(advantage="group_relative", group_size=4, num_epochs=2, kl_placement="none"),
-    unbiased=True,
-    bias="none on fresh rollouts",
-    fixed_point="pi*",
-)
 
 
 def main() -> None:

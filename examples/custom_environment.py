@@ -12,8 +12,10 @@ import gymnasium as gym
 import rlhf
 from rlhf.envs.check import check
 from rlhf.envs.core import FreeText
+from rlhf.plugins import register_environment
 
 
+@register_environment("mine/HotOrCold-v0")
 class HotOrCold(gym.Env):
     """The policy must find a hidden digit within four turns.
 
@@ -52,19 +54,16 @@ class HotOrCold(gym.Env):
         return observation, 1.0 if right else 0.1 * is_digit, right, truncated, {}
 
 
-gym.register(id="mine/HotOrCold-v0", entry_point="custom_environment:HotOrCold")
-
-
 def main() -> None:
     """Check the environment, then train in it."""
-    for finding in check("custom_environment:mine/HotOrCold-v0", episodes=3):
+    for finding in check("mine/HotOrCold-v0", episodes=3):
         print("check:", finding)
     rlhf.stage(
         "ppo",
         {
             "output_dir": "runs/custom_environment",
             "model": {"scratch": {"hidden_size": 32, "num_layers": 2, "context": 128}},
-            "env": {"id": "custom_environment:mine/HotOrCold-v0"},  # module:id
+            "env": {"id": "mine/HotOrCold-v0"},
             "rollout": {"max_new_tokens": 1},
             "episodes_per_step": 32,
             "num_steps": 5,

@@ -43,7 +43,7 @@ def main() -> None:
             # Rewards are summed. Built-in kinds of rewards are listed in
             # `rlhf.reward_models.KINDS`.
             "rewards": [
-                {"kind": "function", "path": "custom_reward:consonant_fraction", "name": "vowels"},
+                {"kind": "function", "path": f"{__file__}:consonant_fraction", "name": "vowels"},
                 {"kind": "length", "low": 5, "high": 20, "weight": 0.1},
             ],
             "rollout": {"max_new_tokens": 8},

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from rlhf.common.conversation import Conversation, RewardFunction, Score
-from rlhf.common.foreign import limit_side_effects
+from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Reward,
     Scores,
     as_messages,
     as_score,
-    describe_exception,
     with_facts,
 )
 

@@ -17,9 +17,6 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-import os
-import sysconfig
-import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,9 +24,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score
-from rlhf.common.foreign import limit_side_effects
+from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.text import mask_secrets
-from rlhf.errors import UserError, message_of
+from rlhf.errors import UserError
 
 IGNORED = -100
 """Label of tokens and texts that do not contribute to the loss, as in torch's cross entropy."""
@@ -41,10 +38,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 S = TypeVar("S", bound="Reward")
 
-_MAX_MESSAGE = 160
-"""Number of characters to which the message of a reported exception is truncated."""
-_STDLIB = sysconfig.get_paths()["stdlib"]
-
 
 class Unscorable(Exception):
     """Raised if a conversation cannot be scored; the message is the reason."""
@@ -52,30 +45,6 @@ class Unscorable(Exception):
 
 class SetupError(UserError):
     """Error for a reward that cannot work on this machine, e.g. because a package is missing."""
-
-
-def describe_exception(error: BaseException) -> str:
-    """Describe an exception in one line: type, message, and a location (file and line).
-
-    The location is the deepest line of the traceback that is outside installed packages, because a
-    user can change this line. If all lines are in installed packages, it is the deepest line.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    user_frames = [frame for frame in frames if not _is_library_file(frame.filename)]
-    location = ""
-    if frames:
-        frame = (user_frames or frames)[-1]
-        location = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
-    # Masking a long text, such as a whole reply, takes seconds.
-    message = mask_secrets(" ".join(message_of(error)[: 10 * _MAX_MESSAGE].split()))
-    message = f": {message[:_MAX_MESSAGE]}" if message else ""
-    return f"{type(error).__name__}{message}{location}"
-
-
-def _is_library_file(path: str) -> bool:
-    """Return whether a source file is in an installed package or in the standard library."""
-    folder = os.path.dirname(os.path.abspath(path))
-    return "site-packages" in path or path.startswith("<") or folder.startswith(_STDLIB)
 
 
 @dataclass(frozen=True)

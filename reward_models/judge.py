@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rlhf.common.foreign import limit_side_effects
+from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.http import deadline_opener_without_redirects, json_headers, read_body
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
@@ -28,7 +28,6 @@ from rlhf.reward_models.core import (
     Scores,
     Unscorable,
     content_text,
-    describe_exception,
     score_each,
 )
 

@@ -1,12 +1,12 @@
 """Build rewards from configuration: ``build({"kind": "learned", "path": ...})``.
 
-``KINDS`` maps a kind to the ``module:name`` of its builder. Builders are imported on first use, so
-that rules do not import torch. To add a kind, write a function that returns a reward, and add an
-entry to ``KINDS``.
+``KINDS`` maps a kind to its builder or the builder's ``module:name``. Builders are imported on
+first use, so that rules do not import torch. ``rlhf.plugins.register_reward`` adds a kind.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,13 @@ from typing import Any
 
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
+from rlhf.common.registry import Registry
 from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
 from rlhf.reward_models.core import EachReward, Reward, check_unique_names
 from rlhf.reward_models.worker import Worker
 
-KINDS: dict[str, str] = {
+_BUILT_IN_KINDS: dict[str, str | Callable[..., Reward]] = {
     "code": "rlhf.reward_models.code_runner:code",
     "cost": "rlhf.reward_models.cost:CostModel.load",
     "ensemble": "rlhf.reward_models.ensemble:Ensemble.load",
@@ -44,9 +45,55 @@ KINDS: dict[str, str] = {
     "vader": "rlhf.reward_models.sentiment:vader",
 }
 
+KINDS = Registry("kind of reward", _BUILT_IN_KINDS)
+
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _WRAPPER_KEYS = ("name", "weight", "clip", "threshold", "normalise")
+
+
+def builder_of(target: Callable[..., Any], name: str) -> Callable[..., Reward]:
+    """Return the builder of a kind of reward that a plug-in defines.
+
+    Args:
+        target: A function of a list of conversations, whose keyword-only parameters are the
+            settings of the kind; or a class whose instances are rewards or such functions, and
+            whose constructor has the settings.
+        name: Name of the kind.
+
+    Raises:
+        UserError: ``target`` is neither a class nor a function with an argument.
+    """
+    if isinstance(target, type):
+        parameters = list(inspect.signature(target).parameters.values())
+        hints = _type_hints_or_none(target.__init__)
+    else:
+        parameters = list(inspect.signature(target).parameters.values())[1:]
+        hints = _type_hints_or_none(target)
+        if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in parameters):
+            raise UserError(
+                f"reward {name!r}: write the function as score(conversations, *, setting=...): the "
+                "settings follow a *"
+            )
+
+    def build_kind(**settings: Any) -> Reward:
+        if isinstance(target, type):
+            return as_reward(target(**settings))
+        function = functools.partial(target, **settings)
+        function.outcomes = getattr(target, "outcomes", None)  # type: ignore[attr-defined]
+        return as_reward(function, name=name)
+
+    build_kind.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    build_kind.__annotations__ = {p.name: hints.get(p.name, Any) for p in parameters}
+    return build_kind
+
+
+def _type_hints_or_none(function: Any) -> dict[str, Any]:
+    """Return the type hints of a function; none if a name in them exists only for type checkers."""
+    try:
+        return typing.get_type_hints(function)
+    except NameError:
+        return {}
 
 
 def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:

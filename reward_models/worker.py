@@ -8,7 +8,6 @@ no ``if __name__ == "__main__"`` in the caller's script.
 from __future__ import annotations
 
 import atexit
-import importlib
 import json
 import os
 import select
@@ -19,9 +18,12 @@ import threading
 import time
 from typing import Any
 
+from rlhf.common.foreign import describe_exception
+from rlhf.common.imports import import_object
+from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
 from rlhf.errors import UserError
-from rlhf.reward_models.core import SetupError, Unscorable, describe_exception
+from rlhf.reward_models.core import SetupError, Unscorable
 
 _START_SECONDS = 120.0  # time limit of the start, for imports of a large library on a busy machine
 
@@ -128,15 +130,15 @@ def serve(function_path: str) -> None:
         signal.signal(number, lambda *_: None)
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    module, _, name = function_path.partition(":")
 
     def reply(**content: Any) -> None:
         results.write(json.dumps(content) + "\n")
         results.flush()
 
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        load_plugins_of_parent()
+        function = import_object(function_path, what="the function of a reward")
+    except UserError as error:
         reply(error=str(error))
         return
     reply(result="ready")

@@ -237,6 +237,8 @@ def stage_config_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str,
         if key not in ("name", "command")
     }
     common = {"seed": pipeline.seed, "resume": pipeline.resume}
+    if plugins := list(dict.fromkeys([*pipeline.plugins, *_list_or_empty(stage, "plugins")])):
+        keys["plugins"] = plugins
     return {**common, **keys, "output_dir": str(root / stage["name"])}
 
 
@@ -253,7 +255,9 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     from rlhf.reports import write_report
 
     root = Path(pipeline.output_dir)
-    tree = {"seed": pipeline.seed, "stages": pipeline.stages}
+    tree: dict[str, Any] = {"seed": pipeline.seed, "stages": pipeline.stages}
+    if pipeline.plugins:
+        tree["plugins"] = pipeline.plugins
     if pipeline.resume and not pipeline.overwrite:  # before pipeline.yaml is written again
         for stage in pipeline.stages:
             with _add_stage_name_to_errors(stage):

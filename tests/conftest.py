@@ -3,6 +3,7 @@
 import os
 import signal
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left if out else drawn).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = drawn
+
+
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """Forget the plug-ins of a test."""
+    from tests.helpers.registries import restored_registries
+
+    with restored_registries():
+        yield
 
 
 @pytest.fixture(scope="session")

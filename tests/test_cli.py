@@ -276,7 +276,10 @@ def test_score_a_file(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [("import sys; sys.exit(0)", "called sys.exit(0)"), ("1 / 0", "division by zero")],
+    [
+        ("import sys; sys.exit(0)", "RuntimeError: called sys.exit(0) (broken_reward.py:1)"),
+        ("1 / 0", "ZeroDivisionError: division by zero (broken_reward.py:1)"),
+    ],
 )
 def test_a_module_that_fails_is_named(capsys, tmp_path, monkeypatch, code, reason):
     (tmp_path / "broken_reward.py").write_text(code)

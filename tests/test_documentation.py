@@ -16,12 +16,14 @@ import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 import rlhf
+from rlhf.api.inputs import configuration_tree
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import read_jsonl
@@ -102,7 +104,8 @@ def complete_configs(page: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the repository's configurations."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs" / "tune-laptop").mkdir(parents=True)
     (tmp_path / "runs" / "tune-laptop" / "tuned.yaml").write_text("{}\n")
     monkeypatch.chdir(tmp_path)
@@ -169,16 +172,14 @@ def test_a_command_of_another_program_names_what_exists(page, arguments):
 def test_the_python_example_of_the_readme_is_accepted(folder, monkeypatch, capsys):
     (folder / "ppo.yaml").write_text(yaml.safe_dump(complete_configs(ROOT / "README.md")[0]))
 
-    def check_stage(command: str, config: str, **overrides: Any) -> None:
-        flags = [text for key, value in overrides.items() for text in (f"--{key}", str(value))]
-        assert main([command, "--config", config, *flags, "--print-config"]) == 0
+    def check_ppo(config: str, **options: Any) -> Any:
+        COMMANDS.read("ppo", [config, configuration_tree(options)], [])
+        policy = SimpleNamespace(generate=lambda prompt: "a reply")
+        return SimpleNamespace(metrics={"reward/mean": 0.5}, policy=policy)
 
-    class Result:
-        def to_markdown(self) -> str:
-            return "the comparison"
-
-    monkeypatch.setattr(rlhf, "stage", check_stage)
-    monkeypatch.setattr(rlhf, "compare", lambda *runs: Result())
+    result = SimpleNamespace(to_markdown=lambda: "the comparison")
+    monkeypatch.setattr(rlhf, "ppo", check_ppo)
+    monkeypatch.setattr(rlhf, "compare", lambda *runs: result)
     (code,) = blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
     assert "the comparison" in capsys.readouterr().out

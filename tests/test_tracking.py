@@ -98,7 +98,7 @@ def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
         log, close = (fail if moment == name else accept for name in ("log", "close"))
         return trackers.Tracker(log, close)
 
-    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opened)
     run = tracked(tmp_path, "tensorboard")
     assert len(run.directory.joinpath("metrics.jsonl").read_text().splitlines()) == 2
     assert (run.directory / "finished").exists()
@@ -123,7 +123,7 @@ def test_a_hanging_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
 
     monkeypatch.setattr(trackers, "LOG_SECONDS", 0.05)
     monkeypatch.setattr(trackers, "OPEN_OR_CLOSE_SECONDS", 0.05)
-    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opened)
     output, threads = sys.stdout, threading.active_count()
     run = tracked(tmp_path, "tensorboard")
     assert not released.is_set()
@@ -150,7 +150,7 @@ def test_a_tracker_is_used_in_one_thread_that_ends(tmp_path, monkeypatch):
         return trackers.Tracker(note, note)
 
     threads = threading.active_count()
-    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opened)
     tracked(tmp_path, "tensorboard")
     assert len(names) == 4
     assert len(set(names)) == 1
@@ -168,7 +168,7 @@ def test_a_tracker_that_forks_leaves_one_process(tmp_path, monkeypatch):
     def opened(directory, config, step):
         return trackers.Tracker(fork, lambda: None)
 
-    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opened)
     run = tracked(tmp_path, "tensorboard")
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in processes]
     assert codes == [1, 1]
@@ -180,7 +180,7 @@ def test_a_tracker_cannot_end_the_run_or_print_results(tmp_path, monkeypatch, ca
         print("view the run at ...")
         return trackers.Tracker(lambda step, metrics: sys.exit(0), lambda: None)
 
-    monkeypatch.setitem(trackers._OPENERS, "tensorboard", opened)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opened)
     run = tracked(tmp_path, "tensorboard")
     assert (run.directory / "finished").exists()
     assert "called sys.exit(0)" in caplog.text

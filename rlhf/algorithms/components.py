@@ -17,6 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from rlhf.algorithms.settings import setting_names
+from rlhf.common.names import did_you_mean
+from rlhf.common.registry import Registry
+from rlhf.errors import UserError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 CRITIC_SETTINGS = ("value_coef", "value_clip")
@@ -43,11 +48,15 @@ class Component:
     """Whether a KL estimator can be a term of the loss, because its expected gradient is not 0."""
 
 
-_TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl": {}}
+_TABLES: dict[str, Registry[Component]] = {
+    "advantages": Registry("advantage estimator"),
+    "losses": Registry("policy loss"),
+    "kl": Registry("KL estimator"),
+}
 _parsed_modules: set[str] = set()
 
 
-def registered_components(module: str) -> dict[str, Component]:
+def registered_components(module: str) -> Registry[Component]:
     """Return the registered components of one kind, by name, without importing torch.
 
     Args:
@@ -137,8 +146,14 @@ def kl_estimator(
 
 
 def _register(module: str, name: str, *properties: Any, **flags: bool) -> Callable[[Any], Any]:
+    for key in properties[1] if len(properties) > 1 else ():
+        if key not in setting_names():
+            hint = did_you_mean(key, setting_names())
+            raise UserError(f"{name}: reads: there is no setting {key!r}{hint}")
+
     def decorate(function: Any) -> Any:
-        _TABLES[module][name] = Component(function, *properties, **flags)
+        component = Component(function, *properties, **flags)
+        registered_components(module).add(name, component, function)
         return function
 
     return decorate

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.settings import Settings, setting_names
 from rlhf.common.names import did_you_mean
+from rlhf.common.registry import Registry
 from rlhf.errors import UserError
 
 _BUILT_IN_ALGORITHMS = (
@@ -223,8 +224,10 @@ _BUILT_IN_ALGORITHMS = (
     ),
 )
 
-ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _BUILT_IN_ALGORITHMS}
-"""All algorithms, by name."""
+ALGORITHMS: Registry[Algorithm] = Registry(
+    "algorithm", {row.name: row for row in _BUILT_IN_ALGORITHMS}
+)
+"""All algorithms, by name. `rlhf.plugins.register_algorithm` adds an algorithm."""
 
 
 def configured_algorithm(name: str, **overrides: object) -> Algorithm:
@@ -234,12 +237,11 @@ def configured_algorithm(name: str, **overrides: object) -> Algorithm:
         UserError: Unknown algorithm or setting, a value out of range, or a setting that would
             have no effect in the resulting combination of settings.
     """
-    if name not in ALGORITHMS:
-        raise _unknown_name_error(name, list(ALGORITHMS), "algorithm")
+    row = ALGORITHMS.require(name)
     for key in overrides:
         if key not in setting_names():
-            raise _unknown_name_error(key, setting_names(), "setting")
-    row = ALGORITHMS[name]
+            hint = did_you_mean(key, setting_names()) or f"; known: {', '.join(setting_names())}"
+            raise UserError(f"unknown setting {key!r}{hint}")
     row = replace(row, settings=replace(row.settings, **overrides))  # type: ignore[arg-type]
     row.check()
     for key in overrides:
@@ -248,16 +250,11 @@ def configured_algorithm(name: str, **overrides: object) -> Algorithm:
     return row
 
 
-def _unknown_name_error(key: str, known: list[str], kind: str) -> UserError:
-    """Return the error for an unknown name, which suggests the most similar known name."""
-    hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
-    return UserError(f"unknown {kind} {key!r}{hint}")
-
-
 def algorithm_table() -> list[dict[str, str]]:
     """Return one row of strings for each algorithm, by column name.
 
-    The column "defaults" lists only the settings that affect the algorithm.
+    The column "defaults" lists only the settings that affect the algorithm. The column "source" is
+    empty for the algorithms of the toolkit, and otherwise the file that added the algorithm.
     """
     return [
         {
@@ -276,6 +273,7 @@ def algorithm_table() -> list[dict[str, str]]:
                 for field in fields(Settings)
                 if field.name in row.effective_settings
             ),
+            "source": ALGORITHMS.sources.get(row.name, ""),
         }
         for row in ALGORITHMS.values()
     ]

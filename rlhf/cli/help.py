@@ -23,6 +23,7 @@ usage: rlhf COMMAND [--config FILE ...] [--key value ...]
 Options of every command
   --config FILE          YAML file of options; repeatable, later files take precedence
   --key.sub value        override an option; `rlhf COMMAND --help` lists the options
+  --plugins FILE.py      also load the algorithms, rewards and commands of a file or module
   --print-config         check the configuration, print it and stop
   --dry-run              check everything and print batch sizes and memory, without training
   --debug                print the traceback of an error

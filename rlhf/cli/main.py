@@ -23,15 +23,15 @@ from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
+from rlhf.common.foreign import describe_exception
 from rlhf.common.imports import import_object
+from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
 from rlhf.common.yaml_text import dump_yaml
+from rlhf.config.load import assemble_tree
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare_process
-
-# First words of commands with two words.
-GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 _PATH_ERRORS = frozenset([errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR])
 """Numbers of the errors for a path that cannot be the path of a file or folder."""
@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_up_logging()
     code = 0
     try:
+        load_installed_plugins()
+        _load_plugins_for_unknown_command(words)
         if text := _help_or_version_text(words):
             print(text)
             return 0
@@ -105,6 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report_error(error, debug=debug)
 
 
+def _load_plugins_for_unknown_command(words: Sequence[str]) -> None:
+    """Load the plug-ins of the configuration if the command can be that of a plug-in.
+
+    The help of the program, ``rlhf --help --plugins my_code.py``, then lists the commands of the
+    plug-ins. A known command loads its plug-ins when its configuration is read.
+    """
+    options = {word.partition("=")[0] for word in words}
+    if {"--config", "--plugins"} & options and _command_name(words) not in COMMANDS:
+        parsed = parse_arguments(words)
+        assemble_tree(parsed.files, parsed.overrides)
+
+
 def _help_or_version_text(words: Sequence[str]) -> str:
     """Return the program's help, the help of a group of commands, or the version, if requested.
 
@@ -115,14 +129,14 @@ def _help_or_version_text(words: Sequence[str]) -> str:
     if words[0] == "--version":
         return f"rlhf {__version__}"
     wants_help = not {"--help", "-h"}.isdisjoint(words)
-    if wants_help and words[0] in GROUP_WORDS and _command_name(words) not in COMMANDS:
+    if wants_help and words[0] in COMMANDS.first_words and _command_name(words) not in COMMANDS:
         return group_help(COMMANDS, words[0])
     return ""
 
 
 def _command_name(words: Sequence[str]) -> str:
     """Return the first word, or the first two for a command such as `envs list`."""
-    return " ".join(words[: 2 if words[0] in GROUP_WORDS else 1])
+    return " ".join(words[: 2 if words[0] in COMMANDS.first_words else 1])
 
 
 def _run_and_print_output(name: str, config: Any) -> int:
@@ -168,12 +182,23 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         path = mask_secrets(escape_invisible(str(error.filename)))
         _print_error(f"rlhf: {path[:200]}{'…' * (len(path) > 200)}: {error.strerror}")
         return 2
+    if not debug and not isinstance(error, UserError) and _is_in_user_code(error):
+        reason = mask_secrets(escape_invisible(describe_exception(error)))
+        _print_error(f"rlhf: your code failed: {reason}; --debug shows the traceback")
+        return 2
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
         _print_error(mask_secrets(escape_invisible(trace)).rstrip("\n"))
         return 1
     _print_error(f"rlhf: {mask_secrets(escape_invisible(' '.join(str(error).split())))}")
     return 2
+
+
+def _is_in_user_code(error: BaseException) -> bool:
+    """Return whether an error was raised in a plug-in, or in code that a plug-in called."""
+    files = loaded_user_files()
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename in files for frame in frames)
 
 
 def _print_error(text: str) -> None:

@@ -25,7 +25,12 @@ def _offline_command(
     )
 
 
-def _online_command(name: str, summary: str) -> Command:
+ONLINE_GROUP = "Training (each command writes a run directory)"
+"""Heading of the training commands."""
+
+
+def online_command(name: str, summary: str) -> Command:
+    """Return the command of an online algorithm."""
     return Command(
         name,
         summary,
@@ -39,6 +44,21 @@ def _online_command(name: str, summary: str) -> Command:
 
 COMMANDS = CommandTable(
     {
+        "Start": [
+            Command(
+                "init",
+                "write a commented project: configuration, environment, reward, algorithm, CI gate",
+                "rlhf.commands.init:InitConfig",
+                "rlhf.commands.init:init",
+                arguments=("template", "directory"),
+            ),
+            Command(
+                "doctor",
+                "print versions, hardware, what is chosen on this machine, and what is missing",
+                "rlhf.commands.doctor:DoctorConfig",
+                "rlhf.commands.doctor:doctor",
+            ),
+        ],
         "Whole experiments": [
             Command(
                 "run",
@@ -100,7 +120,7 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
         ],
-        "Training (each command writes a run directory)": [
+        ONLINE_GROUP: [
             _offline_command("sft", "supervised fine-tuning on demonstrations", "trl:SFTConfig"),
             _offline_command(
                 "reward",
@@ -112,7 +132,7 @@ COMMANDS = CommandTable(
             _offline_command(
                 "kto", "Kahneman-Tversky optimization on labeled completions", "trl:KTOConfig"
             ),
-            *(_online_command(name, row.title) for name, row in ALGORITHMS.items()),
+            *(online_command(name, row.title) for name, row in ALGORITHMS.items()),
         ],
         "Measuring and using models": [
             Command(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from rlhf.commands.tables import table_text
 from rlhf.common.names import did_you_mean
+from rlhf.config.base import CommandConfig
 from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
-class AlgorithmsConfig:
+class AlgorithmsConfig(CommandConfig):
     """Configuration of `rlhf algorithms`."""
 
     name: str | None = None
@@ -37,4 +39,7 @@ def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
     elif config.json:
         yield json.dumps(rows, indent=2)
     else:
-        yield table_text(rows, ("name", "critic", "unbiased", "summary", "paper"))
+        columns = ("name", "critic", "unbiased", "summary", "paper")
+        added = any(row["source"] for row in rows)
+        shown = [row | {"source": Path(row["source"]).name} for row in rows]
+        yield table_text(shown, (*columns, "source") if added else columns)

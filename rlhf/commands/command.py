@@ -17,6 +17,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
+from rlhf.common.registry import check_new_name
 from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
@@ -31,16 +32,16 @@ class Command:
     """A row of the table of commands.
 
     Classes and functions are named as ``module:name`` and imported when the command is used, so
-    that `rlhf --help` imports no torch.
+    that `rlhf --help` imports no torch. The commands of plug-ins have the objects themselves.
     """
 
     name: str
     """One or two words, such as ``ppo`` or ``data check``."""
     summary: str
     """One-line description for the help."""
-    config: str
+    config: str | type
     """The configuration class."""
-    run: str
+    run: str | Callable[..., Any]
     """The function that does the work.
 
     If `makes_run` is true, the function takes (name, config, run) and returns the path of the
@@ -74,7 +75,31 @@ class CommandTable(dict[str, Command]):
 
     def __init__(self, groups: Mapping[str, Sequence[Command]]) -> None:
         super().__init__({row.name: row for rows in groups.values() for row in rows})
-        self.groups = groups
+        self.groups = {heading: list(rows) for heading, rows in groups.items()}
+        self.sources: dict[str, str] = {}
+        """Name -> file or module of the code that added the command, for commands of plug-ins."""
+
+    def add(self, command: Command, group: str, code: Any) -> None:
+        """Add the command of a plug-in, or replace the one that the same plug-in added.
+
+        Args:
+            command: The command.
+            group: Heading in `rlhf --help`.
+            code: Function or class that the plug-in registers.
+
+        Raises:
+            UserError: Different code has a command of this name.
+        """
+        check_new_name("command", command.name, self, self.sources, code)
+        for rows in self.groups.values():
+            rows[:] = [row for row in rows if row.name != command.name]
+        self[command.name] = command
+        self.groups.setdefault(group, []).append(command)
+
+    @property
+    def first_words(self) -> set[str]:
+        """First words of the commands with two words."""
+        return {name.split()[0] for name in self if " " in name}
 
     def __missing__(self, name: str) -> Command:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, self)}; see rlhf --help")
@@ -92,10 +117,15 @@ class CommandTable(dict[str, Command]):
         Raises:
             UserError: A file cannot be read, or a key or a value is invalid.
         """
+        if name not in self:  # a plug-in of the configuration may define the command
+            assemble_tree(sources, overrides)
         command = self[name]
         if command.read:
             return import_object(command.read)(sources, overrides, self)
         tree = upgrade_recorded_config(name, assemble_tree(sources, overrides))
+        if name in self.sources:  # the plug-ins are loaded, and its own class need not have the key
+            keys = {field.name for field in dataclasses.fields(import_object(command.config))}
+            tree = {key: value for key, value in tree.items() if key != "plugins" or key in keys}
         paths = [source for source in sources if not isinstance(source, Mapping)]
         if paths and "stages" in tree:
             raise UserError(f"{paths[-1]} is a pipeline: run it with `rlhf run {paths[-1]}`")
@@ -200,7 +230,7 @@ class CommandTable(dict[str, Command]):
             run.close()
         return result
 
-    def _import_function(self, name: str, path: str) -> Callable[..., Any]:
+    def _import_function(self, name: str, path: str | Callable[..., Any]) -> Callable[..., Any]:
         """Import a function of the command `name`; bind `commands` to this table if needed.
 
         Raises:

@@ -6,11 +6,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from rlhf.common.ranges import Seed
+from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec, Kind
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(CommandConfig):
     """Configuration of `rlhf data check`."""
 
     path: str

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rlhf.common.names import FILE_NAME_RULE, is_file_name
 from rlhf.common.ranges import Fraction, PositiveInt, Seed
-from rlhf.config.base import RunConfig
+from rlhf.config.base import CommandConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
@@ -50,7 +50,7 @@ class DemosConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvDemosConfig(DemosFile):
+class EnvDemosConfig(CommandConfig, DemosFile):
     """Configuration of `rlhf envs demos`: an environment and one file to write."""
 
     env: str

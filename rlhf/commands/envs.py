@@ -7,10 +7,11 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from rlhf.commands.tables import table_text
+from rlhf.config.base import CommandConfig
 
 
 @dataclass(frozen=True)
-class ListConfig:
+class ListConfig(CommandConfig):
     """Configuration of `rlhf envs list`."""
 
     json: bool = False
@@ -18,11 +19,12 @@ class ListConfig:
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(CommandConfig):
     """Configuration of `rlhf envs play` and `rlhf envs check`: an environment."""
 
     env: str
-    """Gymnasium id, or module:Id for an environment that the module registers."""
+    """Gymnasium id, or module:name or file.py:name for an environment that the module registers or
+    defines."""
 
 
 def list_environments(config: ListConfig) -> Iterator[str]:

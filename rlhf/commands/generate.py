@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.common.ranges import PositiveInt, Seed
+from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 
+if TYPE_CHECKING:
+    from rlhf.rollout.batch import Rollout
+
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(CommandConfig):
     """Configuration of `rlhf generate`: a model, prompts, and the number of samples per prompt."""
 
     model: ModelSpec
@@ -42,28 +46,64 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
     from rlhf.reward_models.chat_template import prompt_with_tools
-    from rlhf.rollout.collector import Collector, EpisodeSeed
 
-    specs = config.prompts or [DataSpec("the prompt")]  # a placeholder, which is not read
     prompts = (
         [
             prompt_with_tools(row)
-            for row in load_and_log(specs, "prompt", what="prompts", seed=config.seed)
+            for row in load_and_log(config.prompts, "prompt", what="prompts", seed=config.seed)
         ]
         if config.prompts
         else [[{"role": "user", "content": config.prompt or ""}]]
     )
     model, tokenizer = load_model(config.model, seed=config.seed)
-    env = EnvSpec(prompts=specs)
-    collector = Collector.open(model, tokenizer, env, config.rollout, prompts=prompts)
-    size = len(prompts)
-    first = config.seed * size  # `size` consecutive seeds visit each prompt once
-    starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(config.samples)]
-    temperature = 0.0 if config.decoding == "greedy" else None
-    for rollout in collector.collect(starts, temperature=temperature):
+    for rollout in completions(
+        model,
+        tokenizer,
+        prompts,
+        config.rollout,
+        samples=config.samples,
+        seed=config.seed,
+        temperature=0.0 if config.decoding == "greedy" else None,
+    ):
         *prompt, reply = rollout.conversation
         if config.prompt is not None:
             yield reply["content"]
         else:
             yield json.dumps({"prompt": prompt, "completion": [reply]}, ensure_ascii=False)
-    collector.close()
+
+
+def completions(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    rollout: RolloutSpec,
+    *,
+    samples: int,
+    seed: int,
+    temperature: float | None = None,
+) -> list[Rollout]:
+    """Sample completions of prompts.
+
+    Args:
+        model: The model.
+        tokenizer: Tokenizer of the model.
+        prompts: Conversations that end with a user message.
+        rollout: Sampling settings.
+        samples: Number of completions of each prompt.
+        seed: Random seed.
+        temperature: Temperature in place of that of ``rollout``.
+
+    Returns:
+        The completions of the first prompt, then those of the second, and so on.
+    """
+    from rlhf.rollout.collector import Collector, EpisodeSeed
+
+    env = EnvSpec(prompts=[DataSpec("the prompts")])  # a placeholder, which is not read
+    collector = Collector.open(model, tokenizer, env, rollout, prompts=prompts)
+    size = len(prompts)
+    first = seed * size  # `size` consecutive seeds visit each prompt once
+    starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(samples)]
+    try:
+        return collector.collect(starts, temperature=temperature)
+    finally:
+        collector.close()

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(CommandConfig):
     """Configuration of `rlhf score`: a reward and the conversations to score."""
 
     input: str

@@ -1,4 +1,4 @@
-"""Limit the effects of user code or third-party code, such as environments, rewards and judges."""
+"""Limit the effects of the code of users and third parties, and describe its errors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from rlhf.common.signals import STOP_SIGNALS
+from rlhf.common.text import mask_secrets
 from rlhf.errors import UserError, message_of
 
 _REPEAT_SECONDS = 1.0
@@ -24,6 +27,50 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 end_process = os._exit
 """Ends the process at once, also while third-party code runs; see `exit_as_exception`."""
 _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()  # not on Windows
+_MAX_MESSAGE = 160
+"""Number of characters to which the message of a reported exception is truncated."""
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_TOOLKIT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def describe_exception(error: BaseException) -> str:
+    """Describe an exception in one line: type, message, and a location (file and line).
+
+    The location is that of `user_location`. If all lines are in installed packages or in this
+    toolkit, it is the deepest line of the traceback.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = user_location(error)
+    if place is None and frames:
+        place = frames[-1].filename, frames[-1].lineno or 0
+    location = f" ({os.path.basename(place[0])}:{place[1]})" if place else ""
+    # Masking a long text, such as a whole reply, takes seconds.
+    text = error.msg if isinstance(error, SyntaxError) else message_of(error)
+    message = mask_secrets(" ".join(text[: 10 * _MAX_MESSAGE].split()))
+    message = f": {message[:_MAX_MESSAGE]}" if message else ""
+    return f"{type(error).__name__}{message}{location}"
+
+
+def user_location(error: BaseException) -> tuple[str, int] | None:
+    """Return file and line of an exception in the user's code; None if it has no line there.
+
+    It is the deepest line of the traceback that is outside installed packages and outside this
+    toolkit, because a user can change this line. For a syntax error, it is the line of the error.
+    """
+    if isinstance(error, SyntaxError) and error.filename and not is_library_file(error.filename):
+        return error.filename, error.lineno or 0
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [(f.filename, f.lineno or 0) for f in frames if not is_library_file(f.filename)]
+    if not lines and error.__cause__ is not None:  # such as the SystemExit of `foreign_exceptions`
+        return user_location(error.__cause__)
+    return lines[-1] if lines else None
+
+
+def is_library_file(path: str) -> bool:
+    """Return whether a file is in this toolkit, an installed package or the standard library."""
+    folder = os.path.dirname(os.path.abspath(path))
+    ours = folder == _TOOLKIT or folder.startswith(_TOOLKIT + os.sep)
+    return ours or "site-packages" in path or path.startswith("<") or folder.startswith(_STDLIB)
 
 
 class _SharedContext:
@@ -115,7 +162,7 @@ class _StreamWithoutClose:
 
 @contextlib.contextmanager
 def _output_to_stderr() -> Iterator[None]:
-    stream = _StreamWithoutClose(sys.stderr)
+    stream: Any = _StreamWithoutClose(sys.stderr)
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield
 

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from rlhf.common.foreign import limit_side_effects
 from rlhf.common.names import did_you_mean
+from rlhf.common.objects import is_object_reference, object_of
+from rlhf.common.plugins import load_module, split_reference
 from rlhf.errors import UserError
 
 
-def import_object(path: str, *, what: str = "import") -> Any:
+def import_object(path: Any, *, what: str = "import") -> Any:
     """Import the object that a path such as ``package.module:Class.method`` names.
 
     Args:
-        path: The module's dotted name, a colon, and the dotted name of the object in the module.
+        path: The dotted name of a module or the path of a Python file, a colon, and the dotted name
+            of the object in the module. Anything but a text is returned unchanged, because the
+            entry of a plug-in in a table can be the object itself.
         what: Start of error messages: the configuration key, or the purpose of the import.
 
     Raises:
         UserError: The path has no colon, the module cannot be imported, or the object does not
             exist in the module.
     """
-    module_name, _, attributes = path.partition(":")
+    if not isinstance(path, str):
+        return path
+    if is_object_reference(path):
+        return object_of(path, what=what)
+    module, attributes = split_reference(path)
     if not attributes:
-        raise UserError(f"{what}: write the path as module:name, got {path!r}")
-    try:
-        with limit_side_effects():
-            value: Any = importlib.import_module(module_name)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{what}: cannot import {module_name!r} ({error})") from error
+        raise UserError(f"{what}: write the path as module:name or as file.py:name, got {path!r}")
+    value: Any = load_module(module, what=what)
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
             public = [name for name in dir(value) if not name.startswith("_")]

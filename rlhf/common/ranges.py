@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
+from rlhf.common.names import UnknownNameError
 from rlhf.errors import UserError
 
 MAX_INT32 = 2**31 - 1
@@ -47,15 +48,15 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
         return _type_adapter(hint).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        if reason := first.get("ctx", {}).get("error"):  # raised by a __post_init__
+        reason = first.get("ctx", {}).get("error")
+        if reason and not isinstance(reason, UnknownNameError):  # raised by a __post_init__
             raise UserError(str(reason)) from error
         key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
         if first["type"] == "missing":
             raise UserError(f"{key} is required") from error
         value = shortened_repr(first["input"])
-        raise UserError(
-            f"{key} must be {_condition_in_pydantic_message(first['msg'])}, got {value}"
-        ) from error
+        condition = str(reason) if reason else _condition_in_pydantic_message(first["msg"])
+        raise UserError(f"{key} must be {condition}, got {value}") from error
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -74,7 +75,8 @@ def range_text(hint: Any) -> str:
 
     A limit of infinity, and an upper limit of `MAX_INT32` or more, are omitted.
     """
-    for interval in getattr(hint, "__metadata__", ()):
+    found = getattr(hint, "__metadata__", ())
+    for interval in (typing.cast(Any, item) for item in found if isinstance(item, Interval)):
         low = interval.gt if interval.ge is None else interval.ge
         high = interval.lt if interval.le is None else interval.le
         has_low = low is not None and low > -math.inf

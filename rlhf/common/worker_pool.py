@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlhf.common.imports import import_object
+from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.errors import UserError
 
 _PROGRAM = "import sys; from rlhf.common.worker_pool import serve; serve(int(sys.argv[1]))"
@@ -163,6 +164,7 @@ def serve(descriptor: int) -> None:
             return
         try:
             if function is None:
+                load_plugins_of_parent()
                 factory, arguments = task
                 function, result = import_object(factory)(*arguments), None
             else:

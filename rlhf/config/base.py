@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.model import ModelSpec
@@ -12,7 +12,16 @@ from rlhf.runs.trackers import TrackerName
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectoryConfig:
+class CommandConfig:
+    """Base of the configurations of all commands that can use plug-ins."""
+
+    plugins: list[str] = field(default_factory=list)
+    """Python files, relative to the configuration file, or modules that are imported first. They
+    add algorithms, rewards and other parts (docs/extending.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectoryConfig(CommandConfig):
     """Base of the configurations of commands that write a directory."""
 
     output_dir: str
@@ -38,7 +47,11 @@ class TrainingConfig(RunConfig):
     model: ModelSpec
     """Initial model of training; also the reference model, if the method uses one."""
     track: list[TrackerName] = field(default_factory=list)
-    """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
+    """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow, or one of a plug-in."""
+    callbacks: list[Any] = field(default_factory=list)
+    """Code that runs after steps, evaluations, checkpoints and training: file.py:name, module:name,
+    the name of a registered callback, or {callback: file.py:name, ...} with keyword arguments
+    (docs/extending.md)."""
     keep_last: PositiveInt = 2
     """Number of checkpoints to keep. If the last checkpoint is damaged, a run resumes from the
     previous one."""

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Literal
+from typing import Annotated, Any
 
 from rlhf.common.ranges import PositiveFloat, Seconds
+from rlhf.common.registry import OneOf, Registry
+
+_MODULE = "rlhf.training.online_setup"
+
+ENGINES: Registry[str | Callable[..., Any] | None] = Registry(
+    "engine", {"local": None, "vllm": f"{_MODULE}:open_vllm_engine"}
+)
+"""Name of the engine -> function, or its name ``module:name``, that creates a `RolloutEngine` from
+the model and the configuration of the run; None for the engine in this process.
+`rlhf.plugins.register_engine` adds an engine."""
+EngineName = Annotated[str, OneOf(ENGINES)]
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Program that samples the completions: this process, or vLLM servers."""
+    """Program that samples the completions: this process, vLLM servers, or a plug-in."""
 
-    kind: Literal["local", "vllm"] = "local"
-    """local: this process; vllm: one or more vLLM servers (docs/engines.md)."""
+    kind: EngineName = "local"
+    """local: this process; vllm: one or more vLLM servers (docs/engines.md). Plug-ins can add
+    engines."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the engine of a plug-in."""
     urls: list[str] = field(default_factory=list)
     """Addresses of the servers, such as http://localhost:8000. If a server needs a key, set the
     environment variable VLLM_API_KEY."""
@@ -38,14 +53,16 @@ class EngineSpec:
     """Time that `rlhf engine start` waits for the first answer of a server, in seconds."""
 
     def __post_init__(self) -> None:
-        if self.kind == "local":
-            for item in fields(self):
-                factory = item.default_factory
-                default = item.default if factory is MISSING else factory()
-                if getattr(self, item.name) != default:
-                    raise ValueError(
-                        f"rollout.engine.{item.name} has no effect with rollout.engine.kind local"
-                    )
+        used = {"local": {"kind"}, "vllm": _SERVER_KEYS | {"kind"}}
+        for item in fields(self):
+            factory = item.default_factory
+            default = item.default if factory is MISSING else factory()
+            keys = used.get(self.kind, {"kind", "options"})
+            if getattr(self, item.name) != default and item.name not in keys:
+                raise ValueError(
+                    f"rollout.engine.{item.name} has no effect with rollout.engine.kind {self.kind}"
+                )
+        if self.kind != "vllm":
             return
         if not self.urls:
             raise ValueError("rollout.engine.urls: give the address of at least one vLLM server")
@@ -53,6 +70,10 @@ class EngineSpec:
             raise ValueError("rollout.engine.urls: the addresses must differ")
         for url in self.urls:
             _check_url(url)
+
+
+_SERVER_KEYS = {item.name for item in fields(EngineSpec)} - {"kind", "options"}
+"""Keys of the vLLM servers."""
 
 
 def _check_url(url: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import docstring_parser
 
 from rlhf.common.ranges import range_text
+from rlhf.common.registry import OneOf
 
 HELP_WIDTH = 96
 """Width of the help text in columns."""
@@ -163,6 +164,9 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 def _type_text(hint: Any) -> str:
     """Format a type for the help, such as ``INT>=1``, with the range of a number."""
     if typing.get_origin(hint) is typing.Annotated:
+        for names in hint.__metadata__:
+            if isinstance(names, OneOf):
+                return "|".join(names.registry)
         return _type_text(typing.get_args(hint)[0]) + range_text(hint)
     if hint in TYPE_PLACEHOLDERS:
         return TYPE_PLACEHOLDERS[hint]

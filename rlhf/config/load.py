@@ -20,6 +20,7 @@ import yaml
 
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.names import closest_name, did_you_mean
+from rlhf.common.plugins import load_plugins, resolve_code_references
 from rlhf.common.ranges import convert_to_type, shortened_repr
 from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
@@ -103,23 +104,33 @@ def parse_option_value(key: str, text: str) -> Any:
 def assemble_tree(
     sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
-    """Merge configurations into one tree of plain data, then apply the overrides.
+    """Merge configurations into one tree of plain data, apply the overrides, and load plug-ins.
+
+    Relative paths of Python files refer to the folder of the configuration file, or to the working
+    directory if a mapping or an override has them. The plug-ins are loaded here, because they can
+    define what the configuration names.
 
     Raises:
-        UserError: A file cannot be read, a dotted key is invalid, or the tree contains a secret.
+        UserError: A file cannot be read, a dotted key is invalid, the tree contains a secret, or a
+            plug-in cannot be loaded.
     """
     tree: dict[str, Any] = {}
     for source in sources:
-        is_mapping = isinstance(source, Mapping)
-        tree = merge_trees(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
+        if isinstance(source, Mapping):
+            part, folder = copy.deepcopy(dict(source)), Path()
+        else:
+            part, folder = read_yaml(source), Path(source).parent
+        tree = merge_trees(tree, resolve_code_references(part, folder))
     for key, value in overrides:  # a later key may change a part of an earlier value
         set_key(tree, key, copy.deepcopy(value))
+    tree = resolve_code_references(tree, Path())
     if key := first_secret_key(tree):
         raise UserError(
             f"{key}: a configuration must not contain an API key, a token or a password, because "
             "the configuration is written to files and reports: set an environment variable such "
             "as OPENAI_API_KEY or HF_TOKEN instead"
         )
+    load_plugins(convert_to_type(list[str], tree.get("plugins") or [], "plugins"))
     return tree
 
 

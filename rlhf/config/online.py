@@ -20,6 +20,7 @@ from rlhf.common.ranges import (
 )
 from rlhf.config.base import TrainingConfig
 from rlhf.config.model import LoraSpec
+from rlhf.config.optimization import OptimizerName
 from rlhf.config.rollout import EnvSpec, OnlineRolloutSpec
 from rlhf.errors import UserError
 
@@ -28,8 +29,9 @@ from rlhf.errors import UserError
 class OptimizerSpec:
     """An optimizer with float32 state, gradient clipping, and a learning rate schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd (without momentum), which needs no memory for moments."""
+    name: OptimizerName = "adamw"
+    """adamw, or sgd (without momentum), which needs no memory for moments. Plug-ins can add
+    optimizers."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Interval
 
@@ -18,10 +18,26 @@ from rlhf.common.ranges import (
     PositiveInt,
     check_fields,
 )
+from rlhf.common.registry import OneOf, Registry
 from rlhf.errors import UserError
 
-TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd": "sgd"}
-"""`trainer.optim` -> name of the optimizer with float32 master weights."""
+_MODULE = "rlhf.training.optimizers"
+
+OPTIMIZERS: Registry[str | Callable[..., Any]] = Registry(
+    "optimizer", {"adamw": f"{_MODULE}:make_adamw", "sgd": f"{_MODULE}:make_sgd"}
+)
+"""Name of the optimizer -> function, or its name ``module:name``, that creates the optimizer from
+parameters and `rlhf.training.optimizers.OptimizerSettings`. `rlhf.plugins.register_optimizer` adds
+an optimizer."""
+OptimizerName = Annotated[str, OneOf(OPTIMIZERS)]
+
+_TRANSFORMERS_NAMES = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd": "sgd"}
+"""`trainer.optim` -> name in `OPTIMIZERS`, for the names that transformers has."""
+
+
+def trainer_optimizers() -> dict[str, str]:
+    """Return `trainer.optim` -> name of the optimizer with float32 master weights."""
+    return _TRANSFORMERS_NAMES | {name: name for name in OPTIMIZERS.sources}
 
 
 @dataclass(frozen=True)
@@ -34,8 +50,9 @@ class NativeOptions:
     """Number of epochs; TRL's default is 3."""
     max_steps: Annotated[int, Interval(ge=-1, le=MAX_INT32)] = -1
     """Number of optimizer steps. A positive number overrides num_train_epochs."""
-    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
-    """AdamW, or SGD without momentum. The optimizer's state is float32."""
+    optim: str = "adamw_torch_fused"
+    """adamw_torch_fused or adamw_torch (AdamW), sgd (without momentum), or the optimizer of a
+    plug-in. The optimizer's state is float32."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: NonNegativeInt | None = None
@@ -120,12 +137,13 @@ def native_options(
 
 
 def _check_optimizer(options: NativeOptions) -> None:
-    if options.optim not in TRAINER_OPTIMIZERS:
+    known = trainer_optimizers()
+    if options.optim not in known:
         raise UserError(
-            f"trainer.optim: the native engine has {', '.join(TRAINER_OPTIMIZERS)}, got "
+            f"trainer.optim: the native engine has {', '.join(known)}, got "
             f"{options.optim}; for other optimizers set engine: trl"
         )
-    if TRAINER_OPTIMIZERS[options.optim] == "sgd":
+    if known[options.optim] == "sgd":
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
             if getattr(options, name) != getattr(NativeOptions, name):
                 raise UserError(f"trainer.{name} has no effect with trainer.optim sgd")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Interval
 
 from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import LabelNoise, NonNegativeFloat
+from rlhf.common.registry import Registry
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import OfflineConfig
 
@@ -17,15 +19,16 @@ from rlhf.config.offline import OfflineConfig
 class RewardModelKind:
     """One kind of reward model."""
 
-    implementation: str
-    """Class or function, as ``module:name``, that creates the kind from the configuration."""
+    implementation: str | Callable[..., Any]
+    """Class or function, or its name ``module:name``, that creates the kind from the
+    configuration."""
     settings: tuple[str, ...] = ()
     """Keys of `RewardConfig` that have an effect on this kind but not on all kinds."""
 
 
 _MODULES = "rlhf.training.reward_models"
 
-MODEL_KINDS: dict[str, RewardModelKind] = {
+_BUILT_IN_KINDS = {
     "preference": RewardModelKind(
         f"{_MODULES}.preference:PreferenceKind", ("margins", "num_heads")
     ),
@@ -48,6 +51,9 @@ MODEL_KINDS: dict[str, RewardModelKind] = {
     "multilabel": RewardModelKind(f"{_MODULES}.rated:MultiLabelKind", ("labels",)),
     "process": RewardModelKind(f"{_MODULES}.process:ProcessKind", ("separator",)),
 }
+
+MODEL_KINDS: Registry[RewardModelKind] = Registry("kind of reward model", _BUILT_IN_KINDS)
+"""All kinds of reward models. `rlhf.plugins.register_reward_model` adds a kind."""
 
 
 @dataclass(frozen=True)

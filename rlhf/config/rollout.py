@@ -26,8 +26,9 @@ class EnvSpec:
     """Source of episodes: a gymnasium environment, or a set of prompts."""
 
     id: str | None = None
-    """Gymnasium id ("text/PreferenceBandit-v0"), or "module:Id" if importing the module registers
-    the id."""
+    """Gymnasium id ("text/PreferenceBandit-v0"), or code: module:name or file.py:name, where name
+    is an id that the module registers, an environment class, or a function that returns an
+    environment."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     prompts: list[DataSpec] = field(default_factory=list)

@@ -18,7 +18,7 @@ from rlhf.data.columns import (
 )
 from rlhf.data.formats import canonical_row
 from rlhf.data.messages import Notes, RowDropped, is_filled
-from rlhf.data.schemas import SAFETY_SCHEMA, SCHEMAS, Schema, find_schema
+from rlhf.data.schemas import SAFETY_SCHEMA, Schema, find_schema, schemas_by_precedence
 from rlhf.errors import UserError
 
 Outcome = dict[str, Any] | RowDropped
@@ -238,7 +238,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
     """
     present = columns_of(table)
     if not spec.columns:
-        for schema in SCHEMAS:
+        for schema in schemas_by_precedence():
             if find_schema(schema.kinds[0], table, present) is schema:
                 return schema.kinds[0]
     for kind in KINDS_BY_SPECIFICITY:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+from rlhf.common.registry import Registry
 from rlhf.config.data import Kind
 from rlhf.data.columns import Row
 from rlhf.data.conversation import without_system
@@ -67,7 +68,7 @@ def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> S
 
     `present` are the names of all columns of the table.
     """
-    for schema in SCHEMAS:
+    for schema in schemas_by_precedence():
         if kind in schema.kinds and schema.needs <= set(present) and schema.matches(table[0]):
             return schema
     return None
@@ -377,7 +378,7 @@ SAFETY_SCHEMA = Schema(
 )
 """Used instead of PKU-SafeRLHF if `keep` contains the labels of a cost model."""
 
-SCHEMAS = (
+_BUILT_IN_SCHEMAS = (
     Schema(
         "PKU-SafeRLHF",
         frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
@@ -514,4 +515,14 @@ SCHEMAS = (
         matches=_cells_are_objects("question", "label"),
     ),
 )
-"""All schemas, in the order in which they are tried."""
+
+SCHEMAS: Registry[Schema] = Registry(
+    "data format", {schema.name: schema for schema in _BUILT_IN_SCHEMAS}
+)
+"""All schemas. `rlhf.plugins.register_data_format` adds a schema."""
+
+
+def schemas_by_precedence() -> list[Schema]:
+    """Return the schemas in the order in which they are tried, those of plug-ins first."""
+    added = [SCHEMAS[name] for name in SCHEMAS.sources]
+    return [*added, *(schema for name, schema in SCHEMAS.items() if name not in SCHEMAS.sources)]

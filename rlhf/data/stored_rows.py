@@ -26,6 +26,7 @@ from rlhf.data.load import (
 )
 from rlhf.data.row_blocks import RowSettings
 from rlhf.data.row_store import RowStore, Subset, build_row_store
+from rlhf.data.schemas import SCHEMAS
 from rlhf.data.splits import check_distinct_prompts, held_out_size
 
 log = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def _open_source(
     for subset in subsets:
         key = hash_of(
             code=code_hash(),
+            formats=_added_formats_hash(),
             content=content,
             settings=repr(settings),
             subset=repr(subset),
@@ -225,6 +227,13 @@ def code_hash() -> str:
     # Files of different folders can have the same name.
     names = {source.relative_to(root).as_posix(): source for source in sources}
     return hash_of(sources={name: sha256_of(source) for name, source in names.items()})
+
+
+def _added_formats_hash() -> str:
+    """Return a hash of the files that add data formats; "" if there are none."""
+    files = sorted({Path(source) for source in SCHEMAS.sources.values()})
+    known = [file for file in files if file.is_file()]
+    return hash_of(files=[sha256_of(file) for file in known]) if known else ""
 
 
 def _source_hash(spec: DataSpec) -> str:

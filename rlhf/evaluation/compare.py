@@ -8,6 +8,7 @@ then applies only to the models that were evaluated.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,19 @@ class Comparison:
         notes = [f"{text} ({', '.join(names)})" for text, names in coverage.items() if text]
         parts += [f"- {markdown_text(note)}" for note in (*notes, *self.notes)]
         return "\n".join(parts) + "\n"
+
+    def _repr_html_(self) -> str:
+        """Return the differences as a table, with the results in words, for a notebook."""
+        head = "".join(f"<th>{name}</th>" for name in ("comparison", "difference", "unit"))
+        rows = "".join(
+            f"<tr><td>{html.escape(f'{d.method} - {d.baseline} ({d.env}, {d.decoding})')}</td>"
+            f"<td>{html.escape(format_estimate(d.estimate))}</td><td>{html.escape(d.unit)}</td></tr>"
+            for d in self.differences
+        )
+        texts = [*(d.verdict for d in self.differences), *self.notes]
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<p>{html.escape(self.metric)}</p>{table}<ul>{items}</ul>"
 
     def to_json(self) -> str:
         """Return the comparison as JSON text; unknown bounds of intervals are null."""

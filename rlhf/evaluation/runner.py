@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.plugins import short_name
 from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import insert_after_system, without_system
 from rlhf.data.load import load_and_log
@@ -119,7 +120,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
         summary = summarize(
             rows,
             name=spec.name,
-            env=config.env.id or "prompts",
+            env=short_name(config.env.id or "prompts"),
             random=low,
             optimal=high,
             turn_limit=limit,

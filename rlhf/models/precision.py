@@ -33,9 +33,11 @@ _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def default_device() -> torch.device:
-    """Return the CUDA device of this process, or the CPU if there is none."""
+    """Return the CUDA device of this process, Apple's GPU (MPS, untested), or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
     return torch.device("cpu")
 
 

@@ -50,6 +50,8 @@ from rlhf.runs.trackers import (
 DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
 KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "data_cache"}
+# Keys without a value in the records of earlier versions, which had no such key.
+_NEW_LISTS = ("callbacks", "plugins")
 # Prefix of the keys of the rollout engine. Except its kind, they may also differ.
 _ENGINE_KEYS = "rollout.engine."
 _ENGINE_KIND = f"{_ENGINE_KEYS}kind"
@@ -228,6 +230,9 @@ def check_unchanged_configuration(
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     if _ENGINE_KIND in now:
         before.setdefault(_ENGINE_KIND, "local")  # earlier versions had no other engine
+    for key in _NEW_LISTS:
+        if now.get(key) == []:
+            before.setdefault(key, [])
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -247,9 +252,10 @@ def check_unchanged_configuration(
         )
     for key, fingerprint in inputs.items():
         if current.get(key, fingerprint) != fingerprint:
+            path = f" ({now[key]})" if key in now else ""
             raise UserError(
-                f"{directory} cannot be resumed: the content of {key} ({now[key]}) has changed "
-                "since the run started; restore it, or start a new run with --overwrite"
+                f"{directory} cannot be resumed: the content of {key}{path} has changed since the "
+                "run started; restore it, or start a new run with --overwrite"
             )
 
 

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import sha256_of
+from rlhf.common.objects import is_object_reference, object_fingerprint
+from rlhf.common.plugins import (
+    CODE_KEYS,
+    WHOLE_MODULE_KEYS,
+    code_file,
+    installed_plugin_files,
+    split_reference,
+)
 
 PATH_KEYS = frozenset(
     {"answers", "bench", "data_dir", "folder", "path", "paths", "policy", "reference"}
@@ -40,19 +48,39 @@ def leaf_items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
-    """Return dotted key -> path for the existing local files and folders in a configuration."""
+    """Return dotted key -> path for the existing local files and folders in a configuration.
+
+    They include the files of plug-ins, and of functions and classes that the configuration names.
+    """
     paths = {}
     for key, value in leaf_items(config):
         name = next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
-        if name in PATH_KEYS and isinstance(value, str) and _path_exists(value):
+        if not isinstance(value, str):
+            continue
+        is_code = name in WHOLE_MODULE_KEYS or (name in CODE_KEYS and split_reference(value)[1])
+        if name in PATH_KEYS and _path_exists(value):
             paths[key] = Path(value)
+        elif is_code and (file := code_file(value)):
+            paths[key] = file
     return paths
 
 
 def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return dotted key -> fingerprint for every local input in a configuration."""
+    """Return dotted key -> fingerprint for every local input in a configuration.
+
+    The plug-ins of installed packages have the key "plug-in NAME". The fingerprint of an object of
+    a Python program is that of its source code.
+    """
+    objects = {
+        key: digest
+        for key, value in leaf_items(config)
+        if isinstance(value, str) and is_object_reference(value)
+        if (digest := object_fingerprint(value))
+    }
     paths = input_paths(config)
-    return {key: fingerprint(path) for key, path in paths.items() if key != CACHE_KEY}
+    installed = {f"plug-in {name}": path for name, path in installed_plugin_files().items()}
+    files = {k: fingerprint(path) for k, path in (paths | installed).items() if k != CACHE_KEY}
+    return files | objects
 
 
 def fingerprint(path: Path) -> str:

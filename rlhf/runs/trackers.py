@@ -22,13 +22,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from rlhf.common.files import write_text
 from rlhf.common.foreign import limit_side_effects
+from rlhf.common.registry import OneOf, Registry
 from rlhf.errors import UserError, message_of
-
-TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 PROJECT = "rlhf"
 LOG_SECONDS = 60.0
@@ -101,7 +100,7 @@ def check_trackers_installed(names: Sequence[str]) -> None:
         UserError: A package is missing. The message contains the command that installs it.
     """
     for name in names:
-        if find_spec(name) is None:
+        if name not in TRACKERS.sources and find_spec(name) is None:
             raise UserError(f"track: {name} is not installed: pip install {name}")
 
 
@@ -123,7 +122,7 @@ def open_trackers(
     trackers = {}
     for name in names:
         with _failures_as_warnings(name):
-            opening = functools.partial(_OPENERS[name], directory, config, step)
+            opening = functools.partial(TRACKERS[name], directory, config, step)
             trackers[name] = _open_with_time_limits(opening)
     return trackers
 
@@ -245,9 +244,15 @@ def _tracking_id(directory: Path) -> str:
     return path.read_text()
 
 
-_OPENERS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+Opener = Callable[[Path, Mapping[str, Any], int], Tracker]
+"""Function (run directory, flat configuration, first step) -> tracker."""
+_BUILT_IN_OPENERS: dict[str, Opener] = {
     "tensorboard": _open_tensorboard,
     "wandb": _open_wandb,
     "trackio": _open_trackio,
     "mlflow": _open_mlflow,
 }
+TRACKERS: Registry[Opener] = Registry("tracker", _BUILT_IN_OPENERS)
+"""All trackers. The names of built-in trackers are those of their packages.
+`rlhf.plugins.register_tracker` adds a tracker."""
+TrackerName = Annotated[str, OneOf(TRACKERS)]

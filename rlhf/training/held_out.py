@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rlhf.common.plugins import short_name
 from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
@@ -63,7 +64,7 @@ def evaluate_held_out(
             ),
         )
     total = sum(trainer.world.gather(counts), Counter())
-    env = trainer.config.env.id or "prompts"
+    env = short_name(trainer.config.env.id or "prompts")
     summary = summarize(
         rows,
         name=name,

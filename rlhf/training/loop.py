@@ -75,6 +75,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
             f"{error} (the trained model is in {run.final}; repeat its evaluation with --resume)",
         )
         raise
+    trainer.notify("on_end", run, folder=run.final)
     return run.final
 
 
@@ -151,6 +152,9 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
+            trainer.notify("on_step", run, metrics=metrics)
+            if trainer.evaluation_due(progress.step):
+                trainer.notify("on_evaluation", run, metrics=metrics)
             # A signal that reached one process stops all of them after the same step.
             signal_number = trainer.world.first_not_none(stop.number)
             if signal_number and not check_due:
@@ -170,6 +174,7 @@ def _save(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         run.flush_logs()
     if _takes_part_in_saving(trainer, run):
         save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
+    trainer.notify("on_checkpoint", run, folder=checkpoints / f"step-{trainer.progress.step}")
 
 
 def _takes_part_in_saving(trainer: Trainer, run: Run) -> bool:

@@ -31,6 +31,7 @@ from rlhf.models.saving import save_model
 from rlhf.models.sharding.loading import load_model_to_shard
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
+from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.checksums import write_checksums
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.distributed import (
@@ -41,7 +42,7 @@ from rlhf.training.distributed import (
 from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Example, ExampleEncoder
 from rlhf.training.loop import fit
-from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of
+from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of, num_steps
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
 from rlhf.training.stored_examples import StoredEncoder
@@ -159,12 +160,24 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     if setup.trainer:
         from rlhf.training.trl.trainer import train_with_trainer
 
-        sets = (train_set, eval_set)
-        trained = train_with_trainer(config, run, method=method, setup=setup, sets=sets)
+        callbacks, sets = Callbacks(config.callbacks), (train_set, eval_set)
+        trained = train_with_trainer(
+            config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
+        )
         if run.writes:
             copy_base_to_final(run.directory / "checkpoints", run.final)
             setup.save(trained, run.final)
             write_checksums(run.final)
+            steps = num_steps(config, len(train_set))
+            callbacks.notify(
+                "on_end",
+                run,
+                step=steps,
+                num_steps=steps,
+                model=trained,
+                tokenizer=setup.tokenizer,
+                folder=run.final,
+            )
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         trainer = NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set)

@@ -295,8 +295,7 @@ class OnlineTrainer(Trainer):
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
         if self.remote_engine is not None:
-            metrics["engine/logprob_gap"] = self.remote_engine.max_mean_logprob_difference
-            metrics["engine/repeated"] = float(self.remote_engine.pop_failed_attempt_count())
+            metrics |= self.remote_engine.metrics()
         return metrics
 
     def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:

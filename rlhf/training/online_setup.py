@@ -16,6 +16,8 @@ from rlhf.algorithms.controllers import (
     StopAtKLBudget,
 )
 from rlhf.algorithms.registry import Algorithm
+from rlhf.common.imports import import_object
+from rlhf.config.engine import ENGINES
 from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
 from rlhf.config.rollout import RolloutSpec
 from rlhf.data.load import load
@@ -25,6 +27,7 @@ from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.workers import concurrency_of
+from rlhf.rollout.sampling.base import EngineBase
 
 if TYPE_CHECKING:
     from rlhf.rollout.vllm.engine import VLLMEngine
@@ -110,15 +113,33 @@ def published_weights_folder(config: OnlineConfig) -> Path:
     return Path(folder) if folder else Path(f"{config.output_dir.rstrip('/')}-engine")
 
 
-def open_engine(config: OnlineConfig, model: Any) -> VLLMEngine | None:
-    """Return the engine that samples on the configured vLLM servers; None for the local engine.
+def open_engine(config: OnlineConfig, model: Any) -> Any:
+    """Return the configured engine outside this process's own engine; None for the local engine.
+
+    Raises:
+        UserError: The engine cannot be used, or the engine of a plug-in lacks a method.
+    """
+    spec = config.rollout.engine
+    factory = import_object(ENGINES.require(spec.kind), what="rollout.engine.kind")
+    if factory is None:
+        return None
+    engine = factory(model, config, **spec.options)
+    for name, method in vars(EngineBase).items():
+        if callable(method) and not callable(getattr(engine, name, None)):
+            raise UserError(
+                f"rollout.engine.kind {spec.kind}: {type(engine).__name__} has no method {name}; "
+                "derive it from rlhf.rollout.sampling.base.EngineBase"
+            )
+    return engine
+
+
+def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:
+    """Return the engine that samples on the configured vLLM servers.
 
     Raises:
         UserError: A launcher started several processes.
     """
     spec = config.rollout.engine
-    if spec.kind == "local":
-        return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "rollout.engine.kind vllm runs with one training process: start the run without "

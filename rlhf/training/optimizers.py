@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from rlhf.config.optimization import TRAINER_OPTIMIZERS
+from rlhf.common.imports import import_object
+from rlhf.config.optimization import OPTIMIZERS, trainer_optimizers
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
 
@@ -27,7 +29,8 @@ class OptimizerSettings:
     """Adam's epsilon."""
 
 
-def _make_adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+def make_adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+    """Return AdamW."""
     return MasterAdamW(
         parameters,
         lr=settings.learning_rate,
@@ -37,22 +40,67 @@ def _make_adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings)
     )
 
 
-def _make_sgd(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+def make_sgd(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+    """Return SGD without momentum."""
     return MasterSGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
-
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerSettings], MasterOptimizer]] = {
-    "adamw": _make_adamw,
-    "sgd": _make_sgd,
-}
-"""Name of the optimizer -> function that creates it from parameters and settings."""
 
 
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], settings: OptimizerSettings
 ) -> MasterOptimizer:
-    """Return the optimizer ``name``. Its state and arithmetic are in float32."""
-    return OPTIMIZERS[name](parameters, settings)
+    """Return the optimizer ``name``. Its state and arithmetic are in float32.
+
+    Raises:
+        UserError: A plug-in returned something else than an optimizer, or an optimizer of torch for
+            weights that need float32 master weights.
+    """
+    optimizer = import_object(OPTIMIZERS.require(name))(parameters, settings)
+    if isinstance(optimizer, MasterOptimizer):
+        return optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer {name!r} must return a torch.optim.Optimizer, got "
+            f"{type(optimizer).__name__}"
+        )
+    if any(p.dtype.itemsize < 4 for group in optimizer.param_groups for p in group["params"]):
+        raise UserError(
+            f"optimizer {name!r} has no float32 state: set model.dtype: float32, or return a "
+            "rlhf.models.precision.MasterOptimizer"
+        )
+    return PlainOptimizer(optimizer)
+
+
+class PlainOptimizer(MasterOptimizer):
+    """Adapter with gradient clipping of an optimizer of torch, for weights of at least float32.
+
+    Args:
+        inner: The optimizer. Its parameter groups are those of the adapter.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        torch.optim.Optimizer.__init__(self, inner.param_groups, inner.defaults)
+        self.inner = inner
+        self.param_groups = inner.param_groups
+        self.master_weights = [group["params"] for group in inner.param_groups]
+        self._divisor = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Clip the gradients as `clip_at_next_step` was told, and update the weights."""
+        for weight in (p for group in self.master_weights for p in group):
+            if self._divisor is not None and weight.grad is not None:
+                weight.grad.div_(self._divisor)
+        self._divisor = None
+        self.inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state that ``state_dict`` returned."""
+        self.inner.load_state_dict(state_dict)
+        self.param_groups = self.inner.param_groups
 
 
 def optimizer_name(optim: str) -> str:
@@ -66,13 +114,14 @@ def optimizer_name(optim: str) -> str:
     Raises:
         UserError: No optimizer in `OPTIMIZERS` has this name.
     """
-    if optim not in TRAINER_OPTIMIZERS:
-        known = ", ".join(TRAINER_OPTIMIZERS)
+    known = trainer_optimizers()
+    if optim not in known:
         raise UserError(
             f"trainer.optim: the state of {optim} has the dtype of the weights, so small updates "
-            f"are lost; choose one of {known}, or set model.dtype: float32 and engine: trl"
+            f"are lost; choose one of {', '.join(known)}, or set model.dtype: float32 and engine: "
+            "trl"
         )
-    return TRAINER_OPTIMIZERS[optim]
+    return known[optim]
 
 
 def optimizer_settings(options: Any) -> OptimizerSettings:

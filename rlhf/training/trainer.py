@@ -20,6 +20,7 @@ from rlhf.models.trainable import (
     parameter_names_without_gradient,
     trained_parameters,
 )
+from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import DisplayedMetrics
 from rlhf.training.distributed import init_distributed
@@ -114,6 +115,7 @@ class Trainer:
         self.trained = trained_parameters(model.model)
         self.world = replace(init_distributed(), sharded_model=model.sharding is not None)
         self.progress = TrainingProgress()
+        self.callbacks = Callbacks(config.callbacks)
         self.without_gradient = 0
         """Number of trainable tensors that had no gradient in the first update of the last step."""
 
@@ -172,15 +174,44 @@ class Trainer:
 
     def state(self) -> dict[str, Stateful]:
         """Return name -> object for the objects whose state is in ``state.json`` of checkpoints."""
-        return {"progress": self.progress}
+        stateful: dict[str, Stateful] = {"progress": self.progress}
+        return {**stateful, "callbacks": self.callbacks} if self.callbacks else stateful
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done, or the last ``patience`` evaluations were not the best."""
+        """Whether all steps are done, evaluations no longer improve, or a callback ended training.
+
+        Evaluations no longer improve if the last ``patience`` evaluations were not the best.
+        """
         out_of_patience = (
             self.patience is not None and self.progress.evaluations_since_best >= self.patience
         )
-        return out_of_patience or self.progress.step >= self.num_steps
+        return self.callbacks.stopped or out_of_patience or self.progress.step >= self.num_steps
+
+    def notify(self, point: str, run: Run, **fields: Any) -> None:
+        """Call a method of the callbacks, and stop all processes if one of them ends training.
+
+        Args:
+            point: One of `rlhf.runs.callbacks.POINTS`.
+            run: The run directory.
+            fields: ``metrics`` or ``folder`` of the event.
+
+        Raises:
+            UserError: A callback failed.
+        """
+        if not self.callbacks:
+            return
+        self.callbacks.notify(
+            point,
+            run,
+            step=self.progress.step,
+            num_steps=self.num_steps,
+            model=self.model.model,
+            tokenizer=self.model.tokenizer,
+            **fields,
+        )
+        stopped = self.world.first_not_none(self.callbacks.stopped or None)
+        self.callbacks.stopped = bool(stopped)
 
     def apply_gradients(self) -> float:
         """Clip the gradients, take one optimizer step and clear them.

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.algorithms import components, registry
 from rlhf.algorithms.advantages import Advantages, estimate_advantages
 from rlhf.algorithms.components import advantage, policy_loss
 from rlhf.algorithms.kl import masked_difference
@@ -30,16 +29,13 @@ def sign_of_return(batch, settings):
 
 
 @pytest.fixture
-def mine(monkeypatch):
+def mine():
     """The name of an algorithm whose loss and advantage were registered here."""
-    for module in ("losses", "advantages", "kl"):
-        table = dict(components.registered_components(module))
-        monkeypatch.setitem(components._TABLES, module, table)
     policy_loss("unclipped", "no clip", reads=("aggregation",))(unclipped)
     advantage("sign", "sign of the return", reads=("gamma",))(sign_of_return)
     settings = replace(ALGORITHMS["rloo"].settings, advantage="sign", kl_placement="none")
     row = replace(ALGORITHMS["rloo"], name="mine", loss="unclipped", settings=settings)
-    monkeypatch.setitem(registry.ALGORITHMS, "mine", row)
+    ALGORITHMS.add("mine", row, unclipped)
     return "mine"
 
 

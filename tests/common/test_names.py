@@ -24,7 +24,7 @@ def test_import_object_reaches_into_attributes():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("json", "rewards: write the path as module:name, got 'json'"),
+        ("json", "rewards: write the path as module:name or as file.py:name, got 'json'"),
         ("jsonn:dumps", "rewards: cannot import 'jsonn'"),
         ("json:dump_s", "rewards: 'json:dump_s' does not exist; did you mean 'dumps'?"),
     ],

@@ -101,6 +101,8 @@ BASES: dict[str, list[Tree]] = {
     "envs play": [{"env": "text/Echo-v0"}],
     "envs check": [{"env": "text/Echo-v0"}],
     "algorithms": [{"name": "ppo"}],
+    "doctor": [{}],
+    "init": [{"template": "python", "directory": "no-such-folder"}],
     "engine start": [{**OUT, "model": MODEL, "env": ENV,
                       "rollout": {"engine": {"kind": "vllm", "urls": ["http://localhost:8000"]}}}],
 }  # fmt: skip

@@ -117,7 +117,7 @@ def logprobs(
 def server_engine(model: Any, url: str | list[str], folder: Path, **settings: Any) -> VLLMEngine:
     urls = [url] if isinstance(url, str) else url
     settings = {"request_timeout": 60.0, "retry_seconds": 20.0, "tolerance": 1e-3, **settings}
-    spec = EngineSpec("vllm", urls, **settings)
+    spec = EngineSpec(kind="vllm", urls=urls, **settings)
     return VLLMEngine(
         model, spec, folder=folder, context=64, temperature=TEMPERATURE, max_requests=4
     )
@@ -139,7 +139,8 @@ def real_server(folder: Path, *, lora: bool) -> Any:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     flags = "--max-model-len 64 --dtype float32 --logprobs-mode processed_logprobs "
-    flags += "--generation-config vllm --enforce-eager"
+    flags += "--generation-config vllm --enforce-eager "
+    flags += "--gpu-memory-utilization 0.3"  # the fraction of the memory, also on a CPU
     flags += " --enable-lora --max-lora-rank 8 --max-loras 2" * lora
     command = [os.environ[REAL], "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(folder), "--served-model-name", "policy", "--host", "127.0.0.1"]
@@ -618,7 +619,7 @@ def test_key_is_sent_and_not_part_of_the_address(fake, monkeypatch) -> None:
     assert Client(fake.url, timeout=5)._headers["Authorization"] == "Bearer secret"
     for url in ("http://user:secret@localhost:1", "localhost:8000", "ftp://a", "http://", ""):
         with pytest.raises(ValueError, match=r"rollout\.engine\.urls") as error:
-            EngineSpec("vllm", [url])
+            EngineSpec(kind="vllm", urls=[url])
         assert "secret" not in str(error.value)
 
 

@@ -212,6 +212,7 @@ SERVER_KEYS = {
     "executable": "python3",
     "arguments": ["--enforce-eager"],
     "start_seconds": 1.0,
+    "options": {"length": 2},
 }
 # key -> (value, other keys, algorithm, part of the message)
 REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
@@ -252,6 +253,8 @@ ELSEWHERE = {
     "resume": "tests/training/test_resume.py",
     "overwrite": "tests/test_runs.py",
     "track": "tests/test_tracking.py",
+    "plugins": "tests/test_plugins.py",
+    "callbacks": "tests/training/test_callbacks.py",
     "env.errors": "test_failures_stop_the_run_or_are_counted",
     "env.concurrency": "tests/rollout/test_env_workers.py",
     "env.timeout": "test_failures_stop_the_run_or_are_counted",

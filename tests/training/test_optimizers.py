@@ -1,21 +1,46 @@
 """The table of optimizers: both engines and the online loop construct theirs from it."""
 
-import typing
+import copy
 
 import pytest
 import torch
 from torch import nn
 
 from rlhf.cli.table import run_command
+from rlhf.common.ranges import convert_to_type
 from rlhf.config.online import OptimizerSpec
 from rlhf.errors import UserError
-from rlhf.training.optimizers import OPTIMIZERS, OptimizerSettings, make_optimizer
+from rlhf.training.optimizers import OPTIMIZERS, OptimizerSettings, PlainOptimizer, make_optimizer
 from tests.helpers.training import metrics_of, offline_tree, same, sft_rows, weights_of, write_rows
 
 
-def test_the_configuration_names_every_optimizer():
-    names = typing.get_type_hints(OptimizerSpec)["name"]
-    assert set(typing.get_args(names)) == OPTIMIZERS.keys()
+def test_the_configuration_accepts_exactly_the_registered_optimizers():
+    for name in OPTIMIZERS:
+        assert convert_to_type(OptimizerSpec, {"name": name}).name == name
+    with pytest.raises(UserError, match="name must be 'adamw' or 'sgd', got 'adam'"):
+        convert_to_type(OptimizerSpec, {"name": "adam"})
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_an_optimizer_of_torch_is_clipped_and_restored(clipped):
+    """Weight 1, gradient 3 (clipped to 1.5), learning rate 0.1, no momentum before step 2."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = PlainOptimizer(torch.optim.SGD([weight], lr=0.1, momentum=0.5))
+    weight.grad = torch.full_like(weight, 3.0)
+    assert optimizer.clip_at_next_step(1.5 if clipped else 5.0) == 3.0
+    optimizer.step()
+    assert weight.item() == pytest.approx(0.85 if clipped else 0.7)
+    other = nn.Parameter(weight.detach().clone())
+    restored = PlainOptimizer(torch.optim.SGD([other], lr=0.1, momentum=0.5))
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for parameter, steps in ((weight, optimizer), (other, restored)):
+        steps.param_groups[0]["lr"] = 0.2  # as a scheduler sets it
+        parameter.grad = torch.ones(1)
+        steps.clip_at_next_step(10.0)
+        steps.step()
+    assert torch.equal(weight, other)
+    momentum = 0.5 * (1.5 if clipped else 3.0) + 1
+    assert weight.item() == pytest.approx((0.85 if clipped else 0.7) - 0.2 * momentum)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,19 @@ from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.rollout.vllm import engine as engine_module
 from rlhf.rollout.vllm.engine import request_seed
-from tests.helpers.training import Tree, checkpoint_of, metrics_of, online_tree, read_rows, same
+from tests.helpers.training import (
+    Tree,
+    checkpoint_of,
+    metrics_of,
+    online_tree,
+    read_rows,
+    same,
+    save_model,
+)
 from tests.helpers.vllm_server import FakeVLLM
 
 LORA = {"model": {"lora": {"rank": 2}}}
+REAL = "RLHF_VLLM_PYTHON"
 FAST = {"optimizer": {"learning_rate": 3e-2}}
 
 
@@ -86,7 +96,7 @@ def test_replies_of_an_unfinished_step_are_not_sampled_again(
     changes = {"save_every": 4, "rollout": {"parallel": 2, "max_staleness": staleness}}
     tree = tree_of(tmp_path / "run", echo_model, fake.url, **changes)
     with monkeypatch.context() as patch:
-        killed_at(fake, patch, step=2)
+        killed_at(fake.kill, patch, step=2)
         with pytest.raises(UserError, match="no server answered"):
             run_command("grpo", tree)
     step = 2 + staleness  # of the batch that was not completed
@@ -122,7 +132,7 @@ def test_every_step_samples_from_the_weights_of_the_step(fake, echo_model, tmp_p
     assert steps == {"before": 0, "train": 4, "after": 4}
 
 
-def killed_at(fake: FakeVLLM, monkeypatch: Any, *, step: int) -> None:
+def killed_at(kill: Callable[[], Any], monkeypatch: Any, *, step: int) -> None:
     """Kill the server after two completions of a step."""
     poll = engine_module.VLLMEngine.poll
     seen: list[Any] = []
@@ -131,7 +141,7 @@ def killed_at(fake: FakeVLLM, monkeypatch: Any, *, step: int) -> None:
         completions = poll(self)
         if self.policy_version == step and not seen:
             seen.append(completions)
-            fake.kill()
+            kill()
         return completions
 
     monkeypatch.setattr(engine_module.VLLMEngine, "poll", killing)
@@ -142,7 +152,7 @@ def test_dead_server_stops_the_run_with_a_checkpoint(fake, echo_model, tmp_path,
     changes = {"save_every": 4, "rollout": {"parallel": 2}}
     tree = tree_of(tmp_path / "run", echo_model, fake.url, **changes)
     with monkeypatch.context() as patch:
-        killed_at(fake, patch, step=2)
+        killed_at(fake.kill, patch, step=2)
         with pytest.raises(UserError, match=r"no server answered within 0\.5 s") as error:
             run_command("grpo", tree)
     assert "\n" not in str(error.value)
@@ -166,7 +176,7 @@ def test_server_that_restarts_within_a_step_does_not_stop_the_run(
     tree = tree_of(tmp_path / "run", echo_model, fake.url, rollout={"parallel": 2})
     kill = fake.kill
     monkeypatch.setattr(fake, "kill", lambda: (kill(), fake.start()))
-    killed_at(fake, monkeypatch, step=2)
+    killed_at(fake.kill, monkeypatch, step=2)
     run_command("grpo", tree)
     rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -273,6 +283,48 @@ def test_engine_start_serves_the_initial_model(executable, echo_model, tmp_path,
     initial = AutoModelForCausalLM.from_pretrained(tmp_path / "shared/model").state_dict()
     given = AutoModelForCausalLM.from_pretrained(echo_model).state_dict()
     assert same(initial, given)
+
+
+@pytest.mark.skipif(
+    not os.environ.get(REAL),
+    reason=f"SKIPPED, REAL ENGINE: {REAL} names no Python interpreter with vLLM",
+)
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_real_server_that_is_killed_within_a_step_costs_no_episode(tmp_path, monkeypatch, changes):
+    """The server is killed after two completions of the third step, and started again."""
+    model = save_model(tmp_path / "model", width=64)  # heads of 32 channels, which vLLM supports
+    url = f"http://127.0.0.1:{free_port()}"
+    changes = {"save_every": 4, "rollout": {"parallel": 2}, **changes}
+    tree = tree_of(tmp_path / "run", str(model), url, **changes)
+    settings = {"executable": os.environ[REAL], "retry_seconds": 5.0}
+    settings["arguments"] = ["--enforce-eager", "--gpu-memory-utilization", "0.3"]
+    tree = merge_trees(tree, {"rollout": {"engine": settings}})
+    servers = []
+
+    def start_real_server() -> None:
+        (line,) = start(tree)
+        servers.append(int(line.partition("(process ")[2].partition(",")[0]))
+
+    try:
+        start_real_server()
+        with monkeypatch.context() as patch:
+            killed_at(lambda: os.killpg(servers[0], signal.SIGKILL), patch, step=2)
+            with pytest.raises(UserError, match=r"no server answered within 5 s"):
+                run_command("grpo", tree)
+        assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2]
+        replies = read_rows(tmp_path / "run/checkpoints/step-2/replies.jsonl")
+        assert 0 < len(replies) < 8
+        start_real_server()
+        run_command("grpo", {**tree, "resume": True})
+    finally:
+        for process in servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["engine/logprob_gap"] < 1e-3 for row in rows)
+    assert not any("rollout/replies_discarded" in row for row in rows)
+    assert checkpoint_of(tmp_path / "run")["state"]["starts"] == {"count": 4}
 
 
 def test_engine_start_states_why_no_server_runs(executable, echo_model, tmp_path):

@@ -113,16 +113,18 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
     from rlhf import envs
     from rlhf.envs.items import split_kwargs
     from rlhf.envs.prompts import PromptEnv
+    from rlhf.envs.registration import registered_id
 
     assert envs.TASKS  # importing the package registers the environments
     if spec.id is None:
         return PromptEnv(prompts)
     try:
-        kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
+        env_id = registered_id(spec.id)
+        kwargs = split_kwargs(env_id, spec.kwargs, split) if split else spec.kwargs
         in_main_thread = threading.current_thread() is threading.main_thread()
         # In a thread, the workers of the environment limit the time and the other effects.
         with limit_side_effects(spec.timeout) if in_main_thread else foreign_exceptions():
-            return gym.make(spec.id, disable_env_checker=True, **kwargs)
+            return gym.make(env_id, disable_env_checker=True, **kwargs)
     except gym.error.Error as error:
         raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
     except UserError:

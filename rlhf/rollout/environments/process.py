@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 
 from rlhf.common.foreign import foreign_exceptions
+from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
 from rlhf.common.worker_process import end_with_parent
 from rlhf.errors import UserError, first_line
@@ -123,6 +124,7 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
 
     def make() -> dict[str, Any]:
         nonlocal env
+        load_plugins_of_parent()
         env = make_env()
         return {
             "name": str(env),

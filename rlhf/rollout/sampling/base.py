@@ -85,8 +85,10 @@ class EngineStopped(UserError):
 class RolloutEngine(Protocol):
     """Interface for sampling completions with the current policy."""
 
-    policy_version: int
-    """Version of the weights that the engine uses."""
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that the engine uses."""
+        ...
 
     def update_policy(self, version: int) -> None:
         """Use the current weights of the policy from now on.
@@ -112,3 +114,34 @@ class RolloutEngine(Protocol):
     def reset(self) -> None:
         """Release all episodes and free the memory that sampling needs."""
         ...
+
+
+class EngineBase:
+    """Base class for rollout engines outside the toolkit; a subclass implements submit and poll."""
+
+    policy_version = 0
+
+    def update_policy(self, version: int) -> None:
+        """Use the current weights of the policy; by default, only store the version number."""
+        self.policy_version = version
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests and return immediately."""
+        raise NotImplementedError
+
+    def poll(self) -> list[Completion]:
+        """Return the completions that are ready, in any order. The list may be empty."""
+        raise NotImplementedError
+
+    def release(self, episode_id: int) -> None:
+        """Free the memory of an episode, and cancel its unfinished request; by default, nothing."""
+
+    def reset(self) -> None:
+        """Release all episodes; by default, do nothing."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return metrics of the last step to log; by default, there are none."""
+        return {}
+
+    def close(self) -> None:
+        """Release the resources of the engine; by default, do nothing."""

@@ -171,6 +171,13 @@ class VLLMEngine:
         while not self._results.empty():
             self._results.get_nowait()
 
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the last step."""
+        return {
+            "engine/logprob_gap": self.max_mean_logprob_difference,
+            "engine/repeated": float(self.pop_failed_attempt_count()),
+        }
+
     def close(self) -> None:
         """Cancel all requests, close the connections and delete the published weights."""
         self.reset()

@@ -31,6 +31,7 @@ _SET_BY_BENCHMARK = {
     "data": "`demonstrations`",
     "eval_data": "`demonstrations`",
     "evaluation": "`episodes`, `decoding` and `curve_points`",
+    "plugins": "`plugins` of the manifest",
     "resume": None,
     "overwrite": None,
 }

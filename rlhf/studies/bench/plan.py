@@ -62,7 +62,7 @@ class Bench:
     def run_config_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
         """Return the configuration of one training run."""
         task, entry = self.environments[environment], self.algorithms[algorithm]
-        tree = merge_trees(merge_trees(self.config.run, task.run), entry.run)
+        tree = merge_trees(merge_trees(self.config.run, task.run), entry.run) | self._plugins
         folder = f"seed{seed}"
         steps = convert_to_type(
             PositiveInt, tree.get("num_steps", OnlineConfig.num_steps), "num_steps"
@@ -80,6 +80,11 @@ class Bench:
             },
             "resume": True,
         }
+
+    @property
+    def _plugins(self) -> dict[str, Any]:
+        """The plug-ins of the manifest, as a part of the configuration of a run."""
+        return {"plugins": self.config.plugins} if self.config.plugins else {}
 
     def start_model_config_tree(self, environment: str, seed: int) -> dict[str, Any]:
         """Return the configuration of the initial model of training."""
@@ -151,6 +156,7 @@ class Bench:
         """
         task = self.environments[environment]
         return {
+            **self._plugins,
             "output_dir": str(target),
             "policies": policies,
             "env": _without_unset_keys(task.env),
@@ -173,6 +179,7 @@ class Bench:
         first = 0 if name == "demos" else FIRST_HELD_OUT_EPISODE
         file = {"path": DEMONSTRATIONS_FILE, "kind": "sft", "count": count}
         return {
+            **self._plugins,
             "output_dir": str(self.run_path(environment, f"seed{seed}", name)),
             "env": task.env.id,
             "kwargs": task.env.kwargs,
@@ -186,6 +193,7 @@ class Bench:
         folder = self.run_path(environment, f"seed{seed}")
         return {
             **merge_trees(self.config.sft, self.environments[environment].sft),
+            **self._plugins,
             "output_dir": str(folder / "sft"),
             "model": _without_unset_keys(self.config.model),
             "data": [{"path": str(folder / "demos" / DEMONSTRATIONS_FILE)}],

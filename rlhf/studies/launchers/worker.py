@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.text import set_up_logging
 from rlhf.runs import launch
 from rlhf.studies.jobs import Job, run_job
@@ -35,6 +36,7 @@ def initialize_worker(logs: Path, threads: int) -> None:
     # By default every process uses as many threads as the machine has cores.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     set_up_logging(logging.INFO)
+    load_plugins_of_parent()
 
 
 def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:

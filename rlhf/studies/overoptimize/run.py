@@ -232,11 +232,17 @@ class _OveroptimizationStudy:
         release_memory()
         return result
 
+    @property
+    def _plugins(self) -> dict[str, Any]:
+        """The plug-ins of the study, as a part of the configuration of a run."""
+        return {"plugins": self.config.plugins} if self.config.plugins else {}
+
     def _proxy_config_tree(
         self, grid: ProxyGrid, base: ModelSpec, *, train: Path, member: int
     ) -> dict[str, Any]:
         """Return the configuration of the training of one member on the pairs in `train`."""
         return {
+            **self._plugins,
             "model": dataclasses.asdict(base),
             "data": [{"path": str(train)}],
             "eval_data": [{"path": str(self._held_out_file)}],
@@ -249,6 +255,7 @@ class _OveroptimizationStudy:
     ) -> dict[str, Any]:
         """Return the configuration of the training of the policy with one seed."""
         return {
+            **self._plugins,
             "model": dataclasses.asdict(self.config.model),
             "env": dataclasses.asdict(self.env_without_reward),
             "rollout": dataclasses.asdict(self.config.rollout),

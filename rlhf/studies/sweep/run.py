@@ -21,6 +21,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.files import read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
+from rlhf.common.plugins import load_plugins
 from rlhf.config.base import TrainingConfig
 from rlhf.config.launcher import LauncherConfig
 from rlhf.config.load import assemble_tree, merge_trees
@@ -139,12 +140,15 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
         UserError: The command trains no model, a configuration of a run is invalid, or two settings
             have the same configuration.
     """
+    run = merge_trees(assemble_tree(config.base, []), config.run)
+    if plugins := [*config.plugins, *run.get("plugins", [])]:
+        run["plugins"] = list(dict.fromkeys(plugins))
+        load_plugins(run["plugins"])
     command = commands[config.run_command]
     if not command.makes_run or command.runs_commands:
         training = [name for name, row in commands.items() if row.makes_run]
         hint = did_you_mean(config.run_command, training)
         raise UserError(f"run_command: {config.run_command!r} cannot be swept{hint}")
-    run = merge_trees(assemble_tree(config.base, []), config.run)
     for key in ("output_dir", "seed", "resume", "overwrite", "command"):
         run.pop(key, None)
     sweep = Sweep(replace(config, run=run, base=[]), commands)

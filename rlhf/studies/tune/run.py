@@ -167,6 +167,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> TuningStudy:
         "output_dir": config.output_dir,
         "seeds": config.seeds,
         "environments": {k: v for k, v in known.items() if k in (config.environments or known)},
+        "plugins": list(dict.fromkeys([*config.plugins, *(tree.get("plugins") or [])])),
         "tuning": {},
     }
     bench = make_bench(tree | overrides, commands)

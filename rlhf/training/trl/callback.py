@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from rlhf.common.files import write_text
 from rlhf.models.trainable import WeightChangeDetector, parameter_names_without_gradient
+from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
@@ -18,6 +21,9 @@ from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
 from rlhf.training.numeric_checks import check_gradient_norm, check_trainable, check_weights
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
+
+CALLBACKS_FILE = "callbacks.json"
+"""Name of the file in a checkpoint with the state of the user's callbacks."""
 
 
 class RunCallback(TrainerCallback):
@@ -28,6 +34,8 @@ class RunCallback(TrainerCallback):
         stop: Records the signals that stop the run.
         movement: Detects changes of the model. By default, ``train/moved`` is not logged.
         trained: The trained parameters of the model.
+        callbacks: Callbacks of the user.
+        tokenizer: Tokenizer of the model.
     """
 
     NAMES = {  # noqa: RUF012
@@ -53,8 +61,11 @@ class RunCallback(TrainerCallback):
         stop: StopSignalRecorder,
         movement: WeightChangeDetector | None = None,
         trained: Sequence[torch.nn.Parameter] = (),
+        callbacks: Callbacks | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
+        self.callbacks, self.tokenizer = callbacks or Callbacks(), tokenizer
         self.world = init_distributed()
         self.best: Path | None = None
         """The best checkpoint of a resumed run."""
@@ -106,8 +117,16 @@ class RunCallback(TrainerCallback):
             learning_rate_key="trainer.learning_rate",
         )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Log the trainer's metrics under the keys of this toolkit."""
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: Any = None,
+        model: Any = None,
+        **_: Any,
+    ) -> Any:
+        """Log the trainer's metrics under the keys of this toolkit, and call the callbacks."""
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
@@ -127,6 +146,26 @@ class RunCallback(TrainerCallback):
         if row and self.reporter and self.monitor:
             warnings = self.monitor.update(state.global_step, row)
             self.reporter.show(state.global_step, row, warnings)
+        if row and state.global_step:
+            evaluated = any(key.startswith("eval/") for key in row)
+            point = "on_evaluation" if evaluated else "on_step"
+            self._notify(point, state, control, model=model, metrics=row)
+        return control
+
+    def _notify(self, point: str, state: Any, control: Any, **fields: Any) -> None:
+        """Call the user's callbacks; let all processes stop after this step if one of them asks."""
+        if not self.callbacks:
+            return
+        self.callbacks.notify(
+            point,
+            self.run,
+            step=state.global_step,
+            num_steps=state.max_steps,
+            tokenizer=self.tokenizer,
+            **fields,
+        )
+        if self.world.first_not_none(self.callbacks.stopped or None) and point != "on_checkpoint":
+            control.should_evaluate = control.should_save = control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
         """Display progress. After a signal to any process, all processes save and stop.
@@ -141,14 +180,20 @@ class RunCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if control.should_save or control.should_evaluate or control.should_training_stop:
             check_weights(model, step=state.global_step, learning_rate_key="trainer.learning_rate")
+        if not control.should_log:  # otherwise `on_log` has the metrics of the step
+            self._notify("on_step", state, control, model=model)
         return control
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the checksums of the new checkpoint, and remove older checkpoints."""
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Write the callbacks' state and the checksums of a checkpoint; remove older ones."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.run.writes:
             self.run.flush_logs()
+            if self.callbacks:
+                write_text(folder / CALLBACKS_FILE, json.dumps(self.callbacks.state_dict()))
             complete_checkpoint(
-                Path(args.output_dir) / f"checkpoint-{state.global_step}",
+                folder,
                 keep=int(self.run.config["keep_last"]),
                 best=state.best_model_checkpoint,
             )
+        self._notify("on_checkpoint", state, control, model=model, folder=folder)

@@ -16,12 +16,14 @@ import torch
 import transformers
 import trl
 
+from rlhf.common.files import read_json
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import record_base_for_checkpoints
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
 from rlhf.models.trainable import WeightChangeDetector, make_frozen, trained_parameters
+from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.training.methods import (
@@ -34,7 +36,7 @@ from rlhf.training.methods import (
     steps_between_evaluations,
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
-from rlhf.training.trl.callback import RunCallback
+from rlhf.training.trl.callback import CALLBACKS_FILE, RunCallback
 from rlhf.training.trl.checkpoints import best_checkpoint_recorded_in, last_complete_checkpoint
 from rlhf.training.trl.columns import (
     KTOCollator,
@@ -82,6 +84,7 @@ def train_with_trainer(
     method: OfflineMethod,
     setup: TrainingSetup,
     sets: tuple[Any, Any],
+    callbacks: Callbacks,
 ) -> Any:
     """Train ``setup.model`` with ``setup.trainer``; return the model with the lowest held-out loss.
 
@@ -91,6 +94,7 @@ def train_with_trainer(
         method: Training method of the command.
         setup: Setup of the run.
         sets: Training examples and held-out examples.
+        callbacks: Callbacks of the user.
 
     Raises:
         UserError: The value of an option under ``trainer:`` is invalid.
@@ -105,7 +109,14 @@ def train_with_trainer(
         trainer = make_trainer(setup, config, options, *sets)
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
-        callback = RunCallback(run, stop, WeightChangeDetector(setup.model), trained)
+        callback = RunCallback(
+            run,
+            stop,
+            WeightChangeDetector(setup.model),
+            trained,
+            callbacks=callbacks,
+            tokenizer=setup.tokenizer,
+        )
         trainer.add_callback(callback)
         directory = Path(options.output_dir)
         checkpoint = None
@@ -115,6 +126,8 @@ def train_with_trainer(
         if checkpoint:
             callback.best = best_checkpoint_recorded_in(checkpoint)
             run.rewind(int(checkpoint.name.split("-")[1]))
+            if callbacks:
+                callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
         else:
             run.rewind(-1)
             with option_errors_as_user_errors():

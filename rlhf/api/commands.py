@@ -13,17 +13,19 @@ later entries take precedence.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.runs.launch import prepare_process
+from rlhf.api.options import Config
+from rlhf.api.table import as_sources, command_table
 
 if TYPE_CHECKING:
-    from rlhf.commands.command import CommandTable
     from rlhf.evaluation.compare import Comparison
 
-Config = Mapping[str, Any] | str | Path
+Directory = str | os.PathLike[str]
+"""A run or pipeline directory, or a `Run`."""
 
 
 def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> Path:
@@ -41,14 +43,14 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
     """
-    commands = _commands()
-    checked = commands.read(command, _as_sources(config), list(overrides.items()))
+    commands = command_table()
+    checked = commands.read(command, as_sources(config), list(overrides.items()))
     return commands.run_config(command, checked)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
     """Run the pipeline in a YAML file; return the path of the pipeline's report."""
-    commands = _commands()
+    commands = command_table()
     from rlhf.pipeline import run_pipeline
 
     return run_pipeline(commands.read("run", [pipeline], list(overrides.items())), commands)
@@ -59,7 +61,7 @@ def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
     return stage("evaluate", config, **overrides)
 
 
-def report(*directories: str | Path) -> Path:
+def report(*directories: Directory) -> Path:
     """Write an HTML report; return its path.
 
     Args:
@@ -75,8 +77,12 @@ def report(*directories: str | Path) -> Path:
     return write_comparison_report(folders, Path("comparison.html"))
 
 
-def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
+def compare(*directories: Directory, metric: str | None = None) -> Comparison:
     """Compare runs by a metric of their evaluations.
+
+    Args:
+        directories: Run or pipeline directories, or runs.
+        metric: Metric, as for `rlhf compare`.
 
     Returns:
         Paired differences between the runs, each with a confidence interval and a sentence that
@@ -100,18 +106,6 @@ def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
 def _run_and_collect_lines(
     command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
 ) -> list[str]:
-    commands = _commands()
-    checked = commands.read(command, _as_sources(config), list(overrides.items()))
+    commands = command_table()
+    checked = commands.read(command, as_sources(config), list(overrides.items()))
     return list(commands.run_and_yield_text(command, checked))
-
-
-def _commands() -> CommandTable:
-    """Return the table of commands, after applying process settings that must precede torch."""
-    prepare_process()
-    from rlhf.cli.table import COMMANDS
-
-    return COMMANDS
-
-
-def _as_sources(config: Config | Sequence[Config]) -> list[Config]:
-    return [config] if isinstance(config, Mapping | str | Path) else list(config)

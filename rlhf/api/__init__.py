@@ -1,0 +1,51 @@
+"""The Python interface: functions for training, evaluation and reports, and their results."""
+
+from rlhf.api.commands import compare, evaluate, generate, report, run, score, stage
+from rlhf.api.results import Run
+from rlhf.api.training import (
+    best_of_n,
+    cispo,
+    dapo,
+    dpo,
+    dr_grpo,
+    grpo,
+    gspo,
+    kto,
+    online_dpo,
+    ppo,
+    ppo_lagrangian,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    rloo,
+    sft,
+    train,
+    train_reward,
+)
+
+__all__ = [
+    "Run",
+    "best_of_n",
+    "cispo",
+    "compare",
+    "dapo",
+    "dpo",
+    "dr_grpo",
+    "evaluate",
+    "generate",
+    "grpo",
+    "gspo",
+    "kto",
+    "online_dpo",
+    "ppo",
+    "ppo_lagrangian",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "report",
+    "rloo",
+    "run",
+    "score",
+    "sft",
+    "stage",
+    "train",
+    "train_reward",
+]

@@ -1,0 +1,334 @@
+"""Convert models, environments, data and functions of a Python program to a configuration."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.files import atomic_path, json_line, sha256_of, write_text
+from rlhf.common.objects import reference_to
+from rlhf.config.data import DataSpec
+from rlhf.errors import UserError
+
+_DATA_KEYS = {field.name for field in dataclasses.fields(DataSpec)}
+
+
+def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration for the keyword arguments of a training function.
+
+    Args:
+        options: Configuration keys, whose values can be objects: see `rlhf.train`. In addition,
+            ``tokenizer`` and ``lora`` belong to ``model``, and ``prompts`` to ``env``.
+
+    Raises:
+        UserError: An object cannot be used.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    tokenizer, lora = given.pop("tokenizer", None), given.pop("lora", None)
+    prompts = given.pop("prompts", None)
+    tree: dict[str, Any] = {}
+    for key, value in given.items():
+        if key == "model":
+            tree[key] = model_tree(value, tokenizer)
+        elif key == "env":
+            tree[key] = env_tree(value)
+        elif key in ("data", "eval_data", "test_data"):
+            tree[key] = data_list(value, key)
+        elif key in ("rewards", "gold"):
+            rewards = (
+                value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            )
+            tree[key] = [reward_tree(r, f"{key}.{i}") for i, r in enumerate(rewards)]
+        elif key == "callbacks":
+            callbacks = value if isinstance(value, Sequence) else [value]
+            tree[key] = [_callback_entry(c, f"callbacks.{i}") for i, c in enumerate(callbacks)]
+        else:
+            tree[key] = plain(value)
+    if tokenizer is not None and "model" not in given:
+        raise UserError("tokenizer: it belongs to a loaded model; give model too")
+    if lora is not None:
+        tree.setdefault("model", {})["lora"] = lora_tree(lora)
+    if prompts is not None:
+        tree["env"] = {**tree.get("env", {}), "id": None, "prompts": data_list(prompts, "prompts")}
+    return tree
+
+
+def plain(value: Any) -> Any:
+    """Return plain data for a value of a configuration, which can contain configuration classes."""
+    if type(value).__module__ == "numpy":
+        return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def model_tree(model: Any, tokenizer: Any = None) -> dict[str, Any]:
+    """Return the configuration of a model.
+
+    A loaded model is saved in the cache folder of the toolkit under a hash of its content, because
+    a run reads its initial model again when it is resumed. The object itself is not changed.
+
+    Args:
+        model: Hub id, folder, finished run, mapping, `ModelSpec`, or a loaded transformers model.
+        tokenizer: Tokenizer of a loaded model. By default, it is loaded from
+            ``model.name_or_path``.
+
+    Raises:
+        UserError: The model is an adapter, or it has no tokenizer.
+    """
+    if not hasattr(model, "save_pretrained"):
+        if tokenizer is not None:
+            raise UserError("tokenizer has no effect on a model that is not loaded; remove it")
+        folder = getattr(model, "model_path", model)  # of a finished run
+        if isinstance(folder, str | os.PathLike):
+            return {"path": os.fspath(folder)}
+        return plain(folder)
+    if type(model).__module__.partition(".")[0] == "peft":
+        raise UserError("model: give the base model, and the configuration of the adapter as lora=")
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+        except (OSError, ValueError) as error:
+            raise UserError("model: also give the tokenizer of the loaded model") from error
+    tree = {"path": str(_saved_model(model, tokenizer))}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {**tree, "dtype": dtype} if dtype in ("float32", "bfloat16") else tree
+
+
+def _saved_model(model: Any, tokenizer: Any) -> Path:
+    """Save a model and its tokenizer in the cache folder; return the folder."""
+    from rlhf.data.cache import content_hash
+    from rlhf.models.hub import cache_directory
+
+    root = cache_directory() / "python"
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as name:
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        target = root / f"model-{content_hash(Path(name))[:32]}"
+        if not target.exists():
+            with atomic_path(target) as partial:
+                Path(name).rename(partial)
+                Path(name).mkdir()
+    return target
+
+
+_PEFT_KEYS = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "target_modules",
+    "modules_to_save": "modules_to_save",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+}
+"""Field of PEFT's LoraConfig -> key of `LoraSpec`."""
+_IGNORED_PEFT_KEYS = {
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "runtime_config",
+}
+
+
+def lora_tree(lora: Any) -> dict[str, Any]:
+    """Return the configuration of adapters.
+
+    Args:
+        lora: Mapping, `LoraSpec`, or PEFT's ``LoraConfig``.
+
+    Raises:
+        UserError: PEFT's configuration has a setting that the toolkit does not support.
+    """
+    if type(lora).__module__.partition(".")[0] != "peft":
+        return plain(lora)
+    default = type(lora)()
+    tree: dict[str, Any] = {}
+    for field in dataclasses.fields(lora):
+        value = getattr(lora, field.name)
+        if field.name in _PEFT_KEYS:
+            if field.name == "target_modules" and value == "all-linear":
+                value = None
+            if isinstance(value, set):
+                value = sorted(value)
+            if value is not None:
+                tree[_PEFT_KEYS[field.name]] = plain(value)
+        elif field.name not in _IGNORED_PEFT_KEYS and value != getattr(default, field.name):
+            raise UserError(
+                f"lora: {field.name} of PEFT's LoraConfig is not supported; supported are "
+                f"{', '.join(_PEFT_KEYS)}"
+            )
+    return tree
+
+
+class EnvironmentCopies:
+    """Factory of copies of an environment.
+
+    Args:
+        env: The environment, which is not used itself.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.__name__ = type(env.unwrapped).__name__
+        self.__doc__ = type(env.unwrapped).__doc__
+
+    def __call__(self) -> Any:
+        """Return a copy of the environment."""
+        return copy.deepcopy(self.env)
+
+
+def env_tree(env: Any) -> dict[str, Any]:
+    """Return the configuration of an environment.
+
+    Args:
+        env: Gymnasium id, ``file.py:name``, mapping, `EnvSpec`, environment class, function that
+            returns an environment, or environment. Copies of an environment are used.
+
+    Raises:
+        UserError: The value is none of these.
+    """
+    if isinstance(env, str):
+        return {"id": env}
+    if isinstance(env, Mapping):
+        return {**plain(env), "id": env_tree(env["id"])["id"]} if env.get("id") else plain(env)
+    if dataclasses.is_dataclass(env) and not isinstance(env, type):
+        return plain(env)
+    if hasattr(env, "reset") and hasattr(env, "step") and not isinstance(env, type):
+        return {"id": reference_to(EnvironmentCopies(env), "env")}
+    if callable(env):
+        return {"id": reference_to(env, "env")}
+    raise UserError(
+        f"env: expected a gymnasium id, an environment, or a class or function that makes one, got "
+        f"{type(env).__name__}"
+    )
+
+
+def reward_tree(reward: Any, key: str) -> dict[str, Any]:
+    """Return the configuration of a reward.
+
+    Args:
+        reward: Function of conversations, `Reward`, kind of a reward, folder of a trained reward
+            model, finished run of `train_reward`, or mapping; the ``path`` of a mapping of kind
+            function can be a function.
+        key: Configuration key of the reward.
+    """
+    if isinstance(reward, Mapping):
+        tree = dict(reward)
+        if callable(tree.get("path")):
+            tree = {
+                **reward_tree(tree["path"], key),
+                **{k: v for k, v in tree.items() if k != "path"},
+            }
+        return plain(tree)
+    if path := getattr(reward, "model_path", None):
+        return {"kind": "trained", "path": os.fspath(path)}
+    if isinstance(reward, str) and os.sep not in reward:
+        return {"kind": reward}
+    if isinstance(reward, str | os.PathLike):
+        return {"kind": "trained", "path": os.fspath(reward)}
+    if not callable(reward):
+        raise UserError(f"{key}: a reward must be a function, got {type(reward).__name__}")
+    tree = {"kind": "function", "path": reference_to(reward, key)}
+    name = getattr(reward, "__name__", None) or getattr(reward, "name", None)
+    return {**tree, "name": str(name).strip("<>")} if name else tree
+
+
+def _callback_entry(callback: Any, key: str) -> Any:
+    """Return the entry of a callback in the configuration."""
+    if isinstance(callback, str):
+        return callback
+    if isinstance(callback, Mapping):
+        entry = dict(callback)
+        entry["callback"] = _callback_entry(entry.get("callback"), key)
+        return plain(entry)
+    return reference_to(callback, key)
+
+
+def data_list(data: Any, key: str) -> list[dict[str, Any]]:
+    """Return the list of datasets for data of any form.
+
+    Rows that are not in a file are written to the cache folder of the toolkit under a hash of their
+    content, because a run reads them again when it is resumed.
+
+    Args:
+        data: Path or hub id, `DataSpec`, mapping with ``path``, ``datasets.Dataset``, pandas
+            DataFrame, list of rows, or list of sources.
+        key: Configuration key, for messages.
+
+    Raises:
+        UserError: The data cannot be stored.
+    """
+    if isinstance(data, str | os.PathLike):
+        return [{"path": os.fspath(data)}]
+    if isinstance(data, DataSpec):
+        return [{k: v for k, v in dataclasses.asdict(data).items() if v is not None}]
+    if isinstance(data, Mapping):
+        if {"train", "test"} & set(data) or type(data).__name__ == "DatasetDict":
+            raise UserError(f"{key}: choose a split, such as data[{next(iter(data))!r}]")
+        return [dict(data)]
+    if hasattr(data, "to_parquet") and hasattr(data, "column_names"):
+        return [{"path": str(_stored(data.to_parquet, ".parquet"))}]
+    if type(data).__name__ == "DataFrame":
+        return data_list(data.to_dict("records"), key)
+    if not isinstance(data, Sequence) or not data:
+        raise UserError(
+            f"{key}: expected a path, a datasets.Dataset or a list of rows, got "
+            f"{type(data).__name__}{' without rows' if isinstance(data, Sequence) else ''}"
+        )
+    if all(_is_row(item) for item in data):
+        return [{"path": str(_stored_rows(data, key))}]
+    return [source for item in data for source in data_list(item, key)]
+
+
+def _is_row(item: Any) -> bool:
+    """Return whether an item of a list is a row, and not the configuration of a dataset."""
+    return isinstance(item, Mapping) and not ("path" in item and set(item) <= _DATA_KEYS)
+
+
+def _stored_rows(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
+    try:
+        text = "".join(json_line(plain(row)) for row in rows)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: the rows cannot be written as JSON: {error}") from error
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    target = _row_folder() / f"rows-{digest[:32]}.jsonl"
+    if not target.exists():
+        write_text(target, text)
+    return target
+
+
+def _stored(write: Callable[[str], Any], suffix: str) -> Path:
+    """Return the path of a file in the cache folder with the content that ``write`` writes."""
+    with tempfile.TemporaryDirectory(dir=_row_folder()) as name:
+        file = Path(name) / f"rows{suffix}"
+        write(str(file))
+        target = _row_folder() / f"rows-{sha256_of(file)[:32]}{suffix}"
+        file.replace(target)
+    return target
+
+
+def _row_folder() -> Path:
+    from rlhf.models.hub import cache_directory
+
+    folder = cache_directory() / "python"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

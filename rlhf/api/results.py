@@ -1,0 +1,191 @@
+"""`Run`, a finished run in Python: configuration, metrics, samples, model and report."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf.common.files import read_json
+from rlhf.common.yaml_text import read_mapping_or_empty
+from rlhf.errors import UserError
+from rlhf.runs.renamed import read_metrics, read_samples, upgraded_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rlhf.reward_models import Reward
+
+
+class Run:
+    """A run directory that `rlhf.train` or the command line wrote.
+
+    A run can be used wherever a path of a run directory is expected, and as the model of another
+    run:
+
+    >>> run = Run("runs/ppo")  # doctest: +SKIP
+    >>> run.metrics["reward/mean"].plot()  # doctest: +SKIP
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        UserError: The directory is not a run directory.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        if not (self.directory / "config.yaml").is_file():
+            raise UserError(f"{self.directory} is not a run directory: it has no config.yaml")
+
+    def __fspath__(self) -> str:
+        return str(self.directory)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return the last values of the metrics, for a notebook."""
+        last = {k: v for row in read_metrics(self.directory) for k, v in row.items() if "/" in k}
+        rows = "".join(
+            f"<tr><td>{html.escape(key)}</td><td>{value:.4g}</td></tr>"
+            for key, value in sorted(last.items())
+            if isinstance(value, int | float)
+        )
+        title = f"{self.command} in {self.directory}"
+        return f"<p>{html.escape(title)}</p><table>{rows}</table>"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Every setting that was in force, with the defaults of the algorithm and the trainer."""
+        return upgraded_config(read_mapping_or_empty(self.directory / "config.yaml"))
+
+    @property
+    def command(self) -> str:
+        """Name of the command."""
+        return str(self.config.get("command", ""))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has finished."""
+        return (self.directory / "finished").exists()
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """The logged metrics: one row for each step, one column for each metric of docs/metrics.md.
+
+        A value that was not logged at a step is NaN.
+        """
+        import pandas as pd
+
+        rows = [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(self.directory)]
+        if not rows:
+            return pd.DataFrame(index=pd.Index([], name="step"))
+        return pd.DataFrame(rows).groupby("step").last()
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The recorded transcripts, with their step, split, messages and scores."""
+        import pandas as pd
+
+        return pd.DataFrame(read_samples(self.directory))
+
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        """Name -> summary of the evaluations in ``evaluation/``."""
+        files = sorted((self.directory / "evaluation").glob("*/summary.json"))
+        return {file.parent.name: read_json(file) for file in files}
+
+    @property
+    def model_path(self) -> Path:
+        """Folder of the trained model.
+
+        Raises:
+            UserError: The run has no trained model.
+        """
+        folder = self.directory / "final"
+        if not folder.is_dir():
+            raise UserError(f"{self.directory} has no trained model (final/)")
+        return folder
+
+    @cached_property
+    def policy(self) -> TextPolicy:
+        """The trained language model, loaded at the first use.
+
+        Raises:
+            UserError: The run trained no language model.
+        """
+        if self.command == "reward":
+            raise UserError(f"{self.directory} trained a reward model: use Run.reward")
+        return TextPolicy(self.model_path)
+
+    @cached_property
+    def reward(self) -> Reward:
+        """The trained reward model as a function of conversations, loaded at the first use.
+
+        Raises:
+            UserError: The run trained no reward model.
+        """
+        if self.command != "reward":
+            raise UserError(f"{self.directory} trained a language model: use Run.policy")
+        from rlhf.models.rewards import load_rewards
+
+        return load_rewards({"kind": "trained", "path": str(self.model_path)})
+
+    def report(self) -> Path:
+        """Write the HTML report; return its path."""
+        from rlhf.reports import write_report
+
+        return write_report(self.directory)
+
+
+class TextPolicy:
+    """A language model that completes prompts, with its chat template.
+
+    Args:
+        path: Folder or hub id of the model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from rlhf.config.model import ModelSpec
+        from rlhf.models.loading import load_model
+
+        self.model, self.tokenizer = load_model(ModelSpec(path=os.fspath(path)), seed=0)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | Sequence[dict[str, Any]]],
+        *,
+        samples: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        **rollout: Any,
+    ) -> list[str]:
+        """Sample completions.
+
+        Args:
+            prompts: A prompt, or a list of prompts; a prompt is a text, or a list of messages.
+            samples: Number of completions of each prompt.
+            temperature: Sampling temperature; 0 takes the most likely token.
+            seed: Random seed.
+            rollout: Further keys of ``rollout``, such as ``max_new_tokens``.
+
+        Returns:
+            The completions of the first prompt, then those of the second, and so on.
+        """
+        from rlhf.commands.generate import completions
+        from rlhf.config.rollout import RolloutSpec
+
+        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        conversations = [
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            for prompt in several
+        ]
+        spec = RolloutSpec(temperature=temperature, **rollout)
+        rollouts = completions(
+            self.model, self.tokenizer, conversations, spec, samples=samples, seed=seed
+        )
+        return [rollout.conversation[-1]["content"] for rollout in rollouts]

@@ -1,0 +1,332 @@
+"""Load the user's own code: plug-ins, and files and modules that a configuration names.
+
+A reference names code in one of these forms:
+
+- ``my_code.py`` or ``my_package.my_module``: a plug-in, which is imported and registers what it
+  defines with the decorators of `rlhf.plugins`.
+- ``my_code.py:name`` or ``my_package.my_module:name``: an object.
+
+Installed packages offer plug-ins with the entry point group `ENTRY_POINTS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf.common.files import sha256_of
+from rlhf.common.foreign import describe_exception, is_library_file, limit_side_effects
+from rlhf.common.names import did_you_mean
+from rlhf.common.objects import is_object_reference
+from rlhf.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PLUGIN_API = 1
+"""Version of the plug-in interface. A plug-in states the version that it was written for with
+``plugin_api = 1``; another version is refused."""
+ENTRY_POINTS = "rlhf.plugins"
+"""Entry point group of installed plug-ins."""
+CODE_KEYS = frozenset({"callback", "callbacks", "env", "id", "path", "plugins"})
+"""Configuration keys whose values can be references to code."""
+WHOLE_MODULE_KEYS = frozenset({"plugins"})
+"""Keys of `CODE_KEYS` whose values can name a file or module without an object in it."""
+_PLUGINS_OF_PARENT = "RLHF_PLUGINS"
+"""Environment variable with the loaded plug-ins, which worker processes load too."""
+
+
+@dataclass(frozen=True)
+class _LoadedFile:
+    module: ModuleType
+    digest: str
+    """SHA-256 of the content that was executed."""
+
+
+_files: dict[Path, _LoadedFile] = {}
+_loading: list[str] = []
+"""References of the plug-ins whose code runs now; the last one registers."""
+_user_files: set[str] = set()
+"""Paths of the imported files and modules that are outside installed packages."""
+_installed: dict[str, ModuleType] = {}
+"""Name of the entry point -> module, for the installed plug-ins that were loaded."""
+
+
+def current_plugin() -> str | None:
+    """Return the reference of the plug-in whose code runs now; None if there is none."""
+    return _loading[-1] if _loading else None
+
+
+def load_plugins(references: Iterable[str]) -> None:
+    """Import plug-ins in order. A plug-in that is already imported is not imported again.
+
+    The file of a plug-in that has changed since it was imported is executed again.
+
+    Args:
+        references: Paths of Python files, or names of modules.
+
+    Raises:
+        UserError: A plug-in does not exist, cannot be imported, or needs another version of the
+            plug-in interface. The message contains the file, the line and the reason.
+    """
+    for reference in references:
+        if is_file_reference(reference):
+            reference = os.path.abspath(Path(reference).expanduser())
+        load_module(reference, what="plugins")
+        known = json.loads(os.environ.get(_PLUGINS_OF_PARENT, "[]"))
+        if reference not in known:
+            os.environ[_PLUGINS_OF_PARENT] = json.dumps([*known, reference])
+
+
+def load_plugins_of_parent() -> None:
+    """Import the plug-ins that the parent of this worker process has imported."""
+    load_installed_plugins()
+    load_plugins(json.loads(os.environ.get(_PLUGINS_OF_PARENT, "[]")))
+
+
+def load_installed_plugins() -> None:
+    """Import the plug-ins of installed packages.
+
+    A plug-in that cannot be imported is skipped with a warning, because a broken package must not
+    prevent runs that do not use it.
+    """
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if entry.name in _installed:
+            continue
+        try:
+            _installed[entry.name] = _import_module(entry.module, what=f"plug-in {entry.name}")
+        except UserError as error:
+            log.warning("%s; the plug-in is skipped", error)
+
+
+def load_module(reference: str, *, what: str) -> ModuleType:
+    """Import the file or module that a reference without an object names.
+
+    Args:
+        reference: Path of a Python file, or name of a module.
+        what: Start of error messages: the configuration key, or the purpose of the import.
+
+    Raises:
+        UserError: See `load_plugins`.
+    """
+    if is_file_reference(reference):
+        return _import_file(Path(reference).expanduser(), what=what)
+    return _import_module(reference, what=what)
+
+
+def is_file_reference(module: str) -> bool:
+    """Return whether the module part of a reference is the path of a file."""
+    return module.endswith(".py")
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Split a reference into its file or module, and the name of the object ("" if none)."""
+    module, colon, name = reference.rpartition(":")
+    return (module, name) if colon else (reference, "")
+
+
+def short_name(reference: str) -> str:
+    """Return a reference for a report, without the folder of a file."""
+    module, name = split_reference(reference)
+    return f"{Path(module).name}:{name}" if is_file_reference(module) and name else reference
+
+
+def code_file(reference: str) -> Path | None:
+    """Return the file of the code to which a reference refers; None if it is not known.
+
+    The result is None for this toolkit, whose version is recorded in another way.
+    """
+    module, _ = split_reference(reference)
+    if is_object_reference(reference):
+        return None
+    if is_file_reference(module):
+        path = Path(module).expanduser()
+        return path if path.is_file() else None
+    if module.partition(".")[0] == "rlhf":
+        return None
+    loaded = sys.modules.get(module)
+    file = getattr(loaded, "__file__", None) if loaded else _origin_of(module)
+    return Path(file) if file and Path(file).is_file() else None
+
+
+def installed_plugin_files() -> dict[str, Path]:
+    """Return name -> file of the installed plug-ins that were imported."""
+    files = {name: getattr(module, "__file__", None) for name, module in _installed.items()}
+    return {name: Path(file) for name, file in files.items() if file}
+
+
+def loaded_user_files() -> set[str]:
+    """Return the paths of the user's files and modules that were imported in this process."""
+    return _user_files | {str(module.__file__) for module in _installed.values()}
+
+
+def resolve_code_references(tree: Any, folder: Path, key: str = "") -> Any:
+    """Return a configuration in which relative references to code are absolute.
+
+    A run can then be continued from any working directory.
+
+    Args:
+        tree: Plain data.
+        folder: Folder to which relative paths refer: that of the configuration file.
+        key: The configuration key of ``tree``.
+    """
+    if isinstance(tree, Mapping):
+        items = dict(tree)
+        if isinstance(items.get("plugins"), str):
+            items["plugins"] = [items["plugins"]]
+        return {k: resolve_code_references(value, folder, str(k)) for k, value in items.items()}
+    if isinstance(tree, list):
+        return [resolve_code_references(value, folder, key) for value in tree]
+    if isinstance(tree, str) and key in CODE_KEYS:
+        return _resolved_reference(tree, folder, whole_module=key in WHOLE_MODULE_KEYS)
+    return tree
+
+
+def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> str:
+    module, name = split_reference(reference)
+    if is_object_reference(reference) or (not name and not whole_module):
+        return reference
+    suffix = f":{name}" if name else ""
+    if is_file_reference(module):
+        return f"{os.path.normpath(folder.absolute() / Path(module).expanduser())}{suffix}"
+    if not module.isidentifier() or not (folder / f"{module}.py").is_file():
+        return reference
+    if module in sys.modules or _origin_of(module):
+        return reference
+    return f"{os.path.normpath(folder.absolute() / module)}.py{suffix}"
+
+
+def _import_module(name: str, *, what: str) -> ModuleType:
+    if name in sys.modules:
+        return importlib.import_module(name)  # waits if another thread imports it
+    ours = name.partition(".")[0] == "rlhf"
+    if not ours and (origin := _origin_of(name)):
+        _check_version(Path(origin), what=f"{what}: {name}")
+    _loading.append(name)
+    try:
+        with limit_side_effects():
+            module = importlib.import_module(name)
+    except Exception as error:
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name)):
+            hint = (
+                f"; if the module is a file beside the configuration, give its path: {what}: "
+                f"{name.replace('.', '/')}.py"
+            )
+        raise UserError(f"{what}: cannot import {name!r} ({_reason(error)}{hint})") from error
+    finally:
+        _loading.pop()
+    file = getattr(module, "__file__", None)
+    if file and not is_library_file(file):
+        _user_files.add(file)
+    return module
+
+
+def _import_file(path: Path, *, what: str) -> ModuleType:
+    """Execute a Python file as a module, unless the same content was executed before."""
+    file = path.resolve()
+    if not file.is_file():
+        siblings = [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        hint = did_you_mean(file.name, siblings)
+        raise UserError(
+            f"{what}: {path} does not exist{hint} (a relative path refers to the folder of the "
+            "configuration file)"
+        )
+    digest = sha256_of(file)
+    loaded = _files.get(file)
+    if loaded and loaded.digest == digest:
+        return loaded.module
+    _check_version(file, what=f"{what}: {file.name}")
+    if str(file.parent) not in sys.path:  # at the end, so that it hides no installed package
+        sys.path.append(str(file.parent))
+    module = _execute(file, _module_name(file), again=loaded is not None, what=what)
+    _files[file] = _LoadedFile(module, digest)
+    _user_files.add(str(module.__file__))
+    return module
+
+
+def _execute(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
+    """Execute a file as the module ``name``; return the module if it is imported already."""
+    previous = sys.modules.get(name)
+    if previous is not None and not again:
+        return previous
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _loading.append(str(file))
+    try:
+        with limit_side_effects():
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"{what}: {file.name} cannot be imported: {_reason(error)}") from error
+    finally:
+        _loading.pop()
+    return module
+
+
+def _module_name(file: Path) -> str:
+    """Return the name under which a file is imported.
+
+    It is the name under which other modules import the file. If that name belongs to a different
+    module, the name contains a hash of the path.
+    """
+    stem = file.stem
+    if stem.isidentifier():
+        importlib.invalidate_caches()  # the file may be new
+        imported = sys.modules.get(stem)
+        origin = getattr(imported, "__file__", None) if imported else _origin_of(stem)
+        if origin and Path(origin).resolve() == file:
+            return stem
+    return f"rlhf_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+
+
+def _origin_of(module: str) -> str | None:
+    """Return the file of a module that is not imported; None if there is no such module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return spec.origin if spec else None
+
+
+def _check_version(file: Path, *, what: str) -> None:
+    """Check the version that a plug-in declares, without executing it.
+
+    Raises:
+        UserError: The version is not `PLUGIN_API`.
+    """
+    try:
+        statements = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return  # importing the file reports the error
+    for node in statements:
+        if isinstance(node, ast.Assign) and "plugin_api" in map(ast.unparse, node.targets):
+            version = ast.unparse(node.value)
+            if version != str(PLUGIN_API):
+                raise UserError(
+                    f"{what} needs version {version} of the plug-in interface, but this version of "
+                    f"rlhf has version {PLUGIN_API}: install matching versions of both"
+                )
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of a failed import, with file and line."""
+    if isinstance(error, UserError):
+        described = describe_exception(error).rpartition(" (")
+        place = f" ({described[2]}" if described[1] else ""
+        return f"{error}{place}"
+    return describe_exception(error)

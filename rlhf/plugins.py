@@ -1,0 +1,354 @@
+"""Decorators that add parts to the toolkit from outside: algorithms, rewards, commands and others.
+
+A plug-in is a Python file or module that a configuration names (``plugins: [my_code.py]``), or an
+installed package with the entry point group ``rlhf.plugins``. docs/extending.md describes all of
+them.
+
+    from rlhf.plugins import register_reward
+
+    @register_reward("brevity")
+    def brevity(conversations, *, limit: int = 80):
+        return [float(len(c[-1]["content"]) <= limit) for c in conversations]
+
+The names in ``__all__`` are the plug-in interface, version `PLUGIN_API`. A plug-in states the
+version that it was written for with ``plugin_api = 1``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.components import advantage as register_advantage
+from rlhf.algorithms.components import kl_estimator as register_kl
+from rlhf.algorithms.components import policy_loss as register_policy_loss
+from rlhf.algorithms.components import registered_components
+from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.algorithms.settings import Settings
+from rlhf.cli.table import COMMANDS, ONLINE_GROUP, online_command
+from rlhf.commands.command import Command
+from rlhf.common.plugins import PLUGIN_API
+from rlhf.config.data import Kind
+from rlhf.config.engine import ENGINES
+from rlhf.config.optimization import OPTIMIZERS
+from rlhf.config.reward import MODEL_KINDS, RewardModelKind
+from rlhf.errors import UserError
+from rlhf.runs.callbacks import CALLBACKS, Callback, TrainingEvent
+from rlhf.runs.trackers import TRACKERS, Tracker
+
+__all__ = [
+    "PLUGIN_API",
+    "Callback",
+    "Settings",
+    "Tracker",
+    "TrainingEvent",
+    "register_advantage",
+    "register_algorithm",
+    "register_callback",
+    "register_command",
+    "register_data_format",
+    "register_engine",
+    "register_environment",
+    "register_kl",
+    "register_optimizer",
+    "register_policy_loss",
+    "register_reward",
+    "register_reward_model",
+    "register_tracker",
+]
+
+T = TypeVar("T")
+
+
+def register_algorithm(
+    name: str,
+    *,
+    title: str,
+    settings: Settings | None = None,
+    loss: str | None = None,
+    reads: tuple[str, ...] = (),
+    pairs: bool = False,
+    reference: bool = False,
+    paper: str = "",
+    equation: str = "",
+    summary: str = "",
+    unbiased: bool = False,
+    bias: str = "not stated",
+    fixed_point: str = "not stated",
+    constrained: bool = False,
+) -> Callable[[T], T]:
+    """Register an online algorithm, which becomes the command ``rlhf NAME``.
+
+    As a decorator of a policy loss, the algorithm uses this loss. With ``loss``, the algorithm uses
+    an existing loss, and the call is a statement:
+
+        register_algorithm("ppo_short", title="PPO with one epoch", loss="clipped",
+                           settings=Settings(num_epochs=1))
+
+    Args:
+        name: Name of the algorithm and of its command.
+        title: Full name, for the help.
+        settings: Default settings.
+        loss: Name of an existing policy loss. By default, the decorated function is the loss, with
+            the signature ``(logprobs, batch, settings, *, denominator) -> loss, MetricSums``.
+        reads: Names of the settings that the decorated loss reads.
+        pairs: Whether the decorated loss compares the two rows of a pair.
+        reference: Whether the decorated loss reads ``batch.ref_logprobs``.
+        paper: Source of the algorithm.
+        equation: The loss, for the table of algorithms.
+        summary: Phrase for the table of algorithms.
+        unbiased: See `Algorithm.unbiased`.
+        bias: See `Algorithm.bias`.
+        fixed_point: See `Algorithm.fixed_point`.
+        constrained: See `Algorithm.constrained`.
+
+    Raises:
+        UserError: The name is taken, a component does not exist, or the settings are invalid.
+    """
+    algorithm = Algorithm(
+        name=name,
+        title=title,
+        paper=paper,
+        equation=equation,
+        summary=summary or title,
+        loss=loss or name,
+        settings=settings or Settings(),
+        unbiased=unbiased,
+        bias=bias,
+        fixed_point=fixed_point,
+        constrained=constrained,
+    )
+
+    def add(code: Any) -> None:
+        registered_components("losses").require(algorithm.loss)
+        registered_components("advantages").require(algorithm.settings.advantage)
+        algorithm.check()
+        ALGORITHMS.add(name, algorithm, code)
+        COMMANDS.add(online_command(name, title), ONLINE_GROUP, code)
+
+    if loss is not None:
+        add(None)  # the source is the plug-in that is being imported
+        return lambda code: code
+
+    def decorate(function: T) -> T:
+        decorator = register_policy_loss(
+            name, summary or title, reads=reads, pairs=pairs, reference=reference
+        )
+        add(decorator(function))  # type: ignore[arg-type]
+        return function
+
+    return decorate
+
+
+def register_reward(name: str) -> Callable[[T], T]:
+    """Register a kind of reward, for ``rewards: [{kind: NAME, ...}]``.
+
+    The decorator applies to a function of a list of conversations that returns a list with a number
+    or None for each of them. Its keyword-only parameters are settings of the kind. It also applies
+    to a class whose instances are such functions or subclasses of `rlhf.reward_models.Reward`; the
+    parameters of its constructor are the settings.
+
+    Args:
+        name: Name of the kind.
+    """
+
+    def decorate(target: T) -> T:
+        from rlhf.reward_models.registry import KINDS, builder_of
+
+        KINDS.add(name, builder_of(target, name), target)  # type: ignore[arg-type]
+        return target
+
+    return decorate
+
+
+def register_reward_model(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[T], T]:
+    """Register a kind of reward model, for ``rlhf reward --kind NAME``.
+
+    The decorator applies to a subclass of `rlhf.training.reward_models.base.RewardKind`.
+
+    Args:
+        name: Name of the kind.
+        settings: Keys of `RewardConfig` that have an effect on this kind but not on all kinds, such
+            as ``("labels",)``.
+    """
+
+    def decorate(target: T) -> T:
+        MODEL_KINDS.add(name, RewardModelKind(target, settings), target)  # type: ignore[arg-type]
+        return target
+
+    return decorate
+
+
+def register_environment(env_id: str, **options: Any) -> Callable[[T], T]:
+    """Register a gymnasium environment, for ``env: {id: ENV_ID}`` and `rlhf envs`.
+
+    The decorator applies to a class or to a function that returns an environment.
+
+    Args:
+        env_id: Gymnasium id, such as "mine/HotOrCold-v0".
+        options: Further arguments of `gymnasium.register`, such as ``reward_threshold``.
+    """
+
+    def decorate(creator: T) -> T:
+        import rlhf.envs  # noqa: F401  # registers the environments of the toolkit first
+        from rlhf.envs.registration import register_environment as register
+
+        register(env_id, creator, **options)  # type: ignore[arg-type]
+        return creator
+
+    return decorate
+
+
+def register_command(
+    name: str,
+    summary: str,
+    *,
+    arguments: tuple[str, ...] = (),
+    group: str = "Plug-ins",
+    makes_run: bool = False,
+) -> Callable[[T], T]:
+    """Register a command of the command line, ``rlhf NAME``.
+
+    The decorator applies to a generator of a configuration, which yields the lines to print and may
+    return the exit code. The annotation of its argument is the configuration class, a frozen
+    dataclass whose fields are the options.
+
+    Args:
+        name: One or two words.
+        summary: One-line description for the help.
+        arguments: Fields that positional arguments set, in order.
+        group: Heading in `rlhf --help`.
+        makes_run: Whether the command writes a run directory. The function then has the arguments
+            ``(name, config, run)``, its configuration is derived from
+            `rlhf.config.base.RunConfig`, and it returns the path of its result.
+    """
+
+    def decorate(function: T) -> T:
+        hints = typing.get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+        config = hints.get(parameters[1 if makes_run else 0]) if parameters else None
+        if not isinstance(config, type):
+            raise UserError(
+                f"command {name!r}: annotate the configuration of {function.__name__} with its "  # type: ignore[attr-defined]
+                "dataclass"
+            )
+        command = Command(
+            name,
+            summary,
+            config,
+            function,  # type: ignore[arg-type]
+            arguments=arguments,
+            makes_run=makes_run,
+        )
+        COMMANDS.add(command, group, function)
+        return function
+
+    return decorate
+
+
+def register_optimizer(name: str) -> Callable[[T], T]:
+    """Register an optimizer, for ``optimizer.name`` and ``trainer.optim``.
+
+    The decorator applies to a function of the parameters and
+    `rlhf.training.optimizers.OptimizerSettings` that returns a `torch.optim.Optimizer`.
+
+    Args:
+        name: Name of the optimizer.
+    """
+
+    def decorate(factory: T) -> T:
+        OPTIMIZERS.add(name, factory, factory)  # type: ignore[arg-type]
+        return factory
+
+    return decorate
+
+
+def register_engine(name: str) -> Callable[[T], T]:
+    """Register a rollout engine, for ``rollout.engine.kind``.
+
+    The decorator applies to a class that is derived from `rlhf.rollout.sampling.base.EngineBase`,
+    or to a function that returns an engine. Its arguments are the model, the configuration of the
+    run, and the keys of ``rollout.engine.options``.
+
+    Args:
+        name: Name of the engine.
+    """
+
+    def decorate(factory: T) -> T:
+        ENGINES.add(name, factory, factory)  # type: ignore[arg-type]
+        return factory
+
+    return decorate
+
+
+def register_tracker(name: str) -> Callable[[T], T]:
+    """Register an experiment tracker, for ``track: [NAME]``.
+
+    The decorator applies to a function of the run directory, the configuration with dotted keys,
+    and the first step, that returns a `Tracker`.
+
+    Args:
+        name: Name of the tracker.
+    """
+
+    def decorate(opener: T) -> T:
+        TRACKERS.add(name, opener, opener)  # type: ignore[arg-type]
+        return opener
+
+    return decorate
+
+
+def register_callback(name: str) -> Callable[[T], T]:
+    """Register a callback, for ``callbacks: [NAME]``.
+
+    The decorator applies to a subclass of `Callback`, or to a function of a `TrainingEvent`, which
+    is called after every step.
+
+    Args:
+        name: Name of the callback.
+    """
+
+    def decorate(callback: T) -> T:
+        CALLBACKS.add(name, callback, callback)
+        return callback
+
+    return decorate
+
+
+def register_data_format(
+    name: str,
+    *,
+    columns: Sequence[str],
+    kinds: Sequence[Kind],
+    optional_columns: Sequence[str] = (),
+) -> Callable[[T], T]:
+    """Register a format of datasets, which is recognized by its columns.
+
+    The decorator applies to a function of a row (column -> value) and the kind of the rows. It
+    yields the cells of any number of canonical rows, such as ``{"prompt": ..., "chosen": ...,
+    "rejected": ...}`` for the kind preference, or raises `rlhf.data.messages.RowDropped`.
+
+    Args:
+        name: Name of the format, for log lines.
+        columns: Columns that a dataset of this format has.
+        kinds: Kinds of rows that the function can yield; docs/data.md describes them.
+        optional_columns: Further columns that the function reads.
+    """
+
+    def decorate(read: T) -> T:
+        from rlhf.data.schemas import SCHEMAS, Schema
+
+        schema = Schema(
+            name,
+            frozenset(columns),
+            tuple(kinds),
+            read,  # type: ignore[arg-type]
+            uses=tuple(optional_columns),
+        )
+        SCHEMAS.add(name, schema, read)
+        return read
+
+    return decorate

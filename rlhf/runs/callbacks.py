@@ -1,0 +1,201 @@
+"""Callbacks: the user's code at steps, evaluations, checkpoints and the end of training.
+
+    class StopWhenGood(Callback):
+        def on_evaluation(self, event):
+            if event.metrics["eval/return"] > 0.9:
+                event.stop()
+
+A run with several processes calls them in the first process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.foreign import describe_exception, exit_as_exception, foreign_exceptions
+from rlhf.common.imports import import_object
+from rlhf.common.names import did_you_mean
+from rlhf.common.plugins import short_name
+from rlhf.common.registry import Registry
+from rlhf.errors import UserError
+from rlhf.runs.directory import Run
+
+
+@dataclass(frozen=True)
+class TrainingEvent:
+    """What a callback receives."""
+
+    run: Run
+    """The run; ``run.directory`` is its directory."""
+    step: int
+    """Number of training steps that are done."""
+    num_steps: int
+    """Number of training steps of the run."""
+    model: Any
+    """The model in training."""
+    tokenizer: Any
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the step, as in metrics.jsonl; empty if the step is not logged."""
+    folder: Path | None = None
+    """Folder of the checkpoint, or of the final model at the end."""
+    _callbacks: Callbacks | None = None
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Write further metrics of this step to metrics.jsonl and to the trackers."""
+        self.run.log(self.step, metrics)
+
+    def stop(self) -> None:
+        """End training after this step. The final model is saved and evaluated as usual."""
+        if self._callbacks is not None:
+            self._callbacks.stopped = True
+
+
+class Callback:
+    """Base class of callbacks. A subclass overrides the methods that it needs.
+
+    If it also overrides ``state_dict`` and ``load_state_dict``, its state is part of checkpoints.
+    """
+
+    def on_step(self, event: TrainingEvent) -> None:
+        """Called after every training step, when its metrics are logged."""
+
+    def on_evaluation(self, event: TrainingEvent) -> None:
+        """Called after every evaluation during training, with its metrics ``eval/...``."""
+
+    def on_checkpoint(self, event: TrainingEvent) -> None:
+        """Called after a checkpoint is written to ``event.folder``."""
+
+    def on_end(self, event: TrainingEvent) -> None:
+        """Called when the trained model is saved in ``event.folder`` and evaluated."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the callback as plain data, for checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state that ``state_dict`` returned."""
+
+
+POINTS = ("on_step", "on_evaluation", "on_checkpoint", "on_end")
+"""Names of the methods of `Callback` that are called during training."""
+
+CALLBACKS: Registry[Any] = Registry("callback")
+"""Name -> subclass of `Callback`, or function of a `TrainingEvent`.
+`rlhf.plugins.register_callback` adds a callback."""
+
+
+class FunctionCallback(Callback):
+    """Calls a function after every training step.
+
+    Args:
+        function: Function of a `TrainingEvent`.
+    """
+
+    def __init__(self, function: Callable[[TrainingEvent], Any]) -> None:
+        self.on_step = function  # type: ignore[method-assign,assignment]
+
+
+class Callbacks:
+    """The callbacks of a run.
+
+    Args:
+        entries: ``callbacks`` of the configuration; see `make_callback`.
+    """
+
+    def __init__(self, entries: Sequence[Any] = ()) -> None:
+        self.members = [make_callback(entry) for entry in entries]
+        self.names = [_name_of(entry) for entry in entries]
+        self.stopped = False
+        """Whether a callback ended training."""
+
+    def __bool__(self) -> bool:
+        return bool(self.members)
+
+    def notify(self, point: str, run: Run, **fields: Any) -> None:
+        """Call a method of every callback, in the process that writes the run directory.
+
+        Args:
+            point: One of `POINTS`.
+            run: The run.
+            fields: Other fields of the `TrainingEvent`.
+
+        Raises:
+            UserError: A callback raised an exception.
+        """
+        if not run.writes:
+            return
+        for name, callback in zip(self.names, self.members, strict=True):
+            event = TrainingEvent(run, **fields, _callbacks=self)
+            try:
+                with foreign_exceptions(), exit_as_exception():
+                    getattr(callback, point)(event)
+            except Exception as error:
+                raise UserError(
+                    f"callback {name} failed in {point} at step {event.step}: "
+                    f"{describe_exception(error)}"
+                ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return index -> state of the callbacks that have a state."""
+        states = {str(index): member.state_dict() for index, member in enumerate(self.members)}
+        return {index: state for index, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state that ``state_dict`` returned."""
+        for index, member_state in state.items():
+            self.members[int(index)].load_state_dict(member_state)
+
+
+def make_callback(entry: Any) -> Callback:
+    """Return the callback of an entry of ``callbacks``.
+
+    Args:
+        entry: The name of a registered callback, ``file.py:name`` or ``module:name``; or a mapping
+            with this text as ``callback`` and with keyword arguments.
+
+    Raises:
+        UserError: The entry is invalid, or the callback cannot be made.
+    """
+    arguments = dict(entry) if isinstance(entry, Mapping) else {}
+    reference = arguments.pop("callback", None) if isinstance(entry, Mapping) else entry
+    if not isinstance(reference, str):
+        raise UserError(
+            f"callbacks: expected a name, file.py:name or {{callback: file.py:name, ...}}, got "
+            f"{entry!r}"
+        )
+    if reference not in CALLBACKS and ":" not in reference:
+        CALLBACKS.require(reference)
+    target = CALLBACKS.get(reference) or import_object(reference, what="callbacks")
+    try:
+        made = target(**arguments) if isinstance(target, type) else target
+    except Exception as error:
+        raise UserError(
+            f"callbacks: {_name_of(entry)} cannot be made: {describe_exception(error)}"
+        ) from error
+    if isinstance(made, Callback):
+        _check_method_names(made, reference)
+        return made
+    if isinstance(target, type) or not callable(made):
+        raise UserError(
+            f"callbacks: {_name_of(entry)} must be a function, or a subclass of rlhf.Callback"
+        )
+    return FunctionCallback(functools.partial(made, **arguments))
+
+
+def _check_method_names(callback: Callback, reference: str) -> None:
+    """Check that every method ``on_...`` is one that is called."""
+    for name in dir(callback):
+        if name.startswith("on_") and name not in POINTS:
+            raise UserError(
+                f"callbacks: {reference} has a method {name}, which is never called"
+                f"{did_you_mean(name, POINTS) or '; the methods are ' + ', '.join(POINTS)}"
+            )
+
+
+def _name_of(entry: Any) -> str:
+    """Return the name of a callback for messages, without the folder of its file."""
+    return short_name(str(entry.get("callback") if isinstance(entry, Mapping) else entry))

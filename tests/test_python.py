@@ -1,0 +1,369 @@
+"""The Python interface: typed functions over objects, one code path with the YAML, and results."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import pytest
+import torch
+import yaml
+
+import rlhf
+from rlhf.api import inputs, training
+from rlhf.api.options import OfflineOptions, OnlineOptions, RewardOptions
+from rlhf.cli.main import main
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.online import OnlineConfig, OptimizerSpec
+from rlhf.config.reward import RewardConfig
+from rlhf.envs.core import FreeText
+from rlhf.errors import UserError
+from tests.helpers.training import (
+    assert_same_run,
+    judge,
+    metrics_of,
+    online_tree,
+    pair_rows,
+    same,
+    sft_rows,
+    tensors_of,
+    weights_of,
+    write_rows,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+FUNCTIONS = [name for name in rlhf.__all__ if name in vars(training) and name != "Run"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory and a cache folder of its own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "work"
+
+
+def test_there_is_a_function_for_each_training_command():
+    from rlhf.cli.table import COMMANDS
+
+    names = {"reward": "train_reward", "reinforce++": "reinforce_plus_plus"}
+    names["reinforce++-baseline"] = "reinforce_plus_plus_baseline"
+    trained = [
+        row.name for row in COMMANDS.groups["Training (each command writes a run directory)"]
+    ]
+    assert {names.get(name, name) for name in trained} == {*FUNCTIONS} - {"train"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_example_of_a_function_runs(name, capsys):
+    text = getattr(rlhf, name).__doc__
+    example = doctest.DocTestParser().get_doctest(text, {"rlhf": rlhf}, name, None, 0)
+    assert len(example.examples) >= 3
+    result = doctest.DocTestRunner().run(example)
+    assert result.failed == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "extra"),
+    [
+        (OnlineOptions, OnlineConfig, {"tokenizer", "lora", "prompts"}),
+        (OfflineOptions, OfflineConfig, {"tokenizer", "lora"}),
+        (RewardOptions, RewardConfig, {"tokenizer", "lora"}),
+    ],
+)
+def test_the_arguments_are_the_keys_of_the_configuration(options, config, extra):
+    keys = {field.name for field in dataclasses.fields(config)}
+    assert set(typing.get_type_hints(options)) == keys | extra
+
+
+def test_the_yaml_is_the_same_call(folder, echo_model):
+    """The recorded configuration, its file on the command line, and the call: equal to the bit."""
+    tree = online_tree(folder / "yaml", echo_model, num_steps=2)
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["ppo", "--config", "c.yaml"]) == 0
+    called = rlhf.ppo(
+        model=echo_model,
+        env={"id": "text/Echo-v0", "kwargs": {"num_words": 4}},
+        rewards=[judge],
+        rollout={"max_new_tokens": 3},
+        optimizer=OptimizerSpec(learning_rate=1e-3),
+        evaluation={"episodes": 4},
+        num_steps=2,
+        episodes_per_step=8,
+        save_every=1,
+        output_dir="called",
+    )
+    assert_same_run(folder / "yaml", called.directory)
+    config = rlhf.Run("yaml").config
+    assert called.config["rewards"] == [{**config["rewards"][0], "name": "judge"}]
+    config["rewards"] = called.config["rewards"]
+    assert called.config == config
+    assert called.config["algorithm"]["num_epochs"] == 4
+    overridden = rlhf.ppo("c.yaml", num_steps=1, output_dir="shorter")
+    assert overridden.config["num_steps"] == 1
+
+
+class Digits(gym.Env):
+    """Pays 1 for the letter in the observation."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self, letter: str = "a") -> None:
+        self.observation_space, self.action_space = FreeText(), FreeText()
+        self.letter = letter
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"Write {self.letter}", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "", float(self.letter in action), True, False, {}
+
+
+ENVIRONMENTS = {
+    "id": lambda: "text/Echo-v0",
+    "class": lambda: Digits,
+    "factory": lambda: lambda: Digits("b"),
+    "instance": lambda: Digits("c"),
+    "made": lambda: gym.make("rlhf.envs:text/Echo-v0"),
+}
+
+
+@pytest.mark.parametrize("form", ENVIRONMENTS)
+def test_forms_of_an_environment(form, echo_model):
+    run = rlhf.rloo(
+        model=echo_model,
+        env=ENVIRONMENTS[form](),
+        num_steps=1,
+        episodes_per_step=8,
+        rollout={"max_new_tokens": 2},
+        evaluation={"episodes": 4},
+    )
+    assert run.finished
+    texts = {row["messages"][-2]["content"] for _, row in run.samples.iterrows()}
+    expected = {"class": "Write a", "factory": "Write b", "instance": "Write c"}
+    if form in expected:
+        assert texts == {expected[form]}
+
+
+def rows_as(form: str, path: Path) -> Any:
+    rows = sft_rows()
+    if form == "path":
+        return write_rows(path / "rows.jsonl", rows)
+    if form == "dataset":
+        import datasets
+
+        return datasets.Dataset.from_list(rows)
+    if form == "frame":
+        import pandas as pd
+
+        return pd.DataFrame(rows)
+    if form == "sources":
+        return [{"path": str(write_rows(path / "a.jsonl", rows[:16]))}, rows[16:]]
+    return rows
+
+
+@pytest.mark.parametrize("form", ["path", "rows", "dataset", "frame", "sources"])
+def test_forms_of_data_train_the_same_model(form, folder, echo_model):
+    options: dict[str, Any] = {"max_length": 48, "batch_size": 8, "evaluations": 1}
+    options |= {"trainer": {"max_steps": 2, "learning_rate": 1e-2}, "model": echo_model}
+    run = rlhf.sft(data=rows_as(form, folder), **options, output_dir=f"runs/{form}")
+    if form == "sources":  # another order
+        assert run.finished
+        return
+    reference = rlhf.sft(data=rows_as("path", folder), **options, output_dir="runs/reference")
+    assert same(weights_of(run.directory), weights_of(reference.directory))
+
+
+def test_a_loaded_model_is_not_changed(echo_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(echo_model)
+    tokenizer = AutoTokenizer.from_pretrained(echo_model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    options: dict[str, Any] = {"data": sft_rows(), "max_length": 48, "evaluations": 1}
+    options["trainer"] = {"max_steps": 2, "learning_rate": 1e-2}
+    loaded = rlhf.sft(model=model, tokenizer=tokenizer, **options, output_dir="loaded")
+    folder = rlhf.sft(model=echo_model, **options, output_dir="folder")
+    assert same(weights_of(loaded.directory), weights_of(folder.directory))
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    saved = Path(loaded.config["model"]["path"])
+    assert same(tensors_of(saved), tensors_of(echo_model))
+    again = rlhf.sft(model=model, tokenizer=tokenizer, **options, output_dir="loaded", resume=True)
+    assert again.config["model"] == loaded.config["model"]
+
+
+def test_a_peft_configuration_is_converted():
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
+    assert inputs.lora_tree(config) == {
+        "rank": 4,
+        "alpha": 8,
+        "dropout": 0.1,
+        "target_modules": ["q_proj", "v_proj"],
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    assert "target_modules" not in inputs.lora_tree(LoraConfig(target_modules="all-linear"))
+    with pytest.raises(UserError, match="lora: bias of PEFT's LoraConfig is not supported"):
+        inputs.lora_tree(LoraConfig(bias="all"))
+
+
+def test_lora_trains_only_adapters(echo_model):
+    from peft import LoraConfig
+
+    run = rlhf.sft(
+        model=echo_model,
+        lora=LoraConfig(r=2),
+        data=sft_rows(),
+        max_length=48,
+        trainer={"max_steps": 1},
+    )
+    assert (run.model_path / "adapter_config.json").exists()
+
+
+def test_a_local_reward_is_resumed_only_with_the_same_source(echo_model):
+    def options() -> dict[str, Any]:
+        tree = {"model": echo_model, "env": "text/Echo-v0", "num_steps": 1}
+        return tree | {"episodes_per_step": 8, "evaluation": {"episodes": 4}}
+
+    def score(conversations):
+        return [1.0 for _ in conversations]
+
+    run = rlhf.rloo(**options(), rewards=score)
+    assert run.config["rewards"] == [
+        {"kind": "function", "path": "object:rewards.0.score", "name": "score"}
+    ]
+    rlhf.rloo(**options(), rewards=score, resume=True)
+
+    def score(conversations):
+        return [2.0 for _ in conversations]
+
+    with pytest.raises(UserError, match=r"the content of rewards.0.path .* has changed"):
+        rlhf.rloo(**options(), rewards=score, resume=True)
+    words = [sys.executable, "-m", "rlhf", "rloo", "--config", "runs/rloo/config.yaml"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*words, "--output_dir", "elsewhere"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "object of a Python program" in done.stderr
+
+
+def test_rewards_and_models_of_earlier_runs(echo_model):
+    reward = rlhf.train_reward(
+        model=echo_model, data=pair_rows(), max_length=48, trainer={"max_steps": 2}
+    )
+    conversation = [
+        {"role": "user", "content": "Repeat"},
+        {"role": "assistant", "content": "stone"},
+    ]
+    assert len(reward.reward([conversation])) == 1
+    with pytest.raises(UserError, match=r"use Run\.reward"):
+        _ = reward.policy
+    run = rlhf.online_dpo(
+        model=echo_model,
+        prompts=[{"prompt": f"Repeat: {i}"} for i in range(20)],
+        rewards=[reward, {"kind": "function", "path": judge, "weight": 0.5}, "length"],
+        num_steps=1,
+        episodes_per_step=8,
+        evaluation={"episodes": 4},
+        rollout={"max_new_tokens": 3},
+    )
+    assert [spec["kind"] for spec in run.config["rewards"]] == ["trained", "function", "length"]
+    assert run.config["rewards"][1]["weight"] == 0.5
+    texts = run.policy.generate(["a", "b"], samples=2, max_new_tokens=3, seed=1)
+    assert len(texts) == 4
+    assert texts == run.policy.generate(["a", "b"], samples=2, max_new_tokens=3, seed=1)
+    with pytest.raises(UserError, match=r"use Run\.policy"):
+        _ = run.reward
+    later = rlhf.rloo(
+        model=run, env="text/Echo-v0", num_steps=1, episodes_per_step=8, evaluation={"episodes": 4}
+    )
+    assert Path(later.config["model"]["path"]) == run.model_path
+
+
+def test_callbacks_are_objects_functions_and_classes(echo_model):
+    steps = []
+
+    class Count(rlhf.Callback):
+        def on_end(self, event):
+            steps.append("end")
+
+    run = rlhf.rloo(
+        model=echo_model,
+        env="text/Echo-v0",
+        num_steps=2,
+        episodes_per_step=8,
+        evaluation={"episodes": 4},
+        callbacks=[lambda event: steps.append(event.step), Count(), Count],
+    )
+    assert steps == [1, 2, "end", "end"]
+    assert run.config["callbacks"][0] == "object:callbacks.0.lambda"
+
+
+def test_the_results_of_a_run(echo_model):
+    run = rlhf.ppo(
+        model=echo_model,
+        env="text/Echo-v0",
+        num_steps=3,
+        episodes_per_step=8,
+        evaluation={"episodes": 4},
+        track=[],
+    )
+    rows = [row for row in metrics_of(run.directory) if row["step"]]
+    assert list(run.metrics.index) == [row["step"] for row in rows]
+    scores = [row["reward/mean"] for row in rows]
+    assert run.metrics["reward/mean"].tolist() == scores
+    assert set(run.samples["split"]) == {"before", "train", "after"}
+    assert run.evaluations["ppo"]["env"] == "text/Echo-v0"
+    assert run.report().name == "report.html"
+    assert "reward/mean" in run._repr_html_()
+    assert repr(rlhf.Run(run)) == "Run('runs/ppo')"
+    other = rlhf.ppo(
+        model=echo_model,
+        env="text/Echo-v0",
+        num_steps=1,
+        episodes_per_step=8,
+        evaluation={"episodes": 4},
+        output_dir="runs/other",
+    )
+    page = rlhf.compare(run, other)._repr_html_()
+    assert "<table>" in page
+    assert "other - ppo" in page
+    with pytest.raises(UserError, match="is not a run directory"):
+        rlhf.Run("runs")
+    with pytest.raises(UserError, match="runs/ppo"):
+        rlhf.ppo(model=echo_model, env="text/Echo-v0")  # the directory exists
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "m", "tokenizer": object()}, "tokenizer has no effect on a model that is not"),
+        ({"tokenizer": object()}, "tokenizer: it belongs to a loaded model"),
+        ({"data": 3}, "data: expected a path, a datasets.Dataset or a list of rows, got int"),
+        ({"data": []}, "got list without rows"),
+        ({"data": {"train": [1], "test": [2]}}, r"data: choose a split, such as data\['train'\]"),
+        ({"data": [{"prompt": {1, 2}}]}, "data: the rows cannot be written as JSON"),
+        ({"env": 3}, "env: expected a gymnasium id, an environment, or a class or function"),
+        ({"rewards": [3]}, "rewards.0: a reward must be a function, got int"),
+    ],
+)
+def test_wrong_objects_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        inputs.configuration_tree(options)
+
+
+def test_unknown_arguments_are_named(echo_model):
+    with pytest.raises(UserError, match="unknown key 'num_step'; did you mean 'num_steps'"):
+        rlhf.ppo(model=echo_model, env="text/Echo-v0", num_step=3)  # type: ignore[call-arg]
