@@ -25,7 +25,7 @@ Options of every command
   --key.sub value        override an option; `rlhf COMMAND --help` lists the options
   --plugins FILE.py      also load the algorithms, rewards and commands of a file or module
   --print-config         check the configuration, print it and stop
-  --dry-run              check everything and print batch sizes and memory, without training
+  --dry-run              check everything and estimate memory and time, without training
   --debug                print the traceback of an error
 """
 

@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if call.has_any_flag("--print-config"):
                 print(dump_yaml(COMMANDS.effective_tree(name, config)))
             elif call.has_any_flag("--dry-run"):
-                print(escape_invisible(COMMANDS.plan(name, config)))
+                if text := COMMANDS.plan(name, config):  # only the first process returns a text
+                    print(escape_invisible(text))
             elif command.makes_run:
                 print(escape_invisible(str(COMMANDS.run_config(name, config))))
             else:

@@ -1,14 +1,23 @@
-"""Implements `--dry-run`, which checks a configuration without training and estimates memory."""
+"""Implements `--dry-run`, which checks a configuration without training.
+
+It also estimates the memory and the duration of the run. The number of processes is that of the
+launcher, or the value of the environment variable WORLD_SIZE.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import native_options
 from rlhf.config.reward import RewardConfig
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.training.plan.plan import Parallelism, Plan
 
 
 def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
@@ -54,13 +63,62 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
 
 def plan_offline(command: str, config: Any) -> str:
-    """Return a text with the rows, batch size, steps and memory of an offline run.
+    """Return a text with the rows, batch size, steps, memory and duration of an offline run.
 
     Raises:
         UserError: The configuration or the data are invalid.
     """
+    from rlhf.training.plan.text import OFFLINE_KEYS
+
+    return _plan_text(describe_offline, command, config, OFFLINE_KEYS)
+
+
+def plan_online(command: str, config: Any) -> str:
+    """Return a text with the rollouts, updates, steps, memory and duration of an online run.
+
+    Raises:
+        UserError: The configuration or the data are invalid.
+    """
+    from rlhf.training.plan.text import ONLINE_KEYS
+
+    return _plan_text(describe_online, command, config, ONLINE_KEYS)
+
+
+def _plan_text(
+    describe: Callable[[str, Any, Parallelism], tuple[list[str], Plan]],
+    command: str,
+    config: Any,
+    keys: Mapping[str, str],
+) -> str:
+    """Return the text of a dry run; "" in all processes but the first.
+
+    Within a dry run, this process is alone, because it does not communicate.
+    """
+    from rlhf.models.precision import default_device
+    from rlhf.runs.machine import memory_of_device
+    from rlhf.training.plan.plan import Parallelism
+    from rlhf.training.plan.text import plan_lines
+
+    given = os.environ.pop("WORLD_SIZE", None)
+    processes = int(given or 1)
+    try:
+        if os.environ.get("RANK", "0") != "0":
+            return ""
+        shards = processes if config.sharding == "fsdp" else 1
+        lines, plan = describe(command, config, Parallelism(processes, shards))
+        present = memory_of_device(default_device())
+        lines += plan_lines(plan, present=present, keys=keys)
+        return "\n".join(lines)
+    finally:
+        if given is not None:
+            os.environ["WORLD_SIZE"] = given
+
+
+def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
+    """Return lines with the rows, batch size and steps of an offline run, and its estimate."""
     from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
+        NATIVE_TRAINERS,
         check_reserved_options,
         check_streaming,
         check_trainer_options,
@@ -68,6 +126,8 @@ def plan_offline(command: str, config: Any) -> str:
         load_train_and_eval_rows,
         method_of,
     )
+    from rlhf.training.plan.offline import estimate_offline
+    from rlhf.training.plan.trl import estimate_trl
     from rlhf.training.streamed_examples import ExampleStream
 
     method = method_of(command, config)
@@ -76,41 +136,38 @@ def plan_offline(command: str, config: Any) -> str:
     check_streaming(command, config, engine)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
-    examples = setup.encode(train_rows, True)
-    setup.encode(eval_rows, False)
+    examples, held_out = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     num_rows = 0 if isinstance(examples, ExampleStream) else len(examples)
     check_trainer_options(command, config, method=method, setup=setup, num_rows=num_rows)
     steps = num_steps(config, num_rows)
     accumulation = config.batch_size // config.micro_batch_size
-    copies = 1 if setup.trainer and "ref_model" in setup.trainer.arguments else 0
     lines = [
         f"rows: {f'{num_rows:,}' if num_rows else 'streamed'} for training, "
         f"{len(eval_rows):,} held out" + (f" ({setup.summary()})" if setup.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
         f"steps: {steps:,}, evaluated every {steps_between_evaluations(config, steps)}",
-        _memory_line(
-            setup.model, tokens=config.micro_batch_size * config.max_length, copies=copies
-        ),
+        _model_line(setup.model),
     ]
-    return "\n".join(lines)
+    if setup.trainer and not isinstance(examples, ExampleStream):  # TRL cannot stream rows
+        plan = estimate_trl(config, setup, examples, num_steps=steps, parallelism=parallelism)
+    else:
+        options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+        trainer = NATIVE_TRAINERS[command](config, options, setup, examples, held_out)
+        plan = estimate_offline(trainer, parallelism)
+        trainer.close()
+    return lines, plan
 
 
-def plan_online(command: str, config: Any) -> str:
-    """Return a text with the rollouts, updates, steps and memory of an online run.
-
-    Raises:
-        UserError: The configuration or the data are invalid.
-    """
+def describe_online(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
+    """Return lines with the rollouts, updates and steps of an online run, and its estimate."""
     from rlhf.training.online import OnlineTrainer
+    from rlhf.training.plan.online import estimate_online
 
     trainer = OnlineTrainer(command, config)
     settings = trainer.algorithm.settings
     size = settings.group_size
     per_minibatch = _episodes_per_minibatch(config, trainer.algorithm)
-    copies = 1 if trainer.reference and not trainer.policy.is_lora else 0
-    snapshots = 3 if trainer.policy_copy else 0
-    trainer.close()
     lines = [
         f"rollouts: {config.episodes_per_step} episodes per step = "
         f"{config.episodes_per_step // size} start states x {size}, "
@@ -119,14 +176,13 @@ def plan_online(command: str, config: Any) -> str:
         f"{per_minibatch} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
         f"steps: {config.num_steps:,}, {config.num_steps * config.episodes_per_step:,} episodes, "
         f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
-        _memory_line(
-            trainer.policy.model,
-            tokens=config.micro_batch_tokens,
-            copies=copies,
-            snapshots=snapshots,
-        ),
+        _model_line(trainer.policy.model),
     ]
-    return "\n".join(lines)
+    try:
+        plan = estimate_online(trainer, parallelism)
+    finally:
+        trainer.close()
+    return lines, plan
 
 
 def _episodes_per_minibatch(config: Any, algorithm: Any) -> int:
@@ -144,39 +200,17 @@ def _episodes_per_minibatch(config: Any, algorithm: Any) -> int:
     return config.episodes_per_step // count
 
 
-def _memory_line(model: Any, *, tokens: int, copies: int, snapshots: int = 0) -> str:
-    """Return a line with the estimated memory of weights, gradients, optimizer and activations.
-
-    Without recomputation, the activations of one token in one layer need about 34 bytes per hidden
-    dimension in a 16-bit dtype. This equals 17 values of the model's dtype (Korthikanti et al.
-    2022, arXiv:2205.05198, eq. 1 without the attention term).
-
-    Args:
-        model: The model to train.
-        tokens: Number of tokens of a micro-batch.
-        copies: Number of frozen copies of the model, such as the reference model.
-        snapshots: Number of copies of the trained weights, for asynchronous rollouts.
-    """
-    size = max(p.element_size() for p in model.parameters())
+def _model_line(model: Any) -> str:
+    """Return a line with the number of parameters of a model."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    master_weight = 0 if size == 4 else 4
-    state = total * size * (1 + copies) + trained * (size * (1 + snapshots) + master_weight + 8)
-    shape = model.config.get_text_config()
-    activations = 17 * size * tokens * shape.hidden_size * shape.num_hidden_layers
-    contents = "gradients, optimizer" + (" and reference" if copies else "")
-    contents += ", copies for rollouts" if snapshots else ""
+    dtype = str(model.dtype).removeprefix("torch.")
     return (
-        f"memory: about {_bytes_text(state + activations)} = {_bytes_text(state)} for "
-        f"{_count_text(total)} parameters ({_count_text(trained)} trained), {contents} + "
-        f"{_bytes_text(activations)} for activations of {tokens:,} tokens"
+        f"model: {_count_text(total)} parameters, {_count_text(trained)} trained, {dtype} on "
+        f"{model.device.type}"
     )
 
 
 def _count_text(number: int) -> str:
     """Format a number of parameters: in millions if it is at least 100,000, otherwise in full."""
     return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
-
-
-def _bytes_text(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -36,6 +36,21 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def memory_of_device(device: Any) -> int:
+    """Return the bytes of the memory of a torch device; for a CPU, those of the machine.
+
+    A limit of the control group of this process, for example of a container, is taken into account.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
 def _processor_name() -> str:
     """Return the name of the processor, followed by its bf16 instruction set if it has one.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 # Parts of an online training step, in order of execution; docs/metrics.md describes them.
 STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
@@ -80,3 +82,11 @@ def peak_rss_gib() -> float:
     """Return the peak resident memory of this process, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def resident_bytes() -> int:
+    """Return the current resident memory of this process, in bytes; its peak except on Linux."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return int(peak_rss_gib() * 2**30)
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

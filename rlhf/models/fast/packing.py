@@ -220,7 +220,6 @@ def _states_and_index_of_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``hidden_states_and_index`` of rows with equal rotary frequencies."""
-    config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
         inputs = decoder_inputs(tokens, tied)
@@ -228,23 +227,36 @@ def _states_and_index_of_batch(
         index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
         return states.flatten(0, 1), index
     packed = pack(tokens, attention_mask)
+    layout = layout_of(packed, trunk)
+    return states_of_packed_rows(trunk, packed, layout, tied=tied), packed.index
+
+
+def layout_of(packed: Packed, trunk: Any) -> Layout:
+    """Return the tiles of a decoder's attention over packed rows."""
+    config = text_config(trunk)
     heads = config.num_attention_heads
-    layout = Layout(
+    return Layout(
         packed.spans,
         heads=heads,
         key_heads=getattr(config, "num_key_value_heads", None) or heads,
         dtype=trunk.dtype,
-        device=tokens.device,
+        device=packed.tokens.device,
     )
+
+
+def states_of_packed_rows(
+    trunk: Any, packed: Packed, layout: Layout, *, tied: TiedEmbedding | None
+) -> Tensor:
+    """Return the last hidden states [N, D] of packed rows; ``layout`` is from `layout_of`."""
     states = trunk(
         **decoder_inputs(packed.tokens, tied),
         position_ids=packed.positions,
         # Transformers uses a four-dimensional mask unchanged.
-        attention_mask=tokens.new_zeros(1, 1, 1, 1),
+        attention_mask=packed.tokens.new_zeros(1, 1, 1, 1),
         packing=layout,
         use_cache=False,
     ).last_hidden_state
-    return states[0], packed.index
+    return states[0]
 
 
 def decoder_inputs(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:

@@ -273,10 +273,37 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
         return lambda x: torch.cat([layer(x) for layer in linears], -1)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = torch.cat(biases) if biases else None
-    device = weight.device
-    if weight.dtype == torch.bfloat16 and device.type == "cpu" and has_native_bf16(device):
+    if weight.dtype == torch.bfloat16 and _reorders(weight.device):
         return _reordered_linear(weight, bias)
     return lambda x: linear(x, weight, bias)
+
+
+def fused_weight_bytes(model: Any) -> int:
+    """Return the bytes of the weights that ``FusedDecoder`` copies.
+
+    Layers of one input are concatenated, and bf16 weights are stored in another memory format.
+    """
+    groups = [[unwrap_peft(model).get_output_embeddings()]]
+    for layer in trunk_of(model).layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        groups += [
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
+        ]
+    reorders = model.dtype == torch.bfloat16 and _reorders(model.device)
+    return sum(
+        layer.weight.numel() * layer.weight.element_size()
+        for group in groups
+        if all(type(layer) is nn.Linear for layer in group) and (reorders or len(group) > 1)
+        for layer in group
+    )
+
+
+def _reorders(device: torch.device) -> bool:
+    """Return whether bf16 weights are stored in the memory format of the matrix units."""
+    return device.type == "cpu" and has_native_bf16(device)
 
 
 def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:

@@ -1,0 +1,77 @@
+"""Estimate a run that TRL's or transformers' trainer trains."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.models.architecture import trunk_of
+from rlhf.models.flops import forward_and_backward_flops, measure_peak_flops
+from rlhf.training.examples import Example
+from rlhf.training.methods import TrainingSetup
+from rlhf.training.plan.calibration import PassSpeed
+from rlhf.training.plan.duration import StepDuration
+from rlhf.training.plan.measured import head_size, overhead_bytes
+from rlhf.training.plan.memory import (
+    Memory,
+    checkpoint_memory,
+    training_state,
+    update_memory,
+)
+from rlhf.training.plan.plan import Parallelism, Plan
+from rlhf.training.plan.tracing import blocks_or_none, formula_pass_size
+
+MAX_EXAMPLES = 2048
+"""Number of examples whose lengths are read."""
+
+
+def estimate_trl(
+    config: Any,
+    setup: TrainingSetup,
+    examples: Sequence[Example],
+    *,
+    num_steps: int,
+    parallelism: Parallelism,
+) -> Plan:
+    """Estimate a run that TRL's or transformers' trainer trains.
+
+    The memory follows from formulas, because the code of these trainers is not traced. TRL computes
+    the logits of all tokens, padding included.
+    """
+    model = setup.model
+    name = "sgd" if "sgd" in str(config.trainer.get("optim", "")) else "adamw"
+    reference = model if setup.trainer and "ref_model" in setup.trainer.arguments else None
+    state = training_state(model, optimizer=name, blocks=blocks_or_none(model), reference=reference)
+    read = [examples[index] for index in range(min(len(examples), MAX_EXAMPLES))]
+    lengths = [[len(text) for text in example.ids] for example in read]
+    longest = max(max(texts) for texts in lengths)
+    texts_per_example = max(map(len, lengths))
+
+    def phases_of(length: int) -> dict[str, Memory]:
+        tokens = config.micro_batch_size * texts_per_example * length
+        sizes = formula_pass_size(trunk_of(model), tokens)
+        head = head_size(model, tokens)
+        accumulation = config.batch_size // config.micro_batch_size
+        return {
+            "update": update_memory(state, sizes, head, micro_batches=accumulation),
+            "checkpoint": checkpoint_memory(state),
+        }
+
+    passes = 1.0 + (1 / 3 if reference is not None else 0.0)
+    tokens = config.batch_size * statistics.fmean(
+        [float(max(texts) * len(texts)) for texts in lengths]
+    )
+    flops = passes * forward_and_backward_flops(model, tokens=1, head_tokens=1) * tokens
+    rate = measure_peak_flops(model.dtype, model.device)
+    speed = PassSpeed(flops / tokens / rate, 0.0, rate)
+    duration = StepDuration(passes=flops / parallelism.processes / rate)
+    assumptions = [
+        "TRL trains this run: the memory follows from formulas, and the time is a lower bound, "
+        "which is that of products of large matrices",
+    ]
+    bound = phases_of(config.max_length)
+    overhead = overhead_bytes(state, model.device)
+    return Plan(
+        phases_of(longest), bound, duration, num_steps, parallelism, speed, overhead, assumptions
+    )
