@@ -152,12 +152,12 @@ def code_file(reference: str) -> Path | None:
         return None
     if is_file_reference(module):
         path = Path(module).expanduser()
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None
     if module.partition(".")[0] == "rlhf":
         return None
     loaded = sys.modules.get(module)
     file = getattr(loaded, "__file__", None) if loaded else _origin_of(module)
-    return Path(file) if file and Path(file).is_file() else None
+    return Path(file) if file and os.path.isfile(file) else None
 
 
 def installed_plugin_files() -> dict[str, Path]:
@@ -200,7 +200,7 @@ def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> 
     suffix = f":{name}" if name else ""
     if is_file_reference(module):
         return f"{os.path.normpath(folder.absolute() / Path(module).expanduser())}{suffix}"
-    if not module.isidentifier() or not (folder / f"{module}.py").is_file():
+    if not module.isidentifier() or not os.path.isfile(folder / f"{module}.py"):
         return reference
     if module in sys.modules or _origin_of(module):
         return reference
@@ -236,8 +236,8 @@ def _import_module(name: str, *, what: str) -> ModuleType:
 def _import_file(path: Path, *, what: str) -> ModuleType:
     """Execute a Python file as a module, unless the same content was executed before."""
     file = path.resolve()
-    if not file.is_file():
-        siblings = [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+    if not os.path.isfile(file):
+        siblings = [p.name for p in file.parent.glob("*.py")] if os.path.isdir(file.parent) else []
         hint = did_you_mean(file.name, siblings)
         raise UserError(
             f"{what}: {path} does not exist{hint} (a relative path refers to the folder of the "
