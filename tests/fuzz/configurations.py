@@ -179,8 +179,10 @@ def check_further(command: str, config: Any) -> None:
     check_without_data(command, config, with_model=False)
     if command == "bench":
         make_bench(config.manifest(), COMMANDS)
-    elif command == "sweep":
-        make_sweep(config, COMMANDS)
+    elif command == "sweep":  # its first run makes these checks
+        run_command, tree = make_sweep(config, COMMANDS).jobs()[0].stages[0]
+        config = COMMANDS.configure(run_command, tree)
+        check_without_data(run_command, config, with_model=False)
     elif command == "overoptimize":
         COMMANDS.plan(command, config)
     for key in ("rewards", "gold"):
