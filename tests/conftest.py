@@ -1,8 +1,9 @@
 """Fixtures for the tests of whole runs."""
 
+import hashlib
+import math
 import os
 import signal
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,10 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--draw TEXT/N`, which runs about one sweep test in N, selected by a hash of the text."""
+    """Add `--draw TEXT/N`, which runs one sweep test in N, selected by a hash of the text.
+
+    At least one test is selected, because pytest fails if it runs none.
+    """
     parser.addoption("--draw", default="", metavar="TEXT/N", help="a part of the sweeps")
 
 
@@ -32,11 +36,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     text, _, parts = str(config.getoption("--draw")).rpartition("/")
     if not parts:
         return
-    drawn, left = [], []
-    for item in items:
-        number = zlib.crc32(f"{text} {item.nodeid}".encode())
-        out = item.get_closest_marker("sweep") is not None and number % int(parts)
-        (left if out else drawn).append(item)
+    sweeps = [item for item in items if item.get_closest_marker("sweep")]
+    sweeps.sort(key=lambda item: hashlib.sha256(f"{text} {item.nodeid}".encode()).digest())
+    left = sweeps[math.ceil(len(sweeps) / int(parts)) :]
+    excluded = set(left)
+    drawn = [item for item in items if item not in excluded]
     config.hook.pytest_deselected(items=left)
     items[:] = drawn
 
