@@ -31,6 +31,7 @@ from rlhf.algorithms.settings import Settings
 from rlhf.cli.table import COMMANDS, ONLINE_GROUP, online_command
 from rlhf.commands.command import Command
 from rlhf.common.plugins import PLUGIN_API
+from rlhf.common.registry import Registry
 from rlhf.config.data import Kind
 from rlhf.config.engine import ENGINES
 from rlhf.config.optimization import OPTIMIZERS
@@ -249,6 +250,16 @@ def register_command(
     return decorate
 
 
+def _add_to(registry: Registry[Any], name: str) -> Callable[[T], T]:
+    """Return a decorator that adds a function or class to a registry."""
+
+    def decorate(part: T) -> T:
+        registry.add(name, part, part)
+        return part
+
+    return decorate
+
+
 def register_optimizer(name: str) -> Callable[[T], T]:
     """Register an optimizer, for ``optimizer.name`` and ``trainer.optim``.
 
@@ -258,12 +269,7 @@ def register_optimizer(name: str) -> Callable[[T], T]:
     Args:
         name: Name of the optimizer.
     """
-
-    def decorate(factory: T) -> T:
-        OPTIMIZERS.add(name, factory, factory)  # type: ignore[arg-type]
-        return factory
-
-    return decorate
+    return _add_to(OPTIMIZERS, name)
 
 
 def register_engine(name: str) -> Callable[[T], T]:
@@ -276,12 +282,7 @@ def register_engine(name: str) -> Callable[[T], T]:
     Args:
         name: Name of the engine.
     """
-
-    def decorate(factory: T) -> T:
-        ENGINES.add(name, factory, factory)  # type: ignore[arg-type]
-        return factory
-
-    return decorate
+    return _add_to(ENGINES, name)
 
 
 def register_tracker(name: str) -> Callable[[T], T]:
@@ -293,12 +294,7 @@ def register_tracker(name: str) -> Callable[[T], T]:
     Args:
         name: Name of the tracker.
     """
-
-    def decorate(opener: T) -> T:
-        TRACKERS.add(name, opener, opener)  # type: ignore[arg-type]
-        return opener
-
-    return decorate
+    return _add_to(TRACKERS, name)
 
 
 def register_callback(name: str) -> Callable[[T], T]:
@@ -310,12 +306,7 @@ def register_callback(name: str) -> Callable[[T], T]:
     Args:
         name: Name of the callback.
     """
-
-    def decorate(callback: T) -> T:
-        CALLBACKS.add(name, callback, callback)
-        return callback
-
-    return decorate
+    return _add_to(CALLBACKS, name)
 
 
 def register_data_format(

@@ -27,7 +27,7 @@ from rlhf.runs.directory import Run
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """What a callback receives."""
+    """The argument of a callback."""
 
     run: Run
     """The run; ``run.directory`` is its directory."""

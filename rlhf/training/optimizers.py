@@ -86,7 +86,7 @@ class PlainOptimizer(MasterOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip the gradients as `clip_at_next_step` was told, and update the weights."""
+        """Clip the gradients to the norm given to `clip_at_next_step`, and update the weights."""
         for weight in (p for group in self.master_weights for p in group):
             if self._divisor is not None and weight.grad is not None:
                 weight.grad.div_(self._divisor)
