@@ -33,7 +33,7 @@ from benchmarks.system_load import LoadReading
 from benchmarks.texts import assistant_message, lognormal_lengths, random_words, user_message
 
 MODEL = "smollm2-135m-instruct"
-STEPS = 3
+STEPS = 9
 GIB = 2**30
 
 
@@ -231,6 +231,7 @@ def predict(case: Case, folder: Path) -> dict[str, Any]:
     import_toolkit()
     from rlhf.cli.table import COMMANDS
     from rlhf.commands.dry_run import describe_offline, describe_online
+    from rlhf.runs.launch import return_freed_memory
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import OFFLINE_KEYS, ONLINE_KEYS, plan_lines
 
@@ -241,8 +242,12 @@ def predict(case: Case, folder: Path) -> dict[str, Any]:
         else (describe_online, ONLINE_KEYS)
     )
     start = time.perf_counter()
-    parallelism = Parallelism(case.processes, case.processes if case.sharded else 1)
-    lines, plan = describe(case.command, config, parallelism)
+    if case.sharded:
+        return_freed_memory()
+    shards = case.processes if case.sharded else 1
+    lines, plan = describe(
+        case.command, config, Parallelism(case.processes, shards, per_machine=case.processes)
+    )
     seconds = time.perf_counter() - start
     text = [*lines, *plan_lines(plan, present=float("inf"), keys=keys)]
     return {
@@ -254,7 +259,11 @@ def predict(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
-    """Train for a few steps; return the peak memory and the median duration of a step."""
+    """Train for some steps; return the peak memory and the median duration of a step.
+
+    The first steps allocate memory and compile kernels. They are slower than the others, so that
+    there must be enough of these for a median.
+    """
     import_toolkit()
     from rlhf.cli.table import COMMANDS
     from rlhf.common.imports import import_object
@@ -289,13 +298,19 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-def run_worker(*arguments: str, processes: int = 1) -> dict[str, Any]:
-    """Run a function of this module in processes of its own; return the result of the first."""
+def run_worker(*arguments: str, processes: int = 1, one_thread: bool = False) -> dict[str, Any]:
+    """Run a function of this module in processes of its own; return the result of the first.
+
+    With ``one_thread``, a process has one thread, as several processes that torchrun starts have.
+    """
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     command = [*launcher, "-m", "benchmarks.plan", "--worker", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if one_thread else {})}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -311,8 +326,9 @@ def compare(names: Sequence[str], group: str, *, verbose: bool) -> None:
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in names:
-        planned = run_worker("predict", group, name)
-        measured = run_worker("measure", group, name, processes=SETS[group][name].processes)
+        processes = SETS[group][name].processes
+        planned = run_worker("predict", group, name, one_thread=processes > 1)
+        measured = run_worker("measure", group, name, processes=processes)
         estimate, memory = planned["bytes"] - imports, measured["bytes"] - imports
         print(
             f"| {name} | {estimate / GIB:.2f} GiB | {memory / GIB:.2f} GiB | "

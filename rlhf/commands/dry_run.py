@@ -95,6 +95,7 @@ def _plan_text(
     Within a dry run, this process is alone, because it does not communicate.
     """
     from rlhf.models.precision import default_device
+    from rlhf.runs.launch import keep_freed_memory, return_freed_memory
     from rlhf.runs.machine import memory_of_device
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import plan_lines
@@ -105,11 +106,15 @@ def _plan_text(
         if os.environ.get("RANK", "0") != "0":
             return ""
         shards = processes if config.sharding == "fsdp" else 1
-        lines, plan = describe(command, config, Parallelism(processes, shards))
+        local = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        if shards > 1:
+            return_freed_memory()  # as in the run; passes take longer
+        lines, plan = describe(command, config, Parallelism(processes, shards, local))
         present = memory_of_device(default_device())
         lines += plan_lines(plan, present=present, keys=keys)
         return "\n".join(lines)
     finally:
+        keep_freed_memory()
         if given is not None:
             os.environ["WORLD_SIZE"] = given
 

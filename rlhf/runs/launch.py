@@ -30,7 +30,7 @@ def prepare_process() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # TRL itself sets the deprecated argument, so the warning is not useful to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
 def _open_closed_streams() -> None:
@@ -76,7 +76,7 @@ def return_freed_memory() -> None:
             libc.malloc_trim(0)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Configure glibc to keep freed blocks instead of returning them to the kernel at every step.
 
     The activations of a training step need hundreds of megabytes. By default, malloc maps and

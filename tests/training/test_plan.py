@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,23 @@ from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.plan import memory
 from rlhf.training.plan.batches import RandomReplies, online_batches
 from rlhf.training.plan.calibration import PassSpeed
-from rlhf.training.plan.duration import passes_seconds, sampling_seconds
+from rlhf.training.plan.communication import (
+    CollectiveSpeed,
+    add_communication,
+    communication_seconds,
+)
+from rlhf.training.plan.duration import StepDuration, passes_seconds, sampling_seconds
 from rlhf.training.plan.memory import (
     HeadSize,
     PassSize,
     TrainingState,
     kernel_bytes,
     kv_cache_bytes,
+    restored_memory,
     training_state,
     update_memory,
 )
+from rlhf.training.plan.plan import Parallelism
 from rlhf.training.plan.text import bytes_text, seconds_text
 from rlhf.training.plan.tracing import LiveBytes, first_blocks, pass_size
 from tests.helpers.models import tiny_gpt2, tiny_qwen2, tiny_tokenizer
@@ -253,9 +261,56 @@ def test_shards_divide_the_state_and_gather_blocks():
     found = update_memory(STATE, PASSES, None, shards=4, micro_batches=2)
     assert (found.weights, found.gradients, found.optimizer) == (25, 25, 150)
     assert found.activations == 500
-    # The weights outside the blocks and two blocks; the gradients of the former and of one block,
-    # and their copy for the sum over the processes; and the tensors of the backward pass.
-    assert found.temporary == 40 + 2 * 10 + 2 * (40 + 10) + 50
+    # The weights outside the blocks and two blocks, and the tensors of the backward pass.
+    assert found.temporary == 40 + 2 * 10 + 50
+
+
+def test_shards_free_activations_before_the_gradients_are_complete():
+    start = update_memory(STATE, PASSES, None, shards=4)
+    assert (start.activations, start.gradients) == (500, 0)
+    end = update_memory(STATE, dataclasses.replace(PASSES, saved=5), None, shards=4)
+    assert (end.activations, end.gradients) == (0, 25)
+    # The gradients of a block and of the weights outside the blocks, and their copy for the sum
+    # over the processes.
+    assert end.temporary == 40 + 2 * 10 + 2 * (40 + 10) + 50
+
+
+def test_the_best_model_is_restored_after_the_memory_of_the_update_is_returned():
+    update = update_memory(STATE, PASSES, None, shards=4)
+    assert restored_memory(update, STATE, shards=4).total == 25 + 150 + 40 + 2 * 10 + 100 / 4
+    assert restored_memory(update, STATE).total == update.total + 100
+
+
+def test_communication_of_a_step():
+    speed = CollectiveSpeed(gather=10, reduce=5)
+    passes = {"updates": 2, "backward_passes": 3, "forward_passes": 4}
+    # Weights of 100 bytes: 3 x 2 + 4 gathers; 3 sums of the gradients.
+    found = communication_seconds(STATE, speed, shards=4, **passes)
+    assert found == (3 * 2 + 4) * 100 / 10 + 3 * 100 / 5
+    half = dataclasses.replace(STATE, itemsize=2)  # the sums have twice the bytes of a gradient
+    found = communication_seconds(half, speed, shards=4, **passes)
+    assert found == (3 * 2 + 4) * 100 / 10 + 3 * 200 / 5
+    found = communication_seconds(STATE, speed, shards=1, **passes)
+    assert found == pytest.approx(2 * (100 / 10 + 100 / 5))
+
+
+def test_collectives_are_measured_between_processes():
+    duration = StepDuration(passes=2.0, optimizer=1.0)
+    alone = add_communication(
+        duration, STATE, Parallelism(), torch.device("cpu"), updates=1, backward_passes=1
+    )
+    assert alone == (duration, [])
+    found, left_out = add_communication(
+        duration,
+        STATE,
+        Parallelism(processes=4, shards=4, per_machine=2),
+        torch.device("cpu"),
+        updates=1,
+        backward_passes=1,
+    )
+    assert (found.passes, found.optimizer) == (2.0, 1.0)
+    assert found.communication > 0
+    assert left_out == ["the lower speed of the communication between machines"]
 
 
 def test_a_separate_critic_doubles_the_activations():

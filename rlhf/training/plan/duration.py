@@ -26,6 +26,8 @@ class StepDuration:
     """Forward and backward passes of the updates."""
     optimizer: float = 0.0
     """Optimizer steps, with the norm of the gradients."""
+    communication: float = 0.0
+    """Collective operations with other processes."""
 
     @property
     def total(self) -> float:

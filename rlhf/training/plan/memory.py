@@ -103,14 +103,12 @@ class TrainingState:
             temporary=gathered,
         )
 
-    def whole_gradients(self, shards: int) -> float:
+    def whole_gradients(self) -> float:
         """Return the bytes of gradients that are whole in a backward pass with shards.
 
         These are the gradients of one block and of the weights outside the blocks, in the dtype of
         the weights, and in a float32 buffer that is summed over the processes.
         """
-        if shards == 1 or not self.gradients:
-            return 0.0
         copies = 1 + max(4, self.itemsize) / self.itemsize
         return copies * min(self.gradients, self.embeddings + self.largest_block)
 
@@ -253,7 +251,10 @@ def update_memory(
     """Return the memory of an update: forward, backward and optimizer step.
 
     Gradients are allocated while activations are freed, but an allocator hardly reuses memory
-    within a pass, because the sizes of the tensors differ. Both are therefore counted.
+    within a pass, because the sizes of the tensors differ. Both are therefore counted. With shards,
+    freed memory returns to the system (`rlhf.runs.launch.return_freed_memory`). The peak is then
+    the larger one of the start of the backward pass, with all activations, and of its end, with all
+    gradients.
 
     Args:
         state: The training state.
@@ -267,13 +268,26 @@ def update_memory(
     working = passes.backward
     if head is not None and micro_batches > 1:
         working = max(working, head.gradient)
-    return _plus(
-        state.per_device(shards, gradients=True),
-        activations=decoders * passes.saved,
-        logits=0 if head is None else head.backward,
-        temporary=state.whole_gradients(shards)
-        + max(working, 4 * OPTIMIZER_CHUNK_ELEMENTS if state.master_weights else 0),
+    saved, logits = decoders * passes.saved, 0 if head is None else head.backward
+    step = 4 * OPTIMIZER_CHUNK_ELEMENTS if state.master_weights else 0
+    if shards == 1:
+        return _plus(
+            state.per_device(1, gradients=True),
+            activations=saved,
+            logits=logits,
+            temporary=max(working, step),
+        )
+    start = _plus(
+        state.per_device(shards, gradients=micro_batches > 1),
+        activations=saved,
+        logits=logits,
+        temporary=working,
     )
+    end = _plus(
+        state.per_device(shards, gradients=True),
+        temporary=max(state.whole_gradients() + working, step),
+    )
+    return max(start, end, key=lambda memory: memory.total)
 
 
 def scoring_memory(
@@ -313,12 +327,14 @@ def checkpoint_memory(state: TrainingState, *, shards: int = 1) -> Memory:
     return _plus(before, temporary=state.master_weights / shards)
 
 
-def restored_memory(update: Memory, state: TrainingState) -> Memory:
+def restored_memory(update: Memory, state: TrainingState, *, shards: int = 1) -> Memory:
     """Return the memory while the best model is restored from a file after the last update.
 
     The allocator keeps the memory of the update, and the file of the weights is mapped in addition.
+    With shards, it returns the memory, and a process reads its own rows of the file.
     """
-    return dataclasses.replace(update, files=update.files + state.gradients)
+    before = update if shards == 1 else state.per_device(shards, gradients=False)
+    return dataclasses.replace(before, files=before.files + state.gradients / shards)
 
 
 def kernel_bytes(shapes: int, sizes: int) -> int:

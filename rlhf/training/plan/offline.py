@@ -14,6 +14,7 @@ from rlhf.training.dpo import DPOTrainer
 from rlhf.training.optimizers import optimizer_name
 from rlhf.training.plan.batches import StepBatches, offline_batches
 from rlhf.training.plan.calibration import measure_optimizer
+from rlhf.training.plan.communication import add_communication
 from rlhf.training.plan.duration import StepDuration, passes_seconds
 from rlhf.training.plan.measured import (
     computed_tokens,
@@ -57,6 +58,14 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
         passes=statistics.fmean([passes(step, update) for step in batches.steps]),
         optimizer=trained / parallelism.shards * measure_optimizer(model, name=name),
     )
+    duration, left_out = add_communication(
+        duration,
+        state,
+        parallelism,
+        trainer.model.device,
+        updates=1,
+        backward_passes=per_step,
+    )
     reference = passes(batches.scoring, forward)
     return Plan(
         phases=phases_of(largest),
@@ -66,7 +75,7 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
         parallelism=parallelism,
         speed=update,
         overhead=overhead,
-        assumptions=_assumptions(trainer, batches, reference),
+        assumptions=_assumptions(trainer, batches, reference, left_out),
     )
 
 
@@ -97,7 +106,7 @@ def _phases(
         "update": update,
         "evaluation": scoring_memory(state, sizes, head, shards=shards),
         "checkpoint": checkpoint_memory(state, shards=shards),
-        "end of training": restored_memory(update, state),
+        "end of training": restored_memory(update, state, shards=shards),
     }
 
 
@@ -117,18 +126,21 @@ def _longest_batch(trainer: SupervisedTrainer) -> TrainingBatch:
     return TrainingBatch(tokens=tokens, attention_mask=mask, action_mask=actions)
 
 
-def _assumptions(trainer: SupervisedTrainer, batches: StepBatches, reference: float) -> list[str]:
+def _assumptions(
+    trainer: SupervisedTrainer, batches: StepBatches, reference: float, left_out: list[str]
+) -> list[str]:
     """Return the assumptions of an estimate.
 
     Args:
         trainer: Trainer of the run.
         batches: The batches of the first steps.
         reference: Seconds of the log-probabilities of a reference for one batch.
+        left_out: What the duration leaves out, besides evaluations and checkpoints.
     """
     lines = [
         f"average: the time of a step is the mean over the first {len(batches.steps)} batches; the "
         "memory is that of the largest of their micro-batches",
-        "the time does not include evaluations, checkpoints and the communication of processes",
+        f"the time does not include {', '.join(['evaluations', 'checkpoints', *left_out])}",
     ]
     if isinstance(trainer, DPOTrainer):
         lines.append(

@@ -31,6 +31,7 @@ from rlhf.training.plan.calibration import (
     measure_decoding_step,
     measure_optimizer,
 )
+from rlhf.training.plan.communication import add_communication
 from rlhf.training.plan.duration import StepDuration, passes_seconds, sampling_seconds
 from rlhf.training.plan.measured import (
     computed_tokens,
@@ -70,11 +71,18 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     environments = trainer.stopwatch.pop_seconds().get("time/environments", 0.0)
     duration, speed = _duration(trainer, batches, parallelism)
     duration = dataclasses.replace(duration, environments=environments / parallelism.processes)
+    duration, left_out = add_communication(
+        duration,
+        state,
+        parallelism,
+        trainer.policy.device,
+        **_numbers_of_passes(trainer, batches, parallelism.processes),
+    )
+    left_out = ["evaluations", "checkpoints", "rewards without a model", *left_out]
     assumptions = [
         "upper bound: every completion has rollout.max_new_tokens tokens; the prompts are those of "
         "the first episodes",
-        "the time does not include evaluations, checkpoints, the communication of processes, and "
-        "rewards without a model",
+        f"the time does not include {', '.join(left_out)}",
     ]
     if trainer.remote_engine is not None:
         assumptions.append("the time of sampling on vLLM servers is not estimated")
@@ -226,6 +234,18 @@ def _duration(
         optimizer=steps * trained * measure_optimizer(policy.model, name=config.optimizer.name),
     )
     return duration, update
+
+
+def _numbers_of_passes(trainer: Any, batches: StepBatches, processes: int) -> dict[str, int]:
+    """Return the numbers of updates and passes of a step, for `communication_seconds`."""
+    settings = trainer.algorithm.settings
+    scored_models = 1 if trainer.reference is None else 2
+    shares = [math.ceil(len(step) / processes) for step in batches.steps]
+    return {
+        "updates": settings.num_epochs * settings.num_minibatches,
+        "backward_passes": settings.num_epochs * sum(shares),
+        "forward_passes": scored_models * math.ceil(len(batches.scoring) / processes),
+    }
 
 
 def _sampling_seconds(

@@ -18,6 +18,8 @@ class Parallelism:
     """Number of processes, which share the micro-batches of a step."""
     shards: int = 1
     """Number of processes over which weights, gradients and optimizer state are sharded."""
+    per_machine: int = 1
+    """Number of processes on this machine, between which the communication can be measured."""
 
 
 @dataclass(frozen=True)
