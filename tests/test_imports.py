@@ -51,6 +51,7 @@ ORDER = (
     "rollout",
     "evaluation",
     "reports",
+    "web",
     "training",
     "commands",
     "studies",
