@@ -67,5 +67,5 @@ def test_noisy_labels_train_a_reward_model(tmp_path: Path, capsys, margins: bool
     command += ["--trainer", "{learning_rate: 0.01, num_train_epochs: 3}"]
     command += ["--margins", str(margins).lower()]
     assert main(command) == 0, capsys.readouterr().err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["accuracy"]["low"] > 0.5, summary["accuracy"]
