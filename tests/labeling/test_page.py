@@ -180,10 +180,13 @@ MISTAKES = [
     (["--annotator", "a", "--scale", "3"], "scale has no effect"),
     (["--annotator", "a", "--mode", "ratings", "--order", "suspicion"], "needs mode: pairs"),
     (["--annotator", "a", "--mode", "votes"], "mode must be"),
-    (["--annotator", "a", "--gold_every", "5"], "gold_every has no effect"),
+    (["--annotator", "a", "--check_every", "5"], "check_every has no effect"),
     (["--annotator", "a", "--port", "70000"], "port must be"),
     (["--annotator", "a", "--interface", "terminal", "--port", "1"], "port has no effect"),
-    (["--annotator", "a", "--gold", "[{path: pairs.jsonl}]", "--gold_every", "1"], "gold_every"),
+    (
+        ["--annotator", "a", "--checks", "[{path: pairs.jsonl}]", "--check_every", "1"],
+        "check_every",
+    ),
     (
         ["--annotator", "a", "--order", "disagreement", "--rewards", "[{kind: length}]"],
         "at least two members",
