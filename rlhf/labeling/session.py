@@ -221,8 +221,8 @@ class LabelingSession:
         order = self._task(item).order
         match self.settings.mode:
             case "pairs":
-                columns = dict(zip(("response_a", "response_b"), item.replies, strict=True))
-                columns["shown_first"] = "ab"[order[0]]
+                first, second = item.replies
+                columns = {"response_a": first, "response_b": second, "shown_first": "ab"[order[0]]}
                 return columns | ({"gold": "ab"[item.best or 0]} if item.is_check else {})
             case "ratings":
                 return {"completion": item.replies[0]}
