@@ -128,9 +128,9 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
             return [_result("rating", "completion", "rating", {"rating": row["rating"]})]
         case "rankings":
             names = names_by_rank(row)
-            return names and [
-                _result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})
-            ]
+            if names is None:
+                return None
+            return [_result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})]
         case _:
             text = row["completion"][-1]["content"]
             return [_result("completion", "prompt", "textarea", {"text": [text]})]
