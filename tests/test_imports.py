@@ -51,6 +51,8 @@ ORDER = (
     "rollout",
     "evaluation",
     "reports",
+    "web",
+    "labeling",
     "training",
     "commands",
     "studies",

@@ -145,7 +145,8 @@ def _run_and_print_output(name: str, config: Any) -> int:
     output = COMMANDS.run_and_yield_text(name, config)
     while True:
         try:
-            print(escape_invisible(next(output)))
+            # A server prints its URL and then runs, so the text must not wait in a buffer.
+            print(escape_invisible(next(output)), flush=True)
         except StopIteration as end:
             return end.value or 0
 

@@ -28,6 +28,7 @@ OPTIONAL_PACKAGES = {
     "rlhf tune": ("optuna", "tuning"),
     "tasks of rlhf evaluate": ("lm_eval", "tasks"),
     "--launcher ray": ("ray", "ray"),
+    "rlhf label": ("uvicorn", "web"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
 }
 """Feature -> imported package, and the extra that installs it."""

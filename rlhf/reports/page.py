@@ -19,7 +19,6 @@ def page_html(title: str, body: str) -> str:
     head, closing, rest = body.partition("</header>")
     body = f"{head}{closing}{table_of_contents_html(body)}{rest}"
     home = files("rlhf.reports")
-    style = home.joinpath("report.css").read_text(encoding="utf-8")
     script = "\n" + home.joinpath("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = _CONTENT_SECURITY_POLICY.format(hash=f"sha256-{digest}")
@@ -33,7 +32,7 @@ def page_html(title: str, body: str) -> str:
 <link rel="icon" href="data:,">
 <title>{esc(title)}</title>
 <style>
-{style}</style>
+{stylesheet()}</style>
 </head>
 <body>
 <main>
@@ -43,3 +42,8 @@ def page_html(title: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+def stylesheet() -> str:
+    """Return the style sheet of reports, which interactive pages share."""
+    return files("rlhf.reports").joinpath("report.css").read_text(encoding="utf-8")

@@ -1,0 +1,23 @@
+"""Serve local pages and APIs over HTTP: the server, its access rules, templates and style."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from rlhf.errors import UserError
+
+WEB_PACKAGES = ("starlette", "fastapi", "uvicorn", "jinja2")
+"""Packages of the extra ``web``."""
+
+
+def require_web_packages(feature: str) -> None:
+    """Check that the extra ``web`` is installed; call this before importing modules of `rlhf.web`.
+
+    Args:
+        feature: Name of what needs the extra, such as ``rlhf chat``, for the message.
+
+    Raises:
+        UserError: A package of the extra is not installed.
+    """
+    if any(importlib.util.find_spec(name) is None for name in WEB_PACKAGES):
+        raise UserError(f'{feature} needs a web server: pip install "rlhf-kit[web]"')

@@ -1,0 +1,228 @@
+"""Protect a local server: host and origin checks, a token, size limits and security headers.
+
+A page of another site can send requests to a server on this machine. It can also let its own name
+point to this machine (DNS rebinding), which makes the responses readable for its scripts. The
+checks of the ``Host`` and ``Origin`` headers and the token refuse such requests.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+"""Names of this machine in the ``Host`` header of a request to a loopback address."""
+MAX_BODY_BYTES = 4 * 2**20
+"""Default limit of the body of a request."""
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Headers of every response. Scripts and styles are files of the server, and nothing else is
+loaded. A page sends data with `fetch`: the browser hides the origin of a form of such a page."""
+
+Refusal = Callable[[int, str], Response]
+"""Builds the response of a refused request from its status and its reason."""
+
+
+def new_token() -> str:
+    """Return a random token of 256 bits that can be part of a URL."""
+    return secrets.token_urlsafe(32)
+
+
+def plain_refusal(status: int, reason: str) -> Response:
+    """Return a refusal as plain text."""
+    return PlainTextResponse(reason + "\n", status)
+
+
+def secured(
+    app: ASGIApp,
+    *,
+    token: str = "",
+    allowed_hosts: Collection[str] = LOOPBACK_NAMES,
+    open_paths: Collection[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    headers: Mapping[str, str] = PAGE_HEADERS,
+    refusal: Refusal = plain_refusal,
+) -> ASGIApp:
+    """Return an application that refuses foreign requests before they reach ``app``.
+
+    Args:
+        app: The application.
+        token: Secret of this server, see `new_token`. A request proves it with the query parameter
+            ``token``, the cookie that this parameter sets, or the header
+            ``Authorization: Bearer TOKEN``. Without a token every local request is allowed.
+        allowed_hosts: Names, without the port, that the ``Host`` header may have.
+        open_paths: Paths that need no token, such as ``/health``.
+        max_body_bytes: Maximum size of the body of a request, in bytes.
+        headers: Headers that are added to every response.
+        refusal: Builds the response of a refused request.
+    """
+    app = _BodyLimit(app, max_body_bytes, refusal)
+    if token:
+        app = _TokenCheck(app, token, frozenset(open_paths), refusal)
+    return _AddHeaders(_OriginCheck(app, frozenset(allowed_hosts), refusal), headers)
+
+
+class _AddHeaders:
+    """Adds headers to every response; refuses protocols other than HTTP."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
+        self._app, self._headers = app, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                found = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    found[name] = value
+            await send(message)
+
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send_with_headers)
+
+
+class _OriginCheck:
+    """Refuses requests to a foreign host name, and requests of the pages of other origins."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str], refusal: Refusal) -> None:
+        self._app, self._allowed, self._refusal = app, allowed_hosts, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (reason := self._reason(Headers(scope=scope))):
+            await self._refusal(403, reason)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _reason(self, headers: Headers) -> str:
+        """Return why a request is refused, or "" if it is allowed."""
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _name_of(hosts[0]) not in self._allowed:
+            return "unknown host"
+        if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
+            return "foreign origin"
+        # Browsers omit the origin of many GET requests, but not the relation to it.
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return "foreign origin"
+        return ""
+
+
+class _TokenCheck:
+    """Refuses requests without the token; moves the token from a URL to a cookie."""
+
+    def __init__(
+        self, app: ASGIApp, token: str, open_paths: frozenset[str], refusal: Refusal
+    ) -> None:
+        self._app, self._token = app, token.encode()
+        self._open_paths, self._refusal = open_paths, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._open_paths:
+            await self._app(scope, receive, send)
+            return
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given = [value for name, value in query if name == "token"]
+        if given and scope["method"] == "GET" and self._is_token(given[-1]):
+            rest = urlencode([(name, value) for name, value in query if name != "token"])
+            await self._response_with_cookie(scope, rest)(scope, receive, send)
+        elif self._is_authorized(scope):
+            await self._app(scope, receive, send)
+        else:
+            await self._refusal(401, "missing or wrong token")(scope, receive, send)
+
+    def _is_token(self, value: str) -> bool:
+        return hmac.compare_digest(value.encode(errors="replace"), self._token)
+
+    def _is_authorized(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(value.strip()):
+            return True
+        cookies = cookie_parser(headers.get("cookie", ""))
+        return self._is_token(cookies.get(_cookie_name(scope), ""))
+
+    def _response_with_cookie(self, scope: Scope, query: str) -> Response:
+        """Return a redirect to the same page without the token, which is then in a cookie.
+
+        The token is not part of the address that the browser shows, stores and copies.
+        """
+        # Two slashes at the start of a location would be the name of another host.
+        path = "/" + scope["path"].lstrip("/")
+        response = RedirectResponse(path + (f"?{query}" if query else ""), 303)
+        response.set_cookie(
+            _cookie_name(scope), self._token.decode(), httponly=True, samesite="strict"
+        )
+        return response
+
+
+class _BodyLimit:
+    """Refuses bodies above a size limit, whether or not the request states its size.
+
+    The body is read before the application is called, so that the response of a refusal does not
+    depend on how far the application is.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, refusal: Refusal) -> None:
+        self._app, self._max_bytes, self._refusal = app, max_bytes, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "0")
+        body = bytearray()
+        more = True
+        while more and len(body) <= self._max_bytes and _is_at_most(length, self._max_bytes):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if more or len(body) > self._max_bytes:
+            reason = f"the request is larger than {self._max_bytes} bytes"
+            await self._refusal(413, reason)(scope, receive, send)
+            return
+        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        async def receive_whole() -> Message:
+            nonlocal whole
+            message, whole = whole, None
+            return message or await receive()
+
+        await self._app(scope, receive_whole, send)
+
+
+def _is_at_most(length: str, max_bytes: int) -> bool:
+    """Return whether the value of a ``Content-Length`` header is at most ``max_bytes``."""
+    return length.isdecimal() and len(length) <= 18 and int(length) <= max_bytes
+
+
+def _name_of(host: str) -> str:
+    """Return the host name in a ``Host`` header, or "" if the header is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _cookie_name(scope: Scope) -> str:
+    """Return a name that differs between servers of this machine, which share their cookies."""
+    return f"rlhf-token-{(scope.get('server') or ('', 0))[1]}"

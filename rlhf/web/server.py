@@ -1,0 +1,181 @@
+"""Run an ASGI application on a local address until a signal stops the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from rlhf.errors import UserError
+from rlhf.runs.interrupt import Interrupted, StopSignalRecorder
+
+LOOPBACK_HOST = "127.0.0.1"
+"""Address of this machine that no other machine can reach."""
+GRACEFUL_SECONDS = 10.0
+"""Default time that running requests have to end after a signal."""
+_POLL_SECONDS = 0.05
+_START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket that listens on an address.
+
+    Connections wait in the queue of the socket until the application is served, so the URL is valid
+    at once.
+    """
+
+    socket: socket.socket
+    host: str
+    """The address as the user wrote it, such as ``127.0.0.1``, ``localhost`` or ``::1``."""
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they are written in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def url(self, path: str = "/", *, token: str = "") -> str:
+        """Return the URL of a path, with the token as a query parameter if one is given."""
+        query = f"?{urlencode({'token': token})}" if token else ""
+        return f"http://{self.authority}{path}{query}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is of this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_listener(host: str = LOOPBACK_HOST, port: int = 0) -> Listener:
+    """Listen on an address.
+
+    Args:
+        host: Name or address of a network interface. The caller decides whether an address is
+            allowed that other machines can reach (`is_loopback`).
+        port: Number of the port; 0 chooses a free one.
+
+    Raises:
+        UserError: The address cannot be used, for example because the port is in use.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {reason}; --port 0 chooses a free port"
+        ) from error
+    return Listener(listening, host, listening.getsockname()[1])
+
+
+def serve(
+    app: ASGIApp,
+    listener: Listener,
+    *,
+    stopped: str = "",
+    graceful_seconds: float = GRACEFUL_SECONDS,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve an application until a signal (Ctrl-C, SIGTERM) or ``stop`` ends it.
+
+    After the first signal no connection is accepted, and running requests have
+    ``graceful_seconds`` to end. A second signal ends the process.
+
+    Args:
+        app: The application, usually the result of `rlhf.web.security.secured`.
+        listener: The socket, which is closed at the end.
+        stopped: What the user should know after a signal, for example where the results are.
+        graceful_seconds: Time limit of the shutdown, in seconds.
+        stop: Event that ends the server without a signal. This function then returns.
+
+    Raises:
+        Interrupted: A signal stopped the server. Its message begins with the name of the signal;
+            `rlhf` ends with the exit code 128 plus the number of the signal.
+    """
+    server = _server(app, graceful_seconds)
+    with StopSignalRecorder() as recorder:
+        # uvicorn installs its own handlers for SIGINT and SIGTERM. It raises the signal again when
+        # it has shut down, and the recorder then records it.
+        asyncio.run(_serve_until_stopped(server, listener, recorder, stop))
+    if recorder.number is not None:
+        name = signal.Signals(recorder.number).name
+        message = f"stopped by {name}" + (f"; {stopped}" if stopped else "")
+        raise Interrupted(message, recorder.number)
+
+
+async def _serve_until_stopped(
+    server: uvicorn.Server,
+    listener: Listener,
+    recorder: StopSignalRecorder,
+    stop: threading.Event | None,
+) -> None:
+    async def watch() -> None:
+        while not (recorder.requested or (stop is not None and stop.is_set())):
+            await asyncio.sleep(_POLL_SECONDS)
+        server.should_exit = True
+
+    watcher = asyncio.create_task(watch())
+    try:
+        await server.serve(sockets=[listener.socket])
+    finally:
+        watcher.cancel()
+        listener.socket.close()
+
+
+@contextlib.contextmanager
+def serve_in_thread(app: ASGIApp, host: str = LOOPBACK_HOST, port: int = 0) -> Iterator[Listener]:
+    """Return a context manager that serves an application in a thread of this process.
+
+    Example:
+        >>> with serve_in_thread(app) as listener:  # doctest: +SKIP
+        ...     urllib.request.urlopen(listener.url("/health"))
+    """
+    listener = open_listener(host, port)
+    server = _server(app, GRACEFUL_SECONDS)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener.socket])), daemon=True
+    )
+    thread.start()
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        if not server.started:
+            raise RuntimeError("the server did not start")
+        yield listener
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.socket.close()
+
+
+def _server(app: ASGIApp, graceful_seconds: float) -> uvicorn.Server:
+    """Return a server without an access log, because URLs can contain the token."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the address of the client is that of the connection
+        ws="none",
+        timeout_graceful_shutdown=max(1, round(graceful_seconds)),
+    )
+    return uvicorn.Server(config)
