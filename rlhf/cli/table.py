@@ -58,6 +58,14 @@ COMMANDS = CommandTable(
                 "rlhf.commands.doctor:DoctorConfig",
                 "rlhf.commands.doctor:doctor",
             ),
+            Command(
+                "completion",
+                "print a script that completes commands and keys in bash, zsh or fish",
+                "rlhf.commands.completion:CompletionConfig",
+                "rlhf.commands.completion:completion",
+                arguments=("shell",),
+                runs_commands=True,
+            ),
         ],
         "Whole experiments": [
             Command(

@@ -155,9 +155,12 @@ class CommandTable(dict[str, Command]):
             effective = algorithm_of(name, config).effective_settings
             tree["algorithm"] = {k: v for k, v in tree["algorithm"].items() if k in effective}
         if "trainer" in self[name].options:
-            from rlhf.config.offline import trainer_defaults
+            from rlhf.config.offline import own_trainer_defaults, trainer_defaults
+            from rlhf.config.optimization import OPTIONS_BY_COMMAND
 
             defaults = {k: v for k, v in trainer_defaults(name).items() if v is not None}
+            if name not in OPTIONS_BY_COMMAND:  # only TRL trains
+                defaults |= own_trainer_defaults(import_object(self[name].options["trainer"]))
             tree["trainer"] = {**defaults, **tree["trainer"]}
         return {"command": name, **tree} if self[name].makes_run else tree
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.foreign import describe_exception, exit_as_exception, foreign_exceptions
+from rlhf.common.guards import is_mapping
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.common.plugins import short_name
@@ -27,7 +28,18 @@ from rlhf.runs.directory import Run
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """The argument of a callback."""
+    """The argument of a callback.
+
+    Example:
+        >>> def count_down(event):
+        ...     event.log({"mine/steps_left": event.num_steps - event.step})
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(
+        ...     model=scratch, env="text/Echo-v0", num_steps=1, callbacks=count_down
+        ... )
+        >>> run.metrics["mine/steps_left"].tolist()
+        [0.0]
+    """
 
     run: Run
     """The run; ``run.directory`` is its directory."""
@@ -38,7 +50,7 @@ class TrainingEvent:
     model: Any
     """The model in training."""
     tokenizer: Any
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     """Metrics of the step, as in metrics.jsonl; empty if the step is not logged."""
     folder: Path | None = None
     """Folder of the checkpoint, or of the final model at the end."""
@@ -58,6 +70,17 @@ class Callback:
     """Base class of callbacks. A subclass overrides the methods that it needs.
 
     If it also overrides ``state_dict`` and ``load_state_dict``, its state is part of checkpoints.
+
+    Example:
+        >>> class StopEarly(rlhf.Callback):
+        ...     def on_step(self, event):
+        ...         event.stop()
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(
+        ...     model=scratch, env="text/Echo-v0", num_steps=3, callbacks=[StopEarly()]
+        ... )
+        >>> len(run.metrics)
+        1
     """
 
     def on_step(self, event: TrainingEvent) -> None:
@@ -160,8 +183,8 @@ def make_callback(entry: Any) -> Callback:
     Raises:
         UserError: The entry is invalid, or the callback cannot be made.
     """
-    arguments = dict(entry) if isinstance(entry, Mapping) else {}
-    reference = arguments.pop("callback", None) if isinstance(entry, Mapping) else entry
+    arguments: dict[str, Any] = dict(entry) if is_mapping(entry) else {}
+    reference: Any = arguments.pop("callback", None) if is_mapping(entry) else entry
     if not isinstance(reference, str):
         raise UserError(
             f"callbacks: expected a name, file.py:name or {{callback: file.py:name, ...}}, got "
@@ -198,4 +221,4 @@ def _check_method_names(callback: Callback, reference: str) -> None:
 
 def _name_of(entry: Any) -> str:
     """Return the name of a callback for messages, without the folder of its file."""
-    return short_name(str(entry.get("callback") if isinstance(entry, Mapping) else entry))
+    return short_name(str(entry.get("callback") if is_mapping(entry) else entry))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Example, ExampleEncoder
 from rlhf.training.loop import fit
 from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of, num_steps
+from rlhf.training.reply_samples import prompts_to_sample, write_reply_samples
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
 from rlhf.training.stored_examples import StoredEncoder
@@ -153,6 +155,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     check_streaming(command, config, engine)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
+    if command != "reward":
+        setup = replace(setup, prompts=prompts_to_sample(eval_rows))
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     if setup.summary():
         log.info("examples: %s", setup.summary())
@@ -169,6 +173,9 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             setup.save(trained, run.final)
             write_checksums(run.final)
             steps = num_steps(config, len(train_set))
+            write_reply_samples(
+                run, trained, setup.tokenizer, setup.prompts, step=steps, split="after"
+            )
             callbacks.notify(
                 "on_end",
                 run,

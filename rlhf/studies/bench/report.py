@@ -167,7 +167,7 @@ def _sample_efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
         shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
         lines.append(Series.from_estimates(capitalize_acronyms(name), shares, curve, colors[name]))
     note = "IQM on held-out episodes during training; bands are 95% bootstrap intervals."
-    return Chart("Sample efficiency", lines, note, x_label="%")
+    return Chart("Sample efficiency", lines, note, x_label="%", y_label="normalized score")
 
 
 def _performance_profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
@@ -184,4 +184,4 @@ def _performance_profile_chart(findings: Findings, names: Sequence[str]) -> Char
         for name in (*start, *names)
     ]
     note = "Proportion of runs (environments and seeds) with a score above x."
-    return Chart("Performance profile", lines, note, x_label="score")
+    return Chart("Performance profile", lines, note, x_label="score", y_label="share of runs")

@@ -36,6 +36,7 @@ from rlhf.training.methods import (
     steps_between_evaluations,
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
+from rlhf.training.reply_samples import write_reply_samples
 from rlhf.training.trl.callback import CALLBACKS_FILE, RunCallback
 from rlhf.training.trl.checkpoints import best_checkpoint_recorded_in, last_complete_checkpoint
 from rlhf.training.trl.columns import (
@@ -132,6 +133,9 @@ def train_with_trainer(
             run.rewind(-1)
             with option_errors_as_user_errors():
                 trainer.evaluate()  # step 0: the initial model
+            write_reply_samples(
+                run, setup.model, setup.tokenizer, setup.prompts, step=0, split="before"
+            )
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
