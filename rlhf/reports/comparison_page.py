@@ -29,7 +29,8 @@ from rlhf.reports.markup import (
 )
 from rlhf.reports.page import page_html
 from rlhf.reports.tables import save_tables
-from rlhf.runs.directory import DIRECTORY_KEYS, flatten_keys
+from rlhf.runs.changes import DIRECTORY_KEYS
+from rlhf.runs.directory import flatten_keys
 from rlhf.stats import Interval, interval
 
 _FIRST_METRICS = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
