@@ -78,6 +78,13 @@ COMMANDS = CommandTable(
                 arguments=("directories",),
             ),
             Command(
+                "branch",
+                "copy a checkpoint of a run into a new run, which continues with --resume",
+                "rlhf.commands.branch:BranchConfig",
+                "rlhf.commands.branch:branch",
+                arguments=("checkpoint", "output_dir"),
+            ),
+            Command(
                 "replay",
                 "repeat the check of the alarm that ended a run; exit code 1 if it now passes",
                 "rlhf.commands.replay:ReplayConfig",

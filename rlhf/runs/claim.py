@@ -351,6 +351,18 @@ def path_without_dot_dot(directory: str | Path) -> Path:
     return path.resolve() if ".." in path.parts else path
 
 
+def check_new_directory(directory: Path) -> None:
+    """Check that a directory can be created.
+
+    Raises:
+        UserError: It exists and is not empty, or its path is not valid or is inside a folder of
+            another run.
+    """
+    _check_path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists already: choose another --output_dir")
+
+
 def written_by_toolkit(directory: Path) -> bool:
     """Return whether a command of the toolkit created a directory."""
     return (directory / MARKER).is_file()

@@ -27,7 +27,6 @@ from rlhf.common.files import (
     write_text,
 )
 from rlhf.common.yaml_text import dump_yaml
-from rlhf.errors import UserError
 from rlhf.runs.changes import (
     DIRECTORY_KEYS,
     Change,
@@ -50,6 +49,9 @@ from rlhf.runs.trackers import (
     log_to_trackers,
     open_trackers,
 )
+
+BRANCH_FILE = "branch.json"
+"""Name of the file with the run and the checkpoint from which `rlhf branch` created a run."""
 
 
 class Run:

@@ -42,8 +42,8 @@ def log_changes(run: Run, step: int, *, schedule_depends_on_steps: bool) -> None
         log.info("changed after step %d: %s", step, change)
     if step and schedule_depends_on_steps and any(c.key in STEP_KEYS for c in run.changes):
         log.info(
-            "the learning rate schedule depends on the number of steps: steps 1 to %d had the rates "
-            "of the earlier number, and the next steps have those of the new number, so the result "
-            "is not that of a run with the new number from the start",
+            "the learning rate depends on the number of steps: steps 1 to %d had the rates of the "
+            "earlier number, and the next steps have those of the new number, so the result is not "
+            "that of a run with the new number from the start",
             step,
         )
