@@ -109,6 +109,13 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
             Command(
+                "plan-seeds",
+                "plan the numbers of training seeds and episodes that detect a difference",
+                "rlhf.commands.plan_seeds:PlanSeedsConfig",
+                "rlhf.commands.plan_seeds:plan",
+                arguments=("runs",),
+            ),
+            Command(
                 "sweep",
                 "run a training command with every combination of settings and seeds",
                 "rlhf.config.sweep:SweepCommandConfig",

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
@@ -15,11 +14,8 @@ from rlhf.errors import UserError
 from rlhf.reports import write_report
 from rlhf.runs.changes import FIXED_KEYS
 from rlhf.training.online import OnlineTrainer
-from rlhf.training.supervised import SupervisedTrainer
 from tests.helpers.training import (
     assert_same_run,
-    checkpoint_of,
-    judge,
     metrics_of,
     offline_tree,
     online_tree,
@@ -66,7 +62,9 @@ def test_more_steps_after_the_end_are_those_of_a_longer_run(tmp_path, echo_model
     run_command(command, online_tree(tmp_path / "short", echo_model, **keys, num_steps=2))
     run_command(command, online_tree(tmp_path / "short", echo_model, **keys) | RESUME)
     assert_same_run(tmp_path / "whole", tmp_path / "short")
-    episodes = [read_rows(tmp_path / f"{n}/evaluation/{n}/episodes.jsonl") for n in ("whole", "short")]
+    episodes = [
+        read_rows(tmp_path / f"{n}/evaluation/{n}/episodes.jsonl") for n in ("whole", "short")
+    ]
     for rows in episodes:
         for row in rows:
             row.pop("seconds"), row.pop("policy")
@@ -92,7 +90,11 @@ def test_more_steps_of_an_offline_run(tmp_path, echo_model, command, engine):
         tmp_path / "short", echo_model, data, trainer=trainer | {"max_steps": 2}, **keys
     ) | {"evaluations": 1}
     run_command(command, short)
-    longer = short | {"trainer": tree["trainer"], "evaluations": 3, "allow_changes": ["evaluations"]}
+    longer = short | {
+        "trainer": tree["trainer"],
+        "evaluations": 3,
+        "allow_changes": ["evaluations"],
+    }
     run_command(command, longer | RESUME)
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "short"))
     name = {"native": "step", "trl": "checkpoint"}[engine]
@@ -123,13 +125,19 @@ def test_a_decaying_learning_rate_continues_on_the_longer_schedule(
         longer = short | {"trainer": {**trainer, "max_steps": 4}}
         command, key, peak = "sft", "trainer.max_steps", 1e-2
     run_command(command, short)
-    before = tensors_of(tmp_path / f"run/checkpoints/{'checkpoint' if engine == 'trl' else 'step'}-2")
+    before = tensors_of(
+        tmp_path / f"run/checkpoints/{'checkpoint' if engine == 'trl' else 'step'}-2"
+    )
     capsys.readouterr()
     run_command(command, longer | RESUME)
     told = capsys.readouterr().err
     assert f"changed after step 2: {key} was 2, now 4" in told
     assert "the learning rate depends on the number of steps" in told
-    rates = {r["step"]: r["train/learning_rate"] for r in metrics_of(tmp_path / "run") if "train/learning_rate" in r}
+    rates = {
+        r["step"]: r["train/learning_rate"]
+        for r in metrics_of(tmp_path / "run")
+        if "train/learning_rate" in r
+    }
     # online and native log the rate after the step, transformers the one of the step
     expected = [peak / 2, peak / 4] if engine == "trl" else [peak / 4, 0.0]
     assert [rates[3], rates[4]] == pytest.approx(expected)
@@ -208,7 +216,9 @@ def test_a_run_killed_during_the_change_ends_like_one_that_was_not(
             run_command("grpo", longer)
     run_command("grpo", longer)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    assert read_rows(tmp_path / "whole/changes.jsonl") == read_rows(tmp_path / "killed/changes.jsonl")
+    assert read_rows(tmp_path / "whole/changes.jsonl") == read_rows(
+        tmp_path / "killed/changes.jsonl"
+    )
 
 
 def test_an_error_before_training_leaves_the_finished_run(tmp_path, echo_model):
@@ -292,8 +302,14 @@ def test_every_reason_is_a_sentence_and_every_key_exists():
     for config in (OnlineConfig, RewardConfig):
         known |= {row.name for section in sections_of(config, {}) for row in section.keys}
         known |= {section.name for section in sections_of(config, {})}
-    known |= {f"trainer.{name}" for cls in (DPOOptions, RewardOptions) for name in cls.__annotations__}
-    missing = [key for key in FIXED_KEYS if not any(name == key or name.startswith(f"{key}.") for name in known)]
+    known |= {
+        f"trainer.{name}" for cls in (DPOOptions, RewardOptions) for name in cls.__annotations__
+    }
+    missing = [
+        key
+        for key in FIXED_KEYS
+        if not any(name == key or name.startswith(f"{key}.") for name in known)
+    ]
     assert not missing
 
 
@@ -327,7 +343,9 @@ def test_a_branch_without_changes_ends_like_its_source(tmp_path, echo_model, cap
     assert not (tmp_path / "new/branch.json").exists()
 
 
-@pytest.mark.parametrize(("command", "engine"), [("sft", "native"), ("dpo", "native"), ("sft", "trl")])
+@pytest.mark.parametrize(
+    ("command", "engine"), [("sft", "native"), ("dpo", "native"), ("sft", "trl")]
+)
 def test_a_branch_of_an_offline_run_keeps_the_best_model(
     tmp_path, echo_model, capsys, command, engine
 ):
