@@ -96,6 +96,16 @@ class Evaluation:
             }
         return MetricLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the policy is not trained, so that it has no training seeds.
+
+        It is a reference policy of the environment, a function, or a model on a server.
+        """
+        return bool(
+            self.summary.get("fixed_policy") or self.summary_field("policy") in REFERENCE_POLICIES
+        )
+
     @cached_property
     def units(self) -> list[Hashable]:
         """Independent unit of each episode, see `independent_unit_of`."""

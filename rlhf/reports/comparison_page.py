@@ -93,11 +93,11 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 def _is_evaluation_run(run: RunRecord) -> bool:
     """Return whether a run of `rlhf evaluate` evaluates policies that its configuration lists.
 
-    This includes runs that evaluate only reference policies. The methods on the page are then these
-    policies, not the run.
+    This includes runs that evaluate only policies without training. The methods on the page are
+    then these policies, not the run.
     """
-    policies = {evaluation.summary_field("policy") for evaluation in run.evaluations}
-    return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
+    evaluations = run.evaluations
+    return "policies" in run.config or (bool(evaluations) and all(e.is_fixed for e in evaluations))
 
 
 def _run_counts(
