@@ -23,6 +23,7 @@ from rlhf.common.text import markdown_table, markdown_text
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import RunRecord, read_runs
+from rlhf.evaluation.reward_accuracy import ACCURACY, reward_runs
 from rlhf.evaluation.run_groups import (
     Episodes,
     MetricValuesByMethod,
@@ -126,6 +127,11 @@ def compare(
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
     stages = [read_runs(directory) for directory in directories]
+    if rewards := reward_runs(list(chain(*stages))):
+        comparison = compare_runs(
+            rewards.runs, metric=metric or ACCURACY, baseline=baseline, every_pair=every_pair
+        )
+        return replace(comparison, notes=[*comparison.notes, *rewards.notes])
     comparison = compare_runs(
         list(chain(*stages)), metric=metric, baseline=baseline, every_pair=every_pair
     )
@@ -204,7 +210,8 @@ def _no_methods_error(runs: Sequence[RunRecord], metric: str, notes: Sequence[st
         return UserError(f"no episode has a score for {metric}: {'; '.join(notes)}")
     return UserError(
         "no episodes were evaluated in these directories: first run `rlhf evaluate` with the key "
-        "env (results on text, labels, tasks or pairs are in the report)"
+        "env (results on text, labels or tasks are in the report; rewards need the scores of pairs "
+        "that rlhf reward and rlhf reward-report write)"
     )
 
 

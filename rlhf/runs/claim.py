@@ -122,11 +122,11 @@ CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 CONTENTS = {
     "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
     r"|README\.md",
-    "evaluation": r".+/(episodes\.jsonl|report\.md|summary\.json)",
+    "evaluation": r".+/(episodes\.jsonl|pair_scores\.jsonl|report\.md|summary\.json)",
     "logs": r"([\w.-]+-)?\d+\.log|slurm-\d+/(\d+(-\d+)?|array)\.(exit|log|sh|yaml)",
-    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json)",
-    "report_tables": r"[^/]+\.(csv|json)",
-    "tables": r"[^/]+\.(csv|json)",
+    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json|tex)",
+    "report_tables": r"[^/]+\.(csv|json|tex)",
+    "tables": r"[^/]+\.(csv|json|tex)",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
 MAX_NAME_BYTES = 200
