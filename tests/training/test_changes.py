@@ -406,3 +406,8 @@ def test_what_cannot_be_branched_is_one_line(tmp_path, echo_model, capsys):
     assert "is damaged" in told.err
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob(".*part"))
+
+
+def test_the_page_lists_every_key_that_never_changes():
+    page = (Path(__file__).resolve().parents[2] / "docs/continuing.md").read_text()
+    assert not [key for key in FIXED_KEYS if f"`{key}`" not in page]
