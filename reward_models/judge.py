@@ -206,8 +206,6 @@ def _generate_answers(generate: Generate, prompts: list[str]) -> list[Answer]:
     return answers
 
 
-
-
 def endpoint(
     url: str,
     model: str,

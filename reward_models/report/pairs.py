@@ -136,8 +136,6 @@ class ScoredPairs:
         )
 
 
-
-
 def win_indicators(margins: np.ndarray) -> np.ndarray:
     """Return 1.0 for each positive margin, 0.0 for each negative one, and 0.5 for zeros, [N]."""
     return np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord
+from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import Episodes, Method, collect_metric_values
 from rlhf.evaluation.significance import FEWEST_SEEDS, detects_difference
 from rlhf.stats import Interval, interval
@@ -98,8 +98,8 @@ def pilot_spread(runs: Sequence[RunRecord], metric: str) -> Spread:
     Raises:
         UserError: There are more than two methods, several settings, or too few seeds or episodes.
     """
-    methods = collect_metric_values(runs, metric).methods
-    trained = {name: m for name, m in methods.items() if name not in REFERENCE_POLICIES}
+    values = collect_metric_values(runs, metric)
+    trained = {name: m for name, m in values.methods.items() if name not in values.references}
     if len(trained) not in (1, 2):
         raise UserError(
             f"plan-seeds: give the runs of one or two trained methods, got {len(trained)} "

@@ -49,7 +49,8 @@ addEventListener("load", function () {
   if (axis) { axis.selectedIndex = 0; axis.dispatchEvent(new Event("change")); }
   document.body.dataset.probe = JSON.stringify({
     dots: [before, document.querySelectorAll(".scatter circle").length],
-    ticks: Array.from(document.querySelectorAll(".scatter .tick")).map(function (t) { return t.textContent; }),
+    ticks: Array.from(document.querySelectorAll(".scatter .tick"))
+      .map(function (tick) { return tick.textContent; }),
     title: document.title,
     tip: said, token: document.getElementById("tip").textContent, shades: shades,
     cursor: document.querySelectorAll(".cursor line").length,
