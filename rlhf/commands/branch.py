@@ -7,6 +7,7 @@ have more steps or other settings. The old run is only read.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -63,7 +64,8 @@ def branch(config: BranchConfig) -> Iterator[str]:
     Raises:
         UserError: There is no such checkpoint, it is damaged, or the directory exists.
     """
-    source, target = Path(config.checkpoint), path_without_dot_dot(config.output_dir)
+    source = Path(os.path.abspath(config.checkpoint))
+    target = path_without_dot_dot(config.output_dir)
     step = _check_checkpoint(source)
     run = source.parent.parent
     recorded = upgraded_config(read_mapping_or_empty(run / "config.yaml"))
