@@ -122,6 +122,7 @@ def _write_run(source: Path, step: int, target: Path, recorded: Mapping[str, Any
     old = source.parent.parent
     verify_checksums(source)
     run = Run.open({**recorded, "output_dir": str(target)})
+    run.declare_files([BRANCH_FILE, CHANGES_FILE])
     try:
         if (old / "inputs.json").is_file():  # changes since the start of the run remain visible
             shutil.copy2(old / "inputs.json", target / "inputs.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf.common.chat_api import check_server_url
 from rlhf.common.names import FILE_NAME_RULE, is_file_name
 from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt, Seconds
 from rlhf.config.base import RunConfig
@@ -29,9 +28,6 @@ class ApiSpec:
     """Time limit of a request, in seconds. A request that fails is repeated twice."""
     parallel: PositiveInt = 8
     """Number of episodes that are played at the same time, with one request each."""
-
-    def __post_init__(self) -> None:
-        check_server_url(self.url, what="api")
 
 
 @dataclass(frozen=True)

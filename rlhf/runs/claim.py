@@ -34,8 +34,6 @@ LOCK_FILES = frozenset({MARKER, LOCK, REPLACED})
 DESCRIPTIONS = frozenset(
     [
         "bench.yaml",
-        "branch.json",
-        "changes.jsonl",
         "config.yaml",
         "environment.json",
         "inputs.json",

@@ -28,6 +28,7 @@ from rlhf.common.files import (
 )
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.runs.changes import (
+    CHANGES_FILE,
     DIRECTORY_KEYS,
     Change,
     permitted_changes,
@@ -142,6 +143,7 @@ class Run:
         if not self.changes or not self.writes:
             return
         with write_errors_as_user_errors(self.directory):
+            self.declare_files([CHANGES_FILE])
             (self.directory / "finished").unlink(missing_ok=True)
             remove(self.directory / "evaluation")
             record_changes(self.directory, step, self.changes)

@@ -20,7 +20,7 @@ def call(capsys, *words):
     return code, capsys.readouterr()
 
 
-@pytest.mark.parametrize(("degrees", "factor"), [(1, 3.947), (4, 1.558), (9, 1.293), (99, 1.065)])
+@pytest.mark.parametrize(("degrees", "factor"), [(1, 3.947), (4, 1.558), (9, 1.293)])
 def test_the_limit_of_a_standard_deviation_is_that_of_the_chi_square_distribution(degrees, factor):
     assert upper_standard_deviation(2.0, degrees) == pytest.approx(2 * factor, rel=1e-3)
     expected = math.sqrt(degrees / stats.chi2.ppf(0.2, degrees))

@@ -227,7 +227,7 @@ def test_a_temporary_failure_is_repeated_and_another_one_is_told(tmp_path, serve
         run_command("evaluate", tree(tmp_path / "c", api(server)))
     with pytest.raises(UserError, match=r"rollout\.top_k is not part of the protocol"):
         run_command("evaluate", tree(tmp_path / "d", api(server), rollout={"top_k": 4}))
-    with pytest.raises(UserError, match="user name or a password"):
+    with pytest.raises(UserError, match="must not contain an API key"):
         run_command("evaluate", tree(tmp_path / "e", api("http://me:pw@host/v1")))
     with pytest.raises(UserError, match="gave no reply"):
         run_command("evaluate", tree(tmp_path / "f", api("http://127.0.0.1:9/v1")))

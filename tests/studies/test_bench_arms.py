@@ -36,14 +36,14 @@ class Plain(gym.Env):
 '''
 
 
-def manifest(folder, model, **changes):
+def manifest(folder, place, **changes):
     (folder / "mine.py").write_text(CODE)
     return {
         "output_dir": str(folder / "out"),
         "seeds": [0, 1],
         "episodes": 6,
         "curve_points": 1,
-        "model": {"path": str(model)},
+        "model": {"path": str(place)},
         "sft": {"max_length": 48, "evaluations": 1, "trainer": {"max_steps": 2}},
         "run": {"num_steps": 1, "episodes_per_step": 8, "rollout": {"max_new_tokens": 3}},
         "environments": {
