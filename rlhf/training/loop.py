@@ -95,21 +95,31 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         trainer.record_initial_model(run)
         return
     load_checkpoint(latest, trainer)
-    step = trainer.progress.step
-    check_step_count(run, done=step, configured=trainer.num_steps)
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:
         _verify_best(checkpoints / "best")
+    if run.changes:
+        _accept_changes(trainer, run)
+    if run.writes:  # a killed run may not have removed its older checkpoints
+        remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
+    run.rewind(trainer.progress.step)
+
+
+def _accept_changes(trainer: Trainer, run: Run) -> None:
+    """Check, record and log the changed settings of a run whose checkpoint was loaded.
+
+    Raises:
+        UserError: The run has taken more steps than its configuration allows.
+    """
+    step = trainer.progress.step
+    check_step_count(run, done=step, configured=trainer.num_steps)
     run.accept_changes(step)
     log_changes(run, step, schedule_depends_on_steps=trainer.schedule_depends_on_steps)
-    if run.changes and trainer.done and step < trainer.num_steps:
+    if trainer.done and step < trainer.num_steps:
         log.warning(
             "training ended at step %d, because evaluations no longer improved, the KL exceeded "
             "its budget, or a callback ended it; no step is added",
             step,
         )
-    if run.writes:  # a killed run may not have removed its older checkpoints
-        remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
-    run.rewind(step)
 
 
 def _verify_best(folder: Path) -> None:
