@@ -241,7 +241,7 @@ def endpoint(
             return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 
-    def generate(prompts: list[str]) -> list[Answer]:
+    def generate(prompts: list[str]) -> Sequence[Answer]:
         with ThreadPoolExecutor(parallel) as pool:
             requests = [functools.partial(request_answer, prompt) for prompt in prompts]
             return list(pool.map(functools.partial(result_within, timeout), requests))

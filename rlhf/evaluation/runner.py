@@ -256,7 +256,9 @@ def _play_text_episodes(
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
     """Play the episodes of a function or of a model on a server; see `_play_episodes`."""
-    config, calls = data.config, EnvironmentCalls.from_spec(data.config.env)
+    config = data.config
+    assert config.env is not None
+    calls = EnvironmentCalls.from_spec(config.env)
     make_env = make_env_factory(config.env, data.prompts, split="test")
     episodes = TextEpisodes(policy, make_env, config.rollout, examples=examples, calls=calls)
     began = time.monotonic()

@@ -166,6 +166,7 @@ class ApiPolicy:
 
     def _reply_to(self, messages: Messages) -> Reply:
         """Return the reply to one conversation; repeat a request that failed temporarily."""
+        result: Reply | Exception = TimeoutError("no request was sent")
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
