@@ -8,7 +8,6 @@ the reason is counted.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -241,10 +240,12 @@ def endpoint(
             return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 
-    def generate(prompts: list[str]) -> Sequence[Answer]:
+    def answer(prompt: str) -> Answer:
+        return result_within(timeout, lambda: request_answer(prompt))
+
+    def generate(prompts: list[str]) -> list[Answer]:
         with ThreadPoolExecutor(parallel) as pool:
-            requests = [functools.partial(request_answer, prompt) for prompt in prompts]
-            return list(pool.map(functools.partial(result_within, timeout), requests))
+            return list(pool.map(answer, prompts))
 
     return generate
 
