@@ -45,6 +45,7 @@ class TrainingOptions(TypedDict, total=False):
     lora: LoraSpec | Keys | Any
     seed: int
     resume: bool
+    allow_changes: Sequence[str]
     overwrite: bool
     plugins: Sequence[str]
     callbacks: CallbackLike | Sequence[CallbackLike]

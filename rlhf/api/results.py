@@ -14,6 +14,7 @@ from rlhf.common.files import read_json
 from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError, first_line
+from rlhf.runs.changes import read_changes
 from rlhf.runs.renamed import read_metrics, read_samples, upgraded_config
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run has finished."""
         return (self.directory / "finished").exists()
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Settings that were changed when the run was resumed: step, key, before and after."""
+        return read_changes(self.directory)
 
     @property
     def metrics(self) -> pd.DataFrame:

@@ -86,6 +86,13 @@ COMMANDS = CommandTable(
                 arguments=("directories",),
             ),
             Command(
+                "branch",
+                "copy a checkpoint of a run into a new run, which continues with --resume",
+                "rlhf.commands.branch:BranchConfig",
+                "rlhf.commands.branch:branch",
+                arguments=("checkpoint", "output_dir"),
+            ),
+            Command(
                 "replay",
                 "repeat the check of the alarm that ended a run; exit code 1 if it now passes",
                 "rlhf.commands.replay:ReplayConfig",
@@ -108,6 +115,13 @@ COMMANDS = CommandTable(
                 plan="rlhf.studies.bench.run:plan",
                 arguments=("config",),
                 runs_commands=True,
+            ),
+            Command(
+                "plan-seeds",
+                "plan the numbers of training seeds and episodes that detect a difference",
+                "rlhf.commands.plan_seeds:PlanSeedsConfig",
+                "rlhf.commands.plan_seeds:plan",
+                arguments=("runs",),
             ),
             Command(
                 "sweep",

@@ -21,7 +21,8 @@ from rlhf.common.registry import check_new_name
 from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
-from rlhf.runs.directory import Run, check_unchanged_configuration
+from rlhf.runs.changes import check_unchanged_configuration
+from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
 
 log = logging.getLogger(__name__)

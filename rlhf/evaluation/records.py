@@ -13,6 +13,8 @@ from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, independent_unit_of
+from rlhf.runs.changes import read_changes
+from rlhf.runs.directory import BRANCH_FILE
 from rlhf.runs.metric_log import MetricLog
 from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgraded_config
 from rlhf.stats import Interval
@@ -94,6 +96,16 @@ class Evaluation:
             }
         return MetricLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the policy is not trained, so that it has no training seeds.
+
+        It is a reference policy of the environment, a function, or a model on a server.
+        """
+        return bool(
+            self.summary.get("fixed_policy") or self.summary_field("policy") in REFERENCE_POLICIES
+        )
+
     @cached_property
     def units(self) -> list[Hashable]:
         """Independent unit of each episode, see `independent_unit_of`."""
@@ -124,6 +136,10 @@ class RunRecord(MetricLog):
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
     """Whether the run has finished."""
+    changes: Sequence[Mapping[str, Any]] = ()
+    """Rows of `changes.jsonl`: settings that were changed when the run was resumed."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `branch.json`: run and checkpoint from which `rlhf branch` created the run."""
     _series: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -191,6 +207,8 @@ def read_run(directory: str | Path) -> RunRecord:
         samples=_read_samples_for_report(root),
         evaluations=[_read_evaluation(path) for path in names],
         finished=(root / "finished").exists(),
+        changes=read_changes(root),
+        origin=read_mapping_or_empty(root / BRANCH_FILE),
     )
 
 

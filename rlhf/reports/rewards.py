@@ -29,10 +29,11 @@ def is_reward_report(evaluation: Evaluation) -> bool:
     return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
 
 
-def reward_reports_html(runs: Sequence[RunRecord]) -> str:
+def reward_reports_html(runs: Sequence[RunRecord], *, links: bool = True) -> str:
     """Return the section with the reports on rewards, as HTML.
 
-    For one run the section has the whole report; for several runs, only findings and accuracy.
+    For one run the section has the whole report; for several runs, only findings and accuracy. With
+    ``links``, it also links to the page of each run, which is in a folder beside this page.
     """
     parts = []
     for run in runs:
@@ -47,7 +48,7 @@ def reward_reports_html(runs: Sequence[RunRecord]) -> str:
                     charts_html(_report_charts(report)),
                     stress_test_plot_html(report),
                 ]
-            elif (run.directory / "report.html").exists():
+            elif links and (run.directory / "report.html").exists():
                 link = f"{run.name}/report.html"
                 note = f'Full report: <a href="{quote(link)}">{esc(link)}</a>'
                 parts.append(f'<p class="note">{note}</p>')

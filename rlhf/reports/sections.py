@@ -19,6 +19,7 @@ from rlhf.reports.markup import (
     duration_text,
     esc,
 )
+from rlhf.runs.changes import change_text
 from rlhf.runs.diagnostics import metric_warnings
 
 
@@ -165,6 +166,10 @@ def _run_facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Commit", env.get("commit")),
         ("Date", env.get("date")),
     ]
+    facts += [("Changed", change_text(row)) for row in run.changes]
+    if run.origin:
+        run_and_checkpoint = (run.origin.get("run"), run.origin.get("checkpoint"))
+        facts.append(("Branched from", ", ".join(map(str, run_and_checkpoint))))
     return [(name, str(value)) for name, value in facts if value]
 
 

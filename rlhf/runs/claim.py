@@ -120,11 +120,11 @@ CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 CONTENTS = {
     "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
     r"|README\.md",
-    "evaluation": r".+/(episodes\.jsonl|report\.md|summary\.json)",
+    "evaluation": r".+/(episodes\.jsonl|pair_scores\.jsonl|report\.md|summary\.json)",
     "logs": r"([\w.-]+-)?\d+\.log|slurm-\d+/(\d+(-\d+)?|array)\.(exit|log|sh|yaml)",
-    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json)",
-    "report_tables": r"[^/]+\.(csv|json)",
-    "tables": r"[^/]+\.(csv|json)",
+    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json|tex)",
+    "report_tables": r"[^/]+\.(csv|json|tex)",
+    "tables": r"[^/]+\.(csv|json|tex)",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
 MAX_NAME_BYTES = 200
@@ -347,6 +347,18 @@ def path_without_dot_dot(directory: str | Path) -> Path:
     """
     path = Path(directory)
     return path.resolve() if ".." in path.parts else path
+
+
+def check_new_directory(directory: Path) -> None:
+    """Check that a directory can be created.
+
+    Raises:
+        UserError: It exists and is not empty, or its path is not valid or is inside a folder of
+            another run.
+    """
+    _check_path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists already: choose another --output_dir")
 
 
 def written_by_toolkit(directory: Path) -> bool:

@@ -341,6 +341,16 @@ class OnlineTrainer(Trainer):
             write_held_out_transcripts(self, run, split="after")
             write_final_evaluation(self, run)
 
+    @property
+    def schedule_depends_on_steps(self) -> bool:
+        """Whether the schedule decreases to 0 at the last step."""
+        return self.config.optimizer.schedule != "constant"
+
+    def use_configured_settings(self) -> None:
+        super().use_configured_settings()
+        coef = self.algorithm.settings.kl_coef
+        self.kl.use_settings_of(make_kl_controller(self.config.kl, coef))
+
     def save(self, directory: Path) -> None:
         self.policy.save(directory)
 

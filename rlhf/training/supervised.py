@@ -315,6 +315,14 @@ class SupervisedTrainer(Trainer):
         """Return whether to save a checkpoint, which is the case after every evaluation."""
         return self.evaluation_due(step)
 
+    @property
+    def schedule_depends_on_steps(self) -> bool:
+        """Whether the schedule decreases until the last step, or the default warm-up is used."""
+        name = self.options.lr_scheduler_type
+        if name in ("constant_with_warmup", "inverse_sqrt"):
+            return self.options.warmup_steps is None
+        return name != "constant"
+
     def save(self, directory: Path) -> None:
         self.setup.save(self.model.model, directory)
 

@@ -69,7 +69,8 @@ def _write_environment_pages(bench: Bench) -> dict[str, str]:
     for name in bench.environments:
         rows = ["evaluate", *bench.algorithms]
         runs = [bench.run_path(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
-        references = [bench.run_path(name, REFERENCE_FOLDER)] if bench.config.references else []
+        untrained = bench.untrained_rows_of(name)
+        references = [bench.run_path(name, REFERENCE_FOLDER)] if untrained else []
         write_comparison_report([*runs, *references], folder / f"{name}.html")
         pages[name] = f"pages/{name}.html"
     return pages
