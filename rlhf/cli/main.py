@@ -23,7 +23,7 @@ from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
-from rlhf.common.foreign import describe_exception
+from rlhf.common.foreign import describe_exception, user_location
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
@@ -168,7 +168,8 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, Interrupted):
         _print_error(f"rlhf: {error}")
         return 128 + error.number
-    if isinstance(error, SystemExit):  # exit code 0 without a result would look like success
+    if isinstance(error, SystemExit) and not _is_in_user_code(error):
+        # The exit code 0 without a result would look like success.
         _print_error(f"rlhf: imported code called sys.exit({error.code!r})")
         return 1
     if not debug and not isinstance(error, UserError) and (cause := find_write_error(error)):
@@ -197,9 +198,11 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
 
 def _is_in_user_code(error: BaseException) -> bool:
     """Return whether an error was raised in a plug-in, or in code that a plug-in called."""
-    files = loaded_user_files()
+    files, place = loaded_user_files(), user_location(error)
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename in files for frame in frames)
+    return any(frame.filename in files for frame in frames) or (
+        place is not None and place[0] in files
+    )
 
 
 def _print_error(text: str) -> None:

@@ -25,8 +25,24 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("rollout/invalid", "invalid"),
         ),
     ),
+    ("Solved training episodes", (("rollout/success", "solved"),)),
+    (
+        "Share of groups",
+        (
+            ("groups/equal", "equal scores"),
+            ("groups/all_solved", "all solved"),
+            ("groups/none_solved", "none solved"),
+        ),
+    ),
     ("Policy loss", (("policy/loss", "loss"),)),
-    ("Clipped share", (("policy/clip_fraction", "clipped"),)),
+    (
+        "Clipped share",
+        (
+            ("policy/clip_fraction", "all tokens"),
+            ("policy/clip_fraction_positive", "advantage > 0"),
+            ("policy/clip_fraction_negative", "advantage < 0"),
+        ),
+    ),
     ("Largest ratio", (("policy/ratio_max", "ratio"),)),
     ("Critic: explained variance", (("value/explained_variance", "explained"),)),
     ("Critic loss", (("value/loss", "loss"),)),

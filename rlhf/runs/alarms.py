@@ -42,6 +42,14 @@ AlarmName = Literal[
     "invalid",
     "evasion",
     "missing_eos",
+    "constant_reward",
+    "saturated",
+    "unsolved",
+    "equal_groups",
+    "dominant_reward",
+    "low_effective_sample",
+    "clipped",
+    "length_drift",
 ]
 BUNDLE = "halted"
 """Subfolder of a run directory with the data that `rlhf replay` needs to repeat the check that
@@ -161,6 +169,47 @@ ALARMS: dict[AlarmName, Alarm] = {
         false_alarms=1,
     ),
     "missing_eos": Alarm("more than 10% of replies have no stop token", _LAST_5, "warn"),
+    "constant_reward": Alarm(
+        "all episodes of a step have the same score, and the reward did not rise",
+        "each of the last 10 logged steps",
+        "warn",
+    ),
+    "saturated": Alarm(
+        "at least 95% of the episodes are solved", "the first 5 logged steps", "warn"
+    ),
+    "unsolved": Alarm(
+        "no episode is solved, and the reward did not rise",
+        "each of the last 20 logged steps",
+        "warn",
+    ),
+    "equal_groups": Alarm(
+        "the scores are equal within at least 90% of the groups, but differ between groups, and "
+        "the reward did not rise",
+        "the last 10 logged steps",
+        "warn",
+    ),
+    "dominant_reward": Alarm(
+        "one term of the score has at least 99% of its variance, and another term also varies",
+        "each of the last 5 logged steps",
+        "warn",
+    ),
+    "low_effective_sample": Alarm(
+        "the effective sample size of the sampled tokens is below half of their number",
+        _LAST_5,
+        "warn",
+    ),
+    "clipped": Alarm(
+        "the importance ratio is clipped for more than half of the tokens with a positive, or with"
+        " a negative, advantage",
+        _LAST_5,
+        "warn",
+    ),
+    "length_drift": Alarm(
+        "the mean number of sampled tokens per episode is at most half or at least twice its mean "
+        "over the first 5 logged steps, and the reward did not rise",
+        _LAST_5,
+        "warn",
+    ),
 }
 
 

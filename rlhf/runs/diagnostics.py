@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.runs.alarms import AlarmName, Halt, alarm_action
+from rlhf.runs.learning_checks import LEARNING_CHECKS
 from rlhf.runs.metric_log import RECENT, MetricLog, RunningMetricLog, gold_metric_keys
 from rlhf.runs.renamed import metric_rows
 
@@ -45,6 +46,15 @@ _ALARM_NAMES: dict[str, AlarmName] = {
     "rollout/invalid": "invalid",
     "rollout/evasion_gain": "evasion",
     "rollout/missing_eos": "missing_eos",
+    "rewards/std": "constant_reward",
+    "groups/equal": "equal_groups",
+    "saturated": "saturated",
+    "unsolved": "unsolved",
+    "dominant_reward": "dominant_reward",
+    "sampler/ess": "low_effective_sample",
+    "policy/clip_fraction_positive": "clipped",
+    "policy/clip_fraction_negative": "clipped",
+    "rollout/tokens": "length_drift",
 }
 """Kind of a warning, as yielded by `metric_warnings` -> name of the alarm."""
 
@@ -472,5 +482,6 @@ _WARNING_FUNCTIONS = (
     _entropy_collapse_warnings,
     _repetition_warnings,
     _dead_critic_warnings,
+    *LEARNING_CHECKS,
     _overfitted_warnings,
 )

@@ -284,7 +284,9 @@ def test_a_function_with_a_deadline_is_killed_and_the_next_text_is_scored(import
     reward = build({"kind": "function", "path": f"{importable}:hang", "timeout": 3.0})
     scores = reward.score([talk("a"), talk("hang"), talk("b")])
     assert scores.values == [1.0, None, 1.0]
-    assert scores.counts == {"hang: timeout after 3 s": 1}
+    assert scores.counts == {
+        "hang: TimeoutError: took longer than 3 s (my_rewards_for_test.py:4)": 1
+    }
 
 
 def test_a_callable_object_with_a_deadline_has_the_name_of_its_class(importable):

@@ -60,6 +60,26 @@ FAULTS: dict[str, tuple[Columns, int]] = {
     "invalid": ({"rollout/invalid": [0.2] * 5}, 4),
     "evasion": ({"rollout/evasion_gain": [1.0] * 10}, 9),
     "missing_eos": ({"rollout/missing_eos": [0.2] * 5}, 4),
+    "constant_reward": ({"rewards/std": [0.5] * 2 + [0.0] * 10, "reward/mean": [1.0] * 12}, 11),
+    "saturated": ({"rollout/success": [0.9, 1.0, 1.0, 1.0, 0.9]}, 4),
+    "unsolved": ({"rollout/success": [0.0] * 20, "reward/mean": [0.1] * 20}, 19),
+    "equal_groups": (
+        {"groups/equal": [0.8, 1.0] * 5, "rewards/std": [0.3] * 10, "reward/mean": [0.3] * 10},
+        9,
+    ),
+    "dominant_reward": (
+        {
+            "rewards/variance_share/a": [0.5] + [0.995] * 5,
+            "rewards/variance_share/b": [0.5] + [0.005] * 5,
+        },
+        5,
+    ),
+    "low_effective_sample": ({"sampler/ess": [0.4] * 5}, 4),
+    "clipped": ({"policy/clip_fraction_negative": [0.6] * 5}, 4),
+    "length_drift": (
+        {"rollout/tokens": [10.0] * 5 + [25.0] * 5, "reward/mean": [0.3] * 10},
+        9,
+    ),
     "over_optimized": (
         {
             "reward/mean": [float(i) for i in range(40)],
@@ -83,6 +103,18 @@ HEALTHY: list[Columns] = [
     {"value/explained_variance": [-0.5] * 20},
     {"train/updates": [0.0, 0.0, 1.0]},
     {"train/no_gradient": [1.0] * 4},
+    {"rewards/std": [0.0] * 12, "reward/mean": [0.2] * 5 + [1.0] * 7},  # the task was learned
+    {"rewards/std": [0.0] * 9 + [0.1] + [0.0] * 9, "reward/mean": [0.2] * 19},
+    {"rollout/success": [0.9] * 5 + [1.0] * 5},
+    {"rollout/success": [0.0] * 20, "reward/mean": [0.1] * 5 + [0.2] * 15},
+    {"groups/equal": [1.0] * 10, "rewards/std": [0.3] * 10, "reward/mean": [0.3] * 5 + [0.4] * 5},
+    {"groups/equal": [0.8] * 10, "rewards/std": [0.3] * 10, "reward/mean": [0.3] * 10},
+    {"rewards/variance_share/a": [0.995] * 9, "rewards/variance_share/b": [0.005, 0.0, 0.0] * 3},
+    {"rewards/variance_share/a": [0.98] * 9, "rewards/variance_share/b": [0.02] * 9},
+    {"sampler/ess": [0.6] * 9},
+    {"policy/clip_fraction_positive": [0.4] * 9},
+    {"rollout/tokens": [10.0] * 5 + [19.0] * 5, "reward/mean": [0.3] * 10},
+    {"rollout/tokens": [10.0] * 5 + [25.0] * 5, "reward/mean": [0.3] * 5 + [0.4] * 5},
 ]
 
 
