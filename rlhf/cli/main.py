@@ -160,7 +160,7 @@ def _set_up_logging() -> None:
 def _report_error(error: BaseException, *, debug: bool) -> int:
     """Print the message of the error that ended a command; return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # stdout is flushed at exit
+        _discard_output_that_cannot_be_written()
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         _print_error("rlhf: stopped by the user")
@@ -173,6 +173,7 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         _print_error(f"rlhf: imported code called sys.exit({error.code!r})")
         return 1
     if not debug and not isinstance(error, UserError) and (cause := find_write_error(error)):
+        _discard_output_that_cannot_be_written()
         path = f"{cause.filename}: " if cause.filename else ""
         _print_error(
             f"rlhf: {path}{describe_write_error(cause)}, then repeat the command (a run continues "
@@ -194,6 +195,14 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         return 1
     _print_error(f"rlhf: {mask_secrets(escape_invisible(' '.join(str(error).split())))}")
     return 2
+
+
+def _discard_output_that_cannot_be_written() -> None:
+    """Redirect standard output, which is flushed at exit, to nothing if it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_in_user_code(error: BaseException) -> bool:
