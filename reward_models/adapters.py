@@ -87,22 +87,23 @@ class FunctionReward(Reward):
         Raises:
             UserError: The number of scores differs from the number of conversations.
         """
-        what = f"reward function {self.name!r}{definition_text(self.function)}"
+        what, place = f"reward function {self.name!r}", definition_text(self.function)
+        advice = "to limit its time, set timeout in its entry of rewards"
         given = copy.deepcopy(batch)
         try:
             with (
                 errors_located_at(self.function),
-                warn_if_slow(what, "to limit its time, set timeout in its entry of rewards"),
+                warn_if_slow(f"{what}{place}", advice),
                 limit_side_effects(),
             ):
                 values = [as_score(v) for v in _require_score_list(self.function(given))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
-        warn_if_changed(batch, given, what=what, argument="conversations")
+        warn_if_changed(batch, given, what=what, code=self.function, argument="conversations")
         if len(values) != len(batch):
             raise UserError(
-                f"{what} returned {len(values)} scores for {len(batch)} conversations: return one "
-                "number, or None, for each of them"
+                f"{what}{place} returned {len(values)} scores for {len(batch)} conversations: "
+                "return one number, or None, for each of them"
             )
         return values, None
 

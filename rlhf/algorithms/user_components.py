@@ -54,7 +54,7 @@ def checked_component(module: str, name: str, function: Callable[..., Any]) -> C
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
-        batch = arguments[count - 2] if count > 1 else None
+        batch = arguments[count - 2] if 1 < count <= len(arguments) else None
         versions = _versions(batch)
         with (
             errors_located_at(function),

@@ -8,13 +8,15 @@ that of the definition.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import logging
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf.common.foreign import (
     Place,
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SLOW_SECONDS = 60.0
 """Duration of a call without a time limit after which a warning names the line that it executes."""
+
+T = TypeVar("T")
 
 _reported: set[str] = set()
 """Warnings that were given in this process."""
@@ -51,7 +55,7 @@ def definition_location(code: Any) -> Place | None:
             return None
     else:
         compiled = getattr(inspect.unwrap(code) if callable(code) else None, "__code__", None)
-        if compiled is None:
+        if not isinstance(compiled, types.CodeType):
             return None
         place = compiled.co_filename, compiled.co_firstlineno
     return None if not place[0] or is_library_file(place[0]) else place
@@ -149,13 +153,22 @@ def warn_once(message: str) -> None:
         log.warning("%s", message)
 
 
-def warn_if_changed(before: Any, after: Any, *, what: str, argument: str) -> None:
+def copy_of_argument(value: T) -> T:
+    """Return a deep copy of an argument for the user's code; the value itself if it has no copy."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # such as a lock or an open file
+        return value
+
+
+def warn_if_changed(before: Any, after: Any, *, what: str, code: Any, argument: str) -> None:
     """Warn, once, that code of the user has changed the copy of an argument that it was given.
 
     Args:
         before: The argument.
         after: The copy, after the call.
         what: What was called, for the message.
+        code: The called function or class, whose definition is the location.
         argument: Name of the argument, for the message.
     """
     try:
@@ -164,6 +177,6 @@ def warn_if_changed(before: Any, after: Any, *, what: str, argument: str) -> Non
         return
     if changed:
         warn_once(
-            f"{what} changes its argument {argument}, which has no effect outside: it receives a "
-            "copy; build a new value instead"
+            f"{what}{definition_text(code)} changes its argument {argument}, which has no effect "
+            "outside: it receives a copy; build a new value instead"
         )

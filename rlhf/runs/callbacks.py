@@ -154,8 +154,8 @@ class Callbacks:
                     f"callback {name} failed in {point} at step {event.step}: "
                     f"{describe_exception(error)}; correct the callback"
                 ) from error
-            what = f"callback {name}{definition_text(call)}"
-            warn_if_changed(dict(metrics), event.metrics, what=what, argument="event.metrics")
+            what, argument = f"callback {name}", "event.metrics"
+            warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
 
     def state_dict(self) -> dict[str, Any]:
         """Return index -> state of the callbacks that have a state.

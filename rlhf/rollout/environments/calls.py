@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -25,7 +24,11 @@ from rlhf.common.foreign import (
 )
 from rlhf.common.plugins import short_name
 from rlhf.common.text import mask_secrets
-from rlhf.common.user_code import definition_text, errors_located_at, warn_if_changed
+from rlhf.common.user_code import (
+    copy_of_argument,
+    errors_located_at,
+    warn_if_changed,
+)
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
 from rlhf.rollout.environments.process import ProcessEnvironment
@@ -133,14 +136,14 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
         env_id = registered_id(spec.id)
         creator = getattr(gym.registry.get(env_id), "entry_point", None)
         kwargs = split_kwargs(env_id, spec.kwargs, split) if split else spec.kwargs
-        given = copy.deepcopy(kwargs)
+        given = copy_of_argument(dict(kwargs))
         in_main_thread = threading.current_thread() is threading.main_thread()
         # In a thread, the workers of the environment limit the time and the other effects.
         guard = limit_side_effects(spec.timeout) if in_main_thread else foreign_exceptions()
         with errors_located_at(creator), guard:
             env = gym.make(env_id, disable_env_checker=True, **given)
-        what = f"the constructor of {short_name(spec.id)}{definition_text(creator)}"
-        warn_if_changed(dict(kwargs), dict(given), what=what, argument="env.kwargs")
+        what = f"the constructor of {short_name(spec.id)}"
+        warn_if_changed(dict(kwargs), given, what=what, code=creator, argument="env.kwargs")
         return env
     except gym.error.Error as error:
         raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error

@@ -146,7 +146,7 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
             "max_turns": getattr(env.unwrapped, "max_turns", None),
             "max_episode_steps": getattr(env.spec, "max_episode_steps", None),
             "definitions": {
-                name: definition_location(getattr(task, name)) or definition_location(task)
+                name: definition_location(getattr(task, name, None)) or definition_location(task)
                 for name in ("reset", "step")
             },
         }
