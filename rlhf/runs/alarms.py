@@ -51,6 +51,8 @@ AlarmName = Literal[
     "clipped",
     "length_drift",
 ]
+HEALTHY_RUNS = 100
+"""Number of healthy runs in which the rate of false alarms was measured."""
 BUNDLE = "halted"
 """Subfolder of a run directory with the data that `rlhf replay` needs to repeat the check that
 halted the run."""
@@ -70,8 +72,18 @@ class Alarm:
     """Whether the condition is checked before an update is applied. Such an alarm always has the
     action "halt"."""
     false_alarms: int = 0
-    """Measured number of runs with this alarm among the 100 healthy runs of
+    """Measured number of runs with this alarm among the `HEALTHY_RUNS` healthy runs of
     `benchmarks.alarm_rate`."""
+
+    @property
+    def false_alarm_interval(self) -> tuple[float, float]:
+        """The 95% interval of the rate of false alarms (Clopper and Pearson 1934)."""
+        from scipy.special import betaincinv
+
+        count, total = self.false_alarms, HEALTHY_RUNS
+        low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
+        high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
+        return float(low), float(high)
 
 
 _UPDATE = "each update, before it is applied"
@@ -239,6 +251,15 @@ class Halt(UserError):
         """
         has_data = bool(self.evidence) or not ALARMS[self.name].before_update
         return has_data and self.saved
+
+
+def false_alarm_text(name: AlarmName) -> str:
+    """Return the name of an alarm and its measured rate of false alarms, for a report."""
+    low, high = ALARMS[name].false_alarm_interval
+    return (
+        f"alarm {name}: raised in {ALARMS[name].false_alarms} of {HEALTHY_RUNS} healthy runs, 95% "
+        f"interval {low:.1%} to {high:.1%}"
+    )
 
 
 def check_alarm_actions(actions: Mapping[AlarmName, Action]) -> None:

@@ -7,11 +7,13 @@ import errno
 import logging
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
@@ -234,12 +236,20 @@ def test_an_episode_without_a_score_is_allowed() -> None:
 
 
 def test_the_documentation_has_the_table_of_alarms() -> None:
-    rows = [
-        f"| `{name}` | {alarm.condition} | {alarm.window} | {alarm.action} | {alarm.false_alarms} |"
-        for name, alarm in ALARMS.items()
-    ]
+    rows = []
+    for name, alarm in ALARMS.items():
+        low, high = alarm.false_alarm_interval
+        cells = (f"`{name}`", alarm.condition, alarm.window, alarm.action, alarm.false_alarms)
+        rows.append(f"| {' | '.join(map(str, cells))} | {low:.1%} to {high:.1%} |")
     page = Path(__file__).parents[2] / "docs" / "training.md"
     assert "\n".join(rows) in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 100])
+def test_the_interval_of_the_rate_of_false_alarms_is_exact(count: int) -> None:
+    low, high = replace(ALARMS["evasion"], false_alarms=count).false_alarm_interval
+    exact = binomtest(count, 100).proportion_ci()
+    assert (low, high) == pytest.approx((exact.low, exact.high))
 
 
 @pytest.mark.parametrize("name", ["evidence.pt", "alarm.json"])
