@@ -192,8 +192,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
             "rollout/evasion_gain",
             f"the mean score of episodes that have an invalid reply or are truncated is "
             f"{_mean_or_zero(gains):.2g} above that of the other episodes over the last "
-            f"{_SIGN_STEPS} logged steps: the reward favors evading the task (see "
-            "rollout.invalid_reward and rollout.max_tokens).",
+            f"{_SIGN_STEPS} logged steps (see rollout.invalid_reward and rollout.max_tokens).",
         )
     unstopped = _recent_mean_or_zero(log, "rollout/missing_eos")
     # Replies that reach the token limit have no stop token either. They have a separate warning.
@@ -348,7 +347,7 @@ def _over_optimized_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     step = short_number(peak.step)
     yield (
         "gold",
-        f"the proxy was over-optimized: the gold score fell from {gold[0]} at step {step} to "
+        f"the gold score fell from {gold[0]} at step {step} to "
         f"{gold[1]}, and the proxy score rose from {proxy[0]} to {proxy[1]}. Stop training near "
         f"step {step}.",
     )
@@ -362,7 +361,7 @@ def _policy_jump_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
             yield (
                 key,
                 f"{key} reached {short_number(max(values))} (first above {short_number(limit)} at "
-                f"step {short_number(steps[above[0]])}): the policy changed too much.",
+                f"step {short_number(steps[above[0]])}).",
             )
 
 
@@ -381,7 +380,7 @@ def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
             "entropy",
             f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the "
             f"reward did not rise ({short_number(first)} to {short_number(last)}): the policy is "
-            "almost deterministic and no longer explores.",
+            "almost deterministic.",
         )
 
 
@@ -395,7 +394,7 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "eval/loss",
             f"the held-out loss rose from {short_number(values[best])} at step {step} to "
-            f"{short_number(values[-1])}: training was too long. final/ contains the model of "
+            f"{short_number(values[-1])}; final/ contains the model of "
             f"step {step}.",
         )
 
