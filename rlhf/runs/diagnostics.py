@@ -347,9 +347,8 @@ def _over_optimized_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     step = short_number(peak.step)
     yield (
         "gold",
-        f"the gold score fell from {gold[0]} at step {step} to "
-        f"{gold[1]}, and the proxy score rose from {proxy[0]} to {proxy[1]}. Stop training near "
-        f"step {step}.",
+        f"the gold score fell from {gold[0]} at step {step} to {gold[1]}, and the proxy score rose "
+        f"from {proxy[0]} to {proxy[1]}. Stop training near step {step}.",
     )
 
 
@@ -394,8 +393,7 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "eval/loss",
             f"the held-out loss rose from {short_number(values[best])} at step {step} to "
-            f"{short_number(values[-1])}; final/ contains the model of "
-            f"step {step}.",
+            f"{short_number(values[-1])}; final/ contains the model of step {step}.",
         )
 
 
