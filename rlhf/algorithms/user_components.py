@@ -30,6 +30,8 @@ _FORMS: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
     "kl": ("kl(log_ratio)", 1, ()),
 }
 """Kind of component -> signature as text, number of positional arguments, keyword arguments."""
+_ADVANTAGES_FIELDS = ("advantages", "returns", "included", "pair_ids")
+"""Fields of `Advantages`, whose module imports the registry that uses this module."""
 _TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "KL estimator"}
 
 
@@ -110,9 +112,7 @@ def _check_loss(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
 
 
 def _check_advantages(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
-    from rlhf.algorithms.advantages import Advantages
-
-    if not isinstance(result, Advantages):
+    if not all(hasattr(result, name) for name in _ADVANTAGES_FIELDS):
         raise UserError(f"{what} returned a {type(result).__name__}: return Advantages(advantages)")
     batch = arguments[0]
     rows, width = batch.tokens.shape

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,16 +30,19 @@ def score_metrics(
         reward: The reward that is trained on, or None.
         env_weight: Weight of the reward of the environment; 0 if it is not trained on.
     """
-    scored = [rollout for rollout in rollouts if not math.isnan(rollout.score)]
-    if not scored:
+    all_scores = [rollout.score for rollout in rollouts]
+    scores = [score for score in all_scores if not math.isnan(score)]
+    if not scores:
         return {}
-    metrics = {"rewards/std": _std([rollout.score for rollout in scored])}
+    scored = [r for r, score in zip(rollouts, all_scores, strict=True) if not math.isnan(score)]
+    metrics = {"rewards/std": _std(scores)}
     metrics |= _variance_shares(scored, reward, env_weight)
     solved = [is_solved(rollout, reward) for rollout in scored]
     known = [value for value in solved if value is not None]
     if known:
         metrics["rollout/success"] = float(np.mean(known))
-    return metrics | _group_metrics(scored, solved)
+    groups = [rollout.group_index for rollout in scored]
+    return metrics | _group_metrics(scores, groups, solved)
 
 
 def is_solved(rollout: Rollout, reward: Reward | None) -> bool | None:
@@ -96,20 +99,23 @@ def _variance_shares(
     return {f"{VARIANCE_SHARE}{name}": value / total for name, value in variances.items()}
 
 
-def _group_metrics(rollouts: Sequence[Rollout], solved: Sequence[bool | None]) -> dict[str, float]:
+def _group_metrics(
+    scores: Sequence[float], groups: Sequence[int], solved: Sequence[bool | None]
+) -> dict[str, float]:
     """Return metrics of the groups that have at least two scored episodes.
 
     Args:
-        rollouts: Scored episodes.
+        scores: Scores of N episodes.
+        groups: Index of the group of each episode, [N].
         solved: For each episode, whether it is solved; None if it is not known.
     """
-    groups: Mapping[int, list[int]] = defaultdict(list)
-    for index, rollout in enumerate(rollouts):
-        groups[rollout.group_index].append(index)
-    compared = [rows for rows in groups.values() if len(rows) > 1]
+    rows_of_group: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        rows_of_group[group].append(row)
+    compared = [rows for rows in rows_of_group.values() if len(rows) > 1]
     if not compared:
         return {}
-    deviations = [_std([rollouts[row].score for row in rows]) for rows in compared]
+    deviations = [_std([scores[row] for row in rows]) for rows in compared]
     metrics = {
         "groups/std": float(np.mean(deviations)),
         "groups/equal": float(np.mean([deviation == 0 for deviation in deviations])),

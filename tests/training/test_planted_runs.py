@@ -111,18 +111,21 @@ PLANTED = {
         "dominant_reward", "ppo", NO_ENV_REWARD | rewards("hundreds", "units")
     ),
     "saturated task": Planted(
-        "saturated", "ppo", {"env": {"id": f"{HERE}:OneTurn", "kwargs": {"solved": True}}}
+        "saturated",
+        "ppo",
+        {"env": {"id": f"{HERE}:OneTurn", "kwargs": {"solved": True}}, "rewards": []},
     ),
     "unsolvable task": Planted(
         "unsolved",
         "ppo",
         {
             "env": {"id": f"{HERE}:OneTurn", "kwargs": {"solved": False}},
+            "rewards": [],
             "optimizer": {"learning_rate": 1e-6},
         },
         steps=30,
     ),
-    "dead critic": Planted("dead_critic", "ppo", {}, steps=22),
+    "dead critic": Planted("dead_critic", "ppo", {}, steps=22, also=frozenset(["unsolved"])),
     "frozen policy": Planted("not_moved", "ppo", {"optimizer": {"learning_rate": 1e-30}}),
     "every reply cut": Planted("length_limited", "ppo", {"rollout": {"max_new_tokens": 1}}),
     "every ratio clipped": Planted(
@@ -141,8 +144,9 @@ def test_the_right_alarm_is_raised(
     planted = PLANTED[fault]
     if fault == "dead critic":
         constant_values(monkeypatch)
-    keys = {"num_steps": planted.steps, "save_every": 5, "rewards": []}
-    tree = merge_trees(online_tree(tmp_path / "run", echo_model) | keys, planted.keys)
+    keys = {"num_steps": planted.steps, "save_every": 5, **rewards("units")}
+    echo = {"env": {"id": "text/Echo-v0"}}
+    tree = merge_trees(online_tree(tmp_path / "run", echo_model) | echo | keys, planted.keys)
     run_command(planted.command, tree)
     found = set(first_alarm_steps(tmp_path / "run"))
     assert planted.alarm in found
