@@ -44,8 +44,8 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
     """Run a job in this process.
 
     Returns:
-        The message of a ValueError (UserError is one) or of a write error, such as a full disk; None
-        if the job succeeded.
+        The message of a ValueError (UserError is one), or of a write error such as a full disk. It
+        is None if the job succeeded.
 
     Raises:
         RuntimeError: The job raised another exception. Its traceback is the message. The exception
