@@ -58,7 +58,7 @@ class OneTurn(gym.Env):
         return "Repeat: apple", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
-        reward = 0.5 + sum(action.encode()) % 7 / 14
+        reward = self.solved * (0.5 + sum(action.encode()) % 7 / 14)
         return "", reward, True, False, {"is_success": self.solved}
 
 
@@ -121,9 +121,9 @@ PLANTED = {
         {
             "env": {"id": f"{HERE}:OneTurn", "kwargs": {"solved": False}},
             "rewards": [],
-            "optimizer": {"learning_rate": 1e-6},
         },
-        steps=30,
+        steps=20,
+        also=frozenset(["constant_reward", "not_moved"]),
     ),
     "dead critic": Planted("dead_critic", "ppo", {}, steps=22, also=frozenset(["unsolved"])),
     "frozen policy": Planted("not_moved", "ppo", {"optimizer": {"learning_rate": 1e-30}}),
