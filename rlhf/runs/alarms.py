@@ -211,9 +211,9 @@ ALARMS: dict[AlarmName, Alarm] = {
         "warn",
     ),
     "clipped": Alarm(
-        "the importance ratio is clipped for more than half of the tokens with a positive, or with"
-        " a negative, advantage",
-        _LAST_5,
+        "the importance ratio is clipped for more than 90% of the tokens with a positive, or with a "
+        "negative, advantage",
+        "the last 10 logged steps",
         "warn",
     ),
     "length_drift": Alarm(

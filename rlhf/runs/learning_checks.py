@@ -15,7 +15,7 @@ from rlhf.runs.metric_log import RECENT, MetricLog
 VARIANCE_SHARE = "rewards/variance_share/"
 """Prefix of the metrics ``rewards/variance_share/NAME``."""
 WINDOW = 10
-"""Number of last logged steps in which all scores, or most groups, must be without variance."""
+"""Number of last logged steps of a condition on equal scores, or on clipped tokens."""
 _UNSOLVED_STEPS = 20
 """Number of last logged steps in which no episode must be solved."""
 _EQUAL_GROUPS = 0.9
@@ -26,8 +26,9 @@ _DOMINANT_SHARE = 0.99
 """Smallest share of the variance of the score that a dominant term of the score has."""
 _LENGTH_FACTOR = 2.0
 """Smallest factor between the mean lengths at the start and at the end for a warning."""
-_CLIPPED = 0.5
-"""Smallest proportion of clipped tokens for a warning."""
+_CLIPPED = 0.9
+"""Smallest proportion of clipped tokens for a warning. In GSPO, most tokens are clipped in healthy
+runs."""
 _EFFECTIVE_SAMPLE = 0.5
 """Largest effective sample size, as a fraction of the tokens, for a warning."""
 
@@ -154,15 +155,15 @@ def _length_drift_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _clipped_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the importance ratios of most tokens of one sign of the advantage are clipped."""
+    """Warn if the importance ratios of almost all tokens of one sign of the advantage are clipped."""
     for sign in ("positive", "negative"):
         key = f"policy/clip_fraction_{sign}"
-        values = log.series(key)[1][-RECENT:]
-        if len(values) == RECENT and _mean(values) > _CLIPPED:
+        values = log.series(key)[1][-WINDOW:]
+        if len(values) == WINDOW and _mean(values) > _CLIPPED:
             yield (
                 key,
                 f"the importance ratio was clipped for {_mean(values):.0%} of the tokens with a "
-                f"{sign} advantage over the last {RECENT} logged steps.",
+                f"{sign} advantage over the last {WINDOW} logged steps.",
             )
 
 

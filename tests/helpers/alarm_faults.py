@@ -42,7 +42,7 @@ FAULTS: dict[str, tuple[Columns, int]] = {
         5,
     ),
     "low_effective_sample": ({"sampler/ess": [0.4] * 5}, 4),
-    "clipped": ({"policy/clip_fraction_negative": [0.6] * 5}, 4),
+    "clipped": ({"policy/clip_fraction_negative": [0.9, 1.0] * 5}, 9),
     "length_drift": (
         {"rollout/tokens": [10.0] * 5 + [25.0] * 5, "reward/mean": [0.3] * 10},
         9,

@@ -62,7 +62,7 @@ HEALTHY: list[Columns] = [
     {"rewards/variance_share/a": [0.995] * 9, "rewards/variance_share/b": [0.005, 0.0, 0.0] * 3},
     {"rewards/variance_share/a": [0.98] * 9, "rewards/variance_share/b": [0.02] * 9},
     {"sampler/ess": [0.6] * 9},
-    {"policy/clip_fraction_positive": [0.4] * 9},
+    {"policy/clip_fraction_positive": [0.85] * 12},
     {"rollout/tokens": [10.0] * 5 + [19.0] * 5, "reward/mean": [0.3] * 10},
     {"rollout/tokens": [10.0] * 5 + [25.0] * 5, "reward/mean": [0.3] * 5 + [0.4] * 5},
 ]

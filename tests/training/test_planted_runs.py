@@ -131,7 +131,7 @@ PLANTED = {
     "every ratio clipped": Planted(
         "clipped",
         "ppo",
-        {"algorithm": {"clip_low": 1e-6, "clip_high": 1e-6, "num_epochs": 8}},
+        {"algorithm": {"clip_low": 1e-6, "clip_high": 1e-6, "num_epochs": 24}},
     ),
     "missing scores": Planted("unscored", "ppo", rewards("sometimes_missing")),
 }
