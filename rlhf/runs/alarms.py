@@ -211,8 +211,8 @@ ALARMS: dict[AlarmName, Alarm] = {
         "warn",
     ),
     "clipped": Alarm(
-        "the importance ratio is clipped for more than 90% of the tokens with a positive, or with a "
-        "negative, advantage",
+        "the importance ratio is clipped for more than 90% of the tokens with a positive, or with"
+        " a negative, advantage",
         "the last 10 logged steps",
         "warn",
     ),

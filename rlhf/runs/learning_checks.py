@@ -155,7 +155,7 @@ def _length_drift_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _clipped_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the importance ratios of almost all tokens of one sign of the advantage are clipped."""
+    """Warn if the ratios of almost all tokens of one sign of the advantage are clipped."""
     for sign in ("positive", "negative"):
         key = f"policy/clip_fraction_{sign}"
         values = log.series(key)[1][-WINDOW:]
