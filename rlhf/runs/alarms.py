@@ -51,8 +51,6 @@ AlarmName = Literal[
     "clipped",
     "length_drift",
 ]
-HEALTHY_RUNS = 100
-"""Number of healthy runs in which the rate of false alarms was measured."""
 BUNDLE = "halted"
 """Subfolder of a run directory with the data that `rlhf replay` needs to repeat the check that
 halted the run."""
@@ -72,15 +70,16 @@ class Alarm:
     """Whether the condition is checked before an update is applied. Such an alarm always has the
     action "halt"."""
     false_alarms: int = 0
-    """Measured number of runs with this alarm among the `HEALTHY_RUNS` healthy runs of
-    `benchmarks.alarm_rate`."""
+    """Measured number of healthy runs of `benchmarks.alarm_rate` with this alarm."""
+    healthy_runs: int = 100
+    """Number of healthy runs in which it was measured."""
 
     @property
     def false_alarm_interval(self) -> tuple[float, float]:
         """The 95% interval of the rate of false alarms (Clopper and Pearson 1934)."""
         from scipy.special import betaincinv
 
-        count, total = self.false_alarms, HEALTHY_RUNS
+        count, total = self.false_alarms, self.healthy_runs
         low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
         high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
         return float(low), float(high)
@@ -255,9 +254,10 @@ class Halt(UserError):
 
 def false_alarm_text(name: AlarmName) -> str:
     """Return the name of an alarm and its measured rate of false alarms, for a report."""
-    low, high = ALARMS[name].false_alarm_interval
+    alarm = ALARMS[name]
+    low, high = alarm.false_alarm_interval
     return (
-        f"alarm {name}: raised in {ALARMS[name].false_alarms} of {HEALTHY_RUNS} healthy runs, 95% "
+        f"alarm {name}: raised in {alarm.false_alarms} of {alarm.healthy_runs} healthy runs, 95% "
         f"interval {low:.1%} to {high:.1%}"
     )
 

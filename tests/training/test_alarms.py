@@ -239,8 +239,9 @@ def test_the_documentation_has_the_table_of_alarms() -> None:
     rows = []
     for name, alarm in ALARMS.items():
         low, high = alarm.false_alarm_interval
-        cells = (f"`{name}`", alarm.condition, alarm.window, alarm.action, alarm.false_alarms)
-        rows.append(f"| {' | '.join(map(str, cells))} | {low:.1%} to {high:.1%} |")
+        found = f"{alarm.false_alarms} of {alarm.healthy_runs}"
+        cells = (f"`{name}`", alarm.condition, alarm.window, alarm.action, found)
+        rows.append(f"| {' | '.join(cells)} | {low:.1%} to {high:.1%} |")
     page = Path(__file__).parents[2] / "docs" / "training.md"
     assert "\n".join(rows) in page.read_text(encoding="utf-8")
 
