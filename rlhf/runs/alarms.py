@@ -87,6 +87,8 @@ class Alarm:
 
 _UPDATE = "each update, before it is applied"
 _LAST_5 = "the last 5 logged steps"
+_ONE_SEED = 36
+"""Number of the healthy online runs with one of the two seeds."""
 ALARMS: dict[AlarmName, Alarm] = {
     "not_finite": Alarm(
         "a loss, gradient norm, log-probability, reward, advantage, KL coefficient or weight is "
@@ -184,42 +186,52 @@ ALARMS: dict[AlarmName, Alarm] = {
         "all episodes of a step have the same score, and the reward did not rise",
         "each of the last 10 logged steps",
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "saturated": Alarm(
-        "at least 95% of the episodes are solved", "the first 5 logged steps", "warn"
+        "at least 95% of the episodes are solved",
+        "the first 5 logged steps",
+        "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "unsolved": Alarm(
         "no episode is solved, and the reward did not rise",
         "each of the last 20 logged steps",
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "equal_groups": Alarm(
         "the scores are equal within at least 90% of the groups, but differ between groups, and "
         "the reward did not rise",
         "the last 10 logged steps",
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "dominant_reward": Alarm(
         "one term of the score has at least 99% of its variance, and another term also varies",
         "each of the last 5 logged steps",
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "low_effective_sample": Alarm(
         "the effective sample size of the sampled tokens is below half of their number",
         _LAST_5,
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "clipped": Alarm(
         "the importance ratio is clipped for more than 90% of the tokens with a positive, or with"
         " a negative, advantage",
         "the last 10 logged steps",
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
     "length_drift": Alarm(
         "the mean number of sampled tokens per episode is at most half or at least twice its mean "
         "over the first 5 logged steps, and the reward did not rise",
         _LAST_5,
         "warn",
+        healthy_runs=_ONE_SEED,
     ),
 }
 
