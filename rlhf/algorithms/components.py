@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rlhf.algorithms.settings import setting_names
+from rlhf.algorithms.user_components import checked_component
 from rlhf.common.names import did_you_mean
 from rlhf.common.registry import Registry
 from rlhf.errors import UserError
@@ -182,7 +183,8 @@ def _register(module: str, name: str, *properties: Any, **flags: bool) -> Callab
             raise UserError(f"{name}: reads: there is no setting {key!r}{hint}")
 
     def decorate(function: Any) -> Any:
-        component = Component(function, *properties, **flags)
+        checked = checked_component(module, name, function)
+        component = Component(checked, *properties, **flags)
         registered_components(module).add(name, component, function)
         return function
 

@@ -34,8 +34,26 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
             ("rollout/invalid", "invalid"),
         ),
     ),
+    ("Solved training episodes", "share of episodes", (("rollout/success", "solved"),)),
+    (
+        "Share of groups",
+        "share of groups",
+        (
+            ("groups/equal", "equal scores"),
+            ("groups/all_solved", "all solved"),
+            ("groups/none_solved", "none solved"),
+        ),
+    ),
     ("Policy loss", "", (("policy/loss", "loss"),)),
-    ("Clipped share", "share of tokens", (("policy/clip_fraction", "clipped"),)),
+    (
+        "Clipped share",
+        "share of tokens",
+        (
+            ("policy/clip_fraction", "all tokens"),
+            ("policy/clip_fraction_positive", "advantage > 0"),
+            ("policy/clip_fraction_negative", "advantage < 0"),
+        ),
+    ),
     ("Largest ratio", "ratio", (("policy/ratio_max", "ratio"),)),
     (
         "Critic: explained variance",

@@ -19,8 +19,9 @@ from rlhf.reports.markup import (
     duration_text,
     esc,
 )
+from rlhf.runs.alarms import false_alarm_text
 from rlhf.runs.changes import change_text
-from rlhf.runs.diagnostics import metric_warnings
+from rlhf.runs.diagnostics import alarm_name, metric_warnings
 
 
 def header_html(title: str, runs: Sequence[RunRecord]) -> str:
@@ -50,7 +51,10 @@ def run_warnings(run: RunRecord) -> list[str]:
     """Return the warnings about one run, most serious first."""
     warnings = []
     if run.metrics:  # a training run, for whose configuration the metrics are defined
-        warnings = [sentence for _, sentence in metric_warnings(run, "at the end of training")]
+        warnings = [
+            f"{sentence} ({false_alarm_text(alarm_name(kind))})"
+            for kind, sentence in metric_warnings(run, "at the end of training")
+        ]
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")

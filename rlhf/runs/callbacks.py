@@ -11,6 +11,7 @@ A run with several processes calls them in the first process.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,13 @@ from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
+from rlhf.common.user_code import (
+    check_accepts,
+    definition_text,
+    errors_located_at,
+    warn_if_changed,
+    warn_if_slow,
+)
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
@@ -152,19 +160,43 @@ class Callbacks:
         if not run.writes:
             return
         for name, callback in zip(self.names, self.members, strict=True):
-            event = TrainingEvent(run, **fields, _callbacks=self)
+            metrics = fields.get("metrics", {})
+            given = fields | {"metrics": dict(metrics)}
+            event = TrainingEvent(run, **given, _callbacks=self)
+            call = getattr(callback, point)
             try:
-                with foreign_exceptions(), exit_as_exception():
-                    getattr(callback, point)(event)
+                with (
+                    errors_located_at(call),
+                    warn_if_slow(f"callback {name}", "move slow work to another process"),
+                    foreign_exceptions(),
+                    exit_as_exception(),
+                ):
+                    call(event)
             except Exception as error:
                 raise UserError(
                     f"callback {name} failed in {point} at step {event.step}: "
-                    f"{describe_exception(error)}"
+                    f"{describe_exception(error)}; correct the callback"
                 ) from error
+            what, argument = f"callback {name}", "event.metrics"
+            warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return index -> state of the callbacks that have a state."""
+        """Return index -> state of the callbacks that have a state.
+
+        Raises:
+            UserError: A state is not plain data.
+        """
         states = {str(index): member.state_dict() for index, member in enumerate(self.members)}
+        for index, state in states.items():
+            try:
+                json.dumps(state)
+            except (TypeError, ValueError) as error:
+                number = int(index)
+                raise UserError(
+                    f"callback {self.names[number]}: state_dict"
+                    f"{definition_text(self.members[number].state_dict)} returned a state that "
+                    f"cannot be saved ({error}): return numbers, texts, lists and dictionaries"
+                ) from error
         return {index: state for index, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,7 +238,10 @@ def make_callback(entry: Any) -> Callback:
         raise UserError(
             f"callbacks: {_name_of(entry)} must be a function, or a subclass of rlhf.Callback"
         )
-    return FunctionCallback(functools.partial(made, **arguments))
+    function = functools.partial(made, **arguments)
+    what = f"callbacks: {_name_of(entry)}"
+    check_accepts(function, (None,), what=what, form="callback(event)")
+    return FunctionCallback(function)
 
 
 def _check_method_names(callback: Callback, reference: str) -> None:

@@ -173,6 +173,7 @@ class DirectoryClaim:
                 of another run.
         """
         _check_path(directory)
+        _check_links(directory)
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         replaced = directory / REPLACED
@@ -389,6 +390,20 @@ def _check_path(directory: Path) -> None:
                     f"{directory} is inside the folder {name} of the run {run}, which replaces the "
                     "content of this folder: choose another --output_dir"
                 )
+
+
+def _check_links(directory: Path) -> None:
+    """Check that no part of the path of an output directory is a link to a missing folder.
+
+    Raises:
+        UserError: A part of the path is a symbolic link whose target does not exist.
+    """
+    for part in (directory, *directory.parents):
+        if part.is_symlink() and not part.exists():
+            raise UserError(
+                f"{part} is a symbolic link to {os.readlink(part)}, which does not exist: create "
+                "that folder, remove the link, or choose another --output_dir"
+            )
 
 
 def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
