@@ -53,6 +53,7 @@ ORDER = (
     "reports",
     "web",
     "training",
+    "chat",
     "commands",
     "studies",
     "pipeline",

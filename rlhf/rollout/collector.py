@@ -75,7 +75,7 @@ class EpisodeSeed:
 
 
 @dataclass
-class _Episode:
+class Episode:
     """An episode in progress. ``rollout.tokens`` are the prompt of the next reply."""
 
     id: int
@@ -267,13 +267,7 @@ class Collector:
                 ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_empty``
                 is False.
         """
-        sampling = SamplingParams(
-            temperature=self.spec.temperature if temperature is None else temperature,
-            top_k=self.spec.top_k,
-            top_p=self.spec.top_p,
-            min_p=self.spec.min_p,
-            stop_ids=frozenset(self.chat_format.stop_ids),
-        )
+        sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
             with self.workers.collection():
@@ -289,6 +283,20 @@ class Collector:
             )
         return [rollouts[index] for index in sorted(rollouts)]
 
+    def sampling_params(self, temperature: float | None = None) -> SamplingParams:
+        """Return the distribution of the sampled tokens, and the stop tokens.
+
+        Args:
+            temperature: Sampling temperature; by default that of the spec.
+        """
+        return SamplingParams(
+            temperature=self.spec.temperature if temperature is None else temperature,
+            top_k=self.spec.top_k,
+            top_p=self.spec.top_p,
+            min_p=self.spec.min_p,
+            stop_ids=frozenset(self.chat_format.stop_ids),
+        )
+
     def replace_environment(self, env: gym.Env) -> gym.Env:
         """Replace a failed environment by a new one, because its state is undefined."""
         index = self.envs.index(env)
@@ -298,7 +306,7 @@ class Collector:
 
     def start_episode(
         self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
-    ) -> _Episode:
+    ) -> Episode:
         """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
         rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
@@ -322,7 +330,7 @@ class Collector:
                 "prompts or raise the limit"
             )
         rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
-        return _Episode(next(_episode_ids), index, env, rollout, budget)
+        return Episode(next(_episode_ids), index, env, rollout, budget)
 
     def _with_system_and_examples(
         self, messages: Sequence[Any], *, system: str | None
@@ -341,7 +349,7 @@ class Collector:
             messages = [{"role": "system", "content": system}, *messages]
         return with_tools(insert_after_system(messages, self.examples), tools)
 
-    def make_request(self, episode: _Episode, sampling: SamplingParams) -> Request:
+    def make_request(self, episode: Episode, sampling: SamplingParams) -> Request:
         """Return the request for an episode's next reply."""
         rollout = episode.rollout
         return Request(
@@ -358,7 +366,7 @@ class Collector:
         return self._invalid_action_result(env) if action is None else step_environment(env, action)
 
     def record_turn(
-        self, episode: _Episode, completion: Completion, text: str, result: StepResult
+        self, episode: Episode, completion: Completion, text: str, result: StepResult
     ) -> bool:
         """Append a reply and the result of the environment's step to the rollout.
 
@@ -446,7 +454,7 @@ class _Collection:
         self.engine, self.workers = collector.engine, collector.workers
         self.waiting = deque(enumerate(seeds))
         self.free = list(reversed(envs))
-        self.active: dict[int, _Episode] = {}  # request id -> episode
+        self.active: dict[int, Episode] = {}  # request id -> episode
         self.finished: dict[int, Rollout] = {}  # index in the seeds -> rollout
 
     def play(self) -> dict[int, Rollout]:
@@ -481,7 +489,7 @@ class _Collection:
 
         self._submit(env, seed.seed, lambda: reset_environment(env, seed.seed), receive)
 
-    def _submit_step(self, episode: _Episode, completion: Completion) -> None:
+    def _submit_step(self, episode: Episode, completion: Completion) -> None:
         """Step an episode's environment with a reply, and continue or end the episode."""
         env, collector = episode.env, self.collector
         text = collector.chat_format.decode_reply(completion.tokens)
@@ -512,13 +520,13 @@ class _Collection:
         with self.collector.watch("environments"):
             self.workers.submit(EnvironmentCall(env, seed, run, receive))
 
-    def _request_reply(self, episode: _Episode) -> None:
+    def _request_reply(self, episode: Episode) -> None:
         request = self.collector.make_request(episode, self.sampling)
         self.active[request.request_id] = episode
         self.engine.submit([request])
 
 
-def _check_completion(completion: Completion, active: Mapping[int, _Episode]) -> None:
+def _check_completion(completion: Completion, active: Mapping[int, Episode]) -> None:
     """Check the completion that a rollout engine returned.
 
     Raises:
