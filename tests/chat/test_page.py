@@ -1,0 +1,270 @@
+"""The chat as a page: its API, and a scripted conversation in a real browser."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from rlhf.chat.page import chat_application
+from rlhf.chat.policy import ChatPolicy
+from rlhf.common.files import read_jsonl
+from tests.chat.conftest import Checkpoints
+from tests.chat.test_session import GUESS, generated, open_session
+from tests.helpers.devtools import Browser, find_browser
+
+TOOLKIT = Path(__file__).resolve().parents[2]
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\x1b[2J\u202e"
+
+
+def client_of(session: Any) -> TestClient:
+    return TestClient(chat_application(session))
+
+
+def events(response: Any) -> list[dict[str, Any]]:
+    assert response.status_code == 200, response.text
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def test_replies_are_streamed_and_are_those_of_generate(checkpoints: Checkpoints):
+    client = client_of(open_session(checkpoints.paths, seed=3))
+    lines = events(client.post("/api/send", json={"text": "Which colour is the sky?"}))
+    *texts, last = lines
+    shown = {}
+    for event in texts:
+        shown.setdefault(event["letter"], []).append(event["text"])
+    expected = [generated(f, "Which colour is the sky?", seed=3)[0] for f in checkpoints.folders]
+    assert [shown[letter][-1] for letter in "ABC"] == expected
+    assert all(len(each) > 2 for each in shown.values())
+    replies = last["state"]["turns"][0]["replies"]
+    assert [reply["text"] for reply in replies] == expected
+    assert [reply["name"] for reply in replies] == ["base", "lora", "unfinished"]
+    assert client.get("/api/state").json() == last["state"]
+
+
+def test_every_change_of_a_conversation(checkpoints: Checkpoints):
+    client = client_of(open_session(checkpoints.paths[:2], seed=3, blind=True))
+    events(client.post("/api/send", json={"text": "Guess"}))
+    events(client.post("/api/retry"))
+    state = client.post("/api/vote", json={"letter": "B"}).json()
+    assert [reply["preferred"] for reply in state["turns"][0]["replies"]] == [False, True]
+    assert {reply["name"] for reply in state["turns"][0]["replies"]} == {"base", "lora"}
+    state = events(client.post("/api/send", json={"text": "Be brief"}))[-1]["state"]
+    assert {reply["name"] for reply in state["turns"][1]["replies"]} == {None}
+    assert client.post("/api/undo").json()["turns"] == state["turns"][:1]
+    settings = {"temperature": 0, "seed": str(2**62), "system": "Answer"}
+    state = client.post("/api/settings", json=settings).json()
+    assert (state["seed"], state["system"], state["turns"]) == (str(2**62), "Answer", [])
+    assert state["settings"]["temperature"] == 0
+    events(client.post("/api/send", json={"text": "Guess"}))
+    rows = [json.loads(line) for line in client.get("/api/transcripts").text.splitlines()]
+    assert [m["role"] for m in rows[0]["messages"]] == ["system", "user", "assistant"]
+    assert client.post("/api/reset").json()["turns"] == []
+
+
+def test_an_environment_as_the_partner(checkpoints: Checkpoints):
+    session = open_session(checkpoints.paths[:2], env=GUESS, seed=8)
+    hidden = session.branches[0].partner.env.unwrapped._hidden
+    client = client_of(session)
+    state = client.get("/api/state").json()
+    assert state["waiting"]["message"].startswith("Guess a number")
+    assert [message["role"] for message in state["opening"]] == ["system"]
+    events(client.post("/api/generate"))
+    state = client.post("/api/act", json={"text": str(hidden)}).json()
+    assert state["turns"][1]["given_by_user"]
+    assert [reply["end"] for reply in state["turns"][1]["replies"]] == ["correct"] * 2
+    assert "the episode is over, return 1" in state["turns"][1]["replies"][0]["notes"]
+    assert client.post("/api/generate").status_code == 400
+    assert client.post("/api/reset", json={"next": True}).json()["seed"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("send", b"{"),
+        ("send", b"[]"),
+        ("send", b"{}"),
+        ("send", b'{"text": 3}'),
+        ("send", b'{"text": ""}'),
+        ("send", b'{"text": "\\ud800"}'),
+        ("send", b"[" * 100_000),
+        ("vote", b'{"letter": "A"}'),
+        ("vote", b'{"letter": ["A"]}'),
+        ("settings", b'{"temperature": "hot"}'),
+        ("settings", b'{"temperature": NaN}'),
+        ("settings", b'{"seed": 1}'),
+        ("settings", b'{"seed": "-1"}'),
+        ("settings", b'{"system": null}'),
+        ("undo", b"{}"),
+        ("retry", b"{}"),
+        ("generate", b"{}"),
+        ("act", b'{"text": "1"}'),
+    ],
+)
+def test_a_wrong_request_changes_nothing(checkpoints: Checkpoints, path: str, body: bytes):
+    client = client_of(open_session(checkpoints.paths[:2]))
+    before = client.get("/api/state").json()
+    response = client.post(f"/api/{path}", content=body)
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
+    assert client.get("/api/state").json() == before
+
+
+def test_one_request_at_a_time_and_stop(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
+    started, go_on = threading.Event(), threading.Event()
+    decode = ChatPolicy._decode
+
+    def slow(self: ChatPolicy, tokens: list[int]) -> str:
+        started.set()
+        go_on.wait(60)
+        return decode(self, tokens)
+
+    monkeypatch.setattr(ChatPolicy, "_decode", slow)
+    session = open_session(checkpoints.paths[:1])
+    client = client_of(session)
+    answers: list[Any] = []
+    body = {"text": "Guess"}
+    thread = threading.Thread(target=lambda: answers.append(client.post("/api/send", json=body)))
+    thread.start()
+    assert started.wait(60)
+    assert client.post("/api/send", json=body).status_code == 409
+    assert client.get("/api/state").status_code == 409
+    assert client.post("/api/stop").status_code == 200
+    go_on.set()
+    thread.join(60)
+    last = events(answers[0])[-1]
+    assert "stopped" in last["error"]
+    assert last["state"]["turns"] == []
+    assert last["state"]["waiting"]["message"] == "Guess"
+    assert len(events(client.post("/api/retry"))[-1]["state"]["turns"]) == 1
+
+
+def test_texts_of_models_have_no_invisible_characters(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ChatPolicy, "_decode", lambda self, tokens: HOSTILE)
+    client = client_of(open_session(checkpoints.paths[:1]))
+    response = client.post("/api/send", json={"text": HOSTILE})
+    last = events(response)[-1]["state"]["turns"][0]
+    assert last["replies"][0]["text"].endswith("\\u001b[2J\\u202e")
+    assert last["message"].endswith("\\u001b[2J\\u202e")
+    assert HOSTILE.encode() not in response.content
+
+
+@pytest.fixture(scope="session")
+def browser_program() -> str:
+    found = find_browser()
+    if found is None and os.environ.get("RLHF_REQUIRE_BROWSER") == "1":
+        pytest.fail("RLHF_REQUIRE_BROWSER=1, but no Chromium is installed")
+    if found is None:
+        pytest.skip("no Chromium is installed (apt install chromium)")
+    return found
+
+
+class PageProcess:
+    """`rlhf chat --page` in a second process."""
+
+    def __init__(self, *arguments: str, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(TOOLKIT)}
+        command = [sys.executable, "-m", "rlhf", "chat", *arguments, "--page"]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("chat: http://127.0.0.1:"), line
+        self.url = line.split()[1]
+
+
+@pytest.fixture
+def page(checkpoints: Checkpoints, tmp_path: Path) -> Iterator[PageProcess]:
+    options = ["--labels", "votes.jsonl", "--rollout.max_new_tokens", "12", "--seed", "3"]
+    rewards = ["--rewards", "[{kind: length}]"]
+    started = PageProcess(*checkpoints.paths, *options, *rewards, folder=tmp_path)
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+TEXTS = "[...document.querySelectorAll('.turn:last-child .reply .text')].map(e => e.textContent)"
+IDLE = "document.body.dataset.busy === 'false'"
+
+
+@pytest.mark.browser
+def test_a_scripted_conversation_in_a_browser(
+    browser_program: str, checkpoints: Checkpoints, page: PageProcess, tmp_path: Path
+):
+    shots = Path(os.environ.get("RLHF_SCREENSHOTS", tmp_path))
+    with Browser(browser_program, tmp_path / "profile", size=(1280, 900)) as browser:
+        browser.open(page.url)
+        browser.wait("document.querySelector('#about').textContent.includes('unfinished')")
+        assert "token" not in browser.value("location.href")
+        browser.click("#text")
+        browser.write("Which colour is the sky?")
+        browser.press_enter()
+        browser.wait("document.querySelectorAll('[data-vote]').length === 3")
+        expected = [
+            generated(f, "Which colour is the sky?", seed=3)[0] for f in checkpoints.folders
+        ]
+        assert browser.value(TEXTS) == expected
+        assert "score" in browser.value("document.querySelector('.notes').textContent")
+        browser.screenshot(shots / "chat-1280-light.png")
+        browser.click("[data-vote='C']")
+        browser.wait("document.querySelector('.reply.preferred')")
+        assert len(read_jsonl(tmp_path / "votes.jsonl")) == 2
+        browser.click("#text")
+        browser.write("<b>Guess</b>")
+        browser.click("#send")
+        browser.wait("document.querySelectorAll('.turn').length === 2 && " + IDLE)
+        assert browser.value("document.querySelector('.turn:last-child b') === null")
+        browser.click("#tie")
+        browser.wait("!document.querySelector('#tie')")
+        browser.click("#retry")
+        browser.wait("document.querySelector('#tie') && " + IDLE)
+        browser.click("#undo")
+        browser.wait("document.querySelectorAll('.turn').length === 1 && " + IDLE)
+        assert browser.console == []
+    rows = read_jsonl(tmp_path / "votes.jsonl")
+    assert len(rows) == 5
+    assert [row["winner"] == "tie" for row in rows] == [False, False, True, True, True]
+    assert {row["response_" + row["winner"]][0]["content"] for row in rows[:2]} == {expected[2]}
+    os.kill(page.process.pid, signal.SIGKILL)
+    page.process.wait()
+    assert read_jsonl(tmp_path / "votes.jsonl") == rows
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone_and_a_dark_screen(
+    browser_program: str, page: PageProcess, tmp_path: Path
+):
+    shots = Path(os.environ.get("RLHF_SCREENSHOTS", tmp_path))
+    papers = set()
+    for width, dark in ((380, False), (380, True), (1280, True)):
+        profile = tmp_path / f"profile{width}{dark}"
+        with Browser(browser_program, profile, size=(width, 800), dark=dark) as browser:
+            browser.open(page.url)
+            browser.wait("document.querySelector('#about').textContent")
+            if not browser.value("document.querySelector('.turn')"):
+                browser.click("#text")
+                browser.write("Repeat: " + "x" * 200)
+                browser.press_enter()
+                browser.wait("document.querySelectorAll('[data-vote]').length === 3")
+            browser.click("#settings summary")
+            browser.screenshot(shots / f"chat-{width}-{'dark' if dark else 'light'}.png")
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            papers.add(browser.value("getComputedStyle(document.body).backgroundColor"))
+            assert browser.console == []
+    assert len(papers) == 2
+
+
+@pytest.mark.browser
+def test_the_page_ends_cleanly_on_a_signal(page: PageProcess):
+    page.process.send_signal(signal.SIGTERM)
+    assert page.process.wait(60) == 128 + signal.SIGTERM
