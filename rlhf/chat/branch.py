@@ -55,7 +55,7 @@ class Branch:
             if not self.needs_reply:
                 raise UserError(
                     "the environment does not repeat its episode with the same seed and replies: "
-                    "start again with :reset"
+                    "start a new conversation"
                 )
             self.add(self.policy.encode(self.episode, reply) if isinstance(reply, str) else reply)
 

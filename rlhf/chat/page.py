@@ -67,6 +67,7 @@ class _ChatServer:
             routes=[
                 Route("/", lambda request: self._templates.page("chat.html")),
                 Route("/api/state", self._get_state),
+                Route("/api/view/{letter}", self._get_view),
                 Route("/api/transcripts", self._get_transcripts),
                 Route("/api/stop", self._post_stop, methods=["POST"]),
                 *(
@@ -95,6 +96,18 @@ class _ChatServer:
             return _refusal(409, BUSY)
         try:
             return JSONResponse(self._state())
+        finally:
+            self._busy.release()
+
+    def _get_view(self, request: Request) -> Response:
+        """Respond with the text that a model sees."""
+        if not self._busy.acquire(blocking=False):
+            return _refusal(409, BUSY)
+        try:
+            index = self._session.index_of(request.path_params["letter"])
+            return JSONResponse({"text": _visible(self._session.branches[index].seen_text())})
+        except UserError as error:
+            return _refusal(400, str(error))
         finally:
             self._busy.release()
 
@@ -169,7 +182,7 @@ class _ChatServer:
         session = self._session
         last: dict[str, Any] = {}
         try:
-            stream = session.generate_interleaved()
+            stream = session.generate(interleaved=True)
             for index, text in stream:
                 letter = letter_of(session.shown_order.index(index))
                 put({"letter": letter, "text": escape_invisible(text)})
@@ -183,9 +196,11 @@ class _ChatServer:
             log.exception("the replies could not be sampled")
             last = {"error": escape_invisible(describe_exception(error))}
         finally:
-            put(last | {"state": self._state()})
-            put(None)
-            self._busy.release()
+            try:
+                put(last | {"state": self._state()})
+            finally:
+                put(None)
+                self._busy.release()
 
     # -- changes ------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class ChatPolicy:
         if len(tokens) > episode.remaining_tokens:
             raise UserError(
                 f"the reply has {len(tokens)} tokens, but the conversation has only "
-                f"{episode.remaining_tokens} tokens left: shorten it, or start again with :reset"
+                f"{episode.remaining_tokens} tokens left: shorten it, or start a new conversation"
             )
         request = self.collector.make_request(episode, self.collector.sampling_params())
         logprobs = [0.0] * len(tokens)  # nothing was sampled

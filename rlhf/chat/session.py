@@ -138,7 +138,7 @@ class ChatSession:
         if any(prompt != turn.prompts[0] for prompt in turn.prompts):
             return (
                 "the models replied to different conversations, because an earlier turn has no "
-                "vote: start again with :reset, and vote in every turn"
+                "vote: start a new conversation, and vote in every turn"
             )
         if len({reply.text for reply in turn.replies if reply}) == 1:
             return "the replies are equal"
@@ -176,7 +176,9 @@ class ChatSession:
         if not is_utf8_encodable(text):
             raise UserError("the message contains characters that are not valid Unicode")
         if self.can_generate:
-            raise UserError("the models have not replied to the last message: use :retry or :undo")
+            raise UserError(
+                "the models have not replied to the last message: retry, or take it back"
+            )
         self._messages.append(text)
         try:
             if len(self._messages) == 1:
@@ -187,7 +189,7 @@ class ChatSession:
             if any(branch.is_over for branch in self.branches):
                 raise UserError(
                     "the message does not fit into the context of a model: shorten it, or start "
-                    "again with :reset"
+                    "a new conversation"
                 )
         except UserError:
             replies = [list(branch.replies) for branch in self.branches]
@@ -195,46 +197,39 @@ class ChatSession:
             self._replay(replies)
             raise
 
-    def generate(self) -> Generator[tuple[int, str], None, None]:
-        """Sample the replies of all models that can reply, one after another.
+    def generate(self, *, interleaved: bool = False) -> Generator[tuple[int, str], None, None]:
+        """Sample the replies of all models that can reply.
 
-        Yields the index of the model and the text of its reply so far. If the iterator is closed or
-        fails, the replies of this turn are taken back.
+        If the generator is closed or fails, the replies of this turn are taken back.
+
+        Args:
+            interleaved: Whether the models sample one token in turn. By default, they reply one
+                after another. The replies are the same.
+
+        Yields:
+            The index of a model and the text of its reply so far.
 
         Raises:
             UserError: No model can reply.
         """
         turn = self.begin_turn()
+        streams = {
+            index: self._stream_reply(index)
+            for index in turn.order
+            if self.branches[index].needs_reply
+        }
         try:
-            for index in turn.order:
-                if self.branches[index].needs_reply:
-                    for text in self.stream_reply(index):
-                        yield index, text
-                    reply = turn.replies[index]
-                    yield index, reply.text if reply else ""
-        except BaseException:
-            self.undo_replies()
-            raise
-        self.score_turn()
-
-    def generate_interleaved(self) -> Generator[tuple[int, str], None, None]:
-        """Sample replies like `generate`, but one token of each model in turn."""
-        turn = self.begin_turn()
-        try:
-            streams = {
-                index: self.stream_reply(index)
-                for index in turn.order
-                if self.branches[index].needs_reply
-            }
             while streams:
-                for index, stream in list(streams.items()):
-                    text = next(stream, None)
+                for index in list(streams) if interleaved else list(streams)[:1]:
+                    text = next(streams[index], None)
                     if text is None:
                         del streams[index]
                         reply = turn.replies[index]
                         text = reply.text if reply else ""
                     yield index, text
         except BaseException:
+            for stream in streams.values():
+                stream.close()
             self.undo_replies()
             raise
         self.score_turn()
@@ -249,7 +244,7 @@ class ChatSession:
             raise UserError(
                 "write a message first"
                 if self.env is None
-                else "the episode is over: :reset starts it again, :next starts another one"
+                else "the episode is over: start it again, or start another one"
             )
         count = len(self.branches)
         order = list(range(count))
@@ -261,7 +256,7 @@ class ChatSession:
         self.turns.append(Turn(prompts, order, [*empty], [*empty], [*empty], counts))
         return self.turns[-1]
 
-    def stream_reply(self, index: int) -> Generator[str, None, None]:
+    def _stream_reply(self, index: int) -> Generator[str, None, None]:
         """Sample the reply of a model in the last turn; yield its text after every token."""
         reply = yield from self.branches[index].stream()
         self._record(index, reply)
@@ -348,10 +343,11 @@ class ChatSession:
         Raises:
             UserError: There is no reply yet.
         """
-        if not self.turns and not self.can_generate:
+        has_unanswered_message = self.env is None and self.can_generate
+        if not self.turns and not has_unanswered_message:
             raise UserError("there is no reply yet")
         self._sample_index += 1
-        if self.can_generate and self.env is None:
+        if has_unanswered_message:
             self._replay([list(branch.replies) for branch in self.branches])
         else:
             self.undo_replies()

@@ -170,7 +170,8 @@ class Terminal:
 
     def _undo(self, argument: str) -> None:
         self.session.undo()
-        self._print(f"(taken back; the conversation has {len(self.session.turns)} turns)")
+        turns = len(self.session.turns)
+        self._print(f"(taken back; the conversation has {turns} turn{'s' * (turns != 1)})")
 
     def _restart(self, *, seed: int | None = None) -> None:
         self.session.reset(seed=seed)

@@ -64,6 +64,8 @@ def test_every_change_of_a_conversation(checkpoints: Checkpoints):
     assert (state["seed"], state["system"], state["turns"]) == (str(2**62), "Answer", [])
     assert state["settings"]["temperature"] == 0
     events(client.post("/api/send", json={"text": "Guess"}))
+    assert "Answer" in client.get("/api/view/b").json()["text"]
+    assert client.get("/api/view/x").status_code == 400
     rows = [json.loads(line) for line in client.get("/api/transcripts").text.splitlines()]
     assert [m["role"] for m in rows[0]["messages"]] == ["system", "user", "assistant"]
     assert client.post("/api/reset").json()["turns"] == []

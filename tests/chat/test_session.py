@@ -90,7 +90,7 @@ def test_interleaved_sampling_gives_the_same_replies(checkpoints: Checkpoints):
     session = open_session(checkpoints.paths, seed=5)
     session.send("Repeat: stone")
     seen: dict[int, list[str]] = {0: [], 1: [], 2: []}
-    for index, text in session.generate_interleaved():
+    for index, text in session.generate(interleaved=True):
         seen[index].append(text)
     assert [texts[-1] for texts in seen.values()] == expected
     assert all(len(texts) > 2 for texts in seen.values())  # streamed, not at once

@@ -57,7 +57,7 @@ def test_a_conversation_with_every_command(checkpoints: Checkpoints, tmp_path: P
     assert "(vote recorded: A is base, B is lora, C is unfinished)" in text
     assert "<|user|>" in text or "user" in text
     assert ":now \nyou" in text.partition(":view")[2] or ":now \nyou" in text
-    assert "(taken back; the conversation has 1 turns)" in text
+    assert "(taken back; the conversation has 1 turn)" in text
     rows = [json.loads(line) for line in saved.read_text().splitlines()]
     assert [row["model"] for row in rows] == ["base", "lora", "unfinished"]
     assert [m["role"] for m in rows[0]["messages"]] == ["system", "user", "assistant"]
@@ -75,12 +75,15 @@ def test_an_environment_as_the_partner(checkpoints: Checkpoints):
     assert "\n10\n" in text  # the expert's first guess
     assert "not a number in range" in text
     assert "reward of the environment 1; the episode is over, return 1" in text
-    assert "(the episode is over: :reset starts it again, :next starts another one)" in text
+    assert "(the episode is over: start it again, or start another one)" in text
     assert "(new conversation, seed 9)" in text
 
 
 def test_wrong_lines_are_one_line_each(checkpoints: Checkpoints):
     session = open_session(checkpoints.paths[:2])
+    assert "(there is no reply yet)" in run(
+        open_session(checkpoints.paths[:1], env=GUESS), ":retry"
+    )
     lines = [":vote a", ":retry", ":undo", ":nonsense", ":seed -1", ":set temperature hot",
              ":save", ":save /", ":view z", ":"]  # fmt: skip
     text = run(session, *lines)

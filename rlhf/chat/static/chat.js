@@ -140,6 +140,7 @@ function replyElement(turn, reply, isLast) {
   box.append(element("p", "text", reply.text));
   if (reply.notes.length) { box.append(element("p", "notes", reply.notes.join(" · "))); }
   if (reply.end) { box.append(element("p", "prompt", reply.end)); }
+  if (isLast) { box.append(viewElement(reply.letter)); }
   if (isLast && !state.no_vote_because) {
     const button = element("button", "", `Prefer ${reply.letter}`);
     button.type = "button";
@@ -148,6 +149,24 @@ function replyElement(turn, reply, isLast) {
     box.append(button);
   }
   return box;
+}
+
+// A part that loads the text that the model sees when it is opened.
+function viewElement(letter) {
+  const details = element("details", "view");
+  const text = element("pre", "");
+  details.append(element("summary", "", "What the model sees"), text);
+  details.addEventListener("toggle", async () => {
+    if (!details.open) { return; }
+    try {
+      const response = await fetch(`/api/view/${letter}`);
+      const data = await response.json();
+      text.textContent = response.ok ? data.text : data.error;
+    } catch (error) {
+      text.textContent = "the server does not answer";
+    }
+  });
+  return details;
 }
 
 function turnElement(turn, isLast) {
@@ -245,6 +264,23 @@ function applySettings() {
   change("/api/settings", body, "Settings applied.");
 }
 
+// Show the conversation, which the models may still be replying to.
+async function load() {
+  try {
+    const response = await fetch("/api/state");
+    const data = await response.json();
+    if (response.ok) {
+      show(data);
+      setStatus("");
+    } else {
+      setStatus(data.error, true);
+      setTimeout(load, 500);
+    }
+  } catch (error) {
+    setStatus("the server does not answer", true);
+  }
+}
+
 function start() {
   byId("composer").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
   byId("text").addEventListener("keydown", (event) => {
@@ -260,10 +296,7 @@ function start() {
   byId("undo").addEventListener("click", () => change("/api/undo", {}, "Taken back."));
   byId("reset").addEventListener("click", () => change("/api/reset", {}, "New conversation."));
   byId("next").addEventListener("click", () => change("/api/reset", { next: true }, "Next episode."));
-  fetch("/api/state")
-    .then((response) => response.json().then((data) => [response.ok, data]))
-    .then(([isOk, data]) => { if (isOk) { show(data); } else { setStatus(data.error, true); } })
-    .catch(() => setStatus("the server does not answer", true));
+  load();
 }
 
 start();
