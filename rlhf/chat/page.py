@@ -55,6 +55,7 @@ class _ChatServer:
             "reset": self._reset,
             "settings": self._change_settings,
             "vote": self._vote,
+            "unvote": lambda body: self._session.unvote(),
             "act": lambda body: self._session.act(_text(body, "text")),
         }
         replies: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,16 +53,22 @@ class Turn:
     """Number of replies of each model before this turn."""
     given_by_user: bool = False
     """Whether the user gave the reply in the place of the models."""
-    is_voted: bool = False
-    """Whether the user has compared the replies."""
+    vote_id: str | None = None
+    """Id of the vote of the user; None before the vote."""
     preferred: int | None = None
     """Index of the model with the preferred reply; None before the vote, and for a tie."""
+
+    @property
+    def is_voted(self) -> bool:
+        """Whether the user has compared the replies."""
+        return self.vote_id is not None
 
 
 @dataclass(frozen=True)
 class Vote:
     """A comparison of the replies of one turn."""
 
+    vote_id: str
     turn: Turn
     models: list[str]
     """Names of the models."""
@@ -94,6 +101,8 @@ class ChatSession:
     """Generator of the order of the replies."""
     on_vote: Callable[[Vote], None] | None = None
     """Function that records a vote before the conversation continues."""
+    on_unvote: Callable[[str], None] | None = None
+    """Function that records that the vote with an id was taken back."""
     turns: list[Turn] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -413,12 +422,30 @@ class ChatSession:
         """
         if reason := self.why_not_voted:
             raise UserError(reason)
-        turn = self.turns[-1]
+        turn, vote_id = self.turns[-1], secrets.token_hex(8)
         if self.on_vote is not None:
             names = [policy.name for policy in self.policies]
-            self.on_vote(Vote(turn, names, preferred, self.blind, self.seed))
-        turn.is_voted, turn.preferred = True, preferred
+            self.on_vote(Vote(vote_id, turn, names, preferred, self.blind, self.seed))
+        turn.vote_id, turn.preferred = vote_id, preferred
         self._continue_with(turn, turn.order[0] if preferred is None else preferred)
+
+    def unvote(self) -> None:
+        """Take back the vote of the last turn; each model continues with its own reply again.
+
+        Raises:
+            UserError: The last turn has no vote.
+        """
+        turn = self.turns[-1] if self.turns else None
+        if turn is None or turn.vote_id is None:
+            raise UserError("the last turn has no vote")
+        if self.on_unvote is not None:
+            self.on_unvote(turn.vote_id)
+        turn.vote_id, turn.preferred = None, None
+        replies: list[list[Reply | str]] = [
+            [*branch.replies[:-1], *([reply] if reply else [])]
+            for branch, reply in zip(self.branches, turn.replies, strict=True)
+        ]
+        self._replay(replies)
 
     def _continue_with(self, turn: Turn, chosen: int) -> None:
         """Replace the last reply of all models by the reply of the model ``chosen``."""

@@ -23,6 +23,7 @@ COMMANDS = {
     ":set KEY VALUE": "change temperature, top_k, top_p, min_p or max_new_tokens",
     ":vote A": "prefer reply A, and continue every conversation with it",
     ":tie": "record that the replies are equally good, and continue with the first",
+    ":unvote": "take back the vote; each model continues with its own reply",
     ":view A": "print what the model of reply A sees: the text of all its tokens",
     ":save FILE": "write the conversations to a new JSONL file",
     ":help": "print this list",
@@ -67,6 +68,7 @@ class Terminal:
             "set": self._set_sampling,
             "vote": self._vote,
             "tie": lambda _: self._record_vote(None),
+            "unvote": self._unvote,
             "view": self._view,
             "save": self._save,
             "help": lambda _: self._print_help(),
@@ -202,6 +204,10 @@ class Terminal:
             for place, index in enumerate(turn.order)
         ]
         self._print(f"({'tie' if preferred is None else 'vote recorded'}: {', '.join(names)})")
+
+    def _unvote(self, argument: str) -> None:
+        self.session.unvote()
+        self._print("(vote taken back)")
 
     def _view(self, argument: str) -> None:
         index = self.session.index_of(argument) if len(self.session.policies) > 1 else 0

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from rlhf.config.chat import ChatConfig
 
 if TYPE_CHECKING:
-    from rlhf.chat.session import ChatSession, Vote
+    from rlhf.chat.session import ChatSession
 
 
 def chat(config: ChatConfig) -> Iterator[str]:
     """Talk until the user ends the chat; yield the address of the page if there is one."""
-    if config.page:
+    if config.interface == "page":
         from rlhf.web import require_web_packages
 
-        require_web_packages("rlhf chat --page")
+        require_web_packages("rlhf chat --interface page")
     with _open_session(config) as session:
-        if config.page:
+        if config.interface == "page":
             yield from _serve_page(session, config)
         else:
             _talk_in_terminal(session)
@@ -31,20 +31,17 @@ def _open_session(config: ChatConfig) -> Iterator[ChatSession]:
     """Load the models and rewards, and open the file of votes before the models reply."""
     from rlhf.chat.policy import load_policies
     from rlhf.chat.session import ChatSession
-    from rlhf.chat.votes import label_rows
+    from rlhf.chat.votes import VoteRecorder
     from rlhf.data.load import load_and_log
     from rlhf.labeling.store import LabelFile
     from rlhf.models.rewards import load_rewards
     from rlhf.reward_models.chat_template import prompt_with_tools
 
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(LabelFile(config.labels)) if config.labels else None
-
-        def record(vote: Vote) -> None:
-            if file is not None:
-                for row in label_rows(vote, annotator=config.annotator):
-                    file.append(row)
-
+        recorder = None
+        if config.labels:
+            file = stack.enter_context(LabelFile(config.labels))
+            recorder = VoteRecorder(file, config.annotator)
         specs = config.env.prompts if config.env else []
         rows = load_and_log(specs, "prompt", what="prompts", seed=config.seed)
         reward = load_rewards(config.rewards) if config.rewards else None
@@ -55,7 +52,8 @@ def _open_session(config: ChatConfig) -> Iterator[ChatSession]:
             seed=config.seed,
             reward=reward,
             blind=config.blind,
-            on_vote=record,
+            on_vote=recorder.record if recorder else None,
+            on_unvote=recorder.take_back if recorder else None,
         )
         stack.callback(session.close)
         yield session
@@ -82,5 +80,5 @@ def _serve_page(session: ChatSession, config: ChatConfig) -> Iterator[str]:
     token = new_token()
     app = secured(chat_application(session, labels=config.labels), token=token)
     listener = open_listener(port=config.port)
-    yield f"chat: {listener.url(token=token)} (Ctrl-C ends it)"
-    serve(app, listener, stopped=f"votes are in {config.labels}" if config.labels else "")
+    yield f"Chat: open {listener.url(token=token)}\nCtrl-C ends"
+    serve(app, listener, stopped=f"the votes are in {config.labels}" if config.labels else "")

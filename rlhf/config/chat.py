@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from annotated_types import Interval
-
-from rlhf.common.ranges import Seed
+from rlhf.common.ranges import Port, Seed
 from rlhf.config.base import CommandConfig
+from rlhf.config.labeling import check_annotator
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 
 MAX_MODELS = 8
@@ -41,10 +40,10 @@ class ChatConfig(CommandConfig):
     dpo`."""
     annotator: str = "anonymous"
     """Id of the person who votes, which is recorded with each pair; it may be a pseudonym."""
-    page: bool = False
-    """Open a local web page instead of the terminal."""
-    port: Annotated[int, Interval(ge=0, le=65_535)] = 0
-    """Port of the page on this machine; 0 chooses a free port."""
+    interface: Literal["terminal", "page"] = "terminal"
+    """terminal: this terminal; page: a page in the browser, served to this machine only."""
+    port: Port = 0
+    """Port of the page; 0 chooses a free one."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -61,8 +60,9 @@ class ChatConfig(CommandConfig):
             raise ValueError("labels: a vote compares replies, so give at least two models")
         if self.labels is not None and not self.labels.endswith(".jsonl"):
             raise ValueError(f"labels must be a file with the suffix .jsonl, got {self.labels!r}")
-        if self.port and not self.page:
-            raise ValueError("port has no effect without the page: add --page")
+        if self.interface == "terminal" and self.port:
+            raise ValueError("port has no effect on interface: terminal")
+        check_annotator(self.annotator)
         if self.env is not None and (self.env.errors, self.env.concurrency) != ("raise", "auto"):
             raise ValueError(
                 "env.errors and env.concurrency have no effect in a chat, which plays one episode"

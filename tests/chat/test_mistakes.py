@@ -21,8 +21,8 @@ BASE, LORA = "{base}", "{lora}"
         ([BASE, "--labels", "votes.jsonl"], "give at least two models"),
         ([BASE, LORA, "--labels", "votes.csv"], "suffix .jsonl"),
         ([BASE, LORA, "--labels", "{root}/rows.jsonl"], "is not a label"),
-        ([BASE, "--port", "80"], "add --page"),
-        ([BASE, "--port", "70000", "--page"], "port must be <= 65535"),
+        ([BASE, "--port", "80"], "port has no effect on interface: terminal"),
+        ([BASE, "--port", "70000"], "port must be <= 65535"),
         ([BASE, "--env.id", "text/Nowhere-v0"], "text/Nowhere"),
         ([BASE, "--env.id", "text/Echo-v0", "--env.errors", "count"], "no effect in a chat"),
         ([BASE, "--rewards", "[{kind: lenth}]"], "did you mean 'length'"),
@@ -51,14 +51,14 @@ def test_a_page_needs_its_extra(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["chat", checkpoints.paths[0], "--page"]) == 2
+    assert main(["chat", checkpoints.paths[0], "--interface", "page"]) == 2
     assert 'pip install "rlhf-kit[web]"' in capsys.readouterr().err
 
 
 def test_help_names_the_settings(capsys: pytest.CaptureFixture[str]):
     assert main(["chat", "--help"]) == 0
     text = capsys.readouterr().out
-    for key in ("models", "blind", "labels", "page", "env.id", "rewards", "rollout.system"):
+    for key in ("models", "blind", "labels", "interface", "env.id", "rewards", "rollout.system"):
         assert f"--{key} " in text
     assert "--rollout.max_new_tokens" in text
     assert "= 256" in text

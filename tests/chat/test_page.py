@@ -171,18 +171,18 @@ def browser_program() -> str:
 
 
 class PageProcess:
-    """`rlhf chat --page` in a second process."""
+    """`rlhf chat --interface page` in a second process."""
 
     def __init__(self, *arguments: str, folder: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(TOOLKIT)}
-        command = [sys.executable, "-m", "rlhf", "chat", *arguments, "--page"]
+        command = [sys.executable, "-m", "rlhf", "chat", *arguments, "--interface", "page"]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("chat: http://127.0.0.1:"), line
-        self.url = line.split()[1]
+        assert line.startswith("Chat: open http://127.0.0.1:"), line
+        self.url = line.split()[2]
 
 
 @pytest.fixture

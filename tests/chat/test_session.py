@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rlhf.labeling.store import LabelFile
 
 from rlhf.chat.policy import load_policies, model_folder
 from rlhf.chat.session import ChatSession, Vote
-from rlhf.chat.votes import label_rows
+from rlhf.chat.votes import VoteRecorder, pair_rows
 from rlhf.commands.generate import GenerateConfig, generate
 from rlhf.common.ranges import convert_to_type
 from rlhf.config.chat import ChatConfig
@@ -19,17 +18,19 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.load import load
 from rlhf.errors import UserError
+from rlhf.labeling.store import LabelFile
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.collector import EpisodeSeed
 from tests.chat.conftest import Checkpoints, save
 
+CALLBACKS = ("rng", "reward", "on_vote", "on_unvote")
 GUESS = {"id": "text/GuessNumber-v0"}
 LENGTH = [{"kind": "length"}, {"kind": "regex", "pattern": "e"}]
 
 
 def open_session(paths: list[str], **keys: Any) -> ChatSession:
-    """A session with these models; `blind`, `rng`, `reward` and `on_vote` are passed on."""
-    own = {name: keys.pop(name) for name in ("rng", "reward", "on_vote") if name in keys}
+    """A session with these models; `blind`, `rng`, `reward` and the callbacks are passed on."""
+    own = {name: keys.pop(name) for name in CALLBACKS if name in keys}
     rollout = {"max_new_tokens": 12, **keys.pop("rollout", {})}
     config = convert_to_type(ChatConfig, {"models": paths, "rollout": rollout, **keys})
     policies = load_policies(config)
@@ -196,13 +197,16 @@ def test_without_a_vote_the_conversations_differ(checkpoints: Checkpoints):
 
 def test_votes_are_preference_rows(checkpoints: Checkpoints, tmp_path: Path):
     file = LabelFile(tmp_path / "votes.jsonl")
-
-    def record(vote: Vote) -> None:
-        for row in label_rows(vote, annotator="ann"):
-            file.append(row)
-
-    session = open_session(checkpoints.paths, seed=4, on_vote=record)
+    recorder = VoteRecorder(file, "ann")
+    session = open_session(
+        checkpoints.paths, seed=4, on_vote=recorder.record, on_unvote=recorder.take_back
+    )
     first = talk(session, "Repeat: cloud")
+    session.vote(2)
+    session.unvote()
+    assert [branch.conversation[-1]["content"] for branch in session.branches] == first
+    with pytest.raises(UserError, match="has no vote"):
+        session.unvote()
     session.vote(1)
     second = talk(session, "Repeat: stone")
     session.vote(None)
@@ -217,6 +221,7 @@ def test_votes_are_preference_rows(checkpoints: Checkpoints, tmp_path: Path):
     history = ["Repeat: cloud", first[1], "Repeat: stone", second[0], "Repeat: river"]
     assert [m["content"] for m in loaded.rows[-1]["prompt"]] == history
     assert "3 tie" in loaded.summary()
+    assert "2 undone label" in loaded.summary()
 
 
 def test_blind_replies_are_shown_in_random_order(checkpoints: Checkpoints):
@@ -230,7 +235,7 @@ def test_blind_replies_are_shown_in_random_order(checkpoints: Checkpoints):
         replies = talk(session, "Repeat: cloud")
         orders.append(tuple(session.shown_order))
         session.vote(session.index_of("c"))
-        (row, _) = label_rows(votes[-1], annotator="ann")
+        (row, _) = pair_rows(votes[-1], annotator="ann")
         winner = row[f"response_{row['winner']}"][0]["content"]
         assert winner == replies[orders[-1][2]]
         assert row["models"][row["winner"]] == session.policies[orders[-1][2]].name

@@ -87,7 +87,7 @@ BASES: dict[str, list[Tree]] = {
                              "training": {"num_steps": 1}}}],
     "generate": [{"model": MODEL, "prompt": "Hi", "samples": 2, "rollout": {"top_k": 5}}],
     "chat": [{"models": ["no-such-model", "no-such-run"], "env": ENV, "rollout": {"top_k": 5},
-              "rewards": RULES, "blind": True, "labels": "votes.jsonl", "page": True}],
+              "rewards": RULES, "blind": True, "labels": "votes.jsonl", "interface": "page"}],
     "score": [{"input": "x.jsonl", "rewards": RULES}],
     "demos": [{**OUT, "env": "text/Echo-v0", "kwargs": {"num_words": 4},
                "files": [{"path": "a.jsonl", "kind": "sft", "count": 3, "quality": 0.5}]}],

@@ -185,6 +185,15 @@ function turnElement(turn, isLast) {
     row.append(tie);
     made.append(row);
   }
+  if (isLast && turn.is_voted) {
+    const row = element("div", "row");
+    const button = element("button", "", "Take back the vote");
+    button.type = "button";
+    button.id = "unvote";
+    button.addEventListener("click", () => change("/api/unvote", {}, "Vote taken back."));
+    row.append(button);
+    made.append(row);
+  }
   if (turn.is_tie) { made.append(element("p", "status", "Tie: the conversation continues with A.")); }
   return made;
 }
