@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from rlhf.chat.notes import reply_notes
 from rlhf.chat.session import SETTINGS, ChatSession, Turn, letter_of, parse_seed
-from rlhf.common.files import json_line
+from rlhf.common.files import describe_write_error, find_write_error, json_line
 from rlhf.common.foreign import describe_exception
 from rlhf.common.text import escape_invisible
 from rlhf.errors import UserError
@@ -93,34 +93,41 @@ class _ChatServer:
     # -- requests -----------------------------------------------------------------------------
 
     def _get_state(self, request: Request) -> Response:
-        if not self._busy.acquire(blocking=False):
-            return _refusal(409, BUSY)
-        try:
-            return JSONResponse(self._state())
-        finally:
-            self._busy.release()
+        return self._respond(lambda: JSONResponse(self._state()))
 
     def _get_view(self, request: Request) -> Response:
         """Respond with the text that a model sees."""
-        if not self._busy.acquire(blocking=False):
-            return _refusal(409, BUSY)
-        try:
+
+        def view() -> Response:
             index = self._session.index_of(request.path_params["letter"])
             return JSONResponse({"text": _visible(self._session.branches[index].seen_text())})
-        except UserError as error:
-            return _refusal(400, str(error))
-        finally:
-            self._busy.release()
+
+        return self._respond(view)
 
     def _get_transcripts(self, request: Request) -> Response:
+        headers = {"Content-Disposition": 'attachment; filename="conversations.jsonl"'}
+        return self._respond(
+            lambda: Response(
+                "".join(map(json_line, self._session.transcripts())),
+                media_type="application/jsonl",
+                headers=headers,
+            )
+        )
+
+    def _respond(self, make: Callable[[], Response]) -> Response:
+        """Return the response of a function that uses the session, or a refusal."""
         if not self._busy.acquire(blocking=False):
             return _refusal(409, BUSY)
         try:
-            text = "".join(map(json_line, self._session.transcripts()))
+            return make()
+        except UserError as error:
+            return _refusal(400, str(error))
+        except OSError as error:
+            if find_write_error(error) is None:
+                raise
+            return _refusal(500, f"{error.filename}: {describe_write_error(error)}")
         finally:
             self._busy.release()
-        headers = {"Content-Disposition": 'attachment; filename="conversations.jsonl"'}
-        return Response(text, media_type="application/jsonl", headers=headers)
 
     def _post_stop(self, request: Request) -> Response:
         self._stop.set()
@@ -131,20 +138,14 @@ class _ChatServer:
 
         async def endpoint(request: Request) -> Response:
             body = await _body(request)
-            return await run_in_threadpool(self._changed, change, body)
+
+            def changed() -> Response:
+                change(_mapping(body))
+                return JSONResponse(self._state())
+
+            return await run_in_threadpool(self._respond, changed)
 
         return endpoint
-
-    def _changed(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
-        if not self._busy.acquire(blocking=False):
-            return _refusal(409, BUSY)
-        try:
-            change(_mapping(body))
-            return JSONResponse(self._state())
-        except UserError as error:
-            return _refusal(400, str(error))
-        finally:
-            self._busy.release()
 
     def _reply_route(self, change: Callable[[dict[str, Any]], None]) -> Any:
         """Return an endpoint that changes the session and then streams the replies.
@@ -216,10 +217,12 @@ class _ChatServer:
         """
         session = self._session
         seed = parse_seed(_text(body, "seed")) if "seed" in body else session.seed
+        current = session.settings.system or ""
+        system = _text(body, "system") if "system" in body else current
         if changes := {key: body[key] for key in SETTINGS if key in body}:
             session.set_sampling(changes)
-        if "system" in body and body["system"] != (session.settings.system or ""):
-            session.set_system(_text(body, "system"))
+        if system != current:
+            session.set_system(system)
         if seed != session.seed:
             session.reset(seed=seed)
 
@@ -274,7 +277,7 @@ def _turn_data(session: ChatSession, turn: Turn) -> dict[str, Any]:
                 "name": session.policies[index].name if is_named else None,
                 "text": reply.text,
                 "notes": reply_notes(session, turn, index),
-                "end": result[0] if result is not None and result[2] else "",
+                "end": result[0] if result is not None and (result[2] or result[3]) else "",
                 "preferred": turn.is_voted and turn.preferred == index,
             }
         )

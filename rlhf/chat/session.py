@@ -182,8 +182,7 @@ class ChatSession:
             raise UserError("the environment gives the messages in this chat")
         if not text.strip():
             raise UserError("the message is empty")
-        if not is_utf8_encodable(text):
-            raise UserError("the message contains characters that are not valid Unicode")
+        check_unicode(text)
         if self.can_generate:
             raise UserError(
                 "the models have not replied to the last message: retry, or take it back"
@@ -278,8 +277,7 @@ class ChatSession:
         """
         if self.env is None:
             raise UserError("you are the partner in this chat: write a message")
-        if not is_utf8_encodable(text):
-            raise UserError("the reply contains characters that are not valid Unicode")
+        check_unicode(text)
         turn = self.begin_turn()
         turn.given_by_user = True
         try:
@@ -376,8 +374,10 @@ class ChatSession:
         """Set the system message and start a new conversation; "" removes the system message.
 
         Raises:
-            UserError: A model's chat template cannot render a system message.
+            UserError: The text is not valid Unicode, or a model's chat template cannot render a
+                system message.
         """
+        check_unicode(text)
         if text:
             for policy in self.policies:
                 policy.collector.chat_format.check_system_is_renderable(
@@ -486,6 +486,12 @@ class ChatSession:
                 branch.forget()
         else:
             self._start(replies)
+
+
+def check_unicode(text: str) -> None:
+    """Raise UserError for a text with half of a surrogate pair, which tokenizers reject."""
+    if not is_utf8_encodable(text):
+        raise UserError("the text contains characters that are not valid Unicode")
 
 
 def parse_seed(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf.chat.notes import reply_notes
 from rlhf.chat.session import ChatSession, Turn, letter_of, parse_seed
-from rlhf.common.files import write_jsonl
+from rlhf.common.files import describe_write_error, find_write_error, write_jsonl
 from rlhf.common.text import escape_invisible
 from rlhf.config.load import parse_option_value
 from rlhf.envs.play import action_help
@@ -95,6 +95,10 @@ class Terminal:
                 self._handle(line)
             except UserError as error:
                 self._print(f"({' '.join(str(error).split())})")
+            except OSError as error:
+                if find_write_error(error) is None:
+                    raise
+                self._print(f"({error.filename}: {describe_write_error(error)})")
 
     def _read_line(self) -> str:
         """Read one line, and the lines that continue it."""
@@ -203,7 +207,9 @@ class Terminal:
             f"{letter_of(place)} is {self.session.policies[index].name}"
             for place, index in enumerate(turn.order)
         ]
-        self._print(f"({'tie' if preferred is None else 'vote recorded'}: {', '.join(names)})")
+        text = "tie" if preferred is None else "vote"
+        text += " recorded" if self.session.on_vote is not None else ""
+        self._print(f"({text}: {', '.join(names)})")
 
     def _unvote(self, argument: str) -> None:
         self.session.unvote()

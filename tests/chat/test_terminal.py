@@ -54,7 +54,7 @@ def test_a_conversation_with_every_command(checkpoints: Checkpoints, tmp_path: P
     assert f"[B] lora: {first[0]}\n" in text
     assert f"[B] lora: {first[1]}\n" in text
     assert text.count("score") >= 9
-    assert "(vote recorded: A is base, B is lora, C is unfinished)" in text
+    assert "(vote: A is base, B is lora, C is unfinished)" in text
     assert "<|user|>" in text or "user" in text
     assert ":now \nyou" in text.partition(":view")[2] or ":now \nyou" in text
     assert "(taken back; the conversation has 1 turn)" in text

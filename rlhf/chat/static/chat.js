@@ -244,7 +244,8 @@ function setBusy(value) {
 }
 
 function vote(letter) {
-  return change("/api/vote", { letter }, letter === null ? "Tie recorded." : `Vote for ${letter} recorded.`);
+  const what = letter === null ? "Tie" : `Vote for ${letter}`;
+  return change("/api/vote", { letter }, state.labels ? `${what} recorded.` : `${what}.`);
 }
 
 async function submit() {
