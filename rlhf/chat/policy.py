@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.run_groups import run_names
 from rlhf.models.loading import load_model
 from rlhf.rollout.chat_format import LEFT_CONTEXT
-from rlhf.rollout.collector import Collector, Episode
+from rlhf.rollout.collector import Collector, Episode, open_local_engine
 from rlhf.rollout.sampling.base import Completion, FinishReason
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.training.checkpoint import checkpoints_in
@@ -123,7 +123,7 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
     for name, folder in zip(names, folders, strict=True):
         spec = ModelSpec(path=folder, dtype=config.dtype)
         model, tokenizer = load_model(spec, seed=config.seed)
-        engine = ContinuousEngine(model, max_rows=1)
+        engine = open_local_engine(model, config.rollout)
         collector = Collector.open(
             model, tokenizer, env, config.rollout, prompts=prompts, engine=engine
         )

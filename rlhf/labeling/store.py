@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -67,7 +68,7 @@ class LabelFile:
                 raise
             if written != len(data):
                 os.truncate(self._file.fileno(), size)
-                raise OSError(f"{self.path}: the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self.rows.append(dict(row))
 
     def close(self) -> None:

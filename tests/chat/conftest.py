@@ -52,6 +52,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
         data,
         trainer={"max_steps": 2, "learning_rate": 0.3},
         model={"path": str(base), "lora": {"rank": 2}},
+        evaluations=1,
     )
     config = root / "lora.yaml"
     config.write_text(yaml.safe_dump(tree))

@@ -16,12 +16,19 @@ from starlette.testclient import TestClient
 from rlhf.chat.page import chat_application
 from rlhf.chat.policy import ChatPolicy
 from rlhf.common.files import read_jsonl
+from rlhf.common.text import escape_invisible
 from tests.chat.conftest import Checkpoints
 from tests.chat.test_session import GUESS, generated, open_session
 from tests.helpers.devtools import Browser, find_browser
 
 TOOLKIT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\x1b[2J\u202e"
+
+
+def shown_replies(checkpoints: Checkpoints) -> list[str]:
+    """Replies of `rlhf generate` to the same message, as the page shows them."""
+    replies = [generated(f, "Which colour is the sky?", seed=3)[0] for f in checkpoints.folders]
+    return [escape_invisible(reply) for reply in replies]
 
 
 def client_of(session: Any) -> TestClient:
@@ -40,7 +47,7 @@ def test_replies_are_streamed_and_are_those_of_generate(checkpoints: Checkpoints
     shown = {}
     for event in texts:
         shown.setdefault(event["letter"], []).append(event["text"])
-    expected = [generated(f, "Which colour is the sky?", seed=3)[0] for f in checkpoints.folders]
+    expected = shown_replies(checkpoints)
     assert [shown[letter][-1] for letter in "ABC"] == expected
     assert all(len(each) > 2 for each in shown.values())
     replies = last["state"]["turns"][0]["replies"]
@@ -213,9 +220,7 @@ def test_a_scripted_conversation_in_a_browser(
         browser.write("Which colour is the sky?")
         browser.press_enter()
         browser.wait("document.querySelectorAll('[data-vote]').length === 3")
-        expected = [
-            generated(f, "Which colour is the sky?", seed=3)[0] for f in checkpoints.folders
-        ]
+        expected = shown_replies(checkpoints)
         assert browser.value(TEXTS) == expected
         assert "score" in browser.value("document.querySelector('.notes').textContent")
         browser.screenshot(shots / "chat-1280-light.png")
@@ -237,7 +242,8 @@ def test_a_scripted_conversation_in_a_browser(
     rows = read_jsonl(tmp_path / "votes.jsonl")
     assert len(rows) == 5
     assert [row["winner"] == "tie" for row in rows] == [False, False, True, True, True]
-    assert {row["response_" + row["winner"]][0]["content"] for row in rows[:2]} == {expected[2]}
+    winners = {row["response_" + row["winner"]][0]["content"] for row in rows[:2]}
+    assert {escape_invisible(text) for text in winners} == {expected[2]}
     os.kill(page.process.pid, signal.SIGKILL)
     page.process.wait()
     assert read_jsonl(tmp_path / "votes.jsonl") == rows

@@ -106,6 +106,7 @@ def test_an_episode_is_that_of_the_collector(checkpoints: Checkpoints):
     while session.can_generate:
         reply(session)
     branch = session.branches[0]
+    session.policies[0].engine.reset()
     played = session.policies[0].collector.collect([EpisodeSeed(8, 0, 0)])[0]
     assert branch.conversation == played.conversation
     assert branch.episode.rollout.tokens == played.tokens
