@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlhf.common.files import add_path_to_write_errors, flush_to_disk, json_line, read_jsonl
+from rlhf.common.files import add_path_to_write_errors, flush_to_disk, json_line, read_log
 from rlhf.data.labels import LABEL_COLUMNS
 from rlhf.errors import UserError
 
@@ -19,6 +19,10 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
+
+
+_ROW_START = b'{"label_id": '
+"""How the line of every label begins."""
 
 
 class LabelFile:
@@ -43,9 +47,9 @@ class LabelFile:
             self._file: FileIO = self.path.open("ab", buffering=0)
         try:
             self._lock()
-            self._complete_last_line()
-            self.rows = read_jsonl(self.path)
+            self.rows = read_log(self.path)
             check_label_rows(self.path, self.rows)
+            self._complete_last_line()
             flush_to_disk(self.path.parent)
         except BaseException:
             self.close()
@@ -57,6 +61,7 @@ class LabelFile:
         Raises:
             OSError: The row could not be written; the file is unchanged.
         """
+        row = {"label_id": row["label_id"], **row}  # see `_ROW_START`
         data = json_line(row).encode()
         size = os.fstat(self._file.fileno()).st_size
         with add_path_to_write_errors(self.path):
@@ -68,8 +73,8 @@ class LabelFile:
                 raise
             if written != len(data):
                 os.truncate(self._file.fileno(), size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        self.rows.append(dict(row))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.rows.append(row)
 
     def close(self) -> None:
         """Close the file, which ends the lock."""
@@ -100,7 +105,11 @@ class LabelFile:
             pass  # some network file systems have no locks
 
     def _complete_last_line(self) -> None:
-        """Remove an incomplete last line, and end a complete one with a line break."""
+        """Remove an incomplete last line, and end a complete one with a line break.
+
+        Raises:
+            UserError: The incomplete line is not the start of a label.
+        """
         text = self.path.read_bytes()
         last = text[text.rfind(b"\n") + 1 :]
         if not last:
@@ -108,6 +117,10 @@ class LabelFile:
         try:
             json.loads(last)
         except ValueError:
+            if not (last.startswith(_ROW_START) or _ROW_START.startswith(last)):
+                raise UserError(
+                    f"{self.path}: the last line is not a label; give another file"
+                ) from None
             os.truncate(self._file.fileno(), len(text) - len(last))
         else:
             self._file.write(b"\n")

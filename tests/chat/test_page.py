@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,8 @@ from rlhf.common.files import read_jsonl
 from rlhf.common.text import escape_invisible
 from tests.chat.conftest import Checkpoints
 from tests.chat.test_session import GUESS, generated, open_session
-from tests.helpers.devtools import Browser, find_browser
+from tests.helpers.browser import open_browser
+from tests.helpers.web import ServedCommand
 
 TOOLKIT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\x1b[2J\u202e"
@@ -168,112 +167,86 @@ def test_texts_of_models_have_no_invisible_characters(
     assert HOSTILE.encode() not in response.content
 
 
-@pytest.fixture(scope="session")
-def browser_program() -> str:
-    found = find_browser()
-    if found is None and os.environ.get("RLHF_REQUIRE_BROWSER") == "1":
-        pytest.fail("RLHF_REQUIRE_BROWSER=1, but no Chromium is installed")
-    if found is None:
-        pytest.skip("no Chromium is installed (apt install chromium)")
-    return found
-
-
-class PageProcess:
-    """`rlhf chat --interface page` in a second process."""
-
-    def __init__(self, *arguments: str, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(TOOLKIT)}
-        command = [sys.executable, "-m", "rlhf", "chat", *arguments, "--interface", "page"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("Chat: open http://127.0.0.1:"), line
-        self.url = line.split()[2]
-
-
-@pytest.fixture
-def page(checkpoints: Checkpoints, tmp_path: Path) -> Iterator[PageProcess]:
-    options = ["--labels", "votes.jsonl", "--rollout.max_new_tokens", "12", "--seed", "3"]
-    rewards = ["--rewards", "[{kind: length}]"]
-    started = PageProcess(*checkpoints.paths, *options, *rewards, folder=tmp_path)
-    yield started
-    started.process.kill()
-    started.process.wait()
-
-
 TEXTS = "[...document.querySelectorAll('.turn:last-child .reply .text')].map(e => e.textContent)"
 IDLE = "document.body.dataset.busy === 'false'"
 
 
+@pytest.fixture
+def served(checkpoints: Checkpoints, tmp_path: Path) -> Iterator[ServedCommand]:
+    options = ["--labels", "votes.jsonl", "--rollout.max_new_tokens", "12", "--seed", "3"]
+    arguments = ["chat", *checkpoints.paths, "--interface", "page", *options]
+    with ServedCommand([*arguments, "--rewards", "[{kind: length}]"], tmp_path) as command:
+        yield command
+
+
 @pytest.mark.browser
 def test_a_scripted_conversation_in_a_browser(
-    browser_program: str, checkpoints: Checkpoints, page: PageProcess, tmp_path: Path
+    checkpoints: Checkpoints, served: ServedCommand, tmp_path: Path
 ):
-    shots = Path(os.environ.get("RLHF_SCREENSHOTS", tmp_path))
-    with Browser(browser_program, tmp_path / "profile", size=(1280, 900)) as browser:
-        browser.open(page.url)
-        browser.wait("document.querySelector('#about').textContent.includes('unfinished')")
-        assert "token" not in browser.value("location.href")
-        browser.click("#text")
-        browser.write("Which colour is the sky?")
-        browser.press_enter()
-        browser.wait("document.querySelectorAll('[data-vote]').length === 3")
+    pictures = Path(os.environ.get("RLHF_PICTURES", tmp_path))
+    with open_browser(tmp_path / "profile") as page:
+        page.show(served.url)
+        page.wait_for("document.querySelector('#about').textContent.includes('unfinished')")
+        assert "token" not in page.evaluate("location.href")
+        page.click("#text")
+        page.type("Which colour is the sky?")
+        page.press("Enter")
+        page.wait_for("document.querySelectorAll('[data-vote]').length === 3")
         expected = shown_replies(checkpoints)
-        assert browser.value(TEXTS) == expected
-        assert "score" in browser.value("document.querySelector('.notes').textContent")
-        browser.screenshot(shots / "chat-1280-light.png")
-        browser.click("[data-vote='C']")
-        browser.wait("document.querySelector('.reply.preferred')")
+        assert page.evaluate(TEXTS) == expected
+        assert "score" in page.evaluate("document.querySelector('.notes').textContent")
+        page.picture(pictures / "chat-1280-light.png")
+        page.click("[data-vote='C']")
+        page.wait_for("document.querySelector('.reply.preferred')")
         assert len(read_jsonl(tmp_path / "votes.jsonl")) == 2
-        browser.click("#text")
-        browser.write("<b>Guess</b>")
-        browser.click("#send")
-        browser.wait("document.querySelectorAll('.turn').length === 2 && " + IDLE)
-        assert browser.value("document.querySelector('.turn:last-child b') === null")
-        browser.click("#tie")
-        browser.wait("!document.querySelector('#tie')")
-        browser.click("#retry")
-        browser.wait("document.querySelector('#tie') && " + IDLE)
-        browser.click("#undo")
-        browser.wait("document.querySelectorAll('.turn').length === 1 && " + IDLE)
-        assert browser.console == []
+        page.click("#text")
+        page.type("<b>Guess</b>")
+        page.click("#send")
+        page.wait_for(f"document.querySelectorAll('.turn').length === 2 && {IDLE}")
+        assert page.evaluate("document.querySelector('.turn:last-child b') === null")
+        page.click("#tie")
+        page.wait_for("document.querySelector('#unvote')")
+        page.click("#unvote")
+        page.wait_for("document.querySelector('#tie')")
+        page.click("#retry")
+        page.wait_for(f"document.querySelector('#tie') && {IDLE}")
+        page.click("#undo")
+        page.wait_for(f"document.querySelectorAll('.turn').length === 1 && {IDLE}")
+        page.click(".turn:last-child .view summary")
+        page.wait_for("document.querySelector('.view pre').textContent.includes('<|user|>')")
+        assert page.console == []
+        assert all(url.startswith((served.base, "data:", "about:")) for url in page.requests)
     rows = read_jsonl(tmp_path / "votes.jsonl")
-    assert len(rows) == 5
-    assert [row["winner"] == "tie" for row in rows] == [False, False, True, True, True]
+    assert [row.get("winner") == "tie" for row in rows] == [False] * 2 + [True] * 3 + [False] * 3
+    assert [row["undoes"] for row in rows[5:]] == [row["label_id"] for row in rows[2:5]]
     winners = {row["response_" + row["winner"]][0]["content"] for row in rows[:2]}
     assert {escape_invisible(text) for text in winners} == {expected[2]}
-    os.kill(page.process.pid, signal.SIGKILL)
-    page.process.wait()
+    served.process.send_signal(signal.SIGKILL)
+    served.process.wait(60)
     assert read_jsonl(tmp_path / "votes.jsonl") == rows
 
 
 @pytest.mark.browser
-def test_the_page_fits_a_phone_and_a_dark_screen(
-    browser_program: str, page: PageProcess, tmp_path: Path
+def test_the_page_fits_a_phone_and_a_dark_screen_and_ends_cleanly(
+    served: ServedCommand, tmp_path: Path
 ):
-    shots = Path(os.environ.get("RLHF_SCREENSHOTS", tmp_path))
+    pictures = Path(os.environ.get("RLHF_PICTURES", tmp_path))
     papers = set()
-    for width, dark in ((380, False), (380, True), (1280, True)):
-        profile = tmp_path / f"profile{width}{dark}"
-        with Browser(browser_program, profile, size=(width, 800), dark=dark) as browser:
-            browser.open(page.url)
-            browser.wait("document.querySelector('#about').textContent")
-            if not browser.value("document.querySelector('.turn')"):
-                browser.click("#text")
-                browser.write("Repeat: " + "x" * 200)
-                browser.press_enter()
-                browser.wait("document.querySelectorAll('[data-vote]').length === 3")
-            browser.click("#settings summary")
-            browser.screenshot(shots / f"chat-{width}-{'dark' if dark else 'light'}.png")
-            assert browser.value("document.documentElement.scrollWidth") <= width
-            papers.add(browser.value("getComputedStyle(document.body).backgroundColor"))
-            assert browser.console == []
+    with open_browser(tmp_path / "profile") as page:
+        for width, dark in ((380, False), (380, True), (1280, True)):
+            page.show(served.url, width=width, height=800, dark=dark)
+            page.wait_for("document.querySelector('#about').textContent")
+            if not page.evaluate("document.querySelector('.turn') !== null"):
+                page.click("#text")
+                page.type("Repeat: " + "x" * 200)
+                page.press("Enter")
+                page.wait_for("document.querySelectorAll('[data-vote]').length === 3")
+            page.picture(pictures / f"chat-{width}-{'dark' if dark else 'light'}.png")
+            page.click("#settings summary")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert page.console == []
     assert len(papers) == 2
-
-
-@pytest.mark.browser
-def test_the_page_ends_cleanly_on_a_signal(page: PageProcess):
-    page.process.send_signal(signal.SIGTERM)
-    assert page.process.wait(60) == 128 + signal.SIGTERM
+    code, errors = served.end()
+    assert code == 128 + signal.SIGTERM
+    assert "the votes are in votes.jsonl" in errors
