@@ -48,7 +48,7 @@ def test_replies_are_streamed_and_are_those_of_generate(checkpoints: Checkpoints
         shown.setdefault(event["letter"], []).append(event["text"])
     expected = shown_replies(checkpoints)
     assert [shown[letter][-1] for letter in "ABC"] == expected
-    assert all(len(each) > 2 for each in shown.values())
+    assert max(map(len, shown.values())) > 5
     replies = last["state"]["turns"][0]["replies"]
     assert [reply["text"] for reply in replies] == expected
     assert [reply["name"] for reply in replies] == ["base", "lora", "unfinished"]

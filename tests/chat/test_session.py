@@ -94,7 +94,7 @@ def test_interleaved_sampling_gives_the_same_replies(checkpoints: Checkpoints):
     for index, text in session.generate(interleaved=True):
         seen[index].append(text)
     assert [texts[-1] for texts in seen.values()] == expected
-    assert all(len(texts) > 2 for texts in seen.values())  # streamed, not at once
+    assert max(map(len, seen.values())) > 5  # streamed, not at once
     assert all(
         later.startswith(earlier) for texts in seen.values()
         for earlier, later in itertools.pairwise(texts)
