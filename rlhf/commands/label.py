@@ -41,11 +41,11 @@ class LabelConfig(CommandConfig):
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Reward models for order: disagreement, in the format of a training configuration: several, or
     one of kind ensemble or heads."""
-    gold: list[DataSpec] = field(default_factory=list)
+    checks: list[DataSpec] = field(default_factory=list)
     """Pairs with known answers that are mixed with the items to check the annotator. They are not
     training data."""
-    gold_every: AtLeastTwo = 10
-    """One in this number of items is from gold, until each gold pair was used once."""
+    check_every: AtLeastTwo = 10
+    """One in this number of items is a check, until each check was used once."""
     strengths: Annotated[int, Interval(ge=1, le=3)] = 3
     """Number of strengths of a preference; the strength is the margin of the pair."""
     scale: Annotated[int, Interval(ge=2, le=10)] = 5
@@ -53,22 +53,22 @@ class LabelConfig(CommandConfig):
     guidelines: str = ""
     """Text that the page shows above the items."""
     limit: PositiveInt | None = None
-    """Maximum number of items, without those of gold."""
+    """Maximum number of items, without the checks."""
     seed: Seed = 0
-    """Seed of the order of the replies of an item, of the random order and of the gold pairs."""
+    """Seed of the order of the replies of an item, of the random order and of the checks."""
 
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data: give at least one source of items")
         check_annotator(self.annotator)
         if self.mode != "pairs":
-            for key, default in (("gold", []), ("strengths", 3), ("gold_every", 10)):
+            for key, default in (("checks", []), ("strengths", 3), ("check_every", 10)):
                 if getattr(self, key) != default:
                     raise ValueError(f"{key} has no effect on mode: {self.mode} (only on pairs)")
             if self.order in ("disagreement", "suspicion"):
                 raise ValueError(f"order: {self.order} needs mode: pairs, got {self.mode}")
-        if not self.gold and self.gold_every != 10:
-            raise ValueError("gold_every has no effect without gold")
+        if not self.checks and self.check_every != 10:
+            raise ValueError("check_every has no effect without checks")
         if self.mode != "ratings" and self.scale != 5:
             raise ValueError(f"scale has no effect on mode: {self.mode} (only on ratings)")
         if bool(self.rewards) != (self.order == "disagreement"):
@@ -109,7 +109,7 @@ def label(config: LabelConfig) -> Iterator[str]:
 
 
 def _queue(config: LabelConfig, annotator: str) -> list[Any]:
-    """Return the items in the order of labeling, with the gold pairs."""
+    """Return the items in the order of labeling, with the checks."""
     from rlhf.labeling.items import read_check_items, read_items
     from rlhf.labeling.queue import insert_checks, order_items
 
@@ -124,11 +124,11 @@ def _queue(config: LabelConfig, annotator: str) -> list[Any]:
         seed=config.seed,
         load_rewards=load_rewards,
     )[: config.limit]
-    if not config.gold:
+    if not config.checks:
         return items
-    checks = read_check_items(config.gold)
+    checks = read_check_items(config.checks)
     seed = f"{config.seed}/{annotator}"
-    return insert_checks(items, checks, every=config.gold_every, seed=seed)
+    return insert_checks(items, checks, every=config.check_every, seed=seed)
 
 
 def _serve_page(config: LabelConfig, session: Any) -> Iterator[str]:

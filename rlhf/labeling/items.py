@@ -71,7 +71,7 @@ def read_check_items(specs: Sequence[DataSpec]) -> list[LabelItem]:
     items = read_items(specs, "pairs")
     if any(item.best is None for item in items):
         raise UserError(
-            "gold: the rows must state the better reply: prompt, chosen and rejected, or "
+            "checks: the rows must state the better reply: prompt, chosen and rejected, or "
             "response_a, response_b and winner"
         )
     return [replace(item, is_check=True) for item in items]

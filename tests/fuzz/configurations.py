@@ -91,7 +91,7 @@ BASES: dict[str, list[Tree]] = {
     "score": [{"input": "x.jsonl", "rewards": RULES}],
     "label": [
         {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "strengths": 2,
-         "gold": DATA, "gold_every": 5, "order": "disagreement", "rewards": RULES, "port": 8000},
+         "checks": DATA, "check_every": 5, "order": "disagreement", "rewards": RULES, "port": 8000},
         {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "scale": 7,
          "mode": "ratings", "interface": "terminal", "limit": 3, "guidelines": "x"},
     ],

@@ -308,7 +308,7 @@ def test_items_are_read_from_many_layouts(tmp_path: Path):
     with pytest.raises(UserError, match="mode pairs needs the columns prompt with"):
         items("pairs", {"other": 1})
     write_jsonl(tmp_path / "gold.jsonl", samples)
-    with pytest.raises(UserError, match="gold: the rows must state the better reply"):
+    with pytest.raises(UserError, match="checks: the rows must state the better reply"):
         read_check_items([DataSpec(str(tmp_path / "gold.jsonl"))])
 
 

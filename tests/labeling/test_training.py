@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 
 import httpx
-import pytest
 
 from rlhf.cli.main import main
 from rlhf.common.files import write_jsonl
@@ -24,7 +23,12 @@ def rows(count: int, start: int) -> list[dict]:
     chosen = [min(PAIRS[i % len(PAIRS)]) for i in range(count)]
     rejected = [max(PAIRS[i % len(PAIRS)]) for i in range(count)]
     return [
-        {"prompt": f"Repeat: {i + start}", "chosen": WORDS[a], "rejected": WORDS[b]}
+        {
+            "prompt": f"Repeat: {i + start}",
+            "chosen": WORDS[a],
+            "rejected": WORDS[b],
+            "margin": b - a,
+        }
         for i, (a, b) in enumerate(zip(chosen, rejected, strict=True))
     ]
 
@@ -47,8 +51,7 @@ def label_by_script(served: ServedCommand, rng: random.Random) -> int:
     return wrong
 
 
-@pytest.mark.parametrize("margins", [False, True])
-def test_noisy_labels_train_a_reward_model(tmp_path: Path, capsys, margins: bool):
+def test_noisy_labels_train_a_reward_model(tmp_path: Path, capsys):
     # Replies are in a random order, so the labels contain all the reward model learns from.
     unlabeled = [
         {"prompt": row["prompt"], "response_a": row["chosen"], "response_b": row["rejected"]}
@@ -65,7 +68,7 @@ def test_noisy_labels_train_a_reward_model(tmp_path: Path, capsys, margins: bool
     command += [f"[{{path: {tmp_path / 'labels.jsonl'}}}]", "--output_dir", str(tmp_path / "run")]
     command += ["--test_data", f"[{{path: {tmp_path / 'test.jsonl'}}}]", "--max_length", "48"]
     command += ["--trainer", "{learning_rate: 0.01, num_train_epochs: 3}"]
-    command += ["--margins", str(margins).lower()]
+    command += ["--margins", "true"]  # the strengths of the labels
     assert main(command) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["accuracy"]["low"] > 0.5, summary["accuracy"]

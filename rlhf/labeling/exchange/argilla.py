@@ -37,7 +37,7 @@ def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
     users: dict[str, str] = {}
     for row in labels:
         if row.get("skipped"):
-            problem("skipped item, which is exported without a response")
+            problem("skipped (exported without a response)")
             continue
         user = str(uuid.uuid5(_USERS, row["annotator"]))
         users[user] = row["annotator"]
@@ -66,7 +66,7 @@ def _answers(row: Row, problem: Problem) -> Iterator[tuple[str, Any]]:
         case "rankings":
             names = names_by_rank(row)
             if names is None:
-                problem("ranking with ties, which is exported without a response")
+                problem("with tied ranks (exported without a response)")
                 return
             yield "ranking", names
         case "demonstrations":

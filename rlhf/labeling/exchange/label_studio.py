@@ -96,7 +96,7 @@ def _data(row: Row) -> dict[str, Any]:
 def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
     results = [] if row.get("skipped") else _results(row)
     if results is None:
-        problem("ranking with ties, which is not exported")
+        problem("with tied ranks (not exported)")
         return None
     if row.get("note"):
         results.append(_result("note", "prompt", "textarea", {"text": [row["note"]]}))
@@ -118,7 +118,8 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
                 return [_result("tie", "prompt", "choices", {"choices": ["tie"]})]
             side = {"a": "left", "b": "right"}[row["winner"]]
             results = [
-                _result("preference", "response_a,response_b", "pairwise", {"selected": side})
+                # Of the two targets, the validator of Label Studio's SDK accepts the first.
+                _result("preference", "response_a", "pairwise", {"selected": side})
             ]
             if row.get("margin"):
                 results.append(_result("strength", "prompt", "rating", {"rating": row["margin"]}))
@@ -127,7 +128,9 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
             return [_result("rating", "completion", "rating", {"rating": row["rating"]})]
         case "rankings":
             names = names_by_rank(row)
-            return names and [_result("ranking", "replies", "ranker", {"ranker": names})]
+            return names and [
+                _result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})
+            ]
         case _:
             text = row["completion"][-1]["content"]
             return [_result("completion", "prompt", "textarea", {"text": [text]})]
@@ -194,7 +197,7 @@ def _label(
         margin = value("strength", "rating")
         return ForeignLabel("pairs", **common, replies=pair, winner=winner, margin=margin)
     if isinstance(replies := field("replies"), list):
-        ranks = _ranks(value("ranking", "ranker"), replies)
+        ranks = _ranks(value("ranking", "ranker"), replies, names.get("ranking", "ranking"))
         bodies = [reply["body"] for reply in replies]
         known = bool(ranks) or common["skipped"]
         return ForeignLabel("rankings", **common, replies=bodies, ranks=ranks) if known else None
@@ -215,10 +218,16 @@ def _annotator(annotation: Mapping[str, Any]) -> str:
     return str(user if user is not None else "unknown")
 
 
-def _ranks(ranking: Any, replies: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the rank of each reply; [] if the ranking is incomplete."""
-    if isinstance(ranking, Mapping):  # one list for each bucket; "_" is that without a name
-        ranking = ranking.get("_")
+def _ranks(ranking: Any, replies: Sequence[Mapping[str, Any]], control: str) -> list[int]:
+    """Return the rank of each reply; [] if the ranking is incomplete.
+
+    Args:
+        ranking: A list of ids, or a mapping with such a list under the name of the control or _.
+        replies: The replies with their ids.
+        control: Name of the control.
+    """
+    if isinstance(ranking, Mapping):
+        ranking = ranking.get(control, ranking.get("_"))
     if not isinstance(ranking, list):
         return []
     places = {name: place for place, name in enumerate(ranking, start=1)}
