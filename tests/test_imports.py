@@ -54,6 +54,7 @@ ORDER = (
     "web",
     "labeling",
     "training",
+    "chat",
     "commands",
     "studies",
     "pipeline",

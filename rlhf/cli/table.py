@@ -187,6 +187,14 @@ COMMANDS = CommandTable(
                 "rlhf.commands.generate:generate",
             ),
             Command(
+                "chat",
+                "talk to models side by side, in the terminal or on a local page",
+                "rlhf.config.chat:ChatConfig",
+                "rlhf.commands.chat:chat",
+                arguments=("models",),
+                defaults={"rollout": {"max_new_tokens": 256}},
+            ),
+            Command(
                 "score",
                 "score conversations with a reward",
                 "rlhf.commands.score:ScoreConfig",

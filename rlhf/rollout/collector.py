@@ -74,7 +74,7 @@ class EpisodeSeed:
 
 
 @dataclass
-class _Episode:
+class Episode:
     """An episode in progress. ``rollout.tokens`` are the prompt of the next reply."""
 
     id: int
@@ -268,13 +268,7 @@ class Collector:
                 ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_empty``
                 is False.
         """
-        sampling = SamplingParams(
-            temperature=self.spec.temperature if temperature is None else temperature,
-            top_k=self.spec.top_k,
-            top_p=self.spec.top_p,
-            min_p=self.spec.min_p,
-            stop_ids=frozenset(self.chat_format.stop_ids),
-        )
+        sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
             with self.workers.collection():
@@ -290,6 +284,20 @@ class Collector:
             )
         return [rollouts[index] for index in sorted(rollouts)]
 
+    def sampling_params(self, temperature: float | None = None) -> SamplingParams:
+        """Return the distribution of the sampled tokens, and the stop tokens.
+
+        Args:
+            temperature: Sampling temperature; by default that of the spec.
+        """
+        return SamplingParams(
+            temperature=self.spec.temperature if temperature is None else temperature,
+            top_k=self.spec.top_k,
+            top_p=self.spec.top_p,
+            min_p=self.spec.min_p,
+            stop_ids=frozenset(self.chat_format.stop_ids),
+        )
+
     def replace_environment(self, env: gym.Env) -> gym.Env:
         """Replace a failed environment by a new one, because its state is undefined."""
         index = self.envs.index(env)
@@ -299,7 +307,7 @@ class Collector:
 
     def start_episode(
         self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
-    ) -> _Episode:
+    ) -> Episode:
         """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
         rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
@@ -314,9 +322,9 @@ class Collector:
                 "prompts or raise the limit"
             )
         rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
-        return _Episode(next(_episode_ids), index, env, rollout, budget)
+        return Episode(next(_episode_ids), index, env, rollout, budget)
 
-    def make_request(self, episode: _Episode, sampling: SamplingParams) -> Request:
+    def make_request(self, episode: Episode, sampling: SamplingParams) -> Request:
         """Return the request for an episode's next reply."""
         rollout = episode.rollout
         return Request(
@@ -332,7 +340,7 @@ class Collector:
         return step_with_reply(env, text, self.spec)
 
     def record_turn(
-        self, episode: _Episode, completion: Completion, text: str, result: StepResult
+        self, episode: Episode, completion: Completion, text: str, result: StepResult
     ) -> bool:
         """Append a reply and the result of the environment's step to the rollout.
 
@@ -410,7 +418,7 @@ class _Collection:
         self.engine, self.workers = collector.engine, collector.workers
         self.waiting = deque(enumerate(seeds))
         self.free = list(reversed(envs))
-        self.active: dict[int, _Episode] = {}  # request id -> episode
+        self.active: dict[int, Episode] = {}  # request id -> episode
         self.finished: dict[int, Rollout] = {}  # index in the seeds -> rollout
 
     def play(self) -> dict[int, Rollout]:
@@ -445,7 +453,7 @@ class _Collection:
 
         self._submit(env, seed.seed, lambda: reset_environment(env, seed.seed), receive)
 
-    def _submit_step(self, episode: _Episode, completion: Completion) -> None:
+    def _submit_step(self, episode: Episode, completion: Completion) -> None:
         """Step an episode's environment with a reply, and continue or end the episode."""
         env, collector = episode.env, self.collector
         text = collector.chat_format.decode_reply(completion.tokens)
@@ -476,13 +484,13 @@ class _Collection:
         with self.collector.watch("environments"):
             self.workers.submit(EnvironmentCall(env, seed, run, receive))
 
-    def _request_reply(self, episode: _Episode) -> None:
+    def _request_reply(self, episode: Episode) -> None:
         request = self.collector.make_request(episode, self.sampling)
         self.active[request.request_id] = episode
         self.engine.submit([request])
 
 
-def _check_completion(completion: Completion, active: Mapping[int, _Episode]) -> None:
+def _check_completion(completion: Completion, active: Mapping[int, Episode]) -> None:
     """Check the completion that a rollout engine returned.
 
     Raises:

@@ -86,6 +86,8 @@ BASES: dict[str, list[Tree]] = {
                       "rl": {"algorithm": "rloo", "against": ["mean"], "seeds": 1,
                              "training": {"num_steps": 1}}}],
     "generate": [{"model": MODEL, "prompt": "Hi", "samples": 2, "rollout": {"top_k": 5}}],
+    "chat": [{"models": ["no-such-model", "no-such-run"], "env": ENV, "rollout": {"top_k": 5},
+              "rewards": RULES, "blind": True, "labels": "votes.jsonl", "interface": "page"}],
     "score": [{"input": "x.jsonl", "rewards": RULES}],
     "label": [
         {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "strengths": 2,

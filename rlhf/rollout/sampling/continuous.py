@@ -90,6 +90,13 @@ class ContinuousEngine:
         if self._sampler is not None and episode_id in self._sampler.row_of:
             self._sampler.release(episode_id)
 
+    def sampled_tokens(self, episode_id: int) -> list[int]:
+        """Return the tokens of the unfinished completion of an episode that are sampled so far.
+
+        The list is empty if the episode has no request, or if its request waits for a free row.
+        """
+        return [] if self._sampler is None else self._sampler.sampled_tokens(episode_id)
+
     def reset(self) -> None:
         """Cancel all requests, and free the cache and the decoder."""
         if self._sampler is not None:
@@ -171,6 +178,13 @@ class Sampler:
         self.unread.pop(episode_id, None)
         self.free_rows.add(row)
         self.decoding[row] = False
+
+    def sampled_tokens(self, episode_id: int) -> list[int]:
+        """Return the tokens of an unfinished completion that are sampled so far."""
+        if episode_id not in self.requests:
+            return []
+        row = self.row_of[episode_id]
+        return self.tokens[row, : self.count[row]].tolist()
 
     def _compact_rows(self) -> None:
         """Move rows from the end into free rows before them."""
