@@ -52,6 +52,7 @@ ORDER = (
     "evaluation",
     "reports",
     "training",
+    "explain",
     "commands",
     "studies",
     "pipeline",

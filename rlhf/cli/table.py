@@ -159,6 +159,13 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
             Command(
+                "explain",
+                "explain a reward, a policy and stages of training by their tokens, as a page and JSON",
+                "rlhf.config.explain:ExplainConfig",
+                "rlhf.commands.explain:explain",
+                makes_run=True,
+            ),
+            Command(
                 "generate",
                 "sample completions of a model for prompts",
                 "rlhf.commands.generate:GenerateConfig",
