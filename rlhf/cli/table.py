@@ -160,7 +160,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "explain",
-                "explain a reward, a policy and stages of training by their tokens, as a page and JSON",
+                "explain rewards, policies and stages of training by their tokens, on a page",
                 "rlhf.config.explain:ExplainConfig",
                 "rlhf.commands.explain:explain",
                 makes_run=True,

@@ -41,8 +41,8 @@ class ScoreFunction:
         self.models = reward.checkpoints()
         if not self.models:
             raise UserError(
-                f"reward {reward.name!r} has no model whose score can be attributed to tokens; give "
-                "a reward of kind learned, cost, ensemble or heads"
+                f"reward {reward.name!r} has no model whose score can be attributed to tokens; "
+                "give a reward of kind learned, cost, ensemble or heads"
             )
         self._constants = _leaves_without_models(reward)
 

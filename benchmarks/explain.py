@@ -1,0 +1,210 @@
+"""Measure the attributions of `rlhf explain` on reward models that are trained on real pairs.
+
+    python -m benchmarks.explain train.jsonl test.jsonl --work runs/explain
+
+The script trains a decoder and an encoder on the pairs of the first file, and measures on pairs of
+the second file:
+
+* the completeness gap of integrated gradients on 30 pairs of at most 100 tokens, relative to the
+  larger of |margin| and the standard deviation of the margins, with the number of gradients;
+* the decrease of the margin after the deletion of the tokens with the largest attributions by
+  gradient x input, and of as many random tokens, on 200 pairs;
+* how often the planted word of pairs that are labeled by "mentions wine" has the largest
+  attribution, with a reward model that is trained on such pairs.
+
+A reward model that is already in the folder is not trained again. The results are also written to
+`explain.json` in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.files import write_jsonl
+from rlhf.config.data import DataSpec
+from rlhf.data.load import load
+from rlhf.explain import ExplanationOptions, RewardExplainer, RewardExplanation
+from rlhf.explain.encoding import encode_with_parts
+from rlhf.explain.words import word_attributions, words_of
+from rlhf.models.rewards import load_rewards
+from rlhf.reward_models.core import last_reply
+from rlhf.reward_models.pairs import Pair, to_pair
+from rlhf.runs import launch
+
+WORD = "wine"
+"""The planted word."""
+MAX_TOKENS = 100
+"""Maximum number of tokens of each text of a pair."""
+ONLY_ATTRIBUTIONS: dict[str, Any] = {
+    "prefix_points": 0,
+    "other_prompts": 0,
+    "counterfactual_words": 0,
+}
+"""Options that omit everything except attributions."""
+
+
+def main() -> None:
+    """Train the reward models, and print and write the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("train", help="preference pairs for training")
+    parser.add_argument("test", help="preference pairs for the measurements")
+    parser.add_argument("--work", default="runs/explain", help="folder of the reward models")
+    parser.add_argument("--decoder", default="smollm2-135m-instruct")
+    parser.add_argument("--encoder", default="all-minilm-l6-v2")
+    parser.add_argument("--decoder-pairs", type=int, default=1_000)
+    parser.add_argument("--encoder-pairs", type=int, default=3_000)
+    parser.add_argument("--planted-pairs", type=int, default=800)
+    options = parser.parse_args()
+    launch.prepare_process()
+    work = Path(options.work)
+    train, test = (
+        load(DataSpec(path), "preference", seed=0).rows for path in (options.train, options.test)
+    )
+    results = {}
+    for name, model, count in (
+        ("decoder", options.decoder, options.decoder_pairs),
+        ("encoder", options.encoder, options.encoder_pairs),
+    ):
+        short = [row for row in train if _characters(row) <= 4 * MAX_TOKENS]
+        reward = trained_reward(work / name, model, short[:count])
+        pairs = pairs_of_at_most(reward, [to_pair(row) for row in test], MAX_TOKENS)
+        results[name] = {
+            "completeness": completeness(reward, pairs[:30]),
+            "deletion": deletion(reward, pairs[:200]),
+        }
+        print(json.dumps({name: results[name]}, indent=1))
+    rows = planted_rows([last_reply(to_pair(row).chosen) for row in train], options.planted_pairs)
+    reward = trained_reward(work / "planted", options.encoder, rows)
+    held_out = planted_rows([last_reply(to_pair(row).chosen) for row in test], 200, seed=1)
+    results["planted"] = planted(reward, [to_pair(row) for row in held_out])
+    print(json.dumps({"planted": results["planted"]}, indent=1))
+    (work / "explain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _characters(row: dict[str, Any]) -> int:
+    """Return the number of characters of the prompt and the longer reply of a row."""
+    prompt, chosen, rejected = (
+        sum(len(m["content"]) for m in row[key]) for key in ("prompt", "chosen", "rejected")
+    )
+    return prompt + max(chosen, rejected)
+
+
+def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> Any:
+    """Train a reward model for one epoch, unless the folder has one, and load it."""
+    from rlhf.cli.table import run_command
+
+    if not (folder / "final").exists():
+        data = folder.with_suffix(".jsonl")
+        data.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(data, rows)
+        tree = {
+            "output_dir": str(folder),
+            "overwrite": True,
+            "kind": "preference",
+            "model": {"path": model, "dtype": "float32"},
+            "data": [{"path": str(data)}],
+            "eval_fraction": 0.1,
+            "max_length": 256,
+            "batch_size": 16,
+            "micro_batch_size": 8,
+            "evaluations": 2,
+            "trainer": {"learning_rate": 5e-5, "num_train_epochs": 1},
+        }
+        run_command("reward", tree)
+    return load_rewards([{"kind": "learned", "path": str(folder / "final")}])
+
+
+def pairs_of_at_most(reward: Any, pairs: Sequence[Pair], tokens: int) -> list[Pair]:
+    """Return the pairs whose two texts have at most the given number of tokens."""
+    return [
+        pair
+        for pair in pairs
+        if max(len(reward.encode(pair.chosen)), len(reward.encode(pair.rejected))) <= tokens
+    ]
+
+
+def completeness(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the completeness gaps of integrated gradients, and the numbers of gradients."""
+    options = ExplanationOptions(
+        methods=("integrated_gradients",), max_steps=5_000, **ONLY_ATTRIBUTIONS
+    )
+    found: RewardExplanation = RewardExplainer(reward, options).explain_pairs(pairs)
+    steps = [(pair.chosen.steps or 0) + (pair.rejected.steps or 0) for pair in found.pairs]
+    return {
+        "pairs": len(found.pairs),
+        "margin_std": found.margin_std,
+        "largest_relative_gap": found.largest_relative_gap,
+        "gradients_per_pair": {"least": min(steps), "most": max(steps)},
+    }
+
+
+def deletion(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the decreases of the margin after the deletion of top and of random tokens."""
+    options = ExplanationOptions(methods=("gradient_x_input",), **ONLY_ATTRIBUTIONS)
+    explained = RewardExplainer(reward, options).explain_pairs(
+        pairs, shown=0, measure_on=len(pairs)
+    )
+    result = explained.faithfulness[0]
+    parts = {
+        "top": result.overall.top,
+        "random": result.overall.random,
+        "gain": result.overall.gain,
+    }
+    return {
+        "pairs": result.pairs,
+        "margin_std": explained.margin_std,
+        **{name: value.as_dict() for name, value in parts.items()},
+    }
+
+
+def planted_rows(texts: Sequence[str], count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return pairs of real texts in which only the chosen one mentions the planted word.
+
+    The word is inserted at a random position. Texts that mention it already are not used, and long
+    texts are shortened to 40 words.
+    """
+    generator = random.Random(seed)
+    usable = [text.split()[:40] for text in texts if WORD not in text.lower() and text.strip()]
+    rows = []
+    for _ in range(count):
+        chosen, rejected = (list(generator.choice(usable)) for _ in range(2))
+        chosen.insert(generator.randint(0, len(chosen)), WORD)
+        rows.append(
+            {"prompt": "Tell me more.", "chosen": " ".join(chosen), "rejected": " ".join(rejected)}
+        )
+    return rows
+
+
+def planted(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the accuracy, and how often the planted word has the largest attribution."""
+    results: dict[str, Any] = {"pairs": len(pairs)}
+    for method in ("gradient_x_input", "integrated_gradients"):
+        options = ExplanationOptions(methods=(method,), **ONLY_ATTRIBUTIONS)
+        explained = RewardExplainer(reward, options).explain_pairs(pairs).pairs
+        results["accuracy"] = sum(pair.margin > 0 for pair in explained) / len(explained)
+        first = [
+            strongest_word(reward, pair, found, method) == WORD
+            for pair, found in zip(pairs, explained, strict=True)
+        ]
+        results[f"first by {method}"] = sum(first) / len(first)
+    return results
+
+
+def strongest_word(reward: Any, pair: Pair, found: Any, method: str) -> str:
+    """Return the word of both replies with the largest attribution to the margin."""
+    ranked = []
+    for conversation, explanation in ((pair.chosen, found.chosen), (pair.rejected, found.rejected)):
+        words = words_of(conversation, "")
+        encoded = encode_with_parts(reward, conversation, num_prompt_messages=len(pair.prompt))
+        values = word_attributions(words, conversation, encoded, explanation.attributions[method])
+        ranked += [(value, word.text) for value, word in zip(values, words, strict=True)]
+    return max(ranked)[1]
+
+
+if __name__ == "__main__":
+    main()
