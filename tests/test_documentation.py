@@ -200,7 +200,11 @@ def prepare_lifecycle(folder: Path) -> None:
     (folder / "run").rename(folder / "moved")
 
 
-PREPARE = {"rewards.md": prepare_rewards, "lifecycle.md": prepare_lifecycle}
+PREPARE = {
+    "rewards.md": prepare_rewards,
+    "explain.md": prepare_rewards,
+    "lifecycle.md": prepare_lifecycle,
+}
 
 
 def promised(code: str) -> list[str]:

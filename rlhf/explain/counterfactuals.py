@@ -94,14 +94,17 @@ def margins_without(
     reward: Reward, pair: Pair, deletions: Sequence[Sequence[Word]]
 ) -> list[float | None]:
     """Return the margin of a pair after each of N deletions, [N]; None if it cannot be scored."""
-    conversations = [
-        without_words(conversation, [word for word in words if word.side == side])
-        for side, conversation in (("chosen", pair.chosen), ("rejected", pair.rejected))
-        for words in deletions
+
+    def of_side(side: str) -> list[frozenset[Word]]:
+        return [frozenset(w for w in words if w.side == side) for words in deletions]
+
+    conversations = {"chosen": pair.chosen, "rejected": pair.rejected}
+    # Most deletions change only one of the two texts, so each distinct text is scored once.
+    texts = list(dict.fromkeys((side, words) for side in conversations for words in of_side(side)))
+    shortened = [without_words(conversations[side], words) for side, words in texts]
+    scores = dict(zip(texts, reward.score(shortened).values, strict=True))
+    pairs = [
+        (scores["chosen", chosen], scores["rejected", rejected])
+        for chosen, rejected in zip(of_side("chosen"), of_side("rejected"), strict=True)
     ]
-    values = reward.score(conversations).values
-    half = len(deletions)
-    return [
-        None if a is None or b is None else a - b
-        for a, b in zip(values[:half], values[half:], strict=True)
-    ]
+    return [None if a is None or b is None else a - b for a, b in pairs]

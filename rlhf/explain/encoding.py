@@ -152,7 +152,8 @@ def _spans_of_parts(
         before, found, rest = marked.partition(marker)
         if found:
             marked = rest
-            position = max(position, text.find(before, position) + len(before))
+            at = text.find(before, position)
+            position = position if at < 0 else at + len(before)
         stripped = content.strip()
         start = text.find(stripped, position) if stripped else -1
         if start < 0:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rlhf.errors import UserError
+from rlhf.explain.margins import margins
 from rlhf.reward_models.checkpoint import output_layer
-from rlhf.reward_models.core import Unscorable
+from rlhf.reward_models.core import Reward
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.pairs import Pair
 
@@ -41,84 +42,65 @@ class TrainingPairIndex:
     therefore judged for similar reasons. Swapping the replies of a pair negates its difference.
 
     Args:
-        model: The reward model.
+        reward: The reward. The hidden states are those of its first model.
         pairs: Training pairs. Pairs that cannot be scored are omitted.
 
     Raises:
         UserError: No pair can be scored.
     """
 
-    def __init__(self, model: LearnedReward, pairs: Sequence[Pair]) -> None:
-        self.model, self.pairs = model, list(pairs)
-        differences, margins, self.indices = _pair_differences(model, self.pairs)
-        if not self.indices:
+    def __init__(self, reward: Reward, pairs: Sequence[Pair]) -> None:
+        self.model, self.pairs = reward.checkpoints()[0], list(pairs)
+        found = margins(reward, [(pair.chosen, pair.rejected) for pair in pairs])
+        self.margins = {i: margin for i, margin in enumerate(found) if margin is not None}
+        """Index of a pair that can be scored -> its margin."""
+        if not self.margins:
             raise UserError("train_pairs: the reward can score none of the pairs")
-        self.margins = margins
+        self._indices = list(self.margins)
+        differences = _pair_differences(self.model, [self.pairs[i] for i in self._indices])
         self._directions = nn.functional.normalize(differences, dim=1)
 
     def nearest(self, pair: Pair, count: int) -> list[Neighbor]:
-        """Return the most similar training pairs, the most similar first.
-
-        The result is empty if the pair cannot be scored.
-        """
-        difference, _, known = _pair_differences(self.model, [pair])
-        if not known:
-            return []
-        cosines = self._directions @ nn.functional.normalize(difference, dim=1)[0]
+        """Return the training pairs that are most similar to a pair, the most similar first."""
+        direction = nn.functional.normalize(_pair_differences(self.model, [pair]), dim=1)[0]
+        cosines = self._directions @ direction
         top = cosines.topk(min(count, len(cosines)))
         return [
-            self._neighbor(row, similarity)
+            self._neighbor(self._indices[row], similarity)
             for row, similarity in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
-    def _neighbor(self, row: int, similarity: float) -> Neighbor:
-        index = self.indices[row]
+    def _neighbor(self, index: int, similarity: float) -> Neighbor:
         pair = self.pairs[index]
         prompt, chosen, rejected = (
             str(messages[-1].get("content") or "")
             for messages in (pair.prompt, pair.chosen, pair.rejected)
         )
-        return Neighbor(index, similarity, self.margins[row], prompt, chosen, rejected)
+        return Neighbor(index, similarity, self.margins[index], prompt, chosen, rejected)
 
 
-def _pair_differences(
-    model: LearnedReward, pairs: Sequence[Pair]
-) -> tuple[Tensor, list[float], list[int]]:
-    """Return the differences of hidden states [N, D], margins [N] and indices of scorable pairs."""
-    encoded, indices = [], []
-    for index, pair in enumerate(pairs):
-        try:
-            encoded.append((model.encode(pair.chosen), model.encode(pair.rejected)))
-        except Unscorable:
-            continue
-        indices.append(index)
-    if not encoded:
-        return torch.zeros(0, 1), [], []
-    states, logits = head_inputs(model, [ids for pair in encoded for ids in pair])
-    scores = model.scores_from_logits(logits).view(-1, 2)
-    differences = states.view(len(encoded), 2, -1)
-    margins = (scores[:, 0] - scores[:, 1]).tolist()
-    return differences[:, 0] - differences[:, 1], margins, indices
+def _pair_differences(model: LearnedReward, pairs: Sequence[Pair]) -> Tensor:
+    """Return the differences of the hidden states of the chosen and the rejected texts, [N, D]."""
+    texts = [model.encode(text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    states = head_inputs(model, texts).view(len(pairs), 2, -1)
+    return states[:, 0] - states[:, 1]
 
 
 @torch.no_grad()
-def head_inputs(model: LearnedReward, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return the hidden states that the last layer of the head reads, [N, D], and logits [N, K]."""
+def head_inputs(model: LearnedReward, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the hidden states of N texts that the last layer of the head reads, [N, D]."""
     found: list[Tensor] = []
     layer = output_layer(model.model)
     if layer is None:
         raise UserError("train_pairs: this reward model has no linear output layer")
     hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    logits = []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
     try:
-        for batch in _batches(texts, model.batch_size):
+        for start in range(0, len(order), model.batch_size):
+            batch = [texts[i] for i in order[start : start + model.batch_size]]
             mask, ids = model.pad_to_mask_and_ids(batch)
-            logits.append(model.logits(mask, input_ids=ids).cpu())
+            model.logits(mask, input_ids=ids)
     finally:
         hook.remove()
-    return torch.cat(found).float().cpu(), torch.cat(logits)
-
-
-def _batches(texts: Sequence[Sequence[int]], size: int) -> Iterator[Sequence[Sequence[int]]]:
-    for start in range(0, len(texts), size):
-        yield texts[start : start + size]
+    states = torch.cat(found).float().cpu()
+    return states[torch.tensor(order).argsort()]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.common.conversation import Conversation
+from rlhf.explain.margins import margins
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.pairs import Pair
 from rlhf.stats import Interval, interval
@@ -35,22 +36,14 @@ def prompt_influence(
         other_prompts: Prompts of other pairs.
         share: See `PromptInfluence.share`.
     """
-    empty = [{**message, "content": ""} for message in pair.prompt]
-    margins = margins_after_prompts(reward, pair, [empty, *other_prompts])
-    known = [margin for margin in margins[1:] if margin is not None]
-    return PromptInfluence(share, margins[0], interval(known) if known else None)
-
-
-def margins_after_prompts(
-    reward: Reward, pair: Pair, prompts: Sequence[Conversation]
-) -> list[float | None]:
-    """Return the margin of the two replies of a pair after each of N prompts, [N]."""
     start = len(pair.prompt)
-    conversations = [
-        [*prompt, *reply[start:]] for reply in (pair.chosen, pair.rejected) for prompt in prompts
-    ]
-    values = reward.score(conversations).values
-    return [
-        None if a is None or b is None else a - b
-        for a, b in zip(values[: len(prompts)], values[len(prompts) :], strict=True)
-    ]
+    empty = [{**message, "content": ""} for message in pair.prompt]
+    without, *others = margins(
+        reward,
+        [
+            ([*prompt, *pair.chosen[start:]], [*prompt, *pair.rejected[start:]])
+            for prompt in (empty, *other_prompts)
+        ],
+    )
+    known = [margin for margin in others if margin is not None]
+    return PromptInfluence(share, without, interval(known) if known else None)

@@ -151,10 +151,9 @@ def _prompt_influence_html(influence: PromptInfluence | None) -> str:
     if influence.without_prompt is not None:
         parts.append(f"the margin is {number_text(influence.without_prompt)} with an empty prompt")
     if (other := influence.other_prompts) is not None:
-        parts.append(
-            f"it is {number_text(other.value)} {interval_text(other)} after "
-            f"{other.units} other prompts"
-        )
+        bounds = f" {interval_text(other)}" if other.known else ""
+        after = "another prompt" if other.units == 1 else f"{other.units} other prompts"
+        parts.append(f"it is {number_text(other.value)}{bounds} after {after}")
     return f"<p><b>Prompt.</b> {esc('; '.join(parts))}.</p>" if parts else ""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from rlhf.common.conversation import Conversation
 from rlhf.config.explain import AttributionMethod
@@ -149,7 +150,7 @@ class RewardExplainer:
         self.reward, self.options = reward, options or ExplanationOptions()
         self.score = ScoreFunction(reward)
         self.index = (
-            TrainingPairIndex(self.score.models[0], train_pairs)
+            TrainingPairIndex(reward, train_pairs)
             if train_pairs and self.options.neighbors
             else None
         )
@@ -236,7 +237,7 @@ class RewardExplainer:
         """
         inputs = self.score.embed(encoded.ids)
 
-        def score(batch):
+        def score(batch: Sequence[Tensor]) -> Tensor:
             return self.score.scores_of_embeddings(batch, constants)
 
         if method == "gradient_x_input":

@@ -197,8 +197,9 @@ def test_a_pair_is_its_own_nearest_neighbor_and_its_swap_is_opposite(
 
 def test_hidden_states_times_the_head_are_the_logits(decoder_path):
     reward = LearnedReward.load(decoder_path)
-    states, logits = head_inputs(reward, [reward.encode(p.chosen) for p in PAIRS])
-    torch.testing.assert_close(reward.model.score(states), logits)
+    texts = [reward.encode(pair.chosen) for pair in PAIRS]
+    logits = reward.model.score(head_inputs(reward, texts))
+    torch.testing.assert_close(logits, reward.logits_of_token_ids(texts))
 
 
 def test_training_pairs_without_scores_are_refused():
