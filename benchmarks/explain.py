@@ -27,8 +27,9 @@ from typing import Any
 
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
+from rlhf.config.explain import AttributionSpec
 from rlhf.data.load import load
-from rlhf.explain import ExplanationOptions, RewardExplainer, RewardExplanation
+from rlhf.explain import RewardExplainer, RewardExplanation
 from rlhf.explain.encoding import encode_with_parts
 from rlhf.explain.words import word_attributions, words_of
 from rlhf.models.rewards import load_rewards
@@ -130,8 +131,8 @@ def pairs_of_at_most(reward: Any, pairs: Sequence[Pair], tokens: int) -> list[Pa
 
 def completeness(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the completeness gaps of integrated gradients, and the numbers of gradients."""
-    options = ExplanationOptions(
-        methods=("integrated_gradients",), max_steps=5_000, **ONLY_ATTRIBUTIONS
+    options = AttributionSpec(
+        methods=["integrated_gradients"], max_steps=5_000, **ONLY_ATTRIBUTIONS
     )
     found: RewardExplanation = RewardExplainer(reward, options).explain_pairs(pairs)
     steps = [(pair.chosen.steps or 0) + (pair.rejected.steps or 0) for pair in found.pairs]
@@ -145,7 +146,7 @@ def completeness(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 def deletion(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the decreases of the margin after the deletion of top and of random tokens."""
-    options = ExplanationOptions(methods=("gradient_x_input",), **ONLY_ATTRIBUTIONS)
+    options = AttributionSpec(methods=["gradient_x_input"], **ONLY_ATTRIBUTIONS)
     explained = RewardExplainer(reward, options).explain_pairs(
         pairs, shown=0, measure_on=len(pairs)
     )
@@ -184,7 +185,7 @@ def planted(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the accuracy, and how often the planted word has the largest attribution."""
     results: dict[str, Any] = {"pairs": len(pairs)}
     for method in ("gradient_x_input", "integrated_gradients"):
-        options = ExplanationOptions(methods=(method,), **ONLY_ATTRIBUTIONS)
+        options = AttributionSpec(methods=[method], **ONLY_ATTRIBUTIONS)
         explained = RewardExplainer(reward, options).explain_pairs(pairs).pairs
         results["accuracy"] = sum(pair.margin > 0 for pair in explained) / len(explained)
         first = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlhf.config.explain import ExplainConfig
 from rlhf.runs.directory import Run
@@ -63,16 +65,13 @@ def _explain_reward(
     pairs: Sequence[Pair],
     texts: Sequence[Conversation],
 ) -> RewardExplanation:
-    import dataclasses
-
     from rlhf.data.load import load_and_log
-    from rlhf.explain import ExplanationOptions, RewardExplainer
+    from rlhf.explain import RewardExplainer
     from rlhf.reward_models.pairs import to_pair
 
     rows = load_and_log(config.train_pairs, "preference", what="training pairs", seed=config.seed)
-    settings: dict[str, Any] = dataclasses.asdict(config.attribution)
-    options = ExplanationOptions(**{**settings, "methods": tuple(config.attribution.methods)})
-    explainer = RewardExplainer(reward, options, train_pairs=[to_pair(row) for row in rows])
+    train_pairs = [to_pair(row) for row in rows]
+    explainer = RewardExplainer(reward, config.attribution, train_pairs=train_pairs)
     of_texts = explainer.explain_texts(texts[: config.shown]) if texts else None
     if not pairs:
         assert of_texts is not None
@@ -84,7 +83,10 @@ def _explain_reward(
         draws=config.faithfulness.draws,
         seed=config.seed,
     )
-    return dataclasses.replace(of_pairs, texts=of_texts.texts) if of_texts else of_pairs
+    if of_texts is None:
+        return of_pairs
+    skipped = Counter(of_pairs.skipped) + Counter(of_texts.skipped)
+    return dataclasses.replace(of_pairs, texts=of_texts.texts, skipped=dict(skipped))
 
 
 def _explain_policy(

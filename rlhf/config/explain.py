@@ -21,7 +21,7 @@ AttributionMethod = Literal["gradient_x_input", "integrated_gradients"]
 
 @dataclass(frozen=True)
 class AttributionSpec:
-    """How a score is attributed to tokens, and what else is computed for each pair."""
+    """Attribution methods, and what else is computed for each pair or text."""
 
     methods: list[AttributionMethod] = field(
         default_factory=lambda: ["gradient_x_input", "integrated_gradients"]

@@ -131,7 +131,7 @@ def encode_reply(
         RowDropped: The chat template cannot render the conversation.
     """
     ids, mask = encode_example(chat_format, conversation[:-1], conversation[-1:])
-    return list(ids), [bool(m) for m in mask]
+    return list(ids), [False, *map(bool, mask[1:])]  # the first token has no log-probability
 
 
 def _encode(

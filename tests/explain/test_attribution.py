@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rlhf.config.explain import AttributionSpec
 from rlhf.explain.attribution import gradient_times_input, integrated_gradients
-from rlhf.explain.reward_explanation import ExplanationOptions, RewardExplainer
+from rlhf.explain.reward_explainer import RewardExplainer
 from rlhf.explain.score_function import ScoreFunction
 from rlhf.models.rewards import with_packing
 from rlhf.reward_models import EachReward
@@ -15,13 +16,13 @@ from rlhf.reward_models.ensemble import Ensemble
 from rlhf.reward_models.learned import LearnedReward
 from tests.explain.rewards import PAIRS, linear_reward
 
-ONLY_ATTRIBUTIONS = ExplanationOptions(prefix_points=0, other_prompts=0, counterfactual_words=0)
+ONLY_ATTRIBUTIONS = AttributionSpec(prefix_points=0, other_prompts=0, counterfactual_words=0)
 
 
 def attributions(reward, pair, **options):
     """The explanation of a pair without anything but attributions."""
     changed = {**vars(ONLY_ATTRIBUTIONS), **options}
-    explainer = RewardExplainer(reward, ExplanationOptions(**changed))
+    explainer = RewardExplainer(reward, AttributionSpec(**changed))
     (explained,) = explainer.explain_pairs([pair]).pairs
     return explained
 
@@ -43,7 +44,7 @@ def score_and_inputs(reward, conversation):
 def test_a_linear_reward_has_the_closed_form_weight_times_count(method, template):
     reward, weights = linear_reward(template=template)
     for pair in PAIRS:
-        explained = attributions(reward, pair, methods=(method,))
+        explained = attributions(reward, pair, methods=[method])
         for sign, conversation, text in (
             (1, pair.chosen, explained.chosen),
             (-1, pair.rejected, explained.rejected),
@@ -144,7 +145,7 @@ def test_attributions_are_linear_in_the_reward(decoder_path, helpers, tmp_path):
     second.name = "other"
     method = "gradient_x_input"
     a, b, both = (
-        attributions(reward, PAIRS[0], methods=(method,)).rejected.attributions[method]
+        attributions(reward, PAIRS[0], methods=[method]).rejected.attributions[method]
         for reward in (first, second, 3.0 * first - second)
     )
     assert both == pytest.approx([3 * x - y for x, y in zip(a, b, strict=True)], abs=1e-5)
@@ -155,7 +156,7 @@ def test_a_rule_changes_the_margin_but_not_the_attributions(decoder_path):
     length = EachReward(lambda talk: float(len(last_reply(talk))), name="length")
     method = "gradient_x_input"
     alone, with_rule = (
-        attributions(reward, PAIRS[0], methods=(method,)) for reward in (model, model + length)
+        attributions(reward, PAIRS[0], methods=[method]) for reward in (model, model + length)
     )
     assert with_rule.chosen.attributions == alone.chosen.attributions
     assert with_rule.margin - alone.margin == pytest.approx(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlhf.config.explain import AttributionSpec
 from rlhf.explain.faithfulness import (
     FRACTIONS,
     AttributedText,
@@ -12,7 +13,7 @@ from rlhf.explain.faithfulness import (
     top_positions,
     without_positions,
 )
-from rlhf.explain.reward_explanation import ExplanationOptions, RewardExplainer
+from rlhf.explain.reward_explainer import RewardExplainer
 from rlhf.explain.score_function import ScoreFunction
 from tests.explain.rewards import PAIRS, linear_reward, pair
 
@@ -42,7 +43,7 @@ def test_deletion_removes_positions():
 def test_the_decrease_on_a_linear_reward_is_the_sum_of_the_deleted_attributions():
     reward, _ = linear_reward()
     score = ScoreFunction(reward)
-    options = ExplanationOptions(methods=("gradient_x_input",))
+    options = AttributionSpec(methods=["gradient_x_input"])
     (explained,) = RewardExplainer(reward, options).explain_pairs(PAIRS[:1]).pairs
     sides = tuple(
         AttributedText(
@@ -83,7 +84,7 @@ def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_no
         pair(f"prompt {i}", *(" ".join(generator.choice(words, 9)) for _ in range(2)))
         for i in range(20)
     ]
-    options = ExplanationOptions(methods=("gradient_x_input",), prefix_points=0, other_prompts=0)
+    options = AttributionSpec(methods=["gradient_x_input"], prefix_points=0, other_prompts=0)
     explainer = RewardExplainer(reward, options)
     (result,) = explainer.explain_pairs(pairs, shown=1, measure_on=20).faithfulness
     assert result.pairs == 20

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
 from rlhf.explain.counterfactuals import find_counterfactual
 from rlhf.explain.encoding import encode_with_parts
 from rlhf.explain.neighbors import TrainingPairIndex, head_inputs
 from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.prompt_influence import prompt_influence
-from rlhf.explain.reward_explanation import ExplanationOptions, RewardExplainer
+from rlhf.explain.reward_explainer import RewardExplainer
 from rlhf.explain.score_function import ScoreFunction
 from rlhf.explain.words import Word, without_words, word_attributions, words_of
 from rlhf.reward_models import EachReward
@@ -164,7 +165,7 @@ def test_a_verdict_that_no_deletion_changes_is_not_flipped():
 
 def test_words_are_tried_in_the_order_of_their_attributions(decoder_path):
     reward = LearnedReward.load(decoder_path)
-    options = ExplanationOptions(methods=("gradient_x_input",), prefix_points=0, other_prompts=0)
+    options = AttributionSpec(methods=["gradient_x_input"], prefix_points=0, other_prompts=0)
     explained = RewardExplainer(reward, options).explain_pairs(PAIRS).pairs
     for item, found in zip(PAIRS, explained, strict=True):
         edit = found.counterfactual
