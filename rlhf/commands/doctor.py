@@ -29,6 +29,7 @@ OPTIONAL_PACKAGES = {
     "tasks of rlhf evaluate": ("lm_eval", "tasks"),
     "--launcher ray": ("ray", "ray"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
+    "attribution.methods: shapley": ("captum", "explain"),
 }
 """Feature -> imported package, and the extra that installs it."""
 

@@ -71,7 +71,9 @@ def _explain_reward(
 
     rows = load_and_log(config.train_pairs, "preference", what="training pairs", seed=config.seed)
     train_pairs = [to_pair(row) for row in rows]
-    explainer = RewardExplainer(reward, config.attribution, train_pairs=train_pairs)
+    explainer = RewardExplainer(
+        reward, config.attribution, train_pairs=train_pairs, seed=config.seed
+    )
     of_texts = explainer.explain_texts(texts[: config.shown]) if texts else None
     if not pairs:
         assert of_texts is not None
@@ -81,7 +83,6 @@ def _explain_reward(
         shown=config.shown,
         measure_on=config.faithfulness.pairs,
         draws=config.faithfulness.draws,
-        seed=config.seed,
     )
     if of_texts is None:
         return of_pairs

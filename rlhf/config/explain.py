@@ -16,7 +16,7 @@ from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 
-AttributionMethod = Literal["gradient_x_input", "integrated_gradients"]
+AttributionMethod = Literal["gradient_x_input", "integrated_gradients", "shapley"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class AttributionSpec:
     and the standard deviation of the margins. More steps are computed until it is reached."""
     max_steps: PositiveInt = 600
     """Maximum number of gradients for one text."""
+    orders: PositiveInt = 20
+    """Number of random orders of the words of a reply; only for shapley."""
     prefix_points: NonNegativeInt = 48
     """Maximum number of points of a prefix-reward curve; 0 omits the curves."""
     other_prompts: NonNegativeInt = 8
@@ -48,6 +50,11 @@ class AttributionSpec:
             raise ValueError("attribution.methods is empty: give at least one method")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"attribution.methods must differ, got {', '.join(self.methods)}")
+        if "shapley" in self.methods and len(self.methods) > 1:
+            raise ValueError(
+                "attribution.methods: shapley attributes to words and cannot be combined with "
+                "methods that attribute to tokens"
+            )
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,14 @@ class TrainingPairIndex:
         pairs: Training pairs. Pairs that cannot be scored are omitted.
 
     Raises:
-        UserError: No pair can be scored.
+        UserError: The reward has no model, or no pair can be scored.
     """
 
     def __init__(self, reward: Reward, pairs: Sequence[Pair]) -> None:
-        self.model, self.pairs = reward.checkpoints()[0], list(pairs)
+        models = reward.checkpoints()
+        if not models:
+            raise UserError("train_pairs needs a reward with a model; remove train_pairs")
+        self.model, self.pairs = models[0], list(pairs)
         found = margins(reward, [(pair.chosen, pair.rejected) for pair in pairs])
         self.margins = {i: margin for i, margin in enumerate(found) if margin is not None}
         """Index of a pair that can be scored -> its margin."""

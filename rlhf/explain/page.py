@@ -18,6 +18,7 @@ from rlhf.stats import Interval
 METHOD_NAMES = {
     "gradient_x_input": "gradient × input",
     "integrated_gradients": "integrated gradients",
+    "shapley": "Shapley value",
 }
 """Attribution method -> name on the page."""
 

@@ -127,9 +127,11 @@ def _strongest_html(text: TextExplanation, method: str) -> str:
     """Return the strongest tokens of the reply, and the sum over the tokens of the template."""
     values = text.attributions[method]
     strongest = strongest_tokens_text(text.tokens, values, _positions(text, "reply"))
-    template = sum(values[i] for i in _positions(text, "template"))
+    template = _positions(text, "template")
     lines = [f"Strongest: {strongest}."] if strongest else []
-    lines.append(f"Template and special tokens: {number_text(template)}.")
+    if template:
+        total = number_text(sum(values[i] for i in template))
+        lines.append(f"Template and special tokens: {total}.")
     return f'<p class="note">{esc(" ".join(lines))}</p>'
 
 

@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from rlhf.common.conversation import Conversation
 from rlhf.config.explain import AttributionMethod, AttributionSpec
 from rlhf.errors import UserError
-from rlhf.explain.attribution import Attribution, gradient_times_input, integrated_gradients
 from rlhf.explain.counterfactuals import Counterfactual, find_counterfactual
-from rlhf.explain.encoding import EncodedConversation
-from rlhf.explain.faithfulness import AttributedText, Faithfulness, measure_faithfulness
+from rlhf.explain.faithfulness import Faithfulness, measure_faithfulness
 from rlhf.explain.neighbors import TrainingPairIndex
-from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.prompt_influence import prompt_influence
-from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, TextExplanation
-from rlhf.explain.score_function import ScoreFunction
-from rlhf.explain.words import word_attributions, words_of
-from rlhf.reward_models.core import Reward
+from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, Side
+from rlhf.explain.shapley import WordAttributor
+from rlhf.explain.token_attribution import TokenAttributor
+from rlhf.explain.words import Word
+from rlhf.reward_models.core import Reward, Unscorable
 from rlhf.reward_models.pairs import Pair
 
 log = logging.getLogger(__name__)
@@ -33,12 +30,14 @@ class RewardExplainer:
     """Explains the scores of a reward.
 
     Args:
-        reward: The reward; see `ScoreFunction` for the supported kinds.
+        reward: The reward. See `ScoreFunction` for the kinds whose scores can be attributed to
+            tokens. The method "shapley" supports every kind.
         options: Attribution methods, and what else is computed for each pair.
         train_pairs: Training pairs of the reward, among which the nearest ones are searched.
+        seed: Seed of the random orders of Shapley values and of the random deletions.
 
     Raises:
-        UserError: The reward cannot be differentiated.
+        UserError: The reward cannot be differentiated, or captum is not installed.
     """
 
     def __init__(
@@ -47,9 +46,14 @@ class RewardExplainer:
         options: AttributionSpec | None = None,
         *,
         train_pairs: Sequence[Pair] = (),
+        seed: int = 0,
     ) -> None:
-        self.reward, self.options = reward, options or AttributionSpec()
-        self.score = ScoreFunction(reward)
+        self.reward, self.options, self.seed = reward, options or AttributionSpec(), seed
+        self.attributor = (
+            WordAttributor(reward, self.options, seed=seed)
+            if self.options.methods == ["shapley"]
+            else TokenAttributor(reward, self.options)
+        )
         self.index = TrainingPairIndex(reward, train_pairs) if train_pairs else None
 
     def explain_pairs(
@@ -59,7 +63,6 @@ class RewardExplainer:
         shown: int | None = None,
         measure_on: int = 0,
         draws: int = 4,
-        seed: int = 0,
     ) -> RewardExplanation:
         """Explain preference pairs.
 
@@ -67,9 +70,8 @@ class RewardExplainer:
             pairs: The pairs. All of them are scored, for the standard deviation of the margins.
             shown: Number of pairs that are explained, from the first one; by default all.
             measure_on: Number of pairs, from the first one, on which the faithfulness of the
-                methods is measured.
+                methods is measured. It has no effect on Shapley values.
             draws: Number of random deletions of each pair.
-            seed: Seed of the random deletions.
 
         Raises:
             UserError: No pair can be scored.
@@ -82,12 +84,15 @@ class RewardExplainer:
         explained = []
         for index, pair in enumerate(scorable[:shown]):
             others = [p.prompt for p in scorable if p.prompt != pair.prompt]
-            explained.append(self._explain_pair(pair, margins[index], std or 0.0, others))
+            try:
+                explained.append(self._explain_pair(pair, margins[index], std or 0.0, others))
+            except Unscorable as reason:
+                skipped[str(reason)] += 1
             log.info("explained pair %d of %d", index + 1, len(scorable[:shown]))
         faithfulness = [
             result
             for method in self.options.methods
-            if (result := self._measure(scorable[:measure_on], method, std or 1.0, draws, seed))
+            if (result := self._measure(scorable[:measure_on], method, std or 1.0, draws))
         ]
         return RewardExplanation(
             self.reward.name,
@@ -112,83 +117,34 @@ class RewardExplainer:
             if value is None:
                 skipped[reason or "no score"] += 1
                 continue
-            encoded, constants = self._encode(conversation, len(conversation) - 1)
-            scale = max(abs(value), std)
-            texts.append(self._explain_text(encoded, constants, sign=1.0, scale=scale))
+            try:
+                text, _ = self.attributor.explain(
+                    conversation,
+                    num_prompt_messages=len(conversation) - 1,
+                    side="text",
+                    scale=max(abs(value), std),
+                )
+                texts.append(text)
+            except Unscorable as error:
+                skipped[str(error)] += 1
         if not texts:
             raise UserError(
                 f"explain: the reward can score none of the texts: {', '.join(skipped)}"
             )
         return RewardExplanation(self.reward.name, texts=texts, skipped=dict(skipped))
 
-    def attribute(
-        self, encoded: EncodedConversation, constants: dict[int, float], method: str, scale: float
-    ) -> Attribution:
-        """Attribute the score of a text to its tokens.
-
-        Args:
-            encoded: The text.
-            constants: Result of `ScoreFunction.constants`.
-            method: Attribution method.
-            scale: Score to which the tolerance of integrated gradients is relative.
-        """
-        inputs = self.score.embed(encoded.ids)
-
-        def score(batch: Sequence[Tensor]) -> Tensor:
-            return self.score.scores_of_embeddings(batch, constants)
-
-        if method == "gradient_x_input":
-            return gradient_times_input(score, inputs)
-        options = self.options
-        tolerance = options.tolerance * scale
-        return integrated_gradients(score, inputs, tolerance=tolerance, max_steps=options.max_steps)
-
-    def _encode(
-        self, conversation: Conversation, num_prompt_messages: int
-    ) -> tuple[EncodedConversation, dict[int, float]]:
-        encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
-        return encoded, self.score.constants(conversation)
-
-    def _explain_text(
-        self,
-        encoded: EncodedConversation,
-        constants: dict[int, float],
-        *,
-        sign: float,
-        scale: float,
-    ) -> TextExplanation:
-        """Explain one text; the tolerance of integrated gradients is relative to `scale`."""
-        found = {
-            method: self.attribute(encoded, constants, method, scale)
-            for method in self.options.methods
-        }
-        paths = found.get("integrated_gradients")
-        points = self.options.prefix_points
-        return TextExplanation(
-            tokens=encoded.tokens,
-            parts=encoded.parts,
-            score=next(iter(found.values())).score,
-            attributions={
-                method: [sign * value for value in result.values]
-                for method, result in found.items()
-            },
-            reference_score=paths.reference_score if paths else None,
-            gap=paths.gap if paths else None,
-            steps=paths.steps if paths else None,
-            prefixes=prefix_curve(self.score, encoded, constants, max_points=points)
-            if points
-            else None,
-        )
-
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
         scale = max(abs(margin), std) / 2  # each of the two texts may have half of the gap
         sides = [
-            (encoded, self._explain_text(encoded, constants, sign=sign, scale=scale))
-            for sign, (encoded, constants) in zip((1.0, -1.0), self._encode_pair(pair), strict=True)
+            self.attributor.explain(
+                conversation, num_prompt_messages=len(pair.prompt), side=side, scale=scale
+            )
+            for side, conversation in _sides(pair)
         ]
-        explanation = PairExplanation(sides[0][1], sides[1][1], margin)
+        explanation = PairExplanation(sides[0][0], sides[1][0], margin)
+        words = [item for _, attributed in sides for item in attributed]
         influence = None
         if self.options.other_prompts:
             prompts = other_prompts[: self.options.other_prompts]
@@ -197,77 +153,71 @@ class RewardExplainer:
         return replace(
             explanation,
             prompt_influence=influence,
-            counterfactual=self._counterfactual(pair, margin, sides),
+            counterfactual=self._counterfactual(pair, margin, words),
             neighbors=self.index.nearest(pair, self.options.neighbors) if self.index else [],
         )
 
-    def _encode_pair(self, pair: Pair) -> list[tuple[EncodedConversation, dict[int, float]]]:
-        return [self._encode(reply, len(pair.prompt)) for reply in (pair.chosen, pair.rejected)]
-
     def _counterfactual(
-        self,
-        pair: Pair,
-        margin: float,
-        sides: Sequence[tuple[EncodedConversation, TextExplanation]],
+        self, pair: Pair, margin: float, words: Sequence[tuple[Word, float]]
     ) -> Counterfactual | None:
         """Search a counterfactual among the words that support the verdict most."""
         if not self.options.counterfactual_words:
             return None
-        method = self.options.methods[-1]
-        candidates = []
-        for side, conversation, (encoded, explanation) in zip(
-            ("chosen", "rejected"), (pair.chosen, pair.rejected), sides, strict=True
-        ):
-            words = words_of(conversation, side)
-            values = explanation.attributions[method]
-            support = word_attributions(words, conversation, encoded, values)
-            candidates += list(zip(support, words, strict=True))
         sign = 1.0 if margin > 0 else -1.0
-        candidates.sort(key=lambda item: -sign * item[0])
+        candidates = sorted(words, key=lambda item: -sign * item[1])
         return find_counterfactual(
             self.reward,
             pair,
             margin,
-            [word for _, word in candidates],
+            [word for word, _ in candidates],
             max_words=self.options.counterfactual_words,
         )
 
     def _measure(
-        self, pairs: Sequence[Pair], method: AttributionMethod, scale: float, draws: int, seed: int
+        self, pairs: Sequence[Pair], method: AttributionMethod, scale: float, draws: int
     ) -> Faithfulness | None:
         """Measure the faithfulness of a method on the pairs with two replies that are not empty.
 
         The result is None if there are no such pairs.
         """
+        if not isinstance(self.attributor, TokenAttributor):
+            return None
         texts, clusters = [], []
         for pair in pairs:
-            sides = []
-            for sign, (encoded, constants) in zip(
-                (1.0, -1.0), self._encode_pair(pair), strict=True
-            ):
-                result = self.attribute(encoded, constants, method, scale)
-                values = [sign * value for value in result.values]
-                sides.append(
-                    AttributedText(encoded.ids, encoded.positions("reply"), values, constants)
+            chosen, rejected = (
+                self.attributor.deletable(
+                    conversation,
+                    num_prompt_messages=len(pair.prompt),
+                    side=side,
+                    method=method,
+                    scale=scale,
                 )
-            if all(side.deletable for side in sides):
-                texts.append((sides[0], sides[1]))
+                for side, conversation in _sides(pair)
+            )
+            if chosen.deletable and rejected.deletable:
+                texts.append((chosen, rejected))
                 clusters.append(pair.prompt_json)
         if not texts:
             return None
-        return measure_faithfulness(
-            self.score, texts, clusters, method=method, draws=draws, seed=seed
-        )
+        score, seed = self.attributor.score, self.seed
+        return measure_faithfulness(score, texts, clusters, method=method, draws=draws, seed=seed)
+
+
+def _sides(pair: Pair) -> list[tuple[Side, Conversation]]:
+    return [("chosen", pair.chosen), ("rejected", pair.rejected)]
 
 
 def prompt_share(explanation: PairExplanation, method: str) -> float | None:
-    """Return the share of the prompt in the absolute attributions to the prompt and the replies."""
+    """Return the share of the prompt in the absolute attributions to the prompt and the replies.
+
+    The result is None if no attribution is in the prompt, as for Shapley values.
+    """
     sums = {"template": 0.0, "prompt": 0.0, "reply": 0.0}
     for text in (explanation.chosen, explanation.rejected):
         for part, value in zip(text.parts, text.attributions[method], strict=True):
             sums[part] += abs(value)
-    total = sums["prompt"] + sums["reply"]
-    return sums["prompt"] / total if total else None
+    prompt, reply = sums["prompt"], sums["reply"]
+    return prompt / (prompt + reply) if prompt else None
 
 
 def _scorable_pairs(

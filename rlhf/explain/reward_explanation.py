@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rlhf.explain.counterfactuals import Counterfactual
 from rlhf.explain.encoding import Part
@@ -10,6 +11,9 @@ from rlhf.explain.faithfulness import Faithfulness
 from rlhf.explain.neighbors import Neighbor
 from rlhf.explain.prefix_curve import PrefixCurve
 from rlhf.explain.prompt_influence import PromptInfluence
+
+Side = Literal["chosen", "rejected", "text"]
+"""Role of a text: a reply of a pair, or a single text."""
 
 
 @dataclass(frozen=True)

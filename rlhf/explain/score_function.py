@@ -42,7 +42,7 @@ class ScoreFunction:
         if not self.models:
             raise UserError(
                 f"reward {reward.name!r} has no model whose score can be attributed to tokens; "
-                "give a reward of kind learned, cost, ensemble or heads"
+                "set attribution.methods to [shapley]"
             )
         self._constants = _leaves_without_models(reward)
 
@@ -125,7 +125,7 @@ def _leaves_without_models(reward: Reward) -> list[Reward]:
         return [leaf for inner in reward.inner_rewards for leaf in _leaves_without_models(inner)]
     raise UserError(
         f"reward {reward.name!r} ({type(reward).__name__}) is not a differentiable function of one "
-        "text; give a reward of kind learned, cost, ensemble or heads, or a sum of these"
+        "text; set attribution.methods to [shapley]"
     )
 
 

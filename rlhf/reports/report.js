@@ -59,7 +59,7 @@
 
   // Quantities of which positive values are good.
   const SIGNED = new Set(
-    ["advantage", "reward", "value", "gradient \u00d7 input", "integrated gradients"]);
+    ["advantage", "reward", "value", "gradient \u00d7 input", "integrated gradients", "Shapley value"]);
 
   function shade(box, name) {
     const values = JSON.parse(box.dataset.tokens)[name] || [];

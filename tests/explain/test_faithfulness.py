@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,15 +96,20 @@ def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_no
         result.overall.top.value - result.overall.random.value
     )
 
-    sides = []
-    for item in pairs:
-        both = []
-        for sign, conversation in ((1, item.chosen), (-1, item.rejected)):
-            encoded, constants = explainer._encode(conversation, 1)
-            values = explainer.attribute(encoded, constants, "gradient_x_input", 1.0).values
-            negated = [-sign * v for v in values]
-            both.append(AttributedText(encoded.ids, encoded.positions("reply"), negated, constants))
-        sides.append(tuple(both))
+    wrong_sides = [
+        tuple(
+            replace(side, attributions=[-value for value in side.attributions])
+            for side in (
+                explainer.attributor.deletable(
+                    talk, num_prompt_messages=1, side=name, method="gradient_x_input", scale=1.0
+                )
+                for name, talk in (("chosen", item.chosen), ("rejected", item.rejected))
+            )
+        )
+        for item in pairs
+    ]
     clusters = [item.prompt_json for item in pairs]
-    wrong = measure_faithfulness(explainer.score, sides, clusters, method="gradient_x_input")
+    wrong = measure_faithfulness(
+        explainer.attributor.score, wrong_sides, clusters, method="gradient_x_input"
+    )
     assert wrong.overall.gain.high < 0
