@@ -66,7 +66,30 @@ def encode_with_parts(
         )
     text = render(tokenizer, conversation)
     spans_of_parts = _spans_of_parts(tokenizer, conversation, text, num_prompt_messages)
-    if reward.sidecar.append_eos:
+    append_eos = reward.sidecar.append_eos
+    all_ids, offsets, text = _ids_and_offsets(tokenizer, text, append_eos=append_eos)
+    kept = _kept_positions(tokenizer, all_ids, ids)
+    pieces = _token_texts(text, offsets)
+    names = tokenizer.convert_ids_to_tokens(all_ids)
+    tokens, parts = [], list[Part]()
+    for i in kept:
+        span = offsets[i]
+        tokens.append(str(names[i]) if span is None else pieces[i])
+        parts.append("template" if span is None else _part_of(span, spans_of_parts))
+    return EncodedConversation(ids, tokens, parts)
+
+
+def _ids_and_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, append_eos: bool
+) -> tuple[list[int], list[Span | None], str]:
+    """Return the token ids of a rendered text, as `encode_truncated` encodes it, without a limit.
+
+    Returns:
+        - The token ids, [T].
+        - The characters of each token; None for a special token that the tokenizer adds, [T].
+        - The text without the EOS that is appended as a token.
+    """
+    if append_eos:
         text = text.rstrip().removesuffix(str(tokenizer.eos_token))
     encoding = tokenizer(
         text,
@@ -74,26 +97,14 @@ def encode_with_parts(
         return_offsets_mapping=True,
         verbose=False,
     )
-    all_ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    special = (
-        encoding.encodings[0].special_tokens_mask if encoding.encodings else [0] * len(all_ids)
-    )
-    added = [
-        bool(flag) and start == end for flag, (start, end) in zip(special, offsets, strict=True)
-    ]
-    if reward.sidecar.append_eos and all_ids[-1:] != [tokenizer.eos_token_id]:
-        all_ids.append(int(tokenizer.eos_token_id))  # type: ignore[arg-type]
-        offsets.append((len(text), len(text)))
-        added.append(True)
-    kept = _kept_positions(tokenizer, all_ids, ids)
-    pieces = _token_texts(text, offsets)
-    tokens = [
-        str(tokenizer.convert_ids_to_tokens(all_ids[i])) if added[i] else pieces[i] for i in kept
-    ]
-    parts: list[Part] = [
-        "template" if added[i] else _part_of(offsets[i], spans_of_parts) for i in kept
-    ]
-    return EncodedConversation(ids, tokens, parts)
+    ids, offsets = list(encoding["input_ids"]), list[Span | None]()
+    special = encoding.encodings[0].special_tokens_mask  # type: ignore[index]
+    for is_special, (start, end) in zip(special, encoding["offset_mapping"], strict=True):
+        offsets.append(None if is_special and start == end else (start, end))
+    if append_eos and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(int(tokenizer.eos_token_id))  # type: ignore[arg-type]
+        offsets.append(None)
+    return ids, offsets, text
 
 
 def _kept_positions(
@@ -109,16 +120,18 @@ def _kept_positions(
     return kept
 
 
-def _token_texts(text: str, offsets: Sequence[Span]) -> list[str]:
+def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
     """Return the text of each token, so that the joined texts are the text.
 
     Characters between tokens, such as white space that a tokenizer removes, belong to the following
-    token. A character that consists of several tokens belongs to the first of them.
+    token. A character that consists of several tokens belongs to the first of them. The text of
+    an added special token is empty.
     """
     pieces, end = [], 0
-    for _, stop in offsets:
-        pieces.append(text[end:stop] if stop > end else "")
-        end = max(end, stop)
+    for span in offsets:
+        stop = end if span is None else max(end, span[1])
+        pieces.append(text[end:stop])
+        end = stop
     return pieces
 
 
