@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -113,11 +114,12 @@ def _compare_stages(
 ) -> list[StageDifference]:
     from rlhf.explain import compare_stages, load_policy
 
-    differences = []
-    before = load_policy(config.stages[0].model, seed=config.seed) if config.stages else None
-    for earlier, later in zip(config.stages, config.stages[1:], strict=False):
+    stages = config.stage_models
+    if not stages:
+        return []
+    differences, before = [], load_policy(stages[0].model, seed=config.seed)
+    for earlier, later in itertools.pairwise(stages):
         after = load_policy(later.model, seed=config.seed)
-        assert before is not None
         differences.append(
             compare_stages(
                 before, after, replies[: config.compared], names=(earlier.name, later.name)

@@ -114,7 +114,7 @@ class ExplainConfig(RunConfig):
     """The deletion test of the attributions."""
     policy: PolicyViewSpec | None = None
     """A policy whose quantities are shown for each token."""
-    stages: list[NamedModel] = field(default_factory=list)
+    stage_models: list[NamedModel] = field(default_factory=list)
     """Stages of training in order, such as base, SFT and RL; neighboring stages are compared."""
     compared: AtLeastTwo = 50
     """Maximum number of replies on which stages are compared."""
@@ -125,12 +125,12 @@ class ExplainConfig(RunConfig):
         if self.reward is not None and self.rewards:
             raise ValueError("explain: give either --reward FOLDER or --rewards, not both")
         has_reward = self.reward is not None or bool(self.rewards)
-        if not (has_reward or self.policy or self.stages):
-            raise ValueError("explain: give a reward, a policy, or stages to explain")
-        if len(self.stages) == 1:
-            raise ValueError("stages: a comparison needs at least two stages")
-        names = [stage.name for stage in self.stages]
+        if not (has_reward or self.policy or self.stage_models):
+            raise ValueError("explain: give a reward, a policy, or stage_models to explain")
+        if len(self.stage_models) == 1:
+            raise ValueError("stage_models: a comparison needs at least two stages")
+        names = [stage.name for stage in self.stage_models]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages: names must differ, got {', '.join(names)}")
+            raise ValueError(f"stage_models: names must differ, got {', '.join(names)}")
         if self.train_pairs and not (has_reward and self.pairs):
             raise ValueError("train_pairs has no effect without a reward and pairs")

@@ -52,14 +52,12 @@ def test_a_linear_reward_has_the_closed_form_weight_times_count(method, template
             ids = torch.tensor(reward.encode(conversation))
             expected = sign * weights[ids]
             torch.testing.assert_close(
-                torch.tensor(text.attributions[method]), expected.double(), rtol=1e-4, atol=1e-5
+                torch.tensor(text.attributions[method]), expected, rtol=1e-4, atol=1e-5
             )
             counts = torch.bincount(ids, minlength=len(weights))
-            by_token = torch.zeros(len(weights), dtype=torch.float64)
+            by_token = torch.zeros(len(weights))
             by_token.index_add_(0, ids, torch.tensor(text.attributions[method]))
-            torch.testing.assert_close(
-                by_token, (sign * weights * counts).double(), rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(by_token, sign * weights * counts, rtol=1e-4, atol=1e-5)
         total = sum(explained.chosen.attributions[method] + explained.rejected.attributions[method])
         assert total == pytest.approx(explained.margin, abs=1e-4)
 
@@ -133,10 +131,10 @@ def test_integrated_gradients_equal_captum(kind, decoder_path, encoder_path):
     oracle = captum.IntegratedGradients(lambda x: score([x]))
     # The path of a decoder with RMSNorm needs many fixed steps near its start.
     values = oracle.attribute(inputs[None], n_steps=4000, internal_batch_size=500)
-    torch.testing.assert_close(values[0].sum(-1).double(), found, rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(values[0].sum(-1), found, rtol=1e-2, atol=2e-3)
     once = captum.InputXGradient(lambda x: score([x])).attribute(inputs[None].requires_grad_())
     ours = gradient_times_input(score, [inputs.detach()]).values
-    torch.testing.assert_close(once[0].sum(-1).double(), torch.tensor(ours), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(once[0].sum(-1), torch.tensor(ours), rtol=1e-4, atol=1e-5)
 
 
 def test_attributions_are_linear_in_the_reward(decoder_path, helpers, tmp_path):

@@ -84,9 +84,7 @@ def test_the_json_file_has_the_whole_explanation(explanation, tmp_path):
     content = json.loads((page.parent / JSON_FILE).read_text(encoding="utf-8"))
     found = content["reward"]["pairs"][0]
     assert found["margin"] == explanation.reward.pairs[0].margin
-    assert (
-        "".join(found["chosen"]["tokens"]).count("onerror") == 2
-    )  # in the prompt and in the reply
+    assert "onerror" in "".join(found["chosen"]["tokens"])
     assert len(found["chosen"]["tokens"]) == len(
         found["chosen"]["attributions"]["gradient_x_input"]
     )

@@ -143,11 +143,11 @@ def test_a_needless_deletion_is_undone():
 
 
 def test_a_verdict_for_the_rejected_reply_is_flipped_too():
-    item = pair("q", "bad", "good wine")  # margin -2 - 6
-    found = find_counterfactual(count_words(sentiment), item, -8.0, candidates(item))
+    item = pair("q", "good bad", "wine")  # margin -1 - 5
+    found = find_counterfactual(count_words(sentiment), item, -6.0, candidates(item))
     assert found.flips
-    assert found.margin > 0
-    assert {(w.side, w.text) for w in found.words} >= {("rejected", "wine"), ("chosen", "bad")}
+    assert found.margin == 1.0
+    assert {(w.side, w.text) for w in found.words} == {("rejected", "wine"), ("chosen", "bad")}
 
 
 def test_a_verdict_that_no_deletion_changes_is_not_flipped():

@@ -13,7 +13,7 @@ from rlhf.explain.policy_view import explain_policy, load_policy
 from rlhf.models.policy import Policy
 from rlhf.reward_models import EachReward
 from rlhf.reward_models.core import last_reply
-from tests.helpers.models import CONVERSATIONS, recomputed_logprobs, tiny_model, tiny_tokenizer
+from tests.helpers.models import CONVERSATIONS, recomputed_logprobs, tiny_model
 
 LENGTH = EachReward(lambda talk: float(len(last_reply(talk))), name="length")
 
@@ -98,6 +98,7 @@ def test_the_critic_of_a_saved_policy_is_loaded(critic, tmp_path):
 
 def test_a_reference_with_another_tokenizer_is_refused():
     policy, reference = policy_and_reference()
-    reference.tokenizer = tiny_tokenizer(330)
+    reference.tokenizer = copy.deepcopy(policy.tokenizer)
+    reference.tokenizer.chat_template += "\n"
     with pytest.raises(UserError, match="different tokenizers or chat templates"):
         explain_policy(policy, [CONVERSATIONS[0]], reference=reference)
