@@ -81,9 +81,10 @@ class RewardExplainer:
             reasons = ", ".join(skipped) or "there are no pairs"
             raise UserError(f"explain: the reward can score none of the pairs: {reasons}")
         std = float(np.std(margins, ddof=1)) if len(margins) > 1 else None
+        prompts = {pair.prompt_json: pair.prompt for pair in scorable}
         explained = []
         for index, pair in enumerate(scorable[:shown]):
-            others = [p.prompt for p in scorable if p.prompt != pair.prompt]
+            others = [prompt for key, prompt in prompts.items() if key != pair.prompt_json]
             try:
                 explained.append(self._explain_pair(pair, margins[index], std or 0.0, others))
             except Unscorable as reason:

@@ -65,7 +65,7 @@ def strongest_tokens_text(
     """Return the tokens with the largest absolute values as text, such as `+0.21 "wine"`."""
     top = sorted(positions, key=lambda i: -abs(values[i]))[:count]
     return ", ".join(
-        f"{'+' if values[i] > 0 else ''}{number_text(values[i])} “{tokens[i].strip()}”"
+        f"{'+' if values[i] > 0 else ''}{number_text(values[i])} “{tokens[i].strip() or tokens[i]}”"
         for i in top
         if values[i]
     )
