@@ -39,8 +39,6 @@ from rlhf.runs import launch
 
 WORD = "wine"
 """The planted word."""
-MAX_TOKENS = 100
-"""Maximum number of tokens of each text of a pair."""
 ONLY_ATTRIBUTIONS: dict[str, Any] = {
     "prefix_points": 0,
     "other_prompts": 0,
@@ -57,9 +55,10 @@ def main() -> None:
     parser.add_argument("--work", default="runs/explain", help="folder of the reward models")
     parser.add_argument("--decoder", default="smollm2-135m-instruct")
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
-    parser.add_argument("--decoder-pairs", type=int, default=1_000)
-    parser.add_argument("--encoder-pairs", type=int, default=3_000)
-    parser.add_argument("--planted-pairs", type=int, default=800)
+    parser.add_argument("--decoder-pairs", type=int, default=1_000, help="training pairs")
+    parser.add_argument("--encoder-pairs", type=int, default=3_000, help="training pairs")
+    parser.add_argument("--tokens", type=int, default=100, help="longest text of a measured pair")
+    parser.add_argument("--draws", type=int, default=4, help="random deletions of each pair")
     options = parser.parse_args()
     launch.prepare_process()
     work = Path(options.work)
@@ -71,17 +70,22 @@ def main() -> None:
         ("decoder", options.decoder, options.decoder_pairs),
         ("encoder", options.encoder, options.encoder_pairs),
     ):
-        short = [row for row in train if _characters(row) <= 4 * MAX_TOKENS]
-        reward = trained_reward(work / name, model, short[:count])
-        pairs = pairs_of_at_most(reward, [to_pair(row) for row in test], MAX_TOKENS)
+        short = [row for row in train if _characters(row) <= 4 * options.tokens]
+        reward = trained_reward(work / name, {"path": model}, short[:count], learning_rate=5e-5)
+        pairs = pairs_of_at_most(reward, [to_pair(row) for row in test], options.tokens)
         results[name] = {
             "completeness": completeness(reward, pairs[:30]),
-            "deletion": deletion(reward, pairs[:200]),
+            "deletion": deletion(reward, pairs[:200], draws=options.draws),
         }
         print(json.dumps({name: results[name]}, indent=1))
-    rows = planted_rows([last_reply(to_pair(row).chosen) for row in train], options.planted_pairs)
-    reward = trained_reward(work / "planted", options.encoder, rows)
-    held_out = planted_rows([last_reply(to_pair(row).chosen) for row in test], 200, seed=1)
+    replies, test_replies = (
+        [last_reply(to_pair(row).chosen) for row in rows] for rows in (train, test)
+    )
+    scratch = {"scratch": {"hidden_size": 64, "vocab_size": 2_000, "initializer_range": 0.1}}
+    reward = trained_reward(
+        work / "planted", scratch, planted_rows(replies, 2_000), learning_rate=3e-3
+    )
+    held_out = planted_rows(test_replies, 200, seed=1)
     results["planted"] = planted(reward, [to_pair(row) for row in held_out])
     print(json.dumps({"planted": results["planted"]}, indent=1))
     (work / "explain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -95,7 +99,9 @@ def _characters(row: dict[str, Any]) -> int:
     return prompt + max(chosen, rejected)
 
 
-def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> Any:
+def trained_reward(
+    folder: Path, model: dict[str, Any], rows: Sequence[dict[str, Any]], *, learning_rate: float
+) -> Any:
     """Train a reward model for one epoch, unless the folder has one, and load it."""
     from rlhf.cli.table import run_command
 
@@ -107,14 +113,14 @@ def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> 
             "output_dir": str(folder),
             "overwrite": True,
             "kind": "preference",
-            "model": {"path": model, "dtype": "float32"},
+            "model": {**model, "dtype": "float32"},
             "data": [{"path": str(data)}],
             "eval_fraction": 0.1,
             "max_length": 256,
             "batch_size": 16,
             "micro_batch_size": 8,
             "evaluations": 2,
-            "trainer": {"learning_rate": 5e-5, "num_train_epochs": 1},
+            "trainer": {"learning_rate": learning_rate, "num_train_epochs": 1},
         }
         run_command("reward", tree)
     return load_rewards([{"kind": "learned", "path": str(folder / "final")}])
@@ -144,11 +150,11 @@ def completeness(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def deletion(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+def deletion(reward: Any, pairs: Sequence[Pair], *, draws: int) -> dict[str, Any]:
     """Return the decreases of the margin after the deletion of top and of random tokens."""
     options = AttributionSpec(methods=["gradient_x_input"], **ONLY_ATTRIBUTIONS)
     explained = RewardExplainer(reward, options).explain_pairs(
-        pairs, shown=0, measure_on=len(pairs)
+        pairs, shown=0, measure_on=len(pairs), draws=draws
     )
     result = explained.faithfulness[0]
     parts = {

@@ -92,10 +92,8 @@ def measure_faithfulness(
     top = np.zeros((len(pairs), len(FRACTIONS)))
     random = np.zeros_like(top)
     for row, pair in enumerate(pairs):
-        for column, fraction in enumerate(FRACTIONS):
-            top[row, column], random[row, column] = _margin_decreases(
-                score, pair, fraction, draws=draws, generator=generator
-            )
+        decreases = _margin_decreases(score, pair, draws=draws, generator=generator)
+        top[row], random[row] = decreases[:, 0], decreases[:, 1:].mean(1)
     by_fraction = [
         _result(fraction, top[:, i], random[:, i], clusters) for i, fraction in enumerate(FRACTIONS)
     ]
@@ -117,23 +115,28 @@ def _result(
 def _margin_decreases(
     score: ScoreFunction,
     pair: tuple[AttributedText, AttributedText],
-    fraction: float,
     *,
     draws: int,
     generator: np.random.Generator,
-) -> tuple[float, float]:
-    """Return the decrease of the margin by the top deletion, and the mean by random deletions."""
-    deleted = top_positions(pair, fraction)
-    decreases = np.zeros(1 + draws)
-    for sign, text, top in zip((1.0, -1.0), pair, deleted, strict=True):
-        choices = [
-            top,
-            *(generator.choice(text.deletable, size=len(top), replace=False) for _ in range(draws)),
-        ]
-        texts = [text.ids, *(without_positions(text.ids, chosen) for chosen in choices)]
-        whole, *shortened = score.scores_of_ids(texts, text.constants)
-        decreases += sign * (whole - np.array(shortened))
-    return float(decreases[0]), float(decreases[1:].mean())
+) -> np.ndarray:
+    """Return the decreases of the margin by the deletions of each fraction, [F, 1 + draws].
+
+    The first column is that of the tokens with the largest attributions.
+    """
+    deleted = [top_positions(pair, fraction) for fraction in FRACTIONS]
+    decreases = np.zeros((len(FRACTIONS), 1 + draws))
+    for side, (sign, text) in enumerate(zip((1.0, -1.0), pair, strict=True)):
+        choices: list[Sequence[int]] = []
+        for top in (positions[side] for positions in deleted):
+            random = (
+                generator.choice(text.deletable, size=len(top), replace=False).tolist()
+                for _ in range(draws)
+            )
+            choices += [top, *random]
+        shortened = [without_positions(text.ids, choice) for choice in choices]
+        whole, *scores = score.scores_of_ids([text.ids, *shortened], text.constants)
+        decreases += sign * (whole - np.array(scores).reshape(decreases.shape))
+    return decreases
 
 
 def top_positions(
@@ -156,7 +159,7 @@ def top_positions(
     return selected
 
 
-def without_positions(ids: Sequence[int], positions: Sequence[int] | np.ndarray) -> list[int]:
+def without_positions(ids: Sequence[int], positions: Sequence[int]) -> list[int]:
     """Return the ids without those at the given positions."""
-    removed = {int(position) for position in positions}
+    removed = set(positions)
     return [token for i, token in enumerate(ids) if i not in removed]
