@@ -39,6 +39,8 @@ from rlhf.runs import launch
 
 WORD = "wine"
 """The planted word."""
+SCRATCH = {"hidden_size": 64, "vocab_size": 2_000, "initializer_range": 0.1}
+"""A small Llama."""
 ONLY_ATTRIBUTIONS: dict[str, Any] = {
     "prefix_points": 0,
     "other_prompts": 0,
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("train", help="preference pairs for training")
     parser.add_argument("test", help="preference pairs for the measurements")
     parser.add_argument("--work", default="runs/explain", help="folder of the reward models")
-    parser.add_argument("--decoder", default="smollm2-135m-instruct")
+    parser.add_argument("--decoder", default="smollm2-135m-instruct", help="or scratch")
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--decoder-pairs", type=int, default=1_000, help="training pairs")
     parser.add_argument("--encoder-pairs", type=int, default=3_000, help="training pairs")
@@ -71,7 +73,7 @@ def main() -> None:
         ("encoder", options.encoder, options.encoder_pairs),
     ):
         short = [row for row in train if _characters(row) <= 4 * options.tokens]
-        reward = trained_reward(work / name, {"path": model}, short[:count], learning_rate=5e-5)
+        reward = trained_reward(work / name, model, short[:count])
         pairs = pairs_of_at_most(reward, [to_pair(row) for row in test], options.tokens)
         results[name] = {
             "completeness": completeness(reward, pairs[:30]),
@@ -81,10 +83,7 @@ def main() -> None:
     replies, test_replies = (
         [last_reply(to_pair(row).chosen) for row in rows] for rows in (train, test)
     )
-    scratch = {"scratch": {"hidden_size": 64, "vocab_size": 2_000, "initializer_range": 0.1}}
-    reward = trained_reward(
-        work / "planted", scratch, planted_rows(replies, 2_000), learning_rate=3e-3
-    )
+    reward = trained_reward(work / "planted", "scratch", planted_rows(replies, 2_000))
     held_out = planted_rows(test_replies, 200, seed=1)
     results["planted"] = planted(reward, [to_pair(row) for row in held_out])
     print(json.dumps({"planted": results["planted"]}, indent=1))
@@ -99,28 +98,30 @@ def _characters(row: dict[str, Any]) -> int:
     return prompt + max(chosen, rejected)
 
 
-def trained_reward(
-    folder: Path, model: dict[str, Any], rows: Sequence[dict[str, Any]], *, learning_rate: float
-) -> Any:
-    """Train a reward model for one epoch, unless the folder has one, and load it."""
+def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> Any:
+    """Train a reward model for one epoch, unless the folder has one, and load it.
+
+    The model "scratch" is a small Llama with random weights.
+    """
     from rlhf.cli.table import run_command
 
     if not (folder / "final").exists():
         data = folder.with_suffix(".jsonl")
         data.parent.mkdir(parents=True, exist_ok=True)
+        is_new = model == "scratch"
         write_jsonl(data, rows)
         tree = {
             "output_dir": str(folder),
             "overwrite": True,
             "kind": "preference",
-            "model": {**model, "dtype": "float32"},
+            "model": {"dtype": "float32", **({"scratch": SCRATCH} if is_new else {"path": model})},
             "data": [{"path": str(data)}],
             "eval_fraction": 0.1,
             "max_length": 256,
             "batch_size": 16,
             "micro_batch_size": 8,
             "evaluations": 2,
-            "trainer": {"learning_rate": learning_rate, "num_train_epochs": 1},
+            "trainer": {"learning_rate": 3e-3 if is_new else 5e-5, "num_train_epochs": 1},
         }
         run_command("reward", tree)
     return load_rewards([{"kind": "learned", "path": str(folder / "final")}])

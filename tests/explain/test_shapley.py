@@ -47,11 +47,12 @@ def test_words_of_an_additive_reward_have_their_own_values():
 
 def test_words_that_only_count_together_share_their_value():
     reward = words_reward(lambda words: 6.0 * ("a" in words and "b" in words) + len(words))
-    found = explained(reward, pair("q", "a x b", "y"))
+    options = AttributionSpec(methods=["shapley"], orders=400)
+    found = explained(reward, pair("q", "a x b", "y"), options)
     values = found.chosen.attributions["shapley"][1:]
     assert values[1] == pytest.approx(1.0)
     assert values[0] + values[2] == pytest.approx(8.0)  # exact in every order
-    assert 2.0 < values[0] < 6.0  # 4 on average; 30 orders, seed 0
+    assert 3.4 < values[0] < 4.6  # 4 on average, with a standard error of 0.15; seed 0
     assert sum(values) == pytest.approx(found.chosen.score)
 
 
