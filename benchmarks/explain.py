@@ -27,20 +27,20 @@ from typing import Any
 
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
-from rlhf.config.explain import AttributionSpec
+from rlhf.config.explain import AttributionMethod, AttributionSpec
+from rlhf.config.model import ScratchSpec
 from rlhf.data.load import load
 from rlhf.explain import RewardExplainer, RewardExplanation
 from rlhf.explain.encoding import encode_with_parts
 from rlhf.explain.words import word_attributions, words_of
 from rlhf.models.rewards import load_rewards
+from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.pairs import Pair, to_pair
 from rlhf.runs import launch
 
 WORD = "wine"
 """The planted word."""
-SCRATCH = {"hidden_size": 64, "vocab_size": 2_000, "initializer_range": 0.1}
-"""A small Llama."""
 ONLY_ATTRIBUTIONS: dict[str, Any] = {
     "prefix_points": 0,
     "other_prompts": 0,
@@ -85,7 +85,11 @@ def main() -> None:
     )
     reward = trained_reward(work / "planted", "scratch", planted_rows(replies, 2_000))
     held_out = planted_rows(test_replies, 200, seed=1)
-    results["planted"] = planted(reward, [to_pair(row) for row in held_out])
+    results["planted"] = planted(
+        reward,
+        [to_pair(row) for row in held_out],
+        ("gradient_x_input", "integrated_gradients"),
+    )
     print(json.dumps({"planted": results["planted"]}, indent=1))
     (work / "explain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -96,6 +100,15 @@ def _characters(row: dict[str, Any]) -> int:
         sum(len(m["content"]) for m in row[key]) for key in ("prompt", "chosen", "rejected")
     )
     return prompt + max(chosen, rejected)
+
+
+def save_small_llama(folder: Path, texts: Sequence[str]) -> str:
+    """Save a small Llama with random weights and a tokenizer for the texts; return the folder."""
+    tokenizer = make_tokenizer(texts, 2_000)
+    spec = ScratchSpec(hidden_size=64, initializer_range=0.1)
+    make_random_llama_model(spec, tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> Any:
@@ -109,12 +122,15 @@ def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> 
         data = folder.with_suffix(".jsonl")
         data.parent.mkdir(parents=True, exist_ok=True)
         is_new = model == "scratch"
+        if is_new:
+            texts = [last_reply(to_pair(row).chosen) for row in rows]
+            model = save_small_llama(folder.with_suffix(".base"), texts)
         write_jsonl(data, rows)
         tree = {
             "output_dir": str(folder),
             "overwrite": True,
             "kind": "preference",
-            "model": {"dtype": "float32", **({"scratch": SCRATCH} if is_new else {"path": model})},
+            "model": {"path": model, "dtype": "float32"},
             "data": [{"path": str(data)}],
             "eval_fraction": 0.1,
             "max_length": 256,
@@ -179,19 +195,25 @@ def planted_rows(texts: Sequence[str], count: int, *, seed: int = 0) -> list[dic
     generator = random.Random(seed)
     usable = [text.split()[:40] for text in texts if WORD not in text.lower() and text.strip()]
     rows = []
-    for _ in range(count):
+    for index in range(count):
         chosen, rejected = (list(generator.choice(usable)) for _ in range(2))
         chosen.insert(generator.randint(0, len(chosen)), WORD)
         rows.append(
-            {"prompt": "Tell me more.", "chosen": " ".join(chosen), "rejected": " ".join(rejected)}
+            {
+                "prompt": f"Write text {index}.",
+                "chosen": " ".join(chosen),
+                "rejected": " ".join(rejected),
+            }
         )
     return rows
 
 
-def planted(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+def planted(
+    reward: Any, pairs: Sequence[Pair], methods: Sequence[AttributionMethod]
+) -> dict[str, Any]:
     """Return the accuracy, and how often the planted word has the largest attribution."""
     results: dict[str, Any] = {"pairs": len(pairs)}
-    for method in ("gradient_x_input", "integrated_gradients"):
+    for method in methods:
         options = AttributionSpec(methods=[method], **ONLY_ATTRIBUTIONS)
         explained = RewardExplainer(reward, options).explain_pairs(pairs).pairs
         results["accuracy"] = sum(pair.margin > 0 for pair in explained) / len(explained)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from benchmarks.explain import planted, planted_rows
+from benchmarks.explain import WORD, planted, planted_rows, save_small_llama
 from rlhf.cli.table import run_command
 from rlhf.reward_models import build
 from rlhf.reward_models.pairs import to_pair
@@ -26,23 +27,22 @@ def texts() -> list[str]:
 
 
 def test_the_planted_word_has_the_largest_attribution(texts, tmp_path):
-    data = write_rows(tmp_path / "planted.jsonl", planted_rows(texts, 600))
+    data = write_rows(tmp_path / "planted.jsonl", planted_rows(texts, 400))
+    base = save_small_llama(tmp_path / "base", [*texts, WORD] * 2)
     tree = offline_tree(
         tmp_path / "run",
-        tmp_path,
+        Path(base),
         data,
-        model={"scratch": {"hidden_size": 32, "num_heads": 4, "initializer_range": 0.15}},
         batch_size=16,
         micro_batch_size=16,
         eval_fraction=0.1,
         evaluations=1,
         seed=0,
-        trainer={"learning_rate": 3e-3, "max_steps": 150},
+        trainer={"learning_rate": 3e-3, "max_steps": 80},
     )
     reward = build({"kind": "trained", "path": str(run_command("reward", tree))})
     held_out = [to_pair(row) for row in planted_rows(texts, 60, seed=1)]
-    result = planted(reward, held_out)
+    result = planted(reward, held_out, ["gradient_x_input"])
     print(result, "seed 0")
     assert result["accuracy"] >= 0.95
     assert result["first by gradient_x_input"] >= 0.95
-    assert result["first by integrated_gradients"] >= 0.95
