@@ -1,9 +1,9 @@
 """Measure the attributions of `rlhf explain` on reward models that are trained on real pairs.
 
-    python -m benchmarks.explain train.jsonl test.jsonl --work runs/explain
+    python -m benchmarks.explain pairs.jsonl --work runs/explain
 
-The script trains a decoder and an encoder on the pairs of the first file, and measures on pairs of
-the second file:
+The script trains a decoder and an encoder on 70% of the prompts of the file, and measures on the
+shortest pair of each of the other prompts:
 
 * the completeness gap of integrated gradients on 30 pairs of at most 100 tokens, relative to the
   larger of |margin| and the standard deviation of the margins, with the number of gradients;
@@ -25,11 +25,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
 from rlhf.config.explain import AttributionMethod, AttributionSpec
 from rlhf.config.model import ScratchSpec
 from rlhf.data.load import load
+from rlhf.data.splits import split_by_prompt
 from rlhf.explain import RewardExplainer, RewardExplanation
 from rlhf.explain.encoding import encode_with_parts
 from rlhf.explain.words import word_attributions, words_of
@@ -52,54 +57,55 @@ ONLY_ATTRIBUTIONS: dict[str, Any] = {
 def main() -> None:
     """Train the reward models, and print and write the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("train", help="preference pairs for training")
-    parser.add_argument("test", help="preference pairs for the measurements")
+    parser.add_argument("pairs", help="preference pairs")
     parser.add_argument("--work", default="runs/explain", help="folder of the reward models")
-    parser.add_argument("--decoder", default="smollm2-135m-instruct", help="or scratch")
-    parser.add_argument("--encoder", default="all-minilm-l6-v2")
-    parser.add_argument("--decoder-pairs", type=int, default=1_000, help="training pairs")
-    parser.add_argument("--encoder-pairs", type=int, default=3_000, help="training pairs")
-    parser.add_argument("--tokens", type=int, default=100, help="longest text of a measured pair")
+    parser.add_argument("--decoder", help="model; by default, a small Llama with random weights")
+    parser.add_argument("--encoder", help="model; by default, a small BERT with random weights")
+    parser.add_argument("--train-pairs", type=int, default=1_500, help="number of training pairs")
     parser.add_argument("--draws", type=int, default=4, help="random deletions of each pair")
     options = parser.parse_args()
     launch.prepare_process()
     work = Path(options.work)
-    train, test = (
-        load(DataSpec(path), "preference", seed=0).rows for path in (options.train, options.test)
-    )
+    work.mkdir(parents=True, exist_ok=True)
+    rows = load(DataSpec(options.pairs), "preference", seed=0).rows
+    train, test = split_by_prompt(rows, fraction=0.3, seed=0)
+    held_out = shortest_of_each_prompt([to_pair(row) for row in test])
+    train = train[: options.train_pairs]
+    texts = [last_reply(to_pair(row).chosen) for row in train]
     results = {}
-    for name, model, count in (
-        ("decoder", options.decoder, options.decoder_pairs),
-        ("encoder", options.encoder, options.encoder_pairs),
+    for name, model, save in (
+        ("decoder", options.decoder, save_small_llama),
+        ("encoder", options.encoder, save_small_bert),
     ):
-        short = [row for row in train if _characters(row) <= 4 * options.tokens]
-        reward = trained_reward(work / name, model, short[:count])
-        pairs = pairs_of_at_most(reward, [to_pair(row) for row in test], options.tokens)
+        model = model or save(work / f"{name}-base", texts)
+        reward = trained_reward(work / name, model, train)
+        short = [pair for pair in held_out if longest(reward, pair) <= 100]
         results[name] = {
-            "completeness": completeness(reward, pairs[:30]),
-            "deletion": deletion(reward, pairs[:200], draws=options.draws),
+            "completeness": completeness(reward, short[:30]),
+            "deletion": deletion(reward, held_out[:200], draws=options.draws),
         }
-        print(json.dumps({name: results[name]}, indent=1))
-    replies, test_replies = (
-        [last_reply(to_pair(row).chosen) for row in rows] for rows in (train, test)
-    )
-    reward = trained_reward(work / "planted", "scratch", planted_rows(replies, 2_000))
-    held_out = planted_rows(test_replies, 200, seed=1)
+        print(json.dumps({name: results[name]}, indent=1), flush=True)
+    base = save_small_llama(work / "planted-base", [*texts, *[WORD] * 100])
+    reward = trained_reward(work / "planted", base, planted_rows(texts, 1_600))
+    replies = [last_reply(pair.chosen) for pair in held_out]
     results["planted"] = planted(
         reward,
-        [to_pair(row) for row in held_out],
+        [to_pair(row) for row in planted_rows(replies, 200, seed=1)],
         ("gradient_x_input", "integrated_gradients"),
     )
     print(json.dumps({"planted": results["planted"]}, indent=1))
     (work / "explain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def _characters(row: dict[str, Any]) -> int:
-    """Return the number of characters of the prompt and the longer reply of a row."""
-    prompt, chosen, rejected = (
-        sum(len(m["content"]) for m in row[key]) for key in ("prompt", "chosen", "rejected")
-    )
-    return prompt + max(chosen, rejected)
+def shortest_of_each_prompt(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return for each prompt the pair whose two replies have the fewest characters."""
+    ordered = sorted(pairs, key=lambda pair: -sum(pair.lengths))
+    return list({pair.prompt_json: pair for pair in ordered}.values())
+
+
+def longest(reward: Any, pair: Pair) -> int:
+    """Return the number of tokens of the longer text of a pair."""
+    return max(len(reward.encode(pair.chosen)), len(reward.encode(pair.rejected)))
 
 
 def save_small_llama(folder: Path, texts: Sequence[str]) -> str:
@@ -111,20 +117,40 @@ def save_small_llama(folder: Path, texts: Sequence[str]) -> str:
     return str(folder)
 
 
-def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> Any:
-    """Train a reward model for one epoch, unless the folder has one, and load it.
+def save_small_bert(folder: Path, texts: Sequence[str]) -> str:
+    """Save a small BERT with random weights and a tokenizer for the texts; return the folder."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=4_000, special_tokens=special)
+    core.train_from_iterator(texts, trainer)
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=core.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
 
-    The model "scratch" is a small Llama with random weights.
-    """
+
+def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> Any:
+    """Train a reward model for one epoch, unless the folder has one, and load it."""
     from rlhf.cli.table import run_command
 
     if not (folder / "final").exists():
         data = folder.with_suffix(".jsonl")
         data.parent.mkdir(parents=True, exist_ok=True)
-        is_new = model == "scratch"
-        if is_new:
-            texts = [last_reply(to_pair(row).chosen) for row in rows]
-            model = save_small_llama(folder.with_suffix(".base"), texts)
+        is_small = model.endswith("-base")
         write_jsonl(data, rows)
         tree = {
             "output_dir": str(folder),
@@ -137,19 +163,10 @@ def trained_reward(folder: Path, model: str, rows: Sequence[dict[str, Any]]) -> 
             "batch_size": 16,
             "micro_batch_size": 8,
             "evaluations": 2,
-            "trainer": {"learning_rate": 3e-3 if is_new else 5e-5, "num_train_epochs": 1},
+            "trainer": {"learning_rate": 1e-3 if is_small else 5e-5, "num_train_epochs": 1},
         }
         run_command("reward", tree)
     return load_rewards([{"kind": "learned", "path": str(folder / "final")}])
-
-
-def pairs_of_at_most(reward: Any, pairs: Sequence[Pair], tokens: int) -> list[Pair]:
-    """Return the pairs whose two texts have at most the given number of tokens."""
-    return [
-        pair
-        for pair in pairs
-        if max(len(reward.encode(pair.chosen)), len(reward.encode(pair.rejected))) <= tokens
-    ]
 
 
 def completeness(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
