@@ -138,7 +138,10 @@ def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
 def _part_of(offset: Span, spans: Sequence[tuple[Span, Part]]) -> Part:
     """Return the part that contains the last character of a token."""
     last = max(offset[0], offset[1] - 1)
-    return next((part for (start, end), part in spans if start <= last < end), "template")
+    for (start, end), part in spans:
+        if start <= last < end:
+            return part
+    return "template"
 
 
 def _spans_of_parts(

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf.common.conversation import Conversation
 from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
+from rlhf.explain.encoding import Part
 from rlhf.explain.reward_explanation import Side, TextExplanation
 from rlhf.explain.token_attribution import SIGNS
 from rlhf.explain.words import Word, without_words, words_of
@@ -63,9 +64,11 @@ class WordAttributor:
         contents = [content_text(message.get("content")) for message in conversation]
         prompt = [f"{content}\n" for content in contents[:num_prompt_messages]]
         reply = re.findall(r"\s*\S+", contents[-1])
+        parts: list[Part] = ["prompt" for _ in prompt]
+        parts += ["reply" for _ in reply]
         explanation = TextExplanation(
             tokens=[*prompt, *reply],
-            parts=[*(["prompt"] * len(prompt)), *(["reply"] * len(reply))],
+            parts=parts,
             score=score,
             attributions={"shapley": [*([0.0] * len(prompt)), *values]},
         )
