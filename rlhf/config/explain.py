@@ -61,8 +61,9 @@ class AttributionSpec:
 class FaithfulnessSpec:
     """The deletion test of the attributions."""
 
-    pairs: NonNegativeInt = 100
-    """Number of pairs from which tokens are deleted; 0 omits the test."""
+    pairs: NonNegativeInt = 30
+    """Number of pairs from which tokens are deleted; 0 omits the test. Integrated gradients of many
+    pairs take long on a CPU."""
     draws: PositiveInt = 4
     """Number of random deletions of each pair."""
 

@@ -64,11 +64,10 @@ class WordAttributor:
         contents = [content_text(message.get("content")) for message in conversation]
         prompt = [f"{content}\n" for content in contents[:num_prompt_messages]]
         reply = re.findall(r"\s*\S+", contents[-1])
-        parts: list[Part] = ["prompt" for _ in prompt]
-        parts += ["reply" for _ in reply]
+        of_prompt, of_reply = list[Part](["prompt"]), list[Part](["reply"])
         explanation = TextExplanation(
             tokens=[*prompt, *reply],
-            parts=parts,
+            parts=of_prompt * len(prompt) + of_reply * len(reply),
             score=score,
             attributions={"shapley": [*([0.0] * len(prompt)), *values]},
         )
