@@ -207,7 +207,11 @@ def prepare_lifecycle(folder: Path) -> None:
     (folder / "run").rename(folder / "moved")
 
 
-PREPARE = {"rewards.md": prepare_rewards, "lifecycle.md": prepare_lifecycle}
+PREPARE = {
+    "rewards.md": prepare_rewards,
+    "explain.md": prepare_rewards,
+    "lifecycle.md": prepare_lifecycle,
+}
 SERVERS = {"coming-from-trl.md": HubServer}
 """Page -> server that its Python blocks use instead of one in the Internet."""
 

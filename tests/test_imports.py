@@ -55,6 +55,7 @@ ORDER = (
     "labeling",
     "training",
     "chat",
+    "explain",
     "commands",
     "studies",
     "pipeline",

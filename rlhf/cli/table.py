@@ -181,6 +181,13 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
             Command(
+                "explain",
+                "explain rewards, policies and stages of training by their tokens, on a page",
+                "rlhf.config.explain:ExplainConfig",
+                "rlhf.commands.explain:explain",
+                makes_run=True,
+            ),
+            Command(
                 "generate",
                 "sample completions of a model for prompts",
                 "rlhf.commands.generate:GenerateConfig",

@@ -31,6 +31,7 @@ OPTIONAL_PACKAGES = {
     "rlhf label": ("uvicorn", "web"),
     "rlhf chat --interface page": ("uvicorn", "web"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
+    "attribution.methods: shapley": ("captum", "explain"),
 }
 """Feature -> imported package, and the extra that installs it."""
 

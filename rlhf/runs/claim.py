@@ -53,6 +53,8 @@ RESULTS = frozenset(
         "bench.md",
         "checkpoints",
         "evaluation",
+        "explanation.html",
+        "explanation.json",
         "final",
         "finished",
         BUNDLE,
@@ -82,6 +84,7 @@ RESULTS = frozenset(
 """Names of the other files and folders that commands write."""
 ONLY_WRITTEN_BY = {
     "bench": ("bench.json", "bench.md", "bench.yaml", "logs", "pages", "runs", "tables"),
+    "explain": ("explanation.html", "explanation.json"),
     "overoptimize": ("overoptimization.json", "proxies", "rl"),
     "pairs": ("pairs.jsonl",),
     "reward-report": ("prompts.jsonl",),
