@@ -1,7 +1,7 @@
 """The run directory, which contains configuration, environment, logs, checkpoints and results.
 
-    config.yaml  inputs.json  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
-    evaluation/<name>/{summary.json, episodes.jsonl}  report.html
+    config.yaml  inputs.json  environment.json  data_counts.json  metrics.jsonl
+    samples.jsonl  checkpoints/  final/  evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
 An existing directory is replaced only with --overwrite. A run can be resumed only with the same
 configuration.
@@ -46,6 +46,8 @@ from rlhf.runs.trackers import (
     open_trackers,
 )
 
+DATA_COUNTS_FILE = "data_counts.json"
+"""Name of the file with the numbers of rows of the datasets."""
 # Keys that concern only the directory of a run; config.yaml does not contain them.
 DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
@@ -154,6 +156,12 @@ class Run:
         """Release the lock of the directory. If the run has no result, restore earlier content."""
         if self._claim is not None:
             self._claim.close()
+
+    def write_data_counts(self, counts: Mapping[str, Any]) -> None:
+        """Write the numbers of used and dropped rows of the datasets to ``data_counts.json``."""
+        if self.writes:
+            with write_errors_as_user_errors(self.directory):
+                write_text(self.directory / DATA_COUNTS_FILE, json.dumps(counts, indent=2) + "\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to ``metrics.jsonl`` and send the metrics to the trackers.
