@@ -51,6 +51,7 @@ ORDER = (
     "rollout",
     "evaluation",
     "reports",
+    "export",
     "training",
     "commands",
     "studies",

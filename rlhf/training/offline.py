@@ -268,7 +268,9 @@ def load_train_and_eval_rows(
     if config.data[0].streaming:
         processes = config.data_processes or available_cpus()
         streamed = StreamedRows(config.data[0], config.seed, processes)
-        return streamed, _load_rows(config, method, config.eval_data, what="eval_data", counts=counts)
+        return streamed, _load_rows(
+            config, method, config.eval_data, what="eval_data", counts=counts
+        )
     rows = _load_rows(config, method, config.data, what="data", counts=counts)
     if config.eval_data:
         eval_rows = _load_rows(config, method, config.eval_data, what="eval_data", counts=counts)
