@@ -222,7 +222,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "export",
-                "write a trained model with model card and data card; GGUF, ONNX, upload to the Hub",
+                "write a trained model with its cards; GGUF, ONNX, upload to the Hub",
                 "rlhf.config.export:ExportConfig",
                 "rlhf.commands.export:export",
                 arguments=("source", "target"),

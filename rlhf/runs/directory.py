@@ -1,7 +1,7 @@
 """The run directory, which contains configuration, environment, logs, checkpoints and results.
 
-    config.yaml  inputs.json  environment.json  data_counts.json  metrics.jsonl
-    samples.jsonl  checkpoints/  final/  evaluation/<name>/{summary.json, episodes.jsonl}  report.html
+    config.yaml  inputs.json  environment.json  data_counts.json  metrics.jsonl  samples.jsonl
+    checkpoints/  final/  evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
 An existing directory is replaced only with --overwrite. A run can be resumed only with the same
 configuration.

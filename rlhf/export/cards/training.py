@@ -131,9 +131,9 @@ def cost_section(
     table = markdown_table(["run", "time", "tokens", "processes", "device"], rows)
     notes = (
         "The tokens are those of the training examples, or the sampled tokens of an online "
-        "algorithm. The time is that of the training processes until the last logged "
-        "step. It does not include earlier attempts, the search of settings, or the training of the base model and "
-        "of reward models."
+        "algorithm. The time is that of the training processes until the last logged step. It "
+        "does not include earlier attempts, the search of settings, or the training of the base "
+        "model and of reward models."
     )
     return f"{table}\n{notes}\n\n{_energy_text(energy)}"
 
