@@ -139,8 +139,6 @@ def test_a_damaged_file_is_refused(runs: Runs, tmp_path: Path):
 
 
 def test_an_export_is_replaced_only_on_request(runs: Runs, tmp_path: Path):
-    runs: Runs, exports: dict[str, Path], tmp_path: Path
-):
     folder = export(runs.sft, tmp_path / "export")
     before = (folder / "README.md").stat().st_mtime_ns
     with pytest.raises(UserError, match="exists already"):
