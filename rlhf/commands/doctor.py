@@ -29,6 +29,7 @@ OPTIONAL_PACKAGES = {
     "tasks of rlhf evaluate": ("lm_eval", "tasks"),
     "--launcher ray": ("ray", "ray"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
+    "rlhf export --onnx true": ("onnxruntime", "onnx"),
 }
 """Feature -> imported package, and the extra that installs it."""
 
