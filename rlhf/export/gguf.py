@@ -67,7 +67,7 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
 
 def _convert(converter: Path, folder: Path, target: Path, kind: str, name: str) -> None:
     command = [sys.executable, str(converter), str(folder), "--outfile", str(target)]
-    _run([*command, "--outtype", kind, "--model-name", name], target, "gguf.converter")
+    _run([*command, "--outtype", kind, f"--model-name={name}"], target, "gguf.converter")
 
 
 def _converter_path(spec: GGUFSpec) -> Path:

@@ -15,11 +15,11 @@ from rlhf.errors import UserError
 from rlhf.evaluation.records import RunRecord, is_run_directory, read_run
 from rlhf.export.public_text import public_name, public_tree
 from rlhf.models.adapters import CONFIG_FILE, is_adapter
-from rlhf.models.hub import SHORT_NAMES, hub_id_of
+from rlhf.models.hub import SHORT_NAMES
 from rlhf.reward_models.sidecar import Sidecar
 from rlhf.runs.inputs import fingerprint
 
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _MAX_STAGES = 50
 """Maximum number of runs that are followed, in case a record refers to itself."""
 
@@ -33,13 +33,20 @@ class Stage:
     """Content of config.yaml; local files are replaced by their names."""
     inputs: Mapping[str, str]
     """Content of inputs.json: dotted key of a local file or folder -> fingerprint."""
+    has_inputs: bool
+    """Whether inputs.json exists. Without it, a path cannot be told from an id on the Hub."""
 
     @classmethod
     def read(cls, directory: Path) -> Stage:
         """Read the record of the run in a directory."""
         record = read_run(directory)
-        inputs = read_mapping_or_empty(directory / "inputs.json")
-        return cls(record, public_tree(record.config, inputs), inputs)
+        file = directory / "inputs.json"
+        inputs = read_mapping_or_empty(file)
+        return cls(record, public_tree(record.config, inputs), inputs, file.is_file())
+
+    def is_hub_id(self, key: str, path: str) -> bool:
+        """Return whether the value of a configuration key is an id on the Hub."""
+        return self.has_inputs and key not in self.inputs and _HUB_ID.fullmatch(path) is not None
 
     @property
     def name(self) -> str:
@@ -177,7 +184,7 @@ def _base_model(folder: Path, stages: Sequence[Stage]) -> tuple[str | None, str]
         return None, "a model with random weights"
     if path in SHORT_NAMES:
         return SHORT_NAMES[path].hub, str(SHORT_NAMES[path].hub)
-    if "model.path" not in first.inputs and HUB_ID.fullmatch(path) and hub_id_of(path):
+    if first.is_hub_id("model.path", path):
         return path, path
     return None, f"the local model {public_name(path)}"
 
@@ -188,4 +195,4 @@ def _adapter_base(folder: Path) -> str | None:
         return None
     settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     name = str(settings.get("base_model_name_or_path") or "")
-    return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None

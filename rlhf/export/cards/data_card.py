@@ -11,7 +11,7 @@ from rlhf.common.numbers import is_number
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.export.cards.training import yaml_block
 from rlhf.export.public_text import public_name, public_text
-from rlhf.export.source import HUB_ID, Stage
+from rlhf.export.source import Stage
 
 DATA_CARD_FILE = "DATA_CARD.md"
 
@@ -71,8 +71,9 @@ def hub_datasets(stages: Sequence[Stage]) -> list[str]:
     ids = [
         str(spec["path"])
         for stage in stages
-        for key, _, spec in _sources(stage)
-        if key in ("data", "env.prompts") and _is_hub_dataset(stage, key, spec)
+        for key, index, spec in _sources(stage)
+        if key in ("data", "env.prompts")
+        and stage.is_hub_id(f"{key}.{index}.path", str(spec["path"]))
     ]
     return list(dict.fromkeys(ids))
 
@@ -86,13 +87,6 @@ def _sources(stage: Stage) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         for index, spec in enumerate(tree if isinstance(tree, list) else []):
             if isinstance(spec, Mapping) and spec.get("path"):
                 yield key, index, spec
-
-
-def _is_hub_dataset(stage: Stage, key: str, spec: Mapping[str, Any]) -> bool:
-    """Return whether a dataset is on the Hub: it is no local file that the run recorded."""
-    indices = [i for k, i, s in _sources(stage) if k == key and s is spec]
-    recorded = f"{key}.{indices[0]}.path" in stage.inputs
-    return not recorded and HUB_ID.fullmatch(str(spec["path"])) is not None
 
 
 def _stage_section(stage: Stage) -> str:
@@ -118,7 +112,7 @@ def _stage_section(stage: Stage) -> str:
 
 def _source_row(stage: Stage, key: str, index: int, spec: Mapping[str, Any]) -> list[str]:
     path = str(spec["path"])
-    is_hub = _is_hub_dataset(stage, key, spec)
+    is_hub = stage.is_hub_id(f"{key}.{index}.path", path)
     options = [f"{name}: {spec[name]}" for name in _OPTIONS if spec.get(name) is not None]
     return [
         path if is_hub else public_name(path),

@@ -141,8 +141,8 @@ def cost_section(
 def _energy_text(energy: EnergyEstimate | None) -> str:
     if energy is None:
         return (
-            "Energy: not estimated, because the runs recorded no power of their devices and none "
-            "was given for the export."
+            "Energy: not estimated, because not every run recorded the power of its devices, and "
+            "none was given for the export."
         )
     watts = ", ".join(f"{power:g} W" for power in dict.fromkeys(energy.watts))
     amount = f"{decimal_text(energy.kilowatt_hours)} kWh"
