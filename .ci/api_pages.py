@@ -18,6 +18,7 @@ PACKAGES = (
     "models",
     "training",
     "evaluation",
+    "export",
     "stats",
     "config",
 )
