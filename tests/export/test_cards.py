@@ -112,9 +112,7 @@ def test_every_number_of_a_card_is_in_the_files_of_its_runs(
     for file in ("README.md", "DATA_CARD.md"):
         for text, value, decimals in numbers_of_card((exports[name] / file).read_text()):
             found = any(abs(value - r) <= 0.51 * 10**-decimals for r in recorded | allowed)
-            assert found or value == pytest.approx(
-                min(recorded, key=lambda r: abs(r - value)), rel=1e-2
-            ), (file, text)
+            assert found, (file, text)
 
 
 def weights_of(folder: Path) -> int:
@@ -182,8 +180,11 @@ def test_hostile_text_stays_text(tmp_path: Path):
     base = save_model(tmp_path / "model")
     rows = write_rows(tmp_path / "rows | <b>π.jsonl", sft_rows(16))
     tree = short(offline_tree(tmp_path / "run---x", base, rows))
-    tree["data"][0] |= {"system": evil, "columns": {"prompt": "prompt"}}
     run_command("sft", tree)
+    record = tmp_path / "run---x" / "config.yaml"
+    config = yaml.safe_load(record.read_text())
+    config["data"][0]["system"] = evil
+    record.write_text(yaml.safe_dump(config))
     folder = export(tmp_path / "run---x", tmp_path / "π <i>", language=["en"])
     card = model_card(folder)
     assert card.data.get("license") is None

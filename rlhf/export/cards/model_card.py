@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,20 +143,21 @@ def _introduction(content: CardContent) -> str:
     merged = " The LoRA adapters are merged into the weights." if source.is_adapter else ""
     return (
         f"This {kind} (`{model_class(content.folder)}`, {count:,} weights, "
-        f"{', '.join(dtypes)}) {trained}.{merged} Every number below is read from the files of the "
-        f"training runs. The data are described in the [data card]({DATA_CARD_FILE})."
+        f"{', '.join(dtypes)}) {trained}.{merged} Every number below is in the files of the "
+        "training runs, or is a sum or product of such numbers. The data are described in the "
+        f"[data card]({DATA_CARD_FILE})."
     )
 
 
 def _use(content: CardContent) -> str:
     """Return code that loads the model."""
-    folder = content.config.push or content.name
+    folder = json.dumps(content.config.push or content.name, ensure_ascii=False)
     if not content.is_causal:
         auto = f"AutoModelFor{'Token' if 'Token' in model_class(content.folder) else 'Sequence'}"
         lines = [
             "from rlhf.reward_models import build",
             "",
-            f'reward = build({{"kind": "trained", "path": {folder!r}}})',
+            f'reward = build({{"kind": "trained", "path": {folder}}})',
             'talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]',
             "print(reward([talk]))",
         ]
@@ -170,8 +172,8 @@ def _use(content: CardContent) -> str:
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
-        f"model = AutoModelForCausalLM.from_pretrained({folder!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        f"model = AutoModelForCausalLM.from_pretrained({folder})",
     ]
     if has_template:
         lines += [
