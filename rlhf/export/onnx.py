@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,16 +110,18 @@ def _export(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> Non
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        torch.onnx.export(
-            module,
-            inputs,
-            str(path),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["logits"],
-            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, on their own functions
+            torch.onnx.export(
+                module,
+                inputs,
+                str(path),
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+                dynamo=True,
+                verbose=False,
+            )
     finally:
         logger.setLevel(level)
 

@@ -151,10 +151,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     engine = engine_of(config, native_supported=method.native)
     seed_everything(config.seed)
     check_streaming(command, config, engine)
-    counts: dict[str, Any] = {}
-    train_rows, eval_rows = load_train_and_eval_rows(config, method, counts=counts)
-    num_train = None if isinstance(train_rows, StreamedRows) else len(train_rows)
-    run.write_data_counts(counts | {"training_rows": num_train, "held_out_rows": len(eval_rows)})
+    train_rows, eval_rows = _load_and_count_rows(config, method, run)
     setup = method.setup(config, train_rows, engine)
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     if setup.summary():
@@ -192,6 +189,17 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         setup.report(run)
     init_distributed().barrier()
     return run.final
+
+
+def _load_and_count_rows(
+    config: OfflineConfig, method: OfflineMethod, run: Run
+) -> tuple[Sequence[Row] | StreamedRows, Sequence[Row]]:
+    """Return the training rows and the held-out rows, and record their numbers in the run."""
+    counts: dict[str, Any] = {}
+    train_rows, eval_rows = load_train_and_eval_rows(config, method, counts=counts)
+    num_train = None if isinstance(train_rows, StreamedRows) else len(train_rows)
+    run.write_data_counts(counts | {"training_rows": num_train, "held_out_rows": len(eval_rows)})
+    return train_rows, eval_rows
 
 
 def check_reserved_options(options: Mapping[str, Any]) -> None:
