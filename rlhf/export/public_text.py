@@ -19,7 +19,7 @@ _PATH_IN_TEXT = re.compile(
 """Pattern of an absolute path with at least two components, or of a path in a home folder."""
 _ABSOLUTE = re.compile(r"(?:file://)?(?:[~/]|[A-Za-z]:[\\/]|\\\\).*[/\\][^/\\]")
 """Pattern of the start of a text that is an absolute path as a whole."""
-_UNINFORMATIVE_NAMES = frozenset({"final", "base", "best", "checkpoints"})
+_UNINFORMATIVE_NAMES = frozenset({"final", "best", "checkpoints"})
 """Names of folders of a run; the name of the run is shown in their place."""
 
 
