@@ -100,4 +100,6 @@ def _run(command: list[str], target: Path, key: str) -> None:
         remove(target)
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else f"exit code {result.returncode}"
+        if reason.startswith("ModuleNotFoundError"):
+            reason += '; install the packages of the converter: pip install "rlhf-kit[gguf]"'
         raise UserError(f"{key}: {target.name} cannot be written: {reason}")

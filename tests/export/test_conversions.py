@@ -64,6 +64,16 @@ def test_an_existing_wide_file_is_quantized(runs: Runs, checkout: Path, tmp_path
     assert result.gguf[1].read_text() == "Q6_K of f16 out"
 
 
+def test_a_missing_package_of_the_converter_names_the_extra(
+    runs: Runs, checkout: Path, tmp_path: Path
+):
+    script = checkout / "convert_hf_to_gguf.py"
+    script.write_text("import a_package_that_does_not_exist")
+    config = ExportConfig(str(runs.sft), str(tmp_path / "out"), gguf=GGUFSpec(str(script)))
+    with pytest.raises(UserError, match=r'pip install "rlhf-kit\[gguf\]"'):
+        export_model(config)
+
+
 def test_a_failing_converter_is_one_line(runs: Runs, checkout: Path, tmp_path: Path):
     script = checkout / "convert_hf_to_gguf.py"
     script.write_text("raise NotImplementedError('BPE pre-tokenizer was not recognized')")
