@@ -75,7 +75,8 @@ import json, sys
 import numpy as np
 from llama_cpp import Llama
 
-model = Llama(sys.argv[1], n_ctx=int(sys.argv[2]), logits_all=True, verbose=False)
+options = {"n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
+model = Llama(sys.argv[1], n_ctx=int(sys.argv[2]), **options)
 tokens = []
 for window in json.load(sys.stdin):
     model.reset()
@@ -83,7 +84,9 @@ for window in json.load(sys.stdin):
     tokens += np.asarray(model.scores[: len(window)]).argmax(-1).tolist()
 print(json.dumps(tokens))
 """
-"""Program that reads windows of token ids and prints the most probable next tokens."""
+"""Program that reads windows of token ids and prints the most probable next tokens.
+
+One thread is used, because several threads wait for each other on a machine with other load."""
 
 
 if __name__ == "__main__":
