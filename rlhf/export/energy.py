@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf.common.numbers import is_number
 from rlhf.evaluation.records import RunRecord
@@ -45,7 +46,7 @@ def training_cost(record: RunRecord) -> TrainingCost:
     machine = record.environment
     processes = int(machine.get("processes") or 1)
     gpus = [gpu for gpu in machine.get("gpus") or [] if isinstance(gpu, dict)][:processes]
-    limits = [gpu.get("power_limit_watts") for gpu in gpus]
+    limits: list[Any] = [gpu.get("power_limit_watts") for gpu in gpus]
     known = [float(limit) for limit in limits if is_number(limit)]
     return TrainingCost(
         seconds=record.training_seconds,
@@ -62,7 +63,7 @@ def _number_of_tokens(record: RunRecord) -> int | None:
     if logged:
         return round(sum(logged))
     _, means = record.series("rollout/tokens")
-    episodes = record.config.get("episodes_per_step")
+    episodes: Any = record.config.get("episodes_per_step")
     return round(sum(means) * episodes) if means and is_number(episodes) else None
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -104,6 +105,7 @@ def metadata(content: CardContent) -> ModelCardData:
     results = eval_results(content.results, content.task)
     datasets = hub_datasets(source.stages)
     license_name = config.license or license_of(source.base)
+    relation: dict[str, Any] = {"base_model_relation": "finetune"} if source.base else {}
     return ModelCardData(
         license=license_name,
         language=config.language or None,
@@ -114,7 +116,7 @@ def metadata(content: CardContent) -> ModelCardData:
         model_name=content.name if results else None,
         eval_results=results or None,
         tags=["rlhf", *dict.fromkeys(commands), *([] if content.is_causal else ["reward-model"])],
-        **({"base_model_relation": "finetune"} if source.base else {}),
+        **relation,
     )
 
 
