@@ -19,6 +19,7 @@ PACKAGES = (
     "training",
     "evaluation",
     "explain",
+    "export",
     "stats",
     "config",
 )

@@ -207,10 +207,19 @@ def prepare_lifecycle(folder: Path) -> None:
     (folder / "run").rename(folder / "moved")
 
 
+def prepare_export(folder: Path) -> None:
+    """A finished run of SFT."""
+    model = save_model(folder / "model")
+    data = write_rows(folder / "rows.jsonl", sft_rows(8))
+    (folder / "sft.yaml").write_text(yaml.safe_dump(offline_tree(folder / "runs/sft", model, data)))
+    assert main(["sft", "--config", str(folder / "sft.yaml")]) == 0
+
+
 PREPARE = {
     "rewards.md": prepare_rewards,
     "explain.md": prepare_rewards,
     "lifecycle.md": prepare_lifecycle,
+    "export.md": prepare_export,
 }
 SERVERS = {"coming-from-trl.md": HubServer}
 """Page -> server that its Python blocks use instead of one in the Internet."""

@@ -53,6 +53,7 @@ ORDER = (
     "reports",
     "web",
     "labeling",
+    "export",
     "training",
     "chat",
     "explain",

@@ -287,6 +287,13 @@ COMMANDS = CommandTable(
                 arguments=("adapter", "target"),
             ),
             Command(
+                "export",
+                "write a trained model with its cards; GGUF, ONNX, upload to the Hub",
+                "rlhf.config.export:ExportConfig",
+                "rlhf.commands.export:export",
+                arguments=("source", "target"),
+            ),
+            Command(
                 "engine start",
                 "start the vLLM servers of a training run and wait until they answer",
                 "rlhf.config.online:OnlineConfig",

@@ -32,6 +32,7 @@ OPTIONAL_PACKAGES = {
     "rlhf chat --interface page": ("uvicorn", "web"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
     "attribution.methods: shapley": ("captum", "explain"),
+    "rlhf export --onnx true": ("onnxruntime", "onnx"),
 }
 """Feature -> imported package, and the extra that installs it."""
 

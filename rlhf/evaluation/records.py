@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, independent_unit_of
 from rlhf.runs.changes import read_changes
-from rlhf.runs.directory import BRANCH_FILE
+from rlhf.runs.directory import BRANCH_FILE, DATA_COUNTS_FILE
 from rlhf.runs.metric_log import MetricLog
 from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgraded_config
 from rlhf.stats import Interval
@@ -129,6 +130,8 @@ class RunRecord(MetricLog):
     """Name of the directory."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Content of `environment.json`: versions and hardware."""
+    data_counts: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `data_counts.json`: numbers of used and dropped rows of the datasets."""
     samples: Sequence[Mapping[str, Any]] = ()
     """Rows of `samples.jsonl` that the report shows. These are held-out episodes from before and
     after training, and training episodes with recorded tokens. The training episodes are from the
@@ -147,6 +150,17 @@ class RunRecord(MetricLog):
         if key not in self._series:
             self._series[key] = super().series(key)
         return self._series[key]
+
+    @property
+    def training_seconds(self) -> float:
+        """Duration of training in seconds; 0 if no times were logged.
+
+        `time` is the time since the process started. If a run was resumed, the result is the sum
+        over its processes, without the steps after the checkpoint that a later process repeated.
+        """
+        times = [float(row["time"]) for row in self.metrics if is_number(row.get("time"))]
+        ends = [time for time, later in pairwise(times) if later < time]
+        return sum(ends) + (times[-1] if times else 0.0)
 
 
 def read_runs(directory: str | Path) -> list[RunRecord]:
@@ -203,6 +217,7 @@ def read_run(directory: str | Path) -> RunRecord:
         name=root.resolve().name,
         config=config,
         environment=read_mapping_or_empty(root / "environment.json"),
+        data_counts=read_mapping_or_empty(root / DATA_COUNTS_FILE),
         metrics=read_metrics(root),
         samples=_read_samples_for_report(root),
         evaluations=[_read_evaluation(path) for path in names],

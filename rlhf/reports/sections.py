@@ -27,7 +27,7 @@ from rlhf.runs.diagnostics import alarm_name, metric_warnings
 def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     """Return the page header as HTML: title, a line of facts, and the stages in order."""
     facts = [count_text(len(runs), "stage")] if len(runs) > 1 else []
-    seconds = sum(_training_seconds(run) for run in runs)
+    seconds = sum(run.training_seconds for run in runs)
     facts += [duration_text(seconds) + " of training"] if seconds else []
     date = next((str(run.environment["date"]) for run in runs if "date" in run.environment), "")
     facts += [date[:16].replace("T", " ")] if date else []
@@ -116,7 +116,7 @@ def _stage_summary_lines(run: RunRecord) -> list[str]:
     """
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [count_text(int(steps), "step")] if steps else []
-    effort += [duration_text(_training_seconds(run))] if _training_seconds(run) >= 1 else []
+    effort += [duration_text(run.training_seconds)] if run.training_seconds >= 1 else []
     lines = [_model_origin_text(run.config), _env_or_dataset_text(run.config), " · ".join(effort)]
     return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
 
@@ -175,9 +175,3 @@ def _run_facts(run: RunRecord) -> list[tuple[str, str]]:
         run_and_checkpoint = (run.origin.get("run"), run.origin.get("checkpoint"))
         facts.append(("Branched from", ", ".join(map(str, run_and_checkpoint))))
     return [(name, str(value)) for name, value in facts if value]
-
-
-def _training_seconds(run: RunRecord) -> float:
-    """Return the duration of training in seconds; 0 if no times were logged."""
-    times = [row["time"] for row in run.metrics if is_number(row.get("time"))]
-    return float(max(times, default=0.0))

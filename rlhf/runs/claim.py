@@ -35,6 +35,7 @@ DESCRIPTIONS = frozenset(
     [
         "bench.yaml",
         "config.yaml",
+        "data_counts.json",
         "environment.json",
         "inputs.json",
         "logs",

@@ -1,7 +1,7 @@
 """The run directory, which contains configuration, environment, logs, checkpoints and results.
 
-    config.yaml  inputs.json  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
-    evaluation/<name>/{summary.json, episodes.jsonl}  report.html
+    config.yaml  inputs.json  environment.json  data_counts.json  metrics.jsonl  samples.jsonl
+    checkpoints/  final/  evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
 An existing directory is replaced only with --overwrite. A run is resumed with the same
 configuration, except for the changes that `rlhf.runs.changes` permits.
@@ -53,6 +53,8 @@ from rlhf.runs.trackers import (
 
 BRANCH_FILE = "branch.json"
 """Name of the file with the run and the checkpoint from which `rlhf branch` created a run."""
+DATA_COUNTS_FILE = "data_counts.json"
+"""Name of the file with the numbers of rows of the datasets."""
 
 
 class Run:
@@ -180,6 +182,12 @@ class Run:
         """Release the lock of the directory. If the run has no result, restore earlier content."""
         if self._claim is not None:
             self._claim.close()
+
+    def write_data_counts(self, counts: Mapping[str, Any]) -> None:
+        """Write the numbers of used and dropped rows of the datasets to ``data_counts.json``."""
+        if self.writes:
+            with write_errors_as_user_errors(self.directory):
+                write_text(self.directory / DATA_COUNTS_FILE, json.dumps(counts, indent=2) + "\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to ``metrics.jsonl`` and send the metrics to the trackers.

@@ -101,7 +101,8 @@ class OnlineTrainer(Trainer):
         self.algorithm = check_config(name, config)
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
-        prompts, eval_prompts = load_split_prompts(config)
+        self.data_counts: dict[str, Any] = {}
+        prompts, eval_prompts = load_split_prompts(config, counts=self.data_counts)
         sharded = shards_model(config)
         load = load_model_to_shard if sharded else load_model
         model, tokenizer = load(config.model, seed=config.seed)
@@ -248,7 +249,9 @@ class OnlineTrainer(Trainer):
         return stateful
 
     def prepare(self, run: Run) -> None:
-        """Select the metrics that the progress display shows."""
+        """Select the metrics that the progress display shows, and record the numbers of prompts."""
+        if self.data_counts:
+            run.write_data_counts(self.data_counts)
         self.displayed_metrics = online_displayed_metrics(run.config)
 
     def record_initial_model(self, run: Run) -> None:

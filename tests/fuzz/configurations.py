@@ -112,6 +112,8 @@ BASES: dict[str, list[Tree]] = {
     "models list": [{}],
     "models get": [{"name": "x"}],
     "models merge": [{"adapter": "a", "target": "b"}],
+    "export": [{"source": "a", "target": "b", "evaluations": ["c"], "language": ["en"],
+                "gguf": {"converter": "d", "types": ["f16"]}, "onnx": True, "push": "a/b"}],
     "envs list": [{"json": True}],
     "envs demos": [{"env": "text/Echo-v0", "path": "x.jsonl", "count": 3, "kwargs": {}}],
     "envs play": [{"env": "text/Echo-v0"}],
