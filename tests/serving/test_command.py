@@ -1,0 +1,160 @@
+"""`rlhf serve` as a process: its address, its key, signals, and mistakes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from rlhf.cli.main import main
+from tests.helpers.training import save_model
+
+KEY = "a-key-for-tests-4711"
+
+
+@contextmanager
+def process(*arguments: str, **variables: str) -> Iterator[tuple[Any, str]]:
+    """A process of `rlhf serve` and the address that it prints."""
+    command = [sys.executable, "-m", "rlhf", "serve", "--port", "0", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as child:
+        try:
+            line = child.stdout.readline()  # type: ignore[union-attr]
+            match = re.search(r"at (http://\S+/v1)$", line)
+            if match is None:
+                child.kill()
+                raise AssertionError(line + child.stderr.read())  # type: ignore[union-attr]
+            yield child, match[1]
+        finally:
+            child.kill()
+
+
+def client(url: str, key: str = "none") -> Any:
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
+
+
+def test_a_signal_lets_running_requests_finish(tmp_path: Path):
+    model = save_model(tmp_path / "model", sharp=4.0)
+    tokens = 60
+    with process("--model.path", str(model), "--name", "tiny") as (child, url):
+        api = client(url)
+        body: dict[str, Any] = {"model": "tiny", "prompt": "apple", "max_tokens": tokens}
+        body["extra_body"] = {"ignore_eos": True}
+
+        def whole() -> int:
+            return api.completions.create(n=8, **body).usage.completion_tokens
+
+        def streamed() -> int:
+            options = {"stream": True, "stream_options": {"include_usage": True}}
+            events = iter(api.completions.create(n=8, **options, **body))
+            next(events)
+            child.send_signal(signal.SIGTERM)
+            return next(chunk.usage for chunk in events if chunk.usage).completion_tokens
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            first = pool.submit(whole)
+            second = pool.submit(streamed)
+            assert (first.result(), second.result()) == (8 * tokens, 8 * tokens)
+        assert child.wait(timeout=60) == 128 + signal.SIGTERM
+        error = child.stderr.read()
+        assert "stopped by SIGTERM" in error
+        assert "Traceback" not in error
+        with pytest.raises(openai.APIConnectionError):
+            api.models.list()
+
+
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_key_is_required_and_never_printed(tmp_path: Path, given: str):
+    model = save_model(tmp_path / "model")
+    words = ["--model.path", str(model), "--host", "0.0.0.0"]
+    words += ["--api-key", KEY] if given == "option" else []
+    variables = {"RLHF_API_KEY": KEY} if given == "variable" else {}
+    with process(*words, **variables) as (child, url):
+        assert client(url, KEY).models.list().data[0].id == "model"
+        with pytest.raises(openai.AuthenticationError):
+            client(url).models.list()
+        child.send_signal(signal.SIGINT)
+        output, error = child.communicate(timeout=60)
+    assert KEY not in output + error
+    assert "Traceback" not in error
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error message of wrong arguments, which is one line."""
+    assert main(["serve", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RLHF_API_KEY", raising=False)
+    monkeypatch.setenv("RLHF_API_KEY", "")
+
+
+MISTAKES = [
+    ([], "give --model.path, --rewards, or both"),
+    (["--model.path", "m", "--host", "0.0.0.0"], "other machines can reach 0.0.0.0: set a key"),
+    (["--model.path", "m", "--api-key", "short"], "fewer than 8 characters"),
+    (["--model.path", "m", "--api-key", "12345678"], "must be text"),
+    (["--model.path", "m", "--api-key", "ключ-ключ"], "not allowed in an HTTP header"),
+    (["--model.path", "m", "--port", "70000"], "port must be <= 65535"),
+    (["--model.path", "m", "--host", "nowhere.invalid"], "other machines can reach"),
+    (["--model.path", "nowhere/at/all"], "nowhere/at/all"),
+    (["--rewards", "[{kind: lenght}]"], "length"),
+    (["--rewards", "[{kind: length}]", "--name", "x"], "name has no effect without a model"),
+    (["--model.path", "m", "--reward_name", "x"], "reward_name has no effect without rewards"),
+    (["--model.path", "m", "--model.lora.rank", "8"], "adds untrained adapters"),
+    (["--model.path", "m", "--rollout.engine.kind", "vllm"], "rollout.engine.urls"),
+    (["--model.path", "m", "--limits.queue", "-1"], "limits.queue must be >= 0"),
+    (["--model.path", "m", "--limits.max_token", "5"], "limits.max_tokens"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    if "--port" not in arguments:
+        arguments = [*arguments, "--port", "0"]
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_port_in_use_is_one_line(capsys):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = refused(capsys, "--rewards", "[{kind: length}]", "--port", port)
+    assert "cannot listen" in line
+
+
+def test_a_file_must_not_contain_the_key_and_print_config_hides_it(tmp_path: Path, capsys):
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump({"rewards": [{"kind": "length"}], "api_key": KEY}))
+    line = refused(capsys, "--config", str(file))
+    assert line.startswith("rlhf: api_key: ")
+    assert KEY not in line
+    words = ["serve", "--rewards", "[{kind: length}]", "--api-key", KEY, "--print-config"]
+    assert main(words) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["api_key"] is None
+    assert shown["limits"]["max_tokens"] == 2048
+
+
+def test_only_rewards_can_be_served():
+    with process("--rewards", "[{kind: length}]") as (child, url):
+        models = client(url).models.list().data
+        assert [model.id for model in models] == ["reward"]
+        child.terminate()
+        child.wait(timeout=60)
