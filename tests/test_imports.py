@@ -52,6 +52,7 @@ ORDER = (
     "evaluation",
     "reports",
     "web",
+    "labeling",
     "training",
     "commands",
     "studies",

@@ -178,6 +178,35 @@ COMMANDS = CommandTable(
                 read="rlhf.commands.serve:read_config",
             ),
         ],
+        "People": [
+            Command(
+                "label",
+                "collect preferences, ratings, rankings or replies on a page or in the terminal",
+                "rlhf.commands.label:LabelConfig",
+                "rlhf.commands.label:label",
+            ),
+            Command(
+                "labels agreement",
+                "print the agreement of annotators (Cohen's and Fleiss' kappa)",
+                "rlhf.commands.labels:AgreementConfig",
+                "rlhf.commands.labels:agreement",
+                arguments=("files",),
+            ),
+            Command(
+                "labels export",
+                "write labels as JSON of Argilla or Label Studio, or as a dataset",
+                "rlhf.commands.labels:ExportConfig",
+                "rlhf.commands.labels:export",
+                arguments=("files",),
+            ),
+            Command(
+                "labels import",
+                "append labels from JSON of Argilla or Label Studio, or from a dataset",
+                "rlhf.commands.labels:ImportConfig",
+                "rlhf.commands.labels:import_",
+                arguments=("path",),
+            ),
+        ],
         "Data, models and environments": [
             Command(
                 "demos",

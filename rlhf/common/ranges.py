@@ -29,6 +29,8 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
 FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
+Port = Annotated[int, Interval(ge=0, le=65_535)]
+"""Number of a TCP port; 0 chooses a free one."""
 Seconds = Annotated[float, Interval(gt=0, le=1_000_000)]
 """A time limit in seconds, at most eleven days."""
 LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]

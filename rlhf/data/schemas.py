@@ -18,6 +18,7 @@ from rlhf.config.data import Kind
 from rlhf.data.columns import Row
 from rlhf.data.conversation import without_system
 from rlhf.data.formats import parse_number
+from rlhf.data.labels import LABEL_COLUMNS, LABEL_READERS, MODE_COLUMNS, mark_undone
 from rlhf.data.messages import RowDropped, decode_if_json, parse_messages
 from rlhf.data.ranked_replies import (
     Item,
@@ -364,6 +365,10 @@ def _cell_is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
     return matches
 
 
+def _cell_equals(name: str, value: Any) -> Callable[[Row], bool]:
+    return lambda row: row.get(name) == value
+
+
 PAIR_KINDS: tuple[Kind, ...] = ("preference",)
 PAIR_AND_PROMPT_KINDS: tuple[Kind, ...] = ("preference", "prompt")
 RANKING_KINDS: tuple[Kind, ...] = ("preference", "ranking")
@@ -516,8 +521,21 @@ _BUILT_IN_SCHEMAS = (
     ),
 )
 
+_LABEL_SCHEMAS = tuple(
+    Schema(
+        f"labels of mode {mode}",
+        LABEL_COLUMNS,
+        kinds,
+        read,
+        uses=("undoes", "skipped", "gold", *MODE_COLUMNS[mode]),
+        gather=mark_undone,
+        matches=_cell_equals("mode", mode),
+    )
+    for mode, (kinds, read) in LABEL_READERS.items()
+)
+
 SCHEMAS: Registry[Schema] = Registry(
-    "data format", {schema.name: schema for schema in _BUILT_IN_SCHEMAS}
+    "data format", {schema.name: schema for schema in (*_LABEL_SCHEMAS, *_BUILT_IN_SCHEMAS)}
 )
 """All schemas. `rlhf.plugins.register_data_format` adds a schema."""
 

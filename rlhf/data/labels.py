@@ -1,0 +1,161 @@
+"""Define the rows of `rlhf label`: people's preferences, ratings, rankings and demonstrations.
+
+A file of labels is append-only. A row is one label, or it undoes an earlier label, whose id is in
+its column `undoes`. Every row has these columns:
+
+- label_id: id of the row
+- item_id: id of the prompt and the replies, see `item_id_of`
+- mode: pairs, ratings, rankings or demonstrations
+- annotator: id or pseudonym of the annotator
+- time: time of the row (UTC, ISO 8601); seconds: time that the annotator needed
+- prompt, and the columns of the mode, see `MODE_COLUMNS`
+- optional: note; skipped (true); gold, the known answer of a check item
+
+The schemas make such a file training data: undone and skipped labels, ties, and check items are
+dropped and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.common.conversation import Conversation
+from rlhf.config.data import Kind
+from rlhf.config.labeling import LabelMode
+from rlhf.data.columns import Row
+from rlhf.data.messages import RowDropped
+from rlhf.data.ranked_replies import Item, items_from_scored_replies
+
+LABEL_COLUMNS = frozenset({"label_id", "item_id", "mode", "annotator", "prompt"})
+"""Columns by which a file of labels is recognized."""
+
+
+def item_id_of(prompt: Conversation, replies: Sequence[Conversation] = ()) -> str:
+    """Return an id of a prompt and its replies, which does not depend on the replies' order."""
+    parts = [_json_of(prompt), *sorted(map(_json_of, replies))]
+    return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def label_id_of(annotator: str, item_id: str, *, attempt: int = 0) -> str:
+    """Return the id of an annotator's label of an item.
+
+    Args:
+        annotator: Id or pseudonym of the annotator.
+        item_id: Id of the item.
+        attempt: Number of the annotator's labels of this item that were undone.
+    """
+    key = f"{annotator}\0{item_id}\0{attempt}"
+    return hashlib.sha256(key.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def in_canonical_order(replies: Iterable[Conversation]) -> list[Conversation]:
+    """Return replies in an order that depends on their content only.
+
+    Labels of the same replies are therefore comparable, whatever the order of the source, and the
+    order says nothing about the source.
+    """
+    return sorted(replies, key=_json_of)
+
+
+def undone_ids(rows: Iterable[Row]) -> set[str]:
+    """Return the ids of the labels that were undone."""
+    return {row["undoes"] for row in rows if row.get("undoes")}
+
+
+def live_labels(rows: Iterable[Row]) -> list[Row]:
+    """Return the labels that were not undone, including skipped items."""
+    rows = list(rows)
+    undone = undone_ids(rows)
+    return [row for row in rows if not row.get("undoes") and row["label_id"] not in undone]
+
+
+def mark_undone(rows: Sequence[Row]) -> list[Row]:
+    """Return the labels, with the column `undone` in those that were undone."""
+    rows = list(rows)
+    undone = undone_ids(rows)
+    return [
+        {**row, "undone": True} if row["label_id"] in undone else row
+        for row in rows
+        if not row.get("undoes")
+    ]
+
+
+def read_pair(row: Row, kind: Kind) -> Iterator[Item]:
+    """Yield the pair of a label of mode pairs; the margin is the strength of the preference."""
+    _check_usable(row, "pairs")
+    if kind == "prompt":
+        yield {"prompt": row["prompt"]}
+    elif row["winner"] == "tie":
+        raise RowDropped("tie")
+    else:
+        first = row["winner"] == "a"
+        yield {
+            "prompt": row["prompt"],
+            "chosen": row["response_a" if first else "response_b"],
+            "rejected": row["response_b" if first else "response_a"],
+            "margin": row.get("margin"),
+        }
+
+
+def read_rated_reply(row: Row, kind: Kind) -> Iterator[Item]:
+    """Yield the reply of a label of mode ratings; its rating is in the column `rating`."""
+    _check_usable(row, "ratings")
+    yield {"prompt": row["prompt"], "completion": row["completion"]}
+
+
+def read_ranking(row: Row, kind: Kind) -> Iterator[Item]:
+    """Yield the ranking of a label of mode rankings, or its pairs."""
+    _check_usable(row, "rankings")
+    yield from items_from_scored_replies(
+        row["prompt"], row["replies"], row["ranks"], kind, ranks=True
+    )
+
+
+def read_demonstration(row: Row, kind: Kind) -> Iterator[Item]:
+    """Yield the reply that an annotator wrote."""
+    _check_usable(row, "demonstrations")
+    cells = {"prompt": row["prompt"]}
+    yield cells if kind == "prompt" else cells | {"completion": row["completion"]}
+
+
+LABEL_READERS: Mapping[
+    LabelMode, tuple[tuple[Kind, ...], Callable[[Row, Kind], Iterator[Item]]]
+] = {
+    "pairs": (("preference", "prompt"), read_pair),
+    "ratings": (("rated", "sft"), read_rated_reply),
+    "rankings": (("ranking", "preference"), read_ranking),
+    "demonstrations": (("sft", "prompt"), read_demonstration),
+}
+"""Mode -> kinds of canonical rows, and the function that reads a label."""
+
+MODE_COLUMNS: Mapping[LabelMode, tuple[str, ...]] = {
+    "pairs": ("response_a", "response_b", "winner", "margin"),
+    "ratings": ("completion", "rating"),
+    "rankings": ("replies", "ranks"),
+    "demonstrations": ("completion",),
+}
+"""Mode -> columns of its labels.
+
+- winner: a, b or tie; margin: strength of the preference, 0 for a tie
+- rating: a whole number from 1, the worst
+- ranks: rank of each of `replies`; 1 is the best
+"""
+
+
+def _check_usable(row: Row, mode: LabelMode) -> None:
+    if row["mode"] != mode:
+        raise RowDropped(f"label of mode {row['mode']}")
+    for column, reason in (
+        ("undone", "undone label"),
+        ("skipped", "skipped item"),
+        ("gold", "check item"),
+    ):
+        if row.get(column):
+            raise RowDropped(reason)
+
+
+def _json_of(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

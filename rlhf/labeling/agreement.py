@@ -1,0 +1,247 @@
+"""Measure the agreement of annotators, and how each of them labels."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from rlhf.data.columns import Row
+from rlhf.data.labels import live_labels
+from rlhf.data.splits import prompt_key
+from rlhf.stats import Interval, interval, jackknife
+
+Weights = Literal["quadratic"] | None
+"""Weights of disagreements: equal, or proportional to the squared difference of two ratings."""
+
+
+@dataclass(frozen=True)
+class AnnotatorSummary:
+    """How one annotator labels."""
+
+    annotator: str
+    labels: int
+    """Number of labels, without skipped items."""
+    skipped: int
+    undone: int
+    ties: int
+    median_seconds: float | None
+    """Median time for a label, in seconds; None if no time is known."""
+    first_shown: Interval | None
+    """Fraction of preferences for the reply that was shown first. It is 0.5 without a bias, because
+    the order is random. None if there are no preferences."""
+    checks: Interval | None
+    """Fraction of correct answers to check items; None if there are none."""
+
+
+@dataclass(frozen=True)
+class PairAgreement:
+    """Agreement of two annotators on the items that both labeled."""
+
+    first: str
+    second: str
+    items: int
+    agreement: Interval
+    """Fraction of items with equal labels."""
+    kappa: Interval
+
+
+@dataclass(frozen=True)
+class AgreementReport:
+    """The agreement of all annotators of some labels."""
+
+    annotators: tuple[AnnotatorSummary, ...]
+    pairs: tuple[PairAgreement, ...]
+    fleiss: Interval | None
+    """Fleiss' kappa of the items with several labels; None if there are no such items."""
+    shared_items: int
+    """Number of items that several annotators labeled."""
+
+
+def agreement_report(rows: Iterable[Row]) -> AgreementReport:
+    """Return the agreement of the annotators of some labels (`rlhf.data.labels`) of one mode.
+
+    The categories are the better reply or a tie, or the rating. A ranking counts as one label for
+    each pair of its replies. Intervals are over prompts.
+    """
+    rows = list(rows)
+    live = [row for row in live_labels(rows) if not row.get("skipped")]
+    table = LabelTable.of(live)
+    weights: Weights = "quadratic" if live and live[0]["mode"] == "ratings" else None
+    names = list(dict.fromkeys(row["annotator"] for row in rows))
+    several = [item for item in table.categories if len(table.categories[item]) > 1]
+    return AgreementReport(
+        tuple(_summary(name, [row for row in rows if row["annotator"] == name]) for name in names),
+        tuple(
+            agreement
+            for first, second in itertools.combinations(names, 2)
+            if (agreement := _pair_agreement(table, first, second, weights)) is not None
+        ),
+        fleiss_kappa_interval(table, several) if several else None,
+        len(several),
+    )
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The category that each annotator gave to each item."""
+
+    categories: Mapping[Hashable, Mapping[str, Hashable]]
+    """Item -> annotator -> category. If an annotator labeled an item twice, the last label
+    counts."""
+    prompts: Mapping[Hashable, str]
+    """Item -> key of its prompt. Items of a prompt are not independent."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> LabelTable:
+        """Return the table of labels that were neither undone nor skipped."""
+        categories: dict[Hashable, dict[str, Hashable]] = {}
+        prompts: dict[Hashable, str] = {}
+        for row in rows:
+            for item, category in _categories_of(row):
+                categories.setdefault(item, {})[row["annotator"]] = category
+                prompts[item] = prompt_key(row)
+        return cls(categories, prompts)
+
+
+def cohen_kappa(
+    first: Sequence[Hashable], second: Sequence[Hashable], *, weights: Weights = None
+) -> float:
+    """Return Cohen's (1960) kappa of two annotators' categories of N items.
+
+    The kappa is (p_o - p_e) / (1 - p_e) with the observed agreement p_o and the agreement p_e that
+    is expected by chance, from the frequencies of the categories of each annotator. With weights,
+    disagreements count in part (Cohen 1968).
+
+    Returns:
+        The kappa, or nan if both annotators gave the same single category to all items.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    if len({*first, *second}) == 1:
+        return float("nan")
+    labels: list[Any] | None = None
+    if weights:  # the weights depend on the places of the ratings, so none may be left out
+        ratings: list[Any] = [*first, *second]
+        labels = list(range(min(ratings), max(ratings) + 1))
+    return float(cohen_kappa_score(list(first), list(second), labels=labels, weights=weights))
+
+
+def fleiss_kappa(items: Sequence[Sequence[Hashable]]) -> float:
+    """Return Fleiss' (1971) kappa of items with the categories that several annotators gave.
+
+    The agreement of an item is the fraction of its pairs of labels that are equal. Items can have
+    different numbers of labels, at least two; with equal numbers this is Fleiss' definition.
+
+    Returns:
+        The kappa, or nan if all labels are equal.
+    """
+    totals: Counter[Hashable] = Counter()
+    agreements = []
+    for labels in items:
+        counts, n = Counter(labels), len(labels)
+        totals.update(counts)
+        agreements.append(sum(c * (c - 1) for c in counts.values()) / (n * (n - 1)))
+    size = totals.total()
+    chance = sum((count / size) ** 2 for count in totals.values())
+    return float("nan") if chance == 1 else (statistics.fmean(agreements) - chance) / (1 - chance)
+
+
+def fleiss_kappa_interval(table: LabelTable, items: Sequence[Hashable]) -> Interval:
+    """Return Fleiss' kappa of some items of a table, with its interval over prompts."""
+    labels = [list(table.categories[item].values()) for item in items]
+    return jackknife(
+        lambda rows: fleiss_kappa([labels[row] for row in rows]),
+        [table.prompts[item] for item in items],
+        scale="fisher",
+    )
+
+
+def cohen_kappa_interval(
+    first: Sequence[Hashable],
+    second: Sequence[Hashable],
+    prompts: Sequence[Hashable],
+    *,
+    weights: Weights = None,
+) -> Interval:
+    """Return Cohen's kappa of N items with its interval over prompts, see `cohen_kappa`."""
+    a, b = (np.array(labels, dtype=object) for labels in (first, second))
+    return jackknife(
+        lambda rows: cohen_kappa(a[rows].tolist(), b[rows].tolist(), weights=weights),
+        prompts,
+        scale="fisher",
+    )
+
+
+def _pair_agreement(
+    table: LabelTable, first: str, second: str, weights: Weights
+) -> PairAgreement | None:
+    shared = [item for item, given in table.categories.items() if {first, second} <= given.keys()]
+    if not shared:
+        return None
+    a, b = ([table.categories[item][name] for item in shared] for name in (first, second))
+    prompts = [table.prompts[item] for item in shared]
+    equal = [float(x == y) for x, y in zip(a, b, strict=True)]
+    return PairAgreement(
+        first,
+        second,
+        len(shared),
+        interval(equal, prompts, kind="share"),
+        cohen_kappa_interval(a, b, prompts, weights=weights),
+    )
+
+
+def _categories_of(row: Row) -> list[tuple[Hashable, Hashable]]:
+    """Return the items of a label with their categories; a ranking has one for each pair."""
+    item = row["item_id"]
+    match row["mode"]:
+        case "pairs":
+            return [(item, row["winner"])]
+        case "ratings":
+            return [(item, row["rating"])]
+        case "rankings":
+            ranks = row["ranks"]
+            return [
+                ((item, i, j), "tie" if ranks[i] == ranks[j] else "ab"[ranks[i] > ranks[j]])
+                for i, j in itertools.combinations(range(len(ranks)), 2)
+            ]
+    return []
+
+
+def _summary(annotator: str, rows: Sequence[Row]) -> AnnotatorSummary:
+    live = live_labels(rows)
+    given = [row for row in live if not row.get("skipped")]
+    seconds = [row["seconds"] for row in given if row.get("seconds") is not None]
+    return AnnotatorSummary(
+        annotator=annotator,
+        labels=len(given),
+        skipped=len(live) - len(given),
+        undone=sum(bool(row.get("undoes")) for row in rows),
+        ties=sum(row.get("winner") == "tie" for row in given),
+        median_seconds=statistics.median(seconds) if seconds else None,
+        first_shown=_share(
+            [
+                (row["winner"] == row["shown_first"], row)
+                for row in given
+                if row.get("winner") in ("a", "b") and "shown_first" in row
+            ]
+        ),
+        checks=_share([(row["winner"] == row["gold"], row) for row in given if row.get("gold")]),
+    )
+
+
+def _share(outcomes: Sequence[tuple[Any, Row]]) -> Interval | None:
+    """Return the fraction of true outcomes with its interval over prompts; None if there are none.
+
+    Args:
+        outcomes: Outcome and label.
+    """
+    if not outcomes:
+        return None
+    values = [float(outcome) for outcome, _ in outcomes]
+    return interval(values, [prompt_key(row) for _, row in outcomes], kind="share")

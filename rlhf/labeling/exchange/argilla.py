@@ -1,0 +1,165 @@
+"""Convert labels to and from the JSON of Argilla 2 (`dataset.records.to_json`).
+
+A record is an item. Its fields are chat fields. Its questions are `preference` (response_a,
+response_b or tie), `strength`, `rating`, `ranking` and `completion`, depending on the mode, and
+`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the ids here.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.data.columns import Row
+from rlhf.labeling.exchange import Names, Problem
+from rlhf.labeling.exchange.rows import (
+    ForeignLabel,
+    fields_of,
+    labels_by_item,
+    names_by_rank,
+    reply_names,
+)
+
+_USERS = uuid.UUID("2f0c3a3e-3a0c-5d0a-9c46-0a5b8e7d1f10")
+"""Namespace of the UUIDs of annotators."""
+
+
+def to_argilla(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any]]:
+    """Return one record for each item; skipped items have no response."""
+    return [_record(labels, problem) for labels in labels_by_item(rows)]
+
+
+def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
+    first = labels[0]
+    responses: dict[str, list[dict[str, Any]]] = {}
+    users: dict[str, str] = {}
+    for row in labels:
+        if row.get("skipped"):
+            problem("skipped item, which is exported without a response")
+            continue
+        user = str(uuid.uuid5(_USERS, row["annotator"]))
+        users[user] = row["annotator"]
+        for question, value in _answers(row, problem):
+            responses.setdefault(question, []).append({"value": value, "user_id": user})
+    return {
+        "id": first["item_id"],
+        "fields": fields_of(first),
+        "metadata": {"mode": first["mode"], "annotators": json.dumps(users, ensure_ascii=False)},
+        "suggestions": {},
+        "responses": responses,
+        "vectors": {},
+    }
+
+
+def _answers(row: Row, problem: Problem) -> Iterator[tuple[str, Any]]:
+    """Yield the questions of a label with their answers."""
+    match row["mode"]:
+        case "pairs":
+            names = {"a": "response_a", "b": "response_b", "tie": "tie"}
+            yield "preference", names[row["winner"]]
+            if row.get("margin"):
+                yield "strength", row["margin"]
+        case "ratings":
+            yield "rating", row["rating"]
+        case "rankings":
+            names = names_by_rank(row)
+            if names is None:
+                problem("ranking with ties, which is exported without a response")
+                return
+            yield "ranking", names
+        case "demonstrations":
+            yield "completion", row["completion"][-1]["content"]
+    if row.get("note"):
+        yield "note", row["note"]
+
+
+def from_argilla(
+    records: Iterable[Mapping[str, Any]], names: Names, problem: Problem
+) -> Iterator[ForeignLabel]:
+    """Yield the labels of records.
+
+    Args:
+        records: The list in the JSON file.
+        names: Name of a field or question in this toolkit -> its name in the records.
+        problem: Counts the labels that are not read.
+    """
+    for record in records:
+        try:
+            labels = list(_labels_of_record(record, names))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            problem("malformed record")
+            continue
+        for label in labels:
+            if label is None:
+                problem("response without a preference, rating, ranking or completion")
+            else:
+                yield label
+
+
+def _labels_of_record(record: Mapping[str, Any], names: Names) -> Iterator[ForeignLabel | None]:
+    """Yield the label of each user; None if the questions have other names."""
+    users = _annotators(record)
+    for user, answers in _answers_by_user(record["responses"]).items():
+        yield _label(record["fields"], answers, names, users.get(user, user))
+
+
+def _annotators(record: Mapping[str, Any]) -> Mapping[str, str]:
+    metadata = record.get("metadata")
+    try:
+        users = json.loads(metadata["annotators"]) if isinstance(metadata, Mapping) else {}
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return users if isinstance(users, dict) else {}
+
+
+def _answers_by_user(responses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    users: dict[str, dict[str, Any]] = {}
+    for question, given in responses.items():
+        for response in given or ():
+            users.setdefault(str(response.get("user_id")), {})[question] = response.get("value")
+    return users
+
+
+def _label(
+    fields: Mapping[str, Any], answers: Mapping[str, Any], names: Names, annotator: str
+) -> ForeignLabel | None:
+    """Return the label that one user gave; None if the questions have other names."""
+
+    def field(name: str) -> Any:
+        return fields.get(names.get(name, name))
+
+    def answer(name: str) -> Any:
+        return answers.get(names.get(name, name))
+
+    common = {"annotator": annotator, "prompt": field("prompt"), "note": answer("note") or ""}
+    if (preference := answer("preference")) is not None:
+        sides = ("response_a", "response_b")
+        winner = next((i for i in (0, 1) if preference == names.get(sides[i], sides[i])), None)
+        replies = [field(side) for side in sides]
+        if winner is None and preference != "tie":
+            return None
+        return ForeignLabel(
+            "pairs", **common, replies=replies, winner=winner, margin=answer("strength")
+        )
+    if (rating := answer("rating")) is not None:
+        return ForeignLabel("ratings", **common, replies=[field("completion")], rating=rating)
+    if (ranking := answer("ranking")) is not None:
+        ranked = reply_names(fields)
+        ranks = _ranks(ranking, ranked)
+        replies = [fields[name] for name in ranked]
+        return ForeignLabel("rankings", **common, replies=replies, ranks=ranks) if ranks else None
+    if (completion := answer("completion")) is not None:
+        return ForeignLabel("demonstrations", **common, replies=[completion])
+    return None
+
+
+def _ranks(ranking: Sequence[Any], names: Sequence[str]) -> list[int] | None:
+    """Return the rank of each reply, from names in order or from names with ranks."""
+    if all(isinstance(entry, Mapping) for entry in ranking):
+        ranks = {entry.get("value"): entry.get("rank") for entry in ranking}
+    else:
+        ranks = {name: place for place, name in enumerate(ranking, start=1)}
+    found = [ranks.get(name) for name in names]
+    return [rank for rank in found if rank] if names and all(found) else None

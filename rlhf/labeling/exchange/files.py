@@ -1,0 +1,133 @@
+"""Write labels to files of other tools, and read them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.files import atomic_path, read_json, write_text
+from rlhf.config.data import DataSpec
+from rlhf.config.labeling import LabelFormat
+from rlhf.data.columns import Row
+from rlhf.data.files import read_rows
+from rlhf.data.labels import LABEL_COLUMNS, live_labels
+from rlhf.data.load import load
+from rlhf.data.messages import RowDropped
+from rlhf.data.reader import columns_of
+from rlhf.errors import UserError
+from rlhf.labeling.exchange import Names
+from rlhf.labeling.exchange.argilla import from_argilla, to_argilla
+from rlhf.labeling.exchange.label_studio import from_label_studio, to_label_studio
+from rlhf.labeling.exchange.rows import ForeignLabel, label_row
+
+_TO = {"argilla": to_argilla, "label-studio": to_label_studio}
+_FROM = {"argilla": from_argilla, "label-studio": from_label_studio}
+
+
+def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter[str]:
+    """Write the labels that were not undone to a file.
+
+    Args:
+        rows: Labels, see `rlhf.data.labels`.
+        path: A JSON file; for `datasets` a Parquet file, or else a folder.
+        form: Format of the file.
+
+    Returns:
+        Reason -> number of labels that the format cannot express.
+    """
+    problems: Counter[str] = Counter()
+
+    def count(reason: str) -> None:
+        problems[reason] += 1
+
+    if form == "datasets":
+        _write_dataset(live_labels(rows), path)
+    else:
+        content = _TO[form](rows, count)
+        write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return problems
+
+
+def _write_dataset(rows: Sequence[Row], path: Path) -> None:
+    from datasets import Dataset
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    with atomic_path(path) as partial:
+        if path.suffix == ".parquet":
+            dataset.to_parquet(partial)
+        else:
+            dataset.save_to_disk(partial)
+
+
+def import_labels(
+    path: str, form: LabelFormat, *, names: Names, annotator: str | None
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Read labels from a file of another tool.
+
+    Args:
+        path: A JSON file; for `datasets`, a file, a folder or an id on the Hugging Face Hub, with
+            exported labels or with preference pairs.
+        form: Format of the file.
+        names: Name of a field or question in this toolkit -> its name in the file.
+        annotator: Annotator of the labels; for `datasets` with pairs, which do not name one.
+
+    Returns:
+        The labels, and reason -> number of labels that cannot be read.
+
+    Raises:
+        UserError: The file cannot be read or has no labels.
+    """
+    problems: Counter[str] = Counter()
+
+    def count(reason: str) -> None:
+        problems[reason] += 1
+
+    rows = []
+    for label in _labels_in(path, form, names, annotator, count):
+        try:
+            rows.append(label if isinstance(label, dict) else label_row(label))
+        except RowDropped as reason:
+            count(str(reason))
+    if not rows:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in problems.items())
+        raise UserError(f"{path}: no label can be read as {form} ({reasons or 'it is empty'})")
+    return rows, problems
+
+
+def _labels_in(
+    path: str, form: LabelFormat, names: Names, annotator: str | None, problem: Any
+) -> Iterator[ForeignLabel | dict[str, Any]]:
+    if form == "datasets":
+        yield from _dataset_labels(path, names, annotator)
+        return
+    content = read_json(Path(path))
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected the list of {form} records, found another value")
+    for label in _FROM[form](content, names, problem):
+        yield label if annotator is None else _with_annotator(label, annotator)
+
+
+def _with_annotator(label: ForeignLabel, annotator: str) -> ForeignLabel:
+    return replace(label, annotator=annotator)
+
+
+def _dataset_labels(
+    path: str, names: Names, annotator: str | None
+) -> Iterator[ForeignLabel | dict[str, Any]]:
+    spec = DataSpec(path, columns=dict(names) or None)
+    table = read_rows(spec)
+    if columns_of(table) >= LABEL_COLUMNS:
+        for row in table:  # Arrow fills columns that a label does not have with null
+            yield {name: value for name, value in row.items() if value is not None}
+        return
+    if annotator is None:
+        raise UserError(f"{path}: the pairs do not name an annotator; set --annotator")
+    for row in load(spec, "preference", seed=None).rows:
+        replies = [row["chosen"], row["rejected"]]
+        margin = row.get("margin")
+        yield ForeignLabel("pairs", annotator, row["prompt"], replies, winner=0, margin=margin)

@@ -1,0 +1,226 @@
+"""Convert labels to and from the JSON of Label Studio (tasks with annotations).
+
+A task is an item. The controls of its project are in `PROJECT_CONFIGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.config.labeling import LabelMode
+from rlhf.data.columns import Row
+from rlhf.labeling.exchange import Names, Problem
+from rlhf.labeling.exchange.rows import ForeignLabel, fields_of, labels_by_item, names_by_rank
+
+_PARAGRAPHS = (
+    '<Paragraphs name="{0}" value="${0}" layout="dialogue" nameKey="role" textKey="content"/>'
+)
+_NOTE = '<TextArea name="note" toName="prompt"/>'
+
+PROJECT_CONFIGS: Mapping[LabelMode, str] = {
+    "pairs": "\n".join(
+        [
+            "<View>",
+            *map(_PARAGRAPHS.format, ("prompt", "response_a", "response_b")),
+            '<Pairwise name="preference" toName="response_a,response_b"/>',
+            '<Choices name="tie" toName="prompt"><Choice value="tie"/></Choices>',
+            '<Rating name="strength" toName="prompt" maxRating="3"/>',
+            _NOTE,
+            "</View>",
+        ]
+    ),
+    "ratings": "\n".join(
+        [
+            "<View>",
+            *map(_PARAGRAPHS.format, ("prompt", "completion")),
+            '<Rating name="rating" toName="completion" maxRating="5"/>',
+            _NOTE,
+            "</View>",
+        ]
+    ),
+    "rankings": "\n".join(
+        [
+            "<View>",
+            _PARAGRAPHS.format("prompt"),
+            '<List name="replies" value="$replies"/>',
+            '<Ranker name="ranking" toName="replies"/>',
+            _NOTE,
+            "</View>",
+        ]
+    ),
+    "demonstrations": "\n".join(
+        [
+            "<View>",
+            _PARAGRAPHS.format("prompt"),
+            '<TextArea name="completion" toName="prompt"/>',
+            _NOTE,
+            "</View>",
+        ]
+    ),
+}
+"""Mode -> labeling configuration of a project to which the tasks can be imported."""
+
+
+def to_label_studio(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any]]:
+    """Return one task for each item, with one annotation for each label.
+
+    Label Studio assigns imported annotations to the user who imports them, because its users are
+    others; the key `annotator` keeps the id.
+    """
+    tasks = []
+    for number, labels in enumerate(labels_by_item(rows), start=1):
+        annotations = [_annotation(row, problem) for row in labels]
+        tasks.append(
+            {
+                "id": number,
+                "data": _data(labels[0]),
+                "annotations": [a for a in annotations if a is not None],
+            }
+        )
+    return tasks
+
+
+def _data(row: Row) -> dict[str, Any]:
+    fields = fields_of(row)
+    if row["mode"] != "rankings":
+        return dict(fields)
+    replies = [
+        {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
+        for name, messages in fields.items()
+        if name != "prompt"
+    ]
+    return {"prompt": fields["prompt"], "replies": replies}
+
+
+def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
+    results = [] if row.get("skipped") else _results(row)
+    if results is None:
+        problem("ranking with ties, which is not exported")
+        return None
+    if row.get("note"):
+        results.append(_result("note", "prompt", "textarea", {"text": [row["note"]]}))
+    annotation = {
+        "annotator": row["annotator"],
+        "result": results,
+        "was_cancelled": bool(row.get("skipped")),
+        "created_at": row.get("time") or None,
+        "lead_time": row.get("seconds"),
+    }
+    return {key: value for key, value in annotation.items() if value is not None}
+
+
+def _results(row: Row) -> list[dict[str, Any]] | None:
+    """Return the results of a label; None if it cannot be expressed."""
+    match row["mode"]:
+        case "pairs":
+            if row["winner"] == "tie":
+                return [_result("tie", "prompt", "choices", {"choices": ["tie"]})]
+            side = {"a": "left", "b": "right"}[row["winner"]]
+            results = [
+                _result("preference", "response_a,response_b", "pairwise", {"selected": side})
+            ]
+            if row.get("margin"):
+                results.append(_result("strength", "prompt", "rating", {"rating": row["margin"]}))
+            return results
+        case "ratings":
+            return [_result("rating", "completion", "rating", {"rating": row["rating"]})]
+        case "rankings":
+            names = names_by_rank(row)
+            return names and [_result("ranking", "replies", "ranker", {"ranker": names})]
+        case _:
+            text = row["completion"][-1]["content"]
+            return [_result("completion", "prompt", "textarea", {"text": [text]})]
+
+
+def _result(name: str, target: str, kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": name, "from_name": name, "to_name": target, "type": kind, "value": dict(value)}
+
+
+def from_label_studio(
+    tasks: Iterable[Mapping[str, Any]], names: Names, problem: Problem
+) -> Iterator[ForeignLabel]:
+    """Yield the labels of tasks.
+
+    Args:
+        tasks: The list in the JSON file.
+        names: Name of a field or control in this toolkit -> its name in the project.
+        problem: Counts the labels that are not read.
+    """
+    for task in tasks:
+        data, annotations = task.get("data"), task.get("annotations")
+        if not isinstance(data, Mapping) or not isinstance(annotations, Sequence):
+            problem("task without data and annotations")
+            continue
+        for annotation in annotations:
+            try:
+                label = _label(data, annotation, names)
+            except (KeyError, TypeError, AttributeError, ValueError):
+                problem("malformed annotation")
+                continue
+            if label is None:
+                problem("annotation without a preference, rating, ranking or completion")
+            else:
+                yield label
+
+
+def _label(
+    data: Mapping[str, Any], annotation: Mapping[str, Any], names: Names
+) -> ForeignLabel | None:
+    """Return the label of an annotation; None if the controls have other names."""
+
+    def field(name: str) -> Any:
+        return data.get(names.get(name, name))
+
+    values = {result.get("from_name"): result.get("value") or {} for result in annotation["result"]}
+
+    def value(name: str, key: str) -> Any:
+        return values.get(names.get(name, name), {}).get(key)
+
+    common: dict[str, Any] = {
+        "annotator": _annotator(annotation),
+        "prompt": field("prompt"),
+        "note": "\n".join(value("note", "text") or []),
+        "seconds": annotation.get("lead_time"),
+        "time": annotation.get("created_at") or "",
+        "skipped": bool(annotation.get("was_cancelled")),
+    }
+    pair = [field("response_a"), field("response_b")]
+    side = value("preference", "selected")
+    if all(reply is not None for reply in pair):
+        if side not in ("left", "right") and not (value("tie", "choices") or common["skipped"]):
+            return None
+        winner = {"left": 0, "right": 1}.get(side)
+        margin = value("strength", "rating")
+        return ForeignLabel("pairs", **common, replies=pair, winner=winner, margin=margin)
+    if isinstance(replies := field("replies"), list):
+        ranks = _ranks(value("ranking", "ranker"), replies)
+        bodies = [reply["body"] for reply in replies]
+        known = bool(ranks) or common["skipped"]
+        return ForeignLabel("rankings", **common, replies=bodies, ranks=ranks) if known else None
+    if (rating := value("rating", "rating")) is not None or field("completion") is not None:
+        known = rating is not None or common["skipped"]
+        reply = [field("completion")]
+        return ForeignLabel("ratings", **common, replies=reply, rating=rating) if known else None
+    written = value("completion", "text")
+    if written or common["skipped"]:
+        return ForeignLabel("demonstrations", **common, replies=written or [])
+    return None
+
+
+def _annotator(annotation: Mapping[str, Any]) -> str:
+    user = annotation.get("annotator") or annotation.get("completed_by")
+    if isinstance(user, Mapping):
+        user = user.get("email") or user.get("id")
+    return str(user if user is not None else "unknown")
+
+
+def _ranks(ranking: Any, replies: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the rank of each reply; [] if the ranking is incomplete."""
+    if isinstance(ranking, Mapping):  # one list for each bucket; "_" is that without a name
+        ranking = ranking.get("_")
+    if not isinstance(ranking, list):
+        return []
+    places = {name: place for place, name in enumerate(ranking, start=1)}
+    ranks = [places.get(reply.get("id"), 0) for reply in replies]
+    return ranks if all(ranks) else []

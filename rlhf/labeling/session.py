@@ -1,0 +1,317 @@
+"""One annotator's session: the next item, and labels that are saved exactly once."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.files import is_utf8_encodable
+from rlhf.config.labeling import LabelMode
+from rlhf.data.labels import label_id_of, live_labels, undone_ids
+from rlhf.errors import UserError
+from rlhf.labeling.items import LabelItem
+from rlhf.labeling.store import LabelFile
+
+MAX_TEXT = 200_000
+"""Maximum number of characters of a note or a written reply."""
+
+
+class InvalidLabel(ValueError):
+    """A label that the mode does not allow, or a malformed one; the message says why."""
+
+
+class ConflictingLabel(ValueError):
+    """A label of an item that has another label by now, for example from a second window."""
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What an annotator can answer."""
+
+    mode: LabelMode = "pairs"
+    strengths: int = 3
+    """Number of strengths of a preference."""
+    scale: int = 5
+    """Best rating; the worst is 1."""
+    seed: int = 0
+    """Seed of the order in which the replies of an item are shown."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item as the annotator sees it."""
+
+    label_id: str
+    """Id of the label that the annotator will give. A repeated submission has the same id."""
+    item: LabelItem
+    order: tuple[int, ...]
+    """Index of the reply that is shown at each place."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Numbers of one annotator's items."""
+
+    labeled: int
+    skipped: int
+    total: int
+    last: str | None
+    """Id of the annotator's last label in this queue, which can be undone."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An annotator's answer to a `Task`."""
+
+    label_id: str
+    item_id: str
+    answer: Mapping[str, Any] | None
+    """None to skip the item. Otherwise, depending on the mode:
+
+    - pairs: choice (first, second or tie, in the order that is shown) and strength
+    - ratings: rating
+    - rankings: ranks of the replies in the order that is shown; 1 is the best
+    - demonstrations: completion
+    """
+    note: str = ""
+    seconds: float | None = None
+    """Time that the annotator needed."""
+
+
+class LabelingSession:
+    """The items of one annotator, and the file to which the labels are appended.
+
+    The methods can be called from several threads. All state is in the file: after a restart the
+    session continues with the first item that the annotator has not labeled.
+
+    Args:
+        items: The items in the order of labeling, with the check items.
+        file: The file of labels.
+        annotator: Id or pseudonym of the annotator.
+        settings: What the annotator can answer.
+
+    Raises:
+        UserError: The file has labels of another mode.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[LabelItem],
+        file: LabelFile,
+        *,
+        annotator: str,
+        settings: LabelSettings,
+    ) -> None:
+        self.annotator, self.settings = annotator, settings
+        self._file = file
+        self._items = {item.item_id: item for item in items}
+        self._lock = threading.Lock()
+        if other := {row["mode"] for row in file.rows} - {settings.mode}:
+            raise UserError(
+                f"output: {file.path} has labels of mode {min(other)}, not {settings.mode}; give "
+                "another file"
+            )
+
+    @property
+    def path(self) -> Path:
+        """The file of labels."""
+        return self._file.path
+
+    def next_task(self) -> Task | None:
+        """Return the next item: the last one that was undone, else the first without a label."""
+        with self._lock:
+            live = self._live_rows()
+            undone = [row["item_id"] for row in reversed(self._own_rows()) if row.get("undoes")]
+            for item_id in [*undone, *self._items]:
+                if item_id in self._items and item_id not in live:
+                    return self._task(self._items[item_id])
+            return None
+
+    def progress(self) -> Progress:
+        """Return the numbers of labeled and skipped items."""
+        with self._lock:
+            live = list(self._live_rows().values())
+        skipped = sum(bool(row.get("skipped")) for row in live)
+        last = live[-1]["label_id"] if live else None
+        return Progress(len(live) - skipped, skipped, len(self._items), last)
+
+    def submit(self, submission: Submission) -> str:
+        """Save a label, and return its id.
+
+        A repeated submission changes nothing and returns the same id.
+
+        Raises:
+            InvalidLabel: The answer is not possible in this mode, or the item is unknown.
+            ConflictingLabel: The item has a label with a different answer, or the id is not that of
+                the item's next label.
+            OSError: The label could not be written.
+        """
+        if submission.item_id not in self._items:
+            raise InvalidLabel("the item is not in this queue")
+        item = self._items[submission.item_id]
+        with self._lock:
+            answer = self._answer_columns(submission, item)
+            saved = self._row_with_id(submission.label_id)
+            if saved is not None:
+                if any(saved.get(key) != value for key, value in answer.items()):
+                    raise ConflictingLabel("the item has a different label; undo it first")
+                return submission.label_id
+            if submission.label_id != self._task(item).label_id:
+                raise ConflictingLabel("the label belongs to an older state of the item")
+            row = self._base_row(submission.label_id, item.item_id) | {"prompt": item.prompt}
+            if submission.seconds is not None:
+                row["seconds"] = round(submission.seconds, 1)
+            self._file.append(row | self._reply_columns(item) | answer)
+        return submission.label_id
+
+    def undo(self, label_id: str) -> str:
+        """Undo a label of the annotator, and return its id; a repeated call changes nothing.
+
+        Raises:
+            InvalidLabel: The annotator has no label with this id in this queue.
+        """
+        with self._lock:
+            row = self._row_with_id(label_id)
+            if row is None or row["item_id"] not in self._items or row.get("undoes"):
+                raise InvalidLabel("there is no such label to undo")
+            if label_id not in undone_ids(self._own_rows()):
+                base = self._base_row(f"{label_id}-undo", row["item_id"])
+                self._file.append(base | {"undoes": label_id})
+        return label_id
+
+    def _own_rows(self) -> list[dict[str, Any]]:
+        return [row for row in self._file.rows if row["annotator"] == self.annotator]
+
+    def _live_rows(self) -> dict[str, Mapping[str, Any]]:
+        """Return item id -> label, for the annotator's labels of this queue, the last one last."""
+        rows = live_labels(self._own_rows())
+        return {row["item_id"]: row for row in rows if row["item_id"] in self._items}
+
+    def _row_with_id(self, label_id: str) -> Mapping[str, Any] | None:
+        return next((row for row in self._own_rows() if row["label_id"] == label_id), None)
+
+    def _task(self, item: LabelItem) -> Task:
+        """Return the item with the id of its next label; both are equal after a restart."""
+        attempts = sum(row.get("undoes") is not None for row in self._rows_of_item(item.item_id))
+        label_id = label_id_of(self.annotator, item.item_id, attempt=attempts)
+        order = list(range(len(item.replies)))
+        random.Random(f"{self.settings.seed}/{self.annotator}/{item.item_id}").shuffle(order)
+        return Task(label_id, item, tuple(order))
+
+    def _rows_of_item(self, item_id: str) -> list[dict[str, Any]]:
+        return [row for row in self._own_rows() if row["item_id"] == item_id]
+
+    def _base_row(self, label_id: str, item_id: str) -> dict[str, Any]:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return {
+            "label_id": label_id,
+            "item_id": item_id,
+            "mode": self.settings.mode,
+            "annotator": self.annotator,
+            "time": now,
+        }
+
+    def _reply_columns(self, item: LabelItem) -> dict[str, Any]:
+        """Return the columns that an answer does not change."""
+        order = self._task(item).order
+        match self.settings.mode:
+            case "pairs":
+                columns = dict(zip(("response_a", "response_b"), item.replies, strict=True))
+                columns["shown_first"] = "ab"[order[0]]
+                return columns | ({"gold": "ab"[item.best or 0]} if item.is_check else {})
+            case "ratings":
+                return {"completion": item.replies[0]}
+            case "rankings":
+                return {"replies": list(item.replies), "shown_order": list(order)}
+            case "demonstrations":
+                return {}
+
+    def _answer_columns(self, submission: Submission, item: LabelItem) -> dict[str, Any]:
+        """Return the columns of an answer: skipped, or those of the mode; and the note.
+
+        Raises:
+            InvalidLabel: The answer is malformed.
+        """
+        note = checked_text(submission.note, "note")
+        columns: dict[str, Any] = {"note": note} if note else {}
+        if submission.answer is None:
+            return columns | {"skipped": True}
+        read = _ANSWERS[self.settings.mode]
+        return columns | read(submission.answer, self._task(item), self.settings)
+
+
+def _pair_columns(answer: Mapping[str, Any], task: Task, settings: LabelSettings) -> dict[str, Any]:
+    choice, strength = answer.get("choice"), answer.get("strength", 1)
+    if choice == "tie":
+        return {"winner": "tie", "margin": 0}
+    if choice not in ("first", "second"):
+        raise InvalidLabel("choice must be first, second or tie")
+    if not _is_whole(strength, 1, settings.strengths):
+        raise InvalidLabel(f"strength must be a whole number from 1 to {settings.strengths}")
+    return {"winner": "ab"[task.order[choice == "second"]], "margin": strength}
+
+
+def _rating_columns(
+    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+) -> dict[str, Any]:
+    if not _is_whole(answer.get("rating"), 1, settings.scale):
+        raise InvalidLabel(f"rating must be a whole number from 1 to {settings.scale}")
+    return {"rating": answer["rating"]}
+
+
+def _ranking_columns(
+    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+) -> dict[str, Any]:
+    shown, size = answer.get("ranks"), len(task.order)
+    if (
+        not isinstance(shown, list)
+        or len(shown) != size
+        or not all(_is_whole(rank, 1, size) for rank in shown)
+    ):
+        raise InvalidLabel(f"ranks must be {size} whole numbers from 1 to {size}")
+    by_index = dict(zip(task.order, shown, strict=True))
+    return {"ranks": [by_index[index] for index in range(size)]}
+
+
+def _demonstration_columns(
+    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+) -> dict[str, Any]:
+    text = checked_text(answer.get("completion"), "completion")
+    if not text:
+        raise InvalidLabel("completion is empty")
+    return {"completion": [{"role": "assistant", "content": text}]}
+
+
+AnswerReader = Callable[[Mapping[str, Any], Task, LabelSettings], dict[str, Any]]
+"""Function that returns the columns of an answer; it raises InvalidLabel."""
+
+_ANSWERS: Mapping[LabelMode, AnswerReader] = {
+    "pairs": _pair_columns,
+    "ratings": _rating_columns,
+    "rankings": _ranking_columns,
+    "demonstrations": _demonstration_columns,
+}
+
+
+def checked_text(value: Any, name: str) -> str:
+    """Return a text without white space at its ends.
+
+    Raises:
+        InvalidLabel: The value is not a text, is too long, or has broken Unicode.
+    """
+    if not isinstance(value, str):
+        raise InvalidLabel(f"{name} must be a text")
+    if len(value) > MAX_TEXT:
+        raise InvalidLabel(f"{name} must have at most {MAX_TEXT:,} characters")
+    if not is_utf8_encodable(value):
+        raise InvalidLabel(f"{name} has broken Unicode")
+    return value.strip()
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

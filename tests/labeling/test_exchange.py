@@ -1,0 +1,206 @@
+"""Labels survive the way to the files of other tools and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.cli.main import main
+from rlhf.common.files import write_jsonl
+from rlhf.config.data import DataSpec
+from rlhf.data.load import load
+from tests.labeling.helpers import good_choice, lines, open_session, pair_rows, ranking_rows
+from tests.labeling.helpers import submission as submit_to
+
+ENDINGS = {"argilla": "labels.json", "label-studio": "labels.json", "datasets": "labels.parquet"}
+
+
+def answers(mode: str, task: Any, number: int) -> dict[str, Any] | None:
+    if mode == "pairs":
+        return [good_choice(task, 3), {"choice": "tie"}, good_choice(task, 1)][number % 3]
+    return {
+        "ratings": {"rating": number % 5 + 1},
+        "rankings": {"ranks": [2, 3, 1]},
+        "demonstrations": {"completion": f"Grüße <{number}>\n\u2028"},
+    }[mode]
+
+
+def label_all(folder: Path, mode: Any) -> Path:
+    """Two annotators label all items but one, which they skip; one label is undone."""
+    rows = pair_rows(4) if mode == "pairs" else ranking_rows(3)
+    for annotator in ("ann", "bob"):
+        session = open_session(folder, rows=rows, mode=mode, annotator=annotator)
+        session.submit(submit_to(session.next_task(), None))
+        task = session.next_task()
+        session.submit(submit_to(task, answers(mode, task, 0)))
+        session.undo(task.label_id)
+        number = 0
+        while (task := session.next_task()) is not None:
+            session.submit(submit_to(task, answers(mode, task, number), note="“note”", seconds=2.0))
+            number += 1
+        session._file.close()
+    return folder / "labels.jsonl"
+
+
+def comparable(rows: list[dict[str, Any]], *, with_skipped: bool) -> list[str]:
+    """The labels that were not undone, without what a format cannot express."""
+    undone = {row.get("undoes") for row in rows}
+    keys = {"label_id", "time", "seconds", "shown_first", "shown_order"}
+    kept = [
+        {key: value for key, value in row.items() if key not in keys}
+        for row in rows
+        if not row.get("undoes") and row["label_id"] not in undone
+    ]
+    return sorted(
+        json.dumps(row, sort_keys=True) for row in kept if with_skipped or not row.get("skipped")
+    )
+
+
+@pytest.mark.parametrize("mode", ["pairs", "ratings", "rankings", "demonstrations"])
+@pytest.mark.parametrize("form", ENDINGS)
+def test_labels_return_unchanged(tmp_path: Path, capsys, form: str, mode: str):
+    file = label_all(tmp_path / "work", mode)
+    exported, back = tmp_path / ENDINGS[form], tmp_path / "back.jsonl"
+    command = ["labels", "export", str(file), "--path", str(exported), "--format", form]
+    assert main(command) == 0, capsys.readouterr().err
+    imported = ["labels", "import", str(exported), "--format", form, "--output", str(back)]
+    assert main(imported) == 0, capsys.readouterr().err
+    skips = form != "argilla"
+    expected = comparable(lines(file), with_skipped=skips)
+    assert comparable(lines(back), with_skipped=skips) == expected
+    before = back.read_bytes()
+    assert main(imported) == 0  # a second import appends nothing
+    assert "0 labels appended" in capsys.readouterr().out
+    assert back.read_bytes() == before
+    assert main(command) == 2
+    assert "exists; choose another path or set --overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_folder_of_datasets_is_training_data(tmp_path: Path, capsys):
+    file = label_all(tmp_path / "work", "pairs")
+    folder = tmp_path / "folder"
+    words = ["labels", "export", str(file), "--path", str(folder), "--format", "datasets"]
+    assert main([*words, "--pseudonyms", "true"]) == 0, capsys.readouterr().err
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(folder))
+    assert set(dataset["annotator"]) == {"A1", "A2"}
+    loaded = load(DataSpec(str(folder)), "preference", seed=None)
+    assert len(loaded.rows) == 4  # of each annotator: two preferences, a tie and a skipped item
+    assert all(row["chosen"][0]["content"].startswith("good") for row in loaded.rows)
+
+
+def test_pairs_of_a_dataset_become_labels_of_an_annotator(tmp_path: Path, capsys):
+    write_jsonl(tmp_path / "pairs.jsonl", pair_rows(3))
+    words = ["labels", "import", str(tmp_path / "pairs.jsonl"), "--format", "datasets"]
+    words += ["--output", str(tmp_path / "labels.jsonl")]
+    assert main(words) == 2
+    assert "set --annotator" in capsys.readouterr().err
+    assert main([*words, "--annotator", "crowd"]) == 0
+    rows = lines(tmp_path / "labels.jsonl")
+    assert [row[f"response_{row['winner']}"][0]["content"] for row in rows] == [
+        "good 0",
+        "good 1",
+        "good 2",
+    ]
+
+
+# What these tools write, with fields and questions of other projects.
+ARGILLA = [
+    {
+        "id": "1",
+        "fields": {"question": "Q?", "one": "yes", "two": "no"},
+        "metadata": {},
+        "suggestions": {},
+        "responses": {
+            "which": [
+                {"value": "two", "user_id": "3f1c7a1e-0000-4000-8000-000000000001"},
+                {"value": "tie", "user_id": "3f1c7a1e-0000-4000-8000-000000000002"},
+            ]
+        },
+        "vectors": {},
+        "_server_id": None,
+    },
+    {"id": "2", "fields": {"question": "R?", "one": "a", "two": "b"}, "responses": {}},
+    {"id": "3", "fields": {"question": "R?"}, "responses": {"other": [{"value": 1}]}},
+    {"id": "4"},
+]
+LABEL_STUDIO = [
+    {
+        "id": 7,
+        "data": {"question": "Q?", "one": "yes", "two": "no"},
+        "annotations": [
+            {
+                "id": 1001,
+                "completed_by": {"id": 5, "email": "ann@example.org"},
+                "lead_time": 4.3,
+                "was_cancelled": False,
+                "created_at": "2026-03-09T21:52:49.513742Z",
+                "result": [
+                    {
+                        "id": "Dx",
+                        "from_name": "which",
+                        "to_name": "one,two",
+                        "type": "pairwise",
+                        "value": {"selected": "right"},
+                    }
+                ],
+            },
+            {"id": 1002, "completed_by": 6, "result": []},
+            {"id": 1003},
+        ],
+        "predictions": [],
+    },
+    {"id": 8},
+]
+NAMES = "{prompt: question, response_a: one, response_b: two, preference: which}"
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "count"), [("argilla", ARGILLA, 2), ("label-studio", LABEL_STUDIO, 1)]
+)
+def test_files_of_other_projects_are_read(tmp_path: Path, capsys, form, content, count):
+    source, labels = tmp_path / "theirs.json", tmp_path / "labels.jsonl"
+    source.write_text(json.dumps(content))
+    words = ["labels", "import", str(source), "--format", form, "--output", str(labels)]
+    assert main([*words, "--names", NAMES]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert f"{count} labels appended" in said
+    assert "without" in said or "malformed" in said
+    row = lines(labels)[0]
+    assert row[f"response_{row['winner']}"][0]["content"] == "no"
+    if form == "label-studio":
+        assert (row["annotator"], row["seconds"]) == ("ann@example.org", 4.3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected the list of argilla records"),
+        ("[]", "no label can be read as argilla"),
+        ("[1, null, []]", "no label can be read as argilla"),
+        ("{", "broken JSON"),
+        ('[{"fields": {"prompt": "Q"}, "responses": {"rating": [{"value": 1}]}}]', "no label"),
+    ],
+)
+def test_broken_files_are_one_line(tmp_path: Path, capsys, content: str, message: str):
+    source = tmp_path / "theirs.json"
+    source.write_text(content)
+    words = ["labels", "import", str(source), "--format", "argilla"]
+    assert main([*words, "--output", str(tmp_path / "labels.jsonl")]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
+def test_wrong_endings_are_one_line(tmp_path: Path, capsys):
+    file = label_all(tmp_path / "work", "pairs")
+    for form, name in (("argilla", "x.jsonl"), ("datasets", "x.json")):
+        words = ["labels", "export", str(file), "--path", str(tmp_path / name), "--format", form]
+        assert main(words) == 2
+        assert "must end in" in capsys.readouterr().err

@@ -1,0 +1,332 @@
+"""Labels are saved exactly once, blind, and as training data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rlhf.common.files import write_jsonl
+from rlhf.config.data import DataSpec
+from rlhf.data.labels import live_labels
+from rlhf.data.load import load
+from rlhf.errors import UserError
+from rlhf.labeling.items import read_check_items, read_items
+from rlhf.labeling.pseudonyms import pseudonym_of, with_numbered_annotators
+from rlhf.labeling.session import ConflictingLabel, InvalidLabel
+from rlhf.labeling.store import LabelFile
+from tests.labeling.helpers import (
+    good_choice,
+    lines,
+    open_session,
+    pair_rows,
+    ranking_rows,
+    shown,
+    submission,
+)
+
+
+def test_labels_of_pairs_are_training_data(tmp_path: Path):
+    session = open_session(tmp_path)
+    for strength in (1, 2, 3):
+        task = session.next_task()
+        session.submit(submission(task, good_choice(task, strength), note=" why ", seconds=1.234))
+    session.submit(submission(session.next_task(), {"choice": "tie"}))
+    assert session.next_task() is None
+    rows = lines(tmp_path / "labels.jsonl")
+    assert [row["margin"] for row in rows] == [1, 2, 3, 0]
+    assert rows[0]["note"] == "why"
+    assert rows[0]["seconds"] == 1.2
+    loaded = load(DataSpec(str(tmp_path / "labels.jsonl")), "preference", seed=None)
+    pairs = [
+        (r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"])
+        for r in loaded.rows
+    ]
+    assert pairs == [(f"Question {i}?", f"good {i}", f"bad {i}") for i in range(3)]
+    assert [row["margin"] for row in loaded.rows] == [1.0, 2.0, 3.0]
+    assert loaded.dropped == {"tie": 1}
+    assert loaded.schemas == {str(tmp_path / "labels.jsonl"): "labels of mode pairs"}
+    assert "note" in loaded.summary()  # named as a column that is not used
+
+
+def test_undone_skipped_and_check_labels_are_dropped_and_counted(tmp_path: Path):
+    session = open_session(tmp_path)
+    task = session.next_task()
+    session.submit(submission(task, {"choice": "tie"}))
+    session.undo(task.label_id)
+    again = session.next_task()
+    assert again.item == task.item  # an undone item comes first
+    assert again.label_id != task.label_id
+    assert again.order == task.order
+    session.submit(submission(again, good_choice(again)))
+    session.submit(submission(session.next_task(), None))
+    progress = session.progress()
+    assert (progress.labeled, progress.skipped, progress.total) == (1, 1, 4)
+    loaded = load(DataSpec(str(tmp_path / "labels.jsonl")), "preference", seed=0)
+    assert len(loaded.rows) == 1
+    assert loaded.dropped == {"undone label": 1, "skipped item": 1}
+
+
+def test_the_order_is_random_and_says_nothing(tmp_path: Path):
+    session = open_session(tmp_path, rows=pair_rows(200))
+    first = Counter()
+    while (task := session.next_task()) is not None:
+        first[shown(task)[0].split()[0]] += 1
+        session.submit(submission(task, {"choice": "first", "strength": 1}))
+    assert 70 <= first["good"] <= 130  # 4 standard deviations
+    winners = Counter(row["winner"] for row in lines(tmp_path / "labels.jsonl"))
+    assert 70 <= winners["a"] <= 130
+    other = open_session(tmp_path, rows=pair_rows(200), annotator="other", file="other.jsonl")
+    orders = {task.item.item_id: task.order for task in map(session._task, session._items.values())}
+    theirs = {task.item.item_id: task.order for task in map(other._task, other._items.values())}
+    assert 70 <= sum(orders[item] == theirs[item] for item in orders) <= 130
+
+
+def test_a_repeated_submission_changes_nothing(tmp_path: Path):
+    session = open_session(tmp_path)
+    task = session.next_task()
+    answer = submission(task, good_choice(task), seconds=1)
+    assert session.submit(answer) == task.label_id
+    before = (tmp_path / "labels.jsonl").read_bytes()
+    assert session.submit(answer) == task.label_id
+    assert session.submit(submission(task, good_choice(task), seconds=9)) == task.label_id
+    with pytest.raises(ConflictingLabel, match="different label"):
+        session.submit(submission(task, {"choice": "tie"}))
+    with pytest.raises(ConflictingLabel, match="different label"):
+        session.submit(submission(task, None))
+    assert session.undo(task.label_id) == session.undo(task.label_id)
+    undone = (tmp_path / "labels.jsonl").read_bytes()
+    assert undone.startswith(before)
+    assert undone.count(b"\n") == 2
+    assert session.submit(answer) == task.label_id  # a late repetition does not label it again
+    assert (tmp_path / "labels.jsonl").read_bytes() == undone
+    assert session.progress().labeled == 0
+
+
+def test_threads_that_submit_the_same_label_save_it_once(tmp_path: Path):
+    session = open_session(tmp_path)
+    task = session.next_task()
+    answers = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(session.submit(submission(task, good_choice(task))))
+        )
+        for _ in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [task.label_id] * 16
+    assert len(lines(tmp_path / "labels.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer", "message"),
+    [
+        ("pairs", {"choice": "third"}, "choice must be"),
+        ("pairs", {"choice": "first", "strength": 4}, "from 1 to 3"),
+        ("pairs", {"choice": "first", "strength": True}, "from 1 to 3"),
+        ("pairs", {"choice": "first", "strength": 1.5}, "from 1 to 3"),
+        ("pairs", {}, "choice must be"),
+        ("ratings", {"rating": 0}, "from 1 to 5"),
+        ("ratings", {"rating": "5"}, "from 1 to 5"),
+        ("rankings", {"ranks": [1, 2]}, "3 whole numbers"),
+        ("rankings", {"ranks": [1, 2, 4]}, "3 whole numbers"),
+        ("rankings", {"ranks": "123"}, "3 whole numbers"),
+        ("demonstrations", {"completion": "  "}, "empty"),
+        ("demonstrations", {"completion": 3}, "must be a text"),
+        ("demonstrations", {"completion": "\ud800"}, "broken Unicode"),
+        ("demonstrations", {"completion": "x" * 200_001}, "at most"),
+    ],
+)
+def test_impossible_answers_are_refused(tmp_path: Path, mode, answer, message):
+    session = open_session(tmp_path, rows=ranking_rows(2), mode=mode)
+    with pytest.raises(InvalidLabel, match=message):
+        session.submit(submission(session.next_task(), answer))
+    assert lines(tmp_path / "labels.jsonl") == []
+
+
+def test_labels_of_foreign_items_and_old_states_are_refused(tmp_path: Path):
+    session = open_session(tmp_path)
+    task = session.next_task()
+    foreign = submission(task, good_choice(task))
+    with pytest.raises(InvalidLabel, match="not in this queue"):
+        session.submit(type(foreign)("x", "unknown", foreign.answer))
+    with pytest.raises(ConflictingLabel, match="older state"):
+        session.submit(type(foreign)("x", task.item.item_id, foreign.answer))
+    with pytest.raises(InvalidLabel, match="no such label"):
+        session.undo("x")
+
+
+def test_rankings_keep_the_order_and_give_pairs(tmp_path: Path):
+    session = open_session(tmp_path, rows=ranking_rows(2), mode="rankings")
+    task = session.next_task()
+    order = shown(task)
+    session.submit(submission(task, {"ranks": [2, 3, 1]}))
+    task = session.next_task()
+    session.submit(submission(task, {"ranks": [1, 1, 2]}))
+    path = DataSpec(str(tmp_path / "labels.jsonl"))
+    ranking = load(path, "ranking", seed=None)
+    best_first = [reply[0]["content"] for reply in ranking.rows[0]["replies"]]
+    assert best_first == [order[2], order[0], order[1]]
+    assert ranking.dropped == {"tied replies": 1}
+    assert len(load(path, "preference", seed=None).rows) == 3 + 2
+
+
+def test_ratings_and_demonstrations_are_training_data(tmp_path: Path):
+    rows = [{"prompt": "Q?", "completion": text} for text in ("one", "two")]
+    session = open_session(tmp_path / "ratings", rows=rows, mode="ratings", scale=7)
+    for rating in (7, 1):
+        session.submit(submission(session.next_task(), {"rating": rating}))
+    path = DataSpec(str(tmp_path / "ratings" / "labels.jsonl"))
+    rated = load(path, "rated", seed=None, keep=["rating"]).rows
+    assert {row["completion"][0]["content"]: row["rating"] for row in rated} == {"one": 7, "two": 1}
+    written = open_session(tmp_path / "written", rows=rows, mode="demonstrations")
+    written.submit(submission(written.next_task(), {"completion": "my <b>reply</b>\n🙂"}))
+    assert written.next_task() is None  # two rows with one prompt are one item
+    sft = load(DataSpec(str(tmp_path / "written" / "labels.jsonl")), "sft", seed=None).rows
+    assert sft[0]["completion"] == [{"role": "assistant", "content": "my <b>reply</b>\n🙂"}]
+
+
+def test_a_session_continues_after_a_restart(tmp_path: Path):
+    session = open_session(tmp_path)
+    task = session.next_task()
+    session.submit(submission(task, good_choice(task)))
+    expected = session.next_task()
+    session._file.close()
+    again = open_session(tmp_path)
+    assert again.next_task() == expected
+    assert again.progress() == session.progress()
+    assert again.submit(submission(task, good_choice(task))) == task.label_id
+    assert len(lines(tmp_path / "labels.jsonl")) == 1
+
+
+def test_a_file_has_one_mode_and_one_writer(tmp_path: Path):
+    session = open_session(tmp_path)
+    session.submit(submission(session.next_task(), None))
+    with pytest.raises(UserError, match="open in another"):
+        LabelFile(tmp_path / "labels.jsonl")
+    session._file.close()
+    with pytest.raises(UserError, match="labels of mode pairs, not ratings"):
+        open_session(tmp_path, mode="ratings")
+
+
+@pytest.mark.parametrize(
+    ("rest", "kept"),
+    [(b'{"label_id": "x', 0), (b'{"label_id": "\xf0\x9f', 0), (b"", 0), (b"WHOLE", 1)],
+)
+def test_an_incomplete_last_line_is_removed(tmp_path: Path, rest: bytes, kept: int):
+    session = open_session(tmp_path)
+    session.submit(submission(session.next_task(), None))
+    session._file.close()
+    path = tmp_path / "labels.jsonl"
+    complete = path.read_bytes()
+    whole = complete.rstrip(b"\n").replace(b'"label_id": "', b'"label_id": "0')
+    path.write_bytes(complete + (whole if rest == b"WHOLE" else rest))
+    with LabelFile(path) as file:
+        assert len(file.rows) == 1 + kept
+        file.append(file.rows[0] | {"label_id": "new"})
+    assert len(lines(path)) == 2 + kept
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "x"}\n', "row 1 is not a label"),
+        (b"no json\n", "line 1: broken JSON"),
+        (b"[1]\n", "line 1: expected an object"),
+        (b"some text", "last line is not a label"),
+    ],
+)
+def test_other_files_are_refused_and_unchanged(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        LabelFile(path)
+    assert path.read_bytes() == content
+    with pytest.raises(UserError, match=r"must end in \.jsonl"):
+        LabelFile(tmp_path / "labels.txt")
+
+
+KILLED = """
+import sys
+from tests.labeling.helpers import good_choice, open_session, pair_rows, submission
+from pathlib import Path
+
+session = open_session(Path(sys.argv[1]), rows=pair_rows(500))
+while (task := session.next_task()) is not None:
+    print(session.submit(submission(task, good_choice(task))), flush=True)
+"""
+
+
+def test_no_acknowledged_label_is_lost_by_a_kill(tmp_path: Path):
+    root = Path(__file__).resolve().parents[2]
+    for number in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline().strip() for _ in range(20 + number)]
+        process.kill()
+        acknowledged += [line.strip() for line in process.stdout if line.endswith("\n")]
+        process.wait()
+        with LabelFile(tmp_path / "labels.jsonl") as file:
+            saved = [row["label_id"] for row in file.rows]
+        assert set(acknowledged) <= set(saved)
+        assert len(saved) == len(set(saved))
+
+
+def test_items_are_read_from_many_layouts(tmp_path: Path):
+    def items(mode, *rows):
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        return read_items([DataSpec(str(tmp_path / "rows.jsonl"))], mode)
+
+    (unlabeled,) = items("pairs", {"prompt": "Q", "response_a": "x", "response_b": "y"})
+    assert unlabeled.best is None
+    (labeled,) = items("pairs", {"prompt": "Q", "chosen": "y", "rejected": "x"})
+    assert labeled.item_id == unlabeled.item_id
+    assert labeled.replies == unlabeled.replies
+    assert labeled.replies[labeled.best] == [{"role": "assistant", "content": "y"}]
+    samples = [{"prompt": "Q", "completion": text} for text in ("x", "y", "x")]
+    (sampled,) = items("pairs", *samples)
+    assert sampled == unlabeled
+    assert len(items("ratings", *samples)) == 2
+    assert len(items("pairs", *ranking_rows(1, 4))) == 6
+    assert len(items("rankings", *ranking_rows(1, 4))[0].replies) == 4
+    assert len(items("demonstrations", *samples)) == 1
+    with pytest.raises(UserError, match="no prompt has two different completions"):
+        items("pairs", {"prompt": "Q", "completion": "x"})
+    with pytest.raises(UserError, match="mode pairs needs the columns prompt with"):
+        items("pairs", {"other": 1})
+    write_jsonl(tmp_path / "gold.jsonl", samples)
+    with pytest.raises(UserError, match="gold: the rows must state the better reply"):
+        read_check_items([DataSpec(str(tmp_path / "gold.jsonl"))])
+
+
+def test_pseudonyms(tmp_path: Path):
+    key = tmp_path / "secret" / "key"
+    name = pseudonym_of("Ann Example", key)
+    assert name == pseudonym_of("Ann Example", key)
+    assert name != pseudonym_of("Bob", key)
+    assert "Ann" not in name
+    assert key.stat().st_mode & 0o077 == 0
+    assert pseudonym_of("Ann Example", tmp_path / "other") != name
+    (tmp_path / "short").write_text("abc")
+    with pytest.raises(UserError, match="at least 16 characters"):
+        pseudonym_of("Ann", tmp_path / "short")
+    rows = [{"annotator": name} for name in ("x", "y", "x")]
+    assert [row["annotator"] for row in with_numbered_annotators(rows)] == ["A1", "A2", "A1"]
+
+
+def test_live_labels_ignore_what_was_undone():
+    rows = [{"label_id": "1"}, {"label_id": "2"}, {"label_id": "3", "undoes": "1"}]
+    assert live_labels(rows) == [{"label_id": "2"}]
