@@ -4,9 +4,8 @@
 
 The engine samples the completions of all requests in this process. A server in another process then
 answers the same requests, which a client sends at the same time over as many connections: once as
-whole responses, and once as streams. This is repeated, and each rate is printed with the number
-of cores that all programs of the machine used meanwhile: more cores than in the run of the engine alone
-mean that other programs disturbed it.
+whole responses, and once as streams. This is repeated. Each rate is printed with the
+number of cores that all programs of the machine used meanwhile.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ ORDER = (
     "web",
     "labeling",
     "training",
+    "serving",
     "commands",
     "studies",
     "pipeline",

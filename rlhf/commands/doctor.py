@@ -29,6 +29,7 @@ OPTIONAL_PACKAGES = {
     "tasks of rlhf evaluate": ("lm_eval", "tasks"),
     "--launcher ray": ("ray", "ray"),
     "rlhf label": ("uvicorn", "web"),
+    "rlhf serve": ("prometheus_client", "serve"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
 }
 """Feature -> imported package, and the extra that installs it."""

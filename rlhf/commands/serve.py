@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ def serve(config: ServeConfig) -> Iterator[str]:
         UserError: The model, a reward or the address cannot be used.
         Interrupted: A signal stopped the server.
     """
-    require_web_packages("rlhf serve")
+    _require_packages()
     from rlhf.models.rewards import load_rewards
     from rlhf.serving.app import Server
     from rlhf.serving.model import load_served_model
@@ -66,6 +67,13 @@ def serve(config: ServeConfig) -> Iterator[str]:
         serve_app(app, listener, graceful_seconds=config.limits.shutdown_seconds)
     finally:
         server.close()
+
+
+def _require_packages() -> None:
+    """Raise UserError if the extra ``serve`` is not installed."""
+    require_web_packages("rlhf serve")
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise UserError('rlhf serve needs prometheus-client: pip install "rlhf-kit[serve]"')
 
 
 def _names(config: ServeConfig) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.serve import ServeConfig
 from rlhf.config.load import build_config
+from rlhf.config.serve import ServeConfig
 from rlhf.rollout.vllm.weights import save_untied
 from rlhf.serving.app import Server
 from rlhf.serving.model import load_served_model
