@@ -309,12 +309,15 @@ def _without_neutral_options(kind: type[Body], data: Mapping[str, Any]) -> dict[
     Raises:
         ApiError: An option that is not supported has a value with an effect.
     """
+    neutral = _NEUTRAL if issubclass(kind, SamplingBody) else {}
+    labels = _LABELS if issubclass(kind, SamplingBody) else ()
     options = {}
     for name, value in data.items():
-        if value is None or (name in _LABELS and issubclass(kind, SamplingBody)):
+        known = name in kind.model_fields or name in neutral
+        if name in labels or (value is None and known):
             continue
-        if name in _NEUTRAL and issubclass(kind, SamplingBody):
-            if not any(type(value) is type(same) and value == same for same in _NEUTRAL[name]):
+        if name in neutral:
+            if not any(type(value) is type(same) and value == same for same in neutral[name]):
                 raise ApiError(
                     400, f"{name} is not supported: leave it out", param=name, code="unsupported"
                 )

@@ -69,16 +69,24 @@ class ServedModel:
             ApiError: The prompt is empty, too long, or has an id that is no token.
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt)["input_ids"]
-            # A base model was trained with its BOS. Some tokenizers also append EOS.
-            ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
+            ids = self._encode_text(prompt)
         else:
             ids = list(prompt)
-            if wrong := [token for token in ids if not 0 <= token < self._vocab_size]:
-                raise ApiError(400, f"prompt: {wrong[0]} is no token of the model", param="prompt")
+            if not all(0 <= token < self._vocab_size for token in ids):
+                raise ApiError(
+                    400, f"prompt: a token id is not in [0, {self._vocab_size})", param="prompt"
+                )
         if not ids:
             raise ApiError(400, "prompt: the text has no tokens", param="prompt")
         self.check_length(ids, param="prompt")
+        return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a text, with BOS if the tokenizer adds it, but without an EOS."""
+        ids = self.tokenizer(text)["input_ids"]
+        end = [self.tokenizer.eos_token_id]
+        if ids[-1:] == end and self.chat_format.encode(text)[-1:] != end:
+            return ids[:-1]  # the tokenizer appended it
         return ids
 
     def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -200,6 +208,9 @@ class ServedModel:
     def close(self) -> None:
         """End the engine."""
         self.scheduler.close()
+        close = getattr(self.scheduler.engine, "close", None)  # the engine in this process has none
+        if close is not None:
+            close()
 
 
 def load_served_model(config: ServeConfig) -> ServedModel:

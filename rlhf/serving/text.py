@@ -10,9 +10,6 @@ from typing import Any
 CONTEXT_TOKENS = 8
 """Number of tokens before a completion that are decoded with it. Some tokenizers, such as
 SentencePiece, omit the space before the first token of a text."""
-MAX_INCOMPLETE_TOKENS = 8
-"""Number of tokens for which an incomplete character is held back. A character has at most four
-bytes, so the bytes of more tokens are no character."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -41,10 +38,7 @@ class TextDecoder:
             return ""
         self._ids += ids
         text = self._decode(self._ids)
-        incomplete = len(self._ids) - self._num_returned
-        if text.endswith(_REPLACEMENT) and incomplete <= MAX_INCOMPLETE_TOKENS:
-            return ""
-        return self._return(text)
+        return "" if text.endswith(_REPLACEMENT) else self._return(text)
 
     def finish(self) -> str:
         """Return the rest of the text."""

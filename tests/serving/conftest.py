@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("uvicorn")
-pytest.importorskip("prometheus_client")
-
 from rlhf.config.serve import ServerLimits
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.serving.app import Server

@@ -8,16 +8,19 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 import pytest
 import yaml
 
 from rlhf.cli.main import main
+from tests.helpers.models import tiny_model
 from tests.helpers.training import save_model
 
 KEY = "a-key-for-tests-4711"
@@ -45,28 +48,42 @@ def client(url: str, key: str = "none") -> Any:
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
 
 
+def save_long_model(folder: Path) -> Path:
+    """A tiny model with a long context, so that completions take seconds."""
+    model, tokenizer = tiny_model(context=1024)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def wait_for_running_completions(url: str, count: int) -> None:
+    deadline = time.monotonic() + 60  # only ends a test that would wait for ever
+    address = url.removesuffix("/v1") + "/metrics"
+    while f"rlhf_completions_running {count}.0" not in urlopen(address).read().decode():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_signal_lets_running_requests_finish(tmp_path: Path):
-    model = save_model(tmp_path / "model", sharp=4.0)
-    tokens = 60
+    model, tokens = save_long_model(tmp_path / "model"), 700
     with process("--model.path", str(model), "--name", "tiny") as (child, url):
         api = client(url)
-        body: dict[str, Any] = {"model": "tiny", "prompt": "apple", "max_tokens": tokens}
+        body: dict[str, Any] = {"model": "tiny", "prompt": "apple", "max_tokens": tokens, "n": 4}
         body["extra_body"] = {"ignore_eos": True}
 
         def whole() -> int:
-            return api.completions.create(n=8, **body).usage.completion_tokens
+            return api.completions.create(**body).usage.completion_tokens
 
         def streamed() -> int:
             options = {"stream": True, "stream_options": {"include_usage": True}}
-            events = iter(api.completions.create(n=8, **options, **body))
-            next(events)
-            child.send_signal(signal.SIGTERM)
+            events = api.completions.create(**options, **body)
             return next(chunk.usage for chunk in events if chunk.usage).completion_tokens
 
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            first = pool.submit(whole)
-            second = pool.submit(streamed)
-            assert (first.result(), second.result()) == (8 * tokens, 8 * tokens)
+            results = [pool.submit(whole), pool.submit(streamed)]
+            wait_for_running_completions(url, 8)
+            child.send_signal(signal.SIGTERM)
+            assert [result.result() for result in results] == [4 * tokens, 4 * tokens]
         assert child.wait(timeout=60) == 128 + signal.SIGTERM
         error = child.stderr.read()
         assert "stopped by SIGTERM" in error
@@ -119,7 +136,7 @@ MISTAKES = [
     (["--model.path", "m", "--model.lora.rank", "8"], "adds untrained adapters"),
     (["--model.path", "m", "--rollout.engine.kind", "vllm"], "rollout.engine.urls"),
     (["--model.path", "m", "--limits.queue", "-1"], "limits.queue must be >= 0"),
-    (["--model.path", "m", "--limits.max_token", "5"], "limits.max_tokens"),
+    (["--model.path", "m", "--limits.max_token", "5"], "'max_tokens'"),
 ]
 
 

@@ -126,7 +126,8 @@ def test_a_chat_reply_equals_rlhf_generate_with_its_log_probabilities(tiny):
             (top.logprob for top in row.top_logprobs), reverse=True
         )
         assert row.top_logprobs[0].logprob == pytest.approx(row.logprob, abs=1e-5)
-        assert bytes(row.bytes).decode(errors="replace") in (row.token, "\ufffd")
+        if not row.token.startswith("bytes:"):
+            assert bytes(row.bytes).decode() == row.token
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -10,12 +10,15 @@ import pytest
 from rlhf.cli.main import main
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.judge import endpoint, rating_judge
-from tests.helpers.models import CONVERSATIONS, tiny_model
+from tests.helpers.models import tiny_model
 from tests.helpers.training import write_rows
 from tests.reward_models.conftest import save_decoder
 from tests.serving.conftest import running
 
-TALKS = [list(conversation) for conversation in CONVERSATIONS]
+TALKS = [
+    [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": word * 3}]
+    for word in ("seven", "blue")
+]
 
 
 def served_scores(rewards, conversations) -> list[dict]:
