@@ -76,6 +76,8 @@ class LabelConfig(CommandConfig):
                     raise ValueError(f"{key} has no effect on mode: {self.mode} (only on pairs)")
             if self.order in ("disagreement", "suspicion"):
                 raise ValueError(f"order: {self.order} needs mode: pairs, got {self.mode}")
+        if not self.gold and self.gold_every != 10:
+            raise ValueError("gold_every has no effect without gold")
         if self.mode != "ratings" and self.scale != 5:
             raise ValueError(f"scale has no effect on mode: {self.mode} (only on ratings)")
         if bool(self.rewards) != (self.order == "disagreement"):

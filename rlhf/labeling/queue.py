@@ -14,7 +14,6 @@ from rlhf.config.labeling import LabelOrder
 from rlhf.errors import UserError
 from rlhf.labeling.items import LabelItem
 from rlhf.reward_models.core import Reward, Score
-from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +65,8 @@ def ensemble_members(rewards: Sequence[Reward]) -> list[Member]:
     Raises:
         UserError: There are fewer than two members.
     """
+    from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble  # imports torch
+
     members: list[Member] = []
     for reward in rewards:
         if isinstance(reward, HeadEnsemble):

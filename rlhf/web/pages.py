@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -27,7 +28,7 @@ class Templates:
     """
 
     def __init__(self, package: str) -> None:
-        self._environment = jinja2.Environment(
+        self._environment = ImmutableSandboxedEnvironment(
             loader=jinja2.ChoiceLoader(
                 [jinja2.PackageLoader(package), jinja2.PackageLoader("rlhf.web")]
             ),

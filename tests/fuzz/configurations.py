@@ -87,6 +87,16 @@ BASES: dict[str, list[Tree]] = {
                              "training": {"num_steps": 1}}}],
     "generate": [{"model": MODEL, "prompt": "Hi", "samples": 2, "rollout": {"top_k": 5}}],
     "score": [{"input": "x.jsonl", "rewards": RULES}],
+    "label": [
+        {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "strengths": 2,
+         "gold": DATA, "gold_every": 5, "order": "disagreement", "rewards": RULES, "port": 8000},
+        {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "scale": 7,
+         "mode": "ratings", "interface": "terminal", "limit": 3, "guidelines": "x"},
+    ],
+    "labels agreement": [{"files": ["a.jsonl", "b.jsonl"], "json": True}],
+    "labels export": [{"files": ["a.jsonl"], "path": "a.json", "format": "argilla"}],
+    "labels import": [{"path": "a.json", "format": "label-studio", "output": "a.jsonl",
+                       "names": {"prompt": "q"}, "annotator": "a"}],
     "demos": [{**OUT, "env": "text/Echo-v0", "kwargs": {"num_words": 4},
                "files": [{"path": "a.jsonl", "kind": "sft", "count": 3, "quality": 0.5}]}],
     "split": [{**OUT, "data": DATA, "kind": "sft", "test_fraction": 0.5}],
@@ -109,7 +119,7 @@ BASES: dict[str, list[Tree]] = {
 
 UNKNOWN = "an_unknown_key"
 RULE_KINDS = ("length", "regex", "format", "number", "exact_match")
-FREE = {"kwargs", "chat_template_kwargs", "columns", "tuning", "space", "normalise"}
+FREE = {"kwargs", "chat_template_kwargs", "columns", "names", "tuning", "space", "normalise"}
 """Keys whose mappings have names that the user chooses, or that a model or environment checks."""
 
 

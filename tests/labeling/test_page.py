@@ -177,6 +177,7 @@ MISTAKES = [
     (["--annotator", "a", "--scale", "3"], "scale has no effect"),
     (["--annotator", "a", "--mode", "ratings", "--order", "suspicion"], "needs mode: pairs"),
     (["--annotator", "a", "--mode", "votes"], "mode must be"),
+    (["--annotator", "a", "--gold_every", "5"], "gold_every has no effect"),
     (["--annotator", "a", "--port", "70000"], "port must be"),
     (["--annotator", "a", "--interface", "terminal", "--port", "1"], "port has no effect"),
     (["--annotator", "a", "--gold", "[{path: pairs.jsonl}]", "--gold_every", "1"], "gold_every"),
