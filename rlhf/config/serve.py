@@ -91,6 +91,8 @@ class ServeConfig(CommandConfig):
     """Limits of requests."""
 
     def __post_init__(self) -> None:
+        if "" in (self.name, self.reward_name):
+            raise ValueError("name and reward_name must not be empty")
         if self.model is None and not self.rewards:
             raise ValueError("serve: give --model.path, --rewards, or both")
         if self.model is None:

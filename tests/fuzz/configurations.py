@@ -87,6 +87,9 @@ BASES: dict[str, list[Tree]] = {
                              "training": {"num_steps": 1}}}],
     "generate": [{"model": MODEL, "prompt": "Hi", "samples": 2, "rollout": {"top_k": 5}}],
     "score": [{"input": "x.jsonl", "rewards": RULES}],
+    "serve": [{"model": MODEL, "name": "m", "rewards": RULES, "reward_name": "r", "port": 0,
+               "host": "127.0.0.1", "rollout": {"parallel": 4},
+               "limits": {"max_tokens": 64, "queue": 3, "seconds": 5.0, "body_bytes": 1000}}],
     "label": [
         {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "strengths": 2,
          "gold": DATA, "gold_every": 5, "order": "disagreement", "rewards": RULES, "port": 8000},
