@@ -48,7 +48,9 @@ class CompletionRoutes:
         self._check(body, len(body.prompt))
         prompts = await self._encode(lambda: [model.encode_prompt(p) for p in body.prompt])
         max_new_tokens = model.max_new_tokens(prompts, body.max_tokens)
-        heads = await self._echoed_prompts(body, prompts) if body.echo else []
+        heads: list[Piece] = []
+        if body.echo:
+            heads = await result_while_connected(request, self._echoed_prompts(body, prompts))
         generation = model.generation(
             prompts,
             body,

@@ -65,6 +65,27 @@ def unknown_model(name: str, known: Sequence[str]) -> ApiError:
     )
 
 
+def overloaded(retry_seconds: int) -> ApiError:
+    """Return the error for a full queue, with the time after which to repeat the request."""
+    return ApiError(
+        503,
+        f"too many requests wait; repeat the request in {retry_seconds} s",
+        code="overloaded",
+        headers={"Retry-After": str(retry_seconds)},
+    )
+
+
+def timed_out(seconds: float) -> ApiError:
+    """Return the error for a request that exceeds the time limit."""
+    # Without the header, the official client would repeat the request.
+    return ApiError(
+        408,
+        f"the request took longer than {seconds:g} s",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def refusal(status: int, reason: str) -> JSONResponse:
     """Return the response of a request that the access rules refuse."""
     if status == 401:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.rollout.sampling.base import Alternatives, FinishReason, NewTokens
-from rlhf.serving.errors import ApiError
+from rlhf.serving.errors import overloaded, timed_out
 from rlhf.serving.scheduler import Job, Overloaded, Progress, Scheduler
 from rlhf.serving.text import StopStrings, TextDecoder
 
@@ -149,12 +149,7 @@ class Generation:
         try:
             self._scheduler.submit(jobs)
         except Overloaded as error:
-            raise ApiError(
-                503,
-                f"{error}; repeat the request in {error.retry_seconds} s",
-                code="overloaded",
-                headers={"Retry-After": str(error.retry_seconds)},
-            ) from error
+            raise overloaded(error.retry_seconds) from error
         self.choices = list(choices)
         self._choice_of = dict(zip(jobs, choices, strict=False))
         for choice in self.choices[len(jobs) :]:
@@ -178,12 +173,7 @@ class Generation:
             while unfinished:
                 progress = await self._events.get()
                 if progress is None:
-                    raise ApiError(
-                        408,
-                        f"the request took longer than {self._seconds:g} s",
-                        code="timeout",
-                        headers={"x-should-retry": "false"},
-                    )
+                    raise timed_out(self._seconds)
                 if progress.error is not None:
                     raise progress.error
                 choice = self._choice_of[progress.job]

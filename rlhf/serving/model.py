@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,10 @@ from rlhf.rollout.sampling.base import NewTokens, RolloutEngine
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.serving.bodies import SamplingBody
-from rlhf.serving.errors import ApiError, unknown_model
+from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
 from rlhf.serving.generation import Choice, Generation
 from rlhf.serving.prompt_logprobs import prompt_logprobs
-from rlhf.serving.scheduler import PREFILL_TOKENS, Job, Scheduler
+from rlhf.serving.scheduler import PREFILL_TOKENS, Job, Overloaded, Scheduler
 from rlhf.serving.text import TextDecoder, TokenNames
 
 SAMPLING_SEED_KEY = 23
@@ -137,16 +138,26 @@ class ServedModel:
     async def prompt_logprobs(
         self, prompts: Sequence[Sequence[int]], num_alternatives: int
     ) -> list[NewTokens]:
-        """Return the log-probabilities of the tokens of prompts, from the second one on."""
+        """Return the log-probabilities of the tokens of prompts, from the second one on.
+
+        Raises:
+            ApiError: The queue is full, or the time limit is exceeded.
+        """
         results: list[NewTokens] = []
         rows_per_pass = max(1, PREFILL_TOKENS // max(map(len, prompts)))
-        for start in range(0, len(prompts), rows_per_pass):
-            part = prompts[start : start + rows_per_pass]
-            results += await self.scheduler.run(
-                lambda part=part: prompt_logprobs(
-                    self.model, part, num_alternatives=num_alternatives
-                )
-            )
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                for start in range(0, len(prompts), rows_per_pass):
+                    part = prompts[start : start + rows_per_pass]
+                    results += await self.scheduler.call(
+                        lambda part=part: prompt_logprobs(
+                            self.model, part, num_alternatives=num_alternatives
+                        )
+                    )
+        except Overloaded as error:
+            raise overloaded(error.retry_seconds) from error
+        except TimeoutError as error:
+            raise timed_out(self.limits.seconds) from error
         return results
 
     def generation(

@@ -132,6 +132,7 @@ class Scheduler:
         self.failure: Exception | None = None
         """The error after which the engine cannot be used any more."""
         self.num_unfinished = 0
+        """Number of completions and calls that have not ended."""
         self._mean_seconds = 1.0  # running mean of the time from the submission to the end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -161,10 +162,7 @@ class Scheduler:
             Overloaded: There are too many unfinished jobs.
             EngineFailed: The engine cannot be used.
         """
-        self._check_usable()
-        if self.num_unfinished + len(jobs) > self.capacity:
-            rounds = self.num_unfinished / self.max_running
-            raise Overloaded(min(60, max(1, math.ceil(rounds * self._mean_seconds))))
+        self._check_room(len(jobs))
         self._loop = asyncio.get_running_loop()
         self.num_unfinished += len(jobs)
         self._commands.put(lambda: self._waiting.extend(jobs))
@@ -176,25 +174,32 @@ class Scheduler:
             self.num_unfinished -= 1
             self._commands.put(lambda: self._drop(job))
 
-    async def run(self, function: Callable[[], Any]) -> Any:
+    async def call(self, function: Callable[[], Any]) -> Any:
         """Call a function in the thread of the engine, between two forward passes.
 
         Raises:
+            Overloaded: There are too many unfinished jobs.
             EngineFailed: The engine cannot be used.
         """
-        self._check_usable()
+        self._check_room(1)
         loop = self._loop = asyncio.get_running_loop()
         future = loop.create_future()
 
-        def call() -> None:
+        def run() -> None:
+            if future.cancelled():
+                return
             try:
                 result, error = function(), None
             except Exception as raised:
                 result, error = None, raised
             self._call_in_loop(_resolve, future, result, error)
 
-        self._commands.put(lambda: self._calls.append(call))
-        return await future
+        self._commands.put(lambda: self._calls.append(run))
+        self.num_unfinished += 1
+        try:
+            return await future
+        finally:
+            self.num_unfinished -= 1
 
     def close(self) -> None:
         """End the thread. Unfinished jobs are not continued."""
@@ -205,9 +210,13 @@ class Scheduler:
         self._commands.put(end)
         self._thread.join()
 
-    def _check_usable(self) -> None:
+    def _check_room(self, count: int) -> None:
+        """Raise Overloaded or EngineFailed if `count` further jobs cannot be queued."""
         if self.failure is not None:
             raise EngineFailed("the model cannot be used any more") from self.failure
+        if self.num_unfinished + count > self.capacity:
+            rounds = self.num_unfinished / self.max_running
+            raise Overloaded(min(60, max(1, math.ceil(rounds * self._mean_seconds))))
 
     # -- thread of the engine -----------------------------------------------------------------
 

@@ -13,8 +13,11 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import Reward, Scores, score_copies
 from rlhf.serving.bodies import ScoreBody, read_body
 from rlhf.serving.disconnect import result_while_connected
-from rlhf.serving.errors import ApiError, unknown_model
+from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
 from rlhf.serving.metrics import ServerMetrics
+
+_RETRY_SECONDS = 5
+"""Time after which a request that found a full queue should be repeated, in seconds."""
 
 
 class ScoreRoute:
@@ -52,12 +55,7 @@ class ScoreRoute:
                 param="conversations",
             )
         if self._num_unfinished + count > limits.conversations + limits.queue:
-            raise ApiError(
-                503,
-                "too many conversations wait for the reward; repeat the request in 5 s",
-                code="overloaded",
-                headers={"Retry-After": "5"},
-            )
+            raise overloaded(_RETRY_SECONDS)
         self._num_unfinished += count
         try:
             scores = await result_while_connected(request, self._score(body))
@@ -79,8 +77,7 @@ class ScoreRoute:
         except UserError as error:
             raise ApiError(400, f"conversations: {error}", param="conversations") from error
         except TimeoutError as error:
-            message = f"the request took longer than {self.limits.seconds:g} s"
-            raise ApiError(408, message, code="timeout") from error
+            raise timed_out(self.limits.seconds) from error
 
     def _json(self, scores: Scores) -> dict[str, object]:
         return {

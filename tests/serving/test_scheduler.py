@@ -139,8 +139,8 @@ def test_the_cache_is_freed_without_requests(monkeypatch):
 def test_a_function_runs_in_the_thread_of_the_engine():
     async def run() -> None:
         async with scheduling() as (scheduler, _):
-            assert await scheduler.run(lambda: 1 + 1) == 2
+            assert await scheduler.call(lambda: 1 + 1) == 2
             with pytest.raises(ZeroDivisionError):
-                await scheduler.run(lambda: 1 / 0)
+                await scheduler.call(lambda: 1 / 0)
 
     asyncio.run(run())
