@@ -153,10 +153,7 @@ class CompletionRoutes:
             usage = body.stream_options is not None and body.stream_options.include_usage
             stream = self._stream(generation, heads, json_format, include_usage=usage)
             return StreamingResponse(stream, media_type="text/event-stream")
-        pieces = [Piece(finish_reason=choice.finish_reason) for choice in choices]
-        for index, piece in enumerate(pieces if heads else []):
-            piece.extend(heads[index // body.n])
-            piece.finish_reason = choices[index].finish_reason
+        pieces = _first_pieces(generation, heads, json_format.samples)
 
         async def collect() -> None:
             async with contextlib.aclosing(generation.pieces()) as new_pieces:
@@ -179,14 +176,11 @@ class CompletionRoutes:
         keeps_empty = json_format.with_logprobs or json_format.with_token_ids
         started: set[int] = set()
         try:
-            for choice in generation.choices if heads else []:
-                head = heads[choice.index // json_format.samples]
-                started.add(choice.index)
-                # Without tokens to sample, the prompt is the whole choice.
-                last = Piece(finish_reason=choice.finish_reason, is_prompt=True)
-                last.extend(head)
-                last.finish_reason = choice.finish_reason
-                yield _event(json_format.chunk(choice, last, is_first=True))
+            if heads:
+                firsts = _first_pieces(generation, heads, json_format.samples)
+                for choice, piece in zip(generation.choices, firsts, strict=True):
+                    started.add(choice.index)
+                    yield _event(json_format.chunk(choice, piece, is_first=True))
             async with contextlib.aclosing(generation.pieces()) as new_pieces:
                 async for choice, piece in new_pieces:
                     self.metrics.completion_tokens.inc(len(piece.tokens))
@@ -201,6 +195,22 @@ class CompletionRoutes:
             yield _event(error.body())
         except EngineFailed as error:
             yield _event(ApiError(500, str(error)).body())
+
+
+def _first_pieces(generation: Generation, heads: Sequence[Piece], samples: int) -> list[Piece]:
+    """Return the first piece of each choice: the echoed prompt, or nothing.
+
+    Args:
+        generation: The choices, ``samples`` for each prompt.
+        heads: The echoed prompts, if there are any.
+        samples: Number of completions of each prompt.
+    """
+    pieces = [
+        Piece(finish_reason=choice.finish_reason, is_prompt=True) for choice in generation.choices
+    ]
+    for index, piece in enumerate(pieces if heads else []):
+        piece.extend(heads[index // samples])
+    return pieces
 
 
 def _event(content: dict[str, Any]) -> bytes:

@@ -37,7 +37,7 @@ class Piece:
         self.logprobs += piece.logprobs
         self.alternatives += piece.alternatives
         self.offsets += piece.offsets
-        self.finish_reason = piece.finish_reason
+        self.finish_reason = piece.finish_reason or self.finish_reason
 
 
 class Choice:
