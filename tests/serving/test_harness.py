@@ -19,7 +19,8 @@ from tests.helpers.training import write_rows
 from tests.serving.conftest import Running, running
 
 lm_eval = pytest.importorskip("lm_eval")
-pytest.importorskip("tenacity")
+pytest.importorskip("tenacity")  # of the extra lm-eval[api]
+pytest.importorskip("aiohttp")
 
 DOCUMENTS = 50
 COLORS = ["blue", "green", "red", "black"]
