@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,15 @@ def serve_labels(folder: Path, *more: str) -> ServedCommand:
     return ServedCommand([*WORDS, "ann", *more], folder)
 
 
-def client_of(served: ServedCommand) -> httpx.Client:
+@contextlib.contextmanager
+def client_of(served: ServedCommand) -> Iterator[httpx.Client]:
     """A client that has opened the printed address, as a browser does."""
-    client = httpx.Client(base_url=served.base, follow_redirects=True)
-    page = client.get(f"/?token={served.token}")
-    assert page.status_code == 200
-    assert "Which reply is better?" in page.text
-    client.headers["Origin"] = served.base
-    return client
+    with httpx.Client(base_url=served.base, follow_redirects=True) as client:
+        page = client.get(f"/?token={served.token}")
+        assert page.status_code == 200
+        assert "Which reply is better?" in page.text
+        client.headers["Origin"] = served.base
+        yield client
 
 
 def answer_to(task: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def test_a_full_disk_is_reported_and_nothing_is_half_written(folder: Path):
 
 
 MISTAKES = [
-    (["--annotator", ""], "annotator must be a visible text"),
+    (["--annotator", "' '"], "annotator must be a visible text"),
     (["--annotator", "a\x1b"], "annotator must be a visible text"),
     (["--annotator", "a", "--output", "labels.csv"], "must end in .jsonl"),
     (["--annotator", "a", "--data", "[{path: none.jsonl}]"], "none.jsonl"),

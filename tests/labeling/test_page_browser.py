@@ -93,7 +93,6 @@ def test_twenty_pairs_with_the_server_killed_in_the_middle(
                 ),
                 "data:,",
             }
-            browser.requests.clear()
             paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
             assert paper == ("rgb(20, 22, 26)" if dark else "rgb(251, 250, 247)")
             if stop == 8:
@@ -108,6 +107,7 @@ def test_twenty_pairs_with_the_server_killed_in_the_middle(
                     "document.getElementById('status').textContent"
                 )
                 browser.console.clear()
+            browser.requests.clear()
     check_good(tmp_path, 20)
 
 

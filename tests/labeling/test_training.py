@@ -24,7 +24,12 @@ def rows(count: int, start: int) -> list[dict]:
     chosen = [min(PAIRS[i % len(PAIRS)]) for i in range(count)]
     rejected = [max(PAIRS[i % len(PAIRS)]) for i in range(count)]
     return [
-        {"prompt": f"Repeat: {i + start}", "chosen": WORDS[a], "rejected": WORDS[b]}
+        {
+            "prompt": f"Repeat: {i + start}",
+            "chosen": WORDS[a],
+            "rejected": WORDS[b],
+            "margin": b - a,
+        }
         for i, (a, b) in enumerate(zip(chosen, rejected, strict=True))
     ]
 
