@@ -6,10 +6,10 @@ API that the engines do not have are accepted with the value that has no effect.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import pydantic_core
 from annotated_types import Interval
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
 from pydantic import Field as PydanticField
@@ -292,7 +292,7 @@ def read_body(kind: type[B], content: bytes) -> B:
         ApiError: The body is not JSON, or an option is unknown, not supported or invalid.
     """
     try:
-        data = pydantic_core.from_json(content, allow_inf_nan=False)
+        data = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(data, dict):
@@ -301,6 +301,11 @@ def read_body(kind: type[B], content: bytes) -> B:
         return kind.model_validate(_without_neutral_options(kind, data))
     except ValidationError as error:
         raise _api_error(kind, error) from error
+
+
+def _refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and infinities, which Python's parser accepts."""
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _without_neutral_options(kind: type[Body], data: Mapping[str, Any]) -> dict[str, Any]:
