@@ -4,8 +4,9 @@
 
 The engine samples the completions of all requests in this process. A server in another process then
 answers the same requests, which a client sends at the same time over as many connections: once as
-whole responses, and once as streams. This is repeated. Each rate is printed with the
-number of cores that all programs of the machine used meanwhile.
+whole responses, and once as streams. This is repeated. The processor time per token of the process
+that samples is printed too, because other programs disturb it less than the rate. The number of
+cores that other processes, such as the client, used meanwhile is also printed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import statistics
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,25 +97,42 @@ def server_run(
 
 
 @contextlib.contextmanager
-def server(model_path: str, name: str, parallel: int) -> Iterator[str]:
-    """Start a server; yield its address."""
+def server(model_path: str, name: str, parallel: int) -> Iterator[tuple[str, int]]:
+    """Start a server; yield its address and its process id."""
     command = [sys.executable, "-m", "rlhf", "serve", "--port", "0", "--name", name]
     command += ["--model.path", model_path, "--model.dtype", "float32"]
     command += ["--rollout.parallel", str(parallel)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().split()[-1]
+            yield process.stdout.readline().split()[-1], process.pid
         finally:
             process.terminate()
 
 
-def timed(run: Callable[[], int]) -> tuple[float, float]:
-    """Return the tokens per second of a run, and the number of cores that all programs used."""
-    busy, began = machine_busy_seconds() or 0.0, time.perf_counter()
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(run: Callable[[], int], pid: int) -> dict[str, float]:
+    """Return the rate of a run, its processor time per token, and the load of the machine.
+
+    Args:
+        run: Samples completions and returns the number of their tokens.
+        pid: The process that samples.
+    """
+    before, busy, began = processor_seconds(pid), machine_busy_seconds() or 0.0, time.perf_counter()
     tokens = run()
     seconds = time.perf_counter() - began
-    return tokens / seconds, ((machine_busy_seconds() or 0.0) - busy) / seconds
+    own = processor_seconds(pid) - before
+    others = (machine_busy_seconds() or 0.0) - busy - own
+    return {
+        "tokens/s": tokens / seconds,
+        "ms of processor time per token": 1000 * own / tokens,
+        "cores of other processes": others / seconds,
+    }
 
 
 def main() -> None:
@@ -125,20 +145,27 @@ def main() -> None:
     options = parser.parse_args()
     prompts, name = prompts_of(options.requests), "served"
     runs = {"engine": engine_run(options.model, prompts, options.tokens)}
-    with server(options.model, name, options.requests) as url:
+    with server(options.model, name, options.requests) as (url, pid):
         for stream in (False, True):
             run = server_run(url, name, prompts, options.tokens, stream=stream)
             runs["server, streamed" if stream else "server"] = run
-        rates: dict[str, list[float]] = {kind: [] for kind in runs}
+        rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
         for _ in range(options.repeats):
             for kind, run in runs.items():
-                rate, busy = timed(run)
-                rates[kind].append(rate)
-                print(f"{kind}: {rate:.0f} tokens/s ({busy:.2f} cores busy)", flush=True)
-    engine = statistics.median(rates["engine"])
-    for kind, values in rates.items():
-        median = statistics.median(values)
-        print(f"{kind}: median {median:.0f} tokens/s, {median / engine:.3f} of the engine")
+                row = measure(run, os.getpid() if kind == "engine" else pid)
+                rows[kind].append(row)
+                numbers = ", ".join(f"{value:.2f} {name}" for name, value in row.items())
+                print(f"{kind}: {numbers}", flush=True)
+
+    def median(kind: str, name: str) -> float:
+        return statistics.median(row[name] for row in rows[kind])
+
+    rate, cost = "tokens/s", "ms of processor time per token"
+    for kind in rows:
+        print(
+            f"{kind}: {median(kind, rate) / median('engine', rate):.3f} of the engine's rate, "
+            f"{median('engine', cost) / median(kind, cost):.3f} by processor time"
+        )
 
 
 if __name__ == "__main__":
