@@ -7,7 +7,7 @@ API that the engines do not have are accepted with the value that has no effect.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
@@ -77,7 +77,7 @@ def _stop_strings(value: Any) -> list[str]:
     return strings
 
 
-def _prompts(value: Any) -> list[str | list[int]]:
+def _prompts(value: Any) -> Sequence[str | list[int]]:
     """Return the prompts of a text, a list of texts, token ids, or a list of lists of token ids."""
     if isinstance(value, str):
         return [_text(value)]
