@@ -57,6 +57,7 @@ ORDER = (
     "training",
     "chat",
     "explain",
+    "serving",
     "commands",
     "studies",
     "pipeline",

@@ -207,6 +207,13 @@ COMMANDS = CommandTable(
                 "rlhf.commands.score:ScoreConfig",
                 "rlhf.commands.score:score",
             ),
+            Command(
+                "serve",
+                "serve a model and rewards over HTTP, compatible with clients of OpenAI",
+                "rlhf.config.serve:ServeConfig",
+                "rlhf.commands.serve:serve",
+                read="rlhf.commands.serve:read_config",
+            ),
         ],
         "People": [
             Command(

@@ -30,6 +30,7 @@ OPTIONAL_PACKAGES = {
     "--launcher ray": ("ray", "ray"),
     "rlhf label": ("uvicorn", "web"),
     "rlhf chat --interface page": ("uvicorn", "web"),
+    "rlhf serve": ("prometheus_client", "serve"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
     "attribution.methods: shapley": ("captum", "explain"),
     "rlhf export --onnx true": ("onnxruntime", "onnx"),

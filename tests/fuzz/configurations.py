@@ -93,6 +93,9 @@ BASES: dict[str, list[Tree]] = {
     "chat": [{"models": ["no-such-model", "no-such-run"], "env": ENV, "rollout": {"top_k": 5},
               "rewards": RULES, "blind": True, "labels": "votes.jsonl", "interface": "page"}],
     "score": [{"input": "x.jsonl", "rewards": RULES}],
+    "serve": [{"model": MODEL, "name": "m", "rewards": RULES, "reward_name": "r", "port": 0,
+               "host": "127.0.0.1", "rollout": {"parallel": 4},
+               "limits": {"max_tokens": 64, "queue": 3, "seconds": 5.0, "body_bytes": 1000}}],
     "label": [
         {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "strengths": 2,
          "checks": DATA, "check_every": 5, "order": "disagreement", "rewards": RULES, "port": 8000},
