@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rlhf.common.foreign import exit_as_exception, foreign_exceptions
 from rlhf.common.user_code import (
@@ -92,10 +92,11 @@ def _check_loss(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
     from rlhf.algorithms.metrics import MetricSums
 
     advice = "return the loss, a scalar tensor, and MetricSums"
-    if not isinstance(result, tuple) or len(result) != 2:
-        size = f" of {len(result)} values" if isinstance(result, tuple) else ""
+    values = cast("tuple[Any, ...]", result) if isinstance(result, tuple) else ()
+    if len(values) != 2:
+        size = f" of {len(values)} values" if isinstance(result, tuple) else ""
         raise UserError(f"{what} returned a {type(result).__name__}{size}: {advice}")
-    loss, metrics = result
+    loss, metrics = values
     if not isinstance(loss, torch.Tensor) or not isinstance(metrics, MetricSums):
         found = f"({type(loss).__name__}, {type(metrics).__name__})"
         raise UserError(f"{what} returned {found}: {advice}")

@@ -161,7 +161,7 @@ class Callbacks:
             return
         for name, callback in zip(self.names, self.members, strict=True):
             metrics = fields.get("metrics", {})
-            given = fields | {"metrics": dict(metrics)}
+            given: dict[str, Any] = {**fields, "metrics": dict(metrics)}
             event = TrainingEvent(run, **given, _callbacks=self)
             call = getattr(callback, point)
             try:

@@ -209,10 +209,9 @@ def check_further(command: str, config: Any) -> None:
     for key in ("rewards", "gold"):
         for spec in getattr(config, key, ()):
             kind = spec.get("kind")
+            # Build a rule, or a kind that is refused before it loads a model.
             if kind in RULE_KINDS or not (isinstance(kind, str) and kind in reward_models.KINDS):
-                reward_models.build(
-                    spec
-                )  # a rule, or a kind that is refused before it loads a model
+                reward_models.build(spec)
 
 
 @functools.cache
