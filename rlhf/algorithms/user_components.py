@@ -92,9 +92,10 @@ def _check_loss(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
     from rlhf.algorithms.metrics import MetricSums
 
     advice = "return the loss, a scalar tensor, and MetricSums"
-    values = cast("tuple[Any, ...]", result) if isinstance(result, tuple) else ()
+    is_tuple = isinstance(result, tuple)
+    values = cast("tuple[Any, ...]", result) if is_tuple else ()
     if len(values) != 2:
-        size = f" of {len(values)} values" if isinstance(result, tuple) else ""
+        size = f" of {len(values)} values" if is_tuple else ""
         raise UserError(f"{what} returned a {type(result).__name__}{size}: {advice}")
     loss, metrics = values
     if not isinstance(loss, torch.Tensor) or not isinstance(metrics, MetricSums):
