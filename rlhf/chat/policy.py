@@ -64,7 +64,7 @@ class ChatPolicy:
         self.engine.submit([request])
         try:
             while not (completions := self.engine.poll()):
-                text = self._decode(self.engine.sampled_tokens(episode.id))
+                text = self._decode(self.engine.new_tokens(episode.id, 0).tokens)
                 # Bytes of an incomplete character are decoded as U+FFFD, and a newline may follow
                 # a carriage return.
                 yield text.rstrip("\ufffd\r")

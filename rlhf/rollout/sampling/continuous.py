@@ -103,13 +103,6 @@ class ContinuousEngine:
         if self._sampler is not None and episode_id in self._sampler.row_of:
             self._sampler.release(episode_id)
 
-    def sampled_tokens(self, episode_id: int) -> list[int]:
-        """Return the tokens of the unfinished completion of an episode that are sampled so far.
-
-        The list is empty if the episode has no request, or if its request waits for a free row.
-        """
-        return [] if self._sampler is None else self._sampler.sampled_tokens(episode_id)
-
     def reset(self) -> None:
         """Cancel all requests, and free the cache and the decoder."""
         if self._sampler is not None:
@@ -189,13 +182,6 @@ class Sampler:
         self.free_rows.add(row)
         self.decoding[row] = False
 
-    def sampled_tokens(self, episode_id: int) -> list[int]:
-        """Return the tokens of an unfinished completion that are sampled so far."""
-        if episode_id not in self.requests:
-            return []
-        row = self.row_of[episode_id]
-        return self.tokens[row, : self.count[row]].tolist()
-
     def _compact_rows(self) -> None:
         """Move rows from the end into free rows before them."""
         while self.free_rows:
@@ -265,9 +251,7 @@ class Sampler:
             Whether the token of each row is a stop token of its request, [n].
         """
         requests = [self.requests[self.episode_ids[row]] for row in rows.tolist()]
-        groups: dict[SamplingParams, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.sampling, []).append(index)
+        groups = _indices_by_sampling(requests)
         numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
         for sampling, members in groups.items():
             part = slice(None) if len(groups) == 1 else torch.tensor(members, device=self.device)
@@ -335,3 +319,14 @@ class Sampler:
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
         self.cache.advance(decoding_rows, np.ones_like(decoding_rows))
         return logits if len(decoding_rows) == len(front) else logits[decoding_rows]
+
+
+def _indices_by_sampling(requests: Sequence[Request]) -> dict[SamplingParams, list[int]]:
+    """Return sampling parameters -> indices of the requests that have them."""
+    first = requests[0].sampling
+    if all(request.sampling is first for request in requests):  # training: no hash is computed
+        return {first: list(range(len(requests)))}
+    groups: dict[SamplingParams, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.sampling, []).append(index)
+    return groups
