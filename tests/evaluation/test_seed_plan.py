@@ -159,3 +159,16 @@ def test_a_hopeless_plan_says_so(capsys):
     options = ["--difference", "0.001", "--seed_sd", "1", "--episode_sd", "1", "--episodes", "[64]"]
     code, told = call(capsys, *options)
     assert (code, "more than 1000" in told.out) == (0, True)
+
+
+def test_extreme_numbers_have_a_plan(capsys):
+    """The tail of the first t test and the square of the second deviation overflow."""
+    for difference, seed_sd, seeds in (("1e12", "1", "| 5 |"), ("1e-9", "1e300", "more")):
+        words = ["--difference", difference, "--seed_sd", seed_sd, "--episode_sd", "0"]
+        code, told = call(capsys, *words, "--episodes", "[64]")
+        assert (code, seeds in told.out) == (0, True), told
+
+
+def test_the_required_power_is_not_rounded(capsys):
+    words = ["--difference", "1", "--seed_sd", "0.1", "--episode_sd", "0", "--power", "0.9995"]
+    assert "with a power of 99.95%" in call(capsys, *words)[1].out
