@@ -424,6 +424,25 @@ def test_policies_of_an_evaluation_are_objects(folder, echo_model):
         rlhf.evaluate(policies={"random": None}, env="text/Echo-v0", episode=4)  # type: ignore
 
 
+def test_functions_and_servers_are_policies_of_an_evaluation(folder):
+    from rlhf.api.inputs import policy_list
+    from rlhf.config.evaluate import ApiSpec
+
+    class Repeats:
+        def __call__(self, messages):
+            return messages[-1]["content"].removeprefix("Repeat: ")
+
+    policies = {"function": lambda messages: "", "object": Repeats(), "class": Repeats}
+    judged = rlhf.evaluate(policies=policies, env="text/Echo-v0", episodes=4)
+    means = {name: e["metrics"]["return"]["mean"] for name, e in judged.evaluations.items()}
+    assert means == {"function": 0.0, "object": 1.0, "class": 1.0}
+    listed = [{"name": "mine", "path": Repeats()}]
+    again = rlhf.evaluate(policies=listed, env="text/Echo-v0", episodes=4, output_dir="runs/again")
+    assert again.evaluations["mine"]["metrics"]["return"]["mean"] == 1.0
+    [entry] = policy_list({"served": ApiSpec(url="http://localhost:8000/v1", model="big")})
+    assert entry["api"]["model"] == "big"
+
+
 def test_an_evaluation_of_rewards_reads_rows(echo_model):
     judged = rlhf.evaluate(pairs=pair_rows(8), rewards=[judge], output_dir="runs/pairs")
     assert judged.evaluations["pairs"]

@@ -27,8 +27,9 @@ def evaluate(
     Args:
         config: See `train`.
         options: See `train` and docs/evaluate.md. ``policies`` can be a mapping from names to
-            models, each as for ``model`` of `train`, or None for the random and the expert policy
-            of the environment. The default of ``output_dir`` is ``runs/evaluate``.
+            models, each as for ``model`` of `train`, functions of messages, ``ApiSpec``, or None
+            for the random and the expert policy of the environment. The default of ``output_dir``
+            is ``runs/evaluate``.
 
     Returns:
         The run, with the results as ``run.evaluations``.

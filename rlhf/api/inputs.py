@@ -22,6 +22,7 @@ from rlhf.common.guards import (
 )
 from rlhf.common.objects import reference_to
 from rlhf.config.data import DataSpec
+from rlhf.config.evaluate import ApiSpec
 from rlhf.errors import UserError
 
 _DATA_KEYS = {field.name for field in dataclasses.fields(DataSpec)}
@@ -90,20 +91,34 @@ def policy_list(policies: Any) -> list[dict[str, Any]]:
     """Return the list of policies of an evaluation.
 
     Args:
-        policies: Name -> model, as for `model_tree`, or None for the random or expert policy of the
-            environment; or a list of mappings with ``name`` and ``model``.
+        policies: Name -> model, as for `model_tree`; function of messages, or class of such
+            functions; `ApiSpec`; or None for the random or expert policy of the environment. Or a
+            list of mappings with ``name``, and ``model``, ``path`` or ``api``.
     """
     entries: Any = policies
     if is_mapping(policies):
-        entries = [{"name": name, "model": model} for name, model in policies.items()]
+        entries = [{"name": name, _policy_key(value): value} for name, value in policies.items()]
     return [plain(_policy_entry(entry)) for entry in entries]
 
 
+def _policy_key(policy: Any) -> str:
+    """Return the key of an entry of ``policies`` that has a value: model, path or api."""
+    if isinstance(policy, ApiSpec):
+        return "api"
+    is_function = callable(policy) and not hasattr(policy, "save_pretrained")
+    return "path" if is_function else "model"
+
+
 def _policy_entry(entry: Any) -> Any:
-    """Return an entry of ``policies`` whose model is a configuration."""
-    if not is_mapping(entry) or entry.get("model") is None:
+    """Return an entry of ``policies`` whose model is a configuration and whose path is a name."""
+    if not is_mapping(entry):
         return entry
-    return {**entry, "model": model_tree(entry["model"])}
+    changed = dict(entry)
+    if entry.get("model") is not None:
+        changed["model"] = model_tree(entry["model"])
+    if callable(entry.get("path")):
+        changed["path"] = reference_to(entry["path"], f"policies.{entry.get('name')}")
+    return changed
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from rlhf.algorithms.settings import Settings
 from rlhf.api.results import Run
 from rlhf.common.conversation import RewardFunction
 from rlhf.config.data import DataSpec
-from rlhf.config.evaluate import HarnessTasksSpec, TextClassificationSpec
+from rlhf.config.evaluate import ApiSpec, HarnessTasksSpec, TextClassificationSpec
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OptimizerSpec, RewardShaping
 from rlhf.config.rollout import EnvSpec, OnlineRolloutSpec
@@ -25,6 +25,8 @@ Config: TypeAlias = Mapping[str, Any] | Path
 """A configuration: a mapping, or the path of a YAML file."""
 Model: TypeAlias = Path | Keys | ModelSpec | Any
 """Hub id, folder, finished `Run`, configuration, or loaded transformers model."""
+TextFunction: TypeAlias = Callable[..., str] | type
+"""Function of the messages of an episode that returns the reply, or class of such functions."""
 Environment: TypeAlias = str | Keys | EnvSpec | Callable[..., Any] | Any
 """Gymnasium id, configuration, environment class, factory, or environment."""
 Data: TypeAlias = Path | Keys | DataSpec | Sequence[Any] | Any
@@ -91,7 +93,7 @@ class EvaluationOptions(TypedDict, total=False):
     """Arguments of `evaluate`."""
 
     output_dir: Path
-    policies: Mapping[str, Model | None] | Sequence[Keys]
+    policies: Mapping[str, Model | TextFunction | ApiSpec | None] | Sequence[Keys]
     env: Environment
     prompts: Data
     rewards: Reward | Sequence[Reward]

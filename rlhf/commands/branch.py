@@ -27,7 +27,11 @@ from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.changes import CHANGES_FILE, read_changes
 from rlhf.runs.checksums import CHECKSUMS, update_checksum, verify_checksums, write_checksums
-from rlhf.runs.claim import check_new_directory, path_without_dot_dot
+from rlhf.runs.claim import (
+    check_new_directory,
+    path_without_dot_dot,
+    write_errors_as_user_errors,
+)
 from rlhf.runs.directory import BRANCH_FILE, Run
 from rlhf.runs.renamed import metric_rows, upgraded_config
 
@@ -69,8 +73,13 @@ def branch(config: BranchConfig) -> Iterator[str]:
     step = _check_checkpoint(source)
     run = source.parent.parent
     recorded = upgraded_config(read_mapping_or_empty(run / "config.yaml"))
+    if "command" not in recorded:
+        raise UserError(f"{run / 'config.yaml'} is not the configuration of a training run")
     check_new_directory(target)
-    with atomic_path(target) as partial:
+    if run.resolve() in target.resolve().parents:
+        raise UserError(f"{target} is inside the run {run}: choose another --output_dir")
+    # A link to an empty folder is kept, and the folder becomes the run directory.
+    with write_errors_as_user_errors(target), atomic_path(target.resolve()) as partial:
         _write_run(source, step, partial, recorded)
         kept_best = _copy_best(source, partial)
     yield f"{target} continues {run} after step {step}; {run} is unchanged"
@@ -91,8 +100,7 @@ def _check_checkpoint(source: Path) -> int:
         UserError: It is none.
     """
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source.parent
-    kept = [path.name for path in folder.glob("*-*") if re.fullmatch(_CHECKPOINT_NAME, path.name)]
-    kept.sort(key=lambda name: int(name.split("-")[1]))
+    kept = [path.name for path in _checkpoints_in(folder)]
     has = f"{folder} has {', '.join(kept) or 'no checkpoint'}"
     match = re.fullmatch(_CHECKPOINT_NAME, source.name)
     if not match or not source.is_dir():
@@ -105,6 +113,12 @@ def _check_checkpoint(source: Path) -> int:
     if not (source / CHECKSUMS).is_file():
         raise UserError(f"{source} is incomplete: its run was killed while it was written; {has}")
     return int(match[1])
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, in order of their step."""
+    found = [path for path in folder.glob("*-*") if re.fullmatch(_CHECKPOINT_NAME, path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
 def _write_run(source: Path, step: int, target: Path, recorded: Mapping[str, Any]) -> None:
@@ -198,10 +212,17 @@ def _best_is_unchanged(source: Path, progress: Mapping[str, Any]) -> bool:
     Args:
         source: The checkpoint.
         progress: Progress in the checkpoint.
+
+    Returns:
+        False if the best model has changed, or if the last checkpoint is damaged, so that it is
+        unknown.
     """
-    last = max(source.parent.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    last = _checkpoints_in(source.parent)[-1]
     logged = max((row["step"] for row in metric_rows(source.parent.parent)), default=0)
-    at_end = read_json(last / "state.json")["progress"]
+    try:
+        at_end = read_json(last / "state.json")["progress"]
+    except (OSError, UserError):
+        return False
     return (
         (source.parent / "best").is_dir()
         and logged <= at_end["step"]  # otherwise, an evaluation after the last checkpoint counts

@@ -118,7 +118,7 @@ def _text(config: PlanSeedsConfig, spread: Spread, sizes: list[list[PlannedSize]
     head = f"Training seeds to detect a difference of {config.difference:g} with a power of "
     return "\n\n".join(
         [
-            f"{head}{config.power:.0%}",
+            f"{head}{100 * config.power:g}%",
             markdown_table(columns, rows),
             "\n".join(f"- {n}" for n in notes),
         ]

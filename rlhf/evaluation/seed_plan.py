@@ -69,7 +69,7 @@ def plan_seeds(
         power: Required probability that the better method is declared the winner.
         comparisons: Number of comparisons, for the Bonferroni correction.
     """
-    sd = math.sqrt(seed_sd**2 + episode_sd**2 / episodes)
+    sd = math.hypot(seed_sd, episode_sd / math.sqrt(episodes))
     if sd == 0:
         raise UserError("plan-seeds: seed_sd and episode_sd are both 0, so there is no error")
     try:

@@ -8,7 +8,7 @@ import logging
 import time
 import urllib.error
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,13 @@ from rlhf.common.chat_api import chat_completion_function, result_within
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.imports import import_object
+from rlhf.common.text import mask_secrets
+from rlhf.common.user_code import (
+    check_accepts,
+    definition_text,
+    errors_located_at,
+    warn_if_slow,
+)
 from rlhf.config.evaluate import ApiSpec, PolicySpec
 from rlhf.config.rollout import RolloutSpec
 from rlhf.errors import UserError, first_line
@@ -98,6 +105,9 @@ class FunctionPolicy:
             raise UserError(f"{self.what}: {path} is not a function or a class of callable objects")
         self.function = function
         self.takes_rng = _has_parameter(function, "rng")
+        keys = {"rng": None} if self.takes_rng else {}
+        form = "policy(messages) or policy(messages, rng)"
+        check_accepts(function, (None,), what=self.what, form=form, **keys)
 
     def reply(
         self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]
@@ -109,15 +119,25 @@ class FunctionPolicy:
             text = self._call(self.function, copy.deepcopy(messages), **options)
             if not isinstance(text, str):
                 kind = type(text).__name__
-                raise UserError(f"{self.what}: returned a value of type {kind}, expected a text")
+                raise UserError(
+                    f"{self.what}: returned a value of type {kind}, expected a text"
+                    f"{definition_text(self.function)}"
+                )
             if not is_utf8_encodable(text):
-                raise UserError(f"{self.what}: returned a text with half of a surrogate pair")
+                raise UserError(
+                    f"{self.what}: returned a text with half of a surrogate pair"
+                    f"{definition_text(self.function)}"
+                )
             replies.append(Reply(text))
         return replies
 
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
-            with limit_side_effects():
+            with (
+                errors_located_at(function),
+                warn_if_slow(self.what, "evaluate fewer episodes, or make it faster"),
+                limit_side_effects(),
+            ):
                 return function(*args, **options)
         except UserError:
             raise
@@ -185,15 +205,30 @@ class ApiPolicy:
         """Return the reply of the server, or the exception of the request."""
         try:
             response = self.complete({**self.query, "messages": messages})
-            choice = response["choices"][0]
-            text = choice["message"]["content"]
-            if not isinstance(text, str) or not is_utf8_encodable(text):
-                raise ValueError("the reply is not a text")
-            tokens = (response.get("usage") or {}).get("completion_tokens")
         except Exception as error:
             return error
-        known = tokens if isinstance(tokens, int) and tokens > 0 else None
-        return Reply(text, known, choice.get("finish_reason") == "length")
+        try:
+            choice = response["choices"][0]
+            text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+        except (AttributeError, LookupError, TypeError):
+            return ValueError("the answer is not a chat completion")
+        length_limited = finish_reason == "length"
+        if text is None and length_limited:  # the token limit ended the reasoning of the model
+            text = ""
+        if not isinstance(text, str) or not is_utf8_encodable(text):
+            return ValueError("the reply is not a text")
+        return Reply(text, self._token_count(response, text), length_limited)
+
+    def _token_count(self, response: Mapping[str, Any], text: str) -> int | None:
+        """Return the number of tokens that a server reports; None if it is missing or impossible.
+
+        A reply has no more tokens than bytes, except for those of the model's reasoning, which the
+        token limit includes.
+        """
+        usage = response.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+        most = len(text.encode()) + self.query["max_tokens"]
+        return tokens if type(tokens) is int and 0 < tokens <= most else None
 
 
 def make_text_policy(spec: PolicySpec, rollout: RolloutSpec, decoding: str) -> TextPolicy | None:
@@ -356,4 +391,4 @@ def _error_text(error: Exception) -> str:
         body = error.read(500).decode("utf-8", "replace")
     except OSError:
         body = ""
-    return " ".join(f"HTTP {error.code} {error.reason} {body}".split())
+    return mask_secrets(" ".join(f"HTTP {error.code} {error.reason} {body}".split()))

@@ -53,7 +53,13 @@ def escape_latex(text: str) -> str:
 
 
 def _row_latex(cells: Iterable[Cell]) -> str:
-    return " & ".join(map(_cell_latex, cells)) + r" \\"
+    r"""Return a row of a table.
+
+    An empty group precedes a row that begins with a bracket or a star. LaTeX would otherwise read
+    them as an argument of the ``\\`` that ends the row before.
+    """
+    row = " & ".join(map(_cell_latex, cells))
+    return f"{'{}' * row.startswith(('[', '*'))}{row} \\\\"
 
 
 def _cell_latex(cell: Cell) -> str:

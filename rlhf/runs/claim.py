@@ -358,10 +358,11 @@ def check_new_directory(directory: Path) -> None:
     """Check that a directory can be created.
 
     Raises:
-        UserError: It exists and is not empty, or its path is not valid or is inside a folder of
-            another run.
+        UserError: It exists and is not empty, or its path is not valid, contains a link to a
+            missing folder, or is inside a folder of another run.
     """
     _check_path(directory)
+    _check_links(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already: choose another --output_dir")
 

@@ -38,10 +38,9 @@ def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
     if n < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
     critical, shift = special.stdtrit(n - 1, (1 + level) / 2), abs(effect) * math.sqrt(n)
-    upper = 1 - special.nctdtr(n - 1, shift, critical)
-    # nctdtr returns nan if the far tail underflows.
-    lower = np.nan_to_num(special.nctdtr(n - 1, shift, -critical))
-    return float(upper + lower)
+    # nctdtr returns nan if the tail underflows.
+    below, lower = np.nan_to_num(special.nctdtr(n - 1, shift, [critical, -critical]))
+    return float(1 - below + lower)
 
 
 def sample_size(
@@ -74,7 +73,7 @@ def sample_size(
         raise ValueError(f"power must lie strictly between 0 and 1, got {power}")
     if episodes < 1 or min(seed_sd, episode_sd) < 0 or seed_sd + episode_sd == 0:
         raise ValueError("need episodes >= 1 and standard deviations >= 0, not both 0")
-    sd = math.sqrt(seed_sd**2 + episode_sd**2 / episodes)
+    sd = math.hypot(seed_sd, episode_sd / math.sqrt(episodes))
     effect = abs(difference) / sd
 
     def is_enough(n: int) -> bool:

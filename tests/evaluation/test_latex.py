@@ -43,6 +43,13 @@ def test_no_character_starts_a_command_or_a_comment():
     assert "\n" not in escape_latex("a\r\nb\u2028c")
 
 
+def test_a_name_is_no_argument_of_the_row_before():
+    """LaTeX reads a bracket or a star after the end of a row as a part of the command."""
+    table = Table("t", "T", ["*a", "b"], [["[x]", 1], ["*best", 2], ["a[1]*", 3]])
+    rows = [line for line in table_latex(table).splitlines() if line.endswith("\\\\")]
+    assert rows == ["{}*a & b \\\\", "{}[x] & 1 \\\\", "{}*best & 2 \\\\", "a[1]* & 3 \\\\"]
+
+
 def test_tables_are_saved_in_three_forms(tmp_path):
     save_tables(tmp_path / "new", [TABLE])
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"t.csv", "t.tex", "tables.json"}

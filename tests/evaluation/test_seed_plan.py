@@ -159,3 +159,16 @@ def test_a_hopeless_plan_says_so(capsys):
     options = ["--difference", "0.001", "--seed_sd", "1", "--episode_sd", "1", "--episodes", "[64]"]
     code, told = call(capsys, *options)
     assert (code, "more than 1000" in told.out) == (0, True)
+
+
+def test_extreme_numbers_have_a_plan(capsys):
+    """A tail of the first t test and the square of the second deviation are out of range."""
+    for difference, seed_sd, hopeless in (("1e10", "1", False), ("1e-9", "1e300", True)):
+        words = ["--difference", difference, "--seed_sd", seed_sd, "--episode_sd", "0"]
+        code, told = call(capsys, *words, "--episodes", "[64]")
+        assert (code, "more than" in told.out) == (0, hopeless), told
+
+
+def test_the_required_power_is_not_rounded(capsys):
+    words = ["--difference", "1", "--seed_sd", "0.1", "--episode_sd", "0", "--power", "0.9995"]
+    assert "with a power of 99.95%" in call(capsys, *words)[1].out

@@ -40,6 +40,13 @@ def broken(messages):
 def leaves(messages):
     raise SystemExit(0)
 
+def extra(messages, other):
+    return "apple"
+
+class Needs:
+    def __init__(self, folder):
+        pass
+
 half = chr(0xD800)
 
 def surrogate(messages):
@@ -129,6 +136,9 @@ def test_the_reference_answer_of_a_prompt_is_not_shown(code):
     ("path", "message"),
     [
         ("mine.py:number", "returned a value of type int, expected a text"),
+        ("mine.py:number", r"expected a text \(mine.py:\d+\)$"),
+        ("mine.py:extra", r"\(mine.py:\d+\) has the wrong signature .*'other'.*policy\(messages\)"),
+        ("mine.py:Needs", r"failed: TypeError: .*'folder' \(mine.py:\d+\)$"),
         ("mine.py:broken", r"broken failed: ZeroDivisionError.*mine.py:\d+"),
         ("mine.py:leaves", r"leaves failed: .*sys.exit"),
         ("mine.py:surrogate", "half of a surrogate pair"),
@@ -151,13 +161,19 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     requests: list = []  # noqa: RUF012
     failures: list = []  # noqa: RUF012
+    refusal = "no such model"
     usage = True
+    body: object = None
+    """Body of all answers; None for a reply to the conversation."""
 
     def do_POST(self):
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         type(self).requests.append((query, self.headers.get("Authorization"), self.path))
         if type(self).failures:
-            return self.answer(type(self).failures.pop(), {"error": {"message": "no such model"}})
+            error = {"error": {"message": type(self).refusal}}
+            return self.answer(type(self).failures.pop(), error)
+        if type(self).body is not None:
+            return self.answer(200, type(self).body)
         word = query["messages"][-1]["content"].removeprefix("Repeat: ")
         message = {"role": "assistant", "content": word}
         body = {"choices": [{"message": message, "finish_reason": "stop"}]}
@@ -231,6 +247,39 @@ def test_a_temporary_failure_is_repeated_and_another_one_is_told(tmp_path, serve
         run_command("evaluate", tree(tmp_path / "e", api("http://me:pw@host/v1")))
     with pytest.raises(UserError, match="gave no reply"):
         run_command("evaluate", tree(tmp_path / "f", api("http://127.0.0.1:9/v1")))
+
+
+@pytest.mark.parametrize("body", [[], {"choices": []}, {"choices": [None]}, {"choices": "x"}])
+def test_an_answer_of_another_protocol_is_told(tmp_path, server, monkeypatch, body):
+    monkeypatch.setattr(Server, "body", body)
+    with pytest.raises(UserError, match="gave no reply: ValueError: the answer is not a chat"):
+        run_command("evaluate", tree(tmp_path / "run", api(server)))
+
+
+@pytest.mark.parametrize("usage", [[2], {"completion_tokens": 10**9}, {"completion_tokens": True}])
+def test_an_impossible_number_of_tokens_is_unknown(tmp_path, server, monkeypatch, usage):
+    choice = {"message": {"content": "apple"}, "finish_reason": "stop"}
+    monkeypatch.setattr(Server, "body", {"choices": [choice], "usage": usage})
+    run_command("evaluate", tree(tmp_path / "run", api(server), episodes=2))
+    assert {row["tokens"] for row in rows_of(tmp_path / "run", "served")} == {None}
+
+
+def test_a_reply_whose_reasoning_reached_the_limit_is_empty(tmp_path, server, monkeypatch):
+    choice = {"message": {"content": None}, "finish_reason": "length"}
+    monkeypatch.setattr(Server, "body", {"choices": [choice], "usage": {"completion_tokens": 3}})
+    run_command("evaluate", tree(tmp_path / "run", api(server), episodes=2))
+    for row in rows_of(tmp_path / "run", "served"):
+        assert (row["messages"][-1]["content"], row["tokens"], row["return"]) == ("", 3, 0.0)
+        assert row["length_limited"] == 1
+
+
+def test_an_error_of_a_server_that_repeats_the_key_hides_it(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key-1")
+    monkeypatch.setattr(Server, "failures", [401])
+    monkeypatch.setattr(Server, "refusal", "wrong key secret-key-1")
+    with pytest.raises(UserError, match=r"HTTP 401 .*wrong key \*\*\*") as caught:
+        run_command("evaluate", tree(tmp_path / "run", api(server)))
+    assert "secret-key-1" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

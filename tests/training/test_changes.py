@@ -407,6 +407,46 @@ def test_what_cannot_be_branched_is_one_line(tmp_path, echo_model, capsys):
     assert not list(tmp_path.glob(".*part"))
 
 
+def test_a_branch_needs_only_its_own_checkpoint(tmp_path, echo_model, capsys):
+    """The state of the last checkpoint is torn, and a folder has a name like a checkpoint."""
+    keys = {"keep_last": 4, "keep_best": True, "evaluation": {"episodes": 4, "every": 1}}
+    run_command("grpo", online_tree(tmp_path / "run", echo_model, num_steps=2, **keys))
+    checkpoints = tmp_path / "run/checkpoints"
+    (checkpoints / "step-old").mkdir()
+    assert branch(checkpoints / "step-1", tmp_path / "one", capsys)[0] == 0
+    state = checkpoints / "step-2/state.json"
+    state.write_text(state.read_text()[:40])
+    code, told = branch(checkpoints / "step-1", tmp_path / "two", capsys)
+    assert code == 0, told.err
+    new = online_tree(tmp_path / "two", echo_model, num_steps=2, **keys)
+    run_command("grpo", new | RESUME)
+    assert metrics_of(tmp_path / "two") == metrics_of(tmp_path / "run")
+
+
+def test_where_a_branch_can_be_written(tmp_path, echo_model, capsys):
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=1))
+    step = tmp_path / "run/checkpoints/step-1"
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    cases = {
+        "file/new": "file/new cannot be written",
+        "nowhere": "which does not exist",
+        "run/new": "is inside the run",
+    }
+    for target, message in cases.items():
+        code, told = branch(step, tmp_path / target, capsys)
+        assert (code, told.err.count("\n")) == (2, 1)
+        assert message in told.err
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert branch(step, tmp_path / "link", capsys)[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk/config.yaml").exists()
+    (tmp_path / "run/config.yaml").write_text("num_steps: 3\n")
+    code, told = branch(step, tmp_path / "new", capsys)
+    assert (code, "is not the configuration of a training run" in told.err) == (2, True)
+
+
 def test_the_page_lists_every_key_that_never_changes():
     page = (Path(__file__).resolve().parents[2] / "docs/continuing.md").read_text()
     assert not [key for key in FIXED_KEYS if f"`{key}`" not in page]
