@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf.chat.session import ChatSession, ReplyScore, Turn
+from rlhf.chat.session import ChatSession
+from rlhf.chat.turn import ReplyScore, Turn
 
 
 def reply_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
@@ -43,10 +44,11 @@ def _environment_notes(session: ChatSession, turn: Turn, index: int) -> list[str
     notes = [f"reward of the environment {reward:g}"]
     if reason := info.get("reason"):
         notes.append(str(reason))
-    is_last = turn is session.turns[-1]
-    if terminated or truncated or (is_last and session.branches[index].is_over):
-        earlier = session.turns[: session.turns.index(turn) + 1]
-        rewards = [each.results[index] for each in earlier]
-        total = sum(result[1] for result in rewards if result is not None)
+    # After a vote, the other models continue with the preferred reply.
+    continues = turn is session.turns[-1] and turn.preferred in (None, index)
+    if terminated or truncated or (continues and session.branches[index].is_over):
+        # After a vote, the earlier replies of the episode can be those of another model.
+        earlier = session.branches[index].results[: turn.counts[index]]
+        total = sum(step[1] for step in earlier) + reward
         notes.append(f"the episode is over, return {total:g}")
     return notes

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rlhf.chat.notes import reply_notes
-from rlhf.chat.session import SETTINGS, ChatSession, Turn, letter_of, parse_seed
+from rlhf.chat.session import SETTINGS, ChatSession, letter_of, parse_seed
+from rlhf.chat.turn import Turn
 from rlhf.common.files import describe_write_error, find_write_error, json_line
 from rlhf.common.foreign import describe_exception
 from rlhf.common.text import escape_invisible
@@ -55,7 +56,7 @@ class _ChatServer:
             "reset": self._reset,
             "settings": self._change_settings,
             "vote": self._vote,
-            "unvote": lambda body: self._session.unvote(),
+            "unvote": self._unvote,
             "act": lambda body: self._session.act(_text(body, "text")),
         }
         replies: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -207,8 +208,10 @@ class _ChatServer:
     # -- changes ------------------------------------------------------------------------------
 
     def _reset(self, body: dict[str, Any]) -> None:
-        step = body.get("next") is True
-        self._session.reset(seed=self._session.seed + 1 if step else None)
+        if body.get("next") is True:
+            self._session.start_next_episode()
+        else:
+            self._session.reset()
 
     def _change_settings(self, body: dict[str, Any]) -> None:
         """Change the settings that the body contains.
@@ -227,8 +230,26 @@ class _ChatServer:
             session.reset(seed=seed)
 
     def _vote(self, body: dict[str, Any]) -> None:
-        letter = body.get("letter")
+        """Record a vote for the reply with a letter, or a tie if the letter is null.
+
+        The letters of another turn stand for other replies, so a vote on a page that shows an
+        earlier state is refused.
+        """
+        self._check_last_turn(body)
+        if "letter" not in body:
+            raise UserError("the body must have the letter of a reply, or null for a tie")
+        letter = body["letter"]
         self._session.vote(None if letter is None else self._session.index_of(str(letter)))
+
+    def _unvote(self, body: dict[str, Any]) -> None:
+        self._check_last_turn(body)
+        self._session.unvote()
+
+    def _check_last_turn(self, body: dict[str, Any]) -> None:
+        """Raise UserError if the body does not name the last turn."""
+        turns = self._session.turns
+        if turns and _text(body, "turn") != turns[-1].turn_id:
+            raise UserError("the conversation has changed in another window: reload the page")
 
     # -- state --------------------------------------------------------------------------------
 
@@ -283,6 +304,7 @@ def _turn_data(session: ChatSession, turn: Turn) -> dict[str, Any]:
         )
     return {
         **_prompt_data(prompts),
+        "id": turn.turn_id,
         "replies": replies,
         "given_by_user": turn.given_by_user,
         "is_voted": turn.is_voted,

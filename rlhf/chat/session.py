@@ -12,72 +12,16 @@ from typing import Any
 from rlhf.chat.branch import Branch
 from rlhf.chat.partner import EnvironmentPartner, Partner, UserPartner
 from rlhf.chat.policy import ChatPolicy, Reply
-from rlhf.common.conversation import Conversation, Score
+from rlhf.chat.turn import ReplyScore, Turn, Vote
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import convert_to_type
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
 from rlhf.reward_models.core import Reward
-from rlhf.rollout.collector import StepResult
 
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 """Keys of the sampling settings that can change during a chat."""
-
-
-@dataclass(frozen=True)
-class ReplyScore:
-    """Score of one reply."""
-
-    value: Score
-    """The score; None if the reply could not be scored."""
-    components: dict[str, Score]
-    reason: str | None
-    """Reason of a missing score."""
-
-
-@dataclass
-class Turn:
-    """The replies of all models to their prompts. Lists have one entry for each model."""
-
-    prompts: list[Conversation]
-    """Messages before the reply."""
-    order: list[int]
-    """Indices of the models in the order in which their replies are shown."""
-    replies: list[Reply | None]
-    """The replies; None for a model that has not replied."""
-    results: list[StepResult | None]
-    """Results of the environment."""
-    scores: list[ReplyScore | None]
-    counts: list[int]
-    """Number of replies of each model before this turn."""
-    given_by_user: bool = False
-    """Whether the user gave the reply in the place of the models."""
-    vote_id: str | None = None
-    """Id of the vote of the user; None before the vote."""
-    preferred: int | None = None
-    """Index of the model with the preferred reply; None before the vote, and for a tie."""
-
-    @property
-    def is_voted(self) -> bool:
-        """Whether the user has compared the replies."""
-        return self.vote_id is not None
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A comparison of the replies of one turn."""
-
-    vote_id: str
-    turn: Turn
-    models: list[str]
-    """Names of the models."""
-    preferred: int | None
-    """Index of the model with the preferred reply; None for a tie."""
-    blind: bool
-    """Whether the names of the models were hidden."""
-    seed: int
-    """Seed of the conversation."""
 
 
 @dataclass
@@ -286,7 +230,7 @@ class ChatSession:
                     reply = branch.policy.encode(branch.episode, text)
                     branch.add(reply)
                     self._record(index, reply)
-        except UserError:
+        except BaseException:
             self.undo_replies()
             raise
         self.score_turn()
@@ -370,6 +314,14 @@ class ChatSession:
         if self.env is not None:
             self._start([])
 
+    def start_next_episode(self) -> None:
+        """Start a new conversation with the next seed.
+
+        Raises:
+            UserError: The seed is the largest one.
+        """
+        self.reset(seed=parse_seed(str(self.seed + 1)))
+
     def set_system(self, text: str) -> None:
         """Set the system message and start a new conversation; "" removes the system message.
 
@@ -418,7 +370,9 @@ class ChatSession:
             preferred: Index of the model with the preferred reply; None for a tie.
 
         Raises:
-            UserError: The replies cannot be compared, see `why_not_voted`.
+            UserError: The replies cannot be compared, see `why_not_voted`. Or the preferred reply
+                does not fit into the context of another model; the vote is then recorded, and each
+                model continues with its own reply.
         """
         if reason := self.why_not_voted:
             raise UserError(reason)
@@ -427,7 +381,14 @@ class ChatSession:
             names = [policy.name for policy in self.policies]
             self.on_vote(Vote(vote_id, turn, names, preferred, self.blind, self.seed))
         turn.vote_id, turn.preferred = vote_id, preferred
-        self._continue_with(turn, turn.order[0] if preferred is None else preferred)
+        replies = [list(branch.replies) for branch in self.branches]
+        try:
+            self._continue_with(turn, turn.order[0] if preferred is None else preferred)
+        except UserError as error:
+            self._replay(replies)
+            raise UserError(
+                f"the vote counts, but the conversation cannot continue with this reply: {error}"
+            ) from error
 
     def unvote(self) -> None:
         """Take back the vote of the last turn; each model continues with its own reply again.

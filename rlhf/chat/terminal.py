@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf.chat.notes import reply_notes
-from rlhf.chat.session import ChatSession, Turn, letter_of, parse_seed
+from rlhf.chat.session import ChatSession, letter_of, parse_seed
+from rlhf.chat.turn import Turn
 from rlhf.common.files import describe_write_error, find_write_error, write_jsonl
 from rlhf.common.text import escape_invisible
 from rlhf.config.load import parse_option_value
@@ -77,7 +78,7 @@ class Terminal:
             self._commands |= {
                 "legal": lambda _: self._print_action_help(":legal"),
                 "hint": lambda _: self._print_action_help(":hint"),
-                "next": lambda _: self._restart(seed=session.seed + 1),
+                "next": lambda _: self._start_next_episode(),
             }
 
     def run(self) -> None:
@@ -89,6 +90,9 @@ class Terminal:
             except EOFError:
                 self._print("")
                 return
+            except KeyboardInterrupt:  # as in a shell, it discards the line
+                self._print("\n(:quit or Ctrl-D ends the chat)")
+                continue
             if line.strip() == ":quit":
                 return
             try:
@@ -181,6 +185,13 @@ class Terminal:
 
     def _restart(self, *, seed: int | None = None) -> None:
         self.session.reset(seed=seed)
+        self._print_new_conversation()
+
+    def _start_next_episode(self) -> None:
+        self.session.start_next_episode()
+        self._print_new_conversation()
+
+    def _print_new_conversation(self) -> None:
         self._print(f"(new conversation, seed {self.session.seed})")
         self._print_first_observation()
 
@@ -195,7 +206,7 @@ class Terminal:
     def _set_sampling(self, argument: str) -> None:
         key, _, value = argument.partition(" ")
         self.session.set_sampling({key: parse_option_value(key, value)})
-        self._print(f"({key} is {getattr(self.session.settings, key):g})")
+        self._print(f"({key} is {getattr(self.session.settings, key)})")
 
     def _vote(self, argument: str) -> None:
         self._record_vote(self.session.index_of(argument))
@@ -222,10 +233,18 @@ class Terminal:
     def _save(self, argument: str) -> None:
         if not argument:
             raise UserError("name the file: :save FILE")
-        path = Path(argument).expanduser()
-        if path.exists():
+        if not self.session.turns:
+            raise UserError("there is no reply to save yet")
+        try:
+            path = Path(argument).expanduser()
+            exists = path.exists()
+            if not exists:
+                write_jsonl(path, self.session.transcripts())
+        except (OSError, ValueError, RuntimeError) as error:  # such as ~NAME of an unknown user
+            reason = describe_write_error(error) if isinstance(error, OSError) else error
+            raise UserError(f"{argument} cannot be written: {reason}") from error
+        if exists:
             raise UserError(f"{path} exists already: choose another name")
-        write_jsonl(path, self.session.transcripts())
         self._print(f"(saved to {path})")
 
     def _print_action_help(self, command: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from rlhf.chat.session import Vote
+from rlhf.chat.turn import Vote
 from rlhf.common.conversation import Conversation
 from rlhf.data.labels import in_canonical_order, item_id_of, new_row, undo_row
 from rlhf.labeling.store import LabelFile

@@ -33,7 +33,11 @@ class EncodedConversation:
     """Text of each token, [T]. The joined texts, without added special tokens, are the rendered
     conversation."""
     parts: list[Part]
-    """Part of each token, [T]."""
+    """Part of each token, [T]. A token that contains characters of a message and of the template
+    belongs to the message."""
+    ends: list[int | None]
+    """Position after the last character of each token in the content of the last message, without
+    the white space around the content, [T]; None for tokens that are not in this content."""
 
     def positions(self, part: Part) -> list[int]:
         """Return the positions of the tokens of a part."""
@@ -71,12 +75,18 @@ def encode_with_parts(
     kept = _kept_positions(tokenizer, all_ids, ids)
     pieces = _token_texts(text, offsets)
     names = tokenizer.convert_ids_to_tokens(all_ids)
-    tokens, parts = [], list[Part]()
+    tokens, parts, ends = [], list[Part](), list[int | None]()
     for i in kept:
         span = offsets[i]
         tokens.append(str(names[i]) if span is None else pieces[i])
-        parts.append("template" if span is None else _part_of(span, spans_of_parts))
-    return EncodedConversation(ids, tokens, parts)
+        content = None if span is None else _last_overlapping(span, spans_of_parts)
+        parts.append("template" if content is None else spans_of_parts[content][1])
+        end = None
+        if span is not None and content is not None and content == len(spans_of_parts) - 1:
+            start, stop = spans_of_parts[content][0]
+            end = min(span[1], stop) - start
+        ends.append(end)
+    return EncodedConversation(ids, tokens, parts, ends)
 
 
 def _ids_and_offsets(
@@ -135,13 +145,11 @@ def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
     return pieces
 
 
-def _part_of(offset: Span, spans: Sequence[tuple[Span, Part]]) -> Part:
-    """Return the part that contains the last character of a token."""
-    last = max(offset[0], offset[1] - 1)
-    for (start, end), part in spans:
-        if start <= last < end:
-            return part
-    return "template"
+def _last_overlapping(offset: Span, spans: Sequence[tuple[Span, Part]]) -> int | None:
+    """Return the index of the last content that has characters of a token; None without one."""
+    first, last = offset[0], max(offset[0], offset[1] - 1)
+    overlapping = [i for i, ((start, end), _) in enumerate(spans) if first < end and start <= last]
+    return overlapping[-1] if overlapping else None
 
 
 def _spans_of_parts(

@@ -144,7 +144,8 @@ def top_positions(
 ) -> tuple[list[int], list[int]]:
     """Return the positions of the tokens with the largest attributions in both replies.
 
-    At least one token is selected, and each reply keeps at least one token.
+    At least one token is selected unless both replies have one token. Each reply keeps at least one
+    token.
     """
     ranked = sorted(
         (-text.attributions[i], side, i) for side, text in enumerate(pair) for i in text.deletable

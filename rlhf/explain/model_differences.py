@@ -16,7 +16,12 @@ from rlhf.common.conversation import Conversation
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.explain.policy_view import chat_format_of, check_same_encoding, encode_reply
-from rlhf.models.architecture import blocks_of, trunk_of
+from rlhf.models.architecture import (
+    blocks_of,
+    configured_context_length,
+    text_config,
+    trunk_of,
+)
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.stats import Interval, interval, ratio_interval
@@ -105,7 +110,7 @@ def compare_stages(
         before: The earlier stage.
         after: The later stage, with the same tokenizer and architecture.
         conversations: Conversations that end with a reply. Those that the chat template cannot
-            render are omitted.
+            render, or that exceed the context of the models, are omitted.
         names: Names of the two stages.
         num_tokens: Number of tokens in each of the two lists of tokens.
 
@@ -170,7 +175,8 @@ def _compare_reply(
 ) -> _ReplyComparison | None:
     """Compare two stages on a reply; the result is None if it cannot be encoded."""
     try:
-        ids, mask = encode_reply(chat_format, conversation)
+        context = configured_context_length(text_config(before.model))
+        ids, mask = encode_reply(chat_format, conversation, context=context)
     except RowDropped:
         return None
     positions = torch.tensor(mask).nonzero()[:, 0]

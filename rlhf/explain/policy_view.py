@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from rlhf.common.conversation import Conversation
 from rlhf.config.model import ModelSpec
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
+from rlhf.models.architecture import configured_context_length, text_config
 from rlhf.models.loading import find_model_folder, load_model
 from rlhf.models.policy import VALUE_FILE, Policy
 from rlhf.models.sharding.tensors import StoredWeights
@@ -26,6 +29,8 @@ from rlhf.reward_models.core import Reward
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.demonstrations import encode_example
 from rlhf.training.transcripts import token_texts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def explain_policy(
     Args:
         policy: The policy pi.
         conversations: Conversations that end with a reply. Those that the chat template cannot
-            render are omitted.
+            render, or that exceed the context of the policy, are omitted with a warning.
         reference: The reference policy pi_ref, with the same tokenizer.
         reward: Reward of the replies, which is paid at their last tokens.
         gamma: Discount of generalized advantage estimation (Schulman et al. 2016, eq. 16).
@@ -123,14 +128,21 @@ def chat_format_of(policy: Policy) -> ChatFormat:
 
 
 def encode_reply(
-    chat_format: ChatFormat, conversation: Conversation
+    chat_format: ChatFormat, conversation: Conversation, *, context: int
 ) -> tuple[list[int], list[bool]]:
     """Return the token ids of a conversation and the mask of its last reply, both [T].
 
+    Args:
+        chat_format: Chat format of the policy.
+        conversation: The conversation.
+        context: Maximum number of tokens.
+
     Raises:
-        RowDropped: The chat template cannot render the conversation.
+        RowDropped: The chat template cannot render the conversation, or it is too long.
     """
     ids, mask = encode_example(chat_format, conversation[:-1], conversation[-1:])
+    if len(ids) > context:
+        raise RowDropped(f"longer than the {context} tokens of the model's context")
     return list(ids), [False, *map(bool, mask[1:])]  # the first token has no log-probability
 
 
@@ -138,10 +150,13 @@ def _encode(
     policy: Policy, conversations: Sequence[Conversation]
 ) -> tuple[list[Conversation], list[tuple[list[int], list[bool]]]]:
     kept, examples, reasons = [], [], []
-    chat_format = chat_format_of(policy)
+    chat_format, context = (
+        chat_format_of(policy),
+        configured_context_length(text_config(policy.model)),
+    )
     for conversation in conversations:
         try:
-            ids, mask = encode_reply(chat_format, conversation)
+            ids, mask = encode_reply(chat_format, conversation, context=context)
         except RowDropped as reason:
             reasons.append(str(reason))
             continue
@@ -151,6 +166,8 @@ def _encode(
     if not kept:
         detail = f": {reasons[0]}" if reasons else ""
         raise UserError(f"explain: no reply can be encoded for the policy{detail}")
+    for reason, count in Counter(reasons).items():
+        log.warning("replies that the policy view omits: %d, %s", count, reason)
     return kept, examples
 
 

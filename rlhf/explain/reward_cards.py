@@ -70,8 +70,7 @@ def _pair_card_html(
         f"{_part_html(table, text, 'reply', names)}{_strongest_html(text, methods[-1])}</div>"
         for title, text in (("Chosen", pair.chosen), ("Rejected", pair.rejected))
     )
-    verdict = "prefers the chosen reply" if pair.margin > 0 else "prefers the rejected reply"
-    title = f"pair {number} · margin {number_text(pair.margin)}, {verdict}"
+    title = f"pair {number} · margin {number_text(pair.margin)}, {_verdict(pair.margin)}"
     title += _steps_text([pair.chosen, pair.rejected])
     details = _prompt_influence_html(pair.prompt_influence)
     details += _counterfactual_html(pair.counterfactual)
@@ -81,6 +80,12 @@ def _pair_card_html(
         f'<div class="details">{details}{_prefix_chart_html(pair)}'
         f"{_neighbors_html(pair.neighbors)}</div></article>"
     )
+
+
+def _verdict(margin: float) -> str:
+    if margin == 0:
+        return "prefers neither reply"
+    return "prefers the chosen reply" if margin > 0 else "prefers the rejected reply"
 
 
 def _prompt_html(table: TokenTable, pair: PairExplanation, names: Mapping[str, str]) -> str:

@@ -123,7 +123,7 @@ class RewardExplainer:
                     conversation,
                     num_prompt_messages=len(conversation) - 1,
                     side="text",
-                    scale=max(abs(value), std),
+                    scale=max(abs(value), std) or 1.0,
                 )
                 texts.append(text)
             except Unscorable as error:
@@ -137,7 +137,8 @@ class RewardExplainer:
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
-        scale = max(abs(margin), std) / 2  # each of the two texts may have half of the gap
+        # Each of the two texts may have half of the gap. All margins can be 0, as of equal replies.
+        scale = (max(abs(margin), std) or 1.0) / 2
         sides = [
             self.attributor.explain(
                 conversation, num_prompt_messages=len(pair.prompt), side=side, scale=scale
@@ -177,9 +178,10 @@ class RewardExplainer:
     def _measure(
         self, pairs: Sequence[Pair], method: AttributionMethod, scale: float, draws: int
     ) -> Faithfulness | None:
-        """Measure the faithfulness of a method on the pairs with two replies that are not empty.
+        """Measure the faithfulness of a method on the pairs whose tokens can be deleted.
 
-        The result is None if there are no such pairs.
+        No reply may be empty, and one of the two must have several tokens, because each reply keeps
+        at least one token. The result is None if there are no such pairs.
         """
         if not isinstance(self.attributor, TokenAttributor):
             return None
@@ -195,7 +197,8 @@ class RewardExplainer:
                 )
                 for side, conversation in _sides(pair)
             )
-            if chosen.deletable and rejected.deletable:
+            lengths = [len(chosen.deletable), len(rejected.deletable)]
+            if min(lengths) > 0 and max(lengths) > 1:
                 texts.append((chosen, rejected))
                 clusters.append(pair.prompt_json)
         if not texts:

@@ -79,10 +79,14 @@ class RewardExplanation:
 
     @property
     def largest_relative_gap(self) -> float | None:
-        """Largest completeness gap of a pair, relative to max(|margin|, margin_std)."""
+        """Largest completeness gap of a pair, relative to max(|margin|, margin_std).
+
+        Pairs for which both are 0 are omitted.
+        """
+        scales = [max(abs(pair.margin), self.margin_std or 0.0) for pair in self.pairs]
         gaps = [
-            pair.gap / max(abs(pair.margin), self.margin_std or 0.0, 1e-12)
-            for pair in self.pairs
-            if pair.gap is not None
+            pair.gap / scale
+            for pair, scale in zip(self.pairs, scales, strict=True)
+            if pair.gap is not None and scale
         ]
         return max(gaps, default=None)

@@ -96,11 +96,20 @@ class ScoreFunction:
         Args:
             inputs: Input embeddings for each model, each [B, T, D].
             constants: Result of `constants`.
+
+        Raises:
+            UserError: A model reads token ids only, such as the classifiers of BART.
         """
         logits = {}
         for model, embeddings in zip(self.models, inputs, strict=True):
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-            logits[id(model)] = model.logits(mask, inputs_embeds=embeddings)
+            try:
+                logits[id(model)] = model.logits(mask, inputs_embeds=embeddings)
+            except NotImplementedError as error:
+                raise UserError(
+                    f"reward {self.reward.name!r}: {type(model.model).__name__} does not accept "
+                    "embeddings; set attribution.methods to [shapley]"
+                ) from error
         return _scores_from_logits(self.reward, logits, constants)
 
     def scores_of_ids(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from rlhf.reports.markup import esc, number_text
@@ -72,4 +73,5 @@ def strongest_tokens_text(
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    """Return a value with four digits; None if it is not finite, which JSON cannot contain."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

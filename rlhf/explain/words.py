@@ -62,11 +62,10 @@ def word_attributions(
         values: Attribution to each token, [T].
     """
     content = content_text(conversation[-1].get("content"))
-    ends: list[tuple[int, float]] = []  # position after the last character, attribution
-    end = len(content.rstrip())  # the tokens of the last message are the last ones of the reply
-    for i in reversed(encoded.positions("reply")):
-        if end <= 0:
-            break
-        ends.append((end, values[i]))
-        end -= len(encoded.tokens[i])
+    start = len(content) - len(content.lstrip())
+    ends = [
+        (start + end, value)
+        for end, value in zip(encoded.ends, values, strict=True)
+        if end is not None
+    ]
     return [sum(value for last, value in ends if word.start < last <= word.end) for word in words]

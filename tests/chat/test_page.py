@@ -58,8 +58,8 @@ def test_replies_are_streamed_and_are_those_of_generate(checkpoints: Checkpoints
 def test_every_change_of_a_conversation(checkpoints: Checkpoints):
     client = client_of(open_session(checkpoints.paths[:2], seed=3, blind=True))
     events(client.post("/api/send", json={"text": "Guess"}))
-    events(client.post("/api/retry"))
-    state = client.post("/api/vote", json={"letter": "B"}).json()
+    (turn,) = events(client.post("/api/retry"))[-1]["state"]["turns"]
+    state = client.post("/api/vote", json={"turn": turn["id"], "letter": "B"}).json()
     assert [reply["preferred"] for reply in state["turns"][0]["replies"]] == [False, True]
     assert {reply["name"] for reply in state["turns"][0]["replies"]} == {"base", "lora"}
     state = events(client.post("/api/send", json={"text": "Be brief"}))[-1]["state"]
@@ -75,6 +75,22 @@ def test_every_change_of_a_conversation(checkpoints: Checkpoints):
     rows = [json.loads(line) for line in client.get("/api/transcripts").text.splitlines()]
     assert [m["role"] for m in rows[0]["messages"]] == ["system", "user", "assistant"]
     assert client.post("/api/reset").json()["turns"] == []
+
+
+def test_a_vote_on_a_page_with_an_earlier_state_is_refused(checkpoints: Checkpoints):
+    session = open_session(checkpoints.paths[:2], seed=3, blind=True)
+    client = client_of(session)
+    (turn,) = events(client.post("/api/send", json={"text": "Guess"}))[-1]["state"]["turns"]
+    (retried,) = events(client.post("/api/retry"))[-1]["state"]["turns"]  # in another window
+    for vote in ({"letter": "A"}, {"letter": "A", "turn": turn["id"]}, {"turn": retried["id"]}):
+        assert client.post("/api/vote", json=vote).status_code == 400
+    assert not session.turns[-1].is_voted
+    response = client.post("/api/vote", json={"letter": "A", "turn": turn["id"]})
+    assert "has changed in another window" in response.json()["error"]
+    vote = {"letter": None, "turn": retried["id"]}
+    assert client.post("/api/vote", json=vote).json()["turns"][0]["is_tie"]
+    assert client.post("/api/unvote", json={"turn": turn["id"]}).status_code == 400
+    assert client.post("/api/unvote", json={"turn": retried["id"]}).status_code == 200
 
 
 def test_an_environment_as_the_partner(checkpoints: Checkpoints):

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from rlhf.chat.notes import reply_notes
 from rlhf.chat.policy import load_policies, model_folder
-from rlhf.chat.session import ChatSession, Vote
+from rlhf.chat.session import ChatSession
+from rlhf.chat.turn import Vote
 from rlhf.chat.votes import VoteRecorder, pair_rows
 from rlhf.commands.generate import GenerateConfig, generate
 from rlhf.common.ranges import convert_to_type
@@ -354,3 +356,69 @@ def test_prompts_as_the_partner(checkpoints: Checkpoints, tmp_path: Path):
             session.vote(1)
             session.reset(seed=session.seed + 1)
         assert seen == set(PROMPTS)
+
+
+def test_a_vote_whose_reply_does_not_fit_leaves_a_conversation_that_can_go_on(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = LabelFile(tmp_path / "votes.jsonl")
+    recorder = VoteRecorder(file, "ann")
+    session = open_session(
+        checkpoints.paths[:2], on_vote=recorder.record, on_unvote=recorder.take_back
+    )
+    first = talk(session, "Repeat: cloud")
+
+    def refuse(*_: Any) -> None:
+        raise UserError("the reply has 15 tokens, but the conversation has only 4 tokens left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.policies[0], "encode", refuse)
+        with pytest.raises(UserError, match=r"the vote counts, but .* only 4 tokens left"):
+            session.vote(1)
+    assert len(file.rows) == 1
+    assert [branch.conversation[-1]["content"] for branch in session.branches] == first
+    assert not session.can_generate
+    session.unvote()
+    session.vote(1)
+    assert {branch.conversation[-1]["content"] for branch in session.branches} == {first[1]}
+    talk(session, "Repeat: stone")
+    file.close()
+
+
+class LengthPartner:
+    """An environment of two steps, whose rewards are the lengths of the replies."""
+
+    def __init__(self, partner: Any) -> None:
+        self.env, self.close, self._partner = partner.env, partner.close, partner
+
+    def start(self, seed: int) -> Any:
+        self._steps = 0
+        return self._partner.start(seed)
+
+    def answer(self, reply: str) -> Any:
+        self._steps += 1
+        return "next", float(len(reply)), self._steps == 2, False, {}
+
+
+def test_the_return_after_a_vote_is_that_of_the_shared_conversation(checkpoints: Checkpoints):
+    session = open_session(checkpoints.paths[:2], env=GUESS, seed=8)
+    for branch in session.branches:
+        branch.partner = LengthPartner(branch.partner)
+    session.reset()
+    first = reply(session)
+    session.vote(1)
+    second = reply(session)
+    returns = [reply_notes(session, session.turns[-1], index)[-1] for index in range(2)]
+    assert returns == [
+        f"the episode is over, return {len(first[1]) + len(last)}" for last in second
+    ]
+    assert len(first[0]) != len(first[1])
+    session.undo()
+    assert "over" not in reply_notes(session, session.turns[-1], 0)[-1]
+
+
+def test_there_is_no_episode_after_the_largest_seed(checkpoints: Checkpoints):
+    session = open_session(checkpoints.paths[:1], env=GUESS, seed=2**63 - 1)
+    with pytest.raises(UserError, match="seed must be an integer"):
+        session.start_next_episode()
+    assert session.seed == 2**63 - 1

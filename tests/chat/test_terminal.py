@@ -193,3 +193,39 @@ def test_votes_in_a_real_terminal_survive_a_kill_and_train(
     assert main(["reward", "--config", str(config)]) == 0
     assert (tmp_path / "reward" / "final").is_dir()
     assert main(["dpo", "--config", str(config), "--output_dir", str(tmp_path / "dpo")]) == 0
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_chat(
+    checkpoints: Checkpoints, tmp_path: Path
+):
+    session = open_session(checkpoints.paths[:1])
+    assert "(there is no reply to save yet)" in run(session, f":save {tmp_path}/a.jsonl")
+    (tmp_path / "file").touch()
+    names = [
+        "~nobody-has-this-name/a.jsonl",
+        f"{tmp_path}/{'x' * 300}",
+        "a\0b",
+        f"{tmp_path}/file/a",
+    ]
+    text = run(session, "hello", *(f":save {name}" for name in names))
+    assert text.count(" cannot be written: ") == len(names)
+    assert len(session.turns) == 1
+
+
+def test_a_changed_setting_is_printed_exactly(checkpoints: Checkpoints):
+    session = open_session(checkpoints.paths[:1])
+    assert "(max_new_tokens is 1234567)" in run(session, ":set max_new_tokens 1234567")
+
+
+def test_ctrl_c_at_the_prompt_keeps_the_conversation(checkpoints: Checkpoints):
+    session, printed = open_session(checkpoints.paths[:1]), []
+    lines = iter(["hello", None, ":quit"])
+
+    def read(prompt: str) -> str:
+        if (line := next(lines)) is None:
+            raise KeyboardInterrupt
+        return line
+
+    Terminal(session, read=read, write=printed.append).run()
+    assert "(:quit or Ctrl-D ends the chat)" in "".join(printed)
+    assert len(session.turns) == 1

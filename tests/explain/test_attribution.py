@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf.config.explain import AttributionSpec
+from rlhf.errors import UserError
 from rlhf.explain.attribution import gradient_times_input, integrated_gradients
 from rlhf.explain.reward_explainer import RewardExplainer
 from rlhf.explain.score_function import ScoreFunction
@@ -195,3 +196,22 @@ def test_classes_of_a_text_classifier_have_their_own_attributions(helpers, tmp_p
     values = [found.attributions["gradient_x_input"] for found in explained]
     assert values[0] == pytest.approx([-v for v in values[1]], abs=1e-5)
     assert explained[0].parts[0] == explained[0].parts[-1] == "template"  # [CLS] and [SEP]
+
+
+def test_a_model_that_reads_token_ids_only_is_refused_in_one_line(decoder_path, monkeypatch):
+    reward = LearnedReward.load(decoder_path)
+
+    def refuse(*_, **keys):  # as the classifiers of BART do
+        raise NotImplementedError("Passing input embeddings is currently not supported")
+
+    explainer = RewardExplainer(reward, ONLY_ATTRIBUTIONS)
+    texts = [PAIRS[0].chosen]
+    assert explainer.explain_texts(texts).texts
+    logits = LearnedReward.logits
+
+    def logits_of_ids(self, mask, **inputs):
+        return refuse() if "inputs_embeds" in inputs else logits(self, mask, **inputs)
+
+    monkeypatch.setattr(LearnedReward, "logits", logits_of_ids)
+    with pytest.raises(UserError, match="does not accept embeddings"):
+        explainer.explain_texts(texts)

@@ -113,3 +113,12 @@ def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_no
         explainer.attributor.score, wrong_sides, clusters, method="gradient_x_input"
     )
     assert wrong.overall.gain.high < 0
+
+
+def test_pairs_without_a_token_to_delete_are_not_measured():
+    reward, _ = linear_reward()
+    explainer = RewardExplainer(reward, AttributionSpec(methods=["gradient_x_input"]))
+    short = [pair("fox", "1", "2"), pair("dog", "", "yes no")]
+    assert explainer.explain_pairs(short, measure_on=2).faithfulness == []
+    (result,) = explainer.explain_pairs([*short, *PAIRS], measure_on=5).faithfulness
+    assert result.pairs == len(PAIRS)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
@@ -214,3 +219,22 @@ def test_training_pairs_without_scores_are_refused():
 def test_word_positions_are_those_of_the_content():
     word = words_of([{"role": "assistant", "content": "  a bc"}], "text")[1]
     assert word == Word("text", 4, 6, "bc")
+
+
+def test_a_token_with_characters_of_the_template_belongs_to_its_word():
+    # The token "x\n" is the last character of a message and the line break of the template.
+    reward, _ = linear_reward()
+    state = json.loads(reward.tokenizer.backend_tokenizer.to_str())
+    state["pre_tokenizer"]["use_regex"] = False
+    state["model"]["vocab"]["xĊ"] = len(reward.tokenizer)
+    state["model"]["merges"].insert(0, ["x", "Ċ"])
+    core = Tokenizer.from_str(json.dumps(state))
+    reward.tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    reward.sidecar = dataclasses.replace(reward.sidecar, append_eos=False)
+    reward.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    talk = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": " lazy fox"}]
+    encoded = encode_with_parts(reward, talk, num_prompt_messages=1)
+    assert encoded.tokens[-1] == "x\n"
+    assert encoded.parts[-1] == "reply"
+    values = [float(len(token.strip())) for token in encoded.tokens]
+    assert word_attributions(words_of(talk, "chosen"), talk, encoded, values) == [4.0, 3.0]

@@ -102,3 +102,15 @@ def test_a_reference_with_another_tokenizer_is_refused():
     reference.tokenizer.chat_template += "\n"
     with pytest.raises(UserError, match="different tokenizers or chat templates"):
         explain_policy(policy, [CONVERSATIONS[0]], reference=reference)
+
+
+def test_a_reply_beyond_the_context_is_omitted_with_a_warning(caplog):
+    policy = Policy(*tiny_model())
+    talk = CONVERSATIONS[0]
+    long = [{"role": "user", "content": "word " * 2000}, talk[-1]]
+    policy.model.config.max_position_embeddings = 1000
+    (found,) = explain_policy(policy, [long, talk])
+    assert found.prompt == talk[:-1]
+    assert "replies that the policy view omits: 1, longer than the 1000 tokens" in caplog.text
+    with pytest.raises(UserError, match="no reply can be encoded for the policy: longer than"):
+        explain_policy(policy, [long])

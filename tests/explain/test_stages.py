@@ -103,3 +103,10 @@ def test_stages_of_different_models_are_refused():
     after.tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(UserError, match="a and b have different tokenizers"):
         compare_stages(before, after, TALKS, names=("a", "b"))
+
+
+def test_a_reply_beyond_the_context_is_omitted():
+    before, after = stages()
+    long = [{"role": "user", "content": "word " * 2000}, TALKS[0][-1]]
+    before.model.config.max_position_embeddings = 1000
+    assert compare_stages(before, after, [long, *TALKS], names=("a", "b")).replies == len(TALKS)

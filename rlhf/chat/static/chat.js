@@ -145,7 +145,7 @@ function replyElement(turn, reply, isLast) {
     const button = element("button", "", `Prefer ${reply.letter}`);
     button.type = "button";
     button.dataset.vote = reply.letter;
-    button.addEventListener("click", () => vote(reply.letter));
+    button.addEventListener("click", () => vote(turn, reply.letter));
     box.append(button);
   }
   return box;
@@ -181,7 +181,7 @@ function turnElement(turn, isLast) {
     const tie = element("button", "", "Tie");
     tie.type = "button";
     tie.id = "tie";
-    tie.addEventListener("click", () => vote(null));
+    tie.addEventListener("click", () => vote(turn, null));
     row.append(tie);
     made.append(row);
   }
@@ -190,7 +190,7 @@ function turnElement(turn, isLast) {
     const button = element("button", "", "Take back the vote");
     button.type = "button";
     button.id = "unvote";
-    button.addEventListener("click", () => change("/api/unvote", {}, "Vote taken back."));
+    button.addEventListener("click", () => change("/api/unvote", { turn: turn.id }, "Vote taken back."));
     row.append(button);
     made.append(row);
   }
@@ -243,9 +243,9 @@ function setBusy(value) {
   byId("stop").hidden = !value;
 }
 
-function vote(letter) {
+function vote(turn, letter) {
   const what = letter === null ? "Tie" : `Vote for ${letter}`;
-  return change("/api/vote", { letter }, state.labels ? `${what} recorded.` : `${what}.`);
+  return change("/api/vote", { turn: turn.id, letter }, state.labels ? `${what} recorded.` : `${what}.`);
 }
 
 async function submit() {
