@@ -13,6 +13,7 @@ from rlhf.common.text import escape_invisible
 from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.labeling import LabelMode, LabelOrder
+from rlhf.errors import UserError
 
 MAX_ANNOTATOR = 100
 """Maximum number of characters of an annotator's id."""
@@ -65,9 +66,15 @@ class LabelConfig(CommandConfig):
         if not self.data:
             raise ValueError("data: give at least one source of items")
         name = self.annotator
-        if not name.strip() or len(name) > MAX_ANNOTATOR or escape_invisible(name) != name:
+        if (
+            not name
+            or name != name.strip()
+            or len(name) > MAX_ANNOTATOR
+            or escape_invisible(name) != name
+        ):
             raise ValueError(
-                f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, got "
+                f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, without "
+                "spaces at its ends, got "
                 f"{name[:MAX_ANNOTATOR]!r}"
             )
         if self.mode != "pairs":
@@ -137,7 +144,10 @@ def _queue(config: LabelConfig, annotator: str) -> list[Any]:
         return items
     checks = read_check_items(config.checks)
     seed = f"{config.seed}/{annotator}"
-    return insert_checks(items, checks, every=config.check_every, seed=seed)
+    queue = insert_checks(items, checks, every=config.check_every, seed=seed)
+    if not queue:
+        raise UserError("checks: every item is also a check; give other pairs in data or checks")
+    return queue
 
 
 def _serve_page(config: LabelConfig, session: Any) -> Iterator[str]:
