@@ -18,6 +18,8 @@ PACKAGES = (
     "models",
     "training",
     "evaluation",
+    "explain",
+    "export",
     "stats",
     "config",
 )
@@ -38,7 +40,16 @@ def public_module_names(package: str) -> list[str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    public = ("api.training", "api.results", "api.commands", "api.options", "plugins", "errors")
+    public = (
+        "api.training",
+        "api.evaluation",
+        "api.results",
+        "api.live_plot",
+        "api.commands",
+        "api.options",
+        "plugins",
+        "errors",
+    )
     pages = {"rlhf": [f"rlhf.{name}" for name in public]}
     pages |= {package: public_module_names(package) for package in PACKAGES}
     for package, names in pages.items():

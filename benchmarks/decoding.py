@@ -37,7 +37,7 @@ def time_toolkit_sampler(job: Job, timer: StepTimer, *, rows: int) -> None:
     requests = read_requests(job)
 
     def step() -> float:
-        sampler = Sampler(model, sampling, rows=rows)
+        sampler = Sampler(model, rows=rows)
         waiting = iter(enumerate(requests))
 
         def submit_next_request() -> None:

@@ -46,7 +46,7 @@ def play(
         if action.strip() == ":quit":
             break
         if action.strip() in (":legal", ":hint"):
-            write(_command_output(env.unwrapped, action.strip()))
+            write(action_help(env.unwrapped, action.strip()))
             continue
         text, reward, terminated, truncated, info = env.step(action)
         total, done = total + float(reward), terminated or truncated
@@ -57,8 +57,8 @@ def play(
     return total
 
 
-def _command_output(env: Any, command: str) -> str:
-    """Return the output of `:legal` or `:hint`, or the reason why it is not available."""
+def action_help(env: Any, command: str) -> str:
+    """Return the output of `:legal` or `:hint` for an environment, or why it is not available."""
     if not isinstance(env, TextEnv):
         return f"this environment does not support {command}"
     try:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from rlhf.common.conversation import Conversation, RewardFunction, Score
 from rlhf.common.foreign import describe_exception, limit_side_effects
+from rlhf.common.user_code import (
+    check_accepts,
+    definition_text,
+    errors_located_at,
+    warn_if_changed,
+    warn_if_slow,
+)
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Reward,
@@ -34,11 +42,20 @@ class FunctionReward(Reward):
     If the function has an attribute ``outcomes``, it is that of the reward. If it has the attribute
     ``independent = True``, the score of a conversation depends only on this conversation, and
     training calls the function in a thread while other episodes are still played.
+
+    Raises:
+        UserError: The function does not accept one argument.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        check_accepts(
+            function,
+            ([],),
+            what=f"reward function {self.name!r}",
+            form="score(conversations), with one argument: a list of conversations",
+        )
         self.outcomes = getattr(function, "outcomes", None)
         self.independent = self.waits = bool(getattr(function, "independent", False))
 
@@ -53,9 +70,9 @@ class FunctionReward(Reward):
             values = [value for [value], _ in singles]
             errors = [error for _, error in singles]
         counts = Counter(error for error in errors if error)
-        no_value = f"{self.name}: returned None"
+        place = definition_text(self.function)
         reasons = [
-            error or (no_value if value is None else None)
+            error or _reason_for_no_number(self.name, value, place)
             for value, error in zip(values, errors, strict=True)
         ]
         return Scores(values, {self.name: values}, counts, reasons)
@@ -70,19 +87,32 @@ class FunctionReward(Reward):
         Raises:
             UserError: The number of scores differs from the number of conversations.
         """
+        what, place = f"reward function {self.name!r}", definition_text(self.function)
+        advice = "to limit its time, set timeout in its entry of rewards"
+        given = copy.deepcopy(batch)
         try:
-            with limit_side_effects():
-                values = [
-                    as_score(v) for v in _require_score_list(self.function(copy.deepcopy(batch)))
-                ]
+            with (
+                errors_located_at(self.function),
+                warn_if_slow(f"{what}{place}", advice),
+                limit_side_effects(),
+            ):
+                values = [as_score(v) for v in _require_score_list(self.function(given))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
+        warn_if_changed(batch, given, what=what, code=self.function, argument="conversations")
         if len(values) != len(batch):
             raise UserError(
-                f"reward function {self.name!r} returned {len(values)} scores "
-                f"for {len(batch)} conversations"
+                f"{what}{place} returned {len(values)} scores for {len(batch)} conversations: "
+                "return one number, or None, for each of them"
             )
         return values, None
+
+
+def _reason_for_no_number(name: str, value: Score, place: str) -> str | None:
+    """Return the reason why the value of a user's function is not a score; None if it is one."""
+    if value is None:
+        return f"{name}: returned None{place}"
+    return None if math.isfinite(value) else f"{name}: a score is not finite{place}"
 
 
 def _require_score_list(values: Any) -> Iterable[Any]:

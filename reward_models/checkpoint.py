@@ -125,6 +125,18 @@ def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
     The last linear layer of the head keeps one row of its weights. The remaining output gets the
     label ``name`` in the configuration of the model.
     """
+    layer = output_layer(model)
+    assert layer is not None
+    layer.weight = torch.nn.Parameter(layer.weight.detach()[:1].clone())
+    if layer.bias is not None:
+        layer.bias = torch.nn.Parameter(layer.bias.detach()[:1].clone())
+    layer.out_features = 1
+    model.config.num_labels = 1
+    model.config.id2label, model.config.label2id = {0: name}, {name: 0}
+
+
+def output_layer(model: PreTrainedModel) -> torch.nn.Linear | None:
+    """Return the last linear layer of the head, whose outputs are the logits; None without one."""
     layers = [
         layer
         for child in model.children()
@@ -132,13 +144,7 @@ def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
         for layer in child.modules()
         if isinstance(layer, torch.nn.Linear) and layer.out_features == model.config.num_labels
     ]
-    layer = layers[-1]
-    layer.weight = torch.nn.Parameter(layer.weight.detach()[:1].clone())
-    if layer.bias is not None:
-        layer.bias = torch.nn.Parameter(layer.bias.detach()[:1].clone())
-    layer.out_features = 1
-    model.config.num_labels = 1
-    model.config.id2label, model.config.label2id = {0: name}, {name: 0}
+    return layers[-1] if layers else None
 
 
 def pooling_of(model: PreTrainedModel) -> str:

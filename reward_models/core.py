@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlhf.common.conversation import Conversation, Score
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.text import mask_secrets
+from rlhf.common.user_code import definition_text, errors_located_at
 from rlhf.errors import UserError
 
 IGNORED = -100
@@ -161,7 +162,10 @@ def as_score(value: Any) -> Score:
     """
     if isinstance(value, str | bytes):
         raise TypeError(f"a score is of type {type(value).__name__}")
-    return None if value is None else float(value)
+    try:
+        return None if value is None else float(value)
+    except TypeError:
+        raise TypeError(f"a score is of type {type(value).__name__}") from None
 
 
 def score_copies(reward: Reward, conversations: Sequence[Conversation]) -> Scores:
@@ -214,6 +218,21 @@ class Reward(ABC):
     def leaves(self) -> tuple[Reward, ...]:
         """Return the rewards in this composition that have no inner rewards, in order."""
         return (self,)
+
+    def terms(self) -> tuple[Reward, ...]:
+        """Return the rewards whose sum this reward is; a reward that is not a sum has one term."""
+        return (self,)
+
+    def value_from(self, components: Mapping[str, Score]) -> Score:
+        """Return the value of a conversation, computed from the raw scores of the leaves.
+
+        Args:
+            components: Name of a leaf -> its score of the conversation.
+
+        Returns:
+            The value; None if a score that it depends on is missing.
+        """
+        return components.get(self.name)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
         """Return all learned rewards on which the scores of this reward depend."""
@@ -333,6 +352,10 @@ class MappedReward(Composition):
         values = [None if v is None else self.function(v) for v in inner.values]
         return Scores(values, inner.components, inner.counts, inner.reasons)
 
+    def value_from(self, components: Mapping[str, Score]) -> Score:
+        value = self.inner_rewards[0].value_from(components)
+        return None if value is None else self.function(value)
+
 
 class CombinedReward(Composition):
     """Sum ("+") or product ("*") of rewards; the value is None if a reward has the value None."""
@@ -343,12 +366,21 @@ class CombinedReward(Composition):
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [score_copies(inner, conversations) for inner in self.inner_rewards]
+        rows = zip(*(result.values for result in results), strict=True)
+        return Scores([self._combined(row) for row in rows], *merge_components(results))
+
+    def terms(self) -> tuple[Reward, ...]:
+        if self.operator != "+":
+            return (self,)
+        return tuple(term for inner in self.inner_rewards for term in inner.terms())
+
+    def value_from(self, components: Mapping[str, Score]) -> Score:
+        return self._combined([inner.value_from(components) for inner in self.inner_rewards])
+
+    def _combined(self, values: Sequence[Score]) -> Score:
+        """Return the sum or the product of values; None if one of them is None."""
         fold = sum if self.operator == "+" else math.prod
-        values = [
-            None if None in row else float(fold(row))  # type: ignore[arg-type]
-            for row in zip(*(result.values for result in results), strict=True)
-        ]
-        return Scores(values, *merge_components(results))
+        return None if None in values else float(fold(values))  # type: ignore[arg-type]
 
 
 class GatedReward(Composition):
@@ -372,6 +404,12 @@ class GatedReward(Composition):
         for i, value, reason in zip(rows, inner.values, inner.reasons, strict=True):
             values[i], reasons[i] = value, reason
         return Scores(values, components, condition.counts + inner.counts, reasons)
+
+    def value_from(self, components: Mapping[str, Score]) -> Score:
+        condition = self.condition.value_from(components)
+        if condition is None or condition < self.at_least:
+            return None if condition is None else self.otherwise
+        return self.inner.value_from(components)
 
 
 def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:
@@ -398,6 +436,14 @@ class EachReward(Reward):
     The function returns a float, or raises :class:`Unscorable` with the reason why there is no
     score. A :class:`SetupError` is raised to the caller. After any other exception, the
     conversation has no score, and the exception is counted with its message and location.
+
+    Args:
+        function: The function.
+        name: Name of the component.
+        outcomes: See `Reward.outcomes`.
+        waits: See `Reward.waits`.
+        code: The function of the user whose definition is the location of a wrong result; by
+            default ``function``.
     """
 
     independent = True
@@ -409,9 +455,10 @@ class EachReward(Reward):
         name: str,
         outcomes: tuple[float, float] | None = None,
         waits: bool = False,
+        code: Callable[..., Any] | None = None,
     ):
         self.function, self.name, self.outcomes = function, name, outcomes
-        self.waits = waits
+        self.waits, self._code = waits, code or function
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         values, reasons, counts = score_each(self._score_one, conversations, name=self.name)
@@ -419,10 +466,11 @@ class EachReward(Reward):
 
     def _score_one(self, conversation: Conversation) -> float:
         try:
-            with limit_side_effects():
+            with errors_located_at(self._code), limit_side_effects():
                 value = as_score(self.function(copy.deepcopy(conversation)))
-            if value is None:
-                raise Unscorable("returned None")
+            if value is None or not math.isfinite(value):
+                problem = "returned None" if value is None else "a score is not finite"
+                raise Unscorable(f"{problem}{definition_text(self._code)}")
             return value
         except (SetupError, Unscorable):
             raise

@@ -8,18 +8,13 @@ the reason is counted.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-import threading
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rlhf.common.chat_api import chat_completion_function, result_within
 from rlhf.common.foreign import describe_exception, limit_side_effects
-from rlhf.common.http import deadline_opener_without_redirects, json_headers, read_body
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
@@ -55,8 +50,6 @@ Neither order nor length is a reason.
 
 Think briefly, then end with a line "Winner: A" or "Winner: B"."""
 
-_MAX_BODY = 16 * 2**20
-"""Size of the largest response that is read, in bytes."""
 _RATING_PATTERN = re.compile(r"rating\W{1,4}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 _WINNER_PATTERN = re.compile(r"winner\W{1,4}(?:reply\s+)?([AB])\b", re.IGNORECASE)
 
@@ -212,19 +205,6 @@ def _generate_answers(generate: Generate, prompts: list[str]) -> list[Answer]:
     return answers
 
 
-def _answer_within(seconds: float, request: Callable[[], Answer]) -> Answer:
-    """Return the result of a request, or a TimeoutError if it takes longer than ``seconds``.
-
-    The request runs in a daemon thread, because the time that the system needs to resolve the name
-    of the server and to try its addresses has no limit. The thread ends soon after the time limit.
-    """
-    answers: list[Answer] = []
-    thread = threading.Thread(target=lambda: answers.append(request()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else TimeoutError("timed out")
-
-
 def endpoint(
     url: str,
     model: str,
@@ -249,31 +229,23 @@ def endpoint(
         UserError: The address contains a user name or a password, or the API key contains a
             character that is not allowed in an HTTP header.
     """
-    if "@" in urllib.parse.urlsplit(url).netloc:
-        raise UserError(
-            "judge: url contains a user name or a password, which would be saved in the run "
-            "directory; set the environment variable OPENAI_API_KEY instead"
-        )
-    address = url.rstrip("/") + "/chat/completions"
-    headers = json_headers("OPENAI_API_KEY")
-    opener = deadline_opener_without_redirects()
+    complete = chat_completion_function(url, timeout=timeout, what="judge")
 
     def request_answer(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]
         query = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
-        request = urllib.request.Request(address, json.dumps(query).encode(), headers)
         try:
-            with opener.open(request, timeout=timeout) as response:
-                body = read_body(response, max_bytes=_MAX_BODY)
-            answer = json.loads(body)["choices"][0]["message"]["content"]
+            answer = complete(query)["choices"][0]["message"]["content"]
         except Exception as error:  # a malformed response must not cost the other answers
             return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 
+    def answer(prompt: str) -> Answer:
+        return result_within(timeout, lambda: request_answer(prompt))
+
     def generate(prompts: list[str]) -> list[Answer]:
         with ThreadPoolExecutor(parallel) as pool:
-            requests = [functools.partial(request_answer, prompt) for prompt in prompts]
-            return list(pool.map(functools.partial(_answer_within, timeout), requests))
+            return list(pool.map(answer, prompts))
 
     return generate
 

@@ -86,7 +86,7 @@ class LearnedReward(Reward):
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
             attributes = dict.fromkeys(model.config.label2id or {}, 1.0)
-        self._scores_from_logits = _logits_to_scores_function(model, label, attributes)
+        self.scores_from_logits = _logits_to_scores_function(model, label, attributes)
         self.parts = {name: _label_index(model, name) for name in attributes or {}}
 
     @classmethod
@@ -185,7 +185,7 @@ class LearnedReward(Reward):
         encoded = {i: text[0] for i, text in enumerate(texts) if text}
         counts[f"{self.name}: truncated"] = sum(text[1] for text in texts if text)
         logits = self.logits_of_token_ids(list(encoded.values()))
-        columns = {self.name: self._scores_from_logits(logits)}
+        columns = {self.name: self.scores_from_logits(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}
         components = {
             name: scatter_scores(column.tolist(), encoded, len(conversations))
@@ -273,7 +273,7 @@ class LearnedReward(Reward):
         ids = self.encode(conversation)
         mask, batch = self.pad_to_mask_and_ids([ids])
         hidden = self.model.base_model(batch, attention_mask=mask.long(), use_cache=False)
-        values = self._scores_from_logits(self._apply_head(hidden.last_hidden_state[0]))
+        values = self.scores_from_logits(self._apply_head(hidden.last_hidden_state[0]))
         return PrefixScores([str(self.tokenizer.decode([i])) for i in ids], values.tolist())
 
     @torch.no_grad()

@@ -220,11 +220,24 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     worker = Worker(path, timeout=timeout)
     plain = as_reward(function)
     return EachReward(
-        lambda conversation: worker([conversation])[0],
+        lambda conversation: _single_score(worker([conversation])),
         name=plain.name,
         outcomes=plain.outcomes,
         waits=True,
+        code=function,
     )
+
+
+def _single_score(values: Any) -> Any:
+    """Return the score that a function returned for a list of one conversation.
+
+    Raises:
+        ValueError: It did not return a list of one score.
+    """
+    if not isinstance(values, list) or len(values) != 1:
+        size = f"{len(values)} scores" if isinstance(values, list) else type(values).__name__
+        raise ValueError(f"returned {size} for 1 conversation, not a list of one score")
+    return values[0]
 
 
 def load_trained_reward(path: str) -> Reward:

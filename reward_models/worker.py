@@ -18,14 +18,17 @@ import threading
 import time
 from typing import Any
 
-from rlhf.common.foreign import describe_exception
+from rlhf.common.foreign import describe_exception, time_limit
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
+from rlhf.common.user_code import errors_located_at
 from rlhf.errors import UserError
 from rlhf.reward_models.core import SetupError, Unscorable
 
 _START_SECONDS = 120.0  # time limit of the start, for imports of a large library on a busy machine
+_GRACE_SECONDS = 2.0
+"""Time after the limit in which a process can report the line that it executes, before its end."""
 
 
 class Worker:
@@ -69,7 +72,9 @@ class Worker:
         except BrokenPipeError:
             self.close()
             raise Unscorable("the worker process died") from None
-        answer = self._read_message(process, self.timeout)
+        answer = self._read_message(process, self.timeout, grace=_GRACE_SECONDS)
+        if answer.get("expired"):
+            self.close()
         if "error" in answer:
             raise Unscorable(answer["error"])
         return answer["result"]
@@ -85,8 +90,8 @@ class Worker:
         """Return the process; start a process if none is running."""
         if self._process is None or self._process.poll() is not None:
             # `-m` would import this module twice, because its package imports it.
-            code = "import sys; from rlhf.reward_models.worker import serve; serve(sys.argv[1])"
-            command = [sys.executable, "-c", code, self.path]
+            code = "import sys; from rlhf.reward_models.worker import serve; serve(*sys.argv[1:])"
+            command = [sys.executable, "-c", code, self.path, str(self.timeout)]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
@@ -98,14 +103,16 @@ class Worker:
                 raise SetupError(f"cannot load {self.path}: {greeting['error']}{hint}")
         return self._process
 
-    def _read_message(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
+    def _read_message(
+        self, process: subprocess.Popen[bytes], seconds: float, *, grace: float = 0.0
+    ) -> dict[str, Any]:
         """Read one message from the process.
 
         Raises:
-            Unscorable: There is no message after ``seconds``, or the process has ended.
+            Unscorable: There is no message after ``seconds + grace``, or the process has ended.
         """
         assert process.stdout is not None
-        deadline, line = time.monotonic() + seconds, b""
+        deadline, line = time.monotonic() + seconds + grace, b""
         while not line.endswith(b"\n"):
             ready, _, _ = select.select(
                 [process.stdout], [], [], max(0.0, deadline - time.monotonic())
@@ -113,16 +120,17 @@ class Worker:
             chunk = process.stdout.read(65536) if ready else None
             if not chunk:
                 self.close()
-                raise Unscorable(f"timeout after {seconds:g} s" if not ready else "process died")
+                late = f"TimeoutError: took longer than {seconds:g} s"
+                raise Unscorable("process died" if ready else late)
             line += chunk
         return json.loads(line)
 
 
-def serve(function_path: str) -> None:
+def serve(function_path: str, timeout: str) -> None:
     """Call the function at ``function_path`` with the arguments in each line of standard input.
 
     Results are written to standard output. Text that the function prints is redirected to standard
-    error.
+    error. A call that exceeds the time limit, in seconds, is interrupted.
     """
     # Ctrl-C and schedulers send signals to every process. They are ignored here, because the run
     # needs scores until its current step ends.
@@ -132,7 +140,7 @@ def serve(function_path: str) -> None:
     os.dup2(2, 1)
 
     def reply(**content: Any) -> None:
-        results.write(json.dumps(content) + "\n")
+        results.write(json.dumps(content, default=_plain_number) + "\n")
         results.flush()
 
     try:
@@ -144,6 +152,25 @@ def serve(function_path: str) -> None:
     reply(result="ready")
     for line in sys.stdin:
         try:
-            reply(result=function(*json.loads(line)))
+            with errors_located_at(function), time_limit(float(timeout)):
+                result = function(*json.loads(line))
+                json.dumps(result, default=_plain_number)
         except (Exception, SystemExit) as error:  # a failure of the user's function
-            reply(error=describe_exception(error))
+            reply(error=describe_exception(error), expired=isinstance(error, TimeoutError))
+        else:
+            reply(result=result)
+
+
+def _plain_number(value: Any) -> float:
+    """Convert a number that JSON does not have, such as one of numpy or torch.
+
+    Raises:
+        TypeError: The value is not a number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"a value of type {type(value).__name__} cannot be passed between processes: return a "
+            "list of numbers"
+        ) from None

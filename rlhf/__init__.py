@@ -1,15 +1,15 @@
 """Reinforcement-learning fine-tuning and evaluation of language models."""
 
-from rlhf.api import (
-    Run,
+from rlhf.api.commands import compare, generate, report, run, score, stage
+from rlhf.api.evaluation import evaluate
+from rlhf.api.live_plot import LivePlot
+from rlhf.api.results import Run
+from rlhf.api.training import (
     best_of_n,
     cispo,
-    compare,
     dapo,
     dpo,
     dr_grpo,
-    evaluate,
-    generate,
     grpo,
     gspo,
     kto,
@@ -18,12 +18,8 @@ from rlhf.api import (
     ppo_lagrangian,
     reinforce_plus_plus,
     reinforce_plus_plus_baseline,
-    report,
     rloo,
-    run,
-    score,
     sft,
-    stage,
     train,
     train_reward,
 )
@@ -32,6 +28,7 @@ from rlhf.runs.callbacks import Callback, TrainingEvent
 
 __all__ = [
     "Callback",
+    "LivePlot",
     "Run",
     "TrainingEvent",
     "UserError",

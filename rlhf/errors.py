@@ -10,6 +10,13 @@ class UserError(ValueError):
     """Error for a mistake of the user; the one-line message says what is wrong and what to do.
 
     The command line prints the message without a traceback.
+
+    Example:
+        >>> try:
+        ...     rlhf.sft(model="model", data=[])
+        ... except rlhf.UserError as error:
+        ...     print(error)
+        data: expected a path, a datasets.Dataset or a list of rows, got list without rows
     """
 
 

@@ -75,6 +75,7 @@ def register_algorithm(
     reference: bool = False,
     paper: str = "",
     equation: str = "",
+    equation_source: str = "",
     summary: str = "",
     unbiased: bool = False,
     bias: str = "not stated",
@@ -89,6 +90,19 @@ def register_algorithm(
         register_algorithm("ppo_short", title="PPO with one epoch", loss="clipped",
                            settings=Settings(num_epochs=1))
 
+    Example:
+        >>> from rlhf.plugins import Settings, register_algorithm
+        >>> _ = register_algorithm(
+        ...     "ppo_short",
+        ...     title="PPO with one epoch",
+        ...     loss="clipped",
+        ...     settings=Settings(num_epochs=1),
+        ... )
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.train("ppo_short", model=scratch, env="text/Echo-v0", num_steps=1)
+        >>> run.config["algorithm"]["num_epochs"]
+        1
+
     Args:
         name: Name of the algorithm and of its command.
         title: Full name, for the help.
@@ -100,6 +114,7 @@ def register_algorithm(
         reference: Whether the decorated loss reads ``batch.ref_logprobs``.
         paper: Source of the algorithm.
         equation: The loss, for the table of algorithms.
+        equation_source: Place of the equation in the paper, such as "eq. 7".
         summary: Phrase for the table of algorithms.
         unbiased: See `Algorithm.unbiased`.
         bias: See `Algorithm.bias`.
@@ -114,6 +129,7 @@ def register_algorithm(
         title=title,
         paper=paper,
         equation=equation,
+        equation_source=equation_source,
         summary=summary or title,
         loss=loss or name,
         settings=settings or Settings(),
@@ -152,6 +168,16 @@ def register_reward(name: str) -> Callable[[T], T]:
     to a class whose instances are such functions or subclasses of `rlhf.reward_models.Reward`; the
     parameters of its constructor are the settings.
 
+    Example:
+        >>> from rlhf.plugins import register_reward
+        >>> from rlhf.reward_models import build
+        >>> @register_reward("brevity")
+        ... def brevity(conversations, *, limit: int = 80):
+        ...     return [float(len(c[-1]["content"]) <= limit) for c in conversations]
+        >>> reward = build({"kind": "brevity", "limit": 10})
+        >>> reward([[{"role": "assistant", "content": "short"}]])
+        [1.0]
+
     Args:
         name: Name of the kind.
     """
@@ -169,6 +195,23 @@ def register_reward_model(name: str, *, settings: tuple[str, ...] = ()) -> Calla
     """Register a kind of reward model, for ``rlhf reward --kind NAME``.
 
     The decorator applies to a subclass of `rlhf.training.reward_models.base.RewardKind`.
+
+    Example:
+        >>> import torch
+        >>> from rlhf.plugins import register_reward_model
+        >>> from rlhf.training.reward_models.preference import PairKind
+        >>> @register_reward_model("hinge", settings=("num_heads",))
+        ... class HingeKind(PairKind):
+        ...     def pair_losses(self, chosen, rejected, margin):
+        ...         return torch.relu(1 - (chosen - rejected))
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> rows = [{"prompt": f"{i}?", "chosen": f"{i}", "rejected": "no"} for i in range(20)]
+        >>> texts = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+        >>> sft = rlhf.sft(model=scratch, data=texts, trainer={"max_steps": 1})
+        >>> options = {"kind": "hinge", "max_length": 64, "trainer": {"max_steps": 1}}
+        >>> run = rlhf.train_reward(model=sft, data=rows, **options)
+        >>> run.config["kind"]
+        'hinge'
 
     Args:
         name: Name of the kind.
@@ -188,13 +231,30 @@ def register_environment(env_id: str, **options: Any) -> Callable[[T], T]:
 
     The decorator applies to a class or to a function that returns an environment.
 
+    Example:
+        >>> import gymnasium
+        >>> from rlhf.envs.core import FreeText
+        >>> from rlhf.plugins import register_environment
+        >>> @register_environment("mine/Yes-v0")
+        ... class Yes(gymnasium.Env):
+        ...     def __init__(self):
+        ...         self.observation_space, self.action_space = FreeText(), FreeText()
+        ...
+        ...     def reset(self, *, seed=None, options=None):
+        ...         super().reset(seed=seed)
+        ...         return "Say yes.", {}
+        ...
+        ...     def step(self, action):
+        ...         return "", float(action == "yes"), True, False, {}
+        >>> gymnasium.make("mine/Yes-v0").reset()[0]
+        'Say yes.'
+
     Args:
         env_id: Gymnasium id, such as "mine/HotOrCold-v0".
         options: Further arguments of `gymnasium.register`, such as ``reward_threshold``.
     """
 
     def decorate(creator: T) -> T:
-        import rlhf.envs  # noqa: F401  # registers the environments of the toolkit first
         from rlhf.envs.registration import register_environment as register
 
         register(env_id, creator, **options)  # type: ignore[arg-type]
@@ -216,6 +276,20 @@ def register_command(
     The decorator applies to a generator of a configuration, which yields the lines to print and may
     return the exit code. The annotation of its argument is the configuration class, a frozen
     dataclass whose fields are the options.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from rlhf.plugins import register_command
+        >>> @dataclass(frozen=True)
+        ... class HelloConfig:
+        ...     name: str
+        >>> @register_command("hello", "greet someone", arguments=("name",))
+        ... def hello(config: HelloConfig):
+        ...     yield f"Hello {config.name}"
+        >>> from rlhf.cli.main import main
+        >>> main(["hello", "world"])
+        Hello world
+        0
 
     Args:
         name: One or two words.
@@ -266,6 +340,19 @@ def register_optimizer(name: str) -> Callable[[T], T]:
     The decorator applies to a function of the parameters and
     `rlhf.training.optimizers.OptimizerSettings` that returns a `torch.optim.Optimizer`.
 
+    Example:
+        >>> import torch
+        >>> from rlhf.plugins import register_optimizer
+        >>> @register_optimizer("momentum")
+        ... def momentum(parameters, settings):
+        ...     return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9)
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(
+        ...     model=scratch, env="text/Echo-v0", num_steps=1, optimizer={"name": "momentum"}
+        ... )
+        >>> run.config["optimizer"]["name"]
+        'momentum'
+
     Args:
         name: Name of the optimizer.
     """
@@ -279,6 +366,17 @@ def register_engine(name: str) -> Callable[[T], T]:
     or to a function that returns an engine. Its arguments are the model, the configuration of the
     run, and the keys of ``rollout.engine.options``.
 
+    Example:
+        >>> from rlhf.plugins import register_engine
+        >>> from rlhf.rollout.sampling.base import EngineBase
+        >>> @register_engine("mine")
+        ... class MyEngine(EngineBase):
+        ...     def __init__(self, model, config, *, url):
+        ...         self.url = url
+        >>> from rlhf.config.engine import ENGINES
+        >>> ENGINES["mine"] is MyEngine
+        True
+
     Args:
         name: Name of the engine.
     """
@@ -291,6 +389,17 @@ def register_tracker(name: str) -> Callable[[T], T]:
     The decorator applies to a function of the run directory, the configuration with dotted keys,
     and the first step, that returns a `Tracker`.
 
+    Example:
+        >>> from rlhf.plugins import Tracker, register_tracker
+        >>> seen = []
+        >>> @register_tracker("list")
+        ... def open_list(directory, config, step):
+        ...     return Tracker(lambda step, metrics: seen.append(step), lambda: None)
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(model=scratch, env="text/Echo-v0", num_steps=1, track=["list"])
+        >>> seen
+        [1]
+
     Args:
         name: Name of the tracker.
     """
@@ -302,6 +411,17 @@ def register_callback(name: str) -> Callable[[T], T]:
 
     The decorator applies to a subclass of `Callback`, or to a function of a `TrainingEvent`, which
     is called after every step.
+
+    Example:
+        >>> from rlhf.plugins import register_callback
+        >>> @register_callback("halve")
+        ... def stop_in_the_middle(event):
+        ...     if event.step * 2 >= event.num_steps:
+        ...         event.stop()
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(model=scratch, env="text/Echo-v0", num_steps=2, callbacks=["halve"])
+        >>> len(run.metrics)
+        1
 
     Args:
         name: Name of the callback.
@@ -321,6 +441,18 @@ def register_data_format(
     The decorator applies to a function of a row (column -> value) and the kind of the rows. It
     yields the cells of any number of canonical rows, such as ``{"prompt": ..., "chosen": ...,
     "rejected": ...}`` for the kind preference, or raises `rlhf.data.messages.RowDropped`.
+
+    Example:
+        >>> from rlhf.data import DataSpec, load, write_jsonl
+        >>> from rlhf.plugins import register_data_format
+        >>> @register_data_format("exam", columns=("task", "gold", "wrong"), kinds=("preference",))
+        ... def read_exam(row, kind):
+        ...     for wrong in row["wrong"]:
+        ...         yield {"prompt": row["task"], "chosen": row["gold"], "rejected": wrong}
+        >>> rows = [{"task": "1 + 1?", "gold": "2", "wrong": ["3", "4"]}]
+        >>> _ = write_jsonl("exam.jsonl", rows)
+        >>> len(load(DataSpec("exam.jsonl"), "preference", seed=0).rows)
+        2
 
     Args:
         name: Name of the format, for log lines.

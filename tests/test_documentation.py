@@ -6,6 +6,7 @@ modules, paths and extras must exist. The Python blocks of a page run in one pro
 must print what their comments say.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -27,11 +28,17 @@ from rlhf.api.inputs import configuration_tree
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import read_jsonl
+from tests.helpers.hub_server import HubServer
 from tests.helpers.training import offline_tree, save_model, sft_rows, write_rows
 from tests.reward_models.conftest import save_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(set((ROOT / "docs").rglob("*.md")) - set((ROOT / "docs" / "tutorials").glob("*.md"))),
+]
+"""Pages; `test_tutorials.py` runs the tutorials."""
 PROGRAMS = ("rlhf", "python", "python3", "pip", "pytest", "sh", "xargs", "pre-commit", "bash")
 
 
@@ -200,7 +207,22 @@ def prepare_lifecycle(folder: Path) -> None:
     (folder / "run").rename(folder / "moved")
 
 
-PREPARE = {"rewards.md": prepare_rewards, "lifecycle.md": prepare_lifecycle}
+def prepare_export(folder: Path) -> None:
+    """A finished run of SFT."""
+    model = save_model(folder / "model")
+    data = write_rows(folder / "rows.jsonl", sft_rows(8))
+    (folder / "sft.yaml").write_text(yaml.safe_dump(offline_tree(folder / "runs/sft", model, data)))
+    assert main(["sft", "--config", str(folder / "sft.yaml")]) == 0
+
+
+PREPARE = {
+    "rewards.md": prepare_rewards,
+    "explain.md": prepare_rewards,
+    "lifecycle.md": prepare_lifecycle,
+    "export.md": prepare_export,
+}
+SERVERS = {"coming-from-trl.md": HubServer}
+"""Page -> server that its Python blocks use instead of one in the Internet."""
 
 
 def promised(code: str) -> list[str]:
@@ -216,19 +238,32 @@ def promised(code: str) -> list[str]:
 def test_python_blocks_of_a_page_run_and_print_what_they_say(page, tmp_path):
     PREPARE.get(page.name, lambda folder: None)(tmp_path)
     code = "\n".join(blocks(page, "python"))
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with contextlib.ExitStack() as stack:
+        if page.name in SERVERS:
+            environment |= stack.enter_context(SERVERS[page.name]()).environment
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
     assert process.returncode == 0, process.stderr[-3000:]
     printed = process.stdout.splitlines()
     for line in promised(code):
         start = line.removesuffix(" ...")
         matches = (text == line if start == line else text.startswith(start) for text in printed)
         assert any(matches), (line, printed)
+
+
+def test_the_ten_habits_of_a_trl_user_are_short_snippets():
+    page = ROOT / "docs" / "coming-from-trl.md"
+    habits = re.findall(r"^## \d+\. (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(habits) == 10
+    snippets = blocks(page, "python")
+    assert len(snippets) == 1 + len(habits)
+    assert [code for code in snippets if len(code.splitlines()) > 15] == []
 
 
 def test_promises_are_found():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.notebook import executed
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -26,12 +28,6 @@ def run(arguments: list[str], folder: Path) -> str:
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout
-
-
-def notebook_code(path: Path) -> str:
-    """The code cells of a notebook, as a script."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -62,10 +58,13 @@ def test_dpo_on_own_data_writes_completions_of_both_models(tmp_path):
     assert "dpo " in output
 
 
-def test_the_notebook_runs_and_compares_both_policies(tmp_path):
-    output = run(["-c", notebook_code(EXAMPLES / "quickstart.ipynb")], tmp_path)
-    assert "sft" in output
-    assert "ppo" in output
+def test_the_notebook_runs_in_a_kernel_and_compares_both_policies(tmp_path):
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    outputs = executed(tmp_path, *code)
+    shown = [str(output.get("data", {}).get("text/html")) for cell in outputs for output in cell]
+    assert any("reward/mean" in html and "data:image/svg+xml" in html for html in shown)
+    assert any("ppo - sft" in html for html in shown)
     assert (tmp_path / "runs" / "ppo" / "report.html").exists()
 
 

@@ -15,7 +15,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PRODUCT = ("rlhf", "envs", "reward_models")
 
 # Distributions whose module has another name.
-MODULES = {"pyyaml": "yaml", "scikit_learn": "sklearn", "vadersentiment": "vaderSentiment"}
+MODULES = {
+    "ipython": "IPython",
+    "pyyaml": "yaml",
+    "scikit_learn": "sklearn",
+    "vadersentiment": "vaderSentiment",
+}
 # Functions that import the module they are given; `require` is that of rlhf.envs.adapters.
 IMPORTERS = ("importlib.import_module", "import_module", "require")
 # Needed by transformers at run time; see the comment in pyproject.toml.

@@ -17,14 +17,17 @@ import torch
 import yaml
 
 import rlhf
+from rlhf import plugins
 from rlhf.api import inputs, training
-from rlhf.api.options import OfflineOptions, OnlineOptions, RewardOptions
+from rlhf.api.options import EvaluationOptions, OfflineOptions, OnlineOptions, RewardOptions
 from rlhf.cli.main import main
+from rlhf.config.evaluate import EvaluateConfig
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import OnlineConfig, OptimizerSpec
 from rlhf.config.reward import RewardConfig
 from rlhf.envs.core import FreeText
 from rlhf.errors import UserError
+from tests.helpers.hub_server import HubServer
 from tests.helpers.training import (
     assert_same_run,
     judge,
@@ -62,13 +65,26 @@ def test_there_is_a_function_for_each_training_command():
     assert {names.get(name, name) for name in trained} == {*FUNCTIONS} - {"train"}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_example_of_a_function_runs(name, capsys):
-    text = getattr(rlhf, name).__doc__
+PUBLIC = [(rlhf, name) for name in rlhf.__all__]
+PUBLIC += [(plugins, name) for name in plugins.__all__ if name not in rlhf.__all__]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [case for case in PUBLIC if case[1] != "PLUGIN_API"], ids=lambda x: str(x)
+)
+def test_the_example_of_a_public_name_runs(module, name, capsys):
+    """Every public function and class has an example in its docstring."""
+    text = getattr(module, name).__doc__
     example = doctest.DocTestParser().get_doctest(text, {"rlhf": rlhf}, name, None, 0)
-    assert len(example.examples) >= 3
+    assert any(line.want for line in example.examples), "an example shows a result"
     result = doctest.DocTestRunner().run(example)
     assert result.failed == 0, capsys.readouterr().out
+
+
+def test_the_methods_of_results_have_a_docstring():
+    for cls in (rlhf.Run, rlhf.Callback, rlhf.TrainingEvent, rlhf.LivePlot):
+        methods = {k: v for k, v in vars(cls).items() if callable(v) and not k.startswith("_")}
+        assert all(method.__doc__ for method in methods.values())
 
 
 @pytest.mark.parametrize(
@@ -77,6 +93,7 @@ def test_the_example_of_a_function_runs(name, capsys):
         (OnlineOptions, OnlineConfig, {"tokenizer", "lora", "prompts"}),
         (OfflineOptions, OfflineConfig, {"tokenizer", "lora"}),
         (RewardOptions, RewardConfig, {"tokenizer", "lora"}),
+        (EvaluationOptions, EvaluateConfig, {"prompts"}),
     ],
 )
 def test_the_arguments_are_the_keys_of_the_configuration(options, config, extra):
@@ -367,3 +384,70 @@ def test_wrong_objects_are_named(options, message):
 def test_unknown_arguments_are_named(echo_model):
     with pytest.raises(UserError, match="unknown key 'num_step'; did you mean 'num_steps'"):
         rlhf.ppo(model=echo_model, env="text/Echo-v0", num_step=3)  # type: ignore[call-arg]
+
+
+def test_a_generation_configuration_is_converted():
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(max_new_tokens=4, temperature=0.7, eos_token_id=2)
+    assert inputs.rollout_tree(config) == {"max_new_tokens": 4, "temperature": 0.7}
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=4)
+    assert inputs.rollout_tree(greedy) == {"max_new_tokens": 4, "temperature": 0.0}
+    with pytest.raises(UserError, match="rollout: num_beams of GenerationConfig is not supported"):
+        inputs.rollout_tree(GenerationConfig(num_beams=4))
+
+
+def test_policies_of_an_evaluation_are_objects(folder, echo_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = rlhf.sft(
+        model=echo_model, data=sft_rows(), max_length=48, evaluations=1, trainer={"max_steps": 1}
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(run.model_path)
+    AutoTokenizer.from_pretrained(run.model_path).save_pretrained(folder / "tokenizer")
+    loaded.config.name_or_path = loaded.name_or_path = str(run.model_path)
+    judged = rlhf.evaluate(
+        policies={"random": None, "run": run, "folder": run.model_path, "loaded": loaded},
+        env={"id": "text/Echo-v0", "kwargs": {"num_words": 4}},
+        rollout={"max_new_tokens": 3},
+        episodes=8,
+    )
+    assert judged.directory == Path("runs/evaluate")
+    assert set(judged.evaluations) == {"random", "run", "folder", "loaded"}
+    means = {name: e["metrics"]["return"]["mean"] for name, e in judged.evaluations.items()}
+    assert means["run"] == means["folder"] == means["loaded"]
+    again = rlhf.evaluate(judged.directory / "config.yaml", episodes=4, output_dir="runs/again")
+    assert again.evaluations["run"]["episodes"] == 4
+    with pytest.raises(UserError, match="only random and expert have none"):
+        rlhf.evaluate(policies={"mine": None}, env="text/Echo-v0", output_dir="runs/no")
+    with pytest.raises(UserError, match="did you mean 'episodes'"):
+        rlhf.evaluate(policies={"random": None}, env="text/Echo-v0", episode=4)  # type: ignore
+
+
+def test_an_evaluation_of_rewards_reads_rows(echo_model):
+    judged = rlhf.evaluate(pairs=pair_rows(8), rewards=[judge], output_dir="runs/pairs")
+    assert judged.evaluations["pairs"]
+
+
+def test_a_model_is_uploaded(monkeypatch, echo_model):
+    """Another process than the server, because the client reads its address when it is imported."""
+    run = rlhf.sft(
+        model=echo_model, data=sft_rows(), max_length=48, evaluations=1, trainer={"max_steps": 1}
+    )
+    code = "import rlhf; print(rlhf.Run('runs/sft').push_to_hub('me/echo', private=True))"
+    with HubServer() as hub:
+        env = os.environ | hub.environment | {"PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+        wrong = env | {"HF_TOKEN": "hf_wrong"}
+        refused = subprocess.run(words, env=wrong, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{hub.address}/me/echo"
+    assert hub.private == {"me/echo": True}
+    names = {path.name for path in run.model_path.iterdir() if path.is_file()}
+    assert {name.rpartition("/")[2] for name in hub.files} == names
+    for name in names:
+        assert hub.files[f"me/echo/{name}"] == (run.model_path / name).read_bytes()
+    assert "UserError: me/echo: the upload failed: " in refused.stderr
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="not a name: the upload failed"):
+        run.push_to_hub("not a name")

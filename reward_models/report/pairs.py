@@ -39,6 +39,7 @@ def evaluate_reward_model(
     pairs: Sequence[Pair],
     *,
     train_pairs: Sequence[Pair] | None = None,
+    scored: ScoredPairs | None = None,
     samples: Sequence[Sequence[Conversation]] | None = None,
     best_of_n: Mapping[str, Any] | None = None,
     dropped: Mapping[str, int] | None = None,
@@ -56,6 +57,7 @@ def evaluate_reward_model(
         pairs: Held-out pairs.
         train_pairs: Pairs on which the bag-of-words baseline is fitted; by default, it is
             cross-fitted on ``pairs``.
+        scored: The scores of ``pairs``; by default, they are computed.
         samples: Replies of the policy to be trained, one list of conversations for each prompt. The
             spread of their scores affects how fast the policy learns (Razin et al., 2503.15477).
         best_of_n: Reward and gold score of the best of n samples; copied into the report.
@@ -72,7 +74,7 @@ def evaluate_reward_model(
     """
     if not pairs:
         raise UserError("evaluate_reward_model needs at least one pair")
-    scored = ScoredPairs(reward, pairs)
+    scored = scored or ScoredPairs(reward, pairs)
     report = {
         "reward": reward.name,
         "data": data_card(pairs, train_pairs)

@@ -45,6 +45,8 @@ class Algorithm:
     fixed_point: str
     """Policy to which the algorithm converges on a one-turn problem with infinite batches. pi* is
     the policy that maximizes the reward minus the KL penalty."""
+    equation_source: str = ""
+    """Places of the equation in the papers, such as "Schulman et al. 2017, eq. 7"."""
     constrained: bool = False
     """Whether a Lagrange multiplier keeps the mean cost below `cost_limit`."""
 

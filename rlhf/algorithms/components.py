@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rlhf.algorithms.settings import setting_names
+from rlhf.algorithms.user_components import checked_component
 from rlhf.common.names import did_you_mean
 from rlhf.common.registry import Registry
 from rlhf.errors import UserError
@@ -97,6 +98,16 @@ def advantage(
 ) -> Callable[[Function], Function]:
     """Return a decorator for an advantage estimator: `(batch, settings) -> Advantages`.
 
+    Example:
+        >>> from rlhf.algorithms.advantages import Advantages
+        >>> from rlhf.plugins import register_advantage
+        >>> @register_advantage("sign", "sign of the return")
+        ... def sign_of_return(batch, settings):
+        ...     return Advantages(batch.scores().sign())
+        >>> from rlhf.algorithms.registry import configured_algorithm
+        >>> configured_algorithm("rloo", advantage="sign").advantage_estimator.summary
+        'sign of the return'
+
     Args:
         name: Value of the setting `advantage`.
         summary: Phrase for the table in the documentation.
@@ -121,6 +132,17 @@ def policy_loss(
 
     The signature of a loss is `(logprobs, batch, settings, *, denominator) -> loss, MetricSums`.
 
+    Example:
+        >>> from rlhf.algorithms.metrics import MetricSums
+        >>> from rlhf.plugins import Settings, register_algorithm, register_policy_loss
+        >>> @register_policy_loss("flat", "a loss without a gradient")
+        ... def flat(logprobs, batch, settings, *, denominator):
+        ...     return 0.0 * logprobs.sum(), MetricSums()
+        >>> _ = register_algorithm("flat", title="No change", loss="flat", settings=Settings())
+        >>> from rlhf.algorithms.registry import ALGORITHMS
+        >>> ALGORITHMS["flat"].policy_loss.summary
+        'a loss without a gradient'
+
     Args:
         name: Value of `Algorithm.loss`.
         summary: Phrase for the table in the documentation.
@@ -135,6 +157,15 @@ def kl_estimator(
     name: str, summary: str, *, differentiable: bool = True
 ) -> Callable[[Function], Function]:
     """Return a decorator for an estimator of the KL per token: `(log_ratio) -> Tensor`, [B, T].
+
+    Example:
+        >>> from rlhf.plugins import register_kl
+        >>> @register_kl("absolute", "absolute value of the log ratio")
+        ... def absolute(log_ratio):
+        ...     return log_ratio.abs()
+        >>> from rlhf.algorithms.registry import configured_algorithm
+        >>> configured_algorithm("ppo", kl_estimator="absolute").settings.kl_estimator
+        'absolute'
 
     Args:
         name: Value of the setting `kl_estimator`.
@@ -152,7 +183,8 @@ def _register(module: str, name: str, *properties: Any, **flags: bool) -> Callab
             raise UserError(f"{name}: reads: there is no setting {key!r}{hint}")
 
     def decorate(function: Any) -> Any:
-        component = Component(function, *properties, **flags)
+        checked = checked_component(module, name, function)
+        component = Component(checked, *properties, **flags)
         registered_components(module).add(name, component, function)
         return function
 

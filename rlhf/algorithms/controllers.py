@@ -4,6 +4,8 @@ It consists of the KL controllers, the Lagrange multiplier and the running momen
 The state is saved in checkpoints, so that a resumed run gives the same results.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -39,6 +41,10 @@ class FixedKL(CheckpointedNumbers):
     def update(self, kl: float, num_episodes: int) -> None:
         """Leave the coefficient unchanged."""
 
+    def use_settings_of(self, configured: FixedKL) -> None:
+        """Use the settings of a new controller, and keep the state that a checkpoint contained."""
+        self.coef = configured.coef
+
 
 @dataclass
 class AdaptiveKL(FixedKL):
@@ -57,6 +63,11 @@ class AdaptiveKL(FixedKL):
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * num_episodes / self.horizon
 
+    def use_settings_of(self, configured: FixedKL) -> None:
+        """Use the target and the horizon of a new controller, and keep the coefficient."""
+        assert isinstance(configured, AdaptiveKL)
+        self.target, self.horizon = configured.target, configured.horizon
+
 
 @dataclass
 class StopAtKLBudget(FixedKL):
@@ -67,6 +78,17 @@ class StopAtKLBudget(FixedKL):
     def update(self, kl: float, num_episodes: int) -> None:
         """Set `stop` if the mean KL, in nats per episode, exceeds the budget."""
         self.stop = self.stop or kl > self.budget
+
+    def use_settings_of(self, configured: FixedKL) -> None:
+        """Use the coefficient and the budget of a new controller.
+
+        If the budget has increased, training continues although it ended at the smaller budget.
+        """
+        assert isinstance(configured, StopAtKLBudget)
+        super().use_settings_of(configured)
+        if configured.budget > self.budget:
+            self.stop = False
+        self.budget = configured.budget
 
 
 @dataclass

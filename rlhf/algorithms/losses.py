@@ -213,7 +213,7 @@ def _clipped_surrogate(
         surrogate = torch.maximum(surrogate, floor)
     loss = aggregate(-surrogate, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, _ratio_loss_metrics(
-        loss, log_ratio_for_metrics, ratio, ratio != clipped_ratio, mask
+        loss, log_ratio_for_metrics, ratio, clipped_ratio, advantages, mask
     )
 
 
@@ -246,7 +246,7 @@ def clipped_weight_loss(
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
     loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
-    return loss, _ratio_loss_metrics(loss, log_ratio, ratio, ratio != weight, mask)
+    return loss, _ratio_loss_metrics(loss, log_ratio, ratio, weight, advantages, mask)
 
 
 @policy_loss(
@@ -350,13 +350,23 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
 
 
 def _ratio_loss_metrics(
-    loss: Tensor, log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, mask: Tensor
+    loss: Tensor,
+    log_ratio: Tensor,
+    ratio: Tensor,
+    clipped_ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
 ) -> MetricSums:
-    """Return the metrics loss, clip fraction, approx KL and maximum importance ratio."""
+    """Return the metrics loss, clip fractions, approx KL and maximum importance ratio."""
+    is_clipped = (ratio != clipped_ratio).to(ratio.dtype)
+    above = (ratio > clipped_ratio).to(ratio.dtype)
+    below = (ratio < clipped_ratio).to(ratio.dtype)
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(
         means={
-            "policy/clip_fraction": masked_sum_and_count(is_clipped.to(ratio.dtype), mask),
+            "policy/clip_fraction": masked_sum_and_count(is_clipped, mask),
+            "policy/clip_fraction_positive": masked_sum_and_count(above, mask & (advantages > 0)),
+            "policy/clip_fraction_negative": masked_sum_and_count(below, mask & (advantages < 0)),
             "policy/approx_kl": masked_sum_and_count(approx_kl(log_ratio), mask),
         },
         sums={"policy/loss": loss.detach()},

@@ -19,6 +19,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Proximal policy optimization",
         paper="Schulman et al. 2017, arXiv:1707.06347; Huang et al. 2024, arXiv:2403.17031",
         equation="-min(r A, clip(r, 1 - e, 1 + e) A),  A = sum (gamma lam)^l delta",
+        equation_source="Schulman et al. 2017, eq. 7 (objective), 11 and 12 (advantages)",
         summary="critic, GAE and a clipped ratio per token; KL in the reward",
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
@@ -33,6 +34,7 @@ _BUILT_IN_ALGORITHMS = (
         title="PPO under a cost constraint",
         paper="Ray et al. 2019, Benchmarking Safe Exploration; Dai et al. 2023, arXiv:2310.12773",
         equation="PPO on (R - v C) / (1 + v),  log v += lr v (mean C - limit)",
+        equation_source="Dai et al. 2023, eq. 31 (multiplier); the objective as for ppo",
         summary="PPO whose Lagrange multiplier keeps the mean cost at its limit",
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
@@ -47,6 +49,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Group relative policy optimization",
         paper="Shao et al. 2024, arXiv:2402.03300",
         equation="-mean_i mean_t [min(r A, clip(r) A) - b k3],  A = (R - mean R) / std R",
+        equation_source="Shao et al. 2024, eq. 3 (objective) and 4 (KL)",
         summary="group mean and standard deviation in place of a critic; KL in the loss",
         loss="clipped",
         settings=Settings(
@@ -69,6 +72,7 @@ _BUILT_IN_ALGORITHMS = (
         title="GRPO done right",
         paper="Liu et al. 2025, arXiv:2503.20783",
         equation="-sum_t min(r A, clip(r) A) / L,  A = R - mean R",
+        equation_source="Liu et al. 2025, section 3.2",
         summary="GRPO without its two normalizations",
         loss="clipped",
         settings=Settings(
@@ -83,6 +87,7 @@ _BUILT_IN_ALGORITHMS = (
         title="REINFORCE, leave one out",
         paper="Ahmadian et al. 2024, arXiv:2402.14740",
         equation="-sum_t A log pi / L,  A_i = R_i - mean of R_j, j != i",
+        equation_source="Ahmadian et al. 2024, the estimator RLOO",
         summary="the baseline of a rollout is the mean return of the other rollouts of its group",
         loss="clipped",
         settings=Settings(advantage="leave_one_out", aggregation="constant", group_size=4),
@@ -95,6 +100,7 @@ _BUILT_IN_ALGORITHMS = (
         title="REINFORCE with batch normalization",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss,  A = (R_to_go - mean) / std over the batch",
+        equation_source="Hu et al. 2025, the advantage normalized over the batch",
         summary="return to go, whitened over the whole batch; no critic and no groups",
         loss="clipped",
         settings=Settings(
@@ -110,6 +116,7 @@ _BUILT_IN_ALGORITHMS = (
         title="REINFORCE++ with a group baseline",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss + b k2,  A = whiten(R - mean of group)",
+        equation_source="Hu et al. 2025, the variant with a baseline of the group",
         summary="group mean as baseline, standard deviation of the whole batch, k2 in the loss",
         loss="clipped",
         settings=Settings(
@@ -131,6 +138,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Decoupled clip and dynamic sampling",
         paper="Yu et al. 2025, arXiv:2503.14476",
         equation="-sum_t min(r A, clip(r, 1 - .2, 1 + .28) A) / tokens,  A as in GRPO",
+        equation_source="Yu et al. 2025, eq. 8 (objective), 11 (dynamic sampling) and 13 (length)",
         summary="GRPO with a higher upper clip bound, token mean and soft length limit; groups "
         "with equal scores are replaced",
         loss="clipped",
@@ -155,6 +163,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Group sequence policy optimization",
         paper="Zheng et al. 2025, arXiv:2507.18071",
         equation="-min(s A, clip(s) A),  s = (pi / pi_old)^(1 / length)",
+        equation_source="Zheng et al. 2025, eq. 5 (objective) and 7 (ratio)",
         summary="GRPO with one clipped ratio per sequence",
         loss="clipped_sequence",
         settings=Settings(
@@ -178,6 +187,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Clipped importance-sampling weights",
         paper="MiniMax 2025, arXiv:2506.13585",
         equation="-sg(clip(r, 1 - e, 1 + e')) A log pi / tokens",
+        equation_source="MiniMax 2025, eq. 4 (objective) and 5 (weight)",
         summary="clips the importance weight, which has no gradient, so that clipped tokens "
         "keep their gradient",
         loss="clipped_weight",
@@ -200,6 +210,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Best-of-n distillation (RAFT, expert iteration)",
         paper="Dong et al. 2023, arXiv:2304.06767; Anthony et al. 2017, arXiv:1705.08439",
         equation="-log pi(best of G)",
+        equation_source="Dong et al. 2023, algorithm 1",
         summary="imitates the best rollout of each group",
         loss="likelihood",
         settings=Settings(advantage="best_of_group", group_size=8, kl_placement="none"),
@@ -212,6 +223,7 @@ _BUILT_IN_ALGORITHMS = (
         title="Direct preference optimization on sampled pairs",
         paper="Rafailov et al. 2023, arXiv:2305.18290; Guo et al. 2024, arXiv:2402.04792",
         equation="-[p log s(m) + (1 - p) log s(-m)],  m = b (log-ratio of the pair), p = s(R - R')",
+        equation_source="Rafailov et al. 2023, eq. 7 (loss); Guo et al. 2024 (sampled pairs)",
         summary="best and worst rollout of each group as a preference pair; no critic, no ratio",
         loss="pairwise",
         settings=Settings(
@@ -262,6 +274,7 @@ def algorithm_table() -> list[dict[str, str]]:
             "title": row.title,
             "paper": row.paper,
             "equation": row.equation,
+            "equation source": row.equation_source,
             "summary": row.summary,
             "critic": "yes" if row.needs_critic else "no",
             "groups": "yes" if row.needs_groups else "no",

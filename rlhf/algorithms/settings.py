@@ -17,7 +17,13 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an algorithm; the rows of the registry change some of the defaults."""
+    """Settings of an algorithm; the rows of the registry change some of the defaults.
+
+    Example:
+        >>> from rlhf.plugins import Settings
+        >>> Settings(advantage="group_relative", group_size=8).num_epochs
+        1
+    """
 
     advantage: str = "gae"
     """Name of the advantage estimator."""

@@ -1,11 +1,4 @@
-"""The commands as Python functions, for scripts and notebooks.
-
-    import rlhf
-
-    rlhf.stage("sft", {"output_dir": "runs/sft", "model": {...}, "data": [...]})
-    rlhf.run("configs/quickstart.yaml", seed=3, output_dir="runs/mine")
-    rlhf.evaluate({"output_dir": "runs/eval", ...})
-    rlhf.report("runs/mine")
+"""The commands without a typed function of their own as Python functions.
 
 A configuration is a mapping, a path to a YAML file, or a list of mappings and paths. In a list,
 later entries take precedence.
@@ -31,6 +24,14 @@ Directory = str | os.PathLike[str]
 def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> Path:
     """Run a command that writes a run directory, such as sft, reward, dpo, ppo, grpo or demos.
 
+    Example:
+        >>> files = [{"path": "demos.jsonl", "kind": "sft", "count": 4}]
+        >>> folder = rlhf.stage(
+        ...     "demos", {"env": "text/Echo-v0", "files": files}, output_dir="runs/demos"
+        ... )
+        >>> len((folder / "demos.jsonl").read_text().splitlines())
+        4
+
     Args:
         command: Name of the command on the command line (`rlhf --help`).
         config: A mapping, the path of a YAML file, or a list of mappings and paths.
@@ -49,25 +50,56 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
-    """Run the pipeline in a YAML file; return the path of the pipeline's report."""
+    """Run the pipeline in a YAML file (`rlhf run`).
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("both.yaml").write_text('''
+        ... output_dir: runs/both
+        ... stages:
+        ... - name: judged
+        ...   command: evaluate
+        ...   env: {id: text/Echo-v0}
+        ...   policies: [{name: random}, {name: expert}]
+        ... ''')
+        >>> rlhf.run("both.yaml").as_posix()
+        'runs/both/report.html'
+
+    Args:
+        pipeline: Path of the YAML file.
+        overrides: See `stage`.
+
+    Returns:
+        The path of the pipeline's report.
+
+    Raises:
+        UserError: The configuration or the data are invalid, or the directory cannot be used.
+    """
     commands = command_table()
     from rlhf.pipeline import run_pipeline
 
     return run_pipeline(commands.read("run", [pipeline], list(overrides.items())), commands)
 
 
-def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
-    """Evaluate policies and rewards; return the run directory."""
-    return stage("evaluate", config, **overrides)
-
-
 def report(*directories: Directory) -> Path:
-    """Write an HTML report; return its path.
+    """Write an HTML report (`rlhf report`).
+
+    Example:
+        >>> policies = {"random": None, "expert": None}
+        >>> run = rlhf.evaluate(policies=policies, env="text/Echo-v0", episodes=8)
+        >>> rlhf.report(run).as_posix()
+        'runs/evaluate/report.html'
 
     Args:
         directories: Run or pipeline directories. For one directory, its report is written. For
             several directories, a comparison is written to ``comparison.html`` in the working
             directory.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: A directory contains no run.
     """
     from rlhf.reports import write_comparison_report, write_report
 
@@ -78,7 +110,14 @@ def report(*directories: Directory) -> Path:
 
 
 def compare(*directories: Directory, metric: str | None = None) -> Comparison:
-    """Compare runs by a metric of their evaluations.
+    """Compare runs by a metric of their evaluations (`rlhf compare`).
+
+    Example:
+        >>> policies = {"random": None, "expert": None}
+        >>> run = rlhf.evaluate(policies=policies, env="text/Echo-v0", episodes=8)
+        >>> comparison = rlhf.compare(run, metric="success")
+        >>> {row.method: row.estimate.value for row in comparison.rows}["expert"]
+        1.0
 
     Args:
         directories: Run or pipeline directories, or runs.
@@ -87,6 +126,9 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
     Returns:
         Paired differences between the runs, each with a confidence interval and a sentence that
         states whether the difference is significant.
+
+    Raises:
+        UserError: The runs have no common evaluation, or the metric does not exist.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
@@ -94,12 +136,52 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
 
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
-    """Sample completions from a model; return the lines that `rlhf generate` prints."""
+    """Sample completions from a model; return the lines that `rlhf generate` prints.
+
+    `Run.policy` samples from the model of a run without loading it for each call.
+
+    Example:
+        >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+        >>> lines = rlhf.generate(
+        ...     {"model": {"scratch": size}, "rollout": {"max_new_tokens": 4}},
+        ...     prompt="Hello",
+        ...     samples=2,
+        ... )
+        >>> len(lines)
+        2
+
+    Args:
+        config: See `stage`.
+        overrides: See `stage`.
+
+    Raises:
+        UserError: The configuration or the data are invalid.
+    """
     return _run_and_collect_lines("generate", config, overrides)
 
 
 def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
-    """Score conversations with a reward; return the lines that `rlhf score` prints."""
+    """Score conversations with a reward; return the lines that `rlhf score` prints.
+
+    `rlhf.reward_models.build` returns a reward as a function of conversations.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> _ = Path("talk.jsonl").write_text('{"prompt": "6*7?", "completion": "42"}')
+        >>> lines = rlhf.score(
+        ...     {"rewards": [{"kind": "exact_match", "answer": "42"}]}, input="talk.jsonl"
+        ... )
+        >>> json.loads(lines[0])["score"]
+        1.0
+
+    Args:
+        config: See `stage`.
+        overrides: See `stage`.
+
+    Raises:
+        UserError: The configuration or the data are invalid.
+    """
     return _run_and_collect_lines("score", config, overrides)
 
 

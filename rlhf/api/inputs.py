@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import atomic_path, json_line, sha256_of, write_text
+from rlhf.common.guards import (
+    as_list,
+    is_instance_of_dataclass,
+    is_mapping,
+    is_path,
+    is_sequence,
+    is_set,
+)
 from rlhf.common.objects import reference_to
 from rlhf.config.data import DataSpec
 from rlhf.errors import UserError
@@ -41,13 +49,13 @@ def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
         elif key in ("data", "eval_data", "test_data"):
             tree[key] = data_list(value, key)
         elif key in ("rewards", "gold"):
-            rewards = (
-                value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-            )
+            rewards = as_list(value)
             tree[key] = [reward_tree(r, f"{key}.{i}") for i, r in enumerate(rewards)]
         elif key == "callbacks":
-            callbacks = value if isinstance(value, Sequence) else [value]
+            callbacks = as_list(value)
             tree[key] = [_callback_entry(c, f"callbacks.{i}") for i, c in enumerate(callbacks)]
+        elif key == "rollout":
+            tree[key] = rollout_tree(value)
         else:
             tree[key] = plain(value)
     if tokenizer is not None and "model" not in given:
@@ -59,17 +67,56 @@ def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def evaluation_tree(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration for the keyword arguments of `rlhf.evaluate`.
+
+    Args:
+        options: Configuration keys. ``policies`` can be a mapping from names to models, and
+            ``text``, ``pairs`` and ``pairs_train`` can be data of any form of `data_list`.
+
+    Raises:
+        UserError: An object cannot be used.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    policies = given.pop("policies", None)
+    data = {key: given.pop(key) for key in ("text", "pairs", "pairs_train") if key in given}
+    tree = configuration_tree(given)
+    if policies is not None:
+        tree["policies"] = policy_list(policies)
+    return tree | {key: data_list(value, key) for key, value in data.items()}
+
+
+def policy_list(policies: Any) -> list[dict[str, Any]]:
+    """Return the list of policies of an evaluation.
+
+    Args:
+        policies: Name -> model, as for `model_tree`, or None for the random or expert policy of the
+            environment; or a list of mappings with ``name`` and ``model``.
+    """
+    entries: Any = policies
+    if is_mapping(policies):
+        entries = [{"name": name, "model": model} for name, model in policies.items()]
+    return [plain(_policy_entry(entry)) for entry in entries]
+
+
+def _policy_entry(entry: Any) -> Any:
+    """Return an entry of ``policies`` whose model is a configuration."""
+    if not is_mapping(entry) or entry.get("model") is None:
+        return entry
+    return {**entry, "model": model_tree(entry["model"])}
+
+
 def plain(value: Any) -> Any:
     """Return plain data for a value of a configuration, which can contain configuration classes."""
     if type(value).__module__ == "numpy":
         return value.tolist()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if is_instance_of_dataclass(value):
         return plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if is_sequence(value):
         return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
+    if is_path(value):
         return os.fspath(value)
     return value
 
@@ -92,16 +139,18 @@ def model_tree(model: Any, tokenizer: Any = None) -> dict[str, Any]:
         if tokenizer is not None:
             raise UserError("tokenizer has no effect on a model that is not loaded; remove it")
         folder = getattr(model, "model_path", model)  # of a finished run
-        if isinstance(folder, str | os.PathLike):
+        if is_path(folder):
             return {"path": os.fspath(folder)}
         return plain(folder)
     if type(model).__module__.partition(".")[0] == "peft":
         raise UserError("model: give the base model, and the configuration of the adapter as lora=")
     if tokenizer is None:
-        from transformers import AutoTokenizer
+        import transformers
+
+        loader: Any = transformers.AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+            tokenizer = loader.from_pretrained(model.name_or_path)
         except (OSError, ValueError) as error:
             raise UserError("model: also give the tokenizer of the loaded model") from error
     tree = {"path": str(_saved_model(model, tokenizer))}
@@ -167,7 +216,7 @@ def lora_tree(lora: Any) -> dict[str, Any]:
         if field.name in _PEFT_KEYS:
             if field.name == "target_modules" and value == "all-linear":
                 value = None
-            if isinstance(value, set):
+            if is_set(value):
                 value = sorted(value)
             if value is not None:
                 tree[_PEFT_KEYS[field.name]] = plain(value)
@@ -177,6 +226,43 @@ def lora_tree(lora: Any) -> dict[str, Any]:
                 f"{', '.join(_PEFT_KEYS)}"
             )
     return tree
+
+
+_GENERATION_KEYS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
+"""Fields of transformers' GenerationConfig that are keys of ``rollout`` with the same meaning."""
+_IGNORED_GENERATION_KEYS = {
+    "bos_token_id",  # the special tokens are those of the model
+    "eos_token_id",
+    "pad_token_id",
+    "do_sample",  # see rollout_tree
+    "transformers_version",
+}
+
+
+def rollout_tree(rollout: Any) -> Any:
+    """Return the configuration of sampling.
+
+    Args:
+        rollout: Mapping, `OnlineRolloutSpec`, or transformers' ``GenerationConfig``. If its
+            ``do_sample`` is False, the temperature is 0.
+
+    Raises:
+        UserError: The ``GenerationConfig`` has a setting that the toolkit does not support.
+    """
+    if type(rollout).__name__ != "GenerationConfig":
+        return plain(rollout)
+    tree = {
+        key: value
+        for key, value in rollout.to_diff_dict().items()
+        if value is not None and key not in _IGNORED_GENERATION_KEYS and not key.startswith("_")
+    }
+    for key in tree:
+        if key not in _GENERATION_KEYS:
+            raise UserError(
+                f"rollout: {key} of GenerationConfig is not supported; supported are "
+                f"{', '.join(_GENERATION_KEYS)}"
+            )
+    return tree | {"temperature": 0.0} if rollout.do_sample is False else tree
 
 
 class EnvironmentCopies:
@@ -208,9 +294,9 @@ def env_tree(env: Any) -> dict[str, Any]:
     """
     if isinstance(env, str):
         return {"id": env}
-    if isinstance(env, Mapping):
+    if is_mapping(env):
         return {**plain(env), "id": env_tree(env["id"])["id"]} if env.get("id") else plain(env)
-    if dataclasses.is_dataclass(env) and not isinstance(env, type):
+    if is_instance_of_dataclass(env):
         return plain(env)
     if hasattr(env, "reset") and hasattr(env, "step") and not isinstance(env, type):
         return {"id": reference_to(EnvironmentCopies(env), "env")}
@@ -231,7 +317,7 @@ def reward_tree(reward: Any, key: str) -> dict[str, Any]:
             function can be a function.
         key: Configuration key of the reward.
     """
-    if isinstance(reward, Mapping):
+    if is_mapping(reward):
         tree = dict(reward)
         if callable(tree.get("path")):
             tree = {
@@ -243,7 +329,7 @@ def reward_tree(reward: Any, key: str) -> dict[str, Any]:
         return {"kind": "trained", "path": os.fspath(path)}
     if isinstance(reward, str) and os.sep not in reward:
         return {"kind": reward}
-    if isinstance(reward, str | os.PathLike):
+    if is_path(reward):
         return {"kind": "trained", "path": os.fspath(reward)}
     if not callable(reward):
         raise UserError(f"{key}: a reward must be a function, got {type(reward).__name__}")
@@ -256,7 +342,7 @@ def _callback_entry(callback: Any, key: str) -> Any:
     """Return the entry of a callback in the configuration."""
     if isinstance(callback, str):
         return callback
-    if isinstance(callback, Mapping):
+    if is_mapping(callback):
         entry = dict(callback)
         entry["callback"] = _callback_entry(entry.get("callback"), key)
         return plain(entry)
@@ -277,11 +363,11 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
     Raises:
         UserError: The data cannot be stored.
     """
-    if isinstance(data, str | os.PathLike):
+    if is_path(data):
         return [{"path": os.fspath(data)}]
     if isinstance(data, DataSpec):
         return [{k: v for k, v in dataclasses.asdict(data).items() if v is not None}]
-    if isinstance(data, Mapping):
+    if is_mapping(data):
         if {"train", "test"} & set(data) or type(data).__name__ == "DatasetDict":
             raise UserError(f"{key}: choose a split, such as data[{next(iter(data))!r}]")
         return [dict(data)]
@@ -289,10 +375,10 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
         return [{"path": str(_stored(data.to_parquet, ".parquet"))}]
     if type(data).__name__ == "DataFrame":
         return data_list(data.to_dict("records"), key)
-    if not isinstance(data, Sequence) or not data:
+    if not is_sequence(data) or not data:
         raise UserError(
             f"{key}: expected a path, a datasets.Dataset or a list of rows, got "
-            f"{type(data).__name__}{' without rows' if isinstance(data, Sequence) else ''}"
+            f"{type(data).__name__}{' without rows' if is_sequence(data) else ''}"
         )
     if all(_is_row(item) for item in data):
         return [{"path": str(_stored_rows(data, key))}]
@@ -301,7 +387,7 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
 
 def _is_row(item: Any) -> bool:
     """Return whether an item of a list is a row, and not the configuration of a dataset."""
-    return isinstance(item, Mapping) and not ("path" in item and set(item) <= _DATA_KEYS)
+    return is_mapping(item) and not ("path" in item and set(item) <= _DATA_KEYS)
 
 
 def _stored_rows(rows: Sequence[Mapping[str, Any]], key: str) -> Path:

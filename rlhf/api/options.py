@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from rlhf.algorithms.settings import Settings
+from rlhf.api.results import Run
 from rlhf.common.conversation import RewardFunction
 from rlhf.config.data import DataSpec
+from rlhf.config.evaluate import HarnessTasksSpec, TextClassificationSpec
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OptimizerSpec, RewardShaping
 from rlhf.config.rollout import EnvSpec, OnlineRolloutSpec
@@ -27,6 +31,8 @@ Data: TypeAlias = Path | Keys | DataSpec | Sequence[Any] | Any
 """Path, hub id, configuration, ``datasets.Dataset``, pandas DataFrame, or list of rows."""
 Reward: TypeAlias = RewardFunction | Path | Keys | Any
 """Function of conversations, `Reward`, kind, trained reward model, or configuration."""
+Sampling: TypeAlias = OnlineRolloutSpec | Keys | Any
+"""Configuration, or transformers' ``GenerationConfig``."""
 CallbackLike: TypeAlias = Callback | type[Callback] | Callable[[TrainingEvent], Any] | str | Keys
 
 
@@ -39,6 +45,7 @@ class TrainingOptions(TypedDict, total=False):
     lora: LoraSpec | Keys | Any
     seed: int
     resume: bool
+    allow_changes: Sequence[str]
     overwrite: bool
     plugins: Sequence[str]
     callbacks: CallbackLike | Sequence[CallbackLike]
@@ -80,6 +87,31 @@ class RewardOptions(OfflineOptions, total=False):
     test_data: Data
 
 
+class EvaluationOptions(TypedDict, total=False):
+    """Arguments of `evaluate`."""
+
+    output_dir: Path
+    policies: Mapping[str, Model | None] | Sequence[Keys]
+    env: Environment
+    prompts: Data
+    rewards: Reward | Sequence[Reward]
+    text: Data
+    classes: TextClassificationSpec | Keys
+    tasks: HarnessTasksSpec | Keys
+    pairs: Data
+    pairs_train: Data
+    rollout: Sampling
+    episodes: int
+    samples: int
+    first_episode: int
+    decoding: Literal["greedy", "sampled"]
+    max_length: int
+    seed: int
+    resume: bool
+    overwrite: bool
+    plugins: Sequence[str]
+
+
 class OnlineOptions(TrainingOptions, total=False):
     """Arguments of the online algorithms."""
 
@@ -88,7 +120,7 @@ class OnlineOptions(TrainingOptions, total=False):
     rewards: Reward | Sequence[Reward]
     gold: Reward | Sequence[Reward]
     algorithm: Settings | Keys
-    rollout: OnlineRolloutSpec | Keys
+    rollout: Sampling
     optimizer: OptimizerSpec | Keys
     kl: KLSpec | Keys
     shaping: RewardShaping | Keys
@@ -101,3 +133,24 @@ class OnlineOptions(TrainingOptions, total=False):
     save_every: int
     keep_best: bool
     samples_per_step: int
+
+
+F = TypeVar("F", bound=Callable[..., Run])
+
+
+def with_signature(options: type) -> Callable[[F], F]:
+    """Return a decorator that shows the keys of ``options`` in the signature, for help texts."""
+    parameters = [
+        inspect.Parameter("config", inspect.Parameter.POSITIONAL_ONLY, default=None),
+        *(
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=None)
+            for key, hint in typing.get_type_hints(options).items()
+        ),
+    ]
+
+    def decorate(function: F) -> F:
+        signature = inspect.Signature(parameters, return_annotation=Run)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorate

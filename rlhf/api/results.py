@@ -9,13 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf.api.live_plot import MAIN_METRICS, Points, charts_as_images_html
 from rlhf.common.files import read_json
+from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping_or_empty
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
+from rlhf.runs.changes import read_changes
 from rlhf.runs.renamed import read_metrics, read_samples, upgraded_config
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
     from rlhf.reward_models import Reward
 
@@ -24,10 +27,14 @@ class Run:
     """A run directory that `rlhf.train` or the command line wrote.
 
     A run can be used wherever a path of a run directory is expected, and as the model of another
-    run:
+    run. At the end of a notebook cell, it is shown as its main curves.
 
-    >>> run = Run("runs/ppo")  # doctest: +SKIP
-    >>> run.metrics["reward/mean"].plot()  # doctest: +SKIP
+    Example:
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> _ = rlhf.rloo(model=scratch, env="text/Echo-v0", num_steps=1)
+        >>> run = rlhf.Run("runs/rloo")
+        >>> run.config["algorithm"]["group_size"], "reward/mean" in run.metrics
+        (4, True)
 
     Args:
         directory: The run directory.
@@ -48,15 +55,23 @@ class Run:
         return f"Run({str(self.directory)!r})"
 
     def _repr_html_(self) -> str:
-        """Return the last values of the metrics, for a notebook."""
-        last = {k: v for row in read_metrics(self.directory) for k, v in row.items() if "/" in k}
+        """Return the main curves and the last values of all metrics, for a notebook."""
+        points: Points = {}
+        last: dict[str, float] = {}
+        for row in read_metrics(self.directory):
+            for key, value in row.items():
+                if "/" in key and is_number(value):
+                    last[key] = value
+                    if key in MAIN_METRICS:
+                        points.setdefault(key, []).append((row["step"], value))
         rows = "".join(
             f"<tr><td>{html.escape(key)}</td><td>{value:.4g}</td></tr>"
             for key, value in sorted(last.items())
-            if isinstance(value, int | float)
         )
-        title = f"{self.command} in {self.directory}"
-        return f"<p>{html.escape(title)}</p><table>{rows}</table>"
+        state = "" if self.finished else ", not finished"
+        title = html.escape(f"{self.command} in {self.directory}{state}")
+        table = f"<details><summary>last values of all metrics</summary><table>{rows}</table>"
+        return f"<p>{title}</p>{charts_as_images_html(points)}{table}</details>"
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -74,22 +89,28 @@ class Run:
         return (self.directory / "finished").exists()
 
     @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Settings that were changed when the run was resumed: step, key, before and after."""
+        return read_changes(self.directory)
+
+    @property
     def metrics(self) -> pd.DataFrame:
         """The logged metrics: one row for each step, one column for each metric of docs/metrics.md.
 
         A value that was not logged at a step is NaN.
         """
-        import pandas as pd
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         rows = [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(self.directory)]
         if not rows:
             return pd.DataFrame(index=pd.Index([], name="step"))
-        return pd.DataFrame(rows).groupby("step").last()
+        frame: Any = pd.DataFrame(rows)
+        return frame.groupby("step").last()
 
     @property
     def samples(self) -> pd.DataFrame:
         """The recorded transcripts, with their step, split, messages and scores."""
-        import pandas as pd
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         return pd.DataFrame(read_samples(self.directory))
 
@@ -135,6 +156,32 @@ class Run:
 
         return load_rewards({"kind": "trained", "path": str(self.model_path)})
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload the trained model, in the format of transformers, to the Hugging Face Hub.
+
+        The access token is the one that `huggingface_hub` finds, such as the variable ``HF_TOKEN``.
+
+        Args:
+            repo_id: Name of the repository, such as ``me/my-model``. It is created if necessary.
+            private: Whether a new repository is private; by default, as the account is set up.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            UserError: The run has no trained model, or the model cannot be uploaded.
+        """
+        from huggingface_hub import HfApi
+
+        folder, api = self.model_path, HfApi()
+        message = f"Upload the model that rlhf {self.command} trained"
+        try:
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        except Exception as error:  # the client raises errors of several HTTP libraries
+            raise UserError(f"{repo_id}: the upload failed: {first_line(error)}") from error
+        return str(address)
+
     def report(self) -> Path:
         """Write the HTML report; return its path."""
         from rlhf.reports import write_report
@@ -176,8 +223,8 @@ class TextPolicy:
         Returns:
             The completions of the first prompt, then those of the second, and so on.
         """
-        from rlhf.commands.generate import completions
         from rlhf.config.rollout import RolloutSpec
+        from rlhf.rollout.completions import completions
 
         several = [prompts] if isinstance(prompts, str) else list(prompts)
         conversations = [

@@ -6,14 +6,18 @@ reward. The functions and the command line use the same code: a call is a config
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, Unpack
+from collections.abc import Sequence
+from typing import Any, Protocol, Unpack
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.api.inputs import configuration_tree
-from rlhf.api.options import Config, OfflineOptions, OnlineOptions, RewardOptions
+from rlhf.api.options import (
+    Config,
+    OfflineOptions,
+    OnlineOptions,
+    RewardOptions,
+    with_signature,
+)
 from rlhf.api.results import Run
 from rlhf.api.table import as_sources, command_table
 
@@ -59,28 +63,7 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
     return Run(checked.output_dir)
 
 
-_F = TypeVar("_F", bound=Callable[..., Run])
-
-
-def _with_signature(options: type) -> Callable[[_F], _F]:
-    """Return a decorator that shows the keys of ``options`` in the signature, for help texts."""
-    parameters = [
-        inspect.Parameter("config", inspect.Parameter.POSITIONAL_ONLY, default=None),
-        *(
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=None)
-            for key, hint in typing.get_type_hints(options).items()
-        ),
-    ]
-
-    def decorate(function: _F) -> _F:
-        signature = inspect.Signature(parameters, return_annotation=Run)
-        function.__signature__ = signature  # type: ignore[attr-defined]
-        return function
-
-    return decorate
-
-
-@_with_signature(OfflineOptions)
+@with_signature(OfflineOptions)
 def sft(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[OfflineOptions]
 ) -> Run:
@@ -100,7 +83,7 @@ def sft(
     return train("sft", config, **options)
 
 
-@_with_signature(RewardOptions)
+@with_signature(RewardOptions)
 def train_reward(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[RewardOptions]
 ) -> Run:
@@ -126,7 +109,7 @@ def train_reward(
     return train("reward", config, **options)
 
 
-@_with_signature(OfflineOptions)
+@with_signature(OfflineOptions)
 def dpo(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[OfflineOptions]
 ) -> Run:
@@ -148,7 +131,7 @@ def dpo(
     return train("dpo", config, **options)
 
 
-@_with_signature(OfflineOptions)
+@with_signature(OfflineOptions)
 def kto(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[OfflineOptions]
 ) -> Run:
@@ -205,7 +188,7 @@ Args:
 def _online_function(name: str, function_name: str) -> OnlineFunction:
     """Return the function of an online algorithm, whose documentation is from its registry row."""
 
-    @_with_signature(OnlineOptions)
+    @with_signature(OnlineOptions)
     def function(
         config: Config | Sequence[Config] | None = None, /, **options: Unpack[OnlineOptions]
     ) -> Run:

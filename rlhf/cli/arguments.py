@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
 # Options whose value may be omitted: `--resume` is the same as `--resume true`.
-OPTIONAL_VALUE_FLAGS = ("resume", "overwrite", "json")
+OPTIONAL_VALUE_FLAGS = ("resume", "overwrite", "json", "blind")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
 from rlhf.config.load import assemble_tree
 from rlhf.config.online import algorithm_with_settings
+from rlhf.runs.directory import flatten_keys
 
 USAGE = """\
 usage: rlhf COMMAND [--config FILE ...] [--key value ...]
@@ -64,7 +65,7 @@ def command_help(command: Command, arguments: Arguments) -> str:
             other settings have an effect and are listed.
     """
     options = {field: import_object(path) for field, path in command.options.items()}
-    defaults: dict[str, Any] = {}
+    defaults = flatten_keys(command.defaults)
     hidden: set[str] = set()
     notes: list[str] = []
     tree: dict[str, Any] = {}

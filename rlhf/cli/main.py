@@ -23,7 +23,7 @@ from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
-from rlhf.common.foreign import describe_exception
+from rlhf.common.foreign import describe_exception, user_location
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
@@ -161,7 +161,7 @@ def _set_up_logging() -> None:
 def _report_error(error: BaseException, *, debug: bool) -> int:
     """Print the message of the error that ended a command; return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # stdout is flushed at exit
+        _discard_output_that_cannot_be_written()
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         _print_error("rlhf: stopped by the user")
@@ -169,10 +169,12 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, Interrupted):
         _print_error(f"rlhf: {error}")
         return 128 + error.number
-    if isinstance(error, SystemExit):  # exit code 0 without a result would look like success
+    if isinstance(error, SystemExit) and not _is_in_user_code(error):
+        # The exit code 0 without a result would look like success.
         _print_error(f"rlhf: imported code called sys.exit({error.code!r})")
         return 1
     if not debug and not isinstance(error, UserError) and (cause := find_write_error(error)):
+        _discard_output_that_cannot_be_written()
         path = f"{cause.filename}: " if cause.filename else ""
         _print_error(
             f"rlhf: {path}{describe_write_error(cause)}, then repeat the command (a run continues "
@@ -196,11 +198,21 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     return 2
 
 
+def _discard_output_that_cannot_be_written() -> None:
+    """Redirect standard output, which is flushed at exit, to nothing if it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _is_in_user_code(error: BaseException) -> bool:
     """Return whether an error was raised in a plug-in, or in code that a plug-in called."""
-    files = loaded_user_files()
+    files, place = loaded_user_files(), user_location(error)
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename in files for frame in frames)
+    return any(frame.filename in files for frame in frames) or (
+        place is not None and place[0] in files
+    )
 
 
 def _print_error(text: str) -> None:

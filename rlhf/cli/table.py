@@ -58,6 +58,14 @@ COMMANDS = CommandTable(
                 "rlhf.commands.doctor:DoctorConfig",
                 "rlhf.commands.doctor:doctor",
             ),
+            Command(
+                "completion",
+                "print a script that completes commands and keys in bash, zsh or fish",
+                "rlhf.commands.completion:CompletionConfig",
+                "rlhf.commands.completion:completion",
+                arguments=("shell",),
+                runs_commands=True,
+            ),
         ],
         "Whole experiments": [
             Command(
@@ -76,6 +84,13 @@ COMMANDS = CommandTable(
                 "rlhf.commands.report:ReportConfig",
                 "rlhf.commands.report:report",
                 arguments=("directories",),
+            ),
+            Command(
+                "branch",
+                "copy a checkpoint of a run into a new run, which continues with --resume",
+                "rlhf.commands.branch:BranchConfig",
+                "rlhf.commands.branch:branch",
+                arguments=("checkpoint", "output_dir"),
             ),
             Command(
                 "replay",
@@ -100,6 +115,13 @@ COMMANDS = CommandTable(
                 plan="rlhf.studies.bench.run:plan",
                 arguments=("config",),
                 runs_commands=True,
+            ),
+            Command(
+                "plan-seeds",
+                "plan the numbers of training seeds and episodes that detect a difference",
+                "rlhf.commands.plan_seeds:PlanSeedsConfig",
+                "rlhf.commands.plan_seeds:plan",
+                arguments=("runs",),
             ),
             Command(
                 "sweep",
@@ -159,16 +181,38 @@ COMMANDS = CommandTable(
                 runs_commands=True,
             ),
             Command(
+                "explain",
+                "explain rewards, policies and stages of training by their tokens, on a page",
+                "rlhf.config.explain:ExplainConfig",
+                "rlhf.commands.explain:explain",
+                makes_run=True,
+            ),
+            Command(
                 "generate",
                 "sample completions of a model for prompts",
                 "rlhf.commands.generate:GenerateConfig",
                 "rlhf.commands.generate:generate",
             ),
             Command(
+                "chat",
+                "talk to models side by side, in the terminal or on a local page",
+                "rlhf.config.chat:ChatConfig",
+                "rlhf.commands.chat:chat",
+                arguments=("models",),
+                defaults={"rollout": {"max_new_tokens": 256}},
+            ),
+            Command(
                 "score",
                 "score conversations with a reward",
                 "rlhf.commands.score:ScoreConfig",
                 "rlhf.commands.score:score",
+            ),
+            Command(
+                "serve",
+                "serve a model and rewards over HTTP, compatible with clients of OpenAI",
+                "rlhf.config.serve:ServeConfig",
+                "rlhf.commands.serve:serve",
+                read="rlhf.commands.serve:read_config",
             ),
         ],
         "People": [
@@ -248,6 +292,13 @@ COMMANDS = CommandTable(
                 "rlhf.commands.models:MergeConfig",
                 "rlhf.commands.models:merge_model",
                 arguments=("adapter", "target"),
+            ),
+            Command(
+                "export",
+                "write a trained model with its cards; GGUF, ONNX, upload to the Hub",
+                "rlhf.config.export:ExportConfig",
+                "rlhf.commands.export:export",
+                arguments=("source", "target"),
             ),
             Command(
                 "engine start",

@@ -35,7 +35,9 @@ def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
             raise UserError(
                 f"algorithms: unknown algorithm {config.name!r}{did_you_mean(config.name, by_name)}"
             )
-        yield "\n".join(f"{key:>12}: {value}" for key, value in by_name[config.name].items())
+        row = by_name[config.name]
+        width = max(map(len, row))
+        yield "\n".join(f"{key:>{width}}: {value}" for key, value in row.items())
     elif config.json:
         yield json.dumps(rows, indent=2)
     else:

@@ -21,7 +21,8 @@ from rlhf.common.registry import check_new_name
 from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
-from rlhf.runs.directory import Run, check_unchanged_configuration
+from rlhf.runs.changes import check_unchanged_configuration
+from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
 
 log = logging.getLogger(__name__)
@@ -155,9 +156,12 @@ class CommandTable(dict[str, Command]):
             effective = algorithm_of(name, config).effective_settings
             tree["algorithm"] = {k: v for k, v in tree["algorithm"].items() if k in effective}
         if "trainer" in self[name].options:
-            from rlhf.config.offline import trainer_defaults
+            from rlhf.config.offline import own_trainer_defaults, trainer_defaults
+            from rlhf.config.optimization import OPTIONS_BY_COMMAND
 
             defaults = {k: v for k, v in trainer_defaults(name).items() if v is not None}
+            if name not in OPTIONS_BY_COMMAND:  # only TRL trains
+                defaults |= own_trainer_defaults(import_object(self[name].options["trainer"]))
             tree["trainer"] = {**defaults, **tree["trainer"]}
         return {"command": name, **tree} if self[name].makes_run else tree
 

@@ -29,7 +29,11 @@ OPTIONAL_PACKAGES = {
     "tasks of rlhf evaluate": ("lm_eval", "tasks"),
     "--launcher ray": ("ray", "ray"),
     "rlhf label": ("uvicorn", "web"),
+    "rlhf chat --interface page": ("uvicorn", "web"),
+    "rlhf serve": ("prometheus_client", "serve"),
     "rewards: vader": ("vaderSentiment", "sentiment"),
+    "attribution.methods: shapley": ("captum", "explain"),
+    "rlhf export --onnx true": ("onnxruntime", "onnx"),
 }
 """Feature -> imported package, and the extra that installs it."""
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
-from rlhf.config.rollout import EnvSpec, RolloutSpec
-
-if TYPE_CHECKING:
-    from rlhf.rollout.batch import Rollout
+from rlhf.config.rollout import RolloutSpec
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
     from rlhf.reward_models.chat_template import prompt_with_tools
+    from rlhf.rollout.completions import completions
 
     prompts = (
         [
@@ -70,40 +68,3 @@ def generate(config: GenerateConfig) -> Iterator[str]:
             yield reply["content"]
         else:
             yield json.dumps({"prompt": prompt, "completion": [reply]}, ensure_ascii=False)
-
-
-def completions(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Any],
-    rollout: RolloutSpec,
-    *,
-    samples: int,
-    seed: int,
-    temperature: float | None = None,
-) -> list[Rollout]:
-    """Sample completions of prompts.
-
-    Args:
-        model: The model.
-        tokenizer: Tokenizer of the model.
-        prompts: Conversations that end with a user message.
-        rollout: Sampling settings.
-        samples: Number of completions of each prompt.
-        seed: Random seed.
-        temperature: Temperature in place of that of ``rollout``.
-
-    Returns:
-        The completions of the first prompt, then those of the second, and so on.
-    """
-    from rlhf.rollout.collector import Collector, EpisodeSeed
-
-    env = EnvSpec(prompts=[DataSpec("the prompts")])  # a placeholder, which is not read
-    collector = Collector.open(model, tokenizer, env, rollout, prompts=prompts)
-    size = len(prompts)
-    first = seed * size  # `size` consecutive seeds visit each prompt once
-    starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(samples)]
-    try:
-        return collector.collect(starts, temperature=temperature)
-    finally:
-        collector.close()

@@ -9,14 +9,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from rlhf.common.ranges import AtLeastTwo, Port, PositiveInt, Seed
-from rlhf.common.text import escape_invisible
 from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
-from rlhf.config.labeling import LabelMode, LabelOrder
+from rlhf.config.labeling import LabelMode, LabelOrder, check_annotator
 from rlhf.errors import UserError
-
-MAX_ANNOTATOR = 100
-"""Maximum number of characters of an annotator's id."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +61,7 @@ class LabelConfig(CommandConfig):
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data: give at least one source of items")
-        name = self.annotator
-        if (
-            not name
-            or name != name.strip()
-            or len(name) > MAX_ANNOTATOR
-            or escape_invisible(name) != name
-        ):
-            raise ValueError(
-                f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, without "
-                "spaces at its ends, got "
-                f"{name[:MAX_ANNOTATOR]!r}"
-            )
+        check_annotator(self.annotator)
         if self.mode != "pairs":
             for key, default in (("checks", []), ("strengths", 3), ("check_every", 10)):
                 if getattr(self, key) != default:

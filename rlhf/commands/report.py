@@ -43,12 +43,16 @@ class CompareConfig:
     gold score is compared if it was computed, and the training reward otherwise."""
     baseline: str | None = None
     """Method with which the other methods are compared; the default is the first method."""
+    tables: str | None = None
+    """Folder to which the scores and the differences are written as CSV, LaTeX and JSON."""
     json: bool = False
     """Print JSON instead of Markdown."""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise UserError("compare: give at least one run directory")
+        if self.tables and Path(self.tables).is_file():
+            raise UserError(f"compare: --tables {self.tables} is a file: give the path of a folder")
 
 
 def report(config: ReportConfig) -> Iterator[str]:
@@ -68,4 +72,9 @@ def compare(config: CompareConfig) -> Iterator[str]:
 
     runs = [Path(run) for run in config.runs]
     result = compare_runs(runs, metric=config.metric, baseline=config.baseline)
+    if config.tables:
+        from rlhf.reports.results import difference_table, score_table
+        from rlhf.reports.tables import save_tables
+
+        save_tables(Path(config.tables), [score_table(result), difference_table([result])])
     yield result.to_json() if config.json else result.to_markdown()

@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -257,11 +258,14 @@ def read_json(path: Path) -> Any:
 
     Raises:
         UserError: The content cannot be read as JSON; the message names the file, and for invalid
-            JSON the line.
+            JSON, and for an object with the same key twice, the line.
     """
     with open_text(path) as stream:
+        text = stream.read()
         try:
-            return json.load(stream)
+            return _DECODER.decode(text)
+        except RepeatedKeyError as error:
+            problem = f"line {_line_of_repeated_key(text)}: {error}"
         except json.JSONDecodeError as error:
             hint = (
                 "; if the file has one object per line, rename it to .jsonl"
@@ -305,10 +309,13 @@ def parse_json_line(line: str, where: str) -> dict[str, Any]:
     """Return the object in a line of a JSON-lines file.
 
     Raises:
-        UserError: The line is not a JSON object; the message begins with ``where``.
+        UserError: The line is not a JSON object, or an object has a key twice; the message begins
+            with ``where``.
     """
     try:
-        row = json.loads(line)
+        row = _DECODER.decode(line)
+    except RepeatedKeyError as error:
+        raise UserError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
@@ -318,6 +325,50 @@ def parse_json_line(line: str, where: str) -> dict[str, Any]:
             f"{where}: expected an object {{...}}, found a value of type {type(row).__name__}"
         )
     return row
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these keys and values.
+
+    Raises:
+        RepeatedKeyError: A key occurs twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key, count in counts.items() if count > 1)
+        raise RepeatedKeyError(f"the key {key!r} occurs twice in an object; remove one of them")
+    return found
+
+
+class RepeatedKeyError(ValueError):
+    """Error for a JSON object that has the same key twice. Python would keep the last value."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_SPACE = re.compile(r"\s*")
+
+
+def _line_of_repeated_key(text: str) -> int:
+    """Return the line on which the item of a JSON list begins that has the same key twice.
+
+    The result is 1 if the text is not a list.
+    """
+    position = _end_of_space(text, 0)
+    while text[position : position + 1] in ("[", ","):
+        start = _end_of_space(text, position + 1)
+        try:
+            _, end = _DECODER.raw_decode(text, start)
+        except ValueError:
+            return text.count("\n", 0, start) + 1
+        position = _end_of_space(text, end)
+    return 1
+
+
+def _end_of_space(text: str, start: int) -> int:
+    """Return the index of the first character from ``start`` on that is not whitespace."""
+    space = _SPACE.match(text, start)
+    return space.end() if space else start
 
 
 def _is_complete_json(text: str) -> bool:

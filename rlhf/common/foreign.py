@@ -31,6 +31,10 @@ _MAX_MESSAGE = 160
 """Number of characters to which the message of a reported exception is truncated."""
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _TOOLKIT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+Place = tuple[str, int]
+"""Path of a file, and number of a line."""
+_DEFAULT_LOCATION = "_rlhf_location"
+"""Attribute of an exception with its location if the traceback has no line of the user."""
 
 
 def describe_exception(error: BaseException) -> str:
@@ -43,19 +47,29 @@ def describe_exception(error: BaseException) -> str:
     place = user_location(error)
     if place is None and frames:
         place = frames[-1].filename, frames[-1].lineno or 0
-    location = f" ({os.path.basename(place[0])}:{place[1]})" if place else ""
     # Masking a long text, such as a whole reply, takes seconds.
     text = error.msg if isinstance(error, SyntaxError) else message_of(error)
     message = mask_secrets(" ".join(text[: 10 * _MAX_MESSAGE].split()))
     message = f": {message[:_MAX_MESSAGE]}" if message else ""
-    return f"{type(error).__name__}{message}{location}"
+    return f"{type(error).__name__}{message}{location_text(place)}"
 
 
-def user_location(error: BaseException) -> tuple[str, int] | None:
+def location_text(place: Place | None) -> str:
+    """Return a location for a message, such as " (mine.py:3)"; "" for None."""
+    return f" ({os.path.basename(place[0])}:{place[1]})" if place else ""
+
+
+def set_default_location(error: BaseException, place: Place) -> None:
+    """Set the result of `user_location` for an exception without a line in the user's code."""
+    setattr(error, _DEFAULT_LOCATION, place)
+
+
+def user_location(error: BaseException) -> Place | None:
     """Return file and line of an exception in the user's code; None if it has no line there.
 
     It is the deepest line of the traceback that is outside installed packages and outside this
     toolkit, because a user can change this line. For a syntax error, it is the line of the error.
+    Without such a line, it is the location of `set_default_location`.
     """
     if isinstance(error, SyntaxError) and error.filename and not is_library_file(error.filename):
         return error.filename, error.lineno or 0
@@ -63,7 +77,7 @@ def user_location(error: BaseException) -> tuple[str, int] | None:
     lines = [(f.filename, f.lineno or 0) for f in frames if not is_library_file(f.filename)]
     if not lines and error.__cause__ is not None:  # such as the SystemExit of `foreign_exceptions`
         return user_location(error.__cause__)
-    return lines[-1] if lines else None
+    return lines[-1] if lines else getattr(error, _DEFAULT_LOCATION, None)
 
 
 def is_library_file(path: str) -> bool:
@@ -134,7 +148,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     with (
         output_to_stderr(),
         restored_process_state(),
-        _time_limit(timeout),
+        time_limit(timeout),
         foreign_exceptions(),
         exit_as_exception(),
     ):
@@ -293,7 +307,8 @@ def _matmul_precision(torch: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float | None) -> Iterator[None]:
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Return a context manager that raises TimeoutError in a block that exceeds a time limit."""
     if seconds is None:
         yield
         return
@@ -310,8 +325,10 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)
         yield
-    except _Expired:
-        raise TimeoutError(f"took longer than {seconds:g} s") from None
+    except _Expired as error:
+        # The traceback shows the line that was interrupted.
+        timeout = TimeoutError(f"took longer than {seconds:g} s")
+        raise timeout.with_traceback(error.__traceback__) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -30,6 +30,7 @@ from rlhf.common.files import sha256_of
 from rlhf.common.foreign import describe_exception, is_library_file, limit_side_effects
 from rlhf.common.names import did_you_mean
 from rlhf.common.objects import is_object_reference
+from rlhf.common.user_code import warn_if_slow
 from rlhf.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ CODE_KEYS = frozenset({"callback", "callbacks", "env", "id", "path", "plugins"})
 """Configuration keys whose values can be references to code."""
 WHOLE_MODULE_KEYS = frozenset({"plugins"})
 """Keys of `CODE_KEYS` whose values can name a file or module without an object in it."""
+_SLOW_IMPORT = "move slow work from the top level of the file into a function"
 _PLUGINS_OF_PARENT = "RLHF_PLUGINS"
 """Environment variable with the loaded plug-ins, which worker processes load too."""
 
@@ -215,7 +217,7 @@ def _import_module(name: str, *, what: str) -> ModuleType:
         _check_version(Path(origin), what=f"{what}: {name}")
     _loading.append(name)
     try:
-        with limit_side_effects():
+        with warn_if_slow(f"{what}: the import of {name}", _SLOW_IMPORT), limit_side_effects():
             module = importlib.import_module(name)
     except Exception as error:
         hint = ""
@@ -268,11 +270,13 @@ def _execute(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
     sys.modules[name] = module
     _loading.append(str(file))
     try:
-        with limit_side_effects():
+        with warn_if_slow(f"{what}: the import of {file.name}", _SLOW_IMPORT), limit_side_effects():
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"{what}: {file.name} cannot be imported: {_reason(error)}") from error
+        raise UserError(
+            f"{what}: {file.name} cannot be imported: {_reason(error)}{_import_hint(error)}"
+        ) from error
     finally:
         _loading.pop()
     return module
@@ -321,6 +325,13 @@ def _check_version(file: Path, *, what: str) -> None:
                     f"{what} needs version {version} of the plug-in interface, but this version of "
                     f"rlhf has version {PLUGIN_API}: install matching versions of both"
                 )
+
+
+def _import_hint(error: Exception) -> str:
+    """Return the end of the message of a failed import: what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        return "; install the package, or correct the name"
+    return "" if isinstance(error, UserError) else "; correct the file"
 
 
 def _reason(error: Exception) -> str:

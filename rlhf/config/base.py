@@ -58,6 +58,10 @@ class TrainingConfig(RunConfig):
     alarms: dict[AlarmName, Action] = field(default_factory=dict)
     """Alarm -> action: halt (end training), warn, or state (mention in the report only). Alarms
     without an entry have the default action in docs/training.md."""
+    allow_changes: list[str] = field(default_factory=list)
+    """With resume: keys, such as [optimizer.learning_rate], that may differ from the recorded
+    configuration of the run. The changes are recorded (docs/training.md). More steps are always
+    permitted."""
     activation_checkpointing: bool = False
     """Recompute the activations of each transformer block in the backward pass, which needs less
     memory and more time."""
@@ -75,3 +79,5 @@ class TrainingConfig(RunConfig):
                 "(rlhf evaluate and rlhf generate support float16)"
             )
         check_alarm_actions(self.alarms)
+        if self.allow_changes and not self.resume:
+            raise ValueError("allow_changes has no effect without resume: add --resume")

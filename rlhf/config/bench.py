@@ -45,6 +45,9 @@ class BenchEnvironment:
     """Configuration keys of `rlhf sft` for this environment."""
     run: dict[str, Any] = field(default_factory=dict)
     """Configuration keys of online runs in this environment, such as num_steps."""
+    references: list[Literal["random", "expert"]] | None = None
+    """Policies of this environment that are evaluated for reference; the default is `references` of
+    the manifest. An environment without an expert has [random] or []."""
     random: Finite | None = None
     """Return that has the normalized score 0; the default is ``random_value`` of the
     environment."""
@@ -91,6 +94,9 @@ class BenchConfig(DirectoryConfig):
         default_factory=lambda: ["random", "expert"]
     )
     """Policies of the environment that are evaluated for reference."""
+    policies: dict[str, Any] = field(default_factory=dict)
+    """Name -> mapping with path or api, as in `rlhf evaluate`: further policies that are not
+    trained, such as a function or a model on a server, as rows of the result."""
     episodes: AtLeastTwo = 256
     """Number of held-out episodes of an evaluation, which are the same for all policies."""
     decoding: Literal["greedy", "sampled"] = "sampled"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.common.names import FILE_NAME_RULE, is_file_name
-from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt
+from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt, Seconds
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -17,13 +17,36 @@ PAIRS_FOLDER = "pairs"
 
 
 @dataclass(frozen=True)
+class ApiSpec:
+    """A model on an OpenAI-compatible server. The key is read from OPENAI_API_KEY."""
+
+    url: str
+    """Address of the server, such as http://localhost:8000/v1."""
+    model: str
+    """Name of the model on the server."""
+    timeout: Seconds = 60.0
+    """Time limit of a request, in seconds. A request that fails is repeated twice."""
+    parallel: PositiveInt = 8
+    """Number of episodes that are played at the same time, with one request each."""
+
+
+@dataclass(frozen=True)
 class PolicySpec:
-    """A policy to evaluate: a model, or the environment's random or expert policy."""
+    """A policy to evaluate.
+
+    It is a model, a function, a model on a server, or the environment's random or expert policy.
+    """
 
     name: str
-    """Name of the policy in tables and of its folder; "random" or "expert" if it has no model."""
+    """Name of the policy in tables and of its folder. random and expert, without another key, are
+    the policies of the environment."""
     model: ModelSpec | None = None
-    """The model. Without a model, the environment's random or expert policy is evaluated."""
+    """The model."""
+    path: str | None = None
+    """A function or a class in Python, as file.py:name or module:name. It is called with the
+    messages of the episode and returns the reply (docs/evaluate.md)."""
+    api: ApiSpec | None = None
+    """A model on a server."""
     examples: list[DataSpec] = field(default_factory=list)
     """Few-shot examples that precede the prompt of episodes, texts and classified texts."""
 
@@ -33,13 +56,24 @@ class PolicySpec:
                 f"policies: {self.name!r} is not a valid name; it is used as a folder name "
                 f"({FILE_NAME_RULE}), and {PAIRS_FOLDER!r} is reserved"
             )
-        if self.examples and self.model is None:
+        kinds = [key for key in ("model", "path", "api") if getattr(self, key) is not None]
+        if len(kinds) > 1:
+            raise ValueError(
+                f"policies: {self.name!r} has {' and '.join(kinds)}; give only one of them"
+            )
+        if self.examples and not kinds:
             raise ValueError(
                 f"policies: {self.name!r} has examples but no model; remove the examples"
             )
-        if self.model is None and self.name not in ("random", "expert"):
+        if not kinds and self.name not in ("random", "expert"):
             raise ValueError(
-                f"policies: {self.name!r} needs a model; only random and expert have none"
+                f"policies: {self.name!r} needs a model, a path or an api; only random and expert "
+                "have none"
+            )
+        if self.path is not None and not self.path.rpartition(":")[0]:
+            raise ValueError(
+                f"policies: path of {self.name!r} must be file.py:name or module:name, got "
+                f"{self.path!r}"
             )
 
 

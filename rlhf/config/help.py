@@ -7,6 +7,7 @@ no effect on the command are omitted.
 from __future__ import annotations
 
 import dataclasses
+import json
 import textwrap
 import types
 import typing
@@ -14,9 +15,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import docstring_parser
+import yaml
 
 from rlhf.common.ranges import range_text
 from rlhf.common.registry import OneOf
+from rlhf.common.yaml_text import load_yaml
 
 HELP_WIDTH = 96
 """Width of the help text in columns."""
@@ -26,13 +29,15 @@ TYPE_PLACEHOLDERS = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"
 
 @dataclasses.dataclass(frozen=True)
 class ConfigKey:
-    """A configuration key in the help: dotted name, type, default and description."""
+    """A configuration key in the help."""
 
     name: str
     type: str
     required: bool
     default: Any
     description: str
+    choices: tuple[str, ...] = ()
+    """The values that the key can have; empty if it can have others."""
 
     def help_lines(self) -> str:
         """Return a line with name, type and default, followed by the wrapped description."""
@@ -153,7 +158,9 @@ def _make_key(field: dataclasses.Field[Any], hint: Any, description: str, name: 
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    return ConfigKey(name, _type_text(hint), _is_required(field), default, description)
+    return ConfigKey(
+        name, _type_text(hint), _is_required(field), default, description, _choices(hint)
+    )
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -179,6 +186,23 @@ def _type_text(hint: Any) -> str:
     return "MAPPING" if origin is dict else "LIST" if origin in (list, tuple) else "VALUE"
 
 
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the values that a type allows, as texts; empty if it allows other values."""
+    if typing.get_origin(hint) is typing.Annotated:
+        for names in hint.__metadata__:
+            if isinstance(names, OneOf):
+                return tuple(names.registry)
+        return _choices(typing.get_args(hint)[0])
+    if hint is bool:
+        return ("true", "false")
+    if typing.get_origin(hint) is typing.Literal:
+        return tuple(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arguments = [a for a in typing.get_args(hint) if a is not type(None)]
+        return _choices(arguments[0]) if len(arguments) == 1 else ()
+    return ()
+
+
 def _default_text(value: Any) -> str:
     """Format a default as YAML."""
     if value is None:
@@ -186,10 +210,18 @@ def _default_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return repr(value) if value == "" or not value.isprintable() else value
+        return value if _is_plain_yaml(value) else json.dumps(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_default_text, value))}]"
     return str(value)
+
+
+def _is_plain_yaml(text: str) -> bool:
+    """Return whether YAML reads a text without quotes as this text."""
+    try:
+        return text.isprintable() and load_yaml(text) == text
+    except yaml.YAMLError:
+        return False
 
 
 def dataclass_in(hint: Any) -> type | None:

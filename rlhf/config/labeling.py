@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from rlhf.common.text import escape_invisible
+
 LabelMode = Literal["pairs", "ratings", "rankings", "demonstrations"]
 """What an annotator gives: a preference, a rating, a ranking, or a reply."""
 
@@ -14,3 +16,20 @@ models, or by the suspicion that the label in the data is wrong."""
 LabelFormat = Literal["argilla", "label-studio", "datasets"]
 """Format of labels for other tools: JSON of Argilla 2 or of Label Studio, or a dataset of the
 library datasets."""
+
+MAX_ANNOTATOR = 100
+"""Maximum number of characters of an annotator's id."""
+
+
+def check_annotator(name: str) -> None:
+    """Check the id of an annotator.
+
+    Raises:
+        ValueError: The id is empty, too long, or has invisible characters or spaces at its ends.
+    """
+    is_plain = name == name.strip() == escape_invisible(name)
+    if not name or len(name) > MAX_ANNOTATOR or not is_plain:
+        raise ValueError(
+            f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, without spaces "
+            f"at its ends, got {name[:MAX_ANNOTATOR]!r}"
+        )

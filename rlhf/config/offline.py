@@ -95,3 +95,23 @@ def trainer_defaults(command: str) -> dict[str, Any]:
     values = {field.name: field.default for field in fields}
     values["learning_rate"] = LEARNING_RATES[command]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def own_trainer_defaults(options: type) -> dict[str, Any]:
+    """Return the defaults of the options that a configuration class of TRL adds to transformers'.
+
+    Options without a value, and those that other keys of the configuration set, are omitted.
+
+    Args:
+        options: The class, such as ``trl.KTOConfig``.
+    """
+    from transformers import TrainingArguments
+
+    omitted = {field.name for field in dataclasses.fields(TrainingArguments)} | set(
+        RESERVED_OPTIONS
+    )
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(options)
+        if field.name not in omitted and isinstance(field.default, str | int | float)
+    }

@@ -17,6 +17,7 @@ dropped and counted.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,6 +69,27 @@ def in_canonical_order(replies: Iterable[Conversation]) -> list[Conversation]:
     order says nothing about the source.
     """
     return sorted(replies, key=_json_of)
+
+
+def new_row(label_id: str, item_id: str, *, mode: LabelMode, annotator: str) -> dict[str, Any]:
+    """Return a new row with the columns that every row has, and the current time."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "label_id": label_id,
+        "item_id": item_id,
+        "mode": mode,
+        "annotator": annotator,
+        "time": now,
+    }
+
+
+def undo_row(label: Row) -> dict[str, Any]:
+    """Return a new row that undoes a label."""
+    label_id = label["label_id"]
+    row = new_row(
+        f"{label_id}-undo", label["item_id"], mode=label["mode"], annotator=label["annotator"]
+    )
+    return row | {"undoes": label_id}
 
 
 def undone_ids(rows: Iterable[Row]) -> set[str]:

@@ -74,6 +74,17 @@ class Loaded:
             line += "; " + ", ".join(f"{path} {count:,}" for path, count in self.sources.items())
         return "; ".join([line, *self.reading_notes()])
 
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of rows as plain data, for the record of a run."""
+        return {
+            "rows": len(self.rows),
+            "total": self.total,
+            "dropped": self.dropped,
+            "unused": self.unused,
+            "sources": self.sources,
+            "schemas": self.schemas,
+        }
+
     def reading_notes(self) -> list[str]:
         """Return lines about the schemas, the unused columns and the ignored parts of cells."""
         several = len(self.sources) > 1
@@ -214,11 +225,18 @@ def combine_sources(
 
 
 def load_and_log(
-    specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int, keep: Iterable[str] = ()
+    specs: Sequence[DataSpec],
+    kind: Kind,
+    *,
+    what: str,
+    seed: int,
+    keep: Iterable[str] = (),
+    counts: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Load datasets, log a summary that begins with `what`, and return the rows.
 
-    If `specs` is empty, the result is [] and nothing is logged.
+    If `specs` is empty, the result is [] and nothing is logged. If `counts` is given, the numbers
+    of rows are added to it under the key `what`.
 
     Raises:
         UserError: As in `load`.
@@ -227,6 +245,8 @@ def load_and_log(
         return []
     loaded = load(specs, kind, seed=seed, keep=keep)
     log.info("%s: %s", what, loaded.summary())
+    if counts is not None:
+        counts[what] = loaded.counts()
     return list(loaded.rows)
 
 

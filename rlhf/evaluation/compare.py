@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
@@ -22,7 +22,8 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
-from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
+from rlhf.evaluation.records import RunRecord, read_runs
+from rlhf.evaluation.reward_accuracy import ACCURACY, reward_runs
 from rlhf.evaluation.run_groups import (
     Episodes,
     MetricValuesByMethod,
@@ -126,6 +127,11 @@ def compare(
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
     stages = [read_runs(directory) for directory in directories]
+    if rewards := reward_runs(list(chain(*stages))):
+        comparison = compare_runs(
+            rewards.runs, metric=metric or ACCURACY, baseline=baseline, every_pair=every_pair
+        )
+        return replace(comparison, notes=[*comparison.notes, *rewards.notes])
     comparison = compare_runs(
         list(chain(*stages)), metric=metric, baseline=baseline, every_pair=every_pair
     )
@@ -169,7 +175,7 @@ def compare_runs(
             f"compared by {metric}, because every return is 0; --metric chooses another metric"
         )
     if baseline is None:
-        trained = [name for name in methods if name not in REFERENCE_POLICIES]
+        trained = [name for name in methods if name not in values.references]
         baseline = next(iter([*trained, *methods]), None)
     if not methods:
         raise _no_methods_error(runs, metric, notes)
@@ -183,7 +189,9 @@ def compare_runs(
         for name, method in methods.items()
         for setting, seeds in method.items()
     ]
-    opponents = _pairs_to_compare(methods, baseline, every_pair=every_pair)
+    opponents = _pairs_to_compare(
+        methods, baseline, references=values.references, every_pair=every_pair
+    )
     differences, errors = _compare_pairs(values, opponents, metric, notes)
     if errors and not differences and not keep_going:
         raise errors[0]
@@ -202,12 +210,17 @@ def _no_methods_error(runs: Sequence[RunRecord], metric: str, notes: Sequence[st
         return UserError(f"no episode has a score for {metric}: {'; '.join(notes)}")
     return UserError(
         "no episodes were evaluated in these directories: first run `rlhf evaluate` with the key "
-        "env (results on text, labels, tasks or pairs are in the report)"
+        "env (results on text, labels or tasks are in the report; rewards need the scores of pairs "
+        "that rlhf reward and rlhf reward-report write)"
     )
 
 
 def _pairs_to_compare(
-    methods: Mapping[str, object], baseline: str, *, every_pair: bool
+    methods: Mapping[str, object],
+    baseline: str,
+    *,
+    references: Container[str],
+    every_pair: bool,
 ) -> list[tuple[str, str]]:
     """Return the pairs (method, baseline) to compare.
 
@@ -215,7 +228,7 @@ def _pairs_to_compare(
     `MAX_PAIRED_METHODS` trained methods, the other pairs of trained methods follow.
     """
     pairs = [(name, baseline) for name in methods if name != baseline]
-    trained = [name for name in methods if name not in REFERENCE_POLICIES and name != baseline]
+    trained = [name for name in methods if name not in references and name != baseline]
     if every_pair and len(trained) < MAX_PAIRED_METHODS:
         pairs += [(later, earlier) for earlier, later in combinations(trained, 2)]
     return pairs
@@ -344,6 +357,8 @@ class _PairedMethodRuns:
     """Training seed -> episodes of the method."""
     baseline_runs: Mapping[int, Episodes]
     """Training seed -> episodes of the baseline."""
+    references: Container[str]
+    """Methods that are not trained."""
     notes: list[str]
     """List to which notes on omitted data are added."""
 
@@ -370,7 +385,7 @@ class _PairedMethodRuns:
     def trained_run_counts(self) -> list[int]:
         """Number of training runs of each of the two methods, without reference policies."""
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
-        return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
+        return [len(runs) for name, runs in runs_of.items() if name not in self.references]
 
     def shared_differences(self) -> np.ndarray:
         """Return the difference of each unit, averaged over the training seeds, [units].
@@ -450,10 +465,18 @@ def _method_pairings(
     for method, baseline in opponents:
         for setting, runs in values.methods[method].items():
             for other, baseline_runs in values.methods[baseline].items():
-                if other == setting or (baseline in REFERENCE_POLICIES and other[0] == setting[0]):
+                is_reference = baseline in values.references
+                if other == setting or (is_reference and other[0] == setting[0]):
                     unit = values.unit_names[setting]
                     yield _PairedMethodRuns(
-                        method, baseline, setting, unit, runs, baseline_runs, notes
+                        method,
+                        baseline,
+                        setting,
+                        unit,
+                        runs,
+                        baseline_runs,
+                        values.references,
+                        notes,
                     )
 
 

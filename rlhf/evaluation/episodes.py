@@ -80,7 +80,7 @@ def play_model_episodes(
     if counts is not None:
         counts.update(collector.workers.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return _episode_rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
+    return episode_rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 
 
 def play_reference_episodes(
@@ -129,7 +129,9 @@ def play_reference_episodes(
     if counts is not None:
         counts.update(calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return _episode_rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
+    return episode_rows(
+        rollouts, rewards, decoding=policy, seconds=seconds, counts=counts, tokens_known=False
+    )
 
 
 def _play_reference_episode(
@@ -183,18 +185,19 @@ def _take_reference_step(policy: str, env: gym.Env, rng: np.random.Generator) ->
     return str(action), step_environment(env, action)
 
 
-def _episode_rows(
+def episode_rows(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Any],
     *,
     decoding: str,
     seconds: float,
     counts: Counter[str] | None,
+    tokens_known: bool = True,
 ) -> list[dict[str, Any]]:
     """Score episodes and return the rows of ``episodes.jsonl``.
 
-    ``seconds`` is the mean duration of an episode. Reasons for missing scores are added to
-    ``counts``.
+    ``seconds`` is the mean duration of an episode. ``tokens_known`` is False if the policy does not
+    report its numbers of tokens. Reasons for missing scores are added to ``counts``.
     """
     conversations = [rollout.conversation for rollout in rollouts]
     columns: dict[str, list[float | None]] = {}
@@ -219,8 +222,7 @@ def _episode_rows(
             "turns": rollout.num_turns,
             "invalid": rollout.invalid,
             "length_limited": rollout.num_length_limited,
-            # Reference policies do not sample tokens.
-            "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_sampled_tokens,
+            "tokens": rollout.num_sampled_tokens if tokens_known else None,
             "seconds": round(seconds, 4),
             "components": {name: column[index] for name, column in columns.items()},
             "messages": rollout.conversation,

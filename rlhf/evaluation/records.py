@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, independent_unit_of
+from rlhf.runs.changes import read_changes
+from rlhf.runs.directory import BRANCH_FILE, DATA_COUNTS_FILE
 from rlhf.runs.metric_log import MetricLog
 from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgraded_config
 from rlhf.stats import Interval
@@ -94,6 +97,16 @@ class Evaluation:
             }
         return MetricLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the policy is not trained, so that it has no training seeds.
+
+        It is a reference policy of the environment, a function, or a model on a server.
+        """
+        return bool(
+            self.summary.get("fixed_policy") or self.summary_field("policy") in REFERENCE_POLICIES
+        )
+
     @cached_property
     def units(self) -> list[Hashable]:
         """Independent unit of each episode, see `independent_unit_of`."""
@@ -117,6 +130,8 @@ class RunRecord(MetricLog):
     """Name of the directory."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Content of `environment.json`: versions and hardware."""
+    data_counts: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `data_counts.json`: numbers of used and dropped rows of the datasets."""
     samples: Sequence[Mapping[str, Any]] = ()
     """Rows of `samples.jsonl` that the report shows. These are held-out episodes from before and
     after training, and training episodes with recorded tokens. The training episodes are from the
@@ -124,6 +139,10 @@ class RunRecord(MetricLog):
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
     """Whether the run has finished."""
+    changes: Sequence[Mapping[str, Any]] = ()
+    """Rows of `changes.jsonl`: settings that were changed when the run was resumed."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `branch.json`: run and checkpoint from which `rlhf branch` created the run."""
     _series: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -131,6 +150,17 @@ class RunRecord(MetricLog):
         if key not in self._series:
             self._series[key] = super().series(key)
         return self._series[key]
+
+    @property
+    def training_seconds(self) -> float:
+        """Duration of training in seconds; 0 if no times were logged.
+
+        `time` is the time since the process started. If a run was resumed, the result is the sum
+        over its processes, without the steps after the checkpoint that a later process repeated.
+        """
+        times = [float(row["time"]) for row in self.metrics if is_number(row.get("time"))]
+        ends = [time for time, later in pairwise(times) if later < time]
+        return sum(ends) + (times[-1] if times else 0.0)
 
 
 def read_runs(directory: str | Path) -> list[RunRecord]:
@@ -187,10 +217,13 @@ def read_run(directory: str | Path) -> RunRecord:
         name=root.resolve().name,
         config=config,
         environment=read_mapping_or_empty(root / "environment.json"),
+        data_counts=read_mapping_or_empty(root / DATA_COUNTS_FILE),
         metrics=read_metrics(root),
         samples=_read_samples_for_report(root),
         evaluations=[_read_evaluation(path) for path in names],
         finished=(root / "finished").exists(),
+        changes=read_changes(root),
+        origin=read_mapping_or_empty(root / BRANCH_FILE),
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rlhf.evaluation.metrics import UnitName, binary_values, unit_name
 from rlhf.evaluation.records import (
-    REFERENCE_POLICIES,
     Evaluation,
     MetricLimits,
     RunRecord,
@@ -66,14 +65,14 @@ class MethodEvaluation:
 
     evaluation: Evaluation
     method: str
-    """Name of the method, see `method_names`, or of the reference policy."""
+    """Name of the method, see `method_names`, or of the policy that is not trained."""
     seed: int
-    """Training seed; 0 for a reference policy."""
+    """Training seed; 0 for a policy that is not trained."""
 
     @property
     def is_reference(self) -> bool:
-        """Whether the policy is a reference policy (random or expert)."""
-        return self.method in REFERENCE_POLICIES
+        """Whether the policy is not trained, see `Evaluation.is_fixed`."""
+        return self.evaluation.is_fixed
 
 
 def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
@@ -99,7 +98,7 @@ def _evaluations_and_omission_notes(
     selected, notes = [], []
     for (run, evaluation), path, label in zip(pairs, paths, method_names(paths), strict=True):
         policy = evaluation.summary_field("policy")
-        method, seed = (policy, 0) if policy in REFERENCE_POLICIES else (label, training_seed(run))
+        method, seed = (policy, 0) if evaluation.is_fixed else (label, training_seed(run))
         setting = (evaluation.summary_field("env"), evaluation.summary_field("decoding"))
         owner, owner_path = owners.setdefault((method, seed, *setting), (run, path))
         item = MethodEvaluation(evaluation, method, seed)
@@ -125,6 +124,8 @@ class MetricValuesByMethod:
     """Environment -> the two possible values of a binary metric, see `binary_values`."""
     limits: Mapping[str, MetricLimits]
     """Environment -> known limits of its metrics."""
+    references: frozenset[str]
+    """Methods that are not trained: reference policies, functions and models on servers."""
     unit_names: Mapping[Setting, UnitName]
     """Setting -> name of its independent units, see `unit_name`."""
 
@@ -168,7 +169,8 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
     ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
-    return MetricValuesByMethod(methods, notes, ranges, limits, names)
+    references = frozenset(item.method for item in evaluations if item.is_reference)
+    return MetricValuesByMethod(methods, notes, ranges, limits, references, names)
 
 
 def training_seed(run: RunRecord) -> int:
@@ -187,7 +189,7 @@ def _has_named_policies(run: RunRecord) -> bool:
     This applies to runs of `rlhf evaluate`: the configuration lists policies, or the run evaluated
     several policies.
     """
-    trained = {e.summary_field("policy") for e in run.evaluations} - {*REFERENCE_POLICIES, ""}
+    trained = {e.summary_field("policy") for e in run.evaluations if not e.is_fixed} - {""}
     return "policies" in run.config or len(trained) > 1
 
 

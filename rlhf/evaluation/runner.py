@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.imports import import_object
 from rlhf.common.plugins import short_name
 from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import insert_after_system, without_system
@@ -20,6 +22,7 @@ from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report
 from rlhf.evaluation.episodes import (
+    episode_rows,
     evaluation_episode_seeds,
     is_complete_evaluation,
     play_model_episodes,
@@ -31,12 +34,13 @@ from rlhf.evaluation.episodes import (
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.evaluation.text import CompletionLosses, completion_losses
+from rlhf.evaluation.text_policies import TextEpisodes, TextPolicy, make_text_policy
 from rlhf.models.loading import find_model_folder, load_model
 from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
-from rlhf.rollout.collector import Collector
+from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.environments.calls import (
     EnvironmentCalls,
     make_env_factory,
@@ -68,6 +72,8 @@ class EvaluationData:
 def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
     """Run all evaluations of the configuration that are not finished; return the run directory."""
     for spec in config.policies:  # before an evaluation replaces an earlier one
+        if spec.path:
+            import_object(spec.path, what=f"policies: {spec.name}: path")
         if spec.model:
             find_model_folder(spec.model)
     data = load_evaluation_data(config)
@@ -135,6 +141,8 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
             summary["items"] = {"separate": separate, "note": note}
     if policy is not None:
         _add_metrics_without_episodes(policy, data, summary, examples)
+    if fixed := [key for key in ("path", "api") if getattr(spec, key) is not None]:
+        summary["fixed_policy"] = fixed[0]
     for note in summary.get("notes", ()):
         log.warning("%s: %s", spec.name, note)
     write_evaluation(run.directory, rows, summary)
@@ -210,6 +218,9 @@ def _play_episodes(
     starts = evaluation_episode_seeds(
         config.episodes, first=config.first_episode, samples=config.samples
     )
+    text_policy = make_text_policy(spec, config.rollout, config.decoding)
+    if text_policy is not None:
+        return _play_text_episodes(text_policy, data, starts, examples, counts)
     if policy is None:
         make_env = make_env_factory(config.env, data.prompts, split="test")
         return play_reference_episodes(
@@ -235,6 +246,32 @@ def _play_episodes(
         )
     finally:
         collector.close()
+
+
+def _play_text_episodes(
+    policy: TextPolicy,
+    data: EvaluationData,
+    starts: Sequence[EpisodeSeed],
+    examples: Sequence[dict[str, str]],
+    counts: Counter[str],
+) -> list[dict[str, Any]]:
+    """Play the episodes of a function or of a model on a server; see `_play_episodes`."""
+    config = data.config
+    assert config.env is not None
+    calls = EnvironmentCalls.from_spec(config.env)
+    make_env = make_env_factory(config.env, data.prompts, split="test")
+    episodes = TextEpisodes(policy, make_env, config.rollout, examples=examples, calls=calls)
+    began = time.monotonic()
+    rollouts = episodes.play(starts)
+    counts.update(calls.failures)
+    return episode_rows(
+        rollouts,
+        data.rewards,
+        decoding=config.decoding,
+        seconds=(time.monotonic() - began) / len(rollouts),
+        counts=counts,
+        tokens_known=episodes.tokens_known,
+    )
 
 
 def text_loss_metrics(losses: CompletionLosses) -> dict[str, Any]:

@@ -191,6 +191,18 @@ def compare_means(
     )
 
 
+def detects_difference(deltas: np.ndarray, *, comparisons: int = 1) -> bool:
+    """Return whether `compare_means` declares the first of two trained methods the winner.
+
+    Args:
+        deltas: Paired difference first - second of each training seed, [n].
+        comparisons: Number of comparisons, including this one, for the Bonferroni correction.
+    """
+    level = 0.05 / comparisons
+    test = _PairedTest(deltas, "training seeds", level, deltas.size, sign_flip_test(deltas))
+    return bool(deltas.mean() > 0) and test.significant and not test.too_few_runs
+
+
 def _binary_span(metric: str, values: Sequence[float]) -> float | None:
     """Return the difference between the two possible values of a metric; None if not binary."""
     outcomes = binary_values(metric, values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import random
@@ -16,7 +15,7 @@ from typing import Any
 from rlhf.common.conversation import Message
 from rlhf.common.files import is_utf8_encodable
 from rlhf.config.labeling import LabelMode
-from rlhf.data.labels import label_id_of, live_labels, undone_ids
+from rlhf.data.labels import label_id_of, live_labels, new_row, undo_row, undone_ids
 from rlhf.errors import UserError
 from rlhf.labeling.items import LabelItem
 from rlhf.labeling.store import LabelFile
@@ -204,8 +203,7 @@ class LabelingSession:
             if row is None or row["item_id"] not in self._items or row.get("undoes"):
                 raise InvalidLabel("there is no such label to undo")
             if label_id not in undone_ids(self._own_rows()):
-                base = self._base_row(f"{label_id}-undo", row["item_id"])
-                self._file.append(base | {"undoes": label_id})
+                self._file.append(undo_row(row))
         return label_id
 
     def _own_rows(self) -> list[dict[str, Any]]:
@@ -231,14 +229,7 @@ class LabelingSession:
         return [row for row in self._own_rows() if row["item_id"] == item_id]
 
     def _base_row(self, label_id: str, item_id: str) -> dict[str, Any]:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return {
-            "label_id": label_id,
-            "item_id": item_id,
-            "mode": self.settings.mode,
-            "annotator": self.annotator,
-            "time": now,
-        }
+        return new_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)
 
     def _reply_columns(self, item: LabelItem) -> dict[str, Any]:
         """Return the columns that an answer does not change."""

@@ -115,7 +115,7 @@ class LabelFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"output: {self.path} is open in another `rlhf label`; end it, or give each "
+                f"{self.path} is open in another `rlhf label` or `rlhf chat`; end it, or give each "
                 "annotator a file (rlhf labels agreement reads several files)"
             ) from None
         except OSError:

@@ -253,6 +253,10 @@ class Policy:
     def restore(self, directory: Path) -> None:
         """Load the weights that ``save`` wrote, in place."""
         restore_model(self.model, directory)
+        self.restore_critic(directory)
+
+    def restore_critic(self, directory: Path) -> None:
+        """Load the weights of the critic that ``save`` wrote, in place, if the policy has one."""
         if self.value_head is None:
             return
         stored = StoredWeights(directory, VALUE_FILE)

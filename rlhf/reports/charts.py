@@ -6,19 +6,37 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 
 from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.reports.markup import esc
 from rlhf.stats import Interval
 
 WIDTH, HEIGHT = 340, 210
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 18, 28
 _MAX_POINTS = 300
 """Approximate maximum number of points of a drawn line."""
 _MIN_SMOOTHED_POINTS = 40
 """Minimum number of points of a line that is also drawn smoothed."""
 _MAX_DOTTED_POINTS = 20
 """Maximum number of points of a line whose points are all drawn as dots."""
+_IMAGE_MARGIN, _IMAGE_TOP = 10, 38
+"""Margins of a chart as an image, and the height of its title and names, in pixels."""
+_CHARACTER_WIDTH = 6.3
+"""Approximate width of a character of a tick label, in pixels."""
+_CHART_RULES = (
+    ".grid {",
+    ".tick {",
+    ".line",
+    ".band {",
+    ".dot {",
+    ".shade {",
+    ".mark-line {",
+    ".proxy {",
+    ".c1 {",
+    ".c4 {",
+)
+"""Starts of the lines of report.css that style the parts of a chart."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,8 @@ class Chart:
     """(x, label) of a vertical line."""
     shade: tuple[float, float] | None = None
     """Range of x that is shaded, such as the interval of `mark`; it is clipped to the axis."""
+    y_label: str = ""
+    """Unit of y, which is shown above the axis."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +109,78 @@ def charts_html(charts: Sequence[Chart]) -> str:
 
 def chart_html(chart: Chart) -> str:
     """Return a chart as an HTML figure. A chart without points has a message instead of axes."""
-    lines = [_thinned_series(series) for series in chart.series if series.x]
+    lines = _thinned_lines(chart)
     heading = f"<b>{esc(chart.title)}</b>{_legend_html(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"
     note = f'<p class="note">{esc(chart.note)}</p>' if chart.note else ""
     if not lines:
         return f'<figure class="chart">{title}<p class="empty">nothing logged</p>{note}</figure>'
     frame = _axis_ranges_around(lines)
-    body = [_shaded_range_svg(*chart.shade, frame)] if chart.shade else []
-    whole = all(float(x).is_integer() for line in lines for x in line.x)
-    body += [_grid_svg(frame), _x_axis_svg(frame, chart.x_label, whole=whole)]
-    body += [_vertical_line_svg(*chart.mark, frame)] if chart.mark else []
-    body += [_band_svg(series, frame) for series in lines if series.low]
-    body += [_line_svg(series, frame) for series in lines]
     return (
         f'<figure class="chart">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{esc(_screen_reader_text(chart, lines))}" '
-        f'data-chart="{_cursor_data_json(chart, lines, frame)}">{"".join(body)}'
+        f'data-chart="{_cursor_data_json(chart, lines, frame)}">{_drawing_svg(chart, lines, frame)}'
         f'<g class="cursor"></g></svg>{note}</figure>'
     )
+
+
+def chart_image(chart: Chart) -> str:
+    """Return a chart as an SVG file of its own, with its title and the names of its lines.
+
+    The image has the colors of the report page, light or dark as the reader's system. It shows
+    correctly as an ``<img>`` element, which no other style sheet can change.
+    """
+    lines = _thinned_lines(chart)
+    body = f'<text class="title" x="0" y="{-_IMAGE_TOP + 13}">{esc(chart.title)}</text>'
+    x = 0.0
+    for series in lines:
+        name = series.name if len(lines) > 1 else f"{series.name} {short_number(series.y[-1])}"
+        body += f'<path class="line {esc(series.color)}" d="M{x:.0f} -9h12"/>'
+        body += f'<text class="tick" x="{x + 16:.0f}" y="-5">{esc(name)}</text>'
+        x += 32 + _CHARACTER_WIDTH * len(name)
+    if lines:
+        body += _drawing_svg(chart, lines, _axis_ranges_around(lines))
+    else:
+        body += f'<text class="tick" x="{LEFT}" y="{HEIGHT / 2:.0f}">nothing logged</text>'
+    width, height = WIDTH + 2 * _IMAGE_MARGIN, HEIGHT + _IMAGE_TOP + 2 * _IMAGE_MARGIN
+    left, top = -_IMAGE_MARGIN, -_IMAGE_TOP - _IMAGE_MARGIN
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}" '
+        f'width="{width}" height="{height}" role="img">'
+        f"<title>{esc(_screen_reader_text(chart, lines))}</title>"
+        f"<style>\n{_image_style()}</style>"
+        f'<rect class="paper" x="{left}" y="{top}" width="{width}" height="{height}"/>'
+        f"{body}</svg>\n"
+    )
+
+
+def _image_style() -> str:
+    """Return the rules of the report's style sheet that concern the parts of a chart."""
+    css = files("rlhf.reports").joinpath("report.css").read_text(encoding="utf-8")
+    colors = css[: css.index("* { box-sizing")]
+    rules = [line for line in css.splitlines(keepends=True) if line.startswith(_CHART_RULES)]
+    own = (
+        "text { font-family: -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; }\n"
+        ".title { fill: var(--ink); font-size: 13.5px; font-weight: 600; }\n"
+        ".paper { fill: var(--card); }\n"
+    )
+    return colors + "".join(rules) + own
+
+
+def _thinned_lines(chart: Chart) -> list[Series]:
+    """Return the lines of a chart that have points, with few enough points to draw."""
+    return [_thinned_series(series) for series in chart.series if series.x]
+
+
+def _drawing_svg(chart: Chart, lines: Sequence[Series], frame: _AxisRanges) -> str:
+    """Return the axes, lines, bands and marks of a chart."""
+    body = [_shaded_range_svg(*chart.shade, frame)] if chart.shade else []
+    whole = all(float(x).is_integer() for line in lines for x in line.x)
+    body += [_grid_svg(frame, chart.y_label), _x_axis_svg(frame, chart.x_label, whole=whole)]
+    body += [_vertical_line_svg(*chart.mark, frame)] if chart.mark else []
+    body += [_band_svg(series, frame) for series in lines if series.low]
+    body += [_line_svg(series, frame) for series in lines]
+    return "".join(body)
 
 
 def tick_values(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
@@ -136,9 +209,9 @@ def _axis_ranges_around(lines: Sequence[Series]) -> _AxisRanges:
     return _AxisRanges(x0, x1 if x1 > x0 else x0 + 1, y0 if y0 == 0 else y0 - pad, y1 + pad)
 
 
-def _grid_svg(frame: _AxisRanges) -> str:
-    """Return the horizontal grid lines with their labels."""
-    parts = []
+def _grid_svg(frame: _AxisRanges, unit: str) -> str:
+    """Return the horizontal grid lines with their labels, and the unit above them."""
+    parts = [f'<text class="tick" x="0" y="11">{esc(unit)}</text>'] if unit else []
     for value in tick_values(frame.y0, frame.y1):
         y = frame.y_position(value)
         kind = "zero" if value == 0 else "grid"

@@ -15,6 +15,7 @@ from rlhf.common.files import write_text
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
+from rlhf.evaluation.reward_accuracy import reward_runs
 from rlhf.evaluation.run_groups import method_evaluations, method_names
 from rlhf.reports import results, transcripts
 from rlhf.reports.charts import Chart, Series, charts_html
@@ -26,10 +27,13 @@ from rlhf.reports.markup import (
     count_text,
     esc,
     section_html,
+    sentence_html,
 )
 from rlhf.reports.page import page_html
+from rlhf.reports.rewards import reward_reports_html
 from rlhf.reports.tables import save_tables
-from rlhf.runs.directory import DIRECTORY_KEYS, flatten_keys
+from rlhf.runs.changes import DIRECTORY_KEYS
+from rlhf.runs.directory import flatten_keys
 from rlhf.stats import Interval, interval
 
 _FIRST_METRICS = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
@@ -52,10 +56,12 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     directories = dict.fromkeys(Path(os.path.realpath(directory)) for directory in run_dirs)
     runs = [run for directory in directories for run in read_runs(directory)]
     methods = _runs_by_method(runs)
-    metric = headline_metric(runs)
-    comparisons = results.compare_by_each_metric(runs, metric) if metric else []
+    rewards = reward_runs(runs)
+    compared = rewards.runs if rewards else runs
+    metric = headline_metric(compared)
+    comparisons = results.compare_by_each_metric(compared, metric) if metric else []
     tables = [
-        results.evaluation_table(runs, label_by_method=True),
+        results.evaluation_table(compared, label_by_method=True),
         results.difference_table(comparisons),
     ]
     tables += [final_metric_table(methods), config_difference_table(methods)]
@@ -72,9 +78,12 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
             first, results.reference_returns_by_environment(runs), colors
         )
         body.append(section_html("Result", forests, results.difference_plots_html(first)))
+    body.append(section_html("Reward models", reward_reports_html(runs, links=False)))
     body.append(section_html("Curves", _metric_charts_html(methods, colors)))
     body += [section_html(table.title, table.to_html()) for table in filled]
     body.append(results.notes_html(comparisons))
+    if rewards:
+        body += [f'<p class="note">{sentence_html(note)}.</p>' for note in rewards.notes]
     body.append(section_html("Transcripts", _transcripts_html(runs, first)))
     write_text(target, page_html("Comparison", "\n".join(body)))
     return target
@@ -92,11 +101,11 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 def _is_evaluation_run(run: RunRecord) -> bool:
     """Return whether a run of `rlhf evaluate` evaluates policies that its configuration lists.
 
-    This includes runs that evaluate only reference policies. The methods on the page are then these
-    policies, not the run.
+    This includes runs that evaluate only policies without training. The methods on the page are
+    then these policies, not the run.
     """
-    policies = {evaluation.summary_field("policy") for evaluation in run.evaluations}
-    return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
+    evaluations = run.evaluations
+    return "policies" in run.config or (bool(evaluations) and all(e.is_fixed for e in evaluations))
 
 
 def _run_counts(

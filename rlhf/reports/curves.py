@@ -9,31 +9,63 @@ from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
-_PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("Loss", (("train/loss", "train"), ("eval/loss", "held out"))),
-    ("Accuracy", (("train/accuracy", "train"), ("eval/accuracy", "held out"))),
-    ("Token accuracy", (("train/token_accuracy", "train"), ("eval/token_accuracy", "held out"))),
-    ("Margin, chosen − rejected", (("train/margin", "train"), ("eval/margin", "held out"))),
-    ("Entropy per token", (("policy/entropy", "entropy"),)),
-    ("Reply length in tokens", (("rollout/tokens", "length"),)),
-    ("Turns", (("rollout/turns", "turns"),)),
+_PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("Loss", "nats", (("train/loss", "train"), ("eval/loss", "held out"))),
+    ("Accuracy", "share", (("train/accuracy", "train"), ("eval/accuracy", "held out"))),
+    (
+        "Token accuracy",
+        "share of tokens",
+        (("train/token_accuracy", "train"), ("eval/token_accuracy", "held out")),
+    ),
+    (
+        "Margin, chosen − rejected",
+        "score",
+        (("train/margin", "train"), ("eval/margin", "held out")),
+    ),
+    ("Entropy per token", "nats", (("policy/entropy", "entropy"),)),
+    ("Reply length in tokens", "tokens", (("rollout/tokens", "length"),)),
+    ("Turns", "turns per episode", (("rollout/turns", "turns"),)),
     (
         "Replies per episode",
+        "replies",
         (
             ("rollout/length_limited", "length limited"),
             ("rollout/missing_eos", "no stop token"),
             ("rollout/invalid", "invalid"),
         ),
     ),
-    ("Policy loss", (("policy/loss", "loss"),)),
-    ("Clipped share", (("policy/clip_fraction", "clipped"),)),
-    ("Largest ratio", (("policy/ratio_max", "ratio"),)),
-    ("Critic: explained variance", (("value/explained_variance", "explained"),)),
-    ("Critic loss", (("value/loss", "loss"),)),
-    ("KL coefficient", (("kl/coef", "coefficient"),)),
-    ("Cost", (("rollout/cost", "cost"), ("eval/cost", "held out"))),
-    ("Learning rate", (("train/learning_rate", "rate"),)),
+    ("Solved training episodes", "share of episodes", (("rollout/success", "solved"),)),
+    (
+        "Share of groups",
+        "share of groups",
+        (
+            ("groups/equal", "equal scores"),
+            ("groups/all_solved", "all solved"),
+            ("groups/none_solved", "none solved"),
+        ),
+    ),
+    ("Policy loss", "", (("policy/loss", "loss"),)),
+    (
+        "Clipped share",
+        "share of tokens",
+        (
+            ("policy/clip_fraction", "all tokens"),
+            ("policy/clip_fraction_positive", "advantage > 0"),
+            ("policy/clip_fraction_negative", "advantage < 0"),
+        ),
+    ),
+    ("Largest ratio", "ratio", (("policy/ratio_max", "ratio"),)),
+    (
+        "Critic: explained variance",
+        "share of variance",
+        (("value/explained_variance", "explained"),),
+    ),
+    ("Critic loss", "squared return", (("value/loss", "loss"),)),
+    ("KL coefficient", "reward per nat", (("kl/coef", "coefficient"),)),
+    ("Cost", "cost per episode", (("rollout/cost", "cost"), ("eval/cost", "held out"))),
+    ("Learning rate", "", (("train/learning_rate", "rate"),)),
 )
+"""Title, unit of the vertical axis, and (metric, name of the line) of each panel."""
 
 
 def is_online(run: RunRecord) -> bool:
@@ -54,18 +86,21 @@ def reward_charts(run: RunRecord) -> list[Chart]:
             [Series("proxy", *run.series("reward/mean"), color="proxy")],
             "Training objective (reward/mean), on training episodes.",
             mark=mark,
+            y_label="score per episode",
         ),
         Chart(
             "Gold reward",
             [Series("gold", *run.series(gold), color="gold")] if gold else [],
             missing or f"Intended objective ({gold}), on {source}.",
             mark=mark,
+            y_label="score per episode",
         ),
         Chart(
             "KL to the start",
             [Series("KL", *run.series("policy/kl"), color="c5")],
             "Nats per episode from the initial policy.",
             mark=mark,
+            y_label="nats per episode",
         ),
     ]
 
@@ -77,18 +112,18 @@ def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str
         The charts, and texts such as "Learning rate 0.0001" for panels in which every line is
         constant.
     """
-    panels = [(title, _panel_series(run, keys)) for title, keys in _PANELS]
+    panels = [(title, unit, _panel_series(run, keys)) for title, unit, keys in _PANELS]
     components = _component_keys_and_names(run)
     if len(components) > 1:
-        panels.append(("Reward components", _panel_series(run, components)))
+        panels.append(("Reward components", "score per episode", _panel_series(run, components)))
     charts, constant = [], []
-    for title, lines in panels:
+    for title, unit, lines in panels:
         if not lines:
             continue
         if len(lines[0].x) > 1 and all(min(line.y) == max(line.y) for line in lines):
             constant.append(f"{title} {short_number(lines[0].y[0])}")
         else:
-            charts.append(Chart(title, lines))
+            charts.append(Chart(title, lines, y_label=unit))
     return charts, constant
 
 

@@ -112,10 +112,14 @@ def _training_charts(row: Result, initial_gold_score: float) -> list[Chart]:
     distance = Series("√KL", steps, _sqrt_kl_values(row), "c5")
     turn = (float(observed["step"]), "gold peaks")
     return [
-        Chart("Proxy", [proxy], "Training objective.", "√KL", mark, shade),
-        Chart("Gold", gold, note, "√KL", mark, shade),
+        Chart("Proxy", [proxy], "Training objective.", "√KL", mark, shade, y_label="score"),
+        Chart("Gold", gold, note, "√KL", mark, shade, y_label="score"),
         Chart(
-            "√KL to the start", [distance], "Distance from the initial policy, by step.", mark=turn
+            "√KL to the start",
+            [distance],
+            "Distance from the initial policy, by step.",
+            mark=turn,
+            y_label="square root of nats",
         ),
     ]
 
@@ -145,8 +149,8 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     proxy = _mean_series(first, "proxy", "proxy", key="proxy_score")
     note = f"{first['advice'][:1].upper()}{first['advice'][1:]}."
     charts = [
-        Chart("Proxy", [proxy], "Score in standard deviations.", "√KL", mark, shade),
-        Chart("Gold and fit", gold, note, "√KL", mark, shade),
+        Chart("Proxy", [proxy], "", "√KL", mark, shade, y_label="standard deviations"),
+        Chart("Gold and fit", gold, note, "√KL", mark, shade, y_label="score"),
     ]
     if len(cell) > 1:
         charts.append(_gold_chart("Gold by ensemble combination", cell, lambda row: row["how"]))
@@ -162,7 +166,7 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
 def _gold_chart(title: str, rows: Sequence[Result], name_of: Any) -> Chart:
     """Return a chart with the gold curve of every row; the function `name_of` names its line."""
     lines = [_mean_series(row, name_of(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
-    return Chart(title, lines, x_label="√KL")
+    return Chart(title, lines, x_label="√KL", y_label="score")
 
 
 def _mean_series(row: Result, name: str, color: str, *, key: str = "gold") -> Series:

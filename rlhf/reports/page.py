@@ -8,6 +8,8 @@ from importlib.resources import files
 
 from rlhf.reports.markup import esc, table_of_contents_html
 
+_SCRIPTS = ("report.js", "scatter.js")
+"""Files of the script of a page."""
 # The content security policy blocks all requests, and all scripts except that with this hash.
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
@@ -19,7 +21,8 @@ def page_html(title: str, body: str) -> str:
     head, closing, rest = body.partition("</header>")
     body = f"{head}{closing}{table_of_contents_html(body)}{rest}"
     home = files("rlhf.reports")
-    script = "\n" + home.joinpath("report.js").read_text(encoding="utf-8")
+    parts = [home.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS]
+    script = "\n" + "".join(parts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = _CONTENT_SECURITY_POLICY.format(hash=f"sha256-{digest}")
     return f"""<!doctype html>

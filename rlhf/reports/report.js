@@ -57,10 +57,14 @@
     });
   }
 
+  // Quantities of which positive values are good.
+  const SIGNED = new Set(
+    ["advantage", "reward", "value", "gradient \u00d7 input", "integrated gradients", "Shapley value"]);
+
   function shade(box, name) {
     const values = JSON.parse(box.dataset.tokens)[name] || [];
     const largest = Math.max(...values.map(Math.abs)) || 1;
-    const better = name === "advantage" || name === "reward" || name === "value";
+    const better = SIGNED.has(name);
     const [high, low] = better ? ["--good", "--bad"] : ["--proxy", "--c1"];
     for (const token of box.querySelectorAll("[data-at]")) {
       const value = values[token.dataset.at] || 0;

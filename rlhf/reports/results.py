@@ -341,3 +341,12 @@ def series_with_band(
     Each of `rows` is a mapping for `interval_from_mapping`.
     """
     return Series.from_estimates(name, x, [interval_from_mapping(row) for row in rows], color)
+
+
+def score_table(comparison: Comparison) -> Table:
+    """Return the table of the methods' scores in every setting of a comparison."""
+    columns = ["method", "environment", "decoding", comparison.metric, "units", "episodes"]
+    rows: list[list[Cell]] = [
+        [r.method, r.env, r.decoding, r.estimate, r.unit, r.episodes] for r in comparison.rows
+    ]
+    return Table("scores", "Scores", columns, rows)

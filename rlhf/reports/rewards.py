@@ -29,10 +29,11 @@ def is_reward_report(evaluation: Evaluation) -> bool:
     return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
 
 
-def reward_reports_html(runs: Sequence[RunRecord]) -> str:
+def reward_reports_html(runs: Sequence[RunRecord], *, links: bool = True) -> str:
     """Return the section with the reports on rewards, as HTML.
 
-    For one run the section has the whole report; for several runs, only findings and accuracy.
+    For one run the section has the whole report; for several runs, only findings and accuracy. With
+    ``links``, it also links to the page of each run, which is in a folder beside this page.
     """
     parts = []
     for run in runs:
@@ -47,7 +48,7 @@ def reward_reports_html(runs: Sequence[RunRecord]) -> str:
                     charts_html(_report_charts(report)),
                     stress_test_plot_html(report),
                 ]
-            elif (run.directory / "report.html").exists():
+            elif links and (run.directory / "report.html").exists():
                 link = f"{run.name}/report.html"
                 note = f'Full report: <a href="{quote(link)}">{esc(link)}</a>'
                 parts.append(f'<p class="note">{note}</p>')
@@ -153,12 +154,14 @@ def _report_charts(report: Report) -> list[Chart]:
             _accuracy_and_chance_series([float(k + 1) for k in range(len(margins))], margins),
             "Deciles of |score difference|, in ascending order; bands are 95% intervals.",
             "decile",
+            y_label="share of pairs",
         ),
         Chart(
             "Accuracy by length gap",
             _accuracy_and_chance_series([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
             "Quintiles of the length of the chosen minus that of the rejected reply.",
             "characters",
+            y_label="share of pairs",
         ),
         _calibration_chart(report),
     ]
@@ -188,7 +191,7 @@ def _calibration_chart(report: Report) -> Chart:
             low, high = ("∞" if end is None else number_text(end) for end in ends)
             note += f" [{low}, {high}]"
         note += "."
-    return Chart("Calibration", lines, note, "predicted probability")
+    return Chart("Calibration", lines, note, "predicted probability", y_label="share correct")
 
 
 def best_of_n_charts(best_of_n: Report) -> list[Chart]:
@@ -197,9 +200,13 @@ def best_of_n_charts(best_of_n: Report) -> list[Chart]:
     proxy = series_with_band("this reward", d, best_of_n["proxy_score"], "proxy")
     gold = [series_with_band("gold", d, best_of_n["gold"], "gold")]
     return [
-        Chart("Best of n: this reward", [proxy], "Score in standard deviations.", "√KL"),
+        Chart("Best of n: this reward", [proxy], "", "√KL", y_label="score in standard deviations"),
         Chart(
-            "Best of n: gold", gold, f"Unbiased estimates for n up to {best_of_n['ns'][-1]}.", "√KL"
+            "Best of n: gold",
+            gold,
+            f"Unbiased estimates for n up to {best_of_n['ns'][-1]}.",
+            "√KL",
+            y_label="score",
         ),
     ]
 

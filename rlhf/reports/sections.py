@@ -19,13 +19,15 @@ from rlhf.reports.markup import (
     duration_text,
     esc,
 )
-from rlhf.runs.diagnostics import metric_warnings
+from rlhf.runs.alarms import false_alarm_text
+from rlhf.runs.changes import change_text
+from rlhf.runs.diagnostics import alarm_name, metric_warnings
 
 
 def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     """Return the page header as HTML: title, a line of facts, and the stages in order."""
     facts = [count_text(len(runs), "stage")] if len(runs) > 1 else []
-    seconds = sum(_training_seconds(run) for run in runs)
+    seconds = sum(run.training_seconds for run in runs)
     facts += [duration_text(seconds) + " of training"] if seconds else []
     date = next((str(run.environment["date"]) for run in runs if "date" in run.environment), "")
     facts += [date[:16].replace("T", " ")] if date else []
@@ -49,7 +51,10 @@ def run_warnings(run: RunRecord) -> list[str]:
     """Return the warnings about one run, most serious first."""
     warnings = []
     if run.metrics:  # a training run, for whose configuration the metrics are defined
-        warnings = [sentence for _, sentence in metric_warnings(run, "at the end of training")]
+        warnings = [
+            f"{sentence} ({false_alarm_text(alarm_name(kind))})"
+            for kind, sentence in metric_warnings(run, "at the end of training")
+        ]
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")
@@ -111,7 +116,7 @@ def _stage_summary_lines(run: RunRecord) -> list[str]:
     """
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [count_text(int(steps), "step")] if steps else []
-    effort += [duration_text(_training_seconds(run))] if _training_seconds(run) >= 1 else []
+    effort += [duration_text(run.training_seconds)] if run.training_seconds >= 1 else []
     lines = [_model_origin_text(run.config), _env_or_dataset_text(run.config), " · ".join(effort)]
     return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
 
@@ -165,10 +170,8 @@ def _run_facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Commit", env.get("commit")),
         ("Date", env.get("date")),
     ]
+    facts += [("Changed", change_text(row)) for row in run.changes]
+    if run.origin:
+        run_and_checkpoint = (run.origin.get("run"), run.origin.get("checkpoint"))
+        facts.append(("Branched from", ", ".join(map(str, run_and_checkpoint))))
     return [(name, str(value)) for name, value in facts if value]
-
-
-def _training_seconds(run: RunRecord) -> float:
-    """Return the duration of training in seconds; 0 if no times were logged."""
-    times = [row["time"] for row in run.metrics if is_number(row.get("time"))]
-    return float(max(times, default=0.0))

@@ -1,4 +1,4 @@
-"""Save the tables of a report: one CSV file for each table, and one JSON file with all tables."""
+"""Save the tables of a report as CSV and LaTeX files, and as one JSON file with all tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rlhf.common.files import atomic_path, write_text
 from rlhf.common.numbers import is_number
 from rlhf.common.text import formula_safe_csv_cell
 from rlhf.evaluation.records import RunRecord
+from rlhf.reports.latex import table_latex
 from rlhf.reports.markup import Table
 
 _X_COLUMNS = ("step", "time")
@@ -43,10 +44,11 @@ def logged_keys(run: RunRecord) -> list[str]:
 
 
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
-    """Write `<slug>.csv` for each table, and `tables.json` with all tables, into `folder`."""
+    """Write `<slug>.csv` and `<slug>.tex` for each table, and `tables.json` with all tables."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         save_table_csv(folder, table)
+        write_text(folder / f"{table.slug}.tex", table_latex(table))
     tree = {table.slug: table.to_records() for table in tables}
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     write_text(folder / "tables.json", text + "\n")

@@ -41,6 +41,8 @@ def before_and_after_html(run: RunRecord) -> str:
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
     chosen = _select_seeds([(_score_or_zero(late[s]) - _score_or_zero(early[s]), s) for s in seeds])
+    if not any("score" in row or "return_trained" in row for row in run.samples):
+        chosen = [("Held-out prompt", seed) for seed in seeds[:_MAX_CASES]]  # of offline training
     cards = []
     for description, seed in chosen:
         replies = [
@@ -195,7 +197,12 @@ def _metric_or_zero(row: Mapping[str, Any], metric: str) -> float:
 
 
 def sample_scores_text(row: Mapping[str, Any]) -> str:
-    """Return the scores of a sample as text, such as `score 0.4 · trained on 0.3 · proxy 1.2`."""
+    """Return the scores of a sample as text, such as `score 0.4 · trained on 0.3 · proxy 1.2`.
+
+    The text is empty for a reply of offline training, which has no score.
+    """
+    if "score" not in row and "return_trained" not in row:
+        return ""
     value, name = _sample_score(row), "score" if "score" in row else "trained on"
     parts = [f"{name} {number_text(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")

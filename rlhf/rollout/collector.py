@@ -14,7 +14,6 @@ import gymnasium as gym
 
 from rlhf.common.foreign import limit_side_effects
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.data.conversation import insert_after_system
 from rlhf.errors import UserError
 from rlhf.models.architecture import (
     configured_context_length,
@@ -22,15 +21,12 @@ from rlhf.models.architecture import (
     text_config,
     unwrap_peft,
 )
-from rlhf.reward_models.chat_template import tools_of, with_tools
-from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.environments.calls import (
     EnvironmentCalls,
     make_env_factory,
     reset_environment,
-    step_environment,
     turn_limit,
 )
 from rlhf.rollout.environments.workers import (
@@ -48,6 +44,12 @@ from rlhf.rollout.sampling.base import (
 )
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.verification import check_sampling
+from rlhf.rollout.turns import (
+    StepResult,
+    opening_messages,
+    step_with_reply,
+    with_system_and_examples,
+)
 from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -56,9 +58,6 @@ log = logging.getLogger(__name__)
 SAMPLING_SEED_KEY = 7
 
 _episode_ids = count()
-
-StepResult = tuple[str, float, bool, bool, Mapping[str, Any]]
-"""Observation, reward, terminated, truncated and info of an environment's step."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class EpisodeSeed:
 
 
 @dataclass
-class _Episode:
+class Episode:
     """An episode in progress. ``rollout.tokens`` are the prompt of the next reply."""
 
     id: int
@@ -206,7 +205,9 @@ class Collector:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
                 self.chat_format.render_prompt(
-                    self._with_system_and_examples(messages, system=None)
+                    with_system_and_examples(
+                        messages, self.spec, system=None, examples=self.examples
+                    )
                 )
             except UserError as error:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
@@ -267,13 +268,7 @@ class Collector:
                 ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_empty``
                 is False.
         """
-        sampling = SamplingParams(
-            temperature=self.spec.temperature if temperature is None else temperature,
-            top_k=self.spec.top_k,
-            top_p=self.spec.top_p,
-            min_p=self.spec.min_p,
-            stop_ids=frozenset(self.chat_format.stop_ids),
-        )
+        sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
             with self.workers.collection():
@@ -289,6 +284,20 @@ class Collector:
             )
         return [rollouts[index] for index in sorted(rollouts)]
 
+    def sampling_params(self, temperature: float | None = None) -> SamplingParams:
+        """Return the distribution of the sampled tokens, and the stop tokens.
+
+        Args:
+            temperature: Sampling temperature; by default that of the spec.
+        """
+        return SamplingParams(
+            temperature=self.spec.temperature if temperature is None else temperature,
+            top_k=self.spec.top_k,
+            top_p=self.spec.top_p,
+            min_p=self.spec.min_p,
+            stop_ids=frozenset(self.chat_format.stop_ids),
+        )
+
     def replace_environment(self, env: gym.Env) -> gym.Env:
         """Replace a failed environment by a new one, because its state is undefined."""
         index = self.envs.index(env)
@@ -298,20 +307,11 @@ class Collector:
 
     def start_episode(
         self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
-    ) -> _Episode:
+    ) -> Episode:
         """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
         rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
-        # An environment of prompts returns the message of the data row. Its additional keys, such
-        # as the reference answer, are used by rewards. Other environments may use the key "message"
-        # for a value of any type.
-        message = info.get("message")
-        keys = message if isinstance(message, Mapping) else {}
-        first = {"role": "user", **keys, "content": observation}
-        system = getattr(env.unwrapped, "system_prompt", None)
-        rollout.conversation = self._with_system_and_examples(
-            [*info.get("messages", ()), first], system=system
-        )
+        rollout.conversation = opening_messages(env, observation, info, self.spec, self.examples)
         ids = self.chat_format.encode_prompt(rollout.conversation)
         context = self.context if len(ids) <= self.context else self.long_context
         budget = min(self.spec.max_tokens or context, context)
@@ -322,26 +322,9 @@ class Collector:
                 "prompts or raise the limit"
             )
         rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
-        return _Episode(next(_episode_ids), index, env, rollout, budget)
+        return Episode(next(_episode_ids), index, env, rollout, budget)
 
-    def _with_system_and_examples(
-        self, messages: Sequence[Any], *, system: str | None
-    ) -> list[dict[str, Any]]:
-        """Add the system message and the examples of this collector to ``messages``.
-
-        The system message is ``rollout.system`` if it is set. Otherwise, it is the system message
-        in ``messages`` or, if there is none, the argument ``system`` (that of the environment).
-        """
-        tools = tools_of(messages)
-        messages = [dict(message) for message in messages]
-        if self.spec.system and messages[0]["role"] == "system":
-            messages = messages[1:]
-        system = self.spec.system or system
-        if system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
-        return with_tools(insert_after_system(messages, self.examples), tools)
-
-    def make_request(self, episode: _Episode, sampling: SamplingParams) -> Request:
+    def make_request(self, episode: Episode, sampling: SamplingParams) -> Request:
         """Return the request for an episode's next reply."""
         rollout = episode.rollout
         return Request(
@@ -354,11 +337,10 @@ class Collector:
 
     def step(self, env: gym.Env, text: str) -> StepResult:
         """Step an environment with a reply; see `step_environment`."""
-        action = text_to_action(text, env)
-        return self._invalid_action_result(env) if action is None else step_environment(env, action)
+        return step_with_reply(env, text, self.spec)
 
     def record_turn(
-        self, episode: _Episode, completion: Completion, text: str, result: StepResult
+        self, episode: Episode, completion: Completion, text: str, result: StepResult
     ) -> bool:
         """Append a reply and the result of the environment's step to the rollout.
 
@@ -402,16 +384,6 @@ class Collector:
         )
         return rollout.truncated
 
-    def _invalid_action_result(self, env: Any) -> StepResult:
-        """Return the result of a step for a reply without a valid action.
-
-        The result is that of ``env.step``, but the environment is not called.
-        """
-        first = env.action_space.start
-        last = first + env.action_space.n - 1
-        hint = f"That is no action. Answer with a number from {first} to {last}."
-        return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
-
 
 def open_local_engine(model: Any, rollout: RolloutSpec) -> ContinuousEngine:
     """Return an engine that samples in this process, after a check of its log-probabilities.
@@ -446,7 +418,7 @@ class _Collection:
         self.engine, self.workers = collector.engine, collector.workers
         self.waiting = deque(enumerate(seeds))
         self.free = list(reversed(envs))
-        self.active: dict[int, _Episode] = {}  # request id -> episode
+        self.active: dict[int, Episode] = {}  # request id -> episode
         self.finished: dict[int, Rollout] = {}  # index in the seeds -> rollout
 
     def play(self) -> dict[int, Rollout]:
@@ -481,7 +453,7 @@ class _Collection:
 
         self._submit(env, seed.seed, lambda: reset_environment(env, seed.seed), receive)
 
-    def _submit_step(self, episode: _Episode, completion: Completion) -> None:
+    def _submit_step(self, episode: Episode, completion: Completion) -> None:
         """Step an episode's environment with a reply, and continue or end the episode."""
         env, collector = episode.env, self.collector
         text = collector.chat_format.decode_reply(completion.tokens)
@@ -512,13 +484,13 @@ class _Collection:
         with self.collector.watch("environments"):
             self.workers.submit(EnvironmentCall(env, seed, run, receive))
 
-    def _request_reply(self, episode: _Episode) -> None:
+    def _request_reply(self, episode: Episode) -> None:
         request = self.collector.make_request(episode, self.sampling)
         self.active[request.request_id] = episode
         self.engine.submit([request])
 
 
-def _check_completion(completion: Completion, active: Mapping[int, _Episode]) -> None:
+def _check_completion(completion: Completion, active: Mapping[int, Episode]) -> None:
     """Check the completion that a rollout engine returned.
 
     Raises:

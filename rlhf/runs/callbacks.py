@@ -11,23 +11,43 @@ A run with several processes calls them in the first process.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf.common.foreign import describe_exception, exit_as_exception, foreign_exceptions
+from rlhf.common.guards import is_mapping
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
+from rlhf.common.user_code import (
+    check_accepts,
+    definition_text,
+    errors_located_at,
+    warn_if_changed,
+    warn_if_slow,
+)
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """The argument of a callback."""
+    """The argument of a callback.
+
+    Example:
+        >>> def count_down(event):
+        ...     event.log({"mine/steps_left": event.num_steps - event.step})
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(
+        ...     model=scratch, env="text/Echo-v0", num_steps=1, callbacks=count_down
+        ... )
+        >>> run.metrics["mine/steps_left"].tolist()
+        [0.0]
+    """
 
     run: Run
     """The run; ``run.directory`` is its directory."""
@@ -38,7 +58,7 @@ class TrainingEvent:
     model: Any
     """The model in training."""
     tokenizer: Any
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     """Metrics of the step, as in metrics.jsonl; empty if the step is not logged."""
     folder: Path | None = None
     """Folder of the checkpoint, or of the final model at the end."""
@@ -58,6 +78,17 @@ class Callback:
     """Base class of callbacks. A subclass overrides the methods that it needs.
 
     If it also overrides ``state_dict`` and ``load_state_dict``, its state is part of checkpoints.
+
+    Example:
+        >>> class StopEarly(rlhf.Callback):
+        ...     def on_step(self, event):
+        ...         event.stop()
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.rloo(
+        ...     model=scratch, env="text/Echo-v0", num_steps=3, callbacks=[StopEarly()]
+        ... )
+        >>> len(run.metrics)
+        1
     """
 
     def on_step(self, event: TrainingEvent) -> None:
@@ -129,19 +160,43 @@ class Callbacks:
         if not run.writes:
             return
         for name, callback in zip(self.names, self.members, strict=True):
-            event = TrainingEvent(run, **fields, _callbacks=self)
+            metrics = fields.get("metrics", {})
+            given: dict[str, Any] = {**fields, "metrics": dict(metrics)}
+            event = TrainingEvent(run, **given, _callbacks=self)
+            call = getattr(callback, point)
             try:
-                with foreign_exceptions(), exit_as_exception():
-                    getattr(callback, point)(event)
+                with (
+                    errors_located_at(call),
+                    warn_if_slow(f"callback {name}", "move slow work to another process"),
+                    foreign_exceptions(),
+                    exit_as_exception(),
+                ):
+                    call(event)
             except Exception as error:
                 raise UserError(
                     f"callback {name} failed in {point} at step {event.step}: "
-                    f"{describe_exception(error)}"
+                    f"{describe_exception(error)}; correct the callback"
                 ) from error
+            what, argument = f"callback {name}", "event.metrics"
+            warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return index -> state of the callbacks that have a state."""
+        """Return index -> state of the callbacks that have a state.
+
+        Raises:
+            UserError: A state is not plain data.
+        """
         states = {str(index): member.state_dict() for index, member in enumerate(self.members)}
+        for index, state in states.items():
+            try:
+                json.dumps(state)
+            except (TypeError, ValueError) as error:
+                number = int(index)
+                raise UserError(
+                    f"callback {self.names[number]}: state_dict"
+                    f"{definition_text(self.members[number].state_dict)} returned a state that "
+                    f"cannot be saved ({error}): return numbers, texts, lists and dictionaries"
+                ) from error
         return {index: state for index, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,8 +215,8 @@ def make_callback(entry: Any) -> Callback:
     Raises:
         UserError: The entry is invalid, or the callback cannot be made.
     """
-    arguments = dict(entry) if isinstance(entry, Mapping) else {}
-    reference = arguments.pop("callback", None) if isinstance(entry, Mapping) else entry
+    arguments: dict[str, Any] = dict(entry) if is_mapping(entry) else {}
+    reference: Any = arguments.pop("callback", None) if is_mapping(entry) else entry
     if not isinstance(reference, str):
         raise UserError(
             f"callbacks: expected a name, file.py:name or {{callback: file.py:name, ...}}, got "
@@ -183,7 +238,10 @@ def make_callback(entry: Any) -> Callback:
         raise UserError(
             f"callbacks: {_name_of(entry)} must be a function, or a subclass of rlhf.Callback"
         )
-    return FunctionCallback(functools.partial(made, **arguments))
+    function = functools.partial(made, **arguments)
+    what = f"callbacks: {_name_of(entry)}"
+    check_accepts(function, (None,), what=what, form="callback(event)")
+    return FunctionCallback(function)
 
 
 def _check_method_names(callback: Callback, reference: str) -> None:
@@ -198,4 +256,4 @@ def _check_method_names(callback: Callback, reference: str) -> None:
 
 def _name_of(entry: Any) -> str:
     """Return the name of a callback for messages, without the folder of its file."""
-    return short_name(str(entry.get("callback") if isinstance(entry, Mapping) else entry))
+    return short_name(str(entry.get("callback") if is_mapping(entry) else entry))

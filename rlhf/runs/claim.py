@@ -35,6 +35,7 @@ DESCRIPTIONS = frozenset(
     [
         "bench.yaml",
         "config.yaml",
+        "data_counts.json",
         "environment.json",
         "inputs.json",
         "logs",
@@ -53,6 +54,8 @@ RESULTS = frozenset(
         "bench.md",
         "checkpoints",
         "evaluation",
+        "explanation.html",
+        "explanation.json",
         "final",
         "finished",
         BUNDLE,
@@ -82,6 +85,7 @@ RESULTS = frozenset(
 """Names of the other files and folders that commands write."""
 ONLY_WRITTEN_BY = {
     "bench": ("bench.json", "bench.md", "bench.yaml", "logs", "pages", "runs", "tables"),
+    "explain": ("explanation.html", "explanation.json"),
     "overoptimize": ("overoptimization.json", "proxies", "rl"),
     "pairs": ("pairs.jsonl",),
     "reward-report": ("prompts.jsonl",),
@@ -120,11 +124,11 @@ CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 CONTENTS = {
     "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
     r"|README\.md",
-    "evaluation": r".+/(episodes\.jsonl|report\.md|summary\.json)",
+    "evaluation": r".+/(episodes\.jsonl|pair_scores\.jsonl|report\.md|summary\.json)",
     "logs": r"([\w.-]+-)?\d+\.log|slurm-\d+/(\d+(-\d+)?|array)\.(exit|log|sh|yaml)",
-    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json)",
-    "report_tables": r"[^/]+\.(csv|json)",
-    "tables": r"[^/]+\.(csv|json)",
+    "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json|tex)",
+    "report_tables": r"[^/]+\.(csv|json|tex)",
+    "tables": r"[^/]+\.(csv|json|tex)",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
 MAX_NAME_BYTES = 200
@@ -173,6 +177,7 @@ class DirectoryClaim:
                 of another run.
         """
         _check_path(directory)
+        _check_links(directory)
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         replaced = directory / REPLACED
@@ -349,6 +354,18 @@ def path_without_dot_dot(directory: str | Path) -> Path:
     return path.resolve() if ".." in path.parts else path
 
 
+def check_new_directory(directory: Path) -> None:
+    """Check that a directory can be created.
+
+    Raises:
+        UserError: It exists and is not empty, or its path is not valid or is inside a folder of
+            another run.
+    """
+    _check_path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists already: choose another --output_dir")
+
+
 def written_by_toolkit(directory: Path) -> bool:
     """Return whether a command of the toolkit created a directory."""
     return (directory / MARKER).is_file()
@@ -377,6 +394,20 @@ def _check_path(directory: Path) -> None:
                     f"{directory} is inside the folder {name} of the run {run}, which replaces the "
                     "content of this folder: choose another --output_dir"
                 )
+
+
+def _check_links(directory: Path) -> None:
+    """Check that no part of the path of an output directory is a link to a missing folder.
+
+    Raises:
+        UserError: A part of the path is a symbolic link whose target does not exist.
+    """
+    for part in (directory, *directory.parents):
+        if part.is_symlink() and not part.exists():
+            raise UserError(
+                f"{part} is a symbolic link to {os.readlink(part)}, which does not exist: create "
+                "that folder, remove the link, or choose another --output_dir"
+            )
 
 
 def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:

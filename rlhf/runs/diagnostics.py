@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.runs.alarms import AlarmName, Halt, alarm_action
+from rlhf.runs.learning_checks import LEARNING_CHECKS
 from rlhf.runs.metric_log import RECENT, MetricLog, RunningMetricLog, gold_metric_keys
 from rlhf.runs.renamed import metric_rows
 
@@ -45,6 +46,15 @@ _ALARM_NAMES: dict[str, AlarmName] = {
     "rollout/invalid": "invalid",
     "rollout/evasion_gain": "evasion",
     "rollout/missing_eos": "missing_eos",
+    "rewards/std": "constant_reward",
+    "groups/equal": "equal_groups",
+    "saturated": "saturated",
+    "unsolved": "unsolved",
+    "dominant_reward": "dominant_reward",
+    "sampler/ess": "low_effective_sample",
+    "policy/clip_fraction_positive": "clipped",
+    "policy/clip_fraction_negative": "clipped",
+    "rollout/tokens": "length_drift",
 }
 """Kind of a warning, as yielded by `metric_warnings` -> name of the alarm."""
 
@@ -182,8 +192,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
             "rollout/evasion_gain",
             f"the mean score of episodes that have an invalid reply or are truncated is "
             f"{_mean_or_zero(gains):.2g} above that of the other episodes over the last "
-            f"{_SIGN_STEPS} logged steps: the reward favors evading the task (see "
-            "rollout.invalid_reward and rollout.max_tokens).",
+            f"{_SIGN_STEPS} logged steps (see rollout.invalid_reward and rollout.max_tokens).",
         )
     unstopped = _recent_mean_or_zero(log, "rollout/missing_eos")
     # Replies that reach the token limit have no stop token either. They have a separate warning.
@@ -338,9 +347,8 @@ def _over_optimized_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     step = short_number(peak.step)
     yield (
         "gold",
-        f"the proxy was over-optimized: the gold score fell from {gold[0]} at step {step} to "
-        f"{gold[1]}, and the proxy score rose from {proxy[0]} to {proxy[1]}. Stop training near "
-        f"step {step}.",
+        f"the gold score fell from {gold[0]} at step {step} to {gold[1]}, and the proxy score rose "
+        f"from {proxy[0]} to {proxy[1]}. Stop training near step {step}.",
     )
 
 
@@ -352,7 +360,7 @@ def _policy_jump_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
             yield (
                 key,
                 f"{key} reached {short_number(max(values))} (first above {short_number(limit)} at "
-                f"step {short_number(steps[above[0]])}): the policy changed too much.",
+                f"step {short_number(steps[above[0]])}).",
             )
 
 
@@ -371,7 +379,7 @@ def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
             "entropy",
             f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the "
             f"reward did not rise ({short_number(first)} to {short_number(last)}): the policy is "
-            "almost deterministic and no longer explores.",
+            "almost deterministic.",
         )
 
 
@@ -385,8 +393,7 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "eval/loss",
             f"the held-out loss rose from {short_number(values[best])} at step {step} to "
-            f"{short_number(values[-1])}: training was too long. final/ contains the model of "
-            f"step {step}.",
+            f"{short_number(values[-1])}; final/ contains the model of step {step}.",
         )
 
 
@@ -472,5 +479,6 @@ _WARNING_FUNCTIONS = (
     _entropy_collapse_warnings,
     _repetition_warnings,
     _dead_critic_warnings,
+    *LEARNING_CHECKS,
     _overfitted_warnings,
 )

@@ -1,10 +1,10 @@
 """The run directory, which contains configuration, environment, logs, checkpoints and results.
 
-    config.yaml  inputs.json  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
-    evaluation/<name>/{summary.json, episodes.jsonl}  report.html
+    config.yaml  inputs.json  environment.json  data_counts.json  metrics.jsonl  samples.jsonl
+    checkpoints/  final/  evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
-An existing directory is replaced only with --overwrite. A run can be resumed only with the same
-configuration.
+An existing directory is replaced only with --overwrite. A run is resumed with the same
+configuration, except for the changes that `rlhf.runs.changes` permits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from rlhf.common.files import (
@@ -24,10 +23,17 @@ from rlhf.common.files import (
     flush_to_disk,
     json_line,
     read_log,
+    remove,
     write_text,
 )
-from rlhf.common.yaml_text import dump_yaml, read_mapping_or_empty
-from rlhf.errors import UserError
+from rlhf.common.yaml_text import dump_yaml
+from rlhf.runs.changes import (
+    CHANGES_FILE,
+    DIRECTORY_KEYS,
+    Change,
+    permitted_changes,
+    record_changes,
+)
 from rlhf.runs.claim import (
     MARKER,
     STUDIES,
@@ -35,9 +41,8 @@ from rlhf.runs.claim import (
     path_without_dot_dot,
     write_errors_as_user_errors,
 )
-from rlhf.runs.inputs import input_fingerprints, input_paths, leaf_items
+from rlhf.runs.inputs import input_fingerprints, input_paths
 from rlhf.runs.machine import describe_machine
-from rlhf.runs.renamed import upgraded_config
 from rlhf.runs.trackers import (
     Tracker,
     check_trackers_installed,
@@ -46,16 +51,10 @@ from rlhf.runs.trackers import (
     open_trackers,
 )
 
-# Keys that concern only the directory of a run; config.yaml does not contain them.
-DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
-# Keys that may differ between a run and its resumption.
-KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "data_cache"}
-# Keys without a value in the records of earlier versions, which had no such key.
-_NEW_LISTS = ("callbacks", "plugins")
-# Prefix of the keys of the rollout engine. Except its kind, they may also differ.
-_ENGINE_KEYS = "rollout.engine."
-_ENGINE_KIND = f"{_ENGINE_KEYS}kind"
-_MAX_STALENESS = "rollout.max_staleness"
+BRANCH_FILE = "branch.json"
+"""Name of the file with the run and the checkpoint from which `rlhf branch` created a run."""
+DATA_COUNTS_FILE = "data_counts.json"
+"""Name of the file with the numbers of rows of the datasets."""
 
 
 class Run:
@@ -70,6 +69,8 @@ class Run:
         # If there are several processes, only the first one writes.
         self.writes = os.environ.get("RANK", "0") == "0"
         self.config: Mapping[str, Any] = {}
+        self.changes: tuple[Change, ...] = ()
+        """Differences between the recorded configuration and that of this process."""
         self.trackers: dict[str, Tracker] | None = None
         self._claim: DirectoryClaim | None = None
 
@@ -83,15 +84,16 @@ class Run:
 
         Raises:
             UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
-                directory is in use or cannot be written, the run to resume has a different
-                configuration or different inputs, or a tracker is not installed.
+                directory is in use or cannot be written, a change of the configuration or of the
+                inputs of the run to resume is not permitted, or a tracker is not installed.
         """
         run = cls(path_without_dot_dot(config["output_dir"]))
         run.config = config
         check_trackers_installed(config.get("track", ()))
-        if not run.writes:
-            return run
         resume, overwrite = bool(config.get("resume")), bool(config.get("overwrite"))
+        if not run.writes:
+            run._find_changes(resume=resume and not overwrite)
+            return run
         inputs = input_paths(config).values()
         run._claim = DirectoryClaim.open(
             run.directory,
@@ -108,23 +110,46 @@ class Run:
             raise
         return run
 
+    def _find_changes(self, *, resume: bool) -> None:
+        """Compare the configuration and the inputs of a resumed run with the recorded ones."""
+        if resume and (self.directory / "config.yaml").exists():
+            self.changes = permitted_changes(self.directory, self.config)
+
     def _write_description(self, *, resume: bool) -> None:
         """Write the configuration of the run and descriptions of its inputs and of the machine.
 
-        If the run is resumed, the configuration and inputs are first compared with the recorded
-        ones.
+        If the configuration of a resumed run has changed, `accept_changes` writes it later.
         """
-        if resume and (self.directory / "config.yaml").exists():
-            check_unchanged_configuration(self.directory, self.config)
-        kept = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
+        self._find_changes(resume=resume)
         with write_errors_as_user_errors(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
-            write_text(self.directory / "config.yaml", dump_yaml(kept))
-            write_text(
-                self.directory / "inputs.json", json.dumps(input_fingerprints(kept), indent=2)
-            )
+            if not self.changes:
+                self._write_configuration()
             machine = json.dumps(describe_machine(), indent=2)
             write_text(self.directory / "environment.json", machine)
+
+    def _write_configuration(self) -> None:
+        kept = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
+        write_text(self.directory / "config.yaml", dump_yaml(kept))
+        write_text(self.directory / "inputs.json", json.dumps(input_fingerprints(kept), indent=2))
+
+    def accept_changes(self, step: int) -> None:
+        """Record the changed settings of a resumed run, and delete the evaluation of its end.
+
+        Until this method is called, the run is the one that was recorded, so that an error during
+        the preparation of training loses nothing.
+
+        Args:
+            step: Number of steps of the checkpoint from which the run continues.
+        """
+        if not self.changes or not self.writes:
+            return
+        with write_errors_as_user_errors(self.directory):
+            self.declare_files([CHANGES_FILE])
+            (self.directory / "finished").unlink(missing_ok=True)
+            remove(self.directory / "evaluation")
+            record_changes(self.directory, step, self.changes)
+            self._write_configuration()
 
     @property
     def final(self) -> Path:
@@ -133,10 +158,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether `finish` was called for this run, in this or in an earlier process."""
+        """Whether `finish` was called for this run, in this or in an earlier process.
+
+        A run whose settings have changed is not finished.
+        """
         if not self.writes and self.config.get("overwrite"):
             return False  # the first process may not have removed the files of the earlier run yet
-        return (self.directory / "finished").exists()
+        return not self.changes and (self.directory / "finished").exists()
 
     def declare_files(self, names: Iterable[str]) -> None:
         """Record the names of additional files and folders that the run will write."""
@@ -154,6 +182,12 @@ class Run:
         """Release the lock of the directory. If the run has no result, restore earlier content."""
         if self._claim is not None:
             self._claim.close()
+
+    def write_data_counts(self, counts: Mapping[str, Any]) -> None:
+        """Write the numbers of used and dropped rows of the datasets to ``data_counts.json``."""
+        if self.writes:
+            with write_errors_as_user_errors(self.directory):
+                write_text(self.directory / DATA_COUNTS_FILE, json.dumps(counts, indent=2) + "\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to ``metrics.jsonl`` and send the metrics to the trackers.
@@ -202,61 +236,6 @@ class Run:
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
         if self.writes:
             append_text(self.directory / name, json_line(row))
-
-
-def check_unchanged_configuration(
-    directory: Path,
-    config: Mapping[str, Any],
-    *,
-    name: str = "config.yaml",
-    free: Container[str] = KEYS_FREE_ON_RESUME,
-) -> None:
-    """Check that a run is resumed with the same configuration and the same inputs.
-
-    The path of an input may have changed, for example because a directory was moved. The content
-    must be the same.
-
-    Args:
-        directory: The run directory.
-        config: The new configuration, as plain data.
-        name: Name of the file with the recorded configuration.
-        free: Keys that may differ.
-
-    Raises:
-        UserError: The configuration or an input has changed. The message contains the key.
-    """
-    recorded = upgraded_config(read_mapping_or_empty(directory / name))
-    inputs, current = read_mapping_or_empty(directory / "inputs.json"), input_fingerprints(config)
-    before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
-    if _ENGINE_KIND in now:
-        before.setdefault(_ENGINE_KIND, "local")  # earlier versions had no other engine
-    for key in _NEW_LISTS:
-        if now.get(key) == []:
-            before.setdefault(key, [])
-    changed = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] not in free
-        and key != _MAX_STALENESS
-        and (key == _ENGINE_KIND or not key.startswith(_ENGINE_KEYS))
-        and before.get(key) != now.get(key)
-    ]
-    changed = [key for key in changed if key not in current or current[key] != inputs.get(key)]
-    if changed:
-        key = changed[0]
-        was, is_now = (shorten(repr(tree.get(key)), 100, placeholder="…") for tree in (before, now))
-        raise UserError(
-            f"{directory} cannot be resumed with another configuration: {key} was {was}, now "
-            f"{is_now}"
-            + (f" (and {len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
-        )
-    for key, fingerprint in inputs.items():
-        if current.get(key, fingerprint) != fingerprint:
-            path = f" ({now[key]})" if key in now else ""
-            raise UserError(
-                f"{directory} cannot be resumed: the content of {key}{path} has changed since the "
-                "run started; restore it, or start a new run with --overwrite"
-            )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -29,11 +30,45 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor_name(),
         "cores": os.cpu_count(),
+        "gpus": describe_gpus(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": versions,
         "commit": _git_commit(),
         "command": mask_secret_options([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def describe_gpus() -> list[dict[str, Any]]:
+    """Return the name and the power limit in watts of each NVIDIA GPU that this process may use.
+
+    `nvidia-smi` reports them, so that PyTorch need not be imported. A limit that it does not know
+    is None. The list is empty on a machine without `nvidia-smi`.
+    """
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["--query-gpu=index,uuid,name,power.limit", "--format=csv,noheader,nounits"]
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines()]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = None if names is None else [name.strip() for name in names.split(",")]
+    return [
+        {"name": name, "power_limit_watts": _number_or_none(limit)}
+        for index, uuid, name, limit in (row for row in rows if len(row) == 4)
+        if visible is None or index in visible or uuid in visible
+    ]
+
+
+def _number_or_none(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def memory_of_device(device: Any) -> int:

@@ -40,7 +40,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tracker:
-    """An open tracker, as two functions: ``log(step, metrics)`` and ``close()``."""
+    """An open tracker, as two functions: ``log(step, metrics)`` and ``close()``.
+
+    Example:
+        >>> from rlhf.plugins import Tracker
+        >>> tracker = Tracker(log=lambda step, metrics: print(step, metrics), close=lambda: None)
+        >>> tracker.log(1, {"reward/mean": 0.5})
+        1 {'reward/mean': 0.5}
+    """
 
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]

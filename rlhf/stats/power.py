@@ -91,6 +91,26 @@ def sample_size(
     return SampleSize(seeds, episodes, paired_power(effect, seeds, level=level))
 
 
+def upper_standard_deviation(sd: float, degrees: int, *, confidence: float = 0.8) -> float:
+    """Return the upper confidence limit of a standard deviation of normally distributed values.
+
+    A study that is planned with the estimate of a small pilot is too small in about half of all
+    cases. Planned with the 80% limit, it is large enough in 80% of all cases (Browne 1995, On the
+    use of a pilot sample for sample size determination).
+
+    >>> round(upper_standard_deviation(1.0, 4), 3)
+    1.558
+
+    Args:
+        sd: Estimated standard deviation.
+        degrees: Degrees of freedom of the estimate, at least 1.
+        confidence: Probability that the limit is at least the true standard deviation.
+    """
+    if degrees < 1:
+        raise ValueError(f"a standard deviation needs at least 1 degree of freedom, got {degrees}")
+    return sd * math.sqrt(degrees / float(special.chdtri(degrees, confidence)))
+
+
 def simulated_coverage(
     population: np.ndarray,
     n: int,

@@ -14,7 +14,8 @@ from rlhf.commands.command import CommandTable
 from rlhf.config.launcher import without_launcher_keys
 from rlhf.errors import UserError
 from rlhf.runs import launch
-from rlhf.runs.directory import KEYS_FREE_ON_RESUME, lock_directory
+from rlhf.runs.changes import KEYS_FREE_ON_RESUME
+from rlhf.runs.directory import lock_directory
 
 log = logging.getLogger(__name__)
 

@@ -49,9 +49,7 @@ def make_training_batch(
         "sampler/logprob_diff_abs": gap.abs().mean().item(),
         "sampler/ratio_max": gap.neg().max().exp().item(),
     }
-    settings = trainer.algorithm.settings
-    if settings.tis_cap or settings.masks_sequences or trainer.config.rollout.max_staleness:
-        metrics |= off_policy_metrics(batch, settings)
+    metrics |= off_policy_metrics(batch, trainer.algorithm.settings)
     if batch.ref_logprobs is not None:
         kl = sequence_kl(old, batch.ref_logprobs, batch.action_mask)
         metrics["policy/kl"] = kl.mean().item()

@@ -178,6 +178,7 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     for name, item in trainer.state().items():
         item.load_state_dict(state[name])
     trainer.load_unfinished_work(checkpoint)
+    trainer.use_configured_settings()
 
 
 def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:

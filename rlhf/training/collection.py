@@ -21,6 +21,7 @@ from rlhf.rollout.seeds import training_seed
 from rlhf.runs.profiling import Stopwatch
 from rlhf.training.distributed import World
 from rlhf.training.episode_scorer import EpisodeScorer
+from rlhf.training.score_metrics import score_metrics
 from rlhf.training.scoring import (
     check_unscored_fraction,
     format_most_common_reasons,
@@ -141,6 +142,11 @@ class StepCollector:
             if not settings.dynamic_sampling:
                 break
         metrics = self._failure_metrics(sampled)
+        metrics |= score_metrics(
+            sampled,
+            reward=self.rewards,
+            env_weight=0.0 if config.env.id is None else config.env.reward,
+        )
         if not settings.dynamic_sampling:
             return StepRollouts(sampled, rewards, metrics)
         metrics["rollout/rounds"] = float(rounds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -76,15 +76,20 @@ class DPOTrainer(SupervisedTrainer):
         """Compute the reference's log-probabilities, or load them if the run is resumed.
 
         The log-probabilities are saved in the folder of the checkpoints, so that a resumed run uses
-        the same values. If the file is damaged, they are computed again. This is possible because
-        the model has its initial weights when this method is called.
+        the same values. If the file is damaged, or more steps use further pairs, they are computed
+        again. This is possible because the model has its initial weights when this method is
+        called.
         """
         folder = run.directory / "checkpoints" / "reference"
         if self.config.resume and folder.exists():
             try:
                 verify_checksums(folder)
-                self.reference_logprobs = torch.load(folder / "logprobs.pt", weights_only=True)
-                return
+                saved = torch.load(folder / "logprobs.pt", weights_only=True)
+                if all(
+                    saved["train"][row].numel() for rows in self._trained_rows() for row in rows
+                ):
+                    self.reference_logprobs = saved
+                    return
             except DamagedFolderError as error:
                 log.warning("%s; computing the reference log-probabilities again", error)
         self.reference_logprobs = self._compute_reference_logprobs()
@@ -102,12 +107,15 @@ class DPOTrainer(SupervisedTrainer):
         """
         log.info("Precomputing reference log-probabilities (once)")
         set_dropout(self.model.model, active=False)
-        num_batches = min(self.schedule.num_steps, self.schedule.steps_per_epoch)
-        train_batches = (self.schedule.rows(step) for step in range(num_batches))
         return {
-            "train": self._compute_split_logprobs("train", train_batches),
+            "train": self._compute_split_logprobs("train", self._trained_rows()),
             "eval": self._compute_split_logprobs("eval", self.eval_batch_row_indices()),
         }
+
+    def _trained_rows(self) -> Iterator[list[int]]:
+        """Yield the indices of the pairs of each batch of the first epoch that training uses."""
+        num_batches = min(self.schedule.num_steps, self.schedule.steps_per_epoch)
+        return (self.schedule.rows(step) for step in range(num_batches))
 
     @torch.no_grad()
     def _compute_split_logprobs(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:

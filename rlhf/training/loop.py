@@ -27,6 +27,7 @@ from rlhf.training.checkpoint import (
     save_final_model,
 )
 from rlhf.training.numeric_checks import check_weights
+from rlhf.training.resumption import check_step_count, log_changes
 from rlhf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -89,15 +90,36 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         found = latest_checkpoint(checkpoints) if run.writes else None
         latest = trainer.world.first_not_none(found)
     if latest is None:
+        run.accept_changes(0)
         run.rewind(-1)
         trainer.record_initial_model(run)
         return
     load_checkpoint(latest, trainer)
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:
         _verify_best(checkpoints / "best")
+    if run.changes:
+        _accept_changes(trainer, run)
     if run.writes:  # a killed run may not have removed its older checkpoints
         remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
     run.rewind(trainer.progress.step)
+
+
+def _accept_changes(trainer: Trainer, run: Run) -> None:
+    """Check, record and log the changed settings of a run whose checkpoint was loaded.
+
+    Raises:
+        UserError: The run has taken more steps than its configuration allows.
+    """
+    step = trainer.progress.step
+    check_step_count(run, done=step, configured=trainer.num_steps)
+    run.accept_changes(step)
+    log_changes(run, step, schedule_depends_on_steps=trainer.schedule_depends_on_steps)
+    if trainer.done and step < trainer.num_steps:
+        log.warning(
+            "training ended at step %d, because evaluations no longer improved, the KL exceeded "
+            "its budget, or a callback ended it; no step is added",
+            step,
+        )
 
 
 def _verify_best(folder: Path) -> None:

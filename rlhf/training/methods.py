@@ -55,6 +55,9 @@ class TrainingSetup:
     """Function that writes a report on the saved model; None if the method has no report."""
     dropout: bool = False
     """Whether dropout is active in updates of the native engine."""
+    prompts: Sequence[Any] = ()
+    """Held-out prompts whose replies are recorded before and after training; empty for reward
+    models."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Example, ExampleEncoder
 from rlhf.training.loop import fit
 from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of, num_steps
+from rlhf.training.reply_samples import prompts_to_sample, write_reply_samples
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
 from rlhf.training.stored_examples import StoredEncoder
@@ -151,8 +153,10 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     engine = engine_of(config, native_supported=method.native)
     seed_everything(config.seed)
     check_streaming(command, config, engine)
-    train_rows, eval_rows = load_train_and_eval_rows(config, method)
+    train_rows, eval_rows = _load_and_count_rows(config, method, run)
     setup = method.setup(config, train_rows, engine)
+    if command != "reward":
+        setup = replace(setup, prompts=prompts_to_sample(eval_rows))
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     if setup.summary():
         log.info("examples: %s", setup.summary())
@@ -169,6 +173,9 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             setup.save(trained, run.final)
             write_checksums(run.final)
             steps = num_steps(config, len(train_set))
+            write_reply_samples(
+                run, trained, setup.tokenizer, setup.prompts, step=steps, split="after"
+            )
             callbacks.notify(
                 "on_end",
                 run,
@@ -189,6 +196,17 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         setup.report(run)
     init_distributed().barrier()
     return run.final
+
+
+def _load_and_count_rows(
+    config: OfflineConfig, method: OfflineMethod, run: Run
+) -> tuple[Sequence[Row] | StreamedRows, Sequence[Row]]:
+    """Return the training rows and the held-out rows, and record their numbers in the run."""
+    counts: dict[str, Any] = {}
+    train_rows, eval_rows = load_train_and_eval_rows(config, method, counts=counts)
+    num_train = None if isinstance(train_rows, StreamedRows) else len(train_rows)
+    run.write_data_counts(counts | {"training_rows": num_train, "held_out_rows": len(eval_rows)})
+    return train_rows, eval_rows
 
 
 def check_reserved_options(options: Mapping[str, Any]) -> None:
@@ -252,21 +270,25 @@ def check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
 
 
 def load_train_and_eval_rows(
-    config: OfflineConfig, method: OfflineMethod
+    config: OfflineConfig, method: OfflineMethod, *, counts: dict[str, Any] | None = None
 ) -> tuple[Sequence[Row] | StreamedRows, Sequence[Row]]:
     """Return the training rows and the held-out rows.
 
     Rows that are split from the training data have no prompt in common with the training rows. Rows
     of ``eval_data`` are not removed, but a warning gives the number of those whose prompt (or text)
     is also in the training data.
+
+    If ``counts`` is given, the numbers of rows of each source are added to it.
     """
     if config.data[0].streaming:
         processes = config.data_processes or available_cpus()
         streamed = StreamedRows(config.data[0], config.seed, processes)
-        return streamed, _load_rows(config, method, config.eval_data, what="eval_data")
-    rows = _load_rows(config, method, config.data, what="data")
+        return streamed, _load_rows(
+            config, method, config.eval_data, what="eval_data", counts=counts
+        )
+    rows = _load_rows(config, method, config.data, what="data", counts=counts)
     if config.eval_data:
-        eval_rows = _load_rows(config, method, config.eval_data, what="eval_data")
+        eval_rows = _load_rows(config, method, config.eval_data, what="eval_data", counts=counts)
         if shared := count_shared_prompts(eval_rows, rows):
             log.warning(
                 "%d of the %d rows of eval_data have a prompt that is also in data: the held-out "
@@ -281,7 +303,12 @@ def load_train_and_eval_rows(
 
 
 def _load_rows(
-    config: OfflineConfig, method: OfflineMethod, specs: Sequence[DataSpec], *, what: str
+    config: OfflineConfig,
+    method: OfflineMethod,
+    specs: Sequence[DataSpec],
+    *,
+    what: str,
+    counts: dict[str, Any] | None,
 ) -> Sequence[Row]:
     """Load datasets and log a summary. The rows of large datasets stay on the disk."""
     if are_large(specs):
@@ -295,8 +322,12 @@ def _load_rows(
             log.info("%s: read into memory, because some values have no form in JSON", what)
         else:
             log.info("%s: %s", what, loaded.summary())
+            if counts is not None:
+                counts[what] = loaded.counts()
             return loaded.rows
-    return load_and_log(specs, method.data, what=what, seed=config.seed, keep=method.keep)
+    return load_and_log(
+        specs, method.data, what=what, seed=config.seed, keep=method.keep, counts=counts
+    )
 
 
 def message_texts(rows: Sequence[Row] | StreamedRows) -> Iterator[str]:

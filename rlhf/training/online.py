@@ -101,7 +101,8 @@ class OnlineTrainer(Trainer):
         self.algorithm = check_config(name, config)
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
-        prompts, eval_prompts = load_split_prompts(config)
+        self.data_counts: dict[str, Any] = {}
+        prompts, eval_prompts = load_split_prompts(config, counts=self.data_counts)
         sharded = shards_model(config)
         load = load_model_to_shard if sharded else load_model
         model, tokenizer = load(config.model, seed=config.seed)
@@ -248,7 +249,9 @@ class OnlineTrainer(Trainer):
         return stateful
 
     def prepare(self, run: Run) -> None:
-        """Select the metrics that the progress display shows."""
+        """Select the metrics that the progress display shows, and record the numbers of prompts."""
+        if self.data_counts:
+            run.write_data_counts(self.data_counts)
         self.displayed_metrics = online_displayed_metrics(run.config)
 
     def record_initial_model(self, run: Run) -> None:
@@ -340,6 +343,16 @@ class OnlineTrainer(Trainer):
         with self.rollout_source.exclusive(self.progress.step):
             write_held_out_transcripts(self, run, split="after")
             write_final_evaluation(self, run)
+
+    @property
+    def schedule_depends_on_steps(self) -> bool:
+        """Whether the schedule decreases to 0 at the last step."""
+        return self.config.optimizer.schedule != "constant"
+
+    def use_configured_settings(self) -> None:
+        super().use_configured_settings()
+        coef = self.algorithm.settings.kl_coef
+        self.kl.use_settings_of(make_kl_controller(self.config.kl, coef))
 
     def save(self, directory: Path) -> None:
         self.policy.save(directory)

@@ -157,10 +157,13 @@ def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:
     )
 
 
-def load_split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
+def load_split_prompts(
+    config: OnlineConfig, *, counts: dict[str, Any]
+) -> tuple[list[Any], list[Any]]:
     """Return the training and the held-out prompts of ``env.prompts``.
 
-    For a gymnasium environment, the result is two empty lists.
+    For a gymnasium environment, the result is two empty lists. Otherwise, the numbers of
+    prompts are added to ``counts``.
     """
     if not config.env.prompts:
         return [], []
@@ -169,6 +172,8 @@ def load_split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
     train, held_out = split_by_prompt(
         loaded.rows, fraction=config.evaluation.prompts_fraction, seed=config.seed
     )
+    counts["prompts"] = loaded.counts()
+    counts |= {"training_rows": len(train), "held_out_rows": len(held_out)}
     return [prompt_with_tools(row) for row in train], [prompt_with_tools(row) for row in held_out]
 
 

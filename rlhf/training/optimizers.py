@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf.common.imports import import_object
 from rlhf.config.optimization import OPTIMIZERS, trainer_optimizers
@@ -132,3 +133,45 @@ def optimizer_settings(options: Any) -> OptimizerSettings:
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
     )
+
+
+_HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")
+"""Keys of a parameter group that come from the configuration. ``initial_lr`` is the peak learning
+rate, which a schedule adds."""
+
+
+def read_hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the hyperparameters of each parameter group."""
+    return [
+        {k: group[k] for k in _HYPERPARAMETERS if k in group} for group in optimizer.param_groups
+    ]
+
+
+def restore_hyperparameters(
+    optimizer: torch.optim.Optimizer, scheduler: Any, hyperparameters: Sequence[Mapping[str, Any]]
+) -> None:
+    """Set the hyperparameters of an optimizer whose state was loaded from a checkpoint.
+
+    The state of an optimizer contains its hyperparameters, and that of a schedule the peak and the
+    current learning rate. If a setting or the number of steps has changed, they would remain those
+    of the earlier configuration. If nothing has changed, this function changes no bit.
+
+    Args:
+        optimizer: The optimizer.
+        scheduler: Its learning rate schedule.
+        hyperparameters: Result of `read_hyperparameters` before the state was loaded.
+    """
+    for group, settings in zip(optimizer.param_groups, hyperparameters, strict=True):
+        group.update(settings)
+    if isinstance(scheduler, LambdaLR):
+        scheduler.base_lrs = [settings["initial_lr"] for settings in hyperparameters]
+        set_scheduled_learning_rates(scheduler)
+
+
+def set_scheduled_learning_rates(scheduler: LambdaLR) -> None:
+    """Set the learning rates that the schedule has after its current number of updates."""
+    factors = [function(scheduler.last_epoch) for function in scheduler.lr_lambdas]
+    rates = [peak * factor for peak, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

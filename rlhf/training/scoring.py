@@ -98,7 +98,8 @@ def check_unscored_fraction(rollouts: Sequence[Rollout], *, limit: float) -> Non
         counts, seeds = Counter(reason for reason, _ in reasons), dict(reversed(reasons))
         raise UserError(
             f"{len(unscored) / len(rollouts):.0%} of the episodes could not be scored, more than "
-            f"shaping.max_unscored = {limit:.0%}: {format_most_common_reasons(counts, seeds)}"
+            f"shaping.max_unscored = {limit:.0%}: {format_most_common_reasons(counts, seeds)}; "
+            "correct the reward so that it returns a number, or raise shaping.max_unscored"
         )
 
 

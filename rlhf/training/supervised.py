@@ -46,6 +46,7 @@ from rlhf.training.optimizers import (
     optimizer_name,
     optimizer_settings,
 )
+from rlhf.training.reply_samples import write_reply_samples
 from rlhf.training.streamed_examples import ExampleStream
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
@@ -198,8 +199,25 @@ class SupervisedTrainer(Trainer):
         return sft_loss(self.model, micro_batch, denominator=denominators)
 
     def record_initial_model(self, run: Run) -> None:
-        """Evaluate the initial model and log the metrics as those of step 0."""
+        """Evaluate the initial model, log the metrics as those of step 0, and record replies."""
         run.log(0, self.evaluate())
+        self._write_reply_samples(run, "before")
+
+    def evaluate_final_model(self, run: Run) -> None:
+        """Record replies of the trained model."""
+        self._write_reply_samples(run, "after")
+
+    def _write_reply_samples(self, run: Run, split: str) -> None:
+        """Write replies of the model to ``samples.jsonl``, if one process holds the whole model."""
+        if self.model.sharding is None:
+            write_reply_samples(
+                run,
+                self.model.model,
+                self.model.tokenizer,
+                self.setup.prompts,
+                step=self.progress.step,
+                split=split,
+            )
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Take an optimizer step; return the metrics to log, or {} if this step is not logged."""
@@ -296,6 +314,14 @@ class SupervisedTrainer(Trainer):
     def save_due(self, step: int) -> bool:
         """Return whether to save a checkpoint, which is the case after every evaluation."""
         return self.evaluation_due(step)
+
+    @property
+    def schedule_depends_on_steps(self) -> bool:
+        """Whether the schedule decreases until the last step, or the default warm-up is used."""
+        name = self.options.lr_scheduler_type
+        if name in ("constant_with_warmup", "inverse_sqrt"):
+            return self.options.warmup_steps is None
+        return name != "constant"
 
     def save(self, directory: Path) -> None:
         self.setup.save(self.model.model, directory)

@@ -25,6 +25,7 @@ from rlhf.runs.directory import Run
 from rlhf.runs.progress import DisplayedMetrics
 from rlhf.training.distributed import init_distributed
 from rlhf.training.numeric_checks import check_gradient_norm, check_trainable
+from rlhf.training.optimizers import read_hyperparameters, restore_hyperparameters
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class Trainer:
         self.config = config
         self.model = model
         self.optimizer = optimizer
+        self.hyperparameters = read_hyperparameters(optimizer)
         self.scheduler = scheduler
         self.num_steps = num_steps
         self.max_grad_norm = max_grad_norm
@@ -171,6 +173,18 @@ class Trainer:
 
     def evaluate_final_model(self, run: Run) -> None:
         """Evaluate the trained model, after it is saved."""
+
+    @property
+    def schedule_depends_on_steps(self) -> bool:
+        """Whether the learning rate of a step depends on the number of steps of the run."""
+        raise NotImplementedError
+
+    def use_configured_settings(self) -> None:
+        """Replace the settings that a loaded checkpoint contains by those of the configuration.
+
+        The two differ if a setting was changed when the run was resumed.
+        """
+        restore_hyperparameters(self.optimizer, self.scheduler, self.hyperparameters)
 
     def state(self) -> dict[str, Stateful]:
         """Return name -> object for the objects whose state is in ``state.json`` of checkpoints."""

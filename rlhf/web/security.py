@@ -58,7 +58,7 @@ def secured(
     app: ASGIApp,
     *,
     token: str = "",
-    allowed_hosts: Collection[str] = LOOPBACK_NAMES,
+    allowed_hosts: Collection[str] | None = LOOPBACK_NAMES,
     open_paths: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     headers: Mapping[str, str] = PAGE_HEADERS,
@@ -71,7 +71,8 @@ def secured(
         token: Secret of this server, see `new_token`. A request proves it with the query parameter
             ``token``, the cookie that this parameter sets, or the header
             ``Authorization: Bearer TOKEN``. Without a token every local request is allowed.
-        allowed_hosts: Names, without the port, that the ``Host`` header may have.
+        allowed_hosts: Names, without the port, that the ``Host`` header may have. None allows all
+            names, for a server with a token that other machines can reach.
         open_paths: Paths that need no token, such as ``/health``.
         max_body_bytes: Maximum size of the body of a request, in bytes.
         headers: Headers that are added to every response.
@@ -80,7 +81,7 @@ def secured(
     app = _BodyLimit(app, max_body_bytes, refusal)
     if token:
         app = _TokenCheck(app, token, frozenset(open_paths), refusal)
-    return _AddHeaders(_OriginCheck(app, frozenset(allowed_hosts), refusal), headers)
+    return _AddHeaders(_OriginCheck(app, allowed_hosts, refusal), headers)
 
 
 class _AddHeaders:
@@ -106,7 +107,9 @@ class _AddHeaders:
 class _OriginCheck:
     """Refuses requests to a foreign host name, and requests of the pages of other origins."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str], refusal: Refusal) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed_hosts: Collection[str] | None, refusal: Refusal
+    ) -> None:
         self._app, self._allowed, self._refusal = app, allowed_hosts, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +121,9 @@ class _OriginCheck:
     def _reason(self, headers: Headers) -> str:
         """Return why a request is refused, or "" if it is allowed."""
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or _name_of(hosts[0]) not in self._allowed:
+        if len(hosts) != 1:
+            return "unknown host"
+        if self._allowed is not None and _name_of(hosts[0]) not in self._allowed:
             return "unknown host"
         if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
             return "foreign origin"

@@ -44,6 +44,8 @@ def test_clipped_surrogate_by_hand():
     loss.backward()
     torch.testing.assert_close(new.grad, torch.tensor([[0.0, 3.0, -1.0, 0.0]]).double() / 4)
     metrics = sums.compute()
+    assert metrics["policy/clip_fraction_positive"] == 0.5  # 1.5 of 1.5 and 0.5
+    assert metrics["policy/clip_fraction_negative"] == 0.5  # 0.5 of 1.5 and 0.5
     assert metrics["policy/clip_fraction"] == 1.0
     assert metrics["policy/ratio_max"] == pytest.approx(1.5)
     assert metrics["policy/loss"] == pytest.approx(loss.item())

@@ -194,6 +194,29 @@ def test_json_that_cannot_be_read_is_refused(tmp_path: Path, text: str, problem:
         read_jsonl(tmp_path / "a.jsonl")
 
 
+TWICE = "the key 'text' occurs twice in an object; remove one of them"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("rows.jsonl", '{"text": "a"}\n{"text": "b", "n": 1, "text": "c"}\n', 2),
+        ("rows.jsonl", '{"talk": [{"text": "a", "text": "a"}]}\n', 1),
+        ("rows.json", '[\n  {"text": "a"} ,\n  {"n": [1],\n   "text": 1, "text": 2}]', 3),
+        ("rows.json", '{"rows": {"text": 1, "text": 2}}', 1),
+    ],
+)
+def test_an_object_with_the_same_key_twice_is_refused(
+    tmp_path: Path, name: str, content: str, line: int
+):
+    path = tmp_path / name
+    path.write_text(content)
+    read = read_jsonl if name.endswith("l") else read_json
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}, line {line}: {TWICE}"
+
+
 def test_json_is_read_as_json(tmp_path: Path):
     path = tmp_path / "a.json"
     path.write_text('{"rate": 1e-05, "name": "\\ud83d\\ude00", "date": "2024-01-01"}')

@@ -35,10 +35,10 @@ def test_points_lie_where_the_data_say():
     svg = chart_html(Chart("t", [Series("a", [0, 10], [1.0, 2.0])]))
     (path,) = re.findall(r'class="line c1" d="M([\d. ]+)L([\d. ]+)"', svg)
     (x0, y0), (x1, y1) = (map(float, point.split()) for point in path)
-    # x spans the plot from 44 to 340 - 12; y is padded by 6% on both sides of [1, 2], 170 high
+    # x spans the plot from 44 to 340 - 12; y is padded by 6% on both sides of [1, 2], 164 high
     assert (x0, x1) == (44.0, 328.0)
-    assert y0 == pytest.approx(182 - 170 * 0.06 / 1.12, abs=0.1)
-    assert y1 == pytest.approx(182 - 170 * 1.06 / 1.12, abs=0.1)
+    assert y0 == pytest.approx(182 - 164 * 0.06 / 1.12, abs=0.1)
+    assert y1 == pytest.approx(182 - 164 * 1.06 / 1.12, abs=0.1)
 
 
 def test_constant_and_single_points_draw():

@@ -16,6 +16,7 @@ import pytest
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_comparison_report, write_report
 from rlhf.reports.page import page_html as page_html
+from rlhf.reports.scatter import Point, scatter_html
 from rlhf.reward_models import EachReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
@@ -43,7 +44,13 @@ addEventListener("load", function () {
     return token.style.background;
   });
   if (token) { token.dispatchEvent(new PointerEvent("pointerover", { bubbles: true })); }
+  const axis = document.querySelector(".scatter select");
+  const before = document.querySelectorAll(".scatter circle").length;
+  if (axis) { axis.selectedIndex = 0; axis.dispatchEvent(new Event("change")); }
   document.body.dataset.probe = JSON.stringify({
+    dots: [before, document.querySelectorAll(".scatter circle").length],
+    ticks: Array.from(document.querySelectorAll(".scatter .tick"))
+      .map(function (tick) { return tick.textContent; }),
     title: document.title,
     tip: said, token: document.getElementById("tip").textContent, shades: shades,
     cursor: document.querySelectorAll(".cursor line").length,
@@ -290,3 +297,26 @@ def test_the_policy_blocks_injected_scripts(browser: str, tmp_path: Path):
     seen, console = open_page(browser, written, tmp_path / "profile")
     assert seen["title"] == "good"
     assert "Content Security Policy" in console
+
+
+def test_a_plot_of_runs_is_redrawn_for_another_quantity(browser: str, tmp_path: Path):
+    hostile = "</script><b onclick=alert(1)>\"'\u202e"
+    points = [
+        Point(
+            f"{hostile} {i}", {"policy/kl": 0.1 * i, "reward/mean": -i, "a": 5.0}, f"c{i % 6 + 1}"
+        )
+        for i in range(7)
+    ]
+    points.append(Point("incomplete", {"reward/mean": 1.0, hostile: 2.0}))
+    body = "<header></header>" + scatter_html(
+        points, x="policy/kl", y="reward/mean", title=hostile, note=hostile
+    )
+    (tmp_path / "plot.html").write_text(page_html("plot", body), encoding="utf-8")
+    for size in ("1180,900", "390,800"):
+        seen, console = open_page(
+            browser, tmp_path / "plot.html", tmp_path / size, f"--window-size={size}"
+        )
+        assert console == ""
+        assert seen["content"] <= seen["width"]
+        assert seen["dots"] == [7, 0]  # only the incomplete run has the first quantity by name
+        assert seen["ticks"] == ["no run logged both"]

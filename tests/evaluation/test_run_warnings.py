@@ -8,6 +8,7 @@ import pytest
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.curves import learning_charts_and_constants
 from rlhf.reports.sections import run_warnings
+from rlhf.runs.alarms import false_alarm_text
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
 
@@ -69,7 +70,7 @@ def test_reasons_of_unscored_episodes_are_named():
     warning = (
         "PPO: 30% of episodes could not be scored by my_reward (valueerror) at the end of training."
     )
-    assert run_warnings(run) == [warning]
+    assert run_warnings(run) == [f"{warning} ({false_alarm_text('unscored')})"]
     clean = [{"step": i, "reward/mean": 0.5} for i in range(1, 6)]
     long_ago = [{"step": 0, "rewards/unscored/a/b": 1.0}, *clean]
     assert run_warnings(RunRecord(Path("p"), "p", config={}, metrics=long_ago, finished=True)) == []
@@ -97,7 +98,9 @@ def test_cut_replies_are_told_once_but_lost_stop_tokens_too():
     more = run_warnings(
         record({"rollout/length_limited": [0.1] * 5, "rollout/missing_eos": [0.4] * 5})
     )
-    assert more == ["PPO: 40% of replies have no stop token at the end of training."]
+    (message,) = more
+    assert message.startswith("PPO: 40% of replies have no stop token at the end of training. (")
+    assert message.endswith(f"{false_alarm_text('missing_eos')})")
 
 
 def test_best_loss_within_a_twentieth_is_no_overfitting():

@@ -80,13 +80,22 @@ BASES: dict[str, list[Tree]] = {
                   "text": DATA, "classes": {"data": DATA, "labels": ["a", "b"]}, "samples": 2,
                   "tasks": {"names": ["x"], "shots": 1}, "pairs": DATA, "episodes": 4}],
     "reward-report": [{**OUT, "rewards": RULES, "data": DATA, "policy": MODEL, "prompts": 2}],
+    "explain": [{**OUT, "rewards": RULES, "pairs": DATA, "shown": 2, "train_pairs": DATA,
+                 "policy": {"model": MODEL, "reference": MODEL, "lam": 0.9},
+                 "stage_models": [{"name": "a", "model": MODEL},
+                                  {"name": "b", "model": MODEL}]}],
     "overoptimize": [{**OUT, "model": MODEL, "env": ENV, "gold": RULES,
                       "proxies": {"bases": [MODEL], "data": DATA, "pairs": [16], "members": 2},
                       "best_of_n": {"prompts": 4, "samples": 8},
                       "rl": {"algorithm": "rloo", "against": ["mean"], "seeds": 1,
                              "training": {"num_steps": 1}}}],
     "generate": [{"model": MODEL, "prompt": "Hi", "samples": 2, "rollout": {"top_k": 5}}],
+    "chat": [{"models": ["no-such-model", "no-such-run"], "env": ENV, "rollout": {"top_k": 5},
+              "rewards": RULES, "blind": True, "labels": "votes.jsonl", "interface": "page"}],
     "score": [{"input": "x.jsonl", "rewards": RULES}],
+    "serve": [{"model": MODEL, "name": "m", "rewards": RULES, "reward_name": "r", "port": 0,
+               "host": "127.0.0.1", "rollout": {"parallel": 4},
+               "limits": {"max_tokens": 64, "queue": 3, "seconds": 5.0, "body_bytes": 1000}}],
     "label": [
         {"data": DATA, "output": "no-such-folder/labels.jsonl", "annotator": "a", "strengths": 2,
          "checks": DATA, "check_every": 5, "order": "disagreement", "rewards": RULES, "port": 8000},
@@ -106,6 +115,8 @@ BASES: dict[str, list[Tree]] = {
     "models list": [{}],
     "models get": [{"name": "x"}],
     "models merge": [{"adapter": "a", "target": "b"}],
+    "export": [{"source": "a", "target": "b", "evaluations": ["c"], "language": ["en"],
+                "gguf": {"converter": "d", "types": ["f16"]}, "onnx": True, "push": "a/b"}],
     "envs list": [{"json": True}],
     "envs demos": [{"env": "text/Echo-v0", "path": "x.jsonl", "count": 3, "kwargs": {}}],
     "envs play": [{"env": "text/Echo-v0"}],
@@ -198,10 +209,9 @@ def check_further(command: str, config: Any) -> None:
     for key in ("rewards", "gold"):
         for spec in getattr(config, key, ()):
             kind = spec.get("kind")
+            # Build a rule, or a kind that is refused before it loads a model.
             if kind in RULE_KINDS or not (isinstance(kind, str) and kind in reward_models.KINDS):
-                reward_models.build(
-                    spec
-                )  # a rule, or a kind that is refused before it loads a model
+                reward_models.build(spec)
 
 
 @functools.cache

@@ -117,14 +117,15 @@ class TurnSampler:
     """A sampler whose episodes are given turn by turn, by their new tokens."""
 
     def __init__(self, model: Any, *, rows: int, **sampling: Any) -> None:
-        self.sampler = Sampler(model, SamplingParams(**sampling), rows=rows)
+        self.sampler = Sampler(model, rows=rows)
+        self.sampling = SamplingParams(**sampling)
         self.tokens: dict[int, list[int]] = {}
 
     def submit(self, name: int, new_tokens: Sequence[int], seed: int, limit: int) -> None:
         """Start a completion of at most ``limit`` tokens after the new tokens of an episode."""
         tokens = self.tokens.setdefault(name, [])
         tokens += new_tokens
-        self.sampler.submit(Request(name, list(tokens), limit, (seed,), self.sampler.sampling))
+        self.sampler.submit(Request(name, list(tokens), limit, (seed,), self.sampling))
 
     def step(self) -> dict[int, Completion]:
         """The completions that ended in one pass, by episode."""

@@ -18,6 +18,7 @@ from rlhf.runs.claim import (
     entries_written_by_toolkit,
     files_not_written_by_toolkit,
 )
+from rlhf.runs.diagnostics import TrainingMonitor, alarm_name
 
 WORDS = ("apple", "river", "stone", "cloud")
 PROMPTS = tuple(f"Repeat: {word}" for word in WORDS)
@@ -194,6 +195,18 @@ def metrics_of(folder: Path) -> list[Tree]:
         {k: v for k, v in row.items() if k != "time" and not k.startswith("time/")}
         for row in read_rows(folder / "metrics.jsonl")
     ]
+
+
+def first_alarm_steps(folder: Path) -> dict[str, int]:
+    """Alarm -> first step at which the metrics of a finished run raise it."""
+    assert (folder / "final").exists()  # the alarms did not halt the run
+    monitor = TrainingMonitor(folder / "none", {})
+    steps: dict[str, int] = {}
+    for row in metrics_of(folder):
+        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step"}})
+        for kind in monitor.reported:
+            steps.setdefault(alarm_name(kind), row["step"])
+    return steps
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -16,7 +16,6 @@ from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.policy import Policy
 from rlhf.models.reduced_model import small_random_model_like
 from rlhf.rollout.sampling import verification as sampler_verification
-from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.verification import check_sampling, sampler_logprob_difference
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.models.families import FAMILIES, model_of
@@ -194,7 +193,7 @@ def test_sampler_check_disables_wrong_cache(monkeypatch):
     monkeypatch.setattr(sampler_verification.Sampler, "step", confused)
     check_sampling(model)
     monkeypatch.undo()
-    assert sampler_verification.Sampler(model, SamplingParams(), rows=1).decoder.cached is False
+    assert sampler_verification.Sampler(model, rows=1).decoder.cached is False
 
 
 @pytest.mark.parametrize(("tokens_off", "cached"), [(1, True), (2, False)])
@@ -216,7 +215,7 @@ def test_in_half_precision_single_tokens_may_differ_by_nats(monkeypatch, tokens_
     monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
     check_sampling(model)
     monkeypatch.undo()
-    sampler = sampler_verification.Sampler(model, SamplingParams(), rows=1)
+    sampler = sampler_verification.Sampler(model, rows=1)
     assert getattr(sampler.decoder, "cached", True) is cached
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.common.user_code import definition_text
 from rlhf.errors import UserError
 from rlhf.reward_models import Reward, Scores, as_reward, as_trl, build
 from rlhf.reward_models.core import EachReward, SetupError, Unscorable, last_reply
@@ -146,14 +147,18 @@ def test_every_missing_score_has_a_reason():
     """In sums, gates and functions, and for values that are not finite."""
     why = "value: asked for none"
     first, second = value_of(), as_reward(lambda cs: [None, 1.0, float("nan")], name="second")
+    place = definition_text(second.function)  # type: ignore[attr-defined]
+    assert place.startswith(" (test_core.py:")
     assert first.score(REPLIES).reasons == [None, why, None]
     assert (first * 2 + second).score(REPLIES).reasons == [
-        "second: returned None",
+        f"second: returned None{place}",
         why,
-        "not finite",
+        f"second: a score is not finite{place}",
     ]
-    guarded = first.gate(as_reward(lambda cs: [1.0, 1.0, None], name="gate"))
-    assert guarded.score(REPLIES).reasons == [None, why, "gate: returned None"]
+    gate = as_reward(lambda cs: [1.0, 1.0, None], name="gate")
+    reasons = first.gate(gate).score(REPLIES).reasons
+    place = definition_text(gate.function)  # type: ignore[attr-defined]
+    assert reasons == [None, why, f"gate: returned None{place}"]
     assert Scores([1.0, None]).reasons == [None, "no score"]
     with pytest.raises(ValueError, match="1 reasons for 2 scores"):
         Scores([1.0, None], reasons=["x"])
@@ -284,7 +289,9 @@ def test_a_function_with_a_deadline_is_killed_and_the_next_text_is_scored(import
     reward = build({"kind": "function", "path": f"{importable}:hang", "timeout": 3.0})
     scores = reward.score([talk("a"), talk("hang"), talk("b")])
     assert scores.values == [1.0, None, 1.0]
-    assert scores.counts == {"hang: timeout after 3 s": 1}
+    assert scores.counts == {
+        "hang: TimeoutError: took longer than 3 s (my_rewards_for_test.py:4)": 1
+    }
 
 
 def test_a_callable_object_with_a_deadline_has_the_name_of_its_class(importable):

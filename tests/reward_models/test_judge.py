@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from rlhf.common import chat_api
 from rlhf.errors import UserError
-from rlhf.reward_models import build, judge
+from rlhf.reward_models import build
 from rlhf.reward_models.judge import PairJudge, RatingJudge, endpoint
 from tests.helpers.dripping_server import DRIPS, dripping_server
 
@@ -172,7 +173,7 @@ def raw_server():
 
 @pytest.mark.parametrize("response", RESPONSES, ids=RESPONSES.values())
 def test_a_wrong_response_costs_only_its_own_score(raw_server, monkeypatch, response):
-    monkeypatch.setattr(judge, "_MAX_BODY", 250_000 if b"[[" in response else 2000)
+    monkeypatch.setattr(chat_api, "_MAX_BODY", 250_000 if b"[[" in response else 2000)
     monkeypatch.setattr(RawServer, "response", response)
     scores = RatingJudge(endpoint(raw_server, "m")).score([talk("bad"), talk("good")])
     assert scores.values == [None, 1.0]

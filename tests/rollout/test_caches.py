@@ -167,7 +167,7 @@ def test_rows_of_different_rotary_frequencies_are_separate():
             ]
         )
     sides = set()
-    heard = sampled(model, episodes, rows=4, stop_ids={-1})
+    heard = sampled(model, episodes, rows=4, stop_ids=frozenset({-1}))
     for turns, replies in zip(episodes, heard, strict=True):
         tokens, found = whole(turns, replies)
         sides.add(len(tokens) > 16)
@@ -263,7 +263,7 @@ def test_greedy_decoding_beyond_a_window_is_that_of_transformers():
     model = tiny_family("gemma3")
     prompts = {0: [7, 30, 9], 1: list(range(20, 40)), 2: [12, 13, 14, 15, 16, 90]}
     episodes = [[(prompt, 0, 20)] for prompt in prompts.values()]
-    heard = sampled(model, episodes, rows=3, temperature=0, stop_ids={-1})
+    heard = sampled(model, episodes, rows=3, temperature=0, stop_ids=frozenset({-1}))
     for prompt, (reply,) in zip(prompts.values(), heard, strict=True):
         expected = model.generate(
             torch.tensor([prompt]),

@@ -65,7 +65,7 @@ def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> li
             episode["tokens"] += reply.tokens
             episode["logprobs"] |= dict(enumerate(reply.logprobs, start))
             assert len(reply.tokens) <= limits[row][1]
-            stopped = bool(sampler.sampler.is_stop[reply.tokens[-1]])
+            stopped = reply.tokens[-1] in sampler.sampling.stop_ids
             assert (reply.finish_reason == FinishReason.STOP) == stopped
     return episodes
 

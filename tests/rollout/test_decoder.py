@@ -207,7 +207,7 @@ def test_bf16_decodes_as_near_to_float32_as_the_models_own_pass():
 def test_the_cache_is_freed_at_once():
     model, _ = tiny_model()
     sampling = SamplingParams(stop_ids=frozenset({1}))
-    sampler = Sampler(model, sampling, rows=2)
+    sampler = Sampler(model, rows=2)
     sampler.submit(Request(0, [5, 6, 7], 3, (0,), sampling))
     sampler.step()
     keys = weakref.ref(sampler.cache.ragged[0].keys)

@@ -110,9 +110,83 @@ def test_release_cancels_running_and_queued_requests():
     assert tokens(results(engine, 1)) == {2: expected}
 
 
-def test_requests_of_one_batch_share_sampling_params():
+MIXED = {
+    0: SAMPLING,
+    1: SamplingParams(temperature=0.0),
+    2: SamplingParams(temperature=0.5, stop_ids=frozenset({3})),
+    3: SamplingParams(top_p=0.5),
+}
+
+
+@pytest.mark.parametrize("open_ended", [False, True])
+def test_a_completion_has_its_own_sampling_parameters_beside_others(open_ended):
     model, _ = tiny_model(double=True)
-    engine = ContinuousEngine(model, max_rows=2)
-    engine.submit([request(0, [7]), request(1, [7], sampling=SamplingParams(temperature=0.5))])
-    with pytest.raises(ValueError, match="same sampling parameters"):
+    requests = [request(i, [5, 6, 7 + i], sampling=sampling) for i, sampling in MIXED.items()]
+    alone = {}
+    for one in requests:
+        engine = ContinuousEngine(model, max_rows=1)
+        engine.submit([one])
+        alone |= results(engine, 1)
+    together = ContinuousEngine(model, max_rows=3, open_ended=open_ended)
+    together.submit(requests)
+    completions = results(together, 4)
+    assert tokens(completions) == tokens(alone)
+    for name, completion in completions.items():
+        assert completion.logprobs == pytest.approx(alone[name].logprobs, abs=1e-9)
+        assert completion.finish_reason == alone[name].finish_reason
+
+
+def test_an_open_ended_engine_takes_requests_while_it_decodes_and_grows_its_cache():
+    model, _ = tiny_model(double=True)
+    never = SamplingParams()
+    requests = [request(i, [5, 6, 7 + i], sampling=never, max_new_tokens=90) for i in range(3)]
+    fixed = ContinuousEngine(model, max_rows=3)
+    fixed.submit(requests)
+    expected = results(fixed, 3)
+    engine = ContinuousEngine(model, max_rows=2, open_ended=True)
+    engine.submit(requests[:1])
+    for _ in range(3):
         engine.poll()
+    cache = engine._sampler.cache  # type: ignore[union-attr]
+    assert cache.capacity == 64
+    engine.submit(requests[1:])  # one of them waits for a row
+    engine.poll()
+    assert [len(engine.new_tokens(i, 0).tokens) for i in range(3)] == [3, 1, 0]
+    assert tokens(results(engine, 3)) == tokens(expected)
+    assert cache.capacity == 128
+
+
+def test_unfinished_tokens_are_the_start_of_the_completion():
+    model, _ = tiny_model(double=True)
+    engine = ContinuousEngine(model, max_rows=2, open_ended=True)
+    wants = {"max_new_tokens": 5, "num_alternatives": 3, "sampling": SamplingParams(top_k=2)}
+    engine.submit([request(0, [7, 8, 9], **wants), request(1, [4], max_new_tokens=5)])
+    assert engine.new_tokens(0, 0).tokens == []
+    engine.poll()
+    first = engine.new_tokens(0, 0)
+    engine.poll()
+    second = engine.new_tokens(0, 1)
+    completion = results(engine, 2)[0]
+    assert first.tokens + second.tokens == completion.tokens[:2]
+    assert first.logprobs + second.logprobs == completion.logprobs[:2]
+    assert first.alternatives + second.alternatives == completion.alternatives[:2]
+    assert engine.new_tokens(0, 0).tokens == []  # the completion has ended
+
+
+def test_alternatives_are_the_most_likely_tokens_of_the_distribution_of_sampling():
+    model, _ = tiny_model(double=True)
+    sampling = SamplingParams(temperature=0.7, top_k=2)
+    engine = ContinuousEngine(model, max_rows=1)
+    engine.submit([request(0, [7, 8, 9], sampling=sampling, num_alternatives=3)])
+    completion = results(engine, 1)[0]
+    prefix = [7, 8, 9]
+    for token, logprob, likely in zip(
+        completion.tokens, completion.logprobs, completion.alternatives, strict=True
+    ):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prefix])).logits[0, -1] / 0.7
+        values, ids = logits.topk(2)
+        assert [i for i, _ in likely] == ids.tolist()
+        assert [p for _, p in likely] == pytest.approx(values.log_softmax(0).tolist(), abs=1e-9)
+        assert dict(likely)[token] == pytest.approx(logprob, abs=1e-9)
+        prefix.append(token)

@@ -63,7 +63,10 @@ STEPS = {
     "no observation": (lambda env, action: (None, *GOOD[1:]), "observation is of type NoneType"),
     "terminated": (lambda env, action: ("", 1.0, "no", False, {}), "terminated is of type str"),
     "info": (lambda env, action: (*GOOD[:4], None), "info is of type NoneType"),
-    "four values": (lambda env, action: ("", 1.0, True, {}), "ValueError: not enough values"),
+    "four values": (
+        lambda env, action: ("", 1.0, True, {}),
+        "ValueError: step returned 4 values; return observation",
+    ),
 }
 
 

@@ -109,7 +109,7 @@ def test_without_demonstrations_everybody_starts_from_the_model():
         ({"algorithms.dapo": {"run": {"algorithm": {"kl_coef": 1}}}}, ["dapo on echo", "effect"]),
         ({"run.episodes_per_step": 6}, ["small on echo", "group_size", "6"]),
         ({"curve_points": 4}, ["num_steps must be a multiple of curve_points", "2 and 4"]),
-        ({"environments.echo.demonstrations": None}, ["for all environments or for none"]),
+        ({"environments.echo.demonstrations": None}, ["give demonstrations for echo"]),
         ({"baseline": "pppo"}, ["baseline", "'ppo'"]),
         ({"seeds": [1, 1]}, ["seeds must be different"]),
         ({"tuning": {"seeds": [9, 3]}}, ["seeds: seed 3 was used for tuning"]),

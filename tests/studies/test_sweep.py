@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from html import unescape
 
 import pytest
 import yaml
@@ -193,3 +195,31 @@ def test_a_later_key_of_the_grid_does_not_change_an_earlier_value():
     value = {"a": 1}
     assert assemble_tree([], [("x", value), ("x.a", 2)]) == {"x": {"a": 2}}
     assert value == {"a": 1}
+
+
+def plot_of(page):
+    """Points and chosen axes of the plot of a page."""
+    text = unescape(re.search(r'data-scatter="([^"]*)"', page)[1])
+    chosen = dict(re.findall(r'data-axis="(.)">.*?value="([^"]*)" selected', page))
+    return json.loads(text)["points"], chosen
+
+
+def test_the_plot_shows_reward_against_kl_first_and_can_show_every_metric(tmp_path):
+    sweep = made(write_sweep(tmp_path))
+    write_metrics(sweep, [[0.0, 0.2], [1.0, float("inf")]])
+    write_result(sweep, setting_results(sweep))
+    points, chosen = plot_of((tmp_path / "out/report.html").read_text())
+    assert chosen == {"x": "optimizer.learning_rate", "y": "eval/return"}
+    assert len(points) == 4
+    assert sorted(p["values"].get("eval/return", -1) for p in points) == [-1, 0.0, 0.2, 1.0]
+    for setting in sweep.settings:
+        for seed in sweep.config.seeds:
+            with (sweep.run_path(setting, seed) / "metrics.jsonl").open("a") as file:
+                row = {"step": 3, "reward/mean": 0.5, "policy/kl": 2.0 + seed}
+                file.write(json.dumps(row) + "\n")
+    write_result(sweep, setting_results(sweep))
+    points, chosen = plot_of((tmp_path / "out/report.html").read_text())
+    assert chosen == {"x": "policy/kl", "y": "reward/mean"}
+    assert {p["values"]["policy/kl"] for p in points} == {2.0, 3.0}
+    rows = list(csv.DictReader((tmp_path / "out/tables/metrics.csv").open()))
+    assert [float(row["train/loss"]) for row in rows] == [1.0] * 4

@@ -7,11 +7,13 @@ import errno
 import logging
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
@@ -26,6 +28,7 @@ from rlhf.training import loop, optimize
 from rlhf.training.numeric_checks import check_ratios_before_first_update, check_scores
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
+from tests.helpers.alarm_faults import FAULTS, Columns
 from tests.helpers.training import (
     assert_same_run,
     metrics_of,
@@ -35,39 +38,6 @@ from tests.helpers.training import (
     write_rows,
 )
 
-Columns = dict[str, list[float]]
-# alarm -> (columns of metrics, row at which the alarm is due)
-FAULTS: dict[str, tuple[Columns, int]] = {
-    "metric_not_finite": ({"train/loss": [1.0, math.nan, math.inf]}, 1),
-    "not_moved": ({"train/moved": [0.0] * 3}, 1),
-    "no_gradient": ({"train/no_gradient": [1.0] * 5}, 4),
-    "policy_jump": ({"policy/kl": [1.0, 2.0, 101.0]}, 2),
-    "negative_kl": ({"policy/kl": [0.1] + [-0.5, -0.6] * 5}, 10),
-    "exploding_gradient": ({"train/grad_norm": [1.0, 2.0] * 10 + [41.0]}, 20),
-    "entropy_collapse": (
-        {"policy/entropy": [2.0] * 5 + [0.05] * 5, "reward/mean": [0.3] * 10},
-        9,
-    ),
-    "repetition_collapse": (
-        {"rollout/repetition": [0.1] * 5 + [0.6] * 5, "reward/mean": [0.3] * 10},
-        9,
-    ),
-    "dead_critic": ({"value/explained_variance": [0.3] + [0.0] * 20}, 20),
-    "overfitted": ({"eval/loss": [1.0, 0.8, 0.85]}, 2),
-    "length_limited": ({"rollout/length_limited": [0.2] * 5}, 4),
-    "truncated": ({"rollout/truncated": [0.2] * 5}, 4),
-    "unscored": ({"reward/unscored": [0.01] * 5}, 4),
-    "invalid": ({"rollout/invalid": [0.2] * 5}, 4),
-    "evasion": ({"rollout/evasion_gain": [1.0] * 10}, 9),
-    "missing_eos": ({"rollout/missing_eos": [0.2] * 5}, 4),
-    "over_optimized": (
-        {
-            "reward/mean": [float(i) for i in range(40)],
-            "eval/gold": [float(min(i, 40 - i)) for i in range(40)],  # the peak is at row 20
-        },
-        29,
-    ),
-}
 # Alarms before an update, and the one at the end of a run, have tests with real runs below.
 WITH_RUNS = {"not_finite", "first_ratio", "frozen", "nothing_scored", "no_updates"}
 # Columns just inside the limits.
@@ -83,6 +53,18 @@ HEALTHY: list[Columns] = [
     {"value/explained_variance": [-0.5] * 20},
     {"train/updates": [0.0, 0.0, 1.0]},
     {"train/no_gradient": [1.0] * 4},
+    {"rewards/std": [0.0] * 12, "reward/mean": [0.2] * 5 + [1.0] * 7},  # the task was learned
+    {"rewards/std": [0.0] * 9 + [0.1] + [0.0] * 9, "reward/mean": [0.2] * 19},
+    {"rollout/success": [0.9] * 5 + [1.0] * 5},
+    {"rollout/success": [0.0] * 20, "reward/mean": [0.1] * 5 + [0.2] * 15},
+    {"groups/equal": [1.0] * 10, "rewards/std": [0.3] * 10, "reward/mean": [0.3] * 5 + [0.4] * 5},
+    {"groups/equal": [0.8] * 10, "rewards/std": [0.3] * 10, "reward/mean": [0.3] * 10},
+    {"rewards/variance_share/a": [0.995] * 9, "rewards/variance_share/b": [0.005, 0.0, 0.0] * 3},
+    {"rewards/variance_share/a": [0.98] * 9, "rewards/variance_share/b": [0.02] * 9},
+    {"sampler/ess": [0.6] * 9},
+    {"policy/clip_fraction_positive": [0.85] * 12},
+    {"rollout/tokens": [10.0] * 5 + [19.0] * 5, "reward/mean": [0.3] * 10},
+    {"rollout/tokens": [10.0] * 5 + [25.0] * 5, "reward/mean": [0.3] * 5 + [0.4] * 5},
 ]
 
 
@@ -254,12 +236,21 @@ def test_an_episode_without_a_score_is_allowed() -> None:
 
 
 def test_the_documentation_has_the_table_of_alarms() -> None:
-    rows = [
-        f"| `{name}` | {alarm.condition} | {alarm.window} | {alarm.action} | {alarm.false_alarms} |"
-        for name, alarm in ALARMS.items()
-    ]
+    rows = []
+    for name, alarm in ALARMS.items():
+        low, high = alarm.false_alarm_interval
+        found = f"{alarm.false_alarms} of {alarm.healthy_runs}"
+        cells = (f"`{name}`", alarm.condition, alarm.window, alarm.action, found)
+        rows.append(f"| {' | '.join(cells)} | {low:.1%} to {high:.1%} |")
     page = Path(__file__).parents[2] / "docs" / "training.md"
     assert "\n".join(rows) in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 100])
+def test_the_interval_of_the_rate_of_false_alarms_is_exact(count: int) -> None:
+    low, high = replace(ALARMS["evasion"], false_alarms=count).false_alarm_interval
+    exact = binomtest(count, 100).proportion_ci()
+    assert (low, high) == pytest.approx((exact.low, exact.high))
 
 
 @pytest.mark.parametrize("name", ["evidence.pt", "alarm.json"])

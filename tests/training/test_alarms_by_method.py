@@ -18,14 +18,13 @@ from rlhf.config.load import merge_trees
 from rlhf.models.policy import Policy
 from rlhf.models.precision import MasterOptimizer
 from rlhf.runs.alarms import Halt
-from rlhf.runs.diagnostics import TrainingMonitor, alarm_name
 from rlhf.training import optimize
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl import trainer as trl
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.trainers import tree_of
-from tests.helpers.training import metrics_of, online_tree
+from tests.helpers.training import first_alarm_steps, online_tree
 
 NATIVE = ("sft", "reward", "dpo")
 TRL = (*NATIVE, "kto")
@@ -250,24 +249,7 @@ def test_a_gradient_that_explodes_is_a_warning_of_its_step(
 
     monkeypatch.setattr(optimize, "compute_checked_gradients", planted)
     run_command("grpo", online_tree(tmp_path / "run", echo_model, num_steps=25))
-    assert first_steps(tmp_path / "run")["exploding_gradient"] == 23
-
-
-def test_a_dead_critic_is_a_warning_after_20_steps(
-    tmp_path: Path, echo_model: Path, monkeypatch: Patch
-) -> None:
-    score = Policy.score
-
-    def dead(self: Policy, *args: Any, **kwargs: Any) -> Any:
-        scored = score(self, *args, **kwargs)
-        if scored.values is not None:
-            with torch.no_grad():
-                scored.values.zero_()
-        return scored
-
-    monkeypatch.setattr(Policy, "score", dead)
-    run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=22))
-    assert first_steps(tmp_path / "run")["dead_critic"] == 20
+    assert first_alarm_steps(tmp_path / "run")["exploding_gradient"] == 23
 
 
 def test_collapse_of_entropy_and_repetition_are_warnings_within_5_steps(
@@ -283,18 +265,6 @@ def test_collapse_of_entropy_and_repetition_are_warnings_within_5_steps(
     monkeypatch.setattr(OnlineTrainer, "step", planted)
     keys = {"rollout": {"max_new_tokens": 12}, "optimizer": {"learning_rate": 1e-9}}
     run_command("grpo", online_tree(tmp_path / "run", echo_model, num_steps=15, **keys))
-    steps = first_steps(tmp_path / "run")
+    steps = first_alarm_steps(tmp_path / "run")
     assert 9 <= steps["entropy_collapse"] <= 13
     assert 9 <= steps["repetition_collapse"] <= 13
-
-
-def first_steps(folder: Path) -> dict[str, int]:
-    """Alarm -> first step at which the metrics of a finished run raise it."""
-    assert (folder / "final").exists()  # the alarms did not halt the run
-    monitor = TrainingMonitor(folder / "none", {})
-    steps: dict[str, int] = {}
-    for row in metrics_of(folder):
-        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step"}})
-        for kind in monitor.reported:
-            steps.setdefault(alarm_name(kind), row["step"])
-    return steps

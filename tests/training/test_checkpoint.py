@@ -126,7 +126,7 @@ def test_only_the_first_process_removes_damaged_checkpoints(cut, monkeypatch, wr
         progress=SimpleNamespace(step=2),
         world=SimpleNamespace(first_not_none=lambda value: value or cut / "checkpoints/step-2"),
     )
-    run = SimpleNamespace(writes=writes, rewind=lambda step: None)
+    run = SimpleNamespace(writes=writes, changes=(), rewind=lambda step: None)
     loop._resume_or_start(trainer, run, cut / "checkpoints")
     assert loaded == ["step-2"]
     assert (cut / "checkpoints/step-3").exists() == (not writes)

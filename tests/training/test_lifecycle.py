@@ -27,8 +27,10 @@ from transformers import (
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS, run_command
 from rlhf.commands.generate import GenerateConfig, generate
+from rlhf.config.export import ExportConfig
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
+from rlhf.export import export_model
 from rlhf.models.adapters import load_merged_model
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model, merge_adapter
@@ -52,7 +54,7 @@ LORA = {"rank": 4, "alpha": 16}
 STARTS = ("full", "lora", "lora on lora", "merged")
 OFFLINE = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_rows}
 ONLINE = ("ppo", "grpo")
-READING = ("evaluate", "generate", "merge", "pipeline")
+READING = ("evaluate", "generate", "merge", "export", "pipeline")
 IDS = torch.tensor([[5, 17, 80, 9, 30, 61], [7, 8, 9, 100, 11, 12]])
 WORKS, ABSENT = "works", "does not exist"
 
@@ -103,8 +105,8 @@ def table() -> str:
             lines.append(f"| `{stage}` | {by} | " + " | ".join(words) + " |")
     notes = [f"{number}. refused with: `… {words} …`" for number, words in enumerate(refusals, 1)]
     absent = (
-        "Online algorithms, evaluation, generation, merging and pipelines have no engine, because "
-        "they do not use TRL."
+        "Online algorithms, evaluation, generation, merging, exports and pipelines have no engine, "
+        "because they do not use TRL."
     )
     return "\n".join([*lines, "", *notes, "", absent])
 
@@ -297,7 +299,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, base: Path, first: Life) -
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_result_is_evaluated_generated_from_and_merged(
+def test_a_result_is_evaluated_generated_from_merged_and_exported(
     tmp_path: Path, results: dict[str, Life], start: str
 ) -> None:
     life = results[start]
@@ -332,6 +334,11 @@ def test_a_result_is_evaluated_generated_from_and_merged(
         merged = merge_adapter(str(life.final), tmp_path / "merged")
         assert close(output_of(read_plainly(merged, reward=False)), life.output)
         assert (merged / "generation_config.json").exists()
+
+    exported = export_model(ExportConfig(str(life.folder), str(tmp_path / "export"))).folder
+    found = output_of(read_plainly(exported, reward=False))
+    adapted = start.startswith("lora")
+    assert close(found, life.output) if adapted else torch.equal(found, life.output)
 
 
 @torch.no_grad()

@@ -48,4 +48,4 @@ def test_memory_grows_by_less_than_a_tenth_of_the_rows() -> None:
         log.add({"step": step} | {f"metric/{i}": step + i / 50 for i in range(50)})
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert size < 250 * 2000  # a row of 50 new numbers needs 3,500 bytes
+    assert size < 350 * 2000  # a row of 50 new numbers needs 3,500 bytes

@@ -84,7 +84,7 @@ def test_falling_gold_is_told_once_while_the_reward_rises(tmp_path):
         columns = {"reward/mean": noisy(up, seed), "reward/gold": noisy(gold, 50 + seed)}
         ((step, words),) = told(tmp_path, columns)
         assert 25 < step < 60
-        assert words.startswith("the proxy was over-optimized: the gold score fell from")
+        assert words.startswith("the gold score fell from")
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.02, 0.1])

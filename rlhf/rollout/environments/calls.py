@@ -16,10 +16,22 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.common.files import is_utf8_encodable
-from rlhf.common.foreign import foreign_exceptions, limit_side_effects
+from rlhf.common.foreign import (
+    foreign_exceptions,
+    limit_side_effects,
+    location_text,
+    user_location,
+)
+from rlhf.common.plugins import short_name
 from rlhf.common.text import mask_secrets
+from rlhf.common.user_code import (
+    copy_of_argument,
+    errors_located_at,
+    warn_if_changed,
+)
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
+from rlhf.rollout.environments.process import ProcessEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +82,12 @@ class EnvironmentCalls:
         """
         if isinstance(error, UserError):
             raise error
-        reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}")
+        place = location_text(user_location(error))
+        reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}{place}")
         if self.errors == "raise":
             raise UserError(
-                f"the environment failed in the episode of seed {seed}: {reason}"
+                f"the environment failed in the episode of seed {seed}: {reason}; correct the "
+                "environment, or drop such episodes with env.errors: count"
             ) from error
         self.failures[f"environment: {reason}"] += 1
         log.warning("episode of seed %d dropped: %s", seed, reason)
@@ -120,17 +134,26 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
         return PromptEnv(prompts)
     try:
         env_id = registered_id(spec.id)
+        creator = getattr(gym.registry.get(env_id), "entry_point", None)
         kwargs = split_kwargs(env_id, spec.kwargs, split) if split else spec.kwargs
+        given = copy_of_argument(dict(kwargs))
         in_main_thread = threading.current_thread() is threading.main_thread()
         # In a thread, the workers of the environment limit the time and the other effects.
-        with limit_side_effects(spec.timeout) if in_main_thread else foreign_exceptions():
-            return gym.make(env_id, disable_env_checker=True, **kwargs)
+        guard = limit_side_effects(spec.timeout) if in_main_thread else foreign_exceptions()
+        with errors_located_at(creator), guard:
+            env = gym.make(env_id, disable_env_checker=True, **given)
+        what = f"the constructor of {short_name(spec.id)}"
+        warn_if_changed(dict(kwargs), given, what=what, code=creator, argument="env.kwargs")
+        return env
     except gym.error.Error as error:
         raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"env.id {spec.id!r} cannot be made: {first_line(error)}") from error
+        raise UserError(
+            f"env.id {spec.id!r} cannot be made: {first_line(error)}"
+            f"{location_text(user_location(error))}; correct its constructor or env.kwargs"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -161,7 +184,13 @@ def reset_environment(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
     Raises:
         TypeError: A returned value has the wrong type.
     """
-    observation, info = env.reset(seed=seed)
+    with _errors_located_at(env, "reset"):
+        result = _unpacked(env.reset(seed=seed), "reset", ("observation", "info"))
+        return _checked_start(*result)
+
+
+def _checked_start(observation: Any, info: Any) -> tuple[str, dict[str, Any]]:
+    """Return the checked result of `reset`; see `reset_environment`."""
     info = dict(_require_type(info, Mapping, "info"))
     for message in info.get("messages", ()):
         if not {"role", "content"} <= set(
@@ -186,7 +215,15 @@ def step_environment(env: gym.Env, action: Any) -> tuple[str, float, bool, bool,
         ValueError: The reward or the cost is not finite, or `is_success` or `valid` of the info is
             a number other than 0 and 1.
     """
-    observation, reward, terminated, truncated, info = env.step(action)
+    names = ("observation", "reward", "terminated", "truncated", "info")
+    with _errors_located_at(env, "step"):
+        return _checked_step(*_unpacked(env.step(action), "step", names))
+
+
+def _checked_step(
+    observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
+    """Return the checked result of `step`; see `step_environment`."""
     info = _require_type(info, Mapping, "info")
     if "cost" in info:
         _require_finite_number(info["cost"], 'info["cost"]')
@@ -198,6 +235,28 @@ def step_environment(env: gym.Env, action: Any) -> tuple[str, float, bool, bool,
         _require_type(value, bool | int | np.bool_, name)
     reward = _require_finite_number(reward, "the reward")
     return _observation_text(observation), reward, bool(terminated), bool(truncated), info
+
+
+def _errors_located_at(env: gym.Env, method: str) -> contextlib.AbstractContextManager[None]:
+    """Give the location of a method of an environment to errors without a line in its code."""
+    task = env.unwrapped
+    place = task.definitions.get(method) if isinstance(task, ProcessEnvironment) else None
+    return errors_located_at(getattr(type(task), method, None), type(task), place=place)
+
+
+def _unpacked(result: Any, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the values that a method of an environment returned.
+
+    Raises:
+        TypeError: The method did not return several values.
+        ValueError: The number of values is wrong.
+    """
+    form = f"return {', '.join(names)}"
+    if not isinstance(result, tuple | list):
+        raise TypeError(f"{method} returned a value of type {type(result).__name__}; {form}")
+    if len(result) != len(names):
+        raise ValueError(f"{method} returned {len(result)} values; {form}")
+    return tuple(result)
 
 
 def _require_type(value: Any, expected: Any, name: str) -> Any:
@@ -227,9 +286,14 @@ def _require_truth_value(value: Any, name: str) -> None:
 
 
 def _require_finite_number(value: Any, name: str) -> float:
+    wrong_type = f"{name} is of type {type(value).__name__}"
     if isinstance(value, str):
-        raise TypeError(f"{name} is of type str")
-    number = float(value)
+        raise TypeError(wrong_type)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        shape = f" and shape {value.shape}" if hasattr(value, "shape") else ""
+        raise TypeError(f"{wrong_type}{shape}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}")
     return number

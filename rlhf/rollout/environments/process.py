@@ -14,9 +14,16 @@ from typing import Any
 
 import gymnasium as gym
 
-from rlhf.common.foreign import foreign_exceptions
+from rlhf.common.foreign import (
+    Place,
+    foreign_exceptions,
+    location_text,
+    set_default_location,
+    user_location,
+)
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
+from rlhf.common.user_code import definition_location, errors_located_at
 from rlhf.common.worker_process import end_with_parent
 from rlhf.errors import UserError, first_line
 
@@ -56,11 +63,14 @@ class ProcessEnvironment(gym.Env):
             self.kill()
             if isinstance(error, UserError):
                 raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
+            place = location_text(user_location(error))
+            reason = f"{type(error).__name__}: {first_line(error)}{place}"
             raise UserError(f"env.id: the environment cannot be made: {reason}") from error
         self.action_space = attributes["action_space"]
         self.system_prompt: str | None = attributes["system_prompt"]
         self.max_turns: int | None = attributes["max_turns"]
+        self.definitions: dict[str, Place | None] = attributes["definitions"]
+        """Name of a method -> file and line of its definition."""
         self._name = attributes["name"]
         steps = attributes["max_episode_steps"]
         self.spec = types.SimpleNamespace(max_episode_steps=steps)  # type: ignore[assignment]
@@ -104,9 +114,11 @@ class ProcessEnvironment(gym.Env):
             raise self._ended() from error
         if is_result:
             return content
-        kind, message = content
-        error = UserError if kind == UserError.__name__ else type(kind, (Exception,), {})
-        raise error(message)
+        kind, message, place = content
+        error = (UserError if kind == UserError.__name__ else type(kind, (Exception,), {}))(message)
+        if place is not None:
+            set_default_location(error, place)
+        raise error
 
     def _ended(self) -> RuntimeError:
         self._process.join()
@@ -126,12 +138,17 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
         nonlocal env
         load_plugins_of_parent()
         env = make_env()
+        task = type(env.unwrapped)
         return {
             "name": str(env),
             "action_space": env.action_space,
             "system_prompt": getattr(env.unwrapped, "system_prompt", None),
             "max_turns": getattr(env.unwrapped, "max_turns", None),
             "max_episode_steps": getattr(env.spec, "max_episode_steps", None),
+            "definitions": {
+                name: definition_location(getattr(task, name, None)) or definition_location(task)
+                for name in ("reset", "step")
+            },
         }
 
     _send_outcome(connection, make)
@@ -141,7 +158,7 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
         except EOFError:
             return
         call = functools.partial(getattr(env, name), *arguments, **options)
-        _send_outcome(connection, call)
+        _send_outcome(connection, call, code=getattr(type(env.unwrapped), name, None))
 
 
 def _ignore_stop_signals() -> None:
@@ -163,11 +180,27 @@ def _ignore_stop_signals() -> None:
         os.register_at_fork(after_in_child=restore)
 
 
-def _send_outcome(connection: Connection, run: Callable[[], Any]) -> None:
-    """Send (True, result), or (False, (name of the exception, message))."""
+def _send_outcome(connection: Connection, run: Callable[[], Any], *, code: Any = None) -> None:
+    """Send (True, result), or (False, (name of the exception, message, file and line)).
+
+    Args:
+        connection: Connection to the process of the run.
+        run: Function that calls the environment.
+        code: The method that it calls.
+    """
     try:
-        with foreign_exceptions():
-            outcome = True, run()
-        connection.send(outcome)
-    except Exception as error:  # an error in the environment, or a result that cannot be pickled
-        connection.send((False, (type(error).__name__, first_line(error))))
+        with foreign_exceptions(), errors_located_at(code):
+            result = run()
+    except Exception as error:
+        place = user_location(error)
+        connection.send((False, (type(error).__name__, first_line(error), place)))
+        return
+    try:
+        connection.send((True, result))
+    except Exception as error:
+        problem = (
+            f"{first_line(error)}; return values that can be pickled, or set env.concurrency: "
+            "threads"
+        )
+        place = definition_location(code)
+        connection.send((False, (type(error).__name__, problem, place)))

@@ -20,11 +20,15 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
+from rlhf.common import user_code
 from rlhf.common.foreign import (
+    Place,
     exit_as_exception,
     foreign_exceptions,
+    location_text,
     output_to_stderr,
     restored_process_state,
+    set_default_location,
 )
 from rlhf.config.rollout import Concurrency, EnvSpec
 from rlhf.envs import is_built_in
@@ -149,11 +153,16 @@ class _EnvironmentThread:
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run_tasks, name="environment", daemon=True).start()
+        self._thread = threading.Thread(target=self._run_tasks, name="environment", daemon=True)
+        self._thread.start()
 
     def _run_tasks(self) -> None:
         while task := self._tasks.get():
             task()
+
+    def location(self) -> Place | None:
+        """Return the line of the user's code that the thread executes now."""
+        return user_code.thread_location(self._thread.ident)
 
     def start(self, task: Callable[[], None]) -> None:
         """Run a task after the earlier tasks."""
@@ -220,9 +229,11 @@ class ThreadedWorkers:
                 thread.start(lambda: made.put(_outcome_of(make)))
                 outcome: _Outcome = made.get(timeout=None if self.isolated else limit)
         except queue.Empty:
+            place = location_text(thread.location())
             thread.end()
             raise UserError(
-                f"env.id: the environment cannot be made: took longer than {limit:g} s"
+                f"env.id: the environment cannot be made: took longer than {limit:g} s{place}; "
+                "correct its constructor, or raise env.timeout"
             ) from None
         if outcome.error is not None:
             thread.end()
@@ -241,11 +252,15 @@ class ThreadedWorkers:
         outcome = _outcome_of(call.run)
         # The engine may have been busy at the time limit, so the result was not yet awaited.
         if limit is not None and not outcome.error and time.monotonic() - start > limit:
-            return self._timed_out()
+            return self._timed_out(None)
         return outcome
 
-    def _timed_out(self) -> _Outcome:
-        return _Outcome(error=TimeoutError(f"took longer than {self.calls.timeout:g} s"))
+    def _timed_out(self, place: Place | None) -> _Outcome:
+        """Return the failure of a call that exceeds the time limit at a line of its code."""
+        error = TimeoutError(f"took longer than {self.calls.timeout:g} s")
+        if place is not None:
+            set_default_location(error, place)
+        return _Outcome(error=error)
 
     def deliver(self, *, wait: bool) -> None:
         """Pass the results that have arrived to their receivers; see `EnvironmentWorkers`."""
@@ -270,11 +285,10 @@ class ThreadedWorkers:
         while True:
             call, start = next(iter(self._running.values()))
             remaining = None if limit is None else start + limit - time.monotonic()
+            patience = user_code.SLOW_SECONDS if remaining is None else max(remaining, 0)
             with contextlib.suppress(queue.Empty):
                 arrived = (
-                    self._results.get(timeout=None if remaining is None else max(remaining, 0))
-                    if wait
-                    else self._results.get_nowait()
+                    self._results.get(timeout=patience) if wait else self._results.get_nowait()
                 )
                 # A result that arrives after the time limit was already delivered as a failure.
                 if self._running.get(id(arrived[0].env), (None,))[0] is arrived[0]:
@@ -282,10 +296,17 @@ class ThreadedWorkers:
                     return arrived
                 continue
             if remaining is not None and remaining <= 0:
+                place = self._threads[id(call.env)].location()
                 self._abandon(call.env)
-                return call, self._timed_out()
+                return call, self._timed_out(place)
             if not wait:
                 return None
+            if remaining is None and time.monotonic() - start >= user_code.SLOW_SECONDS:
+                user_code.warn_of_slow_call(
+                    "a call of the environment",
+                    self._threads[id(call.env)].location(),
+                    "to limit its time, set env.timeout",
+                )
 
     def _abandon(self, env: gym.Env) -> None:
         """Forget an environment whose thread is busy; it is closed when its call returns."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlhf.errors import UserError
 
@@ -62,6 +62,14 @@ class Request:
     sampling: SamplingParams
     request_id: int = field(default_factory=count().__next__)
     """Unique identifier of the request."""
+    num_alternatives: int = 0
+    """Number of most likely tokens to return at each position with their log-probabilities. Only
+    the engine in this process returns them."""
+
+
+Alternatives = list[tuple[int, float]]
+"""Most likely tokens at one position with their log-probabilities, the most likely token first.
+Tokens that the truncation excludes are omitted."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,19 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights that sampled the completion."""
+    alternatives: list[Alternatives] = field(default_factory=list)
+    """Most likely tokens at each position, if the request has `num_alternatives`."""
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Tokens of a completion that an engine has sampled since an earlier position."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    """Log-probability of each token, see `Completion.logprobs`."""
+    alternatives: list[Alternatives]
+    """Most likely tokens at each position, see `Completion.alternatives`."""
 
 
 class EngineStopped(UserError):
@@ -113,6 +134,18 @@ class RolloutEngine(Protocol):
 
     def reset(self) -> None:
         """Release all episodes and free the memory that sampling needs."""
+        ...
+
+
+@runtime_checkable
+class IncrementalEngine(RolloutEngine, Protocol):
+    """An engine that can return the tokens of completions that are not finished."""
+
+    def new_tokens(self, episode_id: int, start: int) -> NewTokens:
+        """Return the tokens, from index `start`, of the unfinished completion of an episode.
+
+        The result is empty if there are no such tokens, also if the request is still queued.
+        """
         ...
 
 

@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.models.architecture import unwrap_peft
-from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
+from rlhf.rollout.sampling.base import (
+    Alternatives,
+    Completion,
+    FinishReason,
+    NewTokens,
+    Request,
+    SamplingParams,
+)
 from rlhf.rollout.sampling.decoder import decoder_for
-from rlhf.rollout.sampling.draw import sample_tokens_and_logprobs
+from rlhf.rollout.sampling.draw import most_likely_tokens, sample_tokens_and_logprobs
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
 # Rows with new tokens are prefilled if their number is at least this fraction of the number of
@@ -30,18 +36,21 @@ PREFILL_SHARE = 1 / 8
 class ContinuousEngine:
     """``RolloutEngine`` that samples from a model in this process.
 
-    All requests between two calls of ``reset`` have the same ``SamplingParams``. The number of rows
-    is the smaller of ``max_rows`` and the number of requests that are queued at the first ``poll``.
-    The cache and the decoder's copies of weights exist until ``reset``.
+    The number of rows is the smaller of ``max_rows`` and the number of requests that are queued at
+    the first ``poll``. The cache and the decoder's copies of weights exist until ``reset``.
 
     Args:
         model: Causal model. Its weights must not change between the first ``poll`` and ``reset``.
         max_rows: Maximum number of episodes that are decoded at once. Other episodes wait for a
             free row.
+        open_ended: Whether requests keep arriving, as in a server. If so, there are ``max_rows``
+            rows from the start, a new request is prefilled in the next ``poll``, and the cache
+            grows with the tokens in it. Otherwise, a prefill can wait for further rows, and the
+            cache has room for the longest possible completion.
     """
 
-    def __init__(self, model: Any, *, max_rows: int) -> None:
-        self.model, self.max_rows = model, max_rows
+    def __init__(self, model: Any, *, max_rows: int, open_ended: bool = False) -> None:
+        self.model, self.max_rows, self.open_ended = model, max_rows, open_ended
         self.policy_version = 0
         self.prefill_tokens = 0
         self._sampler: Sampler | None = None
@@ -59,11 +68,7 @@ class ContinuousEngine:
         self.policy_version = version
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests. A request that continues an episode uses the row of the episode.
-
-        Raises:
-            ValueError: The sampling parameters differ from those of earlier requests.
-        """
+        """Queue requests. A request that continues an episode uses the row of the episode."""
         for request in requests:
             if self._sampler is None or request.episode_id not in self._sampler.row_of:
                 self._queue.append(request)
@@ -73,16 +78,24 @@ class ContinuousEngine:
     def poll(self) -> list[Completion]:
         """Run one forward pass and return the completions that ended in it."""
         if self._sampler is None and self._queue:
-            rows = min(self.max_rows, len(self._queue))
-            sampling = self._queue[0].sampling
+            rows = self.max_rows if self.open_ended else min(self.max_rows, len(self._queue))
             self._sampler = Sampler(
-                self.model, sampling, rows=rows, policy_version=self.policy_version
+                self.model,
+                rows=rows,
+                policy_version=self.policy_version,
+                open_ended=self.open_ended,
             )
         if self._sampler is None:
             return []
         while self._queue and len(self._sampler.row_of) < self._sampler.rows:
             self._sampler.submit(self._queue.popleft())
         return self._sampler.step()
+
+    def new_tokens(self, episode_id: int, start: int) -> NewTokens:
+        """Return the tokens, from index ``start``, of the unfinished completion of an episode."""
+        if self._sampler is None or episode_id not in self._sampler.requests:
+            return NewTokens([], [], [])
+        return self._sampler.new_tokens(episode_id, start)
 
     def release(self, episode_id: int) -> None:
         """Free the row of an episode, and cancel its unfinished request if there is one."""
@@ -107,18 +120,16 @@ class Sampler:
     Args:
         model: Causal model, with adapters if it is a PEFT model. Its weights must not change while
             the sampler is used.
-        sampling: Distribution of the tokens, and stop tokens.
         rows: Number of episodes in the batch.
         policy_version: Version of the model's weights.
+        open_ended: See `ContinuousEngine`.
     """
 
     def __init__(
-        self, model: Any, sampling: SamplingParams, *, rows: int, policy_version: int = 0
+        self, model: Any, *, rows: int, policy_version: int = 0, open_ended: bool = False
     ) -> None:
-        self.sampling, self.rows, self.policy_version = sampling, rows, policy_version
+        self.rows, self.policy_version, self.open_ended = rows, policy_version, open_ended
         self.decoder, self.device = decoder_for(model), model.device
-        config = unwrap_peft(model).config.get_text_config()
-        self.is_stop = np.isin(np.arange(config.vocab_size), list(sampling.stop_ids))
         self.cache: Any = self.decoder.new_cache(rows)
         self.row_of: dict[int, int] = {}
         self.episode_ids: list[int] = []  # by row
@@ -127,6 +138,7 @@ class Sampler:
         )  # released rows; `_compact_rows` removes them before a forward pass
         self.requests: dict[int, Request] = {}  # episode id -> unfinished request
         self.unread: dict[int, list[int]] = {}  # episode id -> tokens to prefill
+        self.alternatives: dict[int, list[Alternatives]] = {}  # of requests that ask for them
         self.prefill_tokens = 0
         # The rows of the arrays are the rows of the cache. The columns of two-dimensional arrays
         # are the tokens of the unfinished completion.
@@ -139,13 +151,7 @@ class Sampler:
         self.decoding = np.zeros(rows, dtype=bool)
 
     def submit(self, request: Request) -> None:
-        """Start a completion, in the row of its episode or in a free row.
-
-        Raises:
-            ValueError: The sampling parameters differ from those of the batch.
-        """
-        if request.sampling != self.sampling:
-            raise ValueError("requests of one batch must have the same sampling parameters")
+        """Start a completion, in the row of its episode or in a free row."""
         episode_id = request.episode_id
         if episode_id not in self.row_of:
             row = min(self.free_rows, default=len(self.episode_ids))
@@ -156,6 +162,9 @@ class Sampler:
         row = self.row_of[episode_id]
         self.requests[episode_id] = request
         self.unread[episode_id] = list(request.prompt_ids[self.cache.lengths[row] :])
+        self.alternatives.pop(episode_id, None)
+        if request.num_alternatives:
+            self.alternatives[episode_id] = []
         noise = np.random.default_rng(request.seed).random(request.max_new_tokens)
         if (missing := len(noise) - self.noise.shape[1]) > 0:
             widths = ((0, 0), (0, missing))
@@ -169,6 +178,7 @@ class Sampler:
         row = self.row_of.pop(episode_id)
         self.requests.pop(episode_id, None)
         self.unread.pop(episode_id, None)
+        self.alternatives.pop(episode_id, None)
         self.free_rows.add(row)
         self.decoding[row] = False
 
@@ -199,29 +209,66 @@ class Sampler:
             return []
         self._compact_rows()
         decoding = np.flatnonzero(self.decoding)
-        if self.unread and len(self.unread) >= PREFILL_SHARE * len(decoding):
+        share = 0 if self.open_ended else PREFILL_SHARE
+        if self.unread and len(self.unread) >= share * len(decoding):
             rows, logits = self._prefill()
         else:
             rows, logits = decoding, self._decode(decoding)
-        numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
-        tokens, logprobs = sample_tokens_and_logprobs(logits, numbers, self.sampling)
-        sampled = tokens.cpu().numpy()
-        self.tokens[rows, self.count[rows]] = self.last[rows] = sampled
-        self.logprobs[rows, self.count[rows]] = logprobs.double().cpu().numpy()
-        self.count[rows] += 1
-        stopped = self.is_stop[sampled]
+        stopped = self._sample(rows, logits)
         ended = stopped | (self.count[rows] == self.limit[rows])
         self.decoding[rows] = ~ended
         return [
-            Completion(
-                request=self.requests.pop(self.episode_ids[row]),
-                tokens=self.tokens[row, : self.count[row]].tolist(),
-                logprobs=self.logprobs[row, : self.count[row]].tolist(),
-                finish_reason=FinishReason.STOP if stop else FinishReason.LENGTH,
-                policy_version=self.policy_version,
-            )
+            self._completion(row, FinishReason.STOP if stop else FinishReason.LENGTH)
             for row, stop in zip(rows[ended].tolist(), stopped[ended].tolist(), strict=True)
         ]
+
+    def _completion(self, row: int, finish_reason: FinishReason) -> Completion:
+        """Return the completion in a row, and end its request."""
+        episode_id = self.episode_ids[row]
+        sampled = self.new_tokens(episode_id, 0)
+        return Completion(
+            request=self.requests.pop(episode_id),
+            tokens=sampled.tokens,
+            logprobs=sampled.logprobs,
+            finish_reason=finish_reason,
+            policy_version=self.policy_version,
+            alternatives=sampled.alternatives,
+        )
+
+    def new_tokens(self, episode_id: int, start: int) -> NewTokens:
+        """Return the tokens, from index ``start``, of the completion of an episode."""
+        row = self.row_of[episode_id]
+        part = slice(start, self.count[row])
+        alternatives = self.alternatives.get(episode_id, [])[start:]
+        return NewTokens(
+            self.tokens[row, part].tolist(), self.logprobs[row, part].tolist(), alternatives
+        )
+
+    def _sample(self, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
+        """Sample the next token of rows [n] from logits [n, V], and store it.
+
+        Returns:
+            Whether the token of each row is a stop token of its request, [n].
+        """
+        requests = [self.requests[self.episode_ids[row]] for row in rows.tolist()]
+        groups = _indices_by_sampling(requests)
+        numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
+        for sampling, members in groups.items():
+            part = slice(None) if len(groups) == 1 else torch.tensor(members, device=self.device)
+            tokens, logprobs = sample_tokens_and_logprobs(logits[part], numbers[part], sampling)
+            own = rows[members]
+            self.last[own] = tokens.cpu().numpy()
+            self.logprobs[own, self.count[own]] = logprobs.double().cpu().numpy()
+        self.tokens[rows, self.count[rows]] = self.last[rows]
+        self.count[rows] += 1
+        for index, request in enumerate(requests):
+            if request.num_alternatives:
+                (likely,) = most_likely_tokens(
+                    logits[index, None], request.sampling, request.num_alternatives
+                )
+                self.alternatives[request.episode_id].append(likely)
+        sampled = zip(self.last[rows].tolist(), requests, strict=True)
+        return np.array([token in request.sampling.stop_ids for token, request in sampled])
 
     def _prefill(self) -> tuple[np.ndarray, torch.Tensor]:
         """Compute the forward pass of all unread tokens.
@@ -233,8 +280,9 @@ class Sampler:
         """
         rows = np.array(sorted(self.row_of[episode_id] for episode_id in self.unread))
         inputs = [self.unread.pop(self.episode_ids[row]) for row in rows]
+        reserved = 1 if self.open_ended else self.limit[rows]
         self.cache.ensure_capacity(
-            int((self.cache.lengths[rows] + [len(ids) for ids in inputs] + self.limit[rows]).max())
+            int((self.cache.lengths[rows] + [len(ids) for ids in inputs] + reserved).max())
         )
         first: dict[Any, int] = {}
         source_of = [
@@ -260,6 +308,9 @@ class Sampler:
         If the cache is read in place, the forward pass includes the rows between decoding rows, and
         their logits are discarded.
         """
+        if self.open_ended:
+            used = self.cache.lengths[: decoding_rows[-1] + 1]
+            self.cache.ensure_capacity(int(used.max()) + 1)
         if not self.cache.in_place:
             ids = self.last[decoding_rows, None].tolist()
             return forward_new_tokens(self.decoder, self.cache, decoding_rows, ids, self.device)
@@ -268,3 +319,14 @@ class Sampler:
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
         self.cache.advance(decoding_rows, np.ones_like(decoding_rows))
         return logits if len(decoding_rows) == len(front) else logits[decoding_rows]
+
+
+def _indices_by_sampling(requests: Sequence[Request]) -> dict[SamplingParams, list[int]]:
+    """Return sampling parameters -> indices of the requests that have them."""
+    first = requests[0].sampling
+    if all(request.sampling is first for request in requests):  # training: no hash is computed
+        return {first: list(range(len(requests)))}
+    groups: dict[SamplingParams, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.sampling, []).append(index)
+    return groups

@@ -6,6 +6,8 @@ because the trainer computes log-probabilities under the whole distribution.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -32,11 +34,7 @@ def sample_tokens_and_logprobs(
         Tokens [n] and their log-probabilities [n] in nats. At temperature 0, these are the most
         likely tokens and their log-probabilities at temperature 1.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
-    if sampling.truncates:
-        logits = truncated_logits(logits, sampling)
+    logits = _scaled_and_truncated_logits(logits, sampling)
     top = logits.amax(-1, keepdim=True)
     weights = (logits - top).exp_()
     blocks = nn.functional.pad(weights, (0, -weights.shape[-1] % SUM_BLOCK)).unflatten(
@@ -54,6 +52,32 @@ def sample_tokens_and_logprobs(
         tokens = block * SUM_BLOCK + _interval_index(inner, target - before)
     logprobs = logits.gather(-1, tokens) - top - total.log()
     return tokens[:, 0], logprobs[:, 0]
+
+
+def most_likely_tokens(
+    logits: torch.Tensor, sampling: SamplingParams, count: int
+) -> list[list[tuple[int, float]]]:
+    """Return the most likely tokens with their log-probabilities, which are those of sampling.
+
+    Args:
+        logits: [n, V].
+        sampling: Temperature and truncation, see `sample_tokens_and_logprobs`.
+        count: Number of tokens for each row. Excluded tokens are omitted.
+    """
+    logprobs = _scaled_and_truncated_logits(logits, sampling).log_softmax(-1)
+    values, tokens = logprobs.topk(min(count, logprobs.shape[-1]), dim=-1)
+    rows = zip(tokens.tolist(), values.double().tolist(), strict=True)
+    return [
+        [pair for pair in zip(ids, row, strict=True) if math.isfinite(pair[1])] for ids, row in rows
+    ]
+
+
+def _scaled_and_truncated_logits(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """Return the logits [n, V] of the distribution of sampling, in float32 or a wider type."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    return truncated_logits(logits, sampling) if sampling.truncates else logits
 
 
 def _interval_index(cumulative: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -139,7 +139,7 @@ def _sample_turns_with_logprobs(
         For each episode, the tokens, and position -> log-probability of the sampled tokens.
     """
     sampling = SamplingParams()
-    sampler = Sampler(model, sampling, rows=len(turns))
+    sampler = Sampler(model, rows=len(turns))
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
     turns_done = [0] * len(turns)
 

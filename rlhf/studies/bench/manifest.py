@@ -11,6 +11,7 @@ from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import did_you_mean
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
+from rlhf.config.evaluate import PolicySpec
 from rlhf.config.load import build_config
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import algorithm_of
@@ -21,7 +22,16 @@ T = TypeVar("T")
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # Names that are reserved, because other folders and table rows have them.
-_RESERVED_NAMES = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
+_RESERVED_NAMES = (
+    "demos",
+    "demos-held-out",
+    "sft",
+    "model",
+    "initial",
+    "evaluate",
+    "random",
+    "expert",
+)
 # Key of a run -> keys of the manifest that determine it; None if no key does.
 _SET_BY_BENCHMARK = {
     "output_dir": None,
@@ -55,6 +65,7 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
         commands,
     )
     _check_demonstrations(bench)
+    _check_policies(bench)
     _check_algorithms(bench)
     for name, task in bench.environments.items():
         _refuse_benchmark_keys(f"environments.{name}.run", task.run)
@@ -70,7 +81,7 @@ def _build_manifest_entries(cls: type[T], items: Mapping[str, Any], group: str) 
         UserError: A name cannot be the name of a folder, or an entry is wrong.
     """
     for name in items:
-        if not _FOLDER_NAME.fullmatch(str(name)) or "seed" in str(name):
+        if not _is_folder_name(name):
             raise UserError(
                 f"{group}: {name!r} is not a valid folder name: use letters, digits and . + - _, "
                 "and do not use 'seed'"
@@ -78,6 +89,11 @@ def _build_manifest_entries(cls: type[T], items: Mapping[str, Any], group: str) 
     return {
         name: build_manifest_entry(cls, item, f"{group}.{name}") for name, item in items.items()
     }
+
+
+def _is_folder_name(name: Any) -> bool:
+    """Return whether a name can be that of a folder and does not look like a training seed."""
+    return bool(_FOLDER_NAME.fullmatch(str(name))) and "seed" not in str(name)
 
 
 def build_manifest_entry(cls: type[T], item: Any, key: str) -> T:
@@ -92,23 +108,32 @@ def build_manifest_entry(cls: type[T], item: Any, key: str) -> T:
 
 
 def _check_demonstrations(bench: Bench) -> None:
-    """Check the demonstrations of the environments and the settings that depend on them.
-
-    Either all environments or none must have demonstrations, so that the scores of a row are
-    comparable.
-    """
-    kinds = {task.demonstrations is None for task in bench.environments.values()}
-    if len(kinds) > 1:
-        raise UserError("environments: give demonstrations for all environments or for none")
-    if kinds == {True} and bench.config.model.scratch:
+    """Check the demonstrations of the environments and the settings that depend on them."""
+    without = [name for name, task in bench.environments.items() if task.demonstrations is None]
+    if without and bench.config.model.scratch:
         raise UserError(
             "model.scratch: a model with random weights must first be trained on demonstrations; "
-            "give demonstrations for the environments"
+            f"give demonstrations for {', '.join(without)}"
         )
-    if kinds == {True} and bench.config.sft:
+    if len(without) == len(bench.environments) and bench.config.sft:
         raise UserError("sft has no effect without demonstrations")
     _refuse_benchmark_keys("sft", bench.config.sft)
     _refuse_benchmark_keys("run", bench.config.run)
+
+
+def _check_policies(bench: Bench) -> None:
+    """Check the policies that are not trained."""
+    for name, item in bench.config.policies.items():
+        key = f"policies.{name}"
+        if name in _RESERVED_NAMES or name in bench.algorithms or not _is_folder_name(name):
+            raise UserError(
+                f"policies: {name!r} is reserved, the name of an algorithm, or no valid folder "
+                "name; choose another name"
+            )
+        given = {"name": name, **item} if isinstance(item, Mapping) else item
+        spec = build_manifest_entry(PolicySpec, given, key)
+        if spec.model is not None or spec.examples:
+            raise UserError(f"{key}: give path or api; a benchmark trains its models")
 
 
 def _check_algorithms(bench: Bench) -> None:
@@ -123,7 +148,12 @@ def _check_algorithms(bench: Bench) -> None:
                 f"{did_you_mean(command, registry.ALGORITHMS)}"
             )
         _refuse_benchmark_keys(f"algorithms.{name}.run", entry.run)
-    methods = [*bench.config.references, bench.initial_row_name, *bench.algorithms]
+    everywhere = [
+        row
+        for row in bench.untrained_rows
+        if all(row in bench.untrained_rows_of(name) for name in bench.environments)
+    ]
+    methods = [*everywhere, bench.initial_row_name, *bench.algorithms]
     if bench.baseline not in methods:
         raise UserError(
             f"baseline: there is no row {bench.baseline!r}{did_you_mean(bench.baseline, methods)}"

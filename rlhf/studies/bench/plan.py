@@ -16,7 +16,7 @@ from rlhf.rollout.seeds import training_seed
 from rlhf.studies.jobs import Job
 
 REFERENCE_FOLDER = "reference"
-"""Name of the folder of the reference policies."""
+"""Name of the folder of the policies that are not trained."""
 DEMONSTRATIONS_FILE = "sft.jsonl"
 NUM_HELD_OUT_DEMONSTRATIONS = 64
 """Number of held-out demonstrations for the evaluation loss of supervised fine-tuning."""
@@ -42,14 +42,36 @@ class Bench:
 
     @property
     def initial_row_name(self) -> str:
-        """Name of the row of initial models: "sft" with demonstrations, else "model"."""
-        first = next(iter(self.environments.values()))
-        return "sft" if first.demonstrations else "model"
+        """Name of the row of initial models.
+
+        It is "sft" if all environments have demonstrations, "model" if none has, and "initial" if
+        some have.
+        """
+        kinds = {task.demonstrations is not None for task in self.environments.values()}
+        return {True: "sft", False: "model"}[kinds.pop()] if len(kinds) == 1 else "initial"
 
     @property
     def baseline(self) -> str:
         """Name of the row with which the other rows are compared."""
         return self.config.baseline or self.initial_row_name
+
+    def references_of(self, environment: str) -> list[str]:
+        """Return the names of the reference policies of an environment."""
+        own = self.environments[environment].references
+        return list(self.config.references if own is None else own)
+
+    def untrained_rows_of(self, environment: str) -> list[str]:
+        """Return the rows of an environment that are not trained.
+
+        They are its reference policies, and the `policies` of the manifest.
+        """
+        return [*self.references_of(environment), *self.config.policies]
+
+    @property
+    def untrained_rows(self) -> list[str]:
+        """Rows that are not trained, of all environments."""
+        rows = (row for name in self.environments for row in self.untrained_rows_of(name))
+        return list(dict.fromkeys(rows))
 
     def command_of(self, algorithm: str) -> str:
         """Return the name of the command that an algorithm of the manifest runs."""
@@ -127,8 +149,9 @@ class Bench:
         )
 
     def reference_job(self, environment: str) -> Job:
-        """Return the job that evaluates the reference policies on the held-out episodes."""
-        policies = [{"name": name} for name in self.config.references]
+        """Return the job that evaluates the policies that are not trained."""
+        policies = [{"name": name} for name in self.references_of(environment)]
+        policies += [{"name": name, **spec} for name, spec in self.config.policies.items()]
         tree = self.evaluate_config_tree(
             environment, policies, self.run_path(environment, REFERENCE_FOLDER)
         )
@@ -137,7 +160,7 @@ class Bench:
     def jobs(self) -> list[Job]:
         """Return all jobs; each job follows the job that it depends on."""
         config, names = self.config, list(self.environments)
-        jobs = [self.reference_job(name) for name in names if config.references]
+        jobs = [self.reference_job(name) for name in names if self.untrained_rows_of(name)]
         jobs += [self.initial_model_job(name, seed) for seed in config.seeds for name in names]
         jobs += [
             self.training_job(name, algorithm, seed)

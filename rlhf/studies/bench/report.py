@@ -69,7 +69,8 @@ def _write_environment_pages(bench: Bench) -> dict[str, str]:
     for name in bench.environments:
         rows = ["evaluate", *bench.algorithms]
         runs = [bench.run_path(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
-        references = [bench.run_path(name, REFERENCE_FOLDER)] if bench.config.references else []
+        untrained = bench.untrained_rows_of(name)
+        references = [bench.run_path(name, REFERENCE_FOLDER)] if untrained else []
         write_comparison_report([*runs, *references], folder / f"{name}.html")
         pages[name] = f"pages/{name}.html"
     return pages
@@ -167,7 +168,7 @@ def _sample_efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
         shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
         lines.append(Series.from_estimates(capitalize_acronyms(name), shares, curve, colors[name]))
     note = "IQM on held-out episodes during training; bands are 95% bootstrap intervals."
-    return Chart("Sample efficiency", lines, note, x_label="%")
+    return Chart("Sample efficiency", lines, note, x_label="%", y_label="normalized score")
 
 
 def _performance_profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
@@ -184,4 +185,4 @@ def _performance_profile_chart(findings: Findings, names: Sequence[str]) -> Char
         for name in (*start, *names)
     ]
     note = "Proportion of runs (environments and seeds) with a score above x."
-    return Chart("Performance profile", lines, note, x_label="score")
+    return Chart("Performance profile", lines, note, x_label="score", y_label="share of runs")

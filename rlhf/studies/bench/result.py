@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -33,7 +34,10 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
         for name, row in findings.aggregates.items()
     ]
     columns = ["policy", "IQM", "mean", "optimality gap", f"P(better than {baseline})", "worst run"]
-    cells: list[list[Cell]] = [[name, *row.values()] for name, row in findings.cells.items()]
+    cells: list[list[Cell]] = [
+        [name, *(row.get(env) for env in scores.environments)]
+        for name, row in findings.cells.items()
+    ]
     profile: list[list[Cell]] = [
         [name, *map(float, shares)] for name, shares in findings.profile.items()
     ]
@@ -47,6 +51,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
         for name, table in scores.scores_by_row.items()
         for i, seed in enumerate(scores.seeds[: len(table)])
         for j, env in enumerate(scores.environments)
+        if math.isfinite(table[i, j])
     ]
     return [
         Table("aggregates", "Over all environments", columns, total),
@@ -78,7 +83,11 @@ def bench_json_content(bench: Bench, scores: Scores, findings: Findings) -> dict
         "training_episodes": training_episodes(bench),
         "seeds": list(scores.seeds),
         "scores": {
-            row: {env: table[:, i].tolist() for i, env in enumerate(scores.environments)}
+            row: {
+                env: table[:, i].tolist()
+                for i, env in enumerate(scores.environments)
+                if env in findings.cells[row]
+            }
             for row, table in scores.scores_by_row.items()
         },
         "curves": {row: curves.tolist() for row, curves in scores.curves.items()},
@@ -125,6 +134,13 @@ def protocol_sentences(bench: Bench) -> list[str]:
         f"{config.episodes} held-out episodes ({config.decoding} decoding). In each environment "
         f"and seed, all algorithms start from the same model, the row {bench.initial_row_name}."
     ]
+    for row in bench.untrained_rows:
+        names = [name for name in bench.environments if row in bench.untrained_rows_of(name)]
+        if len(names) < len(bench.environments):
+            lines.append(
+                f"The row {row} exists only in {', '.join(names)}, so it has no value over all "
+                "environments."
+            )
     episodes = training_episodes(bench)
     for env, counts in episodes.items():
         if len(set(counts.values())) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 class Scores:
     """Normalized mean returns on the held-out episodes.
 
-    A row is an algorithm, the initial model or a reference policy.
+    A row is an algorithm, the initial model or a policy that is not trained.
     """
 
     environments: tuple[str, ...]
@@ -44,7 +45,7 @@ class Scores:
     trained: Mapping[str, np.ndarray]
     """Row -> [seeds, environments]; the initial model is the first row."""
     references: Mapping[str, np.ndarray]
-    """Reference policy (random or expert) -> [1, environments]."""
+    """Row that is not trained -> [1, environments]; nan where an environment has no such policy."""
     curves: Mapping[str, np.ndarray]
     """Algorithm -> [seeds, environments, points] during training, without the initial model."""
 
@@ -59,12 +60,12 @@ class Findings:
     """Aggregates and comparisons of a benchmark; all intervals are 95% confidence intervals."""
 
     aggregates: Mapping[str, Mapping[str, Interval]]
-    """Row -> name (IQM, mean, optimality gap) -> aggregate over seeds and environments. IQM is the
-    interquartile mean."""
+    """Row that all environments have -> name (IQM, mean, optimality gap) -> aggregate over seeds
+    and environments. IQM is the interquartile mean."""
     improvement: Mapping[str, Interval]
     """Row -> probability that a run of the row has a higher score than a run of the baseline."""
     cells: Mapping[str, Mapping[str, Interval]]
-    """Row -> environment -> mean over training seeds."""
+    """Row -> environment -> mean over training seeds, if the environment has the row."""
     profile: Mapping[str, np.ndarray]
     """Row -> proportion of runs with a score above each of `THRESHOLDS`."""
     curves: Mapping[str, list[Interval]]
@@ -107,6 +108,18 @@ def read_scores(bench: Bench) -> Scores:
             ]
         )
 
+    def reference_scores(row: str) -> np.ndarray:
+        """Return the scores [1, environments] of a row that is not trained."""
+        scores = [
+            bounds[n].normalize(
+                mean_return(read_evaluation_summary(bench.run_path(n, REFERENCE_FOLDER), row))
+            )
+            if row in bench.untrained_rows_of(n)
+            else math.nan
+            for n in names
+        ]
+        return np.array([scores])
+
     folders = {bench.initial_row_name: "evaluate"} | {name: name for name in bench.algorithms}
     return Scores(
         environments=names,
@@ -116,7 +129,7 @@ def read_scores(bench: Bench) -> Scores:
             row: scores_of_row(row, [f"seed{seed}/{folder}" for seed in seeds])
             for row, folder in folders.items()
         },
-        references={row: scores_of_row(row, [REFERENCE_FOLDER]) for row in bench.config.references},
+        references={row: reference_scores(row) for row in bench.untrained_rows},
         curves={row: _training_curves(bench, row, bounds) for row in bench.algorithms},
     )
 
@@ -133,13 +146,19 @@ def analyze_scores(scores: Scores, *, baseline: str) -> Findings:
     pairs = [p for p in itertools.combinations(algorithms, 2) if baseline not in p]
     comparisons = len(others) + len(pairs)
     return Findings(
-        aggregates={name: _aggregate_intervals(table) for name, table in rows.items()},
+        aggregates={
+            name: _aggregate_intervals(table)
+            for name, table in rows.items()
+            if np.isfinite(table).all()
+        },
         improvement={
             name: improvement_probability_interval(rows[name], rows[baseline]) for name in others
         },
         cells={
             name: {
-                env: interval(table[:, i], kind="mean") for i, env in enumerate(scores.environments)
+                env: interval(table[:, i], kind="mean")
+                for i, env in enumerate(scores.environments)
+                if np.isfinite(table[:, i]).all()
             }
             for name, table in rows.items()
         },

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.text import set_up_logging
 from rlhf.runs import launch
@@ -43,7 +44,8 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
     """Run a job in this process.
 
     Returns:
-        The message of a ValueError (UserError is one), or None if the job succeeded.
+        The message of a ValueError (UserError is one), or of a write error such as a full disk. It
+        is None if the job succeeded.
 
     Raises:
         RuntimeError: The job raised another exception. Its traceback is the message. The exception
@@ -53,6 +55,9 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
         run_job(job, commands)
     except ValueError as error:  # includes UserError
         return " ".join(str(error).split())
-    except Exception:
+    except Exception as error:
+        if cause := find_write_error(error):
+            path = f"{cause.filename}: " if cause.filename else ""
+            return f"{path}{describe_write_error(cause)}"
         raise RuntimeError(f"{job.key}: {traceback.format_exc()}") from None
     return None

@@ -30,11 +30,13 @@ from rlhf.errors import UserError
 from rlhf.evaluation.compare import format_estimate
 from rlhf.reports.markup import Cell, Table, esc, section_html, sentence_html
 from rlhf.reports.page import page_html
+from rlhf.reports.scatter import Point, scatter_html
 from rlhf.reports.tables import save_tables
 from rlhf.stats import Interval, interval
 from rlhf.studies.jobs import Job, JobsFailedError, failed_jobs_text, lock_study_directory
 from rlhf.studies.launchers import make_launcher
 
+_NUM_COLORS = 6
 SWEEP_FILE = "sweep.yaml"
 """Name of the file with the sweep's configuration."""
 
@@ -210,25 +212,31 @@ def plan(name: str, config: SweepCommandConfig, commands: CommandTable) -> str:
     )
 
 
+def last_metric_values(directory: Path) -> dict[str, float]:
+    """Return the last value of every metric that a run logged, which can be infinite or nan."""
+    last: dict[str, float] = {}
+    for row in read_log(directory / "metrics.jsonl"):
+        last |= {
+            key: float(value)
+            for key, value in row.items()
+            if "/" in key and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+    return last
+
+
 def last_metric_value(directory: Path, metric: str) -> float:
     """Return the last value of a metric that a run logged, which can be infinite or nan.
 
     Raises:
         UserError: The run did not log the metric.
     """
-    names: dict[str, None] = {}
-    value = None
-    for row in read_log(directory / "metrics.jsonl"):
-        names |= dict.fromkeys(key for key in row if "/" in key)
-        logged = row.get(metric)
-        if isinstance(logged, int | float) and not isinstance(logged, bool):
-            value = float(logged)
-    if value is None:
+    last = last_metric_values(directory)
+    if metric not in last:
         raise UserError(
-            f"metric: {directory} logged no {metric!r}{did_you_mean(metric, names)}; the run is "
+            f"metric: {directory} logged no {metric!r}{did_you_mean(metric, last)}; the run is "
             "kept: continue with --resume and another --metric"
         )
-    return value
+    return last[metric]
 
 
 def setting_results(sweep: Sweep) -> list[SettingResult]:
@@ -287,7 +295,8 @@ def write_result(sweep: Sweep, results: Sequence[SettingResult]) -> None:
         Table("settings", "Settings", [*keys, config.metric, "folder"], settings),
         Table("runs", "Every run", [*keys, "seed", config.metric], runs),
     ]
-    save_tables(sweep.root / "tables", tables)
+    metrics = _metric_table(sweep, results)
+    save_tables(sweep.root / "tables", [*tables, metrics])
     notes = [
         *result_lines(config, results),
         f"each run is `rlhf {config.run_command}`; intervals are 95% intervals over training seeds",
@@ -296,10 +305,63 @@ def write_result(sweep: Sweep, results: Sequence[SettingResult]) -> None:
         [
             f"<header><h1>Sweep of {esc(config.run_command)}</h1></header>",
             *(f'<p class="note">{sentence_html(note)}.</p>' for note in notes),
+            section_html("Every run in a plot", _scatter_html(sweep, results)),
             *(section_html(table.title, table.to_html()) for table in tables),
         ]
     )
     write_text(sweep.page, page_html("Sweep", body))
+
+
+def _metric_table(sweep: Sweep, results: Sequence[SettingResult]) -> Table:
+    """Return the table with the last value of every metric of every run."""
+    keys, rows = list(sweep.config.grid), []
+    last = _last_values(sweep, results)
+    names = sorted({name for values in last.values() for name in values})
+    for (index, seed), values in last.items():
+        grid = _grid_cells(results[index].setting, keys)
+        rows.append([*grid, seed, *map(values.get, names)])
+    return Table("metrics", "Last value of every metric", [*keys, "seed", *names], rows)
+
+
+def _scatter_html(sweep: Sweep, results: Sequence[SettingResult]) -> str:
+    """Return the plot of any two quantities of the runs: metrics, and numbers of the grid.
+
+    At first, it shows the reward against the KL if they were logged, and otherwise the metric of
+    the sweep against the first number of the grid. The six best settings have colors.
+    """
+    points = []
+    for (index, seed), values in _last_values(sweep, results).items():
+        grid = results[index].setting.values
+        shown = ", ".join(f"{key} = {value}" for key, value in grid.items())
+        numbers = {key: float(value) for key, value in grid.items() if is_number(value)}
+        color = f"c{index + 1}" if index < _NUM_COLORS else "ref"
+        points.append(Point(f"{shown}, seed {seed}", {**values, **numbers}, color))
+    known = {name for point in points for name in point.values}
+    x, y = "policy/kl", "reward/mean"
+    if not {x, y} <= known:
+        numeric = [key for key in sweep.config.grid if key in known]
+        others = sorted(known - {sweep.config.metric})
+        x, y = next(iter([*numeric, *others]), sweep.config.metric), sweep.config.metric
+    note = (
+        "The last value of each run. The six best settings have colors, best first; the others are "
+        "gray. Point at a run for its setting."
+    )
+    return scatter_html(points, x=x, y=y, title="Runs", note=note)
+
+
+def _last_values(
+    sweep: Sweep, results: Sequence[SettingResult]
+) -> dict[tuple[int, int], dict[str, float]]:
+    """Return (index of the setting in `results`, seed) -> last finite value of each metric."""
+    return {
+        (index, seed): {
+            name: value
+            for name, value in last_metric_values(sweep.run_path(result.setting, seed)).items()
+            if math.isfinite(value)
+        }
+        for index, result in enumerate(results)
+        for seed in sweep.config.seeds
+    }
 
 
 def _grid_cells(setting: Setting, keys: Sequence[str]) -> list[Cell]:

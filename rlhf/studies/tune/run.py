@@ -32,7 +32,7 @@ from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_table_csv
-from rlhf.runs.directory import check_unchanged_configuration
+from rlhf.runs.changes import check_unchanged_configuration
 from rlhf.runs.inputs import input_fingerprints
 from rlhf.studies.bench.manifest import build_manifest_entry, make_bench
 from rlhf.studies.bench.plan import Bench

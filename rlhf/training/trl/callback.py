@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from rlhf.common.files import write_text
@@ -20,6 +21,7 @@ from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
 from rlhf.training.numeric_checks import check_gradient_norm, check_trainable, check_weights
+from rlhf.training.optimizers import set_scheduled_learning_rates
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
 
 CALLBACKS_FILE = "callbacks.json"
@@ -73,8 +75,15 @@ class RunCallback(TrainerCallback):
         self.reporter: ProgressDisplay | None = None
         self.monitor: TrainingMonitor | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the progress display, and remove old checkpoints that a killed run left."""
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any
+    ) -> None:
+        """Start the progress display, and remove old checkpoints that a killed run left.
+
+        The learning rates of a loaded schedule become those of the configured number of steps.
+        """
+        if state.global_step and isinstance(lr_scheduler, LambdaLR):
+            set_scheduled_learning_rates(lr_scheduler)
         if self.best:  # transformers records an absolute path, and the run may have been moved
             state.best_model_checkpoint = str(self.best)
         if self.run.writes and state.global_step:

@@ -24,6 +24,7 @@ from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
 from rlhf.models.trainable import WeightChangeDetector, make_frozen, trained_parameters
 from rlhf.runs.callbacks import Callbacks
+from rlhf.runs.changes import STEP_KEYS
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.training.methods import (
@@ -36,6 +37,8 @@ from rlhf.training.methods import (
     steps_between_evaluations,
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
+from rlhf.training.reply_samples import write_reply_samples
+from rlhf.training.resumption import check_step_count, log_changes
 from rlhf.training.trl.callback import CALLBACKS_FILE, RunCallback
 from rlhf.training.trl.checkpoints import best_checkpoint_recorded_in, last_complete_checkpoint
 from rlhf.training.trl.columns import (
@@ -123,15 +126,20 @@ def train_with_trainer(
         if config.resume:  # only one process removes damaged checkpoints
             found = last_complete_checkpoint(directory) if run.writes else None
             checkpoint = callback.world.first_not_none(found)
+        done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        _accept_changes(run, options, done=done, configured=num_steps(config, len(sets[0])))
         if checkpoint:
             callback.best = best_checkpoint_recorded_in(checkpoint)
-            run.rewind(int(checkpoint.name.split("-")[1]))
+            run.rewind(done)
             if callbacks:
                 callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
         else:
             run.rewind(-1)
             with option_errors_as_user_errors():
                 trainer.evaluate()  # step 0: the initial model
+            write_reply_samples(
+                run, setup.model, setup.tokenizer, setup.prompts, step=0, split="before"
+            )
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -139,6 +147,30 @@ def train_with_trainer(
         stop.number = callback.world.first_not_none(stop.number)
         stop.raise_if_requested(run.directory)
     return trainer.model
+
+
+def _accept_changes(run: Run, options: Any, *, done: int, configured: int) -> None:
+    """Check, record and log the changed settings of a resumed run.
+
+    Args:
+        run: The run directory.
+        options: Training arguments of the trainer.
+        done: Number of steps of the checkpoint from which the run continues.
+        configured: Number of steps of the configuration.
+
+    Raises:
+        UserError: A change would have no effect, or the run has taken more steps already.
+    """
+    for change in run.changes:
+        if change.key.startswith("trainer.") and change.key not in STEP_KEYS:
+            raise UserError(
+                f"{run.directory} cannot be resumed: {change}, but TRL reads this setting from the "
+                "checkpoint; the native engine supports the change"
+            )
+    check_step_count(run, done=done, configured=configured)
+    run.accept_changes(done)
+    schedule = getattr(options.lr_scheduler_type, "value", options.lr_scheduler_type)
+    log_changes(run, done, schedule_depends_on_steps=schedule != "constant")
 
 
 def make_training_arguments(

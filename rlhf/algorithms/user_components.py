@@ -1,0 +1,143 @@
+"""Check the results of advantage estimators, policy losses and KL estimators that users write.
+
+A mistake in them would otherwise be an error in a later line of the toolkit, or a wrong gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, cast
+
+from rlhf.common.foreign import exit_as_exception, foreign_exceptions
+from rlhf.common.user_code import (
+    check_accepts,
+    definition_location,
+    definition_text,
+    errors_located_at,
+    warn_if_slow,
+    warn_once,
+)
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.algorithms.batch import TrainingBatch
+
+_FORMS: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
+    "advantages": ("advantage(batch, settings)", 2, ()),
+    "losses": ("loss(logprobs, batch, settings, *, denominator)", 3, ("denominator",)),
+    "kl": ("kl(log_ratio)", 1, ()),
+}
+"""Kind of component -> signature as text, number of positional arguments, keyword arguments."""
+_ADVANTAGES_FIELDS = ("advantages", "returns", "included", "pair_ids")
+"""Fields of `Advantages`, whose module imports the registry that uses this module."""
+_TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "KL estimator"}
+
+
+def checked_component(module: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with checked arguments and results; code of the toolkit is unchanged.
+
+    Args:
+        module: Kind of the component: "advantages", "losses" or "kl".
+        name: Name of the component.
+        function: The function.
+
+    Raises:
+        UserError: The function does not accept the arguments of its kind.
+    """
+    if definition_location(function) is None:
+        return function
+    title = f"{_TITLES[module]} {name!r}"
+    form, count, keys = _FORMS[module]
+    check_accepts(function, (None,) * count, what=title, form=form, **dict.fromkeys(keys))
+    what = f"{title}{definition_text(function)}"
+    check = {"advantages": _check_advantages, "losses": _check_loss, "kl": _check_kl}[module]
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        batch = arguments[count - 2] if 1 < count <= len(arguments) else None
+        versions = _versions(batch)
+        with (
+            errors_located_at(function),
+            warn_if_slow(what, "simplify it, or use tensor operations instead of loops"),
+            foreign_exceptions(),
+            exit_as_exception(),
+        ):
+            result = function(*arguments, **options)
+        if changed := [name for name, old in _versions(batch).items() if versions[name] != old]:
+            raise UserError(
+                f"{what} changed batch.{changed[0]} in place, which other computations use: "
+                f"change a copy, such as batch.{changed[0]}.clone()"
+            )
+        check(what, result, arguments)
+        return result
+
+    return checked
+
+
+def _versions(batch: TrainingBatch | None) -> dict[str, int]:
+    """Return name -> number of changes in place of the tensors of a batch."""
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)} if batch else {}
+    return {
+        name: tensor._version
+        for name, tensor in tensors.items()
+        if tensor is not None and not tensor.is_inference()
+    }
+
+
+def _check_loss(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    from rlhf.algorithms.metrics import MetricSums
+
+    advice = "return the loss, a scalar tensor, and MetricSums"
+    is_tuple = isinstance(result, tuple)
+    values = cast("tuple[Any, ...]", result) if is_tuple else ()
+    if len(values) != 2:
+        size = f" of {len(values)} values" if is_tuple else ""
+        raise UserError(f"{what} returned a {type(result).__name__}{size}: {advice}")
+    loss, metrics = values
+    if not isinstance(loss, torch.Tensor) or not isinstance(metrics, MetricSums):
+        found = f"({type(loss).__name__}, {type(metrics).__name__})"
+        raise UserError(f"{what} returned {found}: {advice}")
+    if loss.dim():
+        raise UserError(
+            f"{what} returned a loss of shape {list(loss.shape)}: {advice}, such as "
+            "aggregate(per_token, mask, ...)"
+        )
+    if not loss.isfinite():
+        warn_once(
+            f"{what} returned the loss {loss.item()}: check its divisions, logarithms and "
+            "exponentials, and the values outside the mask"
+        )
+
+
+def _check_advantages(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    if not all(hasattr(result, name) for name in _ADVANTAGES_FIELDS):
+        raise UserError(f"{what} returned a {type(result).__name__}: return Advantages(advantages)")
+    batch = arguments[0]
+    rows, width = batch.tokens.shape
+    for name, shapes in (
+        ("advantages", ([rows], [rows, width])),
+        ("returns", ([rows, width],)),
+        ("included", ([rows],)),
+        ("pair_ids", ([rows],)),
+    ):
+        tensor = getattr(result, name)
+        shape = list(getattr(tensor, "shape", ()))
+        if tensor is not None and shape not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise UserError(
+                f"{what} returned {name} of type {type(tensor).__name__} and shape {shape}: "
+                f"return a tensor of shape {expected}"
+            )
+
+
+def _check_kl(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    expected, shape = list(arguments[0].shape), list(getattr(result, "shape", ()))
+    if shape != expected:
+        raise UserError(
+            f"{what} returned a {type(result).__name__} of shape {shape}: return a tensor of shape "
+            f"{expected}"
+        )

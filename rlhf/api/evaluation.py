@@ -1,0 +1,44 @@
+"""The function `evaluate`, whose policies, rewards and data can be objects of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from rlhf.api.inputs import evaluation_tree
+from rlhf.api.options import Config, EvaluationOptions, with_signature
+from rlhf.api.results import Run
+from rlhf.api.table import as_sources, command_table
+
+
+@with_signature(EvaluationOptions)
+def evaluate(
+    config: Config | Sequence[Config] | None = None, /, **options: Unpack[EvaluationOptions]
+) -> Run:
+    """Evaluate policies on episodes, texts or tasks, and rewards on pairs (`rlhf evaluate`).
+
+    Example:
+        >>> run = rlhf.evaluate(
+        ...     policies={"random": None, "expert": None}, env="text/Echo-v0", episodes=8
+        ... )
+        >>> run.evaluations["expert"]["metrics"]["return"]["mean"]
+        1.0
+
+    Args:
+        config: See `train`.
+        options: See `train` and docs/evaluate.md. ``policies`` can be a mapping from names to
+            models, each as for ``model`` of `train`, or None for the random and the expert policy
+            of the environment. The default of ``output_dir`` is ``runs/evaluate``.
+
+    Returns:
+        The run, with the results as ``run.evaluations``.
+
+    Raises:
+        UserError: The configuration or the data are invalid, or the directory cannot be used.
+    """
+    commands = command_table()
+    default = {"output_dir": "runs/evaluate"}
+    sources = [default, *as_sources(config), evaluation_tree(options)]
+    checked = commands.read("evaluate", sources, [])
+    commands.run_config("evaluate", checked)
+    return Run(checked.output_dir)

@@ -1,0 +1,52 @@
+"""Short texts about a reply, which the terminal and the page show below it."""
+
+from __future__ import annotations
+
+from rlhf.chat.session import ChatSession, ReplyScore, Turn
+
+
+def reply_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
+    """Return the notes on a reply: its length limit, its score and its effect on the environment.
+
+    Args:
+        session: The conversation.
+        turn: Turn of the reply.
+        index: Index of the model.
+    """
+    reply, score = turn.replies[index], turn.scores[index]
+    notes = []
+    if reply is not None and reply.is_cut_off:
+        notes.append(f"cut off after {len(reply.completion.tokens)} tokens")
+    if score is not None:
+        notes.append(score_text(score))
+    if session.env is not None and turn.results[index] is not None:
+        notes += _environment_notes(session, turn, index)
+    return notes
+
+
+def score_text(score: ReplyScore) -> str:
+    """Return the score of a reply with its components, or the reason why it has none."""
+    if score.value is None:
+        return f"no score: {score.reason or 'unknown reason'}"
+    parts = ", ".join(
+        f"{name} {'none' if value is None else format(value, '.4g')}"
+        for name, value in score.components.items()
+    )
+    return f"score {score.value:.4g}" + (f" ({parts})" if len(score.components) > 1 else "")
+
+
+def _environment_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
+    """Return the reward of a reply and, at the end of an episode, the return."""
+    result = turn.results[index]
+    assert result is not None
+    _, reward, terminated, truncated, info = result
+    notes = [f"reward of the environment {reward:g}"]
+    if reason := info.get("reason"):
+        notes.append(str(reason))
+    is_last = turn is session.turns[-1]
+    if terminated or truncated or (is_last and session.branches[index].is_over):
+        earlier = session.turns[: session.turns.index(turn) + 1]
+        rewards = [each.results[index] for each in earlier]
+        total = sum(result[1] for result in rewards if result is not None)
+        notes.append(f"the episode is over, return {total:g}")
+    return notes

@@ -1,0 +1,343 @@
+"""The chat as a local page: its API, and the data that the page shows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from rlhf.chat.notes import reply_notes
+from rlhf.chat.session import SETTINGS, ChatSession, Turn, letter_of, parse_seed
+from rlhf.common.files import describe_write_error, find_write_error, json_line
+from rlhf.common.foreign import describe_exception
+from rlhf.common.text import escape_invisible
+from rlhf.errors import UserError
+from rlhf.web.pages import Templates, asset_routes
+
+log = logging.getLogger(__name__)
+
+BUSY = "the models are replying: wait, or stop them first"
+
+
+def chat_application(session: ChatSession, *, labels: str | None = None) -> Starlette:
+    """Return the application that serves the page.
+
+    Args:
+        session: The conversation, which only this application changes from now on.
+        labels: File of the votes, which the page names.
+    """
+    return _ChatServer(session, labels).application()
+
+
+class _ChatServer:
+    """Changes the session on requests of the page, one at a time."""
+
+    def __init__(self, session: ChatSession, labels: str | None) -> None:
+        self._session, self._labels = session, labels
+        self._busy = threading.Lock()
+        self._stop = threading.Event()
+        self._templates = Templates("rlhf.chat")
+
+    def application(self) -> Starlette:
+        """Return the ASGI application."""
+        changes: dict[str, Callable[[dict[str, Any]], None]] = {
+            "undo": lambda body: self._session.undo(),
+            "reset": self._reset,
+            "settings": self._change_settings,
+            "vote": self._vote,
+            "unvote": lambda body: self._session.unvote(),
+            "act": lambda body: self._session.act(_text(body, "text")),
+        }
+        replies: dict[str, Callable[[dict[str, Any]], None]] = {
+            "send": lambda body: self._session.send(_text(body, "text")),
+            "retry": lambda body: self._session.retry(),
+            "generate": lambda body: None,
+        }
+        return Starlette(
+            lifespan=self._lifespan,
+            routes=[
+                Route("/", lambda request: self._templates.page("chat.html")),
+                Route("/api/state", self._get_state),
+                Route("/api/view/{letter}", self._get_view),
+                Route("/api/transcripts", self._get_transcripts),
+                Route("/api/stop", self._post_stop, methods=["POST"]),
+                *(
+                    Route(f"/api/{name}", self._change_route(change), methods=["POST"])
+                    for name, change in changes.items()
+                ),
+                *(
+                    Route(f"/api/{name}", self._reply_route(change), methods=["POST"])
+                    for name, change in replies.items()
+                ),
+                *asset_routes("rlhf.chat"),
+            ],
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Stop the models when the server stops, so that the session can be closed."""
+        yield
+        self._stop.set()
+        await run_in_threadpool(self._busy.acquire)
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def _get_state(self, request: Request) -> Response:
+        return self._respond(lambda: JSONResponse(self._state()))
+
+    def _get_view(self, request: Request) -> Response:
+        """Respond with the text that a model sees."""
+
+        def view() -> Response:
+            index = self._session.index_of(request.path_params["letter"])
+            return JSONResponse({"text": _visible(self._session.branches[index].seen_text())})
+
+        return self._respond(view)
+
+    def _get_transcripts(self, request: Request) -> Response:
+        headers = {"Content-Disposition": 'attachment; filename="conversations.jsonl"'}
+        return self._respond(
+            lambda: Response(
+                "".join(map(json_line, self._session.transcripts())),
+                media_type="application/jsonl",
+                headers=headers,
+            )
+        )
+
+    def _respond(self, make: Callable[[], Response]) -> Response:
+        """Return the response of a function that uses the session, or a refusal."""
+        if not self._busy.acquire(blocking=False):
+            return _refusal(409, BUSY)
+        try:
+            return make()
+        except UserError as error:
+            return _refusal(400, str(error))
+        except OSError as error:
+            if find_write_error(error) is None:
+                raise
+            return _refusal(500, f"{error.filename}: {describe_write_error(error)}")
+        finally:
+            self._busy.release()
+
+    def _post_stop(self, request: Request) -> Response:
+        self._stop.set()
+        return JSONResponse({})
+
+    def _change_route(self, change: Callable[[dict[str, Any]], None]) -> Any:
+        """Return an endpoint that changes the session and responds with its state."""
+
+        async def endpoint(request: Request) -> Response:
+            body = await _body(request)
+
+            def changed() -> Response:
+                change(_mapping(body))
+                return JSONResponse(self._state())
+
+            return await run_in_threadpool(self._respond, changed)
+
+        return endpoint
+
+    def _reply_route(self, change: Callable[[dict[str, Any]], None]) -> Any:
+        """Return an endpoint that changes the session and then streams the replies.
+
+        Each line of the response is a JSON object. It has the letter and the text so far of a
+        reply; the last object has the state, and the error if there was one.
+        """
+
+        async def endpoint(request: Request) -> Response:
+            body = await _body(request)
+            return await run_in_threadpool(self._started, change, body)
+
+        return endpoint
+
+    def _started(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
+        if not self._busy.acquire(blocking=False):
+            return _refusal(409, BUSY)
+        events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        try:
+            change(_mapping(body))
+            if not self._session.can_generate:
+                self._session.begin_turn()  # raises the reason
+        except UserError as error:
+            self._busy.release()
+            return _refusal(400, str(error))
+        except BaseException:
+            self._busy.release()
+            raise
+        self._stop.clear()
+        # The thread also ends the turn if the browser closes the connection.
+        threading.Thread(target=self._generate, args=(events.put,), daemon=True).start()
+        return StreamingResponse(_lines(events), media_type="application/x-ndjson")
+
+    def _generate(self, put: Callable[[dict[str, Any] | None], None]) -> None:
+        """Sample the replies of a turn; put one event for each new text, and None at the end."""
+        session = self._session
+        last: dict[str, Any] = {}
+        try:
+            stream = session.generate(interleaved=True)
+            for index, text in stream:
+                letter = letter_of(session.shown_order.index(index))
+                put({"letter": letter, "text": escape_invisible(text)})
+                if self._stop.is_set():
+                    stream.close()
+                    last = {"error": "stopped: retry samples the replies again"}
+                    break
+        except UserError as error:
+            last = {"error": escape_invisible(str(error))}
+        except Exception as error:
+            log.exception("the replies could not be sampled")
+            last = {"error": escape_invisible(describe_exception(error))}
+        finally:
+            try:
+                put(last | {"state": self._state()})
+            finally:
+                put(None)
+                self._busy.release()
+
+    # -- changes ------------------------------------------------------------------------------
+
+    def _reset(self, body: dict[str, Any]) -> None:
+        step = body.get("next") is True
+        self._session.reset(seed=self._session.seed + 1 if step else None)
+
+    def _change_settings(self, body: dict[str, Any]) -> None:
+        """Change the settings that the body contains.
+
+        A new seed or system message starts a new conversation.
+        """
+        session = self._session
+        seed = parse_seed(_text(body, "seed")) if "seed" in body else session.seed
+        current = session.settings.system or ""
+        system = _text(body, "system") if "system" in body else current
+        if changes := {key: body[key] for key in SETTINGS if key in body}:
+            session.set_sampling(changes)
+        if system != current:
+            session.set_system(system)
+        if seed != session.seed:
+            session.reset(seed=seed)
+
+    def _vote(self, body: dict[str, Any]) -> None:
+        letter = body.get("letter")
+        self._session.vote(None if letter is None else self._session.index_of(str(letter)))
+
+    # -- state --------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        """Return what the page shows, without invisible characters."""
+        session = self._session
+        messages = session.branches[0].conversation
+        prompt = session.turns[0].prompts[0] if session.turns else messages
+        waiting = {
+            letter_of(place): session.branches[index].conversation
+            for place, index in enumerate(session.shown_order)
+            if session.branches[index].needs_reply
+        }
+        return _visible(
+            {
+                "models": [policy.name for policy in session.policies],
+                "environment": session.env is not None,
+                "blind": session.blind,
+                "opening": [_role_and_content(message) for message in prompt[:-1]],
+                "turns": [_turn_data(session, turn) for turn in session.turns],
+                "waiting": _prompt_data(waiting),
+                "can_generate": session.can_generate,
+                "no_vote_because": session.why_not_voted,
+                "labels": self._labels,
+                "seed": str(session.seed),  # numbers of JavaScript have 53 bits
+                "system": session.settings.system or "",
+                "settings": {key: getattr(session.settings, key) for key in SETTINGS},
+            }
+        )
+
+
+def _turn_data(session: ChatSession, turn: Turn) -> dict[str, Any]:
+    """Return the replies of a turn in the order in which they are shown."""
+    prompts, replies = {}, []
+    for place, index in enumerate(turn.order):
+        reply = turn.replies[index]
+        if reply is None:
+            continue
+        letter = letter_of(place)
+        prompts[letter] = turn.prompts[index]
+        is_named = len(session.policies) > 1 and (turn.is_voted or not session.blind)
+        result = turn.results[index]
+        replies.append(
+            {
+                "letter": letter,
+                "name": session.policies[index].name if is_named else None,
+                "text": reply.text,
+                "notes": reply_notes(session, turn, index),
+                "end": result[0] if result is not None and (result[2] or result[3]) else "",
+                "preferred": turn.is_voted and turn.preferred == index,
+            }
+        )
+    return {
+        **_prompt_data(prompts),
+        "replies": replies,
+        "given_by_user": turn.given_by_user,
+        "is_voted": turn.is_voted,
+        "is_tie": turn.is_voted and turn.preferred is None,
+    }
+
+
+def _prompt_data(prompts: dict[str, Any]) -> dict[str, Any]:
+    """Return the last message of each prompt: once if all are equal, otherwise by letter."""
+    last = {letter: str(prompt[-1]["content"]) for letter, prompt in prompts.items() if prompt}
+    if len(set(last.values())) == 1:
+        return {"message": next(iter(last.values())), "messages": {}}
+    return {"message": None, "messages": last}
+
+
+def _role_and_content(message: dict[str, Any]) -> dict[str, str]:
+    return {"role": str(message["role"]), "content": str(message["content"])}
+
+
+def _visible(tree: Any) -> Any:
+    """Return plain data whose texts have visible escapes for invisible characters."""
+    if isinstance(tree, str):
+        return escape_invisible(tree)
+    if isinstance(tree, dict):
+        return {key: _visible(value) for key, value in tree.items()}
+    return [_visible(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def _lines(events: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[str]:
+    """Yield events as lines of JSON until None."""
+    while (event := events.get()) is not None:
+        yield json.dumps(event) + "\n"
+
+
+def _refusal(status: int, reason: str) -> Response:
+    return JSONResponse({"error": escape_invisible(" ".join(reason.split()))}, status)
+
+
+async def _body(request: Request) -> Any:
+    """Return the JSON value in the body of a request, or None if the body is not JSON."""
+    try:
+        return json.loads(await request.body() or b"{}")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mapping(body: Any) -> dict[str, Any]:
+    """Return the body of a request; raise UserError if it is not a JSON object."""
+    if not isinstance(body, dict):
+        raise UserError("the body must be a JSON object")
+    return body
+
+
+def _text(body: dict[str, Any], key: str) -> str:
+    """Return a text in the body of a request; raise UserError if it is missing."""
+    if not isinstance(body.get(key), str):
+        raise UserError(f"the body must have the text {key!r}")
+    return body[key]

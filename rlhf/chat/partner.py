@@ -1,0 +1,95 @@
+"""Partners of a model in a chat: a user, or an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+
+from rlhf.rollout.collector import Collector, StepResult
+from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment
+
+
+class Partner(Protocol):
+    """Gives the messages that a model replies to."""
+
+    env: gym.Env
+    """Environment whose system message begins the conversation, if it has one."""
+
+    def start(self, seed: int) -> tuple[str, dict[str, Any]]:
+        """Start a conversation; return the first message, and the info of the start state."""
+        ...
+
+    def answer(self, reply: str) -> StepResult | None:
+        """Return the result of a reply, which contains the next message; None without a result."""
+        ...
+
+    def close(self) -> None:
+        """Release the resources of the partner."""
+        ...
+
+
+class UserPartner:
+    """A user, whose messages are in a list that grows.
+
+    Args:
+        messages: Messages of the user. Other code appends to the list, or removes its last items.
+    """
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        self.env: gym.Env = gym.Env()  # without a system message
+        self._messages, self._read = messages, 0
+
+    def start(self, seed: int) -> tuple[str, dict[str, Any]]:
+        """Return the first message of the user."""
+        self._read = 1
+        return self._messages[0], {}
+
+    def answer(self, reply: str) -> StepResult | None:
+        """Return the next message of the user, or None if there is none yet."""
+        if self._read >= len(self._messages):
+            return None
+        self._read += 1
+        return self._messages[self._read - 1], 0.0, False, False, {}
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class EnvironmentPartner:
+    """An environment that belongs to one model.
+
+    Args:
+        collector: Collector of the model, which makes the environment and converts replies to
+            actions.
+        timeout: Time limit of a call of the environment, in seconds.
+    """
+
+    def __init__(self, collector: Collector, timeout: float | None) -> None:
+        self._collector, self._calls = collector, EnvironmentCalls(timeout=timeout)
+        self.env = collector.make_env()
+        self._seed = 0
+
+    def start(self, seed: int) -> tuple[str, dict[str, Any]]:
+        """Reset the environment.
+
+        Raises:
+            UserError: The environment failed.
+        """
+        self._seed = seed
+        start = self._calls.run(seed, lambda: reset_environment(self.env, seed))
+        assert start is not None  # failures raise
+        return start
+
+    def answer(self, reply: str) -> StepResult | None:
+        """Step the environment.
+
+        Raises:
+            UserError: The environment failed.
+        """
+        return self._calls.run(self._seed, lambda: self._collector.step(self.env, reply))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._calls.close(self.env)

@@ -1,0 +1,228 @@
+"""Implements `rlhf branch`, which copies a checkpoint of a run into a new run directory.
+
+The new run continues from the checkpoint with ``--resume``, as the old run would have done, and can
+have more steps or other settings. The old run is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.files import (
+    atomic_path,
+    describe_write_error,
+    json_line,
+    read_json,
+    write_text,
+)
+from rlhf.common.yaml_text import read_mapping_or_empty
+from rlhf.errors import UserError
+from rlhf.runs.changes import CHANGES_FILE, read_changes
+from rlhf.runs.checksums import CHECKSUMS, update_checksum, verify_checksums, write_checksums
+from rlhf.runs.claim import check_new_directory, path_without_dot_dot
+from rlhf.runs.directory import BRANCH_FILE, Run
+from rlhf.runs.renamed import metric_rows, upgraded_config
+
+_CHECKPOINT_NAME = r"(?:step|checkpoint)-(\d+)"
+_SHARED_FOLDERS = ("base", "reference")
+"""Folders that belong to every checkpoint of a run: the base model of adapters, and the
+log-probabilities of the reference in DPO."""
+
+
+_TRAINING_STATE = (
+    CHECKSUMS,
+    "optimizer",
+    "optimizer.pt",
+    "replies.jsonl",
+    "schedule.pt",
+    "state.json",
+)
+"""Names of the files and folders of a checkpoint that are no part of its model."""
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """Configuration of `rlhf branch`."""
+
+    checkpoint: str
+    """Checkpoint of a run, such as runs/ppo/checkpoints/step-40."""
+    output_dir: str
+    """Directory of the new run, which must not exist."""
+
+
+def branch(config: BranchConfig) -> Iterator[str]:
+    """Create the new run directory; yield a text with the command that continues it.
+
+    Raises:
+        UserError: There is no such checkpoint, it is damaged, or the directory exists.
+    """
+    source = Path(os.path.abspath(config.checkpoint))
+    target = path_without_dot_dot(config.output_dir)
+    step = _check_checkpoint(source)
+    run = source.parent.parent
+    recorded = upgraded_config(read_mapping_or_empty(run / "config.yaml"))
+    check_new_directory(target)
+    with atomic_path(target) as partial:
+        _write_run(source, step, partial, recorded)
+        kept_best = _copy_best(source, partial)
+    yield f"{target} continues {run} after step {step}; {run} is unchanged"
+    if not kept_best:
+        yield (
+            f"the best model of {run} up to step {step} no longer exists, so the best model is "
+            "selected from the following evaluations"
+        )
+    words = ["rlhf", str(recorded["command"]), "--config", str(target / "config.yaml")]
+    words += ["--output_dir", str(target), "--resume"]
+    yield f"continue: {shlex.join(words)}"
+
+
+def _check_checkpoint(source: Path) -> int:
+    """Check that a path is a checkpoint of a training run; return its step.
+
+    Raises:
+        UserError: It is none.
+    """
+    folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source.parent
+    kept = [path.name for path in folder.glob("*-*") if re.fullmatch(_CHECKPOINT_NAME, path.name)]
+    kept.sort(key=lambda name: int(name.split("-")[1]))
+    has = f"{folder} has {', '.join(kept) or 'no checkpoint'}"
+    match = re.fullmatch(_CHECKPOINT_NAME, source.name)
+    if not match or not source.is_dir():
+        why = "has only weights" if source.name == "best" else "is not a checkpoint"
+        raise UserError(f"{source} {why}, so a run cannot continue from it; {has}")
+    if not (source.parent.parent / "config.yaml").is_file():
+        raise UserError(
+            f"{source} does not belong to a run: {source.parent.parent} has no config.yaml"
+        )
+    if not (source / CHECKSUMS).is_file():
+        raise UserError(f"{source} is incomplete: its run was killed while it was written; {has}")
+    return int(match[1])
+
+
+def _write_run(source: Path, step: int, target: Path, recorded: Mapping[str, Any]) -> None:
+    """Write a run directory that has the files of the source up to a step, except its best model.
+
+    Args:
+        source: The checkpoint.
+        step: Step of the checkpoint.
+        target: Folder to create.
+        recorded: Configuration of the source.
+
+    Raises:
+        UserError: The checkpoint is damaged.
+    """
+    old = source.parent.parent
+    verify_checksums(source)
+    run = Run.open({**recorded, "output_dir": str(target)})
+    run.declare_files([BRANCH_FILE, CHANGES_FILE])
+    try:
+        if (old / "inputs.json").is_file():  # changes since the start of the run remain visible
+            shutil.copy2(old / "inputs.json", target / "inputs.json")
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (old / name).is_file():
+                shutil.copy2(old / name, target / name)
+        run.rewind(step)
+        # config.yaml has the last settings of the source, so later changes apply from here on.
+        changes = [{**row, "step": min(row["step"], step)} for row in read_changes(old)]
+        if changes:
+            write_text(target / CHANGES_FILE, "".join(map(json_line, changes)))
+        shared = [source.parent / name for name in _SHARED_FOLDERS]
+        for folder in (source, *filter(Path.is_dir, shared)):
+            _copy_folder(folder, target / "checkpoints" / folder.name)
+        origin = {"run": str(old.resolve()), "checkpoint": source.name, "step": step}
+        write_text(target / BRANCH_FILE, json.dumps(origin, indent=2))
+    finally:
+        run.close()
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of a run, which may still be running.
+
+    Raises:
+        UserError: The folder was removed while it was copied, or the copy cannot be written.
+    """
+    try:
+        shutil.copytree(source, target)
+    except OSError as error:
+        reason = describe_write_error(error) if source.is_dir() else "its run removed it"
+        raise UserError(f"{source} cannot be copied: {reason}") from error
+
+
+def _copy_best(source: Path, target: Path) -> bool:
+    """Copy the best model of the source if it is that of the checkpoint.
+
+    Otherwise, the copied checkpoint is changed so that the selection starts again.
+
+    Returns:
+        Whether the best model up to the checkpoint is kept, or there was none.
+    """
+    copy = target / "checkpoints" / source.name
+    if source.name.startswith("checkpoint"):
+        return _copy_best_of_trl(source, copy)
+    state = read_json(copy / "state.json")
+    progress = state["progress"]
+    if progress["best_loss"] == float("inf"):
+        return True
+    if _best_is_unchanged(source, progress):
+        _copy_folder(source.parent / "best", copy.parent / "best")
+        return True
+    if progress["evaluations_since_best"] == 0 and _was_evaluated(source):
+        ignored = shutil.ignore_patterns(*_TRAINING_STATE)
+        shutil.copytree(copy, copy.parent / "best", ignore=ignored)
+        write_checksums(copy.parent / "best")
+        return True
+    progress |= {"best_loss": float("inf"), "evaluations_since_best": 0}
+    write_text(copy / "state.json", json.dumps(state, indent=2))
+    update_checksum(copy / "state.json")
+    return False
+
+
+def _was_evaluated(source: Path) -> bool:
+    """Return whether the model of a checkpoint was evaluated when the checkpoint was written."""
+    step = int(source.name.split("-")[1])
+    rows = (row for row in metric_rows(source.parent.parent) if row["step"] == step)
+    return any(key.startswith("eval/") for row in rows for key in row)
+
+
+def _best_is_unchanged(source: Path, progress: Mapping[str, Any]) -> bool:
+    """Return whether the best model of a run is the best one up to a checkpoint.
+
+    Args:
+        source: The checkpoint.
+        progress: Progress in the checkpoint.
+    """
+    last = max(source.parent.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    logged = max((row["step"] for row in metric_rows(source.parent.parent)), default=0)
+    at_end = read_json(last / "state.json")["progress"]
+    return (
+        (source.parent / "best").is_dir()
+        and logged <= at_end["step"]  # otherwise, an evaluation after the last checkpoint counts
+        and at_end["best_loss"] == progress["best_loss"]
+    )
+
+
+def _copy_best_of_trl(source: Path, copy: Path) -> bool:
+    """Copy the best checkpoint of TRL's trainer, which a checkpoint names.
+
+    Raises:
+        UserError: It no longer exists.
+    """
+    recorded = read_json(source / "trainer_state.json").get("best_model_checkpoint")
+    name = Path(recorded).name if recorded else source.name
+    if name == source.name:
+        return True
+    if not (source.parent / name).is_dir():
+        raise UserError(
+            f"{source} needs the checkpoint {name} with the lowest held-out loss, which no longer "
+            "exists"
+        )
+    _copy_folder(source.parent / name, copy.parent / name)
+    return True

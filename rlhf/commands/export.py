@@ -1,0 +1,21 @@
+"""Implements `rlhf export`: write a trained model with its cards, and upload it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlhf.config.export import ExportConfig
+
+
+def export(config: ExportConfig) -> Iterator[str]:
+    """Export a model; yield its folder, the other files, and the address of the repository."""
+    from rlhf.export import export_model
+
+    result = export_model(config)
+    yield str(result.folder)
+    for file in result.gguf:
+        yield str(file)
+    if result.onnx is not None:
+        yield result.onnx.message
+    if result.url is not None:
+        yield result.url

@@ -1,0 +1,177 @@
+"""Plan the number of training seeds and evaluation episodes of a comparison of two methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf.errors import UserError
+from rlhf.evaluation.records import RunRecord
+from rlhf.evaluation.run_groups import Episodes, Method, collect_metric_values
+from rlhf.evaluation.significance import FEWEST_SEEDS, detects_difference
+from rlhf.stats import Interval, interval
+from rlhf.stats.power import sample_size, upper_standard_deviation
+
+EXPERIMENTS = 1000
+"""Number of simulated experiments from which a power is computed."""
+MAX_SEEDS = 1000
+"""Maximum number of training seeds of a plan."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of the paired difference between two methods."""
+
+    seed_sd: float
+    """Standard deviation over training seeds, without the error of the evaluation."""
+    episode_sd: float
+    """Standard deviation over the evaluation units (episodes or prompts) of one training seed."""
+    seed_sd_limit: float | None = None
+    """Upper 80% confidence limit of ``seed_sd``; None if ``seed_sd`` is not an estimate."""
+    notes: tuple[str, ...] = ()
+    """How the standard deviations were estimated."""
+
+
+@dataclass(frozen=True)
+class PlannedSize:
+    """Number of training seeds for one number of episodes."""
+
+    episodes: int
+    """Number of evaluation episodes of each trained model."""
+    seeds: int | None
+    """Number of training seeds of each method; None if `MAX_SEEDS` are not enough."""
+    power: Interval | None
+    """Simulated power of the verdict of `rlhf compare` with this number of seeds."""
+
+
+def plan_seeds(
+    difference: float,
+    *,
+    seed_sd: float,
+    episode_sd: float,
+    episodes: int,
+    power: float = 0.8,
+    comparisons: int = 1,
+) -> PlannedSize:
+    """Return the smallest number of training seeds with which a difference is declared.
+
+    The search starts at the size of the paired t test and simulates the verdict of `rlhf compare`
+    for normally distributed differences, which needs more seeds if there are few.
+
+    Args:
+        difference: True mean difference between two methods.
+        seed_sd: Standard deviation of the difference over training seeds.
+        episode_sd: Standard deviation of the difference over the episodes of one training seed.
+        episodes: Number of evaluation episodes of each trained model.
+        power: Required probability that the better method is declared the winner.
+        comparisons: Number of comparisons, for the Bonferroni correction.
+    """
+    sd = math.sqrt(seed_sd**2 + episode_sd**2 / episodes)
+    if sd == 0:
+        raise UserError("plan-seeds: seed_sd and episode_sd are both 0, so there is no error")
+    try:
+        size = sample_size(difference, seed_sd=sd, power=power, level=1 - 0.05 / comparisons)
+    except ValueError:
+        return PlannedSize(episodes, None, None)
+    noise = np.random.default_rng(0).normal(size=(EXPERIMENTS, MAX_SEEDS))
+    for seeds in range(max(FEWEST_SEEDS, size.seeds), MAX_SEEDS + 1):
+        drawn = difference + sd * noise[:, :seeds]
+        found = [detects_difference(deltas, comparisons=comparisons) for deltas in drawn]
+        if np.mean(found) >= power:
+            return PlannedSize(episodes, seeds, interval(found, kind="share"))
+    return PlannedSize(episodes, None, None)
+
+
+def pilot_spread(runs: Sequence[RunRecord], metric: str) -> Spread:
+    """Estimate the standard deviations from runs of one or two methods with several seeds.
+
+    With one method, the values of the second method are assumed to be independent and equally
+    variable, which is cautious: equal training seeds and episodes usually reduce the variance.
+
+    Args:
+        runs: Evaluated runs.
+        metric: Name of the metric.
+
+    Raises:
+        UserError: There are more than two methods, several settings, or too few seeds or episodes.
+    """
+    values = collect_metric_values(runs, metric)
+    trained = {name: m for name, m in values.methods.items() if name not in values.references}
+    if len(trained) not in (1, 2):
+        raise UserError(
+            f"plan-seeds: give the runs of one or two trained methods, got {len(trained)} "
+            f"({', '.join(trained) or 'none was evaluated on episodes'})"
+        )
+    columns = _differences_by_seed(trained)
+    units = min(column.size for column in columns)
+    if units < 2:
+        raise UserError("plan-seeds: a run was evaluated on fewer than 2 episodes or prompts")
+    scale = math.sqrt(2) if len(trained) == 1 else 1.0
+    episode_sd = scale * math.sqrt(np.mean([column.var(ddof=1) for column in columns]))
+    names = " and ".join(trained)
+    if len(columns) < 2:
+        raise UserError(
+            f"plan-seeds: {names} has one training seed, so the variance between training seeds is "
+            f"unknown: give --seed_sd and --episode_sd {episode_sd:.3g}, or runs with more seeds"
+        )
+    means = np.array([column.mean() for column in columns])
+    total_sd = scale * float(means.std(ddof=1))
+    evaluation_variance = episode_sd**2 / units
+    seed_sd = math.sqrt(max(0.0, total_sd**2 - evaluation_variance))
+    limit = upper_standard_deviation(total_sd, len(columns) - 1)
+    seed_limit = math.sqrt(max(0.0, limit**2 - evaluation_variance))
+    notes = [
+        f"the standard deviations are estimated from {len(columns)} training seeds of {names}; "
+        f"over training seeds, the true value exceeds {seed_limit:.3g} with a probability of 20%"
+    ]
+    if len(trained) == 1:
+        notes.append(
+            f"only {names} was measured: another method is assumed to be equally variable and "
+            "independent of it"
+        )
+    if seed_sd == 0:
+        notes.append(
+            "the pilot shows no variance between training seeds beyond that of its episodes, which "
+            "does not mean that there is none: use the column with the upper limit"
+        )
+    return Spread(seed_sd, episode_sd, seed_limit, tuple(notes))
+
+
+def _differences_by_seed(methods: Mapping[str, Method]) -> list[np.ndarray]:
+    """Return the value, or the paired difference, of each unit, for each training seed.
+
+    Args:
+        methods: Name -> values of one or two methods.
+
+    Raises:
+        UserError: The methods were not evaluated in exactly one common setting, or share no seeds
+            or units.
+    """
+    settings = set.intersection(*(set(method) for method in methods.values()))
+    if len(settings) != 1:
+        known = ", ".join(" ".join(setting) for setting in sorted(settings)) or "none"
+        raise UserError(
+            "plan-seeds: the runs must have one common environment and decoding, but they have "
+            f"{known}"
+        )
+    setting = settings.pop()
+    first, *others = (method[setting] for method in methods.values())
+    if not others:
+        return [_unit_means(episodes, list(episodes)) for episodes in first.values()]
+    columns = []
+    for seed in sorted(first.keys() & others[0].keys()):
+        one, other = first[seed], others[0][seed]
+        if common := [unit for unit in one if unit in other]:
+            columns.append(_unit_means(one, common) - _unit_means(other, common))
+    if not columns:
+        raise UserError(
+            f"plan-seeds: {' and '.join(methods)} share no training seed with common episodes"
+        )
+    return columns
+
+
+def _unit_means(episodes: Episodes, units: Sequence[Hashable]) -> np.ndarray:
+    return np.array([np.mean(episodes[unit]) for unit in units])

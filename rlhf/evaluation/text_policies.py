@@ -1,0 +1,359 @@
+"""Policies that reply with text: a function of the user, or a model on a server."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import time
+import urllib.error
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from rlhf.common.chat_api import chat_completion_function, result_within
+from rlhf.common.files import is_utf8_encodable
+from rlhf.common.foreign import describe_exception, limit_side_effects
+from rlhf.common.imports import import_object
+from rlhf.config.evaluate import ApiSpec, PolicySpec
+from rlhf.config.rollout import RolloutSpec
+from rlhf.errors import UserError, first_line
+from rlhf.rollout.batch import Rollout
+from rlhf.rollout.collector import EpisodeSeed
+from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment
+from rlhf.rollout.turns import opening_messages, step_with_reply
+
+log = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+"""Messages of an episode, each with a role and a content."""
+POLICY_STREAM = 12
+"""First element of the seed of the random generator that a function receives."""
+ATTEMPTS = 3
+"""Number of times that a request is sent before the evaluation ends with an error."""
+FIRST_WAIT = 1.0
+"""Seconds before the second attempt; the wait doubles with each attempt."""
+_TEMPORARY = frozenset({408, 409, 425, 429})
+"""Numbers of client errors after which a request is repeated, as after every server error."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Reply of a policy in one turn."""
+
+    text: str
+    tokens: int | None = None
+    """Number of tokens; None if it is unknown."""
+    length_limited: bool = False
+    """Whether the token limit ended the reply."""
+
+
+class TextPolicy(Protocol):
+    """A policy that replies to conversations."""
+
+    parallel: int
+    """Number of episodes that are played at the same time."""
+
+    def reply(
+        self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]
+    ) -> list[Reply]:
+        """Return a reply to each conversation.
+
+        Args:
+            conversations: Messages of each episode, which end with an observation.
+            generators: Random generator of each episode.
+
+        Raises:
+            UserError: The policy failed.
+        """
+        ...
+
+
+class FunctionPolicy:
+    """Policy that calls a function ``policy(messages)``, or ``policy(messages, rng)``.
+
+    A class is instantiated without arguments, and the object is called.
+
+    Args:
+        name: Name of the policy, for messages.
+        path: The function or class, as ``file.py:name`` or ``module:name``.
+
+    Raises:
+        UserError: It cannot be imported or called.
+    """
+
+    parallel = 1
+
+    def __init__(self, name: str, path: str) -> None:
+        self.what = f"policies: {name}"
+        function = import_object(path, what=f"{self.what}: path")
+        if isinstance(function, type):
+            function = self._call(function)
+        if not callable(function):
+            raise UserError(f"{self.what}: {path} is not a function or a class of callable objects")
+        self.function = function
+        self.takes_rng = _has_parameter(function, "rng")
+
+    def reply(
+        self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]
+    ) -> list[Reply]:
+        """Return a reply to each conversation; see `TextPolicy.reply`."""
+        replies = []
+        for messages, rng in zip(conversations, generators, strict=True):
+            options = {"rng": rng} if self.takes_rng else {}
+            text = self._call(self.function, copy.deepcopy(messages), **options)
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise UserError(f"{self.what}: returned a value of type {kind}, expected a text")
+            if not is_utf8_encodable(text):
+                raise UserError(f"{self.what}: returned a text with half of a surrogate pair")
+            replies.append(Reply(text))
+        return replies
+
+    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            with limit_side_effects():
+                return function(*args, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.what} failed: {describe_exception(error)}") from error
+
+
+class ApiPolicy:
+    """Policy that is a model on an OpenAI-compatible server.
+
+    Args:
+        name: Name of the policy, for messages.
+        spec: The server and the model.
+        rollout: Sampling settings: temperature, top_p and the token limit of a turn.
+        decoding: "greedy" or "sampled".
+
+    Raises:
+        UserError: The API key cannot be sent, or a sampling setting is not part of the protocol.
+    """
+
+    def __init__(self, name: str, spec: ApiSpec, rollout: RolloutSpec, decoding: str) -> None:
+        self.what, self.spec, self.parallel = f"policies: {name}", spec, spec.parallel
+        for key in ("top_k", "min_p"):
+            if key in rollout.active_sampling_filters:
+                raise UserError(
+                    f"{self.what}: rollout.{key} is not part of the protocol of servers"
+                )
+        self.complete = chat_completion_function(
+            spec.url, timeout=spec.timeout, what=f"{self.what}: api"
+        )
+        self.query = {
+            "model": spec.model,
+            "temperature": 0.0 if decoding == "greedy" else rollout.temperature,
+            "max_tokens": rollout.max_new_tokens,
+        }
+        if rollout.top_p != 1.0:
+            self.query["top_p"] = rollout.top_p
+
+    def reply(
+        self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]
+    ) -> list[Reply]:
+        """Return a reply to each conversation; see `TextPolicy.reply`."""
+        del generators  # the server samples
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(self._reply_to, conversations))
+
+    def _reply_to(self, messages: Messages) -> Reply:
+        """Return the reply to one conversation; repeat a request that failed temporarily."""
+        result: Reply | Exception = TimeoutError("no request was sent")
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+            result = result_within(self.spec.timeout, lambda: self._request(messages))
+            if isinstance(result, Reply):
+                return result
+            if not _is_temporary(result):
+                break
+            log.warning("%s: %s", self.what, _error_text(result))
+        raise UserError(
+            f"{self.what}: {self.spec.model} on {self.spec.url} gave no reply: "
+            f"{_error_text(result)}; finished policies are kept: continue with --resume"
+        ) from result
+
+    def _request(self, messages: Messages) -> Reply | Exception:
+        """Return the reply of the server, or the exception of the request."""
+        try:
+            response = self.complete({**self.query, "messages": messages})
+            choice = response["choices"][0]
+            text = choice["message"]["content"]
+            if not isinstance(text, str) or not is_utf8_encodable(text):
+                raise ValueError("the reply is not a text")
+            tokens = (response.get("usage") or {}).get("completion_tokens")
+        except Exception as error:
+            return error
+        known = tokens if isinstance(tokens, int) and tokens > 0 else None
+        return Reply(text, known, choice.get("finish_reason") == "length")
+
+
+def make_text_policy(spec: PolicySpec, rollout: RolloutSpec, decoding: str) -> TextPolicy | None:
+    """Return the policy of a configuration; None if it is not a function or a server."""
+    if spec.path is not None:
+        return FunctionPolicy(spec.name, spec.path)
+    if spec.api is not None:
+        return ApiPolicy(spec.name, spec.api, rollout, decoding)
+    return None
+
+
+@dataclass
+class _Episode:
+    """An episode in progress."""
+
+    index: int
+    env: gym.Env
+    rollout: Rollout
+    rng: np.random.Generator
+    tokens_known: bool = True
+
+    def messages(self) -> Messages:
+        """Return the conversation without keys such as a reference answer."""
+        return [{key: m[key] for key in ("role", "content")} for m in self.rollout.conversation]
+
+
+class TextEpisodes:
+    """Plays episodes of an environment with a policy that replies with text.
+
+    Args:
+        policy: The policy.
+        make_env: Function that makes one environment.
+        spec: Sampling settings of the evaluation.
+        examples: Few-shot messages.
+        calls: Calls the environments, and counts failures.
+    """
+
+    def __init__(
+        self,
+        policy: TextPolicy,
+        make_env: Callable[[], gym.Env],
+        spec: RolloutSpec,
+        *,
+        examples: Sequence[dict[str, Any]] = (),
+        calls: EnvironmentCalls,
+    ) -> None:
+        self.policy, self.make_env, self.spec = policy, make_env, spec
+        self.examples, self.calls = examples, calls
+        self.finished: dict[int, Rollout] = {}
+        self.tokens_known = True
+
+    def play(self, starts: Sequence[EpisodeSeed]) -> list[Rollout]:
+        """Return one episode for each start, except those whose environment failed.
+
+        Raises:
+            UserError: The policy failed, an environment failed and failures are not counted, or
+                every environment failed.
+        """
+        waiting = deque(enumerate(starts))
+        free = [self.make_env() for _ in range(min(self.policy.parallel, len(starts)))]
+        active: list[_Episode] = []
+        try:
+            while waiting or active:
+                while waiting and free:
+                    episode = self._start(*waiting.popleft(), free.pop())
+                    if isinstance(episode, _Episode):
+                        active.append(episode)
+                    else:
+                        free.append(episode)
+                active, released = self._take_turn(active)
+                free += released
+        finally:
+            for env in (*free, *(episode.env for episode in active)):
+                self.calls.close(env)
+        if not self.finished:
+            raise UserError(
+                "every episode failed with an environment error; see the warnings above"
+            )
+        return [self.finished[index] for index in sorted(self.finished)]
+
+    def _start(self, index: int, start: EpisodeSeed, env: gym.Env) -> _Episode | gym.Env:
+        """Start an episode; return a new environment if this one failed."""
+        opening = self.calls.run(start.seed, lambda: reset_environment(env, start.seed))
+        if opening is None:
+            return self._replace(env)
+        observation, info = opening
+        start_info = {**info, "observation": observation}
+        rollout = Rollout(start.seed, start.group_index, start.sample_index, start_info=start_info)
+        rollout.conversation = opening_messages(env, observation, info, self.spec, self.examples)
+        rng = np.random.default_rng([POLICY_STREAM, start.seed, start.sample_index])
+        return _Episode(index, env, rollout, rng)
+
+    def _take_turn(self, active: Sequence[_Episode]) -> tuple[list[_Episode], list[gym.Env]]:
+        """Take one turn of every episode.
+
+        Returns:
+            The episodes that continue, and the environments of the others.
+        """
+        replies = self.policy.reply([e.messages() for e in active], [e.rng for e in active])
+        kept, released = [], []
+        for episode, reply in zip(active, replies, strict=True):
+            env, text, seed = episode.env, reply.text, episode.rollout.seed
+            result = self.calls.run(
+                seed, lambda env=env, text=text: step_with_reply(env, text, self.spec)
+            )
+            if result is None:
+                released.append(self._replace(env))
+            elif self._record_turn(episode, reply, result):
+                self.finished[episode.index] = episode.rollout
+                released.append(env)
+            else:
+                kept.append(episode)
+        return kept, released
+
+    def _record_turn(self, episode: _Episode, reply: Reply, result: Any) -> bool:
+        """Append a reply and the result of its step; return whether the episode is over."""
+        rollout = episode.rollout
+        observation, reward, terminated, truncated, info = result
+        count = reply.tokens or 1
+        self.tokens_known &= reply.tokens is not None
+        turn = rollout.num_turns
+        rollout.append([0] * count, turn=turn, logprobs=[0.0] * count)
+        rollout.conversation.append({"role": "assistant", "content": reply.text})
+        rollout.num_length_limited += reply.length_limited
+        rollout.env_rewards[-1] += reward
+        rollout.costs[-1] += float(info.get("cost", 0.0))
+        rollout.invalid += not info.get("valid", True)
+        success = info.get("is_success")
+        rollout.success = None if success is None else bool(success)
+        rollout.terminated, rollout.truncated = terminated, truncated
+        if not terminated:
+            rollout.conversation.append({"role": "user", "content": observation})
+        return terminated or truncated
+
+    def _replace(self, env: gym.Env) -> gym.Env:
+        """Return a new environment instead of one that failed."""
+        self.calls.close(env)
+        return self.make_env()
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+
+
+def _is_temporary(error: Exception) -> bool:
+    """Return whether a request that failed with an error may succeed later."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in _TEMPORARY
+    return isinstance(error, OSError)  # includes timeouts and connections
+
+
+def _error_text(error: Exception) -> str:
+    """Return an error in one line, with the start of the answer of a server."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return f"{type(error).__name__}: {first_line(error)}"
+    try:
+        body = error.read(500).decode("utf-8", "replace")
+    except OSError:
+        body = ""
+    return " ".join(f"HTTP {error.code} {error.reason} {body}".split())

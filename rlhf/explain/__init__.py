@@ -1,0 +1,30 @@
+"""Explain why a reward prefers a reply, what a policy assigns to its tokens, and what training did.
+
+    from rlhf.explain import RewardExplainer, Explanation
+
+    explainer = RewardExplainer(reward)
+    Explanation("Reward", reward=explainer.explain_pairs(pairs)).save("explanation")
+
+`docs/explain.md` describes the measures. `rlhf explain` writes the same page.
+"""
+
+from rlhf.explain.explanation import Explanation
+from rlhf.explain.faithfulness import Faithfulness
+from rlhf.explain.model_differences import StageDifference, compare_stages
+from rlhf.explain.policy_view import PolicyExplanation, explain_policy, load_policy
+from rlhf.explain.reward_explainer import RewardExplainer
+from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, TextExplanation
+
+__all__ = [
+    "Explanation",
+    "Faithfulness",
+    "PairExplanation",
+    "PolicyExplanation",
+    "RewardExplainer",
+    "RewardExplanation",
+    "StageDifference",
+    "TextExplanation",
+    "compare_stages",
+    "explain_policy",
+    "load_policy",
+]

@@ -1,0 +1,54 @@
+"""Cards of a page that show what a policy assigns to each token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.explain.policy_view import PolicyExplanation
+from rlhf.explain.token_markup import TokenTable, shaded_html
+from rlhf.reports.markup import esc, number_text
+from rlhf.reports.transcripts import message_html
+
+_NOTE = "Point at a token to see its values, in nats. Each card has its own scale."
+
+
+def policy_cards_html(replies: Sequence[PolicyExplanation]) -> str:
+    """Return a card for each reply, whose tokens are shaded by a quantity of the policy."""
+    if not replies:
+        return ""
+    names = [name for name in _columns(replies[0]) if any(name in _columns(r) for r in replies)]
+    cards = []
+    for number, reply in enumerate(replies, start=1):
+        table, columns = TokenTable(names), _columns(reply)
+        empty: list[float | None] = [None] * len(reply.tokens)
+        body = table.spans(reply.tokens, {name: columns.get(name, empty) for name in names})
+        prompt = "".join(message_html(m, show_assistant_role=True) for m in reply.prompt)
+        cards.append(
+            f'<article class="case tokens" data-tokens="{table.data}"><header class="prompt">'
+            f"<small>{esc(_summary(number, reply))}</small>{prompt}</header>"
+            f'<div class="columns"><div>{body}</div></div></article>'
+        )
+    return shaded_html(names, names[0], _NOTE, cards)
+
+
+def _columns(reply: PolicyExplanation) -> Mapping[str, Sequence[float | None]]:
+    """Return the quantities that a reply has, by their names on the page."""
+    columns = {
+        "log π/π_ref": reply.log_ratio,
+        "advantage": reply.advantages,
+        "value": reply.values,
+        "entropy": reply.entropy,
+        "log π": reply.logprobs,
+    }
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def _summary(number: int, reply: PolicyExplanation) -> str:
+    count = max(1, len(reply.tokens))
+    facts = [f"reply {number}", f"{len(reply.tokens):,} tokens"]
+    facts.append(f"mean entropy {number_text(sum(reply.entropy) / count)}")
+    if reply.log_ratio is not None:
+        facts.append(f"log π/π_ref {number_text(sum(reply.log_ratio))} in total")
+    if reply.score is not None:
+        facts.append(f"score {number_text(reply.score)}")
+    return " · ".join(facts)

@@ -1,0 +1,201 @@
+"""Cards of a page that explain pairs and texts by a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.explain.counterfactuals import Counterfactual
+from rlhf.explain.neighbors import Neighbor
+from rlhf.explain.prompt_influence import PromptInfluence
+from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, TextExplanation
+from rlhf.explain.token_markup import TokenTable, shaded_html, strongest_tokens_text
+from rlhf.reports.charts import Chart, Series, charts_html
+from rlhf.reports.markup import esc, interval_text, number_text
+
+_MARGIN_NOTE = (
+    "Green tokens support the chosen reply, red tokens the rejected reply. Point at a token to see "
+    "its values. Each card has its own scale."
+)
+_SCORE_NOTE = (
+    "Green tokens raise the score, red tokens lower it. Point at a token to see its values. Each "
+    "card has its own scale."
+)
+_MAX_CHARACTERS = 300
+"""Maximum number of characters of a text of a training pair."""
+
+
+def pair_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
+    """Return a card for each pair: both replies side by side, and what explains the margin.
+
+    Args:
+        reward: The explanation.
+        names: Method -> name on the page.
+    """
+    if not reward.pairs:
+        return ""
+    methods = list(reward.pairs[0].chosen.attributions)
+    cards = [
+        _pair_card_html(number, pair, methods, names)
+        for number, pair in enumerate(reward.pairs, start=1)
+    ]
+    return shaded_html([names[m] for m in methods], names[methods[-1]], _MARGIN_NOTE, cards)
+
+
+def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
+    """Return a card for each single text."""
+    if not reward.texts:
+        return ""
+    methods = list(reward.texts[0].attributions)
+    cards = []
+    for number, text in enumerate(reward.texts, start=1):
+        table = TokenTable([names[m] for m in methods])
+        prompt = _part_html(table, text, "prompt", names)
+        body = _part_html(table, text, "reply", names)
+        title = f"text {number} · score {number_text(text.score)}{_steps_text([text])}"
+        cards.append(
+            f'<article class="case tokens" data-tokens="{table.data}"><header class="prompt">'
+            f'<small>{esc(title)}</small>{prompt}</header><div class="columns"><div>{body}'
+            f"{_strongest_html(text, methods[-1])}</div></div></article>"
+        )
+    return shaded_html([names[m] for m in methods], names[methods[-1]], _SCORE_NOTE, cards)
+
+
+def _pair_card_html(
+    number: int, pair: PairExplanation, methods: Sequence[str], names: Mapping[str, str]
+) -> str:
+    table = TokenTable([names[m] for m in methods])
+    prompt = _prompt_html(table, pair, names)
+    columns = "".join(
+        f"<div><h4>{title} <span>score {number_text(text.score)}</span></h4>"
+        f"{_part_html(table, text, 'reply', names)}{_strongest_html(text, methods[-1])}</div>"
+        for title, text in (("Chosen", pair.chosen), ("Rejected", pair.rejected))
+    )
+    verdict = "prefers the chosen reply" if pair.margin > 0 else "prefers the rejected reply"
+    title = f"pair {number} · margin {number_text(pair.margin)}, {verdict}"
+    title += _steps_text([pair.chosen, pair.rejected])
+    details = _prompt_influence_html(pair.prompt_influence)
+    details += _counterfactual_html(pair.counterfactual)
+    return (
+        f'<article class="case tokens" data-tokens="{table.data}"><header class="prompt">'
+        f'<small>{esc(title)}</small>{prompt}</header><div class="columns">{columns}</div>'
+        f'<div class="details">{details}{_prefix_chart_html(pair)}'
+        f"{_neighbors_html(pair.neighbors)}</div></article>"
+    )
+
+
+def _prompt_html(table: TokenTable, pair: PairExplanation, names: Mapping[str, str]) -> str:
+    """Return the tokens of the prompt, with the sums of their attributions in both texts.
+
+    If the two texts do not have the same tokens of the prompt, as after truncation, the prompt of
+    the chosen text is shown with its own attributions.
+    """
+    chosen, rejected = (_positions(text, "prompt") for text in (pair.chosen, pair.rejected))
+    tokens = [pair.chosen.tokens[i] for i in chosen]
+    same = tokens == [pair.rejected.tokens[i] for i in rejected]
+    values = {}
+    for method, name in names.items():
+        if method in pair.chosen.attributions:
+            own, other = (text.attributions[method] for text in (pair.chosen, pair.rejected))
+            values[name] = [
+                own[i] + (other[j] if same else 0.0)
+                for i, j in zip(chosen, rejected if same else chosen, strict=True)
+            ]
+    return table.spans(tokens, values) if tokens else ""
+
+
+def _part_html(
+    table: TokenTable, text: TextExplanation, part: str, names: Mapping[str, str]
+) -> str:
+    """Return the tokens of one part of a text."""
+    positions = _positions(text, part)
+    if not positions:
+        return (
+            '<div class="turn"><span class="note">(empty)</span></div>' if part == "reply" else ""
+        )
+    values = {
+        names[method]: [column[i] for i in positions]
+        for method, column in text.attributions.items()
+    }
+    return table.spans([text.tokens[i] for i in positions], values)
+
+
+def _positions(text: TextExplanation, part: str) -> list[int]:
+    return [i for i, name in enumerate(text.parts) if name == part]
+
+
+def _strongest_html(text: TextExplanation, method: str) -> str:
+    """Return the strongest tokens of the reply, and the sum over the tokens of the template."""
+    values = text.attributions[method]
+    strongest = strongest_tokens_text(text.tokens, values, _positions(text, "reply"))
+    template = _positions(text, "template")
+    lines = [f"Strongest: {strongest}."] if strongest else []
+    if template:
+        total = number_text(sum(values[i] for i in template))
+        lines.append(f"Template and special tokens: {total}.")
+    return f'<p class="note">{esc(" ".join(lines))}</p>'
+
+
+def _steps_text(texts: Sequence[TextExplanation]) -> str:
+    """Return the steps and the completeness gap of integrated gradients, if they were computed."""
+    if any(text.steps is None or text.gap is None for text in texts):
+        return ""
+    steps = sum(text.steps or 0 for text in texts)
+    gap = sum(text.gap or 0.0 for text in texts)
+    return f" · {steps:,} gradients, completeness gap {number_text(gap)}"
+
+
+def _prompt_influence_html(influence: PromptInfluence | None) -> str:
+    if influence is None:
+        return ""
+    parts = []
+    if influence.share is not None:
+        parts.append(f"{influence.share:.0%} of the absolute attributions are in the prompt")
+    if influence.without_prompt is not None:
+        parts.append(f"the margin is {number_text(influence.without_prompt)} with an empty prompt")
+    if (other := influence.other_prompts) is not None:
+        bounds = f" {interval_text(other)}" if other.known else ""
+        after = "another prompt" if other.units == 1 else f"{other.units} other prompts"
+        parts.append(f"it is {number_text(other.value)}{bounds} after {after}")
+    return f"<p><b>Prompt.</b> {esc('; '.join(parts))}.</p>" if parts else ""
+
+
+def _counterfactual_html(edit: Counterfactual | None) -> str:
+    if edit is None:
+        return ""
+    words = ", ".join(f"“{word.text}” ({word.side})" for word in edit.words)
+    outcome = "flips the verdict" if edit.flips else "does not flip the verdict"
+    text = f"Deleting {words} {outcome}: the margin becomes {number_text(edit.margin)}"
+    return f"<p><b>Counterfactual.</b> {esc(text)} ({edit.evaluations} pairs scored).</p>"
+
+
+def _prefix_chart_html(pair: PairExplanation) -> str:
+    series = [
+        Series(name, curve.tokens, curve.scores, color)
+        for name, color, curve in (
+            ("chosen", "gold", pair.chosen.prefixes),
+            ("rejected", "c6", pair.rejected.prefixes),
+        )
+        if curve is not None and curve.tokens
+    ]
+    if not series:
+        return ""
+    note = "Each prefix is followed by the tokens that end the conversation."
+    return charts_html([Chart("Score if the reply ended here", series, note, "token")])
+
+
+def _neighbors_html(neighbors: Sequence[Neighbor]) -> str:
+    if not neighbors:
+        return ""
+    items = "".join(
+        f"<li>cosine {number_text(n.similarity)}, margin {number_text(n.margin)}, row {n.index}"
+        f'<div class="turn"><i>prompt</i>{esc(_shortened(n.prompt))}</div>'
+        f'<div class="turn"><i>chosen</i>{esc(_shortened(n.chosen))}</div>'
+        f'<div class="turn"><i>rejected</i>{esc(_shortened(n.rejected))}</div></li>'
+        for n in neighbors
+    )
+    summary = f"<summary>Nearest training pairs ({len(neighbors)})</summary>"
+    return f'<details class="fold">{summary}<ol>{items}</ol></details>'
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"

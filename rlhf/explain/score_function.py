@@ -1,0 +1,161 @@
+"""Scores of a reward as a differentiable function of the input embeddings of its models."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf.common.conversation import Conversation
+from rlhf.errors import UserError
+from rlhf.explain.encoding import EncodedConversation, encode_with_parts
+from rlhf.reward_models.core import CombinedReward, MappedReward, Reward, Unscorable
+from rlhf.reward_models.cost import CostModel
+from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble, ScoreCombination
+from rlhf.reward_models.learned import LearnedReward
+
+
+class ScoreFunction:
+    """The score of a reward as a function of the input embeddings of its models.
+
+    Supported are learned reward models and text classifiers, cost models, ensembles, and weighted
+    sums, products, clipped and normalized values of these. Rewards without a model, such as rules,
+    have no gradient; their scores are constants of the function.
+
+    The embeddings are the inputs of the model after the embedding table. The table itself is not
+    differentiated, so that tied output weights do not contribute.
+
+    Args:
+        reward: The reward.
+
+    Raises:
+        UserError: The reward has no differentiable model, or its models are of a kind whose score
+            is not a function of one text.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.models = reward.checkpoints()
+        if not self.models:
+            raise UserError(
+                f"reward {reward.name!r} has no model whose score can be attributed to tokens; "
+                "set attribution.methods to [shapley]"
+            )
+        self._constants = _leaves_without_models(reward)
+
+    def encode(
+        self, conversation: Conversation, *, num_prompt_messages: int
+    ) -> EncodedConversation:
+        """Return the tokens of the input, which must be the same for all models.
+
+        Raises:
+            Unscorable: The conversation cannot be rendered, or has no tokens.
+            UserError: The models have different tokenizers or chat templates.
+        """
+        first, *others = (
+            encode_with_parts(model, conversation, num_prompt_messages=num_prompt_messages)
+            for model in self.models
+        )
+        if any(other.ids != first.ids for other in others):
+            raise UserError(
+                f"the models of reward {self.reward.name!r} encode texts differently, so they have "
+                "no common tokens to attribute the score to; explain each model alone"
+            )
+        return first
+
+    def constants(self, conversation: Conversation) -> dict[int, float]:
+        """Return the scores of the parts of the reward that have no model, by object id.
+
+        Raises:
+            Unscorable: One of them has no score.
+        """
+        scores = {}
+        for leaf in self._constants:
+            result = leaf.score([conversation])
+            if result.values[0] is None:
+                raise Unscorable(result.reasons[0] or "no score")
+            scores[id(leaf)] = result.values[0]
+        return scores
+
+    @torch.no_grad()
+    def embed(self, ids: Sequence[int]) -> list[Tensor]:
+        """Return the input embeddings of a text for each model, each [T, D]."""
+        return [
+            model.model.get_input_embeddings()(torch.tensor(list(ids), device=model.model.device))
+            for model in self.models
+        ]
+
+    def scores_of_embeddings(
+        self, inputs: Sequence[Tensor], constants: Mapping[int, float]
+    ) -> Tensor:
+        """Return the scores [B] of B texts of equal length, with gradients.
+
+        Args:
+            inputs: Input embeddings for each model, each [B, T, D].
+            constants: Result of `constants`.
+        """
+        logits = {}
+        for model, embeddings in zip(self.models, inputs, strict=True):
+            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+            logits[id(model)] = model.logits(mask, inputs_embeds=embeddings)
+        return _scores_from_logits(self.reward, logits, constants)
+
+    def scores_of_ids(
+        self, texts: Sequence[Sequence[int]], constants: Mapping[int, float]
+    ) -> list[float]:
+        """Return the scores [N] of N tokenized texts, without gradients."""
+        logits = {id(model): model.logits_of_token_ids(texts) for model in self.models}
+        return _scores_from_logits(self.reward, logits, constants).tolist()
+
+
+def _leaves_without_models(reward: Reward) -> list[Reward]:
+    """Return the parts of a reward without a model, after a check that the rest is supported.
+
+    Raises:
+        UserError: A part of the reward is not supported.
+    """
+    if not reward.checkpoints():
+        return [reward]
+    if isinstance(reward, LearnedReward | HeadEnsemble):
+        return []
+    if isinstance(reward, CostModel | Ensemble | MappedReward | CombinedReward):
+        return [leaf for inner in reward.inner_rewards for leaf in _leaves_without_models(inner)]
+    raise UserError(
+        f"reward {reward.name!r} ({type(reward).__name__}) is not a differentiable function of one "
+        "text; set attribution.methods to [shapley]"
+    )
+
+
+def _scores_from_logits(
+    reward: Reward, logits: Mapping[int, Tensor], constants: Mapping[int, float]
+) -> Tensor:
+    """Return the scores [B] of a reward from the logits [B, K] of its models, by object id."""
+    if id(reward) in constants:
+        first = next(iter(logits.values()))
+        return first.new_full((len(first),), constants[id(reward)])
+    if isinstance(reward, LearnedReward):
+        return reward.scores_from_logits(logits[id(reward)])
+    if isinstance(reward, HeadEnsemble):
+        heads = logits[id(reward.inner)][:, list(reward.inner.parts.values())]
+        return _combined(reward.combine, heads)
+    inner = [_scores_from_logits(part, logits, constants) for part in reward.inner_rewards]
+    if isinstance(reward, Ensemble):
+        return _combined(reward.combine, torch.stack(inner, 1))
+    if isinstance(reward, MappedReward):
+        return torch.stack([torch.as_tensor(reward.function(v)) for v in inner[0]])  # type: ignore[arg-type]
+    if isinstance(reward, CombinedReward):
+        return functools.reduce(operator.add if reward.operator == "+" else operator.mul, inner)
+    return inner[0]  # a cost model
+
+
+def _combined(combination: ScoreCombination, scores: Tensor) -> Tensor:
+    """Return the combined scores [B] of M members, [B, M], as `ScoreCombination` does."""
+    if combination.how == "worst":
+        return scores.amin(1)
+    mean = scores.mean(1)
+    if combination.how == "uncertainty":
+        return mean - combination.penalty * scores.var(1, correction=0)
+    return mean

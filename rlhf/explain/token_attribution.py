@@ -1,0 +1,108 @@
+"""Explain one text by the attributions of its score to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from rlhf.common.conversation import Conversation
+from rlhf.config.explain import AttributionSpec
+from rlhf.explain.attribution import Attribution, gradient_times_input, integrated_gradients
+from rlhf.explain.encoding import EncodedConversation
+from rlhf.explain.faithfulness import AttributedText
+from rlhf.explain.prefix_curve import prefix_curve
+from rlhf.explain.reward_explanation import Side, TextExplanation
+from rlhf.explain.score_function import ScoreFunction
+from rlhf.explain.words import Word, word_attributions, words_of
+from rlhf.reward_models.core import Reward
+
+SIGNS: dict[str, float] = {"chosen": 1.0, "rejected": -1.0, "text": 1.0}
+"""Side -> factor from the attributions of a text's score to those of the margin."""
+
+
+class TokenAttributor:
+    """Explains texts by the gradients of their scores.
+
+    Args:
+        reward: The reward; see `ScoreFunction` for the supported kinds.
+        spec: What is computed.
+
+    Raises:
+        UserError: The reward cannot be differentiated.
+    """
+
+    def __init__(self, reward: Reward, spec: AttributionSpec) -> None:
+        self.score, self.spec = ScoreFunction(reward), spec
+
+    def explain(
+        self, conversation: Conversation, *, num_prompt_messages: int, side: Side, scale: float
+    ) -> tuple[TextExplanation, list[tuple[Word, float]]]:
+        """Explain a text.
+
+        Args:
+            conversation: The text.
+            num_prompt_messages: Number of messages before the reply.
+            side: Role of the text in a pair.
+            scale: Score to which the tolerance of integrated gradients is relative.
+
+        Returns:
+            - The explanation.
+            - The words of the last message with their attributions by the last method.
+        """
+        encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
+        constants = self.score.constants(conversation)
+        found = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
+        values = {m: [SIGNS[side] * v for v in result.values] for m, result in found.items()}
+        path, points = found.get("integrated_gradients"), self.spec.prefix_points
+        explanation = TextExplanation(
+            tokens=encoded.tokens,
+            parts=encoded.parts,
+            score=next(iter(found.values())).score,
+            attributions=values,
+            reference_score=path.reference_score if path else None,
+            gap=path.gap if path else None,
+            steps=path.steps if path else None,
+            prefixes=prefix_curve(self.score, encoded, constants, max_points=points)
+            if points
+            else None,
+        )
+        words = words_of(conversation, side)
+        support = word_attributions(words, conversation, encoded, values[self.spec.methods[-1]])
+        return explanation, list(zip(words, support, strict=True))
+
+    def deletable(
+        self,
+        conversation: Conversation,
+        *,
+        num_prompt_messages: int,
+        side: Side,
+        method: str,
+        scale: float,
+    ) -> AttributedText:
+        """Return a text with its attributions by one method, for the deletion test.
+
+        The arguments are those of `explain`.
+        """
+        encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
+        constants = self.score.constants(conversation)
+        values = self._attribute(encoded, constants, method, scale).values
+        signed = [SIGNS[side] * value for value in values]
+        return AttributedText(encoded.ids, encoded.positions("reply"), signed, constants)
+
+    def _attribute(
+        self,
+        encoded: EncodedConversation,
+        constants: Mapping[int, float],
+        method: str,
+        scale: float,
+    ) -> Attribution:
+        inputs = self.score.embed(encoded.ids)
+
+        def score(batch: Sequence[Tensor]) -> Tensor:
+            return self.score.scores_of_embeddings(batch, constants)
+
+        if method == "gradient_x_input":
+            return gradient_times_input(score, inputs)
+        tolerance, max_steps = self.spec.tolerance * scale, self.spec.max_steps
+        return integrated_gradients(score, inputs, tolerance=tolerance, max_steps=max_steps)

@@ -1,0 +1,75 @@
+"""HTML of tokens that the script of the page shades by a quantity, such as an attribution."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from rlhf.reports.markup import esc, number_text
+
+_MAX_TOKENS = 1_500
+"""Maximum number of tokens of one text on the page."""
+
+
+class TokenTable:
+    """The shaded tokens of one card, which share a color scale.
+
+    Args:
+        names: Names of the quantities.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.columns: dict[str, list[float | None]] = {name: [] for name in names}
+
+    def spans(self, tokens: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> str:
+        """Add tokens, and return their HTML.
+
+        Args:
+            tokens: Text of each token, [T].
+            values: Name of a quantity -> its value for each token, [T].
+        """
+        shown = min(len(tokens), _MAX_TOKENS)
+        start = len(next(iter(self.columns.values())))
+        for name, column in self.columns.items():
+            column += [_rounded(value) for value in values[name][:shown]]
+        html = "".join(
+            f'<span data-at="{start + i}">{esc(token) or "▯"}</span>'
+            for i, token in enumerate(tokens[:shown])
+        )
+        omitted = len(tokens) - shown
+        note = f'<span class="note"> [{omitted:,} tokens are only in the JSON file]</span>'
+        return f'<div class="turn">{html}{note if omitted else ""}</div>'
+
+    @property
+    def data(self) -> str:
+        """The values as an HTML attribute, which the script reads."""
+        return esc(json.dumps(self.columns))
+
+
+def shaded_html(names: Sequence[str], selected: str, note: str, cards: Sequence[str]) -> str:
+    """Return cards with a choice of the quantity that determines the color of the tokens."""
+    if not cards:
+        return ""
+    options = "".join(
+        f"<option{' selected' if name == selected else ''}>{esc(name)}</option>" for name in names
+    )
+    return (
+        f'<div class="shaded"><p class="note">Shade by <select aria-label="quantity">{options}'
+        f"</select>. {esc(note)}</p>{''.join(cards)}</div>"
+    )
+
+
+def strongest_tokens_text(
+    tokens: Sequence[str], values: Sequence[float], positions: Sequence[int], count: int = 6
+) -> str:
+    """Return the tokens with the largest absolute values as text, such as `+0.21 "wine"`."""
+    top = sorted(positions, key=lambda i: -abs(values[i]))[:count]
+    return ", ".join(
+        f"{'+' if values[i] > 0 else ''}{number_text(values[i])} “{tokens[i].strip() or tokens[i]}”"
+        for i in top
+        if values[i]
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

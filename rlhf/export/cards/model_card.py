@@ -1,0 +1,293 @@
+"""The model card (README.md) of an export, filled from the files of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from rlhf.common.numbers import is_number
+from rlhf.common.text import markdown_table, markdown_text
+from rlhf.config.export import ExportConfig
+from rlhf.evaluation.records import Evaluation
+from rlhf.export.cards.data_card import DATA_CARD_FILE, hub_datasets
+from rlhf.export.cards.results import (
+    Result,
+    eval_results,
+    evaluation_notes,
+    held_out_table,
+    results_of,
+    results_table,
+)
+from rlhf.export.cards.training import (
+    configuration_block,
+    cost_section,
+    method_section,
+    rewards_section,
+    stages_table,
+)
+from rlhf.export.energy import estimate_energy, training_cost
+from rlhf.export.public_text import public_text
+from rlhf.export.reward_meaning import encoding_facts, reward_meaning
+from rlhf.export.source import ModelSource
+from rlhf.export.weights import (
+    count_parameters_and_dtypes,
+    is_causal_model,
+    model_class,
+)
+from rlhf.models.hub import SHORT_NAMES
+from rlhf.reports.sections import run_warnings
+
+MODEL_CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """Everything that the model card states."""
+
+    name: str
+    """Name of the model."""
+    source: ModelSource
+    folder: Path
+    """Folder of the exported model."""
+    evaluations: Sequence[Evaluation]
+    """Evaluations of the last run, and those that the configuration adds."""
+    config: ExportConfig
+
+    @property
+    def results(self) -> list[Result]:
+        """All metrics of the evaluations."""
+        return results_of(self.evaluations)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model is a language model and not a reward model."""
+        return is_causal_model(self.folder)
+
+    @property
+    def task(self) -> str:
+        """Task of the model on the Hub."""
+        if self.is_causal:
+            return "text-generation"
+        steps = model_class(self.folder).endswith("ForTokenClassification")
+        return "token-classification" if steps else "text-classification"
+
+
+def make_model_card(content: CardContent) -> ModelCard:
+    """Return the model card, in which no text contains a local path."""
+    body = "\n\n".join(
+        text
+        for text in (
+            f"# {markdown_text(content.name)}",
+            _introduction(content),
+            _section("Use", _use(content)),
+            _section("What the outputs measure", _measures(content)),
+            _section("Training", _training(content)),
+            _section("Results", _results(content)),
+            _section("Limits", _limits(content)),
+            _section("Environmental cost", _cost(content)),
+            _section("Software", _software(content)),
+            _section("Configurations", _configurations(content)),
+        )
+        if text
+    )
+    return ModelCard(f"---\n{metadata(content).to_yaml()}\n---\n\n{body}\n")
+
+
+def metadata(content: CardContent) -> ModelCardData:
+    """Return the metadata of the model card."""
+    source, config = content.source, content.config
+    commands = [stage.command for stage in source.stages if stage.command]
+    results = eval_results(content.results, content.task)
+    datasets = hub_datasets(source.stages)
+    license_name = config.license or license_of(source.base)
+    relation: dict[str, Any] = {"base_model_relation": "finetune"} if source.base else {}
+    return ModelCardData(
+        license=license_name,
+        language=config.language or None,
+        library_name="transformers",
+        pipeline_tag=content.task,
+        base_model=source.base,
+        datasets=datasets or None,
+        model_name=content.name if results else None,
+        eval_results=results or None,
+        tags=["rlhf", *dict.fromkeys(commands), *([] if content.is_causal else ["reward-model"])],
+        **relation,
+    )
+
+
+def license_of(base: str | None) -> str | None:
+    """Return the license of a model on the Hub in the Hub's notation, or None if it is unknown."""
+    known = [entry.license for entry in SHORT_NAMES.values() if entry.hub == base]
+    return known[0].lower() if known else None
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}" if text else ""
+
+
+def _introduction(content: CardContent) -> str:
+    source = content.source
+    kind = "language model" if content.is_causal else "reward model"
+    count, dtypes = count_parameters_and_dtypes(content.folder)
+    origin = markdown_text(public_text(source.base_name))
+    if source.base:
+        origin = f"[{origin}](https://huggingface.co/{source.base})"
+    trained = (
+        "was trained with [rlhf](#software), from " + origin
+        if source.stages
+        else f"is based on {origin}; its training was not recorded"
+    )
+    merged = " The LoRA adapters are merged into the weights." if source.is_adapter else ""
+    return (
+        f"This {kind} (`{model_class(content.folder)}`, {count:,} weights, "
+        f"{', '.join(dtypes)}) {trained}.{merged} Every number below is in the files of the "
+        "training runs, or is a sum or product of such numbers. The data are described in the "
+        f"[data card]({DATA_CARD_FILE})."
+    )
+
+
+def _use(content: CardContent) -> str:
+    """Return code that loads the model."""
+    folder = json.dumps(content.config.push or content.name, ensure_ascii=False)
+    if not content.is_causal:
+        auto = f"AutoModelFor{'Token' if 'Token' in model_class(content.folder) else 'Sequence'}"
+        lines = [
+            "from rlhf.reward_models import build",
+            "",
+            f'reward = build({{"kind": "trained", "path": {folder}}})',
+            'talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]',
+            "print(reward([talk]))",
+        ]
+        note = (
+            f"`{auto}Classification` of Transformers loads the same weights. `reward_model.json` "
+            "states how texts are encoded."
+        )
+        if content.source.sidecar is None:
+            note = f"`{auto}Classification` of Transformers loads the weights."
+        return "```python\n" + "\n".join(lines) + f"\n```\n\n{note}"
+    has_template = any(content.folder.glob("chat_template*"))
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        f"model = AutoModelForCausalLM.from_pretrained({folder})",
+    ]
+    if has_template:
+        lines += [
+            'talk = [{"role": "user", "content": "Hi"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    talk, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
+        ]
+        note = "Use the chat template: the model was trained with it."
+    else:
+        lines += ['inputs = tokenizer("Hi", return_tensors="pt")']
+        note = "The tokenizer has no chat template: the model was trained on plain text."
+    lines += [
+        "output = model.generate(**inputs, max_new_tokens=64)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
+    ]
+    return "```python\n" + "\n".join(lines) + f"\n```\n\n{note}"
+
+
+def _measures(content: CardContent) -> str:
+    """Return what the outputs of a reward model measure; "" for a language model."""
+    if content.is_causal:
+        return ""
+    source = content.source
+    run = source.run
+    text = reward_meaning(run.config if run else {}, source.sidecar)
+    labels = run.config.get("labels") if run else None
+    if labels:
+        names = ", ".join(f"`{markdown_text(str(name))}`" for name in labels)
+        text += f" The labels, in order, are {names}."
+    if source.sidecar is None:
+        return text
+    return f"{text}\n\n{markdown_table(['property', 'value'], encoding_facts(source.sidecar))}"
+
+
+def _training(content: CardContent) -> str:
+    source = content.source
+    if source.run is None:
+        return "The folder has no record of a training run."
+    parts = [
+        stages_table(source.stages, source.base_name).rstrip(),
+        f"### Algorithm\n\n{method_section(source.run)}",
+    ]
+    if rewards := rewards_section(source.run.config):
+        parts.append(f"### Rewards\n\n{rewards.rstrip()}")
+    return "\n\n".join(parts)
+
+
+def _results(content: CardContent) -> str:
+    source, parts = content.source, []
+    if content.results:
+        parts.append(
+            "Means with 95% confidence intervals over independent units, such as prompts or "
+            "episodes. The intervals do not contain the variation between training seeds."
+        )
+        parts.append(results_table(content.results).rstrip())
+    else:
+        parts.append("The run has no evaluation of the trained model.")
+    if notes := evaluation_notes(content.evaluations):
+        parts.append("\n".join(f"* {note}" for note in notes))
+    if source.run and (table := held_out_table(source.run.record)):
+        parts.append(f"Held-out metrics during training, without intervals:\n\n{table.rstrip()}")
+    return "\n\n".join(parts)
+
+
+def _limits(content: CardContent) -> str:
+    """Return the limits that follow from the records, as a Markdown list."""
+    source = content.source
+    lines = []
+    for stage in source.stages:
+        lines += [public_text(warning) for warning in run_warnings(stage.record)]
+        if not stage.record.finished:
+            lines.append(f"{stage.name}: the run was not finished when the model was exported.")
+    if source.run is not None:
+        config = source.run.config
+        rollout = config.get("rollout")
+        if length := config.get("max_length"):
+            lines.append(f"The training texts had at most {length} tokens.")
+        if isinstance(rollout, dict) and (length := rollout.get("max_new_tokens")):
+            lines.append(f"In training, a reply had at most {length} tokens.")
+        if is_number(config.get("seed")):
+            lines.append(f"The results are those of one training run, with seed {config['seed']}.")
+    if not content.is_causal:
+        lines.append(
+            "Texts unlike the training data can have misleading scores, and a policy that is "
+            "optimized against the scores can exploit their errors."
+        )
+    lines.append(
+        "Safety, bias, factual accuracy and other abilities were evaluated only if the results "
+        "above name them."
+    )
+    return "\n".join(f"* {markdown_text(line)}" for line in lines)
+
+
+def _cost(content: CardContent) -> str:
+    stages = content.source.stages
+    if not stages:
+        return "The folder has no record of its training."
+    costs = [training_cost(stage.record) for stage in stages]
+    return cost_section(stages, costs, estimate_energy(costs, content.config.power_watts))
+
+
+def _software(content: CardContent) -> str:
+    """Return the versions of the software of the last run."""
+    run = content.source.run
+    machine = run.record.environment if run else {}
+    versions = {"python": machine.get("python"), **(machine.get("versions") or {})}
+    rows = [[name, str(version)] for name, version in versions.items() if version]
+    if commit := machine.get("commit"):
+        rows.append(["commit of rlhf-kit", str(commit)])
+    return markdown_table(["package", "version"], rows).rstrip() if rows else "Not recorded."
+
+
+def _configurations(content: CardContent) -> str:
+    return "\n\n".join(configuration_block(stage) for stage in content.source.stages)

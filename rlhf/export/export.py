@@ -1,0 +1,102 @@
+"""Export a trained model: weights, cards, and optionally GGUF, ONNX and an upload to the Hub."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.common.files import atomic_path
+from rlhf.config.export import ExportConfig
+from rlhf.errors import UserError
+from rlhf.export import gguf, onnx
+from rlhf.export.cards.data_card import DATA_CARD_FILE, make_data_card
+from rlhf.export.cards.model_card import MODEL_CARD_FILE, CardContent, make_model_card
+from rlhf.export.cards.results import read_evaluations
+from rlhf.export.hub import push_folder, validate_cards
+from rlhf.export.source import ModelSource, find_source
+from rlhf.export.weights import is_causal_model, write_model_folder
+
+MARKER_FILE = ".rlhf-export"
+"""File in the folder of every export, so that only an export is replaced."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export."""
+
+    folder: Path
+    """Folder with the model and the cards."""
+    gguf: tuple[Path, ...] = ()
+    """GGUF files."""
+    onnx: onnx.OnnxResult | None = None
+    """Result of the conversion to ONNX; None if it was not requested."""
+    url: str | None = None
+    """Address of the repository on the Hub, if the export was uploaded."""
+
+
+def export_model(config: ExportConfig) -> Export:
+    """Export a model, and upload it if the configuration has a repository.
+
+    The folder is written completely before it replaces an earlier export, so that an error leaves
+    the earlier export unchanged.
+
+    Raises:
+        UserError: The source is not a model, the target exists, a program or a package is missing,
+            a conversion fails, or the Hub refuses the cards or the upload.
+    """
+    source = find_source(config.source)
+    target = Path(config.target).expanduser()
+    evaluations = read_evaluations(config.evaluations)
+    _check_target(target, overwrite=config.overwrite)
+    if config.gguf is not None:
+        gguf.check_programs(config.gguf)
+    if config.onnx:
+        onnx.check_packages()
+    recorded = list(source.run.record.evaluations) if source.run else []
+    with atomic_path(target) as partial:
+        write_model_folder(source.folder, partial)
+        _check_conversions(partial, config)
+        content = CardContent(target.name, source, partial, [*recorded, *evaluations], config)
+        cards = [
+            make_model_card(content),
+            make_data_card(target.name, source.stages, language=config.language),
+        ]
+        for card, name in zip(cards, (MODEL_CARD_FILE, DATA_CARD_FILE), strict=True):
+            card.save(partial / name)
+        if config.validate or config.push is not None:
+            validate_cards(cards)
+        files = gguf.write_gguf(partial, target.name, config.gguf) if config.gguf else []
+        result = onnx.write_onnx(partial) if config.onnx else None
+        _write_marker(partial, source)
+    url = None
+    if config.push is not None:
+        url = push_folder(target, config.push, private=config.private)
+    return Export(target, tuple(target / file.name for file in files), result, url)
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """Check that the target does not exist, or is an earlier export that may be replaced."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{target} exists already: choose another folder, or set overwrite")
+    if not (target / MARKER_FILE).is_file():
+        raise UserError(f"{target} is not an export, so it is not replaced: choose another folder")
+
+
+def _check_conversions(folder: Path, config: ExportConfig) -> None:
+    """Check that a model that is to be converted is a language model."""
+    if is_causal_model(folder):
+        return
+    for key in ("gguf", "onnx"):
+        if getattr(config, key):
+            raise UserError(
+                f"{key}: only language models are converted, and {config.source} is a reward model"
+            )
+
+
+def _write_marker(folder: Path, source: ModelSource) -> None:
+    """Write the marker file, which names the runs of the export."""
+    runs = [stage.name for stage in source.stages]
+    (folder / MARKER_FILE).write_text(json.dumps({"runs": runs}) + "\n", encoding="utf-8")

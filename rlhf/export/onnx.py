@@ -1,0 +1,145 @@
+"""Convert an export to ONNX, and compare its logits in onnxruntime with those of PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from rlhf.common.files import remove
+from rlhf.errors import UserError, first_line
+
+TOLERANCE = 1e-4
+"""Maximum absolute difference of logits."""
+SHAPES = ((2, 8), (1, 17), (3, 5))
+"""Shapes [B, T] of the texts on which the logits are compared. The first is that of the trace."""
+FILE_NAME = "model.onnx"
+
+
+@dataclass(frozen=True)
+class OnnxResult:
+    """Whether the ONNX file was written, with the evidence."""
+
+    written: bool
+    """Whether the file was kept."""
+    difference: float | None
+    """Largest absolute difference of logits; None if the conversion failed."""
+    message: str
+    """Sentence on the result."""
+
+
+class _Logits(nn.Module):
+    """A model as a function of two tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).logits
+
+
+def check_packages() -> None:
+    """Check that the packages of the extra `onnx` are installed.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'onnx needs the package {name}: pip install "rlhf-kit[onnx]"')
+
+
+def write_onnx(folder: Path) -> OnnxResult:
+    """Write `model.onnx` into the folder of a language model, unless its logits differ.
+
+    The file is a function of ``input_ids`` and ``attention_mask`` [B, T] that returns ``logits``
+    [B, T, V], in float32. It is removed if the logits at a position that is not padding differ by
+    more than `TOLERANCE`.
+    """
+    path = folder / FILE_NAME
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    module = _Logits(model.eval())
+    inputs = [_random_inputs(model.config.get_text_config().vocab_size, s) for s in SHAPES]
+    try:
+        _export(module, inputs[0], path)
+        difference = max(_difference(module, each, path) for each in inputs)
+    except Exception as error:  # the exporter and the runtime raise errors of many classes
+        _remove_files(path)
+        reason = first_line(error) or type(error).__name__
+        return OnnxResult(
+            False, None, f"ONNX was left out, because the conversion failed: {reason}"
+        )
+    if not difference <= TOLERANCE:
+        _remove_files(path)
+        return OnnxResult(
+            False,
+            difference,
+            f"ONNX was left out: its logits in onnxruntime differ by {difference:.1e} from those "
+            f"of PyTorch, more than {TOLERANCE:.0e}",
+        )
+    message = f"{FILE_NAME}: its logits in onnxruntime differ by at most {difference:.1e}"
+    return OnnxResult(True, difference, message)
+
+
+def _random_inputs(vocab_size: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return token ids and a mask [B, T], in which the end of the first row is padding."""
+    generator = torch.Generator().manual_seed(shape[1])
+    ids = torch.randint(vocab_size, shape, generator=generator)
+    mask = torch.ones_like(ids)
+    if shape[0] > 1:
+        mask[0, -2:] = 0
+    return ids, mask
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> None:
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, on their own functions
+            torch.onnx.export(
+                module,
+                inputs,
+                str(path),
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+@torch.no_grad()
+def _difference(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> float:
+    """Return the largest absolute difference of logits at positions that are not padding."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = ("input_ids", "attention_mask")
+    feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    (logits,) = session.run(["logits"], feed)
+    expected = module(*inputs)[inputs[1].bool()].numpy()
+    return float(np.abs(np.asarray(logits)[inputs[1].bool().numpy()] - expected).max())
+
+
+def _remove_files(path: Path) -> None:
+    """Remove the file and the file with its external weights."""
+    for file in (path, path.with_name(f"{path.name}.data")):
+        remove(file)

@@ -1,0 +1,74 @@
+"""Remove local paths and secrets from the text of cards, which are published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from rlhf.common.text import mask_secrets
+
+_PATH_IN_TEXT = re.compile(
+    r"(?<![\w.:/\\<~-])"  # neither a URL, nor a fraction, nor the end tag of HTML
+    r"(?:file://)?"
+    r"(?:~[^\s/\\]*[/\\]|[A-Za-z]:[\\/]|/[^\s/'\"`<>|,;()\[\]{}]+/|\\\\)"
+    r"(?:[^\s/\\'\"`<>|,;()\[\]{}]+[/\\])*"
+    r"(?P<name>[^\s/\\'\"`<>|,;()\[\]{}]*)"
+)
+"""Pattern of an absolute path with at least two components, or of a path in a home folder."""
+_ABSOLUTE = re.compile(r"(?:file://)?(?:[~/]|[A-Za-z]:[\\/]|\\\\).*[/\\][^/\\]")
+"""Pattern of the start of a text that is an absolute path as a whole."""
+_UNINFORMATIVE_NAMES = frozenset({"final", "best", "checkpoints"})
+"""Names of folders of a run; the name of the run is shown in their place."""
+
+
+def public_text(text: str) -> str:
+    """Return a text in which absolute paths are replaced by their last component.
+
+    Secrets are masked, see `rlhf.common.text.mask_secrets`.
+
+    >>> public_text("rows of /home/ann/data/rows.jsonl, see https://example.org/a/b")
+    'rows of rows.jsonl, see https://example.org/a/b'
+    """
+    masked = mask_secrets(text)
+    return _PATH_IN_TEXT.sub(lambda match: match["name"] or "…", masked)
+
+
+def public_name(path: str) -> str:
+    """Return the name under which a local file or folder is shown: its last component.
+
+    The folder `final` of a run is shown as the name of the run.
+
+    >>> public_name("/home/ann/runs/sft/final")
+    'sft'
+    """
+    pure = PureWindowsPath(path) if "\\" in path else PurePosixPath(path)
+    parts = [part for part in pure.parts if part != pure.anchor]
+    while len(parts) > 1 and (parts[-1] in _UNINFORMATIVE_NAMES or parts[-1].startswith("step-")):
+        parts.pop()
+    return parts[-1] if parts else "…"
+
+
+def public_tree(tree: Any, local: Collection[str], key: str = "") -> Any:
+    """Return plain data of a configuration in which no text contains a local path or a secret.
+
+    Args:
+        tree: The data.
+        local: Dotted keys whose values are paths of local files or folders.
+        key: Dotted key of ``tree``.
+    """
+    if isinstance(tree, Mapping):
+        return {
+            public_text(str(name)): public_tree(value, local, f"{key}.{name}" if key else str(name))
+            for name, value in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        return [
+            public_tree(value, local, f"{key}.{index}" if key else str(index))
+            for index, value in enumerate(tree)
+        ]
+    if not isinstance(tree, str):
+        return tree
+    is_path = key in local or ("\n" not in tree and _ABSOLUTE.match(tree) is not None)
+    return public_name(tree) if is_path else public_text(tree)

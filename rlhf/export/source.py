@@ -1,0 +1,198 @@
+"""Find the model of an export, the run that trained it, and the earlier runs of the same model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.names import did_you_mean
+from rlhf.common.yaml_text import read_mapping_or_empty
+from rlhf.errors import UserError
+from rlhf.evaluation.records import RunRecord, is_run_directory, read_run
+from rlhf.export.public_text import public_name, public_tree
+from rlhf.models.adapters import CONFIG_FILE, is_adapter
+from rlhf.models.hub import SHORT_NAMES
+from rlhf.reward_models.sidecar import Sidecar
+from rlhf.runs.inputs import fingerprint
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_MAX_STAGES = 50
+"""Maximum number of runs that are followed, in case a record refers to itself."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run of a model, with its configuration without local paths."""
+
+    record: RunRecord
+    config: Mapping[str, Any]
+    """Content of config.yaml; local files are replaced by their names."""
+    inputs: Mapping[str, str]
+    """Content of inputs.json: dotted key of a local file or folder -> fingerprint."""
+    has_inputs: bool
+    """Whether inputs.json exists. Without it, a path cannot be told from an id on the Hub."""
+
+    @classmethod
+    def read(cls, directory: Path) -> Stage:
+        """Read the record of the run in a directory."""
+        record = read_run(directory)
+        file = directory / "inputs.json"
+        inputs = read_mapping_or_empty(file)
+        return cls(record, public_tree(record.config, inputs), inputs, file.is_file())
+
+    def is_hub_id(self, key: str, path: str) -> bool:
+        """Return whether the value of a configuration key is an id on the Hub."""
+        return self.has_inputs and key not in self.inputs and _HUB_ID.fullmatch(path) is not None
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory."""
+        return self.record.name
+
+    @property
+    def command(self) -> str:
+        """Name of the command that trained the model; "" if it was not recorded."""
+        return str(self.config.get("command") or "")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model to export and what is known about its training."""
+
+    folder: Path
+    """Folder of the weights or of the LoRA adapter."""
+    stages: Sequence[Stage]
+    """Runs that trained the model, in order; empty if there is no record."""
+    base: str | None
+    """Hub id of the model from which the first run started; None if it is not from the Hub."""
+    base_name: str
+    """Name of this model for the text of a card."""
+    sidecar: Sidecar | None
+    """Description of a reward model; None for other models."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder contains a LoRA adapter, which is merged."""
+        return is_adapter(self.folder)
+
+    @property
+    def run(self) -> Stage | None:
+        """The last run, which wrote the model."""
+        return self.stages[-1] if self.stages else None
+
+
+def find_source(path: str) -> ModelSource:
+    """Find the model in a run directory, a checkpoint or a model folder, and read its records.
+
+    Raises:
+        UserError: There is no such folder, it is not a model or a run, or the run has no final
+            model.
+    """
+    folder, directory = _model_folder_and_run(Path(path).expanduser())
+    stages = _stages(directory) if directory else []
+    base, base_name = _base_model(folder, stages)
+    return ModelSource(folder, stages, base, base_name, Sidecar.read(folder))
+
+
+def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
+    """Return the folder of the model and the run directory, or None without a run directory."""
+    if not root.is_dir():
+        siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
+        hint = did_you_mean(root.name, siblings)
+        raise UserError(
+            f"{root} is not a folder{hint}: give a run directory, a checkpoint or a model folder"
+        )
+    if _is_model(root):
+        parents = (root.parent, root.parent.parent)  # of final/ and of checkpoints/step-N/
+        return root, next((p for p in parents if (p / "config.yaml").is_file()), None)
+    if _is_model(root / "final"):
+        return root / "final", root
+    if stages := [p.name for p in sorted(root.iterdir()) if _is_model(p / "final")]:
+        raise UserError(
+            f"{root} contains several runs: export one of them, such as {root / stages[-1]}"
+        )
+    if is_run_directory(root):
+        checkpoints = sorted((root / "checkpoints").glob("step-*"))
+        raise UserError(
+            f"{root} has no trained model (no final/): "
+            + (
+                f"resume the run, or export a checkpoint such as {checkpoints[-1]}"
+                if checkpoints
+                else "it is not finished, or its command trains no model"
+            )
+        )
+    raise UserError(
+        f"{root} contains neither a model (config.json or {CONFIG_FILE}) nor a run (config.yaml)"
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter(folder)
+
+
+def _stages(directory: Path) -> list[Stage]:
+    """Return the stages of a model, the earliest first.
+
+    An earlier run is included only if its model has the content that the later run recorded.
+    """
+    stages = [Stage.read(directory)]
+    while len(stages) < _MAX_STAGES:
+        earlier = _earlier_run(stages[0])
+        if earlier is None:
+            break
+        stages.insert(0, Stage.read(earlier))
+    return stages
+
+
+def _earlier_run(stage: Stage) -> Path | None:
+    """Return the directory of the run whose model a run started from, or None.
+
+    The recorded path is tried, and then a folder of the same name beside the run, because a
+    pipeline can be moved.
+    """
+    path = _model_path(stage.record.config)
+    recorded = stage.inputs.get("model.path")
+    if not path or not recorded:
+        return None
+    start = Path(path).expanduser()
+    for folder in (start, stage.record.directory.resolve().parent / start.parent.name / start.name):
+        for directory in (folder.parent, folder.parent.parent):
+            is_other_run = (directory / "config.yaml").is_file()
+            if is_other_run and directory.resolve() != stage.record.directory.resolve():
+                return directory if fingerprint(folder) == recorded else None
+    return None
+
+
+def _model_path(config: Mapping[str, Any]) -> str | None:
+    model = config.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else model
+    return str(path) if path else None
+
+
+def _base_model(folder: Path, stages: Sequence[Stage]) -> tuple[str | None, str]:
+    """Return the Hub id of the base model, or None, and its name for the text of a card."""
+    if not stages:
+        name = _adapter_base(folder)
+        return (name, name) if name else (None, "an unknown model")
+    first = stages[0]
+    path = _model_path(first.record.config)
+    if path is None:
+        return None, "a model with random weights"
+    if path in SHORT_NAMES:
+        return SHORT_NAMES[path].hub, str(SHORT_NAMES[path].hub)
+    if first.is_hub_id("model.path", path):
+        return path, path
+    return None, f"the local model {public_name(path)}"
+
+
+def _adapter_base(folder: Path) -> str | None:
+    """Return the Hub id of the base model of an adapter; None if the base is a local folder."""
+    if not is_adapter(folder) or (folder / "base").is_dir():
+        return None
+    settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    name = str(settings.get("base_model_name_or_path") or "")
+    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None

@@ -1,0 +1,261 @@
+"""A language model that a server offers: its tokenizer, its engine and its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.serve import ServeConfig, ServerLimits
+from rlhf.errors import UserError
+from rlhf.models.architecture import context_length_of
+from rlhf.models.fast.verification import enable_fast_paths
+from rlhf.models.loading import load_model
+from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
+from rlhf.rollout.sampling.base import NewTokens, RolloutEngine
+from rlhf.rollout.sampling.continuous import ContinuousEngine
+from rlhf.rollout.sampling.verification import check_sampling
+from rlhf.serving.bodies import SamplingBody
+from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
+from rlhf.serving.generation import Choice, Generation
+from rlhf.serving.prompt_logprobs import prompt_logprobs
+from rlhf.serving.scheduler import PREFILL_TOKENS, Job, Overloaded, Scheduler
+from rlhf.serving.text import TextDecoder, TokenNames
+
+SAMPLING_SEED_KEY = 23
+"""First number of the sampling seeds, which makes them different from those of training."""
+
+
+class ServedModel:
+    """A language model with its engine.
+
+    Args:
+        name: Name of the model in requests.
+        model: Causal model.
+        tokenizer: Its tokenizer.
+        engine: Engine that samples from the model.
+        parallel: Maximum number of completions that are sampled at once.
+        limits: Limits of requests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        engine: RolloutEngine,
+        *,
+        parallel: int,
+        limits: ServerLimits,
+    ) -> None:
+        self.name, self.model, self.tokenizer, self.limits = name, model, tokenizer, limits
+        self.chat_format = ChatFormat(tokenizer, stop_ids=generation_stop_ids(model))
+        self.token_names = TokenNames(tokenizer)
+        self.max_tokens = min(limits.max_tokens, context_length_of(model))
+        self.scheduler = Scheduler(engine, max_running=parallel, max_waiting=limits.queue)
+        self._vocab_size = model.get_input_embeddings().num_embeddings
+        enable_fast_paths(model)
+
+    def check_name(self, name: str) -> None:
+        """Raise ApiError if a request names another model."""
+        if name != self.name:
+            raise unknown_model(name, [self.name])
+
+    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        """Return the token ids of the prompt of a text completion.
+
+        Raises:
+            ApiError: The prompt is empty, too long, or has an id that is no token.
+        """
+        if isinstance(prompt, str):
+            ids = self._encode_text(prompt)
+        else:
+            ids = list(prompt)
+            if not all(0 <= token < self._vocab_size for token in ids):
+                raise ApiError(
+                    400, f"prompt: a token id is not in [0, {self._vocab_size})", param="prompt"
+                )
+        if not ids:
+            raise ApiError(400, "prompt: the text has no tokens", param="prompt")
+        self.check_length(ids, param="prompt")
+        return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a text, with BOS if the tokenizer adds it, but without an EOS."""
+        ids = self.tokenizer(text)["input_ids"]
+        end = [self.tokenizer.eos_token_id]
+        if ids[-1:] == end and self.chat_format.encode(text)[-1:] != end:
+            return ids[:-1]  # the tokenizer appended it
+        return ids
+
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Return the token ids of a conversation, with the beginning of the assistant's turn.
+
+        Raises:
+            ApiError: The chat template cannot render the messages, or they are too long.
+        """
+        try:
+            ids = self.chat_format.encode_prompt(messages)
+        except UserError as error:
+            raise ApiError(400, f"messages: {error}", param="messages") from error
+        self.check_length(ids, param="messages")
+        return ids
+
+    def check_length(self, ids: Sequence[int], *, param: str) -> None:
+        """Raise ApiError if a prompt leaves no room for a token."""
+        if len(ids) >= self.max_tokens:
+            raise ApiError(
+                400,
+                f"{param}: {len(ids)} tokens, but a prompt with its completion is limited to "
+                f"{self.max_tokens} tokens",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def max_new_tokens(self, prompts: Sequence[Sequence[int]], requested: int | None) -> int:
+        """Return the maximum number of tokens of the completions of prompts.
+
+        Args:
+            prompts: Token ids of the prompts.
+            requested: The number in the request; None means as many as possible.
+
+        Raises:
+            ApiError: The prompt with its completion would be too long.
+        """
+        room = self.max_tokens - max(map(len, prompts))
+        if requested is not None and requested > room:
+            raise ApiError(
+                400,
+                f"max_tokens: {requested} tokens after a prompt of {self.max_tokens - room} tokens "
+                f"exceed the limit of {self.max_tokens} tokens",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        return room if requested is None else requested
+
+    async def prompt_logprobs(
+        self, prompts: Sequence[Sequence[int]], num_alternatives: int
+    ) -> list[NewTokens]:
+        """Return the log-probabilities of the tokens of prompts, from the second one on.
+
+        Raises:
+            ApiError: The queue is full, or the time limit is exceeded.
+        """
+        results: list[NewTokens] = []
+        rows_per_pass = max(1, PREFILL_TOKENS // max(map(len, prompts)))
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                for start in range(0, len(prompts), rows_per_pass):
+                    part = prompts[start : start + rows_per_pass]
+                    results += await self.scheduler.call(
+                        lambda part=part: prompt_logprobs(
+                            self.model, part, num_alternatives=num_alternatives
+                        )
+                    )
+        except Overloaded as error:
+            raise overloaded(error.retry_seconds) from error
+        except TimeoutError as error:
+            raise timed_out(self.limits.seconds) from error
+        return results
+
+    def generation(
+        self,
+        prompts: Sequence[Sequence[int]],
+        body: SamplingBody,
+        *,
+        max_new_tokens: int,
+        num_alternatives: int = 0,
+        continues_prompt: bool = False,
+        with_offsets: bool = False,
+        positions: Sequence[int] = (),
+    ) -> Generation:
+        """Start the completions of a request, n for each prompt.
+
+        Args:
+            prompts: Token ids of each prompt.
+            body: The request.
+            max_new_tokens: Maximum number of tokens of a completion; 0 samples nothing.
+            num_alternatives: Number of most likely tokens at each position to return.
+            continues_prompt: Whether the text of a completion continues that of its prompt.
+            with_offsets: Whether the offsets of tokens in the text are needed.
+            positions: Number of characters of each prompt that precede the completion in the
+                response; by default, there are none.
+
+        Raises:
+            ApiError: The queue is full.
+        """
+        generation = Generation(self.scheduler, seconds=self.limits.seconds)
+        seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
+        sampling = body.sampling_params(frozenset(self.chat_format.stop_ids))
+        starts = [(number, sample) for number in range(len(prompts)) for sample in range(body.n)]
+        choices = [
+            Choice(
+                index,
+                prompts[number],
+                TextDecoder(self.tokenizer, prompts[number] if continues_prompt else ()),
+                stop=body.stop,
+                with_offsets=with_offsets,
+                position=positions[number] if positions else 0,
+            )
+            for index, (number, _) in enumerate(starts)
+        ]
+        jobs = [
+            Job.of(
+                prompts[number],
+                sampling,
+                max_new_tokens=max_new_tokens,
+                seed=(SAMPLING_SEED_KEY, seed, number, sample),
+                num_alternatives=num_alternatives,
+                incremental=body.stream or bool(body.stop),
+                deliver=generation.deliver,
+            )
+            for number, sample in starts
+        ]
+        generation.start(choices, jobs if max_new_tokens else [])
+        return generation
+
+    def close(self) -> None:
+        """End the engine."""
+        self.scheduler.close()
+        close = getattr(self.scheduler.engine, "close", None)  # the engine in this process has none
+        if close is not None:
+            close()
+
+
+def load_served_model(config: ServeConfig) -> ServedModel:
+    """Load the model of a configuration, and start its engine.
+
+    Raises:
+        UserError: The model or the engine cannot be used.
+    """
+    assert config.model is not None
+    model, tokenizer = load_model(config.model, seed=0)
+    parallel, limits = config.rollout.parallel, config.limits
+    model.requires_grad_(False)
+    if config.rollout.engine.kind == "vllm":
+        engine: RolloutEngine = _vllm_engine(config, model)
+    else:
+        check_sampling(model)
+        engine = ContinuousEngine(model, max_rows=parallel, open_ended=True)
+    return ServedModel(
+        config.model_name, model, tokenizer, engine, parallel=parallel, limits=limits
+    )
+
+
+def _vllm_engine(config: ServeConfig, model: Any) -> RolloutEngine:
+    """Return an engine whose vLLM servers have the weights of the model."""
+    from rlhf.rollout.vllm.engine import VLLMEngine
+
+    spec = config.rollout.engine
+    engine = VLLMEngine(
+        model,
+        spec,
+        folder=Path(str(spec.folder)),
+        context=context_length_of(model),
+        temperature=1.0,
+        max_requests=config.rollout.parallel,
+    )
+    engine.update_policy(1)
+    return engine

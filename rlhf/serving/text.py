@@ -1,0 +1,153 @@
+"""Decode tokens as they are sampled, find stop strings, and name single tokens."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+CONTEXT_TOKENS = 8
+"""Number of tokens before a completion that are decoded with it. Some tokenizers, such as
+SentencePiece, omit the space before the first token of a text."""
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TextDecoder:
+    """Decodes tokens step by step. Special tokens have no text.
+
+    A token can be a part of a character, so the text of a token may be returned with that of a
+    later token. The concatenation of all returned texts is the text of all tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        context: Tokens before the text. Their text is not returned.
+    """
+
+    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(context[-CONTEXT_TOKENS:])
+        self._num_returned = len(self._ids)
+        self._returned = self._decode(self._ids)
+
+    def append(self, ids: Sequence[int]) -> str:
+        """Add tokens; return the text that is complete."""
+        if not ids:
+            return ""
+        self._ids += ids
+        text = self._decode(self._ids)
+        return "" if text.endswith(_REPLACEMENT) else self._return(text)
+
+    def finish(self) -> str:
+        """Return the rest of the text."""
+        return self._return(self._decode(self._ids))
+
+    def _return(self, text: str) -> str:
+        """Return the new part of the text of all kept tokens, and forget the older tokens."""
+        new = text[len(self._returned) :]
+        self._ids = self._ids[self._num_returned :] or self._ids
+        self._num_returned = len(self._ids)
+        self._returned = self._decode(self._ids)
+        return new
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        if not ids:
+            return ""
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+class StopStrings:
+    """Ends a text before the first of several strings.
+
+    Args:
+        strings: The strings, which are not empty.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings, self._held = tuple(strings), ""
+        self._longest = max(map(len, strings), default=0)
+        self.found = False
+        """Whether the text contains one of the strings."""
+
+    def append(self, text: str) -> str:
+        """Add text; return the text that is certainly before a stop string."""
+        if not self._strings:
+            return text
+        self._held += text
+        starts = [start for s in self._strings if (start := self._held.find(s)) >= 0]
+        if starts:
+            self.found = True
+            return self._held[: min(starts)]
+        size = len(self._held) - self._length_of_possible_start()
+        safe, self._held = self._held[:size], self._held[size:]
+        return safe
+
+    def finish(self) -> str:
+        """Return the text that was held back because a stop string could begin in it."""
+        rest, self._held = self._held, ""
+        return "" if self.found else rest
+
+    def _length_of_possible_start(self) -> int:
+        """Return the length of the longest end of the text that is a start of a stop string."""
+        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
+            if any(string.startswith(self._held[-length:]) for string in self._strings):
+                return length
+        return 0
+
+
+class TokenNames:
+    """Texts and bytes of single tokens, for log-probabilities.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        self._byte_of = _byte_alphabet() if _is_byte_level(tokenizer) else None
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes of a token; they are not always whole characters."""
+        if token in self._added:
+            return self._added[token].encode()
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if piece is None:  # the embedding can have more rows than the vocabulary has tokens
+            return b""
+        if self._byte_of is not None and all(character in self._byte_of for character in piece):
+            return bytes(self._byte_of[character] for character in piece)
+        if match := _BYTE_TOKEN.fullmatch(piece):
+            return bytes([int(match[1], 16)])
+        return piece.replace("▁", " ").encode()
+
+    def name(self, token: int) -> str:
+        r"""Return the text of a token; ``bytes:\xe2\x82`` if it is no whole character."""
+        content = self.bytes_of(token)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    """Return whether the characters of the vocabulary stand for bytes, as in GPT-2."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and b"ByteLevel" in (
+        backend.decoder.__getstate__() if backend.decoder is not None else b""
+    )
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """Return character -> byte of byte-level tokenizers (Radford et al. 2019).
+
+    Printable bytes stand for themselves. The other bytes, in order, have the characters from 256.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}

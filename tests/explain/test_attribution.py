@@ -1,0 +1,197 @@
+"""Attributions against closed forms, finite differences, captum, and compositions of rewards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf.config.explain import AttributionSpec
+from rlhf.explain.attribution import gradient_times_input, integrated_gradients
+from rlhf.explain.reward_explainer import RewardExplainer
+from rlhf.explain.score_function import ScoreFunction
+from rlhf.models.rewards import with_packing
+from rlhf.reward_models import EachReward
+from rlhf.reward_models.core import last_reply
+from rlhf.reward_models.ensemble import Ensemble
+from rlhf.reward_models.learned import LearnedReward
+from tests.explain.rewards import PAIRS, linear_reward
+
+ONLY_ATTRIBUTIONS = AttributionSpec(prefix_points=0, other_prompts=0, counterfactual_words=0)
+
+
+def attributions(reward, pair, **options):
+    """The explanation of a pair without anything but attributions."""
+    changed = {**vars(ONLY_ATTRIBUTIONS), **options}
+    explainer = RewardExplainer(reward, AttributionSpec(**changed))
+    (explained,) = explainer.explain_pairs([pair]).pairs
+    return explained
+
+
+def score_and_inputs(reward, conversation):
+    """The score as a function of embeddings, and the embeddings."""
+    function = ScoreFunction(reward)
+    encoded = function.encode(conversation, num_prompt_messages=1)
+    constants = function.constants(conversation)
+
+    def score(batch):
+        return function.scores_of_embeddings(batch, constants)
+
+    return score, function.embed(encoded.ids)
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("method", ["gradient_x_input", "integrated_gradients"])
+def test_a_linear_reward_has_the_closed_form_weight_times_count(method, template):
+    reward, weights = linear_reward(template=template)
+    for pair in PAIRS:
+        explained = attributions(reward, pair, methods=[method])
+        for sign, conversation, text in (
+            (1, pair.chosen, explained.chosen),
+            (-1, pair.rejected, explained.rejected),
+        ):
+            ids = torch.tensor(reward.encode(conversation))
+            expected = sign * weights[ids]
+            torch.testing.assert_close(
+                torch.tensor(text.attributions[method]), expected, rtol=1e-4, atol=1e-5
+            )
+            counts = torch.bincount(ids, minlength=len(weights))
+            by_token = torch.zeros(len(weights))
+            by_token.index_add_(0, ids, torch.tensor(text.attributions[method]))
+            torch.testing.assert_close(by_token, sign * weights * counts, rtol=1e-4, atol=1e-5)
+        total = sum(explained.chosen.attributions[method] + explained.rejected.attributions[method])
+        assert total == pytest.approx(explained.margin, abs=1e-4)
+
+
+def finite_difference(score, inputs, token: int, width: float = 0.02) -> float:
+    """The derivative of the score by a factor of one token's embedding, by a five-point stencil."""
+
+    def at(factor: float) -> float:
+        changed = [x.clone() for x in inputs]
+        for x in changed:
+            x[token] *= factor
+        with torch.no_grad():
+            return float(score([x[None] for x in changed])[0])
+
+    near, far = (at(1 + n * width) - at(1 - n * width) for n in (1, 2))
+    return (8 * near - far) / (12 * width)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "ensemble", "uncertainty", "sum"])
+def test_gradient_times_input_equals_finite_differences(
+    kind, decoder_path, encoder_path, tmp_path, helpers
+):
+    decoder = LearnedReward.load(decoder_path)
+    other = LearnedReward.load(helpers["decoder"](tmp_path / "other", seed=3))
+    other.name = "other"
+    reward = {
+        "decoder": lambda: decoder,
+        "encoder": lambda: LearnedReward.load(encoder_path),
+        "ensemble": lambda: Ensemble([decoder, other], how="worst"),
+        "uncertainty": lambda: Ensemble([decoder, other], how="uncertainty", penalty=0.5),
+        "sum": lambda: (2.0 * decoder + other.clip(-50, 50)) * 0.5,
+    }[kind]()
+    score, inputs = score_and_inputs(reward, PAIRS[0].chosen)
+    found = gradient_times_input(score, inputs)
+    assert max(map(abs, found.values)) > 0.01
+    for token, value in enumerate(found.values):
+        assert value == pytest.approx(finite_difference(score, inputs, token), rel=1e-3, abs=1e-4)
+    assert found.score == pytest.approx(reward.score([PAIRS[0].chosen]).values[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_integrated_gradients_are_complete(kind, decoder_path, encoder_path):
+    reward = LearnedReward.load(decoder_path if kind == "decoder" else encoder_path)
+    for pair in PAIRS:
+        score, inputs = score_and_inputs(reward, pair.chosen)
+        found = integrated_gradients(score, inputs, tolerance=1e-3)
+        with torch.no_grad():
+            reference = float(score([torch.zeros_like(x)[None] for x in inputs])[0])
+        assert found.gap <= 1e-3
+        assert found.reference_score == pytest.approx(reference, abs=1e-6)
+        assert sum(found.values) == pytest.approx(found.score - reference, abs=1.1e-3)
+
+
+def test_fewer_steps_leave_a_gap_and_say_so(decoder_path):
+    score, inputs = score_and_inputs(LearnedReward.load(decoder_path), PAIRS[0].chosen)
+    few = integrated_gradients(score, inputs, tolerance=1e-5, max_steps=6)
+    many = integrated_gradients(score, inputs, tolerance=1e-5, max_steps=3000)
+    assert few.steps == 6
+    assert few.gap > many.gap
+    assert many.gap <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_integrated_gradients_equal_captum(kind, decoder_path, encoder_path):
+    captum = pytest.importorskip("captum.attr")
+    reward = LearnedReward.load(decoder_path if kind == "decoder" else encoder_path)
+    score, (inputs,) = score_and_inputs(reward, PAIRS[1].rejected)
+    found = torch.tensor(
+        integrated_gradients(score, [inputs], tolerance=1e-5, max_steps=6000).values
+    )
+    oracle = captum.IntegratedGradients(lambda x: score([x]))
+    # The path of a decoder with RMSNorm needs many fixed steps near its start.
+    values = oracle.attribute(inputs[None], n_steps=4000, internal_batch_size=500)
+    torch.testing.assert_close(values[0].sum(-1), found, rtol=1e-2, atol=2e-3)
+    once = captum.InputXGradient(lambda x: score([x])).attribute(inputs[None].requires_grad_())
+    ours = gradient_times_input(score, [inputs.detach()]).values
+    torch.testing.assert_close(once[0].sum(-1), torch.tensor(ours), rtol=1e-4, atol=1e-5)
+
+
+def test_attributions_are_linear_in_the_reward(decoder_path, helpers, tmp_path):
+    first = LearnedReward.load(decoder_path)
+    second = LearnedReward.load(helpers["decoder"](tmp_path / "other", seed=3))
+    second.name = "other"
+    method = "gradient_x_input"
+    a, b, both = (
+        attributions(reward, PAIRS[0], methods=[method]).rejected.attributions[method]
+        for reward in (first, second, 3.0 * first - second)
+    )
+    assert both == pytest.approx([3 * x - y for x, y in zip(a, b, strict=True)], abs=1e-5)
+
+
+def test_a_rule_changes_the_margin_but_not_the_attributions(decoder_path):
+    model = LearnedReward.load(decoder_path)
+    length = EachReward(lambda talk: float(len(last_reply(talk))), name="length")
+    method = "gradient_x_input"
+    alone, with_rule = (
+        attributions(reward, PAIRS[0], methods=[method]) for reward in (model, model + length)
+    )
+    assert with_rule.chosen.attributions == alone.chosen.attributions
+    assert with_rule.margin - alone.margin == pytest.approx(
+        0.0 + len("yes the quick fox") - len("no lazy dog 1 2 3"), abs=1e-4
+    )
+
+
+def test_a_constant_score_has_attributions_of_zero(decoder_path):
+    reward = LearnedReward.load(decoder_path).threshold(-1e9)
+    explained = attributions(reward, PAIRS[0])
+    assert set(explained.chosen.attributions["integrated_gradients"]) == {0.0}
+    assert explained.gap == 0
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_other_pairs_and_packing_change_nothing(kind, decoder_path, encoder_path):
+    path = decoder_path if kind == "decoder" else encoder_path
+    alone = attributions(LearnedReward.load(path), PAIRS[1])
+    packed = with_packing(LearnedReward.load(path))
+    together = RewardExplainer(packed, ONLY_ATTRIBUTIONS).explain_pairs(PAIRS).pairs[1]
+    assert together.margin == pytest.approx(alone.margin, abs=1e-5)
+    for method in ("gradient_x_input", "integrated_gradients"):
+        assert together.rejected.attributions[method] == pytest.approx(
+            alone.rejected.attributions[method], abs=2e-3
+        )
+
+
+def test_classes_of_a_text_classifier_have_their_own_attributions(helpers, tmp_path):
+    folder = helpers["encoder"](tmp_path / "classifier", num_labels=2)
+    text = [{"role": "assistant", "content": "the quick brown fox"}]
+    explained = []
+    for label in ("LABEL_0", "LABEL_1"):
+        reward = LearnedReward.load(folder, label=label)
+        (found,) = RewardExplainer(reward, ONLY_ATTRIBUTIONS).explain_texts([text]).texts
+        explained.append(found)
+    # With two classes, the log-odds of one class are minus those of the other.
+    assert explained[0].score == pytest.approx(-explained[1].score, abs=1e-5)
+    values = [found.attributions["gradient_x_input"] for found in explained]
+    assert values[0] == pytest.approx([-v for v in values[1]], abs=1e-5)
+    assert explained[0].parts[0] == explained[0].parts[-1] == "template"  # [CLS] and [SEP]

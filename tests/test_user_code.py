@@ -1,0 +1,120 @@
+"""Twelve mistakes in rewards, environments and plug-ins: a message with file, line and advice.
+
+Each case is a file and a run from the command line. The line that the message must name has the
+comment "here". docs/troubleshooting.md has the messages of all cases.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import yaml
+
+from rlhf.cli.main import main
+from rlhf.common import user_code
+from rlhf.common.foreign import describe_exception, user_location
+from rlhf.common.user_code import definition_location, errors_located_at, thread_location
+from rlhf.config.load import merge_trees
+from tests.helpers.training import online_tree
+from tests.helpers.user_code_mistakes import KINDS, MISTAKES, pattern_of
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_message_names_file_line_reason_and_what_to_do(
+    kind: str,
+    mistake: str,
+    tmp_path: Path,
+    echo_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    command, keys, cases = KINDS[kind]
+    case = cases[mistake]
+    monkeypatch.setattr(user_code, "SLOW_SECONDS", 0.3)
+    (tmp_path / "mine.py").write_text(case.code)
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1, episodes_per_step=4, **keys)
+    tree = merge_trees(tree, {"rollout": {"parallel": 1}, "evaluation": {"episodes": 1}})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(merge_trees(tree, case.keys)))
+    code = main([command, "--config", str(tmp_path / "c.yaml")])
+    output = capsys.readouterr().err + caplog.text
+    (line,) = [n for n, text in enumerate(case.code.splitlines(), 1) if "# here" in text]
+    assert code == (0 if case.succeeds else 2), output
+    assert re.search(pattern_of(case.message, line), output), output
+    assert "Traceback" not in output
+
+
+# Locations
+
+
+class Callable_:
+    def __call__(self) -> None: ...
+
+
+def function() -> None: ...
+
+
+@functools.wraps(function)
+def wrapper() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (function, function),
+        (functools.partial(function), function),
+        (wrapper, function),
+        (Callable_(), Callable_.__call__),
+        (Callable_().__call__, Callable_.__call__),
+        (lambda: None, None),
+        (len, False),
+        (functools.partial(len), False),
+        (gym.make, False),  # an installed package
+        (describe_exception, False),  # this toolkit
+        (3, False),
+    ],
+)
+def test_the_location_of_a_definition(code: Any, expected: Any) -> None:
+    place = definition_location(code)
+    if expected is False:
+        assert place is None
+        return
+    assert place is not None
+    assert place[0] == __file__
+    if expected is not None:
+        assert place[1] == expected.__code__.co_firstlineno
+
+
+def test_the_location_of_a_class_is_its_first_line() -> None:
+    place = definition_location(Callable_)
+    assert place is not None
+    assert Path(__file__).read_text().splitlines()[place[1] - 1] == "class Callable_:"
+
+
+def raised_by(call: Callable[[], Any], *codes: Any) -> Exception:
+    with pytest.raises(Exception) as caught, errors_located_at(*codes):
+        call()
+    return caught.value
+
+
+def test_a_line_in_the_traceback_comes_before_the_definition() -> None:
+    error = raised_by(lambda: function(1), len, function)  # type: ignore[call-arg]
+    place = user_location(error)
+    assert place is not None
+    assert place[1] != function.__code__.co_firstlineno
+
+
+def test_the_line_of_a_thread() -> None:
+    import threading
+
+    place = thread_location(threading.get_ident())
+    assert place is not None
+    assert place[0] == __file__
+    assert thread_location(None) is None
