@@ -12,6 +12,7 @@ from rlhf.common.ranges import AtLeastTwo, Port, PositiveInt, Seed
 from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.labeling import LabelMode, LabelOrder, check_annotator
+from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,10 @@ def _queue(config: LabelConfig, annotator: str) -> list[Any]:
         return items
     checks = read_check_items(config.checks)
     seed = f"{config.seed}/{annotator}"
-    return insert_checks(items, checks, every=config.check_every, seed=seed)
+    queue = insert_checks(items, checks, every=config.check_every, seed=seed)
+    if not queue:
+        raise UserError("checks: every item is also a check; give other pairs in data or checks")
+    return queue
 
 
 def _serve_page(config: LabelConfig, session: Any) -> Iterator[str]:

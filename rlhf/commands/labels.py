@@ -38,7 +38,7 @@ class ExportConfig(CommandConfig):
     pseudonyms: bool = False
     """Name the annotators A1, A2, ... in the order of appearance."""
     overwrite: bool = False
-    """Replace an existing file."""
+    """Replace an existing file, or the folder of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def export(config: ExportConfig) -> Iterator[str]:
         raise UserError(f"path: {path} must end in {ending} for format: {config.format}")
     if path.exists() and not config.overwrite:
         raise UserError(f"path: {path} exists; choose another path or set --overwrite")
+    if path.is_dir() and not (path / "dataset_info.json").is_file():
+        raise UserError(f"path: {path} is a folder without a dataset; choose another path")
     rows = _labels_in(config.files)
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)

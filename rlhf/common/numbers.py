@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 
 def is_number(value: object) -> bool:
-    """Return whether `value` is a finite int or float, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether `value` is an int or float in the range of finite floats, and not a bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # the integer is too large for a float
+        return False
 
 
 def short_number(value: float) -> str:

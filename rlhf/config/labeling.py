@@ -25,10 +25,11 @@ def check_annotator(name: str) -> None:
     """Check the id of an annotator.
 
     Raises:
-        ValueError: The id is empty, too long, or has invisible characters.
+        ValueError: The id is empty, too long, or has invisible characters or spaces at its ends.
     """
-    if not name.strip() or len(name) > MAX_ANNOTATOR or escape_invisible(name) != name:
+    is_plain = name == name.strip() == escape_invisible(name)
+    if not name or len(name) > MAX_ANNOTATOR or not is_plain:
         raise ValueError(
-            f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, got "
-            f"{name[:MAX_ANNOTATOR]!r}"
+            f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, without spaces "
+            f"at its ends, got {name[:MAX_ANNOTATOR]!r}"
         )

@@ -34,6 +34,16 @@ LABEL_COLUMNS = frozenset({"label_id", "item_id", "mode", "annotator", "prompt"}
 """Columns by which a file of labels is recognized."""
 
 
+MAX_RATING = 100
+"""Highest rating that an imported label can have."""
+
+
+def is_rating(value: Any) -> bool:
+    """Return whether a value is a whole number from 0 to `MAX_RATING`."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole and 0 <= value <= MAX_RATING
+
+
 def item_id_of(prompt: Conversation, replies: Sequence[Conversation] = ()) -> str:
     """Return an id of a prompt and its replies, which does not depend on the replies' order."""
     parts = [_json_of(prompt), *sorted(map(_json_of, replies))]
@@ -112,6 +122,8 @@ def read_pair(row: Row, kind: Kind) -> Iterator[Item]:
         yield {"prompt": row["prompt"]}
     elif row["winner"] == "tie":
         raise RowDropped("tie")
+    elif row["winner"] not in ("a", "b"):
+        raise RowDropped("winner is not a, b or tie")
     else:
         first = row["winner"] == "a"
         yield {

@@ -9,8 +9,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from rlhf.data.columns import Row
 from rlhf.data.labels import live_labels
 from rlhf.data.splits import prompt_key
@@ -170,9 +168,10 @@ def cohen_kappa_interval(
     weights: Weights = None,
 ) -> Interval:
     """Return Cohen's kappa of N items with its interval over prompts, see `cohen_kappa`."""
-    a, b = (np.array(labels, dtype=object) for labels in (first, second))
     return jackknife(
-        lambda rows: cohen_kappa(a[rows].tolist(), b[rows].tolist(), weights=weights),
+        lambda rows: cohen_kappa(
+            [first[row] for row in rows], [second[row] for row in rows], weights=weights
+        ),
         prompts,
         scale="fisher",
     )

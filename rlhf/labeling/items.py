@@ -15,7 +15,6 @@ from rlhf.data.columns import ALIASES
 from rlhf.data.files import read_rows
 from rlhf.data.labels import in_canonical_order, item_id_of
 from rlhf.data.reader import TableReader, columns_of
-from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -63,18 +62,22 @@ def read_items(specs: Sequence[DataSpec], mode: LabelMode) -> list[LabelItem]:
 
 
 def read_check_items(specs: Sequence[DataSpec]) -> list[LabelItem]:
-    """Return pairs with a known better reply, which check the annotators.
+    """Return distinct pairs with a known better reply, which check the annotators.
 
     Raises:
-        UserError: A source cannot be read, or does not state which reply is better.
+        UserError: A source cannot be read, does not state which reply is better, or states it
+            differently in two rows.
     """
-    items = read_items(specs, "pairs")
-    if any(item.best is None for item in items):
+    found = [item for spec in specs for item in _items_of_source(spec, "pairs")]
+    if any(item.best is None for item in found):
         raise UserError(
             "checks: the rows must state the better reply: prompt, chosen and rejected, or "
             "response_a, response_b and winner"
         )
-    return [replace(item, is_check=True) for item in items]
+    items = {item.item_id: item for item in found}
+    if any(item.best != items[item.item_id].best for item in found):
+        raise UserError("checks: two rows state different better replies of the same pair")
+    return [replace(item, is_check=True) for item in items.values()]
 
 
 def _items_of_source(spec: DataSpec, mode: LabelMode) -> Iterator[LabelItem]:
@@ -120,7 +123,8 @@ def _rankings_from_single_replies(rows: Sequence[dict[str, Any]]) -> list[dict[s
     """Return one row with the distinct replies of each prompt that has at least two."""
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
-        group = groups.setdefault(prompt_key(row), {"prompt": row["prompt"], "replies": []})
+        key = item_id_of(row["prompt"])  # replies to other system messages are not comparable
+        group = groups.setdefault(key, {"prompt": row["prompt"], "replies": []})
         if row["completion"] not in group["replies"]:
             group["replies"].append(row["completion"])
     rankings = [group for group in groups.values() if len(group["replies"]) > 1]

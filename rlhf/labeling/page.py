@@ -16,6 +16,7 @@ from starlette.routing import Route
 from rlhf.common.conversation import Message
 from rlhf.common.files import describe_write_error
 from rlhf.common.text import escape_invisible
+from rlhf.errors import UserError
 from rlhf.labeling.session import (
     ConflictingLabel,
     InvalidLabel,
@@ -23,6 +24,7 @@ from rlhf.labeling.session import (
     Submission,
     Task,
     checked_text,
+    turn_text,
 )
 from rlhf.web.pages import Templates, asset_routes
 
@@ -33,6 +35,8 @@ QUESTIONS = {
     "demonstrations": "Write the best reply",
 }
 """Mode -> question to the annotator."""
+MAX_SECONDS = 1e6
+"""Longest time for a label, in seconds; a longer time is stored as this one."""
 
 
 def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette:
@@ -55,6 +59,7 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
             question=QUESTIONS[settings.mode],
             strengths=settings.strengths,
             scale=settings.scale,
+            settings_id=settings.id,
         )
 
     def task(request: Request) -> Response:
@@ -101,12 +106,8 @@ def task_json(task: Task) -> dict[str, Any]:
 
 
 def turn_json(turn: Message) -> dict[str, str]:
-    """Return the role and the visible text of a message, with its reasoning and tool calls."""
-    parts = [turn.get("reasoning_content"), turn["content"]]
-    calls = turn.get("tool_calls")
-    parts.append(json.dumps(calls, ensure_ascii=False, indent=1) if calls else "")
-    text = "\n\n".join(part for part in parts if part)
-    return {"role": escape_invisible(turn["role"]), "text": escape_invisible(text)}
+    """Return the role and the text of a message without control codes."""
+    return {"role": escape_invisible(turn["role"]), "text": escape_invisible(turn_text(turn))}
 
 
 def submission_of(body: Mapping[str, Any]) -> Submission:
@@ -115,18 +116,21 @@ def submission_of(body: Mapping[str, Any]) -> Submission:
     Raises:
         InvalidLabel: A value has the wrong type.
     """
-    answer, seconds = body.get("answer"), body.get("seconds")
+    answer, seconds, settings_id = (body.get(key) for key in ("answer", "seconds", "settings_id"))
     if answer is not None and not isinstance(answer, dict):
         raise InvalidLabel("answer must be an object, or null to skip the item")
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and 0 <= seconds < math.inf):
         raise InvalidLabel("seconds must be a number >= 0")
+    if settings_id is not None:
+        settings_id = checked_text(settings_id, "settings_id")
     return Submission(
         checked_text(body.get("label_id"), "label_id"),
         checked_text(body.get("item_id"), "item_id"),
         answer,
         checked_text(body.get("note", ""), "note"),
-        None if seconds is None else min(float(seconds), 1e6),
+        None if seconds is None else float(min(seconds, MAX_SECONDS)),
+        settings_id,
     )
 
 
@@ -146,6 +150,8 @@ def _posted(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callabl
             return _error(422, str(error))
         except ConflictingLabel as error:
             return _error(409, str(error))
+        except UserError as error:
+            return _error(507, f"the label was not saved: {error}")
         except OSError as error:
             return _error(507, f"the label was not saved: {describe_write_error(error)}")
 

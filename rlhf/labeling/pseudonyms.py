@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.labels import label_id_of, live_labels
 from rlhf.errors import UserError
 
 _MIN_KEY_CHARACTERS = 16
@@ -48,9 +49,29 @@ def pseudonym_of(annotator: str, key_file: str | Path) -> str:
 
 
 def with_numbered_annotators(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return copies of labels whose annotators are named A1, A2, ... in the order of appearance."""
+    """Return the labels that were not undone, with annotators A1, A2, ... in order of appearance.
+
+    The ids of labels and the orders in which replies were shown are computed from the annotator's
+    id, so anyone could find the annotator by trying ids. The ids are therefore computed from the
+    new names, and the orders are left out.
+    """
     names: dict[str, str] = {}
     return [
-        {**row, "annotator": names.setdefault(row["annotator"], f"A{len(names) + 1}")}
-        for row in rows
+        {
+            key: value
+            for key, value in with_other_annotator(
+                row, names.setdefault(row["annotator"], f"A{len(names) + 1}")
+            ).items()
+            if key not in ("shown_first", "shown_order")
+        }
+        for row in live_labels(rows)
     ]
+
+
+def with_other_annotator(row: Mapping[str, Any], annotator: str) -> dict[str, Any]:
+    """Return a copy of a label that was not undone, with another annotator and the label's id."""
+    return {
+        **row,
+        "label_id": label_id_of(annotator, row["item_id"]),
+        "annotator": annotator,
+    }

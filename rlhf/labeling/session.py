@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.conversation import Message
 from rlhf.common.files import is_utf8_encodable
 from rlhf.config.labeling import LabelMode
 from rlhf.data.labels import label_id_of, live_labels, new_row, undo_row, undone_ids
@@ -39,6 +43,11 @@ class LabelSettings:
     """Best rating; the worst is 1."""
     seed: int = 0
     """Seed of the order in which the replies of an item are shown."""
+
+    @property
+    def id(self) -> str:
+        """Hash of the settings. An answer has another meaning if the settings are different."""
+        return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,16 @@ class Submission:
     note: str = ""
     seconds: float | None = None
     """Time that the annotator needed."""
+    settings_id: str | None = None
+    """`LabelSettings.id` of the page that showed the item; None if it cannot be outdated."""
+
+
+def turn_text(turn: Message) -> str:
+    """Return the text of a message that an annotator sees, with its reasoning and tool calls."""
+    parts = [turn.get("reasoning_content"), turn["content"]]
+    calls = turn.get("tool_calls")
+    parts.append(json.dumps(calls, ensure_ascii=False, indent=1) if calls else "")
+    return "\n\n".join(part for part in parts if part)
 
 
 class LabelingSession:
@@ -146,18 +165,23 @@ class LabelingSession:
 
         Raises:
             InvalidLabel: The answer is not possible in this mode, or the item is unknown.
-            ConflictingLabel: The item has a label with a different answer, or the id is not that of
-                the item's next label.
+            ConflictingLabel: The item has a label with a different answer, the label was undone,
+                the id is not that of the item's next label, or the page has other settings.
             OSError: The label could not be written.
         """
         if submission.item_id not in self._items:
             raise InvalidLabel("the item is not in this queue")
+        if submission.settings_id not in (None, self.settings.id):
+            raise ConflictingLabel("the server was restarted with other settings; reload the page")
         item = self._items[submission.item_id]
         with self._lock:
             answer = self._answer_columns(submission, item)
             saved = self._row_with_id(submission.label_id)
             if saved is not None:
-                if any(saved.get(key) != value for key, value in answer.items()):
+                if submission.label_id in undone_ids(self._own_rows()):
+                    raise ConflictingLabel("this label was undone; label the item again")
+                given = answer | {"item_id": item.item_id}
+                if any(saved.get(key) != value for key, value in given.items()):
                     raise ConflictingLabel("the item has a different label; undo it first")
                 return submission.label_id
             if submission.label_id != self._task(item).label_id:

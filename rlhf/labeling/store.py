@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from rlhf.common.files import add_path_to_write_errors, flush_to_disk, json_line, read_log
-from rlhf.data.labels import LABEL_COLUMNS
+from rlhf.common.numbers import is_number
+from rlhf.config.labeling import LabelMode
+from rlhf.data.labels import LABEL_COLUMNS, MAX_RATING, MODE_COLUMNS, is_rating
 from rlhf.errors import UserError
 
 try:
@@ -60,7 +62,9 @@ class LabelFile:
 
         Raises:
             OSError: The row could not be written; the file is unchanged.
+            UserError: The file was deleted or replaced since it was opened.
         """
+        self._check_in_place()
         row = {"label_id": row["label_id"], **row}  # see `_ROW_START`
         data = json_line(row).encode()
         size = os.fstat(self._file.fileno()).st_size
@@ -75,6 +79,19 @@ class LabelFile:
                 os.truncate(self._file.fileno(), size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.rows.append(row)
+
+    def _check_in_place(self) -> None:
+        """Check that the path still names the open file; a row in another file would be lost.
+
+        Raises:
+            UserError: The file was deleted or replaced.
+        """
+        try:
+            is_same = os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise UserError(f"{self.path} was deleted or replaced; start rlhf label again")
 
     def close(self) -> None:
         """Close the file, which ends the lock."""
@@ -130,11 +147,59 @@ def check_label_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Check that the rows of a file are labels.
 
     Raises:
-        UserError: A row does not have the columns of a label.
+        UserError: A row does not have the columns of a label, or a value of the wrong type.
     """
     for number, row in enumerate(rows, start=1):
-        needed = LABEL_COLUMNS - {"prompt"} if row.get("undoes") else LABEL_COLUMNS
-        if missing := sorted(needed - row.keys()):
-            raise UserError(
-                f"{path}, row {number} is not a label (no {missing[0]}); give another file"
-            )
+        if reason := _why_not_a_label(row):
+            raise UserError(f"{path}, row {number} is not a label ({reason}); give another file")
+
+
+def _why_not_a_label(row: Mapping[str, Any]) -> str:
+    """Return the reason why a row is not a label, or "" if it is one."""
+    needed = LABEL_COLUMNS - {"prompt"} if row.get("undoes") else LABEL_COLUMNS
+    if missing := sorted(needed - row.keys()):
+        return f"no {missing[0]}"
+    for name in ("label_id", "item_id", "annotator"):
+        if not isinstance(row[name], str):
+            return f"{name} is not a text"
+    mode = row["mode"]
+    if mode not in MODE_COLUMNS:
+        return "unknown mode"
+    if row.get("undoes"):
+        return ""
+    if not (row.get("seconds") is None or is_number(row["seconds"])):
+        return "seconds is not a number"
+    if not _is_conversation(row["prompt"]):
+        return "prompt is not a list of messages"
+    return "" if row.get("skipped") else _why_not_an_answer(row)
+
+
+def _why_not_an_answer(row: Mapping[str, Any]) -> str:
+    """Return what is wrong with the columns of a label's mode, or "" if nothing is."""
+    mode: LabelMode = row["mode"]
+    for name in MODE_COLUMNS[mode]:
+        if name != "margin" and row.get(name) is None:
+            return f"no {name}"
+    replies = [row[name] for name in ("response_a", "response_b", "completion") if name in row]
+    if mode == "rankings":
+        if not isinstance(row["replies"], list) or not isinstance(row["ranks"], list):
+            return "replies or ranks are not a list"
+        if len(row["replies"]) != len(row["ranks"]) or not all(map(is_number, row["ranks"])):
+            return "ranks are not a number for each reply"
+        replies = row["replies"]
+    if not all(map(_is_conversation, replies)):
+        return "a reply is not a list of messages"
+    if mode == "pairs" and row["winner"] not in ("a", "b", "tie"):
+        return "winner is not a, b or tie"
+    if mode == "ratings" and not is_rating(row["rating"]):
+        return f"rating is not a whole number from 0 to {MAX_RATING}"
+    return ""
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(turn, Mapping)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+        for turn in value
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlhf.labeling.session import (
     LabelSettings,
     Submission,
     Task,
+    turn_text,
 )
 
 Read = Callable[[str], str]
@@ -45,7 +47,7 @@ def label_in_terminal(
             progress = session.progress()
             done = progress.labeled + progress.skipped
             write(f"\nItem {done + 1} of {progress.total}")
-            write(escape_invisible(task_text(task)))
+            write(task_text(task))
         try:
             line = read("> ").strip()
             if line == "q":
@@ -92,18 +94,21 @@ def pair_answers(strengths: int) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def task_text(task: Task) -> str:
-    """Return the prompt and the replies as text."""
-    parts = ["\n".join(f"[{turn['role']}] {turn['content']}" for turn in task.item.prompt)]
+    """Return the prompt and the replies as text without control codes.
+
+    All lines of the data are indented, so that no text looks like the title of a reply.
+    """
+    parts = [_turns_text(task.item.prompt, with_role=True)]
     for place, index in enumerate(task.order, start=1):
         title = f"Reply {place}" if len(task.order) > 1 else "Reply"
-        parts.append(f"--- {title} ---\n{_reply_text(task.item.replies[index])}")
+        reply = task.item.replies[index]
+        parts.append(f"--- {title} ---\n{_turns_text(reply, with_role=len(reply) > 1)}")
     return "\n\n".join(parts)
 
 
-def _reply_text(reply: Sequence[Message]) -> str:
-    if len(reply) == 1:
-        return reply[0]["content"]
-    return "\n".join(f"[{turn['role']}] {turn['content']}" for turn in reply)
+def _turns_text(turns: Sequence[Message], *, with_role: bool) -> str:
+    texts = [(f"[{turn['role']}] " if with_role else "") + turn_text(turn) for turn in turns]
+    return textwrap.indent(escape_invisible("\n".join(texts)), "  ")
 
 
 def _undo(session: LabelingSession, write: Callable[[str], Any]) -> None:
@@ -131,9 +136,9 @@ def _answer(line: str, settings: LabelSettings, read: Read) -> dict[str, Any]:
         for key, _, answer in pair_answers(settings.strengths):
             if line == key:
                 return answer
-    elif settings.mode == "ratings" and line.isdecimal():
+    elif settings.mode == "ratings" and _is_short_number(line):
         return {"rating": int(line)}
-    elif settings.mode == "rankings" and all(word.isdecimal() for word in line.split()):
+    elif settings.mode == "rankings" and all(map(_is_short_number, line.split())):
         best_first = [int(word) for word in line.split()]
         if sorted(best_first) == list(range(1, len(best_first) + 1)):
             return {"ranks": [best_first.index(n) + 1 for n in range(1, len(best_first) + 1)]}
@@ -143,3 +148,7 @@ def _answer(line: str, settings: LabelSettings, read: Read) -> dict[str, Any]:
             lines.append(text)
         return {"completion": "\n".join(lines)}
     raise InvalidLabel(f"{line!r} is not an answer:\n{help_text(settings)}")
+
+
+def _is_short_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 9

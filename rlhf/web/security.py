@@ -7,6 +7,7 @@ checks of the ``Host`` and ``Origin`` headers and the token refuse such requests
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,8 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 """Names of this machine in the ``Host`` header of a request to a loopback address."""
 MAX_BODY_BYTES = 4 * 2**20
 """Default limit of the body of a request."""
+MAX_BODY_SECONDS = 30.0
+"""Time in which a client has to send the body of a request."""
 
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -179,7 +182,7 @@ class _TokenCheck:
 
 
 class _BodyLimit:
-    """Refuses bodies above a size limit, whether or not the request states its size.
+    """Refuses bodies above a size limit or a time limit, whether or not a request states its size.
 
     The body is read before the application is called, so that the response of a refusal does not
     depend on how far the application is.
@@ -193,19 +196,25 @@ class _BodyLimit:
             await self._app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "0")
-        body = bytearray()
-        more = True
-        while more and len(body) <= self._max_bytes and _is_at_most(length, self._max_bytes):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        if more or len(body) > self._max_bytes:
-            reason = f"the request is larger than {self._max_bytes} bytes"
-            await self._refusal(413, reason)(scope, receive, send)
+        if not _is_at_most(length, self._max_bytes):
+            await self._too_large(scope, receive, send)
             return
-        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
+        try:
+            async with asyncio.timeout(MAX_BODY_SECONDS):
+                body = await self._read(receive)
+        except TimeoutError:
+            reason = f"the body was not complete after {MAX_BODY_SECONDS:.0f} seconds"
+            await self._refusal(408, reason)(scope, receive, send)
+            return
+        except asyncio.CancelledError:  # the time limit of the shutdown has passed
+            await self._refusal(503, "the server stops")(scope, receive, send)
+            return
+        if body is None:  # the client has closed the connection
+            return
+        if len(body) > self._max_bytes:
+            await self._too_large(scope, receive, send)
+            return
+        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
         async def receive_whole() -> Message:
             nonlocal whole
@@ -213,6 +222,22 @@ class _BodyLimit:
             return message or await receive()
 
         await self._app(scope, receive_whole, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Return the body, or its start if it is too large; None if the client disconnects."""
+        body = bytearray()
+        more = True
+        while more and len(body) <= self._max_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        return bytes(body)
+
+    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reason = f"the request is larger than {self._max_bytes} bytes"
+        await self._refusal(413, reason)(scope, receive, send)
 
 
 def _is_at_most(length: str, max_bytes: int) -> bool:
@@ -223,7 +248,8 @@ def _is_at_most(length: str, max_bytes: int) -> bool:
 def _name_of(host: str) -> str:
     """Return the host name in a ``Host`` header, or "" if the header is malformed."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(f"//{host}")
+        return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
     except ValueError:
         return ""
 

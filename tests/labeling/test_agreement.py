@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_kappa_is_zero_by_chance_one_for_equal_and_undefined_for_one_category():
     assert cohen_kappa([0, 1, 1], [0, 1, 1]) == 1
     assert np.isnan(cohen_kappa([0, 0], [0, 0]))
     assert cohen_kappa([0, 1], [1, 0]) == pytest.approx(-1)
+
+
+def test_a_kappa_without_variation_has_no_interval():
+    prompts = list(range(30))
+    for second, value in (("a" * 29 + "b", 0.0), ("a" * 30, None)):
+        kappa = cohen_kappa_interval("a" * 30, second, prompts)
+        assert math.isnan(kappa.value) if value is None else kappa.value == value
+        assert math.isnan(kappa.low)
+        assert kappa.needs
 
 
 def test_quadratic_kappa_of_a_hand_worked_table():
@@ -97,7 +107,10 @@ def label(item: int, annotator: str, winner: str, **more) -> dict:
     key = f"{item}-{annotator}"
     row = {"label_id": key, "item_id": str(item), "mode": "pairs", "annotator": annotator}
     prompt = [{"role": "user", "content": f"Question {item}"}]
-    return row | {"prompt": prompt, "winner": winner, "shown_first": "a"} | more
+    replies = {
+        side: [{"role": "assistant", "content": side}] for side in ("response_a", "response_b")
+    }
+    return row | replies | {"prompt": prompt, "winner": winner, "shown_first": "a"} | more
 
 
 def write_two_files(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from rlhf.cli.main import main
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
+from rlhf.data.labels import label_id_of
 from rlhf.data.load import load
 from tests.labeling.helpers import good_choice, lines, open_session, pair_rows, ranking_rows
 from tests.labeling.helpers import submission as submit_to
@@ -190,11 +191,12 @@ def test_files_of_other_projects_are_read(tmp_path: Path, capsys, form, content,
 def test_broken_files_are_one_line(tmp_path: Path, capsys, content: str, message: str):
     source = tmp_path / "theirs.json"
     source.write_text(content)
-    words = ["labels", "import", str(source), "--format", "argilla"]
-    assert main([*words, "--output", str(tmp_path / "labels.jsonl")]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors
-    assert errors.count("\n") == 1
+    for form in ("argilla", "label-studio"):
+        words = ["labels", "import", str(source), "--format", form]
+        assert main([*words, "--output", str(tmp_path / "labels.jsonl")]) == 2
+        errors = capsys.readouterr().err
+        assert message.replace("argilla", form) in errors
+        assert errors.count("\n") == 1
     assert not (tmp_path / "labels.jsonl").exists()
 
 
@@ -204,3 +206,110 @@ def test_wrong_endings_are_one_line(tmp_path: Path, capsys):
         words = ["labels", "export", str(file), "--path", str(tmp_path / name), "--format", form]
         assert main(words) == 2
         assert "must end in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ENDINGS)
+def test_check_items_stay_check_items(tmp_path: Path, capsys, form: str):
+    """After an export and an import, the answer to a check is not training data."""
+    file, back = label_all(tmp_path / "work", "pairs"), tmp_path / "back.jsonl"
+    rows = lines(file)
+    checked = [row for row in rows if row.get("winner") == "b"][-1]
+    write_jsonl(file, [row | {"gold": "a"} if row is checked else row for row in rows])
+    exported = str(tmp_path / ENDINGS[form])
+    assert main(["labels", "export", str(file), "--path", exported, "--format", form]) == 0
+    assert main(["labels", "import", exported, "--format", form, "--output", str(back)]) == 0
+    gold = [(row["item_id"], row["annotator"], row["gold"]) for row in lines(back) if "gold" in row]
+    assert gold == [(checked["item_id"], checked["annotator"], "a")]
+    assert "1 check item" in load(DataSpec(str(back)), "preference", seed=None).summary()
+
+
+def annotation_of(**values: Any) -> list[dict[str, Any]]:
+    """A task of Label Studio with these values of its controls."""
+    results = [{"from_name": name, "value": value} for name, value in values.items()]
+    return [{"data": {"prompt": "Q"}, "annotations": [{"result": results, "lead_time": "soon"}]}]
+
+
+def strength_of(value: Any) -> list[dict[str, Any]]:
+    """A record of Argilla with this strength."""
+    responses = {"preference": "response_b", "strength": value}
+    return [
+        {
+            "fields": {"prompt": "Q", "response_a": "x", "response_b": "y"},
+            "responses": {
+                name: [{"value": answer, "user_id": "1"}] for name, answer in responses.items()
+            },
+        }
+    ]
+
+
+def test_texts_of_label_studio_may_be_no_list(tmp_path: Path):
+    source, labels = tmp_path / "theirs.json", tmp_path / "labels.jsonl"
+    source.write_text(json.dumps(annotation_of(completion={"text": "yes"}, note={"text": "no"})))
+    words = ["labels", "import", str(source), "--format", "label-studio", "--output", str(labels)]
+    assert main(words) == 0
+    (row,) = lines(labels)
+    assert (row["completion"][0]["content"], row["note"]) == ("yes", "no")
+    assert "seconds" not in row
+
+
+def test_a_strength_is_a_number(tmp_path: Path, capsys):
+    source, labels = tmp_path / "theirs.json", tmp_path / "labels.jsonl"
+    words = ["labels", "import", str(source), "--format", "argilla", "--output", str(labels)]
+    for value in (float("nan"), -1, [1], "much"):
+        source.write_text(json.dumps(strength_of(value)))
+        assert main(words) == 2
+        assert "strength is" in capsys.readouterr().err
+    source.write_text(json.dumps(strength_of("2")))
+    assert main(words) == 0
+    assert lines(labels)[0]["margin"] == 2
+
+
+def test_the_annotator_of_a_dataset_of_labels_can_be_changed(tmp_path: Path):
+    file, back = label_all(tmp_path / "work", "pairs"), tmp_path / "back.jsonl"
+    write_jsonl(file, [row for row in lines(file) if row["annotator"] == "ann"])
+    exported = str(tmp_path / "labels.parquet")
+    assert main(["labels", "export", str(file), "--path", exported, "--format", "datasets"]) == 0
+    words = ["labels", "import", exported, "--format", "datasets", "--output", str(back)]
+    assert main([*words, "--annotator", "crowd"]) == 0
+    rows = lines(back)
+    assert [row["label_id"] for row in rows] == [
+        label_id_of("crowd", row["item_id"]) for row in rows
+    ]
+
+
+def test_messages_of_a_dataset_have_no_nulls(tmp_path: Path):
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+    called = [{"role": "assistant", "content": "", "tool_calls": calls}]
+    rows = [{"prompt": "Q", "chosen": called, "rejected": "no"}, *pair_rows(1)]
+    session = open_session(tmp_path / "work", rows=rows)
+    while (task := session.next_task()) is not None:
+        session.submit(submit_to(task, {"choice": "first"}))
+    session._file.close()
+    file, back = tmp_path / "work" / "labels.jsonl", tmp_path / "back.jsonl"
+    exported = str(tmp_path / "labels.parquet")
+    assert main(["labels", "export", str(file), "--path", exported, "--format", "datasets"]) == 0
+    words = ["labels", "import", exported, "--format", "datasets", "--output", str(back)]
+    assert main(words) == 0
+    assert lines(back) == lines(file)
+
+
+@pytest.mark.parametrize("form", ["argilla", "label-studio"])
+def test_messages_that_lose_their_tool_calls_are_counted(tmp_path: Path, capsys, form: str):
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    rows = [{"prompt": "Q", "chosen": [{"role": "assistant", "content": "a", "tool_calls": calls}]}]
+    session = open_session(tmp_path, rows=[rows[0] | {"rejected": "b"}])
+    session.submit(submit_to(session.next_task(), {"choice": "tie"}))
+    session._file.close()
+    words = ["labels", "export", str(tmp_path / "labels.jsonl"), "--format", form]
+    assert main([*words, "--path", str(tmp_path / "out.json")]) == 0
+    assert "1 with reasoning or tool calls (exported without them)" in capsys.readouterr().out
+
+
+def test_only_the_folder_of_a_dataset_is_replaced(tmp_path: Path, capsys):
+    file = label_all(tmp_path / "work", "pairs")
+    words = ["labels", "export", str(file), "--format", "datasets", "--overwrite", "--path"]
+    assert main([*words, str(tmp_path / "work")]) == 2
+    assert "is a folder without a dataset" in capsys.readouterr().err
+    assert file.exists()
+    for _ in range(2):
+        assert main([*words, str(tmp_path / "dataset")]) == 0

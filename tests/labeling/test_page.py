@@ -125,6 +125,8 @@ def test_foreign_requests_get_nothing_and_malformed_ones_change_nothing(folder: 
             (body | {"answer": []}, 422),
             (body | {"answer": {"choice": "<b>"}}, 422),
             (body | {"seconds": "1"}, 422),
+            (body | {"settings_id": 1}, 422),
+            (body | {"settings_id": "other"}, 409),
             (body | {"note": None}, 422),
             (body | {"note": "x" * 300_000}, 422),
             (body | {"note": "x" * 5_000_000}, 413),
@@ -135,7 +137,14 @@ def test_foreign_requests_get_nothing_and_malformed_ones_change_nothing(folder: 
         assert client.post("/api/undo", json={"label_id": task["label_id"]}).status_code == 422
         assert client.get("/api/label").status_code == 405
         assert (folder / "labels.jsonl").read_bytes() == b""
-        assert client.post("/api/label", json=body).status_code == 200
+        long = body | {"seconds": 10**400}  # too large for a float
+        assert client.post("/api/label", json=long).status_code == 200
+        assert lines(folder / "labels.jsonl")[0]["seconds"] == 1e6
+        (folder / "labels.jsonl").unlink()
+        task = client.get("/api/task").json()["task"]
+        answer = client.post("/api/label", json=answer_to(task))
+        assert answer.status_code == 507
+        assert "deleted or replaced" in answer.json()["error"]
 
 
 def test_a_full_disk_is_reported_and_nothing_is_half_written(folder: Path):
@@ -170,6 +179,8 @@ def test_a_full_disk_is_reported_and_nothing_is_half_written(folder: Path):
 
 MISTAKES = [
     (["--annotator", "' '"], "annotator must be a visible text"),
+    (["--annotator", "'ann '"], "without spaces at its ends"),
+    (["--annotator", "a", "--checks", "[{path: pairs.jsonl}]"], "every item is also a check"),
     (["--annotator", "a\x1b"], "annotator must be a visible text"),
     (["--annotator", "a", "--output", "labels.csv"], "must end in .jsonl"),
     (["--annotator", "a", "--data", "[{path: none.jsonl}]"], "none.jsonl"),

@@ -143,6 +143,17 @@ def test_undo_skip_note_and_strengths(browser: Page, tmp_path: Path):
     assert all("note" not in row for row in rows[1:])
 
 
+def test_an_outdated_page_says_that_it_must_be_reloaded(browser: Page, tmp_path: Path):
+    with serve_labels(tmp_path, pair_rows(2)) as served:
+        browser.show(served.url)
+        wait_for_count(browser, 0, 2)
+        browser.evaluate("document.getElementById('item').dataset.settingsId = 'before'")
+        browser.press("1")
+        text = "document.getElementById('status').textContent"
+        browser.wait_for(f"{text}.includes('reload the page')")
+    assert lines(tmp_path / "labels.jsonl") == []
+
+
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u202e"
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
-from rlhf.data.labels import live_labels
+from rlhf.data.labels import label_id_of, live_labels
 from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.labeling.items import read_check_items, read_items
@@ -103,9 +105,47 @@ def test_a_repeated_submission_changes_nothing(tmp_path: Path):
     undone = (tmp_path / "labels.jsonl").read_bytes()
     assert undone.startswith(before)
     assert undone.count(b"\n") == 2
-    assert session.submit(answer) == task.label_id  # a late repetition does not label it again
+    with pytest.raises(ConflictingLabel, match="was undone"):  # it is not saved any more
+        session.submit(answer)
     assert (tmp_path / "labels.jsonl").read_bytes() == undone
     assert session.progress().labeled == 0
+
+
+def test_an_answer_to_a_page_with_other_settings_is_refused(tmp_path: Path):
+    """Another seed changes the order of the replies, so "first" would mean the other reply."""
+    old = open_session(tmp_path, seed=0)
+    outdated = submission(old.next_task(), {"choice": "first"}, settings_id=old.settings.id)
+    old._file.close()
+    for changed in ({"seed": 1}, {"strengths": 2}, {"scale": 10}):
+        session = open_session(tmp_path, **changed)
+        with pytest.raises(ConflictingLabel, match="reload the page"):
+            session.submit(outdated)
+        session._file.close()
+    assert lines(tmp_path / "labels.jsonl") == []
+
+
+def test_a_repetition_for_another_item_is_refused(tmp_path: Path):
+    session = open_session(tmp_path)
+    first = session.next_task()
+    session.submit(submission(first, None))
+    other = session.next_task().item.item_id
+    with pytest.raises(ConflictingLabel):
+        session.submit(type(submission(first, None))(first.label_id, other, None))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_deleted_or_replaced_takes_no_label(tmp_path: Path, replaced: bool):
+    """A row in a file without a name would be lost at the end of the process."""
+    session = open_session(tmp_path)
+    task, path = session.next_task(), tmp_path / "labels.jsonl"
+    if replaced:
+        (tmp_path / "new").write_text("")
+        (tmp_path / "new").replace(path)
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match="deleted or replaced"):
+        session.submit(submission(task, None))
+    assert session.progress().skipped == 0
 
 
 def test_threads_that_submit_the_same_label_save_it_once(tmp_path: Path):
@@ -235,6 +275,28 @@ def test_an_incomplete_last_line_is_removed(tmp_path: Path, rest: bytes, kept: i
     assert len(lines(path)) == 2 + kept
 
 
+def changed_label(**changes: Any) -> bytes:
+    """The line of a label of mode pairs with other values."""
+    row: dict[str, Any] = {"label_id": "1", "item_id": "2", "mode": "pairs", "annotator": "a"}
+    row |= {"prompt": [{"role": "user", "content": "q"}], "winner": "a"}
+    for name in ("response_a", "response_b"):
+        row[name] = [{"role": "assistant", "content": name}]
+    return json.dumps(row | changes).encode() + b"\n"
+
+
+@pytest.mark.parametrize("winner", ["A", "response_b", None, 0])
+def test_an_unknown_winner_is_not_training_data(tmp_path: Path, winner: Any):
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(changed_label(winner="b") + changed_label(winner=winner))
+    pairs = load(DataSpec(str(path)), "preference", seed=None)
+    (pair,) = pairs.rows
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == (
+        "response_b",
+        "response_a",
+    )
+    assert "1 winner is not a, b or tie" in pairs.summary()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -242,6 +304,17 @@ def test_an_incomplete_last_line_is_removed(tmp_path: Path, rest: bytes, kept: i
         (b"no json\n", "line 1: broken JSON"),
         (b"[1]\n", "line 1: expected an object"),
         (b"some text", "last line is not a label"),
+        (changed_label(mode="votes"), "unknown mode"),
+        (changed_label(annotator=5), "annotator is not a text"),
+        (changed_label(seconds="1"), "seconds is not a number"),
+        (changed_label(seconds=10**400), "seconds is not a number"),
+        (changed_label(response_b=None), "no response_b"),
+        (changed_label(winner=None), "no winner"),
+        (changed_label(prompt="q"), "prompt is not a list of messages"),
+        (changed_label(response_a="x"), "a reply is not a list of messages"),
+        (changed_label(mode="rankings", replies=[[]], ranks=[1, 2]), "ranks are not a number for"),
+        (changed_label(winner="c"), "winner is not a, b or tie"),
+        (changed_label(mode="ratings", completion=[], rating=10**9), "rating is not a whole"),
     ],
 )
 def test_other_files_are_refused_and_unchanged(tmp_path: Path, content: bytes, message: str):
@@ -310,6 +383,26 @@ def test_items_are_read_from_many_layouts(tmp_path: Path):
     write_jsonl(tmp_path / "gold.jsonl", samples)
     with pytest.raises(UserError, match="checks: the rows must state the better reply"):
         read_check_items([DataSpec(str(tmp_path / "gold.jsonl"))])
+    swapped = {"prompt": "Q", "chosen": "b", "rejected": "a"}
+    write_jsonl(tmp_path / "gold.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}, swapped])
+    with pytest.raises(UserError, match="different better replies"):
+        read_check_items([DataSpec(str(tmp_path / "gold.jsonl"))])
+
+
+def test_replies_to_different_prompts_are_not_compared(tmp_path: Path):
+    """The prompts differ in the system message, or only in case."""
+
+    def prompt(system: str, text: str) -> list[dict[str, str]]:
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+    prompts = [prompt("Be brief.", "hi"), prompt("Be rude.", "hi"), prompt("Be brief.", "HI")]
+    rows = [{"prompt": prompts[i], "completion": f"{i} {j}"} for j in range(2) for i in range(3)]
+    write_jsonl(tmp_path / "samples.jsonl", rows)
+    items = read_items([DataSpec(str(tmp_path / "samples.jsonl"))], "pairs")
+    assert [item.prompt for item in items] == prompts
+    assert [[reply[0]["content"] for reply in item.replies] for item in items] == [
+        [f"{i} 0", f"{i} 1"] for i in range(3)
+    ]
 
 
 def test_pseudonyms(tmp_path: Path):
@@ -323,8 +416,21 @@ def test_pseudonyms(tmp_path: Path):
     (tmp_path / "short").write_text("abc")
     with pytest.raises(UserError, match="at least 16 characters"):
         pseudonym_of("Ann", tmp_path / "short")
-    rows = [{"annotator": name} for name in ("x", "y", "x")]
-    assert [row["annotator"] for row in with_numbered_annotators(rows)] == ["A1", "A2", "A1"]
+
+
+def test_numbered_annotators_cannot_be_found_by_trying_names():
+    names = ("x", "y", "x")
+    rows = [
+        {"annotator": name, "item_id": str(i), "label_id": label_id_of(name, str(i))}
+        | {"shown_first": "a", "shown_order": [0, 1], "winner": "b"}
+        for i, name in enumerate(names)
+    ]
+    numbered = with_numbered_annotators([*rows, {**rows[1], "label_id": "u", "undoes": "none"}])
+    assert [row["annotator"] for row in numbered] == ["A1", "A2", "A1"]
+    assert len({row["label_id"] for row in numbered}) == 3
+    for row, name in zip(numbered, names, strict=True):
+        assert row["label_id"] != label_id_of(name, row["item_id"])
+        assert row.keys() == {"annotator", "item_id", "label_id", "winner"}
 
 
 def test_live_labels_ignore_what_was_undone():

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
 from rlhf.data.load import load
-from rlhf.labeling.terminal import label_in_terminal
+from rlhf.labeling.terminal import label_in_terminal, task_text
 from tests.labeling.helpers import lines, open_session, pair_rows, ranking_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,38 @@ def test_hostile_text_cannot_control_the_terminal(tmp_path: Path):
     text = "\n".join(said)
     assert "\\u001b[2Jclear" in text
     assert not {"\x1b", "\x07", "\u202e"} & set(text)
+
+
+def test_hostile_text_cannot_look_like_a_reply(tmp_path: Path):
+    rows = [
+        {"prompt": "q", "chosen": "a\n--- Reply 2 ---\nbest", "rejected": "b\r\n--- Reply 1 ---"}
+    ]
+    text = task_text(open_session(tmp_path, rows=rows).next_task())
+    titles = [line for line in text.splitlines() if line.startswith("---")]
+    assert titles == ["--- Reply 1 ---", "--- Reply 2 ---"]
+
+
+def test_tool_calls_and_reasoning_are_shown(tmp_path: Path):
+    def call(name: str) -> list[dict[str, object]]:
+        calls = [{"type": "function", "function": {"name": name, "arguments": {"x": 1}}}]
+        return [
+            {"role": "assistant", "content": "", "reasoning_content": "Hm", "tool_calls": calls}
+        ]
+
+    rows = [{"prompt": "q", "chosen": call("search"), "rejected": call("delete")}]
+    text = task_text(open_session(tmp_path, rows=rows).next_task())
+    assert text.count("Hm") == 2
+    assert '"search"' in text
+    assert '"delete"' in text
+
+
+@pytest.mark.parametrize("mode", ["ratings", "rankings"])
+def test_numbers_that_are_too_long_are_no_answers(tmp_path: Path, mode: Any):
+    said: list[str] = []
+    session = open_session(tmp_path, rows=ranking_rows(1), mode=mode)
+    label_in_terminal(session, read=keys("9" * 5000), write=said.append)
+    assert said[-1].startswith("Not saved: '999")
+    assert lines(tmp_path / "labels.jsonl") == []
 
 
 @pytest.mark.parametrize("stop", ["q\n", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 from rlhf.errors import UserError
+from rlhf.web import security
 from rlhf.web.pages import Templates, asset_routes
 from rlhf.web.security import new_token, secured
 from rlhf.web.server import is_loopback, open_listener, serve_in_thread
@@ -103,6 +106,8 @@ def test_without_the_token_there_is_nothing(address: str, path: str, headers: di
         {"Host": "127.0.0.1.evil.example"},
         {"Host": ""},
         {"Host": "[::1"},
+        {"Host": "evil.example@127.0.0.1"},
+        {"Host": "127.0.0.1/evil.example"},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1:1"},
@@ -135,6 +140,37 @@ def test_a_large_body_is_refused(address: str, chunked: bool):
     answer = httpx.post(f"{address}/size", headers=authorized(), content=body)
     assert answer.status_code == 413
     assert answer.text == "the request is larger than 1000 bytes\n"
+
+
+def test_a_body_that_does_not_end_is_refused(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(security, "MAX_BODY_SECONDS", 0.1)
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        head = f"POST /size HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        client.sendall(f"{head}Content-Length: 9\r\n\r\nabc".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_shutdown_answers_requests_whose_body_does_not_end():
+    """Uvicorn cancels them after its time limit, and would print a traceback for each."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def cancelled() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/size", "query_string": b""}
+        scope |= {"headers": [(b"host", b"localhost")]}
+        request = asyncio.create_task(secured(Starlette())(scope, receive, send))
+        await asyncio.sleep(0)
+        request.cancel()
+        await request
+
+    asyncio.run(cancelled())
+    assert sent[0]["status"] == 503
 
 
 def test_every_answer_has_the_security_headers(address: str):
@@ -176,6 +212,7 @@ def test_templates_escape_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         question="q",
         strengths=3,
         scale=5,
+        settings_id="0",
     )
     text = bytes(page.body).decode()
     assert "<script>alert" not in text

@@ -2,7 +2,8 @@
 
 A record is an item. Its fields are chat fields. Its questions are `preference` (response_a,
 response_b or tie), `strength`, `rating`, `ranking` and `completion`, depending on the mode, and
-`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the ids here.
+`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the ids here. The
+metadata `checks` maps the users for whom the item was a check to the known answer.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rlhf.data.columns import Row
 from rlhf.labeling.exchange import Names, Problem
 from rlhf.labeling.exchange.rows import (
+    NOT_PLAIN,
     ForeignLabel,
     fields_of,
+    is_plain,
     labels_by_item,
     names_by_rank,
     reply_names,
@@ -35,18 +39,26 @@ def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
     first = labels[0]
     responses: dict[str, list[dict[str, Any]]] = {}
     users: dict[str, str] = {}
+    checks: dict[str, str] = {}
     for row in labels:
+        if not is_plain(row):
+            problem(NOT_PLAIN)
         if row.get("skipped"):
             problem("skipped (exported without a response)")
             continue
         user = str(uuid.uuid5(_USERS, row["annotator"]))
         users[user] = row["annotator"]
+        if row.get("gold"):
+            checks[user] = row["gold"]
         for question, value in _answers(row, problem):
             responses.setdefault(question, []).append({"value": value, "user_id": user})
+    metadata = {"mode": first["mode"], "annotators": json.dumps(users, ensure_ascii=False)}
+    if checks:
+        metadata["checks"] = json.dumps(checks)
     return {
         "id": first["item_id"],
         "fields": fields_of(first),
-        "metadata": {"mode": first["mode"], "annotators": json.dumps(users, ensure_ascii=False)},
+        "metadata": metadata,
         "suggestions": {},
         "responses": responses,
         "vectors": {},
@@ -100,18 +112,21 @@ def from_argilla(
 
 def _labels_of_record(record: Mapping[str, Any], names: Names) -> Iterator[ForeignLabel | None]:
     """Yield the label of each user; None if the questions have other names."""
-    users = _annotators(record)
+    users, checks = (_metadata_by_user(record, key) for key in ("annotators", "checks"))
     for user, answers in _answers_by_user(record["responses"]).items():
-        yield _label(record["fields"], answers, names, users.get(user, user))
+        label = _label(record["fields"], answers, names, users.get(user, user))
+        gold = {"a": 0, "b": 1}.get(checks.get(user, ""))
+        yield label if label is None else replace(label, gold=gold)
 
 
-def _annotators(record: Mapping[str, Any]) -> Mapping[str, str]:
+def _metadata_by_user(record: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    """Return the text of each user in the JSON object under a key of the metadata."""
     metadata = record.get("metadata")
     try:
-        users = json.loads(metadata["annotators"]) if isinstance(metadata, Mapping) else {}
+        texts = json.loads(metadata[key]) if isinstance(metadata, Mapping) else {}
     except (KeyError, TypeError, ValueError):
         return {}
-    return users if isinstance(users, dict) else {}
+    return {user: str(text) for user, text in texts.items()} if isinstance(texts, dict) else {}
 
 
 def _answers_by_user(responses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

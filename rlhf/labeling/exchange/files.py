@@ -23,6 +23,8 @@ from rlhf.labeling.exchange import Names
 from rlhf.labeling.exchange.argilla import from_argilla, to_argilla
 from rlhf.labeling.exchange.label_studio import from_label_studio, to_label_studio
 from rlhf.labeling.exchange.rows import ForeignLabel, label_row
+from rlhf.labeling.pseudonyms import with_other_annotator
+from rlhf.labeling.store import check_label_rows
 
 _TO = {"argilla": to_argilla, "label-studio": to_label_studio}
 _FROM = {"argilla": from_argilla, "label-studio": from_label_studio}
@@ -74,7 +76,8 @@ def import_labels(
             exported labels or with preference pairs.
         form: Format of the file.
         names: Name of a field or question in this toolkit -> its name in the file.
-        annotator: Annotator of the labels; for `datasets` with pairs, which do not name one.
+        annotator: Annotator of all labels; None for the annotators in the file. Pairs of `datasets`
+            do not name one.
 
     Returns:
         The labels, and reason -> number of labels that cannot be read.
@@ -116,14 +119,31 @@ def _with_annotator(label: ForeignLabel, annotator: str) -> ForeignLabel:
     return replace(label, annotator=annotator)
 
 
+def _without_nulls(row: Row) -> dict[str, Any]:
+    """Return a label without the nulls with which Arrow fills missing columns and message keys."""
+    present = {name: value for name, value in row.items() if value is not None}
+    for name in {"prompt", "response_a", "response_b", "completion"} & present.keys():
+        present[name] = _messages_without_nulls(present[name])
+    if "replies" in present:
+        present["replies"] = [_messages_without_nulls(reply) for reply in present["replies"]]
+    return present
+
+
+def _messages_without_nulls(messages: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{key: part for key, part in turn.items() if part is not None} for turn in messages]
+
+
 def _dataset_labels(
     path: str, names: Names, annotator: str | None
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
     spec = DataSpec(path, columns=dict(names) or None)
     table = read_rows(spec)
     if columns_of(table) >= LABEL_COLUMNS:
-        for row in table:  # Arrow fills columns that a label does not have with null
-            yield {name: value for name, value in row.items() if value is not None}
+        rows = [_without_nulls(row) for row in table]
+        check_label_rows(Path(path), rows)
+        if annotator is not None:
+            rows = [with_other_annotator(row, annotator) for row in live_labels(rows)]
+        yield from rows
         return
     if annotator is None:
         raise UserError(f"{path}: the pairs do not name an annotator; set --annotator")

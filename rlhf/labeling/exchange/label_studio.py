@@ -11,7 +11,14 @@ from typing import Any
 from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
 from rlhf.labeling.exchange import Names, Problem
-from rlhf.labeling.exchange.rows import ForeignLabel, fields_of, labels_by_item, names_by_rank
+from rlhf.labeling.exchange.rows import (
+    NOT_PLAIN,
+    ForeignLabel,
+    fields_of,
+    is_plain,
+    labels_by_item,
+    names_by_rank,
+)
 
 _PARAGRAPHS = (
     '<Paragraphs name="{0}" value="${0}" layout="dialogue" nameKey="role" textKey="content"/>'
@@ -66,7 +73,7 @@ def to_label_studio(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any
     """Return one task for each item, with one annotation for each label.
 
     Label Studio assigns imported annotations to the user who imports them, because its users are
-    others; the key `annotator` keeps the id.
+    others; the key `annotator` keeps the id. The key `gold` keeps the known answer of a check item.
     """
     tasks = []
     for number, labels in enumerate(labels_by_item(rows), start=1):
@@ -94,6 +101,8 @@ def _data(row: Row) -> dict[str, Any]:
 
 
 def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
+    if not is_plain(row):
+        problem(NOT_PLAIN)
     results = [] if row.get("skipped") else _results(row)
     if results is None:
         problem("with tied ranks (not exported)")
@@ -106,6 +115,7 @@ def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
         "was_cancelled": bool(row.get("skipped")),
         "created_at": row.get("time") or None,
         "lead_time": row.get("seconds"),
+        "gold": row.get("gold"),
     }
     return {key: value for key, value in annotation.items() if value is not None}
 
@@ -151,8 +161,9 @@ def from_label_studio(
         problem: Counts the labels that are not read.
     """
     for task in tasks:
-        data, annotations = task.get("data"), task.get("annotations")
-        if not isinstance(data, Mapping) or not isinstance(annotations, Sequence):
+        is_task = isinstance(task, Mapping)
+        data, annotations = (task.get(key) if is_task else None for key in ("data", "annotations"))
+        if not isinstance(data, Mapping) or not isinstance(annotations, list):
             problem("task without data and annotations")
             continue
         for annotation in annotations:
@@ -183,7 +194,7 @@ def _label(
     common: dict[str, Any] = {
         "annotator": _annotator(annotation),
         "prompt": field("prompt"),
-        "note": "\n".join(value("note", "text") or []),
+        "note": "\n".join(_texts(value("note", "text"))),
         "seconds": annotation.get("lead_time"),
         "time": annotation.get("created_at") or "",
         "skipped": bool(annotation.get("was_cancelled")),
@@ -195,7 +206,10 @@ def _label(
             return None
         winner = {"left": 0, "right": 1}.get(side)
         margin = value("strength", "rating")
-        return ForeignLabel("pairs", **common, replies=pair, winner=winner, margin=margin)
+        gold = {"a": 0, "b": 1}.get(annotation.get("gold", ""))
+        return ForeignLabel(
+            "pairs", **common, replies=pair, winner=winner, margin=margin, gold=gold
+        )
     if isinstance(replies := field("replies"), list):
         ranks = _ranks(value("ranking", "ranker"), replies, names.get("ranking", "ranking"))
         bodies = [reply["body"] for reply in replies]
@@ -205,10 +219,15 @@ def _label(
         known = rating is not None or common["skipped"]
         reply = [field("completion")]
         return ForeignLabel("ratings", **common, replies=reply, rating=rating) if known else None
-    written = value("completion", "text")
+    written = _texts(value("completion", "text"))
     if written or common["skipped"]:
-        return ForeignLabel("demonstrations", **common, replies=written or [])
+        return ForeignLabel("demonstrations", **common, replies=written)
     return None
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts of a text area: a list of texts, or one text."""
+    return [value] if isinstance(value, str) else [str(text) for text in value or []]
 
 
 def _annotator(annotation: Mapping[str, Any]) -> str:

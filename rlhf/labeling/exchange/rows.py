@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.common.conversation import Conversation
+from rlhf.common.numbers import is_number
 from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
 from rlhf.data.conversation import as_conversation, checked_prompt, split_reply_from_prompt
-from rlhf.data.labels import in_canonical_order, item_id_of, label_id_of, live_labels
+from rlhf.data.formats import parse_number
+from rlhf.data.labels import (
+    MAX_RATING,
+    in_canonical_order,
+    is_rating,
+    item_id_of,
+    label_id_of,
+    live_labels,
+)
 from rlhf.data.messages import RowDropped
 
 
@@ -26,10 +35,13 @@ class ForeignLabel:
     """The replies: texts or messages; the written reply for mode demonstrations."""
     winner: int | None = None
     """For pairs, the index of the better reply; None for a tie."""
-    margin: float | None = None
+    margin: float | str | None = None
+    """Strength of the preference, a number or its text."""
     rating: int | None = None
     ranks: Sequence[int] = ()
     """For rankings, the rank of each reply; 1 is the best."""
+    gold: int | None = None
+    """For a check item, the index of the reply that should be chosen."""
     skipped: bool = False
     note: str = ""
     seconds: float | None = None
@@ -42,14 +54,14 @@ def label_row(label: ForeignLabel) -> dict[str, Any]:
     The id depends on the annotator and the item, so a label that is imported twice has the same id.
 
     Raises:
-        RowDropped: The prompt or a reply is not valid.
+        RowDropped: The prompt, a reply, the rating or the strength is not valid.
     """
     prompt = checked_prompt(as_conversation(label.prompt, set()))
     replies = [split_reply_from_prompt(prompt, reply, set())[1] for reply in label.replies]
     if any(reply == other for i, reply in enumerate(replies) for other in replies[:i]):
         raise RowDropped("equal replies")
-    if label.mode == "ratings" and not label.skipped and not isinstance(label.rating, int):
-        raise RowDropped("rating is not a whole number")
+    if label.mode == "ratings" and not label.skipped and not is_rating(label.rating):
+        raise RowDropped(f"rating is not a whole number from 0 to {MAX_RATING}")
     ordered = in_canonical_order(replies)
     shown = [] if label.mode == "demonstrations" else ordered
     item_id = item_id_of(prompt, shown)
@@ -61,7 +73,8 @@ def label_row(label: ForeignLabel) -> dict[str, Any]:
         "time": label.time,
         "prompt": prompt,
     }
-    optional = {"seconds": label.seconds, "note": label.note, "skipped": label.skipped}
+    seconds = label.seconds if is_number(label.seconds) else None
+    optional = {"seconds": seconds, "note": str(label.note), "skipped": label.skipped}
     row |= {name: value for name, value in optional.items() if value}
     return row | _mode_columns(label, replies, ordered)
 
@@ -72,12 +85,19 @@ def _mode_columns(
     match label.mode:
         case "pairs":
             columns: dict[str, Any] = dict(zip(("response_a", "response_b"), ordered, strict=True))
+            if label.gold is not None:
+                columns["gold"] = "ab"[ordered.index(replies[label.gold])]
             if label.skipped:
                 return columns
             if label.winner is None:
                 return columns | {"winner": "tie", "margin": 0}
             columns["winner"] = "ab"[ordered.index(replies[label.winner])]
-            return columns | ({} if label.margin is None else {"margin": label.margin})
+            if label.margin is None:
+                return columns
+            margin = parse_number(label.margin, "strength")
+            if margin < 0:
+                raise RowDropped("strength is negative")
+            return columns | {"margin": margin}
         case "ratings":
             columns = {"completion": replies[0]}
             return columns if label.skipped else columns | {"rating": label.rating}
@@ -101,6 +121,17 @@ def labels_by_item(rows: Iterable[Row]) -> list[list[Row]]:
 def plain_messages(conversation: Conversation) -> list[dict[str, str]]:
     """Return the messages with role and content only, which other tools can show."""
     return [{"role": turn["role"], "content": turn["content"]} for turn in conversation]
+
+
+NOT_PLAIN = "with reasoning or tool calls (exported without them)"
+"""Problem of labels that are not `is_plain`."""
+
+
+def is_plain(row: Row) -> bool:
+    """Return whether the messages of a label have no more than role and content."""
+    names = ("prompt", "response_a", "response_b", "completion")
+    conversations = [*(row[name] for name in names if name in row), *row.get("replies", ())]
+    return all(turn.keys() <= {"role", "content"} for turns in conversations for turn in turns)
 
 
 def fields_of(row: Row) -> dict[str, list[dict[str, str]]]:

@@ -53,7 +53,9 @@ async function request(path, body) {
   if (response.status === 401 || response.status === 403) {
     throw new Error("The server was restarted. Open the address that it printed.");
   }
-  const content = await response.json();
+  const content = await response.json().catch(() => ({
+    error: response.status === 413 ? "The text is too long." : `The server answered ${response.status}.`,
+  }));
   if (!response.ok) { throw Object.assign(new Error(content.error), { status: response.status }); }
   return content;
 }
@@ -121,6 +123,7 @@ function submit(answer) {
         answer,
         note: element("note").value,
         seconds: (performance.now() - shownAt) / 1000,
+        settings_id: settings.settingsId,
       });
     } catch (error) {
       if (error.status === 409) { await showNext(); }
