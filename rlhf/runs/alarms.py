@@ -56,6 +56,10 @@ BUNDLE = "halted"
 halted the run."""
 
 
+NUM_HEALTHY_RUNS = 100
+"""Number of the runs of `benchmarks.alarm_rate`."""
+
+
 @dataclass(frozen=True)
 class Alarm:
     """A row of the table of alarms."""
@@ -71,15 +75,13 @@ class Alarm:
     action "halt"."""
     false_alarms: int = 0
     """Measured number of healthy runs of `benchmarks.alarm_rate` with this alarm."""
-    healthy_runs: int = 100
-    """Number of healthy runs in which it was measured."""
 
     @property
     def false_alarm_interval(self) -> tuple[float, float]:
         """The 95% interval of the rate of false alarms (Clopper and Pearson 1934)."""
         from scipy.special import betaincinv
 
-        count, total = self.false_alarms, self.healthy_runs
+        count, total = self.false_alarms, NUM_HEALTHY_RUNS
         low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
         high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
         return float(low), float(high)
@@ -87,8 +89,6 @@ class Alarm:
 
 _UPDATE = "each update, before it is applied"
 _LAST_5 = "the last 5 logged steps"
-_ONE_SEED = 36
-"""Number of the healthy online runs with one of the two seeds."""
 ALARMS: dict[AlarmName, Alarm] = {
     "not_finite": Alarm(
         "a loss, gradient norm, log-probability, reward, advantage, KL coefficient or weight is "
@@ -186,52 +186,44 @@ ALARMS: dict[AlarmName, Alarm] = {
         "all episodes of a step have the same score, and the reward did not rise",
         "each of the last 10 logged steps",
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "saturated": Alarm(
         "at least 95% of the episodes are solved",
         "the first 5 logged steps",
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "unsolved": Alarm(
         "no episode is solved, and the reward did not rise",
         "each of the last 20 logged steps",
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "equal_groups": Alarm(
         "the scores are equal within at least 90% of the groups, but differ between groups, and "
         "the reward did not rise",
         "the last 10 logged steps",
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "dominant_reward": Alarm(
         "one term of the score has at least 99% of its variance, and another term also varies",
         "each of the last 5 logged steps",
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "low_effective_sample": Alarm(
         "the effective sample size of the sampled tokens is below half of their number",
         _LAST_5,
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "clipped": Alarm(
         "the importance ratio is clipped for more than 90% of the tokens with a positive, or with"
         " a negative, advantage",
         "the last 10 logged steps",
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
     "length_drift": Alarm(
         "the mean number of sampled tokens per episode is at most half or at least twice its mean "
         "over the first 5 logged steps, and the reward did not rise",
         _LAST_5,
         "warn",
-        healthy_runs=_ONE_SEED,
     ),
 }
 
@@ -269,7 +261,7 @@ def false_alarm_text(name: AlarmName) -> str:
     alarm = ALARMS[name]
     low, high = alarm.false_alarm_interval
     return (
-        f"alarm {name}: raised in {alarm.false_alarms} of {alarm.healthy_runs} healthy runs, 95% "
+        f"alarm {name}: raised in {alarm.false_alarms} of {NUM_HEALTHY_RUNS} healthy runs, 95% "
         f"interval {low:.1%} to {high:.1%}"
     )
 
