@@ -10,9 +10,11 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from rlhf.cli.table import run_command
 from rlhf.errors import UserError
-from tests.export.conftest import export
-from tests.helpers.training import save_model
+from rlhf.runs.inputs import fingerprint
+from tests.export.conftest import LORA, export, short
+from tests.helpers.training import offline_tree, save_model, sft_rows, write_rows
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -77,6 +79,20 @@ def test_targets_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     assert "is a file" in refusal(model, tmp_path / "file" / "a" / "b")
     assert "link to nothing" in refusal(model, tmp_path / "link")
+
+
+def test_earlier_runs_with_adapters_are_found_after_a_move(tmp_path: Path):
+    runs, moved = tmp_path / "runs", tmp_path / "moved"
+    base, rows = save_model(runs / "base"), write_rows(runs / "rows.jsonl", sft_rows(24))
+    for name, start in (("first", base), ("second", runs / "first" / "final")):
+        tree = short(offline_tree(runs / name, start, rows))
+        run_command("sft", tree | {"model": {"path": str(start), "lora": LORA}})
+    before = fingerprint(runs / "first" / "final")
+    runs.rename(moved)
+    assert fingerprint(moved / "first" / "final") == before
+    card = (export(moved / "second", tmp_path / "export") / "README.md").read_text()
+    assert "| first | rlhf sft |" in card
+    assert "| second | rlhf sft | the result of first |" in card
 
 
 @pytest.mark.parametrize("content", ["", '{"peft_type": ', "[1]", "{}"])
