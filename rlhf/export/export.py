@@ -49,6 +49,7 @@ def export_model(config: ExportConfig) -> Export:
     target = Path(config.target).expanduser()
     evaluations = read_evaluations(config.evaluations)
     _check_target(target, overwrite=config.overwrite)
+    _check_inputs_are_kept(target, source, config)
     if config.gguf is not None:
         gguf.check_programs(config.gguf)
     if config.onnx:
@@ -78,11 +79,37 @@ def export_model(config: ExportConfig) -> Export:
 def _check_target(target: Path, *, overwrite: bool) -> None:
     """Check that the target does not exist, or is an earlier export that may be replaced."""
     if not target.exists():
+        if target.is_symlink():
+            raise UserError(f"{target} is a link to nothing: remove it, or choose another folder")
+        above = next(folder for folder in target.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise UserError(f"{target}: {above} is a file: choose another folder")
         return
     if not overwrite:
         raise UserError(f"{target} exists already: choose another folder, or set overwrite")
     if not (target / MARKER_FILE).is_file():
         raise UserError(f"{target} is not an export, so it is not replaced: choose another folder")
+
+
+def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConfig) -> None:
+    """Check that the export does not replace or change a folder that it reads.
+
+    Raises:
+        UserError: The target is an input, contains one, or is in the folder of the model.
+    """
+    programs = [config.gguf.converter, config.gguf.quantizer] if config.gguf else []
+    given = [path for path in (*config.evaluations, *programs) if path is not None]
+    written = target.resolve()
+    for path in (*source.local_inputs, *(Path(path).expanduser() for path in given)):
+        if path.resolve().is_relative_to(written):
+            raise UserError(
+                f"{target} would replace {path}, which the model or the export needs: choose "
+                "another folder"
+            )
+    if written.is_relative_to(source.folder.resolve()):
+        raise UserError(
+            f"{target} is in the folder of the model, {source.folder}: choose another folder"
+        )
 
 
 def _check_conversions(folder: Path, config: ExportConfig) -> None:

@@ -93,7 +93,9 @@ def _run(command: list[str], target: Path, key: str) -> None:
         UserError: The program cannot be started, fails, or writes no file.
     """
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="backslashreplace", check=False
+        )
     except OSError as error:
         raise UserError(f"{key}: {command[0]} cannot be started ({error.strerror})") from error
     if result.returncode or not target.is_file():

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from rlhf.common.text import mask_secrets
+from rlhf.common.text import SECRET_KEY, SECRET_MASK, mask_secrets
 
 _PATH_IN_TEXT = re.compile(
-    r"(?<![\w.:/\\<~-])"  # neither a URL, nor a fraction, nor the end tag of HTML
+    r"(?<![\w./\\<~-])"  # neither a URL, nor a fraction, nor the end tag of HTML
     r"(?:file://)?"
     r"(?:~[^\s/\\]*[/\\]|[A-Za-z]:[\\/]|/[^\s/'\"`<>|,;()\[\]{}]+/|\\\\)"
     r"(?:[^\s/\\'\"`<>|,;()\[\]{}]+[/\\])*"
@@ -70,5 +70,7 @@ def public_tree(tree: Any, local: Collection[str], key: str = "") -> Any:
         ]
     if not isinstance(tree, str):
         return tree
+    if tree and SECRET_KEY.fullmatch(key.rpartition(".")[2]):
+        return SECRET_MASK
     is_path = key in local or ("\n" not in tree and _ABSOLUTE.match(tree) is not None)
     return public_name(tree) if is_path else public_text(tree)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +77,17 @@ class ModelSource:
     def is_adapter(self) -> bool:
         """Whether the folder contains a LoRA adapter, which is merged."""
         return is_adapter(self.folder)
+
+    @property
+    def local_inputs(self) -> list[Path]:
+        """Existing folders that the model needs: its own, its runs, and those they started from."""
+        folders = [self.folder, *(stage.record.directory for stage in self.stages)]
+        starts = [_model_path(stage.record.config) for stage in self.stages]
+        if self.is_adapter:
+            settings = read_mapping_or_empty(self.folder / CONFIG_FILE)
+            starts.append(str(settings.get("base_model_name_or_path") or ""))
+        folders += [Path(start).expanduser() for start in starts if start]
+        return [folder for folder in folders if folder.exists()]
 
     @property
     def run(self) -> Stage | None:
@@ -193,6 +203,6 @@ def _adapter_base(folder: Path) -> str | None:
     """Return the Hub id of the base model of an adapter; None if the base is a local folder."""
     if not is_adapter(folder) or (folder / "base").is_dir():
         return None
-    settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = read_mapping_or_empty(folder / CONFIG_FILE)
     name = str(settings.get("base_model_name_or_path") or "")
     return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None

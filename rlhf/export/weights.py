@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
 from rlhf.common.files import add_path_to_write_errors
+from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.models.adapters import is_adapter
 from rlhf.models.hub import check_model_files
@@ -87,7 +88,7 @@ def _remove_keys(path: Path, keys: tuple[str, ...]) -> None:
     """Remove keys from a JSON file, which is not written if it has none of them."""
     if not path.is_file():
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_mapping_or_empty(path)
     if content.keys() & set(keys):
         kept = {key: value for key, value in content.items() if key not in keys}
         path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

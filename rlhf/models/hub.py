@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlhf.common.files import sha256_of
 from rlhf.common.names import did_you_mean
+from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError, first_line
 
 
@@ -116,8 +117,9 @@ def check_model_files(folder: str) -> None:
     Adapters cannot be merged into quantized weights without changing the model's outputs.
 
     Raises:
-        UserError: config.json is not a JSON object, a weight file is damaged, or the weights are
-            quantized. The message names the file or the quantization format.
+        UserError: config.json is not a JSON object, adapter_config.json is not that of an adapter,
+            a weight file is damaged, or the weights are quantized. The message names the file or
+            the quantization format.
     """
     path = Path(folder) / "config.json"
     try:
@@ -126,6 +128,9 @@ def check_model_files(folder: str) -> None:
         config = None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object, so the folder is not a saved model")
+    adapter = Path(folder) / "adapter_config.json"
+    if adapter.exists() and "peft_type" not in read_mapping_or_empty(adapter):
+        raise UserError(f"{adapter} has no peft_type, so the folder is not a saved adapter")
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method and method not in SUPPORTED_QUANTIZATION:
         raise UserError(

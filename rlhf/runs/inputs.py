@@ -88,7 +88,7 @@ def fingerprint(path: Path) -> str:
 
     The digest of a folder includes the relative paths and the contents of its files, except hidden
     files. The digest of a folder with an adapter also includes the base model, if the base model is
-    in a local folder outside this folder.
+    in a local folder. It does not change if both folders are moved together.
     """
     if path.is_file():
         return _file_fingerprint(path)
@@ -129,8 +129,15 @@ def _adapter_base_folder(folder: Path) -> Path | None:
     if not file.is_file():
         return None
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    inside = base and not Path(base).is_absolute() and (folder / base).is_dir()
-    return None if not base or inside or not Path(base).is_dir() else Path(base)
+    if not base:
+        return None
+    if not Path(base).is_absolute() and (folder / base).is_dir():
+        return None
+    # A run names its copy of the base by an absolute path, which is wrong after the run is moved.
+    name, recorded = Path(base).name, Path(base)
+    copies = (folder / name, recorded, folder.parent / name)
+    candidates = copies if recorded.is_absolute() else (recorded,)
+    return next((path for path in candidates if path.is_dir()), None)
 
 
 def _path_exists(value: str) -> bool:

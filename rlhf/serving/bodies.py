@@ -24,6 +24,9 @@ MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
 MAX_ALTERNATIVES = 20
 """Maximum number of most likely tokens at each position."""
 
+MAX_DEPTH = 32
+"""Maximum depth of lists and objects in conversations. Rewards copy the messages recursively."""
+
 B = TypeVar("B", bound="Body")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -57,13 +60,15 @@ def _text(value: str) -> str:
     return value
 
 
-def _check_texts(value: Any) -> None:
-    """Raise ValueError if plain data contain text that cannot be encoded in UTF-8."""
+def _check_texts(value: Any, depth: int = 0) -> None:
+    """Raise ValueError if plain data contain text that is not UTF-8, or are nested too deeply."""
     if isinstance(value, str):
         _text(value)
     elif isinstance(value, dict | list):
+        if depth == MAX_DEPTH:
+            raise ValueError(f"lists and objects must be nested at most {MAX_DEPTH} deep")
         for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            _check_texts(item)
+            _check_texts(item, depth + 1)
 
 
 def _stop_strings(value: Any) -> list[str]:

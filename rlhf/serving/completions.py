@@ -214,5 +214,8 @@ def _first_pieces(generation: Generation, heads: Sequence[Piece], samples: int) 
 
 
 def _event(content: dict[str, Any]) -> bytes:
-    """Return an event of a stream (server-sent events)."""
-    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"
+    """Return an event of a stream (server-sent events).
+
+    Other characters than ASCII are escaped, because clients split events at Unicode's line ends.
+    """
+    return b"data: " + json.dumps(content).encode() + b"\n\n"

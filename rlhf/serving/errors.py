@@ -45,7 +45,7 @@ class ApiError(Exception):
             "error": {
                 "message": mask_secrets(escape_invisible(self.message)),
                 "type": _TYPES.get(self.status, default),
-                "param": escape_invisible(self.param) if self.param else None,
+                "param": mask_secrets(escape_invisible(self.param)) if self.param else None,
                 "code": self.code,
             }
         }

@@ -114,9 +114,14 @@ def prompt_piece(text: str, ids: Sequence[int], scored: NewTokens | None, tokeni
     if scored is None:
         return Piece(text, is_prompt=True)
     decoder, offsets, position = TextDecoder(tokenizer), [], 0
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
     for token in ids:
         offsets.append(position)
-        position += len(decoder.append([token]))
+        decoded = decoder.append([token])
+        name = special.get(token, "")
+        if not decoded and text.startswith(name, position):
+            decoded = name  # a special token that the client wrote in the text
+        position += len(decoded)
     alternatives = [[], *scored.alternatives] if scored.alternatives else []
     logprobs = [None, *scored.logprobs]
     return Piece(text, list(ids), logprobs, alternatives, offsets, is_prompt=True)

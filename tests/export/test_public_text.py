@@ -29,6 +29,7 @@ REPLACED = {
     "file:///home/ann/rows.jsonl": "rows.jsonl",
     "('/home/ann/rows.jsonl')": "('rows.jsonl')",
     "/home/ann/code.py:score": "code.py:score",
+    "PYTHONPATH:/home/ann/lib": "PYTHONPATH:lib",
     "token hf_abcdefghijklmnopqrstuvwx": "token ***",
 }
 
@@ -55,12 +56,12 @@ def test_configurations():
         "model": {"path": "runs/sft/final"},
         "data": [{"path": "owner/name"}, {"path": "/home/a b/rows of ann.jsonl", "limit": 3}],
         "separator": "\n\n",
-        "env": {"kwargs": {"folder": "/srv/games/x"}},
+        "env": {"kwargs": {"folder": "/srv/games/x", "password": "hunter22", "api_token": ""}},
     }
     expected = {
         "model": {"path": "sft"},
         "data": [{"path": "owner/name"}, {"path": "rows of ann.jsonl", "limit": 3}],
         "separator": "\n\n",
-        "env": {"kwargs": {"folder": "x"}},
+        "env": {"kwargs": {"folder": "x", "password": "***", "api_token": ""}},
     }
     assert public_tree(tree, {"model.path"}) == expected

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
-from rlhf.commands.generate import completions
 from rlhf.config.rollout import RolloutSpec
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.completions import completions
 from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model
 from tests.serving.conftest import Running, running
 
@@ -201,6 +203,24 @@ def test_an_echo_can_be_streamed(tiny):
         assert text == whole.text
         tokens = [token for choice in own for token in choice.logprobs.tokens]
         assert tokens == whole.logprobs.tokens
+
+
+def test_offsets_of_an_echoed_prompt_count_special_tokens_in_its_text(tiny: Running):
+    body = {"model": "tiny", "prompt": "a<|end|>bc", "echo": True, "logprobs": 0, "max_tokens": 1}
+    _, reply = tiny.post("/v1/completions", body)
+    choice = reply["choices"][0]
+    assert choice["text"].startswith("a<|end|>bc")
+    assert choice["logprobs"]["tokens"][:4] == ["a", "<|end|>", "b", "c"]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 8, 9, 10]
+
+
+def test_line_ends_of_unicode_do_not_split_the_events_of_a_stream(tiny: Running):
+    prompt = "a\u2028b\u2029c\x85d"
+    body = {"model": "tiny", "prompt": prompt, "echo": True, "max_tokens": 1, "stream": True}
+    with httpx.stream("POST", tiny.listener.url("/v1/completions"), json=body) as reply:
+        lines = [line for line in reply.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["text"] == prompt
 
 
 def test_end_tokens(tiny):

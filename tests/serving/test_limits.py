@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -263,6 +264,15 @@ def test_pages_of_other_sites_get_nothing(tiny):
     body = {"model": "tiny", "prompt": "a"}
     refused(tiny, 403, "/v1/completions", body, Origin="http://evil.example")
     refused(tiny, 403, "/v1/completions", body, Host="evil.example")
+
+
+def test_an_error_does_not_contain_the_key(tiny, monkeypatch):
+    monkeypatch.setenv("RLHF_API_KEY", "secret-key-of-a-server")
+    body = {"model": "secret-key-of-a-server", "prompt": "a"}
+    for wrong in (body, {**body, "x-secret-key-of-a-server": 1}):
+        status, error = tiny.post("/v1/completions", wrong)
+        assert status in (400, 404)
+        assert "secret-key" not in json.dumps(error)
 
 
 def test_a_template_that_refuses_messages_is_a_mistake_of_the_client(tiny, monkeypatch):

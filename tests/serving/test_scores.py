@@ -73,6 +73,19 @@ def test_wrong_requests_for_scores_are_refused():
         assert model["id"] == "reward"
 
 
+@pytest.mark.parametrize("depth", [40, 500, 900])
+def test_deeply_nested_messages_are_refused(depth: int):
+    nested = "[" * depth + "]" * depth
+    body = (
+        '{"model": "reward", "conversations": [[{"role": "user", "content": "a", "answer": %s}]]}'
+    )
+    with running(reward=load_rewards([{"kind": "length"}])) as server:
+        status, error = server.post("/v1/score", (body % nested).encode())
+        assert status == 400
+        assert "nested at most 32" in error["error"]["message"]
+        assert server.post("/v1/score", (body % ("[" * 20 + "]" * 20)).encode())[0] == 200
+
+
 def test_a_served_model_is_a_judge():
     model, tokenizer = tiny_model(context=512)
     with running(model, tokenizer) as server:

@@ -246,7 +246,8 @@ def _limits(content: CardContent) -> str:
     source = content.source
     lines = []
     for stage in source.stages:
-        lines += [public_text(warning) for warning in run_warnings(stage.record)]
+        warnings = run_warnings(stage.record, with_false_alarms=False)
+        lines += [public_text(warning) for warning in warnings]
         if not stage.record.finished:
             lines.append(f"{stage.name}: the run was not finished when the model was exported.")
     if source.run is not None:
