@@ -116,7 +116,7 @@ def defaults_in_force(shown: dict[str, str], given: Tree, printed: Tree) -> dict
     def in_force(key: str) -> bool:
         *section, _ = key.split(".")
         parent = value_at(printed, ".".join(section)) if section else printed
-        recorded = key not in ("resume", "overwrite")  # these open the directory
+        recorded = key not in ("resume", "overwrite", "allow_changes")  # of the directory
         return recorded and isinstance(parent, dict) and value_at(given, key) is None
 
     return {key: text for key, text in shown.items() if in_force(key)}

@@ -1,6 +1,7 @@
 """Episodes: how they start, end and are counted; replies come from a script or a tiny model."""
 
 import copy
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -178,7 +179,9 @@ def test_temperature_can_be_overridden():
 
 def test_env_failure_names_seed():
     engine = FakeEngine("fail")
-    with pytest.raises(UserError, match=r"seed 41: RuntimeError: broken$") as error:
+    with pytest.raises(
+        UserError, match=r"seed 41: RuntimeError: broken \(rollouts\.py:\d+\)"
+    ) as error:
         collect_one(engine, seed=41)
     assert isinstance(error.value.__cause__, RuntimeError)
 
@@ -195,7 +198,9 @@ def test_failures_can_be_counted():
     seeds = range(8)
     odd = [s for s in seeds if np.random.default_rng(s).integers(1000) % 2]
     rollouts = lenient.collect(episode_seeds(*seeds))
-    assert lenient.workers.calls.failures == {"environment: RuntimeError: odd": len(odd)}
+    ((reason, count),) = lenient.workers.calls.failures.items()
+    assert re.fullmatch(r"environment: RuntimeError: odd \(test_collect\.py:\d+\)", reason)
+    assert count == len(odd)
     assert odd
     assert [r.seed for r in rollouts] == [s for s in seeds if s not in odd]
     assert [r.group_index for r in rollouts] == [s for s in seeds if s not in odd]
@@ -219,7 +224,9 @@ def test_failed_environment_is_replaced():
     lenient = make_collector(engine, Brittle, errors="count", parallel=1)
     rollouts = lenient.collect(episode_seeds(0, 1, 2, 3))
     assert [r.seed for r in rollouts] == [0, 2, 3]
-    assert lenient.workers.calls.failures == {"environment: RuntimeError: broken for good": 1}
+    ((reason, count),) = lenient.workers.calls.failures.items()
+    assert reason.startswith("environment: RuntimeError: broken for good (test_collect.py:")
+    assert count == 1
     old, new = Tales.made
     assert (old.closed, new.closed) == (True, False)
     assert lenient.envs == [new]

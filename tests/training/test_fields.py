@@ -252,6 +252,7 @@ ELSEWHERE = {
     "output_dir": "test_the_directory_is_the_one_that_was_asked_for",
     "resume": "tests/training/test_resume.py",
     "overwrite": "tests/test_runs.py",
+    "allow_changes": "tests/training/test_changes.py",
     "track": "tests/test_tracking.py",
     "plugins": "tests/test_plugins.py",
     "callbacks": "tests/training/test_callbacks.py",
