@@ -208,7 +208,8 @@ class Runs:
 
 
 UNCOMPARED = (
-    ".lock", ".rlhf", "environment.json", "logs", "trainer_state.json", "time.csv", "optuna.log",
+    ".lock", ".rlhf", "environment.json", "logs", "trainer_state.json", "time.csv", "time.tex",
+    "optuna.log",
 )  # fmt: skip
 """Processes, versions, dates and durations; transformers' own log, which has counters too; and
 Optuna's journal, which has processes and dates (`trials.csv` has its trials)."""
@@ -239,8 +240,8 @@ def content_of(path: Path) -> Any:
         return [without_clock(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".html":
         return None  # drawn from the other files, with dates and durations in many places
-    if path.suffix == ".csv":
-        return [line for line in path.read_text().splitlines() if ",time/" not in line]
+    if path.suffix in (".csv", ".tex"):
+        return [line for line in path.read_text().splitlines() if "time/" not in line]
     return path.read_bytes()
 
 
