@@ -506,7 +506,7 @@ def test_a_killed_server_loses_and_repeats_no_completion(fake, open_engine) -> N
     model, engine = open_engine()
     update(model)
     engine.update_policy(1)
-    fake.traps.delay = 0.1
+    fake.traps.delay = 0.5  # all requests are unanswered when the server ends
     prompts = [[7 + i, 8, 9] for i in range(8)]
     engine.submit([request(i, prompt) for i, prompt in enumerate(prompts)])
     timer = threading.Timer(0.25, fake.restart)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -208,8 +209,7 @@ class Runs:
 
 
 UNCOMPARED = (
-    ".lock", ".rlhf", "environment.json", "logs", "trainer_state.json", "time.csv", "time.tex",
-    "optuna.log",
+    ".lock", ".rlhf", "environment.json", "logs", "trainer_state.json", "time.csv", "optuna.log",
 )  # fmt: skip
 """Processes, versions, dates and durations; transformers' own log, which has counters too; and
 Optuna's journal, which has processes and dates (`trials.csv` has its trials)."""
@@ -240,9 +240,18 @@ def content_of(path: Path) -> Any:
         return [without_clock(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".html":
         return None  # drawn from the other files, with dates and durations in many places
-    if path.suffix in (".csv", ".tex"):
-        return [line for line in path.read_text().splitlines() if "time/" not in line]
+    if path.suffix == ".tex":
+        return None  # made from the CSV table beside it
+    if path.suffix == ".csv":
+        return table_without_clock(list(csv.reader(path.read_text().splitlines())))
     return path.read_bytes()
+
+
+def table_without_clock(rows: list[list[str]]) -> list[list[str]]:
+    """Return a table without the columns and rows of durations."""
+    clock = [name.startswith("time/") for name in rows[0]]
+    kept = [[v for v, drop in zip(row, clock, strict=True) if not drop] for row in rows]
+    return [row for row in kept if not any(value.startswith("time/") for value in row)]
 
 
 def without_clock(value: Any) -> Any:
