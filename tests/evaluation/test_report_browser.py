@@ -3,9 +3,7 @@
 import functools
 import http.server
 import json
-import os
 import re
-import shutil
 import subprocess
 import threading
 from html import unescape
@@ -21,10 +19,10 @@ from rlhf.reward_models import EachReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
 from tests.evaluation.test_hostile_text import pages_of
+from tests.helpers.browser import chromium
 
 pytestmark = pytest.mark.browser
 
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Runs after the page's own script: hovers over the first chart and writes down what it saw.
 _PROBE = """<script nonce="probe">
@@ -67,12 +65,7 @@ addEventListener("load", function () {
 
 @pytest.fixture(scope="session")
 def browser() -> str:
-    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
-    if found is None and os.environ.get("RLHF_REQUIRE_BROWSER") == "1":
-        pytest.fail("RLHF_REQUIRE_BROWSER=1, but no Chromium is installed")
-    if found is None:
-        pytest.skip("no Chromium is installed (apt install chromium)")
-    return found
+    return chromium()
 
 
 @pytest.fixture(scope="module")
