@@ -29,19 +29,17 @@ async function post(path, body) {
   });
 }
 
-// Send a request that changes the conversation, and show the new state.
-async function change(path, body, done) {
+// Send a request if no other one is running, and use the response if it is not an error.
+async function request(path, body, use) {
   if (busy) { return false; }
   setBusy(true);
   try {
     const response = await post(path, body);
-    const data = await response.json();
     if (!response.ok) {
-      setStatus(data.error || "the request failed", true);
+      setStatus((await response.json()).error || "the request failed", true);
       return false;
     }
-    show(data);
-    setStatus(done || "");
+    await use(response);
     return true;
   } catch (error) {
     setStatus("the server does not answer", true);
@@ -51,27 +49,22 @@ async function change(path, body, done) {
   }
 }
 
+// Send a request that changes the conversation, and show the new state.
+function change(path, body, done) {
+  return request(path, body, async function (response) {
+    show(await response.json());
+    setStatus(done || "");
+  });
+}
+
 // Send a request to which the models reply, and show the replies while they are sampled.
-async function generate(path, body) {
-  if (busy) { return false; }
-  setBusy(true);
-  try {
-    const response = await post(path, body);
-    if (!response.ok) {
-      setStatus((await response.json()).error || "the request failed", true);
-      return false;
-    }
+function generate(path, body) {
+  return request(path, body, async function (response) {
     setStatus("The models are replying…");
     const last = await readEvents(response.body.getReader(), startLiveTurn(path, body));
     show(last.state);
     setStatus(last.error || "", Boolean(last.error));
-    return true;
-  } catch (error) {
-    setStatus("the server does not answer", true);
-    return false;
-  } finally {
-    setBusy(false);
-  }
+  });
 }
 
 async function readEvents(reader, showText) {
