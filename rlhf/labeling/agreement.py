@@ -1,4 +1,4 @@
-"""Measure the agreement of annotators, and how each of them labels."""
+"""Measure the agreement of annotators, and summarize the labels of each annotator."""
 
 from __future__ import annotations
 
