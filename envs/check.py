@@ -102,7 +102,9 @@ def _check_spec(make: Callable[[], Env], episodes: int) -> list[str]:
     spec = make().spec
     if spec is None:
         return ["the environment has no id; register it with gymnasium, so that runs can name it"]
-    if callable(spec.entry_point):  # of a plug-in; gymnasium cannot write it, but it is no fault
+    if callable(
+        spec.entry_point
+    ):  # of a plug-in; gymnasium cannot serialize it, which is not an error
         spec = dataclasses.replace(spec, entry_point="module:name")
     try:
         json.loads(spec.to_json())

@@ -191,7 +191,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
         first -= 1
     start, end = tokens[first].start, tokens[last].end
     run = segment[start:end]
-    if tokens[last].prose and run.count("{") > run.count("}"):  # the brace of \\text is no token
+    if tokens[last].prose and run.count("{") > run.count("}"):  # the brace of \\text is not a token
         end += len(segment) - end - len(segment[end:].lstrip("} "))
     _check_text_before_run(segment, tokens, first, run)
     is_quoted = any(mark in segment[:start] for mark in _QUOTE_CHARACTERS)

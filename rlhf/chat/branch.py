@@ -16,19 +16,19 @@ class Branch:
     """The conversation of one model.
 
     It is an episode like those of training: tokens are only appended, and sampled replies keep
-    their tokens. To take something back, the episode is started again, and the replies that stay
-    are given again.
+    their tokens. To remove a message or a reply, the episode is started again, and the remaining
+    replies are added again.
 
     Args:
         policy: The model.
-        partner: Gives the messages that the model replies to.
+        partner: Source of the messages to which the model replies.
     """
 
     def __init__(self, policy: ChatPolicy, partner: Partner) -> None:
         self.policy, self.partner = policy, partner
         self.replies: list[Reply] = []
         self.results: list[StepResult] = []
-        """Results of the replies; the last reply may have none yet."""
+        """Result of each reply. The last reply may not have a result yet."""
         self._episode: Episode | None = None
         self._over = False
 
@@ -40,11 +40,11 @@ class Branch:
         Args:
             seed: Seed of the environment and of sampling.
             sample_index: Index of the sample of this conversation, which also determines sampling.
-            replies: Replies that are given again. Texts are encoded as replies of this model.
+            replies: Replies to add again. Texts are encoded as replies of this model.
 
         Raises:
-            UserError: The environment failed, it ends earlier than before, or the conversation does
-                not fit into the context.
+            UserError: The environment failed or ended its episode earlier than before, or the
+                conversation does not fit into the context.
         """
         self.forget()
         observation, info = self.partner.start(seed)
@@ -128,7 +128,7 @@ class Branch:
             self.results.append(result)
 
     def seen_text(self) -> str:
-        """Return the text that the model sees: its tokens so far, with the special tokens."""
+        """Return the text of all tokens of the conversation, including special tokens."""
         reply = self.replies[-1].completion.tokens if len(self.replies) > len(self.results) else []
         tokenizer: Any = self.policy.collector.chat_format.tokenizer
         return tokenizer.decode([*self.episode.rollout.tokens, *reply])

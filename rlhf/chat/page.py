@@ -1,4 +1,4 @@
-"""The chat as a local page: its API, and the data that the page shows."""
+"""Serve the chat as a local page: the API, and the data that the page displays."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def chat_application(session: ChatSession, *, labels: str | None = None) -> Star
     """Return the application that serves the page.
 
     Args:
-        session: The conversation, which only this application changes from now on.
-        labels: File of the votes, which the page names.
+        session: The conversation. Nothing else may change it while the application runs.
+        labels: Path of the file of votes, which is shown on the page.
     """
     return _ChatServer(session, labels).application()
 
 
 class _ChatServer:
-    """Changes the session on requests of the page, one at a time."""
+    """Handles the requests of the page. One request at a time uses the session."""
 
     def __init__(self, session: ChatSession, labels: str | None) -> None:
         self._session, self._labels = session, labels
@@ -97,7 +97,7 @@ class _ChatServer:
         return self._respond(lambda: JSONResponse(self._state()))
 
     def _get_view(self, request: Request) -> Response:
-        """Respond with the text that a model sees."""
+        """Respond with the text of the tokens of a model."""
 
         def view() -> Response:
             index = self._session.index_of(request.path_params["letter"])
@@ -116,7 +116,7 @@ class _ChatServer:
         )
 
     def _respond(self, make: Callable[[], Response]) -> Response:
-        """Return the response of a function that uses the session, or a refusal."""
+        """Return the response of a function that uses the session, or an error response."""
         if not self._busy.acquire(blocking=False):
             return _refusal(409, BUSY)
         try:
@@ -151,8 +151,8 @@ class _ChatServer:
     def _reply_route(self, change: Callable[[dict[str, Any]], None]) -> Any:
         """Return an endpoint that changes the session and then streams the replies.
 
-        Each line of the response is a JSON object. It has the letter and the text so far of a
-        reply; the last object has the state, and the error if there was one.
+        Each line of the response is a JSON object with the letter of a reply and its text so far.
+        The last object contains the state, and the error if there was one.
         """
 
         async def endpoint(request: Request) -> Response:
@@ -232,7 +232,7 @@ class _ChatServer:
     def _vote(self, body: dict[str, Any]) -> None:
         """Record a vote for the reply with a letter, or a tie if the letter is null.
 
-        The letters of another turn stand for other replies, so a vote on a page that shows an
+        In another turn, the same letter can belong to another model, so a vote from a page with an
         earlier state is refused.
         """
         self._check_last_turn(body)
@@ -246,7 +246,7 @@ class _ChatServer:
         self._session.unvote()
 
     def _check_last_turn(self, body: dict[str, Any]) -> None:
-        """Raise UserError if the body does not name the last turn."""
+        """Raise UserError if the id in the body is not that of the last turn."""
         turns = self._session.turns
         if turns and _text(body, "turn") != turns[-1].turn_id:
             raise UserError("the conversation has changed in another window: reload the page")
@@ -254,7 +254,7 @@ class _ChatServer:
     # -- state --------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        """Return what the page shows, without invisible characters."""
+        """Return the data that the page shows, without invisible characters."""
         session = self._session
         messages = session.branches[0].conversation
         prompt = session.turns[0].prompts[0] if session.turns else messages
@@ -274,7 +274,8 @@ class _ChatServer:
                 "can_generate": session.can_generate,
                 "no_vote_because": session.why_not_voted,
                 "labels": self._labels,
-                "seed": str(session.seed),  # numbers of JavaScript have 53 bits
+                # JavaScript represents integers exactly only up to 2**53.
+                "seed": str(session.seed),
                 "system": session.settings.system or "",
                 "settings": {key: getattr(session.settings, key) for key in SETTINGS},
             }
@@ -325,7 +326,7 @@ def _role_and_content(message: dict[str, Any]) -> dict[str, str]:
 
 
 def _visible(tree: Any) -> Any:
-    """Return plain data whose texts have visible escapes for invisible characters."""
+    """Return a copy of plain data in which invisible characters are escaped."""
     if isinstance(tree, str):
         return escape_invisible(tree)
     if isinstance(tree, dict):

@@ -12,10 +12,10 @@ from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment
 
 
 class Partner(Protocol):
-    """Gives the messages that a model replies to."""
+    """Source of the messages to which a model replies."""
 
     env: gym.Env
-    """Environment whose system message begins the conversation, if it has one."""
+    """Environment. If it has a system message, the conversation begins with it."""
 
     def start(self, seed: int) -> tuple[str, dict[str, Any]]:
         """Start a conversation; return the first message, and the info of the start state."""
@@ -31,7 +31,7 @@ class Partner(Protocol):
 
 
 class UserPartner:
-    """A user, whose messages are in a list that grows.
+    """A user, whose messages are appended to a list.
 
     Args:
         messages: Messages of the user. Other code appends to the list, or removes its last items.

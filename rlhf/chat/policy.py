@@ -1,4 +1,4 @@
-"""Models of a chat: load them, and sample their replies token by token."""
+"""Load the models of a chat, and sample their replies token by token."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rlhf.training.checkpoint import checkpoints_in
 _CHECKPOINT_PATTERNS = ("step-*", "checkpoint-*")
 """Names of the checkpoints of the native engine and of TRL."""
 USER_AS_PARTNER = EnvSpec(prompts=[DataSpec("the messages of the user")])
-"""Placeholder for the source of episodes of a chat with a user, which is not read."""
+"""Placeholder for the source of episodes in a chat with a user. It is never loaded."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply of a model, or of the user in the place of the model."""
+    """A reply of a model, or of the user instead of the model."""
 
     text: str
     completion: Completion
@@ -43,7 +43,7 @@ class ChatPolicy:
     """A model that replies in a chat.
 
     Args:
-        name: Name of the model for people.
+        name: Displayed name of the model.
         collector: Collector of the model, whose methods build its episodes.
         engine: Engine of the collector.
     """
@@ -75,7 +75,7 @@ class ChatPolicy:
         return Reply(self._decode(completion.tokens), completion)
 
     def encode(self, episode: Episode, text: str) -> Reply:
-        """Return a reply with a given text, which is encoded as the reply of this model.
+        """Encode a text as a reply of this model.
 
         Raises:
             UserError: The reply does not fit into the context.
@@ -90,7 +90,7 @@ class ChatPolicy:
                 f"{episode.remaining_tokens} tokens left: shorten it, or start a new conversation"
             )
         request = self.collector.make_request(episode, self.collector.sampling_params())
-        logprobs = [0.0] * len(tokens)  # nothing was sampled
+        logprobs = [0.0] * len(tokens)  # the tokens were not sampled
         version = self.engine.policy_version
         return Reply(text, Completion(request, tokens, logprobs, FinishReason.STOP, version))
 

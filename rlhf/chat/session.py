@@ -1,4 +1,4 @@
-"""A conversation with several models side by side, which the terminal and the page show."""
+"""The state of a chat with several models; the terminal and the page display it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import Reward
 
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
-"""Keys of the sampling settings that can change during a chat."""
+"""Keys of the sampling settings that the user can change during a chat."""
 
 
 @dataclass
@@ -35,14 +35,14 @@ class ChatSession:
 
     policies: Sequence[ChatPolicy]
     env: EnvSpec | None = None
-    """Environment that takes the place of the user; None if the user is the partner."""
+    """Environment that sends the messages; None if the user sends them."""
     seed: int = 0
     reward: Reward | None = None
     """Reward that scores every reply."""
     blind: bool = False
     """Whether the replies of a turn are shown in random order."""
     rng: random.Random = field(default_factory=random.Random)
-    """Generator of the order of the replies."""
+    """Random generator for the order of the replies."""
     on_vote: Callable[[Vote], None] | None = None
     """Function that records a vote before the conversation continues."""
     on_unvote: Callable[[str], None] | None = None
@@ -103,7 +103,7 @@ class ChatSession:
         return self.turns[-1].order if self.turns else list(range(len(self.branches)))
 
     def index_of(self, letter: str) -> int:
-        """Return the index of the model whose reply has a letter on the screen.
+        """Return the index of the model whose reply is shown with a letter.
 
         Raises:
             UserError: No reply has the letter.
@@ -155,8 +155,8 @@ class ChatSession:
         If the generator is closed or fails, the replies of this turn are taken back.
 
         Args:
-            interleaved: Whether the models sample one token in turn. By default, they reply one
-                after another. The replies are the same.
+            interleaved: Whether the models take turns after each token. By default, each model
+                completes its reply before the next one begins. The replies are the same.
 
         Yields:
             The index of a model and the text of its reply so far.
@@ -214,7 +214,7 @@ class ChatSession:
         self._record(index, reply)
 
     def act(self, text: str) -> None:
-        """Reply in the place of all models, in a chat with an environment.
+        """Reply instead of all models, in a chat with an environment.
 
         Raises:
             UserError: The user is the partner, the episode is over, or the environment failed.
@@ -261,7 +261,7 @@ class ChatSession:
     # -- commands -----------------------------------------------------------------------------
 
     def undo_replies(self) -> None:
-        """Take back the replies of the last turn, which the models can then give again."""
+        """Take back the replies of the last turn. The models can then reply again."""
         turn = self.turns.pop()
         self._replay(
             [
@@ -318,7 +318,7 @@ class ChatSession:
         """Start a new conversation with the next seed.
 
         Raises:
-            UserError: The seed is the largest one.
+            UserError: The seed is the largest possible seed.
         """
         self.reset(seed=parse_seed(str(self.seed + 1)))
 
@@ -432,7 +432,7 @@ class ChatSession:
         ]
 
     def _start(self, replies: Sequence[Sequence[Reply | str]]) -> None:
-        """Start all conversations again, and give the replies of each model again."""
+        """Start all conversations again with the given replies of each model."""
         for index, branch in enumerate(self.branches):
             branch.start(
                 self.seed,
@@ -441,7 +441,7 @@ class ChatSession:
             )
 
     def _replay(self, replies: Sequence[Sequence[Reply | str]]) -> None:
-        """Start all conversations again with these replies, or empty them without a message."""
+        """Start all conversations again with these replies; clear them if there is no message."""
         if self.env is None and not self._messages:
             for branch in self.branches:
                 branch.forget()
@@ -450,13 +450,13 @@ class ChatSession:
 
 
 def check_unicode(text: str) -> None:
-    """Raise UserError for a text with half of a surrogate pair, which tokenizers reject."""
+    """Raise UserError for a text with an unpaired surrogate, which tokenizers reject."""
     if not is_utf8_encodable(text):
         raise UserError("the text contains characters that are not valid Unicode")
 
 
 def parse_seed(text: str) -> int:
-    """Return the seed that a text states.
+    """Return the seed in a text.
 
     Raises:
         UserError: The text is not an integer in the range of seeds.

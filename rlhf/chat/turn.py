@@ -37,9 +37,9 @@ class Turn:
     counts: list[int]
     """Number of replies of each model before this turn."""
     turn_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Random id, which tells this turn from one that was taken back."""
+    """Random id, which differs from the ids of turns that were taken back."""
     given_by_user: bool = False
-    """Whether the user gave the reply in the place of the models."""
+    """Whether the user replied instead of the models."""
     vote_id: str | None = None
     """Id of the vote of the user; None before the vote."""
     preferred: int | None = None

@@ -1,4 +1,4 @@
-"""Append the votes of a chat to a file of labels, which is training data."""
+"""Append the votes of a chat to a file of labels, which can be used for training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VoteRecorder:
         self._file, self._annotator = file, annotator
 
     def record(self, vote: Vote) -> None:
-        """Append the pairs of a vote; they are on the disk when this method returns."""
+        """Append the pairs of a vote. They are on disk when this method returns."""
         for row in pair_rows(vote, annotator=self._annotator):
             self._file.append(row)
 

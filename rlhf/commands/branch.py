@@ -49,7 +49,7 @@ _TRAINING_STATE = (
     "schedule.pt",
     "state.json",
 )
-"""Names of the files and folders of a checkpoint that are no part of its model."""
+"""Names of the files and folders of a checkpoint that do not belong to its model."""
 
 
 @dataclass(frozen=True)

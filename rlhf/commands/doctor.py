@@ -43,7 +43,7 @@ class DoctorConfig(CommandConfig):
     """Configuration of `rlhf doctor`."""
 
     model: ModelSpec | None = None
-    """Model that is loaded, to state what is chosen for it. By default, a small Llama with random
+    """Model that is loaded to show the choices for it. By default, a small Llama with random
     weights."""
     json: bool = False
     """Print JSON instead of text."""

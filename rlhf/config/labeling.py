@@ -7,7 +7,7 @@ from typing import Literal
 from rlhf.common.text import escape_invisible
 
 LabelMode = Literal["pairs", "ratings", "rankings", "demonstrations"]
-"""What an annotator gives: a preference, a rating, a ranking, or a reply."""
+"""Kind of labels: preferences, ratings, rankings, or replies written by the annotator."""
 
 LabelOrder = Literal["data", "random", "disagreement", "suspicion"]
 """Order of the items: that of the data, random, by the disagreement of an ensemble of reward

@@ -12,7 +12,7 @@ from rlhf.reward_models.pairs import Pair
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Words whose deletion flips the verdict, or comes closest to it."""
+    """Words whose deletion flips the verdict, or brings the margin closest to 0."""
 
     words: list[Word]
     """The deleted words, in the order in which they were found."""

@@ -56,7 +56,7 @@ def encode_with_parts(
 
     Raises:
         Unscorable: The conversation cannot be rendered, or has no tokens.
-        UserError: The tokenizer cannot tell which characters belong to a token.
+        UserError: The tokenizer does not return the characters of each token.
     """
     ids = reward.encode(conversation)
     if reward.sidecar.scope == "reply":
@@ -92,7 +92,7 @@ def encode_with_parts(
 def _ids_and_offsets(
     tokenizer: PreTrainedTokenizerBase, text: str, *, append_eos: bool
 ) -> tuple[list[int], list[Span | None], str]:
-    """Return the token ids of a rendered text, as `encode_truncated` encodes it, without a limit.
+    """Return the token ids of a rendered text, as `encode_truncated` does, but without truncation.
 
     Returns:
         - The token ids, [T].
@@ -146,7 +146,7 @@ def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
 
 
 def _last_overlapping(offset: Span, spans: Sequence[tuple[Span, Part]]) -> int | None:
-    """Return the index of the last content that has characters of a token; None without one."""
+    """Return the index of the last content that overlaps a token; None if no content does."""
     first, last = offset[0], max(offset[0], offset[1] - 1)
     overlapping = [i for i, ((start, end), _) in enumerate(spans) if first < end and start <= last]
     return overlapping[-1] if overlapping else None
@@ -160,9 +160,9 @@ def _spans_of_parts(
 ) -> list[tuple[Span, Part]]:
     """Return the characters of each message's content in the rendered text.
 
-    The conversation is also rendered with markers in place of the contents. The texts between the
-    markers are those of the template, between which the contents are found in order. Templates may
-    remove white space around a content.
+    The conversation is also rendered with a marker instead of each content. The texts between the
+    markers come from the template, and each content is searched after the text that precedes its
+    marker. The white space around a content is ignored, because templates may remove it.
     """
     contents = [content_text(message.get("content")) for message in conversation]
     markers = [_MARKER.format(i) for i in range(len(conversation))]

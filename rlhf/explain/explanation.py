@@ -24,7 +24,7 @@ PAGE_FILE, JSON_FILE = "explanation.html", "explanation.json"
 
 @dataclass(frozen=True)
 class Explanation:
-    """Explanations of a reward, of a policy, and of what changed between stages of training.
+    """Explanations of a reward, of a policy, and of the differences between stages of training.
 
     A notebook shows the page.
     """

@@ -1,7 +1,7 @@
-"""Measure the faithfulness of attributions: delete the top tokens, and random ones, of each pair.
+"""Measure the faithfulness of attributions by the deletion of tokens.
 
-This is the comprehensiveness of DeYoung et al. 2020 (ERASER, arXiv:1911.03429, section 4.2), with
-random tokens as the baseline.
+The metric is the comprehensiveness of DeYoung et al. 2020 (ERASER, arXiv:1911.03429, section 4.2).
+The baseline is the deletion of random tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRACTIONS = (0.1, 0.2, 0.3)
 
 @dataclass(frozen=True)
 class AttributedText:
-    """A tokenized text, with what is needed to score it after deletions."""
+    """A tokenized text with its attributions, and the constants of its score."""
 
     ids: list[int]
     """Token ids, [T]."""
@@ -48,7 +48,7 @@ class DeletionResult:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Decrease of the margin by deletion, beside a random baseline, with 95% intervals."""
+    """Decrease of the margin by deletion, compared with random deletion, with 95% intervals."""
 
     method: str
     """Attribution method."""
@@ -76,9 +76,8 @@ def measure_faithfulness(
 ) -> Faithfulness:
     """Delete the tokens with the largest attributions to the margin, and random tokens.
 
-    From each of the two replies of a pair, the same number of tokens is deleted at random as was
-    deleted by attribution. The two deletions therefore differ only in the choice of the tokens.
-    Deleted tokens are removed from the input, and the other tokens move together.
+    Both deletions remove the same number of tokens from each reply of a pair, so they differ only
+    in the choice of the tokens. The remaining tokens are joined without a gap.
 
     Args:
         score: The score function.
@@ -119,9 +118,10 @@ def _margin_decreases(
     draws: int,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Return the decreases of the margin by the deletions of each fraction, [F, 1 + draws].
+    """Return the decreases of the margin for each deleted fraction, [F, 1 + draws].
 
-    The first column is that of the tokens with the largest attributions.
+    The first column is for the tokens with the largest attributions, the others are for random
+    tokens.
     """
     deleted = [top_positions(pair, fraction) for fraction in FRACTIONS]
     decreases = np.zeros((len(FRACTIONS), 1 + draws))

@@ -1,4 +1,4 @@
-"""What changed between two stages of training: tokens, layers and norms of weights."""
+"""Compare two stages of training: log-probabilities of tokens, layers and norms of weights."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ class StageDifference:
     logprob_change: Interval
     """Mean change of the log-probability per reply token, in nats."""
     kl: Interval
-    """Mean KL(later || earlier) of the distribution of a reply token, in nats; the mean over
-    replies of the means over their tokens."""
+    """Mean KL(later || earlier) of the distributions of reply tokens, in nats. It is first averaged
+    over the tokens of each reply, then over the replies."""
     same_top_token: Interval
-    """Share of reply tokens for which both stages have the same most likely token; the mean over
-    replies."""
+    """Fraction of reply tokens for which both stages have the same most likely token, averaged
+    over replies."""
     gained: list[TokenChange]
     """Tokens whose log-probability increased most."""
     lost: list[TokenChange]
@@ -173,7 +173,7 @@ class _ReplyComparison:
 def _compare_reply(
     before: Policy, after: Policy, chat_format: ChatFormat, conversation: Conversation
 ) -> _ReplyComparison | None:
-    """Compare two stages on a reply; the result is None if it cannot be encoded."""
+    """Compare two stages on a reply; return None if the reply cannot be encoded."""
     try:
         context = configured_context_length(text_config(before.model))
         ids, mask = encode_reply(chat_format, conversation, context=context)

@@ -1,4 +1,4 @@
-"""Find the training pairs that a reward model represents most like a given pair."""
+"""Find the training pairs whose representations are most similar to that of a given pair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf.reward_models.pairs import Pair
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A training pair that is similar to a pair."""
+    """A training pair that is similar to a given pair."""
 
     index: int
     """Index of the pair in the training data."""
@@ -38,8 +38,9 @@ class TrainingPairIndex:
     """Training pairs with the hidden states that the head of a reward model reads.
 
     A pair is represented by the difference of the states of the chosen and the rejected text, whose
-    product with the weights of a linear head is the margin. Pairs with similar differences are
-    therefore judged for similar reasons. Swapping the replies of a pair negates its difference.
+    product with the weights of a linear head is the margin. A high similarity therefore means that
+    the same features contribute to the margins of both pairs. Swapping the replies of a pair
+    negates its difference.
 
     Args:
         reward: The reward. The hidden states are those of its first model.

@@ -1,4 +1,4 @@
-"""What a policy assigns to each token of a reply: log-ratio, entropy, value and advantage."""
+"""Compute the log-ratio, entropy, value and advantage of each token of a reply under a policy."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def explain_policy(
     lam: float = 0.95,
     temperature: float = 1.0,
 ) -> list[PolicyExplanation]:
-    """Return the quantities of each token of the last reply of conversations.
+    """Explain the last reply of each conversation by quantities of its tokens.
 
     Args:
         policy: The policy pi.
@@ -167,7 +167,7 @@ def _encode(
         detail = f": {reasons[0]}" if reasons else ""
         raise UserError(f"explain: no reply can be encoded for the policy{detail}")
     for reason, count in Counter(reasons).items():
-        log.warning("replies that the policy view omits: %d, %s", count, reason)
+        log.warning("replies omitted from the policy view: %d (%s)", count, reason)
     return kept, examples
 
 

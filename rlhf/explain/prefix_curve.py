@@ -1,4 +1,4 @@
-"""The score of a reply as if it ended at each of its tokens."""
+"""Compute the score that a reply would have if it ended at each of its tokens."""
 
 from __future__ import annotations
 

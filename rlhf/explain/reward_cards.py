@@ -1,4 +1,4 @@
-"""Cards of a page that explain pairs and texts by a reward."""
+"""Render the cards that explain the scores of a reward for pairs and texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_CHARACTERS = 300
 
 
 def pair_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
-    """Return a card for each pair: both replies side by side, and what explains the margin.
+    """Return a card for each pair with both replies and the explanations of the margin.
 
     Args:
         reward: The explanation.

@@ -32,8 +32,8 @@ class RewardExplainer:
     Args:
         reward: The reward. See `ScoreFunction` for the kinds whose scores can be attributed to
             tokens. The method "shapley" supports every kind.
-        options: Attribution methods, and what else is computed for each pair.
-        train_pairs: Training pairs of the reward, among which the nearest ones are searched.
+        options: Attribution methods, and the other explanations of each pair.
+        train_pairs: Training pairs of the reward, in which the nearest pairs are searched.
         seed: Seed of the random orders of Shapley values and of the random deletions.
 
     Raises:
@@ -68,8 +68,8 @@ class RewardExplainer:
 
         Args:
             pairs: The pairs. All of them are scored, for the standard deviation of the margins.
-            shown: Number of pairs that are explained, from the first one; by default all.
-            measure_on: Number of pairs, from the first one, on which the faithfulness of the
+            shown: Number of pairs that are explained, starting with the first; by default all.
+            measure_on: Number of pairs, starting with the first, on which the faithfulness of the
                 methods is measured. It has no effect on Shapley values.
             draws: Number of random deletions of each pair.
 
@@ -137,7 +137,8 @@ class RewardExplainer:
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
-        # Each of the two texts may have half of the gap. All margins can be 0, as of equal replies.
+        # Each of the two texts may have half of the gap. All margins can be 0, for example if the
+        # replies are equal.
         scale = (max(abs(margin), std) or 1.0) / 2
         sides = [
             self.attributor.explain(
@@ -162,7 +163,7 @@ class RewardExplainer:
     def _counterfactual(
         self, pair: Pair, margin: float, words: Sequence[tuple[Word, float]]
     ) -> Counterfactual | None:
-        """Search a counterfactual among the words that support the verdict most."""
+        """Search for a counterfactual edit of the words that support the verdict most."""
         if not self.options.counterfactual_words:
             return None
         sign = 1.0 if margin > 0 else -1.0
@@ -227,7 +228,7 @@ def prompt_share(explanation: PairExplanation, method: str) -> float | None:
 def _scorable_pairs(
     reward: Reward, pairs: Sequence[Pair]
 ) -> tuple[list[Pair], list[float], Counter[str]]:
-    """Return the pairs whose texts have scores, their margins, and the reasons of the others."""
+    """Return the pairs with a score for both texts, their margins, and why others have none."""
     scores = reward.score([text for pair in pairs for text in (pair.chosen, pair.rejected)])
     scorable, margins, skipped = [], [], Counter[str]()
     for i, pair in enumerate(pairs):

@@ -21,9 +21,9 @@ from rlhf.reward_models.learned import LearnedReward
 class ScoreFunction:
     """The score of a reward as a function of the input embeddings of its models.
 
-    Supported are learned reward models and text classifiers, cost models, ensembles, and weighted
-    sums, products, clipped and normalized values of these. Rewards without a model, such as rules,
-    have no gradient; their scores are constants of the function.
+    Learned reward models, text classifiers, cost models and ensembles are supported, and weighted
+    sums, products, clipped values and normalized values of these. Rewards without a model, such as
+    rules, have no gradient; the function treats their scores as constants.
 
     The embeddings are the inputs of the model after the embedding table. The table itself is not
     differentiated, so that tied output weights do not contribute.
@@ -49,7 +49,7 @@ class ScoreFunction:
     def encode(
         self, conversation: Conversation, *, num_prompt_messages: int
     ) -> EncodedConversation:
-        """Return the tokens of the input, which must be the same for all models.
+        """Return the tokens of a conversation, which must be equal for all models.
 
         Raises:
             Unscorable: The conversation cannot be rendered, or has no tokens.
@@ -70,7 +70,7 @@ class ScoreFunction:
         """Return the scores of the parts of the reward that have no model, by object id.
 
         Raises:
-            Unscorable: One of them has no score.
+            Unscorable: One of these parts has no score.
         """
         scores = {}
         for leaf in self._constants:
@@ -98,7 +98,7 @@ class ScoreFunction:
             constants: Result of `constants`.
 
         Raises:
-            UserError: A model reads token ids only, such as the classifiers of BART.
+            UserError: A model accepts only token ids, such as the classifiers of BART.
         """
         logits = {}
         for model, embeddings in zip(self.models, inputs, strict=True):
@@ -121,7 +121,7 @@ class ScoreFunction:
 
 
 def _leaves_without_models(reward: Reward) -> list[Reward]:
-    """Return the parts of a reward without a model, after a check that the rest is supported.
+    """Return the parts of a reward without a model, and check that the other parts are supported.
 
     Raises:
         UserError: A part of the reward is not supported.

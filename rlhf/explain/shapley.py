@@ -21,7 +21,7 @@ _BATCH = 16
 
 
 class WordAttributor:
-    """Explains texts by scores alone, so that rules, judges and pairwise models can be explained.
+    """Explains texts by scores only, so that rules, judges and pairwise models are supported.
 
     The attribution of a word is its Shapley value: the mean change of the score when the word is
     added to the words before it in a random order of all words (Castro et al. 2009). The

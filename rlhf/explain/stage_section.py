@@ -1,4 +1,4 @@
-"""Section of a page that shows what changed between two stages of training."""
+"""Render the section of a page on the differences between two stages of training."""
 
 from __future__ import annotations
 

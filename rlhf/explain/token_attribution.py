@@ -26,7 +26,7 @@ class TokenAttributor:
 
     Args:
         reward: The reward; see `ScoreFunction` for the supported kinds.
-        spec: What is computed.
+        spec: Attribution methods and their options.
 
     Raises:
         UserError: The reward cannot be differentiated.

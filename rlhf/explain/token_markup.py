@@ -1,4 +1,7 @@
-"""HTML of tokens that the script of the page shades by a quantity, such as an attribution."""
+"""Render tokens as HTML; the script of the page shades them by a quantity.
+
+An attribution is an example of such a quantity.
+"""
 
 from __future__ import annotations
 

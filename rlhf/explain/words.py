@@ -1,4 +1,4 @@
-"""Words of replies: their positions, and their attributions as sums over tokens."""
+"""Split replies into words, and sum the attributions of the tokens of each word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environmental cost of training: time, devices and energy, from the records of runs."""
+"""Estimate the duration and the energy of training from the records of runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class EnergyEstimate:
-    """Energy of all runs of a model, with the assumption on which it is based."""
+    """Energy of all runs of a model, with the assumed power."""
 
     kilowatt_hours: float
     watts: tuple[float, ...]
@@ -75,7 +75,7 @@ def estimate_energy(
     Args:
         costs: Costs of the runs.
         power_watts: Power of every run in watts. By default, the recorded limits are used, which
-            give an upper bound of the energy of the GPUs.
+            give an upper bound on the energy of the GPUs.
     """
     limits = [power_watts or cost.watts for cost in costs]
     watts = tuple(limit for limit in limits if limit is not None)

@@ -18,7 +18,7 @@ from rlhf.export.source import ModelSource, find_source
 from rlhf.export.weights import is_causal_model, write_model_folder
 
 MARKER_FILE = ".rlhf-export"
-"""File in the folder of every export, so that only an export is replaced."""
+"""File in the folder of every export. A folder without this file is never replaced."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     """Check that the target does not exist, or is an earlier export that may be replaced."""
     if not target.exists():
         if target.is_symlink():
-            raise UserError(f"{target} is a link to nothing: remove it, or choose another folder")
+            raise UserError(f"{target} is a broken link: remove it, or choose another folder")
         above = next(folder for folder in target.absolute().parents if folder.exists())
         if not above.is_dir():
             raise UserError(f"{target}: {above} is a file: choose another folder")
@@ -124,6 +124,6 @@ def _check_conversions(folder: Path, config: ExportConfig) -> None:
 
 
 def _write_marker(folder: Path, source: ModelSource) -> None:
-    """Write the marker file, which names the runs of the export."""
+    """Write the marker file, which lists the runs of the export."""
     runs = [stage.name for stage in source.stages]
     (folder / MARKER_FILE).write_text(json.dumps({"runs": runs}) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from rlhf.errors import UserError, first_line
 
 
 def validate_cards(cards: Sequence[RepoCard]) -> None:
-    """Have the Hub check the metadata of cards.
+    """Check the metadata of cards with the API of the Hub.
 
     Raises:
         UserError: The Hub rejects a card, or cannot be reached.
@@ -38,7 +38,7 @@ def validate_cards(cards: Sequence[RepoCard]) -> None:
 
 
 def push_folder(folder: Path, repository: str, *, private: bool) -> str:
-    """Create a repository on the Hub unless it exists, and upload a folder to it.
+    """Upload a folder to a repository on the Hub, which is created if it does not exist.
 
     Args:
         folder: Folder of the export.

@@ -20,20 +20,20 @@ from rlhf.errors import UserError, first_line
 TOLERANCE = 1e-4
 """Maximum absolute difference of logits."""
 SHAPES = ((2, 8), (1, 17), (3, 5))
-"""Shapes [B, T] of the texts on which the logits are compared. The first is that of the trace."""
+"""Shapes [B, T] of the inputs for which the logits are compared. The first is used for tracing."""
 FILE_NAME = "model.onnx"
 
 
 @dataclass(frozen=True)
 class OnnxResult:
-    """Whether the ONNX file was written, with the evidence."""
+    """Result of the conversion to ONNX and of the comparison with PyTorch."""
 
     written: bool
-    """Whether the file was kept."""
+    """Whether the ONNX file was written and not removed."""
     difference: float | None
     """Largest absolute difference of logits; None if the conversion failed."""
     message: str
-    """Sentence on the result."""
+    """Message for the user."""
 
 
 class _Logits(nn.Module):
@@ -111,7 +111,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> Non
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries, on their own functions
+            warnings.simplefilter("ignore")  # libraries warn about their own functions
             torch.onnx.export(
                 module,
                 inputs,

@@ -18,9 +18,9 @@ _PATH_IN_TEXT = re.compile(
 )
 """Pattern of an absolute path with at least two components, or of a path in a home folder."""
 _ABSOLUTE = re.compile(r"(?:file://)?(?:[~/]|[A-Za-z]:[\\/]|\\\\).*[/\\][^/\\]")
-"""Pattern of the start of a text that is an absolute path as a whole."""
+"""Pattern that matches the start of a text if the whole text is an absolute path."""
 _UNINFORMATIVE_NAMES = frozenset({"final", "best", "checkpoints"})
-"""Names of folders of a run; the name of the run is shown in their place."""
+"""Names of subfolders of a run. The name of the run is shown instead."""
 
 
 def public_text(text: str) -> str:
@@ -36,7 +36,7 @@ def public_text(text: str) -> str:
 
 
 def public_name(path: str) -> str:
-    """Return the name under which a local file or folder is shown: its last component.
+    """Return the name of a local file or folder in a card: the last component of its path.
 
     The folder `final` of a run is shown as the name of the run.
 
@@ -51,10 +51,10 @@ def public_name(path: str) -> str:
 
 
 def public_tree(tree: Any, local: Collection[str], key: str = "") -> Any:
-    """Return plain data of a configuration in which no text contains a local path or a secret.
+    """Return a copy of a configuration without local paths and secrets.
 
     Args:
-        tree: The data.
+        tree: The configuration, as plain data.
         local: Dotted keys whose values are paths of local files or folders.
         key: Dotted key of ``tree``.
     """

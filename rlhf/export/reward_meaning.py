@@ -1,4 +1,4 @@
-"""State what the score of a reward model measures, for each kind of reward model."""
+"""Describe the meaning of the scores of each kind of reward model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rlhf.reward_models.sidecar import Sidecar
 _PAIR = (
     "The output is a score. The model was trained on pairs with the Bradley-Terry loss: the "
     "difference of the scores of two replies to one prompt is the log-odds that the first reply is "
-    "preferred. Only differences of replies to the same prompt have a meaning: scores of different "
-    "prompts are not comparable, and the score 0 has no meaning."
+    "preferred. Only differences of scores of replies to the same prompt are meaningful: scores of "
+    "different prompts are not comparable, and the score 0 has no meaning."
 )
 
 MEANINGS: dict[str, str] = {
@@ -30,15 +30,16 @@ MEANINGS: dict[str, str] = {
     "ranking": (
         "The output is a score. The model was trained on rankings with the Plackett-Luce loss: the "
         "scores of the replies to one prompt are the logits of the choice of the best reply. Only "
-        "differences of replies to the same prompt have a meaning."
+        "differences of scores of replies to the same prompt are meaningful."
     ),
     "best_of": (
         "The output is a score. The scores of the replies to one prompt are the logits of the "
-        "choice of the best reply. Only differences of replies to the same prompt have a meaning."
+        "choice of the best reply. Only differences of scores of replies to the same prompt are "
+        "meaningful."
     ),
     "pairwise": (
         "The model reads a prompt and two replies in one text, and its output is the log-odds that "
-        "the first reply is better. It gives no score to a single reply."
+        "the first reply is better. It does not score single replies."
     ),
     "regression": (
         "Each output predicts the rating in one column of the training data, on the scale of that "
@@ -54,17 +55,17 @@ MEANINGS: dict[str, str] = {
     ),
     "process": (
         "The model reads a solution in steps. At the end of each step, its outputs are the logits "
-        "of the classes wrong and correct. It says nothing on tokens inside a step."
+        "of the classes wrong and correct. Tokens inside a step have no outputs."
     ),
 }
-"""Kind of `rlhf reward` -> what the outputs measure."""
+"""Kind of `rlhf reward` -> meaning of the outputs."""
 
 _KIND_OF_SCORER = {"cost": "cost", "pairwise": "pairwise", "process": "process"}
-"""Kind of a sidecar -> kind of `rlhf reward`, for those that only one kind writes."""
+"""Kind of a sidecar -> kind of `rlhf reward`, if only one kind writes such sidecars."""
 
 
 def reward_meaning(config: Mapping[str, Any], sidecar: Sidecar | None) -> str:
-    """Return sentences on what a reward model measures.
+    """Return a description of the outputs of a reward model.
 
     Args:
         config: Configuration of the run of `rlhf reward`; empty if there is none.
@@ -78,8 +79,8 @@ def reward_meaning(config: Mapping[str, Any], sidecar: Sidecar | None) -> str:
     elif kind is not None:
         meaning = f"The kind of the reward model is `{kind}`, which a plug-in defines."
     else:
-        meaning = "The folder does not record how the model was trained, so what its outputs "
-        meaning += "measure is unknown."
+        meaning = "The folder does not record how the model was trained, so the meaning of its "
+        meaning += "outputs is unknown."
     if sidecar is not None and sidecar.kind == "heads":
         meaning += " The outputs are the heads of an ensemble, each trained on a different sample "
         meaning += "of the rows; their mean is the score."
@@ -87,7 +88,7 @@ def reward_meaning(config: Mapping[str, Any], sidecar: Sidecar | None) -> str:
 
 
 def encoding_facts(sidecar: Sidecar) -> list[tuple[str, str]]:
-    """Return (property, value) pairs that state how texts are encoded and scores calibrated."""
+    """Return (property, value) pairs on the encoding of texts and the calibration of scores."""
     pooling = {
         "last": "the last token of the text",
         "model": "the pooling of the encoder",

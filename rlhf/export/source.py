@@ -20,7 +20,7 @@ from rlhf.runs.inputs import fingerprint
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _MAX_STAGES = 50
-"""Maximum number of runs that are followed, in case a record refers to itself."""
+"""Maximum number of stages. It ends the search if the records form a cycle."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Stage:
     inputs: Mapping[str, str]
     """Content of inputs.json: dotted key of a local file or folder -> fingerprint."""
     has_inputs: bool
-    """Whether inputs.json exists. Without it, a path cannot be told from an id on the Hub."""
+    """Whether inputs.json exists. Without it, local paths and Hub ids cannot be distinguished."""
 
     @classmethod
     def read(cls, directory: Path) -> Stage:
@@ -69,7 +69,7 @@ class ModelSource:
     base: str | None
     """Hub id of the model from which the first run started; None if it is not from the Hub."""
     base_name: str
-    """Name of this model for the text of a card."""
+    """Name of this base model in the text of a card."""
     sidecar: Sidecar | None
     """Description of a reward model; None for other models."""
 
@@ -80,7 +80,7 @@ class ModelSource:
 
     @property
     def local_inputs(self) -> list[Path]:
-        """Existing folders that the model needs: its own, its runs, and those they started from."""
+        """Existing folders that the export reads: the model, its runs, and their initial models."""
         folders = [self.folder, *(stage.record.directory for stage in self.stages)]
         starts = [_model_path(stage.record.config) for stage in self.stages]
         if self.is_adapter:
@@ -109,7 +109,7 @@ def find_source(path: str) -> ModelSource:
 
 
 def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
-    """Return the folder of the model and the run directory, or None without a run directory."""
+    """Return the folder of the model, and its run directory or None."""
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
         hint = did_you_mean(root.name, siblings)
@@ -145,9 +145,9 @@ def _is_model(folder: Path) -> bool:
 
 
 def _stages(directory: Path) -> list[Stage]:
-    """Return the stages of a model, the earliest first.
+    """Return the stages of a model in order of training.
 
-    An earlier run is included only if its model has the content that the later run recorded.
+    An earlier run is included only if its model has the fingerprint that the later run recorded.
     """
     stages = [Stage.read(directory)]
     while len(stages) < _MAX_STAGES:
@@ -159,10 +159,10 @@ def _stages(directory: Path) -> list[Stage]:
 
 
 def _earlier_run(stage: Stage) -> Path | None:
-    """Return the directory of the run whose model a run started from, or None.
+    """Return the directory of the run that trained the initial model of a run, or None.
 
-    The recorded path is tried, and then a folder of the same name beside the run, because a
-    pipeline can be moved.
+    The recorded path is tried first. A pipeline can be moved, so a folder of the same name in the
+    parent directory of the run is tried next.
     """
     path = _model_path(stage.record.config)
     recorded = stage.inputs.get("model.path")

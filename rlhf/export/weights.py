@@ -34,7 +34,7 @@ COPIED_FILES = (
     "additional_chat_templates",
 )
 """Patterns of the files and folders of a model that an export contains. The files of a critic, an
-optimizer and a run are left out."""
+optimizer and a run are not copied."""
 
 _PATH_KEYS = ("_name_or_path", "name_or_path")
 """Keys of config.json and tokenizer_config.json with the folder from which they were loaded."""

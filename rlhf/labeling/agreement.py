@@ -1,4 +1,4 @@
-"""Measure the agreement of annotators, and how each of them labels."""
+"""Measure the agreement of annotators, and summarize the labels of each annotator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Weights = Literal["quadratic"] | None
 
 @dataclass(frozen=True)
 class AnnotatorSummary:
-    """How one annotator labels."""
+    """Statistics of the labels of one annotator."""
 
     annotator: str
     labels: int
@@ -124,7 +124,7 @@ def cohen_kappa(
     if len({*first, *second}) == 1:
         return float("nan")
     labels: list[Any] | None = None
-    if weights:  # the weights depend on the places of the ratings, so none may be left out
+    if weights:  # the weights depend on the index of a rating, so every rating needs an index
         ratings: list[Any] = [*first, *second]
         labels = list(range(min(ratings), max(ratings) + 1))
     return float(cohen_kappa_score(list(first), list(second), labels=labels, weights=weights))

@@ -25,7 +25,7 @@ _KINDS: Mapping[LabelMode, tuple[Kind, ...]] = {
     "rankings": ("ranking", "sft", "preference"),
     "demonstrations": ("prompt",),
 }
-"""Mode -> kinds of rows from which items are made, in the order in which they are tried."""
+"""Mode -> kinds of rows that can be converted to items, in the order in which they are tried."""
 
 _NEEDS: Mapping[LabelMode, str] = {
     "pairs": "prompt with chosen and rejected, response_a and response_b, replies, or completion "
@@ -62,7 +62,7 @@ def read_items(specs: Sequence[DataSpec], mode: LabelMode) -> list[LabelItem]:
 
 
 def read_check_items(specs: Sequence[DataSpec]) -> list[LabelItem]:
-    """Return distinct pairs with a known better reply, which check the annotators.
+    """Return distinct pairs whose better reply is known, to check the annotators.
 
     Raises:
         UserError: A source cannot be read, does not state which reply is better, or states it
@@ -111,7 +111,7 @@ def _read_source(spec: DataSpec, mode: LabelMode) -> TableReader:
 
 
 def _with_replies_of_unlabeled_pairs(table: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-    """Return the table, with the column `replies` for pairs that nobody has labeled."""
+    """Return the table; pairs without a label have the additional column `replies`."""
     present = columns_of(table)
     labeled = {"winner", "score_a", "score_b", *ALIASES["replies"]} & present
     if labeled or not {"response_a", "response_b"} <= present:
@@ -123,7 +123,7 @@ def _rankings_from_single_replies(rows: Sequence[dict[str, Any]]) -> list[dict[s
     """Return one row with the distinct replies of each prompt that has at least two."""
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
-        key = item_id_of(row["prompt"])  # replies to other system messages are not comparable
+        key = item_id_of(row["prompt"])  # replies to different system messages are not comparable
         group = groups.setdefault(key, {"prompt": row["prompt"], "replies": []})
         if row["completion"] not in group["replies"]:
             group["replies"].append(row["completion"])

@@ -1,4 +1,4 @@
-"""The page on which an annotator labels items, as a web application."""
+"""Serve the page on which an annotator labels items."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUESTIONS = {
 }
 """Mode -> question to the annotator."""
 MAX_SECONDS = 1e6
-"""Longest time for a label, in seconds; a longer time is stored as this one."""
+"""Maximum recorded time for a label, in seconds. Longer times are stored as this maximum."""
 
 
 def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette:
@@ -93,9 +93,9 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
 
 
 def task_json(task: Task) -> dict[str, Any]:
-    """Return what the page shows of an item, in the order of the annotator.
+    """Return the data of an item that the page shows, with the replies in the order of the task.
 
-    It does not contain what the data or the other annotators say about the item.
+    The data contain no label of the dataset or of another annotator.
     """
     return {
         "label_id": task.label_id,

@@ -19,8 +19,8 @@ _MIN_KEY_CHARACTERS = 16
 def pseudonym_of(annotator: str, key_file: str | Path) -> str:
     """Return a pseudonym that is always the same for an annotator and a secret key.
 
-    The pseudonym is the start of the HMAC-SHA256 of the annotator's id. Without the key, nobody can
-    find the annotator by trying ids.
+    The pseudonym is the start of the HMAC-SHA256 of the annotator's id. Without the key, the id
+    cannot be found by trying all possible ids.
 
     Args:
         annotator: The annotator's id.
@@ -52,8 +52,8 @@ def with_numbered_annotators(rows: Iterable[Mapping[str, Any]]) -> list[dict[str
     """Return the labels that were not undone, with annotators A1, A2, ... in order of appearance.
 
     The ids of labels and the orders in which replies were shown are computed from the annotator's
-    id, so anyone could find the annotator by trying ids. The ids are therefore computed from the
-    new names, and the orders are left out.
+    id, so this id could be found by trying all possible ids. Therefore the ids of labels are
+    computed from the new names, and the orders are omitted.
     """
     names: dict[str, str] = {}
     return [
@@ -69,7 +69,10 @@ def with_numbered_annotators(rows: Iterable[Mapping[str, Any]]) -> list[dict[str
 
 
 def with_other_annotator(row: Mapping[str, Any], annotator: str) -> dict[str, Any]:
-    """Return a copy of a label that was not undone, with another annotator and the label's id."""
+    """Return a copy of a label with another annotator and the id that belongs to this annotator.
+
+    The label must not have been undone.
+    """
     return {
         **row,
         "label_id": label_id_of(annotator, row["item_id"]),

@@ -1,4 +1,4 @@
-"""Order the items to label, and insert the items that check the annotator."""
+"""Order the items to label, and insert check items with known labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 MIN_SUSPICION_ITEMS = 20
-"""Minimum number of labeled pairs for the order by suspicion, which fits models to the pairs."""
+"""Minimum number of labeled pairs to fit the models for the order by suspicion."""
 
 
 def order_items(
@@ -34,7 +34,7 @@ def order_items(
     Args:
         items: The items; for disagreement and suspicion they are pairs.
         order: See `LabelOrder`.
-        seed: Seed of the random order, and of the folds of the models of suspicion.
+        seed: Seed of the random order, and of the cross-validation folds for suspicion.
         load_rewards: Function that loads the members of the ensemble.
 
     Raises:
@@ -97,7 +97,8 @@ def margin_disagreement(items: Sequence[LabelItem], members: Sequence[Member]) -
 
     The disagreement is the standard deviation, over the members, of the margin (score of the first
     reply minus that of the second). Each member's margins are divided by their root mean square
-    first, because members can have different scales. A pair that a member cannot score has nan.
+    first, because members can have different scales. The value is nan for a pair that a member
+    cannot score.
     """
     conversations = [[*item.prompt, *reply] for item in items for reply in item.replies]
     margins = []
@@ -111,7 +112,7 @@ def margin_disagreement(items: Sequence[LabelItem], members: Sequence[Member]) -
 
 
 def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
-    """Return how much a model that was fitted to other pairs contradicts each label, [N].
+    """Return the degree to which a model of the other pairs disagrees with each label, [N].
 
     The value is the negative cross-fitted margin, see `rlhf.data.suspects`.
 
@@ -128,8 +129,8 @@ def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
         )
     fitted = cross_fitted_margins([_labeled_row(item) for item in items], seed=seed)
     log.info(
-        "order: a bag-of-words model predicts %.0f%% of the other labels; near 50%% the order "
-        "means little",
+        "order: a bag-of-words model predicts %.0f%% of the held-out labels; near 50%% the order "
+        "is uninformative",
         100 * fitted.accuracy,
     )
     return -fitted.margin
@@ -147,15 +148,15 @@ def _labeled_row(item: LabelItem) -> Mapping[str, Any]:
 def insert_checks(
     items: Sequence[LabelItem], checks: Sequence[LabelItem], *, every: int, seed: str
 ) -> list[LabelItem]:
-    """Insert one check item at a random place in each block of ``every`` items.
+    """Insert one check item at a random position in each block of ``every`` items.
 
     Each check item is used once. Items that are also check items are removed from ``items``.
 
     Args:
         items: Ordered items.
         checks: Check items, which are shuffled.
-        every: Size of a block, with the check item.
-        seed: Seed of the places and of the order of the check items.
+        every: Size of a block, including the check item.
+        seed: Seed of the positions and of the order of the check items.
     """
     rng = random.Random(seed)
     known = {item.item_id for item in checks}

@@ -1,4 +1,4 @@
-"""One annotator's session: the next item, and labels that are saved exactly once."""
+"""The session of one annotator: choose the next item, and save each label exactly once."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ MAX_TEXT = 200_000
 
 
 class InvalidLabel(ValueError):
-    """A label that the mode does not allow, or a malformed one; the message says why."""
+    """A label is malformed, or the mode does not allow it. The message contains the reason."""
 
 
 class ConflictingLabel(ValueError):
-    """A label of an item that has another label by now, for example from a second window."""
+    """An item has a different label already, for example from a second window."""
 
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """What an annotator can answer."""
+    """The answers that an annotator can give."""
 
     mode: LabelMode = "pairs"
     strengths: int = 3
     """Number of strengths of a preference."""
     scale: int = 5
-    """Best rating; the worst is 1."""
+    """Highest rating. The lowest rating is 1."""
     seed: int = 0
     """Seed of the order in which the replies of an item are shown."""
 
     @property
     def id(self) -> str:
-        """Hash of the settings. An answer has another meaning if the settings are different."""
+        """Hash of the settings. An answer is valid only with the settings of its page."""
         return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()[:16]
 
 
@@ -63,13 +63,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """Numbers of one annotator's items."""
+    """The progress of one annotator, in numbers of items."""
 
     labeled: int
     skipped: int
     total: int
     last: str | None
-    """Id of the annotator's last label in this queue, which can be undone."""
+    """Id of the annotator's last label in this queue, which `undo` accepts."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class LabelingSession:
     session continues with the first item that the annotator has not labeled.
 
     Args:
-        items: The items in the order of labeling, with the check items.
+        items: The items in the order of labeling, including check items.
         file: The file of labels.
         annotator: Id or pseudonym of the annotator.
-        settings: What the annotator can answer.
+        settings: The answers that the annotator can give.
 
     Raises:
         UserError: The file has labels of another mode.
@@ -141,7 +141,7 @@ class LabelingSession:
         return self._file.path
 
     def next_task(self) -> Task | None:
-        """Return the next item: the last one that was undone, else the first without a label."""
+        """Return the item that was undone last, otherwise the first item without a label."""
         with self._lock:
             live = self._live_rows()
             undone = [row["item_id"] for row in reversed(self._own_rows()) if row.get("undoes")]
@@ -210,7 +210,7 @@ class LabelingSession:
         return [row for row in self._file.rows if row["annotator"] == self.annotator]
 
     def _live_rows(self) -> dict[str, Mapping[str, Any]]:
-        """Return item id -> label, for the annotator's labels of this queue, the last one last."""
+        """Return item id -> label, for the annotator's labels of this queue, in order of time."""
         rows = live_labels(self._own_rows())
         return {row["item_id"]: row for row in rows if row["item_id"] in self._items}
 
@@ -218,7 +218,7 @@ class LabelingSession:
         return next((row for row in self._own_rows() if row["label_id"] == label_id), None)
 
     def _task(self, item: LabelItem) -> Task:
-        """Return the item with the id of its next label; both are equal after a restart."""
+        """Return the task of an item. The id of its next label does not change at a restart."""
         attempts = sum(row.get("undoes") is not None for row in self._rows_of_item(item.item_id))
         label_id = label_id_of(self.annotator, item.item_id, attempt=attempts)
         order = list(range(len(item.replies)))
@@ -232,7 +232,7 @@ class LabelingSession:
         return new_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)
 
     def _reply_columns(self, item: LabelItem) -> dict[str, Any]:
-        """Return the columns that an answer does not change."""
+        """Return the columns with the replies of an item, which do not depend on the answer."""
         order = self._task(item).order
         match self.settings.mode:
             case "pairs":
@@ -247,7 +247,7 @@ class LabelingSession:
                 return {}
 
     def _answer_columns(self, submission: Submission, item: LabelItem) -> dict[str, Any]:
-        """Return the columns of an answer: skipped, or those of the mode; and the note.
+        """Return the columns of an answer, with the note; a skipped item has the column skipped.
 
         Raises:
             InvalidLabel: The answer is malformed.

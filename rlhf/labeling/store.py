@@ -1,4 +1,4 @@
-"""Append labels to a file so that a killed process loses none."""
+"""Append labels to a file so that no saved label is lost if the process is killed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rlhf.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows does not have this module
     fcntl = None
 
 
 _ROW_START = b'{"label_id": '
-"""How the line of every label begins."""
+"""Bytes with which the line of every label begins."""
 
 
 class LabelFile:
-    """A JSON-lines file of labels (`rlhf.data.labels`) that one process at a time appends to.
+    """A JSON-lines file of labels (`rlhf.data.labels`), to which one process can append.
 
-    A row is on the disk when `append` returns. An incomplete last line, which a killed process can
+    A row is on disk when `append` returns. An incomplete last line, which a killed process can
     leave, was not acknowledged to the annotator and is removed.
 
     Args:
@@ -81,7 +81,7 @@ class LabelFile:
         self.rows.append(row)
 
     def _check_in_place(self) -> None:
-        """Check that the path still names the open file; a row in another file would be lost.
+        """Check that the path still refers to the open file, because rows would be lost otherwise.
 
         Raises:
             UserError: The file was deleted or replaced.
@@ -94,7 +94,7 @@ class LabelFile:
             raise UserError(f"{self.path} was deleted or replaced; start rlhf label again")
 
     def close(self) -> None:
-        """Close the file, which ends the lock."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def __enter__(self) -> LabelFile:
@@ -119,7 +119,7 @@ class LabelFile:
                 "annotator a file (rlhf labels agreement reads several files)"
             ) from None
         except OSError:
-            pass  # some network file systems have no locks
+            pass  # some network file systems do not support locks
 
     def _complete_last_line(self) -> None:
         """Remove an incomplete last line, and end a complete one with a line break.
@@ -175,7 +175,7 @@ def _why_not_a_label(row: Mapping[str, Any]) -> str:
 
 
 def _why_not_an_answer(row: Mapping[str, Any]) -> str:
-    """Return what is wrong with the columns of a label's mode, or "" if nothing is."""
+    """Return the reason why the columns of a label's mode are invalid, or "" if they are valid."""
     mode: LabelMode = row["mode"]
     for name in MODE_COLUMNS[mode]:
         if name != "margin" and row.get(name) is None:

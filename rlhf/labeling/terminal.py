@@ -32,7 +32,7 @@ STRENGTH_NAMES: dict[int, tuple[str, ...]] = {
 def label_in_terminal(
     session: LabelingSession, *, read: Read = input, write: Callable[[str], Any] = print
 ) -> None:
-    """Show the items until all are labeled, or until the annotator quits or ends the input.
+    """Show items until all are labeled, the annotator quits, or the input ends.
 
     Args:
         session: The annotator's session.

@@ -75,7 +75,7 @@ class Chart:
     series: Sequence[Series]
     note: str = ""
     x_label: str = "step"
-    """Short name of x, which is shown on the axis and beside the values at the cursor."""
+    """Short name of x, which is shown on the axis and next to the values at the cursor."""
     mark: tuple[float, str] | None = None
     """(x, label) of a vertical line."""
     shade: tuple[float, float] | None = None

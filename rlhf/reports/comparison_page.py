@@ -41,7 +41,7 @@ _IGNORED_PREFIXES = ("time/", "tokens/")
 
 
 def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
-    """Write one page for several runs to `path`, and its tables to `<stem>_tables/` beside it.
+    """Write one page for several runs to `path`, and its tables to `<stem>_tables/` next to it.
 
     Runs whose paths differ only in a part such as `seed3` are runs of one method with different
     training seeds. The curve of such a method is the mean over seeds, with 95% t intervals as a

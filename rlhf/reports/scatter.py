@@ -17,7 +17,7 @@ class Point:
     """A run in a scatter plot."""
 
     label: str
-    """Text that is shown beside the pointer."""
+    """Text that is shown next to the pointer."""
     values: Mapping[str, float]
     """Quantity -> finite value; a quantity that the run lacks is not drawn."""
     color: str = "c1"

@@ -1,4 +1,4 @@
-"""Changed settings of a resumed run: which are permitted, and their record in the run directory.
+"""Find, check and record the settings that change when a run is resumed.
 
 A run is resumed with its recorded configuration. More training steps are always permitted, and
 ``allow_changes`` permits changes of other keys. A few keys can never change, because a checkpoint
@@ -23,7 +23,7 @@ from rlhf.runs.inputs import input_fingerprints, leaf_items
 from rlhf.runs.renamed import upgraded_config
 
 CHANGES_FILE = "changes.jsonl"
-"""Name of the file in a run directory with the changes of its settings."""
+"""Name of the file in a run directory that records the changes of its settings."""
 
 # Keys that concern only the directory of a run; config.yaml does not contain them.
 DIRECTORY_KEYS = frozenset({"allow_changes", "resume", "overwrite", "output_dir"})
@@ -75,12 +75,12 @@ FIXED_KEYS: dict[str, str] = {
     "trainer.loss_weights": _LOSS,
     "trainer.center_rewards_coefficient": _LOSS,
 }
-"""Key of a section or a setting that never changes -> why."""
+"""Dotted key of a section or setting that can never change -> reason."""
 
 _SELECTION_KEYS = ("env", "evaluation", "gold", "rewards", "rollout.system")
-# Keys without a value in the records of earlier versions, which had no such key.
+# Earlier versions did not have these keys, so their records contain no value.
 _NEW_LISTS = ("callbacks", "plugins")
-# Prefix of the keys of the rollout engine. Except its kind, they may also differ.
+# Prefix of the keys of the rollout engine. All of them except the kind may also differ.
 _ENGINE_KEYS = "rollout.engine."
 _ENGINE_KIND = f"{_ENGINE_KEYS}kind"
 _MAX_STALENESS = "rollout.max_staleness"
@@ -123,8 +123,8 @@ def find_changes(
 ) -> list[Change]:
     """Return the differences between the record of a run and a new configuration.
 
-    The path of an input may have changed, for example because a directory was moved. This is no
-    change if the content is the same.
+    The path of an input may differ, for example because a directory was moved. It is not listed if
+    the content of the input is the same.
 
     Args:
         directory: The run directory.
@@ -176,7 +176,9 @@ def check_unchanged_configuration(
 
 
 def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Change, ...]:
-    """Return the changes of a resumed run, which may have more steps than its record.
+    """Return the changes of a resumed run, and check that they are permitted.
+
+    More training steps are always permitted.
 
     Args:
         directory: The run directory.
@@ -198,12 +200,14 @@ def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Chang
 
 
 def record_changes(directory: Path, step: int, changes: Sequence[Change]) -> None:
-    """Add changes to the record of a run; changes after the same step are one change.
+    """Add changes to the record of a run.
+
+    Several changes of a key after the same step are merged into one.
 
     Args:
         directory: The run directory.
         step: Number of steps that were taken before the change.
-        changes: The changes.
+        changes: Changes to record.
     """
     rows = read_changes(directory)
     for change in changes:
@@ -238,7 +242,7 @@ def _check_permitted(
         directory: The run directory.
         config: The new configuration, whose ``allow_changes`` lists permitted keys.
         changes: All changes.
-        refused: The changes that need a permission.
+        refused: Changes that are refused unless ``allow_changes`` lists them.
 
     Raises:
         UserError: A change is not permitted, or ``allow_changes`` has a key that does not exist.
@@ -254,7 +258,7 @@ def _check_permitted(
         reason = _reason_fixed(change, config)
         if reason and any(_is_part_of(change.key, key) for key in permitted):
             raise UserError(
-                f"{directory} cannot be resumed: {change}, and this key never changes, because "
+                f"{directory} cannot be resumed: {change}, and this key cannot change, because "
                 f"{reason}"
             )
     refused = [c for c in refused if not any(_is_part_of(c.key, key) for key in permitted)]
@@ -263,7 +267,7 @@ def _check_permitted(
 
 
 def _refusal_text(directory: Path, config: Mapping[str, Any], refused: Sequence[Change]) -> str:
-    """Return the message on changes that were not permitted."""
+    """Return the error message for changes that are not permitted."""
     change, more = refused[0], len(refused) - 1
     if change.content:
         path = dict(leaf_items(config)).get(change.key)
@@ -281,7 +285,7 @@ def _refusal_text(directory: Path, config: Mapping[str, Any], refused: Sequence[
 
 
 def _reason_fixed(change: Change, config: Mapping[str, Any]) -> str | None:
-    """Return why a key never changes; None if it may change."""
+    """Return the reason why the key of a change can never change; None if it can."""
     for key, reason in FIXED_KEYS.items():
         if _is_part_of(change.key, key):
             return reason

@@ -62,7 +62,7 @@ class Server:
 
         Args:
             host: Address on which the server listens.
-            api_key: Key that requests must have; "" if they need none.
+            api_key: Key that requests must contain; "" if no key is required.
         """
         routes = self._routes()
         handlers: Any = {
@@ -75,7 +75,7 @@ class Server:
         app = secured(
             Starlette(routes=routes, exception_handlers=handlers),
             token=api_key,
-            # Browsers of other machines have no key, so any name of this machine is safe.
+            # If other machines can connect, a key is required, which other sites do not know.
             allowed_hosts={*LOOPBACK_NAMES, host} if is_loopback(host) else None,
             open_paths=OPEN_PATHS,
             max_body_bytes=self.limits.body_bytes,
@@ -85,7 +85,7 @@ class Server:
         return RequestCounter(app, self.metrics, [route.path for route in routes])
 
     def close(self) -> None:
-        """End the threads of the model and of the reward."""
+        """Stop the threads of the model and of the reward."""
         for part in (self.completions, self.scores):
             if part is not None:
                 part.close()
@@ -107,7 +107,7 @@ class Server:
         return routes
 
     async def _health(self, request: Request) -> Response:
-        """Answer whether the model can be used."""
+        """Respond with status 200 if the model can be used, otherwise with status 503."""
         if self.completions is not None and self.completions.model.scheduler.failure is not None:
             return JSONResponse({"status": "the model cannot be used any more"}, 503)
         return JSONResponse({"status": "ok"})
@@ -142,7 +142,7 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    """Return the error of an unknown path, or of a method that the path does not have."""
+    """Return the error for an unknown path, or for a method that the path does not support."""
     message = f"{request.method} {request.url.path[:100]}: {error.detail}"
     return ApiError(error.status_code, message, headers=error.headers).response()
 
@@ -156,5 +156,5 @@ async def _client_disconnected(request: Request, error: ClientDisconnect) -> Res
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    """Return the error of a bug. The server logs its traceback."""
-    return ApiError(500, "internal error; the log of the server has the traceback").response()
+    """Return the error for an unexpected exception. The server logs its traceback."""
+    return ApiError(500, "internal error; the log of the server contains the traceback").response()

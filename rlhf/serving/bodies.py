@@ -1,4 +1,4 @@
-"""Bodies of requests: their options, types and ranges.
+"""Parse the bodies of requests, and check the types and ranges of their options.
 
 An option that the server does not know or cannot honor is refused by name. Options of the OpenAI
 API that the engines do not have are accepted with the value that has no effect.
@@ -51,7 +51,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Option that is not supported -> values that have no effect."""
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
-"""Options with which clients label a request. They do not change a completion."""
+"""Options that only label a request. They are accepted and have no effect."""
 
 
 def _text(value: str) -> str:
@@ -61,7 +61,7 @@ def _text(value: str) -> str:
 
 
 def _check_texts(value: Any, depth: int = 0) -> None:
-    """Raise ValueError if plain data contain text that is not UTF-8, or are nested too deeply."""
+    """Raise ValueError if a text cannot be encoded as UTF-8, or the data are nested too deeply."""
     if isinstance(value, str):
         _text(value)
     elif isinstance(value, dict | list):
@@ -130,7 +130,7 @@ def _message(index: int, message: Any) -> dict[str, str]:
 
 
 def _conversations(value: Any) -> list[list[dict[str, Any]]]:
-    """Check conversations to score. A message can have further keys, such as ``answer``."""
+    """Check conversations to score. A message can have additional keys, such as ``answer``."""
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of at least one conversation")
     for number, conversation in enumerate(value):
@@ -169,7 +169,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     include_usage: Flag = False
-    """Whether the last chunk has the numbers of tokens."""
+    """Whether the last chunk contains the numbers of tokens."""
     include_obfuscation: Literal[False] = False
 
 
@@ -194,11 +194,11 @@ class SamplingBody(Body):
     seed: Annotated[int, Strict(), Interval(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop = PydanticField(default_factory=list)
     stop_token_ids: list[Count] = PydanticField(default_factory=list, max_length=MAX_STOP_STRINGS)
-    """Ids of further tokens that end a completion."""
+    """Ids of additional tokens that end a completion."""
     ignore_eos: Flag = False
     """Whether only `stop`, `stop_token_ids` and the maximum length end a completion."""
     return_token_ids: Flag = False
-    """Whether the response has the token ids of the prompt and of the completions."""
+    """Whether the response contains the token ids of the prompt and of the completions."""
     stream: Flag = False
     stream_options: StreamOptions | None = None
 
@@ -233,7 +233,7 @@ class CompletionBody(SamplingBody):
     """Body of ``/v1/completions``."""
 
     prompt: Annotated[list[Any], BeforeValidator(_prompts)]
-    """Texts, or token ids."""
+    """One or more prompts, as texts or as token ids."""
     max_tokens: Count = 16
     logprobs: Annotated[int, Strict(), Interval(ge=0, le=MAX_ALTERNATIVES)] | None = None
     """Number of most likely tokens whose log-probabilities are returned at each position, in
@@ -309,12 +309,12 @@ def read_body(kind: type[B], content: bytes) -> B:
 
 
 def _refuse_constant(name: str) -> None:
-    """Raise ValueError for NaN and infinities, which Python's parser accepts."""
+    """Raise ValueError for NaN and infinities, which Python's JSON parser would accept."""
     raise ValueError(f"{name} is not a number in JSON")
 
 
 def _without_neutral_options(kind: type[Body], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options without those that are null, neutral or labels.
+    """Return the options without labels, null values and unsupported options without effect.
 
     Raises:
         ApiError: An option that is not supported has a value with an effect.
@@ -337,7 +337,7 @@ def _without_neutral_options(kind: type[Body], data: Mapping[str, Any]) -> dict[
 
 
 def _api_error(kind: type[Body], error: ValidationError) -> ApiError:
-    """Return the error of a client for the first option that is invalid."""
+    """Return the error for the first option that is invalid."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:

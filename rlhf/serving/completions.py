@@ -34,11 +34,11 @@ class CompletionRoutes:
 
     def __init__(self, model: ServedModel, metrics: ServerMetrics) -> None:
         self.model, self.metrics = model, metrics
-        # Tokenizers need not support several threads.
+        # Tokenizers may not be thread-safe.
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._encoding.shutdown()
         self.model.close()
 
@@ -117,7 +117,7 @@ class CompletionRoutes:
             )
 
     async def _encode(self, function: Callable[[], T]) -> T:
-        """Call a function that uses the tokenizer in a thread, so that other requests continue."""
+        """Call a function of the tokenizer in a thread, so that other requests are not delayed."""
         return await asyncio.get_running_loop().run_in_executor(self._encoding, function)
 
     async def _echoed_prompts(
@@ -216,6 +216,6 @@ def _first_pieces(generation: Generation, heads: Sequence[Piece], samples: int) 
 def _event(content: dict[str, Any]) -> bytes:
     """Return an event of a stream (server-sent events).
 
-    Other characters than ASCII are escaped, because clients split events at Unicode's line ends.
+    Non-ASCII characters are escaped, because clients may split events at Unicode line separators.
     """
     return b"data: " + json.dumps(content).encode() + b"\n\n"

@@ -11,17 +11,17 @@ from rlhf.common.ranges import shortened_repr
 from rlhf.common.text import escape_invisible, mask_secrets
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout_error"}
-"""Status -> type of the error; other types follow from the class of the status."""
+"""Status -> type of the error. For other statuses, `ApiError.body` determines the type."""
 
 
 class ApiError(Exception):
-    """Error that a client receives.
+    """An error that is sent to the client.
 
     Args:
         status: HTTP status.
-        message: What is wrong with the request, or what failed.
-        param: Name of the option of the request that is wrong.
-        code: Short name of the error that programs can compare.
+        message: Description of the error.
+        param: Name of the invalid option of the request.
+        code: Short name of the error for programs.
         headers: Additional headers of the response.
     """
 
@@ -66,7 +66,7 @@ def unknown_model(name: str, known: Sequence[str]) -> ApiError:
 
 
 def overloaded(retry_seconds: int) -> ApiError:
-    """Return the error for a full queue, with the time after which to repeat the request."""
+    """Return the error for a full queue, with the time until the client should try again."""
     return ApiError(
         503,
         f"too many requests wait; repeat the request in {retry_seconds} s",

@@ -28,7 +28,7 @@ class Piece:
     finish_reason: str | None = None
     """Reason why the choice ended, in its last piece."""
     is_prompt: bool = False
-    """Whether the piece is the prompt and not sampled."""
+    """Whether the piece is the echoed prompt."""
 
     def extend(self, piece: Piece) -> None:
         """Append a later piece."""
@@ -146,7 +146,7 @@ class Generation:
         self._events.put_nowait(progress)
 
     def start(self, choices: Sequence[Choice], jobs: Sequence[Job]) -> None:
-        """Start to sample a job for each choice. Without jobs, the choices end at once.
+        """Start to sample a job for each choice. Without jobs, the choices end immediately.
 
         Raises:
             ApiError: The queue is full.

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rlhf.serving.scheduler import Scheduler
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Upper limits of the intervals in which durations are counted, in seconds."""
+"""Upper limits of the buckets of the histogram of durations, in seconds."""
 
 
 class ServerMetrics:
@@ -58,7 +58,7 @@ class ServerMetrics:
 
 
 class RequestCounter:
-    """ASGI application that counts the requests of another one, also those that it refuses.
+    """ASGI application that counts the requests to another application, including refused ones.
 
     Args:
         app: The application.
@@ -76,7 +76,7 @@ class RequestCounter:
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in self._routes else "other"
-        began, status = time.monotonic(), 499  # a client that is gone receives no status
+        began, status = time.monotonic(), 499  # the client disconnects before the response
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status

@@ -25,7 +25,7 @@ from rlhf.serving.scheduler import PREFILL_TOKENS, Job, Overloaded, Scheduler
 from rlhf.serving.text import TextDecoder, TokenNames
 
 SAMPLING_SEED_KEY = 23
-"""First number of the sampling seeds, which makes them different from those of training."""
+"""First number of the sampling seeds, so that they differ from the seeds of training."""
 
 
 class ServedModel:
@@ -59,7 +59,7 @@ class ServedModel:
         enable_fast_paths(model)
 
     def check_name(self, name: str) -> None:
-        """Raise ApiError if a request names another model."""
+        """Raise ApiError if the name is not that of this model."""
         if name != self.name:
             raise unknown_model(name, [self.name])
 
@@ -67,7 +67,7 @@ class ServedModel:
         """Return the token ids of the prompt of a text completion.
 
         Raises:
-            ApiError: The prompt is empty, too long, or has an id that is no token.
+            ApiError: The prompt is empty or too long, or an id is not in the vocabulary.
         """
         if isinstance(prompt, str):
             ids = self._encode_text(prompt)
@@ -217,9 +217,10 @@ class ServedModel:
         return generation
 
     def close(self) -> None:
-        """End the engine."""
+        """Stop the scheduler, and close the engine."""
         self.scheduler.close()
-        close = getattr(self.scheduler.engine, "close", None)  # the engine in this process has none
+        # The engine of this process has no method close.
+        close = getattr(self.scheduler.engine, "close", None)
         if close is not None:
             close()
 

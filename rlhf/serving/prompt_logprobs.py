@@ -13,7 +13,7 @@ from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.base import NewTokens
 
 LOGIT_ROWS = 256
-"""Number of positions whose logits are computed at once, which bounds their memory."""
+"""Number of positions whose logits are computed together. It limits the memory for logits."""
 
 
 @torch.no_grad()
@@ -28,7 +28,8 @@ def prompt_logprobs(
         num_alternatives: Number of most likely tokens to return at each position.
 
     Returns:
-        For each prompt, its tokens from the second one on. The first one has no log-probability.
+        For each prompt, the tokens from the second one on, because the first token has no
+        log-probability.
     """
     rows = [torch.tensor(ids) for ids in prompts]
     tokens = pad_sequence(rows, batch_first=True).to(model.device)

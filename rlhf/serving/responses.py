@@ -18,7 +18,7 @@ class CompletionJson:
 
     Args:
         model_name: Name of the model.
-        names: Texts of tokens.
+        names: Converts token ids to texts and bytes.
         samples: Number of completions of each prompt.
         with_logprobs: Whether the request asks for log-probabilities.
         with_token_ids: Whether the request asks for token ids.
@@ -64,7 +64,7 @@ class CompletionJson:
         return {**self._head(is_chunk=True), "choices": [], "usage": self._usage(choices)}
 
     def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
-        """Return the numbers of tokens. A prompt counts once, whatever the number of samples."""
+        """Return the numbers of tokens. A prompt with several samples is counted once."""
         prompt = sum(len(choice.prompt_ids) for choice in choices[:: self.samples])
         completion = sum(len(choice.tokens) for choice in choices)
         return {

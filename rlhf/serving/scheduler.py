@@ -1,7 +1,8 @@
 """Run a rollout engine in a thread, and give it the requests of many clients.
 
 Only this thread calls the engine and the model. Between two forward passes, it takes new requests,
-cancels requests whose clients are gone, and passes new tokens to the event loop of the server.
+cancels requests whose clients have disconnected, and passes new tokens to the event loop of the
+server.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from rlhf.runs.launch import release_memory
 log = logging.getLogger(__name__)
 
 PREFILL_SHARE = 1 / 8
-"""New requests are submitted at once if their number is at least this fraction of the running ones,
-because the prefill of a few rows takes as long as a decoding step."""
+"""New requests are submitted immediately if their number is at least this fraction of the number of
+running requests. Fewer requests wait, because even a small prefill takes as long as a decoding
+step."""
 MAX_SKIPPED_POLLS = 4
-"""Number of polls that fewer new requests wait for others."""
+"""Maximum number of polls for which fewer new requests wait for further requests."""
 PREFILL_TOKENS = 8192
-"""Number of tokens, with padding, up to which new prompts are submitted together. It bounds the
+"""Maximum number of tokens, including padding, in a batch of several new prompts. It limits the
 memory of a prefill and the time for which other requests wait."""
 IDLE_SECONDS = 30.0
 """Time without requests after which the engine frees its cache."""
@@ -50,7 +52,7 @@ class Overloaded(Exception):
     """The queue is full.
 
     Args:
-        retry_seconds: Time after which a place in the queue is likely.
+        retry_seconds: Time after which the queue probably has room again.
     """
 
     def __init__(self, retry_seconds: int) -> None:
@@ -117,7 +119,9 @@ class Job:
 
 
 class Scheduler:
-    """Gives requests to an engine in its thread. Other methods are called in the event loop.
+    """Runs an engine in its own thread, and submits requests to it.
+
+    The public methods are called in the event loop.
 
     Args:
         engine: The engine. An `IncrementalEngine` also delivers unfinished completions.
@@ -130,7 +134,7 @@ class Scheduler:
         self._incremental = engine if isinstance(engine, IncrementalEngine) else None
         self.capacity, self.max_running = max_running + max_waiting, max_running
         self.failure: Exception | None = None
-        """The error after which the engine cannot be used any more."""
+        """The error that made the engine unusable."""
         self.num_unfinished = 0
         """Number of completions and calls that have not ended."""
         self._mean_seconds = 1.0  # running mean of the time from the submission to the end
@@ -202,7 +206,7 @@ class Scheduler:
             self.num_unfinished -= 1
 
     def close(self) -> None:
-        """End the thread. Unfinished jobs are not continued."""
+        """End the thread, and abandon unfinished jobs."""
 
         def end() -> None:
             self._closed = True
@@ -287,7 +291,7 @@ class Scheduler:
             self._call_in_loop(self._deliver, progress)
 
     def _finish(self, completion: Completion) -> Progress:
-        """Release the row of a completion; return the tokens that were not delivered yet."""
+        """Release the cache row of a completion; return the tokens that were not delivered yet."""
         episode_id = completion.request.episode_id
         job = self._running.pop(episode_id)
         self.engine.release(episode_id)

@@ -17,7 +17,7 @@ from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
 from rlhf.serving.metrics import ServerMetrics
 
 _RETRY_SECONDS = 5
-"""Time after which a request that found a full queue should be repeated, in seconds."""
+"""Time after which a client should repeat a request if the queue was full, in seconds."""
 
 
 class ScoreRoute:
@@ -35,11 +35,11 @@ class ScoreRoute:
     ) -> None:
         self.name, self.reward, self.limits, self.metrics = name, reward, limits, metrics
         self._num_unfinished = 0
-        # Rewards need not support several threads.
+        # Rewards may not be thread-safe.
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="score")
 
     def close(self) -> None:
-        """End the thread. Requests that wait for it are not scored."""
+        """Stop the thread. Waiting requests are canceled."""
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
     async def score(self, request: Request) -> Response:

@@ -18,8 +18,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class TextDecoder:
     """Decodes tokens step by step. Special tokens have no text.
 
-    A token can be a part of a character, so the text of a token may be returned with that of a
-    later token. The concatenation of all returned texts is the text of all tokens.
+    A token can encode a part of a character, so the text of a token may be returned together with
+    that of a later token. The concatenation of all returned texts is the text of all tokens.
 
     Args:
         tokenizer: The tokenizer.
@@ -45,7 +45,7 @@ class TextDecoder:
         return self._return(self._decode(self._ids))
 
     def _return(self, text: str) -> str:
-        """Return the new part of the text of all kept tokens, and forget the older tokens."""
+        """Return the new part of the text of all kept tokens, and discard the older tokens."""
         new = text[len(self._returned) :]
         self._ids = self._ids[self._num_returned :] or self._ids
         self._num_returned = len(self._ids)
@@ -87,12 +87,12 @@ class StopStrings:
         return safe
 
     def finish(self) -> str:
-        """Return the text that was held back because a stop string could begin in it."""
+        """Return the text that was withheld because it could be the start of a stop string."""
         rest, self._held = self._held, ""
         return "" if self.found else rest
 
     def _length_of_possible_start(self) -> int:
-        """Return the length of the longest end of the text that is a start of a stop string."""
+        """Return the length of the longest suffix of the text that is a prefix of a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
             if any(string.startswith(self._held[-length:]) for string in self._strings):
                 return length
@@ -112,7 +112,7 @@ class TokenNames:
         self._byte_of = _byte_alphabet() if _is_byte_level(tokenizer) else None
 
     def bytes_of(self, token: int) -> bytes:
-        """Return the bytes of a token; they are not always whole characters."""
+        """Return the bytes of a token, which may be an incomplete character."""
         if token in self._added:
             return self._added[token].encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)
@@ -125,7 +125,7 @@ class TokenNames:
         return piece.replace("▁", " ").encode()
 
     def name(self, token: int) -> str:
-        r"""Return the text of a token; ``bytes:\xe2\x82`` if it is no whole character."""
+        r"""Return the text of a token; ``bytes:\xe2\x82`` for an incomplete character."""
         content = self.bytes_of(token)
         try:
             return content.decode()
@@ -134,7 +134,7 @@ class TokenNames:
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
-    """Return whether the characters of the vocabulary stand for bytes, as in GPT-2."""
+    """Return whether each character of the vocabulary represents a byte, as in GPT-2."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and b"ByteLevel" in (
         backend.decoder.__getstate__() if backend.decoder is not None else b""
@@ -145,7 +145,7 @@ def _is_byte_level(tokenizer: Any) -> bool:
 def _byte_alphabet() -> dict[str, int]:
     """Return character -> byte of byte-level tokenizers (Radford et al. 2019).
 
-    Printable bytes stand for themselves. The other bytes, in order, have the characters from 256.
+    Printable bytes are represented by themselves, the other bytes by the characters from 256 on.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

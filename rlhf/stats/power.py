@@ -19,12 +19,12 @@ class SampleSize:
     """Size of the smallest experiment that detects a difference with the required power."""
 
     seeds: int
-    """Number of training seeds, which is the number of pairs of runs. If two trained models are
-    compared, it is the number of pairs of episodes."""
+    """Number of training seeds, which equals the number of pairs of runs. In a comparison of two
+    trained models, this is the number of pairs of episodes."""
     episodes: int
     """Number of evaluation episodes for each training seed."""
     power: float
-    """Probability that the interval of the paired difference excludes 0 with this size."""
+    """Probability that, with this size, the interval of the paired difference excludes 0."""
 
 
 def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
@@ -72,7 +72,7 @@ def sample_size(
     if not 0 < power < 1:
         raise ValueError(f"power must lie strictly between 0 and 1, got {power}")
     if episodes < 1 or min(seed_sd, episode_sd) < 0 or seed_sd + episode_sd == 0:
-        raise ValueError("need episodes >= 1 and standard deviations >= 0, not both 0")
+        raise ValueError("episodes must be >= 1, and the standard deviations >= 0 and not both 0")
     sd = math.hypot(seed_sd, episode_sd / math.sqrt(episodes))
     effect = abs(difference) / sd
 
@@ -93,9 +93,9 @@ def sample_size(
 def upper_standard_deviation(sd: float, degrees: int, *, confidence: float = 0.8) -> float:
     """Return the upper confidence limit of a standard deviation of normally distributed values.
 
-    A study that is planned with the estimate of a small pilot is too small in about half of all
-    cases. Planned with the 80% limit, it is large enough in 80% of all cases (Browne 1995, On the
-    use of a pilot sample for sample size determination).
+    If a study is planned with the standard deviation of a small pilot study, it is too small in
+    about half of all cases. If it is planned with the 80% limit, it is large enough in 80% of all
+    cases (Browne 1995, On the use of a pilot sample for sample size determination).
 
     >>> round(upper_standard_deviation(1.0, 4), 3)
     1.558

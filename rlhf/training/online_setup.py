@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def check_config(name: str, config: OnlineConfig) -> Algorithm:
-    """Make the checks that need no model and no environment; return the configured algorithm.
+    """Run the checks that need no model and no environment; return the configured algorithm.
 
     Raises:
         UserError: A setting is invalid or has no effect; the message names its key.
@@ -61,10 +61,12 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
 
 
 def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
-    """Check a run that collects rollouts in a thread, and warn if their age is not corrected.
+    """Check a run that collects rollouts in a thread.
+
+    A warning is logged if no importance weight corrects for the age of the rollouts.
 
     Raises:
-        UserError: There are several processes, or a time limit that needs the main thread.
+        UserError: There are several training processes, or env.timeout needs the main thread.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -114,10 +116,10 @@ def published_weights_folder(config: OnlineConfig) -> Path:
 
 
 def open_engine(config: OnlineConfig, model: Any) -> Any:
-    """Return the configured engine outside this process's own engine; None for the local engine.
+    """Create the configured rollout engine; return None for the engine of this process ("local").
 
     Raises:
-        UserError: The engine cannot be used, or the engine of a plug-in lacks a method.
+        UserError: The engine cannot be used, or a plug-in's engine does not have a required method.
     """
     spec = config.rollout.engine
     factory = import_object(ENGINES.require(spec.kind), what="rollout.engine.kind")
@@ -137,7 +139,7 @@ def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:
     """Return the engine that samples on the configured vLLM servers.
 
     Raises:
-        UserError: A launcher started several processes.
+        UserError: The run has several training processes.
     """
     spec = config.rollout.engine
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -145,7 +147,7 @@ def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:
             "rollout.engine.kind vllm runs with one training process: start the run without "
             "torchrun"
         )
-    from rlhf.rollout.vllm.engine import VLLMEngine  # unused with the local engine
+    from rlhf.rollout.vllm.engine import VLLMEngine  # the local engine does not need it
 
     return VLLMEngine(
         model,

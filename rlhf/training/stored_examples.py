@@ -1,8 +1,8 @@
 """Training examples in files that are mapped into memory.
 
-The rows of a `RowStore` are encoded once, in the order of the store, by worker processes. The files
-are in the cache (`rlhf.data.cache`), under a hash of the rows, the tokenizer with its chat
-template, and the options of the encoding. An example is read from the file when it is used.
+Worker processes encode the rows of a `RowStore` once, in the order of the store. The files are
+stored in the cache (`rlhf.data.cache`). Their key is a hash of the rows, the tokenizer with its
+chat template, and the options of the encoding. An example is read from the file when it is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlhf.training.examples import Example, ExampleEncoder, Row
 BLOCK_ROWS = 1000
 """Number of rows that a process encodes at a time."""
 ROWS_PER_PROCESS = 10_000
-"""A worker process is started for each of this number of rows, up to the configured number."""
+"""Number of rows for each worker process, up to the configured number of processes."""
 _CODE = (
     "common/conversation.py",
     "reward_models/chat_template.py",
@@ -45,12 +45,12 @@ _CODE = (
     "training/examples.py",
     "training/stored_examples.py",
 )
-"""Files with the code that determines the examples."""
+"""Source files whose code determines the examples."""
 _EXAMPLES, _NUMBERS, _OUTCOMES = "examples.arrow", "outcomes.npy", "outcomes.json"
 
 
 class Outcome(NamedTuple):
-    """Result of the encoding of a row."""
+    """Result of encoding a row."""
 
     dropped: str | None
     """Reason why the row is dropped; None if it is an example."""
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 class StoredExamples(Sequence[Example]):
-    """Examples of one or several stores in any order; every access reads the example from its file.
+    """Examples of one or several stores in any order. Every access reads an example from a file.
 
     Args:
         stores: The stores.
@@ -155,7 +155,7 @@ def runs_of(labels: Sequence[int]) -> list[int]:
 
 
 def labels_from_runs(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
-    """Return the labels of a text: its ids in every second run, IGNORED in the others."""
+    """Return the labels of a text; its runs alternate between IGNORED and the token ids."""
     labels: list[int] = []
     for number, length in enumerate(runs):
         start = len(labels)
@@ -164,10 +164,10 @@ def labels_from_runs(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
 
 
 class StoredEncoder:
-    """Encodes rows in memory with an `ExampleEncoder`, and rows in files with the cache.
+    """Encodes rows in memory, and opens the cached examples of rows in files.
 
     Args:
-        encoder: The encoder, whose counts are updated.
+        encoder: The encoder of rows. Its counts of dropped rows and notes are updated.
         pairs: Whether each row has a chosen and a rejected reply.
     """
 
@@ -212,7 +212,7 @@ class StoredEncoder:
         """Open the examples of a row store, which are encoded if they are not in the cache.
 
         All rows of the store are encoded if at least half of them are used, so that runs with other
-        seeds find them. Otherwise, only the rows at `positions` are encoded.
+        seeds can use the same files. Otherwise, only the rows at `positions` are encoded.
         """
         options = {
             "code": _code_hash(),
@@ -283,7 +283,7 @@ class BlockEncoder:
         folder: Folder of the row store.
         tokenizer: Tokenizer of the model.
         max_length: Maximum number of tokens of a text.
-        stop_ids: Ids at which the model stops.
+        stop_ids: Ids of the tokens that end a reply.
         pairs: Whether each row has a chosen and a rejected reply.
     """
 
@@ -326,7 +326,7 @@ class BlockEncoder:
 
 @cache
 def _code_hash() -> str:
-    """Return a hash of the code that determines examples, and of the versions of its libraries."""
+    """Return a hash of the code that determines examples, and of the libraries' versions."""
     root = Path(__file__).parents[1]
     sources = {name: sha256_of(root / name) for name in _CODE}
     versions = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
@@ -334,12 +334,12 @@ def _code_hash() -> str:
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of the files of a tokenizer, with its chat template and the options of it."""
+    """Return a hash of the files of a tokenizer, including its chat template and its options."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = content_hash(Path(folder))
     today = None
-    if "strftime_now" in template_source(tokenizer):  # the text of the template depends on the day
+    if "strftime_now" in template_source(tokenizer):  # the rendered text depends on the date
         today = _today()
     return hash_of(type=type(tokenizer).__name__, files=files, today=today)
 

@@ -170,7 +170,7 @@ class ExampleStream:
         self.encoder.changed = Counter(state["changed"])
 
     def close(self) -> None:
-        """End the worker processes, and forget the blocks that they have read ahead."""
+        """Stop the worker processes, and discard the blocks that they have read in advance."""
         self._blocks = None
         if self._pool is not None:
             self._pool.close()

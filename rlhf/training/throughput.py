@@ -10,7 +10,7 @@ from rlhf.runs.profiling import efficiency_metrics
 
 
 class Throughput:
-    """Accumulates the time and the tokens of updates between two logged steps.
+    """Sums the duration and the tokens of the updates between two logged steps.
 
     Args:
         model: The policy or reward model in training.
@@ -26,7 +26,7 @@ class Throughput:
         self._seconds = self._flops = 0.0
 
     def add(self, batch: TrainingBatch, *, seconds: float, epochs: int = 1) -> None:
-        """Add the time and the tokens of the updates on a batch.
+        """Add the duration and the tokens of the updates on a batch.
 
         Args:
             batch: The batch.
@@ -44,7 +44,7 @@ class Throughput:
         )
 
     def pop(self) -> dict[str, float]:
-        """Return the metrics of the updates since the last call, and reset the sums."""
+        """Return the metrics of the updates since the previous call, and reset the sums."""
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,

@@ -14,7 +14,7 @@ def require_web_packages(feature: str) -> None:
     """Check that the extra ``web`` is installed; call this before importing modules of `rlhf.web`.
 
     Args:
-        feature: Name of what needs the extra, such as ``rlhf chat``, for the message.
+        feature: Name of the command or function that needs the extra, such as ``rlhf chat``.
 
     Raises:
         UserError: A package of the extra is not installed.

@@ -1,8 +1,8 @@
 """Protect a local server: host and origin checks, a token, size limits and security headers.
 
-A page of another site can send requests to a server on this machine. It can also let its own name
-point to this machine (DNS rebinding), which makes the responses readable for its scripts. The
-checks of the ``Host`` and ``Origin`` headers and the token refuse such requests.
+A page of another site can send requests to a server on this machine. If its host name resolves to
+this machine (DNS rebinding), its scripts can also read the responses. The checks of the ``Host``
+and ``Origin`` headers and of the token refuse such requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 """Names of this machine in the ``Host`` header of a request to a loopback address."""
 MAX_BODY_BYTES = 4 * 2**20
-"""Default limit of the body of a request."""
+"""Default size limit of the body of a request."""
 MAX_BODY_SECONDS = 30.0
 """Time in which a client has to send the body of a request."""
 
@@ -37,8 +37,8 @@ PAGE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Headers of every response. Scripts and styles are files of the server, and nothing else is
-loaded. A page sends data with `fetch`: the browser hides the origin of a form of such a page."""
+"""Headers of every response. A page can load scripts and styles only from the server. A page sends
+data with `fetch`, because with this referrer policy a browser sends a form with origin null."""
 
 Refusal = Callable[[int, str], Response]
 """Builds the response of a refused request from its status and its reason."""
@@ -64,13 +64,13 @@ def secured(
     headers: Mapping[str, str] = PAGE_HEADERS,
     refusal: Refusal = plain_refusal,
 ) -> ASGIApp:
-    """Return an application that refuses foreign requests before they reach ``app``.
+    """Return an application that refuses requests from other sites before ``app`` is called.
 
     Args:
         app: The application.
-        token: Secret of this server, see `new_token`. A request proves it with the query parameter
-            ``token``, the cookie that this parameter sets, or the header
-            ``Authorization: Bearer TOKEN``. Without a token every local request is allowed.
+        token: Secret of this server, see `new_token`. A request contains it in the query parameter
+            ``token``, in the cookie that this parameter sets, or in the header
+            ``Authorization: Bearer TOKEN``. Without a token, every local request is allowed.
         allowed_hosts: Names, without the port, that the ``Host`` header may have. None allows all
             names, for a server with a token that other machines can reach.
         open_paths: Paths that need no token, such as ``/health``.
@@ -105,7 +105,7 @@ class _AddHeaders:
 
 
 class _OriginCheck:
-    """Refuses requests to a foreign host name, and requests of the pages of other origins."""
+    """Refuses requests to other host names, and requests from pages of other origins."""
 
     def __init__(
         self, app: ASGIApp, allowed_hosts: Collection[str] | None, refusal: Refusal
@@ -127,7 +127,7 @@ class _OriginCheck:
             return "unknown host"
         if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
             return "foreign origin"
-        # Browsers omit the origin of many GET requests, but not the relation to it.
+        # Browsers send no Origin header with many GET requests, but they send Sec-Fetch-Site.
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return "foreign origin"
         return ""
@@ -168,11 +168,11 @@ class _TokenCheck:
         return self._is_token(cookies.get(_cookie_name(scope), ""))
 
     def _response_with_cookie(self, scope: Scope, query: str) -> Response:
-        """Return a redirect to the same page without the token, which is then in a cookie.
+        """Return a redirect to the same page without the token, and set the token as a cookie.
 
-        The token is not part of the address that the browser shows, stores and copies.
+        The browser then neither shows nor stores the token in the address of the page.
         """
-        # Two slashes at the start of a location would be the name of another host.
+        # A location that starts with two slashes would redirect to another host.
         path = "/" + scope["path"].lstrip("/")
         response = RedirectResponse(path + (f"?{query}" if query else ""), 303)
         response.set_cookie(
@@ -182,10 +182,10 @@ class _TokenCheck:
 
 
 class _BodyLimit:
-    """Refuses bodies above a size limit or a time limit, whether or not a request states its size.
+    """Refuses requests whose body exceeds the size limit or the time limit.
 
-    The body is read before the application is called, so that the response of a refusal does not
-    depend on how far the application is.
+    The limits also apply without a ``Content-Length`` header. The body is read before the
+    application is called, so that the application cannot have started a response.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, refusal: Refusal) -> None:
@@ -255,5 +255,5 @@ def _name_of(host: str) -> str:
 
 
 def _cookie_name(scope: Scope) -> str:
-    """Return a name that differs between servers of this machine, which share their cookies."""
+    """Return a cookie name with the port, because all ports of a host share their cookies."""
     return f"rlhf-token-{(scope.get('server') or ('', 0))[1]}"

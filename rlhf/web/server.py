@@ -22,7 +22,7 @@ from rlhf.runs.interrupt import Interrupted, StopSignalRecorder
 LOOPBACK_HOST = "127.0.0.1"
 """Address of this machine that no other machine can reach."""
 GRACEFUL_SECONDS = 10.0
-"""Default time that running requests have to end after a signal."""
+"""Default time limit of running requests after a signal, in seconds."""
 _POLL_SECONDS = 0.05
 _START_SECONDS = 30.0
 
@@ -52,7 +52,7 @@ class Listener:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is of this machine only."""
+    """Return whether a host name or address is a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -65,8 +65,8 @@ def open_listener(host: str = LOOPBACK_HOST, port: int = 0) -> Listener:
     """Listen on an address.
 
     Args:
-        host: Name or address of a network interface. The caller decides whether an address is
-            allowed that other machines can reach (`is_loopback`).
+        host: Name or address of a network interface. The caller decides whether other machines may
+            reach the address (`is_loopback`).
         port: Number of the port; 0 chooses a free one.
 
     Raises:
@@ -95,14 +95,14 @@ def serve(
 ) -> None:
     """Serve an application until a signal (Ctrl-C, SIGTERM) or ``stop`` ends it.
 
-    After the first signal no connection is accepted, and running requests have
-    ``graceful_seconds`` to end. A second signal ends the process.
+    After the first signal, no connection is accepted, and running requests are ended after
+    ``graceful_seconds``. A second signal ends the process.
 
     Args:
         app: The application, usually the result of `rlhf.web.security.secured`.
         listener: The socket, which is closed at the end.
-        stopped: What the user should know after a signal, for example where the results are.
-        graceful_seconds: Time limit of the shutdown, in seconds.
+        stopped: Text that is added to the message after a signal, such as the path of the results.
+        graceful_seconds: Time limit of running requests after a signal, in seconds.
         stop: Event that ends the server without a signal. This function then returns.
 
     Raises:
@@ -111,8 +111,8 @@ def serve(
     """
     server = _server(app, graceful_seconds)
     with StopSignalRecorder() as recorder:
-        # uvicorn installs its own handlers for SIGINT and SIGTERM. It raises the signal again when
-        # it has shut down, and the recorder then records it.
+        # uvicorn installs its own handlers for SIGINT and SIGTERM. After its shutdown, it raises
+        # the signal again, and the recorder records it.
         asyncio.run(_serve_until_stopped(server, listener, recorder, stop))
     if recorder.number is not None:
         name = signal.Signals(recorder.number).name
@@ -174,7 +174,7 @@ def _server(app: ASGIApp, graceful_seconds: float) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # the address of the client is that of the connection
+        proxy_headers=False,  # a client could forge its address with these headers
         ws="none",
         timeout_graceful_shutdown=max(1, round(graceful_seconds)),
     )

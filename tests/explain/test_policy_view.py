@@ -111,6 +111,6 @@ def test_a_reply_beyond_the_context_is_omitted_with_a_warning(caplog):
     policy.model.config.max_position_embeddings = 1000
     (found,) = explain_policy(policy, [long, talk])
     assert found.prompt == talk[:-1]
-    assert "replies that the policy view omits: 1, longer than the 1000 tokens" in caplog.text
+    assert "replies omitted from the policy view: 1 (longer than the 1000 tokens" in caplog.text
     with pytest.raises(UserError, match="no reply can be encoded for the policy: longer than"):
         explain_policy(policy, [long])

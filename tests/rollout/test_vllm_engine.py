@@ -414,7 +414,7 @@ def test_another_base_model_is_refused(tmp_path, open_engine) -> None:
     scratch_model(seed=3).save_pretrained(tmp_path / "other")
     server = FakeVLLM(tmp_path / "other")
     _, engine = open_engine(lora=True, urls=[server.url])
-    with pytest.raises(UserError, match="the server needs the initial model of the run"):
+    with pytest.raises(UserError, match="start the server with the initial model of the run"):
         engine.update_policy(0)
     server.kill()
 
@@ -464,7 +464,7 @@ def _too_short(choice: dict[str, Any]) -> None:
         (_one_logprob_less, "6 tokens with 5 log-probabilities"),
         (_nan, "returned the log-probability nan"),
         (_minus_infinity, "returned the log-probability -9999.0"),
-        (_foreign_token, "token id 100000, which is no token of the model"),
+        (_foreign_token, "token id 100000, which is not in the vocabulary"),
         (_other_prompt, "a prompt that was not requested"),
         (_no_ids, "no completion with token ids"),
         (_too_long, "returned 12 tokens, expected 1 to 6"),

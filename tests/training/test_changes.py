@@ -239,7 +239,7 @@ def test_what_may_not_change_is_refused_with_its_reason(tmp_path, echo_model):
     tree = online_tree(tmp_path / "run", echo_model, num_steps=2)
     run_command("ppo", tree)
     refused = {
-        "seed": (1, "seed was 0, now 1, and this key never changes, because the episodes"),
+        "seed": (1, "seed was 0, now 1, and this key cannot change, because the episodes"),
         "critic": ("separate", "weights of this critic"),
         "save_every": (2, None),
     }

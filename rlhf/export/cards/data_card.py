@@ -21,7 +21,7 @@ _SOURCE_KEYS = {
     "eval_data": "held-out evaluation during training",
     "test_data": "final report",
 }
-"""Configuration key with a list of datasets -> what the datasets are used for."""
+"""Configuration key with a list of datasets -> purpose of the datasets."""
 _SIZES = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -49,7 +49,7 @@ def make_data_card(name: str, stages: Sequence[Stage], *, language: Sequence[str
         f"# {markdown_text(title)}",
         "The data on which the runs of this model were trained, as the runs recorded them. The "
         "data themselves are not part of the export. A fingerprint is the digest of the files that "
-        "a run read: rows with another fingerprint are not those of the training.",
+        "a run read: rows with a different fingerprint were not used for training.",
     ]
     parts += [_stage_section(stage) for stage in stages]
     if not stages:

@@ -47,7 +47,7 @@ MODEL_CARD_FILE = "README.md"
 
 @dataclass(frozen=True)
 class CardContent:
-    """Everything that the model card states."""
+    """The content of a model card."""
 
     name: str
     """Name of the model."""
@@ -78,7 +78,7 @@ class CardContent:
 
 
 def make_model_card(content: CardContent) -> ModelCard:
-    """Return the model card, in which no text contains a local path."""
+    """Return the model card. Local paths are removed from its texts."""
     body = "\n\n".join(
         text
         for text in (
@@ -196,7 +196,7 @@ def _use(content: CardContent) -> str:
 
 
 def _measures(content: CardContent) -> str:
-    """Return what the outputs of a reward model measure; "" for a language model."""
+    """Return the meaning of the outputs of a reward model; "" for a language model."""
     if content.is_causal:
         return ""
     source = content.source
@@ -242,7 +242,7 @@ def _results(content: CardContent) -> str:
 
 
 def _limits(content: CardContent) -> str:
-    """Return the limits that follow from the records, as a Markdown list."""
+    """Return the limits of the model according to the records, as a Markdown list."""
     source = content.source
     lines = []
     for stage in source.stages:

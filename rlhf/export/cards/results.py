@@ -35,7 +35,7 @@ def results_of(evaluations: Sequence[Evaluation]) -> list[Result]:
 
 
 def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
-    """Read the `summary.json` of further evaluations.
+    """Read the `summary.json` of additional evaluations.
 
     Raises:
         UserError: A folder has no `summary.json`, or it has no metrics.

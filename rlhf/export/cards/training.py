@@ -19,7 +19,7 @@ _OFFLINE = {
     "kto": "KTO on replies with binary labels.",
     "reward": "Training of a reward model.",
 }
-"""Command -> sentence on its method."""
+"""Command -> description of its training method."""
 _SPEC_KEYS = ("kind", "name", "weight", "path", "model", "pattern", "threshold", "clip")
 """Keys of a reward in the order in which a card shows them; other keys follow."""
 _HIDDEN_KEYS = frozenset({"data_cache", "data_processes", "track", "alarms", "profile"})

@@ -1,8 +1,8 @@
 """Record the completions of an engine, and return recorded completions instead of sampling again.
 
-A run that stops stores the replies that were not trained on yet. The resumed run plays the same
-episodes again: the environments take the same steps, because their actions are the recorded
-replies, and only the replies that are missing are sampled.
+When a run stops, it stores the replies that were not used for training yet. The resumed run plays
+the same episodes again: the environments take the same steps, because their actions are the
+recorded replies, and only the missing replies are sampled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CollectionStopped(Exception):
 
 @dataclass(frozen=True)
 class RecordedReply:
-    """A completion, with what identifies its request in another process."""
+    """A completion, with the values that identify its request in another process."""
 
     step: int
     """Index of the training step that trains on the reply."""
@@ -55,16 +55,16 @@ class RecordedReply:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> RecordedReply:
-        """Return the record that ``to_row`` converted."""
+        """Return the record of a row that ``to_row`` returned."""
         seed, reason = tuple(row["seed"]), FinishReason(row["finish_reason"])
         return cls(**{**row, "seed": seed, "finish_reason": reason})
 
     def to_row(self) -> dict[str, Any]:
-        """Return the record as values of JSON. Log-probabilities keep all their bits."""
+        """Return the record as JSON values, which represent the log-probabilities exactly."""
         return asdict(self)
 
     def answers(self, request: Request) -> bool:
-        """Return whether this reply is a completion of a request."""
+        """Return whether the prompt and the length of this reply match a request."""
         return (
             self.prompt == prompt_digest(request.prompt_ids)
             and len(self.tokens) <= request.max_new_tokens
@@ -77,17 +77,17 @@ def prompt_digest(ids: Sequence[int]) -> str:
 
 
 class RecordingEngine:
-    """``RolloutEngine`` that records the completions of another engine, and replays a record.
+    """``RolloutEngine`` that records the completions of another engine, and can replay them.
 
     Args:
-        engine: Engine that samples the replies that are not in the record.
+        engine: Engine that samples the replies for which there is no record.
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
         self.engine = engine
         self.num_discarded = 0
-        """Number of replies that were to be replayed but did not answer a request, or whose policy
-        was too old."""
+        """Number of recorded replies that were not replayed, because they did not answer a request
+        or because their policy was too old."""
         self._step = 0
         self._oldest_version = 0
         self._recorded: list[Completion] = []
@@ -97,21 +97,25 @@ class RecordingEngine:
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights with which replies are sampled that are not replayed."""
+        """Version of the weights that sample the replies without a record."""
         return self.engine.policy_version
 
     def start_batch(self, step: int, *, oldest_version: int) -> None:
-        """Begin to record the replies of a training step.
+        """Start to record the replies of a training step.
 
         Args:
             step: Index of the training step.
-            oldest_version: Replies of earlier policies are not replayed but sampled again.
+            oldest_version: Oldest policy version whose replies are replayed. Turns with replies of
+                earlier versions are sampled again.
         """
         self._recorded = []
         self._step, self._oldest_version = step, oldest_version
 
     def finish_batch(self) -> list[Completion]:
-        """Return the completions since `start_batch`, which are no longer unfinished."""
+        """End the batch, and return its completions.
+
+        From now on, `unfinished_replies` does not contain these completions.
+        """
         unused = [seed for seed, reply in self._to_replay.items() if reply.step <= self._step]
         for seed in unused:
             del self._to_replay[seed]
@@ -132,16 +136,16 @@ class RecordingEngine:
         return count
 
     def replay(self, replies: Iterable[RecordedReply]) -> None:
-        """Add replies that are returned to the requests for which they were sampled."""
+        """Add recorded replies; `poll` returns them for the requests that they answer."""
         self._to_replay |= {reply.seed: reply for reply in replies}
 
     def unfinished_replies(self) -> list[RecordedReply]:
-        """Return the replies of the unfinished batch, and those that were not replayed yet."""
+        """Return the replies of the unfinished batch, and the recorded replies not replayed yet."""
         recorded = [RecordedReply.of(completion, self._step) for completion in self._recorded]
         return [*recorded, *self._to_replay.values()]
 
     def stop(self) -> None:
-        """End the collection, in another thread, at its next call of ``poll``."""
+        """Make the next call of ``poll`` raise `CollectionStopped`; any thread may call this."""
         self._stop.set()
 
     def update_policy(self, version: int) -> None:
@@ -149,7 +153,7 @@ class RecordingEngine:
         self.engine.update_policy(version)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue the requests that no recorded reply answers."""
+        """Submit the requests that no recorded reply answers to the other engine."""
         missing = []
         for request in requests:
             reply = self._to_replay.pop(request.seed, None)
@@ -171,7 +175,7 @@ class RecordingEngine:
         self.engine.submit(missing)
 
     def poll(self) -> list[Completion]:
-        """Return the replayed completions, or else those that the engine has sampled.
+        """Return the replayed completions; if there are none, poll the other engine.
 
         Raises:
             CollectionStopped: ``stop`` was called.

@@ -1,8 +1,9 @@
 """Publish the weights of the policy for servers, and check that a server uses them.
 
 A publication is a folder with a unique name. A LoRA policy is published as an adapter, which a
-server loads under this name. The names must be unique, because a server keeps cached states of an
-adapter name. For other policies, all weights are published, and the server's weights are replaced.
+server loads under this name. The names must be unique, because the prefix cache of a server
+identifies an adapter by its name. For other policies, all weights are published, and the server's
+weights are replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rlhf.models.comparison import evaluation_mode
 from rlhf.rollout.vllm.client import Client, ServerRefusal, ServerUnavailable
 
 PROBE_TOKENS = 160
-"""Number of fixed tokens of the check, which is larger than the blocks of vLLM's prefix cache."""
+"""Maximum number of fixed tokens in the check. It is larger than a block of vLLM's prefix cache."""
 PROBE_REPLY = 8
 """Number of tokens that a server samples in the check."""
 _NOISE_FACTOR = 4.0
@@ -108,7 +109,7 @@ class Publisher:
 
 
 class ServedPolicy:
-    """The weights that one server uses.
+    """The weights that one server has loaded.
 
     Args:
         client: Client of the server.
@@ -140,7 +141,7 @@ class ServedPolicy:
         self._loaded, self._served = None, None
 
     def unload(self) -> None:
-        """Unload the adapter, if the server has one and answers."""
+        """Unload the adapter, if one is loaded and the server responds."""
         if self._loaded is not None and self._loaded.adapter and not self.client.restarted():
             with contextlib.suppress(ServerUnavailable, ServerRefusal):
                 self.client.post("/v1/unload_lora_adapter", {"lora_name": self._loaded.name})
@@ -186,7 +187,7 @@ class ServedPolicy:
         except ServerRefusal as error:
             raise UserError(
                 f"{error} (start the server with --enable-lora, a sufficient --max-lora-rank and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it must see the folder under the same path)"
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it must find the folder under the same path)"
             ) from error
         if previous is not None:
             try:
@@ -196,14 +197,14 @@ class ServedPolicy:
                     raise
 
     def _load_weights(self, publication: Publication) -> None:
-        """Replace all weights; then empty the prefix cache, whose states are of the old weights."""
+        """Replace all weights, and empty the prefix cache, which was computed with the old ones."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(publication.folder)}}
         try:
             self.client.post("/collective_rpc", body)
             answer = self.client.post("/reset_prefix_cache")
         except ServerRefusal as error:
             raise UserError(
-                f"{error} (start the server with VLLM_SERVER_DEV_MODE=1; it must see the folder "
+                f"{error} (start the server with VLLM_SERVER_DEV_MODE=1; it must find the folder "
                 "under the same path)"
             ) from error
         if isinstance(answer, dict) and answer.get("success") is False:
@@ -228,8 +229,8 @@ class ServedPolicy:
             raise UserError(
                 f"{url} does not serve the current policy: its log-probabilities of fixed tokens "
                 f"differ from those of the trainer by {self.gap:.1e} nats on average "
-                f"(rollout.engine.tolerance {self.tolerance:g}); the server needs the initial "
-                "model of the run and a dtype of the same precision"
+                f"(rollout.engine.tolerance {self.tolerance:g}); start the server with the "
+                "initial model of the run and a dtype of the same precision"
             )
         if previous is not None and self._served is not None:
             noise = _mean_absolute_difference(self._served, previous.logprobs)
@@ -247,8 +248,11 @@ class ServedPolicy:
     def _check_sampled_logprobs(self, name: str) -> None:
         """Check the log-probabilities of tokens that are sampled after the fixed tokens.
 
-        In contrast to the log-probabilities of a prompt, they use the prefix cache and the
-        temperature of the rollouts.
+        The server computes log-probabilities of sampled tokens with the prefix cache and the
+        temperature of the rollouts, but log-probabilities of a prompt without them.
+
+        Args:
+            name: Name of the policy in requests.
         """
         publisher = self.publisher
         body = completion_body(
@@ -294,9 +298,9 @@ class ServedPolicy:
 def save_untied(model: Any, folder: Path) -> None:
     """Save a model so that vLLM can replace all its weights.
 
-    If the output head shares the weight of the embedding, the weight is saved twice, and the
-    configuration states that they are not tied. When vLLM 0.32 reloads a tied model, it replaces
-    the embedding but keeps the old output head.
+    If the output head shares the weight of the embedding, the weight is saved twice, and
+    ``tie_word_embeddings`` is false in the configuration. When vLLM 0.32 reloads a tied model, it
+    replaces the embedding but keeps the old output head.
     """
     model.save_pretrained(folder)
     head = model.get_output_embeddings()
@@ -374,7 +378,7 @@ def read_completion(
 
     Raises:
         ServerUnavailable: The server aborted the request.
-        UserError: The response is not the answer to the request.
+        UserError: The response is invalid or does not match the request.
     """
     try:
         choice = answer["choices"][0]
@@ -397,7 +401,7 @@ def read_completion(
     for token in tokens:
         if type(token) is not int or not 0 <= token < vocab_size:
             raise UserError(
-                f"{url} returned the token id {token!r}, which is no token of the model"
+                f"{url} returned the token id {token!r}, which is not in the vocabulary"
             )
     if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
         count = len(logprobs) if isinstance(logprobs, list) else "no"

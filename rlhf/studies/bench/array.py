@@ -22,7 +22,8 @@ eval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {commands})"
 
 _SUBMIT_TEMPLATE = """\
 #!/bin/sh
-# The jobs of initial models run first, then the training runs that need them, then the table.
+# First, the initial models are prepared. Then the training runs start from them. Then the table of
+# results is written.
 set -e
 first=$(sbatch --parsable {start})
 second=$(sbatch --parsable --dependency=afterok:$first {train})

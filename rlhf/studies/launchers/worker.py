@@ -1,4 +1,4 @@
-"""Run jobs in a worker process of a launcher. Workers are reused, so each imports torch once."""
+"""Run jobs in a worker process of a launcher. A worker runs many jobs and imports torch once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def initialize_worker(logs: Path, threads: int) -> None:
     launch.prepare_process()
     import torch
 
-    # By default every process uses as many threads as the machine has cores.
+    # By default, every process starts as many threads as the machine has cores.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     set_up_logging(logging.INFO)
     load_plugins_of_parent()
@@ -44,12 +44,13 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
     """Run a job in this process.
 
     Returns:
-        The message of a ValueError (UserError is one), or of a write error such as a full disk. It
-        is None if the job succeeded.
+        None if the job succeeded. Otherwise, the message of a ValueError, such as UserError, or of
+        a write error, such as a full disk.
 
     Raises:
-        RuntimeError: The job raised another exception. Its traceback is the message. The exception
-            itself is not passed on, because a launcher fails if an exception cannot be pickled.
+        RuntimeError: The job raised another exception. The message contains its traceback. The
+            original exception is not raised, because a launcher fails if an exception cannot be
+            pickled.
     """
     try:
         run_job(job, commands)

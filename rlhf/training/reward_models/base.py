@@ -61,7 +61,7 @@ class RewardKind:
     """
 
     data: Kind
-    """Kind of the rows."""
+    """Kind of the dataset rows."""
     columns: tuple[str, ...] = ()
     """Additional columns of the dataset that the kind reads."""
     scorer = "learned"
@@ -73,7 +73,7 @@ class RewardKind:
     append_eos = True
     """Whether EOS is appended to the texts if the model is a decoder."""
     in_trl = False
-    """Whether TRL's reward trainer and the native engine implement the loss."""
+    """Whether TRL's reward trainer implements the loss. The native engine trains the same kinds."""
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
@@ -112,7 +112,7 @@ class RewardKind:
         return logits
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return metrics of the held-out examples.
+        """Compute metrics of the held-out examples.
 
         Args:
             logits: Logits of all examples, in the shape of `group_by_example`.
@@ -130,7 +130,7 @@ class RewardKind:
         return page.splitlines()[2:]
 
     def evaluate(self, trained: TrainedRewardModel) -> Report:
-        """Return a report with metrics of the saved model and of baselines on the test rows."""
+        """Compute metrics of the saved model and of baselines on the test rows."""
         raise NotImplementedError
 
     def before_saving(self, model: Any) -> None:
