@@ -50,7 +50,7 @@ _CODE = (
 
 @dataclass(frozen=True)
 class Preparation:
-    """Where and how data are prepared.
+    """Settings of the preparation of data.
 
     Attributes:
         folder: Folder of the cache, see `rlhf.data.cache`.
@@ -68,7 +68,7 @@ class StoredRows(Sequence[dict[str, Any]]):
         stores: The stores.
         source: [N], index in `stores` of the store of each row.
         position: [N], position of each row in its store.
-        preparation: Where and how to prepare data that are made from these rows.
+        preparation: Settings for the preparation of data from these rows.
     """
 
     def __init__(

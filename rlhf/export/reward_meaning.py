@@ -54,7 +54,7 @@ MEANINGS: dict[str, str] = {
     ),
     "process": (
         "The model reads a solution in steps. At the end of each step, its outputs are the logits "
-        "of the classes wrong and correct. It says nothing on tokens inside a step."
+        "of the classes wrong and correct. Its outputs for tokens inside a step have no meaning."
     ),
 }
 """Kind of `rlhf reward` -> what the outputs measure."""

@@ -1,4 +1,4 @@
-"""End the work for a request whose client is gone."""
+"""Cancel the work for a request whose client has disconnected."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class TextDecoder:
         return self._return(self._decode(self._ids))
 
     def _return(self, text: str) -> str:
-        """Return the new part of the text of all kept tokens, and forget the older tokens."""
+        """Return the new part of the text of all kept tokens, and discard the older tokens."""
         new = text[len(self._returned) :]
         self._ids = self._ids[self._num_returned :] or self._ids
         self._num_returned = len(self._ids)
