@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_config(name: str, config: OnlineConfig) -> Algorithm:
+def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
     """Make the checks that need no model and no environment; return the configured algorithm.
 
     Raises:
@@ -113,7 +113,7 @@ def published_weights_folder(config: OnlineConfig) -> Path:
     return Path(folder) if folder else Path(f"{config.output_dir.rstrip('/')}-engine")
 
 
-def open_engine(config: OnlineConfig, model: Any) -> Any:
+def open_external_engine(config: OnlineConfig, model: Any) -> Any:
     """Return the configured engine outside this process's own engine; None for the local engine.
 
     Raises:
@@ -186,7 +186,7 @@ def make_kl_controller(spec: KLSpec, coef: float) -> FixedKL:
     return FixedKL(coef)
 
 
-def make_multiplier(algorithm: Algorithm) -> LagrangeMultiplier | None:
+def make_lagrange_multiplier(algorithm: Algorithm) -> LagrangeMultiplier | None:
     """Return the Lagrange multiplier of a constrained algorithm; None for other algorithms."""
     s = algorithm.settings
     if not algorithm.constrained:

@@ -43,7 +43,7 @@ class Throughput:
             self.model.model, tokens=computed, head_tokens=trained
         )
 
-    def pop(self) -> dict[str, float]:
+    def pop_metrics(self) -> dict[str, float]:
         """Return the metrics of the updates since the last call, and reset the sums."""
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
