@@ -106,8 +106,8 @@ class StoredRows(Sequence[dict[str, Any]]):
         """Return the prompt key of every row, [N] of 32 bytes."""
         keys = np.empty(len(self), "S32")
         for number, store in enumerate(self.stores):
-            here = self.source == number
-            keys[here] = store.keys[self.position[here]]
+            of_store = self.source == number
+            keys[of_store] = store.keys[self.position[of_store]]
         return keys
 
 

@@ -114,7 +114,7 @@ def published_weights_folder(config: OnlineConfig) -> Path:
 
 
 def open_external_engine(config: OnlineConfig, model: Any) -> Any:
-    """Return the configured engine outside this process's own engine; None for the local engine.
+    """Return the configured engine if it is not the local engine, and None otherwise.
 
     Raises:
         UserError: The engine cannot be used, or the engine of a plug-in lacks a method.

@@ -138,7 +138,7 @@ class ServedPolicy:
         return self._loaded.name if self._loaded.is_adapter else self.base_name
 
     def mark_not_loaded(self) -> None:
-        """Load the weights again before the next request, because the server may have restarted."""
+        """Mark the weights as not loaded, so that they are loaded before the next request."""
         self._loaded, self._served = None, None
 
     def unload(self) -> None:
