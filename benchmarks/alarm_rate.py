@@ -180,11 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first-seed", type=int, default=0)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     launch.prepare_process()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    runs = healthy_runs(chosen.first_seed)
-    print(alarm_table({run: alarms_of(run, chosen.folder) for run in runs}))
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    runs = healthy_runs(arguments.first_seed)
+    print(alarm_table({run: alarms_of(run, arguments.folder) for run in runs}))
 
 
 if __name__ == "__main__":

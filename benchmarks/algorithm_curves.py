@@ -98,15 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     starts: dict[str, rlhf.Run] = {}
     results = {}
     for algorithm in ALGORITHMS:
         env = task_of(algorithm)
         if env not in starts:
-            starts[env] = fine_tuned_model(env, chosen.folder / env.partition("/")[2])
+            starts[env] = fine_tuned_model(env, arguments.folder / env.partition("/")[2])
         results[algorithm] = learning_curves(
-            algorithm, starts[env], chosen.folder, seeds=chosen.seeds
+            algorithm, starts[env], arguments.folder, seeds=arguments.seeds
         )
         print(algorithm, flush=True)
     content = {"settings": SETTINGS, "algorithms": results}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.algorithm_pages
 
-A page has the equation, its source, the settings in force, the lines of code, and a learning curve
-from the numbers that `benchmarks.algorithm_curves` stored. tests/algorithms/test_pages.py checks
-that the pages are those that this script writes.
+A page contains the equation, its source, the default settings, the code, and a learning curve. The
+curve shows the numbers that `benchmarks.algorithm_curves` stored. tests/algorithms/test_pages.py
+checks that the pages are up to date.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ env: {{id: text/Echo-v0}}
 ```
 
 ```
-rlhf {name} --config this.yaml
+rlhf {name} --config config.yaml
 ```
 
 ## Equation
@@ -56,23 +56,23 @@ rlhf {name} --config this.yaml
 {equation}
 ```
 
-The symbols are those of [the overview](../algorithms.md#the-table).
+[The overview](../algorithms.md#the-table) explains the symbols.
 
 * Papers: {paper}.
-* Place of the equation: {equation_source}.
+* Source of the equation: {equation_source}.
 
 | property | |
 |-|-|
 | critic | {critic} |
-| groups of episodes from one start state | {groups} |
+| groups of episodes with the same start state | {groups} |
 | KL to the reference | {kl} |
 | unbiased gradient | {unbiased} |
 | difference from the exact policy gradient | {bias} |
-| converges to, on a one-turn problem | {fixed_point} |
+| policy to which it converges on a one-turn problem | {fixed_point} |
 
-## Settings in force
+## Default settings
 
-These are the defaults of `rlhf {name}`, without the settings that have no effect with these values.
+The table omits the settings of `rlhf {name}` that have no effect with these defaults.
 
 | setting | value | meaning |
 |-|-|-|
@@ -234,11 +234,12 @@ def _without_docstring(source: str, tree: ast.FunctionDef) -> str:
 def _curve_text(stored: dict[str, Any], result: dict[str, Any]) -> str:
     settings, seeds = stored["settings"], len(result["curves"]["reward/mean"])
     return (
-        f"A model of 0.1 million parameters on `{result['env']}`, after fine-tuning on noisy "
-        f"demonstrations, with the settings above, {settings['episodes_per_step']} episodes per "
-        f"step, a learning rate of {settings['optimizer']['learning_rate']:g} and {seeds} seeds. "
-        "The line is the mean over seeds, the band its 95% interval. The same settings for every "
-        "algorithm are no fair comparison; [the leaderboard](../leaderboard.md) is one."
+        f"The curve was measured with a model of 0.1 million parameters on `{result['env']}`. The "
+        "model was first fine-tuned on noisy demonstrations and then trained with the settings "
+        f"above, {settings['episodes_per_step']} episodes per step, a learning rate of "
+        f"{settings['optimizer']['learning_rate']:g} and {seeds} seeds. The line shows the mean "
+        "over seeds, and the band shows its 95% interval. A comparison of algorithms needs several "
+        "tasks; see [the leaderboard](../leaderboard.md)."
     )
 
 

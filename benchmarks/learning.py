@@ -77,11 +77,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     launch.prepare_process()
     results = {
-        task: [run_task(task, chosen.folder, seed=seed) for seed in range(chosen.seeds)]
-        for task in chosen.tasks
+        task: [run_task(task, arguments.folder, seed=seed) for seed in range(arguments.seeds)]
+        for task in arguments.tasks
     }
     print(result_table(results))
 

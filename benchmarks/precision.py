@@ -38,14 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     launch.prepare_process()
     found: dict[str, dict[str, np.ndarray]] = {}
     for task in TASKS:
         runs = {
             dtype: [
-                train_reward_curves(task, chosen.folder, dtype=dtype, seed=seed)
-                for seed in range(chosen.seeds)
+                train_reward_curves(task, arguments.folder, dtype=dtype, seed=seed)
+                for seed in range(arguments.seeds)
             ]
             for dtype in SIDES
         }
@@ -54,7 +54,7 @@ def main() -> None:
                 dtype: np.array([run[algorithm] for run in made]) for dtype, made in runs.items()
             }
     print(curve_comparison_table(found))
-    plot_curves(found, chosen.folder / "precision.png")
+    plot_curves(found, arguments.folder / "precision.png")
 
 
 if __name__ == "__main__":

@@ -90,16 +90,16 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     launch.prepare_process()
-    model, tokenizer = load_model(ModelSpec(path=chosen.model, dtype="bfloat16"), seed=0)
-    completions = sample_completions(model, tokenizer, url=chosen.url, folder=chosen.folder)
+    model, tokenizer = load_model(ModelSpec(path=arguments.model, dtype="bfloat16"), seed=0)
+    completions = sample_completions(model, tokenizer, url=arguments.url, folder=arguments.folder)
     policy = Policy(model, tokenizer)
     server = [np.array(completion.logprobs) for completion in completions]
     trainer = [trainer_logprobs(policy, completion) for completion in completions]
     plain = {}
     for dtype in ("bfloat16", "float32"):
-        other, _ = load_model(ModelSpec(path=chosen.model, dtype=dtype), seed=0)
+        other, _ = load_model(ModelSpec(path=arguments.model, dtype=dtype), seed=0)
         plain[dtype] = [transformers_logprobs(other, completion) for completion in completions]
     gap = mean_abs_difference(server, trainer)
     dtype_error = mean_abs_difference(plain["bfloat16"], plain["float32"])

@@ -68,13 +68,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--executable", required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     launch.prepare_process()
-    seeds = range(chosen.seeds)
-    local = [run_seed(chosen.folder, seed=seed, engine=None) for seed in seeds]
-    initial = chosen.folder / "local-0/sft/final"
-    with vllm_server(initial, chosen.folder, executable=chosen.executable) as engine:
-        served = [run_seed(chosen.folder, seed=seed, engine=engine) for seed in seeds]
+    seeds = range(arguments.seeds)
+    local = [run_seed(arguments.folder, seed=seed, engine=None) for seed in seeds]
+    initial = arguments.folder / "local-0/sft/final"
+    with vllm_server(initial, arguments.folder, executable=arguments.executable) as engine:
+        served = [run_seed(arguments.folder, seed=seed, engine=engine) for seed in seeds]
     for name in ALGORITHMS:
         returns = {"vllm": [run[name] for run in served], "local": [run[name] for run in local]}
         for side, values in returns.items():

@@ -25,10 +25,10 @@ class DiscreteToText(TextEnv):
     """A tabular environment with text observations and actions.
 
     State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
-    of the words `actions`. Reward and transitions: those of the table. An invalid action uses up a
-    turn without a move. Its reward is `invalid_action_reward(...)`, so an invalid action is never
-    better than a legal one. The episode terminates after `max_turns` actions. Optimum: the
-    optimal value for the finite horizon, by backward induction over the transition table.
+    of the words `actions`. Reward and transitions: those of the table. An invalid action uses a
+    turn and leaves the state unchanged. Its reward is `invalid_action_reward(...)`, so an invalid
+    action is never better than a legal one. The episode terminates after `max_turns` actions.
+    Optimum: computed by backward induction over the transition table, for the finite horizon.
 
     Args:
         table: An environment with a transition table `P` and an initial distribution
@@ -52,24 +52,24 @@ class DiscreteToText(TextEnv):
         check_range("max_turns", max_turns, 1, 1000)
         super().__init__(max_turns=max_turns, render_mode=render_mode)
         self.system_prompt = system_prompt
-        self._table, self._describe, self._words = table, describe, tuple(actions)
+        self._table, self._describe, self._action_words = table, describe, tuple(actions)
         self._transitions: Transitions = table.P
-        self._starts = np.asarray(table.initial_state_distrib, dtype=float)
-        self._state = int(self._starts.argmax())
+        self._initial_distribution = np.asarray(table.initial_state_distrib, dtype=float)
+        self._state = int(self._initial_distribution.argmax())
         self.invalid_reward = invalid_action_reward(self._transitions)
-        self._values: dict[float, np.ndarray] = {}
+        self._values_by_discount: dict[float, np.ndarray] = {}
 
     def start(self) -> str:
-        self._state = int(categorical_sample(self._starts, self.np_random))
+        self._state = int(categorical_sample(self._initial_distribution, self.np_random))
         return self._observation_text()
 
     def step(self, action: str) -> Step:
         word = normalized(action)
         self.turns_left -= 1
-        if word not in self._words:
-            text = self._observation_text(f"Answer with one of: {', '.join(self._words)}. ")
+        if word not in self._action_words:
+            text = self._observation_text(f"Answer with one of: {', '.join(self._action_words)}. ")
             return self.turn(text, self.invalid_reward, valid=False, reason="no such action")
-        outcomes = self._transitions[self._state][self._words.index(word)]
+        outcomes = self._transitions[self._state][self._action_words.index(word)]
         draw = self.np_random.random()
         bounds = itertools.accumulate(chance for chance, *_ in outcomes[:-1])
         _, self._state, reward, ended = outcomes[sum(draw >= bound for bound in bounds)]
@@ -82,10 +82,7 @@ class DiscreteToText(TextEnv):
         return f"{event}{self._describe(self._state)} {self.turns_text()}"
 
     def _event_text(self, reward: float, success: bool) -> str:
-        """Describe an event that the description of the new state does not mention.
-
-        The result is "" if there is no such event.
-        """
+        """Return text on the transition that is not in the description of the new state."""
         return ""
 
     def _is_goal(self, reward: float) -> bool:
@@ -93,43 +90,43 @@ class DiscreteToText(TextEnv):
         return reward > 0
 
     def legal_actions(self) -> list[str]:
-        return list(self._words)
+        return list(self._action_words)
 
     def action_values(self) -> dict[str, float]:
         after = self._optimal_values_by_turns_left()[max(self.turns_left - 1, 0)]
-        totals = self._values_of_actions(self._state, after)
-        return dict(zip(self._words, totals, strict=True))
+        totals = self._one_step_lookahead(self._state, after)
+        return dict(zip(self._action_words, totals, strict=True))
 
     def best_action(self) -> str:
         """Return an optimal action.
 
-        If several actions are optimal, the one that reaches its reward first is returned.
+        Of several optimal actions, the action that reaches its reward first is returned.
         """
         discount = TIE_BREAK_DISCOUNT
         after = discount * self._optimal_values_by_turns_left(discount)[max(self.turns_left - 1, 0)]
-        return self._words[int(np.argmax(self._values_of_actions(self._state, after)))]
+        return self._action_words[int(np.argmax(self._one_step_lookahead(self._state, after)))]
 
     def optimal_value(self) -> float:
-        return float(self._starts @ self._optimal_values_by_turns_left()[-1])
+        return float(self._initial_distribution @ self._optimal_values_by_turns_left()[-1])
 
     def random_value(self) -> float:
-        values = np.zeros(len(self._starts))
+        values = np.zeros(len(self._initial_distribution))
         for _ in range(self.max_turns):
             states = range(len(values))
-            values = np.array([np.mean(self._values_of_actions(s, values)) for s in states])
-        return float(self._starts @ values)
+            values = np.array([np.mean(self._one_step_lookahead(s, values)) for s in states])
+        return float(self._initial_distribution @ values)
 
     def _optimal_values_by_turns_left(self, discount: float = 1.0) -> np.ndarray:
-        """Compute the optimal value of each state, [number of remaining turns, state]."""
-        if discount not in self._values:
-            rows = [np.zeros(len(self._starts))]
+        """Return the optimal value of each of S states, [max_turns + 1, S], by remaining turns."""
+        if discount not in self._values_by_discount:
+            rows = [np.zeros(len(self._initial_distribution))]
             for _ in range(self.max_turns):
-                states, after = range(len(self._starts)), discount * rows[-1]
-                rows.append(np.array([max(self._values_of_actions(s, after)) for s in states]))
-            self._values[discount] = np.array(rows)
-        return self._values[discount]
+                states, after = range(len(self._initial_distribution)), discount * rows[-1]
+                rows.append(np.array([max(self._one_step_lookahead(s, after)) for s in states]))
+            self._values_by_discount[discount] = np.array(rows)
+        return self._values_by_discount[discount]
 
-    def _values_of_actions(self, state: int, next_state_values: np.ndarray) -> list[float]:
+    def _one_step_lookahead(self, state: int, next_state_values: np.ndarray) -> list[float]:
         """Return the value of each action in `state`, given the values of all next states."""
         return [
             sum(p * (r + (0.0 if ended else next_state_values[s])) for p, s, r, ended in row)
@@ -140,9 +137,9 @@ class DiscreteToText(TextEnv):
 def invalid_action_reward(transitions: Transitions) -> float:
     """Return a reward for invalid actions that makes them never better than legal ones.
 
-    The reward is the minimum over states of the highest expected reward of one step, and at most 0.
-    An invalid action that wastes a turn is then never an advantage, because the policy could use
-    the turn for a legal step at the end of the episode.
+    The reward is at most 0, and at most the minimum over states of the highest expected reward of
+    one step. A policy that omits an invalid action has one more turn at the end of the episode.
+    In this turn, a legal action has at least this expected reward.
     """
     best = (
         max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())

@@ -22,7 +22,7 @@ from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
 
 
 class ImplicitReward(Reward):
-    """The implicit reward of a preference-trained policy (DPO, 2305.18290, equation 5).
+    """The implicit reward of a preference-trained policy (DPO, arXiv:2305.18290, eq. 5).
 
     The score is beta * sum(log pi - log pi_ref) over the tokens of the last reply, including EOS.
     With ``average``, the sum is divided by the number of tokens, as RewardBench does for models
@@ -96,14 +96,14 @@ class ImplicitReward(Reward):
     def _score_one(self, conversation: Conversation) -> float | None:
         ids, start = ids_and_reply_start(self.tokenizer, conversation)
         if self.max_length is not None and len(ids) > self.max_length:
-            cut = len(ids) - self.max_length
-            ids, start = ids[cut:], max(1, start - cut)
+            num_removed = len(ids) - self.max_length
+            ids, start = ids[num_removed:], max(1, start - num_removed)
         if start >= len(ids):
             return None
         batch = torch.tensor([ids], device=self.policy.device)
-        ratio = _token_logprobs(self.policy, batch) - _token_logprobs(self.reference, batch)
-        reply = ratio[start - 1 :]
-        return self.beta * float(reply.mean() if self.average else reply.sum())
+        log_ratios = _token_logprobs(self.policy, batch) - _token_logprobs(self.reference, batch)
+        of_reply = log_ratios[start - 1 :]
+        return self.beta * float(of_reply.mean() if self.average else of_reply.sum())
 
 
 def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
@@ -135,13 +135,13 @@ def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def ids_and_reply_start(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
-    """Return the token ids of a conversation with EOS, and the index of the last message's start.
+    """Return the token ids of a conversation with EOS, and the first index of the last message.
 
     The index is at least 1, because the first token has no log-probability.
     """
     ids = encode_conversation(tokenizer, conversation, append_eos=True)
-    blank = [*conversation[:-1], {**conversation[-1], "content": ""}]
-    without = encode_conversation(tokenizer, blank, append_eos=True)
-    pairs = enumerate(zip(ids, without, strict=False))
+    with_empty_reply = [*conversation[:-1], {**conversation[-1], "content": ""}]
+    ids_of_empty_reply = encode_conversation(tokenizer, with_empty_reply, append_eos=True)
+    pairs = enumerate(zip(ids, ids_of_empty_reply, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), len(ids) - 1)
     return ids, max(1, start)

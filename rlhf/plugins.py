@@ -114,7 +114,7 @@ def register_algorithm(
         reference: Whether the decorated loss reads ``batch.ref_logprobs``.
         paper: Source of the algorithm.
         equation: The loss, for the table of algorithms.
-        equation_source: Place of the equation in the paper, such as "eq. 7".
+        equation_source: Source of the equation in the paper, such as "eq. 7".
         summary: Phrase for the table of algorithms.
         unbiased: See `Algorithm.unbiased`.
         bias: See `Algorithm.bias`.

@@ -33,7 +33,7 @@ def with_repeated_sentence(reply: str) -> str:
 
 
 def with_filler(reply: str) -> str:
-    """Append sentences without content to a reply."""
+    """Append sentences without information to a reply."""
     return reply + _FILLER
 
 
@@ -63,9 +63,9 @@ def run_stress_tests(
 ) -> dict[str, dict[str, Any]]:
     """Run each stress test on at most ``size`` randomly selected chosen conversations.
 
-    The tests are those of ``STRESS_CHANGES`` and ``shuffled_prompt``. The latter combines each
-    reply with a different prompt; a reward that takes the prompt into account should give a lower
-    score. The result maps the name of each test to a dictionary with these keys:
+    The tests are those of ``STRESS_CHANGES`` and ``shuffled_prompt``. ``shuffled_prompt`` combines
+    each reply with a different prompt, for which a reward should give a lower score. The result
+    maps the name of each test to a dictionary with these keys:
 
     - ``change``: mean change of the score with its interval over prompts, in standard deviations of
       the original scores;
@@ -83,22 +83,22 @@ def run_stress_tests(
     }
     variants["shuffled_prompt"] = _chosen_replies_with_other_prompts(chosen)
     before = np.array(reward([pair.chosen for pair in chosen]), dtype=float)
-    spread = float(np.nanstd(before))
+    score_std = float(np.nanstd(before))
     rounding_error = 1e-9 * float(np.nan_to_num(np.abs(before)).max())
-    if not spread > rounding_error:
-        spread = 1.0
+    if not score_std > rounding_error:
+        score_std = 1.0
     results = {}
     for name, conversations in variants.items():
         expect = STRESS_CHANGES[name][1] if name in STRESS_CHANGES else "fall"
-        change = (np.array(reward(conversations), dtype=float) - before) / spread
-        known = ~np.isnan(change)
-        groups = [pair.prompt_json for pair, ok in zip(chosen, known, strict=True) if ok]
-        interval = clustered_mean_interval(change[known], groups)
+        change = (np.array(reward(conversations), dtype=float) - before) / score_std
+        scored = ~np.isnan(change)
+        groups = [pair.prompt_json for pair, ok in zip(chosen, scored, strict=True) if ok]
+        interval = clustered_mean_interval(change[scored], groups)
         results[name] = {
             "change": interval,
-            "fell": float((change[known] < 0).mean()) if known.any() else float("nan"),
+            "fell": float((change[scored] < 0).mean()) if scored.any() else float("nan"),
             "expect": expect,
-            "passed": _changed_as_expected(change[known], groups, interval, expect),
+            "passed": _changed_as_expected(change[scored], groups, interval, expect),
         }
     return results
 
@@ -116,11 +116,11 @@ def _changed_as_expected(
     """
     low, high = interval["low"], interval["high"]
     if not np.isfinite(low) and change.size:
-        # If there is no interval (equal changes have no spread), use the exact sign-flip test.
-        _, units = unit_means(change, groups)
-        mean = float(units.mean())
-        decided = sign_flip_test(units) <= 0.05
-        low = high = mean if decided else np.nan
+        # Equal changes have no interval. Use the exact sign-flip test instead.
+        _, prompt_means = unit_means(change, groups)
+        mean = float(prompt_means.mean())
+        significant = sign_flip_test(prompt_means) <= 0.05
+        low = high = mean if significant else np.nan
         if mean == 0:
             low = high = 0.0
     if high < 0 or (high <= 0 and expect == "not rise"):

@@ -67,7 +67,7 @@ class Algorithm:
 
     @property
     def needs_groups(self) -> bool:
-        """Whether the algorithm needs groups of rollouts from one start state."""
+        """Whether the algorithm needs groups of rollouts with the same start state."""
         return self.advantage_estimator.groups
 
     @property

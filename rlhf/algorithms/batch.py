@@ -46,7 +46,7 @@ class TrainingBatch:
     turns: Tensor | None = None
     """[B, T] integers, index of the turn of each token, starting at 0."""
     groups: Tensor | None = None
-    """[B] integers, equal for rollouts from one start state."""
+    """[B] integers, equal for rollouts with the same start state."""
     truncated: Tensor | None = None
     """[B], True if the episode was truncated, which means that a limit ended it before the task
     was finished."""

@@ -39,7 +39,7 @@ class Component:
     critic: bool = False
     """Whether the function needs the values of a critic."""
     groups: bool = False
-    """Whether the function compares several rollouts from one start state."""
+    """Whether the function compares several rollouts with the same start state."""
     pairs: bool = False
     """Whether an advantage estimator forms pairs of rollouts, or a loss compares the rollouts of a
     pair."""

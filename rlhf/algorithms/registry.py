@@ -34,12 +34,12 @@ _BUILT_IN_ALGORITHMS = (
         title="PPO under a cost constraint",
         paper="Ray et al. 2019, Benchmarking Safe Exploration; Dai et al. 2023, arXiv:2310.12773",
         equation="PPO on (R - v C) / (1 + v),  log v += lr v (mean C - limit)",
-        equation_source="Dai et al. 2023, eq. 31 (multiplier); the objective as for ppo",
-        summary="PPO whose Lagrange multiplier keeps the mean cost at its limit",
+        equation_source="Dai et al. 2023, eq. 31 (multiplier); see ppo for the objective",
+        summary="PPO with a Lagrange multiplier that keeps the mean cost per episode below a limit",
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
         unbiased=False,
-        bias="the same as for ppo; the policy gradient is that of the Lagrangian with the current "
+        bias="as for ppo; the policy gradient is that of the Lagrangian with the current "
         "multiplier",
         fixed_point="best policy within the cost limit",
         constrained=True,

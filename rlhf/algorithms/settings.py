@@ -32,10 +32,10 @@ class Settings:
     num_minibatches: PositiveInt = 1
     """Number of optimizer steps per epoch."""
     group_size: PositiveInt = 1
-    """Number of rollouts from one start state, which share a baseline."""
+    """Number of rollouts that start in the same state and share a baseline."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Reduction of the loss over tokens. "token": mean over all tokens. "sequence": mean of each
-    sequence, then mean over sequences. "constant": sum of each sequence divided by the maximum
+    """Reduction of the loss over tokens. "token": mean over all tokens. "sequence": mean over each
+    sequence, then mean over sequences. "constant": sum over each sequence divided by the maximum
     number of tokens that can be sampled in an episode, then mean over sequences."""
     clip_low: NonNegativeFloat = 0.2
     """The importance ratio is clipped from below at 1 - clip_low."""
@@ -45,16 +45,16 @@ class Settings:
     """Upper bound c > 1 on the importance ratio of tokens with a negative advantage; 0 disables
     this bound."""
     tis_cap: NonNegativeFloat = 0.0
-    """Truncated importance sampling: each advantage is multiplied by the probability of the token
-    under the policy at the start of the update, divided by its probability in the sampler, but at
-    most by this number. 0 disables the weights."""
+    """Cap of truncated importance sampling. Each advantage is multiplied by min(tis_cap, p / q),
+    where p is the probability of the token under the policy at the start of the update, and q its
+    probability in the sampler. 0 disables the weights."""
     sequence_mask_low: FractionBelowOne = 0.0
-    """Lower end of the sequence mask. An episode is excluded from the loss if the geometric mean
-    over its tokens of the ratio that tis_cap truncates is below this number. 0 disables this
-    end."""
+    """Lower bound of the sequence mask. An episode is excluded from the loss if the geometric mean
+    of p / q (see tis_cap) over its tokens is below this bound. 0 disables the bound."""
     sequence_mask_high: NonNegativeFloat = 0.0
-    """Upper end of the sequence mask: an episode is excluded from the loss if this geometric mean
-    is above this number, e.g. 1.01. 0 disables this end."""
+    """Upper bound of the sequence mask, e.g. 1.01. An episode is excluded from the loss if the
+    geometric mean of p / q (see tis_cap) over its tokens is above this bound. 0 disables the
+    bound."""
     kl_placement: Literal["reward", "loss", "none"] = "reward"
     """Whether the KL to the reference policy is subtracted from the reward ("reward"), added to the
     loss ("loss"), or not used ("none")."""
@@ -91,8 +91,8 @@ class Settings:
     groups."""
     overlong_fraction: Fraction = 0.0
     """Length of DAPO's soft overlong range, as a fraction of a turn's token limit. The range ends
-    at the limit. In the range, the amount that is subtracted from the score increases from 0 to 1.
-    0 disables the penalty."""
+    at the limit. Within the range, the penalty of the score increases linearly from 0 to 1. 0
+    disables the penalty."""
     cost_limit: Finite = 0.0
     """Upper limit of the mean cost per episode, in the units of the cost."""
     multiplier_init: PositiveFloat = 1.0

@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Every setting that was in force, with the defaults of the algorithm and the trainer."""
+        """Effective settings of the run, with the defaults of the algorithm and the trainer."""
         return upgraded_config(read_mapping_or_empty(self.directory / "config.yaml"))
 
     @property

@@ -46,7 +46,7 @@ class Branch:
             UserError: The environment failed or ended its episode earlier than before, or the
                 conversation does not fit into the context.
         """
-        self.forget()
+        self.clear()
         observation, info = self.partner.start(seed)
         self._episode = self.policy.collector.start_episode(
             self.partner.env, 0, EpisodeSeed(seed, 0, sample_index), observation, info
@@ -59,7 +59,7 @@ class Branch:
                 )
             self.add(self.policy.encode(self.episode, reply) if isinstance(reply, str) else reply)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Remove all messages and replies."""
         self.policy.engine.reset()
         self._episode, self.replies, self.results, self._over = None, [], [], False

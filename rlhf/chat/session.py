@@ -65,7 +65,7 @@ class ChatSession:
     def close(self) -> None:
         """Cancel unfinished replies, and close the environments."""
         for branch in self.branches:
-            branch.forget()
+            branch.clear()
             branch.partner.close()
             branch.policy.collector.close()
 
@@ -310,7 +310,7 @@ class ChatSession:
         self.turns.clear()
         self._messages.clear()
         for branch in self.branches:
-            branch.forget()
+            branch.clear()
         if self.env is not None:
             self._start([])
 
@@ -444,7 +444,7 @@ class ChatSession:
         """Start all conversations again with these replies; clear them if there is no message."""
         if self.env is None and not self._messages:
             for branch in self.branches:
-                branch.forget()
+                branch.clear()
         else:
             self._start(replies)
 

@@ -37,7 +37,7 @@ class Turn:
     counts: list[int]
     """Number of replies of each model before this turn."""
     turn_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Random id, which differs from the ids of turns that were taken back."""
+    """Random id, which distinguishes this turn from one that was taken back."""
     given_by_user: bool = False
     """Whether the user replied instead of the models."""
     vote_id: str | None = None

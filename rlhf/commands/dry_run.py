@@ -32,9 +32,9 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
         UserError: The configuration is invalid, or the model cannot be loaded.
     """
     if command in ALGORITHMS:
-        from rlhf.training.online_setup import check_config
+        from rlhf.training.online_setup import check_online_config
 
-        _episodes_per_minibatch(config, check_config(command, config))
+        _episodes_per_minibatch(config, check_online_config(command, config))
     elif isinstance(config, OfflineConfig):
         from rlhf.training.offline import (
             check_reserved_options,

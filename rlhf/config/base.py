@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.model import ModelSpec
-from rlhf.runs.alarms import Action, AlarmName, check_alarm_actions
+from rlhf.runs.alarms import AlarmAction, AlarmName, check_alarm_actions
 from rlhf.runs.trackers import TrackerName
 
 
@@ -16,8 +16,8 @@ class CommandConfig:
     """Base of the configurations of all commands that can use plug-ins."""
 
     plugins: list[str] = field(default_factory=list)
-    """Python files, relative to the configuration file, or modules that are imported first. They
-    add algorithms, rewards and other parts (docs/extending.md)."""
+    """Plug-ins that add algorithms, rewards and other parts (docs/extending.md): modules, or Python
+    files relative to the configuration file. They are imported first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,10 @@ class TrainingConfig(RunConfig):
     """Base of the configurations of commands that train a model."""
 
     model: ModelSpec
-    """Initial model of training; also the reference model, if the method uses one."""
+    """Initial model of training. It is also the reference model if the method uses one."""
     track: list[TrackerName] = field(default_factory=list)
-    """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow, or one of a plug-in."""
+    """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow, or a tracker
+    of a plug-in."""
     callbacks: list[Any] = field(default_factory=list)
     """Code that runs after steps, evaluations, checkpoints and training: file.py:name, module:name,
     the name of a registered callback, or {callback: file.py:name, ...} with keyword arguments
@@ -55,7 +56,7 @@ class TrainingConfig(RunConfig):
     keep_last: PositiveInt = 2
     """Number of checkpoints to keep. If the last checkpoint is damaged, a run resumes from the
     previous one."""
-    alarms: dict[AlarmName, Action] = field(default_factory=dict)
+    alarms: dict[AlarmName, AlarmAction] = field(default_factory=dict)
     """Alarm -> action: halt (end training), warn, or state (mention in the report only). Alarms
     without an entry have the default action in docs/training.md."""
     allow_changes: list[str] = field(default_factory=list)

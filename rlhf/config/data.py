@@ -83,7 +83,7 @@ class DataSpec:
     """Maximum number of valid rows to use, taken after the seeded shuffle. By default, all rows are
     used."""
     streaming: bool = False
-    """Read the rows forward while training, for sources that are too large to be prepared first.
+    """Read the rows sequentially during training, if the source is too large to be prepared first.
     Only rlhf sft with the native engine streams rows; docs/data.md states the conditions."""
     weight: PositiveFloat | None = None
     """Relative number of rows from this dataset in a mixture: its share is this weight divided by

@@ -23,7 +23,7 @@ EngineName = Annotated[str, OneOf(ENGINES)]
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Program that samples the completions: this process, vLLM servers, or a plug-in."""
+    """Rollout engine: this process (local), vLLM servers (vllm), or an engine of a plug-in."""
 
     kind: EngineName = "local"
     """local: this process; vllm: one or more vLLM servers (docs/engines.md). Plug-ins can add

@@ -12,7 +12,7 @@ LauncherName = Literal["local", "slurm", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherConfig:
-    """Program that runs the jobs of a study, and its options. The results do not depend on it."""
+    """Configuration of the launcher of a study's jobs. The results do not depend on it."""
 
     launcher: LauncherName = "local"
     """Program that starts the jobs: local (processes on this machine), slurm (job arrays), or ray

@@ -18,7 +18,7 @@ from rlhf.config.data import DataSpec
 from rlhf.config.engine import EngineSpec
 
 Concurrency = Literal["auto", "lockstep", "threads", "processes"]
-"""Order of the calls of environments, see `EnvSpec`."""
+"""Scheduling of the calls of environments, see `EnvSpec`."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class EnvSpec:
     """Weight of the reward of the environment. With weight 0, this reward is only logged, as the
     component "env"."""
     errors: Literal["raise", "count"] = "raise"
-    """Action if an environment fails. raise: the run stops, and the error message contains the
-    seed; count: the episode is discarded, and the number of discarded episodes is logged."""
+    """What happens if an environment fails. raise: the run stops, and the error message contains
+    the seed; count: the episode is discarded, and the number of discarded episodes is logged."""
     timeout: Seconds | None = None
     """Time limit of a call of the environment, in seconds. A longer call is a failure. By default,
     there is no limit. With a limit and errors: count, the set of discarded episodes depends on the
     speed of the machine."""
 
     concurrency: Concurrency = "auto"
-    """Order of the calls of the environments. lockstep: one after another, while no tokens are
+    """Scheduling of the calls of the environments. lockstep: one after another, while no tokens are
     sampled; threads: each environment has its own thread, so that slow environments do not delay
     other episodes; processes: each environment has its own process, which is killed after
     env.timeout; auto: lockstep for the environments of the toolkit, which are fast, and threads for
-    other environments. With threads and processes, the last bits of log-probabilities depend on the
+    other environments. With threads and processes, the rounding of log-probabilities depends on the
     speed of the machine."""
 
     def __post_init__(self) -> None:
@@ -133,8 +133,8 @@ class OnlineRolloutSpec(RolloutSpec):
     """Sampling settings of a policy in training, and the engine that samples."""
 
     engine: EngineSpec = field(default_factory=EngineSpec)
-    """Program that samples the completions."""
+    """Rollout engine, which samples the completions."""
     max_staleness: NonNegativeInt = 0
-    """Maximum number of updates between the policy that samples a batch and the policy that trains
-    on it. 0: the batch of a step is collected when the step begins. With a larger number, batches
-    of later steps are collected while the policy is trained (docs/asynchronous.md)."""
+    """Maximum number of updates between the policy that samples a batch and the policy that is
+    updated with it. 0: the batch of a step is collected when the step begins. With a larger number,
+    batches of later steps are collected while the policy is trained (docs/asynchronous.md)."""

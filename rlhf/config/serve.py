@@ -25,7 +25,7 @@ class ServedRolloutSpec:
     """Number of completions that are decoded at the same time. The cache of the local engine has
     this number of rows, each as long as the longest of them."""
     engine: EngineSpec = field(default_factory=EngineSpec)
-    """Program that samples the completions: local or vllm (docs/engines.md). vllm needs
+    """Rollout engine: local or vllm (docs/engines.md). vllm needs
     rollout.engine.folder."""
 
     def __post_init__(self) -> None:

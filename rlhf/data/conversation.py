@@ -1,7 +1,7 @@
 """Read conversations from cells, validate them, and split them into a prompt and its replies.
 
-Every row is validated by `check_turns`, whatever the format of the dataset. A row that cannot be
-used raises `RowDropped`; the loader counts the rows by reason.
+`check_role_order` validates the rows of every dataset format. A row that cannot be used raises
+`RowDropped`; the loader counts these rows by reason.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from rlhf.data.messages import (
 )
 
 Cells = dict[str, Any]
-"""Field -> cell of the row. Functions that use optional cells remove them from the mapping."""
+"""Field -> cell of the row. A function that uses an optional cell removes it from the mapping."""
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 MIN_PASSAGE_WORDS = 5
-"""Minimum number of words of a context that is searched for inside the lines of a prompt."""
+"""Minimum number of words of a context that may match a part of a line of a prompt."""
 
 
 def as_conversation(value: Any, notes: Notes) -> Conversation:
     """Convert text, a dialogue, one message, or a list of messages to a conversation.
 
-    Plain text becomes one user turn, and None an empty conversation.
+    Plain text becomes one user turn. None becomes an empty conversation.
 
     Raises:
         RowDropped: The value is of another type, or a message cannot be converted.
@@ -62,7 +62,7 @@ def _conversation_from_text(text: str) -> Conversation:
 
 
 def is_hh_dialogue(text: str) -> bool:
-    r"""Return whether `text` is an HH-RLHF dialogue: Human: at the start, then \n\nAssistant:."""
+    r"""Return whether `text` starts with "Human:" and contains "\n\nAssistant:" (HH-RLHF)."""
     return _HH_START.match(text) is not None
 
 
@@ -84,7 +84,7 @@ def read_messages(value: Any, notes: Notes) -> Conversation:
     return as_conversation(decode_if_json(value), notes)
 
 
-def check_turns(messages: Sequence[Message]) -> None:
+def check_role_order(messages: Sequence[Message]) -> None:
     """Check that the roles have the order that chat templates require.
 
     - A system turn is allowed only at the start.
@@ -112,7 +112,7 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 
 def is_empty_turn(turn: Message) -> bool:
-    """Return whether a turn has neither text nor tool calls and is not the result of a tool."""
+    """Return whether a turn has neither text nor tool calls; a tool result is never empty."""
     return not (turn["content"].strip() or turn.get("tool_calls") or turn["role"] == "tool")
 
 
@@ -121,7 +121,7 @@ def checked_prompt(messages: Conversation) -> Conversation:
 
     Raises:
         RowDropped: The prompt is empty, has an empty turn, does not end with a user or tool turn,
-            or fails `check_turns`.
+            or fails `check_role_order`.
     """
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
         messages = messages[:-1]  # the empty "\n\nAssistant:" at the end of a dialogue prompt
@@ -129,7 +129,7 @@ def checked_prompt(messages: Conversation) -> Conversation:
         raise RowDropped("empty prompt")
     if any(is_empty_turn(turn) for turn in messages):
         raise RowDropped("empty turn in the prompt")
-    check_turns(messages)
+    check_role_order(messages)
     if messages[-1]["role"] not in ("user", "tool"):
         raise RowDropped("prompt ends with an assistant turn")
     return messages
@@ -140,7 +140,7 @@ def checked_reply(messages: Conversation) -> Conversation:
 
     Raises:
         RowDropped: The reply is empty, has an empty turn, contains a user or system turn, does not
-            begin and end with an assistant turn, or fails `check_turns`.
+            begin and end with an assistant turn, or fails `check_role_order`.
     """
     if not messages or any(is_empty_turn(turn) for turn in messages):
         raise RowDropped("empty reply")
@@ -148,7 +148,7 @@ def checked_reply(messages: Conversation) -> Conversation:
         raise RowDropped("reply contains a user or system turn")
     if messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
         raise RowDropped("reply does not begin and end with an assistant turn")
-    check_turns([{"role": "user", "content": ""}, *messages])
+    check_role_order([{"role": "user", "content": ""}, *messages])
     return messages
 
 
@@ -170,15 +170,15 @@ def split_reply_from_prompt(
     if isinstance(value, str):
         return prompt, checked_reply([{"role": "assistant", "content": value}])
     messages = as_conversation(value, notes)
-    rest, bare = without_system(messages), without_system(prompt)
+    rest, prompt_turns = without_system(messages), without_system(prompt)
     system = messages[: len(messages) - len(rest)]
     if rest and rest[0]["role"] != "assistant":
-        if not same_turns(rest[: len(bare)], bare):
+        if not same_turns(rest[: len(prompt_turns)], prompt_turns):
             raise RowDropped("prompts differ")
-        rest = rest[len(bare) :]
-    if system and len(bare) < len(prompt) and not same_turns(system, prompt[:1]):
+        rest = rest[len(prompt_turns) :]
+    if system and len(prompt_turns) < len(prompt) and not same_turns(system, prompt[:1]):
         raise RowDropped("system messages differ")
-    if system and len(bare) == len(prompt):
+    if system and len(prompt_turns) == len(prompt):
         prompt = [*system, *prompt]
     return prompt, checked_reply(rest)
 
@@ -205,16 +205,17 @@ def without_system(messages: Conversation) -> Conversation:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
-def insert_after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conversation:
-    """Return `messages` with `more` inserted at the start, after a system turn if there is one."""
+def insert_after_system(messages: Sequence[Message], inserted: Sequence[Message]) -> Conversation:
+    """Insert turns at the start of `messages`, after a system turn if there is one."""
     rest = without_system(list(messages))
-    return [*messages[: len(messages) - len(rest)], *more, *rest]
+    return [*messages[: len(messages) - len(rest)], *inserted, *rest]
 
 
 def conversation_of_labeled_row(row: Mapping[str, Any]) -> Conversation:
     """Return a labeled row as a conversation.
 
-    A row of text becomes one assistant message; otherwise prompt and completion are joined.
+    A row of text becomes one assistant message. In other rows, the completion is appended to the
+    prompt.
     """
     if "text" in row:
         return [{"role": "assistant", "content": row["text"]}]
@@ -228,7 +229,7 @@ def split_last_reply(messages: Conversation, notes: Notes) -> tuple[Conversation
         RowDropped: The conversation is not valid, or has no assistant turn.
     """
     _, last = _first_and_last_reply(messages, notes)
-    check_turns(messages[: last + 1])
+    check_role_order(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
 
@@ -245,7 +246,7 @@ def split_before_first_reply(
     completion = messages[first : last + 1]
     if any(is_empty_turn(turn) for turn in completion):
         raise RowDropped("empty reply")
-    check_turns(messages[: last + 1])
+    check_role_order(messages[: last + 1])
     check_some_reply_has_weight(completion)
     return checked_prompt(messages[:first]), completion
 
@@ -295,7 +296,7 @@ def split_pair_at_shared_prompt(
         raise RowDropped("prompts differ")
     prompt = checked_prompt(chosen[:shared])
     for rest in rests:
-        check_turns([*prompt, *rest])
+        check_role_order([*prompt, *rest])
     return prompt, checked_reply(rests[0]), checked_reply(rests[1])
 
 
@@ -316,24 +317,21 @@ def read_prompt(cells: Cells, notes: Notes) -> Conversation:
             value = f"{value}\n\n{context}" if value.strip() else context
     messages = as_conversation(value, notes)
     earlier = _read_history(cells.pop("history", None), notes)
-    if earlier:
-        rest = without_system(messages)
-        messages = [*messages[: len(messages) - len(rest)], *earlier, *rest]
-    return checked_prompt(messages)
+    return checked_prompt(insert_after_system(messages, earlier))
 
 
 def _contains_passage(text: str, context: str) -> bool:
     """Return whether a text contains a context.
 
-    A context of fewer than MIN_PASSAGE_WORDS words must be whole lines of the text, because a short
-    context can occur in an instruction by chance, such as "12" in "multiply 12 by:".
+    A context of fewer than MIN_PASSAGE_WORDS words must match whole lines of the text, because a
+    short context can occur in an instruction by chance, such as "12" in "multiply 12 by:".
     """
-    edges = (
+    start, end = (
         (r"^[ \t]*", r"[ \t]*$")
         if len(context.split()) < MIN_PASSAGE_WORDS
         else (r"(?<!\w)", r"(?!\w)")
     )
-    pattern = edges[0] + re.escape(context) + edges[1]
+    pattern = start + re.escape(context) + end
     return re.search(pattern, text, re.MULTILINE) is not None
 
 
@@ -380,7 +378,7 @@ def _read_prompt_and_reply_cell(
     return prompt, reply
 
 
-def _opens_with_prompt(value: Any) -> bool:
+def _begins_with_prompt(value: Any) -> bool:
     """Return whether a cell is a list of messages that begins with a user turn.
 
     A system turn may precede the user turn.
@@ -413,7 +411,7 @@ def _split_pair_after_checking_prompt(
 
     Args:
         cells: Cells of the row.
-        sides: The two conversations, chosen first.
+        sides: The chosen and the rejected conversation.
         notes: Descriptions of ignored parts, changed in place.
 
     Raises:
@@ -447,20 +445,21 @@ def read_prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Con
 def read_prompt_and_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
     """Return (prompt, chosen, rejected) from the cells of a row with a chosen and a rejected reply.
 
-    The prompt is the prompt cell, else the messages cell, else the common start of the replies.
+    The prompt comes from the prompt cell. Without this cell, it comes from the messages cell, and
+    without both cells, it consists of the turns that both replies begin with.
 
     Raises:
         RowDropped: The replies are equal, or the prompt or a reply is not valid.
     """
     sides = [cells["chosen"], cells["rejected"]]
-    whole = all(_opens_with_prompt(value) for value in sides)
-    if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
+    have_prompt = all(_begins_with_prompt(value) for value in sides)
+    if cells.get("prompt") is None and cells.get("messages") is not None and not have_prompt:
         cells["prompt"] = _without_final_replies(cells.pop("messages"))
     if cells.get("prompt") is None:
         if any(isinstance(value, str) and not is_hh_dialogue(value) for value in sides):
             raise RowDropped("plain text without a prompt column")
         return split_pair_at_shared_prompt(*(read_messages(value, notes) for value in sides))
-    if whole:
+    if have_prompt:
         prompt, chosen, rejected = _split_pair_after_checking_prompt(cells, sides, notes)
     else:
         cell_prompt = read_prompt(cells, notes)

@@ -66,7 +66,7 @@ def in_canonical_order(replies: Iterable[Conversation]) -> list[Conversation]:
     """Return replies in an order that depends on their content only.
 
     Labels of the same replies are therefore comparable, whatever the order of the source, and the
-    order says nothing about the source.
+    order does not reveal the source.
     """
     return sorted(replies, key=_json_of)
 

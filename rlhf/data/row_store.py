@@ -38,7 +38,7 @@ BLOCK_ROWS = 1000
 ROWS_PER_PROCESS = 10_000
 """A worker process is started for each of this number of rows, up to the configured number."""
 _FIRST_ROWS = 100
-_ROWS, _KEYS, _NUMBERS = "rows.arrow", "keys.bin", "effects.npy"
+_ROWS, _KEYS, _EFFECT_INDICES = "rows.arrow", "keys.bin", "effects.npy"
 _COUNTS, _INDICES, _TABLE = "counts.npy", "indices.npy", "table.json"
 
 
@@ -95,10 +95,12 @@ def build_row_store(
                 _write_gathered(folder, table, indices, reader, settings, subset)
                 return
             header = TableHeader(indices[:_FIRST_ROWS], present, reader.layouts)
-            chosen = _chosen(len(indices), subset)
-            blocks = (indices[block] for block in _blocks(chosen))
+            converted_rows = _rows_to_convert(len(indices), subset)
+            blocks = (indices[block] for block in _blocks(converted_rows))
             converted = pool.map(("convert", (header, block)) for block in blocks)
-            _write_store(folder, converted, reader, length=len(indices), chosen=chosen)
+            _write_store(
+                folder, converted, reader, length=len(indices), converted_rows=converted_rows
+            )
 
 
 def _write_gathered(
@@ -116,9 +118,9 @@ def _write_gathered(
     blocks = BlockReader(table, settings)
     blocks.use(gathered, reader)
     header = TableHeader(indices[:0], frozenset(reader.present), reader.layouts)
-    chosen = _chosen(len(gathered), subset)
-    converted = (blocks.convert(header, block) for block in _blocks(chosen))
-    _write_store(folder, converted, reader, length=len(gathered), chosen=chosen)
+    converted_rows = _rows_to_convert(len(gathered), subset)
+    converted = (blocks.convert(header, block) for block in _blocks(converted_rows))
+    _write_store(folder, converted, reader, length=len(gathered), converted_rows=converted_rows)
 
 
 def _find_columns(table: Table, pool: WorkerPool) -> tuple[np.ndarray, frozenset[str]]:
@@ -140,21 +142,21 @@ def _write_store(
     reader: TableReader,
     *,
     length: int,
-    chosen: np.ndarray,
+    converted_rows: np.ndarray,
 ) -> None:
     """Write converted blocks.
 
     Args:
         folder: Folder to write to.
-        converted: Result for each block of `chosen`.
+        converted: Result for each block of `converted_rows`.
         reader: Reader of the table, for its columns and schema.
         length: Number of rows of the table.
-        chosen: Sorted indices of the rows that are converted.
+        converted_rows: Sorted indices of the rows that are converted.
     """
     import pyarrow as pa
 
-    numbers_by_effect: dict[Effect, int] = {}
-    numbers = []
+    index_by_effect: dict[Effect, int] = {}
+    effect_indices = []
     schema = pa.schema({"row": pa.large_binary()})
     with (
         pa.ipc.new_stream(str(folder / _ROWS), schema) as rows,
@@ -163,19 +165,21 @@ def _write_store(
         for block in converted:
             if block is None:
                 raise Unstorable
-            of_block = [
-                numbers_by_effect.setdefault(e, len(numbers_by_effect)) for e in block.effects
+            index_of_effect = [
+                index_by_effect.setdefault(e, len(index_by_effect)) for e in block.effects
             ]
-            numbers.append(np.array(of_block, np.int32)[block.numbers])
+            effect_indices.append(np.array(index_of_effect, np.int32)[block.numbers])
             rows.write_batch(pa.record_batch({"row": pa.array(block.rows, pa.large_binary())}))
             keys.write(block.keys)
-    effects = list(numbers_by_effect)
-    all_numbers = np.concatenate(numbers)
-    counts = np.array([effect.outcomes.count(None) for effect in effects], np.int32)[all_numbers]
-    np.save(folder / _NUMBERS, all_numbers)
+    effects = list(index_by_effect)
+    all_effect_indices = np.concatenate(effect_indices)
+    counts = np.array([effect.outcomes.count(None) for effect in effects], np.int32)[
+        all_effect_indices
+    ]
+    np.save(folder / _EFFECT_INDICES, all_effect_indices)
     np.save(folder / _COUNTS, counts)
-    if len(chosen) < length:
-        np.save(folder / _INDICES, chosen)
+    if len(converted_rows) < length:
+        np.save(folder / _INDICES, converted_rows)
     description = {
         "length": length,
         "present": sorted(reader.present),
@@ -211,7 +215,7 @@ class RowStore:
             )
             for outcomes, ignored, skipped, used in table["effects"]
         ]
-        self._numbers: np.ndarray = np.load(folder / _NUMBERS)
+        self._effect_indices: np.ndarray = np.load(folder / _EFFECT_INDICES)
         self._counts: np.ndarray = np.load(folder / _COUNTS)
         path = folder / _INDICES
         self._indices: np.ndarray | None = np.load(path) if path.exists() else None
@@ -288,10 +292,10 @@ class RowStore:
             order: Indices in the store of the rows that are read.
             tables: Indices of these rows in the table.
         """
-        numbers = self._numbers[order]
-        found, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        effect_indices = self._effect_indices[order]
+        found, first, counts = np.unique(effect_indices, return_index=True, return_counts=True)
         lowest = np.full(len(self._effects), self._length, np.int64)
-        np.minimum.at(lowest, numbers, tables)
+        np.minimum.at(lowest, effect_indices, tables)
         dropped, ignored, skipped = Counter(), Counter(), Counter()
         first_dropped: dict[str, int] = {}
         used, total = set(self._used), self._length
@@ -334,7 +338,7 @@ def _pool_size(length: int, processes: int) -> int:
     return min(processes, -(-length // ROWS_PER_PROCESS))
 
 
-def _chosen(length: int, subset: Subset | None) -> np.ndarray:
+def _rows_to_convert(length: int, subset: Subset | None) -> np.ndarray:
     """Return the sorted indices of the rows to convert."""
     if subset is None or subset.count >= length:
         return np.arange(length)

@@ -50,7 +50,7 @@ _CODE = (
 
 @dataclass(frozen=True)
 class Preparation:
-    """Where and how data are prepared.
+    """Settings of the preparation of data.
 
     Attributes:
         folder: Folder of the cache, see `rlhf.data.cache`.
@@ -68,7 +68,7 @@ class StoredRows(Sequence[dict[str, Any]]):
         stores: The stores.
         source: [N], index in `stores` of the store of each row.
         position: [N], position of each row in its store.
-        preparation: Where and how to prepare data that are made from these rows.
+        preparation: Settings for the preparation of data from these rows.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class StoredRows(Sequence[dict[str, Any]]):
         """Return the prompt key of every row, [N] of 32 bytes."""
         keys = np.empty(len(self), "S32")
         for number, store in enumerate(self.stores):
-            here = self.source == number
-            keys[here] = store.keys[self.position[here]]
+            of_store = self.source == number
+            keys[of_store] = store.keys[self.position[of_store]]
         return keys
 
 

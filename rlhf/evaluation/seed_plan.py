@@ -79,9 +79,9 @@ def plan_seeds(
     noise = np.random.default_rng(0).normal(size=(EXPERIMENTS, MAX_SEEDS))
     for seeds in range(max(FEWEST_SEEDS, size.seeds), MAX_SEEDS + 1):
         drawn = difference + sd * noise[:, :seeds]
-        found = [detects_difference(deltas, comparisons=comparisons) for deltas in drawn]
-        if np.mean(found) >= power:
-            return PlannedSize(episodes, seeds, interval(found, kind="share"))
+        detected = [detects_difference(deltas, comparisons=comparisons) for deltas in drawn]
+        if np.mean(detected) >= power:
+            return PlannedSize(episodes, seeds, interval(detected, kind="share"))
     return PlannedSize(episodes, None, None)
 
 

@@ -50,13 +50,13 @@ class SharedError:
     """Why the error is unknown; empty if it is known."""
 
     @classmethod
-    def of(cls, values: ArrayLike, span: float | None) -> SharedError:
-        """Return the error of the mean of `values` [n].
+    def from_differences(cls, differences: ArrayLike, span: float | None) -> SharedError:
+        """Return the error of the mean of `differences` [n].
 
         For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
         Wald interval, which is positive even if all values are equal.
         """
-        data = rounded_to_13_digits(require_finite_vector(values))
+        data = rounded_to_13_digits(require_finite_vector(differences))
         if data.size < FEWEST_SHARED_UNITS:
             units = "1 unit" if data.size == 1 else f"{data.size} units"
             return cls(None, f"{units}, a reference needs {FEWEST_SHARED_UNITS}")

@@ -175,7 +175,11 @@ def compare_means(
     deltas = paired_deltas(values, against)
     span = span or _binary_span(metric, [*values, *against])
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    shared = None if shared_differences is None else SharedError.of(shared_differences, span)
+    shared = (
+        None
+        if shared_differences is None
+        else SharedError.from_differences(shared_differences, span)
+    )
     p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
     estimate = _difference_interval(deltas, is_count, span, shared)

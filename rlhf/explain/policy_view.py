@@ -218,7 +218,7 @@ def _explanation(
         return None if tensor is None else tensor[0, index].tolist()
 
     logprobs = batch.require("old_logprobs")
-    ratio = None if batch.ref_logprobs is None else logprobs - batch.ref_logprobs
+    log_ratio = None if batch.ref_logprobs is None else logprobs - batch.ref_logprobs
     return PolicyExplanation(
         prompt=conversation[:-1],
         tokens=token_texts(
@@ -226,7 +226,7 @@ def _explanation(
         ),
         logprobs=column(logprobs) or [],
         entropy=column(batch.require("entropy")) or [],
-        log_ratio=column(ratio),
+        log_ratio=column(log_ratio),
         values=column(batch.values),
         advantages=column(batch.advantages),
         score=score,

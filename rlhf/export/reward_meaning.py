@@ -55,7 +55,7 @@ MEANINGS: dict[str, str] = {
     ),
     "process": (
         "The model reads a solution in steps. At the end of each step, its outputs are the logits "
-        "of the classes wrong and correct. Tokens inside a step have no outputs."
+        "of the classes wrong and correct. Its outputs for tokens inside a step have no meaning."
     ),
 }
 """Kind of `rlhf reward` -> meaning of the outputs."""

@@ -69,7 +69,7 @@ def agreement_report(rows: Iterable[Row]) -> AgreementReport:
     """
     rows = list(rows)
     live = [row for row in live_labels(rows) if not row.get("skipped")]
-    table = LabelTable.of(live)
+    table = LabelTable.from_rows(live)
     weights: Weights = "quadratic" if live and live[0]["mode"] == "ratings" else None
     names = list(dict.fromkeys(row["annotator"] for row in rows))
     several = [item for item in table.categories if len(table.categories[item]) > 1]
@@ -96,7 +96,7 @@ class LabelTable:
     """Item -> key of its prompt. Items of a prompt are not independent."""
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> LabelTable:
+    def from_rows(cls, rows: Iterable[Row]) -> LabelTable:
         """Return the table of labels that were neither undone nor skipped."""
         categories: dict[Hashable, dict[str, Hashable]] = {}
         prompts: dict[Hashable, str] = {}

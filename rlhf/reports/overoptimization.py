@@ -1,4 +1,4 @@
-"""Report section on overoptimization: proxy and gold scores over √KL, fits, predicted peaks."""
+"""Report section on overoptimization: scores over √KL, fitted curves and predicted peaks."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def _series_over_sqrt_kl(row: Result, key: str, name: str, color: str) -> Series
 
     The points are sorted by sqrt(KL), because the KL may decrease from step to step.
     """
-    d = _sqrt_kl_values(row)
-    order = sorted(range(len(d)), key=d.__getitem__)
-    return series_with_band(name, [d[i] for i in order], [row[key][i] for i in order], color)
+    x = _sqrt_kl_values(row)
+    order = sorted(range(len(x)), key=x.__getitem__)
+    return series_with_band(name, [x[i] for i in order], [row[key][i] for i in order], color)
 
 
 def _fitted_series(fit: Result, initial_gold_score: float, color: str = "c2") -> Series:
@@ -87,16 +87,16 @@ def _peak_mark_and_shade(
 
     A value is None if it is outside the range of the data.
     """
-    peak, far = fit["peak"], fit["furthest"]
-    at = peak["mean"]
-    mark = (at, "predicted peak") if at is not None and at <= far else None
+    peak, x_max = fit["peak"], fit["furthest"]
+    mean = peak["mean"]
+    mark = (mean, "predicted peak") if mean is not None and mean <= x_max else None
     low, high = peak["low"], peak["high"]
-    shade = (low, far if high is None else high) if low is not None and low < far else None
+    shade = (low, x_max if high is None else high) if low is not None and low < x_max else None
     return mark, shade
 
 
 def _training_charts(row: Result, initial_gold_score: float) -> list[Chart]:
-    """Return the charts of one training: proxy and gold over sqrt(KL), and sqrt(KL) by step."""
+    """Return the charts of one training run: proxy and gold over sqrt(KL), and sqrt(KL) by step."""
     observed, fit = row["observed"], row["fit"]
     mark, shade = _peak_mark_and_shade(fit) if fit else (None, None)
     proxy = _series_over_sqrt_kl(row, "proxy_score", "proxy", "proxy")
@@ -110,15 +110,15 @@ def _training_charts(row: Result, initial_gold_score: float) -> list[Chart]:
     note += f", {inside} the predicted interval (shaded)." if fit else "."
     steps = [float(step) for step in row["steps"]]
     distance = Series("√KL", steps, _sqrt_kl_values(row), "c5")
-    turn = (float(observed["step"]), "gold peaks")
+    gold_peak_mark = (float(observed["step"]), "gold peaks")
     return [
         Chart("Proxy", [proxy], "Training objective.", "√KL", mark, shade, y_label="score"),
         Chart("Gold", gold, note, "√KL", mark, shade, y_label="score"),
         Chart(
-            "√KL to the start",
+            "√KL to the initial policy",
             [distance],
-            "Distance from the initial policy, by step.",
-            mark=turn,
+            "Square root of the KL to the initial policy, by step.",
+            mark=gold_peak_mark,
             y_label="square root of nats",
         ),
     ]
@@ -131,13 +131,13 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     model size.
     """
     first = rows[0]
-    cell = [row for row in rows if row["proxy"] == first["proxy"]]
+    by_combination = [row for row in rows if row["proxy"] == first["proxy"]]
     single = [row for row in rows if row["how"] == "single"]
-    data = sorted(
+    by_pairs = sorted(
         (row for row in single if row["parameters"] == first["parameters"]),
         key=lambda row: row["pairs"] or 0,
     )
-    size = sorted(
+    by_size = sorted(
         (row for row in single if row["pairs"] == first["pairs"]),
         key=lambda row: row["parameters"] or 0,
     )
@@ -152,19 +152,25 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
         Chart("Proxy", [proxy], "", "√KL", mark, shade, y_label="standard deviations"),
         Chart("Gold and fit", gold, note, "√KL", mark, shade, y_label="score"),
     ]
-    if len(cell) > 1:
-        charts.append(_gold_chart("Gold by ensemble combination", cell, lambda row: row["how"]))
-    if len(data) > 1:
-        charts.append(_gold_chart("Gold by data", data, lambda row: f"{row['pairs']:,} pairs"))
-    if len(size) > 1:
+    if len(by_combination) > 1:
         charts.append(
-            _gold_chart("Gold by size", size, lambda row: _parameter_count_text(row["parameters"]))
+            _gold_chart("Gold by ensemble combination", by_combination, lambda row: row["how"])
+        )
+    if len(by_pairs) > 1:
+        charts.append(
+            _gold_chart("Gold by number of pairs", by_pairs, lambda row: f"{row['pairs']:,} pairs")
+        )
+    if len(by_size) > 1:
+        charts.append(
+            _gold_chart(
+                "Gold by model size", by_size, lambda row: _parameter_count_text(row["parameters"])
+            )
         )
     return charts
 
 
 def _gold_chart(title: str, rows: Sequence[Result], name_of: Any) -> Chart:
-    """Return a chart with the gold curve of every row; the function `name_of` names its line."""
+    """Return a chart with the gold curve of every row; `name_of` returns the name of a curve."""
     lines = [_mean_series(row, name_of(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
     return Chart(title, lines, x_label="√KL", y_label="score")
 

@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Action = Literal["halt", "warn", "state"]
+AlarmAction = Literal["halt", "warn", "state"]
 """halt: training ends with an error; warn: a warning is logged and added to the report; state: the
 warning is only added to the report."""
 AlarmName = Literal[
@@ -68,7 +68,7 @@ class Alarm:
     """Condition that raises the alarm, for the documentation."""
     window: str
     """When, and on which data, the condition is checked, for the documentation."""
-    action: Action
+    action: AlarmAction
     """Default action."""
     before_update: bool = False
     """Whether the condition is checked before an update is applied. Such an alarm always has the
@@ -266,7 +266,7 @@ def false_alarm_text(name: AlarmName) -> str:
     )
 
 
-def check_alarm_actions(actions: Mapping[AlarmName, Action]) -> None:
+def check_alarm_actions(actions: Mapping[AlarmName, AlarmAction]) -> None:
     """Raise ValueError if an alarm that is checked before the update has an action except halt."""
     for name, action in actions.items():
         if ALARMS[name].before_update and action != "halt":
@@ -276,7 +276,7 @@ def check_alarm_actions(actions: Mapping[AlarmName, Action]) -> None:
             )
 
 
-def alarm_action(name: AlarmName, config: Mapping[str, Any]) -> Action:
+def alarm_action(name: AlarmName, config: Mapping[str, Any]) -> AlarmAction:
     """Return the action of an alarm in a run.
 
     The action is the entry in ``alarms`` of the run's configuration. Without an entry, it is the

@@ -28,7 +28,7 @@ CHANGES_FILE = "changes.jsonl"
 # Keys that concern only the directory of a run; config.yaml does not contain them.
 DIRECTORY_KEYS = frozenset({"allow_changes", "resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
-KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "data_cache"}
+KEYS_IGNORED_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "data_cache"}
 STEP_KEYS = ("num_steps", "trainer.max_steps", "trainer.num_train_epochs")
 """Keys that determine the number of training steps. They may always increase."""
 
@@ -101,7 +101,7 @@ class Change:
     are then fingerprints of the content."""
 
     @property
-    def more_steps(self) -> bool:
+    def increases_steps(self) -> bool:
         """Whether the change increases the number of training steps."""
         values = (self.before, self.after)
         return (
@@ -119,7 +119,7 @@ def find_changes(
     config: Mapping[str, Any],
     *,
     name: str = "config.yaml",
-    free: Container[str] = KEYS_FREE_ON_RESUME,
+    ignored_keys: Container[str] = KEYS_IGNORED_ON_RESUME,
 ) -> list[Change]:
     """Return the differences between the record of a run and a new configuration.
 
@@ -130,7 +130,7 @@ def find_changes(
         directory: The run directory.
         config: The new configuration, as plain data.
         name: Name of the file with the recorded configuration.
-        free: Keys that may differ.
+        ignored_keys: Keys whose differences are ignored.
     """
     recorded = upgraded_config(read_mapping_or_empty(directory / name))
     inputs, current = read_mapping_or_empty(directory / "inputs.json"), input_fingerprints(config)
@@ -143,7 +143,7 @@ def find_changes(
     changes = [
         Change(key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] not in free
+        if key.split(".")[0] not in ignored_keys
         and key != _MAX_STALENESS
         and (key == _ENGINE_KIND or not key.startswith(_ENGINE_KEYS))
         and before.get(key) != now.get(key)
@@ -162,7 +162,7 @@ def check_unchanged_configuration(
     config: Mapping[str, Any],
     *,
     name: str = "config.yaml",
-    free: Container[str] = KEYS_FREE_ON_RESUME,
+    ignored_keys: Container[str] = KEYS_IGNORED_ON_RESUME,
 ) -> None:
     """Check that a run is resumed with the same configuration and the same inputs.
 
@@ -171,8 +171,8 @@ def check_unchanged_configuration(
     Raises:
         UserError: The configuration or an input has changed. The message contains the key.
     """
-    changes = find_changes(directory, config, name=name, free=free)
-    _check_permitted(directory, config, changes, refused=changes)
+    changes = find_changes(directory, config, name=name, ignored_keys=ignored_keys)
+    _check_permitted(directory, config, changes, need_permission=changes)
 
 
 def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Change, ...]:
@@ -189,8 +189,8 @@ def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Chang
             were deleted. The message contains the key.
     """
     changes = find_changes(directory, config)
-    refused = [change for change in changes if not change.more_steps]
-    _check_permitted(directory, config, changes, refused=refused)
+    need_permission = [change for change in changes if not change.increases_steps]
+    _check_permitted(directory, config, changes, need_permission=need_permission)
     if changes and (directory / "finished").exists() and not _has_checkpoint(directory):
         raise UserError(
             f"{directory} is finished and has no checkpoint from which it could continue: start a "
@@ -234,7 +234,11 @@ def change_text(row: Mapping[str, Any]) -> str:
 
 
 def _check_permitted(
-    directory: Path, config: Mapping[str, Any], changes: Sequence[Change], *, refused: list[Change]
+    directory: Path,
+    config: Mapping[str, Any],
+    changes: Sequence[Change],
+    *,
+    need_permission: list[Change],
 ) -> None:
     """Check that every change is permitted.
 
@@ -242,7 +246,7 @@ def _check_permitted(
         directory: The run directory.
         config: The new configuration, whose ``allow_changes`` lists permitted keys.
         changes: All changes.
-        refused: Changes that are refused unless ``allow_changes`` lists them.
+        need_permission: The changes that need a permission.
 
     Raises:
         UserError: A change is not permitted, or ``allow_changes`` has a key that does not exist.
@@ -261,7 +265,7 @@ def _check_permitted(
                 f"{directory} cannot be resumed: {change}, and this key cannot change, because "
                 f"{reason}"
             )
-    refused = [c for c in refused if not any(_is_part_of(c.key, key) for key in permitted)]
+    refused = [c for c in need_permission if not any(_is_part_of(c.key, key) for key in permitted)]
     if refused:
         raise UserError(_refusal_text(directory, config, refused))
 

@@ -76,7 +76,7 @@ class RequestCounter:
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in self._routes else "other"
-        began, status = time.monotonic(), 499  # the client disconnects before the response
+        began, status = time.monotonic(), 499  # a disconnected client receives no status
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status

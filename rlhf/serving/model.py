@@ -202,7 +202,7 @@ class ServedModel:
             for index, (number, _) in enumerate(starts)
         ]
         jobs = [
-            Job.of(
+            Job.with_new_episode(
                 prompts[number],
                 sampling,
                 max_new_tokens=max_new_tokens,

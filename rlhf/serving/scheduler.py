@@ -95,7 +95,7 @@ class Job:
     submitted: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(
+    def with_new_episode(
         cls,
         prompt_ids: Sequence[int],
         sampling: SamplingParams,

@@ -27,7 +27,7 @@ class SampleSize:
     """Probability that, with this size, the interval of the paired difference excludes 0."""
 
 
-def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
+def paired_t_test_power(effect: float, n: int, *, level: float = 0.95) -> float:
     """Return the power of the two-sided paired t test, from the non-central t distribution.
 
     Args:
@@ -77,7 +77,7 @@ def sample_size(
     effect = abs(difference) / sd
 
     def is_enough(n: int) -> bool:
-        return paired_power(effect, n, level=level) >= power
+        return paired_t_test_power(effect, n, level=level) >= power
 
     candidates = range(2, _MAX_PAIRS + 1)
     index = bisect_left(candidates, True, key=is_enough)
@@ -87,10 +87,12 @@ def sample_size(
             f"standard deviation is {sd:.3g}"
         )
     seeds = candidates[index]
-    return SampleSize(seeds, episodes, paired_power(effect, seeds, level=level))
+    return SampleSize(seeds, episodes, paired_t_test_power(effect, seeds, level=level))
 
 
-def upper_standard_deviation(sd: float, degrees: int, *, confidence: float = 0.8) -> float:
+def upper_standard_deviation(
+    sd: float, degrees_of_freedom: int, *, confidence: float = 0.8
+) -> float:
     """Return the upper confidence limit of a standard deviation of normally distributed values.
 
     If a study is planned with the standard deviation of a small pilot study, it is too small in
@@ -102,12 +104,16 @@ def upper_standard_deviation(sd: float, degrees: int, *, confidence: float = 0.8
 
     Args:
         sd: Estimated standard deviation.
-        degrees: Degrees of freedom of the estimate, at least 1.
+        degrees_of_freedom: Degrees of freedom of the estimate, at least 1.
         confidence: Probability that the limit is at least the true standard deviation.
     """
-    if degrees < 1:
-        raise ValueError(f"a standard deviation needs at least 1 degree of freedom, got {degrees}")
-    return sd * math.sqrt(degrees / float(special.chdtri(degrees, confidence)))
+    if degrees_of_freedom < 1:
+        raise ValueError(
+            f"a standard deviation needs at least 1 degree of freedom, got {degrees_of_freedom}"
+        )
+    return sd * math.sqrt(
+        degrees_of_freedom / float(special.chdtri(degrees_of_freedom, confidence))
+    )
 
 
 def simulated_coverage(

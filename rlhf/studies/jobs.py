@@ -14,7 +14,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.config.launcher import without_launcher_keys
 from rlhf.errors import UserError
 from rlhf.runs import launch
-from rlhf.runs.changes import KEYS_FREE_ON_RESUME
+from rlhf.runs.changes import KEYS_IGNORED_ON_RESUME
 from rlhf.runs.directory import lock_directory
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def study_config_without_directory_keys(config: Any) -> dict[str, Any]:
     These are the keys of its directory and of its launcher.
     """
     tree = without_launcher_keys(asdict(config))
-    return {key: value for key, value in tree.items() if key not in KEYS_FREE_ON_RESUME}
+    return {key: value for key, value in tree.items() if key not in KEYS_IGNORED_ON_RESUME}
 
 
 @contextlib.contextmanager

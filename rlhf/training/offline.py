@@ -47,7 +47,7 @@ from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of, 
 from rlhf.training.reply_samples import prompts_to_sample, write_reply_samples
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
-from rlhf.training.stored_examples import StoredEncoder
+from rlhf.training.stored_examples import CachingEncoder
 from rlhf.training.streamed_examples import ExampleStream, StreamedRows
 from rlhf.training.supervised import SupervisedTrainer
 
@@ -70,7 +70,7 @@ def make_causal_setup(command: str) -> SetupFunction:
         stop_ids = generation_stop_ids(model)
         max_length = max_length_within_context(config.max_length, model)
         encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
-        encode_rows = StoredEncoder(encoder, pairs=command == "dpo")
+        encode_rows = CachingEncoder(encoder, pairs=command == "dpo")
 
         def encode(
             rows: Sequence[Row] | StreamedRows, training: bool

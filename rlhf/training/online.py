@@ -41,12 +41,12 @@ from rlhf.training.held_out import (
 from rlhf.training.loop import fit
 from rlhf.training.numeric_checks import check_batch, check_rewards, check_scores
 from rlhf.training.online_setup import (
-    check_config,
     check_ineffective_rollout_keys,
+    check_online_config,
     load_split_prompts,
     make_kl_controller,
-    make_multiplier,
-    open_engine,
+    make_lagrange_multiplier,
+    open_external_engine,
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
@@ -98,7 +98,7 @@ class OnlineTrainer(Trainer):
     learning_rate_key = "optimizer.learning_rate"
 
     def __init__(self, name: str, config: OnlineConfig) -> None:
-        self.algorithm = check_config(name, config)
+        self.algorithm = check_online_config(name, config)
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
         self.data_counts: dict[str, Any] = {}
@@ -120,10 +120,10 @@ class OnlineTrainer(Trainer):
         self.stopwatch = Stopwatch()
         self.policy_copy = PolicyCopy(model) if config.rollout.max_staleness else None
         sampled = self.policy_copy.model if self.policy_copy else model
-        self.remote_engine = open_engine(config, sampled)
+        self.external_engine = open_external_engine(config, sampled)
         with self.policy.whole_weights():  # the sampler is compared with the model
             self.engine = RecordingEngine(
-                self.remote_engine or open_local_engine(sampled, config.rollout)
+                self.external_engine or open_local_engine(sampled, config.rollout)
             )
             self.collector = self._open_collector(config, sampled, tokenizer, prompts)
         check_ineffective_rollout_keys(config, self.collector)
@@ -137,7 +137,7 @@ class OnlineTrainer(Trainer):
             prompts=eval_prompts,
             watch=self.stopwatch,
             split="test",
-            engine=self.remote_engine,
+            engine=self.external_engine,
         )
         super().__init__(
             config,
@@ -148,7 +148,7 @@ class OnlineTrainer(Trainer):
             max_grad_norm=config.optimizer.max_grad_norm,
         )
         self.kl = make_kl_controller(config.kl, self.algorithm.settings.kl_coef)
-        self.multiplier = make_multiplier(self.algorithm)
+        self.multiplier = make_lagrange_multiplier(self.algorithm)
         self.moments = RunningRewardMoments()
         self.starts = EpisodeCounter()
         self.step_collector = StepCollector(
@@ -294,11 +294,11 @@ class OnlineTrainer(Trainer):
         if self.throughput and batch is not None:
             epochs = self.algorithm.settings.num_epochs
             self.throughput.add(batch, seconds=seconds["time/update"], epochs=epochs)
-            metrics |= self.throughput.pop()
+            metrics |= self.throughput.pop_metrics()
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
-        if self.remote_engine is not None:
-            metrics |= self.remote_engine.metrics()
+        if self.external_engine is not None:
+            metrics |= self.external_engine.metrics()
         return metrics
 
     def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
@@ -367,12 +367,12 @@ class OnlineTrainer(Trainer):
         """Replay the replies that were sampled for later steps."""
         if (checkpoint / REPLIES_FILE).exists():
             rows = read_jsonl(checkpoint / REPLIES_FILE)
-            self.rollout_source.replay(RecordedReply.from_row(row) for row in rows)
+            self.rollout_source.schedule_replay(RecordedReply.from_row(row) for row in rows)
 
     def close(self) -> None:
         """Stop collecting, and close every environment and the connections of the engine."""
         self.rollout_source.stop()
         self.collector.close()
         self.eval_collector.close()
-        if self.remote_engine is not None:
-            self.remote_engine.close()
+        if self.external_engine is not None:
+            self.external_engine.close()

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_config(name: str, config: OnlineConfig) -> Algorithm:
-    """Run the checks that need no model and no environment; return the configured algorithm.
+def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
+    """Make the checks that need no model and no environment; return the configured algorithm.
 
     Raises:
         UserError: A setting is invalid or has no effect; the message names its key.
@@ -115,8 +115,8 @@ def published_weights_folder(config: OnlineConfig) -> Path:
     return Path(folder) if folder else Path(f"{config.output_dir.rstrip('/')}-engine")
 
 
-def open_engine(config: OnlineConfig, model: Any) -> Any:
-    """Create the configured rollout engine; return None for the engine of this process ("local").
+def open_external_engine(config: OnlineConfig, model: Any) -> Any:
+    """Return the configured engine if it is not the local engine, and None otherwise.
 
     Raises:
         UserError: The engine cannot be used, or a plug-in's engine does not have a required method.
@@ -188,7 +188,7 @@ def make_kl_controller(spec: KLSpec, coef: float) -> FixedKL:
     return FixedKL(coef)
 
 
-def make_multiplier(algorithm: Algorithm) -> LagrangeMultiplier | None:
+def make_lagrange_multiplier(algorithm: Algorithm) -> LagrangeMultiplier | None:
     """Return the Lagrange multiplier of a constrained algorithm; None for other algorithms."""
     s = algorithm.settings
     if not algorithm.constrained:

@@ -39,7 +39,7 @@ def write_reply_samples(
 ) -> None:
     """Sample a reply to each prompt, with the same seeds for every model, and write transcripts.
 
-    A model that cannot be sampled is a warning, because training does not need the replies.
+    If sampling fails, a warning is logged, because training does not need the replies.
 
     Args:
         run: The run directory.

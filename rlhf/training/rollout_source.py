@@ -46,7 +46,7 @@ class RolloutSource(Protocol):
         """Return the replies that were sampled for steps that are not trained yet."""
         ...
 
-    def replay(self, replies: Iterable[RecordedReply]) -> None:
+    def schedule_replay(self, replies: Iterable[RecordedReply]) -> None:
         """Use the unfinished replies of an interrupted run, before the first step."""
         ...
 
@@ -56,10 +56,10 @@ class RolloutSource(Protocol):
 
 
 def _collect_recorded(
-    collector: StepCollector, engine: RecordingEngine, step: int, *, oldest_version: int
+    collector: StepCollector, engine: RecordingEngine, step: int, *, min_policy_version: int
 ) -> tuple[StepRollouts, list[Completion]]:
     """Collect the rollouts of a step; return them and the completions that they consist of."""
-    engine.start_batch(step, oldest_version=oldest_version)
+    engine.start_batch(step, min_policy_version=min_policy_version)
     rollouts = collector.collect(step)
     completions = engine.finish_batch()
     if discarded := engine.pop_discarded_count():
@@ -85,7 +85,7 @@ class SynchronousSource:
         before = [counter.state_dict() for counter in counters]
         try:
             self.engine.update_policy(step)
-            return _collect_recorded(self.collector, self.engine, step, oldest_version=step)[0]
+            return _collect_recorded(self.collector, self.engine, step, min_policy_version=step)[0]
         except EngineStopped:  # the resumed run plays the same episodes
             for counter, state in zip(counters, before, strict=True):
                 counter.load_state_dict(state)
@@ -101,9 +101,9 @@ class SynchronousSource:
         """Return the replies of a step whose collection failed."""
         return self.engine.unfinished_replies()
 
-    def replay(self, replies: Iterable[RecordedReply]) -> None:
+    def schedule_replay(self, replies: Iterable[RecordedReply]) -> None:
         """Use the unfinished replies of an interrupted run; see `RolloutSource`."""
-        self.engine.replay(replies)
+        self.engine.schedule_replay(replies)
 
     def stop(self) -> None:
         """Do nothing, because nothing is collected in advance."""
@@ -185,15 +185,15 @@ class BackgroundSource:
         """Return the replies of the waiting batches, after the current batch is complete."""
         with self._paused():
             waiting = [
-                RecordedReply.of(completion, batch.step)
+                RecordedReply.from_completion(completion, batch.step)
                 for batch in self._batches
                 for completion in batch.completions
             ]
             return waiting + self.engine.unfinished_replies()
 
-    def replay(self, replies: Iterable[RecordedReply]) -> None:
+    def schedule_replay(self, replies: Iterable[RecordedReply]) -> None:
         """Use the unfinished replies of an interrupted run; see `RolloutSource`."""
-        self.engine.replay(replies)
+        self.engine.schedule_replay(replies)
 
     def stop(self) -> None:
         """End the thread. The current batch is not completed."""
@@ -275,7 +275,7 @@ class BackgroundSource:
         self.policy.load(assignment.policy)
         self.engine.update_policy(assignment.policy.version)
         rollouts, completions = _collect_recorded(
-            collector, self.engine, step, oldest_version=step - self.max_staleness
+            collector, self.engine, step, min_policy_version=step - self.max_staleness
         )
         seconds = collector.stopwatch.pop_seconds()
         metrics = dict(rollouts.metrics)

@@ -34,8 +34,8 @@ from rlhf.training.examples import Example, ExampleEncoder, Row
 BLOCK_ROWS = 1000
 """Number of rows that a process encodes at a time."""
 ROWS_PER_PROCESS = 10_000
-"""Number of rows for each worker process, up to the configured number of processes."""
-_CODE = (
+"""A worker process is started for each of this number of rows, up to the configured number."""
+_SOURCE_FILES = (
     "common/conversation.py",
     "reward_models/chat_template.py",
     "reward_models/core.py",
@@ -45,8 +45,8 @@ _CODE = (
     "training/examples.py",
     "training/stored_examples.py",
 )
-"""Source files whose code determines the examples."""
-_EXAMPLES, _NUMBERS, _OUTCOMES = "examples.arrow", "outcomes.npy", "outcomes.json"
+"""Files with the code that determines the examples."""
+_EXAMPLES, _OUTCOME_INDICES, _OUTCOMES = "examples.arrow", "outcomes.npy", "outcomes.json"
 
 
 class Outcome(NamedTuple):
@@ -92,12 +92,13 @@ class ExampleStore:
 
     Args:
         folder: Folder that `_write_examples` has written.
-        chosen: Sorted positions of the encoded rows in the row store; None if all are encoded.
+        encoded_positions: Sorted positions of the encoded rows in the row store; None if all rows
+            are encoded.
     """
 
-    def __init__(self, folder: Path, chosen: np.ndarray | None) -> None:
-        self._chosen = chosen
-        self.numbers: np.ndarray = np.load(folder / _NUMBERS)
+    def __init__(self, folder: Path, encoded_positions: np.ndarray | None) -> None:
+        self._encoded_positions = encoded_positions
+        self.outcome_indices: np.ndarray = np.load(folder / _OUTCOME_INDICES)
         """[N], index in `outcomes` for each encoded row."""
         self.outcomes = [
             Outcome(dropped, tuple(notes))
@@ -106,21 +107,25 @@ class ExampleStore:
         table = open_arrow(folder / _EXAMPLES)
         self._num_texts = sum(name.startswith("ids") for name in table.column_names)
         self._ids = [IntLists(table.column(f"ids_{i}")) for i in range(self._num_texts)]
-        self._runs = [IntLists(table.column(f"runs_{i}")) for i in range(self._num_texts)]
+        self._run_lengths = [IntLists(table.column(f"runs_{i}")) for i in range(self._num_texts)]
         self._desirable = np.concatenate(
             [np.zeros(0, bool), *(np.asarray(c) for c in table.column("desirable").chunks)]
         )
 
     def indices_of(self, positions: np.ndarray) -> np.ndarray:
         """Return the indices in this store of the rows at these positions of the row store."""
-        return positions if self._chosen is None else np.searchsorted(self._chosen, positions)
+        return (
+            positions
+            if self._encoded_positions is None
+            else np.searchsorted(self._encoded_positions, positions)
+        )
 
     def example(self, index: int) -> Example:
         """Return the example at an index of the store."""
         ids = tuple(column[index].tolist() for column in self._ids)
         labels = tuple(
-            labels_from_runs(text, column[index].tolist())
-            for text, column in zip(ids, self._runs, strict=True)
+            labels_from_run_lengths(text, column[index].tolist())
+            for text, column in zip(ids, self._run_lengths, strict=True)
         )
         return Example(ids, labels, desirable=bool(self._desirable[index]))
 
@@ -143,7 +148,7 @@ class IntLists:
         return values[offsets[at] : offsets[at + 1]]
 
 
-def runs_of(labels: Sequence[int]) -> list[int]:
+def run_lengths_of(labels: Sequence[int]) -> list[int]:
     """Return the lengths of the runs of ignored and of trained labels, starting with ignored ones.
 
     The sum of the lengths is the number of labels.
@@ -154,8 +159,8 @@ def runs_of(labels: Sequence[int]) -> list[int]:
     return [end - start for start, end in itertools.pairwise([0, *changes, len(labels)])]
 
 
-def labels_from_runs(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
-    """Return the labels of a text; its runs alternate between IGNORED and the token ids."""
+def labels_from_run_lengths(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
+    """Return the labels of a text: its ids in every second run, IGNORED in the others."""
     labels: list[int] = []
     for number, length in enumerate(runs):
         start = len(labels)
@@ -163,8 +168,8 @@ def labels_from_runs(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
     return labels
 
 
-class StoredEncoder:
-    """Encodes rows in memory, and opens the cached examples of rows in files.
+class CachingEncoder:
+    """Encodes rows in memory with an `ExampleEncoder`, and rows in files with the cache.
 
     Args:
         encoder: The encoder of rows. Its counts of dropped rows and notes are updated.
@@ -185,23 +190,23 @@ class StoredEncoder:
             return self.encoder(rows, pairs=self.pairs)
         tokenizer = _tokenizer_hash(self.encoder.chat_format.tokenizer)
         stores: list[ExampleStore] = []
-        numbers = np.zeros(len(rows), np.int64)
+        outcome_indices = np.zeros(len(rows), np.int64)
         index = np.zeros(len(rows), np.int64)
         outcomes: list[Outcome] = []
         for source, row_store in enumerate(rows.stores):
-            here = np.flatnonzero(rows.source == source)
-            positions = rows.position[here]
+            of_store = np.flatnonzero(rows.source == source)
+            positions = rows.position[of_store]
             store = self._open(rows, row_store, positions, tokenizer)
             stores.append(store)
-            index[here] = store.indices_of(positions)
-            numbers[here] = store.numbers[index[here]] + len(outcomes)
+            index[of_store] = store.indices_of(positions)
+            outcome_indices[of_store] = store.outcome_indices[index[of_store]] + len(outcomes)
             outcomes += store.outcomes
-        found, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        found, first, counts = np.unique(outcome_indices, return_index=True, return_counts=True)
         for at in np.argsort(first):
             outcome, row = outcomes[found[at]], rows[int(first[at])]
             self.encoder.count(outcome.dropped, outcome.notes, row, int(counts[at]))
         is_example = np.array([outcome.dropped is None for outcome in outcomes], bool)
-        kept = np.flatnonzero(is_example[numbers])
+        kept = np.flatnonzero(is_example[outcome_indices])
         examples = StoredExamples(stores, rows.source[kept], index[kept])
         self.encoder.check_some_remain(examples, len(rows))
         return examples
@@ -222,12 +227,14 @@ class StoredEncoder:
             "stop_ids": sorted(self.encoder.chat_format.stop_ids),
             "pairs": self.pairs,
         }
-        key, chosen = hash_of(**options), None
+        key, encoded_positions = hash_of(**options), None
         if key not in self._opened and 2 * len(positions) < len(store):
-            chosen = np.sort(positions)
-            key = hash_of(**options, chosen=hashlib.sha256(chosen.tobytes()).hexdigest())
+            encoded_positions = np.sort(positions)
+            key = hash_of(
+                **options, positions=hashlib.sha256(encoded_positions.tobytes()).hexdigest()
+            )
         if key not in self._opened:
-            encoded = np.arange(len(store)) if chosen is None else chosen
+            encoded = np.arange(len(store)) if encoded_positions is None else encoded_positions
 
             def build(folder: Path) -> None:
                 arguments = (
@@ -240,7 +247,7 @@ class StoredEncoder:
                 _write_examples(folder, encoded, arguments, rows.preparation.processes)
 
             target = rows.preparation.folder / f"examples-{key}"
-            self._opened[key] = ExampleStore(cached_entry(target, build), chosen)
+            self._opened[key] = ExampleStore(cached_entry(target, build), encoded_positions)
         return self._opened[key]
 
 
@@ -257,23 +264,25 @@ def _write_examples(
     """
     import pyarrow as pa
 
-    numbers_by_outcome: dict[Outcome, int] = {}
-    numbers = []
+    index_by_outcome: dict[Outcome, int] = {}
+    outcome_indices = []
     starts = range(0, len(positions), BLOCK_ROWS)
     blocks = (positions[start : start + BLOCK_ROWS] for start in starts)
     count = min(processes, -(-len(positions) // ROWS_PER_PROCESS))
     writer = None
     with WorkerPool(count, "rlhf.training.stored_examples:BlockEncoder", arguments) as pool:
-        for outcomes, of_rows, batch in pool.map(blocks):
-            of_block = [numbers_by_outcome.setdefault(o, len(numbers_by_outcome)) for o in outcomes]
-            numbers.append(np.array(of_block, np.int32)[of_rows])
+        for outcomes, index_of_row, batch in pool.map(blocks):
+            index_of_outcome = [
+                index_by_outcome.setdefault(o, len(index_by_outcome)) for o in outcomes
+            ]
+            outcome_indices.append(np.array(index_of_outcome, np.int32)[index_of_row])
             if writer is None:
                 writer = pa.ipc.new_stream(str(folder / _EXAMPLES), batch.schema)
             writer.write_batch(batch)
     assert writer is not None
     writer.close()
-    np.save(folder / _NUMBERS, np.concatenate(numbers))
-    (folder / _OUTCOMES).write_text(json.dumps(list(numbers_by_outcome)), encoding="utf-8")
+    np.save(folder / _OUTCOME_INDICES, np.concatenate(outcome_indices))
+    (folder / _OUTCOMES).write_text(json.dumps(list(index_by_outcome)), encoding="utf-8")
 
 
 class BlockEncoder:
@@ -303,8 +312,8 @@ class BlockEncoder:
         import pyarrow as pa
 
         rows = [self.store.row(int(position)) for position in positions]
-        numbers_by_outcome: dict[Outcome, int] = {}
-        numbers = []
+        index_by_outcome: dict[Outcome, int] = {}
+        outcome_indices = []
         num_texts = 2 if self.pairs else 1
         ids: list[list[list[int]]] = [[] for _ in range(num_texts)]
         runs: list[list[list[int]]] = [[] for _ in range(num_texts)]
@@ -312,23 +321,23 @@ class BlockEncoder:
         for example, notes in self.encoder.encode(rows, self.pairs):
             dropped = isinstance(example, RowDropped)
             outcome = Outcome(str(example) if dropped else None, tuple(sorted(notes)))
-            numbers.append(numbers_by_outcome.setdefault(outcome, len(numbers_by_outcome)))
+            outcome_indices.append(index_by_outcome.setdefault(outcome, len(index_by_outcome)))
             for text in range(num_texts):
                 ids[text].append([] if dropped else example.ids[text])
-                runs[text].append([] if dropped else runs_of(example.labels[text]))
+                runs[text].append([] if dropped else run_lengths_of(example.labels[text]))
             desirable.append(dropped or example.desirable)
         kind = pa.list_(pa.int32())
         columns = {f"ids_{i}": pa.array(texts, kind) for i, texts in enumerate(ids)}
         columns |= {f"runs_{i}": pa.array(lengths, kind) for i, lengths in enumerate(runs)}
         columns["desirable"] = pa.array(np.array(desirable, np.uint8), pa.uint8())
-        return list(numbers_by_outcome), np.array(numbers, np.int32), pa.record_batch(columns)
+        return list(index_by_outcome), np.array(outcome_indices, np.int32), pa.record_batch(columns)
 
 
 @cache
 def _code_hash() -> str:
     """Return a hash of the code that determines examples, and of the libraries' versions."""
     root = Path(__file__).parents[1]
-    sources = {name: sha256_of(root / name) for name in _CODE}
+    sources = {name: sha256_of(root / name) for name in _SOURCE_FILES}
     versions = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
     return hash_of(data=code_hash(), sources=sources, versions=versions)
 

@@ -1,4 +1,4 @@
-"""Training examples from a source that is read forward while training.
+"""Training examples from a source that is read sequentially during training.
 
 The rows of a block are converted, encoded and shuffled together; the shuffle of a block depends
 only on the seed, the epoch and the number of the block. The state of the stream is a position, so a
@@ -170,7 +170,7 @@ class ExampleStream:
         self.encoder.changed = Counter(state["changed"])
 
     def close(self) -> None:
-        """Stop the worker processes, and discard the blocks that they have read in advance."""
+        """End the worker processes, and discard the blocks that they have read ahead."""
         self._blocks = None
         if self._pool is not None:
             self._pool.close()

@@ -281,7 +281,7 @@ class SupervisedTrainer(Trainer):
             "train/learning_rate": self.scheduler.get_last_lr()[0],
             "train/tokens": sum(tokens),
         }
-        return metrics | (self.throughput.pop() if self.throughput else {})
+        return metrics | (self.throughput.pop_metrics() if self.throughput else {})
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

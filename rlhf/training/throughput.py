@@ -43,8 +43,8 @@ class Throughput:
             self.model.model, tokens=computed, head_tokens=trained
         )
 
-    def pop(self) -> dict[str, float]:
-        """Return the metrics of the updates since the previous call, and reset the sums."""
+    def pop_metrics(self) -> dict[str, float]:
+        """Return the metrics of the updates since the last call, and reset the sums."""
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,

@@ -11,7 +11,7 @@ from rlhf.cli.main import main
 from rlhf.evaluation.records import read_run
 from rlhf.evaluation.seed_plan import pilot_spread, plan_seeds
 from rlhf.evaluation.significance import compare_means, detects_difference
-from rlhf.stats.power import paired_power, sample_size, upper_standard_deviation
+from rlhf.stats.power import paired_t_test_power, sample_size, upper_standard_deviation
 from tests.helpers.runs import write_run
 
 
@@ -35,7 +35,7 @@ def test_a_study_planned_with_the_limit_is_large_enough_in_80_percent_of_all_cas
         sd = float(pilot.std(ddof=1))
         for name, planned in (("estimate", sd), ("limit", upper_standard_deviation(sd, 4))):
             seeds = sample_size(0.5, seed_sd=planned).seeds
-            enough[name] += paired_power(0.5, seeds) >= 0.8
+            enough[name] += paired_t_test_power(0.5, seeds) >= 0.8
     assert enough["limit"] / 400 == pytest.approx(0.8, abs=0.06)
     assert enough["estimate"] / 400 < 0.6
 

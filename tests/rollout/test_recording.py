@@ -61,11 +61,11 @@ def stored(replies: list[RecordedReply]) -> list[RecordedReply]:
 def record(*replies: str, step: int = 0, version: int = 0) -> tuple[list[Any], list[RecordedReply]]:
     """The rollouts of one step, and the record of its replies as a checkpoint stores it."""
     collector, engine = playing(*replies, version=version)
-    engine.start_batch(step, oldest_version=version)
+    engine.start_batch(step, min_policy_version=version)
     rollouts = collector.collect(SEEDS)
     completions = engine.finish_batch()
     assert engine.unfinished_replies() == []
-    return rollouts, stored([RecordedReply.of(c, step) for c in completions])
+    return rollouts, stored([RecordedReply.from_completion(c, step) for c in completions])
 
 
 def test_a_stored_batch_is_replayed_without_sampling():
@@ -74,9 +74,9 @@ def test_a_stored_batch_is_replayed_without_sampling():
     assert replies[0].seed == (7, 3, 0, 0)
     assert {reply.policy_version for reply in replies} == {3}
     collector, engine = playing("other", version=3)
-    engine.replay(replies)
+    engine.schedule_replay(replies)
     assert engine.unfinished_replies() == replies  # a checkpoint before the first step keeps them
-    engine.start_batch(0, oldest_version=3)
+    engine.start_batch(0, min_policy_version=3)
     assert collector.collect(SEEDS) == rollouts  # tokens, log-probabilities, rewards, versions
     assert engine.engine.submitted == []
     assert len(engine.finish_batch()) == 9  # a checkpoint before the update stores them again
@@ -86,14 +86,14 @@ def test_a_stored_batch_is_replayed_without_sampling():
 
 def test_only_the_missing_replies_of_an_unfinished_batch_are_sampled():
     engine = RecordingEngine(Failing("go", "stop", completions=4))
-    engine.start_batch(0, oldest_version=0)
+    engine.start_batch(0, min_policy_version=0)
     with pytest.raises(RuntimeError, match="dead"):
         make_collector(engine).collect(SEEDS)
     replies = stored(engine.unfinished_replies())
     assert len(replies) == 4
     collector, resumed = playing("go", "stop", version=1)
-    resumed.replay(replies)
-    resumed.start_batch(0, oldest_version=0)
+    resumed.schedule_replay(replies)
+    resumed.start_batch(0, min_policy_version=0)
     rollouts = collector.collect(SEEDS)
     sampled = [request.seed for request in resumed.engine.submitted]
     assert {reply.seed for reply in replies}.isdisjoint(sampled)
@@ -117,8 +117,8 @@ def test_a_reply_to_another_prompt_is_sampled_again_and_counted():
             return (f"{observation}!", *rest)
 
     engine = RecordingEngine(Counting("on", "stop"))
-    engine.replay(replies)
-    engine.start_batch(0, oldest_version=0)
+    engine.schedule_replay(replies)
+    engine.start_batch(0, min_policy_version=0)
     rollouts = make_collector(engine, Changed).collect(SEEDS)
     assert len(engine.engine.submitted) == 3  # the second turns
     assert engine.num_discarded == 3
@@ -129,8 +129,8 @@ def test_a_reply_to_another_prompt_is_sampled_again_and_counted():
 def test_replies_of_a_policy_that_is_too_old_are_sampled_again_and_counted():
     _, replies = record("stop", version=4)
     collector, engine = playing("stop", version=6)
-    engine.replay(replies)
-    engine.start_batch(0, oldest_version=5)
+    engine.schedule_replay(replies)
+    engine.start_batch(0, min_policy_version=5)
     rollouts = collector.collect(SEEDS)
     assert len(engine.engine.submitted) == 3
     assert {v for r in rollouts for v in r.policy_versions} == {6}
@@ -143,8 +143,8 @@ def test_replies_of_later_steps_are_kept_and_unused_ones_of_the_step_are_counted
     _, replies = record("stop", step=1)
     later = [replace(reply, step=2, seed=(9, 9, 9, n)) for n, reply in enumerate(replies)]
     collector, engine = playing("stop")
-    engine.replay([*replies, *later])
-    engine.start_batch(1, oldest_version=0)
+    engine.schedule_replay([*replies, *later])
+    engine.start_batch(1, min_policy_version=0)
     collector.collect(episode_seeds(3, 4))  # the episode of seed 5 is not played
     engine.finish_batch()
     assert engine.unfinished_replies() == later
@@ -153,7 +153,7 @@ def test_replies_of_later_steps_are_kept_and_unused_ones_of_the_step_are_counted
 
 def test_a_stopped_collection_ends_at_the_next_poll():
     collector, engine = playing("go")
-    engine.start_batch(0, oldest_version=0)
+    engine.start_batch(0, min_policy_version=0)
     engine.stop()
     with pytest.raises(CollectionStopped):
         collector.collect(SEEDS)
@@ -162,8 +162,8 @@ def test_a_stopped_collection_ends_at_the_next_poll():
 def test_released_requests_have_no_replayed_completion():
     _, replies = record("stop")
     engine = RecordingEngine(Counting("stop"))
-    engine.replay(replies)
-    engine.start_batch(0, oldest_version=0)
+    engine.schedule_replay(replies)
+    engine.start_batch(0, min_policy_version=0)
     collector = make_collector(engine)
     envs = collector._get_or_make_environments(1)
     episode = collector.start_episode(envs[0], 0, SEEDS[0], *envs[0].reset(seed=3))
@@ -181,10 +181,10 @@ def test_a_replayed_batch_of_a_model_is_equal_to_the_bit(seed):
     for _ in range(2):
         collector = make_collector(model, max_new_tokens=5, parallel=3)
         collector.engine = engine = RecordingEngine(collector.engine)
-        engine.replay(replies)
-        engine.start_batch(0, oldest_version=0)
+        engine.schedule_replay(replies)
+        engine.start_batch(0, min_policy_version=0)
         found.append(collector.collect(episode_seeds(*range(10 * seed, 10 * seed + 5))))
-        replies = stored([RecordedReply.of(c, 0) for c in engine.finish_batch()])
+        replies = stored([RecordedReply.from_completion(c, 0) for c in engine.finish_batch()])
         collector.close()
     assert found[0] == found[1]
     assert engine.engine.prefill_tokens == 0

@@ -273,7 +273,7 @@ def test_contract_recorded_replies_are_returned_and_the_others_are_sampled(contr
     """The second process gets the first turn from the record and samples the second turn."""
     model, engine = contract
     recorder = RecordingEngine(engine)
-    recorder.start_batch(0, oldest_version=0)
+    recorder.start_batch(0, min_policy_version=0)
     first = sample(recorder, *(request(i, [7, 8, 9 + i]) for i in range(3)))
     replies = [RecordedReply.from_row(reply.to_row()) for reply in recorder.unfinished_replies()]
     assert len(replies) == 3
@@ -281,8 +281,8 @@ def test_contract_recorded_replies_are_returned_and_the_others_are_sampled(contr
     version = engine.policy_version + 1
     resumed = RecordingEngine(engine)
     resumed.update_policy(version)
-    resumed.replay(replies)
-    resumed.start_batch(0, oldest_version=0)
+    resumed.schedule_replay(replies)
+    resumed.start_batch(0, min_policy_version=0)
     again = sample(resumed, *(request(i, [7, 8, 9 + i]) for i in range(4)))
     for one, other in zip(first, again, strict=False):
         assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)

@@ -33,7 +33,7 @@ class LoggedEngine(ContinuousEngine):
 
 
 def job(deliver: Callable[[Progress], None], *, prompt: int = 8, limit: int = 5) -> Job:
-    return Job.of(
+    return Job.with_new_episode(
         list(range(5, 5 + prompt)),
         SamplingParams(),
         max_new_tokens=limit,

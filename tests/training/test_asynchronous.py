@@ -28,7 +28,7 @@ from rlhf.errors import UserError
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.training import online, rollout_source
 from rlhf.training.online import REPLIES_FILE, OnlineTrainer
-from rlhf.training.online_setup import check_config
+from rlhf.training.online_setup import check_online_config
 from rlhf.training.rollout_schedule import RolloutSchedule
 from tests.helpers.training import (
     Tree,
@@ -302,12 +302,12 @@ def test_several_processes_and_time_limits_of_the_main_thread_are_refused(
 ):
     limited = configure("grpo", tree_of(tmp_path, echo_model, {"env": {"timeout": 1.0}}))
     with pytest.raises(UserError, match=r"env\.timeout cannot be used .* env\.concurrency"):
-        check_config("grpo", limited)
+        check_online_config("grpo", limited)
     threads = {"env": {"timeout": 1.0, "concurrency": "threads"}}
-    check_config("grpo", configure("grpo", tree_of(tmp_path, echo_model, threads)))
+    check_online_config("grpo", configure("grpo", tree_of(tmp_path, echo_model, threads)))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one training process"):
-        check_config("grpo", configure("grpo", tree_of(tmp_path, echo_model)))
+        check_online_config("grpo", configure("grpo", tree_of(tmp_path, echo_model)))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_stale_rollouts_without_a_correction_are_a_warning(
     tmp_path, echo_model, caplog, verb, settings, warns
 ):
     tree = tree_of(tmp_path, echo_model, {"algorithm": settings})
-    check_config(verb, configure(verb, tree))
+    check_online_config(verb, configure(verb, tree))
     assert ("without a correction; set algorithm.tis_cap" in caplog.text) == warns
 
 

@@ -20,7 +20,7 @@ from rlhf.errors import UserError
 from rlhf.reward_models.losses import IGNORED
 from rlhf.training import stored_examples
 from rlhf.training.examples import Example, ExampleEncoder
-from rlhf.training.stored_examples import StoredEncoder, labels_from_runs, runs_of
+from rlhf.training.stored_examples import CachingEncoder, labels_from_run_lengths, run_lengths_of
 from tests.helpers.training import (
     assistant,
     label_rows,
@@ -124,7 +124,7 @@ def test_stored_examples_are_those_in_memory(tmp_path, kind, seed, template):
     pairs = kind == "preference"
     in_memory = ExampleEncoder(tokenizer, max_length=80)
     stored = ExampleEncoder(tokenizer, max_length=80)
-    encode = StoredEncoder(stored, pairs=pairs)
+    encode = CachingEncoder(stored, pairs=pairs)
     half = len(rows) * 4 // 5
     for part in (slice(0, half), slice(half, None)):
         try:
@@ -151,8 +151,8 @@ def test_stored_examples_are_those_in_memory(tmp_path, kind, seed, template):
 )
 def test_runs_keep_the_labels(labels):
     ids = [index + 1 if label == IGNORED else label for index, label in enumerate(labels)]
-    assert labels_from_runs(ids, runs_of(labels)) == labels
-    assert sum(runs_of(labels)) == len(labels)
+    assert labels_from_run_lengths(ids, run_lengths_of(labels)) == labels
+    assert sum(run_lengths_of(labels)) == len(labels)
 
 
 def test_all_dropped_is_the_message_of_rows_in_memory(tmp_path):
@@ -164,7 +164,7 @@ def test_all_dropped_is_the_message_of_rows_in_memory(tmp_path):
     with pytest.raises(UserError) as first:
         ExampleEncoder(chatml(), max_length=2)(rows)
     with pytest.raises(UserError) as second:
-        StoredEncoder(ExampleEncoder(chatml(), max_length=2), pairs=False)(stored)
+        CachingEncoder(ExampleEncoder(chatml(), max_length=2), pairs=False)(stored)
     assert str(second.value) == str(first.value)
     assert "no example fits max_length=2" in str(first.value)
 
@@ -254,7 +254,7 @@ def test_what_changes_an_example_makes_a_new_entry(tmp_path, monkeypatch):
             spec, "sft", seed=seed, preparation=Preparation(tmp_path / "cache", 1)
         ).rows
         encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
-        found = list(StoredEncoder(encoder, pairs=False)(rows))
+        found = list(CachingEncoder(encoder, pairs=False)(rows))
         assert found == ExampleEncoder(tokenizer, max_length=max_length)(rows)
         return len(built)
 
@@ -311,7 +311,7 @@ def test_worker_processes_give_the_same_examples(tmp_path, monkeypatch):
     preparation = Preparation(tmp_path / "cache", 2)
     rows = load_stored(DataSpec(str(path)), "sft", seed=0, preparation=preparation).rows
     tokenizer = chatml()
-    found = StoredEncoder(ExampleEncoder(tokenizer, max_length=60), pairs=False)(rows)
+    found = CachingEncoder(ExampleEncoder(tokenizer, max_length=60), pairs=False)(rows)
     assert list(found) == ExampleEncoder(tokenizer, max_length=60)(list(rows))
 
 
@@ -320,7 +320,7 @@ def test_a_tensor_of_a_stored_example_can_be_written(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", sft_rows(5))
     preparation = Preparation(tmp_path / "cache", 1)
     rows = load_stored(DataSpec(str(path)), "sft", seed=0, preparation=preparation).rows
-    example = StoredEncoder(ExampleEncoder(chatml(), max_length=60), pairs=False)(rows)[0]
+    example = CachingEncoder(ExampleEncoder(chatml(), max_length=60), pairs=False)(rows)[0]
     tensor = torch.tensor(example.ids[0])
     tensor[0] = 1
     assert isinstance(example.ids[0], list)

@@ -224,12 +224,12 @@ def test_adapters_that_vllm_cannot_serve_are_refused(echo_model, tmp_path, key):
 
 
 def test_several_processes_are_refused(echo_model, tmp_path, monkeypatch):
-    from rlhf.training.online_setup import open_engine
+    from rlhf.training.online_setup import open_external_engine
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = configure("grpo", tree_of(tmp_path, echo_model, "http://localhost:1"))
     with pytest.raises(UserError, match="one training process"):
-        open_engine(config, None)
+        open_external_engine(config, None)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class RecordedReply:
     policy_version: int
 
     @classmethod
-    def of(cls, completion: Completion, step: int) -> RecordedReply:
+    def from_completion(cls, completion: Completion, step: int) -> RecordedReply:
         """Return the record of a completion."""
         return cls(
             step,
@@ -63,8 +63,8 @@ class RecordedReply:
         """Return the record as JSON values, which represent the log-probabilities exactly."""
         return asdict(self)
 
-    def answers(self, request: Request) -> bool:
-        """Return whether the prompt and the length of this reply match a request."""
+    def matches(self, request: Request) -> bool:
+        """Return whether this reply is a completion of a request."""
         return (
             self.prompt == prompt_digest(request.prompt_ids)
             and len(self.tokens) <= request.max_new_tokens
@@ -89,7 +89,7 @@ class RecordingEngine:
         """Number of recorded replies that were not replayed, because they did not answer a request
         or because their policy was too old."""
         self._step = 0
-        self._oldest_version = 0
+        self._min_policy_version = 0
         self._recorded: list[Completion] = []
         self._to_replay: dict[tuple[int, ...], RecordedReply] = {}  # by seed
         self._ready: list[Completion] = []
@@ -100,16 +100,15 @@ class RecordingEngine:
         """Version of the weights that sample the replies without a record."""
         return self.engine.policy_version
 
-    def start_batch(self, step: int, *, oldest_version: int) -> None:
-        """Start to record the replies of a training step.
+    def start_batch(self, step: int, *, min_policy_version: int) -> None:
+        """Begin to record the replies of a training step.
 
         Args:
             step: Index of the training step.
-            oldest_version: Oldest policy version whose replies are replayed. Turns with replies of
-                earlier versions are sampled again.
+            min_policy_version: Replies of earlier policies are not replayed but sampled again.
         """
         self._recorded = []
-        self._step, self._oldest_version = step, oldest_version
+        self._step, self._min_policy_version = step, min_policy_version
 
     def finish_batch(self) -> list[Completion]:
         """End the batch, and return its completions.
@@ -135,13 +134,15 @@ class RecordingEngine:
         count, self.num_discarded = self.num_discarded, 0
         return count
 
-    def replay(self, replies: Iterable[RecordedReply]) -> None:
-        """Add recorded replies; `poll` returns them for the requests that they answer."""
+    def schedule_replay(self, replies: Iterable[RecordedReply]) -> None:
+        """Add replies that are returned to the requests for which they were sampled."""
         self._to_replay |= {reply.seed: reply for reply in replies}
 
     def unfinished_replies(self) -> list[RecordedReply]:
-        """Return the replies of the unfinished batch, and the recorded replies not replayed yet."""
-        recorded = [RecordedReply.of(completion, self._step) for completion in self._recorded]
+        """Return the replies of the unfinished batch, and those that were not replayed yet."""
+        recorded = [
+            RecordedReply.from_completion(completion, self._step) for completion in self._recorded
+        ]
         return [*recorded, *self._to_replay.values()]
 
     def stop(self) -> None:
@@ -159,7 +160,7 @@ class RecordingEngine:
             reply = self._to_replay.pop(request.seed, None)
             if reply is None:
                 missing.append(request)
-            elif reply.policy_version < self._oldest_version or not reply.answers(request):
+            elif reply.policy_version < self._min_policy_version or not reply.matches(request):
                 self.num_discarded += 1
                 missing.append(request)
             else:

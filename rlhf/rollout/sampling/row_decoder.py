@@ -46,8 +46,8 @@ class RowCache(MultiRowCache):
 
     def plan_forward_pass(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """Set the rows and token counts of the next forward pass."""
-        slots, numbers = np.asarray(rows).tolist(), np.asarray(counts).tolist()
-        self.planned = [(self.rows[row], n) for row, n in zip(slots, numbers, strict=True)]
+        row_list, count_list = np.asarray(rows).tolist(), np.asarray(counts).tolist()
+        self.planned = [(self.rows[row], n) for row, n in zip(row_list, count_list, strict=True)]
 
     def copy(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""

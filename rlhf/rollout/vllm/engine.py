@@ -61,7 +61,7 @@ class VLLMEngine:
         max_requests: int,
     ) -> None:
         self.spec, self.policy_version = spec, 0
-        self.publisher = Publisher(model, folder, context=context, temperature=temperature)
+        self.publisher = Publisher(model, folder, context_length=context, temperature=temperature)
         clients = [Client(url, timeout=spec.request_timeout) for url in spec.urls]
         self.servers = [
             ServedPolicy(client, self.publisher, tolerance=spec.tolerance) for client in clients
@@ -79,7 +79,7 @@ class VLLMEngine:
     @property
     def max_mean_logprob_difference(self) -> float:
         """Largest mean absolute difference, in nats, of the servers at their last check."""
-        return max(server.gap for server in self.servers)
+        return max(server.logprob_gap for server in self.servers)
 
     def pop_failed_attempt_count(self) -> int:
         """Return the number of failed attempts since the last call."""
@@ -272,7 +272,7 @@ class VLLMEngine:
         except ServerRefusal as error:
             if error.status == 404 or server.client.restarted():  # the adapter was lost
                 with self._locks[server_index]:
-                    server.forget_loaded_weights()
+                    server.mark_not_loaded()
                 raise ServerUnavailable(str(error)) from error
             raise
         if server.client.restarted() or server.client.process_count != process:

@@ -28,8 +28,8 @@ from rlhf.models.comparison import evaluation_mode
 from rlhf.rollout.vllm.client import Client, ServerRefusal, ServerUnavailable
 
 PROBE_TOKENS = 160
-"""Maximum number of fixed tokens in the check. It is larger than a block of vLLM's prefix cache."""
-PROBE_REPLY = 8
+"""Number of fixed tokens of the check, which is larger than the blocks of vLLM's prefix cache."""
+PROBE_REPLY_TOKENS = 8
 """Number of tokens that a server samples in the check."""
 _NOISE_FACTOR = 4.0
 """An update is measurable if it changes the log-probabilities of the fixed tokens by more than
@@ -42,7 +42,7 @@ class Publication:
 
     name: str
     folder: Path
-    adapter: bool
+    is_adapter: bool
     logprobs: np.ndarray
     """Log-probabilities of the fixed tokens at temperature 1 under these weights."""
 
@@ -53,17 +53,19 @@ class Publisher:
     Args:
         model: The policy's model.
         folder: Folder of the publications.
-        context: Context length of the model, in tokens.
+        context_length: Context length of the model, in tokens.
         temperature: Sampling temperature of the rollouts.
     """
 
-    def __init__(self, model: Any, folder: Path, *, context: int, temperature: float) -> None:
+    def __init__(
+        self, model: Any, folder: Path, *, context_length: int, temperature: float
+    ) -> None:
         self.model, self.folder, self.temperature = model, folder, temperature
         self.is_adapter = unwrap_peft(model) is not model
         self.vocab_size = int(text_config(unwrap_peft(model)).vocab_size)
         self.current: Publication | None = None
-        length = max(2, min(PROBE_TOKENS, context - PROBE_REPLY - 1))
-        self.probe = np.random.default_rng(0).integers(self.vocab_size, size=length).tolist()
+        length = max(2, min(PROBE_TOKENS, context_length - PROBE_REPLY_TOKENS - 1))
+        self.probe_ids = np.random.default_rng(0).integers(self.vocab_size, size=length).tolist()
         self._lock = threading.Lock()
         self._prefix, self._count = f"policy-{uuid.uuid4().hex[:8]}", 0
 
@@ -84,7 +86,7 @@ class Publisher:
                 )
             else:
                 save_untied(self.model, target)
-        logprobs = self.token_logprobs(self.probe, temperature=1.0)
+        logprobs = self.token_logprobs(self.probe_ids, temperature=1.0)
         self.current = Publication(name, target, self.is_adapter, logprobs)
         return self.current
 
@@ -120,7 +122,7 @@ class ServedPolicy:
     def __init__(self, client: Client, publisher: Publisher, *, tolerance: float) -> None:
         self.client, self.publisher, self.tolerance = client, publisher, tolerance
         self.base_name = ""
-        self.gap = float("nan")
+        self.logprob_gap = float("nan")
         """Mean absolute difference in nats at the last check."""
         self._loaded: Publication | None = None
         self._served: np.ndarray | None = None
@@ -134,18 +136,18 @@ class ServedPolicy:
     def model_name(self) -> str:
         """Name of the policy in requests."""
         assert self._loaded is not None
-        return self._loaded.name if self._loaded.adapter else self.base_name
+        return self._loaded.name if self._loaded.is_adapter else self.base_name
 
-    def forget_loaded_weights(self) -> None:
-        """Load the weights again before the next request, because the server may have restarted."""
+    def mark_not_loaded(self) -> None:
+        """Mark the weights as not loaded, so that they are loaded before the next request."""
         self._loaded, self._served = None, None
 
     def unload(self) -> None:
-        """Unload the adapter, if one is loaded and the server responds."""
-        if self._loaded is not None and self._loaded.adapter and not self.client.restarted():
+        """Unload the adapter, if the server has one and answers."""
+        if self._loaded is not None and self._loaded.is_adapter and not self.client.restarted():
             with contextlib.suppress(ServerUnavailable, ServerRefusal):
                 self.client.post("/v1/unload_lora_adapter", {"lora_name": self._loaded.name})
-        self.forget_loaded_weights()
+        self.mark_not_loaded()
 
     def load(self) -> None:
         """Load the current publication into the server, and check that the server uses it.
@@ -159,11 +161,11 @@ class ServedPolicy:
         assert publication is not None
         if self.client.restarted():
             previous = None
-            self.forget_loaded_weights()
+            self.mark_not_loaded()
             self.client.start_restart_detection()
         self._loaded = None
         self.base_name = self._find_base_name()
-        if publication.adapter:
+        if publication.is_adapter:
             self._load_adapter(publication, previous)
         else:
             self._load_weights(publication)
@@ -222,25 +224,25 @@ class ServedPolicy:
                 log-probabilities are closer to those of the previous weights.
         """
         url = self.client.url
-        name = publication.name if publication.adapter else self.base_name
+        name = publication.name if publication.is_adapter else self.base_name
         served = self._probe_logprobs(name)
-        self.gap = _mean_absolute_difference(served, publication.logprobs)
-        if not self.gap <= self.tolerance:
+        self.logprob_gap = _mean_absolute_difference(served, publication.logprobs)
+        if not self.logprob_gap <= self.tolerance:
             raise UserError(
                 f"{url} does not serve the current policy: its log-probabilities of fixed tokens "
-                f"differ from those of the trainer by {self.gap:.1e} nats on average "
-                f"(rollout.engine.tolerance {self.tolerance:g}); start the server with the "
-                "initial model of the run and a dtype of the same precision"
+                f"differ from those of the trainer by {self.logprob_gap:.1e} nats on average "
+                f"(rollout.engine.tolerance {self.tolerance:g}); the server needs the initial "
+                "model of the run and a dtype of the same precision"
             )
         if previous is not None and self._served is not None:
             noise = _mean_absolute_difference(self._served, previous.logprobs)
             moved = _mean_absolute_difference(publication.logprobs, previous.logprobs)
             stale = _mean_absolute_difference(served, previous.logprobs)
-            if moved > _NOISE_FACTOR * noise and stale < self.gap:
+            if moved > _NOISE_FACTOR * noise and stale < self.logprob_gap:
                 raise UserError(
                     f"{url} still serves the previous policy: its log-probabilities of fixed "
-                    f"tokens differ from the new weights by {self.gap:.1e} nats on average, and "
-                    f"from the previous weights by {stale:.1e}"
+                    f"tokens differ from the new weights by {self.logprob_gap:.1e} nats on "
+                    f"average, and from the previous weights by {stale:.1e}"
                 )
         self._check_sampled_logprobs(name)
         self._served = served
@@ -257,17 +259,17 @@ class ServedPolicy:
         publisher = self.publisher
         body = completion_body(
             name,
-            publisher.probe,
-            max_tokens=PROBE_REPLY,
+            publisher.probe_ids,
+            max_tokens=PROBE_REPLY_TOKENS,
             temperature=publisher.temperature,
             seed=0,
         )
         answer = self.client.post("/v1/completions", body)
         tokens, logprobs = read_completion(
-            answer, self.client.url, publisher.probe, PROBE_REPLY, publisher.vocab_size
+            answer, self.client.url, publisher.probe_ids, PROBE_REPLY_TOKENS, publisher.vocab_size
         )
         expected = publisher.token_logprobs(
-            [*publisher.probe, *tokens], temperature=publisher.temperature
+            [*publisher.probe_ids, *tokens], temperature=publisher.temperature
         )[-len(tokens) :]
         gap = _mean_absolute_difference(np.array(logprobs), expected)
         if not gap <= self.tolerance:
@@ -280,7 +282,7 @@ class ServedPolicy:
 
     def _probe_logprobs(self, name: str) -> np.ndarray:
         """Return the server's log-probabilities of the fixed tokens, from the second one on."""
-        probe = self.publisher.probe
+        probe = self.publisher.probe_ids
         body = completion_body(name, probe, max_tokens=1, temperature=1.0, seed=0)
         answer = self.client.post("/v1/completions", {**body, "prompt_logprobs": 0})
         try:
@@ -307,12 +309,12 @@ def save_untied(model: Any, folder: Path) -> None:
     if head is None or head.weight is not model.get_input_embeddings().weight:
         return
     name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-    weight, single = head.weight.detach().contiguous(), folder / "model.safetensors"
-    if single.exists():
+    weight, single_file = head.weight.detach().contiguous(), folder / "model.safetensors"
+    if single_file.exists():
         # The loaded tensors may be mapped from the file, so it is replaced and not overwritten.
         partial = folder / "partial"
-        save_file({**load_file(single), name: weight}, partial, metadata={"format": "pt"})
-        partial.replace(single)
+        save_file({**load_file(single_file), name: weight}, partial, metadata={"format": "pt"})
+        partial.replace(single_file)
     else:
         file, index = "model-head.safetensors", folder / "model.safetensors.index.json"
         save_file({name: weight}, folder / file, metadata={"format": "pt"})

@@ -191,7 +191,7 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
     tree = study_config_without_directory_keys(study.config)
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
         check_unchanged_configuration(
-            study.root, tree, name=STUDY_FILE, free=LAUNCHER_KEYS | {"trials"}
+            study.root, tree, name=STUDY_FILE, ignored_keys=LAUNCHER_KEYS | {"trials"}
         )
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))

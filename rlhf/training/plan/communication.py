@@ -89,7 +89,7 @@ def add_communication(
         passes: Arguments of `communication_seconds`.
 
     Returns:
-        The duration, and what it leaves out.
+        The duration, and descriptions of what it does not include.
     """
     if parallelism.processes == 1:
         return duration, []

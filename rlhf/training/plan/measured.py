@@ -19,7 +19,7 @@ from rlhf.training.reward_models.trainer import TrainableRewardModel
 
 
 def overhead_bytes(state: TrainingState, device: torch.device) -> float:
-    """Return the bytes of this process that do not belong to tensors of the training state.
+    """Return the bytes of this process without the tensors of the training state.
 
     The trainer of the run exists, and no step has been taken.
     """

@@ -64,7 +64,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     """
     state = _state(trainer)
     # The check of the sampler has freed its copies of weights. The next phases use their memory.
-    freed = _copied_weight_bytes(trainer.policy.model) if trainer.remote_engine is None else 0
+    freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
     trainer.stopwatch.pop_seconds()
     batches = online_batches(trainer)
@@ -84,7 +84,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
         "the first episodes",
         f"the time does not include {', '.join(left_out)}",
     ]
-    if trainer.remote_engine is not None:
+    if trainer.external_engine is not None:
         assumptions.append("the time of sampling on vLLM servers is not estimated")
     return Plan(
         phases=_phases(trainer, state, batches, parallelism),
@@ -149,7 +149,7 @@ def _phases(
         ),
         "checkpoint": checkpoint_memory(state, shards=shards),
     }
-    if trainer.remote_engine is None:
+    if trainer.external_engine is None:
         phases["sampling"] = _sampling_memory(
             policy.model,
             state,
@@ -252,7 +252,7 @@ def _sampling_seconds(
     trainer: Any, batches: StepBatches, speed: PassSpeed, parallelism: Parallelism
 ) -> float:
     """Return the duration of sampling in this process; 0 if servers sample."""
-    if trainer.remote_engine is not None:
+    if trainer.external_engine is not None:
         return 0.0
     rollout, rows = trainer.config.rollout, _decoded_rows(trainer, parallelism)
     step = measure_decoding_step(

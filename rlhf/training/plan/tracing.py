@@ -59,11 +59,11 @@ class LiveBytes(TorchDispatchMode):
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def forget() -> None:
+        def remove() -> None:
             self._counted.discard(key)
             self.live -= size
 
-        weakref.finalize(storage, forget).atexit = False
+        weakref.finalize(storage, remove).atexit = False
 
 
 def first_blocks(module: Any, trunk: nn.Module, count: int, replace: Any = None) -> Any:

@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainedRewardModel:
+class ReportInputs:
     """A saved reward model, and the rows on which its report is computed."""
 
     run: Run
@@ -120,17 +120,17 @@ class RewardKind:
         """
         raise NotImplementedError
 
-    def report(self, trained: TrainedRewardModel) -> list[str]:
+    def report(self, inputs: ReportInputs) -> list[str]:
         """Evaluate the saved model, write the report, and return the lines to log."""
-        name = trained.run.directory.name
-        report = self.evaluate(trained)
+        name = inputs.run.directory.name
+        report = self.evaluate(inputs)
         page = labeled_report_markdown(name, report)
         summary = {"name": name, "env": self.data, "policy": name} | report
-        write_evaluation_report(trained.run.directory, summary, page)
+        write_evaluation_report(inputs.run.directory, summary, page)
         return page.splitlines()[2:]
 
-    def evaluate(self, trained: TrainedRewardModel) -> Report:
-        """Compute metrics of the saved model and of baselines on the test rows."""
+    def evaluate(self, inputs: ReportInputs) -> Report:
+        """Return a report with metrics of the saved model and of baselines on the test rows."""
         raise NotImplementedError
 
     def before_saving(self, model: Any) -> None:

@@ -17,8 +17,8 @@ from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import (
     Report,
+    ReportInputs,
     RewardKind,
-    TrainedRewardModel,
     accuracy_of_known_labels,
 )
 from rlhf.training.reward_models.encoding import (
@@ -60,10 +60,10 @@ class ClassificationKind(RewardKind):
         """Convert the model's outputs [N, K] to logits of the C classes, [N, C]."""
         return logits
 
-    def evaluate(self, trained: TrainedRewardModel) -> Report:
+    def evaluate(self, inputs: ReportInputs) -> Report:
         """Return a report with accuracy, macro-F1 and AUC of the model and of two baselines."""
-        logits = self.class_logits(trained.logits_of_test_rows())
-        return class_report(logits, trained.test_rows, trained.train_rows, "label")
+        logits = self.class_logits(inputs.logits_of_test_rows())
+        return class_report(logits, inputs.test_rows, inputs.train_rows, "label")
 
 
 class BinaryKind(LogOddsKind, ClassificationKind):

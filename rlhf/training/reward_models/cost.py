@@ -11,7 +11,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.core import Reward
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import TrainedRewardModel
+from rlhf.training.reward_models.base import ReportInputs
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 from rlhf.training.reward_models.preference import PairKind
 
@@ -42,8 +42,8 @@ class CostKind(PairKind):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {"accuracy": float(((logits[..., 0] > 0) == (labels > 0.5)).mean())}
 
-    def load_scorer(self, trained: TrainedRewardModel) -> Reward:
-        return super().load_scorer(trained) * -1.0
+    def load_scorer(self, inputs: ReportInputs) -> Reward:
+        return super().load_scorer(inputs) * -1.0
 
 
 def _parse_flag(value: Any, name: str) -> float:

@@ -11,7 +11,7 @@ from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
-from rlhf.training.reward_models.base import Report, TrainedRewardModel
+from rlhf.training.reward_models.base import Report, ReportInputs
 from rlhf.training.reward_models.classification import LogOddsKind
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
@@ -44,14 +44,14 @@ class PairwiseKind(LogOddsKind):
             raise RowDropped(EQUAL_TEXTS_REASON)
         return Example([ids], [float(chosen_first)])
 
-    def evaluate(self, trained: TrainedRewardModel) -> Report:
+    def evaluate(self, inputs: ReportInputs) -> Report:
         """Return a report with the accuracy of the model and of a baseline.
 
         The baseline prefers the longer reply. ``order_agreement`` is the fraction of pairs for
         which the model prefers the same reply in both orders.
         """
-        rows = trained.test_rows
-        model = with_packing(PairModel.load(trained.run.final, dtype=trained.dtype))
+        rows = inputs.test_rows
+        model = with_packing(PairModel.load(inputs.run.final, dtype=inputs.dtype))
         chosen, rejected = (
             [_reply_text(row, side) for row in rows] for side in ("chosen", "rejected")
         )

@@ -21,7 +21,7 @@ from rlhf.reward_models.core import Reward
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.checksums import update_checksum
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import RewardKind, TrainedRewardModel
+from rlhf.training.reward_models.base import ReportInputs, RewardKind
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 REPORT_PAIRS = 500
@@ -82,36 +82,36 @@ class PairKind(RewardKind):
         """Return the scores [B, 2] of the two replies, which are means over the heads."""
         return logits.mean(-1)
 
-    def report(self, trained: TrainedRewardModel) -> list[str]:
+    def report(self, inputs: ReportInputs) -> list[str]:
         """Write the report on pairs, and save the fitted temperature with the model.
 
         Returns:
             The lines of the report that summarize the result.
         """
-        rows = trained.test_rows if self.config.test_data else trained.test_rows[:REPORT_PAIRS]
-        sidecar = Sidecar.read(trained.run.final)
+        rows = inputs.test_rows if self.config.test_data else inputs.test_rows[:REPORT_PAIRS]
+        sidecar = Sidecar.read(inputs.run.final)
         assert sidecar is not None
         report = report_on_pairs(
-            self.load_scorer(trained),
+            self.load_scorer(inputs),
             rows,
-            trained.run.directory,
-            name=trained.run.directory.name,
-            train_rows=trained.train_rows,
-            dropped=trained.dropped,
+            inputs.run.directory,
+            name=inputs.run.directory.name,
+            train_rows=inputs.train_rows,
+            dropped=inputs.dropped,
             stress_size=100,
             seed=self.config.seed,
         )
         temperature = report["calibration"]["fitted"]["temperature"]
         if temperature is not None:  # None if the model is no better than chance
             sidecar = dataclasses.replace(sidecar, temperature=temperature)
-            update_checksum(sidecar.write(trained.run.final))
+            update_checksum(sidecar.write(inputs.run.final))
         return report["verdict"]
 
-    def load_scorer(self, trained: TrainedRewardModel) -> Reward:
+    def load_scorer(self, inputs: ReportInputs) -> Reward:
         """Load the saved model as a reward whose higher scores are better."""
         if self.scorer == "learned":
-            return trained.load()
-        return load_rewards({"kind": self.scorer, "path": str(trained.run.final)})
+            return inputs.load()
+        return load_rewards({"kind": self.scorer, "path": str(inputs.run.final)})
 
 
 class PreferenceKind(PairKind):

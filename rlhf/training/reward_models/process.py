@@ -18,8 +18,8 @@ from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import (
     Report,
+    ReportInputs,
     RewardKind,
-    TrainedRewardModel,
     accuracy_of_known_labels,
 )
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
@@ -58,17 +58,17 @@ class ProcessKind(RewardKind):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return accuracy_of_known_labels(logits.argmax(-1), labels)
 
-    def evaluate(self, trained: TrainedRewardModel) -> Report:
+    def evaluate(self, inputs: ReportInputs) -> Report:
         """Return a report with the accuracy on steps.
 
         The baseline predicts the more common class of the training data for every step.
         """
-        reward = ProcessReward.load(trained.run.final, dtype=trained.dtype)
-        train_labels = [label for row in trained.train_rows for label in row["labels"]]
+        reward = ProcessReward.load(inputs.run.final, dtype=inputs.dtype)
+        train_labels = [label for row in inputs.train_rows for label in row["labels"]]
         known = [bool(label) for label in train_labels if label is not None]
         majority = bool(np.mean(known) >= 0.5)
         correct, by_majority, groups = [], [], []
-        for row in trained.test_rows:
+        for row in inputs.test_rows:
             scores = reward.step_scores(self._solution_conversation(row))
             for score, label in zip(scores, row["labels"], strict=True):
                 if label is not None:

@@ -14,7 +14,7 @@ from rlhf.reward_models import losses
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel
+from rlhf.training.reward_models.base import Report, ReportInputs, RewardKind
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
@@ -61,15 +61,15 @@ class RankingKind(RewardKind):
         is_reply = np.arange(logits.shape[1]) < labels[:, None]
         return {"accuracy": float((np.where(is_reply, logits, -np.inf).argmax(1) == 0).mean())}
 
-    def evaluate(self, trained: TrainedRewardModel) -> Report:
+    def evaluate(self, inputs: ReportInputs) -> Report:
         """Return a report with the accuracy of the model and of two baselines.
 
         The accuracy is the fraction of rows whose best reply is selected. The baselines are the
         longest reply and a random reply.
         """
-        reward = trained.load()
+        reward = inputs.load()
         correct, longest, chance = [], [], []
-        for row in trained.test_rows:
+        for row in inputs.test_rows:
             best = row.get("best", 0)
             scores = reward([[*prompt_with_tools(row), *reply] for reply in row["replies"]])
             scores = [-np.inf if score is None else score for score in scores]
@@ -77,7 +77,7 @@ class RankingKind(RewardKind):
             correct.append(float(int(np.argmax(scores)) == best))
             longest.append(float(int(np.argmax(lengths)) == best))
             chance.append(1 / len(row["replies"]))
-        groups = [prompt_key(row) for row in trained.test_rows]
+        groups = [prompt_key(row) for row in inputs.test_rows]
         return labeled.accuracy_report(
             correct, baselines={"longest": longest, "chance": chance}, groups=groups
         )

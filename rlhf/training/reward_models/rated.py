@@ -15,7 +15,7 @@ from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
-from rlhf.training.reward_models.base import Report, RewardKind, TrainedRewardModel
+from rlhf.training.reward_models.base import Report, ReportInputs, RewardKind
 from rlhf.training.reward_models.classification import LogOddsKind, class_report
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
@@ -56,12 +56,12 @@ class RegressionKind(RewardKind):
         error = (logits.astype(float) - labels)[labels != IGNORED]
         return {"rmse": float(np.sqrt((error**2).mean()))}
 
-    def evaluate(self, trained: TrainedRewardModel) -> Report:
+    def evaluate(self, inputs: ReportInputs) -> Report:
         """Return a report with the metrics of every column.
 
         If there are several columns, the names of metrics begin with the name of the column.
         """
-        rows, logits = trained.test_rows, trained.logits_of_test_rows()
+        rows, logits = inputs.test_rows, inputs.logits_of_test_rows()
         report: Report = {
             "rows": len(rows),
             "units": len({independent_unit_key(row) for row in rows}),
@@ -74,7 +74,7 @@ class RegressionKind(RewardKind):
             column = self.evaluate_column(
                 logits[known, k],
                 [rows[i] for i in known],
-                [row for row in trained.train_rows if row[name] is not None],
+                [row for row in inputs.train_rows if row[name] is not None],
                 name,
             )
             prefix = f"{name}/" if len(self.names) > 1 else ""

@@ -33,7 +33,7 @@ from rlhf.reward_models.chat_template import make_template_end_with_eos, templat
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
-from rlhf.training.reward_models.base import RewardKind, TrainedRewardModel, reward_kind_of
+from rlhf.training.reward_models.base import ReportInputs, RewardKind, reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts
 from rlhf.training.reward_models.new_head import load_model_tokenizer_and_pooling
 
@@ -112,7 +112,7 @@ def prepare_setup(
         train_rows, test_rows = encoder.encoded_rows[True], encoder.encoded_rows[False]
         dropped = {**dropped, **encoder.dropped[False]}
         dtype = str(model.dtype).removeprefix("torch.")
-        for line in kind.report(TrainedRewardModel(run, train_rows, test_rows, dropped, dtype)):
+        for line in kind.report(ReportInputs(run, train_rows, test_rows, dropped, dtype)):
             log.info("%s", line)
 
     return TrainingSetup(

@@ -162,7 +162,7 @@ class RunCallback(TrainerCallback):
         return control
 
     def _notify(self, point: str, state: Any, control: Any, **fields: Any) -> None:
-        """Call the user's callbacks; let all processes stop after this step if one of them asks."""
+        """Call the user's callbacks; all processes stop after this step if one requests it."""
         if not self.callbacks:
             return
         self.callbacks.notify(
