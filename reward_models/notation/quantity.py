@@ -286,7 +286,7 @@ class _QuantityReader(TokenReader):
             return number
         number = self._decimal_comma(token, number)
         if number.denominator == 1:
-            if self.peek().is_command("frac"):
+            if self.peek().is_command("frac") and not self.is_unit_fraction(in_text=False):
                 return mixed_number(number, self._fraction(), Fraction(1))
             if (mixed := self.take_mixed_fraction(number)) is not None:
                 return mixed
@@ -366,7 +366,7 @@ class _QuantityReader(TokenReader):
             return f"deg{self.take().text}" if is_scale else "deg"
         if currency := self.take_currency():
             return currency
-        words, start = [], self.position
+        start, words = self.position, self.take_known_units()
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
         unit = units.canonical_unit(words)
@@ -391,6 +391,9 @@ class _QuantityReader(TokenReader):
         if token.kind == "punctuation" and token.text == "." and self.peek(1).kind != "end":
             self.take()
             return self._unit_word(words)
-        if self.take_op("^"):
-            return f"^{self._exponent()}"
-        return self.take_op("/")
+        if self.peek().is_op("^"):
+            return self.take_unit_exponent() or None
+        following = self.peek(1)
+        is_word = following.kind == "word" and following.text.lower() not in units.NOT_UNITS
+        is_long = is_word and (len(following.text) > 1 or units.known_unit(following.text))
+        return self.take_op("/") if is_long else None
