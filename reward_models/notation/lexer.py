@@ -317,6 +317,7 @@ class _Lexer:
         text, groups = self.text, ()
         if match := _REPEATING_DECIMAL.match(text, start):
             return self._repeating_decimal(match)
+        digits, end = "", start
         # No number begins with a zero before a separator: 0,500 is 0.5 or two numbers.
         grouped = unicodedata.decimal(text[start], 0) != 0
         match = _EUROPEAN_NUMBER.match(text, start) if grouped else None

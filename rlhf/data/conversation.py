@@ -238,15 +238,13 @@ def split_before_first_reply(
     """Return (prompt, turns from the first to the last assistant turn); later turns are ignored.
 
     Raises:
-        RowDropped: The conversation is not valid, has no assistant turn, or all replies have
-            weight 0.
+        RowDropped: The conversation is not valid, or has no assistant turn.
     """
     first, last = _first_and_last_reply(messages, notes)
     completion = messages[first : last + 1]
     if any(is_empty_turn(turn) for turn in completion):
         raise RowDropped("empty reply")
     check_turns(messages[: last + 1])
-    check_some_reply_has_weight(completion)
     return checked_prompt(messages[:first]), completion
 
 
