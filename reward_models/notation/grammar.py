@@ -32,6 +32,9 @@ _GREEK_LETTERS = word_set(
     "psi chi eta zeta xi kappa ell Delta Gamma Theta Lambda Sigma Phi Omega Psi"
 )
 _MATRIX_ENVIRONMENTS = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix")
+_ROUNDING_BRACKETS = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
+_NO_FACTORS = ("circ", "end", "and", "or", "to", "over", "choose", "rfloor", "rceil")
+"""Commands that do not begin a factor of a product."""
 _CLOSING_BRACKETS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}", "}"), "{": ("}", "\\}")}
 _FUNCTION_LETTERS = "fghFGH"
 
@@ -217,7 +220,7 @@ class _MathReader(TokenReader):
         if token.kind == "command":
             if self.is_unit_fraction(in_text=True):
                 return False
-            return token.text not in ("circ", "end", "and", "or", "to", "over", "choose")
+            return token.text not in _NO_FACTORS
         return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
 
     def _is_variable_or_function(self, token: Token) -> bool:
@@ -393,11 +396,21 @@ class _MathReader(TokenReader):
             return self._root(token)
         if name == "binom":
             return Node("binomial", (self._argument(), self._argument()))
+        if name in _ROUNDING_BRACKETS:
+            return self._rounded(name)
         if name == "begin":
             return self._matrix()
         if (named := self._named_constant_or_function(name)) is not None:
             return named
         raise NotUnderstood(f"the unknown command \\{name}")
+
+    def _rounded(self, opening: str) -> Node:
+        """Parse the rest of ``\\lfloor x \\rfloor`` or ``\\lceil x \\rceil``."""
+        node = self.item()
+        closing, function = _ROUNDING_BRACKETS[opening]
+        if not self.take().is_command(closing):
+            raise NotUnderstood(f"\\{opening} without \\{closing}")
+        return Node("function", (node,), function)
 
     def _fraction(self) -> Node:
         top, bottom = self._argument(), self._argument()

@@ -89,11 +89,12 @@ _DOUBTING_WORDS = re.compile(
 _CALCULATION_BEFORE_BOX = re.compile(
     r"(?:[\d^+/±≤≥≠]|\w\s+[<>]\s?|(?:^|[\s$(])\d*[a-z]>|(?:^|[\s$(=\w}])[-−]|[\d$)}=]\s*[-−]\s?|"
     r"\\(?:cdot|times|div|pm|mp|neq?|[gl]eq?|[gl]t|log|ln)\s*|"
-    r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{)\$?$"
+    r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{|(?<![\d.])0\.|\d(?:\{,\}|\\[,!]))\$?$"
 )
 _CALCULATION_AFTER_BOX = re.compile(
     r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
-    r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d"
+    r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d|"
+    r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)"
 )
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I

@@ -23,6 +23,7 @@ from rlhf.reward_models.notation.quantity import Quantity, parse_final_quantity,
 TABLE = Path(__file__).with_name("notations.jsonl")
 MORE = Path(__file__).with_name("notations_more.jsonl")
 UNITS = Path(__file__).with_name("notations_units.jsonl")
+BOXES = Path(__file__).with_name("notations_boxes.jsonl")
 
 
 def table(kind):
@@ -60,7 +61,7 @@ def test_table_of_notations(kind):
     assert unread == []
 
 
-@pytest.mark.parametrize("path", [MORE, UNITS])
+@pytest.mark.parametrize("path", [MORE, UNITS, BOXES])
 @pytest.mark.parametrize("kind", ["number", "math"])
 def test_more_notations(kind, path):
     """Regression rows for the grammar; accuracy is measured on the other table."""
