@@ -38,6 +38,9 @@ from rlhf.data.messages import (
 _MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
 """Fields whose cells are text or messages; in CSV files the messages are JSON."""
 
+ROW_OF_WEIGHT_0 = "row of weight 0"
+"""Reason why a row is dropped whose own weight excludes it."""
+
 OPTIONAL_FIELDS = (
     "system",
     "history",
@@ -360,7 +363,7 @@ def check_row_has_weight(value: Any, notes: Notes) -> None:
     except RowDropped:
         weight = None
     if weight == 0:
-        raise RowDropped("row of weight 0")
+        raise RowDropped(ROW_OF_WEIGHT_0)
     if weight != 1:
         notes.add("row weight that is neither 0 nor 1")
 
