@@ -11,6 +11,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.reward_models import build, code_runner
+from rlhf.reward_models.chat_template import split_reasoning
 from rlhf.reward_models.code_runner import CodeRunner, code_of_reply
 from tests.helpers.confinement import needs_confinement
 
@@ -295,6 +296,20 @@ def test_program_is_the_block_that_markdown_shows(reply, program):
 )
 def test_think_tags_in_a_program_are_no_reasoning(reply, program):
     assert code_of_reply(reply) == program
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("<think>a</think>\nb", ("a", "b")),
+        ("a</think>\n\nb", ("a", "b")),
+        ("b <think>a</think>", ("", "b <think>a</think>")),
+        ("```\nprint('</think>')\n```", ("", "```\nprint('</think>')\n```")),
+        ("<think>a</think>```\ns = '</think>'\n```", ("a", "```\ns = '</think>'\n```")),
+    ],
+)
+def test_reasoning_of_a_message_ends_at_no_tag_of_a_program(content, parts):
+    assert split_reasoning({"role": "assistant", "content": content}) == parts
 
 
 def test_a_reply_of_think_tags_has_no_program():
