@@ -119,8 +119,10 @@ def _with_letters_of_unit(node: Node, other: Node) -> Node:
 
     ``2 hr`` is two hours beside ``2``, and the product of 2, h and r beside ``2rh``.
     """
-    is_product = node.kind == "unit" and len(node.args) == 2 and other.kind != "unit"
-    return node.args[1] if is_product and _has_symbols(other) else node
+    if node.kind != "unit" or len(node.args) < 2 or other.kind == "unit" or not _has_symbols(other):
+        return node
+    is_same_unit = units.canonical_unit(_number_and_unit_words(other)[1]) == node.data
+    return node if is_same_unit else node.args[1]
 
 
 def _with_unit_of_symbols(node: Node, unit: str, *, expected: str) -> tuple[Node, str]:
@@ -148,7 +150,7 @@ def _number_and_unit_words(node: Node) -> tuple[Node | None, list[str]]:
         return (value and Node("negative", (value,))), words
     if node.kind in ("symbol", "letters"):
         name, mark, exponent = str(node.data).partition("^")
-        known = units.known_unit(name) is not None
+        known = units.unit_factor(name) is not None
         return None, [name, *([f"^{exponent}"] if mark else [])] if known else []
     if node.kind == "power" and node.args[1].kind in ("number", "negative"):
         _, words = _number_and_unit_words(node.args[0])

@@ -226,6 +226,8 @@ class _MathReader(TokenReader):
     def _is_variable_or_function(self, token: Token) -> bool:
         """Return whether a word is a function, a variable, or a product of variables."""
         word = token.text
+        if token is self.peek() and self._is_unit_with_name_of_function():
+            return False
         if (
             word in _FUNCTION_NAMES
             or word in _CONSTANTS
@@ -252,6 +254,15 @@ class _MathReader(TokenReader):
             for t in (before, after)
         )
         return next_to_symbols and not is_sign
+
+    def _is_unit_with_name_of_function(self) -> bool:
+        """Return whether minutes or seconds follow, as in ``2 min``, and not a function."""
+        after = self.peek(1)
+        has_argument = after.kind in ("number", "word", "command") or after.is_op(
+            "(", "{", "^", "_"
+        )
+        is_unit = self.peek().text in _FUNCTION_NAMES and self.is_known_unit()
+        return is_unit and self.peek(-1).kind == "number" and not has_argument
 
     def power(self) -> Node:
         base = self.postfix()
