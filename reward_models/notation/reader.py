@@ -94,7 +94,8 @@ class TokenReader:
     def is_known_unit(self, ahead: int = 0, *, in_text: bool = False) -> bool:
         """Return whether a known unit follows.
 
-        The word "in" is the inch only before a power, as in ``5 in^3``.
+        The word "in" is the inch only before a power or after an operator, as in ``5 in^3`` and
+        ``5 lb/in``.
 
         Args:
             ahead: Number of tokens to skip.
@@ -105,7 +106,8 @@ class TokenReader:
             return False
         if token.text == "K" and not token.spaced and self.peek(ahead - 1).kind == "number":
             return False  # K can mean kelvin or thousand
-        is_inch = token.text == "in" and self.peek(ahead + 1).is_op("^")
+        is_factor = self.peek(ahead - 1).is_op("*", "/") or self.peek(ahead + 1).is_op("^")
+        is_inch = token.text == "in" and is_factor
         return is_inch or units.known_unit(token.text) is not None
 
     def take_known_units(self, *, in_text: bool = False) -> list[str]:

@@ -217,3 +217,24 @@ def test_numbers_read_as_python_writes_them(fraction, power):
     whole = fraction.numerator
     assert parse_quantity(f"{whole:,}").value == whole
     assert parse_quantity(f"{whole}e{power}").value == whole * Fraction(10) ** power
+
+
+UNIT_EXPONENTS = st.dictionaries(
+    st.sampled_from(["m", "s", "kg", "km", "ft", "J"]),
+    st.integers(-3, 3).filter(bool),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(UNIT_EXPONENTS, UNIT_EXPONENTS, st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_units_are_equal_if_the_exponents_of_their_factors_are(first, second, rng):
+    def spelled(exponents):
+        factors = [f"{unit}^{power}" for unit, power in exponents.items()]
+        rng.shuffle(factors)
+        return f"5 {rng.choice([' ', '*', '·']).join(factors)}"
+
+    a = parse_quantity(spelled(first))
+    assert a == parse_quantity(spelled(first))
+    assert (a == parse_quantity(spelled(second))) == (first == second)
