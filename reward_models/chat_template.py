@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import UserError, first_line
 from rlhf.reward_models.core import Conversation, Unscorable
+from rlhf.reward_models.fences import first_reasoning_tag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -311,14 +312,15 @@ def split_reasoning(message: Message) -> tuple[str, str]:
     """Return (reasoning, content without reasoning) of a message.
 
     The reasoning is the value of ``reasoning_content``, or a ``<think>`` block at the start of the
-    content. If the message has neither of them, the reasoning is empty.
+    content. If the message has neither of them, the reasoning is empty. Tags in a program are part
+    of the program.
     """
     content = str(message.get("content") or "")
     if reasoning := message.get("reasoning_content"):
         return str(reasoning), content
     before, closed, rest = content.partition("</think>")
     lead, _, reasoning = before.rpartition("<think>")
-    if not closed or lead.strip():
+    if not closed or lead.strip() or first_reasoning_tag(content) is None:
         return "", content
     return reasoning.strip("\n"), rest.lstrip("\n")
 

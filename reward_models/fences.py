@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlhf.common.text import after_thinking
@@ -16,6 +19,10 @@ _SESSION = re.compile(r"\s*>>> ")
 _LANGUAGE = re.compile(r"\{?\s*\.?([\w+#-]*)")
 _PYTHON = {"python", "python3", "python2", "py", "py3", "ipython", "pycon"}
 _MAX_CLOSING_INDENTATION = 3
+_THINK_TAG = re.compile(r"</?think>")
+_QUOTE_MARK = re.compile(r"[\"`]|(?<!\w)'|'(?!\w)")
+_MAX_THINK_TAGS = 100
+_MAX_REASONING_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,12 @@ def fenced_blocks(text: str) -> list[FencedBlock]:
     block, the indentation is not limited. A block that is not closed ends at the end of the text.
     Blocks may be in a list or in a quotation.
     """
-    blocks: list[FencedBlock] = []
     lines = _LINE_END.split(text.removeprefix("\ufeff"))
+    return [_make_block(opening, body) for _, opening, body in _fences(lines)]
+
+
+def _fences(lines: list[str]) -> Iterator[tuple[int, re.Match[str], list[str]]]:
+    """Yield the index of the first line, the opening fence and the lines of each fenced block."""
     position = 0
     while position < len(lines):
         opening = _FENCE.match(lines[position])
@@ -46,9 +57,8 @@ def fenced_blocks(text: str) -> list[FencedBlock]:
         if opening and not (opening.group(3)[0] == "`" and "`" in opening.group(4)):
             body = _unquoted(lines[position:], opening.group(1).count(">"))
             end = _closing_line(body, opening)
-            blocks.append(_make_block(opening, body[:end]))
+            yield position, opening, body[:end]
             position += end + 1
-    return blocks
 
 
 def _unquoted(lines: list[str], depth: int) -> list[str]:
@@ -92,10 +102,57 @@ def code_of_reply(reply: str) -> str:
     last Python block. If there is none, it is the last block without a language, and if there is no
     such block, the whole text. An interactive session (``>>> ``) is not a program.
     """
-    text = after_thinking(reply)
+    text = _without_reasoning(reply)
     if tagged := _ANSWER.search(text):
         text = tagged.group(1)
     blocks = [block for block in fenced_blocks(text) if not _SESSION.match(block.code)]
     python = [block for block in blocks if block.language in _PYTHON]
     candidates = python or [block for block in blocks if not block.language]
     return candidates[-1].code if candidates else text
+
+
+def _without_reasoning(reply: str) -> str:
+    """Return the text after the reasoning; the tags in a program are part of the program.
+
+    Reasoning begins with ``<think>``, or at the start of the reply, and ends with ``</think>``.
+    Reasoning that is not closed ends at the end of the reply.
+    """
+    text = reply
+    for _ in range(_MAX_REASONING_BLOCKS):
+        tag = first_reasoning_tag(text)
+        if tag is None:
+            return text
+        end = tag.end() if tag.group() == "</think>" else text.find("</think>", tag.end())
+        if end < 0:
+            return text[: tag.start()]
+        text = text[end:].removeprefix("</think>")
+    return after_thinking(text)
+
+
+def first_reasoning_tag(text: str) -> re.Match[str] | None:
+    """Return the first tag of reasoning in a reply; None if all tags are parts of programs.
+
+    A tag in a fenced block or between quotation marks is part of a program. The exception is the
+    first tag of the text if it is ``</think>`` at the end of a line: it ends reasoning in which a
+    block was not closed.
+    """
+    tags = list(itertools.islice(_THINK_TAG.finditer(text), _MAX_THINK_TAGS))
+    if not tags:
+        return None
+    lines, starts, position = _LINE_END.split(text), [], 0
+    for line in lines:
+        starts.append(position)
+        position += len(line)
+        position += 2 if text.startswith("\r\n", position) else 1
+    blocks = [(first, first + len(body)) for first, _, body in _fences(lines)]
+    for tag in tags:
+        index = bisect.bisect_right(starts, tag.start()) - 1
+        before = text[starts[index] : tag.start()]
+        in_block = any(first <= index < end for first, end in blocks)
+        is_quoted = len(_QUOTE_MARK.findall(before)) % 2 == 1
+        if not in_block and not is_quoted:
+            return tag
+        ends_line = not lines[index][tag.end() - starts[index] :].strip()
+        if tag is tags[0] and tag.group() == "</think>" and ends_line:
+            return tag
+    return None

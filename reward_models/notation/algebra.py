@@ -40,6 +40,14 @@ def same_answer(reference: Node, answer: Node) -> bool:
         NotUnderstood: A part of the reference or of the answer has no value, such as a division by
             zero.
     """
+    reference, answer = (
+        _with_letters_of_unit(reference, answer),
+        _with_letters_of_unit(answer, reference),
+    )
+    reference, answer = (
+        _with_listed_members(reference, answer),
+        _with_listed_members(answer, reference),
+    )
     (reference, unit), (answer, answer_unit) = _split_unit(reference), _split_unit(answer)
     if bool(unit) != bool(answer_unit):
         answer, answer_unit = _with_unit_of_symbols(answer, answer_unit, expected=unit)
@@ -106,6 +114,17 @@ def _split_unit(node: Node) -> tuple[Node, str]:
     return (node.args[0], unit or "deg") if node.kind == "degree" else (node, unit)
 
 
+def _with_letters_of_unit(node: Node, other: Node) -> Node:
+    """Return an answer whose unit is read as a product of letters if the other answer has letters.
+
+    ``2 hr`` is two hours beside ``2``, and the product of 2, h and r beside ``2rh``.
+    """
+    if node.kind != "unit" or len(node.args) < 2 or other.kind == "unit" or not _has_symbols(other):
+        return node
+    is_same_unit = units.canonical_unit(_number_and_unit_words(other)[1]) == node.data
+    return node if is_same_unit else node.args[1]
+
+
 def _with_unit_of_symbols(node: Node, unit: str, *, expected: str) -> tuple[Node, str]:
     """Return an answer and its unit; symbols after a number are its unit if it is ``expected``.
 
@@ -131,17 +150,21 @@ def _number_and_unit_words(node: Node) -> tuple[Node | None, list[str]]:
         return (value and Node("negative", (value,))), words
     if node.kind in ("symbol", "letters"):
         name, mark, exponent = str(node.data).partition("^")
-        known = units.known_unit(name) is not None
+        known = units.unit_factor(name) is not None
         return None, [name, *([f"^{exponent}"] if mark else [])] if known else []
-    if node.kind == "power" and node.args[1].kind == "number":
+    if node.kind == "power" and node.args[1].kind in ("number", "negative"):
         _, words = _number_and_unit_words(node.args[0])
-        return None, [*words, f"^{node.args[1].data}"] if words else []
+        exponent = node.args[1]
+        power = f"^{exponent.data}" if exponent.kind == "number" else f"^-{exponent.args[0].data}"
+        return None, [*words, power] if words else []
     if node.kind not in ("multiply", "divide"):
         return None, []
     (value, words), (other, others) = map(_number_and_unit_words, node.args)
     if other is not None or not others or (node.args[0] is not value and not words):
         return None, []
-    return value, [*words, *(["/"] if node.kind == "divide" else []), *others]
+    if node.kind == "divide":
+        return value, [*words, "/", *(["(", *others, ")"] if len(others) > 1 else others)]
+    return value, [*words, *others]
 
 
 def _words_of_answer(node: Node) -> tuple[str, ...] | None:
@@ -322,6 +345,25 @@ def _without_assigned_name(reference: Node, answer: Node) -> tuple[Node, Node]:
     return _without_membership(reference, answer), _without_membership(answer, reference)
 
 
+def _with_listed_members(node: Node, other: Node) -> Node:
+    """Return ``x \\in \\{1, 2\\}`` as ``x = 1 or x = 2``, unless the other answer is a membership.
+
+    Beside a set, the result is the set ``\\{1, 2\\}``.
+    """
+    if not _is_listed_membership(node) or (other.kind == "relation" and other.data == ("in",)):
+        return node
+    name, members = node.args
+    if other.kind == "set":
+        return members
+    assigned = tuple(Node("relation", (name, member), ("=",)) for member in members.args)
+    return assigned[0] if len(assigned) == 1 else Node("list", assigned, "or")
+
+
+def _is_listed_membership(node: Node) -> bool:
+    is_membership = node.kind == "relation" and node.data == ("in",)
+    return is_membership and node.args[0].kind == "symbol" and node.args[1].kind == "set"
+
+
 def _without_membership(node: Node, other: Node) -> Node:
     """Return the set in a membership such as ``x \\in (0, 1)``.
 
@@ -338,7 +380,7 @@ def _without_membership(node: Node, other: Node) -> Node:
 def _subtrees(node: Node) -> Iterator[Node]:
     """Yield the node and all nodes below it."""
     yield node
-    for child in node.args:
+    for child in node.args[:1] if node.kind == "unit" else node.args:
         yield from _subtrees(child)
 
 

@@ -32,6 +32,9 @@ _GREEK_LETTERS = word_set(
     "psi chi eta zeta xi kappa ell Delta Gamma Theta Lambda Sigma Phi Omega Psi"
 )
 _MATRIX_ENVIRONMENTS = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix")
+_ROUNDING_BRACKETS = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
+_NO_FACTORS = ("circ", "end", "and", "or", "to", "over", "choose", "rfloor", "rceil")
+"""Commands that do not begin a factor of a product."""
 _CLOSING_BRACKETS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}", "}"), "{": ("}", "\\}")}
 _FUNCTION_LETTERS = "fghFGH"
 
@@ -149,11 +152,22 @@ class _MathReader(TokenReader):
 
     def item(self) -> Node:
         with self.limit_depth():
-            node, unit = self.relation(), self._unit()
+            node, words = self.relation(), self._unit()
+            unit = units.canonical_unit(words)
             if self.peek().is_command("over", "choose") and not unit:
                 kind = "divide" if self.take().text == "over" else "binomial"
                 node = Node(kind, (node, self.relation()))
+            letters = self._unit_as_letters(words)
+        if unit and letters is not None and node.kind != "relation":
+            return Node("unit", (node, Node("multiply", (node, letters))), unit)
         return Node("unit", (node,), unit) if unit else node
+
+    def _unit_as_letters(self, words: list[str]) -> Node | None:
+        """Return the product of the letters of a unit, as in ``2 hr``; None for other units."""
+        token = self.peek(-1)
+        if len(words) != 1 or token.prose or not words[0].isalpha() or not 1 < len(words[0]) <= 3:
+            return None
+        return _letters_node(words[0])
 
     def relation(self) -> Node:
         parts, operators = [self.union()], []
@@ -204,12 +218,16 @@ class _MathReader(TokenReader):
         if token.kind == "word":
             return self._is_variable_or_function(token)
         if token.kind == "command":
-            return token.text not in ("circ", "end", "and", "or", "to", "over", "choose")
+            if self.is_unit_fraction(in_text=True):
+                return False
+            return token.text not in _NO_FACTORS
         return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
 
     def _is_variable_or_function(self, token: Token) -> bool:
         """Return whether a word is a function, a variable, or a product of variables."""
         word = token.text
+        if token is self.peek() and self._is_unit_with_name_of_function():
+            return False
         if (
             word in _FUNCTION_NAMES
             or word in _CONSTANTS
@@ -219,10 +237,14 @@ class _MathReader(TokenReader):
             return not token.prose
         if token.prose or word.lower() in ("or", "and", "not", "is", "to", "of", "if", "no"):
             return False
+        before, after = self.peek(-1), self.peek(1)
+        if before.kind == "number" and token is self.peek() and self.is_product_of_units():
+            return False
         if len(word) == 1:
             return True
-        before, after = self.peek(-1), self.peek(1)
-        if before.kind == "number" and (token.spaced or not token.math) and units.known_unit(word):
+        if self._is_power_of_letters():
+            return True
+        if before.kind == "number" and (token.spaced or not token.math) and self.is_known_unit():
             return False
         if token.math or len(word) > 3:
             return len(word) <= 3
@@ -232,6 +254,15 @@ class _MathReader(TokenReader):
             for t in (before, after)
         )
         return next_to_symbols and not is_sign
+
+    def _is_unit_with_name_of_function(self) -> bool:
+        """Return whether minutes or seconds follow, as in ``2 min``, and not a function."""
+        after = self.peek(1)
+        has_argument = after.kind in ("number", "word", "command") or after.is_op(
+            "(", "{", "^", "_"
+        )
+        is_unit = self.peek().text in _FUNCTION_NAMES and self.is_known_unit()
+        return is_unit and self.peek(-1).kind == "number" and not has_argument
 
     def power(self) -> Node:
         base = self.postfix()
@@ -243,7 +274,8 @@ class _MathReader(TokenReader):
         # Only the last letter is raised, as in ab^2.
         before, last = base.args[0].args
         exponent = self.exponent()
-        name = f"{base.data}^{exponent.data}"
+        value = exponent.args[0].data if exponent.kind == "negative" else exponent.data
+        name = f"{base.data}^{'-' if exponent.kind == 'negative' else ''}{value}"
         return Node("letters", (Node("multiply", (before, Node("power", (last, exponent)))),), name)
 
     def exponent(self) -> Node:
@@ -310,7 +342,8 @@ class _MathReader(TokenReader):
         if whole.denominator > 1 or token.text == "vulgar":
             return _number_node(whole)
         mixed = self.take_mixed_fraction(whole)
-        if mixed is not None or not self.peek().is_command("frac"):
+        is_unit = self.is_unit_fraction(in_text=True)
+        if mixed is not None or is_unit or not self.peek().is_command("frac"):
             return _number_node(whole if mixed is None else mixed)
         start = self.position
         fraction = self._command()
@@ -339,10 +372,9 @@ class _MathReader(TokenReader):
             return Node("applied", self._arguments(), word)
         if word.endswith("'"):
             return Node("symbol", data=word)
-        node = _letter_node(word[0])
-        for letter in word[1:]:
-            node = Node("multiply", (node, _letter_node(letter)))
-        return node if len(word) == 1 else Node("letters", (node,), word)
+        return (
+            _letter_node(word) if len(word) == 1 else Node("letters", (_letters_node(word),), word)
+        )
 
     def _named_constant_or_function(self, name: str) -> Node | None:
         """Parse a function, a constant or a Greek letter after its name; None for other names."""
@@ -375,11 +407,21 @@ class _MathReader(TokenReader):
             return self._root(token)
         if name == "binom":
             return Node("binomial", (self._argument(), self._argument()))
+        if name in _ROUNDING_BRACKETS:
+            return self._rounded(name)
         if name == "begin":
             return self._matrix()
         if (named := self._named_constant_or_function(name)) is not None:
             return named
         raise NotUnderstood(f"the unknown command \\{name}")
+
+    def _rounded(self, opening: str) -> Node:
+        """Parse the rest of ``\\lfloor x \\rfloor`` or ``\\lceil x \\rceil``."""
+        node = self.item()
+        closing, function = _ROUNDING_BRACKETS[opening]
+        if not self.take().is_command(closing):
+            raise NotUnderstood(f"\\{opening} without \\{closing}")
+        return Node("function", (node,), function)
 
     def _fraction(self) -> Node:
         top, bottom = self._argument(), self._argument()
@@ -532,44 +574,53 @@ class _MathReader(TokenReader):
 
     # Units
 
-    def _unit(self) -> str:
+    def _unit(self) -> list[str]:
         """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``.
 
-        The result is empty if there is no unit.
+        The result contains the words of the unit, and is empty if there is no unit.
         """
         if currency := self.take_currency():
-            return currency
+            return [currency]
         words: list[str] = []
+        starts = self._is_unit(self.peek()) or self.is_product_of_units()
+        if starts or self.is_unit_fraction(in_text=True):
+            words = self.take_known_units()
         while len(words) < 6:
             token = self.peek()
-            is_divisor = bool(words) and words[-1] == "/" and _is_known_unit(token)
-            if is_divisor or self._is_unit(token) or (token.is_op("/") and words):
-                words.append(token.text)
-            elif words and (exponent := self._unit_exponent()):
-                words.append(f"^{exponent}")
-                continue
-            elif not (token.kind == "punctuation" and token.text == "." and words):
+            divides = bool(words) and token.is_op("/")
+            if divides and (self.is_known_unit(1) or self._is_unit(self.peek(1))):
+                words += [self.take().text, self.take().text]
+            elif self._is_unit(token):
+                words.append(self.take().text)
+            elif words and (exponent := self.take_unit_exponent()):
+                words.append(exponent)
+            elif token.kind == "punctuation" and token.text == "." and words:
+                self.take()
+            else:
                 break
-            self.take()
-        return units.canonical_unit(words)
-
-    def _unit_exponent(self) -> str:
-        """Take the exponent of a unit, such as ``^2`` or ``^{2}``; return "" if there is none."""
-        braced = self.peek(1).is_op("{")
-        number = self.peek(2 if braced else 1)
-        closed = not braced or self.peek(3).is_op("}")
-        if not self.peek().is_op("^") or number.kind != "number" or not closed:
-            return ""
-        self.position += 4 if braced else 2
-        return number.text
+        return words
 
     def _is_unit(self, token: Token) -> bool:
         word = token.text
         if token.kind != "word" or word.lower() in units.NOT_UNITS:
             return False
+        if token is self.peek() and self._is_power_of_letters():
+            return False
         long = len(word) > 1
-        is_known = _is_known_unit(token)
+        is_known = token is self.peek() and self.is_known_unit()
         return (is_known and token.prose) or (long and (token.prose or not token.math or is_known))
+
+    def _is_power_of_letters(self) -> bool:
+        """Return whether the next word and its positive power are a product of letters.
+
+        In ``\\pi hr^2``, ``hr^2`` is h * r^2, because hours have no square. Lengths have powers.
+        """
+        token, sign = self.peek(), self.peek(2)
+        unit = units.known_unit(token.text)
+        if unit is None or unit in units.LENGTHS or token.prose or len(token.text) > 3:
+            return False
+        is_negative = sign.is_op("-") or (sign.is_op("{") and self.peek(3).is_op("-"))
+        return self.peek(1).is_op("^") and not is_negative
 
 
 def _with_repeated_name(items: list[Node]) -> list[Node]:
@@ -583,10 +634,6 @@ def _with_repeated_name(items: list[Node]) -> list[Node]:
 
 def _has_relation(node: Node) -> bool:
     return node.kind == "relation" or (node.kind == "unit" and _has_relation(node.args[0]))
-
-
-def _is_known_unit(token: Token) -> bool:
-    return token.kind == "word" and units.known_unit(token.text) is not None
 
 
 def _number_node(value: int | Fraction) -> Node:
@@ -608,6 +655,14 @@ def _letter_node(letter: str) -> Node:
     if letter in ("e", "i"):
         return Node("constant", data=letter)
     return Node("symbol", data=letter)
+
+
+def _letters_node(word: str) -> Node:
+    """Return the product of the letters of a word."""
+    node = _letter_node(word[0])
+    for letter in word[1:]:
+        node = Node("multiply", (node, _letter_node(letter)))
+    return node
 
 
 def _is_differential(node: Node) -> bool:

@@ -60,7 +60,10 @@ class Token:
 
 
 _THIN_SPACES = "\u2006\u2007\u2008\u2009\u200a\u202f\u00a0"
-_GROUP_SEPARATOR = rf"(?:,\\!|\{{,\}}|\\[,;:!]|,|[{_THIN_SPACES} '’_])"
+_SPACING_COMMAND = (
+    r"\\(?:(?:thin|med|thick|nobreak|en)space(?![A-Za-z])[ ]*|[hm]space\*?\{[^{}\\]{0,20}\})"
+)
+_GROUP_SEPARATOR = rf"(?:,\\!|\{{,\}}|\\[,;:! ]|,|~|{_SPACING_COMMAND}|[{_THIN_SPACES} '’_])"
 _GROUPED_NUMBER = re.compile(
     rf"\d{{1,3}}(?P<mark>{_GROUP_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*(?!\d)"
 )
@@ -72,6 +75,7 @@ _REPEATING_DECIMAL = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
 _FRACTION_PART = re.compile(r"\.\d+")
 _DOLLAR_PREFIX = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?\.?\d)")
 _EXPONENT = re.compile(r"[eE]([-+−]?)0*(\d+)(?!\w)(?!\.\d)")
+_SPACING = re.compile(_SPACING_COMMAND)
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _DIGIT_LIKE_CHARACTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 _LETTER = rf"[^\W\d_{_DIGIT_LIKE_CHARACTERS}]"
@@ -176,6 +180,9 @@ class _Lexer:
             self.spaced = True
             return start + 1
         if letter == "\\":
+            if spacing := _SPACING.match(self.text, start):
+                self.spaced = True
+                return spacing.end()
             return self._command(start)
         if letter == "$":
             return self._dollar(start)
@@ -310,15 +317,18 @@ class _Lexer:
         text, groups = self.text, ()
         if match := _REPEATING_DECIMAL.match(text, start):
             return self._repeating_decimal(match)
-        match = _EUROPEAN_NUMBER.match(text, start)
+        digits, end = "", start
+        # No number begins with a zero before a separator: 0,500 is 0.5 or two numbers.
+        grouped = unicodedata.decimal(text[start], 0) != 0
+        match = _EUROPEAN_NUMBER.match(text, start) if grouped else None
         if match:
             digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
-        elif match := _GROUPED_NUMBER.match(text, start):
+        elif grouped and (match := _GROUPED_NUMBER.match(text, start)):
             end = match.end()
             if match.group("mark") == "," and self._comma_and_digits_follow(end):
                 match, end = None, start
             else:
-                digits = re.sub(r"\D", "", match.group())
+                digits = match.group().replace(match.group("mark"), "")
                 if match.group("mark") == ",":
                     groups = tuple(match.group().split(","))
                 if more := _FRACTION_PART.match(text, end):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
 from rlhf.reward_models.notation.marks import answer_and_text_around_box, starts_with_box
+from rlhf.reward_models.notation.reader import TokenReader
 
 FUNCTIONS = word_set(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
@@ -88,11 +89,12 @@ _DOUBTING_WORDS = re.compile(
 _CALCULATION_BEFORE_BOX = re.compile(
     r"(?:[\d^+/±≤≥≠]|\w\s+[<>]\s?|(?:^|[\s$(])\d*[a-z]>|(?:^|[\s$(=\w}])[-−]|[\d$)}=]\s*[-−]\s?|"
     r"\\(?:cdot|times|div|pm|mp|neq?|[gl]eq?|[gl]t|log|ln)\s*|"
-    r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{)\$?$"
+    r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{|(?<![\d.])0\.|\d(?:\{,\}|\\[,!]))\$?$"
 )
 _CALCULATION_AFTER_BOX = re.compile(
     r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
-    r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d"
+    r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d|"
+    r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)"
 )
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
@@ -137,6 +139,7 @@ _QUOTE_CHARACTERS = "'\"“”‘’′″"
 _NUM_SEARCHED_CHARACTERS = 80
 """Number of characters before a run that are searched for words that change its meaning."""
 _MAX_RUN_TOKENS = 2000
+_MAX_UNIT_TOKENS = 30
 _MAX_PROSE_CHARACTERS = 5000
 _SIGN_OR_BULLET = re.compile(r"^[ \t]*[-+][ \t]+[\d.]", re.M)
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
@@ -185,7 +188,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     Raises:
         NotUnderstood: There is no answer, or it is ambiguous.
     """
-    tokens = tokens_of(segment)
+    tokens = _with_products_of_units(tokens_of(segment))
     first, last = _last_run_indices(tokens, numbers_only)
     if _has_sign_word(tokens, first):
         first -= 1
@@ -219,10 +222,29 @@ def without_markdown(text: str) -> str:
     return text.strip()
 
 
+def _with_products_of_units(tokens: list[Token]) -> list[Token]:
+    """Return the tokens; the words of a product of units after a number have the kind ``unit``.
+
+    A single unit is no product: ``leading_unit_words`` finds it after the run.
+    """
+    changed = list(tokens)
+    for i, token in enumerate(tokens):
+        if token.kind != "number":
+            continue
+        reader = TokenReader(tokens[i + 1 : i + 1 + _MAX_UNIT_TOKENS])
+        words = reader.take_known_units()
+        if sum(word.isalpha() for word in words) < 2:
+            continue
+        for j in range(i + 1, i + 1 + reader.position):
+            if tokens[j].kind == "word":
+                changed[j] = replace(tokens[j], kind="unit")
+    return changed
+
+
 def _is_math_symbol(tokens: list[Token], i: int) -> bool:
     """Return whether token ``i`` can be in a run: a number, operator, command or variable."""
     token = tokens[i]
-    if token.kind in ("number", "operator", "command", "currency", "delimiter", "unknown"):
+    if token.kind in ("number", "operator", "command", "unit", "currency", "delimiter", "unknown"):
         return not token.is_op(",", ";", ":", "!", "&") or _joins_symbols(tokens, i)
     if token.kind == "line":
         return _joins_symbols(tokens, i)

@@ -27,6 +27,7 @@ _CALCULATIONS = {"negative": neg, "add": add, "multiply": mul, "divide": truediv
 _RELATIONS = ("<", ">", "<=", ">=", "!=", "in", "=>", "->", "equiv", "cup", "cap", "+-", "-+")
 _NEGATIONS = ("not", "neg", "lnot", "nexists", "nsim", "ncong")
 """LaTeX commands that negate a relation, as in ``x \\not= 5``."""
+_CURRENCY_NAMES = {"$": "dollars", "€": "euros", "£": "gbp"}
 _SIGNS = {"-": -1, "minus": -1, "negative": -1, "+": 1, "plus": 1, "positive": 1}
 
 
@@ -221,6 +222,12 @@ class _QuantityReader(TokenReader):
             if sign < 0 and self.peek().text.lower() in _SIGNS:
                 raise NotUnderstood("two signs")
             number = sign * self._sign() * self._magnitude()
+            if currency in _CURRENCY_NAMES and (
+                self.peek().is_op("/") or self.peek().text.lower() == "per"
+            ):  # a price, as in $5/hour
+                name = Token("word", _CURRENCY_NAMES[currency], -1, -1, spaced=True)
+                self.tokens.insert(self.position, name)
+                currency = ""
             number, unit = number * self._scale(), self._unit()
         if currency and unit and currency != unit:
             raise NotUnderstood("two units")
@@ -286,12 +293,14 @@ class _QuantityReader(TokenReader):
             return number
         number = self._decimal_comma(token, number)
         if number.denominator == 1:
-            if self.peek().is_command("frac"):
+            if self.peek().is_command("frac") and not self.is_unit_fraction(in_text=False):
                 return mixed_number(number, self._fraction(), Fraction(1))
             if (mixed := self.take_mixed_fraction(number)) is not None:
                 return mixed
         number = self._with_optional_exponent(number)
-        if self.take_op("/"):
+        after = self.peek(1)
+        is_price = after.kind == "word" and after.text.lower() not in _SIGNS  # as in $5/hour
+        if not is_price and self.take_op("/"):
             bottom = self._sign() * self._with_optional_exponent(self._number())
             if bottom == 0 or self.peek().is_op("/", ":"):
                 raise NotUnderstood("division by zero, or more than one division")
@@ -366,7 +375,7 @@ class _QuantityReader(TokenReader):
             return f"deg{self.take().text}" if is_scale else "deg"
         if currency := self.take_currency():
             return currency
-        words, start = [], self.position
+        start, words = self.position, self.take_known_units()
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
         unit = units.canonical_unit(words)
@@ -391,6 +400,9 @@ class _QuantityReader(TokenReader):
         if token.kind == "punctuation" and token.text == "." and self.peek(1).kind != "end":
             self.take()
             return self._unit_word(words)
-        if self.take_op("^"):
-            return f"^{self._exponent()}"
-        return self.take_op("/")
+        if self.peek().is_op("^"):
+            return self.take_unit_exponent() or None
+        following = self.peek(1)
+        is_word = following.kind == "word" and following.text.lower() not in units.NOT_UNITS
+        is_long = is_word and (len(following.text) > 1 or units.known_unit(following.text))
+        return self.take_op("/") if is_long else None

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 
+from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token
 
 _END_TOKEN = Token("end", "the end", -1, -1)
 _MAX_DEPTH = 40
+_MAX_UNIT_WORDS = 12
 
 
 class TokenReader:
@@ -88,6 +90,103 @@ class TokenReader:
             return None
         self.position += 3
         return mixed_number(whole, top.value, bottom.value)
+
+    def is_known_unit(self, ahead: int = 0, *, in_text: bool = False) -> bool:
+        """Return whether a known unit follows.
+
+        The word "in" is the inch only before a power or after an operator, as in ``5 in^3`` and
+        ``5 lb/in``.
+
+        Args:
+            ahead: Number of tokens to skip.
+            in_text: Whether only words inside ``\\text{...}`` are units.
+        """
+        token = self.peek(ahead)
+        if token.kind != "word" or (in_text and not token.prose):
+            return False
+        if token.text == "K" and not token.spaced and self.peek(ahead - 1).kind == "number":
+            return False  # K can mean kelvin or thousand
+        is_factor = self.peek(ahead - 1).is_op("*", "/") or self.peek(ahead + 1).is_op("^")
+        is_inch = token.text == "in" and is_factor
+        return is_inch or units.known_unit(token.text) is not None
+
+    def take_known_units(self, *, in_text: bool = False) -> list[str]:
+        """Take a product of known units, such as ``kg m/s`` or ``\\frac{m}{s}``.
+
+        Args:
+            in_text: Whether the first factor must be inside ``\\text{...}``.
+
+        Returns:
+            The words for ``units.canonical_unit``; [] if no known unit follows.
+        """
+        words = self._take_unit_fraction(in_text)
+        while len(words) < _MAX_UNIT_WORDS:
+            ahead = int(bool(words) and self.peek().is_op("*", "/"))
+            if not self.is_known_unit(ahead, in_text=in_text and not words):
+                break
+            words += [self.take().text for _ in range(ahead + 1)]
+            words += filter(None, [self.take_unit_exponent()])
+        return words + (self.take_divisor_in_brackets() if words else [])
+
+    def is_product_of_units(self) -> bool:
+        """Return whether a product of known units follows that are not all single letters."""
+        start = self.position
+        words = [word for word in self.take_known_units() if word.isalpha()]
+        self.position = start
+        return len(words) > 1 and max(map(len, words)) > 1
+
+    def take_divisor_in_brackets(self) -> list[str]:
+        """Take the divisor ``/(kg K)`` of a unit; return its words, [] if there is none."""
+        start = self.position
+        if self.take_op("/") and (group := self._unit_group("(", ")", in_text=False)):
+            return ["/", "(", *group, ")"]
+        self.position = start
+        return []
+
+    def _take_unit_fraction(self, in_text: bool) -> list[str]:
+        """Take ``\\frac{m}{s}`` and return its words; [] if no fraction of units follows."""
+        start = self.position
+        if self.take().is_command("frac"):
+            top = self._unit_group("{", "}", in_text=in_text)
+            bottom = self._unit_group("{", "}", in_text=in_text) if top else []
+            if bottom:
+                return [*top, "/", "(", *bottom, ")"]
+        self.position = start
+        return []
+
+    def is_unit_fraction(self, *, in_text: bool) -> bool:
+        """Return whether a fraction of known units follows, such as ``\\frac{m}{s}``."""
+        start = self.position
+        words = self._take_unit_fraction(in_text)
+        self.position = start
+        return bool(words)
+
+    def _unit_group(self, opening: str, closing: str, *, in_text: bool) -> list[str]:
+        """Take known units between brackets; return [] if the brackets contain anything else."""
+        words: list[str] = []
+        if not self.take_op(opening):
+            return []
+        while not self.take_op(closing):
+            if words:
+                self.take_op("*")
+            if len(words) > _MAX_UNIT_WORDS or not self.is_known_unit(in_text=in_text):
+                return []
+            words.append(self.take().text)
+            words += filter(None, [self.take_unit_exponent()])
+        return words
+
+    def take_unit_exponent(self) -> str:
+        """Take the exponent of a unit, such as ``^2`` or ``^{-1}``; return "" if there is none."""
+        braced = self.peek(1).is_op("{", "(")
+        sign = self.peek(1 + braced).text if self.peek(1 + braced).is_op("-", "+") else ""
+        ahead = 1 + braced + len(sign)
+        number = self.peek(ahead)
+        closed = not braced or self.peek(ahead + 1).is_op("}", ")")
+        is_integer = number.kind == "number" and number.value.denominator == 1
+        if not self.peek().is_op("^") or not is_integer or not closed:
+            return ""
+        self.position += ahead + 1 + braced
+        return f"^{sign.strip('+')}{number.value.numerator}"
 
     @contextmanager
     def limit_depth(self) -> Iterator[None]:

@@ -42,6 +42,10 @@ _UNIT_SPELLINGS = {
     "month": "month months",
     "year": "year years yr yrs",
     "mph": "mph",
+    "kph": "kph kmph kmh",
+    "mps": "mps",
+    "mpg": "mpg",
+    "Nm": "Nm",
     "rad": "rad radian radians",
     "N": "N newton newtons",
     "J": "J joule joules",
@@ -55,6 +59,15 @@ _UNIT_BY_WORD = {
     word: unit for unit, spelled in _UNIT_SPELLINGS.items() for word in spelled.split()
 }
 _POWER_WORDS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+_PRODUCTS = {
+    "mph": {"mile": 1, "h": -1},
+    "kph": {"km": 1, "h": -1},
+    "mps": {"m": 1, "s": -1},
+    "mpg": {"mile": 1, "gal": -1},
+    "Nm": {"N": 1, "m": 1},
+}
+"""Exponents of the factors of units that have a name of their own."""
+LENGTHS = ("mm", "cm", "m", "km", "in", "ft", "yd", "mile")
 
 NOT_UNITS = word_set(
     "or and not nor but altogether halves thirds quarters fourth fourths fifth fifths sixth "
@@ -88,11 +101,19 @@ def known_unit(word: str) -> str | None:
 def canonical_unit(names: list[str]) -> str:
     """Return the canonical spelling of a unit, for example ``m^2`` for ``square meters``.
 
-    ``names`` are the words of the unit; a word can also be "/" or a power such as "^2". Unknown
-    words are converted to lower case and to the singular.
+    The factors of a product of known units are sorted, and factors with negative exponents follow a
+    slash: ``kg m/s`` for ``m * kg * s^-1``. Other units keep their order; their unknown words are
+    converted to lower case and to the singular.
+
+    Args:
+        names: The words of the unit. A word can also be "*", "/", a power such as "^2" or "^-1", or
+            a bracket.
     """
     if [word.lower() for word in names] == ["per", "cent"]:
         return PERCENT
+    exponents = _exponents_of_factors(names)
+    if exponents:
+        return _spelled_product(exponents)
     parts, power = [], ""
     for word in names:
         if word.lower() in _POWER_WORDS:
@@ -101,10 +122,57 @@ def canonical_unit(names: list[str]) -> str:
             parts[-1] += word
         elif word in ("/", "per"):
             parts.append("/")
-        else:
-            parts.append((known_unit(word) or _singular(word)) + power)
+        elif word != "*":
+            parts.append((unit_factor(word) or _singular(word)) + power)
             power = ""
-    return " ".join(parts).replace(" / ", "/").replace("mile/h", "mph")
+    return " ".join(parts).replace(" / ", "/")
+
+
+def unit_factor(word: str) -> str | None:
+    """Return the canonical spelling of a unit inside a unit; "in" is the inch there."""
+    return "in" if word == "in" else known_unit(word)
+
+
+def _exponents_of_factors(names: list[str]) -> dict[str, int] | None:
+    """Return the exponent of each factor of a product of known units.
+
+    Returns:
+        None if a word is not a known unit, if factors cancel, or if it is open whether a factor is
+        in the denominator, as K in ``J/kg K``.
+    """
+    exponents: dict[str, int] = {}
+    latest: dict[str, int] = {}
+    sign, power, bracketed, closed = 1, 1, False, False
+    for name in names:
+        unit = unit_factor(name)
+        if name in ("/", "per"):
+            sign, closed = -1, False
+        elif name in "()":
+            bracketed = name == "("
+        elif name.lower() in _POWER_WORDS:
+            power = int(_POWER_WORDS[name.lower()][1:])
+        elif name.startswith("^"):
+            if len(latest) != 1 or not name[1:].removeprefix("-").isdecimal():
+                return None
+            (unit, exponent), latest = next(iter(latest.items())), {}
+            exponents[unit] += exponent * (int(name[1:]) - 1)
+        elif unit is not None and not (closed and not bracketed):
+            factors = _PRODUCTS.get(unit, {unit: 1})
+            latest = {factor: sign * power * exponent for factor, exponent in factors.items()}
+            for factor, exponent in latest.items():
+                exponents[factor] = exponents.get(factor, 0) + exponent
+            power, closed = 1, sign < 0
+        elif name != "*":
+            return None
+    return exponents if power == 1 and all(exponents.values()) else None
+
+
+def _spelled_product(exponents: dict[str, int]) -> str:
+    powers = {sign: [] for sign in (1, -1)}
+    for unit, exponent in sorted(exponents.items()):
+        sign = 1 if exponent > 0 or max(exponents.values()) < 0 else -1
+        powers[sign].append(unit if sign * exponent == 1 else f"{unit}^{sign * exponent}")
+    return "/".join([" ".join(powers[1]), *powers[-1]])
 
 
 def _singular(word: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from rlhf.common.conversation import Message, comparable_text
 from rlhf.data.columns import FACT_FIELDS
+from rlhf.data.conversation import REPLY_OF_WEIGHT_0
+from rlhf.data.formats import ROW_OF_WEIGHT_0
 from rlhf.data.leakage import (
     NGRAM_SIZE,
     indices_of_shared_prompts,
@@ -80,11 +82,17 @@ def _finding(
 
 
 def unusable_rows(loaded: Loaded) -> Finding:
-    """Count the rows that the loader dropped, by reason."""
+    """Count the rows that the loader dropped, by reason.
+
+    Rows that the data itself excludes by a weight of 0 are no fault.
+    """
     count = sum(loaded.dropped.values())
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in loaded.dropped.items())
     verdict = f"{count:,} of {loaded.total:,} rows cannot be used" + (f": {reasons}" * bool(count))
-    level = _level_by_fraction(count, loaded.total)
+    excluded = sum(loaded.dropped.get(why, 0) for why in (ROW_OF_WEIGHT_0, REPLY_OF_WEIGHT_0))
+    level = _level_by_fraction(count - excluded, loaded.total)
+    if excluded and level == "ok":
+        level = "note"
     examples = tuple(f"{reason}: {where}" for reason, where in loaded.first_dropped.items())
     return Finding("unusable rows", level, verdict, count, loaded.total, examples=examples)
 

@@ -25,8 +25,20 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "chosen": ("chosen", "chosen_response", "preferred_output", "preferred"),
     "rejected": ("rejected", "rejected_response", "non_preferred_output", "dispreferred"),
     "margin": ("margin",),
-    "chosen_score": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating"),
-    "rejected_score": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating"),
+    "chosen_score": (
+        "score_chosen",
+        "chosen_score",
+        "chosen_rating",
+        "chosen-rating",
+        "rating_chosen",
+    ),
+    "rejected_score": (
+        "score_rejected",
+        "rejected_score",
+        "rejected_rating",
+        "rejected-rating",
+        "rating_rejected",
+    ),
     "messages": ("messages", "conversations", "conversation"),
     "label": ("label", "labels", "score", "kto_tag"),
     "text": ("text", "sentence", "review", "content"),
@@ -45,7 +57,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "answers",
         "solution",
     ),
-    "tests": ("tests",),
+    "tests": ("tests", "test_list"),
 }
 """Field -> column names that are recognized without a mapping, in order of preference.
 

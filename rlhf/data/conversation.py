@@ -27,6 +27,8 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
+REPLY_OF_WEIGHT_0 = "every reply has weight 0"
+"""Reason why a row is dropped whose weights exclude a reply."""
 MIN_PASSAGE_WORDS = 5
 """Minimum number of words of a context that may match a part of a line of a prompt."""
 
@@ -239,15 +241,13 @@ def split_before_first_reply(
     """Return (prompt, turns from the first to the last assistant turn); later turns are ignored.
 
     Raises:
-        RowDropped: The conversation is not valid, has no assistant turn, or all replies have
-            weight 0.
+        RowDropped: The conversation is not valid, or has no assistant turn.
     """
     first, last = _first_and_last_reply(messages, notes)
     completion = messages[first : last + 1]
     if any(is_empty_turn(turn) for turn in completion):
         raise RowDropped("empty reply")
     check_role_order(messages[: last + 1])
-    check_some_reply_has_weight(completion)
     return checked_prompt(messages[:first]), completion
 
 
@@ -255,7 +255,7 @@ def check_some_reply_has_weight(completion: Conversation) -> None:
     """Raise RowDropped if all replies of a completion have weight 0."""
     replies = [turn for turn in completion if turn["role"] == "assistant"]
     if all(turn.get("weight", 1) == 0 for turn in replies):
-        raise RowDropped("every reply has weight 0")
+        raise RowDropped(REPLY_OF_WEIGHT_0)
 
 
 def _first_and_last_reply(messages: Conversation, notes: Notes) -> tuple[int, int]:

@@ -31,11 +31,15 @@ from rlhf.data.messages import (
     decode_if_json,
     decode_if_json_messages,
     is_filled,
+    messages_of_alternating_texts,
     parse_tools,
 )
 
 _MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
 """Fields whose cells are text or messages; in CSV files the messages are JSON."""
+
+ROW_OF_WEIGHT_0 = "row of weight 0"
+"""Reason why a row is dropped whose own weight excludes it."""
 
 OPTIONAL_FIELDS = (
     "system",
@@ -68,7 +72,11 @@ def canonical_row(
         RowDropped: The row cannot be used.
     """
     rest = {f: decode_if_json_messages(c) if f in _MESSAGES else c for f, c in cells.items()}
+    if "messages" in rest:
+        rest["messages"] = messages_of_alternating_texts(rest["messages"])
     result = CONVERTERS[kind](rest, notes)
+    for reply in _replies_in(result):
+        check_some_reply_has_weight(reply)
     if "prompt" in result:
         tools = parse_tools(rest.pop("tools", None))
         if tools:
@@ -82,6 +90,12 @@ def canonical_row(
     notes.update(f"{field} column" for field in OPTIONAL_FIELDS if is_filled(rest.get(field)))
     _check_unicode(result)
     return result
+
+
+def _replies_in(row: Mapping[str, Any]) -> list[Conversation]:
+    """Return the replies of a canonical row."""
+    names = ("completion", "chosen", "rejected")
+    return [row[name] for name in names if name in row] + list(row.get("replies", ()))
 
 
 def _with_system_message(
@@ -156,7 +170,6 @@ def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:
         prompt, completion = split_before_first_reply(messages, notes)
     else:
         prompt, completion = read_prompt_and_reply(cells, notes)
-        check_some_reply_has_weight(completion)
     return {"prompt": prompt, "completion": completion}
 
 
@@ -335,6 +348,24 @@ def parse_number(value: Any, field: str) -> int | float:
     if not finite:
         raise RowDropped(f"{field} is not a number")
     return int(value) if isinstance(value, bool) else value
+
+
+def check_row_has_weight(value: Any, notes: Notes) -> None:
+    """Check the weight of a whole row: 1 is the default, and 0 excludes the row from training.
+
+    Other weights are noted, because no loss weights its rows.
+
+    Raises:
+        RowDropped: The weight is 0.
+    """
+    try:
+        weight = parse_number(value, "weight") if _has_value(value) else 1
+    except RowDropped:
+        weight = None
+    if weight == 0:
+        raise RowDropped(ROW_OF_WEIGHT_0)
+    if weight != 1:
+        notes.add("row weight that is neither 0 nor 1")
 
 
 def _parse_boolean(value: Any) -> bool:

@@ -313,6 +313,7 @@ def no_rows_message(source: SourceCounts, columns: Mapping[str, str]) -> str:
             f"{path}: all {dropped.total():,} pairs are identical, chosen equals rejected in each"
         )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
+    reasons = reasons or "no row contains one of this kind"
     if source.schema is not None:
         return f"{path}: no usable row ({reasons}); read as {source.schema}"
     read = ", ".join(f"{field} from {column!r}" for field, column in columns.items())

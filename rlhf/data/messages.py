@@ -8,6 +8,7 @@ other key with a value is added to `notes`. A row that cannot be used raises `Ro
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,6 +85,18 @@ def decode_if_json_messages(value: Any) -> Any:
     decoded = decode_if_json(value)
     items = decoded if isinstance(decoded, list) else [decoded]
     return decoded if items and all(map(is_message, items)) else value
+
+
+def messages_of_alternating_texts(value: Any) -> Any:
+    """Convert a list of texts, as in LIMA, to messages: user and assistant take turns.
+
+    Other values are returned unchanged.
+    """
+    texts = decode_if_json(value)
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        return value
+    roles = itertools.cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
 def is_message(value: Any) -> bool:

@@ -16,13 +16,16 @@ from rlhf.data.columns import (
     find_layouts,
     root_column,
 )
-from rlhf.data.formats import canonical_row
+from rlhf.data.formats import canonical_row, check_row_has_weight
 from rlhf.data.messages import Notes, RowDropped, is_filled
 from rlhf.data.schemas import SAFETY_SCHEMA, Schema, find_schema, schemas_by_precedence
 from rlhf.errors import UserError
 
 Outcome = dict[str, Any] | RowDropped
 """A canonical row, or the reason why the row is dropped."""
+_WEIGHT_COLUMN = "weight"
+_WEIGHTED_KINDS: tuple[Kind, ...] = ("sft", "preference", "label", "ranking", "steps")
+"""Kinds of rows that are trained on as a whole. In other kinds, `weight` can be a rating."""
 
 
 class TableReader:
@@ -114,6 +117,7 @@ class TableReader:
             yield self._convert(self._read_layout_cells(row), row)
             return
         self.used |= self.schema.columns & self.present
+        self.ignored.update(self.schema.unread_keys(row))
         facts = self._answer_and_tests_cells(self.schema, row)
         try:
             for item in self.schema.read(row, self.kind):
@@ -126,12 +130,24 @@ class TableReader:
     def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
         notes: Notes = set()
         try:
+            if self.has_row_weights:
+                self.used.add(_WEIGHT_COLUMN)
+                check_row_has_weight(row.get(_WEIGHT_COLUMN), notes)
             canonical = canonical_row(cells, self.kind, system=self.spec.system, notes=notes)
         except RowDropped as reason:
             return reason
         self.ignored.update(notes)
         extra = {name: cells.get(name, row.get(name)) for name in self.keep}
         return canonical | {"source": self.spec.path} | extra
+
+    @property
+    def has_row_weights(self) -> bool:
+        """Whether the column `weight` contains the weights of the rows."""
+        taken = {*self.keep, *(self.spec.columns or {}).values()}
+        if self.schema is not None and self.schema.gather is not None:
+            return False
+        is_weighted = self.kind in _WEIGHTED_KINDS and _WEIGHT_COLUMN in self.present
+        return is_weighted and _WEIGHT_COLUMN not in taken
 
     def _read_layout_cells(self, row: Row) -> dict[str, Any]:
         """Return the cells of a row.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -19,7 +19,7 @@ from rlhf.data.columns import Row
 from rlhf.data.conversation import without_system
 from rlhf.data.formats import parse_number
 from rlhf.data.labels import LABEL_COLUMNS, LABEL_READERS, MODE_COLUMNS, mark_undone
-from rlhf.data.messages import RowDropped, decode_if_json, parse_messages
+from rlhf.data.messages import RowDropped, decode_if_json, is_filled, parse_messages
 from rlhf.data.ranked_replies import (
     Item,
     build_message_trees,
@@ -57,11 +57,33 @@ class Schema:
     """Computed columns that can be included in the rows with `keep`."""
     matches: Callable[[Row], bool] = lambda row: True
     """Function that returns whether the first row of a table with these columns has this schema."""
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> keys that `read` reads in its objects and in the objects inside them."""
 
     @property
     def columns(self) -> set[str]:
         """All columns that the schema reads."""
         return {*self.needs, *self.uses}
+
+    def unread_keys(self, row: Row) -> set[str]:
+        """Return descriptions of the keys in the cells of a row that `read` does not read."""
+        return {
+            f"{column} key {key!r}"
+            for column, known in self.keys.items()
+            for key in _unread_keys(decode_if_json(row.get(column)), known)
+        }
+
+
+def _unread_keys(cell: Any, known: Collection[str]) -> Iterator[str]:
+    """Yield the keys with values in an object, or in a list of objects, that are not `known`."""
+    stack = [cell]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            yield from (key for key in value if key not in known and is_filled(value[key]))
+            stack += [value[key] for key in known if key in value]
+        elif isinstance(value, list):
+            stack += value
 
 
 def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> Schema | None:
@@ -192,20 +214,21 @@ def _webgpt_replies_and_scores(row: Row) -> dict[str, Any]:
 def _arena_rows(row: Row, kind: Kind) -> Iterator[Item]:
     first, second = (_judged_turns(row, f"conversation_{side}") for side in "ab")
     if kind == "prompt":
-        yield {"prompt": first[: len(first) - len(without_system(first)) + 1]}
+        messages = parse_messages(first, set())
+        yield {"prompt": first[: len(first) - len(without_system(messages)) + 1]}
     else:
         yield {"response_a": first, "response_b": second, "winner": row["winner"]}
 
 
-def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
-    """Return the messages of a conversation up to the judged turn."""
+def _judged_turns(row: Row, column: str) -> list[Any]:
+    """Return the messages of a conversation up to the judged turn, as they are in the row."""
     conversation, turns = decode_if_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
     messages = parse_messages(conversation, set())
     if not isinstance(turns, int) or turns <= 0:
-        return messages
-    return messages[: len(messages) - len(without_system(messages)) + 2 * turns]
+        return conversation
+    return conversation[: len(messages) - len(without_system(messages)) + 2 * turns]
 
 
 def _arena_text_rows(row: Row, kind: Kind) -> Iterator[Item]:
@@ -369,6 +392,15 @@ def _cell_equals(name: str, value: Any) -> Callable[[Row], bool]:
     return lambda row: row.get(name) == value
 
 
+_PRM800K_LABEL_KEYS = (
+    "steps",
+    "completions",
+    "text",
+    "rating",
+    "chosen_completion",
+    "human_completion",
+)
+
 PAIR_KINDS: tuple[Kind, ...] = ("preference",)
 PAIR_AND_PROMPT_KINDS: tuple[Kind, ...] = ("preference", "prompt")
 RANKING_KINDS: tuple[Kind, ...] = ("preference", "ranking")
@@ -409,6 +441,7 @@ _BUILT_IN_SCHEMAS = (
         frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"}),
         PAIR_AND_PROMPT_KINDS,
         _pair_reader(_webgpt_prompt, _webgpt_replies_and_scores),
+        keys={"question": ("full_text",)},
     ),
     Schema(
         "Chatbot Arena",
@@ -461,6 +494,7 @@ _BUILT_IN_SCHEMAS = (
         RANKING_KINDS,
         _ranking_reader("prompt", "answers", "answer", "rank", ranks=True),
         matches=_cell_is_list_of("answers", "answer", "rank"),
+        keys={"answers": ("answer", "rank")},
     ),
     Schema(
         "UltraFeedback",
@@ -468,6 +502,7 @@ _BUILT_IN_SCHEMAS = (
         RANKING_KINDS,
         _ranking_reader("instruction", "completions", "response", "overall_score"),
         matches=_cell_is_list_of("completions", "response", "overall_score"),
+        keys={"completions": ("response", "overall_score")},
     ),
     Schema(
         "AlpacaFarm",
@@ -482,6 +517,7 @@ _BUILT_IN_SCHEMAS = (
         PAIR_AND_PROMPT_KINDS,
         _pair_reader(_summary_prompt, _summary_pair),
         matches=_cell_is_list_of("summaries", "text"),
+        keys={"info": ("post", "article"), "summaries": ("text",)},
     ),
     Schema(
         "OpenAI preference",
@@ -489,6 +525,7 @@ _BUILT_IN_SCHEMAS = (
         PAIR_AND_PROMPT_KINDS,
         _openai_rows,
         matches=_cells_are_objects("input"),
+        keys={"input": ("messages", "tools")},
     ),
     Schema(
         "OASST trees",
@@ -496,6 +533,7 @@ _BUILT_IN_SCHEMAS = (
         ("sft", "preference", "ranking", "prompt"),
         items_of_message_tree,
         matches=_cells_are_objects("prompt"),
+        keys={"prompt": ("role", "text", "rank", "deleted", "replies")},
     ),
     Schema(
         "OASST messages",
@@ -518,6 +556,7 @@ _BUILT_IN_SCHEMAS = (
         ("steps", "prompt"),
         _prm800k_rows,
         matches=_cells_are_objects("question", "label"),
+        keys={"question": ("problem", "ground_truth_answer"), "label": _PRM800K_LABEL_KEYS},
     ),
 )
 

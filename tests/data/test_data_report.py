@@ -178,6 +178,15 @@ def test_dropped_rows_are_noted_and_faulted_when_many():
     assert many.verdict == "30 of 330 rows cannot be used: 30 empty reply"
 
 
+def test_rows_of_weight_zero_are_noted():
+    dropped = {"row of weight 0": 100, "every reply has weight 0": 50}
+    found = finding(make_data_report(loaded(clean_pairs(), dropped)), "unusable rows")
+    assert (found.level, found.count) == ("note", 150)
+    dropped["empty reply"] = 30
+    found = finding(make_data_report(loaded(clean_pairs(), dropped)), "unusable rows")
+    assert (found.level, found.count) == ("fault", 180)
+
+
 @pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.58, "note"), (0.75, "fault")])
 def test_length_bias(share, level):
     rows = [pair(f"p{i}", "x" * 9, "x" * (4 if i < 400 * share else 14)) for i in range(400)]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.errors import UserError
 from tests.helpers.rows import assistant, bare, sft, system, tool, user
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
@@ -237,3 +238,26 @@ def test_program_tests_are_on_the_last_user_message(read):
     row = {"prompt": "Q", "tests": ["assert f(1) == 1", "assert f(2) == 2"]}
     (made,) = bare(read([row], "prompt"))
     assert made["prompt"] == [user("Q", tests="assert f(1) == 1\nassert f(2) == 2")]
+
+
+def test_lists_of_texts_are_alternating_turns(read):
+    rows = [{"conversations": ["Q", "good"]}, {"conversations": '["Q", "a", "R", "b"]'}]
+    completion = [assistant("a"), user("R"), assistant("b")]
+    expected = [sft("Q", "good"), {"prompt": [user("Q")], "completion": completion}]
+    assert sorted(bare(read(rows, "sft")), key=str) == sorted(expected, key=str)
+    with pytest.raises(UserError, match="no assistant turn"):
+        read([{"conversations": ["Q"]}], "sft")
+    with pytest.raises(UserError, match="not an object"):  # alternatives, not turns
+        read([{"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c", "d"]}], "preference")
+
+
+def test_the_tests_of_mbpp_are_read(read):
+    rows = [{"text": "Q", "code": "c", "test_list": ["assert f(1) == 1", "assert f(2) == 2"]}]
+    (row,) = read(rows, "prompt").rows
+    assert row["prompt"][-1]["tests"] == "assert f(1) == 1\nassert f(2) == 2"
+
+
+def test_a_tree_without_a_reply_is_named(read):
+    message = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "Q"}
+    with pytest.raises(UserError, match="no row contains one of this kind"):
+        read([message], "sft")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.errors import UserError
 from tests.helpers.rows import (
     NECTAR,
     PKU,
@@ -129,6 +130,16 @@ ULTRA = {
         ),
         (
             {
+                "prompt": "Q",
+                "chosen": [user("Q"), assistant("good")],
+                "rating_chosen": 5,
+                "rejected": [user("Q"), assistant("bad")],
+                "rating_rejected": 4,
+            },
+            pair("Q", "good", "bad", margin=1.0),
+        ),
+        (
+            {
                 "conversations": [{"from": "human", "value": "Q"}],
                 "chosen": {"from": "gpt", "value": "good"},
                 "rejected": {"from": "gpt", "value": "bad"},
@@ -201,6 +212,77 @@ def test_a_battle_is_judged_up_to_its_turn(read):
         "winner": "model_b",
     }
     assert bare(read([row], "preference")) == [pair("Q", "B", "A")]
+
+
+def test_unread_keys_of_messages_and_lists_are_named(read):
+    battle = ARENA | {
+        "conversation_a": [user("Q", mood="x"), assistant("A", num_tokens=7)],
+        "conversation_b": [user("Q"), assistant("B", num_tokens=None)],
+        "winner": "model_b",
+    }
+    loaded = read([battle, ARENA | {"winner": "model_a"}], "preference")
+    assert bare(loaded) == [pair("Q", "A", "B"), pair("Q", "B", "A")]
+    assert loaded.ignored == {"message key 'mood'": 1, "message key 'num_tokens'": 1}
+    assert read([battle], "prompt").ignored == {"message key 'mood'": 1}
+    assert read([NECTAR], "preference").ignored == {"answers key 'model'": 1}
+    rated = {"response": "r", "overall_score": 1.0, "custom_system_prompt": "Be brief."}
+    ultra = {"instruction": "Q", "completions": [rated, *ULTRA["completions"]]}
+    assert read([ultra], "preference").ignored == {
+        "completions key 'custom_system_prompt'": 1,
+        "completions key 'model'": 1,
+    }
+    tree = oasst_tree()
+    tree["prompt"]["replies"][0]["emojis"] = {"+1": 2}
+    ignored = read([tree], "sft").ignored
+    assert ignored["prompt key 'emojis'"] == 1
+    assert "prompt key 'text'" not in ignored
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+def test_a_pair_with_a_reply_of_weight_zero_is_dropped_and_counted(read, key):
+    zero = [assistant("worse", **{key: 0})]
+    rows = [
+        {"prompt": "Q", "chosen": "good", "rejected": zero},
+        {"prompt": "Q", "chosen": zero, "rejected": "bad"},
+        ARENA | {"conversation_a": [user("Q"), *zero], "winner": "model_a"},
+        {"prompt": "Q", "chosen": "good", "rejected": [assistant("bad", **{key: 1})]},
+    ]
+    plain = read([rows[0], rows[1], rows[3]], "preference")
+    assert bare(plain) == [pair("Q", "good", "bad")]
+    assert plain.dropped == {"every reply has weight 0": 2}
+    with pytest.raises(UserError, match="every reply has weight 0"):
+        read([rows[2]], "preference")
+    with pytest.raises(UserError, match="every reply has weight 0"):
+        read([{"prompt": "Q", "replies": [zero, "bad"]}], "ranking")
+    with pytest.raises(UserError, match="every reply has weight 0"):
+        read([{"prompt": "Q", "completion": zero, "label": True}], "label")
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference", "label", "ranking"])
+def test_rows_of_weight_zero_are_dropped_and_counted(read, kind):
+    row = {
+        "prompt": "Q",
+        "completion": "good",
+        "chosen": "good",
+        "rejected": "bad",
+        "label": True,
+        "replies": ["good", "bad"],
+    }
+    weights = [1, 0, None, "0", 0.0, 0.5, "", "x"]
+    loaded = read([row | {"prompt": f"Q{i}", "weight": w} for i, w in enumerate(weights)], kind)
+    kept = sorted(row["prompt"][0]["content"] for row in loaded.rows)
+    assert kept == ["Q0", "Q2", "Q5", "Q6", "Q7"]
+    assert loaded.dropped == {"row of weight 0": 3}
+    assert loaded.ignored["row weight that is neither 0 nor 1"] == 2
+    assert all("weight" not in names for names in loaded.unused_columns.values())
+
+
+def test_a_kept_or_mapped_column_weight_is_no_weight(read):
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad", "weight": 0}
+    (made,) = read([row], "preference", keep=("weight",)).rows
+    assert made["weight"] == 0
+    (made,) = read([row], "preference", columns={"margin": "weight"}).rows
+    assert made["margin"] == 0
 
 
 def test_nectar_gives_every_pair_and_a_ranking(read):

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.reward_models import build, code_runner
+from rlhf.reward_models.chat_template import split_reasoning
 from rlhf.reward_models.code_runner import CodeRunner, code_of_reply
 from tests.helpers.confinement import needs_confinement
 
@@ -237,6 +238,83 @@ def test_code_in(reply, code):
 )
 def test_program_is_the_block_that_markdown_shows(reply, program):
     assert code_of_reply(reply) == program
+
+
+@pytest.mark.parametrize(
+    ("reply", "program"),
+    [
+        ('```python\nprint("<think>")\nprint(2)\n```', 'print("<think>")\nprint(2)\n'),
+        ('```python\nx = 1\nprint("</think>")\n```', 'x = 1\nprint("</think>")\n'),
+        (
+            '```python\nprint("<think>a</think>")\nprint(2)\n```',
+            'print("<think>a</think>")\nprint(2)\n',
+        ),
+        (
+            '```python\nP = """\n<think>\n</think>\n"""\nprint(P)\n```',
+            'P = """\n<think>\n</think>\n"""\nprint(P)\n',
+        ),
+        (
+            '<think>\n```python\nbad()\n```\n</think>\n```python\nprint("<think>")\nprint(2)\n```',
+            'print("<think>")\nprint(2)\n',
+        ),
+        (
+            '```python\nbad()\n```\nHmm</think>\n```python\nprint("<think>")\nprint(2)\n```',
+            'print("<think>")\nprint(2)\n',
+        ),
+        ("try ```\n```python\nbad()\n</think>\n\n```python\nprint(2)\n```", "print(2)\n"),
+        ("<think>\n```python\nbad()\n```\n", ""),
+        ("Sure. <think> ```x\n```python\nbad()\n```\n", "Sure. "),
+        (
+            '<think>a</think>b<think>```python\nbad()\n```</think>\n```python\nprint("<think>")\nprint(2)\n```',
+            'print("<think>")\nprint(2)\n',
+        ),
+        (
+            "<think>use '</think>'\n```python\nbad()\n```\n</think>\n```python\nprint(3)\n```",
+            "print(3)\n",
+        ),
+        ('print("<think>")\nprint(1)', 'print("<think>")\nprint(1)'),
+        ("x = '</think>'\nprint(x)", "x = '</think>'\nprint(x)"),
+        ("<think>x</think>print(1)", "print(1)"),
+        (
+            "<think>\n```python\nprint('</think>')\n```\nok</think>\n```python\nfinal()\n```",
+            "final()\n",
+        ),
+        ("```python\ngood()\n```\n<think>\n```python\nbad()\n```", "good()\n"),
+        (
+            "```python\nimport re\ns = re.sub(r'<think>.*?</think>', '', s)\nprint(s)\n```",
+            "import re\ns = re.sub(r'<think>.*?</think>', '', s)\nprint(s)\n",
+        ),
+        (
+            "<think>\r\nx\r\n</think>\r\n```python\r\nprint('<think>')\r\nok()\r\n```",
+            "print('<think>')\nok()\n",
+        ),
+        (
+            '<think>a</think><answer>\n```python\nprint("<think>")\nprint(2)\n```\n</answer>',
+            'print("<think>")\nprint(2)\n',
+        ),
+    ],
+)
+def test_think_tags_in_a_program_are_no_reasoning(reply, program):
+    assert code_of_reply(reply) == program
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("<think>a</think>\nb", ("a", "b")),
+        ("a</think>\n\nb", ("a", "b")),
+        ("b <think>a</think>", ("", "b <think>a</think>")),
+        ("```\nprint('</think>')\n```", ("", "```\nprint('</think>')\n```")),
+        ("<think>a</think>```\ns = '</think>'\n```", ("a", "```\ns = '</think>'\n```")),
+    ],
+)
+def test_reasoning_of_a_message_ends_at_no_tag_of_a_program(content, parts):
+    assert split_reasoning({"role": "assistant", "content": content}) == parts
+
+
+def test_a_reply_of_think_tags_has_no_program():
+    assert code_of_reply("</think>\n" * 1000) == "\n"
+    assert code_of_reply("<think>\n</think>\n" * 1000 + "x = 1") == "\nx = 1"
 
 
 @needs_confinement

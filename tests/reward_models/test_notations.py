@@ -22,6 +22,8 @@ from rlhf.reward_models.notation.quantity import Quantity, parse_final_quantity,
 
 TABLE = Path(__file__).with_name("notations.jsonl")
 MORE = Path(__file__).with_name("notations_more.jsonl")
+UNITS = Path(__file__).with_name("notations_units.jsonl")
+BOXES = Path(__file__).with_name("notations_boxes.jsonl")
 
 
 def table(kind):
@@ -59,10 +61,11 @@ def test_table_of_notations(kind):
     assert unread == []
 
 
+@pytest.mark.parametrize("path", [MORE, UNITS, BOXES])
 @pytest.mark.parametrize("kind", ["number", "math"])
-def test_more_notations(kind):
+def test_more_notations(kind, path):
     """Regression rows for the grammar; accuracy is measured on the other table."""
-    rows = [json.loads(line) for line in MORE.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if row["kind"] == kind]
     found = judged(kind, [(row["reference"], row["reply"]) for row in rows])
     assert [row for row, value in zip(rows, found, strict=True) if value != row["right"]] == []
@@ -174,12 +177,25 @@ def altered_math(text):
         ("60 kilometers per hour", 60, "km/h"),
         ("10 square meters", 10, "m^2"),
         ("10 m^2", 10, "m^2"),
+        ("5 \\frac{kg m}{s^2}", 5, "kg m/s^2"),
+        ("5 s^-2·m·kg", 5, "kg m/s^2"),
+        ("5 N m", 5, "N m"),
+        ("5 in^3", 5, "in^3"),
+        ("5 J/(kg·K)", 5, "J/K/kg"),
+        ("60 mph", 60, "mile/h"),
+        ("1\\ 234~567", 1234, None),
+        ("1\\ 234\\ 567", 1234567, ""),
+        ("0,500", 0, None),
         ("0.1\\overline{6}", Fraction(1, 6), ""),
         ("1.234.567,89", Fraction(123456789, 100), ""),
         ("-2^{-3}", Fraction(-1, 8), ""),
     ],
 )
 def test_read_quantity(text, value, unit):
+    if unit is None:
+        with pytest.raises(NotUnderstood):
+            parse_quantity(text)
+        return
     assert parse_quantity(text) == Quantity(Fraction(value), unit)
 
 
@@ -201,3 +217,24 @@ def test_numbers_read_as_python_writes_them(fraction, power):
     whole = fraction.numerator
     assert parse_quantity(f"{whole:,}").value == whole
     assert parse_quantity(f"{whole}e{power}").value == whole * Fraction(10) ** power
+
+
+UNIT_EXPONENTS = st.dictionaries(
+    st.sampled_from(["m", "s", "kg", "km", "ft", "J"]),
+    st.integers(-3, 3).filter(bool),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(UNIT_EXPONENTS, UNIT_EXPONENTS, st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_units_are_equal_if_the_exponents_of_their_factors_are(first, second, rng):
+    def spelled(exponents):
+        factors = [f"{unit}^{power}" for unit, power in exponents.items()]
+        rng.shuffle(factors)
+        return f"5 {rng.choice([' ', '*', '·']).join(factors)}"
+
+    a = parse_quantity(spelled(first))
+    assert a == parse_quantity(spelled(first))
+    assert (a == parse_quantity(spelled(second))) == (first == second)

@@ -16,6 +16,7 @@ from tests.helpers.training import (
     metrics_of,
     pair_rows,
     same,
+    sft_rows,
     tensors_of,
     unknown_entries,
     weights_of,
@@ -128,6 +129,19 @@ def test_a_run_without_a_finite_held_out_loss_ends_with_the_last_model(
     final = run_command("sft", tree_of("sft", tmp_path, echo_model, engine="native", keep_last=1))
     assert same(tensors_of(final), tensors_of(tmp_path / "run/checkpoints/step-8"))
     assert "no evaluation had a finite loss" in caplog.text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_rows_of_weight_zero_are_in_no_batch_and_no_denominator(tmp_path, echo_model, verb):
+    rows = (sft_rows if verb == "sft" else pair_rows)(12)
+    weighted = [row | {"weight": int(i % 3 > 0)} for i, row in enumerate(rows)]
+    tree = tree_of(verb, tmp_path, echo_model, rows=weighted, eval_fraction=0.25)
+    trainer = native_trainer(verb, tree)
+    ids = [tuple(example.ids[0]) for split in trainer.examples.values() for example in split]
+    assert len(ids) == 8  # 12 rows without every third
+    assert len(trainer.examples["train"]) == 6
+    if verb == "dpo":
+        assert trainer.make_batch("train", [0, 1, 2]).tokens.shape[0] == 6
 
 
 def test_dpo_starts_at_ln_2_to_the_bit_and_holds_no_second_model(tmp_path, echo_model):
