@@ -49,7 +49,7 @@ def label_all(folder: Path, mode: Any) -> Path:
 def comparable(rows: list[dict[str, Any]], *, with_skipped: bool) -> list[str]:
     """The labels that were not undone, without what a format cannot express."""
     undone = {row.get("undoes") for row in rows}
-    keys = {"label_id", "time", "seconds", "shown_first", "shown_order"}
+    keys = {"label_id", "time", "seconds", "shown_first", "shown_order", "strengths", "scale"}
     kept = [
         {key: value for key, value in row.items() if key not in keys}
         for row in rows
