@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from rlhf.common.columns import INTEGER, TEXT
 from rlhf.common.files import json_line, read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
@@ -244,12 +245,14 @@ def record_changes(directory: Path, step: int, changes: Sequence[Change]) -> Non
 
 def read_changes(directory: Path) -> list[dict[str, Any]]:
     """Return the recorded changes of a run; [] if its settings never changed."""
-    return read_log(directory / CHANGES_FILE)
+    return read_log(directory / CHANGES_FILE, {"step": INTEGER, "key": TEXT})
 
 
 def change_text(row: Mapping[str, Any]) -> str:
     """Return a recorded change as text, such as "after step 100: num_steps was 100, now 200"."""
-    change = Change(row["key"], row["before"], row["after"], content=bool(row.get("content")))
+    change = Change(
+        row["key"], row.get("before"), row.get("after"), content=bool(row.get("content"))
+    )
     return f"after step {row['step']}: {change}"
 
 

@@ -296,7 +296,7 @@ def test_an_episode_without_its_seed_is_named(tmp_path: Path):
     path = run / "evaluation" / "model-greedy-echo" / "episodes.jsonl"
     first, second = path.read_text().splitlines()
     path.write_text(first + "\n" + second.replace('"seed"', '"sed"') + "\n")
-    with pytest.raises(UserError, match=r"episodes\.jsonl:2: the episode has no seed"):
+    with pytest.raises(UserError, match=r"episodes\.jsonl, line 2: no seed"):
         compare([run])
 
 
