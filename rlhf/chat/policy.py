@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.config.chat import ChatConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -89,8 +90,9 @@ class ChatPolicy:
         tokens = [*chat_format.encode_after(left, text), chat_format.closing.token]
         if len(tokens) > episode.remaining_tokens:
             raise UserError(
-                f"the reply has {len(tokens)} tokens, but the conversation has only "
-                f"{episode.remaining_tokens} tokens left: shorten it, or start a new conversation"
+                f"the reply has {count_text(len(tokens), 'token')}, but the conversation has only "
+                f"{count_text(episode.remaining_tokens, 'token')} left: shorten it, or "
+                "start a new conversation"
             )
         request = self.collector.make_request(episode, self.collector.sampling_params())
         logprobs = [0.0] * len(tokens)  # nothing was sampled

@@ -18,6 +18,7 @@ from rlhf.common.columns import INTEGER, TEXT
 from rlhf.common.files import json_line, read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
+from rlhf.common.text import count_text
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.inputs import input_fingerprints, leaf_items
@@ -217,7 +218,7 @@ def permits_change(config: Mapping[str, Any], key: str) -> bool:
 def steps_taken_text(directory: Path, done: int, configured: int) -> str:
     """Return the message that a run has taken more steps than its configuration allows."""
     return (
-        f"{directory} has already taken {done} steps, so it cannot end at step "
+        f"{directory} has already taken {count_text(done, 'step')}, so it cannot end at step "
         f"{configured}: branch from an earlier checkpoint with rlhf branch"
     )
 
