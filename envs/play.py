@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rlhf.common.text import escape_invisible
 from rlhf.envs.catalog import make
 from rlhf.envs.core import TextEnv
 
@@ -31,12 +32,16 @@ def play(
 
     Returns: The undiscounted sum of the rewards that were received.
     """
+
+    def show(text: Any) -> None:
+        write(escape_invisible(str(text)))  # an environment can contain text of other people
+
     env = make(env_id, **env_kwargs)
     text, _ = env.reset(seed=seed)
     prompt = getattr(env.unwrapped, "system_prompt", None)
     for line in (prompt, HELP, "", text):
         if line is not None:
-            write(line)
+            show(line)
     total, done = 0.0, False
     while not done:
         try:
@@ -46,12 +51,12 @@ def play(
         if action.strip() == ":quit":
             break
         if action.strip() in (":legal", ":hint"):
-            write(action_help(env.unwrapped, action.strip()))
+            show(action_help(env.unwrapped, action.strip()))
             continue
         text, reward, terminated, truncated, info = env.step(action)
         total, done = total + float(reward), terminated or truncated
         reason = info.get("reason", "")
-        write(f"{text}\n[reward {float(reward):g}{f'; {reason}' if reason else ''}]".lstrip())
+        show(f"{text}\n[reward {float(reward):g}{f'; {reason}' if reason else ''}]".lstrip())
     write(f"Return: {total:g}")
     env.close()
     return total

@@ -20,9 +20,11 @@ from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble_tree, build_config, set_key
 from rlhf.errors import UserError
+from rlhf.runs.changes import permits_change
 from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
 from rlhf.runs.directory import lock_directory
+from rlhf.runs.inputs import leaf_items
 from rlhf.runs.launch import release_memory
 
 log = logging.getLogger(__name__)
@@ -259,9 +261,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     if pipeline.plugins:
         tree["plugins"] = pipeline.plugins
     if pipeline.resume and not pipeline.overwrite:  # before pipeline.yaml is written again
-        for stage in pipeline.stages:
-            with _add_stage_name_to_errors(stage):
-                commands.check_resumable(stage["command"], stage_config_tree(pipeline, stage))
+        _check_stages_can_continue(pipeline, commands)
     if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
     with lock_directory(
@@ -275,6 +275,40 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
                 claim.delete_replaced_files()
                 release_memory()
         return write_report(root)
+
+
+def _check_stages_can_continue(pipeline: Pipeline, commands: CommandTable) -> None:
+    """Check that every stage that has started can be resumed, before any of them continues.
+
+    Raises:
+        UserError: A change of a stage is not permitted, or stages used the results of a stage that
+            would take more steps.
+    """
+    continuing: set[str] = set()
+    outdated: dict[str, str] = {}  # folder of a stage -> why it must be repeated
+    for stage in pipeline.stages:
+        tree = stage_config_tree(pipeline, stage)
+        with _add_stage_name_to_errors(stage):
+            changes = commands.changes_on_resume(stage["command"], tree)
+        if changes is None:
+            continue
+        origins = {
+            key: value.removeprefix(PREFIX).partition("/")[0]
+            for key, value in leaf_items(stage)
+            if isinstance(value, str) and value.startswith(PREFIX)
+        }
+        for key, origin in origins.items():
+            if origin in continuing and not permits_change(stage, key):
+                outdated[tree["output_dir"]] = (
+                    f"stage {stage['name']}: {key} is a result of the stage {origin}, which would "
+                    "change, because a stage takes more steps"
+                )
+        if any(change.increases_steps for change in changes) or continuing & set(origins.values()):
+            continuing.add(stage["name"])
+    if outdated:
+        reason = next(iter(outdated.values()))
+        what = "this stage" if len(outdated) == 1 else "these stages"
+        raise UserError(f"{reason}; to repeat {what}, remove {' and '.join(outdated)}")
 
 
 @contextlib.contextmanager

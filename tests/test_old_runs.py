@@ -87,3 +87,34 @@ def test_old_model_is_evaluated(capsys, tmp_path: Path):
     output(capsys, "evaluate", "--config", str(path))
     rows = (tmp_path / "evaluation/evaluation/old/episodes.jsonl").read_text().splitlines()
     assert len(rows) == 4
+
+
+DAMAGE = [
+    ("metrics.jsonl", "step", None, "no step"),
+    ("metrics.jsonl", "step", "x", "step is not an integer"),
+    ("samples.jsonl", "split", [1], "split is not a text"),
+    ("samples.jsonl", "seed", None, "no seed"),
+    ("samples.jsonl", "seed", 1e400, "seed is not an integer"),
+    ("samples.jsonl", "messages", [1], "messages is not a list of messages"),
+    ("evaluation/run-0.1.0/episodes.jsonl", "env", None, "no env"),
+    ("evaluation/run-0.1.0/episodes.jsonl", "seed", "x", "seed is not an integer"),
+    ("evaluation/run-0.1.0/episodes.jsonl", "sample", {"a": 1}, "sample is not an integer"),
+    ("evaluation/run-0.1.0/episodes.jsonl", "components", True, "components is not an object"),
+    ("evaluation/run-0.1.0/episodes.jsonl", "messages", "x", "messages is not a list"),
+    ("evaluation/run-0.1.0/summary.json", "metrics", {"a": 1}, "metrics is not an object"),
+    ("evaluation/run-0.1.0/summary.json", "episodes", "x", "episodes is not an integer"),
+    ("environment.json", "versions", None, "no versions"),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "value", "reason"), DAMAGE)
+def test_a_damaged_row_is_named_by_file_and_line(capsys, old_run: Path, file, key, value, reason):
+    path = old_run / file
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    lines[0] = json.dumps(json.loads(lines[0]) | {key: value})
+    path.write_text("\n".join(lines) + "\n")
+    where = f"{path}, line 1" if path.suffix == ".jsonl" else str(path)
+    assert main(["report", str(old_run)]) == 2
+    error = capsys.readouterr().err
+    assert f"rlhf: {where}: {reason}" in error
+    assert "Traceback" not in error

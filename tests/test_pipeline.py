@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
 from rlhf.pipeline import missing_references, read_pipeline, run_pipeline, stage_config_tree
-from tests.helpers.training import pair_rows, sft_rows, write_rows
+from tests.helpers.training import pair_rows, same, sft_rows, weights_of, write_rows
 
 
 def pipeline_file(folder: Path, stages: list, **keys) -> Path:
@@ -176,3 +177,41 @@ def test_a_dry_run_refuses_what_a_later_stage_would(tmp_path, echo_model, capsys
     assert f"stage {later['name']}: " in errors
     assert words in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_takes_more_steps_without_a_permission(tmp_path, echo_model):
+    """Later stages that used the earlier model are refused before the stage continues."""
+    rows = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    constant = {"lr_scheduler_type": "constant", "learning_rate": 1e-2}
+    keys = {"data": [{"path": str(rows)}], "max_length": 32, "evaluations": 1}
+    first = sft_stage(
+        name="first", model={"path": str(echo_model)}, trainer=constant | {"max_steps": 1}, **keys
+    )
+    second = first | {"name": "second", "model": {"path": "stage:first"}}
+    third = second | {"name": "third", "model": {"path": "stage:second"}}
+
+    def run(stages, *overrides):
+        file = pipeline_file(tmp_path, stages)
+        run_pipeline(read_pipeline([file], overrides, COMMANDS), COMMANDS)
+
+    run([first])
+    more = [("first.trainer.max_steps", 2), ("resume", True)]
+    run([first], *more)
+    run([first | {"name": "whole", "trainer": constant | {"max_steps": 2}}], ("resume", True))
+    assert same(weights_of(tmp_path / "out/first"), weights_of(tmp_path / "out/whole"))
+    run([first, second, third], *more)
+    before = weights_of(tmp_path / "out/first")
+    more[0] = ("first.trainer.max_steps", 3)
+    message = r"stage second: model\.path is a result of the stage first.*/second and .*/third$"
+    with pytest.raises(UserError, match=message):
+        run([first, second, third], *more)
+    assert same(before, weights_of(tmp_path / "out/first"))
+    more[0] = ("first.trainer.max_steps", 1)
+    with pytest.raises(UserError, match=r"stage first: .*already taken 2 steps"):
+        run([first, second, third], *more)
+    for name in ("second", "third"):
+        shutil.rmtree(tmp_path / "out" / name)
+    more[0] = ("first.trainer.max_steps", 3)
+    run([first, second, third], *more)
+    assert not same(before, weights_of(tmp_path / "out/first"))
+    assert (tmp_path / "out/third/finished").exists()

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize
 from scipy.special import expit, stdtrit
 
+from rlhf.common.text import count_text
 from rlhf.stats import Interval
 from rlhf.stats.units import cluster_index
 
@@ -112,7 +113,7 @@ def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Int
     """
     fitted, (names, index) = fit_temperature(margins), cluster_index(groups)
     if len(names) < _MIN_PROMPTS:
-        needs = f"{len(names)} prompts, an interval needs {_MIN_PROMPTS}"
+        needs = f"{count_text(len(names), 'prompt')}, an interval needs {_MIN_PROMPTS}"
         return Interval.without_bounds(fitted, len(names), needs)
     if (margins >= 0).all() or (margins <= 0).all():
         return Interval.without_bounds(fitted, len(names), "the scores separate all pairs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlhf.chat.session import ChatSession
 from rlhf.chat.turn import ReplyScore, Turn
+from rlhf.common.text import count_text
 
 
 def reply_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
@@ -17,7 +18,7 @@ def reply_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
     reply, score = turn.replies[index], turn.scores[index]
     notes = []
     if reply is not None and reply.is_cut_off:
-        notes.append(f"cut off after {len(reply.completion.tokens)} tokens")
+        notes.append(f"cut off after {count_text(len(reply.completion.tokens), 'token')}")
     if score is not None:
         notes.append(score_text(score))
     if session.env is not None and turn.results[index] is not None:

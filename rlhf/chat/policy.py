@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.config.chat import ChatConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -18,6 +19,7 @@ from rlhf.rollout.chat_format import LEFT_CONTEXT
 from rlhf.rollout.collector import Collector, Episode, open_local_engine
 from rlhf.rollout.sampling.base import Completion, FinishReason
 from rlhf.rollout.sampling.continuous import ContinuousEngine
+from rlhf.rollout.unused_keys import unused_key_message
 from rlhf.training.checkpoint import checkpoints_in
 
 _CHECKPOINT_PATTERNS = ("step-*", "checkpoint-*")
@@ -62,17 +64,19 @@ class ChatPolicy:
         """
         request = self.collector.make_request(episode, self.collector.sampling_params())
         self.engine.submit([request])
+        decoder, count = self.collector.chat_format.reply_decoder(), 0
         try:
             while not (completions := self.engine.poll()):
-                text = self._decode(self.engine.new_tokens(episode.id, 0).tokens)
-                # Bytes of an incomplete character are decoded as U+FFFD, and a newline may follow
-                # a carriage return.
-                yield text.rstrip("\ufffd\r")
+                new = self.engine.new_tokens(episode.id, count).tokens
+                count += len(new)
+                decoder.append(new)
+                yield decoder.text.rstrip("\r")  # a newline may follow a carriage return
         except BaseException:
             self.engine.reset()
             raise
         (completion,) = completions
-        return Reply(self._decode(completion.tokens), completion)
+        text = self.collector.chat_format.decode_reply(completion.tokens)
+        return Reply(text, completion)
 
     def encode(self, episode: Episode, text: str) -> Reply:
         """Encode a text as a reply of this model.
@@ -86,16 +90,14 @@ class ChatPolicy:
         tokens = [*chat_format.encode_after(left, text), chat_format.closing.token]
         if len(tokens) > episode.remaining_tokens:
             raise UserError(
-                f"the reply has {len(tokens)} tokens, but the conversation has only "
-                f"{episode.remaining_tokens} tokens left: shorten it, or start a new conversation"
+                f"the reply has {count_text(len(tokens), 'token')}, but the conversation has only "
+                f"{count_text(episode.remaining_tokens, 'token')} left: shorten it, or "
+                "start a new conversation"
             )
         request = self.collector.make_request(episode, self.collector.sampling_params())
         logprobs = [0.0] * len(tokens)  # the tokens were not sampled
         version = self.engine.policy_version
         return Reply(text, Completion(request, tokens, logprobs, FinishReason.STOP, version))
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return self.collector.chat_format.decode_reply(tokens)
 
 
 def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[ChatPolicy]:
@@ -106,7 +108,8 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
         prompts: Prompts of ``config.env.prompts``.
 
     Raises:
-        UserError: A model cannot be loaded, is given twice, or cannot chat with this configuration.
+        UserError: A model cannot be loaded, is given twice, or cannot chat with this configuration,
+            or a key of ``rollout`` has no effect.
     """
     folders = [model_folder(path) for path in config.models]
     resolved = [str(Path(folder).expanduser().resolve()) for folder in folders]
@@ -128,6 +131,10 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
             model, tokenizer, env, config.rollout, prompts=prompts, engine=engine
         )
         policies.append(ChatPolicy(name, collector, engine))
+    # A key that only some models use has an effect.
+    unused = [unused_key_message(policy.collector) for policy in policies]
+    if all(unused):
+        raise UserError(unused[0])
     return policies
 
 

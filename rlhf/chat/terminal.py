@@ -10,7 +10,7 @@ from rlhf.chat.notes import reply_notes
 from rlhf.chat.session import ChatSession, letter_of, parse_seed
 from rlhf.chat.turn import Turn
 from rlhf.common.files import describe_write_error, find_write_error, write_jsonl
-from rlhf.common.text import escape_invisible
+from rlhf.common.text import count_text, escape_invisible
 from rlhf.config.load import parse_option_value
 from rlhf.envs.play import action_help
 from rlhf.errors import UserError
@@ -181,7 +181,7 @@ class Terminal:
     def _undo(self, argument: str) -> None:
         self.session.undo()
         turns = len(self.session.turns)
-        self._print(f"(taken back; the conversation has {turns} turn{'s' * (turns != 1)})")
+        self._print(f"(taken back; the conversation has {count_text(turns, 'turn')})")
 
     def _restart(self, *, seed: int | None = None) -> None:
         self.session.reset(seed=seed)

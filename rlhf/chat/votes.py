@@ -23,16 +23,14 @@ class VoteRecorder:
         self._file, self._annotator = file, annotator
 
     def record(self, vote: Vote) -> None:
-        """Append the pairs of a vote. They are on disk when this method returns."""
-        for row in pair_rows(vote, annotator=self._annotator):
-            self._file.append(row)
+        """Append the pairs of a vote, all or none. They are on disk when this method returns."""
+        self._file.append_together(pair_rows(vote, annotator=self._annotator))
 
     def take_back(self, vote_id: str) -> None:
-        """Append rows that undo the pairs of a vote."""
+        """Append rows that undo the pairs of a vote, all or none."""
         ids = {row["undoes"] for row in self._file.rows if "undoes" in row}
-        for row in list(self._file.rows):
-            if row.get("vote_id") == vote_id and row["label_id"] not in ids:
-                self._file.append(undo_row(row))
+        rows = [row for row in self._file.rows if row.get("vote_id") == vote_id]
+        self._file.append_together([undo_row(r) for r in rows if r["label_id"] not in ids])
 
 
 def pair_rows(vote: Vote, *, annotator: str) -> list[dict[str, Any]]:

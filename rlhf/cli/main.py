@@ -80,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_installed_plugins()
         _load_plugins_for_unknown_command(words)
         if text := _help_or_version_text(words):
-            print(text)
+            print(escape_invisible(text))
             return 0
         name = _command_name(words)
         parsed = parse_arguments(words[len(name.split()) :])
         command = COMMANDS[name]
         if parsed.has_any_flag("--help", "-h"):
-            print(command_help(command, parsed))
+            print(escape_invisible(command_help(command, parsed)))
             return 0
         calls = [parsed]
         if parsed.positional:

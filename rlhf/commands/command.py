@@ -21,7 +21,7 @@ from rlhf.common.registry import check_new_name
 from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
-from rlhf.runs.changes import check_unchanged_configuration
+from rlhf.runs.changes import Change, check_unchanged_configuration, permitted_changes
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
 
@@ -165,8 +165,8 @@ class CommandTable(dict[str, Command]):
             tree["trainer"] = {**defaults, **tree["trainer"]}
         return {"command": name, **tree} if self[name].makes_run else tree
 
-    def check_resumable(self, name: str, tree: Mapping[str, Any]) -> None:
-        """Check that the run in ``output_dir``, if there is one, can continue with a configuration.
+    def check_unchanged(self, name: str, tree: Mapping[str, Any]) -> None:
+        """Check that the run in ``output_dir``, if there is one, has the same configuration.
 
         Raises:
             UserError: The run was started with another configuration or other inputs.
@@ -175,6 +175,20 @@ class CommandTable(dict[str, Command]):
         if (directory / "config.yaml").exists():
             config = self.configure(name, tree)
             check_unchanged_configuration(directory, self.effective_tree(name, config))
+
+    def changes_on_resume(self, name: str, tree: Mapping[str, Any]) -> tuple[Change, ...] | None:
+        """Return the changes with which the run in ``output_dir`` would continue.
+
+        Returns:
+            The changes; None if there is no run.
+
+        Raises:
+            UserError: A change is not permitted.
+        """
+        directory = Path(tree["output_dir"])
+        if not (directory / "config.yaml").exists():
+            return None
+        return permitted_changes(directory, self.effective_tree(name, self.configure(name, tree)))
 
     def plan(self, name: str, config: Any) -> str:
         """Return a description of what a command would do: data, steps, memory.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.common.text import count_text
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import native_options
 from rlhf.config.reward import RewardConfig
@@ -174,11 +175,13 @@ def describe_online(command: str, config: Any, parallelism: Parallelism) -> tupl
     size = settings.group_size
     per_minibatch = _episodes_per_minibatch(config, trainer.algorithm)
     lines = [
-        f"rollouts: {config.episodes_per_step} episodes per step = "
-        f"{config.episodes_per_step // size} start states x {size}, "
+        f"rollouts: {count_text(config.episodes_per_step, 'episode')} per step = "
+        f"{count_text(config.episodes_per_step // size, 'start state')} x {size}, "
         f"{config.rollout.parallel} decoding together",
-        f"updates: {settings.num_epochs} epochs x {settings.num_minibatches} mini-batches of "
-        f"{per_minibatch} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
+        f"updates: {count_text(settings.num_epochs, 'epoch')} x "
+        f"{count_text(settings.num_minibatches, 'mini-batch', 'mini-batches')} of "
+        f"{count_text(per_minibatch, 'episode')}; micro-batches of "
+        f"{config.micro_batch_tokens:,} tokens",
         f"steps: {config.num_steps:,}, {config.num_steps * config.episodes_per_step:,} episodes, "
         f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
         _model_line(trainer.policy.model),

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from rlhf.commands.tables import table_text
+from rlhf.common.text import count_text
 from rlhf.config.base import CommandConfig
 
 
@@ -54,5 +55,5 @@ def check_environment(config: EnvConfig) -> Generator[str, None, int]:
 
     findings = check(config.env)
     yield from map(str, findings)
-    yield f"{config.env}: {len(findings)} finding{'s' * (len(findings) != 1)}"
+    yield f"{config.env}: {count_text(len(findings), 'finding')}"
     return 2 if findings else 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.config.base import CommandConfig
 from rlhf.config.labeling import LabelFormat
 from rlhf.errors import UserError
@@ -126,7 +127,7 @@ def import_(config: ImportConfig) -> Iterator[str]:
         for row in new.values():
             file.append(row)
     problems["label that the file has already"] += len(rows) - len(new)
-    yield f"{len(new)} labels appended to {config.output}{_reasons(+problems)}"
+    yield f"{count_text(len(new), 'label')} appended to {config.output}{_reasons(+problems)}"
 
 
 def _labels_in(files: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.common.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, ProperFraction
-from rlhf.common.text import markdown_table
+from rlhf.common.text import count_text, markdown_table
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _text(config: PlanSeedsConfig, spread: Spread, sizes: list[list[PlannedSize]
         *spread.notes,
         "the power is the probability that rlhf compare declares the better method the winner, "
         f"with its 95% interval, for normally distributed differences "
-        f"({config.comparisons} comparison{'s' * (config.comparisons > 1)}); if some runs fail "
+        f"({count_text(config.comparisons, 'comparison')}); if some runs fail "
         "completely, more seeds are needed",
         "each of the two methods needs this number of training seeds, the same ones",
     ]

@@ -64,7 +64,12 @@ def serve(config: ServeConfig) -> Iterator[str]:
     app = server.app(host=config.host, api_key=key)
     try:
         yield f"serving {_names(config)} at {listener.url('/v1')}"
-        serve_app(app, listener, graceful_seconds=config.limits.shutdown_seconds)
+        serve_app(
+            app,
+            listener,
+            graceful_seconds=config.limits.shutdown_seconds,
+            unread_seconds=config.limits.seconds,
+        )
     finally:
         server.close()
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from rlhf.common.columns import Columns, check_columns
 from rlhf.errors import UserError
 
 _WRITE_ERRORS = {
@@ -227,20 +228,24 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         ]
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path, columns: Columns | None = None) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file that a run may still be writing (see `iterate_log`)."""
-    return list(iterate_log(path))
+    return list(iterate_log(path, columns))
 
 
-def iterate_log(path: Path) -> Iterator[dict[str, Any]]:
+def iterate_log(path: Path, columns: Columns | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
     If the file does not exist, nothing is yielded. A killed or running process can leave an
     incomplete last line, which may end in the middle of a multi-byte character. Such a line is
     skipped.
 
+    Args:
+        path: The file.
+        columns: Keys of every row.
+
     Raises:
-        UserError: A complete line is not a JSON object.
+        UserError: A complete line is not a JSON object, or does not have the columns.
     """
     if not path.is_file():
         return
@@ -250,7 +255,10 @@ def iterate_log(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n") and not _is_complete_json(line):
                 return
             if line.strip():
-                yield parse_json_line(line, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                row = parse_json_line(line, where)
+                check_columns(row, columns or {}, where)
+                yield row
 
 
 def read_json(path: Path) -> Any:

@@ -95,6 +95,17 @@ def formula_safe_csv_cell(cell: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA_PREFIXES) and not _is_number(text) else text
 
 
+def count_text(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: `1 stage`, `3 stages`.
+
+    Args:
+        count: The count.
+        noun: The noun in the singular.
+        plural: Its plural, if it does not only add an s.
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def mask_secrets(text: str) -> str:
     """Replace secrets by ``***``.
 

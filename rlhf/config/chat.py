@@ -63,6 +63,8 @@ class ChatConfig(CommandConfig):
         if self.interface == "terminal" and self.port:
             raise ValueError("port has no effect on interface: terminal")
         check_annotator(self.annotator)
+        if self.rollout.parallel != RolloutSpec.parallel:
+            raise ValueError("rollout.parallel has no effect in a chat, which plays one episode")
         if self.env is not None and (self.env.errors, self.env.concurrency) != ("raise", "auto"):
             raise ValueError(
                 "env.errors and env.concurrency have no effect in a chat, which plays one episode"

@@ -58,7 +58,8 @@ class ServerLimits:
     """Maximum number of completions that wait while rollout.parallel others are decoded. A request
     that exceeds it is refused with status 503 and the time after which it should be repeated."""
     seconds: Seconds = 600.0
-    """Time limit of a request, in seconds. After it, the request ends with status 408."""
+    """Time limit of a request, in seconds. After it, the request ends with status 408. A connection
+    is closed if the client does not read its response for this time."""
     shutdown_seconds: Seconds = 60.0
     """Time that running requests have to finish after the first signal (SIGTERM, Ctrl-C), in
     seconds."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.text import count_text
 from rlhf.config.data import DataSpec, Kind
 from rlhf.data import checks
 from rlhf.data.checks import CountTokens, Finding, Row
@@ -36,7 +37,7 @@ class DataReport:
         if not faults:
             return f"no fault found in {self.total:,} rows"
         named = ", ".join(f"{f.name} ({f.count:,})" for f in faults)
-        return f"{len(faults)} fault{'s' * (len(faults) > 1)} in {self.total:,} rows: {named}"
+        return f"{count_text(len(faults), 'fault')} in {count_text(self.total, 'row')}: {named}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data for JSON."""

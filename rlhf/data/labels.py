@@ -9,7 +9,8 @@ its column `undoes`. Every row has these columns:
 - annotator: id or pseudonym of the annotator
 - time: time of the row (UTC, ISO 8601); seconds: time that the annotator needed
 - prompt, and the columns of the mode, see `MODE_COLUMNS`
-- optional: note; skipped (true); gold, the known answer of a check item
+- optional: note; skipped (true); gold, the known answer of a check item; strengths or scale, see
+  `RANGE_COLUMNS`
 
 The schemas make such a file training data: undone and skipped labels, ties, and check items are
 dropped and counted.
@@ -33,6 +34,8 @@ from rlhf.data.ranked_replies import Item, items_from_scored_replies
 LABEL_COLUMNS = frozenset({"label_id", "item_id", "mode", "annotator", "prompt"})
 """Columns by which a file of labels is recognized."""
 
+RANGE_COLUMNS: Mapping[LabelMode, str] = {"pairs": "strengths", "ratings": "scale"}
+"""Mode -> column with the largest possible strength or rating of a label."""
 
 MAX_RATING = 100
 """Highest rating that an imported label can have."""

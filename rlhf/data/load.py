@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.config.data import DATA_KINDS, DataSpec, Kind
 from rlhf.data.files import read_rows
 from rlhf.data.reader import TableReader
@@ -99,7 +100,9 @@ class Loaded:
             names = {path: ", ".join(columns) for path, columns in self.unused_columns.items()}
             lines.append(f"columns not used: {join_with_paths(names)}")
         if self.ignored:
-            counts = (f"{what} in {count:,} rows" for what, count in self.ignored.items())
+            counts = (
+                f"{what} in {count_text(count, 'row')}" for what, count in self.ignored.items()
+            )
             lines.append(f"ignored: {', '.join(counts)}")
         return lines
 

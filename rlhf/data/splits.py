@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rlhf.common.conversation import comparable_text
+from rlhf.common.text import count_text
 from rlhf.errors import UserError
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
@@ -114,7 +115,8 @@ def check_distinct_prompts(num_rows: int, num_prompts: int) -> None:
     """Raise UserError if there are fewer than two distinct prompts."""
     if num_prompts < 2:
         raise UserError(
-            f"cannot split by prompt: the {num_rows} rows have {num_prompts} distinct prompt(s), "
+            f"cannot split by prompt: {count_text(num_rows, 'row')} with "
+            f"{count_text(num_prompts, 'distinct prompt')}, "
             "but a split needs at least 2: add rows with another prompt, or, for sft, reward, dpo "
             "and kto, give eval_data"
         )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.evaluation.metrics import independent_unit_of, messages_before_first_reply, unit_name
 
 ENVIRONMENT_PREFIX = "environment: "
@@ -114,8 +115,10 @@ def _repetition_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     units = len(set(names))
     if units < len(rows):
         unit = unit_name(names)
+        episodes = count_text(len(rows), "greedy episode")
+        found = count_text(units, unit.removesuffix("s"))
         notes.append(
-            f"{len(rows)} greedy episodes repeat {units} {unit}: n = {units}; to narrow the "
+            f"{episodes} repeat {found}: n = {units}; to narrow the "
             f"intervals, evaluate more {unit}, not more episodes"
         )
     different = len({repr(row.get("messages")) for row in rows})

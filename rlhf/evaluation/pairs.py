@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.columns import NUMBER, TEXT, Columns
 from rlhf.common.files import write_jsonl
 from rlhf.data.leakage import indices_with_shared_prompt_ngrams
 from rlhf.evaluation.metrics import messages_digest
@@ -15,6 +16,8 @@ from rlhf.reward_models.report.pairs import ScoredPairs, evaluate_reward_model, 
 
 PAIR_SCORES_FILE = "pair_scores.jsonl"
 """Name of the file with one line for each scored pair, in the folder of the report."""
+PAIR_SCORE_COLUMNS: Columns = {"pair": TEXT, "prompt": TEXT, "correct": NUMBER}
+"""Columns of the file that a comparison reads."""
 
 
 def report_on_pairs(

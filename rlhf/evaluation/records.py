@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.columns import INTEGER, OBJECT, OBJECTS, Columns, check_columns
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping_or_empty
@@ -22,6 +23,8 @@ from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
 """Policies that an environment can define; each is compared as a method of its own."""
+SUMMARY_COLUMNS: Columns = {"episodes": INTEGER.optional(), "metrics": OBJECTS.optional()}
+"""Columns of `summary.json` of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,14 @@ def read_run(directory: str | Path) -> RunRecord:
     config = upgraded_config(read_mapping_or_empty(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
+    environment = read_mapping_or_empty(root / "environment.json")
+    columns = {"versions": OBJECT} if environment else {}
+    check_columns(environment, columns, str(root / "environment.json"))
     return RunRecord(
         directory=root,
         name=root.resolve().name,
         config=config,
-        environment=read_mapping_or_empty(root / "environment.json"),
+        environment=environment,
         data_counts=read_mapping_or_empty(root / DATA_COUNTS_FILE),
         metrics=read_metrics(root),
         samples=_read_samples_for_report(root),
@@ -264,7 +270,9 @@ def read_summary_file(path: Path) -> dict[str, Any]:
         UserError: The file is damaged.
     """
     try:
-        return read_mapping_or_empty(path)
+        summary = read_mapping_or_empty(path)
+        check_columns(summary, SUMMARY_COLUMNS, str(path))
+        return summary
     except UserError as error:
         raise UserError(
             f"{error}; remove {path.parent} and {path.parents[2] / 'finished'}, and repeat the "
@@ -276,15 +284,10 @@ def _read_evaluation(folder: Path) -> Evaluation:
     """Read a folder of `evaluation/`, and add the normalized return to its episodes.
 
     Raises:
-        UserError: An episode has no environment, decoding or seed.
+        UserError: A file is damaged.
     """
     summary = read_summary_file(folder / "summary.json")
     rows = read_episodes(folder)
-    for number, row in enumerate(rows, start=1):
-        if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
-            raise UserError(
-                f"{folder / 'episodes.jsonl'}:{number}: the episode has no {missing[0]}"
-            )
     evaluation = Evaluation(folder.name, summary, rows)
     if bounds := evaluation.bounds:
         for row in rows:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.common.files import read_log
 from rlhf.errors import UserError
-from rlhf.evaluation.pairs import PAIR_SCORES_FILE
+from rlhf.evaluation.pairs import PAIR_SCORE_COLUMNS, PAIR_SCORES_FILE
 from rlhf.evaluation.records import Evaluation, RunRecord
 
 ACCURACY = "accuracy"
@@ -56,7 +56,7 @@ def reward_runs(runs: Sequence[RunRecord]) -> RewardRuns | None:
 def _pair_scores(run: RunRecord) -> list[dict[str, Any]]:
     """Return the scored pairs of the first evaluation of a run that has some; [] if none has."""
     files = (run.directory / "evaluation" / e.name / PAIR_SCORES_FILE for e in run.evaluations)
-    return next((rows for file in files if (rows := read_log(file))), [])
+    return next((rows for file in files if (rows := read_log(file, PAIR_SCORE_COLUMNS))), [])
 
 
 def _with_episodes(run: RunRecord, rows: Sequence[Mapping[str, Any]], pairs: set[str]) -> RunRecord:

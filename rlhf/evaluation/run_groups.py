@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.common.text import count_text
 from rlhf.evaluation.metrics import UnitName, binary_values, unit_name
 from rlhf.evaluation.records import (
     Evaluation,
@@ -160,11 +161,15 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
         name = unit_name(item.evaluation.units)
         names[setting] = name if name != "episodes" else names.get(setting, name)
     notes = [
-        f"{name}: {n} episodes have no {metric} and are omitted" for name, n in unscored.items()
+        f"{name}: 1 episode has no {metric} and is omitted"
+        if n == 1
+        else f"{name}: {n} episodes have no {metric} and are omitted"
+        for name, n in unscored.items()
     ]
     notes += left_out
     notes += [
-        f"{name}: {repeated} episodes repeat an evaluation seed; episodes of one seed are averaged"
+        f"{name}: {count_text(repeated, 'episode')} with a repeated evaluation seed; episodes of "
+        "one seed are averaged"
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from rlhf.common.text import count_text
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
 from rlhf.evaluation.shared_error import SharedError, fewest_seeds_against_reference
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
@@ -272,9 +273,9 @@ def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> 
             f"better than {other} (at least {test.fewest_seeds} seeds{of_each})"
         )
     if not test.significant and n < needed:
+        found = f"{count_text(n, unit.removesuffix('s'))} {'is' if n == 1 else 'are'}"
         return (
-            f"no result: {n} {unit} are not enough to compare {method} with {baseline} "
-            f"(at least {needed})"
+            f"no result: {found} not enough to compare {method} with {baseline} (at least {needed})"
         )
     if not test.significant:
         # More pairs do not reduce the shared error.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rlhf.common.text import count_text
 from rlhf.explain.policy_view import PolicyExplanation
 from rlhf.explain.token_markup import TokenTable, shaded_html
 from rlhf.reports.markup import esc, number_text
@@ -45,7 +46,7 @@ def _columns(reply: PolicyExplanation) -> Mapping[str, Sequence[float | None]]:
 
 def _summary(number: int, reply: PolicyExplanation) -> str:
     count = max(1, len(reply.tokens))
-    facts = [f"reply {number}", f"{len(reply.tokens):,} tokens"]
+    facts = [f"reply {number}", count_text(len(reply.tokens), "token")]
     facts.append(f"mean entropy {number_text(sum(reply.entropy) / count)}")
     if reply.log_ratio is not None:
         facts.append(f"log π/π_ref {number_text(sum(reply.log_ratio))} in total")

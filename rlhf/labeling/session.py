@@ -15,7 +15,14 @@ from typing import Any
 from rlhf.common.conversation import Message
 from rlhf.common.files import is_utf8_encodable
 from rlhf.config.labeling import LabelMode
-from rlhf.data.labels import label_id_of, live_labels, new_row, undo_row, undone_ids
+from rlhf.data.labels import (
+    RANGE_COLUMNS,
+    label_id_of,
+    live_labels,
+    new_row,
+    undo_row,
+    undone_ids,
+)
 from rlhf.errors import UserError
 from rlhf.labeling.items import LabelItem
 from rlhf.labeling.store import LabelFile
@@ -48,6 +55,12 @@ class LabelSettings:
     def id(self) -> str:
         """Hash of the settings. An answer is valid only with the settings of its page."""
         return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()[:16]
+
+    @property
+    def range_columns(self) -> dict[str, int]:
+        """Column of a label that gives the range of its answer, if the mode has one."""
+        column = RANGE_COLUMNS.get(self.mode)
+        return {column: getattr(self, column)} if column else {}
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ class LabelingSession:
         settings: The answers that the annotator can give.
 
     Raises:
-        UserError: The file has labels of another mode.
+        UserError: The file has labels of another mode, or of other strengths or another scale.
     """
 
     def __init__(
@@ -134,6 +147,24 @@ class LabelingSession:
                 f"output: {file.path} has labels of mode {min(other)}, not {settings.mode}; give "
                 "another file"
             )
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        """Check that the answers in the file have the range of this session.
+
+        Files of earlier versions, imported labels and votes of a chat do not have the columns.
+
+        Raises:
+            UserError: A row has another range.
+        """
+        for column, value in self.settings.range_columns.items():
+            known = {row[column] for row in self._file.rows if row.get(column) is not None}
+            other = known - {value}
+            if other:
+                raise UserError(
+                    f"{column}: {self._file.path} has labels with {column}: {min(other)}, not "
+                    f"{value}; the numbers would have different meanings; give another file"
+                )
 
     @property
     def path(self) -> Path:
@@ -189,7 +220,8 @@ class LabelingSession:
             row = self._base_row(submission.label_id, item.item_id) | {"prompt": item.prompt}
             if submission.seconds is not None:
                 row["seconds"] = round(submission.seconds, 1)
-            self._file.append(row | self._reply_columns(item) | answer)
+            columns = self._reply_columns(item) | self.settings.range_columns
+            self._file.append(row | columns | answer)
         return submission.label_id
 
     def undo(self, label_id: str) -> str:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rlhf.common.files import add_path_to_write_errors, flush_to_disk, json_line, read_log
 from rlhf.common.numbers import is_number
 from rlhf.config.labeling import LabelMode
-from rlhf.data.labels import LABEL_COLUMNS, MAX_RATING, MODE_COLUMNS, is_rating
+from rlhf.data.labels import (
+    LABEL_COLUMNS,
+    MAX_RATING,
+    MODE_COLUMNS,
+    RANGE_COLUMNS,
+    is_rating,
+)
 from rlhf.errors import UserError
 
 try:
@@ -23,8 +29,12 @@ except ImportError:  # Windows does not have this module
     fcntl = None
 
 
+log = logging.getLogger(__name__)
+
 _ROW_START = b'{"label_id": '
 """Bytes with which the line of every label begins."""
+_MORE_ROWS = "more_rows"
+"""Column with the number of further rows that were appended together with a row."""
 
 
 class LabelFile:
@@ -52,21 +62,30 @@ class LabelFile:
             self.rows = read_log(self.path)
             check_label_rows(self.path, self.rows)
             self._complete_last_line()
+            self._remove_incomplete_group()
             flush_to_disk(self.path.parent)
         except BaseException:
             self.close()
             raise
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Append a row and flush it to the disk.
+        """Append a row, see `append_together`."""
+        self.append_together([row])
+
+    def append_together(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows and flush them to the disk: all of them, or none.
 
         Raises:
-            OSError: The row could not be written; the file is unchanged.
+            OSError: The rows could not be written; the file is unchanged.
             UserError: The file was deleted or replaced since it was opened.
         """
         self._check_in_place()
-        row = {"label_id": row["label_id"], **row}  # see `_ROW_START`
-        data = json_line(row).encode()
+        written_rows: list[dict[str, Any]] = []
+        for following, row in zip(reversed(range(len(rows))), rows, strict=True):
+            own = {key: value for key, value in row.items() if key != _MORE_ROWS}
+            more = {_MORE_ROWS: following} if following else {}
+            written_rows.append({"label_id": row["label_id"], **own, **more})  # see `_ROW_START`
+        data = "".join(map(json_line, written_rows)).encode()
         size = os.fstat(self._file.fileno()).st_size
         with add_path_to_write_errors(self.path):
             try:
@@ -78,7 +97,7 @@ class LabelFile:
             if written != len(data):
                 os.truncate(self._file.fileno(), size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.rows.append(row)
+        self.rows += written_rows
 
     def _check_in_place(self) -> None:
         """Check that the path still refers to the open file, because rows would be lost otherwise.
@@ -100,12 +119,7 @@ class LabelFile:
     def __enter__(self) -> LabelFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _lock(self) -> None:
@@ -142,6 +156,24 @@ class LabelFile:
         else:
             self._file.write(b"\n")
 
+    def _remove_incomplete_group(self) -> None:
+        """Remove the last rows if only a part of the rows of one `append_together` is in the file.
+
+        A process that is killed, or a machine that stops, can leave such a part. No row of it was
+        acknowledged to the annotator.
+        """
+        count, expected = 0, self.rows[-1].get(_MORE_ROWS) if self.rows else None
+        if not expected:
+            return
+        while count < len(self.rows) and self.rows[-1 - count].get(_MORE_ROWS) == expected:
+            count, expected = count + 1, expected + 1
+        log.warning("%s: removed %d rows of a vote that was not saved completely", self.path, count)
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        while lines and count:
+            count -= bool(lines.pop().strip())
+            self.rows.pop()
+        os.truncate(self._file.fileno(), sum(map(len, lines)))
+
 
 def check_label_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Check that the rows of a file are labels.
@@ -165,6 +197,9 @@ def _why_not_a_label(row: Mapping[str, Any]) -> str:
     mode = row["mode"]
     if mode not in MODE_COLUMNS:
         return "unknown mode"
+    for name in (*RANGE_COLUMNS.values(), _MORE_ROWS):
+        if row.get(name) is not None and not is_rating(row[name]):
+            return f"{name} is not a whole number from 0 to {MAX_RATING}"
     if row.get("undoes"):
         return ""
     if not (row.get("seconds") is None or is_number(row["seconds"])):

@@ -13,6 +13,7 @@ import yaml
 
 from rlhf.common.files import write_text
 from rlhf.common.numbers import short_number
+from rlhf.common.text import count_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.reward_accuracy import reward_runs
@@ -24,7 +25,6 @@ from rlhf.reports.markup import (
     Table,
     acronym_label_html,
     capitalize_acronyms,
-    count_text,
     esc,
     section_html,
     sentence_html,

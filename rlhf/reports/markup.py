@@ -226,11 +226,6 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def count_text(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 stage`, `3 stages`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def section_html(title: str, *parts: str) -> str:
     """Return the HTML of a section with a heading, or an empty string if all parts are empty."""
     body = "".join(parts)

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import (
     Cell,
     Table,
     acronym_label_html,
-    count_text,
     interval_text,
     sentence_html,
     with_minus_signs,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, simulated_coverage_text
 from rlhf.evaluation.metrics import metric_interval, unit_name
 from rlhf.evaluation.records import (
@@ -23,7 +24,6 @@ from rlhf.reports.markup import (
     Cell,
     Table,
     acronym_label_html,
-    count_text,
     esc,
     interval_text,
     number_text,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from rlhf.common.text import count_text
 from rlhf.evaluation.records import Evaluation, RunRecord
 from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.forest import ForestRow, forest_plot_html, titled_forest_plot_html
@@ -14,7 +15,6 @@ from rlhf.reports.markup import (
     Table,
     acronym_label_html,
     capitalize_acronyms,
-    count_text,
     esc,
     interval_text,
     number_text,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from rlhf.common.numbers import is_number
+from rlhf.common.text import count_text
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import charts_html
 from rlhf.reports.curves import is_online, learning_charts_and_constants, reward_charts
@@ -15,7 +16,6 @@ from rlhf.reports.markup import (
     acronym_label_html,
     breakable_html,
     capitalize_acronyms,
-    count_text,
     duration_text,
     esc,
 )

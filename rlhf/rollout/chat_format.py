@@ -25,6 +25,7 @@ from rlhf.reward_models.chat_template import (
     system_message_refusal_reason,
     with_tools,
 )
+from rlhf.rollout.text_decoder import ReplyDecoder
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
@@ -175,6 +176,10 @@ class ChatFormat:
                 self.stop_text
             )[0]
         return text
+
+    def reply_decoder(self) -> ReplyDecoder:
+        """Return a decoder for the tokens of one reply as they are sampled."""
+        return ReplyDecoder(self.tokenizer, self._reply_header if self.chat else [])
 
     def check_system_is_renderable(self, messages: Messages) -> None:
         """Check that the template can render the system message, if there is one.

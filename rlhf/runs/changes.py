@@ -14,9 +14,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from rlhf.common.columns import INTEGER, TEXT
 from rlhf.common.files import json_line, read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
+from rlhf.common.text import count_text
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.inputs import input_fingerprints, leaf_items
@@ -29,9 +31,14 @@ CHANGES_FILE = "changes.jsonl"
 DIRECTORY_KEYS = frozenset({"allow_changes", "resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
 KEYS_IGNORED_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms", "data_processes", "data_cache"}
-STEP_KEYS = ("num_steps", "trainer.max_steps", "trainer.num_train_epochs")
+_EPOCHS = "trainer.num_train_epochs"
+STEP_KEYS = ("num_steps", "trainer.max_steps", _EPOCHS)
 """Keys that determine the number of training steps. They may always increase."""
 
+_NO_CHECKPOINT = (
+    "is finished and has no checkpoint from which it could continue: start a new run with "
+    "model.path set to its folder final"
+)
 _MODEL = "a checkpoint contains the weights of this model, and the initial model is the reference"
 _ROWS = "the order of the rows and the held-out rows are derived from it"
 _OPTIMIZER = "a checkpoint contains the state of this optimizer"
@@ -185,18 +192,37 @@ def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Chang
         config: The new configuration, as plain data.
 
     Raises:
-        UserError: A change is not permitted, or the run cannot continue because its checkpoints
-            were deleted. The message contains the key.
+        UserError: A change is not permitted, the run has taken more steps than the configuration
+            allows, or it cannot continue because its checkpoints were deleted.
     """
     changes = find_changes(directory, config)
+    for change in changes:
+        _check_steps_taken(directory, change)
     need_permission = [change for change in changes if not change.increases_steps]
     _check_permitted(directory, config, changes, need_permission=need_permission)
-    if changes and (directory / "finished").exists() and not _has_checkpoint(directory):
-        raise UserError(
-            f"{directory} is finished and has no checkpoint from which it could continue: start a "
-            "new run with model.path set to its folder final"
-        )
+    if changes and _cannot_continue(directory):
+        raise UserError(f"{directory} {_NO_CHECKPOINT}")
     return tuple(changes)
+
+
+def permits_change(config: Mapping[str, Any], key: str) -> bool:
+    """Return whether the content of an input may change.
+
+    Args:
+        config: The configuration of a resumed run.
+        key: Dotted key of the input.
+    """
+    change = Change(key, None, None, content=True)
+    permitted = config.get("allow_changes") or ()
+    return not _reason_fixed(change, config) and any(_is_part_of(key, str(k)) for k in permitted)
+
+
+def steps_taken_text(directory: Path, done: int, configured: int) -> str:
+    """Return the message that a run has taken more steps than its configuration allows."""
+    return (
+        f"{directory} has already taken {count_text(done, 'step')}, so it cannot end at step "
+        f"{configured}: branch from an earlier checkpoint with rlhf branch"
+    )
 
 
 def record_changes(directory: Path, step: int, changes: Sequence[Change]) -> None:
@@ -224,13 +250,37 @@ def record_changes(directory: Path, step: int, changes: Sequence[Change]) -> Non
 
 def read_changes(directory: Path) -> list[dict[str, Any]]:
     """Return the recorded changes of a run; [] if its settings never changed."""
-    return read_log(directory / CHANGES_FILE)
+    return read_log(directory / CHANGES_FILE, {"step": INTEGER, "key": TEXT})
 
 
 def change_text(row: Mapping[str, Any]) -> str:
     """Return a recorded change as text, such as "after step 100: num_steps was 100, now 200"."""
-    change = Change(row["key"], row["before"], row["after"], content=bool(row.get("content")))
+    change = Change(
+        row["key"], row.get("before"), row.get("after"), content=bool(row.get("content"))
+    )
     return f"after step {row['step']}: {change}"
+
+
+def _check_steps_taken(directory: Path, change: Change) -> None:
+    """Check that a run has not taken more steps than a changed number of steps allows.
+
+    No permission helps against this mistake, so it is reported before the missing permission.
+
+    Raises:
+        UserError: The run has taken more steps, or it is finished and would have fewer epochs.
+    """
+    if change.key not in STEP_KEYS or not is_number(change.after) or change.increases_steps:
+        return
+    done = _newest_checkpoint_step(directory)
+    if change.key != _EPOCHS and done and 0 < change.after < done:
+        raise UserError(steps_taken_text(directory, done, change.after))
+    # A checkpoint has no number of epochs. A finished run has taken those of its record.
+    fewer = is_number(change.before) and change.after < change.before
+    if change.key == _EPOCHS and fewer and done and (directory / "finished").exists():
+        raise UserError(
+            f"{directory} is finished, so it cannot end after fewer epochs ({change}): branch from "
+            "an earlier checkpoint with rlhf branch"
+        )
 
 
 def _check_permitted(
@@ -281,7 +331,11 @@ def _refusal_text(directory: Path, config: Mapping[str, Any], refused: Sequence[
     else:
         text = f"{directory} cannot be resumed with another configuration: {change}"
         text += f" (and {more} more {'keys differ' if more > 1 else 'key differs'})" * bool(more)
-    if "allow_changes" in config and not any(_reason_fixed(c, config) for c in refused):
+    if "allow_changes" not in config or any(_reason_fixed(c, config) for c in refused):
+        return text
+    if _cannot_continue(directory):
+        text += f"; the run {_NO_CHECKPOINT}"
+    else:
         keys = ", ".join(dict.fromkeys(c.key for c in refused))
         keys = shorten(keys, 200, placeholder="…")
         text += f"; to permit it, set allow_changes: [{keys}]"
@@ -306,9 +360,16 @@ def _is_part_of(key: str, section: str) -> bool:
     return key == section or key.startswith(f"{section}.")
 
 
-def _has_checkpoint(directory: Path) -> bool:
+def _cannot_continue(directory: Path) -> bool:
+    """Return whether a run is finished and its checkpoints were deleted."""
+    return (directory / "finished").exists() and _newest_checkpoint_step(directory) is None
+
+
+def _newest_checkpoint_step(directory: Path) -> int | None:
+    """Return the number of steps of the newest checkpoint of a run; None without a checkpoint."""
     folders = (directory / "checkpoints").glob("*")
-    return any(re.fullmatch(r"(step|checkpoint)-\d+", path.name) for path in folders)
+    found = (re.fullmatch(r"(?:step|checkpoint)-(\d+)", path.name) for path in folders)
+    return max((int(match[1]) for match in found if match), default=None)
 
 
 def _value_text(value: Any) -> str:

@@ -12,7 +12,15 @@ from typing import Any
 from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.runs.alarms import AlarmName, Halt, alarm_action
 from rlhf.runs.learning_checks import LEARNING_CHECKS
-from rlhf.runs.metric_log import RECENT, MetricLog, RunningMetricLog, gold_metric_keys
+from rlhf.runs.metric_log import (
+    RECENT,
+    MetricLog,
+    RunningMetricLog,
+    first_and_last_means,
+    gold_metric_keys,
+    mean_or_zero,
+    reward_rose,
+)
 from rlhf.runs.renamed import metric_rows
 
 _FRACTION_LIMITS = {
@@ -191,7 +199,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
         yield (
             "rollout/evasion_gain",
             f"the mean score of episodes that have an invalid reply or are truncated is "
-            f"{_mean_or_zero(gains):.2g} above that of the other episodes over the last "
+            f"{mean_or_zero(gains):.2g} above that of the other episodes over the last "
             f"{_SIGN_STEPS} logged steps (see rollout.invalid_reward and rollout.max_tokens).",
         )
     unstopped = _recent_mean_or_zero(log, "rollout/missing_eos")
@@ -257,7 +265,7 @@ def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
         name, _, reason = key.removeprefix(_UNSCORED).partition("/")
-        share = _mean_or_zero([float(row.get(key, 0.0)) for row in recent])
+        share = mean_or_zero([float(row.get(key, 0.0)) for row in recent])
         words = reason.replace("_", " ")
         yield key, f"{share:.0%} of episodes could not be scored by {name} ({words}) {when}."
 
@@ -282,7 +290,7 @@ def _fell_significantly(values: Sequence[float]) -> bool:
 
 def _recent_mean_or_zero(log: MetricLog, key: str) -> float:
     """Return the mean of the last `RECENT` logged values, or 0 if the metric was never logged."""
-    return _mean_or_zero(log.series(key)[1][-RECENT:])
+    return mean_or_zero(log.series(key)[1][-RECENT:])
 
 
 def _recent_fraction(log: MetricLog, key: str) -> float:
@@ -295,10 +303,6 @@ def _recent_fraction(log: MetricLog, key: str) -> float:
         return value
     # These metrics are logged as numbers per episode, and an episode may have several turns.
     return value / max(1.0, _recent_mean_or_zero(log, "rollout/turns"))
-
-
-def _mean_or_zero(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _not_finite_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
@@ -372,9 +376,9 @@ def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
     if min(len(entropy), len(reward)) < 2 * RECENT:
         return
-    before, after = _mean_or_zero(entropy[:RECENT]), _mean_or_zero(entropy[-RECENT:])
-    first, last = _mean_or_zero(reward[:RECENT]), _mean_or_zero(reward[-RECENT:])
-    if before >= 0.1 and after <= 0.05 * before and last <= first:
+    before, after = first_and_last_means(entropy)
+    if before >= 0.1 and after <= 0.05 * before and not reward_rose(log):
+        first, last = first_and_last_means(reward)
         yield (
             "entropy",
             f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the "
@@ -405,7 +409,7 @@ def _negative_kl_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     values = log.series("policy/kl")[1][-_SIGN_STEPS:]
     if len(values) < _SIGN_STEPS or max(values) >= 0:
         return
-    mean = _mean_or_zero(values)
+    mean = mean_or_zero(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     if mean < -4 * math.sqrt(variance / len(values)):
         yield (
@@ -436,10 +440,8 @@ def _repetition_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
     if min(len(repetition), len(reward)) < 2 * RECENT:
         return
-    before, after = _mean_or_zero(repetition[:RECENT]), _mean_or_zero(repetition[-RECENT:])
-    if after >= max(0.5, before + 0.3) and _mean_or_zero(reward[-RECENT:]) <= _mean_or_zero(
-        reward[:RECENT]
-    ):
+    before, after = first_and_last_means(repetition)
+    if after >= max(0.5, before + 0.3) and not reward_rose(log):
         yield (
             "rollout/repetition",
             f"the fraction of repeated bigrams in replies rose from {before:.0%} in the first "

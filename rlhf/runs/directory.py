@@ -43,6 +43,7 @@ from rlhf.runs.claim import (
 )
 from rlhf.runs.inputs import input_fingerprints, input_paths
 from rlhf.runs.machine import describe_machine
+from rlhf.runs.renamed import METRIC_COLUMNS
 from rlhf.runs.trackers import (
     Tracker,
     check_trackers_installed,
@@ -229,7 +230,7 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.directory / name
             if self.writes and path.exists():
-                rows = read_log(path)
+                rows = read_log(path, METRIC_COLUMNS)  # samples have a step, too
                 kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
                 write_text(path, "".join(json_line(row) for row in kept))
 

@@ -5,12 +5,17 @@ Each function yields (kind, sentence) for the conditions that are met; see `diag
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlhf.common.numbers import is_number, short_number
-from rlhf.runs.metric_log import RECENT, MetricLog
+from rlhf.runs.metric_log import (
+    RECENT,
+    MetricLog,
+    first_and_last_means,
+    mean_or_zero,
+    reward_rose,
+)
 
 VARIANCE_SHARE = "rewards/variance_share/"
 """Prefix of the metrics ``rewards/variance_share/NAME``."""
@@ -33,27 +38,11 @@ _EFFECTIVE_SAMPLE = 0.5
 """Largest effective sample size, as a fraction of the tokens, for a warning."""
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _reward_rose(log: MetricLog) -> bool:
-    """Return whether the mean reward of the last logged steps is above that of the first ones.
-
-    Rounding errors are not a rise. A run with fewer than `RECENT` values has no rise.
-    """
-    rewards = log.series("reward/mean")[1]
-    if len(rewards) < RECENT:
-        return False
-    first, last = _mean(rewards[:RECENT]), _mean(rewards[-RECENT:])
-    return last > first and not math.isclose(first, last, rel_tol=1e-6)
-
-
 def _constant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if all episodes of a step have the same score, step after step."""
     deviations = log.series("rewards/std")[1][-WINDOW:]
     rewards = log.series("reward/mean")[1]
-    if len(deviations) < WINDOW or any(deviations) or not rewards or _reward_rose(log):
+    if len(deviations) < WINDOW or any(deviations) or not rewards or reward_rose(log):
         return
     yield (
         "rewards/std",
@@ -67,19 +56,19 @@ def _equal_groups_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the scores are equal within most groups, although they differ between groups."""
     equal = log.series("groups/equal")[1][-WINDOW:]
     constant = not any(log.series("rewards/std")[1][-WINDOW:])
-    if len(equal) < WINDOW or _mean(equal) < _EQUAL_GROUPS or constant or _reward_rose(log):
+    if len(equal) < WINDOW or mean_or_zero(equal) < _EQUAL_GROUPS or constant or reward_rose(log):
         return
     sentence = (
-        f"the scores were equal within {_mean(equal):.0%} of the groups over the last {WINDOW} "
-        "logged steps, and the reward did not rise: the advantages of these groups are 0."
+        f"the scores were equal within {mean_or_zero(equal):.0%} of the groups over the last "
+        f"{WINDOW} logged steps, and the reward did not rise: the advantages of these groups are 0."
     )
     solved, unsolved = (
         log.series(key)[1][-WINDOW:] for key in ("groups/all_solved", "groups/none_solved")
     )
     if solved and unsolved:
         sentence += (
-            f" Every episode was solved in {_mean(solved):.0%} of the groups, and none in "
-            f"{_mean(unsolved):.0%}."
+            f" Every episode was solved in {mean_or_zero(solved):.0%} of the groups, and none in "
+            f"{mean_or_zero(unsolved):.0%}."
         )
     yield "groups/equal", sentence
 
@@ -87,18 +76,18 @@ def _equal_groups_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _saturated_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the policy solved the task before it was trained."""
     first = log.series("rollout/success")[1][:RECENT]
-    if len(first) == RECENT and _mean(first) >= _SATURATED:
+    if len(first) == RECENT and mean_or_zero(first) >= _SATURATED:
         yield (
             "saturated",
-            f"{_mean(first):.0%} of the episodes of the first {RECENT} logged steps were solved: "
-            "the policy solved the task before it was trained.",
+            f"{mean_or_zero(first):.0%} of the episodes of the first {RECENT} logged steps were "
+            "solved: the policy solved the task before it was trained.",
         )
 
 
 def _unsolved_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if no episode is solved."""
     success = log.series("rollout/success")[1][-_UNSOLVED_STEPS:]
-    if len(success) == _UNSOLVED_STEPS and not any(success) and not _reward_rose(log):
+    if len(success) == _UNSOLVED_STEPS and not any(success) and not reward_rose(log):
         yield (
             "unsolved",
             f"no episode was solved in any of the last {_UNSOLVED_STEPS} logged steps, and the "
@@ -142,9 +131,9 @@ def _variance_shares(row: Mapping[str, Any]) -> dict[str, float]:
 def _length_drift_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the episodes became much longer or shorter, and the reward did not rise."""
     tokens = log.series("rollout/tokens")[1]
-    if len(tokens) < 2 * RECENT or _reward_rose(log):
+    if len(tokens) < 2 * RECENT or reward_rose(log):
         return
-    before, after = _mean(tokens[:RECENT]), _mean(tokens[-RECENT:])
+    before, after = first_and_last_means(tokens)
     if min(before, after) > 0 and not 1 / _LENGTH_FACTOR < after / before < _LENGTH_FACTOR:
         yield (
             "rollout/tokens",
@@ -159,23 +148,23 @@ def _clipped_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     for sign in ("positive", "negative"):
         key = f"policy/clip_fraction_{sign}"
         values = log.series(key)[1][-WINDOW:]
-        if len(values) == WINDOW and _mean(values) > _CLIPPED:
+        if len(values) == WINDOW and mean_or_zero(values) > _CLIPPED:
             yield (
                 key,
-                f"the importance ratio was clipped for {_mean(values):.0%} of the tokens with a "
-                f"{sign} advantage over the last {WINDOW} logged steps.",
+                f"the importance ratio was clipped for {mean_or_zero(values):.0%} of the tokens "
+                f"with a {sign} advantage over the last {WINDOW} logged steps.",
             )
 
 
 def _effective_sample_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the tokens were sampled from a policy that differs much from the trained one."""
     sizes = log.series("sampler/ess")[1][-RECENT:]
-    if len(sizes) == RECENT and _mean(sizes) < _EFFECTIVE_SAMPLE:
+    if len(sizes) == RECENT and mean_or_zero(sizes) < _EFFECTIVE_SAMPLE:
         yield (
             "sampler/ess",
-            f"the effective sample size of the sampled tokens was {_mean(sizes):.0%} of their "
-            f"number over the last {RECENT} logged steps: the probabilities of the sampler and of "
-            "the trainer differ.",
+            f"the effective sample size of the sampled tokens was {mean_or_zero(sizes):.0%} of "
+            f"their number over the last {RECENT} logged steps: the probabilities of the sampler "
+            "and of the trainer differ.",
         )
 
 

@@ -130,6 +130,26 @@ class RunningMetricLog(MetricLog):
         return self._not_finite
 
 
+def mean_or_zero(values: Sequence[float]) -> float:
+    """Return the mean of some values, or 0 without values."""
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def first_and_last_means(values: Sequence[float]) -> tuple[float, float]:
+    """Return the means of the first and of the last `RECENT` values."""
+    return mean_or_zero(values[:RECENT]), mean_or_zero(values[-RECENT:])
+
+
+def reward_rose(log: MetricLog) -> bool:
+    """Return whether the mean reward of the last logged steps is above that of the first ones.
+
+    Rounding errors are not a rise. A run with fewer than `RECENT` values has no rise.
+    """
+    rewards = log.series("reward/mean")[1]
+    first, last = first_and_last_means(rewards)
+    return len(rewards) >= RECENT and last > first and not math.isclose(first, last, rel_tol=1e-6)
+
+
 def gold_metric_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys of the metrics that can be the gold score, in order of preference.
 

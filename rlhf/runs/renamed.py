@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import iterate_log, read_log
+from rlhf.common.columns import INTEGER, MESSAGES, OBJECT, TEXT, Columns
+from rlhf.common.files import iterate_log
 
 RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
@@ -46,6 +47,26 @@ before them."""
 RENAMED_EPISODE_KEYS: dict[str, str] = {"cut": "length_limited"}
 """Old key of `evaluation/NAME/episodes.jsonl` -> new key."""
 
+METRIC_COLUMNS: Columns = {"step": INTEGER}
+"""Columns of `metrics.jsonl` that every row has."""
+SAMPLE_COLUMNS: Columns = {
+    "step": INTEGER,
+    "split": TEXT,
+    "seed": INTEGER,
+    "messages": MESSAGES.optional(),
+    "tokens": OBJECT.optional(),
+}
+"""Columns of `samples.jsonl`."""
+EPISODE_COLUMNS: Columns = {
+    "env": TEXT,
+    "decoding": TEXT,
+    "seed": INTEGER,
+    "sample": INTEGER.optional(),
+    "components": OBJECT.optional(),
+    "messages": MESSAGES.optional(),
+}
+"""Columns of `episodes.jsonl`."""
+
 
 def renamed_key(key: str) -> str | None:
     """Return the current name of a dotted configuration key, or None if it was not renamed.
@@ -74,7 +95,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 def metric_rows(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of `metrics.jsonl` of a run of any version, with the current keys."""
-    for row in iterate_log(directory / "metrics.jsonl"):
+    for row in iterate_log(directory / "metrics.jsonl", METRIC_COLUMNS):
         yield _with_new_keys(row, RENAMED_METRICS)
 
 
@@ -91,15 +112,14 @@ def sample_rows(directory: Path) -> Iterator[dict[str, Any]]:
 
     The lines are read one by one, because the file may not fit in memory.
     """
-    for row in iterate_log(directory / "samples.jsonl"):
+    for row in iterate_log(directory / "samples.jsonl", SAMPLE_COLUMNS):
         yield _with_new_keys(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {}))
 
 
 def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
     """Return the lines of `episodes.jsonl` in an evaluation's folder, with the current keys."""
-    return [
-        _with_new_keys(row, RENAMED_EPISODE_KEYS) for row in read_log(evaluation / "episodes.jsonl")
-    ]
+    rows = iterate_log(evaluation / "episodes.jsonl", EPISODE_COLUMNS)
+    return [_with_new_keys(row, RENAMED_EPISODE_KEYS) for row in rows]
 
 
 def _with_new_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

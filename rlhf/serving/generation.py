@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.rollout.sampling.base import Alternatives, FinishReason, NewTokens
+from rlhf.rollout.text_decoder import TextDecoder
 from rlhf.serving.errors import overloaded, timed_out
 from rlhf.serving.scheduler import Job, Overloaded, Progress, Scheduler
-from rlhf.serving.text import StopStrings, TextDecoder
+from rlhf.serving.text import StopStrings
 
 
 @dataclass
@@ -160,6 +161,14 @@ class Generation:
         for choice in self.choices[len(jobs) :]:
             choice.finish_reason = FinishReason.LENGTH.value
 
+    def _end_in_time(self) -> None:
+        """End all completions at the time limit, also if no piece is taken at this time.
+
+        A client that does not read its stream blocks the consumer of the pieces.
+        """
+        self.cancel()
+        self._events.put_nowait(None)
+
     def cancel(self) -> None:
         """End all completions that are not finished."""
         for job in self._choice_of:
@@ -173,7 +182,7 @@ class Generation:
             EngineFailed: The engine failed.
         """
         unfinished = len(self._choice_of)
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._events.put_nowait, None)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._end_in_time)
         try:
             while unfinished:
                 progress = await self._events.get()

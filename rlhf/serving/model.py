@@ -17,12 +17,13 @@ from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.sampling.base import NewTokens, RolloutEngine
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.verification import check_sampling
+from rlhf.rollout.text_decoder import TextDecoder
 from rlhf.serving.bodies import SamplingBody
 from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
 from rlhf.serving.generation import Choice, Generation
 from rlhf.serving.prompt_logprobs import prompt_logprobs
 from rlhf.serving.scheduler import PREFILL_TOKENS, Job, Overloaded, Scheduler
-from rlhf.serving.text import TextDecoder, TokenNames
+from rlhf.serving.text import TokenNames
 
 SAMPLING_SEED_KEY = 23
 """First number of the sampling seeds, so that they differ from the seeds of training."""

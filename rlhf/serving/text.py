@@ -1,4 +1,4 @@
-"""Decode tokens as they are sampled, find stop strings, and name single tokens."""
+"""Find stop strings, and name single tokens."""
 
 from __future__ import annotations
 
@@ -7,57 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-CONTEXT_TOKENS = 8
-"""Number of tokens before a completion that are decoded with it. Some tokenizers, such as
-SentencePiece, omit the space before the first token of a text."""
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-class TextDecoder:
-    """Decodes tokens step by step. Special tokens have no text.
-
-    A token can encode a part of a character, so the text of a token may be returned together with
-    that of a later token. The concatenation of all returned texts is the text of all tokens.
-
-    Args:
-        tokenizer: The tokenizer.
-        context: Tokens before the text. Their text is not returned.
-    """
-
-    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._ids = list(context[-CONTEXT_TOKENS:])
-        self._num_returned = len(self._ids)
-        self._returned = self._decode(self._ids)
-
-    def append(self, ids: Sequence[int]) -> str:
-        """Add tokens; return the text that is complete."""
-        if not ids:
-            return ""
-        self._ids += ids
-        text = self._decode(self._ids)
-        return "" if text.endswith(_REPLACEMENT) else self._return(text)
-
-    def finish(self) -> str:
-        """Return the rest of the text."""
-        return self._return(self._decode(self._ids))
-
-    def _return(self, text: str) -> str:
-        """Return the new part of the text of all kept tokens, and discard the older tokens."""
-        new = text[len(self._returned) :]
-        self._ids = self._ids[self._num_returned :] or self._ids
-        self._num_returned = len(self._ids)
-        self._returned = self._decode(self._ids)
-        return new
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        if not ids:
-            return ""
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
 
 
 class StopStrings:

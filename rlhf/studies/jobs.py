@@ -64,7 +64,7 @@ def lock_study_directory(
     """
     if config.resume and not config.overwrite:
         for command, stage in (stage for job in jobs for stage in job.stages):
-            commands.check_resumable(command, stage)
+            commands.check_unchanged(command, stage)
     tree = study_config_without_directory_keys(config)
     with lock_directory(
         root, config_file_name, tree, resume=config.resume, overwrite=config.overwrite

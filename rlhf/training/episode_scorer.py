@@ -6,7 +6,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 
 from rlhf.common.conversation import Score
 from rlhf.reward_models.core import Reward, Scores, score_copies
@@ -37,12 +36,7 @@ class EpisodeScorer:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.put(None)  # after an error, the thread ends when its current call returns
 
     def submit(self, rollout: Rollout) -> None:

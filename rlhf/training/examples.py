@@ -76,7 +76,7 @@ class ExampleEncoder:
                     self.count(None, notes, row)
                 else:
                     self.count(str(outcome), notes, row)
-        self.check_some_remain(examples, len(rows))
+        self.check_some_remain(examples)
         return examples
 
     def encode(
@@ -116,17 +116,17 @@ class ExampleEncoder:
             self.changed[f"dropped: {dropped}"] += times
             self.first_dropped.setdefault(dropped, describe_row(row))
 
-    def check_some_remain(self, examples: Sequence[Example], num_rows: int) -> None:
-        """Raise UserError if all of ``num_rows`` rows were dropped."""
+    def check_some_remain(self, examples: Sequence[Example]) -> None:
+        """Raise UserError if all rows were dropped."""
         if not examples:
-            raise UserError(self._all_dropped_message(num_rows))
+            raise UserError(self._all_dropped_message())
 
     def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
-    def _all_dropped_message(self, count: int) -> str:
-        """Return the error message for ``count`` rows, all of which were dropped."""
+    def _all_dropped_message(self) -> str:
+        """Return the error message for rows that were all dropped."""
         first = next(iter(self.first_dropped.values()))
         if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length
@@ -135,7 +135,7 @@ class ExampleEncoder:
                 f"the first is {first}; raise max_length"
             )
         dropped = self.truncated_and_dropped_text()
-        return f"all {count:,} examples were dropped: {dropped}; the first is {first}"
+        return f"all examples were dropped: {dropped}; the first is {first}"
 
     def _render(self, row: Row, completion: Sequence[Any]) -> _Rendered:
         """Render a text of a row. Errors are stored, because an earlier one of the row counts."""

@@ -144,13 +144,32 @@ def check_ratios_before_first_update(k3_sum_and_count: Tensor, dtype: torch.dtyp
         )
 
 
-def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> None:
+def _lower_rate_text(key: str, *, can_change: bool) -> str:
+    """Return what to do after a divergence.
+
+    Args:
+        key: Configuration key of the learning rate.
+        can_change: Whether a resumed run can have another learning rate.
+    """
+    text = f"lower {key} and start a new run"
+    if not can_change:
+        return text
+    return (
+        f"{text}, or, if the last checkpoint precedes the divergence, continue with --resume, a "
+        f"lower rate and allow_changes: [{key}]"
+    )
+
+
+def check_gradient_norm(
+    norm: float, *, step: int, learning_rate_key: str, can_change_rate: bool = True
+) -> None:
     """Check that the global norm of the gradients is finite.
 
     Args:
         norm: The global norm.
         step: Number of the training step, counted from 1.
         learning_rate_key: Configuration key of the learning rate, for the message.
+        can_change_rate: Whether a resumed run can have another learning rate.
 
     Raises:
         Halt: The norm is not finite.
@@ -158,8 +177,8 @@ def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> No
     if not math.isfinite(norm):
         raise Halt(
             "not_finite",
-            f"training diverged in step {step}: the gradient is not finite; lower "
-            f"{learning_rate_key} and start a new run",
+            f"training diverged in step {step}: the gradient is not finite; "
+            + _lower_rate_text(learning_rate_key, can_change=can_change_rate),
         )
 
 
@@ -190,7 +209,12 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
 
 
 def check_weights(
-    model: nn.Module, *, step: int, learning_rate_key: str, world: World | None = None
+    model: nn.Module,
+    *,
+    step: int,
+    learning_rate_key: str,
+    can_change_rate: bool = True,
+    world: World | None = None,
 ) -> None:
     """Check that the weights of a model are finite, before it is evaluated and saved.
 
@@ -198,6 +222,7 @@ def check_weights(
         model: The model.
         step: Number of completed steps.
         learning_rate_key: Configuration key of the learning rate.
+        can_change_rate: Whether a resumed run can have another learning rate.
         world: The processes of the run; required if the model is sharded.
 
     Raises:
@@ -211,8 +236,8 @@ def check_weights(
         raise Halt(
             "not_finite",
             f"training diverged: after step {step}, {len(wrong)} of {len(weights)} parameter "
-            f"tensors are not finite (the first is {wrong[0]}), so the model is not saved; lower "
-            f"{learning_rate_key} and start a new run",
+            f"tensors are not finite (the first is {wrong[0]}), so the model is not saved; "
+            + _lower_rate_text(learning_rate_key, can_change=can_change_rate),
         )
 
 

@@ -17,6 +17,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import RunningRewardMoments
 from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.config.online import OnlineConfig
+from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.policy_copy import PolicyCopy
@@ -26,6 +27,7 @@ from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector, open_local_engine
 from rlhf.rollout.items import SeenOpenings
 from rlhf.rollout.sampling.recording import RecordedReply, RecordingEngine
+from rlhf.rollout.unused_keys import unused_key_message
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_metric_keys
 from rlhf.runs.profiling import Stopwatch
@@ -41,7 +43,6 @@ from rlhf.training.held_out import (
 from rlhf.training.loop import fit
 from rlhf.training.numeric_checks import check_batch, check_rewards, check_scores
 from rlhf.training.online_setup import (
-    check_ineffective_rollout_keys,
     check_online_config,
     load_split_prompts,
     make_kl_controller,
@@ -126,7 +127,8 @@ class OnlineTrainer(Trainer):
                 self.external_engine or open_local_engine(sampled, config.rollout)
             )
             self.collector = self._open_collector(config, sampled, tokenizer, prompts)
-        check_ineffective_rollout_keys(config, self.collector)
+        if message := unused_key_message(self.collector):
+            raise UserError(message)
         log.info(self.collector.chat_format.describe())
         self.max_episode_tokens = self.collector.max_sampled_tokens_per_episode()
         self.eval_collector = Collector.open(

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.spaces import Discrete
-
 from rlhf.algorithms.controllers import (
     AdaptiveKL,
     FixedKL,
@@ -19,13 +17,11 @@ from rlhf.algorithms.registry import Algorithm
 from rlhf.common.imports import import_object
 from rlhf.config.engine import ENGINES
 from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
-from rlhf.config.rollout import RolloutSpec
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_with_tools
-from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.workers import concurrency_of
 from rlhf.rollout.sampling.base import EngineBase
 
@@ -86,26 +82,6 @@ def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -
             "algorithm.tis_cap (a common value is 2)",
             name,
             config.rollout.max_staleness,
-        )
-
-
-def check_ineffective_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
-    """Raise UserError if a key of ``rollout`` is set that has no effect in this run."""
-    rollout, defaults = config.rollout, RolloutSpec
-    if collector.chat_format.chat:
-        for key in ("separator", "stop"):
-            if getattr(rollout, key) != getattr(defaults, key):
-                raise UserError(f"rollout.{key} has no effect: the chat template ends turns")
-    keys = [k for k in ("invalid", "invalid_reward") if getattr(rollout, k) != getattr(defaults, k)]
-    if not keys:
-        return
-    env = collector.make_env()
-    discrete = isinstance(env.action_space, Discrete)
-    env.close()
-    if not discrete:
-        raise UserError(
-            f"rollout.{keys[0]} has no effect: the actions of this environment are text, and the "
-            "environment handles invalid replies"
         )
 
 

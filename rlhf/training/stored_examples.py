@@ -208,7 +208,7 @@ class CachingEncoder:
         is_example = np.array([outcome.dropped is None for outcome in outcomes], bool)
         kept = np.flatnonzero(is_example[outcome_indices])
         examples = StoredExamples(stores, rows.source[kept], index[kept])
-        self.encoder.check_some_remain(examples, len(rows))
+        self.encoder.check_some_remain(examples)
         return examples
 
     def _open(

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted, StopSignalRecorder
@@ -91,6 +93,7 @@ def serve(
     *,
     stopped: str = "",
     graceful_seconds: float = GRACEFUL_SECONDS,
+    unread_seconds: float | None = None,
     stop: threading.Event | None = None,
 ) -> None:
     """Serve an application until a signal (Ctrl-C, SIGTERM) or ``stop`` ends it.
@@ -103,13 +106,15 @@ def serve(
         listener: The socket, which is closed at the end.
         stopped: Text that is added to the message after a signal, such as the path of the results.
         graceful_seconds: Time limit of running requests after a signal, in seconds.
+        unread_seconds: Time after which a connection is closed whose client does not read what it
+            was sent, in seconds; None without a limit.
         stop: Event that ends the server without a signal. This function then returns.
 
     Raises:
         Interrupted: A signal stopped the server. Its message begins with the name of the signal;
             `rlhf` ends with the exit code 128 plus the number of the signal.
     """
-    server = _server(app, graceful_seconds)
+    server = _server(app, graceful_seconds, unread_seconds)
     with StopSignalRecorder() as recorder:
         # uvicorn installs its own handlers for SIGINT and SIGTERM. After its shutdown, it raises
         # the signal again, and the recorder records it.
@@ -140,15 +145,19 @@ async def _serve_until_stopped(
 
 
 @contextlib.contextmanager
-def serve_in_thread(app: ASGIApp, host: str = LOOPBACK_HOST, port: int = 0) -> Iterator[Listener]:
+def serve_in_thread(
+    app: ASGIApp, host: str = LOOPBACK_HOST, port: int = 0, *, unread_seconds: float | None = None
+) -> Iterator[Listener]:
     """Return a context manager that serves an application in a thread of this process.
+
+    See `serve` for the arguments.
 
     Example:
         >>> with serve_in_thread(app) as listener:  # doctest: +SKIP
         ...     urllib.request.urlopen(listener.url("/health"))
     """
     listener = open_listener(host, port)
-    server = _server(app, GRACEFUL_SECONDS)
+    server = _server(app, GRACEFUL_SECONDS, unread_seconds)
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener.socket])), daemon=True
     )
@@ -166,7 +175,37 @@ def serve_in_thread(app: ASGIApp, host: str = LOOPBACK_HOST, port: int = 0) -> I
         listener.socket.close()
 
 
-def _server(app: ASGIApp, graceful_seconds: float) -> uvicorn.Server:
+def _protocol(unread_seconds: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol with a time limit for clients that do not read.
+
+    Closing such a connection would wait for ever, because unsent data remain. It is aborted.
+    """
+    base: Any = AutoHTTPProtocol
+
+    class LimitedProtocol(base):
+        _timer: asyncio.TimerHandle | None = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(unread_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._cancel_timer()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel_timer()
+            super().connection_lost(exc)
+
+        def _cancel_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    return LimitedProtocol
+
+
+def _server(app: ASGIApp, graceful_seconds: float, unread_seconds: float | None) -> uvicorn.Server:
     """Return a server without an access log, because URLs can contain the token."""
     config = uvicorn.Config(
         app,
@@ -176,6 +215,7 @@ def _server(app: ASGIApp, graceful_seconds: float) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,  # a client could forge its address with these headers
         ws="none",
+        http="auto" if unread_seconds is None else _protocol(unread_seconds),
         timeout_graceful_shutdown=max(1, round(graceful_seconds)),
     )
     return uvicorn.Server(config)

@@ -28,6 +28,13 @@ BASE, LORA = "{base}", "{lora}"
         ([BASE, "--rewards", "[{kind: lenth}]"], "did you mean 'length'"),
         ([BASE, "--rollout.temperature", "-1"], "rollout.temperature must be >= 0"),
         ([BASE, "--rollout.chat", "true", "--rollout.stop", "x"], "rollout.stop has no effect"),
+        ([BASE, "--rollout.parallel", "3"], "rollout.parallel has no effect in a chat"),
+        ([BASE, "--rollout.separator", "x"], "the chat template ends turns"),
+        ([BASE, "--rollout.invalid", "retry"], "rollout.invalid has no effect"),
+        (
+            [BASE, "--env.id", "text/GuessNumber-v0", "--rollout.invalid_reward", "-1"],
+            "rollout.invalid_reward has no effect",
+        ),
         ([BASE] * 9, "at most 8 models"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,26 @@ def test_interleaved_sampling_gives_the_same_replies(checkpoints: Checkpoints):
         later.startswith(earlier) for texts in seen.values()
         for earlier, later in itertools.pairwise(texts)
     )  # fmt: skip
+
+
+def test_a_streamed_reply_decodes_each_token_a_constant_number_of_times(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+):
+    session = open_session(checkpoints.paths[:1], seed=5, rollout={"max_new_tokens": 200})
+    tokenizer = session.policies[0].collector.chat_format.tokenizer
+    decode, lengths = tokenizer.decode, []
+
+    def counted(ids, **keys):
+        lengths.append(len(ids))
+        return decode(ids, **keys)
+
+    session.send("Repeat: stone")
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    texts = [text for _, text in session.generate()]
+    tokens = session.turns[-1].replies[0].completion.tokens
+    assert len(tokens) > 50
+    assert len(texts) > 50
+    assert sum(lengths) < 10 * len(tokens)
 
 
 def test_an_episode_is_that_of_the_collector(checkpoints: Checkpoints):
@@ -225,6 +246,42 @@ def test_votes_are_preference_rows(checkpoints: Checkpoints, tmp_path: Path):
     assert [m["content"] for m in loaded.rows[-1]["prompt"]] == history
     assert "3 tie" in loaded.summary()
     assert "2 undone label" in loaded.summary()
+
+
+@pytest.mark.parametrize("fault", ["full disk", "killed"])
+def test_a_vote_is_saved_whole_or_not(checkpoints: Checkpoints, tmp_path: Path, fault: str):
+    """A vote on three replies is two rows, or three at a tie."""
+    path = tmp_path / "votes.jsonl"
+    with LabelFile(path) as file:
+        recorder = VoteRecorder(file, "ann")
+        session = open_session(checkpoints.paths, seed=4, on_vote=recorder.record)
+        talk(session, "Repeat: cloud")
+        session.vote(2)
+        before, size = path.read_bytes(), path.stat().st_size
+        talk(session, "Repeat: stone")
+        if fault == "full disk":
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2, limits[1]))
+            try:
+                with pytest.raises(OSError, match="votes"):
+                    session.vote(None)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert path.read_bytes() == before
+            assert len(file.rows) == 2
+        session.vote(None)
+        assert len(file.rows) == 5
+    if fault == "killed":
+        whole = path.read_bytes()
+        ends = [i + 1 for i in range(len(whole)) if whole[i : i + 1] == b"\n"]
+        for end in (ends[2], ends[3], ends[3] + 40):
+            path.write_bytes(whole[:end])
+            with LabelFile(path) as file:
+                assert len(file.rows) == 2
+            assert path.read_bytes() == before
+        path.write_bytes(whole[:-1])
+        with LabelFile(path) as file:
+            assert len(file.rows) == 5
 
 
 def test_blind_replies_are_shown_in_random_order(checkpoints: Checkpoints):

@@ -10,6 +10,7 @@ import pytest
 from rlhf import envs
 from rlhf.envs.catalog import catalog, find
 from rlhf.envs.check import check
+from rlhf.envs.core import TextEnv
 from rlhf.envs.play import play
 
 PLANTED = {
@@ -122,6 +123,32 @@ def test_play_quits(last):
         return last
 
     assert play("Bandit", read=read, write=lambda line: None) == 0.0
+
+
+class ControlCodes(TextEnv):
+    """An environment whose texts move the cursor and clear the screen."""
+
+    system_prompt = "rules\x1b[2J"
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return "first\x1b]0;title\x07", {}
+
+    def step(self, action):
+        return f"you said {action}", 1.0, True, False, {"reason": "over\u202e"}
+
+    def expert(self) -> str:
+        return "hint\x9b31m"
+
+
+def test_play_shows_no_control_codes(monkeypatch):
+    monkeypatch.setattr("rlhf.envs.play.make", lambda _: ControlCodes())
+    script, shown = iter([":hint", "\x1b[31mred"]), []
+    play("codes", read=lambda _: next(script), write=shown.append)
+    text = "\n".join(shown)
+    for word in ("rules", "first", "hint", "you said", "over"):
+        assert word in text
+    assert all(character.isprintable() for line in text.splitlines() for character in line)
 
 
 def test_play_reports_a_missing_hint():

@@ -296,7 +296,7 @@ def test_an_episode_without_its_seed_is_named(tmp_path: Path):
     path = run / "evaluation" / "model-greedy-echo" / "episodes.jsonl"
     first, second = path.read_text().splitlines()
     path.write_text(first + "\n" + second.replace('"seed"', '"sed"') + "\n")
-    with pytest.raises(UserError, match=r"episodes\.jsonl:2: the episode has no seed"):
+    with pytest.raises(UserError, match=r"episodes\.jsonl, line 2: no seed"):
         compare([run])
 
 
@@ -310,7 +310,7 @@ def test_several_decodings_of_one_seed_are_averaged(tmp_path: Path):
     (row,) = result.rows
     assert row.estimate.value == pytest.approx((2.5 + 2.0) / 2)
     assert (row.estimate.units, row.episodes) == (2, 3)
-    assert any("1 episodes repeat an evaluation seed" in note for note in result.notes)
+    assert any("1 episode with a repeated evaluation seed" in note for note in result.notes)
 
 
 def test_a_folder_whose_name_ends_in_a_number_is_read(tmp_path: Path):
@@ -350,7 +350,7 @@ def test_component_metric_and_unscored_episodes(tmp_path: Path):
     new = write_run(tmp_path / "ppo", {0: 2.0, 1: 3.5, 2: None})
     result = compare([old, new], metric="gold")
     assert result.differences[0].estimate.value == pytest.approx(2.5)
-    assert "ppo: 1 episodes have no gold and are omitted" in result.notes
+    assert "ppo: 1 episode has no gold and is omitted" in result.notes
     assert any("2 of 3 evaluation seeds" in note for note in result.notes)
 
 

@@ -1,6 +1,7 @@
 """Reward models beside each other: the score of every pair, paired gain, and the page."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -120,3 +121,22 @@ def test_equal_rewards_have_no_winner(tmp_path):
     [gain] = compare([a, b]).differences
     assert gain.winner is None
     assert "equal values" in gain.verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"pair": None}, "no pair"),
+        ({"prompt": 3}, "prompt is not a text"),
+        ({"correct": "yes"}, "correct is not a finite number"),
+        ({"correct": float("nan")}, "correct is not a finite number"),
+    ],
+)
+def test_a_damaged_line_is_named(pair, tmp_path, change, reason):
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in pair]
+    path = folders[0] / "evaluation/pairs/pair_scores.jsonl"
+    found = read_jsonl(path)
+    found[6] |= change
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    with pytest.raises(UserError, match=rf"pair_scores\.jsonl, line 7: {reason}"):
+        compare(folders)

@@ -10,6 +10,7 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.common.files import write_jsonl
+from rlhf.common.text import count_text
 from rlhf.config.data import DataSpec
 from rlhf.data.labels import label_id_of
 from rlhf.data.load import load
@@ -49,7 +50,7 @@ def label_all(folder: Path, mode: Any) -> Path:
 def comparable(rows: list[dict[str, Any]], *, with_skipped: bool) -> list[str]:
     """The labels that were not undone, without what a format cannot express."""
     undone = {row.get("undoes") for row in rows}
-    keys = {"label_id", "time", "seconds", "shown_first", "shown_order"}
+    keys = {"label_id", "time", "seconds", "shown_first", "shown_order", "strengths", "scale"}
     kept = [
         {key: value for key, value in row.items() if key not in keys}
         for row in rows
@@ -170,7 +171,7 @@ def test_files_of_other_projects_are_read(tmp_path: Path, capsys, form, content,
     words = ["labels", "import", str(source), "--format", form, "--output", str(labels)]
     assert main([*words, "--names", NAMES]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert f"{count} labels appended" in said
+    assert f"{count_text(count, 'label')} appended" in said
     assert "without" in said or "malformed" in said
     row = lines(labels)[0]
     assert row[f"response_{row['winner']}"][0]["content"] == "no"

@@ -20,7 +20,12 @@ from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.labeling.items import read_check_items, read_items
 from rlhf.labeling.pseudonyms import pseudonym_of, with_numbered_annotators
-from rlhf.labeling.session import ConflictingLabel, InvalidLabel
+from rlhf.labeling.session import (
+    ConflictingLabel,
+    InvalidLabel,
+    LabelingSession,
+    LabelSettings,
+)
 from rlhf.labeling.store import LabelFile
 from tests.labeling.helpers import (
     good_choice,
@@ -255,6 +260,37 @@ def test_a_file_has_one_mode_and_one_writer(tmp_path: Path):
     session._file.close()
     with pytest.raises(UserError, match="labels of mode pairs, not ratings"):
         open_session(tmp_path, mode="ratings")
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "answer"),
+    [("pairs", "strengths", {"choice": "tie"}), ("ratings", "scale", {"rating": 2})],
+)
+def test_a_file_has_one_range_of_answers(tmp_path: Path, mode: Any, key: str, answer: dict):
+    """The strength 3 of 3 and the strength 3 of 5 are different answers."""
+    path = tmp_path / "labels.jsonl"
+    session = open_session(tmp_path, mode=mode, **{key: 2})
+    session.submit(submission(session.next_task(), answer))
+    session.submit(submission(session.next_task(), None))
+    session._file.close()
+    assert [row[key] for row in lines(path)] == [2, 2]
+    message = f"{key}: .* has labels with {key}: 2, not 3"
+    settings = LabelSettings(mode, **{key: 3})
+    with LabelFile(path) as file, pytest.raises(UserError, match=message) as caught:
+        LabelingSession([], file, annotator="ann", settings=settings)
+    assert "\n" not in str(caught.value)
+    session = open_session(tmp_path, mode=mode, **{key: 2})
+    assert session.progress().labeled == 1
+    session._file.close()
+    rows = [{name: value for name, value in row.items() if name != key} for row in lines(path)]
+    write_jsonl(path, rows)  # labels of an earlier version
+    session = open_session(tmp_path, mode=mode, **{key: 3})
+    session.submit(submission(session.next_task(), answer))
+    session._file.close()
+    assert lines(path)[-1][key] == 3
+    write_jsonl(path, [row | {key: "many"} for row in rows])
+    with pytest.raises(UserError, match=f"row 1 is not a label \\({key} is not a whole number"):
+        open_session(tmp_path, mode=mode)
 
 
 @pytest.mark.parametrize(

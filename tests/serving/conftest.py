@@ -76,7 +76,8 @@ def running(
         served = ServedModel("tiny", model, tokenizer, engine, parallel=parallel, limits=bounds)
     server = Server(served, reward, limits=bounds)
     try:
-        with serve_in_thread(server.app(host="127.0.0.1", api_key=api_key)) as listener:
+        app = server.app(host="127.0.0.1", api_key=api_key)
+        with serve_in_thread(app, unread_seconds=bounds.seconds) as listener:
             yield Running(server, listener)
     finally:
         server.close()

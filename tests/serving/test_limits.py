@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -198,6 +199,39 @@ def test_a_client_that_is_gone_frees_the_engine(stream):
         assert engine._sampler.row_of == {}
         again = server.openai().completions.create(model="tiny", prompt="a", max_tokens=3)
         assert again.usage.completion_tokens <= 3
+
+
+class CountingEngine(SlowEngine):
+    """A slow engine that counts its forward passes."""
+
+    passes = 0
+
+    def poll(self) -> Any:
+        self.passes += 1
+        return super().poll()
+
+
+def test_a_client_that_never_reads_its_stream_is_disconnected():
+    model, tokenizer = tiny_model(context=512)
+    engine = CountingEngine(model, max_rows=4, open_ended=True)
+    with running(model, tokenizer, engine=engine, seconds=1) as server:
+        server.listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        body = json.dumps({**LONG, "n": 4, "logprobs": 20, "stream": True}).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n"
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", server.listener.port))
+            client.sendall(head.format(len(body)).encode() + body)
+            wait_until(lambda: server.scheduler.num_running == 4)
+            wait_until(lambda: server.scheduler.num_unfinished == 0)
+            assert engine.passes < LONG["max_tokens"]  # ended by the limit, not by the last token
+            ended = 'rlhf_requests_total{route="/v1/completions",status="200"} 1.0'
+            wait_until(lambda: ended in server.server.metrics.text().decode())
+            received = b""
+            while part := client.recv(65536):
+                received += part
+            assert received.startswith(b"HTTP/1.1 200 OK")
+            assert b"[DONE]" not in received
 
 
 class FailingEngine(ContinuousEngine):

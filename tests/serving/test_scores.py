@@ -109,7 +109,7 @@ def test_a_served_model_is_a_judge():
 def test_a_judge_rates_with_a_served_model(monkeypatch):
     """The model's reply is replaced, because no tiny model writes ratings."""
     model, tokenizer = tiny_model(context=2048)
-    from rlhf.serving.text import TextDecoder
+    from rlhf.rollout.text_decoder import TextDecoder
 
     monkeypatch.setattr(TextDecoder, "append", lambda self, ids: "")
     monkeypatch.setattr(TextDecoder, "finish", lambda self: "It is right. Rating: 10")

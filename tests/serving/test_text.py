@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.serving.text import StopStrings, TextDecoder, TokenNames
+from rlhf.rollout.text_decoder import TextDecoder
+from rlhf.serving.text import StopStrings, TokenNames
 from tests.helpers.models import tiny_tokenizer
 
 TEXTS = [

@@ -256,13 +256,28 @@ def test_what_may_not_change_is_refused_with_its_reason(tmp_path, echo_model):
         run_command("ppo", tree | {"allow_changes": ["optimiser"]} | RESUME)
     with pytest.raises(UserError, match="no effect without resume"):
         run_command("ppo", tree | {"allow_changes": ["seed"], "output_dir": str(tmp_path / "b")})
-    fewer = tree | {"num_steps": 1, "save_every": 2, "allow_changes": ["num_steps"]} | RESUME
-    with pytest.raises(UserError, match="already taken 2 steps, so it cannot end at step 1"):
-        run_command("ppo", fewer)
+    for keys in ({}, {"allow_changes": ["num_steps"]}):  # the first refusal is the final one
+        with pytest.raises(UserError, match="already taken 2 steps, so it cannot end at step 1"):
+            run_command("ppo", tree | {"num_steps": 1, "save_every": 2} | keys | RESUME)
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(UserError, match="is finished and has no checkpoint"):
-        run_command("ppo", tree | {"num_steps": 9, "save_every": 2} | RESUME)
+    for changed in ({"num_steps": 9, "save_every": 2}, {"num_steps": 1}, {"save_every": 3}):
+        with pytest.raises(UserError, match="is finished and has no checkpoint") as caught:
+            run_command("ppo", tree | changed | RESUME)
+        assert "allow_changes" not in str(caught.value)
     assert (tmp_path / "run/finished").exists()
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+@pytest.mark.parametrize("key", ["max_steps", "num_train_epochs"])
+def test_fewer_steps_of_a_finished_run_are_refused_at_once(tmp_path, echo_model, engine, key):
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    trainer = {key: 2, "learning_rate": 1e-2}
+    tree = offline_tree(tmp_path / "run", echo_model, data, trainer=trainer, engine=engine)
+    run_command("sft", tree)
+    message = {"max_steps": "has already taken 2 steps", "num_train_epochs": "fewer epochs"}[key]
+    with pytest.raises(UserError, match=message) as caught:
+        run_command("sft", tree | {"trainer": trainer | {key: 1}} | RESUME)
+    assert "allow_changes" not in str(caught.value)
 
 
 def test_a_changed_reward_file_is_permitted_by_its_key(tmp_path, echo_model, monkeypatch):

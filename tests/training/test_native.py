@@ -1,5 +1,7 @@
 """The native engine: what TRL computes, in less time; interrupted, resumed, told as others are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -291,6 +293,21 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
     tree = tree_of("sft", tmp_path, echo_model, engine="native", trainer={"learning_rate": 1e30})
     with pytest.raises(UserError, match=r"diverged in step \d+.*learning_rate and start a new run"):
         run_command("sft", tree)
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_the_advice_after_a_divergence_can_be_followed(tmp_path, echo_model, engine):
+    """The native engine continues with a lower rate; TRL keeps the rate of the checkpoint."""
+    trainer = {"learning_rate": 1e30, "max_steps": 4}
+    tree = tree_of("sft", tmp_path, echo_model, engine=engine, trainer=trainer, evaluations=1)
+    with pytest.raises(UserError, match="diverged") as caught:
+        run_command("sft", tree)
+    permission = "continue with --resume, a lower rate and allow_changes"
+    assert (f"{permission}: [trainer.learning_rate]" in str(caught.value)) == (engine == "native")
+    if engine == "native":
+        lower = {"trainer": tree["trainer"] | {"learning_rate": 1e-3}, "resume": True}
+        run_command("sft", tree | lower | {"allow_changes": ["trainer.learning_rate"]})
+        assert (Path(tree["output_dir"]) / "finished").exists()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,12 @@ def test_lost_entropy_is_told_unless_something_was_learned(tmp_path):
     assert "policy/entropy fell from 2 to 0.01 and the reward did not rise" in words
     rising = [0.3 + 0.02 * i for i in range(20)]
     assert told(tmp_path, {"policy/entropy": entropy, "reward/mean": rising}) == []
+    rounded = [0.3] * 5 + [0.3 + 1e-9] * 15  # as in the other conditions, this is no rise
+    ((_, words),) = told(tmp_path, {"policy/entropy": entropy, "reward/mean": rounded})
+    assert "the reward did not rise" in words
+    repetition = {"rollout/repetition": [0.1] * 5 + [0.9] * 15}
+    assert len(told(tmp_path, repetition | {"reward/mean": rounded})) == 1
+    assert told(tmp_path, repetition | {"reward/mean": rising}) == []
     low = {"policy/entropy": [0.05] * 5 + [0.001] * 15, "reward/mean": [1.0] * 20}
     assert told(tmp_path, low) == []
 

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf.labeling.exchange.rows import ForeignLabel
 
 Names = Mapping[str, str]
 """Name in this toolkit -> name of a field or a question in the other tool, if they differ."""
 
 Problem = Callable[[str], Any]
 """Function that counts a reason why a label cannot be converted."""
+
+
+def readable_labels(
+    labels: Iterable[ForeignLabel | None], problem: Problem, *, malformed: str, unknown: str
+) -> Iterator[ForeignLabel]:
+    """Yield the labels of one record of another tool.
+
+    Args:
+        labels: The labels, None for an answer whose fields or questions have other names. The
+            iteration fails at a malformed record.
+        problem: Counts the labels that are not read.
+        malformed: Reason for a malformed record, of which no label is used.
+        unknown: Reason for None.
+    """
+    try:
+        found = list(labels)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        problem(malformed)
+        return
+    for label in found:
+        if label is None:
+            problem(unknown)
+        else:
+            yield label

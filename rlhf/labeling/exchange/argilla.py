@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf.data.columns import Row
-from rlhf.labeling.exchange import Names, Problem
+from rlhf.labeling.exchange import Names, Problem, readable_labels
 from rlhf.labeling.exchange.rows import (
     NOT_PLAIN,
     ForeignLabel,
@@ -98,16 +98,12 @@ def from_argilla(
         problem: Counts the labels that are not read.
     """
     for record in records:
-        try:
-            labels = list(_labels_of_record(record, names))
-        except (KeyError, TypeError, AttributeError, ValueError):
-            problem("malformed record")
-            continue
-        for label in labels:
-            if label is None:
-                problem("response without a preference, rating, ranking or completion")
-            else:
-                yield label
+        yield from readable_labels(
+            _labels_of_record(record, names),
+            problem,
+            malformed="malformed record",
+            unknown="response without a preference, rating, ranking or completion",
+        )
 
 
 def _labels_of_record(record: Mapping[str, Any], names: Names) -> Iterator[ForeignLabel | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
-from rlhf.labeling.exchange import Names, Problem
+from rlhf.labeling.exchange import Names, Problem, readable_labels
 from rlhf.labeling.exchange.rows import (
     NOT_PLAIN,
     ForeignLabel,
@@ -167,15 +167,12 @@ def from_label_studio(
             problem("task without data and annotations")
             continue
         for annotation in annotations:
-            try:
-                label = _label(data, annotation, names)
-            except (KeyError, TypeError, AttributeError, ValueError):
-                problem("malformed annotation")
-                continue
-            if label is None:
-                problem("annotation without a preference, rating, ranking or completion")
-            else:
-                yield label
+            yield from readable_labels(
+                (_label(data, each, names) for each in [annotation]),
+                problem,
+                malformed="malformed annotation",
+                unknown="annotation without a preference, rating, ranking or completion",
+            )
 
 
 def _label(

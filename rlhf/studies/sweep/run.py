@@ -22,6 +22,7 @@ from rlhf.common.files import read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
 from rlhf.common.plugins import load_plugins
+from rlhf.common.text import count_text
 from rlhf.config.base import TrainingConfig
 from rlhf.config.launcher import LauncherConfig
 from rlhf.config.load import assemble_tree, merge_trees
@@ -203,9 +204,11 @@ def plan(name: str, config: SweepCommandConfig, commands: CommandTable) -> str:
     """Check a sweep and describe its runs, for `--dry-run`."""
     sweep = make_sweep(config, commands)
     first = commands.configure(config.run_command, sweep.jobs()[0].stages[0][1])
+    runs = count_text(len(sweep.jobs()), "run")
+    settings = count_text(len(sweep.settings), "setting")
     return "\n".join(
         [
-            f"{len(sweep.jobs())} runs: {len(sweep.settings)} settings x {len(config.seeds)} seeds",
+            f"{runs}: {settings} x {count_text(len(config.seeds), 'seed')}",
             "the first run:",
             commands.plan(config.run_command, first),
         ]

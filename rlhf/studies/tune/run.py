@@ -25,6 +25,7 @@ from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.files import write_text
 from rlhf.common.names import did_you_mean
+from rlhf.common.text import count_text
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.launcher import LAUNCHER_KEYS, LauncherConfig
 from rlhf.config.load import assemble_tree, merge_trees, set_key
@@ -136,7 +137,8 @@ def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
     bench = study.bench
     runs = config.trials * len(bench.environments) * len(config.seeds)
     lines = [
-        f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs per algorithm, "
+        f"{count_text(config.trials, 'trial')} for each of {', '.join(study.spaces)}: "
+        f"{count_text(runs, 'run')} per algorithm, "
         f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
     ]
     lines += [

@@ -124,6 +124,7 @@ class RunCallback(TrainerCallback):
             float(torch.nn.utils.get_total_norm(gradients)),
             step=state.global_step + 1,
             learning_rate_key="trainer.learning_rate",
+            can_change_rate=False,  # TRL reads the learning rate from the checkpoint
         )
 
     def on_log(
@@ -188,7 +189,12 @@ class RunCallback(TrainerCallback):
         if self.stop.requested:
             control.should_save = control.should_training_stop = True
         if control.should_save or control.should_evaluate or control.should_training_stop:
-            check_weights(model, step=state.global_step, learning_rate_key="trainer.learning_rate")
+            check_weights(
+                model,
+                step=state.global_step,
+                learning_rate_key="trainer.learning_rate",
+                can_change_rate=False,
+            )
         if not control.should_log:  # otherwise `on_log` has the metrics of the step
             self._notify("on_step", state, control, model=model)
         return control
