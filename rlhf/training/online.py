@@ -329,8 +329,9 @@ class OnlineTrainer(Trainer):
         config = self.config
         keys = gold_metric_keys({"gold": config.gold, "env": {"prompts": config.env.prompts}})
         keys = [key for key in keys if key.startswith("eval/")]
-        if self.rewards is not None:
-            keys += [f"eval/{name}" for name in (SCORE, self.rewards.leaves()[0].name)]
+        if (reward := self.rewards) is not None:
+            # The value of a reward without weight, clipping or parts is its only component.
+            keys.append(f"eval/{reward.name if reward.leaves() == (reward,) else SCORE}")
         return -next((metrics[key] for key in keys if key in metrics), -math.inf)
 
     def evaluation_due(self, step: int) -> bool:
