@@ -106,8 +106,8 @@ def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
     labeled_sets = config.classes.data if config.classes else []
     labeled = load_and_log(labeled_sets, "classification", what="classes", seed=config.seed)
     rewards = [load_rewards(config.rewards)] if config.rewards else []
-    for reward in rewards if config.env else ():
-        check_component_names(reward, has_env=config.env.id is not None)
+    if config.env and rewards:
+        check_component_names(rewards[0], has_env=config.env.id is not None)
     return EvaluationData(config, prompts, text, labeled, rewards)
 
 
