@@ -417,6 +417,26 @@ def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:
     return tuple({id(reward): reward for reward in rewards}.values())
 
 
+def components_with_value(
+    reward: Reward, scores: Scores, name: str, *, always: bool = False
+) -> dict[str, list[Score]]:
+    """Return the components of scores, and the values of the reward as the component ``name``.
+
+    By default, the values are omitted if they are equal to the only component, because the reward
+    has no weight, clipping or another function.
+
+    Args:
+        reward: The reward.
+        scores: Its scores.
+        name: Name of the component with the values of the reward.
+        always: Whether to add the values in any case.
+    """
+    plain = len(scores.components) == 1 and reward.leaves() == (reward,)
+    if plain and not always:
+        return scores.components
+    return {**scores.components, name: scores.values}
+
+
 def binary_outcomes_by_name(rewards: Iterable[Reward]) -> dict[str, tuple[float, float]]:
     """Return the `outcomes` of each component of rewards that declares them, by its name."""
     leaves = [leaf for reward in rewards for leaf in reward.leaves()]

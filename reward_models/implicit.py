@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,22 +108,28 @@ class ImplicitReward(Reward):
 
 
 def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
-    """Load a language model.
+    """Load a language model, or a LoRA adapter with its base model.
 
-    If ``path`` contains a LoRA adapter, the base model is loaded from its subfolder ``base``.
+    The base model of an adapter is in its subfolder ``base``, or its configuration names it. The
+    adapter is loaded by PEFT, because the loader of Transformers ignores the magnitudes of DoRA.
     """
-    base = Path(path) / "base"
-    is_adapter = (Path(path) / "adapter_config.json").is_file() and base.is_dir()
+    adapter = Path(path) / "adapter_config.json"
+    source: str | Path = path
+    if adapter.is_file():
+        named = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        source = Path(path) / "base" if (Path(path) / "base").is_dir() else named
     model = load_model(
         AutoModelForCausalLM.from_pretrained,
-        base if is_adapter else path,
+        source,
         dtype=dtype,
         device=device,
         missing_weights_message="is not a causal language model",
     )
-    if is_adapter:
-        model.load_adapter(str(path))
-    return model
+    if not adapter.is_file():
+        return model
+    from peft import PeftModel  # only adapters need it
+
+    return PeftModel.from_pretrained(model, str(path)).eval()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from rlhf.config.base import RunConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.preferences import Annotator, pairs_from_gold
+from rlhf.errors import UserError
 from rlhf.rollout.seeds import training_seed
 from rlhf.runs.directory import Run
 
@@ -55,7 +56,13 @@ class PairsConfig(RunConfig):
 
 
 def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
-    """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory."""
+    """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory.
+
+    Episodes of several turns are dropped and counted, because a reply of a pair is one turn.
+
+    Raises:
+        UserError: No pair is left.
+    """
     from rlhf.evaluation.replies import play_episode_groups
     from rlhf.models.rewards import load_rewards
 
@@ -68,7 +75,9 @@ def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
         seed=config.seed,
     )
     returns = {
-        json.dumps(played.conversation): played.env_return for group in groups for played in group
+        json.dumps(played.scored_conversation): played.env_return
+        for group in groups
+        for played in group
     }
     gold = (
         load_rewards(config.rewards)
@@ -77,8 +86,8 @@ def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
     )
     rows = [
         {
-            "prompt": group[0].conversation[:-1],
-            "replies": [played.conversation[-1:] for played in group],
+            "prompt": group[0].opening,
+            "replies": [played.scored_conversation[len(played.opening) :] for played in group],
         }
         for group in groups
     ]
@@ -90,5 +99,7 @@ def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
         seed=config.seed,
     )
     log.info("pairs: %s", pairs.summary())
+    if not pairs.rows:
+        raise UserError(f"no pair is left: {pairs.summary()}; sample other replies or prompts")
     write_jsonl(run.directory / "pairs.jsonl", pairs.rows)
     return run.directory

@@ -65,6 +65,10 @@ class OfflineConfig(TrainingConfig):
 LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
 """Default of trainer.learning_rate, by command."""
 
+_OWN_TOKENIZER = "the tokenizer and the chat template of model.path are used and saved"
+_OWN_COLUMNS = "the examples are encoded by this toolkit, and only replies are trained on"
+_LOWEST_LOSS = "the model with the lowest held-out loss is saved"
+
 # Option of TRL that the user cannot set -> what to do instead, or why.
 RESERVED_OPTIONS = {
     "output_dir": "use output_dir instead",
@@ -82,6 +86,20 @@ RESERVED_OPTIONS = {
     "fp16": "use model.dtype instead",
     "resume_from_checkpoint": "use resume instead",
     "load_best_model_at_end": "use evaluations instead",
+    "metric_for_best_model": _LOWEST_LOSS,
+    "greater_is_better": _LOWEST_LOSS,
+    "bf16_full_eval": "use model.dtype instead",
+    "fp16_full_eval": "use model.dtype instead",
+    "model_init_kwargs": "use the keys of model instead",
+    "trust_remote_code": "code in the folder of a model is never run",
+    "chat_template_path": _OWN_TOKENIZER,
+    "eos_token": _OWN_TOKENIZER,
+    "pad_token": _OWN_TOKENIZER,
+    "dataset_text_field": "use data.columns instead",
+    "dataset_kwargs": _OWN_COLUMNS,
+    "completion_only_loss": _OWN_COLUMNS,
+    "assistant_only_loss": _OWN_COLUMNS,
+    "remove_unused_columns": _OWN_COLUMNS,
     "use_cpu": "the accelerator is used if there is one",
 }
 

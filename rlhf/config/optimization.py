@@ -150,8 +150,8 @@ def _check_optimizer(options: NativeOptions) -> None:
 
 
 def _check_losses(options: DPOOptions) -> None:
-    others = [name for name in options.loss_type if name not in ("sigmoid", "sft")]
-    if others or isinstance(options.loss_type, str):
+    # Without sigmoid, no preference is trained. Of a repeated name, only one weight would count.
+    if tuple(options.loss_type) not in (("sigmoid",), ("sigmoid", "sft"), ("sft", "sigmoid")):
         raise UserError(
             f"trainer.loss_type: the native engine has [sigmoid] and [sigmoid, sft], got "
             f"{options.loss_type}; for other losses set engine: trl"

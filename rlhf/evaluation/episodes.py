@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.common.files import atomic_path, json_line
+from rlhf.common.score_names import GOLD, SCORE
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import (
     independent_unit_of,
@@ -27,7 +28,7 @@ from rlhf.evaluation.metrics import (
 )
 from rlhf.evaluation.notes import evaluation_caveats, missing_scores_by_reward
 from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceReturns
-from rlhf.reward_models.core import score_copies
+from rlhf.reward_models.core import components_with_value, score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment, step_environment
@@ -61,6 +62,7 @@ def play_model_episodes(
     *,
     decoding: str,
     rewards: Sequence[Any],
+    gold: Any = None,
     counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Play one episode for each start with a model, and return the rows of ``episodes.jsonl``.
@@ -70,6 +72,8 @@ def play_model_episodes(
         starts: Seeds of the episodes.
         decoding: "greedy", or "sampled" to sample at the collector's temperature.
         rewards: Rewards whose components are added to the episodes.
+        gold: A reward that is only measured, whose components are also added; None if there is
+            none.
         counts: Counter to which the numbers of truncated texts, of missing scores by reason and of
             environment failures are added.
     """
@@ -80,7 +84,9 @@ def play_model_episodes(
     if counts is not None:
         counts.update(collector.workers.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return episode_rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
+    return episode_rows(
+        rollouts, rewards, gold=gold, decoding=decoding, seconds=seconds, counts=counts
+    )
 
 
 def play_reference_episodes(
@@ -189,6 +195,7 @@ def episode_rows(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Any],
     *,
+    gold: Any = None,
     decoding: str,
     seconds: float,
     counts: Counter[str] | None,
@@ -196,17 +203,19 @@ def episode_rows(
 ) -> list[dict[str, Any]]:
     """Score episodes and return the rows of ``episodes.jsonl``.
 
+    The values of ``rewards`` are the component "score", unless they are equal to the only
+    component. Those of ``gold``, a reward that is only measured, are the component "gold".
     ``seconds`` is the mean duration of an episode. ``tokens_known`` is False if the policy does not
     report its numbers of tokens. Reasons for missing scores are added to ``counts``.
     """
-    conversations = [rollout.conversation for rollout in rollouts]
+    conversations = [rollout.scored_conversation for rollout in rollouts]
     columns: dict[str, list[float | None]] = {}
-    for position, reward in enumerate(rewards):
+    measured = [(reward, SCORE) for reward in rewards]
+    if gold is not None:
+        measured.append((gold, GOLD))
+    for reward, name in measured:
         scores = score_copies(reward, conversations)
-        columns |= scores.components
-        if position == 0 and len(scores.components) > 1:
-            # With several components, training maximizes their weighted sum.
-            columns["score"] = scores.values
+        columns |= components_with_value(reward, scores, name, always=name == GOLD)
         if counts is not None:
             counts.update(scores.counts)
     return [

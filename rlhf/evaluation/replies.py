@@ -84,7 +84,7 @@ def sample_conversations(
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
     groups = play_episode_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
-    return [[episode.conversation for episode in group] for group in groups]
+    return [[episode.scored_conversation for episode in group] for group in groups]
 
 
 def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:

@@ -37,7 +37,7 @@ from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.evaluation.text_policies import TextEpisodes, TextPolicy, make_text_policy
 from rlhf.models.loading import find_model_folder, load_model
 from rlhf.models.policy import Policy
-from rlhf.models.rewards import load_rewards
+from rlhf.models.rewards import check_component_names, load_rewards
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.collector import Collector, EpisodeSeed
@@ -106,6 +106,8 @@ def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
     labeled_sets = config.classes.data if config.classes else []
     labeled = load_and_log(labeled_sets, "classification", what="classes", seed=config.seed)
     rewards = [load_rewards(config.rewards)] if config.rewards else []
+    if config.env and rewards:
+        check_component_names(rewards[0], has_env=config.env.id is not None)
     return EvaluationData(config, prompts, text, labeled, rewards)
 
 

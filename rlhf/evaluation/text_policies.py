@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import time
 import urllib.error
@@ -30,6 +31,7 @@ from rlhf.common.user_code import (
 from rlhf.config.evaluate import ApiSpec, PolicySpec
 from rlhf.config.rollout import RolloutSpec
 from rlhf.errors import UserError, first_line
+from rlhf.reward_models.chat_template import tools_of
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import EpisodeSeed
 from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment
@@ -37,8 +39,10 @@ from rlhf.rollout.turns import opening_messages, step_with_reply
 
 log = logging.getLogger(__name__)
 
-Messages = list[dict[str, str]]
-"""Messages of an episode, each with a role and a content."""
+Messages = list[dict[str, Any]]
+"""Messages of an episode, each with a role, a content and, if it has them, tool calls and the keys
+of a tool result. The first message has the tools, if there are any."""
+_MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "tools")
 POLICY_STREAM = 12
 """First element of the seed of the random generator that a function receives."""
 ATTEMPTS = 3
@@ -204,7 +208,7 @@ class ApiPolicy:
     def _request(self, messages: Messages) -> Reply | Exception:
         """Return the reply of the server, or the exception of the request."""
         try:
-            response = self.complete({**self.query, "messages": messages})
+            response = self.complete({**self.query, **_messages_and_tools(messages)})
         except Exception as error:
             return error
         try:
@@ -231,6 +235,30 @@ class ApiPolicy:
         return tokens if type(tokens) is int and 0 < tokens <= most else None
 
 
+def _messages_and_tools(messages: Messages) -> dict[str, Any]:
+    """Return the entries of a request for a conversation and its tools.
+
+    In the protocol of servers, the arguments of tool calls are JSON texts, and tools are not part
+    of a message.
+    """
+    tools = tools_of(messages)
+    sent = []
+    for message in messages:
+        turn = {key: value for key, value in message.items() if key != "tools"}
+        if calls := message.get("tool_calls"):
+            turn["tool_calls"] = [_with_arguments_as_text(call) for call in calls]
+        sent.append(turn)
+    return {"messages": sent, **({"tools": tools} if tools else {})}
+
+
+def _with_arguments_as_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    if isinstance(function["arguments"], str):
+        return dict(call)
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
 def make_text_policy(spec: PolicySpec, rollout: RolloutSpec, decoding: str) -> TextPolicy | None:
     """Return the policy of a configuration; None if it is not a function or a server."""
     if spec.path is not None:
@@ -252,7 +280,10 @@ class _Episode:
 
     def messages(self) -> Messages:
         """Return the conversation without keys such as a reference answer."""
-        return [{key: m[key] for key in ("role", "content")} for m in self.rollout.conversation]
+        return [
+            {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
+            for message in self.rollout.conversation
+        ]
 
 
 class TextEpisodes:

@@ -462,8 +462,13 @@ def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
 
 
 def _grow_embedding_to_tokenizer(base: Any, folder: str) -> None:
-    """Enlarge the base model's embedding if the adapter's tokenizer has more tokens than rows."""
-    if not (Path(folder) / "tokenizer_config.json").exists():
+    """Enlarge the base model's embedding if the adapter's tokenizer has more tokens than rows.
+
+    The base model of an adapter with a fingerprint has the rows with which it was trained, and
+    further rows would change the log-probabilities.
+    """
+    has_rows_of_training = (Path(folder) / FINGERPRINT_FILE).exists()
+    if has_rows_of_training or not (Path(folder) / "tokenizer_config.json").exists():
         return
     size = len(AutoTokenizer.from_pretrained(folder))
     if size > base.get_input_embeddings().num_embeddings:

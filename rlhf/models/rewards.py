@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rlhf import reward_models
-from rlhf.reward_models.core import Reward
+from rlhf.common.score_names import GOLD, OTHER_METRICS, SCORE
+from rlhf.errors import UserError
+from rlhf.reward_models.core import Reward, check_unique_names
 
 R = TypeVar("R", bound=Reward)
 
@@ -19,6 +21,33 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
         ValueError: The specification is invalid (see ``build``).
     """
     return with_packing(reward_models.build(spec))
+
+
+def check_component_names(
+    rewards: Reward | None, gold: Reward | None = None, *, has_env: bool
+) -> None:
+    """Check that no component of rewards has the name of another metric of the same episodes.
+
+    Args:
+        rewards: The rewards that are trained on or evaluated, if there are any.
+        gold: The rewards that are only measured, if there are any.
+        has_env: Whether the episodes have an environment, which can report a cost.
+
+    Raises:
+        UserError: A name is reserved, or two components have the same name.
+    """
+    sums = {SCORE: rewards, GOLD: gold}
+    leaves = [leaf for reward in sums.values() if reward is not None for leaf in reward.leaves()]
+    check_unique_names(leaves)
+    reserved = {*OTHER_METRICS, *(("cost",) if has_env else ())}
+    for leaf in leaves:
+        # The sum of one reward without weight or clipping is the component itself.
+        is_sum = sums.get(leaf.name) is not None and sums[leaf.name] is not leaf
+        if leaf.name in reserved or "pass@" in leaf.name or is_sum:
+            raise UserError(
+                f"a reward is named {leaf.name!r}, which is the name of another metric: set "
+                "another `name`"
+            )
 
 
 def with_packing(reward: R) -> R:

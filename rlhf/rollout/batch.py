@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,6 +89,21 @@ class Rollout:
         self.policy_versions += [policy_version] * len(ids)
 
     @property
+    def scored_conversation(self) -> list[dict[str, Any]]:
+        """The conversation up to the last reply, which rewards score.
+
+        A truncated episode ends with an observation, which is no reply.
+        """
+        replies = [i for i, message in enumerate(self.conversation) if _is_reply(message)]
+        return self.conversation[: replies[-1] + 1 if replies else None]
+
+    @property
+    def opening(self) -> list[dict[str, Any]]:
+        """The messages before the first sampled reply, which can include earlier replies."""
+        replies = [i for i, message in enumerate(self.conversation) if _is_reply(message)]
+        return self.conversation[: replies[-self.num_turns] if self.num_turns else None]
+
+    @property
     def turns_of_sampled_tokens(self) -> list[int]:
         """The turn of each sampled token."""
         return [turn for turn, sampled in zip(self.turn, self.is_action, strict=True) if sampled]
@@ -131,6 +146,10 @@ class Rollout:
         last = max(t for t, is_action in enumerate(self.is_action) if is_action)
         added = rewards[last] + (math.nan if amount is None else amount)
         return [*rewards[:last], added, *rewards[last + 1 :]]
+
+
+def _is_reply(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant"
 
 
 def pad_right(

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.common.numbers import is_number
+from rlhf.common.score_names import GOLD
 
-_NAMED_GOLD = ("eval/gold", "reward/gold")
-"""Keys of the metrics of a reward that is named gold, which need not be configured as gold."""
 _RETURN_KEYS = ("eval/return", "eval/env", "reward/env")
 """Keys of the metrics of the return of the environment."""
 CHECKED_KEYS = (
@@ -153,15 +152,17 @@ def reward_rose(log: MetricLog) -> bool:
 def gold_metric_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys of the metrics that can be the gold score, in order of preference.
 
-    The return of a prompt dataset is not among them, because it is always 0.
+    The first is the sum of the rewards under ``gold``. Runs of earlier versions have only the
+    components of these rewards. The return of a prompt dataset is not among the keys, because it is
+    always 0.
 
     Args:
         config: Configuration of a training run, as plain data; only ``gold`` and ``env`` are read.
     """
     names = [str(spec.get("name") or spec.get("kind")) for spec in config.get("gold") or ()]
-    named = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
+    named = [f"{split}/{name}" for split in ("eval", "reward") for name in (GOLD, *names)]
     returns = () if (config.get("env") or {}).get("prompts") else _RETURN_KEYS
-    return [*named, *_NAMED_GOLD, *returns]
+    return [*named, *returns]
 
 
 def _record_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:

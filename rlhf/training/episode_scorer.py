@@ -53,7 +53,7 @@ class EpisodeScorer:
             UserError: The reward does not return one score for each conversation.
         """
         if reward not in self._rewards:
-            return score_copies(reward, [rollout.conversation for rollout in rollouts])
+            return score_copies(reward, [rollout.scored_conversation for rollout in rollouts])
         self._ended.put(None)
         self._thread.join()
         if self._error is not None:
@@ -84,7 +84,7 @@ class EpisodeScorer:
         if not rollouts:
             return
         for reward in self._rewards:
-            scores = score_copies(reward, [rollout.conversation for rollout in rollouts])
+            scores = score_copies(reward, [rollout.scored_conversation for rollout in rollouts])
             for index, rollout in enumerate(rollouts):
                 self._scores[id(reward), id(rollout)] = Scores(
                     [scores.values[index]],

@@ -59,7 +59,8 @@ def evaluate_held_out(
                 trainer.eval_collector,
                 starts,
                 decoding=spec.decoding,
-                rewards=trainer.all_rewards,
+                rewards=[] if trainer.rewards is None else [trainer.rewards],
+                gold=trainer.monitor_rewards,
                 counts=counts,
             ),
         )

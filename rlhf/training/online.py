@@ -16,12 +16,13 @@ from transformers import get_scheduler
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import RunningRewardMoments
 from rlhf.common.files import read_jsonl, write_jsonl
+from rlhf.common.score_names import SCORE
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.policy_copy import PolicyCopy
-from rlhf.models.rewards import load_rewards
+from rlhf.models.rewards import check_component_names, load_rewards
 from rlhf.models.sharding.loading import load_model_to_shard
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector, open_local_engine
@@ -102,6 +103,7 @@ class OnlineTrainer(Trainer):
         self.algorithm = check_online_config(name, config)
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
+        check_component_names(self.rewards, self.monitor_rewards, has_env=config.env.id is not None)
         self.data_counts: dict[str, Any] = {}
         prompts, eval_prompts = load_split_prompts(config, counts=self.data_counts)
         sharded = shards_model(config)
@@ -328,8 +330,10 @@ class OnlineTrainer(Trainer):
         """
         config = self.config
         keys = gold_metric_keys({"gold": config.gold, "env": {"prompts": config.env.prompts}})
-        names = ["score", *(spec.get("name") or spec["kind"] for spec in config.rewards)]
-        keys = [*(key for key in keys if key.startswith("eval/")), *(f"eval/{n}" for n in names)]
+        keys = [key for key in keys if key.startswith("eval/")]
+        if (reward := self.rewards) is not None:
+            # The value of a reward without weight, clipping or parts is its only component.
+            keys.append(f"eval/{reward.name if reward.leaves() == (reward,) else SCORE}")
         return -next((metrics[key] for key in keys if key in metrics), -math.inf)
 
     def evaluation_due(self, step: int) -> bool:

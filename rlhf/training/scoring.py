@@ -12,8 +12,10 @@ import torch
 from rlhf.algorithms import penalties
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.controllers import RunningRewardMoments
+from rlhf.common.score_names import GOLD
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
+from rlhf.reward_models.core import components_with_value
 from rlhf.rollout.batch import Rollout
 from rlhf.training.episode_scorer import EpisodeScorer
 
@@ -51,8 +53,11 @@ def score_rollouts(
         if reward is None:
             continue
         scores = scorer.score(reward, rollouts)
+        components = scores.components
+        if not trained:
+            components = components_with_value(reward, scores, GOLD, always=True)
         for index, rollout in enumerate(rollouts):
-            rollout.components |= {name: col[index] for name, col in scores.components.items()}
+            rollout.components |= {name: column[index] for name, column in components.items()}
             if trained:
                 value = scores.values[index]
                 rollout.rewards = rollout.with_terminal_reward(rollout.rewards, value)

@@ -14,6 +14,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.episodes import (
+    episode_rows,
     evaluation_episode_seeds,
     play_reference_episodes,
     summarize,
@@ -22,9 +23,13 @@ from rlhf.evaluation.episodes import (
 from rlhf.evaluation.runner import text_loss_metrics
 from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.policy import Policy
+from rlhf.reward_models.adapters import as_reward
+from rlhf.reward_models.rules import length
+from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.environments.calls import make_env_factory
 from rlhf.rollout.seeds import EVALUATION_BLOCK
+from rlhf.training.scoring import score_rollouts
 from tests.helpers.models import tiny_model
 from tests.helpers.training import assistant, user
 
@@ -204,3 +209,44 @@ def test_the_interval_of_a_loss_is_not_negative():
     assert metrics["text_loss"]["low"] == 0
     assert metrics["text_perplexity"]["low"] == 1
     assert metrics["text_bits_per_byte"]["low"] == 0
+
+
+def test_the_score_is_what_the_weights_of_rewards_and_gold_make_of_their_components():
+    starts = evaluation_episode_seeds(3)
+    plain = length(high=3)
+    collected = {
+        "plain": ([plain], None),
+        "weighted": ([plain * -2.0], None),
+        "gold": ([plain], length(low=1) * -2.0 + 1.0),
+    }
+    rollouts = []
+    for words in ("a", "a b c d e f", "a b c d"):
+        rollout = Rollout(starts[0].seed, 0, 0, conversation=[*user("?"), *assistant(words)])
+        rollout.append([0], turn=0, logprobs=[0.0])
+        rollouts.append(rollout)
+    rows = {
+        name: [
+            row["components"]
+            for row in episode_rows(
+                rollouts, rewards, gold=gold, decoding="greedy", seconds=0.0, counts=None
+            )
+        ]
+        for name, (rewards, gold) in collected.items()
+    }
+    assert [row["length"] for row in rows["plain"]] == pytest.approx([0.0, -1.0, -1 / 3])
+    assert all(set(row) == {"length"} for row in rows["plain"])
+    assert [row["score"] for row in rows["weighted"]] == pytest.approx([0.0, 2.0, 2 / 3])
+    assert [row["gold"] for row in rows["gold"]] == [1.0] * 3
+
+
+def test_rewards_score_the_last_reply_of_a_truncated_episode():
+    rollout = Rollout(0, 0, 0, conversation=[*user("?"), *assistant("yes"), *user("turn 1")])
+    rollout.append([0], turn=0, logprobs=[0.0])
+    last = as_reward(
+        lambda talks: [float(talk[-1]["content"] == "yes") for talk in talks], name="r"
+    )
+    (row,) = episode_rows([rollout], [last], decoding="greedy", seconds=0.0, counts=None)
+    assert row["components"] == {"r": 1.0}
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
+    score_rollouts([rollout], rewards=last, gold=None, env_weight=1.0)
+    assert rollout.score == 1.0

@@ -231,6 +231,31 @@ def test_a_model_on_a_server_is_a_policy(tmp_path, server, monkeypatch, usage):
     assert Server.requests[-1][0]["temperature"] == 0.0
 
 
+def test_a_server_receives_the_tools_and_the_tool_calls_of_a_prompt(tmp_path, server):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}, "id": "c1"}
+    prompt = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+        {"role": "user", "content": "And now?"},
+    ]
+    function = {"name": "add", "description": "?", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}]
+    write_rows(tmp_path / "p.jsonl", [{"prompt": prompt, "tools": tools, "answer": "3"}])
+    keys = {"env": {"prompts": [{"path": str(tmp_path / "p.jsonl")}]}, "episodes": 2}
+    rewards = [{"kind": "exact_match"}]
+    run_command("evaluate", tree(tmp_path / "run", api(server), rewards=rewards, **keys))
+    query = Server.requests[0][0]
+    assert query["tools"] == tools
+    assert [message["role"] for message in query["messages"]] == [m["role"] for m in prompt]
+    assert query["messages"][1]["tool_calls"][0]["function"] == {
+        "name": "add",
+        "arguments": '{"a": 1}',
+    }
+    assert query["messages"][2]["tool_call_id"] == "c1"
+    assert set(query["messages"][0]) == {"role", "content"}
+
+
 def test_a_temporary_failure_is_repeated_and_another_one_is_told(tmp_path, server):
     Server.failures.extend([429, 503])
     run_command("evaluate", tree(tmp_path / "run", api(server, parallel=1)))

@@ -31,6 +31,7 @@ from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.policy import Policy
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import WeightChangeDetector, make_trainable
+from rlhf.reward_models.implicit import ImplicitReward
 from rlhf.training.reward_models.new_head import load_backbone_with_head
 from tests.helpers.models import tiny_model, tiny_qwen2
 from tests.models.families import model_of
@@ -153,6 +154,55 @@ def test_the_base_of_an_adapter_is_the_one_it_was_trained_on(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "copy/base")
     shutil.copytree(tmp_path / "start", tmp_path / "copy/base")
     assert close(load_merged_model(str(copy)), model)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        LoraSpec(rank=2),
+        LoraSpec(rank=2, use_dora=True),
+        LoraSpec(rank=2, use_rslora=True),
+        LoraSpec(rank=2, modules_to_save=["norm"]),
+    ],
+    ids=["lora", "dora", "rslora", "modules_to_save"],
+)
+def test_an_implicit_reward_reads_adapters_of_every_form(tmp_path: Path, form: LoraSpec) -> None:
+    base, tokenizer = tiny_model()
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path / "start")
+    spec = ModelSpec(path=str(tmp_path / "start"), lora=form)
+    model, tokenizer = load_model(spec, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+    save_adapter(model, tokenizer, tmp_path / "final")
+    loaded = ImplicitReward.load(tmp_path / "final", tmp_path / "start", device="cpu")
+    assert not close(loaded.reference, model)
+    assert close(loaded.policy, model)
+    shutil.move(tmp_path / "final/base", tmp_path / "base")  # only its name leads to it
+    config = tmp_path / "final/adapter_config.json"
+    named = json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
+    config.write_text(json.dumps(named))
+    loaded = ImplicitReward.load(tmp_path / "final", tmp_path / "start", device="cpu")
+    assert close(loaded.policy, model)
+
+
+@pytest.mark.parametrize("modules", [[], ["lm_head"]])
+def test_an_adapter_keeps_the_rows_of_training_if_the_tokenizer_has_more_tokens(
+    tmp_path: Path, modules: list[str]
+) -> None:
+    base, tokenizer = tiny_qwen2()  # the class of its tokenizer adds an unknown token
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path / "start")
+    spec = ModelSpec(path=str(tmp_path / "start"), lora=LoraSpec(rank=2, modules_to_save=modules))
+    model, tokenizer = load_model(spec, seed=0)
+    assert len(tokenizer) > model.get_input_embeddings().num_embeddings
+    save_adapter(model, tokenizer, tmp_path / "final")
+    merged = load_merged_model(str(tmp_path / "final"))
+    assert merged.get_input_embeddings().weight.shape == model.get_input_embeddings().weight.shape
+    assert close(merged, model)
 
 
 def test_missing_adapter_base_is_user_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
+from rlhf.models.rewards import load_rewards
 from rlhf.runs import directory, interrupt
 from rlhf.runs.checksums import files_without_checksum, verify_checksums
 from rlhf.runs.diagnostics import gold_metric_key
@@ -232,12 +233,33 @@ def test_evaluations_are_compared_by_gold_then_return_then_reward(tmp_path, echo
         ({"rewards": proxy, "env": prompts}, 0.3),
     ):
         trainer.config = configure("ppo", online_tree(tmp_path, echo_model, **keys))
+        trainer.rewards = load_rewards(trainer.config.rewards)
         assert trainer.evaluation_loss(metrics) == -score
         row = {"step": 1, **metrics, "reward/env": 0.0}
         log = MetricLog(config=dataclasses.asdict(trainer.config), metrics=[row])
         key = gold_metric_key(log)  # the alarms and the report use the same gold score
         assert key is None or metrics[key] == score
     assert trainer.evaluation_loss({}) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("rewards", "metrics", "score"),
+    [
+        (
+            {"kind": "function", "path": "tests.helpers.training:judge"},
+            {"eval/judge": 0.4},
+            0.4,
+        ),
+        ({"kind": "length", "weight": -1.0}, {"eval/length": 0.4, "eval/score": -0.4}, -0.4),
+    ],
+)
+def test_evaluations_are_compared_by_what_is_trained(tmp_path, echo_model, rewards, metrics, score):
+    trainer = object.__new__(OnlineTrainer)
+    prompts = {"id": None, "prompts": [{"path": "prompts.jsonl"}]}
+    tree = online_tree(tmp_path, echo_model, env=prompts, rewards=[rewards])
+    trainer.config = configure("ppo", tree)
+    trainer.rewards = load_rewards(trainer.config.rewards)
+    assert trainer.evaluation_loss(metrics) == -score
 
 
 def test_a_failing_evaluation_does_not_cost_the_model(

@@ -73,7 +73,7 @@ def test_early_scores_are_those_of_the_whole_batch(workers: Any, first: int) -> 
     assert [rollout.seed for rollout in found] == [*seeds]
     for one, other in zip(found, expected, strict=True):
         assert one.components == other.components
-        assert one.components.keys() == {"env", "slow", "turns", "judge"}
+        assert one.components.keys() == {"env", "slow", "turns", "judge", "gold"}
         assert one.unscored == other.unscored
         assert repr(one.rewards) == repr(other.rewards)  # nan is equal to nan
     reasons = [rollout.unscored for rollout in expected]

@@ -176,7 +176,14 @@ def test_early_stopping_stops(tmp_path, echo_model):
     assert steps[-1] == best + 2 * 2  # two evaluations, two steps apart, without a better one
 
 
-TEXT_OPTIONS = {
+OPTION_VALUES = {
+    "chat_template_path": "other.jinja",
+    "dataset_kwargs": {},
+    "dataset_text_field": "body",
+    "eos_token": "\n",
+    "metric_for_best_model": "accuracy",
+    "model_init_kwargs": {},
+    "pad_token": "\n",
     "eval_strategy": "steps",
     "output_dir": "elsewhere",
     "resume_from_checkpoint": "elsewhere",
@@ -187,7 +194,7 @@ TEXT_OPTIONS = {
 
 @pytest.mark.parametrize("key", sorted(RESERVED_OPTIONS))
 def test_options_that_the_run_sets_are_refused_by_name(tmp_path, echo_model, key):
-    value = TEXT_OPTIONS.get(key, 1)
+    value = OPTION_VALUES.get(key, 1)
     with pytest.raises(UserError) as caught:
         run_command("sft", tree_of("sft", tmp_path, echo_model, trainer={key: value}))
     assert str(caught.value).startswith(f"trainer.{key} cannot be set: {RESERVED_OPTIONS[key]}")

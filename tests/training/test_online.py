@@ -352,6 +352,36 @@ def test_gold_is_measured_and_not_learned_from(tmp_path, echo_model):
     assert [row["reward/gold"] for row in metrics_of(tmp_path / "gold")] == [0.25] * 4
 
 
+def test_gold_is_the_weighted_sum_of_its_rewards(tmp_path, echo_model):
+    """Reports, alarms and `keep_best` find it, whatever the names of the rewards."""
+    function = {"kind": "function", "path": "tests.training.test_online:judge_all"}
+    gold = [function, {**function, "name": "again", "weight": -3.0}]
+    keys = {"gold": gold, "num_steps": 1, "evaluation": {"episodes": 4, "every": 1}}
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
+    row = metrics_of(tmp_path / "run")[0]
+    assert [row["reward/judge_all"], row["reward/gold"], row["eval/gold"]] == [0.25, -0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"rewards": [{"kind": "length", "name": "mean"}]}, "mean"),
+        ({"rewards": [{"kind": "length", "name": "env"}]}, "env"),
+        ({"rewards": [{"kind": "length", "name": "return"}]}, "return"),
+        ({"rewards": [{"kind": "length", "name": "cost"}]}, "cost"),
+        ({"rewards": [{"kind": "length", "name": "score", "weight": 2.0}]}, "score"),
+        ({"rewards": [{"kind": "length"}], "gold": [{"kind": "length", "low": 5}]}, "length"),
+        (
+            {"rewards": [{"kind": "length", "name": "gold"}], "gold": [{"kind": "repetition"}]},
+            "gold",
+        ),
+    ],
+)
+def test_a_reward_with_the_name_of_another_metric_is_refused(tmp_path, echo_model, keys, name):
+    with pytest.raises(UserError, match=f"named '{name}'"):
+        run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
+
+
 @pytest.mark.parametrize("verb", ["grpo", "rloo"])
 def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
     tree = online_tree(tmp_path / "run", echo_model, episodes_per_step=10)
