@@ -372,13 +372,32 @@ def test_the_results_of_a_run(echo_model):
         ({"data": []}, "got list without rows"),
         ({"data": {"train": [1], "test": [2]}}, r"data: choose a split, such as data\['train'\]"),
         ({"data": [{"prompt": {1, 2}}]}, "data: the rows cannot be written as JSON"),
+        ({"data": {"prompt": "a"}}, "data: .* has no path; give rows as a list of mappings"),
+        ({"env": "a", "prompts": [{"prompt": "a"}]}, "give env or prompts, not both"),
+        ({"model": {"path": "m", "lora": {}}, "lora": {"rank": 2}}, "lora: model has adapters too"),
         ({"env": 3}, "env: expected a gymnasium id, an environment, or a class or function"),
+        ({"algorithm": plugins.Settings()}, "algorithm: give a mapping of the settings to change"),
         ({"rewards": [3]}, "rewards.0: a reward must be a function, got int"),
     ],
 )
 def test_wrong_objects_are_named(options, message):
     with pytest.raises(UserError, match=message):
         inputs.configuration_tree(options)
+
+
+@pytest.mark.parametrize("config", [3, [{}, 3], object()])
+def test_a_configuration_of_another_type_is_named(config):
+    with pytest.raises(UserError, match="config: expected a mapping, the path of a YAML file"):
+        rlhf.ppo(config)
+
+
+@pytest.mark.parametrize("function", [rlhf.compare, rlhf.report])
+@pytest.mark.parametrize(("arguments", "got"), [([], "none"), ([["a", "b"]], "list"), ([3], "int")])
+def test_runs_are_separate_arguments(function, arguments, got):
+    name = function.__name__
+    message = rf"{name}: expected runs .*, got {got}; write rlhf\.{name}\(first, second\)"
+    with pytest.raises(UserError, match=message):
+        function(*arguments)
 
 
 def test_unknown_arguments_are_named(echo_model):
