@@ -103,7 +103,9 @@ class CommandTable(dict[str, Command]):
         return {name.split()[0] for name in self if " " in name}
 
     def __missing__(self, name: str) -> Command:
-        raise UserError(f"unknown command {name!r}{did_you_mean(name, self)}; see rlhf --help")
+        family = [known for known in self if known.startswith(f"{name} ")]
+        near = f"; the commands are {', '.join(family)}" if family else did_you_mean(name, self)
+        raise UserError(f"unknown command {name!r}{near}; see rlhf --help")
 
     def read(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
