@@ -83,7 +83,8 @@ class TrainingEvent:
         """
         if not is_mapping(metrics):
             raise ValueError(f"event.log: give a mapping, got {type(metrics).__name__}")
-        self.run.log(self.step, {name: self._number(name, metrics[name]) for name in metrics})
+        numbers = {name: self._number(name, metrics[name]) for name in metrics}
+        self.run.log(self.step, numbers)
 
     def _number(self, name: str, value: Any) -> float:
         """Return a value of `log` as a plain number."""

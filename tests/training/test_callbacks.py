@@ -269,7 +269,7 @@ def freeze(event: TrainingEvent) -> None:
 def test_weights_without_a_gradient_are_named(tmp_path, echo_model):
     tree = online_tree(tmp_path / "run", echo_model, callbacks=[f"{HERE}:freeze"])
     with pytest.raises(UserError, match=r"the loss has no gradient.*requires_grad"):
-        run_command("ppo", tree)
+        run_command("rloo", tree)
 
 
 def change_the_process(event: TrainingEvent) -> None:
