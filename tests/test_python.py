@@ -20,6 +20,7 @@ import rlhf
 from rlhf import plugins
 from rlhf.api import inputs, training
 from rlhf.api.options import EvaluationOptions, OfflineOptions, OnlineOptions, RewardOptions
+from rlhf.api.results import TextPolicy
 from rlhf.cli.main import main
 from rlhf.config.evaluate import EvaluateConfig
 from rlhf.config.offline import OfflineConfig
@@ -27,6 +28,7 @@ from rlhf.config.online import OnlineConfig, OptimizerSpec
 from rlhf.config.reward import RewardConfig
 from rlhf.envs.core import FreeText
 from rlhf.errors import UserError
+from rlhf.reward_models import as_reward
 from tests.helpers.hub_server import HubServer
 from tests.helpers.training import (
     assert_same_run,
@@ -398,6 +400,39 @@ def test_runs_are_separate_arguments(function, arguments, got):
     message = rf"{name}: expected runs .*, got {got}; write rlhf\.{name}\(first, second\)"
     with pytest.raises(UserError, match=message):
         function(*arguments)
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": 3}, "generate: expected a text or a list, got int"),
+        ({"prompts": TALK}, "a list of conversations, each a list of messages .*, got a list of d"),
+        ({"prompts": "a", "samples": 0}, "samples must be >= 1, got 0"),
+        ({"prompts": "a", "temperature": -1.0}, "temperature must be >= 0, got -1"),
+        ({"prompts": "a", "max_new_tokens": "two"}, "max_new_tokens must be a valid integer"),
+        ({"prompts": "a", "max_tokenz": 2}, "unknown key 'max_tokenz'; did you mean 'max_tokens'"),
+    ],
+)
+def test_wrong_arguments_of_a_policy_are_named(arguments, message):
+    policy = object.__new__(TextPolicy)  # the arguments are checked before the model is used
+    policy.model = policy.tokenizer = None
+    with pytest.raises(UserError, match=message):
+        policy.generate(**arguments)
+
+
+@pytest.mark.parametrize("argument", [TALK, ["a"]])
+def test_a_reward_takes_a_list_of_conversations(argument):
+    with pytest.raises(UserError, match="a reward: expected a list of conversations"):
+        as_reward(judge)(argument)
+
+
+@pytest.mark.parametrize("call", [rlhf.train, lambda name: rlhf.stage(name, {})])
+def test_a_command_without_a_run_is_named(call):
+    with pytest.raises(UserError, match="doctor writes no run: use it on the command line"):
+        call("doctor")
 
 
 def test_unknown_arguments_are_named(echo_model):
