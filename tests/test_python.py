@@ -429,6 +429,18 @@ def test_a_reward_takes_a_list_of_conversations(argument):
         as_reward(judge)(argument)
 
 
+def test_a_command_of_a_plugin_is_trained(echo_model, tmp_path):
+    path = tmp_path / "named_here.py"
+    path.write_text(
+        "from rlhf.plugins import Settings, register_algorithm\n"
+        "settings = Settings(num_epochs=2)\n"
+        "register_algorithm('named_here', title='t', loss='clipped', settings=settings)\n"
+    )
+    keys = {"model": echo_model, "env": "text/Echo-v0", "num_steps": 1, "episodes_per_step": 4}
+    run = rlhf.train("named_here", plugins=[str(path)], evaluation={"episodes": 2}, **keys)
+    assert run.config["algorithm"]["num_epochs"] == 2
+
+
 @pytest.mark.parametrize("call", [rlhf.train, lambda name: rlhf.stage(name, {})])
 def test_a_command_without_a_run_is_named(call):
     with pytest.raises(UserError, match="doctor writes no run: use it on the command line"):
