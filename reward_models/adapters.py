@@ -116,8 +116,8 @@ def _reason_for_no_number(name: str, value: Score, place: str) -> str | None:
 
 
 def _require_score_list(values: Any) -> Iterable[Any]:
-    """Return the result of a user's function; raise TypeError if it is a text, mapping or set."""
-    if isinstance(values, str | bytes | Mapping | Set):
+    """Return the result of a user's function; raise TypeError if it has no list of scores."""
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
 

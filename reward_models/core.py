@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf.common.conversation import Conversation, Score
+from rlhf.common.conversation import Conversation, Score, check_conversations
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.text import mask_secrets
 from rlhf.common.user_code import definition_text, errors_located_at
@@ -212,7 +212,12 @@ class Reward(ABC):
         """Score N conversations."""
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Score]:
-        """Return the values of :meth:`score`, [N]; environment wrappers call rewards this way."""
+        """Return the values of :meth:`score`, [N]; environment wrappers call rewards this way.
+
+        Raises:
+            UserError: The argument is not a list of conversations.
+        """
+        check_conversations(conversations, "a reward")
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:

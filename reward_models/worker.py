@@ -140,7 +140,7 @@ def serve(function_path: str, timeout: str) -> None:
     os.dup2(2, 1)
 
     def reply(**content: Any) -> None:
-        results.write(json.dumps(content, default=_plain_number) + "\n")
+        results.write(json.dumps(content, default=_plain) + "\n")
         results.flush()
 
     try:
@@ -154,21 +154,21 @@ def serve(function_path: str, timeout: str) -> None:
         try:
             with errors_located_at(function), time_limit(float(timeout)):
                 result = function(*json.loads(line))
-                json.dumps(result, default=_plain_number)
+                json.dumps(result, default=_plain)
         except (Exception, SystemExit) as error:  # a failure of the user's function
             reply(error=describe_exception(error), expired=isinstance(error, TimeoutError))
         else:
             reply(result=result)
 
 
-def _plain_number(value: Any) -> float:
-    """Convert a number that JSON does not have, such as one of numpy or torch.
+def _plain(value: Any) -> Any:
+    """Convert a value that JSON does not have: a number or array of numpy, torch or pandas.
 
     Raises:
-        TypeError: The value is not a number.
+        TypeError: The value is neither.
     """
     try:
-        return float(value)
+        return value.tolist() if hasattr(value, "tolist") else float(value)
     except (TypeError, ValueError):
         raise TypeError(
             f"a value of type {type(value).__name__} cannot be passed between processes: return a "

@@ -83,6 +83,8 @@ def test_unknown_command_names_the_nearest(capsys):
     assert "'ppo'" in refused(capsys, "pppo")
     assert "unknown command 'pppo'" in refused(capsys, "pppo", "--help")
     assert "'envs list'" in refused(capsys, "envs", "lst")
+    assert "'envs'; the commands are envs list, envs demos, envs" in refused(capsys, "envs")
+    assert "unknown command 'data split'; did you mean 'split'" in refused(capsys, "data", "split")
     assert "unknown command '--pppo'" in refused(capsys, "--pppo")
 
 

@@ -43,6 +43,10 @@ def test_without_a_notebook_it_logs_one_line_and_records(tmp_path, monkeypatch, 
     assert "no/metric" not in plot.points
 
 
+def test_one_metric_needs_no_list():
+    assert rlhf.LivePlot("reward/mean").metrics == ("reward/mean",)
+
+
 def test_a_checkpoint_contains_the_points():
     plot, restored = rlhf.LivePlot(["reward/mean"]), rlhf.LivePlot(["reward/mean"])
     plot.points = {"reward/mean": [(1, 0.25), (2, 0.5)]}

@@ -335,6 +335,7 @@ def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path, capsys, echo_
     ("code", "message"),
     [
         ("plugin_api = 2\n", r"mine.py needs version 2 of the plug-in interface, .* version 1"),
+        ("plugin_api: int = 2\n", r"mine.py needs version 2 of the plug-in interface"),
         ("\nimport nowhere\n", r"mine.py cannot be imported: ModuleNotFoundError: .*mine.py:2"),
         ("\n\ndef f(:\n", r"mine.py cannot be imported: SyntaxError: .*mine.py:3"),
         ("import sys\nsys.exit(0)\n", r"RuntimeError: called sys.exit\(0\) \(mine.py:2"),

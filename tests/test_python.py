@@ -20,6 +20,7 @@ import rlhf
 from rlhf import plugins
 from rlhf.api import inputs, training
 from rlhf.api.options import EvaluationOptions, OfflineOptions, OnlineOptions, RewardOptions
+from rlhf.api.results import TextPolicy
 from rlhf.cli.main import main
 from rlhf.config.evaluate import EvaluateConfig
 from rlhf.config.offline import OfflineConfig
@@ -27,6 +28,7 @@ from rlhf.config.online import OnlineConfig, OptimizerSpec
 from rlhf.config.reward import RewardConfig
 from rlhf.envs.core import FreeText
 from rlhf.errors import UserError
+from rlhf.reward_models import as_reward
 from tests.helpers.hub_server import HubServer
 from tests.helpers.training import (
     assert_same_run,
@@ -372,13 +374,77 @@ def test_the_results_of_a_run(echo_model):
         ({"data": []}, "got list without rows"),
         ({"data": {"train": [1], "test": [2]}}, r"data: choose a split, such as data\['train'\]"),
         ({"data": [{"prompt": {1, 2}}]}, "data: the rows cannot be written as JSON"),
+        ({"data": {"prompt": "a"}}, "data: .* has no path; give rows as a list of mappings"),
+        ({"env": "a", "prompts": [{"prompt": "a"}]}, "give env or prompts, not both"),
+        ({"model": {"path": "m", "lora": {}}, "lora": {"rank": 2}}, "lora: model has adapters too"),
         ({"env": 3}, "env: expected a gymnasium id, an environment, or a class or function"),
+        ({"algorithm": plugins.Settings()}, "algorithm: give a mapping of the settings to change"),
         ({"rewards": [3]}, "rewards.0: a reward must be a function, got int"),
     ],
 )
 def test_wrong_objects_are_named(options, message):
     with pytest.raises(UserError, match=message):
         inputs.configuration_tree(options)
+
+
+@pytest.mark.parametrize("config", [3, [{}, 3], object()])
+def test_a_configuration_of_another_type_is_named(config):
+    with pytest.raises(UserError, match="config: expected a mapping, the path of a YAML file"):
+        rlhf.ppo(config)
+
+
+@pytest.mark.parametrize("function", [rlhf.compare, rlhf.report])
+@pytest.mark.parametrize(("arguments", "got"), [([], "none"), ([["a", "b"]], "list"), ([3], "int")])
+def test_runs_are_separate_arguments(function, arguments, got):
+    name = function.__name__
+    message = rf"{name}: expected runs .*, got {got}; write rlhf\.{name}\(first, second\)"
+    with pytest.raises(UserError, match=message):
+        function(*arguments)
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": 3}, "generate: expected a text or a list, got int"),
+        ({"prompts": TALK}, "a list of conversations, each a list of messages .*, got a list of d"),
+        ({"prompts": "a", "samples": 0}, "samples must be >= 1, got 0"),
+        ({"prompts": "a", "temperature": -1.0}, "temperature must be >= 0, got -1"),
+        ({"prompts": "a", "max_new_tokens": "two"}, "max_new_tokens must be a valid integer"),
+        ({"prompts": "a", "max_tokenz": 2}, "unknown key 'max_tokenz'; did you mean 'max_tokens'"),
+    ],
+)
+def test_wrong_arguments_of_a_policy_are_named(arguments, message):
+    policy = object.__new__(TextPolicy)  # the arguments are checked before the model is used
+    policy.model = policy.tokenizer = None
+    with pytest.raises(UserError, match=message):
+        policy.generate(**arguments)
+
+
+@pytest.mark.parametrize("argument", [TALK, ["a"]])
+def test_a_reward_takes_a_list_of_conversations(argument):
+    with pytest.raises(UserError, match="a reward: expected a list of conversations"):
+        as_reward(judge)(argument)
+
+
+def test_a_command_of_a_plugin_is_trained(echo_model, tmp_path):
+    path = tmp_path / "named_here.py"
+    path.write_text(
+        "from rlhf.plugins import Settings, register_algorithm\n"
+        "settings = Settings(num_epochs=2)\n"
+        "register_algorithm('named_here', title='t', loss='clipped', settings=settings)\n"
+    )
+    keys = {"model": echo_model, "env": "text/Echo-v0", "num_steps": 1, "episodes_per_step": 4}
+    run = rlhf.train("named_here", plugins=[str(path)], evaluation={"episodes": 2}, **keys)
+    assert run.config["algorithm"]["num_epochs"] == 2
+
+
+@pytest.mark.parametrize("call", [rlhf.train, lambda name: rlhf.stage(name, {})])
+def test_a_command_without_a_run_is_named(call):
+    with pytest.raises(UserError, match="doctor writes no run: use it on the command line"):
+        call("doctor")
 
 
 def test_unknown_arguments_are_named(echo_model):

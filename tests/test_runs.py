@@ -176,6 +176,13 @@ def test_one_process_writes_a_directory(tmp_path):
     Run.open(config(tmp_path / "run", resume=True)).close()
 
 
+def test_a_run_is_not_replaced_by_a_resumption(tmp_path):
+    finished_run(tmp_path / "run")
+    with pytest.raises(UserError, match="resume continues a run and overwrite replaces it"):
+        Run.open(config(tmp_path / "run", resume=True, overwrite=True))
+    assert rows(tmp_path / "run/metrics.jsonl")
+
+
 def test_a_refused_resumption_marks_nothing(tmp_path):
     (tmp_path / "project").mkdir()
     (tmp_path / "project/config.yaml").write_text("name: of another program\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_the_files_of_a_template_are_complete_and_valid(template, tmp_path, caps
         assert (tmp_path / "mine" / name).exists()
     assert main(["init", template, str(tmp_path / "mine")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_first_command_can_be_pasted_also_with_a_space_in_the_folder(tmp_path, capsys):
+    assert main(["init", "python", str(tmp_path / "für uns")]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("start with: ")
+    assert shlex.split(command)[:3] == ["cd", str(tmp_path / "für uns"), "&&"]
+
+
+def test_a_project_without_runs_has_no_report(tmp_path, capsys):
+    assert main(["init", "project", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path)]) == 2
+    assert "contains no runs; its pipeline.yaml writes them to runs/project" in (
+        capsys.readouterr().err
+    )
 
 
 def test_an_unknown_template_is_named(capsys):

@@ -103,8 +103,16 @@ def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
     assert len(run.directory.joinpath("metrics.jsonl").read_text().splitlines()) == 2
     assert (run.directory / "finished").exists()
     assert "tracker tensorboard failed" in caplog.text
-    assert "the server is gone" in caplog.text
+    assert "the server is gone (test_tracking.py:" in caplog.text
     assert len(calls) == 1
+
+
+def test_a_tracker_of_another_type_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", lambda directory, config, step: None)
+    run = tracked(tmp_path, "tensorboard")
+    assert "tracker tensorboard failed" in caplog.text
+    assert "opened as a NoneType, not as a Tracker" in caplog.text
+    assert (run.directory / "finished").exists()
 
 
 @pytest.mark.parametrize("moment", ["open", "log", "close"])

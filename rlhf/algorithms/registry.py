@@ -87,7 +87,7 @@ _BUILT_IN_ALGORITHMS = (
         title="REINFORCE, leave one out",
         paper="Ahmadian et al. 2024, arXiv:2402.14740",
         equation="-sum_t A log pi / L,  A_i = R_i - mean of R_j, j != i",
-        equation_source="Ahmadian et al. 2024, the estimator RLOO",
+        equation_source="Ahmadian et al. 2024, section 2.3, an equation without a number",
         summary="the baseline of a rollout is the mean return of the other rollouts of its group",
         loss="clipped",
         settings=Settings(advantage="leave_one_out", aggregation="constant", group_size=4),
@@ -100,7 +100,7 @@ _BUILT_IN_ALGORITHMS = (
         title="REINFORCE with batch normalization",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss,  A = (R_to_go - mean) / std over the batch",
-        equation_source="Hu et al. 2025, the advantage normalized over the batch",
+        equation_source="Hu et al. 2025, version 9, eq. 4 (return) and 5 (normalization)",
         summary="return to go, whitened over the whole batch; no critic and no groups",
         loss="clipped",
         settings=Settings(
@@ -116,7 +116,7 @@ _BUILT_IN_ALGORITHMS = (
         title="REINFORCE++ with a group baseline",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss + b k2,  A = whiten(R - mean of group)",
-        equation_source="Hu et al. 2025, the variant with a baseline of the group",
+        equation_source="Hu et al. 2025, version 9, eq. 6 and 7 (advantages) and 8 (objective)",
         summary="group mean as baseline, standard deviation of the whole batch, k2 in the loss",
         loss="clipped",
         settings=Settings(

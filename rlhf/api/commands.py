@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.api.options import Config
 from rlhf.api.table import as_sources, command_table
+from rlhf.common.guards import is_path
+from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf.evaluation.compare import Comparison
@@ -103,7 +105,7 @@ def report(*directories: Directory) -> Path:
     """
     from rlhf.reports import write_comparison_report, write_report
 
-    folders = [Path(directory) for directory in directories]
+    folders = _folders("report", directories)
     if len(folders) == 1:
         return write_report(folders[0])
     return write_comparison_report(folders, Path("comparison.html"))
@@ -132,7 +134,7 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
-    return compare_runs([Path(directory) for directory in directories], metric=metric)
+    return compare_runs(_folders("compare", directories), metric=metric)
 
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
@@ -183,6 +185,21 @@ def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
         UserError: The configuration or the data are invalid.
     """
     return _run_and_collect_lines("score", config, overrides)
+
+
+def _folders(function: str, directories: Sequence[Directory]) -> list[Path]:
+    """Return the directories that were given to a function.
+
+    Raises:
+        UserError: There is none, or one is not a path.
+    """
+    other = [type(item).__name__ for item in directories if not is_path(item)]
+    if other or not directories:
+        raise UserError(
+            f"{function}: expected runs or paths of their directories, got "
+            f"{other[0] if other else 'none'}; write rlhf.{function}(first, second)"
+        )
+    return [Path(directory) for directory in directories]
 
 
 def _run_and_collect_lines(

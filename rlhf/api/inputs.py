@@ -57,12 +57,22 @@ def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
             tree[key] = [_callback_entry(c, f"callbacks.{i}") for i, c in enumerate(callbacks)]
         elif key == "rollout":
             tree[key] = rollout_tree(value)
+        elif key == "algorithm" and is_instance_of_dataclass(value):
+            raise UserError(
+                "algorithm: give a mapping of the settings to change, such as {'num_epochs': 2}; "
+                f"an object of {type(value).__name__} has a value for every setting, also for "
+                "those that define the algorithm"
+            )
         else:
             tree[key] = plain(value)
     if tokenizer is not None and "model" not in given:
         raise UserError("tokenizer: it belongs to a loaded model; give model too")
+    if lora is not None and tree.get("model", {}).get("lora") is not None:
+        raise UserError("lora: model has adapters too; give them in one of both places")
     if lora is not None:
         tree.setdefault("model", {})["lora"] = lora_tree(lora)
+    if prompts is not None and tree.get("env", {}).get("id"):
+        raise UserError("give env or prompts, not both: an episode starts from one of them")
     if prompts is not None:
         tree["env"] = {**tree.get("env", {}), "id": None, "prompts": data_list(prompts, "prompts")}
     return tree
@@ -385,6 +395,11 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
     if is_mapping(data):
         if {"train", "test"} & set(data) or type(data).__name__ == "DatasetDict":
             raise UserError(f"{key}: choose a split, such as data[{next(iter(data))!r}]")
+        if "path" not in data:
+            raise UserError(
+                f"{key}: a mapping names a source of data, and this one has no path; give rows as "
+                "a list of mappings, also a single row"
+            )
         return [dict(data)]
     if hasattr(data, "to_parquet") and hasattr(data, "column_names"):
         return [{"path": str(_stored(data.to_parquet, ".parquet"))}]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.common.guards import as_list
 from rlhf.common.numbers import is_number
 from rlhf.runs.callbacks import Callback, TrainingEvent
 
@@ -47,13 +48,13 @@ class LivePlot(Callback):
         [1]
 
     Args:
-        metrics: Metrics of docs/metrics.md, each with a chart of its own. A metric that the run
-            does not log has none. The default is `MAIN_METRICS`.
+        metrics: A metric of docs/metrics.md, or several of them, each with a chart of its own. A
+            metric that the run does not log has none. The default is `MAIN_METRICS`.
         every: Number of steps between drawings.
     """
 
-    def __init__(self, metrics: Sequence[str] = MAIN_METRICS, *, every: int = 1) -> None:
-        self.metrics, self.every = tuple(metrics), max(1, every)
+    def __init__(self, metrics: str | Sequence[str] = MAIN_METRICS, *, every: int = 1) -> None:
+        self.metrics, self.every = tuple(as_list(metrics)), max(1, every)
         self.points: Points = {}
         self._display: Any = None
         """The displayed output, which later drawings replace."""

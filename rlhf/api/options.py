@@ -8,7 +8,6 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
-from rlhf.algorithms.settings import Settings
 from rlhf.api.results import Run
 from rlhf.common.conversation import RewardFunction
 from rlhf.config.data import DataSpec
@@ -121,7 +120,7 @@ class OnlineOptions(TrainingOptions, total=False):
     prompts: Data
     rewards: Reward | Sequence[Reward]
     gold: Reward | Sequence[Reward]
-    algorithm: Settings | Keys
+    algorithm: Keys
     rollout: Sampling
     optimizer: OptimizerSpec | Keys
     kl: KLSpec | Keys

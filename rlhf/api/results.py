@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.api.live_plot import MAIN_METRICS, Points, charts_as_images_html
+from rlhf.common.conversation import check_conversations
 from rlhf.common.files import read_json
+from rlhf.common.guards import is_path
 from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError, first_line
@@ -44,6 +46,8 @@ class Run:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
+        if not is_path(directory):
+            raise UserError(f"Run: expected the path of a run, got {type(directory).__name__}")
         self.directory = Path(directory)
         if not (self.directory / "config.yaml").is_file():
             raise UserError(f"{self.directory} is not a run directory: it has no config.yaml")
@@ -222,16 +226,26 @@ class TextPolicy:
 
         Returns:
             The completions of the first prompt, then those of the second, and so on.
+
+        Raises:
+            UserError: The prompts or a setting are not valid.
         """
+        from rlhf.config.load import build_config
         from rlhf.config.rollout import RolloutSpec
         from rlhf.rollout.completions import completions
 
-        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        if samples < 1:
+            raise UserError(f"samples must be >= 1, got {samples}")
+        given: Any = prompts
+        if not isinstance(given, Iterable):
+            raise UserError(f"generate: expected a text or a list, got {type(given).__name__}")
+        several = [prompts] if isinstance(prompts, str) else prompts
         conversations = [
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             for prompt in several
         ]
-        spec = RolloutSpec(temperature=temperature, **rollout)
+        check_conversations(conversations, "generate: prompts")
+        spec = build_config(RolloutSpec, {"temperature": temperature, **rollout})
         rollouts = completions(
             self.model, self.tokenizer, conversations, spec, samples=samples, seed=seed
         )

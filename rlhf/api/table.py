@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING
 
 from rlhf.api.options import Config
+from rlhf.common.guards import is_mapping, is_path, is_sequence
 from rlhf.common.plugins import load_installed_plugins
 from rlhf.config.load import Source
+from rlhf.errors import UserError
 from rlhf.runs.launch import prepare_process
 
 if TYPE_CHECKING:
@@ -25,8 +26,18 @@ def command_table() -> CommandTable:
 
 
 def as_sources(config: Config | Sequence[Config] | None) -> list[Source]:
-    """Return a configuration, or several of them, as a list of mappings and paths."""
+    """Return a configuration, or several of them, as a list of mappings and paths.
+
+    Raises:
+        UserError: A configuration is neither a mapping nor a path.
+    """
     if config is None:
         return []
-    several = [config] if isinstance(config, Mapping | str | PathLike) else config
+    several = config if is_sequence(config) else [config]
+    for item in several:
+        if not is_mapping(item) and not is_path(item):
+            raise UserError(
+                "config: expected a mapping, the path of a YAML file, or a list of these, got "
+                f"{type(item).__name__}; the other arguments have names, such as model=..."
+            )
     return [item if isinstance(item, Mapping) else str(item) for item in several]

@@ -50,6 +50,8 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
         Halt: An alarm ended training.
     """
     commands = command_table()
+    if command in commands:  # that of a plug-in is known when the configuration is read
+        commands.require_run(command)
     tree = configuration_tree(options)
     sources = as_sources(config)
     # A given model or environment replaces that of the file, also if it is of another form.

@@ -103,7 +103,11 @@ class CommandTable(dict[str, Command]):
         return {name.split()[0] for name in self if " " in name}
 
     def __missing__(self, name: str) -> Command:
-        raise UserError(f"unknown command {name!r}{did_you_mean(name, self)}; see rlhf --help")
+        family = [known for known in self if known.startswith(f"{name} ")]
+        near = (
+            f"; the commands are {', '.join(family)}" if family else did_you_mean(str(name), self)
+        )
+        raise UserError(f"unknown command {name!r}{near}; see rlhf --help")
 
     def read(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
@@ -217,11 +221,21 @@ class CommandTable(dict[str, Command]):
         """
         return self.run_config(name, self.configure(name, tree))
 
+    def require_run(self, name: str) -> None:
+        """Check that a command writes a run directory.
+
+        Raises:
+            UserError: It is not known, or it writes none.
+        """
+        if not self[name].makes_run:
+            raise UserError(f"{name} writes no run: use it on the command line, as rlhf {name}")
+
     def run_config(self, name: str, config: Any) -> Path:
         """Run a command like `run_command`, with a configuration from `read` or `configure`."""
         from rlhf.reports import write_report
         from rlhf.reports.run_page import REPORT_FILE
 
+        self.require_run(name)
         run = Run.open(self.effective_tree(name, config))
         try:
             if run.finished:

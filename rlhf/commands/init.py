@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def init(config: InitConfig) -> Iterator[str]:
     for source, file in files.items():
         write_text(file, source.read_text(encoding="utf-8"))
         yield str(file)
-    folder = "" if target == Path() else f"cd {target} && "
+    folder = "" if target == Path() else f"cd {shlex.quote(str(target))} && "
     yield f"start with: {folder}{_FIRST_COMMAND[config.template]}"
 
 

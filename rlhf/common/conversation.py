@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from rlhf.common.guards import is_mapping, is_sequence
+from rlhf.errors import UserError
 
 Message = dict[str, Any]
 """One turn in the Hugging Face chat format, with at least the keys ``role`` and ``content``."""
@@ -13,6 +16,24 @@ Score = float | None
 """A score, or None if the conversation could not be scored."""
 RewardFunction = Callable[[list[Conversation]], Sequence[Score]]
 """Function that returns a score for each conversation of a batch."""
+
+
+def check_conversations(conversations: Iterable[Any], what: str) -> None:
+    """Check that the items of a list are conversations.
+
+    Args:
+        conversations: The list. A value that is read only once, such as a generator, is not read.
+        what: What takes the list, for the message.
+
+    Raises:
+        UserError: An item is not a list of messages, as if a single conversation were given.
+    """
+    for item in conversations if is_sequence(conversations) else ():
+        if not is_sequence(item) or not all(map(is_mapping, item)):
+            raise UserError(
+                f"{what}: expected a list of conversations, each a list of messages with role and "
+                f"content, got a list of {type(item).__name__}"
+            )
 
 
 def comparable_text(text: str) -> str:

@@ -12,6 +12,7 @@ Installed packages offer plug-ins with the entry point group `ENTRY_POINTS`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -217,7 +218,8 @@ def _import_module(name: str, *, what: str) -> ModuleType:
         _check_version(Path(origin), what=f"{what}: {name}")
     _loading.append(name)
     try:
-        with warn_if_slow(f"{what}: the import of {name}", _SLOW_IMPORT), limit_side_effects():
+        slow = warn_if_slow(f"{what}: the import of {name}", _SLOW_IMPORT)
+        with contextlib.nullcontext() if ours else slow, limit_side_effects():
             module = importlib.import_module(name)
     except Exception as error:
         hint = ""
@@ -318,6 +320,8 @@ def _check_version(file: Path, *, what: str) -> None:
     except (OSError, SyntaxError, ValueError):
         return  # importing the file reports the error
     for node in statements:
+        if isinstance(node, ast.AnnAssign) and node.value is not None:  # plugin_api: int = 1
+            node = ast.Assign([node.target], node.value)
         if isinstance(node, ast.Assign) and "plugin_api" in map(ast.unparse, node.targets):
             version = ast.unparse(node.value)
             if version != str(PLUGIN_API):

@@ -97,7 +97,7 @@ def thread_location(identifier: int | None) -> Place | None:
 def check_accepts(
     code: Callable[..., Any], arguments: tuple[Any, ...] = (), *, what: str, form: str, **keys: Any
 ) -> None:
-    """Check, before the first call, that a function of the user accepts its arguments.
+    """Check, before the first call, that a function of the user can be called with its arguments.
 
     Args:
         code: The function; a function without a readable signature is accepted.
@@ -107,8 +107,15 @@ def check_accepts(
         keys: Placeholders of the keyword arguments.
 
     Raises:
-        UserError: The signature does not accept the arguments.
+        UserError: The signature does not accept the arguments, or the function is asynchronous:
+            its call would only create a coroutine.
     """
+    methods = code, getattr(code, "__call__", None)  # noqa: B004  of a function, or an object
+    if any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for m in methods):
+        raise UserError(
+            f"{what}{definition_text(code)} is defined with async def, but nothing would wait for "
+            "its result: define it with def, and call asyncio.run(...) in it"
+        )
     try:
         signature = inspect.signature(code)
     except (TypeError, ValueError):

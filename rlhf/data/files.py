@@ -299,7 +299,9 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 def _missing_file_message(path: Path) -> str:
     folder = path.parent
+    is_sentence = " " in str(path) and not re.fullmatch(r"\.\w+", path.suffix)
+    row = '; if this text is a prompt, write it as a row: {"prompt": ...}' if is_sentence else ""
     if not folder.is_dir():
-        return f"no data file {path}: the folder {folder} does not exist"
+        return f"no data file {path}: the folder {folder} does not exist{row}"
     near = did_you_mean(path.name, [entry.name for entry in folder.iterdir()])
-    return f"no data file {path} (a hub id has the form org/name){near}"
+    return f"no data file {path} (a hub id has the form org/name){near}{row}"

@@ -170,7 +170,8 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
     """Read the runs of a pipeline directory in order, or the single run of a run directory.
 
     Raises:
-        UserError: The directory does not exist, or is neither a pipeline nor a run directory.
+        UserError: The directory does not exist, is neither a pipeline nor a run directory, or is a
+            pipeline directory without runs.
     """
     root = Path(directory)
     if root.is_file():
@@ -188,7 +189,10 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
             f"{root} is a benchmark, not a run: its report is {root / 'report.html'}, and its runs "
             f"are in {root / 'runs'}"
         )
-    if not stages and not (root / "pipeline.yaml").exists():
+    if not stages and (root / "pipeline.yaml").exists():
+        target = read_mapping_or_empty(root / "pipeline.yaml").get("output_dir", "its output_dir")
+        raise UserError(f"{root} contains no runs; its pipeline.yaml writes them to {target}")
+    if not stages:
         raise UserError(
             f"{root} is not a run directory: there is no config.yaml, metrics.jsonl or evaluation/ "
             "in it or in any of its folders"

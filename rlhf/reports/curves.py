@@ -74,13 +74,17 @@ def is_online(run: RunRecord) -> bool:
 
 
 def reward_charts(run: RunRecord) -> list[Chart]:
-    """Return the panels of the proxy reward, the gold reward and the KL to the initial policy."""
+    """Return the panels of the proxy reward, the gold reward and the KL to the initial policy.
+
+    The last one is omitted if the run did not log the KL.
+    """
     gold = gold_metric_key(run)
     source = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
     peak = over_optimization_peak(run)
     mark = (peak.step, "gold peaks") if peak else None
     missing = "" if gold else "No gold score and no held-out score were measured."
-    return [
+    kl = Series("KL", *run.series("policy/kl"), color="c5")
+    charts = [
         Chart(
             "Proxy reward",
             [Series("proxy", *run.series("reward/mean"), color="proxy")],
@@ -97,12 +101,13 @@ def reward_charts(run: RunRecord) -> list[Chart]:
         ),
         Chart(
             "KL to the start",
-            [Series("KL", *run.series("policy/kl"), color="c5")],
+            [kl],
             "Nats per episode from the initial policy.",
             mark=mark,
             y_label="nats per episode",
         ),
     ]
+    return charts if kl.x else charts[:2]  # a run without a reference does not compute it
 
 
 def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str]]:

@@ -10,17 +10,24 @@ A run with several processes calls them in the first process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
-from rlhf.common.foreign import describe_exception, exit_as_exception, foreign_exceptions
+from rlhf.common.foreign import (
+    describe_exception,
+    exit_as_exception,
+    foreign_exceptions,
+    restored_process_state,
+)
 from rlhf.common.guards import is_mapping
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
+from rlhf.common.numbers import is_number
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
 from rlhf.common.user_code import (
@@ -64,9 +71,29 @@ class TrainingEvent:
     """Folder of the checkpoint, or of the final model at the end."""
     _callbacks: Callbacks | None = None
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Write further metrics of this step to metrics.jsonl and to the trackers."""
-        self.run.log(self.step, metrics)
+    def log(self, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Write further metrics of this step to metrics.jsonl and to the trackers.
+
+        Args:
+            metrics: Name -> number, also of numpy or a tensor of one element. The names are
+                others than those of the metrics of the event.
+
+        Raises:
+            ValueError: The metrics are no mapping, or a name or a value is not valid.
+        """
+        if not is_mapping(metrics):
+            raise ValueError(f"event.log: give a mapping, got {type(metrics).__name__}")
+        numbers = {name: self._number(name, metrics[name]) for name in metrics}
+        self.run.log(self.step, numbers)
+
+    def _number(self, name: str, value: Any) -> float:
+        """Return a value of `log` as a plain number."""
+        if name in self.metrics or name in ("step", "time"):
+            raise ValueError(f"event.log: {name!r} is a metric of the run: choose another name")
+        if not isinstance(value, str | bytes):
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                return value if is_number(value) else float(value)
+        raise ValueError(f"event.log: {name} must be a number, got {type(value).__name__}")
 
     def stop(self) -> None:
         """End training after this step. The final model is saved and evaluated as usual."""
@@ -168,6 +195,7 @@ class Callbacks:
                 with (
                     errors_located_at(call),
                     warn_if_slow(f"callback {name}", "move slow work to another process"),
+                    restored_process_state(),
                     foreign_exceptions(),
                     exit_as_exception(),
                 ):
@@ -232,7 +260,7 @@ def make_callback(entry: Any) -> Callback:
             f"callbacks: {_name_of(entry)} cannot be made: {describe_exception(error)}"
         ) from error
     if isinstance(made, Callback):
-        _check_method_names(made, reference)
+        _check_methods(made, reference)
         return made
     if isinstance(target, type) or not callable(made):
         raise UserError(
@@ -244,10 +272,13 @@ def make_callback(entry: Any) -> Callback:
     return FunctionCallback(function)
 
 
-def _check_method_names(callback: Callback, reference: str) -> None:
-    """Check that every method ``on_...`` is one that is called."""
+def _check_methods(callback: Callback, reference: str) -> None:
+    """Check that every method ``on_...`` is one that is called, and accepts an event."""
     for name in dir(callback):
-        if name.startswith("on_") and name not in POINTS:
+        if name.startswith("on_") and name in POINTS:
+            what = f"callbacks: {short_name(reference)}: {name}"
+            check_accepts(getattr(callback, name), (None,), what=what, form=f"{name}(self, event)")
+        elif name.startswith("on_"):
             raise UserError(
                 f"callbacks: {reference} has a method {name}, which is never called"
                 f"{did_you_mean(name, POINTS) or '; the methods are ' + ', '.join(POINTS)}"

@@ -178,6 +178,11 @@ class DirectoryClaim:
         """
         _check_path(directory)
         _check_links(directory)
+        if resume and overwrite:
+            raise UserError(
+                "resume continues a run and overwrite replaces it: give one of them, such as "
+                "--resume --overwrite false"
+            )
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         replaced = directory / REPLACED

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlhf.common.files import write_text
-from rlhf.common.foreign import limit_side_effects
+from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.registry import OneOf, Registry
-from rlhf.errors import UserError, message_of
+from rlhf.errors import UserError
 
 PROJECT = "rlhf"
 LOG_SECONDS = 60.0
@@ -154,9 +154,16 @@ def close_trackers(trackers: Mapping[str, Tracker]) -> None:
 
 
 def _open_with_time_limits(opening: Callable[[], Tracker]) -> Tracker:
-    """Open a tracker; return it with functions that raise TimeoutError after their time limit."""
+    """Open a tracker; return it with functions that raise TimeoutError after their time limit.
+
+    Raises:
+        TypeError: The function that opens it returned something else.
+    """
     thread = _CallThread()
     opened = thread.call(opening, seconds=OPEN_OR_CLOSE_SECONDS)
+    if not isinstance(opened, Tracker):
+        thread.end()
+        raise TypeError(f"it was opened as a {type(opened).__name__}, not as a Tracker")
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         thread.call(functools.partial(opened.log, step, metrics), seconds=LOG_SECONDS)
@@ -179,10 +186,9 @@ def _failures_as_warnings(name: str) -> Iterator[None]:
             yield
     except Exception as error:
         log.warning(
-            "tracker %s failed and receives no further metrics (%s: %s); metrics.jsonl is complete",
+            "tracker %s failed and receives no further metrics (%s); metrics.jsonl is complete",
             name,
-            type(error).__name__,
-            message_of(error),
+            describe_exception(error),
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
+from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt
 from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.numeric_checks import (
@@ -159,6 +160,11 @@ def accumulate_gradients(
             critic_denominator=mask.sum(),
             critic_only=critic_only,
         )
+        if not loss.requires_grad:
+            raise UserError(
+                "the loss has no gradient: a loss of your own must not detach the "
+                "log-probabilities, and requires_grad of the weights must stay as it is"
+            )
         (weight * loss).backward()
         if weight:
             total = total + sums

@@ -33,6 +33,15 @@ def write(path, rows=ROWS):
     return DataSpec(str(path))
 
 
+@pytest.mark.parametrize("text", ["Say something", "Is 1/2 more than 1/3?"])
+def test_a_prompt_in_place_of_a_path_is_recognized(text):
+    with pytest.raises(UserError, match=r'no data file .*write it as a row: {"prompt": ...}'):
+        load(DataSpec(text), "prompt", seed=0)
+    with pytest.raises(UserError) as error:
+        load(DataSpec("my rows.jsonl"), "prompt", seed=0)
+    assert "prompt" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.csv", "a.csv.gz", "a.parquet"]
 )

@@ -231,6 +231,16 @@ def test_proxy_without_gold_is_said(tmp_path: Path):
     assert "No gold score and no held-out score were measured" in text_of(write_report(run))
 
 
+def test_a_run_without_a_reference_has_no_panel_of_the_kl(tmp_path: Path):
+    for name, more in (("with", {"policy/kl": 0.1}), ("without", {})):
+        rows = [{"step": i, "reward/mean": i / 9, **more} for i in range(9)]
+        fake.write_rows(tmp_path / name / "metrics.jsonl", rows)
+    assert "KL to the start" in text_of(write_report(tmp_path / "with"))
+    page = text_of(write_report(tmp_path / "without"))
+    assert "Proxy reward" in page
+    assert "KL to the start" not in page
+
+
 def test_evaluation_without_summary_or_partner(tmp_path: Path):
     run = tmp_path / "only"
     row = {"env": "echo", "policy": "only", "decoding": "greedy", "seed": 1, "return": 0.5}

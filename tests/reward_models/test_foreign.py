@@ -1,5 +1,6 @@
 """A reward that fails costs its own scores and nothing else."""
 
+import functools
 import math
 import sys
 from decimal import Decimal
@@ -36,10 +37,15 @@ FUNCTIONS = {
     "digits": (lambda conversations: "1" * len(conversations), "returned a str"),
     "mapping": (lambda conversations: {i: 1.0 for i in range(len(conversations))}, "a dict"),
     "set": (lambda conversations: {float(i) for i in range(len(conversations))}, "a set"),
-    "nothing": (lambda conversations: None, "'NoneType' object is not iterable"),
+    "nothing": (lambda conversations: None, "returned a NoneType, not a list of scores"),
+    "number": (lambda conversations: 1.0, "returned a float, not a list of scores"),
     "nan": (lambda conversations: [float("nan")] * len(conversations), "not finite"),
     "infinite": (lambda conversations: [float("inf")] * len(conversations), "not finite"),
 }
+
+
+LISTS = ("text", "digits", "mapping", "set", "number")
+"""Kinds whose first element is a score."""
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
@@ -49,7 +55,7 @@ def test_a_function_that_fails_gives_no_score_and_its_reason(kind: str) -> None:
     assert scores.values == [None, None]
     assert all(reason in str(text) for text in scores.reasons)
     single = EachReward(lambda conversation: function([conversation])[0], name="mine")
-    assert single.score([TALK]).values == [None] or kind in ("text", "digits", "mapping", "set")
+    assert single.score([TALK]).values == [None] or kind in LISTS
 
 
 def edits(conversations: Any) -> Any:
@@ -117,6 +123,49 @@ def test_a_worker_reports_that_its_function_called_exit() -> None:
     path = f"{__name__}:ends"
     scores = build({"kind": "function", "path": path, "timeout": 60}).score([TALK])
     assert "SystemExit: 0" in str(scores.reasons[0])
+
+
+def as_array(conversations: Any) -> Any:
+    return np.full(len(conversations), 0.5)
+
+
+def as_numbers(conversations: Any) -> Any:
+    return [np.float32(0.5) for _ in conversations]
+
+
+def as_tuple(conversations: Any) -> Any:
+    return tuple(0.5 for _ in conversations)
+
+
+def as_tensor(conversations: Any) -> Any:
+    import torch
+
+    return torch.full([len(conversations)], 0.5)
+
+
+@pytest.mark.parametrize("function", [as_array, as_numbers, as_tuple, as_tensor])
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_arrays_are_lists_of_scores_also_with_a_time_limit(function: Any, timeout: Any) -> None:
+    from rlhf.reward_models import build
+
+    spec = {"kind": "function", "path": f"{__name__}:{function.__name__}", "timeout": timeout}
+    assert build(spec)([TALK]) == [0.5]
+
+
+async def later(conversations: Any) -> Any:
+    return [1.0] * len(conversations)
+
+
+class Later:
+    async def __call__(self, conversations: Any) -> Any:
+        return [1.0] * len(conversations)
+
+
+@pytest.mark.parametrize("function", [later, functools.partial(later), Later(), Later().__call__])
+def test_an_asynchronous_function_is_refused(function: Any) -> None:
+    """Its call would return a coroutine, which nothing waits for."""
+    with pytest.raises(UserError, match=r"test_foreign.py:\d+\) is defined with async def.*def"):
+        as_reward(function, name="mine")
 
 
 def test_a_judge_that_fails_gives_its_reason() -> None:

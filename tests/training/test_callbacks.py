@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
@@ -197,9 +200,26 @@ class NeedsAnArgument(Callback):
     def __init__(self, path: str) -> None: ...
 
 
+class NeedsNoEvent(Callback):
+    def on_end(self) -> None: ...  # type: ignore[override]
+
+
+class Asynchronous(Callback):
+    async def on_step(self, event: TrainingEvent) -> None: ...  # type: ignore[override]
+
+
+async def asynchronous(event: TrainingEvent) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        (
+            f"{HERE}:NeedsNoEvent",
+            r"on_end \(test_callbacks.py:\d+\) has the wrong signature",
+        ),
+        (f"{HERE}:Asynchronous", r"on_step \(test_callbacks.py:\d+\) is defined with async def"),
+        (f"{HERE}:asynchronous", r"\(test_callbacks.py:\d+\) is defined with async def"),
         (f"{HERE}:Misspelled", "has a method on_steps, which is never called; did you mean 'on_st"),
         (f"{HERE}:NeedsAnArgument", r"NeedsAnArgument cannot be made: TypeError: .*'path'"),
         (f"{HERE}:HERE", "must be a function, or a subclass of rlhf.Callback"),
@@ -212,6 +232,60 @@ class NeedsAnArgument(Callback):
 def test_a_wrong_callback_is_refused(entry, message):
     with pytest.raises(UserError, match=message):
         make_callback(entry)
+
+
+def log_numbers(event: TrainingEvent) -> None:
+    event.log({"mine/a": torch.tensor(1.5), "mine/b": np.float32(2.5), "mine/c": True})
+
+
+def test_numbers_of_any_type_are_logged(tmp_path, echo_model):
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1, callbacks=[f"{HERE}:log_numbers"])
+    run_command("ppo", tree)
+    (row,) = [row for row in metrics_of(tmp_path / "run") if "mine/a" in row]
+    assert (row["mine/a"], row["mine/b"], row["mine/c"]) == (1.5, 2.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"mine/a": "1"}, "mine/a must be a number, got str"),
+        ({"mine/a": None}, "mine/a must be a number, got NoneType"),
+        ({"mine/a": torch.ones(2)}, "mine/a must be a number, got Tensor"),
+        ({"reward/mean": 1.0}, "'reward/mean' is a metric of the run: choose another name"),
+        ({"step": 7}, "'step' is a metric of the run"),
+        ([("mine/a", 1.0)], "give a mapping, got list"),
+    ],
+)
+def test_other_metrics_are_refused(metrics, message):
+    event = TrainingEvent(None, 1, 2, None, None, {"reward/mean": 0.5})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"event.log: {message}"):
+        event.log(metrics)
+
+
+def freeze(event: TrainingEvent) -> None:
+    event.model.requires_grad_(False)
+
+
+def test_weights_without_a_gradient_are_named(tmp_path, echo_model):
+    tree = online_tree(tmp_path / "run", echo_model, callbacks=[f"{HERE}:freeze"])
+    with pytest.raises(UserError, match=r"the loss has no gradient.*requires_grad"):
+        run_command("rloo", tree)
+
+
+def change_the_process(event: TrainingEvent) -> None:
+    os.chdir("/")
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    event.model.eval()
+
+
+def test_a_callback_does_not_change_the_process(tmp_path, echo_model, monkeypatch):
+    """The relative paths of the run stay valid, and later steps compute gradients."""
+    monkeypatch.chdir(tmp_path)
+    for name, callbacks in (("plain", []), ("changed", [f"{HERE}:change_the_process"])):
+        run_command("ppo", online_tree(Path(name), echo_model, callbacks=callbacks, num_steps=2))
+    assert torch.is_grad_enabled()
+    assert same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "changed"))
 
 
 def test_a_changed_callback_is_not_resumed(tmp_path, echo_model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import multiprocessing
 import os
 import signal
 import types
@@ -24,7 +23,7 @@ from rlhf.common.foreign import (
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
 from rlhf.common.user_code import definition_location, errors_located_at
-from rlhf.common.worker_process import end_with_parent
+from rlhf.common.worker_process import WorkerContext, end_with_parent
 from rlhf.errors import UserError, first_line
 
 START_SECONDS = 60.0
@@ -48,7 +47,7 @@ class ProcessEnvironment(gym.Env):
 
     def __init__(self, make_env: Callable[[], gym.Env], *, timeout: float | None = None) -> None:
         # A forked process would contain the locks of this process's threads in any state.
-        context = multiprocessing.get_context("spawn")
+        context = WorkerContext()
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, make_env), daemon=True)
         try:

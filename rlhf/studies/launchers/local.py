@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rlhf.commands.command import CommandTable
-from rlhf.common.worker_process import end_with_parent
+from rlhf.common.worker_process import WorkerContext, end_with_parent
 from rlhf.config.launcher import LauncherConfig
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.studies.jobs import Job, JobsFailedError
@@ -32,7 +32,7 @@ class LocalLauncher(FutureLauncher):
         self.pool = ProcessPoolExecutor(
             jobs,
             # A forked copy of a process with threads may hang.
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=WorkerContext(),
             initializer=_initialize_local_worker,
             initargs=(self.logs, threads),
         )
