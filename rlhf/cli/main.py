@@ -33,7 +33,9 @@ from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare_process
 
-_PATH_ERRORS = frozenset([errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR])
+_PATH_ERRORS = frozenset(
+    [errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST]
+)
 """Numbers of the errors for a path that cannot be the path of a file or folder."""
 
 
@@ -185,6 +187,9 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if not debug and isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         path = mask_secrets(escape_invisible(str(error.filename)))
         _print_error(f"rlhf: {path[:200]}{'…' * (len(path) > 200)}: {error.strerror}")
+        return 2
+    if not debug and isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        _print_error("rlhf: a path or name contains a null character: remove it")
         return 2
     if not debug and not isinstance(error, UserError) and _is_in_user_code(error):
         reason = mask_secrets(escape_invisible(describe_exception(error)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
@@ -15,7 +14,7 @@ from rlhf.reports.overoptimization import (
     overoptimization_tables,
     read_results,
 )
-from rlhf.reports.page import page_html
+from rlhf.reports.page import page_html, write_page
 from rlhf.reports.profile import profile_tables
 from rlhf.reports.rewards import reward_reports_html, reward_tables
 from rlhf.reports.sections import (
@@ -56,7 +55,7 @@ def write_report(directory: str | Path) -> Path:
     save_curves_csv(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
-    write_text(target, page_html(title, _body_html(title, runs, comparisons, tables)))
+    write_page(target, page_html(title, _body_html(title, runs, comparisons, tables)))
     return target
 
 
