@@ -82,8 +82,8 @@ class ProgramProxy:
         except Exception:
             _end_as_failed("the program sent a malformed message")
         if error is None:
-            is_method = operation == "__getattr__" and isinstance(result, RemoteObject)
-            if is_method and args[1] in _ITERATOR_METHODS:
+            is_method = operation == "__getattr__" and args[1] in _ITERATOR_METHODS
+            if is_method and isinstance(result, RemoteObject):
                 self.iterator_methods.add(_handle_of(result))
             return result
         # In a `map` or `zip` of the tests, StopIteration would skip the remaining cases.
