@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.runs.claim import DirectoryClaim
+from rlhf.runs.inputs import fingerprint
 from rlhf.training.online import OnlineTrainer
 from tests.faults.process import check_failure, configuration, rlhf
 from tests.helpers.training import assert_same_run
@@ -164,3 +166,19 @@ def test_a_signal_before_the_first_step_restores_the_replaced_run(number, runs, 
     assert after.items() >= {k: v for k, v in before.items() if k != ".rlhf"}.items()
     assert (run / "final").is_dir()
     assert not (run / ".replaced").exists()
+
+
+def test_a_run_in_the_folder_of_its_model_does_not_change_the_model(tmp_path):
+    model = tmp_path / "model"
+    (model / "part").mkdir(parents=True)
+    (model / "part" / "weights").write_text("1")
+    before = fingerprint(model)
+    claim = DirectoryClaim.open(model / "run", resume=False, overwrite=False)
+    (model / "run" / "metrics.jsonl").write_text("{}\n")
+    assert fingerprint(model) == before
+    own = fingerprint(model / "run")
+    (model / "run" / "metrics.jsonl").write_text("{}\n{}\n")
+    assert fingerprint(model / "run") != own
+    claim.close()
+    (model / "part" / "weights").write_text("2")
+    assert fingerprint(model) != before
