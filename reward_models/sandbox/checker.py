@@ -43,8 +43,6 @@ class ProgramProxy:
         self.callbacks: list[Any] = []
         self.iterator_methods: set[int] = set()
         """Handles of the methods of iterators and generators that may end with StopIteration."""
-        self.exits: list[BaseException] = []
-        """Exceptions of the kind SystemExit that the program raised."""
         if self._receive() != {"ready": True}:
             _end_as_failed("the program sent a malformed message")
 
@@ -92,8 +90,6 @@ class ProgramProxy:
         )
         if isinstance(error, StopIteration) and not iterates:
             raise RuntimeError("the program raised StopIteration")
-        if isinstance(error, SystemExit):
-            self.exits.append(error)
         raise error
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -341,12 +337,24 @@ def _run_tests(tests: str, program: ProgramProxy) -> int:
     module.__dict__["__builtins__"] = BuiltinsOfTests(program, ast.parse(tests))
     try:
         exec(compile(tests, "<tests>", "exec", dont_inherit=True), module.__dict__)
-    except SystemExit as error:
-        if any(error is other for other in program.exits) or error.code not in (None, 0):
+    except BaseException as error:
+        if not _is_successful_end_of_unittest(error):
             _end_as_failed(_traceback_text())
-    except BaseException:
-        _end_as_failed(_traceback_text())
     return 0
+
+
+def _is_successful_end_of_unittest(error: BaseException) -> bool:
+    """Return whether `unittest.main` ended with an exception after tests that all passed.
+
+    An exception of the program is raised in this module, so it is never such an end.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or place.tb_frame.f_globals.get("__name__") != "unittest.main":
+        return False
+    ended = getattr(place.tb_frame.f_locals.get("self"), "result", None)
+    return isinstance(error, SystemExit) and not error.code and getattr(ended, "testsRun", 0) > 0
 
 
 def _traceback_text() -> str:
