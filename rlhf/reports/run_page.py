@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
@@ -26,6 +27,7 @@ from rlhf.reports.sections import (
 )
 from rlhf.reports.tables import save_curves_csv, save_tables
 from rlhf.reports.tokens import token_samples_html
+from rlhf.runs.claim import written_by_toolkit
 
 REPORT_FILE = "report.html"
 """File name of the page."""
@@ -55,7 +57,9 @@ def write_report(directory: str | Path) -> Path:
     save_curves_csv(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
-    write_page(target, page_html(title, _body_html(title, runs, comparisons, tables)))
+    # In a run directory, the page is a file of the toolkit.
+    write = write_text if written_by_toolkit(root) else write_page
+    write(target, page_html(title, _body_html(title, runs, comparisons, tables)))
     return target
 
 
