@@ -81,5 +81,10 @@ def _is_discarded(node: ast.AST) -> bool:
         return False
     value = node.value
     if isinstance(value, ast.Call):
-        return isinstance(value.func, ast.Name) and value.func.id == "print"
+        if isinstance(value.func, ast.Name):
+            return value.func.id == "print"
+        return any(  # `unittest.main(exit=False)` returns a result, which is thrown away
+            word.arg == "exit" and isinstance(word.value, ast.Constant) and not word.value.value
+            for word in value.keywords
+        )
     return isinstance(value, _DISCARDED)

@@ -21,6 +21,9 @@ from .channel import BINARY, KEYED, PROGRAM_ENDED, UNARY, Channel
 from .confinement import read_task_and_confine
 from .plain import decode, encode
 
+_ITERATOR_METHODS = frozenset({"__next__", "send", "throw"})
+_MEMORY_ATTRIBUTES = frozenset({"__array_interface__", "__array_struct__"})
+"""Attributes with an address in memory, which numpy would read in the process of the tests."""
 _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
 
 
@@ -38,8 +41,8 @@ class ProgramProxy:
         self.channel = channel
         self.remotes: dict[int, Any] = {}
         self.callbacks: list[Any] = []
-        self.functions: set[int] = set()
-        """Handles of the objects that the tests requested by their global names."""
+        self.iterator_methods: set[int] = set()
+        """Handles of the methods of iterators and generators that may end with StopIteration."""
         if self._receive() != {"ready": True}:
             _end_as_failed("the program sent a malformed message")
 
@@ -76,15 +79,18 @@ class ProgramProxy:
                 _update_argument(values[i], self._decode(content))
         except Exception:
             _end_as_failed("the program sent a malformed message")
-        if operation == "global" and isinstance(result, RemoteObject):
-            self.functions.add(_handle_of(result))
-        if error is not None:
-            # In a `map` or `zip` of the tests, StopIteration would skip the remaining cases.
-            called = operation == "__call__" and _handle_of(args[0]) in self.functions
-            if called and isinstance(error, StopIteration):
-                raise RuntimeError("the program raised StopIteration")
-            raise error
-        return result
+        if error is None:
+            is_method = operation == "__getattr__" and args[1] in _ITERATOR_METHODS
+            if is_method and isinstance(result, RemoteObject):
+                self.iterator_methods.add(_handle_of(result))
+            return result
+        # In a `map` or `zip` of the tests, StopIteration would skip the remaining cases.
+        iterates = operation == "__next__" or (
+            operation == "__call__" and _handle_of(args[0]) in self.iterator_methods
+        )
+        if isinstance(error, StopIteration) and not iterates:
+            raise RuntimeError("the program raised StopIteration")
+        raise error
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
@@ -134,6 +140,9 @@ class ProgramProxy:
         """Return the reference of a value that is not plain; see `encode`."""
         if isinstance(value, RemoteObject):
             return {"object": _handle_of(value)}
+        is_exception = isinstance(value, type) and issubclass(value, BaseException)
+        if is_exception and getattr(builtins, value.__name__, None) is value:
+            return {"builtin exception": value.__name__}
         if not callable(value):
             raise TypeError(f"a {type(value).__name__} cannot be passed to the program")
         self.callbacks.append(value)
@@ -217,6 +226,8 @@ def _make_remote_method(name: str, needs_remote: bool) -> Any:
     def method(self: RemoteObject, *args: Any, **keywords: Any) -> Any:
         if needs_remote and not isinstance(args[0], RemoteObject):
             return False if name == "__instancecheck__" else NotImplemented
+        if name == "__getattr__" and args[0] in _MEMORY_ATTRIBUTES:
+            raise AttributeError(args[0])
         program = object.__getattribute__(self, "_program")
         return program.perform(name, self, *args, **keywords)
 
@@ -227,8 +238,8 @@ for _name in UNARY | KEYED | BINARY:
     setattr(RemoteObject, _name, _make_remote_method(_name, needs_remote=_name in BINARY))
 
 
-class GlobalsOfTests(dict[str, Any]):
-    """Global names of the tests; a name that the tests do not define is looked up in the program.
+class BuiltinsOfTests(dict[str, Any]):
+    """Builtins of the tests; a name that the tests do not define is looked up in the program.
 
     There are two exceptions. Modules such as ``math`` in ``math.isclose`` are imported in this
     process. A builtin is looked up in the program only if the tests use no other name of the
@@ -240,9 +251,9 @@ class GlobalsOfTests(dict[str, Any]):
     """
 
     def __init__(self, program: ProgramProxy, tests: ast.Module):
-        super().__init__(__name__="__main__")
+        super().__init__(vars(builtins))
         self._program = program
-        self._name_of_program = builtin_redefined_by_program(tests)
+        self.pop(builtin_redefined_by_program(tests) or "", None)
         for node in ast.walk(tests):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 self._define_if_program_or_module(node.value.id)
@@ -259,8 +270,6 @@ class GlobalsOfTests(dict[str, Any]):
                 self[name] = importlib.import_module(_MODULES[name])
 
     def __missing__(self, name: str) -> Any:
-        if hasattr(builtins, name) and name != self._name_of_program:
-            raise KeyError(name)
         return self._program.perform("global", name)
 
 
@@ -307,11 +316,54 @@ class _ProgramGlobals(types.SimpleNamespace):
 
 def main() -> None:
     """Run the tests of the task; the exit status is 0 if they end without an exception."""
-    task = read_task_and_confine()
-    namespace = GlobalsOfTests(ProgramProxy(Channel(task["channel"])), ast.parse(task["tests"]))
+    status = 1
     try:
-        exec(compile(task["tests"], "<tests>", "exec", dont_inherit=True), namespace)
+        task = read_task_and_confine()
+        program = ProgramProxy(Channel(task["channel"]))
+        status = _run_tests(task["tests"], program)
+        sys.stdout.flush()
+    finally:  # an exception of the program, such as SystemExit(0), must not determine the status
+        os._exit(status)
+
+
+def _run_tests(tests: str, program: ProgramProxy) -> int:
+    """Run the tests as the module ``__main__``, which `unittest.main` examines.
+
+    Returns:
+        0 if the tests end without an exception, or with the successful end of `unittest.main`;
+        otherwise 1.
+    """
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = BuiltinsOfTests(program, ast.parse(tests))
+    try:
+        exec(compile(tests, "<tests>", "exec", dont_inherit=True), module.__dict__)
+    except BaseException as error:
+        if not _is_successful_end_of_unittest(error):
+            _end_as_failed(_traceback_text())
+    return 0
+
+
+def _is_successful_end_of_unittest(error: BaseException) -> bool:
+    """Return whether `unittest.main` ended with an exception after tests that all passed.
+
+    An exception of the program is raised in this module, so it is never such an end.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or place.tb_frame.f_globals.get("__name__") != "unittest.main":
+        return False
+    ended = getattr(place.tb_frame.f_locals.get("self"), "result", None)
+    return isinstance(error, SystemExit) and not error.code and getattr(ended, "testsRun", 0) > 0
+
+
+def _traceback_text() -> str:
+    """Return the traceback of the current exception.
+
+    The text of an exception of the program can be determined by the program, which can also raise
+    an exception instead.
+    """
+    try:
+        return traceback.format_exc(limit=3)
     except BaseException:
-        _end_as_failed(traceback.format_exc(limit=3))
-    sys.stdout.flush()
-    os._exit(0)
+        return "the tests ended with an exception that cannot be shown"

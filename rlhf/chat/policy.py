@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import expand_user
 from rlhf.common.text import count_text
 from rlhf.config.chat import ChatConfig
 from rlhf.config.data import DataSpec
@@ -112,7 +113,7 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
             or a key of ``rollout`` has no effect.
     """
     folders = [model_folder(path) for path in config.models]
-    resolved = [str(Path(folder).expanduser().resolve()) for folder in folders]
+    resolved = [str(expand_user(folder).resolve()) for folder in folders]
     for index, folder in enumerate(resolved):
         if folder in resolved[:index]:
             raise UserError(
@@ -146,7 +147,7 @@ def model_folder(path: str) -> str:
     Raises:
         UserError: The folder is neither a model nor a run with a model.
     """
-    folder = Path(path).expanduser()
+    folder = expand_user(path)
     names = ("config.json", "adapter_config.json")
     if not folder.is_dir() or any((folder / name).exists() for name in names):
         return path

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from rlhf.chat.notes import reply_notes
 from rlhf.chat.session import ChatSession, letter_of, parse_seed
 from rlhf.chat.turn import Turn
-from rlhf.common.files import describe_write_error, find_write_error, write_jsonl
+from rlhf.common.files import describe_write_error, expand_user, find_write_error, write_jsonl
 from rlhf.common.text import count_text, escape_invisible
 from rlhf.config.load import parse_option_value
 from rlhf.envs.play import action_help
@@ -236,7 +235,7 @@ class Terminal:
         if not self.session.turns:
             raise UserError("there is no reply to save yet")
         try:
-            path = Path(argument).expanduser()
+            path = expand_user(argument)
             exists = path.exists()
             if not exists:
                 write_jsonl(path, self.session.transcripts())

@@ -26,14 +26,17 @@ from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.foreign import describe_exception, user_location
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_installed_plugins, loaded_user_files
+from rlhf.common.signals import StopSignal
 from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.load import assemble_tree
 from rlhf.errors import UserError
-from rlhf.runs.interrupt import Interrupted
+from rlhf.runs.interrupt import Interrupted, stop_signals_as_exceptions
 from rlhf.runs.launch import prepare_process
 
-_PATH_ERRORS = frozenset([errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR])
+_PATH_ERRORS = frozenset(
+    [errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST]
+)
 """Numbers of the errors for a path that cannot be the path of a file or folder."""
 
 
@@ -47,7 +50,8 @@ def run_program() -> int:
     Python waits for threads that are not daemons. A thread that an environment or a reward leaves
     would keep the process of a finished run, and its machine, occupied without a limit.
     """
-    code = main()
+    with stop_signals_as_exceptions():
+        code = main()
     others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if others:
         threading.Thread(target=_end_process_later, args=(code,), daemon=True).start()
@@ -104,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = max(code, _run_and_print_output(name, config))
         sys.stdout.flush()
         return code
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
+    except (Exception, KeyboardInterrupt, StopSignal, SystemExit) as error:
         return _report_error(error, debug=debug)
 
 
@@ -163,6 +167,9 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
         _discard_output_that_cannot_be_written()
         return 128 + signal.SIGPIPE
+    if isinstance(error, StopSignal):
+        _print_error(f"rlhf: stopped by {error}")
+        return 128 + error.number
     if isinstance(error, KeyboardInterrupt):
         _print_error("rlhf: stopped by the user")
         return 128 + signal.SIGINT
@@ -185,6 +192,9 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if not debug and isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         path = mask_secrets(escape_invisible(str(error.filename)))
         _print_error(f"rlhf: {path[:200]}{'…' * (len(path) > 200)}: {error.strerror}")
+        return 2
+    if not debug and isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        _print_error("rlhf: a path or name contains a null character: remove it")
         return 2
     if not debug and not isinstance(error, UserError) and _is_in_user_code(error):
         reason = mask_secrets(escape_invisible(describe_exception(error)))

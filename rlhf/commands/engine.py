@@ -9,6 +9,11 @@ from typing import Any
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 
+_MODEL = "model"
+"""Name of the folder of the model in the engine's folder."""
+_MARKER = ".rlhf-engine"
+"""File in the folder of the model, so that only a folder of this command is replaced."""
+
 
 def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
     """Start a server for each address in ``rollout.engine.urls``; yield a line when it answers.
@@ -36,6 +41,7 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
         if is_answering(url):
             raise UserError(f"a program already answers at {url}")
     folder = published_weights_folder(config).absolute()
+    _check_model_folder(folder / _MODEL)
     model, context, dtype = _save_model_with_context_and_dtype(config, folder)
     started = []
     try:
@@ -52,6 +58,20 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
         raise
 
 
+def _check_model_folder(folder: Path) -> None:
+    """Check that a folder does not exist, or that an earlier `rlhf engine start` wrote it.
+
+    Raises:
+        UserError: The folder is a model of the user, or cannot be created.
+    """
+    from rlhf.runs.checksums import check_only_listed_files
+    from rlhf.runs.claim import check_output_path
+
+    check_output_path(folder, option="rollout.engine.folder")
+    if folder.exists():
+        check_only_listed_files(folder, _MARKER, "a model that `rlhf engine start` saved")
+
+
 def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tuple[Path, int, str]:
     """Save the initial model of a run; of its base model, if the run trains adapters.
 
@@ -63,10 +83,11 @@ def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tu
     from rlhf.models.architecture import context_length_of, unwrap_peft
     from rlhf.models.loading import load_model
     from rlhf.rollout.vllm.weights import save_untied
+    from rlhf.runs.checksums import write_file_list
 
     model: Any
     model, tokenizer = load_model(config.model, seed=config.seed)
-    target = folder / "model"
+    target = folder / _MODEL
     with add_path_to_write_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as partial:
@@ -75,4 +96,5 @@ def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tu
             else:
                 unwrap_peft(model).save_pretrained(partial, state_dict=base_weights(model))
             tokenizer.save_pretrained(partial)
+            write_file_list(partial, _MARKER)
     return target, context_length_of(model), str(model.dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def init(config: InitConfig) -> Iterator[str]:
     """Write the files of a template; yield their paths and the first command.
 
     Raises:
-        UserError: A file exists already.
+        UserError: A file exists already, or is below a path that is no folder.
     """
     root, target = _TEMPLATES / config.template, Path(config.directory)
     files = {
@@ -55,8 +56,11 @@ def init(config: InitConfig) -> Iterator[str]:
         for path in sorted(root.rglob(f"*{_SUFFIX}"))
     }
     for file in files.values():
-        if file.exists():
+        if os.path.lexists(file):
             raise UserError(f"init: {file} exists already: choose another --directory")
+        above = next(folder for folder in file.parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise UserError(f"init: {above} is not a folder: choose another --directory")
     for source, file in files.items():
         write_text(file, source.read_text(encoding="utf-8"))
         yield str(file)

@@ -39,7 +39,7 @@ class ExportConfig(CommandConfig):
     pseudonyms: bool = False
     """Name the annotators A1, A2, ... in the order of appearance."""
     overwrite: bool = False
-    """Replace an existing file, or the folder of a dataset."""
+    """Replace an existing file, or the folder of a dataset that this command wrote."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
 def export(config: ExportConfig) -> Iterator[str]:
     """Yield a line with the number of labels."""
     from rlhf.data.labels import live_labels
-    from rlhf.labeling.exchange.files import export_labels
+    from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
+    from rlhf.runs.checksums import check_only_listed_files
 
     path = Path(config.path)
     needed = {"datasets": (".parquet", "")}.get(config.format, (".json",))
@@ -99,8 +100,8 @@ def export(config: ExportConfig) -> Iterator[str]:
         raise UserError(f"path: {path} must end in {ending} for format: {config.format}")
     if path.exists() and not config.overwrite:
         raise UserError(f"path: {path} exists; choose another path or set --overwrite")
-    if path.is_dir() and not (path / "dataset_info.json").is_file():
-        raise UserError(f"path: {path} is a folder without a dataset; choose another path")
+    if path.is_dir():
+        check_only_listed_files(path, DATASET_MARKER, "a dataset of `rlhf labels export`")
     rows = _labels_in(config.files)
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)

@@ -74,7 +74,8 @@ def compare(config: CompareConfig) -> Iterator[str]:
     result = compare_runs(runs, metric=config.metric, baseline=config.baseline)
     if config.tables:
         from rlhf.reports.results import difference_table, score_table
-        from rlhf.reports.tables import save_tables
+        from rlhf.reports.tables import save_tables_beside_other_files
 
-        save_tables(Path(config.tables), [score_table(result), difference_table([result])])
+        tables = [score_table(result), difference_table([result])]
+        save_tables_beside_other_files(Path(config.tables), tables)
     yield result.to_json() if config.json else result.to_markdown()

@@ -194,6 +194,15 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def expand_user(path: str | Path) -> Path:
+    """Return a path with the home directory instead of ``~`` or ``~NAME`` at its start.
+
+    If the home directory is unknown, the path is unchanged, as in a shell. `Path.expanduser` and
+    `Path.home` raise RuntimeError instead.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 digest of a file in hexadecimal notation."""
     with path.open("rb") as file:

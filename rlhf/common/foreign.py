@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from rlhf.common.signals import STOP_SIGNALS
+from rlhf.common.signals import STOP_SIGNALS, StopSignal
 from rlhf.common.text import mask_secrets
 from rlhf.errors import UserError, message_of
 
@@ -195,7 +195,7 @@ def foreign_exceptions() -> Iterator[None]:
     process = os.getpid()
     try:
         yield
-    except (Exception, _Expired):
+    except (Exception, _Expired, StopSignal):
         raise
     except SystemExit as error:
         raise RuntimeError(f"called sys.exit({error.code!r})") from error

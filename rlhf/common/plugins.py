@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf.common.files import sha256_of
+from rlhf.common.files import expand_user, sha256_of
 from rlhf.common.foreign import describe_exception, is_library_file, limit_side_effects
 from rlhf.common.names import did_you_mean
 from rlhf.common.objects import is_object_reference
@@ -85,7 +85,7 @@ def load_plugins(references: Iterable[str]) -> None:
     """
     for reference in references:
         if is_file_reference(reference):
-            reference = os.path.abspath(Path(reference).expanduser())
+            reference = os.path.abspath(expand_user(reference))
         load_module(reference, what="plugins")
         known = json.loads(os.environ.get(_PLUGINS_OF_PARENT, "[]"))
         if reference not in known:
@@ -124,7 +124,7 @@ def load_module(reference: str, *, what: str) -> ModuleType:
         UserError: See `load_plugins`.
     """
     if is_file_reference(reference):
-        return _import_file(Path(reference).expanduser(), what=what)
+        return _import_file(expand_user(reference), what=what)
     return _import_module(reference, what=what)
 
 
@@ -154,7 +154,7 @@ def code_file(reference: str) -> Path | None:
     if is_object_reference(reference):
         return None
     if is_file_reference(module):
-        path = Path(module).expanduser()
+        path = expand_user(module)
         return path if os.path.isfile(path) else None
     if module.partition(".")[0] == "rlhf":
         return None
@@ -202,7 +202,7 @@ def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> 
         return reference
     suffix = f":{name}" if name else ""
     if is_file_reference(module):
-        return f"{os.path.normpath(folder.absolute() / Path(module).expanduser())}{suffix}"
+        return f"{os.path.normpath(folder.absolute() / expand_user(module))}{suffix}"
     if not module.isidentifier() or not os.path.isfile(folder / f"{module}.py"):
         return reference
     if module in sys.modules or _origin_of(module):

@@ -8,3 +8,17 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 """Signals that stop a run. They are sent by Ctrl-C, a scheduler or a closed terminal."""
+
+
+class StopSignal(BaseException):
+    """Exception for a signal, outside the training loop, that ends the command like Ctrl-C.
+
+    It is no KeyboardInterrupt, because Ctrl-C only cancels a line or a reply of `rlhf chat`.
+
+    Args:
+        number: Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number

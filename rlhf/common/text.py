@@ -40,7 +40,10 @@ _SECRET_VARIABLE = re.compile(
 """Pattern of the names of environment variables whose values are secret."""
 
 _SECRET_PATTERN = re.compile(
-    r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#]+@"  # the name and the password in a URL
+    # The name and the password in a URL. A password with a slash is not escaped as it should be,
+    # and a path made of a URL has one slash after the scheme.
+    r"(?P<url>\b[a-z][a-z0-9+.-]*:(?://(?=[^\s/?#]+@|[^\s/?#@:\[]+:(?!\d*[/?#])[^\s@]+@)"
+    r"|/(?=[^\s/?#@:]+:[^\s/?#@]+@)))(?:[^\s/?#]+|[^\s@]+)@"
     r"|(?P<query>[?&](?:api_?key|key|token|access_token|passw(?:or)?d|pass|secret|sig|signature"
     r"|x-(?:amz|goog)-(?:signature|security-token))=)[^\s&#]+"
     r"|(?P<header>\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest|token|apikey)\s+"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import atomic_path, remove, sha256_of
+from rlhf.common.files import atomic_path, expand_user, remove, sha256_of
 from rlhf.errors import UserError
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def cache_folder(configured: str | None = None) -> Path:
     """Return the folder of the entries: the configured one, or one in the cache of `datasets`."""
     if configured:
-        return Path(configured).expanduser()
+        return expand_user(configured)
     if folder := os.environ.get("HF_DATASETS_CACHE"):
         return Path(folder) / "rlhf"
     from huggingface_hub.constants import HF_HOME

@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
-from rlhf.common.files import open_text, read_json, read_jsonl
+from rlhf.common.files import expand_user, open_text, read_json, read_jsonl
 from rlhf.common.names import did_you_mean
 from rlhf.config.data import DataSpec
 from rlhf.errors import UserError
@@ -48,7 +48,7 @@ def existing_path_or_hub_id(spec: DataSpec) -> Path:
     Raises:
         UserError: The path is neither a file, nor a folder, nor in the form of an id on the hub.
     """
-    path = Path(spec.path).expanduser()
+    path = expand_user(spec.path)
     is_hub_id = _HUB_ID.fullmatch(spec.path) and data_suffix(path) not in READERS
     if not path.exists() and not is_hub_id:
         raise UserError(_missing_file_message(path))

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from rlhf.common.files import sha256_of
+from rlhf.common.files import expand_user, sha256_of
 from rlhf.config.data import DataSpec, Kind
 from rlhf.data.cache import cached_entry, content_hash, hash_of
 from rlhf.data.files import read_rows
@@ -239,7 +239,7 @@ def _added_formats_hash() -> str:
 
 def _source_hash(spec: DataSpec) -> str:
     """Return a hash of the content of a source."""
-    path = Path(spec.path).expanduser()
+    path = expand_user(spec.path)
     if path.exists():
         return content_hash(path)
     dataset: Any = read_rows(spec)
@@ -248,7 +248,7 @@ def _source_hash(spec: DataSpec) -> str:
 
 def _size_in_bytes(spec: DataSpec) -> int:
     """Return the approximate size of a source; 0 if it cannot be read."""
-    path = Path(spec.path).expanduser()
+    path = expand_user(spec.path)
     if path.is_file():
         return path.stat().st_size * (_COMPRESSION if path.suffix in (".gz", ".parquet") else 1)
     if path.is_dir():

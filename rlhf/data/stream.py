@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.common.files import open_text, parse_json_line
+from rlhf.common.files import expand_user, open_text, parse_json_line
 from rlhf.config.data import DataSpec
 from rlhf.data.files import (
     READERS,
@@ -69,7 +69,7 @@ class RowStream:
         Raises:
             UserError: The source does not exist, or its content is malformed.
         """
-        path = Path(self.spec.path).expanduser()
+        path = expand_user(self.spec.path)
         if path.is_file() and data_suffix(path) == ".jsonl" and path.suffix != ".gz":
             yield from self._line_blocks(path, start)
             return

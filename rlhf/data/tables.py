@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlhf.common.files import parse_json_line
+from rlhf.common.files import expand_user, parse_json_line
 from rlhf.config.data import DataSpec
 from rlhf.data.files import (
     Row,
@@ -197,7 +197,7 @@ def open_table(spec: DataSpec, folder: Path) -> Table:
     Raises:
         UserError: As in `rlhf.data.files.read_rows`.
     """
-    path = Path(spec.path).expanduser()
+    path = expand_user(spec.path)
     if not path.is_file():
         rows = read_rows(spec)
         return DatasetTable(rows, frozenset(rows[0]))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.common.files import atomic_path
+from rlhf.common.files import atomic_path, expand_user
 from rlhf.config.export import ExportConfig
 from rlhf.errors import UserError
 from rlhf.export import gguf, onnx
@@ -16,6 +15,12 @@ from rlhf.export.cards.results import read_evaluations
 from rlhf.export.hub import push_folder, validate_cards
 from rlhf.export.source import ModelSource, find_source
 from rlhf.export.weights import is_causal_model, write_model_folder
+from rlhf.runs.checksums import check_only_listed_files, write_file_list
+from rlhf.runs.claim import (
+    check_output_path,
+    contains_working_or_home_directory,
+    path_without_dot_dot,
+)
 
 MARKER_FILE = ".rlhf-export"
 """File in the folder of every export. A folder without this file is never replaced."""
@@ -46,16 +51,17 @@ def export_model(config: ExportConfig) -> Export:
             a conversion fails, or the Hub refuses the cards or the upload.
     """
     source = find_source(config.source)
-    target = Path(config.target).expanduser()
+    target = path_without_dot_dot(expand_user(config.target))
     evaluations = read_evaluations(config.evaluations)
-    _check_target(target, overwrite=config.overwrite)
+    check_output_path(target, option="target")
     _check_inputs_are_kept(target, source, config)
+    _check_target(target, overwrite=config.overwrite)
     if config.gguf is not None:
         gguf.check_programs(config.gguf)
     if config.onnx:
         onnx.check_packages()
     recorded = list(source.run.record.evaluations) if source.run else []
-    with atomic_path(target) as partial:
+    with atomic_path(target.resolve()) as partial:  # a link to an earlier export is kept
         write_model_folder(source.folder, partial)
         _check_conversions(partial, config)
         content = CardContent(target.name, source, partial, [*recorded, *evaluations], config)
@@ -69,7 +75,7 @@ def export_model(config: ExportConfig) -> Export:
             validate_cards(cards)
         files = gguf.write_gguf(partial, target.name, config.gguf) if config.gguf else []
         result = onnx.write_onnx(partial) if config.onnx else None
-        _write_marker(partial, source)
+        write_file_list(partial, MARKER_FILE, runs=[stage.name for stage in source.stages])
     url = None
     if config.push is not None:
         url = push_folder(target, config.push, private=config.private)
@@ -77,18 +83,23 @@ def export_model(config: ExportConfig) -> Export:
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Check that the target does not exist, or is an earlier export that may be replaced."""
+    """Check that the target does not exist, or is an unchanged export that may be replaced.
+
+    Raises:
+        UserError: The target exists and may not be replaced, or cannot be created.
+    """
     if not target.exists():
-        if target.is_symlink():
-            raise UserError(f"{target} is a broken link: remove it, or choose another folder")
         above = next(folder for folder in target.absolute().parents if folder.exists())
         if not above.is_dir():
             raise UserError(f"{target}: {above} is a file: choose another folder")
         return
     if not overwrite:
         raise UserError(f"{target} exists already: choose another folder, or set overwrite")
-    if not (target / MARKER_FILE).is_file():
-        raise UserError(f"{target} is not an export, so it is not replaced: choose another folder")
+    if place := contains_working_or_home_directory(target):
+        raise UserError(
+            f"{target} is not replaced, because it contains the {place}: choose another folder"
+        )
+    check_only_listed_files(target, MARKER_FILE, "an export")
 
 
 def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConfig) -> None:
@@ -100,7 +111,7 @@ def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConf
     programs = [config.gguf.converter, config.gguf.quantizer] if config.gguf else []
     given = [path for path in (*config.evaluations, *programs) if path is not None]
     written = target.resolve()
-    for path in (*source.local_inputs, *(Path(path).expanduser() for path in given)):
+    for path in (*source.local_inputs, *map(expand_user, given)):
         if path.resolve().is_relative_to(written):
             raise UserError(
                 f"{target} would replace {path}, which the model or the export needs: choose "
@@ -121,9 +132,3 @@ def _check_conversions(folder: Path, config: ExportConfig) -> None:
             raise UserError(
                 f"{key}: only language models are converted, and {config.source} is a reward model"
             )
-
-
-def _write_marker(folder: Path, source: ModelSource) -> None:
-    """Write the marker file, which lists the runs of the export."""
-    runs = [stage.name for stage in source.stages]
-    (folder / MARKER_FILE).write_text(json.dumps({"runs": runs}) + "\n", encoding="utf-8")

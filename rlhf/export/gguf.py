@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf.common.files import remove
+from rlhf.common.files import expand_user, remove
 from rlhf.config.export import CONVERTED_TYPES, GGUFSpec
 from rlhf.errors import UserError
 
@@ -24,7 +24,7 @@ def check_programs(spec: GGUFSpec) -> None:
         UserError: The converter or the quantizer is missing.
     """
     _converter_path(spec)
-    if spec.quantizer is not None and not Path(spec.quantizer).expanduser().is_file():
+    if spec.quantizer is not None and not expand_user(spec.quantizer).is_file():
         raise UserError(
             f"gguf.quantizer: {spec.quantizer} does not exist: give the path of llama-quantize, "
             "which llama.cpp builds"
@@ -56,7 +56,7 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
             _convert(converter, folder, source, "f32", name)
         try:
             for kind in quantized:
-                quantizer = str(Path(str(spec.quantizer)).expanduser())
+                quantizer = str(expand_user(str(spec.quantizer)))
                 command = [quantizer, str(source), str(files[kind]), kind.upper()]
                 _run(command, files[kind], "gguf.quantizer")
         finally:
@@ -76,7 +76,7 @@ def _converter_path(spec: GGUFSpec) -> Path:
     Raises:
         UserError: It does not exist.
     """
-    path = Path(spec.converter).expanduser()
+    path = expand_user(spec.converter)
     script = path / CONVERTER if path.is_dir() else path
     if not script.is_file():
         raise UserError(

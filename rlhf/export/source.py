@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import expand_user
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
@@ -86,7 +87,7 @@ class ModelSource:
         if self.is_adapter:
             settings = read_mapping_or_empty(self.folder / CONFIG_FILE)
             starts.append(str(settings.get("base_model_name_or_path") or ""))
-        folders += [Path(start).expanduser() for start in starts if start]
+        folders += [expand_user(start) for start in starts if start]
         return [folder for folder in folders if folder.exists()]
 
     @property
@@ -102,7 +103,7 @@ def find_source(path: str) -> ModelSource:
         UserError: There is no such folder, it is not a model or a run, or the run has no final
             model.
     """
-    folder, directory = _model_folder_and_run(Path(path).expanduser())
+    folder, directory = _model_folder_and_run(expand_user(path))
     stages = _stages(directory) if directory else []
     base, base_name = _base_model(folder, stages)
     return ModelSource(folder, stages, base, base_name, Sidecar.read(folder))
@@ -168,7 +169,7 @@ def _earlier_run(stage: Stage) -> Path | None:
     recorded = stage.inputs.get("model.path")
     if not path or not recorded:
         return None
-    start = Path(path).expanduser()
+    start = expand_user(path)
     for folder in (start, stage.record.directory.resolve().parent / start.parent.name / start.name):
         for directory in (folder.parent, folder.parent.parent):
             is_other_run = (directory / "config.yaml").is_file()

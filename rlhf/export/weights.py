@@ -15,7 +15,7 @@ from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.models.adapters import is_adapter
 from rlhf.models.hub import check_model_files
-from rlhf.models.loading import merge_adapter
+from rlhf.models.loading import save_merged_model
 from rlhf.runs.checksums import CHECKSUMS, verify_checksums
 
 COPIED_FILES = (
@@ -57,7 +57,7 @@ def write_model_folder(source: Path, target: Path) -> None:
     if (source / CHECKSUMS).is_file():
         verify_checksums(source)
     if is_adapter(source):
-        merge_adapter(str(source), target)
+        save_merged_model(str(source), target)
     else:
         _copy_model(source, target)
     for name in ("config.json", "tokenizer_config.json"):

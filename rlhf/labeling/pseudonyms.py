@@ -6,10 +6,12 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import add_path_to_write_errors
 from rlhf.data.labels import label_id_of, live_labels
 from rlhf.errors import UserError
 
@@ -31,10 +33,7 @@ def pseudonym_of(annotator: str, key_file: str | Path) -> str:
     """
     path = Path(key_file)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        _create_key(path)
     try:
         key = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
@@ -46,6 +45,28 @@ def pseudonym_of(annotator: str, key_file: str | Path) -> str:
         )
     digest = hmac.new(key.encode(), annotator.encode(errors="backslashreplace"), hashlib.sha256)
     return f"p-{digest.hexdigest()[:12]}"
+
+
+def _create_key(path: Path) -> None:
+    """Create a file with a random key, unless another process creates it at the same time.
+
+    The file is never incomplete, because it gets its name when its content is on the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with add_path_to_write_errors(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".key-")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(name, path)
+            except OSError:  # the file exists, or the file system has no hard links
+                if not path.exists():
+                    os.rename(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def with_numbered_annotators(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

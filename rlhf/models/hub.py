@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rlhf.common.files import sha256_of
+from rlhf.common.files import expand_user, sha256_of
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError, first_line
@@ -71,7 +71,7 @@ def cache_directory() -> Path:
     """Return the cache folder: ``$RLHF_CACHE``, or ``rlhf`` in the user's cache folder."""
     if home := os.environ.get("RLHF_CACHE"):
         return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf"
+    return Path(os.environ.get("XDG_CACHE_HOME", expand_user("~/.cache"))) / "rlhf"
 
 
 def resolve_model_folder(path: str, *, revision: str | None = None) -> str:
@@ -85,7 +85,7 @@ def resolve_model_folder(path: str, *, revision: str | None = None) -> str:
         UserError: The model exists neither locally nor on the Hub, the folder is not a saved model,
             or ``revision`` is given and ``path`` is not a Hub id.
     """
-    local = Path(path).expanduser()
+    local = expand_user(path)
     if revision and (local.exists() or path in SHORT_NAMES):
         raise UserError(
             f"model.revision has no effect on {path}: only a hub id (owner/name) has revisions; "
@@ -151,7 +151,7 @@ def hub_id_of(path: str) -> str | None:
     """Return the Hub id of a short name or Hub id, or None for a local folder or file."""
     if path in SHORT_NAMES:
         return SHORT_NAMES[path].hub
-    return None if Path(path).expanduser().exists() else path
+    return None if expand_user(path).exists() else path
 
 
 def commit_of(folder: str) -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from rlhf.common.files import atomic_path
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, load_merged_model
@@ -25,6 +26,7 @@ from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
+from rlhf.runs.claim import check_output_path
 
 log = logging.getLogger(__name__)
 
@@ -245,20 +247,33 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def merge_adapter(adapter: str, target: Path) -> Path:
     """Merge the adapters of a LoRA folder into their base model, and save it in ``target``.
 
+    The folder is written under a temporary name and then renamed, so it is always complete.
+
     Raises:
         UserError: The folder contains no adapter, its base model is not available, or ``target``
-            exists.
+            exists or cannot be created.
+    """
+    check_output_path(target, option="target")
+    if target.exists():
+        raise UserError(f"{target} exists already; choose another folder")
+    with atomic_path(target) as partial:
+        save_merged_model(adapter, partial)
+    return target
+
+
+def save_merged_model(adapter: str, folder: Path) -> None:
+    """Write the model of `merge_adapter` to a folder.
+
+    Raises:
+        UserError: The folder ``adapter`` contains no adapter, or its base model is not available.
     """
     if not is_adapter(adapter):
         raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")
-    if target.exists():
-        raise UserError(f"{target} exists already; choose another folder")
     model = load_merged_model(adapter)
     tokenizer = load_tokenizer(adapter)
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     for extra in Path(adapter).glob("reward_model.json"):
-        shutil.copy(extra, target)
-    return target
+        shutil.copy(extra, folder)

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from rlhf.common.files import write_text
 from rlhf.common.numbers import short_number
 from rlhf.common.text import count_text
 from rlhf.evaluation.compare import Comparison, headline_metric
@@ -29,9 +28,9 @@ from rlhf.reports.markup import (
     section_html,
     sentence_html,
 )
-from rlhf.reports.page import page_html
+from rlhf.reports.page import check_page_path, page_html, write_page
 from rlhf.reports.rewards import reward_reports_html
-from rlhf.reports.tables import save_tables
+from rlhf.reports.tables import save_tables_beside_other_files
 from rlhf.runs.changes import DIRECTORY_KEYS
 from rlhf.runs.directory import flatten_keys
 from rlhf.stats import Interval, interval
@@ -51,8 +50,11 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
         The path of the page.
 
     Raises:
-        UserError: A directory contains no run.
+        UserError: A directory contains no run, or the page or a table would replace a file of the
+            user.
     """
+    target = Path(path)
+    check_page_path(target)
     directories = dict.fromkeys(Path(os.path.realpath(directory)) for directory in run_dirs)
     runs = [run for directory in directories for run in read_runs(directory)]
     methods = _runs_by_method(runs)
@@ -66,8 +68,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     ]
     tables += [final_metric_table(methods), config_difference_table(methods)]
     filled = [table for table in tables if table.rows]
-    target = Path(path)
-    save_tables(target.parent / f"{target.stem}_tables", filled)
+    save_tables_beside_other_files(target.parent / f"{target.stem}_tables", filled)
     counts = _run_counts(runs, methods)
     colors = _method_color_classes(counts, methods)
     first = comparisons[0] if comparisons else None
@@ -85,7 +86,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     if rewards:
         body += [f'<p class="note">{sentence_html(note)}.</p>' for note in rewards.notes]
     body.append(section_html("Transcripts", _transcripts_html(runs, first)))
-    write_text(target, page_html("Comparison", "\n".join(body)))
+    write_page(target, page_html("Comparison", "\n".join(body)))
     return target
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib.resources import files
+from pathlib import Path
 
+from rlhf.common.files import write_text
+from rlhf.errors import UserError
 from rlhf.reports.markup import esc, table_of_contents_html
 
 _SCRIPTS = ("report.js", "scatter.js")
@@ -14,6 +17,38 @@ _SCRIPTS = ("report.js", "scatter.js")
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
 )
+
+
+_HEAD_CHARACTERS = 1000
+"""Number of characters at the start of a page that contain its content security policy."""
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page of `page_html` to a path that a user chose.
+
+    Raises:
+        UserError: The path is a file that is not such a page.
+    """
+    check_page_path(path)
+    write_text(path, html)
+
+
+def check_page_path(path: Path) -> None:
+    """Check that a page does not replace a file that is not a page of the toolkit.
+
+    Raises:
+        UserError: The file is not a page of `page_html`.
+    """
+    if not path.exists():
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the path of a file")
+    policy = _CONTENT_SECURITY_POLICY.partition("{hash}")[0]
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if policy not in file.read(_HEAD_CHARACTERS):
+            raise UserError(
+                f"{path} is not a page of this toolkit, so it is not replaced: choose another path"
+            )
 
 
 def page_html(title: str, body: str) -> str:

@@ -15,7 +15,7 @@ from rlhf.reports.overoptimization import (
     overoptimization_tables,
     read_results,
 )
-from rlhf.reports.page import page_html
+from rlhf.reports.page import page_html, write_page
 from rlhf.reports.profile import profile_tables
 from rlhf.reports.rewards import reward_reports_html, reward_tables
 from rlhf.reports.sections import (
@@ -27,6 +27,7 @@ from rlhf.reports.sections import (
 )
 from rlhf.reports.tables import save_curves_csv, save_tables
 from rlhf.reports.tokens import token_samples_html
+from rlhf.runs.claim import written_by_toolkit
 
 REPORT_FILE = "report.html"
 """File name of the page."""
@@ -56,7 +57,9 @@ def write_report(directory: str | Path) -> Path:
     save_curves_csv(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
-    write_text(target, page_html(title, _body_html(title, runs, comparisons, tables)))
+    # In a run directory, the page is a file of the toolkit.
+    write = write_text if written_by_toolkit(root) else write_page
+    write(target, page_html(title, _body_html(title, runs, comparisons, tables)))
     return target
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 from rlhf.common.files import atomic_path, write_text
 from rlhf.common.numbers import is_number
 from rlhf.common.text import formula_safe_csv_cell
+from rlhf.common.yaml_text import read_mapping_or_empty
+from rlhf.errors import UserError
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.latex import table_latex
 from rlhf.reports.markup import Table
 
 _X_COLUMNS = ("step", "time")
+_TABLES_FILE = "tables.json"
 
 
 def save_curves_csv(folder: Path, runs: Sequence[RunRecord]) -> None:
@@ -43,6 +46,24 @@ def logged_keys(run: RunRecord) -> list[str]:
     ]
 
 
+def save_tables_beside_other_files(folder: Path, tables: Sequence[Table]) -> None:
+    """Save tables like `save_tables` in a folder that a user chose.
+
+    Raises:
+        UserError: A file would be replaced, and the folder has no `tables.json` of `save_tables`.
+    """
+    listed = read_mapping_or_empty(folder / _TABLES_FILE)
+    if not (listed and all(isinstance(rows, list) for rows in listed.values())):
+        names = [f"{table.slug}{suffix}" for table in tables for suffix in (".csv", ".tex")]
+        for path in (folder / name for name in (_TABLES_FILE, *names)):
+            if path.exists():
+                raise UserError(
+                    f"{path} is not a table of this toolkit, so it is not replaced: choose another "
+                    "path"
+                )
+    save_tables(folder, tables)
+
+
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
     """Write `<slug>.csv` and `<slug>.tex` for each table, and `tables.json` with all tables."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +72,7 @@ def save_tables(folder: Path, tables: Sequence[Table]) -> None:
         write_text(folder / f"{table.slug}.tex", table_latex(table))
     tree = {table.slug: table.to_records() for table in tables}
     text = json.dumps(tree, indent=1, ensure_ascii=False)
-    write_text(folder / "tables.json", text + "\n")
+    write_text(folder / _TABLES_FILE, text + "\n")
 
 
 def save_table_csv(folder: Path, table: Table) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import flush_to_disk, sha256_of, write_text
+from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -20,11 +21,57 @@ class DamagedFolderError(UserError):
 
 def write_checksums(folder: Path) -> None:
     """Write a file with the checksums of all files in a folder, and flush all files to the disk."""
-    digests = {}
-    for path in _files_except_checksums(folder):
-        digests[path.relative_to(folder).as_posix()] = sha256_of(path)
-        flush_to_disk(path)
+    digests = digests_of(folder)
+    for name in digests:
+        flush_to_disk(folder / name)
     _write_digests(folder, digests)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 digest of every file in a folder, by its path relative to the folder."""
+    paths = _files_except_checksums(folder)
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+
+
+def write_file_list(folder: Path, marker: str, **content: Any) -> None:
+    """Write a file that marks a folder as a result and lists the digests of its files.
+
+    Args:
+        folder: The folder, which is complete.
+        marker: Name of the file.
+        content: Further content of the file.
+    """
+    write_text(folder / marker, json.dumps({**content, "files": digests_of(folder)}) + "\n")
+
+
+def check_only_listed_files(folder: Path, marker: str, what: str) -> None:
+    """Check that a folder may be replaced: it has only files of `write_file_list`, unchanged.
+
+    Args:
+        folder: The folder.
+        marker: Name of the file that `write_file_list` wrote.
+        what: What such a folder is, with its article, such as "an export".
+
+    Raises:
+        UserError: The folder has another origin, or a file was added or changed since.
+    """
+    if not (folder / marker).is_file():
+        raise UserError(f"{folder} is not {what}, so it is not replaced: choose another folder")
+    digests = read_mapping_or_empty(folder / marker).get("files")
+    if not isinstance(digests, dict):
+        raise UserError(
+            f"{folder / marker} does not list the files of the folder, so {folder} is not "
+            "replaced: choose another folder"
+        )
+    for path in sorted(folder.rglob("*")):
+        if path == folder / marker or (path.is_dir() and not path.is_symlink()):
+            continue
+        recorded = digests.get(path.relative_to(folder).as_posix())
+        if path.is_symlink() or recorded is None or sha256_of(path) != recorded:
+            raise UserError(
+                f"{path} was added or changed by another program, so {folder} is not replaced: "
+                "move the file away, or choose another folder"
+            )
 
 
 def update_checksum(file: Path) -> None:

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.common.files import describe_write_error, is_temporary, remove, repair_folder, write_text
+from rlhf.common.files import (
+    describe_write_error,
+    expand_user,
+    is_temporary,
+    remove,
+    repair_folder,
+    write_text,
+)
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE
@@ -176,8 +183,7 @@ class DirectoryClaim:
                 or the directory cannot be written. Or the path is not valid, or is inside a folder
                 of another run.
         """
-        _check_path(directory)
-        _check_links(directory)
+        check_output_path(directory)
         if resume and overwrite:
             raise UserError(
                 "resume continues a run and overwrite replaces it: give one of them, such as "
@@ -366,8 +372,7 @@ def check_new_directory(directory: Path) -> None:
         UserError: It exists and is not empty, or its path is not valid, contains a link to a
             missing folder, or is inside a folder of another run.
     """
-    _check_path(directory)
-    _check_links(directory)
+    check_output_path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already: choose another --output_dir")
 
@@ -377,19 +382,24 @@ def written_by_toolkit(directory: Path) -> bool:
     return (directory / MARKER).is_file()
 
 
-def _check_path(directory: Path) -> None:
+def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
     """Check that an output directory has a valid path outside the folders that other runs replace.
 
     For example, a run in ``checkpoints/step-9`` of another run is deleted with the other run's old
     checkpoints. Folders of `CONTAINERS` are allowed, because studies write their runs there.
 
+    Args:
+        directory: The directory, which need not exist.
+        option: Name of the option or configuration key that sets the directory.
+
     Raises:
-        UserError: The path is not valid, or is inside a folder of another run.
+        UserError: The path is not valid, is inside a folder of another run, or contains a link to a
+            folder that does not exist.
     """
     if "\0" in str(directory) or len(os.fsencode(directory.name)) > MAX_NAME_BYTES:
         raise UserError(
-            f"output_dir: a name has at most {MAX_NAME_BYTES} bytes and no null character, but the "
-            f"name begins with {directory.name[:50]!r}: choose another --output_dir"
+            f"{option.lstrip('-')}: a name has at most {MAX_NAME_BYTES} bytes and no null "
+            f"character, but the name begins with {directory.name[:50]!r}: choose another {option}"
         )
     target = Path(os.path.realpath(directory))
     with write_errors_as_user_errors(directory):
@@ -398,21 +408,13 @@ def _check_path(directory: Path) -> None:
             if name in (DESCRIPTIONS | RESULTS) - CONTAINERS and written_by_toolkit(run):
                 raise UserError(
                     f"{directory} is inside the folder {name} of the run {run}, which replaces the "
-                    "content of this folder: choose another --output_dir"
+                    f"content of this folder: choose another {option}"
                 )
-
-
-def _check_links(directory: Path) -> None:
-    """Check that no part of the path of an output directory is a link to a missing folder.
-
-    Raises:
-        UserError: A part of the path is a symbolic link whose target does not exist.
-    """
     for part in (directory, *directory.parents):
         if part.is_symlink() and not part.exists():
             raise UserError(
                 f"{part} is a symbolic link to {os.readlink(part)}, which does not exist: create "
-                "that folder, remove the link, or choose another --output_dir"
+                f"that folder, remove the link, or choose another {option}"
             )
 
 
@@ -424,18 +426,24 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
             "overwritten: remove it yourself or choose another --output_dir"
         )
     target = directory.resolve()
-    for name, place in (("working directory", Path.cwd()), ("home directory", Path.home())):
-        if place.resolve().is_relative_to(target):
-            raise UserError(
-                f"{directory} is not overwritten, because it contains the {name}: choose another "
-                "--output_dir"
-            )
+    if place := contains_working_or_home_directory(directory):
+        raise UserError(
+            f"{directory} is not overwritten, because it contains the {place}: choose another "
+            "--output_dir"
+        )
     for path in inputs:
         if path.resolve().is_relative_to(target):
             raise UserError(
                 f"{directory} is not overwritten, because this command reads {path} in it: choose "
                 "another --output_dir"
             )
+
+
+def contains_working_or_home_directory(directory: Path) -> str:
+    """Return which of the two a directory is or contains: a name for messages, or ""."""
+    target = directory.resolve()
+    places = {"working directory": Path.cwd(), "home directory": expand_user("~")}
+    return next((n for n, place in places.items() if place.resolve().is_relative_to(target)), "")
 
 
 def _entries_except_locks(directory: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from rlhf.common.plugins import (
     installed_plugin_files,
     split_reference,
 )
+from rlhf.runs.claim import MARKER
 
 PATH_KEYS = frozenset(
     {"answers", "bench", "data_dir", "folder", "path", "paths", "policy", "reference"}
@@ -87,15 +88,18 @@ def fingerprint(path: Path) -> str:
     """Return a hexadecimal digest of the content of a file or folder.
 
     The digest of a folder includes the relative paths and the contents of its files, except hidden
-    files. The digest of a folder with an adapter also includes the base model, if the base model is
-    in a local folder. It does not change if both folders are moved together.
+    files, and the files of run directories below the folder, which change while a run writes. The
+    digest of a folder with an adapter also includes the base model, if the base model is in a local
+    folder. It does not change if both folders are moved together.
     """
     if path.is_file():
         return _file_fingerprint(path)
     digest = hashlib.sha256()
+    runs = {marker.parent for marker in path.rglob(MARKER)} - {path}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not hidden and runs.isdisjoint(file.parents):
             digest.update(f"{name.as_posix()} {_file_fingerprint(file)}\n".encode())
     if base := _adapter_base_folder(path):
         digest.update(fingerprint(base).encode())

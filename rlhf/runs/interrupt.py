@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from rlhf.common.signals import STOP_SIGNALS
+from rlhf.common.signals import STOP_SIGNALS, StopSignal
 from rlhf.errors import UserError
 
 REPEAT_SECONDS = 2.0
@@ -29,6 +31,39 @@ class Interrupted(UserError):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+
+@contextlib.contextmanager
+def stop_signals_as_exceptions() -> Iterator[None]:
+    """Return a context manager during which SIGTERM and SIGHUP raise `StopSignal`.
+
+    By default, these signals end the process without its clean-up, for example while a run that
+    replaces another one is prepared. Only the first signal raises the exception; another one ends
+    the process. An ignored signal remains ignored. Nothing changes in a process that torchrun has
+    started, because such a process waits for the others in calls that no exception can end.
+    """
+    owner = os.getpid()
+
+    def raise_exception(number: int, frame: FrameType | None) -> None:
+        restore()
+        if os.getpid() != owner:  # a forked worker process, which its parent ends
+            signal.raise_signal(number)
+            return
+        raise StopSignal(number)
+
+    numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) == signal.SIG_DFL]
+    numbers = [] if "TORCHELASTIC_RUN_ID" in os.environ else numbers
+
+    def restore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in numbers:
+        signal.signal(number, raise_exception)
+    try:
+        yield
+    finally:
+        restore()
 
 
 class StopSignalRecorder:

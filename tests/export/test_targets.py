@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -78,7 +79,49 @@ def test_targets_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     assert "is a file" in refusal(model, tmp_path / "file" / "a" / "b")
-    assert "is a broken link" in refusal(model, tmp_path / "link")
+    assert "is a symbolic link" in refusal(model, tmp_path / "link")
+    assert "no null character" in refusal(model, Path("a\0b"))
+
+
+def test_an_unknown_home_directory_is_part_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"~nobody.* is not a folder"):
+        export(Path("~nobody-has-this-name/model"), tmp_path / "x")
+
+
+@pytest.mark.parametrize("change", ["added", "added link", "edited card", "without a list"])
+def test_an_export_does_not_replace_files_of_the_user(change: str, earlier: Path, tmp_path: Path):
+    files: dict[str, Any] = {
+        "added": lambda: (earlier / "notes.txt").write_text("mine"),
+        "added link": lambda: (earlier / "data").symlink_to(tmp_path),
+        "edited card": lambda: (earlier / "README.md").write_text("mine"),
+        "without a list": lambda: (earlier / ".rlhf-export").write_text('{"runs": []}'),
+    }
+    files[change]()
+    before = files_of(earlier)
+    assert "is not replaced" in refusal(tmp_path / "model", earlier)
+    assert files_of(earlier) == before
+
+
+def test_an_unchanged_export_is_replaced_also_through_a_link(earlier: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(earlier)
+    (earlier / "README.md").unlink()  # a missing file is no loss
+    export(tmp_path / "model", tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (earlier / "README.md").is_file()
+
+
+@pytest.mark.parametrize("target", [".", "..", "../earlier"])
+def test_an_export_does_not_replace_the_working_directory(
+    target: str, earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (earlier / "below").mkdir()
+    monkeypatch.chdir(earlier / "below" if target == ".." else earlier)
+    before = files_of(earlier)
+    assert "contains the working directory" in refusal(tmp_path / "model", Path(target))
+    assert files_of(earlier) == before
 
 
 def test_earlier_runs_with_adapters_are_found_after_a_move(tmp_path: Path):

@@ -5,10 +5,15 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from rlhf.runs.claim import DirectoryClaim
+from rlhf.runs.inputs import fingerprint
 from rlhf.training.online import OnlineTrainer
 from tests.faults.process import check_failure, configuration, rlhf
 from tests.helpers.training import assert_same_run
@@ -130,3 +135,50 @@ def test_a_clock_that_jumps_changes_nothing(cut, runs):
     code, errors = resume(runs / "cut.yaml", cut, fault=jump)
     assert code == 0, errors
     assert_same_run(runs / "whole", cut)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_restores_the_replaced_run(number, runs, tmp_path):
+    run = shutil.copytree(runs / "whole", tmp_path / "run")
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"
+        "def stop(event, arguments):\n"
+        "    if event == 'os.rename' and '.replaced' in str(arguments[1]):\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "sys.addaudithook(stop)\n"
+    )
+    before = {path.name: path.stat().st_size for path in run.iterdir() if path.is_file()}
+    command = [sys.executable, "-m", "rlhf", "ppo", "--config", str(run / "config.yaml")]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.run(
+        [*command, "--output_dir", str(run), "--overwrite"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(hook), str(root)])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 128 + number, process.stderr
+    assert process.stderr.splitlines() == [f"rlhf: stopped by {number.name}"]
+    after = {path.name: path.stat().st_size for path in run.iterdir() if path.is_file()}
+    assert after.items() >= {k: v for k, v in before.items() if k != ".rlhf"}.items()
+    assert (run / "final").is_dir()
+    assert not (run / ".replaced").exists()
+
+
+def test_a_run_in_the_folder_of_its_model_does_not_change_the_model(tmp_path):
+    model = tmp_path / "model"
+    (model / "part").mkdir(parents=True)
+    (model / "part" / "weights").write_text("1")
+    before = fingerprint(model)
+    claim = DirectoryClaim.open(model / "run", resume=False, overwrite=False)
+    (model / "run" / "metrics.jsonl").write_text("{}\n")
+    assert fingerprint(model) == before
+    own = fingerprint(model / "run")
+    (model / "run" / "metrics.jsonl").write_text("{}\n{}\n")
+    assert fingerprint(model / "run") != own
+    claim.close()
+    (model / "part" / "weights").write_text("2")
+    assert fingerprint(model) != before

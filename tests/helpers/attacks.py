@@ -295,6 +295,10 @@ FRAMES = {
         "NoneType",
     ),
 }
+_UNITTEST = (
+    "import unittest\nclass T(unittest.TestCase):\n"
+    "    def test(self): self.assertEqual(f(2), 4)\nunittest.{}"
+)
 _ALWAYS_EQUAL = (
     "class E({}):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
     "    __lt__ = __gt__ = __le__ = __ge__ = __eq__\n    __hash__ = lambda s: 4\n"
@@ -323,7 +327,66 @@ EQUALITY = {
         "AssertionError",
     ),
 }
+_CASES = "for value, right in zip(map({}, (2, 3)), (4, 9)):\n    assert value == right"
 WEAK_TESTS = {
+    "end of the iteration by a method": (
+        "class S:\n    def f(self, x): raise StopIteration",
+        "the program raised StopIteration",
+        _CASES.format("S().f"),
+    ),
+    "end of the iteration by the function of a factory": (
+        "def make():\n    def f(x): raise type('Stop', (StopIteration,), {{}})\n    return f",
+        "the program raised StopIteration",
+        _CASES.format("make()"),
+    ),
+    "end of the iteration by a property": (
+        "class S:\n    __init__ = lambda s, x: None\n    @property\n"
+        "    def f(self): raise StopIteration",
+        "the program raised StopIteration",
+        _CASES.format("lambda x: S(x).f"),
+    ),
+    "end of the iteration by an operator": (
+        "class S:\n    def __neg__(self): raise StopIteration\ndef f(x): return S()",
+        "the program raised StopIteration",
+        _CASES.format("lambda x: -f(x)"),
+    ),
+    "end of the iteration by a text": (
+        "class S:\n    def __str__(self): raise StopIteration\ndef f(x): return S()",
+        "the program raised StopIteration",
+        _CASES.format("lambda x: str(f(x))"),
+    ),
+    "exit under a caught exception": (
+        "def f(x): raise SystemExit(0)\ndef g(): raise ValueError",
+        "SystemExit",
+        "try: f(2)\nfinally:\n    try: g()\n    except ValueError: pass",
+    ),
+    "memory of the tests": (
+        "class E:\n    __array_interface__ = {{'shape': (0,), 'typestr': '<f8', 'version': 3,\n"
+        "        'data': (4096, False)}}\ndef f(x): return E()",
+        "TypeError",
+        "import numpy as np\nassert np.allclose(f(2), 4.0)",
+    ),
+    "skipped test": (
+        "import unittest\ndef f(x): raise unittest.SkipTest('no')",
+        "SkipTest",
+        _UNITTEST.format("main()"),
+    ),
+    "exit of a test case": (
+        "def f(x): raise SystemExit(0)",
+        "SystemExit",
+        _UNITTEST.format("main()"),
+    ),
+    "test case that is not found": (
+        "def f(x): return 5",
+        "5 != 4",
+        _UNITTEST.format("main(exit=False).result.wasSuccessful() or 1 / 0"),
+    ),
+    "documentation test that is not found": (
+        "def f(x): return 5",
+        "AssertionError",
+        "import doctest\ndef t():\n    '''\n    >>> f(2)\n    4\n    '''\n"
+        "assert not doctest.testmod().failed",
+    ),
     "end of the iteration over the cases": (
         "def f(x): raise StopIteration",
         "the program raised StopIteration",
@@ -379,7 +442,36 @@ WEAK_TESTS = {
         "rows = [1, 2]\nf(tuple(rows))\nassert not rows",
     ),
 }
+_EXIT_AS_TEXT = "class E:\n    def __str__(self): raise SystemExit(0)\n    {} = __str__\n"
 EXITS = {
+    "exit by the line of a syntax error": (
+        _EXIT_AS_TEXT.format("__repr__")
+        + "def f(x): raise SyntaxError('x', ('file', E(), 1, 'text'))",
+        "cannot be shown",
+    ),
+    "exit by the text of a syntax error": (
+        _EXIT_AS_TEXT.format("__getattr__") + "def f(x): raise SyntaxError('x', (E(), 1, 1, E()))",
+        "cannot be shown",
+    ),
+    "exit by the argument of an exception": (
+        _EXIT_AS_TEXT.format("__repr__") + "def f(x): raise OSError(E(), E(), E())",
+        "failed>",
+    ),
+    "subclass of SystemExit": (
+        "class S(SystemExit): code = 0\ndef f(x): raise S(0)",
+        "S: 0",
+    ),
+    "exit by the arguments of an exception": (
+        "class E(BaseException):\n    @property\n    def args(self): raise SystemExit(0)\n"
+        "def f(x): raise E()",
+        "ended before its tests",
+    ),
+    "exit by the garbage collector": (
+        "import gc, os; gc.callbacks.append(lambda *a: os._exit(0))\ndef f(x): gc.collect()",
+        "ended before its tests",
+    ),
+    "abort": ("import os\ndef f(x): os.abort()", "ended before its tests"),
+    "invalid memory": ("import ctypes\ndef f(x): ctypes.string_at(0)", "ended before its tests"),
     "sys.exit": ("import sys; sys.exit(0)", "ended before its tests"),
     "os._exit": ("import os; os._exit(0)", "ended before its tests"),
     "sys.exit in a call": ("import sys\ndef f(x): sys.exit(0)", "SystemExit"),

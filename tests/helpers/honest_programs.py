@@ -266,6 +266,24 @@ HONEST: dict[str, tuple[str, str]] = {
         "assert unittest.TextTestRunner().run("
         "unittest.defaultTestLoader.loadTestsFromTestCase(T)).wasSuccessful()",
     ),
+    "main program of unit tests": (
+        "def f(x):\n    return x + 1",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n"
+        "        self.assertEqual(f(1), 2)\n"
+        "if __name__ == '__main__':\n    unittest.main()",
+    ),
+    "documentation test": (
+        "def f(x):\n    return x + 1",
+        "import doctest\ndef t():\n    '''\n    >>> f(1)\n    2\n    '''\n"
+        "assert doctest.testmod() == (0, 1)",
+    ),
+    "methods of a generator": (
+        "def f():\n    try:\n        while True: yield (yield)\n"
+        "    except ValueError:\n        return",
+        "g = f()\nnext(g)\nassert g.send(3) == 3\n"
+        "try:\n    g.throw(ValueError)\nexcept StopIteration:\n    pass\n"
+        "else:\n    raise AssertionError",
+    ),
 }
 NUMPY: dict[str, tuple[str, str]] = {
     "numpy scalar": (

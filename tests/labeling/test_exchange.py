@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from rlhf.cli.main import main
 from rlhf.common.files import write_jsonl
@@ -310,7 +311,14 @@ def test_only_the_folder_of_a_dataset_is_replaced(tmp_path: Path, capsys):
     file = label_all(tmp_path / "work", "pairs")
     words = ["labels", "export", str(file), "--format", "datasets", "--overwrite", "--path"]
     assert main([*words, str(tmp_path / "work")]) == 2
-    assert "is a folder without a dataset" in capsys.readouterr().err
+    assert "is not a dataset of `rlhf labels export`" in capsys.readouterr().err
     assert file.exists()
+    own = tmp_path / "own"
+    Dataset.from_list([{"mine": 1}]).save_to_disk(own)
+    assert main([*words, str(own)]) == 2
+    assert (own / "dataset_info.json").is_file()
     for _ in range(2):
         assert main([*words, str(tmp_path / "dataset")]) == 0
+    (tmp_path / "dataset" / "notes.txt").write_text("mine")
+    assert main([*words, str(tmp_path / "dataset")]) == 2
+    assert "notes.txt was added" in capsys.readouterr().err

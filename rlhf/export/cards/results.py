@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from rlhf.common.files import expand_user
 from rlhf.common.numbers import decimal_text, is_number
 from rlhf.common.text import markdown_table, markdown_text
 from rlhf.errors import UserError
@@ -42,7 +43,7 @@ def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
     """
     evaluations = []
     for folder in folders:
-        summary = read_summary_file(Path(folder).expanduser() / "summary.json")
+        summary = read_summary_file(expand_user(folder) / "summary.json")
         evaluation = Evaluation(Path(folder).name, summary, ())
         if not list(_metrics(evaluation)):
             raise UserError(

@@ -25,8 +25,11 @@ from rlhf.labeling.exchange.label_studio import from_label_studio, to_label_stud
 from rlhf.labeling.exchange.rows import ForeignLabel, label_row
 from rlhf.labeling.pseudonyms import with_other_annotator
 from rlhf.labeling.store import check_label_rows
+from rlhf.runs.checksums import write_file_list
 
 _TO = {"argilla": to_argilla, "label-studio": to_label_studio}
+DATASET_MARKER = ".rlhf-labels"
+"""File in the folder of an exported dataset, so that only such a folder is replaced."""
 _FROM = {"argilla": from_argilla, "label-studio": from_label_studio}
 
 
@@ -64,6 +67,7 @@ def _write_dataset(rows: Sequence[Row], path: Path) -> None:
             dataset.to_parquet(partial)
         else:
             dataset.save_to_disk(partial)
+            write_file_list(partial, DATASET_MARKER)
 
 
 def import_labels(

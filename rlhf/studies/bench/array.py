@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rlhf.common.files import write_text
 from rlhf.common.yaml_text import dump_yaml
+from rlhf.errors import UserError
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.jobs import Job
 
@@ -37,39 +39,53 @@ def write_job_array(bench: Bench, folder: str | Path) -> list[Path]:
     `start.txt` and `train.txt` contain one command per line. The commands in `train.txt` need the
     results of those in `start.txt`. Other schedulers can be used too, for example
     `xargs -P 8 -I{} sh -c {} < start.txt`.
+
+    Raises:
+        UserError: One of the files exists with other content.
     """
     target = Path(folder).resolve()
-    target.mkdir(parents=True, exist_ok=True)
     manifest = target / "manifest.yaml"
     tree = asdict(bench.config) | {"output_dir": str(bench.root.resolve())}
     tree = {key: value for key, value in tree.items() if key not in ("resume", "overwrite")}
-    manifest.write_text(dump_yaml(tree), encoding="utf-8")
+    texts = {manifest: dump_yaml(tree)}
     jobs = bench.jobs()
     lists = {
         "start": [job for job in jobs if job.after is None],
         "train": [job for job in jobs if job.after is not None],
     }
-    written = [manifest]
     for name, listed in lists.items():
-        written += _write_list(target, name, listed, manifest)
+        texts |= _list_texts(target, name, listed, manifest)
     table = shlex.quote(f"rlhf bench {shlex.quote(str(manifest))} --resume")
     scripts = {name: shlex.quote(str(target / f"{name}.slurm")) for name in lists}
-    submit = target / "submit.sh"
-    submit.write_text(_SUBMIT_TEMPLATE.format(**scripts, table=table), encoding="utf-8")
-    return [*written, submit]
+    texts[target / "submit.sh"] = _SUBMIT_TEMPLATE.format(**scripts, table=table)
+    _check_not_replaced(texts)
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
 
 
-def _write_list(folder: Path, name: str, jobs: Sequence[Job], manifest: Path) -> list[Path]:
-    """Write `<name>.txt` with the commands of jobs, and `<name>.slurm`; return both paths."""
+def _check_not_replaced(texts: Mapping[Path, str]) -> None:
+    """Check that no file exists with other content, such as the user's own manifest.
+
+    Raises:
+        UserError: A file exists with other content.
+    """
+    for path, text in texts.items():
+        if path.is_dir() or (path.is_file() and path.read_bytes() != text.encode()):
+            raise UserError(
+                f"array: {path} exists with other content: remove it, or choose another folder"
+            )
+
+
+def _list_texts(folder: Path, name: str, jobs: Sequence[Job], manifest: Path) -> dict[Path, str]:
+    """Return the texts of `<name>.txt` with the commands of jobs, and of `<name>.slurm`."""
     commands, script = folder / f"{name}.txt", folder / f"{name}.slurm"
     quoted = shlex.quote(str(manifest))
     lines = [f"rlhf bench {quoted} --only {shlex.quote(job.key)}\n" for job in jobs]
-    commands.write_text("".join(lines), encoding="utf-8")
     text = _SLURM_TEMPLATE.format(
         name=f"bench-{name}",
         count=len(jobs),
         logs=shlex.quote(str(folder)),
         commands=shlex.quote(str(commands)),
     )
-    script.write_text(text, encoding="utf-8")
-    return [commands, script]
+    return {commands: "".join(lines), script: text}

@@ -1,0 +1,171 @@
+"""Commands that write to a path that the user chose do not replace the user's files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.cli.main import main
+from rlhf.commands.engine import _check_model_folder
+from rlhf.common.files import expand_user
+from rlhf.errors import UserError
+from rlhf.labeling.pseudonyms import pseudonym_of
+from rlhf.models.loading import merge_adapter
+from rlhf.runs.checksums import write_file_list
+from rlhf.runs.claim import contains_working_or_home_directory
+from tests.evaluation.fake_pipeline import write_pipeline
+from tests.helpers.bench import write_manifest
+from tests.helpers.training import label_rows, write_rows
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """Run a command that must end with one line and the exit code 2; return the line."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    [line] = [line for line in lines if line.startswith("rlhf: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("runs")
+    return [str(write_pipeline(root / f"seed{seed}", seed=seed)) for seed in (0, 1)]
+
+
+def test_a_comparison_page_replaces_only_a_page(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    data = write_rows(tmp_path / "rows.jsonl", label_rows(4))
+    before = data.read_bytes()
+    assert "is not a page" in refused(["report", *runs, "--output", str(data)], capsys)
+    assert data.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [data]
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        assert main(["report", *runs, "--output", str(page)]) == 0
+
+
+def test_tables_replace_only_tables(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    command = ["compare", *runs, "--tables", str(tmp_path / "tables")]
+    for _ in range(2):
+        assert main(command) == 0
+    names = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    for name in names:
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        line = refused(["compare", *runs, "--tables", str(folder)], capsys)
+        assert "is not a table" in line or "tables.json" in line
+        assert (folder / name).read_text() == "mine"
+        assert len(list(folder.iterdir())) == 1
+
+
+def test_a_job_array_replaces_no_file_with_other_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    manifest = write_manifest(tmp_path / "b")
+    own = manifest.rename(manifest.with_name("manifest.yaml"))
+    before = own.read_bytes()
+    command = ["bench", str(own), "--array"]
+    assert "exists with other content" in refused([*command, str(own.parent)], capsys)
+    assert own.read_bytes() == before
+    assert [path.name for path in own.parent.iterdir()] == ["manifest.yaml"]
+    for _ in range(2):
+        assert main([*command, str(tmp_path / "array")]) == 0
+
+
+def test_the_model_of_servers_replaces_only_such_a_model(tmp_path: Path):
+    model = tmp_path / "model"
+    _check_model_folder(model)
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a model that"):
+        _check_model_folder(model)
+    write_file_list(model, ".rlhf-engine")
+    _check_model_folder(model)
+    (model / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="was added or changed"):
+        _check_model_folder(model)
+
+
+def test_a_merge_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def save(adapter: str, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise OSError("no space")
+
+    monkeypatch.setattr("rlhf.models.loading.save_merged_model", save)
+    with pytest.raises(OSError, match="no space"):
+        merge_adapter("adapter", tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_create_one_key(tmp_path: Path):
+    code = "import sys; from rlhf.labeling.pseudonyms import *; print(pseudonym_of(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "ann", str(tmp_path / "key")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    names = {process.communicate()[0].strip() for process in processes}
+    assert names == {pseudonym_of("ann", tmp_path / "key")}
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_key_is_created_on_a_file_system_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def link(*_: object) -> None:
+        raise OSError("no links")
+
+    monkeypatch.setattr("os.link", link)
+    name = pseudonym_of("ann", tmp_path / "key")
+    assert pseudonym_of("ann", tmp_path / "key") == name
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_home_directory_that_is_unknown_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    def unknown(*_: object) -> None:
+        raise KeyError("no entry")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert expand_user("~/x") == Path("~/x")
+    assert expand_user("~nobody-has-this-name") == Path("~nobody-has-this-name")
+    assert contains_working_or_home_directory(Path("/")) == "working directory"
+
+
+@pytest.mark.parametrize("key", ["model", "data", "plugins", "output_dir"])
+def test_a_null_character_is_one_line(key: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    trees: dict[str, Callable[[], object]] = {
+        "model": lambda: {"path": "a\0b"},
+        "data": lambda: [{"path": "a\0b.jsonl"}],
+        "plugins": lambda: ["a\0b.py"],
+        "output_dir": lambda: "a\0b",
+    }
+    tree = {"output_dir": str(tmp_path / "run"), "data": [{"path": "none.jsonl"}]}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree | {key: trees[key]()}))
+    refused(["sft", "--config", str(path)], capsys)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_project_is_written_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("folder", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "folder" / ".github").write_text("mine")
+    (tmp_path / "linked" / "pipeline.yaml").symlink_to(tmp_path / "nothing")
+    before = sorted(tmp_path.rglob("*"))
+    for name, reason in (
+        ("file", "is not a folder"),
+        ("link", "is not a folder"),
+        ("folder", "is not a folder"),
+        ("linked", "exists already"),
+    ):
+        assert reason in refused(["init", "project", str(tmp_path / name)], capsys)
+    assert sorted(tmp_path.rglob("*")) == before
