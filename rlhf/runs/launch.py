@@ -71,6 +71,11 @@ def _open_closed_streams() -> None:
 def release_memory() -> None:
     """Return to the operating system the freed memory that the allocator would otherwise keep."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return the unused pages of glibc's heap to the operating system, without a collection."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
             ctypes.CDLL("libc.so.6").malloc_trim(0)
