@@ -30,11 +30,20 @@ def peak_memory() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def reset_peak_memory() -> int:
+    """Forget the peak so far, such as that of loading, and return the present memory, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
+
+
 def make_update(*, checkpointing: bool) -> Callable[[int], None]:
     """Return a function that computes the gradients of a number of rows.
 
     The model has 16 layers of width 384 and random weights.
     """
+    from rlhf.runs import launch
+
+    launch.prepare_process()  # the allocator of a run
     import torch
 
     from rlhf.config.model import ModelSpec, ScratchSpec
@@ -60,9 +69,12 @@ def make_update(*, checkpointing: bool) -> Callable[[int], None]:
 
 
 def print_memory(*, checkpointing: bool) -> None:
-    """Print the bytes by which updates raise the peak memory of this process."""
+    """Print the peak memory of updates, minus that of a process with weights and gradients."""
+    from rlhf.runs.launch import release_memory
+
     update = make_update(checkpointing=checkpointing)
-    before = peak_memory()
+    release_memory()
+    before = reset_peak_memory()
     for _ in range(2):
         update(ROWS)
     print(json.dumps(peak_memory() - before))

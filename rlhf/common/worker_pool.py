@@ -6,6 +6,7 @@ process in any state. They do not import the user's script, so a script without 
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import socket
@@ -26,6 +27,8 @@ from rlhf.errors import UserError
 _PROGRAM = "import sys; from rlhf.common.worker_pool import serve; serve(int(sys.argv[1]))"
 _THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 """Environment variables of workers: every worker computes in one thread."""
+_GARBAGE_THRESHOLD = 100_000
+"""Number of new objects after which a worker looks for garbage."""
 
 
 class WorkerPool:
@@ -161,6 +164,7 @@ def serve(descriptor: int) -> None:
                 load_plugins_of_parent()
                 factory, arguments = task
                 function, result = import_object(factory)(*arguments), None
+                _collect_garbage_rarely()
             else:
                 result = function(task)
             outcome = "result", result
@@ -172,6 +176,17 @@ def serve(descriptor: int) -> None:
             connection.send(outcome)
         except OSError:  # the pool was closed
             return
+
+
+def _collect_garbage_rarely() -> None:
+    """Exclude all present objects from garbage collection, and make later collections rare.
+
+    The objects of a task are freed by their reference counts. The default thresholds of Python
+    start hundreds of collections per task, which visit the objects of the task that still exist.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_THRESHOLD)
 
 
 def available_cpus() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlhf.common.conversation import Conversation
@@ -145,21 +145,23 @@ def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> N
 
 def _check_unicode(result: Mapping[str, Any]) -> None:
     """Raise RowDropped for lone surrogates, which JSON allows but tokenizers reject."""
+    texts: list[str] = []
     for value in result.values():
-        if not is_utf8_encodable("".join(_strings_in(value))):
-            raise RowDropped("broken Unicode")
+        _add_strings_in(value, texts)
+    if not is_utf8_encodable("".join(texts)):
+        raise RowDropped("broken Unicode")
 
 
-def _strings_in(value: Any) -> Iterator[str]:
-    """Yield all strings in a value: a string, or nested lists and objects of strings."""
+def _add_strings_in(value: Any, texts: list[str]) -> None:
+    """Add all strings in a value: a string, or nested lists and objects of strings."""
     if isinstance(value, str):
-        yield value
+        texts.append(value)
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _strings_in(part)
+            _add_strings_in(part, texts)
     elif isinstance(value, list):
         for part in value:
-            yield from _strings_in(part)
+            _add_strings_in(part, texts)
 
 
 def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:

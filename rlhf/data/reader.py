@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from rlhf.config.data import FIELDS, DataSpec, Kind
@@ -155,19 +156,28 @@ class TableReader:
         The row is read with the first layout for which it has all required fields. If there is no
         such layout, the row is read with the first layout.
         """
-        for layout in [*self.layouts, self.layouts[0]]:
+        for number in (*range(len(self.layouts)), 0):
+            layout = self.layouts[number]
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
                 break
-        roots = {root_column(column, self.present) for column in layout.columns.values()}
-        paths = {column for other in self.layouts for column in other.columns.values()}
-        others = {root_column(path, self.present) for path in paths} - roots
-        self.skipped.update(name for name in sorted(others) if is_filled(row.get(name)))
+        roots, others = self._columns_of_layouts[number]
+        self.skipped.update(name for name in others if is_filled(row.get(name)))
         self.used |= roots
         cells = {f: cell for f, cell in cells.items() if f in layout.fields or cell is not None}
         if layout.columns.get("answer") == "solution":
             cells["answer_is_solution"] = True
         return cells
+
+    @cached_property
+    def _columns_of_layouts(self) -> list[tuple[frozenset[str], list[str]]]:
+        """For each layout, the columns that it reads, and the columns that only others read."""
+        roots = [
+            frozenset(root_column(path, self.present) for path in layout.columns.values())
+            for layout in self.layouts
+        ]
+        every = frozenset().union(*roots)
+        return [(own, sorted(every - own)) for own in roots]
 
     def _answer_and_tests_cells(self, schema: Schema, row: Row) -> dict[str, Any]:
         """Return the cells of the answer and tests columns, unless the schema uses the columns."""

@@ -8,6 +8,7 @@ mode, because most losses must not use dropout.
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from typing import Any
 
@@ -16,12 +17,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rlhf.models.architecture import blocks_of
+from rlhf.runs.launch import trim_heap
+
+BLOCKS_PER_TRIM = 8
+"""Number of computed blocks after which freed memory is returned to the system."""
+_computed_blocks = itertools.count(1)
 
 
 def checkpoint_activations(trunk: nn.Module) -> None:
     """Recompute the activations of a decoder's blocks in backward passes from now on.
 
-    Deep copies of the decoder do the same. Forward passes without gradients are unchanged.
+    Deep copies of the decoder do the same. Forward passes without gradients are unchanged. On a
+    CPU, the heap is trimmed before every `BLOCKS_PER_TRIM`-th computation of a block.
 
     Raises:
         UserError: The decoder has no list of blocks.
@@ -34,4 +41,16 @@ def _checkpointed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     forward = functools.partial(type(self).forward, self, **kwargs)
     if not torch.is_grad_enabled():
         return forward(*args)
-    return checkpoint(forward, *args, use_reentrant=False)
+    return checkpoint(functools.partial(_compute_block, forward), *args, use_reentrant=False)
+
+
+def _compute_block(forward: Any, *args: Any) -> Any:
+    """Compute a block, in the forward pass or again in the backward pass.
+
+    Small objects that outlive a block, such as the nodes of the graph, split the memory that its
+    tensors free, so that the tensors of the next block, which have the same sizes, get new memory.
+    The process would grow by several times the memory that exists at a time.
+    """
+    if next(_computed_blocks) % BLOCKS_PER_TRIM == 0 and args[0].device.type == "cpu":
+        trim_heap()
+    return forward(*args)

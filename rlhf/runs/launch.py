@@ -16,6 +16,8 @@ HUGE_PAGE = 2 * 2**20
 # Size in bytes from which `return_freed_memory` maps a block separately, and the maximum number of
 # these blocks.
 MAPPED_BLOCK, MAX_MAPPED_BLOCKS = 256 * 2**10, 65_536
+# Iterations for which a thread of GNU OpenMP looks for work before it sleeps.
+SPIN_COUNT = 1000
 
 
 def prepare_process() -> None:
@@ -30,7 +32,21 @@ def prepare_process() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # TRL itself sets the deprecated argument, so the warning is not useful to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+    _shorten_waiting_of_threads()
     keep_freed_memory()
+
+
+def _shorten_waiting_of_threads() -> None:
+    """Let the threads of an operation sleep soon while they wait for each other.
+
+    GNU OpenMP reads the number of iterations when torch is imported. Its default, 300,000, occupies
+    a processor for milliseconds. If another process uses a processor of the machine, the thread
+    that is waited for is then not scheduled, and a small matrix product on two threads takes tens
+    of times as long as on one. The number used here is that of GNU OpenMP for more threads than
+    processors.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def _open_closed_streams() -> None:
@@ -55,6 +71,11 @@ def _open_closed_streams() -> None:
 def release_memory() -> None:
     """Return to the operating system the freed memory that the allocator would otherwise keep."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return the unused pages of glibc's heap to the operating system, without a collection."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,5 +1,6 @@
 """Worker processes: order of results, errors, and the end of the processes."""
 
+import gc
 import os
 import time
 
@@ -32,6 +33,19 @@ def make_sleeper():
         return os.getpid()
 
     return sleep
+
+
+def make_garbage_settings():
+    return lambda task: (gc.get_threshold()[0], gc.get_freeze_count() > 0)
+
+
+def test_only_workers_collect_garbage_rarely():
+    before = gc.get_threshold()
+    with WorkerPool(2, f"{HERE}:make_garbage_settings", ()) as pool:
+        assert set(pool.map(range(4))) == {(100_000, True)}
+    with WorkerPool(1, f"{HERE}:make_garbage_settings", ()) as pool:
+        assert [threshold for threshold, _ in pool.map([0])] == [before[0]]
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

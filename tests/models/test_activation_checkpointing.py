@@ -81,6 +81,22 @@ def test_a_forward_pass_without_gradients_is_unchanged() -> None:
     assert generated.shape == (1, 21)
 
 
+def test_the_heap_is_trimmed_after_some_blocks_of_checkpointed_passes_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trims = []
+    monkeypatch.setattr(activation_checkpointing, "trim_heap", lambda: trims.append(1))
+    plain, policy = make_policy(0), make_policy(0)
+    gradients_and_kept_bytes(plain)
+    policy.checkpoint_activations()
+    with torch.no_grad():
+        policy.model(input_ids=torch.arange(2, 20)[None])
+    assert not trims
+    for _ in range(2):  # 24 computed blocks: six in each of two forward and two backward passes
+        gradients_and_kept_bytes(policy)
+    assert len(trims) == 24 // activation_checkpointing.BLOCKS_PER_TRIM
+
+
 def run_tree(case: str, folder: Path, model: Path) -> tuple[str, dict[str, Any]]:
     """The command of a case and its configuration."""
     if case in ("shared", "separate"):
