@@ -42,8 +42,8 @@ def _shorten_waiting_of_threads() -> None:
     GNU OpenMP reads the number of iterations when torch is imported. Its default, 300,000, occupies
     a processor for milliseconds. If another process uses a processor of the machine, the thread
     that is waited for is then not scheduled, and a small matrix product on two threads takes tens
-    of times as long as on one. With 1,000 iterations the effect is smaller, but on an idle machine a
-    step of PPO takes 6% longer, because every operation then wakes a sleeping thread.
+    of times as long as on one. With 1,000 iterations the effect is smaller, but on an idle machine
+    a step of PPO takes 6% longer, because every operation then wakes a sleeping thread.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
