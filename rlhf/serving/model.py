@@ -19,6 +19,7 @@ from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.rollout.text_decoder import TextDecoder
 from rlhf.serving.bodies import SamplingBody
+from rlhf.serving.engine_thread import EngineThread
 from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
 from rlhf.serving.generation import Choice, Generation
 from rlhf.serving.prompt_logprobs import prompt_logprobs
@@ -39,6 +40,7 @@ class ServedModel:
         engine: Engine that samples from the model.
         parallel: Maximum number of completions that are sampled at once.
         limits: Limits of requests.
+        thread: The thread in which the model was loaded; by default, a new thread.
     """
 
     def __init__(
@@ -50,14 +52,18 @@ class ServedModel:
         *,
         parallel: int,
         limits: ServerLimits,
+        thread: EngineThread | None = None,
     ) -> None:
         self.name, self.model, self.tokenizer, self.limits = name, model, tokenizer, limits
         self.chat_format = ChatFormat(tokenizer, stop_ids=generation_stop_ids(model))
         self.token_names = TokenNames(tokenizer)
         self.max_tokens = min(limits.max_tokens, context_length_of(model))
-        self.scheduler = Scheduler(engine, max_running=parallel, max_waiting=limits.queue)
+        thread = thread or EngineThread()
+        thread.call(lambda: enable_fast_paths(model))
+        self.scheduler = Scheduler(
+            engine, max_running=parallel, max_waiting=limits.queue, thread=thread
+        )
         self._vocab_size = model.get_input_embeddings().num_embeddings
-        enable_fast_paths(model)
 
     def check_name(self, name: str) -> None:
         """Raise ApiError if the name is not that of this model."""
@@ -232,18 +238,33 @@ def load_served_model(config: ServeConfig) -> ServedModel:
     Raises:
         UserError: The model or the engine cannot be used.
     """
+    thread = EngineThread()
+    try:
+        model, tokenizer, engine = thread.call(lambda: _load(config))
+    except BaseException:
+        thread.close()
+        raise
+    return ServedModel(
+        config.model_name,
+        model,
+        tokenizer,
+        engine,
+        parallel=config.rollout.parallel,
+        limits=config.limits,
+        thread=thread,
+    )
+
+
+def _load(config: ServeConfig) -> tuple[Any, Any, RolloutEngine]:
+    """Return the model of a configuration, its tokenizer and its engine."""
     assert config.model is not None
     model, tokenizer = load_model(config.model, seed=0)
-    parallel, limits = config.rollout.parallel, config.limits
     model.requires_grad_(False)
     if config.rollout.engine.kind == "vllm":
-        engine: RolloutEngine = _vllm_engine(config, model)
-    else:
-        check_sampling(model)
-        engine = ContinuousEngine(model, max_rows=parallel, open_ended=True)
-    return ServedModel(
-        config.model_name, model, tokenizer, engine, parallel=parallel, limits=limits
-    )
+        return model, tokenizer, _vllm_engine(config, model)
+    check_sampling(model)
+    engine = ContinuousEngine(model, max_rows=config.rollout.parallel, open_ended=True)
+    return model, tokenizer, engine
 
 
 def _vllm_engine(config: ServeConfig, model: Any) -> RolloutEngine:

@@ -13,7 +13,6 @@ import itertools
 import logging
 import math
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from rlhf.rollout.sampling.base import (
     SamplingParams,
 )
 from rlhf.runs.launch import release_memory
+from rlhf.serving.engine_thread import EngineThread
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,17 @@ class Scheduler:
         engine: The engine. An `IncrementalEngine` also delivers unfinished completions.
         max_running: Maximum number of completions that the engine samples at once.
         max_waiting: Maximum number of completions that wait.
+        thread: The thread in which the model was loaded; by default, a new thread.
     """
 
-    def __init__(self, engine: RolloutEngine, *, max_running: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        *,
+        max_running: int,
+        max_waiting: int,
+        thread: EngineThread | None = None,
+    ) -> None:
         self.engine = engine
         self._incremental = engine if isinstance(engine, IncrementalEngine) else None
         self.capacity, self.max_running = max_running + max_waiting, max_running
@@ -146,8 +154,8 @@ class Scheduler:
         self._calls: deque[Callable[[], None]] = deque()
         self._skipped_polls = 0
         self._closed = self._used = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._thread = thread or EngineThread()
+        self._end_of_thread = self._thread.start(self._run)
 
     @property
     def is_incremental(self) -> bool:
@@ -212,7 +220,8 @@ class Scheduler:
             self._closed = True
 
         self._commands.put(end)
-        self._thread.join()
+        self._thread.close()
+        self._end_of_thread.result()
 
     def _check_room(self, count: int) -> None:
         """Raise Overloaded or EngineFailed if `count` further jobs cannot be queued."""

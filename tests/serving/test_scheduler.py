@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.serving import scheduler as scheduler_module
+from rlhf.serving.engine_thread import EngineThread
 from rlhf.serving.scheduler import Job, Progress, Scheduler
 from tests.helpers.models import tiny_model
 
@@ -144,3 +146,14 @@ def test_a_function_runs_in_the_thread_of_the_engine():
                 await scheduler.call(lambda: 1 / 0)
 
     asyncio.run(run())
+
+
+def test_the_engine_runs_in_the_thread_that_loaded_the_model() -> None:
+    thread = EngineThread()
+    engine = thread.call(lambda: LoggedEngine(2))
+    loaded_in = thread.call(threading.current_thread)
+    scheduler = Scheduler(engine, max_running=2, max_waiting=1, thread=thread)
+    assert asyncio.run(scheduler.call(threading.current_thread)) is loaded_in
+    scheduler.close()
+    with pytest.raises(ZeroDivisionError):
+        EngineThread().call(lambda: 1 // 0)
