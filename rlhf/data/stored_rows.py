@@ -40,6 +40,7 @@ _LIMIT_FACTOR, _LIMIT_EXTRA = 2, 1000
 _CODE = (
     "common/conversation.py",
     "common/files.py",
+    "common/guards.py",
     "config/data.py",
     "config/labeling.py",
     "reward_models/notation/lexer.py",

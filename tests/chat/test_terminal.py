@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.chat.policy import ChatPolicy
 from rlhf.chat.terminal import COMMANDS, Terminal
 from rlhf.cli.main import main
 from rlhf.common.text import escape_invisible
 from rlhf.models.rewards import load_rewards
+from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.text_decoder import ReplyDecoder, TextDecoder
 from tests.chat.conftest import Checkpoints
 from tests.chat.test_session import GUESS, generated, open_session
 from tests.helpers.training import offline_tree, write_rows
@@ -97,7 +98,8 @@ def test_control_codes_of_a_model_are_visible(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ):
     hostile = "a\x1b[2J\u202eb\rc\x07"
-    monkeypatch.setattr(ChatPolicy, "_decode", lambda self, tokens: hostile[: len(tokens)])
+    monkeypatch.setattr(TextDecoder, "append", lambda self, ids: hostile)
+    monkeypatch.setattr(ChatFormat, "decode_reply", lambda self, ids: hostile)
     session = open_session(checkpoints.paths[:2], rollout={"temperature": 0})
     text = run(session, "hello", ":view a")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
@@ -106,15 +108,15 @@ def test_control_codes_of_a_model_are_visible(
 
 def test_ctrl_c_cancels_a_reply(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
     session = open_session(checkpoints.paths[:1])
-    decode, calls = ChatPolicy._decode, []
+    append, calls = ReplyDecoder.append, []
 
-    def interrupted(self: ChatPolicy, tokens: list[int]) -> str:
+    def interrupted(self: ReplyDecoder, ids: list[int]) -> None:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return decode(self, tokens)
+        append(self, ids)
 
-    monkeypatch.setattr(ChatPolicy, "_decode", interrupted)
+    monkeypatch.setattr(ReplyDecoder, "append", interrupted)
     text = run(session, "Guess", ":retry")
     assert "canceled" in text
     assert len(session.turns) == 1
@@ -202,7 +204,6 @@ def test_a_file_that_cannot_be_written_does_not_end_the_chat(
     assert "(there is no reply to save yet)" in run(session, f":save {tmp_path}/a.jsonl")
     (tmp_path / "file").touch()
     names = [
-        "~nobody-has-this-name/a.jsonl",
         f"{tmp_path}/{'x' * 300}",
         "a\0b",
         f"{tmp_path}/file/a",

@@ -222,7 +222,7 @@ def test_prompt_row_without_an_answer_is_valid(read):
         None,
     ]
     loaded = read([*rows, {"problem": "N", "answer": {"odd": 1}}], "prompt")
-    assert "ignored: answer cell without an answer in 1 rows" in loaded.summary()
+    assert "ignored: answer cell without an answer in 1 row" in loaded.summary()
 
 
 def test_scoring_keeps_the_answer_column(read):

@@ -28,40 +28,40 @@ from tests.helpers.rows import (
         (
             "sft",
             {"messages": [user("Q"), assistant("R", mood="glad")]},
-            "ignored: message key 'mood' in 1 rows",
+            "ignored: message key 'mood' in 1 row",
         ),
         (
             "sft",
             {"messages": [user("Q"), assistant("R")], "context": "C"},
-            "ignored: context column in 1 rows",
+            "ignored: context column in 1 row",
         ),
         (
             "sft",
             {"messages": [system("own"), user("Q"), assistant("R")], "system": "other"},
-            "ignored: system column that differs from the prompt's system message in 1 rows",
+            "ignored: system column that differs from the prompt's system message in 1 row",
         ),
-        ("sft", {"text": "T", "system": "S"}, "ignored: system column in 1 rows"),
+        ("sft", {"text": "T", "system": "S"}, "ignored: system column in 1 row"),
         (
             "sft",
             {"messages": [user("Q", reasoning="x"), assistant("R")]},
-            "ignored: reasoning of a user message in 1 rows",
+            "ignored: reasoning of a user message in 1 row",
         ),
         (
             "sft",
             {"messages": [user("Q", weight=1), assistant("R")]},
-            "ignored: weight of a user message in 1 rows",
+            "ignored: weight of a user message in 1 row",
         ),
         (
             "sft",
             {"messages": [user("Q"), assistant("R"), user("unanswered")]},
-            "ignored: turns after the last reply in 1 rows",
+            "ignored: turns after the last reply in 1 row",
         ),
         (
             "preference",
             {"prompt": "Q", "chosen": "A", "rejected": "B", "margin": "big"},
-            "ignored: margin is not a number in 1 rows",
+            "ignored: margin is not a number in 1 row",
         ),
-        ("prompt", {"turns": ["Q", "more"]}, "ignored: turns after the first in 1 rows"),
+        ("prompt", {"turns": ["Q", "more"]}, "ignored: turns after the first in 1 row"),
     ],
 )
 def test_unused_columns_and_keys_are_reported(read, kind, row, told):
@@ -74,7 +74,7 @@ def test_columns_of_another_layout_are_reported_though_other_rows_use_them(read)
     chat = {"messages": [user("Q"), assistant("R")]}
     split = {"prompt": "P", "completion": "C"}
     summary = read([split, chat, chat | split, chat | {"prompt": ""}], "sft").summary()
-    assert summary == "4 of 4 rows; ignored: completion column in 1 rows, prompt column in 1 rows"
+    assert summary == "4 of 4 rows; ignored: completion column in 1 row, prompt column in 1 row"
 
 
 ROLES = [

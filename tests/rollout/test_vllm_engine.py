@@ -414,7 +414,7 @@ def test_another_base_model_is_refused(tmp_path, open_engine) -> None:
     scratch_model(seed=3).save_pretrained(tmp_path / "other")
     server = FakeVLLM(tmp_path / "other")
     _, engine = open_engine(lora=True, urls=[server.url])
-    with pytest.raises(UserError, match="start the server with the initial model of the run"):
+    with pytest.raises(UserError, match="the server needs the initial model of the run"):
         engine.update_policy(0)
     server.kill()
 

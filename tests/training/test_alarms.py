@@ -101,7 +101,7 @@ def test_values_inside_the_limits_raise_no_alarm(columns: Columns, tmp_path: Pat
     assert alarms(tmp_path, columns) == []
 
 
-def unscored(conversations: Any) -> list[float]:
+def unscorable(conversations: Any) -> list[float]:
     """A reward that scores nothing."""
     return [math.nan] * len(conversations)
 
@@ -164,7 +164,7 @@ LENIENT = {"shaping": {"max_unscored": 1.0}}
 BEFORE_UPDATE: dict[str, tuple[str, dict[str, Any], Any]] = {
     "nan log-probabilities": ("not_finite", {}, nan_logprobs),
     "nan advantages": ("not_finite", {}, nan_advantages),
-    "unscored": ("nothing_scored", reward("unscored") | LENIENT, None),
+    "unscored": ("nothing_scored", reward("unscorable") | LENIENT, None),
     "ratio": ("first_ratio", {}, noisy_scores),
     "frozen": ("frozen", {}, frozen_embedding),
 }
@@ -263,7 +263,7 @@ def test_a_full_disk_does_not_hide_an_alarm(
     monkeypatch.setattr(
         *((torch, "save") if name == "evidence.pt" else (alarms_module, "write_text")), full
     )
-    tree = merge_trees(online_tree(tmp_path / "run", echo_model), reward("unscored") | LENIENT)
+    tree = merge_trees(online_tree(tmp_path / "run", echo_model), reward("unscorable") | LENIENT)
     with pytest.raises(Halt, match=r"^alarm nothing_scored: no episode has a score$"):
         run_command("ppo", tree)
     assert "the data of the alarm are not saved: the disk is full" in caplog.text

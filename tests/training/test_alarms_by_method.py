@@ -86,7 +86,7 @@ def freeze_one_weight(model: torch.nn.Module) -> None:
     list(model.parameters())[1].requires_grad_(False)
 
 
-def unscored(conversations: Any) -> list[float]:
+def unscorable(conversations: Any) -> list[float]:
     """A reward that scores nothing."""
     return [math.nan] * len(conversations)
 
@@ -115,7 +115,7 @@ def test_every_algorithm_halts_before_its_first_update(
     if change:
         change(monkeypatch)
     else:
-        path = "tests.training.test_alarms_by_method:unscored"
+        path = "tests.training.test_alarms_by_method:unscorable"
         keys = {"shaping": {"max_unscored": 1.0}, "rewards": [{"kind": "function", "path": path}]}
         tree = merge_trees(tree, keys)
     with pytest.raises(Halt) as halt:

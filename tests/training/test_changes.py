@@ -353,6 +353,7 @@ def test_a_branch_without_changes_ends_like_its_source(tmp_path, echo_model, cap
     assert origin == {"run": str(tmp_path / "source"), "checkpoint": "step-2", "step": 2}
     assert "Branched from" in (tmp_path / "new/report.html").read_text()
     assert not unknown_entries(tmp_path)
+    words.remove("--resume")
     assert main([*words, "--overwrite"]) == 0, capsys.readouterr().err
     assert not (tmp_path / "new/branch.json").exists()
 

@@ -187,7 +187,9 @@ WITHOUT_EFFECT = {
     # Plug-ins are loaded by these files. The files that add formats are part of the entry's key.
     *("common/plugins.py", "common/registry.py", "common/objects.py"),
     *("common/foreign.py", "common/signals.py"),
+    *("common/columns.py", "common/numbers.py"),  # checks of the files of runs
     "common/worker_pool.py",
+    "rollout/text_decoder.py",  # decodes replies
     "runs/checksums.py",
 }
 """Files that are imported, but do not determine rows or examples."""
