@@ -298,6 +298,7 @@ def test_a_changed_file_is_imported_again(tmp_path):
         assert build({"kind": "mine"})(talk) == [value]
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path, capsys, echo_model):
     site = tmp_path / "site"
     (site / "topr_pack").mkdir(parents=True)
@@ -428,6 +429,7 @@ def test_a_registry_refuses_names_of_other_sources():
 # Studies and kills
 
 
+@pytest.mark.slow
 def test_a_benchmark_in_two_processes(capsys, tmp_path):
     """The plug-ins of the manifest define an algorithm, an environment and a reward."""
     names = ("algorithm", "environment", "reward")

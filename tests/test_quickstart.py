@@ -62,6 +62,7 @@ def test_quickstart_improves_on_imitation(tmp_path, monkeypatch):
     assert returns["ppo"].mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_a_short_quickstart_runs_every_stage_once(tmp_path, monkeypatch):
     monkeypatch.chdir(CONFIG.parents[1])
     root = tmp_path / "quickstart"

@@ -73,6 +73,7 @@ def test_an_unknown_template_is_named(capsys):
     assert "did you mean 'project'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_project_from_a_wheel_in_an_empty_folder(tmp_path, wheel):  # noqa: F811
     """The whole pipeline with fewer steps; the environment, reward and algorithm are plug-ins."""
     run(["-m", "rlhf", "init"], tmp_path, wheel)

@@ -26,6 +26,7 @@ def texts() -> list[str]:
     return [" ".join(generator.choices(vocabulary, k=generator.randint(4, 9))) for _ in range(400)]
 
 
+@pytest.mark.slow
 def test_the_planted_word_has_the_largest_attribution(texts, tmp_path):
     data = write_rows(tmp_path / "planted.jsonl", planted_rows(texts, 400))
     base = save_small_llama(tmp_path / "base", [*texts, WORD] * 2)

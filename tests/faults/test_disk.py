@@ -42,6 +42,7 @@ def run_faults(kind, count, folder, model):
     assert process.returncode == 0, process.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_continues_after_a_fault(kind, tmp_path, echo_model):
     run_faults(kind, KINDS[kind], tmp_path, echo_model)

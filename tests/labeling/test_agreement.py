@@ -91,6 +91,7 @@ def test_fleiss_kappa_of_a_published_table():
     assert fleiss_kappa(items) == pytest.approx(0.210, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_the_interval_of_kappa_covers_the_truth():
     """Two annotators who are right with probability 0.8: kappa is (0.68 - 0.5) / 0.5 = 0.36."""
     rng = np.random.default_rng(3)

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import httpx
+import pytest
 
 from rlhf.cli.main import main
 from rlhf.common.files import write_jsonl
@@ -51,6 +52,7 @@ def label_by_script(served: ServedCommand, rng: random.Random) -> int:
     return wrong
 
 
+@pytest.mark.slow
 def test_noisy_labels_train_a_reward_model(tmp_path: Path, capsys):
     # Replies are in a random order, so the labels contain all the reward model learns from.
     unlabeled = [

@@ -98,6 +98,7 @@ def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
     assert stamps == {p: p.stat().st_mtime_ns for p in killed.glob("runs/**/finished")}
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_benchmark_alone_saves_its_runs(tmp_path):
     manifest = write_manifest(tmp_path / "b")
     tree = yaml.safe_load(manifest.read_text())

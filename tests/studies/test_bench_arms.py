@@ -11,6 +11,8 @@ from rlhf.errors import UserError
 from rlhf.studies.bench.manifest import make_bench
 from tests.helpers.training import unknown_entries
 
+pytestmark = pytest.mark.slow
+
 CODE = '''
 import gymnasium as gym
 

@@ -22,6 +22,8 @@ from rlhf.studies.launchers.base import JobQueue
 from rlhf.studies.launchers.slurm import _job_script
 from tests.helpers.sweep import write_sweep
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 FAKE_SBATCH = """\

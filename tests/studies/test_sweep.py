@@ -67,6 +67,7 @@ def test_every_combination_has_a_folder_that_does_not_change_when_the_grid_grows
     assert len(Setting({"a": "x" * 500}).name) < 100
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_setting_and_seed_and_writes_the_table_of_its_runs(tmp_path, capsys):
     path = write_sweep(tmp_path)
     assert main(["sweep", str(path), "--dry-run"]) == 0

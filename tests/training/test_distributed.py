@@ -41,6 +41,8 @@ from tests.helpers.training import (
     write_rows,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("time", *(f"time/{part}" for part in STEP_PARTS))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -65,6 +66,7 @@ def config_of(folder: Path, model: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_the_whole_run(tmp_path: Path, echo_model: Path) -> None:
     seed = random.randrange(10**6)
     print("seed", seed)
