@@ -93,9 +93,10 @@ class InvalidActions(TextWrapper):
     Args:
         env: The environment.
         penalty: Amount that is subtracted from the reward of each invalid action.
-        end: Whether the first invalid action ends the episode (terminated). The action is then
-            repeated in the remaining turns. If the sum of these rewards is negative, it is added to
-            the reward of the action, so that ending early is never an advantage.
+        end: Whether the first invalid action ends the episode (terminated). To compute the return
+            of the remaining turns, the wrapper repeats the action in them. If this return is
+            negative, it is added to the reward of the action, so that ending early is never an
+            advantage.
         substitute: "random" replaces an invalid action by a random legal action. In this case,
             `info["substituted"]` is True. By default, invalid actions are passed to the
             environment.
@@ -125,7 +126,7 @@ class InvalidActions(TextWrapper):
 
     def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         if seed is not None:
-            # A separate generator, so that substitution does not change the episode's other draws.
+            # Use a separate generator, so that substitution does not change the episode's draws.
             self._rng = np.random.default_rng([seed, 2])
         return text, info
 
@@ -241,7 +242,7 @@ class ObservationNoise(TextWrapper):
 
     def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         if seed is not None:
-            # A separate generator, so that the noise does not change the episode.
+            # Use a separate generator, so that the noise does not change the episode.
             self._rng = np.random.default_rng([seed, 1])
         return self._with_noise(text), info
 

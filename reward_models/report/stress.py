@@ -67,8 +67,8 @@ def run_stress_tests(
     each reply with a different prompt, for which a reward should give a lower score. The result
     maps the name of each test to a dictionary with these keys:
 
-    - ``change``: mean change of the score with its interval over prompts, in standard deviations of
-      the original scores;
+    - ``change``: mean change of the score, in standard deviations of the original scores, with a
+      95% confidence interval that is clustered by prompt;
     - ``fell``: fraction of scores that decreased;
     - ``expect``: expected change, "fall" or "not rise";
     - ``passed``: whether the change is as expected; None if the data are inconclusive.

@@ -173,7 +173,7 @@ def limit_resources(limits: dict[str, Any]) -> None:
 
 
 def restrict_file_access() -> None:
-    """Use Landlock to allow only reading Python's folders and the system libraries.
+    """Use Landlock to deny all access to files except those that Python needs.
 
     Raises:
         OSError: The kernel does not support Landlock version 3.

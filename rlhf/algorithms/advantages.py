@@ -147,9 +147,10 @@ def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
 def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Compute GAE with a separate discount and lambda for the step from one turn to the next.
 
-    This is the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025). With `gamma = lam = 1`,
-    rewards are discounted from turn to turn, but not within a turn. With `turn_gamma = gamma` and
-    `turn_lam = lam`, the result equals `gae`.
+    The estimator is similar to the bi-level GAE of RAGEN and VAGEN (Wang et al. 2025), which
+    computes turns and tokens in two passes. Here, one backward pass over the tokens computes all
+    advantages. With `gamma = lam = 1`, rewards are discounted from turn to turn, but not within a
+    turn. With `turn_gamma = gamma` and `turn_lam = lam`, the result equals `gae`.
     """
     values = batch.require("values")
     last = is_last_token_of_turn(batch.action_mask, batch.require("turns"))
@@ -364,9 +365,9 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
 def in_group_with_unequal_scores(scores: Tensor, groups: Tensor) -> Tensor:
     """Return whether the scores of each episode's group are not all equal, [B].
 
-    Groups with equal scores have no gradient. DAPO's dynamic sampling replaces them (Yu et al.
-    2025, section 3.2). Scores that differ only by rounding errors count as equal. An example are
-    sums of the same rewards in a different order.
+    The advantages of `group_relative` are 0 in groups with equal scores. DAPO's dynamic sampling
+    replaces these groups (Yu et al. 2025, section 3.2). Scores that differ only by rounding errors,
+    such as sums of the same rewards in a different order, count as equal.
     """
     low = _extreme_of_own_group(scores, groups, largest=False)
     high = _extreme_of_own_group(scores, groups, largest=True)

@@ -1,4 +1,4 @@
-"""The function `evaluate`, whose policies, rewards and data can be objects of the program."""
+"""Define `evaluate`; its policies, rewards and data can also be Python objects."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def evaluate(
     Args:
         config: See `train`.
         options: See `train` and docs/evaluate.md. ``policies`` can be a mapping from names to
-            models, each as for ``model`` of `train`, functions of messages, ``ApiSpec``, or None
-            for the random and the expert policy of the environment. The default of ``output_dir``
-            is ``runs/evaluate``.
+            policies. A policy is a value that ``model`` of `train` accepts, a function of messages
+            or an ``ApiSpec``. For the names "random" and "expert", None selects the random or the
+            expert policy of the environment. The default of ``output_dir`` is ``runs/evaluate``.
 
     Returns:
         The run, with the results as ``run.evaluations``.

@@ -1,6 +1,6 @@
 """One function for each training command. The arguments are the keys of the configuration.
 
-Values can be objects of the program: a loaded model, an environment, a list of rows, a function as
+Values can be Python objects: a loaded model, an environment, a list of rows, a function as
 reward. The functions and the command line use the same code: a call is a configuration.
 """
 

@@ -54,7 +54,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "doctor",
-                "print versions, hardware, what is chosen on this machine, and what is missing",
+                "print versions, hardware, automatic choices such as device, and what is missing",
                 "rlhf.commands.doctor:DoctorConfig",
                 "rlhf.commands.doctor:doctor",
             ),
@@ -173,7 +173,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "overoptimize",
-                "optimize proxies of a known gold score until the gold score falls",
+                "optimize proxies of a known gold score and measure when the gold score falls",
                 "rlhf.config.overoptimize:OveroptimizeConfig",
                 "rlhf.studies.overoptimize.run:run_overoptimize",
                 plan="rlhf.studies.overoptimize.run:plan",
@@ -182,7 +182,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "explain",
-                "explain rewards, policies and stages of training by their tokens, on a page",
+                "explain rewards, policies and training stages token by token, on an HTML page",
                 "rlhf.config.explain:ExplainConfig",
                 "rlhf.commands.explain:explain",
                 makes_run=True,
@@ -309,7 +309,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "envs list",
-                "list environments with their horizon, optimal return and random return",
+                "list environments with their horizon and the returns of optimal and random play",
                 "rlhf.commands.envs:ListConfig",
                 "rlhf.commands.envs:list_environments",
             ),

@@ -59,11 +59,11 @@ class BranchConfig:
     checkpoint: str
     """Checkpoint of a run, such as runs/ppo/checkpoints/step-40."""
     output_dir: str
-    """Directory of the new run, which must not exist."""
+    """Directory of the new run, which must be empty or not exist."""
 
 
 def branch(config: BranchConfig) -> Iterator[str]:
-    """Create the new run directory; yield a text with the command that continues it.
+    """Create the new run directory; yield messages, the last with the command that continues it.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or the directory exists.
@@ -97,7 +97,7 @@ def _check_checkpoint(source: Path) -> int:
     """Check that a path is a checkpoint of a training run; return its step.
 
     Raises:
-        UserError: It is none.
+        UserError: The path is not a complete checkpoint of a run.
     """
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source.parent
     kept = [path.name for path in _checkpoints_in(folder)]
@@ -111,7 +111,9 @@ def _check_checkpoint(source: Path) -> int:
             f"{source} does not belong to a run: {source.parent.parent} has no config.yaml"
         )
     if not (source / CHECKSUMS).is_file():
-        raise UserError(f"{source} is incomplete: its run was killed while it was written; {has}")
+        raise UserError(
+            f"{source} is incomplete: its run was killed or is still writing the checkpoint; {has}"
+        )
     return int(match[1])
 
 
@@ -122,13 +124,13 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 
 def _write_run(source: Path, step: int, target: Path, recorded: Mapping[str, Any]) -> None:
-    """Write a run directory that has the files of the source up to a step, except its best model.
+    """Write a run directory with a checkpoint and the run's logs up to it, without the best model.
 
     Args:
         source: The checkpoint.
         step: Step of the checkpoint.
         target: Folder to create.
-        recorded: Configuration of the source.
+        recorded: Configuration of the run of the checkpoint.
 
     Raises:
         UserError: The checkpoint is damaged.
@@ -138,7 +140,8 @@ def _write_run(source: Path, step: int, target: Path, recorded: Mapping[str, Any
     run = Run.open({**recorded, "output_dir": str(target)})
     run.declare_files([BRANCH_FILE, CHANGES_FILE])
     try:
-        if (old / "inputs.json").is_file():  # changes since the start of the run remain visible
+        # Changes of the input files since the start of the run can then still be detected.
+        if (old / "inputs.json").is_file():
             shutil.copy2(old / "inputs.json", target / "inputs.json")
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (old / name).is_file():
@@ -171,9 +174,10 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def _copy_best(source: Path, target: Path) -> bool:
-    """Copy the best model of the source if it is that of the checkpoint.
+    """Copy the best model of the run if it is the best one up to the checkpoint.
 
-    Otherwise, the copied checkpoint is changed so that the selection starts again.
+    If the checkpoint itself is the best, its model is copied. Otherwise, the copied checkpoint is
+    changed so that the selection starts again.
 
     Returns:
         Whether the best model up to the checkpoint is kept, or there was none.
@@ -225,7 +229,7 @@ def _best_is_unchanged(source: Path, progress: Mapping[str, Any]) -> bool:
         return False
     return (
         (source.parent / "best").is_dir()
-        and logged <= at_end["step"]  # otherwise, an evaluation after the last checkpoint counts
+        and logged <= at_end["step"]  # a later evaluation may have replaced the best model
         and at_end["best_loss"] == progress["best_loss"]
     )
 

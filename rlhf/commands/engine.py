@@ -36,7 +36,7 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
 
     spec = config.rollout.engine
     if spec.kind != "vllm":
-        raise UserError("rollout.engine.kind is local: set it to vllm to start a server")
+        raise UserError(f"rollout.engine.kind is {spec.kind}: set it to vllm to start a server")
     for url in spec.urls:
         if is_answering(url):
             raise UserError(f"a program already answers at {url}")
@@ -62,7 +62,7 @@ def _check_model_folder(folder: Path) -> None:
     """Check that a folder does not exist, or that an earlier `rlhf engine start` wrote it.
 
     Raises:
-        UserError: The folder is a model of the user, or cannot be created.
+        UserError: The folder has other content or was changed, or it cannot be created.
     """
     from rlhf.runs.checksums import check_only_listed_files
     from rlhf.runs.claim import check_output_path
@@ -73,7 +73,7 @@ def _check_model_folder(folder: Path) -> None:
 
 
 def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tuple[Path, int, str]:
-    """Save the initial model of a run; of its base model, if the run trains adapters.
+    """Save the initial model of a run, or only the base model if the run trains adapters.
 
     Returns:
         The folder of the model, its context length in tokens, and its data type.

@@ -70,7 +70,7 @@ class RewardExplainer:
             pairs: The pairs. All of them are scored, for the standard deviation of the margins.
             shown: Number of pairs that are explained, starting with the first; by default all.
             measure_on: Number of pairs, starting with the first, on which the faithfulness of the
-                methods is measured. It has no effect on Shapley values.
+                methods is measured. The faithfulness of Shapley values is not measured.
             draws: Number of random deletions of each pair.
 
         Raises:
@@ -137,8 +137,8 @@ class RewardExplainer:
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
-        # Each of the two texts may have half of the gap. All margins can be 0, for example if the
-        # replies are equal.
+        # Each of the two texts may have half of the accepted completeness gap. All margins can be
+        # 0, for example if the replies are equal.
         scale = (max(abs(margin), std) or 1.0) / 2
         sides = [
             self.attributor.explain(
@@ -163,7 +163,7 @@ class RewardExplainer:
     def _counterfactual(
         self, pair: Pair, margin: float, words: Sequence[tuple[Word, float]]
     ) -> Counterfactual | None:
-        """Search for a counterfactual edit of the words that support the verdict most."""
+        """Search for a counterfactual edit, first of the words that support the margin most."""
         if not self.options.counterfactual_words:
             return None
         sign = 1.0 if margin > 0 else -1.0

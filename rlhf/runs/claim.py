@@ -393,9 +393,11 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
         option: Name of the option or configuration key that sets the directory.
 
     Raises:
-        UserError: The path is not valid, is inside a folder of another run, or contains a link to a
-            folder that does not exist.
+        UserError: The path is not valid, begins with ``~``, is inside a folder of another run, or
+            contains a link to a folder that does not exist.
     """
+    if (expanded := expand_user(directory)) != directory:  # the folder would have the name ~
+        raise UserError(f"{option.lstrip('-')}: write {expanded} instead of {directory}")
     if "\0" in str(directory) or len(os.fsencode(directory.name)) > MAX_NAME_BYTES:
         raise UserError(
             f"{option.lstrip('-')}: a name has at most {MAX_NAME_BYTES} bytes and no null "

@@ -35,7 +35,7 @@ def score_rollouts(
     """Set ``rewards``, ``components`` and ``unscored`` of collected rollouts, in place.
 
     The score of ``rewards`` is added to the reward of the last sampled token. An episode with a
-    reward above `MAX_REWARD` counts as unscored.
+    reward whose absolute value is above `MAX_REWARD` counts as unscored.
 
     Args:
         rollouts: Collected episodes, with the rewards of the environment.
@@ -66,7 +66,7 @@ def score_rollouts(
         largest = max(rollout.rewards, key=abs)
         if abs(largest) > MAX_REWARD:
             rollout.rewards = rollout.with_terminal_reward([0.0] * len(rollout.rewards), None)
-            rollout.unscored = f"the reward {largest:.3g} is larger than {MAX_REWARD:g}"
+            rollout.unscored = f"the reward {largest:.3g} is outside ±{MAX_REWARD:g}"
 
 
 def format_most_common_reasons(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:

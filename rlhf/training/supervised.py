@@ -317,7 +317,7 @@ class SupervisedTrainer(Trainer):
 
     @property
     def schedule_depends_on_steps(self) -> bool:
-        """Whether the schedule decreases until the last step, or the default warm-up is used."""
+        """Whether the learning rate decays until the last step, or has the default warm-up."""
         name = self.options.lr_scheduler_type
         if name in ("constant_with_warmup", "inverse_sqrt"):
             return self.options.warmup_steps is None

@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.labeling.pseudonyms import pseudonym_of
 from rlhf.models.loading import merge_adapter
 from rlhf.runs.checksums import write_file_list
-from rlhf.runs.claim import contains_working_or_home_directory
+from rlhf.runs.claim import check_output_path, contains_working_or_home_directory
 from tests.evaluation.fake_pipeline import write_pipeline
 from tests.helpers.bench import write_manifest
 from tests.helpers.training import label_rows, write_rows
@@ -125,6 +125,13 @@ def test_a_key_is_created_on_a_file_system_without_links(
     name = pseudonym_of("ann", tmp_path / "key")
     assert pseudonym_of("ann", tmp_path / "key") == name
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_an_output_directory_is_no_folder_with_the_name_of_a_tilde(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    with pytest.raises(UserError, match="output_dir: write /home/ann/runs/a instead of ~/runs/a"):
+        check_output_path(Path("~/runs/a"))
+    check_output_path(Path("~nobody-has-this-name/a"))
 
 
 def test_a_home_directory_that_is_unknown_is_no_error(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The micro-batches of a run before it starts: of its data, or of episodes with random replies."""
+"""Build the micro-batches of a planned run from its data, or from random replies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf.training.optimize import shuffle_into_mini_batches
 from rlhf.training.supervised import SupervisedTrainer, collate
 
 SAMPLED_STEPS = 32
-"""Number of steps of an offline run whose batches are read."""
+"""Maximum number of steps of an offline run whose batches are read."""
 SAMPLED_EPISODES = 256
 """Maximum number of episodes that are played with random replies."""
 
@@ -38,7 +38,7 @@ class StepBatches:
     longest: int = 0
     """Number of tokens of the longest episode."""
 
-    def micro_batches(self) -> list[TrainingBatch]:
+    def all_update_micro_batches(self) -> list[TrainingBatch]:
         """Return the micro-batches of the updates of all steps."""
         return [micro_batch for step in self.steps for micro_batch in step]
 
@@ -63,7 +63,7 @@ def offline_batches(trainer: SupervisedTrainer) -> StepBatches:
 
 
 class RandomReplies:
-    """``RolloutEngine`` that answers with random tokens, all of them ``max_new_tokens`` long."""
+    """``RolloutEngine`` that answers with ``max_new_tokens`` random tokens."""
 
     def __init__(self, vocabulary: int, *, excluded: Sequence[int], seed: int) -> None:
         self.policy_version = 0

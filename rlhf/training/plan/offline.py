@@ -46,7 +46,7 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
     overhead = overhead_bytes(state, trainer.model.device)
     batches = offline_batches(trainer)
     tokens_of = functools.partial(computed_tokens, trainer.model)
-    largest = max(batches.micro_batches(), key=tokens_of)
+    largest = max(batches.all_update_micro_batches(), key=tokens_of)
     per_step = math.ceil(max(len(step) for step in batches.steps) / processes)
     phases_of = functools.partial(
         _phases, trainer, state, shards=parallelism.shards, micro_batches=per_step

@@ -131,7 +131,7 @@ def _phases(
 ) -> dict[str, Memory]:
     """Return the memory of each phase of a step."""
     policy, shards = trainer.policy, parallelism.shards
-    passes = [*batches.micro_batches(), *batches.scoring]
+    passes = [*batches.all_update_micro_batches(), *batches.scoring]
     tokens_of = functools.partial(computed_tokens, policy)
     largest = max(passes, key=tokens_of)
     sizes = decoder_pass_size(policy.model, largest)
@@ -145,7 +145,7 @@ def _phases(
             head,
             shards=shards,
             decoders=1 if policy.value_trunk is None else 2,
-            micro_batches=math.ceil(len(batches.micro_batches()) / mini_batches),
+            micro_batches=math.ceil(len(batches.all_update_micro_batches()) / mini_batches),
         ),
         "checkpoint": checkpoint_memory(state, shards=shards),
     }
@@ -220,7 +220,7 @@ def _duration(
     """Return the duration of a step without the environments, and the speed of the passes."""
     config, policy, settings = trainer.config, trainer.policy, trainer.algorithm.settings
     processes, tokens_of = parallelism.processes, functools.partial(computed_tokens, policy)
-    largest = max([*batches.micro_batches(), *batches.scoring], key=tokens_of)
+    largest = max([*batches.all_update_micro_batches(), *batches.scoring], key=tokens_of)
     update, forward = measure_speed(policy, largest, temperature=config.rollout.temperature)
     passes = functools.partial(passes_seconds, tokens_of=tokens_of, processes=processes)
     scored_models = 1 if trainer.reference is None else 2
