@@ -255,6 +255,7 @@ def test_the_harness_results_become_metrics():
     assert len(metrics) == 3
 
 
+@pytest.mark.slow
 def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
     pytest.importorskip("lm_eval")
     model, tokenizer = tiny_model()

@@ -121,6 +121,7 @@ def test_fewer_steps_leave_a_gap_and_say_so(decoder_path):
     assert many.gap <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_integrated_gradients_equal_captum(kind, decoder_path, encoder_path):
     captum = pytest.importorskip("captum.attr")

@@ -106,6 +106,7 @@ def compare_with_evaluate(model: Any, tokenizer: Any, folder: Path) -> dict[str,
     return found
 
 
+@pytest.mark.slow
 def test_tasks_equal_rlhf_evaluate(tmp_path: Path):
     model, tokenizer = tiny_model(context=256)
     found = compare_with_evaluate(model, tokenizer, tmp_path)

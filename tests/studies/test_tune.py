@@ -103,6 +103,7 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
         lost.best_trial()
 
 
+@pytest.mark.slow
 def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_path):
     path = study_of(tmp_path / "s")
     tuned = run_tune(make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS))

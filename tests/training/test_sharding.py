@@ -286,6 +286,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(runs: Path) -> None:
     trees = jobs_of(runs)
     compare(runs, {name: trees[name] for name in COMPARED}, dtype="float64")
@@ -298,6 +299,7 @@ def test_two_processes_train_as_one(runs: Path) -> None:
         assert configs[0] == configs[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_resumed_by_another_number_of_processes(runs: Path) -> None:
     name, target = "sft-resumable", runs / "two-one"
     words = words_of(target, name, resumable(runs), "--resume")
