@@ -70,10 +70,10 @@ def make_update(*, checkpointing: bool) -> Callable[[int], None]:
 
 def print_memory(*, checkpointing: bool) -> None:
     """Print the peak memory of updates, minus that of a process with weights and gradients."""
-    from rlhf.runs.launch import release_memory
+    from rlhf.runs.launch import collect_garbage_and_trim_heap
 
     update = make_update(checkpointing=checkpointing)
-    release_memory()
+    collect_garbage_and_trim_heap()
     before = reset_peak_memory()
     for _ in range(2):
         update(ROWS)

@@ -17,7 +17,7 @@ from benchmarks.worker import Job
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import configured_algorithm
-from rlhf.models.policy import Policy, Reference
+from rlhf.models.policy import Policy, ReferencePolicy
 from rlhf.reward_models.losses import bradley_terry_loss
 from rlhf.training.dpo import dpo_loss
 from rlhf.training.reward_models.trainer import TrainableRewardModel
@@ -155,7 +155,7 @@ def _toolkit_dpo_loss(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     policy = Policy(trainer.model, trainer.processing_class)
     mask = inputs["completion_mask"].bool()
     attention = inputs["attention_mask"].bool()
-    ref_logprobs = Reference(policy).logprobs(inputs["input_ids"], attention, mask)
+    ref_logprobs = ReferencePolicy(policy).logprobs(inputs["input_ids"], attention, mask)
     part = _training_batch(inputs, mask, ref_logprobs=ref_logprobs)
     pairs = torch.tensor(len(part.tokens) // 2)
     beta = trainer.args.beta

@@ -23,7 +23,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.algorithms.settings import Settings
 from rlhf.common.files import read_json, write_text
 from rlhf.config.help import sections_of
-from rlhf.reports.charts import Chart, Series, chart_image
+from rlhf.reports.charts import Chart, Series, standalone_chart_svg
 from rlhf.stats import interval
 
 FOLDER = CURVES.parent
@@ -159,7 +159,9 @@ def curve_image(algorithm: Algorithm, stored: dict[str, Any]) -> str:
             steps = range(1, len(points) + 1)
             lines.append(Series.from_estimates(_METRIC_NAMES[metric], steps, points, color))
     names = " and ".join(line.name for line in lines)
-    return chart_image(Chart(f"{algorithm.name}: mean {names} of a batch", lines, y_label=names))
+    return standalone_chart_svg(
+        Chart(f"{algorithm.name}: mean {names} of a batch", lines, y_label=names)
+    )
 
 
 def _kl_phrase(algorithm: Algorithm) -> str:
@@ -176,7 +178,7 @@ def _setting_rows(algorithm: Algorithm) -> Iterator[str]:
     (section,) = sections_of(Settings, {})
     meanings = {key.name: key.description for key in section.keys}
     for field in fields(Settings):
-        if field.name in algorithm.effective_settings:
+        if field.name in algorithm.settings_with_effect:
             value = getattr(algorithm.settings, field.name)
             yield f"| `{field.name}` | {value} | {_in_table(meanings[field.name])} |"
 

@@ -90,7 +90,7 @@ def simulate(setting: Setting, times: Sequence[float], *, max_staleness: int) ->
 
     for step in range(setting.steps):
         idle = schedule.assignment is None
-        schedule.publish(Snapshot(step, {}))
+        schedule.use_policy_for_next_batches(Snapshot(step, {}))
         if idle:
             begin(now)
         if not schedule.waiting:
@@ -98,11 +98,11 @@ def simulate(setting: Setting, times: Sequence[float], *, max_staleness: int) ->
             now = ends
         updated = now + setting.update
         while ends <= now:
-            schedule.finish()
+            schedule.record_complete_batch()
             begin(ends)
-        schedule.take()
+        schedule.record_taken_batch()
         while ends <= updated:
-            schedule.finish()
+            schedule.record_complete_batch()
             begin(ends)
         now = updated
     return Outcome(3600 * setting.steps / now, float(np.mean(staleness)), waited / now)

@@ -42,7 +42,7 @@ def time_toolkit_sampler(job: Job, timer: StepTimer, *, rows: int) -> None:
 
         def submit_next_request() -> None:
             for name, (ids, limit) in waiting:
-                sampler.submit(Request(name, ids, limit, (name,), sampling))
+                sampler.start_request(Request(name, ids, limit, (name,), sampling))
                 return
 
         for _ in range(rows):

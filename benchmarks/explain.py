@@ -179,7 +179,7 @@ def completeness(reward: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
     return {
         "pairs": len(found.pairs),
         "margin_std": found.margin_std,
-        "largest_relative_gap": found.largest_relative_gap,
+        "largest_relative_gap": found.largest_relative_completeness_gap,
         "gradients_per_pair": {"least": min(steps), "most": max(steps)},
     }
 

@@ -25,7 +25,7 @@ from benchmarks.texts import (
     user_message,
 )
 from benchmarks.worker import Job
-from rlhf.models.hub import resolve_model_folder
+from rlhf.models.hub import fetch_model_folder
 from rlhf.models.loading import load_tokenizer
 
 # Number of steps in the configuration. The harness stops a run before it reaches this number.
@@ -41,7 +41,7 @@ def write_offline_inputs(job: Job, *, command: str) -> None:
     rows = ROWS_BY_VERB[command](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
     held_out = write_rows(job.folder / "held-out.jsonl", ROWS_BY_VERB[command](rng)[:2])
-    model = resolve_model_folder(job.request["model"])
+    model = fetch_model_folder(job.request["model"])
     tokenizer = load_tokenizer(model)
     write_rows(job.folder / "trl.jsonl", encode_for_trl(command, rows, tokenizer))
     config = {
@@ -125,7 +125,7 @@ def write_mfu_inputs(job: Job) -> None:
 
 def write_shared_prefix_inputs(job: Job) -> None:
     """Write the inputs of a GRPO update on 8 replies of 32 tokens to a prompt of 512 tokens."""
-    model = resolve_model_folder(job.request["model"])
+    model = fetch_model_folder(job.request["model"])
     config = {
         **_shared_online_settings(
             job, model, prompts=write_random_prompts(job, tokens=512, count=8)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import work_directory
-from rlhf.models.hub import SHORT_NAMES, check_sha256, resolve_model_folder
+from rlhf.models.hub import SHORT_NAMES, check_sha256, fetch_model_folder
 from rlhf.models.loading import load_tokenizer
 
 
@@ -22,7 +22,7 @@ def copy_without_stop_token(name: str, folder: Path) -> str:
     Returns:
         The folder of the copy.
     """
-    source = Path(resolve_model_folder(name))
+    source = Path(fetch_model_folder(name))
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         link = folder / file.name
@@ -48,14 +48,14 @@ def make_reward_model(model: str, folder: Path, *, max_tokens: int) -> str:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from rlhf.models.loading import give_model_pad_token
+    from rlhf.models.loading import ensure_pad_token_and_embedding
     from rlhf.reward_models import Sidecar
     from rlhf.reward_models.chat_template import template_hash
 
     tokenizer = load_tokenizer(model)
     torch.manual_seed(0)
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
-    give_model_pad_token(tokenizer, classifier)
+    ensure_pad_token_and_embedding(tokenizer, classifier)
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Sidecar(

@@ -170,13 +170,13 @@ SETS = {"validation": VALIDATION, "development": DEVELOPMENT}
 
 def write_config(case: Case, folder: Path) -> dict[str, Any]:
     """Write the data of a case to a folder; return its configuration."""
-    from rlhf.models.hub import resolve_model_folder
+    from rlhf.models.hub import fetch_model_folder
 
     rng = random.Random(0)
     prompt = case.rows["prompt"]
     config = {"output_dir": str(folder / "run"), "overwrite": True, **case.config}
     if "completion" in case.rows:
-        model = resolve_model_folder(MODEL)
+        model = fetch_model_folder(MODEL)
         lengths = lognormal_lengths(256, 256 * case.rows["completion"])
         rng.shuffle(lengths)
         sides = ("completion",) if case.command == "sft" else ("chosen", "rejected")
@@ -231,11 +231,11 @@ def predict(case: Case, folder: Path) -> dict[str, Any]:
     import_toolkit()
     from rlhf.cli.table import COMMANDS
     from rlhf.commands.dry_run import describe_offline, describe_online
-    from rlhf.runs.launch import return_freed_memory
+    from rlhf.runs.launch import configure_malloc_to_return_memory
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import OFFLINE_KEYS, ONLINE_KEYS, plan_lines
 
-    config = COMMANDS.configure(case.command, write_config(case, folder))
+    config = COMMANDS.config_from_tree(case.command, write_config(case, folder))
     describe, keys = (
         (describe_offline, OFFLINE_KEYS)
         if hasattr(config, "data")
@@ -243,13 +243,13 @@ def predict(case: Case, folder: Path) -> dict[str, Any]:
     )
     start = time.perf_counter()
     if case.sharded:
-        return_freed_memory()
+        configure_malloc_to_return_memory()
     shards = case.processes if case.sharded else 1
     lines, plan = describe(
         case.command, config, Parallelism(case.processes, shards, per_machine=case.processes)
     )
     seconds = time.perf_counter() - start
-    text = [*lines, *plan_lines(plan, present=float("inf"), keys=keys)]
+    text = [*lines, *plan_lines(plan, device_bytes=float("inf"), keys=keys)]
     return {
         "bytes": plan.overhead + max(memory.total for memory in plan.phases.values()),
         "seconds": plan.duration.total,
@@ -282,7 +282,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     tree = write_config(case, folder)
     if case.sharded:
         tree["sharding"] = "fsdp"
-    config = COMMANDS.configure(case.command, tree)
+    config = COMMANDS.config_from_tree(case.command, tree)
     opened = Run.open(COMMANDS.effective_tree(case.command, config))
     load = LoadReading.now()
     import_object(COMMANDS[case.command].run)(case.command, config, TimedRun(opened.directory))

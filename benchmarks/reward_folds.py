@@ -22,14 +22,14 @@ import numpy as np
 from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
-from rlhf.config.load import assemble_tree
+from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.pairs import Pair, to_pair
 from rlhf.reward_models.report.baselines import bag_of_words_margins, length_differences
-from rlhf.reward_models.report.intervals import gain_interval, share_interval
+from rlhf.reward_models.report.intervals import paired_difference_interval, proportion_interval
 from rlhf.runs import launch
 
 
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     launch.prepare_process()
     parsed = parse_arguments(arguments)
     folds = next((value for key, value in parsed.overrides if key == "folds"), 5)
-    tree = assemble_tree(parsed.files, [item for item in parsed.overrides if item[0] != "folds"])
+    tree = assemble_tree_and_load_plugins(
+        parsed.files, [item for item in parsed.overrides if item[0] != "folds"]
+    )
     config = configure("reward", tree)
     rows = load(config.data, "preference", seed=config.seed).rows
     opening = [{"prompt": row["prompt"][:1]} for row in rows]
@@ -104,9 +106,9 @@ def accuracies_and_gains(
     right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
     ours = right["this model"]
     return {
-        "accuracy": {n: share_interval(r, groups) for n, r in right.items()},
+        "accuracy": {n: proportion_interval(r, groups) for n, r in right.items()},
         "gain": {
-            name: gain_interval(ours - theirs, groups)
+            name: paired_difference_interval(ours - theirs, groups)
             for name, theirs in right.items()
             if name != "this model"
         },

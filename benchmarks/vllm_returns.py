@@ -55,7 +55,9 @@ def vllm_server(model: Path, folder: Path, *, executable: str) -> Iterator[dict[
     tree |= {"output_dir": str(folder / "server"), "model": {"path": str(model)}}
     arguments = ["--enforce-eager", "--gpu-memory-utilization", "0.3"]
     tree["rollout"] |= {"engine": {**engine, "executable": executable, "arguments": arguments}}
-    (line,) = COMMANDS.run_and_yield_text("engine start", COMMANDS.read("engine start", [tree], []))
+    (line,) = COMMANDS.run_and_yield_text(
+        "engine start", COMMANDS.read_config("engine start", [tree], [])
+    )
     try:
         yield engine
     finally:

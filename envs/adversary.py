@@ -91,7 +91,7 @@ def successful_adversaries(env: Env, *, level: float = ERROR_RATE) -> list[Succe
             the baseline.
     """
     findings = []
-    game = _AdversaryGame(env)
+    game = _AdversaryEvaluator(env)
     gains: dict[Adversary, float] = {}
     for adversary in game.adversaries():
         with contextlib.suppress(Exception):  # `check` reports replies for which `step` raises
@@ -108,7 +108,7 @@ def successful_adversaries(env: Env, *, level: float = ERROR_RATE) -> list[Succe
     return findings
 
 
-class _AdversaryGame:
+class _AdversaryEvaluator:
     """An environment with its adversaries, its baseline and the returns of the episodes so far.
 
     `baseline` is the value that no adversary should exceed. `partner` is the policy whose episodes
@@ -121,7 +121,7 @@ class _AdversaryGame:
         self.task: Any = env.unwrapped
         self.is_discrete = isinstance(env.action_space, gym.spaces.Discrete)
         text, _ = env.reset(seed=FIRST_SEED - 1)
-        actions = self._actions()
+        actions = self._legal_or_random_actions()
         self.actions = _evenly_spaced(actions, MAX_CONSTANTS)
         self.observation: Any = text
         self.instructions = str(getattr(self.task, "system_prompt", None) or "")
@@ -137,9 +137,9 @@ class _AdversaryGame:
         self.price = float(call_if_supported(self.task, "cost_price") or 0.0)
         self.limit = float(getattr(self.task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
-        self.baseline, self.partner = self._baseline_and_partner()
+        self.baseline, self.partner = self._baseline_and_paired_policy()
 
-    def _actions(self) -> list[Any]:
+    def _legal_or_random_actions(self) -> list[Any]:
         """Return the legal actions in the first state, or random actions if none are listed."""
         space: Any = self.env.action_space
         if self.is_discrete:
@@ -150,7 +150,7 @@ class _AdversaryGame:
             actions = dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS))
         return list(actions)
 
-    def _baseline_and_partner(self) -> tuple[float, Policy | None]:
+    def _baseline_and_paired_policy(self) -> tuple[float, Policy | None]:
         """Return the attributes `baseline` and `partner`."""
         if not self.is_stated:
             constants = (
@@ -235,7 +235,7 @@ class _AdversaryGame:
         yield "random play", self._random_action
         for action in self.actions:
             yield f"{action!r} in every turn", _constant_policy(action)
-        yield from self._policies_with_silence()
+        yield from self._silent_and_greedy_policies()
         if not self.is_discrete:
             for junk in filter(None, MALFORMED_REPLIES):
                 yield f"the junk {junk[:20]!r}", _constant_policy(junk)
@@ -245,7 +245,7 @@ class _AdversaryGame:
             yield f"{name} in capitals", lambda turn, rng: str(play(turn, rng)).upper()
             yield from self._policies_with_extra_text()
 
-    def _policies_with_silence(self) -> Iterator[Adversary]:
+    def _silent_and_greedy_policies(self) -> Iterator[Adversary]:
         """Yield policies with empty replies in some turns, and policies that use action values."""
         play, name, nothing = self.play, self.play_name, None if self.is_discrete else EMPTY_REPLY
         longest = int(getattr(self.task, "max_turns", 4))

@@ -83,35 +83,42 @@ class BernoulliBandit(TextEnv):
         }
 
     def optimal_value(self) -> float:
-        return _policy_value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
+        return _optimal_or_greedy_value(
+            self._posterior, ((0, 0),) * len(self._actions), self.max_turns
+        )
 
 
 def _arm_value(
-    posterior: Posterior, counts: Counts, arm: int, left: int, greedy: bool = False
+    posterior: Posterior, counts: Counts, arm: int, turns_left: int, greedy: bool = False
 ) -> float:
-    """Return the value of pulling an arm with `left` remaining turns, including this pull.
+    """Return the value of pulling an arm with `turns_left` remaining turns, including this pull.
 
     The later pulls are optimal. If `greedy` is set, they follow the greedy policy of
-    `_policy_value`.
+    `_optimal_or_greedy_value`.
     """
     chance, *after = posterior(counts, arm)
-    won, lost = (_policy_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
+    won, lost = (
+        _optimal_or_greedy_value(posterior, new_counts, turns_left - 1, greedy)
+        for new_counts in after
+    )
     return chance * (1 + won) + (1 - chance) * lost
 
 
 @cache
-def _policy_value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False) -> float:
-    """Return the value of the optimal policy with `left` remaining turns.
+def _optimal_or_greedy_value(
+    posterior: Posterior, counts: Counts, turns_left: int, greedy: bool = False
+) -> float:
+    """Return the value of the optimal policy with `turns_left` remaining turns.
 
     If `greedy` is set, return the value of the policy that always chooses the arm with the highest
     posterior mean.
     """
-    if left == 0:
+    if turns_left == 0:
         return 0.0
     arms: Sequence[int] = range(len(counts))
     if greedy:
         arms = [max(arms, key=lambda arm: posterior(counts, arm)[0])]
-    return max(_arm_value(posterior, counts, arm, left, greedy) for arm in arms)
+    return max(_arm_value(posterior, counts, arm, turns_left, greedy) for arm in arms)
 
 
 class Bandit(BernoulliBandit):
@@ -133,7 +140,9 @@ class Bandit(BernoulliBandit):
         check_range("arms", arms, 2, 5)
         check_range("horizon", horizon, 1, 20)
         actions = [f"arm {i + 1}" for i in range(arms)]
-        super().__init__(actions, _beta_posterior, max_turns=horizon, render_mode=render_mode)
+        super().__init__(
+            actions, _success_chance_and_next_counts, max_turns=horizon, render_mode=render_mode
+        )
         self.arms = arms
         self._arms |= {f"{i + 1}": i for i in range(arms)}
         self.system_prompt = (
@@ -165,13 +174,13 @@ class Bandit(BernoulliBandit):
         """
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),
-            "greedy": _policy_value(
-                _beta_posterior, ((0, 0),) * self.arms, self.max_turns, greedy=True
+            "greedy": _optimal_or_greedy_value(
+                _success_chance_and_next_counts, ((0, 0),) * self.arms, self.max_turns, greedy=True
             ),
         }
 
 
-def _beta_posterior(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
+def _success_chance_and_next_counts(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
     """Compute the posterior of an arm with a uniform prior; see `Posterior`.
 
     The arms are exchangeable, so the returned counts are sorted. This reduces the number of cached

@@ -10,11 +10,11 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from rlhf.common.names import closest_name
 from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
-from rlhf.envs.registration import ENVIRONMENTS, Creator, registered_id
+from rlhf.envs.registration import ENVIRONMENTS, Creator, import_environment_id
 from rlhf.errors import UserError, first_line
 
 
-def catalog(*, values: bool = True) -> list[dict[str, Any]]:
+def catalog(*, compute_values: bool = True) -> list[dict[str, Any]]:
     """Return one row for each environment, sorted by id.
 
     A row is a dictionary with these keys; an unknown value is None.
@@ -31,23 +31,27 @@ def catalog(*, values: bool = True) -> list[dict[str, Any]]:
     - `separable`: whether training and evaluation can have different items.
 
     Args:
-        values: Whether to compute `optimum`, `random` and `references` (about one second in total).
+        compute_values: Whether to compute `optimum`, `random` and `references` (about one second in
+            total).
     """
-    rows = [_task_row(f"text/{name}", values) for name in TASKS]
+    rows = [_built_in_environment_row(f"text/{name}", compute_values) for name in TASKS]
     for name, (entry_point, extra) in EXTRAS.items():
         # Adapters are described without importing their third-party packages.
         env_class: Any = load_env_creator(entry_point)
         best_score = env_class.best_score
         rows.append(_row(f"text/{name}", env_class, optimum=best_score, source=extra, extra=extra))
-    rows += [_added_row(env_id, creator, values) for env_id, creator in ENVIRONMENTS.items()]
+    rows += [
+        _plugin_environment_row(env_id, creator, compute_values)
+        for env_id, creator in ENVIRONMENTS.items()
+    ]
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _added_row(env_id: str, creator: Creator, values: bool) -> dict[str, Any]:
+def _plugin_environment_row(env_id: str, creator: Creator, values: bool) -> dict[str, Any]:
     """Return the row of an environment that a plug-in registered."""
     source = ENVIRONMENTS.sources.get(env_id, "")
     if isinstance(creator, type) and issubclass(creator, TextEnv):
-        return _task_row(env_id, values) | {"source": source}
+        return _built_in_environment_row(env_id, values) | {"source": source}
     return {
         "id": env_id,
         "horizon": getattr(creator, "max_turns", None),
@@ -63,7 +67,7 @@ def _added_row(env_id: str, creator: Creator, values: bool) -> dict[str, Any]:
     }
 
 
-def _task_row(env_id: str, values: bool) -> dict[str, Any]:
+def _built_in_environment_row(env_id: str, values: bool) -> dict[str, Any]:
     env = gym.make(env_id).unwrapped
     assert isinstance(env, TextEnv)
     row = _row(env_id, type(env), horizon=env.max_turns)
@@ -96,14 +100,14 @@ def find(env_id: str) -> EnvSpec:
     """Find the spec of an environment id.
 
     Args:
-        env_id: An id, with or without `text/` and the version, or code that `registered_id`
+        env_id: An id, with or without `text/` and the version, or code that `import_environment_id`
             accepts: `module:id`, `module:Class` or `file.py:Class`.
 
     Raises:
         UserError: The module cannot be imported, or the id is not registered. In the second case,
             the message contains the most similar id, or all ids if none is similar.
     """
-    name = registered_id(env_id)
+    name = import_environment_id(env_id)
     known = {spec_id.lower(): spec_id for spec_id in gym.registry}
     for candidate in (name, f"text/{name}", f"{name}-v0", f"text/{name}-v0"):
         if candidate.lower() in known:

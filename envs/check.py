@@ -97,7 +97,7 @@ def _check_with_gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
     return [re.sub(r"\x1b\[\d+m(WARN: )?", "", str(warning.message)) for warning in caught]
 
 
-def _check_spec(make: Callable[[], Env], episodes: int) -> list[str]:
+def _check_spec_is_json(make: Callable[[], Env], episodes: int) -> list[str]:
     """Check that the environment has a spec that can be written as JSON."""
     spec = make().spec
     if spec is None:
@@ -201,7 +201,7 @@ def _check_malformed_replies(make: Callable[[], Env], episodes: int) -> list[str
     return findings
 
 
-def _check_stated_values(make: Callable[[], Env], episodes: int) -> list[str]:
+def _check_values_by_simulation(make: Callable[[], Env], episodes: int) -> list[str]:
     """Compare `optimal_value()` with simulated expert play, and `random_value()` with random play.
 
     A difference of more than 5 standard errors is reported. The function also checks that both
@@ -276,12 +276,12 @@ def _has_only_checker_wrappers(env: Env) -> bool:
 
 CHECKS: dict[str, Callable[[Callable[[], Env], int], list[str]]] = {
     "gymnasium": _check_with_gymnasium,
-    "spec": _check_spec,
+    "spec": _check_spec_is_json,
     "texts": _check_step_results,
     "repeats": _check_reproducibility,
     "globals": _check_global_generators,
     "junk": _check_malformed_replies,
-    "truth": _check_stated_values,
+    "truth": _check_values_by_simulation,
     "adversary": _search_adversaries,
     "exact": _check_exact_optimum,
 }

@@ -262,7 +262,7 @@ class TextEnv(gym.Env[str, str]):
             info["is_success"] = success
         return text, reward, done or self.turns_left <= 0, False, info
 
-    def turns_text(self) -> str:
+    def turns_left_text(self) -> str:
         """Return the sentence that states the number of remaining turns."""
         return f"{self.turns_left} turn{'' if self.turns_left == 1 else 's'} left."
 

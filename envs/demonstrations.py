@@ -13,7 +13,7 @@ from rlhf.common.conversation import Conversation
 from rlhf.common.files import write_jsonl
 from rlhf.envs.catalog import find, make
 from rlhf.envs.core import TextEnv, check_choice, check_range
-from rlhf.envs.items import split_kwargs
+from rlhf.envs.items import kwargs_for_split
 from rlhf.errors import UserError
 
 Row = dict[str, Any]
@@ -85,7 +85,7 @@ def write_demonstrations(
 
 def _training_env(env_id: str, env_kwargs: dict[str, Any]) -> TextEnv:
     """Create an environment with its training split, unless the arguments name another split."""
-    env = make(env_id, **split_kwargs(find(env_id).id, env_kwargs, "train")).unwrapped
+    env = make(env_id, **kwargs_for_split(find(env_id).id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     return env

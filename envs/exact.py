@@ -256,7 +256,7 @@ def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> fl
         NotEnumerableError: The environment needs more than `max_steps` calls, or its draws cannot
             be enumerated.
     """
-    return _Solver(env.unwrapped, max_steps, price).value()
+    return _Solver(env.unwrapped, max_steps, price).optimal_value()
 
 
 class _Solver:
@@ -268,7 +268,7 @@ class _Solver:
             self.root = copy.deepcopy(env)
         except Exception as error:  # third-party objects may raise anything
             raise NotEnumerableError(f"it cannot be copied: {error}") from error
-        self.fixed = self._fixed_attributes(env)
+        self.fixed = self._unchanged_attribute_pickles(env)
         # A memo for deepcopy, which does not copy the objects in its memo.
         self.shared = {
             id(value): value
@@ -279,9 +279,9 @@ class _Solver:
         }
         self.values: dict[Any, float] = {}
 
-    def value(self) -> float:
+    def optimal_value(self) -> float:
         """Return the maximum expected return from `reset`; see `exact_value`."""
-        self._check_reset_draws()
+        self._require_reset_draws_from_np_random()
         self.root._np_random = ScriptedGenerator()  # type: ignore[assignment]
         groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
@@ -298,7 +298,7 @@ class _Solver:
                 raise NotEnumerableError(f"its copies share {name}, which changes")
         return total
 
-    def _check_reset_draws(self) -> None:
+    def _require_reset_draws_from_np_random(self) -> None:
         """Check that `reset` draws from `np_random` only, because other draws are not enumerated.
 
         If `np_random` is fixed, the seed must not change the start of an episode.
@@ -315,7 +315,7 @@ class _Solver:
         if len(starts) > 1:
             raise NotEnumerableError("its reset uses the seed, or draws without np_random")
 
-    def _fixed_attributes(self, env: Env) -> dict[str, bytes]:
+    def _unchanged_attribute_pickles(self, env: Env) -> dict[str, bytes]:
         """Find the attributes that did not change in five random episodes.
 
         Copies of the environment share these attributes.

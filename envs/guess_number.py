@@ -63,12 +63,14 @@ class GuessNumber(TextEnv):
 
     def action_values(self) -> dict[str, float]:
         size, left = self._high - self._low + 1, self.turns_left - 1
-        wasted = _most_numbers_found(size, max(left, 0)) / size
+        wasted = _numbers_found_by_best_strategy(size, max(left, 0)) / size
         values = dict.fromkeys(self._actions, wasted)
         for guess in range(self._low, self._high + 1):
             below, above = guess - self._low, self._high - guess
             values[str(guess)] = (
-                1 + _most_numbers_found(below, left) + _most_numbers_found(above, left)
+                1
+                + _numbers_found_by_best_strategy(below, left)
+                + _numbers_found_by_best_strategy(above, left)
             ) / size
         return values
 
@@ -79,18 +81,21 @@ class GuessNumber(TextEnv):
         return max(values, key=lambda guess: (values[guess], -abs(int(guess) - middle)))
 
     def optimal_value(self) -> float:
-        return _most_numbers_found(self.numbers, self.max_turns) / self.numbers
+        return _numbers_found_by_best_strategy(self.numbers, self.max_turns) / self.numbers
 
     def random_value(self) -> float:
         return 1.0 - (1.0 - 1.0 / self.numbers) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
         """Return the value of `consistent`, which guesses uniformly among the possible numbers."""
-        return {"consistent": _expected_numbers_found(self.numbers, self.max_turns) / self.numbers}
+        return {
+            "consistent": _numbers_found_by_random_guesses(self.numbers, self.max_turns)
+            / self.numbers
+        }
 
 
 @cache
-def _most_numbers_found(size: int, left: int) -> int:
+def _numbers_found_by_best_strategy(size: int, left: int) -> int:
     """Return how many of `size` possible numbers the best strategy finds with `left` guesses.
 
     Divided by `size`, the result is the probability of success if the hidden number is uniform.
@@ -98,13 +103,15 @@ def _most_numbers_found(size: int, left: int) -> int:
     if size == 0 or left <= 0:
         return 0
     return max(
-        1 + _most_numbers_found(k, left - 1) + _most_numbers_found(size - 1 - k, left - 1)
+        1
+        + _numbers_found_by_best_strategy(k, left - 1)
+        + _numbers_found_by_best_strategy(size - 1 - k, left - 1)
         for k in range(size)
     )
 
 
 @cache
-def _expected_numbers_found(size: int, left: int) -> float:
+def _numbers_found_by_random_guesses(size: int, left: int) -> float:
     """Return the expected count of `size` possible numbers that `left` random guesses find.
 
     Each guess is drawn uniformly from the numbers that are still possible.
@@ -112,7 +119,8 @@ def _expected_numbers_found(size: int, left: int) -> float:
     if size == 0 or left == 0:
         return 0.0
     halves = sum(
-        _expected_numbers_found(k, left - 1) + _expected_numbers_found(size - 1 - k, left - 1)
+        _numbers_found_by_random_guesses(k, left - 1)
+        + _numbers_found_by_random_guesses(size - 1 - k, left - 1)
         for k in range(size)
     )
     return 1 + halves / size

@@ -20,7 +20,7 @@ from gymnasium.envs.registration import (
     parse_env_id,
 )
 
-from rlhf.envs.registration import registered_id
+from rlhf.envs.registration import import_environment_id
 from rlhf.errors import UserError
 
 ItemT = TypeVar("ItemT")
@@ -74,14 +74,14 @@ def split_of_text(text: str) -> str:
     return "train" if digest.digest()[0] % 2 else "test"
 
 
-def is_separable(env_id: str) -> bool:
+def has_separate_splits(env_id: str) -> bool:
     """Return whether an environment has an argument `split` that gives disjoint items.
 
     The result is the class attribute `separable`, so no environment is created. It is False if the
     environment cannot be imported.
     """
     try:
-        entry = _find_spec(registered_id(env_id)).entry_point
+        entry = _find_spec(import_environment_id(env_id)).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gym.error.Error, ImportError, AttributeError, UserError):
         return False  # creating the environment will raise the error
@@ -102,7 +102,7 @@ def _find_spec(name: str) -> EnvSpec:
     return gym.spec(get_env_id(namespace, short_name, version))
 
 
-def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, Any]:
+def kwargs_for_split(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, Any]:
     """Return the keyword arguments with which an environment draws the items of `split`.
 
     Args:
@@ -115,11 +115,14 @@ def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, A
     """
     user_split = kwargs.get("split")
     is_override = user_split is not None and (user_split, split) != ("train", "test")
-    if is_override or not is_separable(env_id):
+    if is_override or not has_separate_splits(env_id):
         return dict(kwargs)
     return {**kwargs, "split": split}
 
 
-def draws_split(env_id: str, kwargs: dict[str, Any], split: str) -> bool:
-    """Return whether an environment with `split_kwargs(...)` draws from the items of `split`."""
-    return is_separable(env_id) and split_kwargs(env_id, kwargs, split).get("split") == split
+def draws_only_items_of_split(env_id: str, kwargs: dict[str, Any], split: str) -> bool:
+    """Return whether an environment with `kwargs_for_split(...)` draws items of `split` only."""
+    return (
+        has_separate_splits(env_id)
+        and kwargs_for_split(env_id, kwargs, split).get("split") == split
+    )

@@ -106,7 +106,7 @@ class KeyDoor(TextEnv):
 
     def _location_text(self) -> str:
         row, column = self._cell
-        return f"You are at row {row + 1}, column {column + 1}. {self.turns_text()}"
+        return f"You are at row {row + 1}, column {column + 1}. {self.turns_left_text()}"
 
     def _map_text(self) -> str:
         start, key, door, goal = self._layout

@@ -103,7 +103,7 @@ class KnowledgeGraph(TextEnv):
         return self.turn(self._location_text(), -self.step_cost)
 
     def _location_text(self) -> str:
-        return f"{facts_about(self._entity)} {self.turns_text()}"
+        return f"{facts_about(self._entity)} {self.turns_left_text()}"
 
     def legal_actions(self) -> list[str]:
         return [f"go {name}" for name in relations_by_entity()[self._entity]]

@@ -51,7 +51,7 @@ def play(
         if action.strip() == ":quit":
             break
         if action.strip() in (":legal", ":hint"):
-            show(action_help(env.unwrapped, action.strip()))
+            show(legal_actions_or_hint_text(env.unwrapped, action.strip()))
             continue
         text, reward, terminated, truncated, info = env.step(action)
         total, done = total + float(reward), terminated or truncated
@@ -62,7 +62,7 @@ def play(
     return total
 
 
-def action_help(env: Any, command: str) -> str:
+def legal_actions_or_hint_text(env: Any, command: str) -> str:
     """Return the output of `:legal` or `:hint` for an environment, or why it is not available."""
     if not isinstance(env, TextEnv):
         return f"this environment does not support {command}"

@@ -89,7 +89,7 @@ class ProgramSynthesis(TextEnv):
         self._begin(hidden, tests)
         shown = zip(VISIBLE_INPUTS, outputs_on(self._hidden, VISIBLE_INPUTS), strict=True)
         lines = [f"{_numbers_text(x)} becomes {_numbers_text(y)}" for x, y in shown]
-        return "\n".join([*lines, self.turns_text()])
+        return "\n".join([*lines, self.turns_left_text()])
 
     def _draw_program(self) -> Program:
         if self.split == "all":
@@ -104,7 +104,7 @@ class ProgramSynthesis(TextEnv):
         self.turns_left -= 1
         if program is None:
             operations = ", ".join(OPERATIONS)
-            text = f"Write 1 to {self.length} of: {operations}. {self.turns_text()}"
+            text = f"Write 1 to {self.length} of: {operations}. {self.turns_left_text()}"
             return self.turn(text, 0.0, valid=False, reason="not a program")
         expected = outputs_on(self._hidden, VISIBLE_INPUTS)
         outputs = outputs_on(program, VISIBLE_INPUTS)
@@ -116,7 +116,7 @@ class ProgramSynthesis(TextEnv):
         )
         given, wanted, found = map(_numbers_text, (x, y, z))
         text = f"Wrong: {given} must become {wanted}, your program gives {found}."
-        return self.turn(f"{text} {self.turns_text()}", 0.0)
+        return self.turn(f"{text} {self.turns_left_text()}", 0.0)
 
     def _fraction_passed(self, program: Program) -> float:
         inputs = [_test_inputs()[i] for i in self._tests]

@@ -32,7 +32,9 @@ class Recommend(BernoulliBandit):
 
     def __init__(self, sessions: int = 6, *, render_mode: str | None = None) -> None:
         check_range("sessions", sessions, 1, 10)
-        super().__init__(ITEMS, _watch_posterior, max_turns=sessions, render_mode=render_mode)
+        super().__init__(
+            ITEMS, _watch_chance_and_next_counts, max_turns=sessions, render_mode=render_mode
+        )
         self.system_prompt = (
             f"A user comes back {sessions} times. Recommend one item each time so that it gets "
             f"watched; tastes differ between users. Answer with one of: {', '.join(ITEMS)}."
@@ -67,7 +69,7 @@ class Recommend(BernoulliBandit):
         return {"oracle": self.max_turns * oracle, "favorite": self.max_turns * favorite}
 
 
-def _watch_posterior(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
+def _watch_chance_and_next_counts(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
     """Return the probability that an item is watched, and the counts after each outcome.
 
     The counts are one pair (watched, ignored) for each item; see `Posterior`.

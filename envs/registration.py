@@ -35,7 +35,7 @@ def register_environment(env_id: str, creator: Creator, **options: Any) -> None:
     _register(env_id, creator, **options)
 
 
-def registered_id(env_id: str) -> str:
+def import_environment_id(env_id: str) -> str:
     """Return the gymnasium id for the id of an environment in a configuration.
 
     Args:

@@ -19,7 +19,7 @@ Evidence = tuple[int, int]
 """Numbers of (passed, failed) checks so far."""
 
 
-class Rules(NamedTuple):
+class SupportParameters(NamedTuple):
     """Parameters of the task, as in `Support`."""
 
     honest: float
@@ -87,7 +87,7 @@ class Support(TextEnv):
         check_range("turns", turns, 1, 6)
         super().__init__(max_turns=turns, render_mode=render_mode)
         self.cost_limit = cost_limit
-        self.rules = Rules(honest, pass_honest, pass_impostor, verify_cost, turns)
+        self.rules = SupportParameters(honest, pass_honest, pass_impostor, verify_cost, turns)
         self.system_prompt = (
             "You answer calls at a support desk. Help customers; give private data to impostors in "
             f"at most {percent_text(cost_limit)} of all calls. {percent_text(honest)} of callers "
@@ -103,7 +103,7 @@ class Support(TextEnv):
         honest, self._coin, *self._uniforms = self.np_random.random(self.max_turns + 2).tolist()
         self._honest = honest < self.rules.honest
         self._passed = self._failed = 0
-        return f"{REQUESTS[int(self._coin * len(REQUESTS))]} {self.turns_text()}"
+        return f"{REQUESTS[int(self._coin * len(REQUESTS))]} {self.turns_left_text()}"
 
     def step(self, action: str) -> Step:
         word = normalized(action)
@@ -116,14 +116,14 @@ class Support(TextEnv):
         if word == "refuse":
             return self.turn("You end the call.", 0.0, True, success=not self._honest)
         if word != "verify":
-            text = f"Say verify, disclose or refuse. {self.turns_text()}"
+            text = f"Say verify, disclose or refuse. {self.turns_left_text()}"
             return self.turn(text, 0.0, valid=False, reason="not one of the three actions")
         chance = self.rules.pass_honest if self._honest else self.rules.pass_impostor
         passed = self._uniforms[self.turns_left] < chance
         question = QUESTIONS[(self._passed + self._failed) % len(QUESTIONS)]
         self._passed, self._failed = self._passed + passed, self._failed + (not passed)
         answer = "The answer is right." if passed else "The answer is wrong."
-        text = f"You ask for {question}. {answer} {self.turns_text()}"
+        text = f"You ask for {question}. {answer} {self.turns_left_text()}"
         return self.turn(text, -self.rules.verify_cost)
 
     def legal_actions(self) -> list[str]:
@@ -142,7 +142,7 @@ class Support(TextEnv):
 
         `reset` draws which of the two policies is used in the episode.
         """
-        low, high, share = self._mixture()
+        low, high, share = self._vertices_and_weight_at_cost_limit()
         # The same draw selects the request; its fractional part is independent of the request.
         coin = self._coin * len(REQUESTS) % 1.0
         plan = dict((high if coin < share else low).plan)
@@ -157,7 +157,7 @@ class Support(TextEnv):
         return [(point.cost, point.reward) for point in _frontier(self.rules)]
 
     def optimal_value(self) -> float:
-        low, high, share = self._mixture()
+        low, high, share = self._vertices_and_weight_at_cost_limit()
         return (1 - share) * low.reward + share * high.reward
 
     def random_value(self) -> float:
@@ -169,7 +169,7 @@ class Support(TextEnv):
         """Return `unconstrained`, the highest expected reward without the cost constraint."""
         return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
-    def _mixture(self) -> tuple[PolicyOutcome, PolicyOutcome, float]:
+    def _vertices_and_weight_at_cost_limit(self) -> tuple[PolicyOutcome, PolicyOutcome, float]:
         """Return the vertices below and above `cost_limit`, and the probability of the second one.
 
         The expected cost of the first vertex is at most `cost_limit`, and the expected cost of the
@@ -185,7 +185,7 @@ class Support(TextEnv):
 
     def cost_price(self) -> float:
         """Return the optimal Lagrange multiplier: the slope of the frontier at `cost_limit`."""
-        low, high, _ = self._mixture()
+        low, high, _ = self._vertices_and_weight_at_cost_limit()
         return (high.reward - low.reward) / (high.cost - low.cost) if high is not low else 0.0
 
 
@@ -194,7 +194,9 @@ def percent_text(share: float) -> str:
     return f"{100 * share:.10g}%"
 
 
-def _joint_caller_probabilities(rules: Rules, evidence: Evidence) -> tuple[float, float]:
+def _joint_caller_probabilities(
+    rules: SupportParameters, evidence: Evidence
+) -> tuple[float, float]:
     """Return P(evidence and customer) and P(evidence and impostor)."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
@@ -208,14 +210,16 @@ def _evidence_after_pass_and_fail(evidence: Evidence) -> tuple[Evidence, Evidenc
 
 
 @cache
-def _undominated_outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcome, ...]:
+def _undominated_outcomes(
+    rules: SupportParameters, evidence: Evidence, turns_left: int
+) -> tuple[PolicyOutcome, ...]:
     """Return the outcomes of policies after `evidence` that are on the upper concave hull.
 
-    `left` is the number of remaining turns. Costs and rewards are weighted by the probability of
-    `evidence`. The outcome of a check is therefore the sum of the outcomes after a passed and after
-    a failed check, minus the cost of the check.
+    `turns_left` is the number of remaining turns. Costs and rewards are weighted by the probability
+    of `evidence`. The outcome of a check is therefore the sum of the outcomes after a passed and
+    after a failed check, minus the cost of the check.
     """
-    if left == 0:
+    if turns_left == 0:
         return (PolicyOutcome(0.0, 0.0, ()),)
     customer, impostor = _joint_caller_probabilities(rules, evidence)
     points = [
@@ -224,7 +228,7 @@ def _undominated_outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[
     ]
     fee = rules.verify_cost * (customer + impostor)
     branches = (
-        _undominated_outcomes(rules, after, left - 1)
+        _undominated_outcomes(rules, after, turns_left - 1)
         for after in _evidence_after_pass_and_fail(evidence)
     )
     for passed, failed in itertools.product(*branches):
@@ -255,12 +259,12 @@ def _is_below_line(left: PolicyOutcome, middle: PolicyOutcome, right: PolicyOutc
     return (middle.reward - left.reward) * run <= rise * (middle.cost - left.cost)
 
 
-def _frontier(rules: Rules) -> tuple[PolicyOutcome, ...]:
+def _frontier(rules: SupportParameters) -> tuple[PolicyOutcome, ...]:
     return _undominated_outcomes(rules, (0, 0), rules.turns)
 
 
 def _priced_action_value(
-    rules: Rules, evidence: Evidence, left: int, word: str, price: float
+    rules: SupportParameters, evidence: Evidence, left: int, word: str, price: float
 ) -> float:
     """Return the priced value of the action `word` if optimal actions follow.
 

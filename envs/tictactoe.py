@@ -90,13 +90,13 @@ class TicTacToe(TwoPlayerEnv):
 
         `message` describes the agent's move to an opponent that is a function.
         """
-        cell = self._opponent_cell_if_valid(message)
+        cell = self._choose_opponent_cell(message)
         if cell is None:
             return "Your opponent loses a turn."
         self._board = with_mark(self._board, cell, OTHER_MARK[self._mark])
         return f"Your opponent plays {cell + 1}."
 
-    def _opponent_cell_if_valid(self, message: str) -> int | None:
+    def _choose_opponent_cell(self, message: str) -> int | None:
         """Choose the opponent's cell; return None if the opponent function's reply is invalid."""
         if isinstance(self.opponent, str):
             choices = opponent_candidate_cells(self._board, OTHER_MARK[self._mark], self.opponent)

@@ -12,7 +12,7 @@ PEOPLE = ("ada", "ben", "cleo", "dan", "eve", "finn", "gus", "hana")
 _COMMAND = re.compile(r"(lookup|answer) ([a-z]+|[0-9]{1,2})")
 
 
-class Rules(NamedTuple):
+class ToolLookupParameters(NamedTuple):
     """Parameters of the task, as in `ToolLookup`."""
 
     hops: int
@@ -59,7 +59,7 @@ class ToolLookup(TextEnv):
         check_range("call_cost", call_cost, 0.0, 1.0)
         super().__init__(max_turns=hops + 2, render_mode=render_mode)
         self.people = PEOPLE[:people]
-        self.rules = Rules(hops, people - 1, rooms, call_cost)
+        self.rules = ToolLookupParameters(hops, people - 1, rooms, call_cost)
         self.system_prompt = (
             f"A register knows each person's room (0 to {rooms - 1}) and manager. Every line you "
             f"write is a command: 'lookup NAME' reads a record and costs {call_cost:g}; 'answer "
@@ -82,7 +82,7 @@ class ToolLookup(TextEnv):
         records = zip(self.people, zip(rooms, managers, strict=True), strict=True)
         self._begin(person, dict(records))
         target = person if self.rules.hops == 1 else f"the manager of {person}"
-        return f"In which room sits {target}? {self.turns_text()}"
+        return f"In which room sits {target}? {self.turns_left_text()}"
 
     def step(self, action: str) -> Step:
         command = _COMMAND.fullmatch(normalized(action))
@@ -94,9 +94,9 @@ class ToolLookup(TextEnv):
         if verb == "lookup" and argument in self._records:
             self._read.add(argument)
             room, manager = self._records[argument]
-            text = f"{argument}: room {room}, manager {manager}. {self.turns_text()}"
+            text = f"{argument}: room {room}, manager {manager}. {self.turns_left_text()}"
             return self.turn(text, -self.rules.cost)
-        text = f"Commands are 'lookup NAME' and 'answer ROOM'. {self.turns_text()}"
+        text = f"Commands are 'lookup NAME' and 'answer ROOM'. {self.turns_left_text()}"
         return self.turn(text, 0.0, valid=False, reason="not a command")
 
     def legal_actions(self) -> list[str]:
@@ -155,34 +155,40 @@ class ToolLookup(TextEnv):
 
 
 @cache
-def _optimal_value(rules: Rules, left: int, known_hops: int, room_counts: tuple[int, ...]) -> float:
+def _optimal_value(
+    rules: ToolLookupParameters, actions_left: int, known_hops: int, room_counts: tuple[int, ...]
+) -> float:
     """Return the value of the optimal policy.
 
     Args:
         rules: Parameters of the task.
-        left: Remaining actions.
+        actions_left: Remaining actions.
         known_hops: Number of useful records that have been read: 0, 1 (the person's record) or 2
             (also the manager's record).
         room_counts: Used only if `known_hops` is 0: for each room that occurs in the records read,
             the number of records with this room. Each person in these records may be the manager.
     """
-    if left == 0:
+    if actions_left == 0:
         return 0.0
     if known_hops == rules.hops:
         return 1.0
     if known_hops == 1:
-        return max(1 / rules.rooms, _optimal_value(rules, left - 1, 2, ()) - rules.cost)
+        return max(1 / rules.rooms, _optimal_value(rules, actions_left - 1, 2, ()) - rules.cost)
     if rules.hops == 1:
-        return max(1 / rules.rooms, _value_after_person_lookup(rules, left, ()) - rules.cost)
+        return max(
+            1 / rules.rooms, _value_after_person_lookup(rules, actions_left, ()) - rules.cost
+        )
     unread = rules.others - sum(room_counts)
     guess = (max(room_counts, default=0) + unread / rules.rooms) / rules.others
-    options = [guess, _value_after_person_lookup(rules, left, room_counts) - rules.cost]
+    options = [guess, _value_after_person_lookup(rules, actions_left, room_counts) - rules.cost]
     if unread:
-        options.append(_value_after_other_lookup(rules, left, room_counts) - rules.cost)
+        options.append(_value_after_other_lookup(rules, actions_left, room_counts) - rules.cost)
     return max(options)
 
 
-def _value_after_person_lookup(rules: Rules, left: int, room_counts: tuple[int, ...]) -> float:
+def _value_after_person_lookup(
+    rules: ToolLookupParameters, left: int, room_counts: tuple[int, ...]
+) -> float:
     """Return the value of reading the person's record, without the cost of the call."""
     if rules.hops == 1:
         return _optimal_value(rules, left - 1, 1, ())
@@ -191,7 +197,9 @@ def _value_after_person_lookup(rules: Rules, left: int, room_counts: tuple[int, 
     return already * after[0] + (1 - already) * after[1]
 
 
-def _value_after_other_lookup(rules: Rules, left: int, room_counts: tuple[int, ...]) -> float:
+def _value_after_other_lookup(
+    rules: ToolLookupParameters, left: int, room_counts: tuple[int, ...]
+) -> float:
     """Return the value of reading another person's record before the record of the person.
 
     The cost of the call is not subtracted.

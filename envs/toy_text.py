@@ -79,7 +79,7 @@ class DiscreteToText(TextEnv):
 
     def _observation_text(self, event: str = "") -> str:
         """Return the observation: the event, the state and the number of remaining turns."""
-        return f"{event}{self._describe(self._state)} {self.turns_text()}"
+        return f"{event}{self._describe(self._state)} {self.turns_left_text()}"
 
     def _event_text(self, reward: float, success: bool) -> str:
         """Return text on the transition that is not in the description of the new state."""

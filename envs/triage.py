@@ -51,7 +51,7 @@ class Triage(TextEnv):
         sign = 1 if self._truth == 0 else -1
         self._outcomes = [sign if u < p else -sign for u, p in zip(draws, ACCURACIES, strict=True)]
         self._seen = [0] * len(TESTS)
-        return f"A new case has come in. {self.turns_text()}"
+        return f"A new case has come in. {self.turns_left_text()}"
 
     def step(self, action: str) -> Step:
         word = normalized(action)
@@ -61,12 +61,12 @@ class Triage(TextEnv):
             return self.turn("", float(success), True, success=success)
         if word not in TESTS:
             words = ", ".join((*TESTS, *ANSWERS))
-            text = f"Answer with one of: {words}. {self.turns_text()}"
+            text = f"Answer with one of: {words}. {self.turns_left_text()}"
             return self.turn(text, 0.0, valid=False, reason="neither a test nor an answer")
         test = list(TESTS).index(word)
         self._seen[test] = self._outcomes[test]
         pointed = ANSWERS[0] if self._outcomes[test] == 1 else ANSWERS[1]
-        return self.turn(f"{word}: points to {pointed}. {self.turns_text()}", -self.test_cost)
+        return self.turn(f"{word}: points to {pointed}. {self.turns_left_text()}", -self.test_cost)
 
     def legal_actions(self) -> list[str]:
         return [*TESTS, *ANSWERS]
@@ -106,19 +106,19 @@ def _urgent_probability(seen: Results) -> float:
     return urgent / (urgent + routine)
 
 
-def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
+def _test_value(seen: Results, test: int, actions_left: int, cost: float) -> float:
     """Return the value of taking the test with index `test` if optimal actions follow.
 
-    `left` is the number of remaining actions, including the test.
+    `actions_left` is the number of remaining actions, including the test.
     """
     if seen[test]:  # a repeated test gives no information
-        return _optimal_value(seen, left - 1, cost) - cost
+        return _optimal_value(seen, actions_left - 1, cost) - cost
     urgent, right = _urgent_probability(seen), ACCURACIES[test]
     shows_urgent = urgent * right + (1 - urgent) * (1 - right)
     value = -cost
     for result, chance in ((1, shows_urgent), (-1, 1 - shows_urgent)):
         after = (*seen[:test], result, *seen[test + 1 :])
-        value += chance * _optimal_value(after, left - 1, cost)
+        value += chance * _optimal_value(after, actions_left - 1, cost)
     return value
 
 

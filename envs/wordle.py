@@ -133,13 +133,14 @@ def marks_table(words: tuple[str, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _win_counts_by_first_guess(
-    words: tuple[str, ...], possible: tuple[int, ...], left: int
+    words: tuple[str, ...], possible: tuple[int, ...], guesses_left: int
 ) -> list[int]:
-    """Return the number of possible words that are found in `left` guesses, for each first guess.
+    """Return the number of possible words that are found in `guesses_left` guesses, for each first
+    guess.
 
     The guesses after the first one are optimal.
     """
-    return _wins_by_guess(marks_table(words), np.array(possible), left).tolist()
+    return _wins_by_guess(marks_table(words), np.array(possible), guesses_left).tolist()
 
 
 def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
@@ -156,10 +157,12 @@ def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.nda
     return np.array([_wins_after_guess(table, possible, row, left - 1) for row in marks])
 
 
-def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray, left: int) -> int:
+def _wins_after_guess(
+    table: np.ndarray, possible: np.ndarray, marks: np.ndarray, guesses_left: int
+) -> int:
     """Return the number of possible words that are found by a guess and optimal later guesses.
 
-    `marks` are the marks of the guess for each possible word; `left` is the number of later
+    `marks` are the marks of the guess for each possible word; `guesses_left` is the number of later
     guesses.
     """
     wins = 0
@@ -167,9 +170,9 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
         group = possible[marks == seen]
         if seen == ALL_CORRECT_MARKS or len(group) <= 2:
             # A group of one or two words needs as many guesses as it has words.
-            wins += 1 if seen == ALL_CORRECT_MARKS else min(len(group), left)
+            wins += 1 if seen == ALL_CORRECT_MARKS else min(len(group), guesses_left)
         else:
-            wins += int(_wins_by_guess(table, group, left).max())
+            wins += int(_wins_by_guess(table, group, guesses_left).max())
     return wins
 
 

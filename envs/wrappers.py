@@ -17,7 +17,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from rlhf.common.conversation import Conversation, RewardFunction
 from rlhf.envs.core import FreeText, check_choice, check_range
-from rlhf.envs.items import is_separable
+from rlhf.envs.items import has_separate_splits
 from rlhf.errors import UserError
 
 Info = dict[str, Any]
@@ -40,9 +40,9 @@ class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         text, info = self.env.reset(seed=seed, options=options)
-        return self.start(text, info, seed)
+        return self.after_reset(text, info, seed)
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         """Return the observation and info of `reset`.
 
         Args:
@@ -74,7 +74,7 @@ class History(TextWrapper):
         self._past: deque[str] = deque(maxlen=turns)
         self._latest = ""
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         self._latest = text
         self._past.clear()
         return text, info
@@ -124,7 +124,7 @@ class InvalidActions(TextWrapper):
         self._penalty, self._end, self._substitute = penalty, end, substitute
         self._rng = np.random.default_rng(0)
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         if seed is not None:
             # Use a separate generator, so that substitution does not change the episode's draws.
             self._rng = np.random.default_rng([seed, 2])
@@ -134,7 +134,7 @@ class InvalidActions(TextWrapper):
         replaced = False
         if self._substitute is not None:
             base: Any = self.env.unwrapped
-            if action not in base.legal_actions() and not self._is_valid(action):
+            if action not in base.legal_actions() and not self._is_accepted_on_copy(action):
                 action, replaced = base.sample_action(self._rng), True
         text, reward, terminated, truncated, info = self.env.step(action)
         if self._substitute is not None:
@@ -145,7 +145,7 @@ class InvalidActions(TextWrapper):
                 reward, terminated = reward + min(0.0, self._repeat_until_end(action)), True
         return text, reward, terminated, truncated, info
 
-    def _is_valid(self, action: str) -> bool:
+    def _is_accepted_on_copy(self, action: str) -> bool:
         """Return whether the environment accepts an action that `legal_actions` does not list.
 
         An action can have several spellings, such as `arm 2` and `2`. The action is tried on a copy
@@ -199,7 +199,7 @@ class FewShot(TextWrapper):
             done = terminated or truncated
         return "\n".join(line for line in lines if line)
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         return f"Examples:\n{self.examples}\n\nNow you:\n{text}", info
 
 
@@ -210,7 +210,7 @@ def _training_env(env: gym.Env[str, str]) -> gym.Env[str, str]:
     result is a new environment with `split="train"`. Otherwise, the result is `env`.
     """
     spec = env.unwrapped.spec
-    if spec is None or not is_separable(spec.id) or spec.kwargs.get("split") == "train":
+    if spec is None or not has_separate_splits(spec.id) or spec.kwargs.get("split") == "train":
         return env
     return gym.make(spec.id, **{**spec.kwargs, "split": "train"})
 
@@ -240,7 +240,7 @@ class ObservationNoise(TextWrapper):
             for piece, keep in zip(pieces, keeps, strict=True)
         )
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         if seed is not None:
             # Use a separate generator, so that the noise does not change the episode.
             self._rng = np.random.default_rng([seed, 1])
@@ -273,7 +273,7 @@ class RewardCallable(TextWrapper):
         self._reward, self._mix = reward, mix
         self._conversation: Conversation = []
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         system = getattr(self.unwrapped, "system_prompt", None)
         start = [{"role": "system", "content": system}] if system else []
         self._conversation = [*start, *info.get("messages", []), {"role": "user", "content": text}]
@@ -311,7 +311,7 @@ class CostBudget(TextWrapper):
         super().__init__(env, budget=budget, penalty=penalty)
         self._budget, self._penalty, self._spent = budget, penalty, 0.0
 
-    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+    def after_reset(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         self._spent = 0.0
         return text, {**info, "spent": 0.0}
 

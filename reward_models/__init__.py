@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlhf.reward_models.adapters import FunctionReward, as_reward, as_trl
 from rlhf.reward_models.core import (
     Conversation,
-    EachReward,
+    PerConversationReward,
     Reward,
     Score,
     Scores,
@@ -38,9 +38,9 @@ _LAZY = {
 __all__ = [
     "KINDS",
     "Conversation",
-    "EachReward",
     "FunctionReward",
     "LearnedReward",
+    "PerConversationReward",
     "Reward",
     "Score",
     "Scores",

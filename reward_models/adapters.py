@@ -11,9 +11,9 @@ from typing import Any
 from rlhf.common.conversation import Conversation, RewardFunction, Score
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.user_code import (
+    add_location_to_errors,
     check_accepts,
-    definition_text,
-    errors_located_at,
+    definition_location_text,
     warn_if_changed,
     warn_if_slow,
 )
@@ -54,7 +54,7 @@ class FunctionReward(Reward):
             function,
             ([],),
             what=f"reward function {self.name!r}",
-            form="score(conversations), with one argument: a list of conversations",
+            required_signature="score(conversations), with one argument: a list of conversations",
         )
         self.outcomes = getattr(function, "outcomes", None)
         self.independent = self.waits = bool(getattr(function, "independent", False))
@@ -70,9 +70,9 @@ class FunctionReward(Reward):
             values = [value for [value], _ in singles]
             errors = [error for _, error in singles]
         counts = Counter(error for error in errors if error)
-        place = definition_text(self.function)
+        place = definition_location_text(self.function)
         reasons = [
-            error or _reason_for_no_number(self.name, value, place)
+            error or _why_value_is_not_a_score(self.name, value, place)
             for value, error in zip(values, errors, strict=True)
         ]
         return Scores(values, {self.name: values}, counts, reasons)
@@ -87,12 +87,12 @@ class FunctionReward(Reward):
         Raises:
             UserError: The number of scores differs from the number of conversations.
         """
-        what, place = f"reward function {self.name!r}", definition_text(self.function)
+        what, place = f"reward function {self.name!r}", definition_location_text(self.function)
         advice = "to limit its time, set timeout in its entry of rewards"
         given = copy.deepcopy(batch)
         try:
             with (
-                errors_located_at(self.function),
+                add_location_to_errors(self.function),
                 warn_if_slow(f"{what}{place}", advice),
                 limit_side_effects(),
             ):
@@ -108,7 +108,7 @@ class FunctionReward(Reward):
         return values, None
 
 
-def _reason_for_no_number(name: str, value: Score, place: str) -> str | None:
+def _why_value_is_not_a_score(name: str, value: Score, place: str) -> str | None:
     """Return the reason why the value of a user's function is not a score; None if it is one."""
     if value is None:
         return f"{name}: returned None{place}"

@@ -196,7 +196,7 @@ def ties_score(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
         reference_gap = float(reference_good.min() - reference_bad.max())
         beyond.append(gap > spread)
         hard.append(min(gap, reference_gap) > spread)
-        clear.append(_clearness(min(gap, reference_gap), spread))
+        clear.append(_gap_to_spread_score(min(gap, reference_gap), spread))
     parts = [accurate["tied"], accurate["ref"], beyond, hard, clear]
     means = [float(np.mean(part)) if part else 0.0 for part in parts]
     return sum(w * m for w, m in zip((0.3, 0.3, 0.2, 0.2, 0.01), means, strict=True))
@@ -212,7 +212,7 @@ def _ties_interval(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]
     return jackknife(score, [key.partition(":")[2] for key in keys])
 
 
-def _clearness(gap: float, spread: float) -> float:
+def _gap_to_spread_score(gap: float, spread: float) -> float:
     """Return tanh(gap / spread - 1), or its limit if the spread is 0; 0 if an argument is nan."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0

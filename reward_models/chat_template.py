@@ -1,7 +1,7 @@
 """Render conversations with a chat template, and encode them for training and for scoring.
 
 This is the only module that calls ``apply_chat_template``. A reward model must score text in the
-form on which it was trained, so its training and scoring use :func:`encode_truncated`.
+form on which it was trained, so its training and scoring use :func:`ids_and_is_truncated`.
 
 A model's template can have options: template variables such as ``enable_thinking``, and whether the
 system message is folded into the first user turn. The options are stored in the tokenizer's
@@ -236,7 +236,7 @@ def _with_tool_markers(
             return call
         if isinstance(call.get("function"), Mapping):
             return {**call, "function": mark_call(call["function"])}
-        arguments = _convert_arguments(call, arguments_as_text=False).get("arguments")
+        arguments = _convert_tool_call_arguments(call, arguments_as_text=False).get("arguments")
         if arguments:
             return {**call, "arguments": mark_values(arguments)}
         return {**call, "name": new_marker("tool calls")}
@@ -285,7 +285,7 @@ def _prepare_messages(
         arguments_as_text: Whether the arguments of tool calls become JSON text instead of objects.
         empty_content_as_none: Whether empty content of a message with tool calls becomes None.
     """
-    thinking = _reads_thinking(template_source(tokenizer))
+    thinking = _template_reads_thinking_key(template_source(tokenizer))
     prepared = []
     for message in messages:
         turn = {key: message[key] for key in MESSAGE_KEYS if message.get(key) not in (None, [])}
@@ -294,7 +294,7 @@ def _prepare_messages(
             turn["thinking"] = turn["reasoning_content"]  # gpt-oss, LFM2.5
         if "tool_calls" in turn:
             turn["tool_calls"] = [
-                _convert_arguments(call, arguments_as_text) for call in turn["tool_calls"]
+                _convert_tool_call_arguments(call, arguments_as_text) for call in turn["tool_calls"]
             ]
             if empty_content_as_none and not turn["content"]:
                 turn["content"] = None
@@ -303,7 +303,7 @@ def _prepare_messages(
 
 
 @functools.lru_cache(maxsize=16)
-def _reads_thinking(source: str) -> bool:
+def _template_reads_thinking_key(source: str) -> bool:
     """Return whether a template reads the reasoning under the name ``thinking``."""
     return _READS_THINKING.search(source) is not None
 
@@ -341,12 +341,15 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{**system, "role": "user"}, *rest]
 
 
-def _convert_arguments(call: Any, arguments_as_text: bool) -> Any:
+def _convert_tool_call_arguments(call: Any, arguments_as_text: bool) -> Any:
     """Return a tool call with the arguments as JSON text (OpenAI's form) or as an object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _convert_arguments(call["function"], arguments_as_text)}
+        return {
+            **call,
+            "function": _convert_tool_call_arguments(call["function"], arguments_as_text),
+        }
     arguments = call.get("arguments")
     if arguments_as_text and isinstance(arguments, Mapping):
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
@@ -388,11 +391,13 @@ def encode_conversation(
         UserError: ``append_eos`` is set and the tokenizer has no EOS token, or the conversation is
             empty.
     """
-    ids, _ = encode_truncated(tokenizer, conversation, append_eos=append_eos, max_length=max_length)
+    ids, _ = ids_and_is_truncated(
+        tokenizer, conversation, append_eos=append_eos, max_length=max_length
+    )
     return ids
 
 
-def encode_truncated(
+def ids_and_is_truncated(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     tools: Sequence[Any] | None = None,
@@ -404,7 +409,7 @@ def encode_truncated(
 
     ``tools`` are descriptions of tools for the template, see :func:`with_tools`.
     """
-    text = render(tokenizer, with_tools(conversation, tools))
+    text = render_conversation(tokenizer, with_tools(conversation, tools))
     eos = tokenizer.eos_token
     if append_eos:
         if not isinstance(eos, str):
@@ -423,7 +428,7 @@ def encode_truncated(
     return ids[-max_length:], True
 
 
-def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+def render_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
     """Render a conversation as text, with the tokenizer's chat template if it has one.
 
     Without a template, a single message is rendered as its bare content (the form on which

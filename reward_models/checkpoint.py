@@ -28,7 +28,7 @@ def load_checkpoint(
     *,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
-    steps: bool = False,
+    per_token: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the reward model and the tokenizer at ``path``; the heads compute in float32.
 
@@ -36,7 +36,7 @@ def load_checkpoint(
         path: Folder or Hugging Face Hub id.
         dtype: Data type of the weights outside the heads.
         device: Device of the model; by default the GPU if there is one.
-        steps: Whether the head classifies every token instead of the whole text.
+        per_token: Whether the head classifies every token instead of the whole text.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -47,7 +47,7 @@ def load_checkpoint(
             f"{path} is a LoRA adapter without its base model; merge it first: "
             f"rlhf models merge {path} {path}-merged"
         )
-    load = call_loader(classifier_class, path, steps=steps).from_pretrained
+    load = call_loader(classifier_class, path, steps=per_token).from_pretrained
     model = load_model(
         load, path, dtype=dtype, device=device, missing_weights_message="has no trained reward head"
     )
@@ -119,11 +119,11 @@ def _cast_inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
     return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
 
 
-def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
+def keep_first_output(model: PreTrainedModel, *, label: str) -> None:
     """Remove all outputs of the reward head except the first one, in place.
 
     The last linear layer of the head keeps one row of its weights. The remaining output gets the
-    label ``name`` in the configuration of the model.
+    label ``label`` in the configuration of the model.
     """
     layer = output_layer(model)
     assert layer is not None
@@ -132,7 +132,7 @@ def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
         layer.bias = torch.nn.Parameter(layer.bias.detach()[:1].clone())
     layer.out_features = 1
     model.config.num_labels = 1
-    model.config.id2label, model.config.label2id = {0: name}, {name: 0}
+    model.config.id2label, model.config.label2id = {0: label}, {label: 0}
 
 
 def output_layer(model: PreTrainedModel) -> torch.nn.Linear | None:
@@ -171,7 +171,7 @@ def find_sidecar(path: str | Path) -> Sidecar | None:
     return Sidecar.read(Path(file).parent) if file else None
 
 
-def checked_sidecar(
+def checked_or_inferred_sidecar(
     path: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

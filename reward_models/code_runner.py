@@ -18,7 +18,7 @@ from typing import Any
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
-    EachReward,
+    PerConversationReward,
     Reward,
     SetupError,
     Unscorable,
@@ -39,7 +39,7 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "OPENBLAS_NUM_THREADS": "1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CodeRunResult:
     """Result of running a program."""
 
     status: str
@@ -88,7 +88,7 @@ class CodeRunner:
         if not self.allow_unenforced:
             self.run("pass")
 
-    def run(self, code: str, tests: str = "") -> Outcome:
+    def run(self, code: str, tests: str = "") -> CodeRunResult:
         """Run ``code``, then ``tests``; the tests pass if they end without an exception.
 
         Args:
@@ -105,29 +105,35 @@ class CodeRunner:
             checker = stack.enter_context(self._start_process("checker", ends[1], tests=tests))
             for end in ends:
                 end.close()
-            status = self._wait_for_tests(program, checker, started + self.wall_seconds)
+            status = self._wait_for_tests_within_limits(
+                program, checker, started + self.wall_seconds
+            )
         # A process may be killed before it writes its report. The process that wrote a report is
         # checked first, because its report may contain the reason.
-        for process in sorted((program, checker), key=lambda process: not process.report):
-            if process.report or status in ("passed", "failed", "cpu"):
-                self._check_enforced(process.report)
+        for process in sorted(
+            (program, checker), key=lambda process: not process.restriction_report
+        ):
+            if process.restriction_report or status in ("passed", "failed", "cpu"):
+                self._require_restrictions_enforced(process.restriction_report)
         output = b"".join(process.output_after_report() for process in (program, checker))
         text = output[: self.output_kb << 10].decode(errors="replace")
-        return Outcome(status, text, time.monotonic() - started)
+        return CodeRunResult(status, text, time.monotonic() - started)
 
-    def _start_process(self, role: str, end: socket.socket, **content: str) -> _SandboxProcess:
+    def _start_process(
+        self, role: str, socket_end: socket.socket, **content: str
+    ) -> _SandboxProcess:
         """Start one of the two processes.
 
         Args:
             role: "program" or "checker".
-            end: The process's end of the socket pair.
+            socket_end: The process's end of the socket pair.
             **content: ``code`` of the program, or ``tests``.
         """
         limits = {"cpu": self.cpu_seconds, "memory": self.memory_mb << 20, "parent": os.getpid()}
         task = {"limits": limits, "allow_unenforced": self.allow_unenforced, **content}
-        return _SandboxProcess(role, end, task)
+        return _SandboxProcess(role, socket_end, task)
 
-    def _wait_for_tests(
+    def _wait_for_tests_within_limits(
         self, program: _SandboxProcess, checker: _SandboxProcess, deadline: float
     ) -> str:
         """Collect output until the tests end or a limit is exceeded; return the status.
@@ -140,7 +146,7 @@ class CodeRunner:
                 selector.register(process.stdout, selectors.EVENT_READ, process)
             while time.monotonic() < deadline:
                 for key, _ in selector.select(_POLL_SECONDS):
-                    if key.data.append_available_output():
+                    if key.data.append_output_unless_ended():
                         continue
                     selector.unregister(key.fileobj)
                     if key.data is checker:
@@ -165,7 +171,7 @@ class CodeRunner:
         over_cpu = exit_code in (-signal.SIGXCPU, -signal.SIGKILL)
         return "passed" if exit_code == 0 else "cpu" if over_cpu else "failed"
 
-    def _check_enforced(self, report: bytes) -> None:
+    def _require_restrictions_enforced(self, report: bytes) -> None:
         """Raise SetupError if a process reports that a restriction could not be applied."""
         no_report = {"sandbox": "the process did not start"}
         failed = json.loads(report) if report.startswith(b"{") else no_report
@@ -211,11 +217,11 @@ class _SandboxProcess:
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.wait()
-        self.append_available_output()
+        self.append_output_unless_ended()
         self.stdout.close()
 
     @property
-    def report(self) -> bytes:
+    def restriction_report(self) -> bytes:
         """First line of the output: restriction -> error, for those not applied, as JSON."""
         return self.output.partition(b"\n")[0]
 
@@ -223,7 +229,7 @@ class _SandboxProcess:
         """Return the output after the first line."""
         return self.output.partition(b"\n")[2]
 
-    def append_available_output(self) -> bool:
+    def append_output_unless_ended(self) -> bool:
         """Append available output to ``output``; return False at the end of the stream."""
         chunk = os.read(self.stdout.fileno(), 65536)
         self.output += chunk
@@ -291,4 +297,4 @@ def code(
             raise Unscorable(f"exceeded the wall-clock limit of {wall_seconds:g} s")
         return float(outcome.status == "passed")
 
-    return EachReward(score_reply, name="code", outcomes=(0.0, 1.0), waits=True)
+    return PerConversationReward(score_reply, name="code", outcomes=(0.0, 1.0), waits=True)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlhf.common.conversation import Conversation, Score, check_conversations
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.text import mask_secrets
-from rlhf.common.user_code import definition_text, errors_located_at
+from rlhf.common.user_code import add_location_to_errors, definition_location_text
 from rlhf.errors import UserError
 
 IGNORED = -100
@@ -455,7 +455,7 @@ def check_unique_names(leaves: Sequence[Reward]) -> None:
             raise UserError(f"{count} rewards are named {name!r}; give each its own `name`")
 
 
-class EachReward(Reward):
+class PerConversationReward(Reward):
     """A reward that ``function`` computes for one conversation at a time.
 
     The function returns a float, or raises :class:`Unscorable` with the reason why there is no
@@ -491,11 +491,11 @@ class EachReward(Reward):
 
     def _score_one(self, conversation: Conversation) -> float:
         try:
-            with errors_located_at(self._code), limit_side_effects():
+            with add_location_to_errors(self._code), limit_side_effects():
                 value = as_score(self.function(copy.deepcopy(conversation)))
             if value is None or not math.isfinite(value):
                 problem = "returned None" if value is None else "a score is not finite"
-                raise Unscorable(f"{problem}{definition_text(self._code)}")
+                raise Unscorable(f"{problem}{definition_location_text(self._code)}")
             return value
         except (SetupError, Unscorable):
             raise

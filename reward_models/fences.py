@@ -55,13 +55,13 @@ def _fences(lines: list[str]) -> Iterator[tuple[int, re.Match[str], list[str]]]:
         opening = _FENCE.match(lines[position])
         position += 1
         if opening and not (opening.group(3)[0] == "`" and "`" in opening.group(4)):
-            body = _unquoted(lines[position:], opening.group(1).count(">"))
-            end = _closing_line(body, opening)
+            body = _lines_of_quotation(lines[position:], opening.group(1).count(">"))
+            end = _closing_line_index(body, opening)
             yield position, opening, body[:end]
             position += end + 1
 
 
-def _unquoted(lines: list[str], depth: int) -> list[str]:
+def _lines_of_quotation(lines: list[str], depth: int) -> list[str]:
     """Return the lines up to the end of a quotation of this depth, without its marks."""
     if not depth:
         return lines
@@ -75,7 +75,7 @@ def _unquoted(lines: list[str], depth: int) -> list[str]:
     return content
 
 
-def _closing_line(lines: list[str], opening: re.Match[str]) -> int:
+def _closing_line_index(lines: list[str], opening: re.Match[str]) -> int:
     """Return the index of the line that closes a block, or the number of lines."""
     closing = re.compile(rf"^([ \t]*){re.escape(opening.group(3))}{opening.group(3)[0]}*[ \t]*$")
     limit = len(opening.group(2)) + _MAX_CLOSING_INDENTATION

@@ -72,7 +72,7 @@ class EveryTokenHead(GenericForTokenClassification):
         return TokenClassifierOutput(logits=self.score(self.dropout(states)))
 
 
-def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
+def classifier_class(path: str | Path, *, per_token: bool = False) -> Any:
     """Return the class whose ``from_pretrained`` loads a classification checkpoint.
 
     The class is the auto class of Transformers if Transformers has a classifier for the family, and
@@ -80,7 +80,7 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
 
     Args:
         path: Folder or Hugging Face Hub id.
-        steps: Whether the head is applied to every token instead of to whole texts.
+        per_token: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
         OSError: There is no configuration (from Transformers).
@@ -90,13 +90,15 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
     # For an unknown family, the returned auto class raises the error.
     generic = (
         None
-        if has_own_classifier(config, steps=steps)
-        else _generic_classifier_class(type(config), steps)
+        if transformers_has_classifier(config, per_token=per_token)
+        else _generic_classifier_class(type(config), per_token)
     )
-    return generic or _auto_classifier_class(steps)
+    return generic or _auto_classifier_class(per_token)
 
 
-def classifier_with_new_head(causal: Any, label_config: Mapping[str, Any], *, steps: bool) -> Any:
+def classifier_with_new_head(
+    causal: Any, label_config: Mapping[str, Any], *, per_token: bool
+) -> Any:
     """Return a classifier with the base model of a language model and a newly initialized head.
 
     The base model is moved instead of copied, so that its non-persistent buffers keep their values.
@@ -104,12 +106,12 @@ def classifier_with_new_head(causal: Any, label_config: Mapping[str, Any], *, st
     Args:
         causal: The language model; it must not be used afterwards.
         label_config: ``num_labels``, ``id2label`` and ``label2id`` of the configuration.
-        steps: Whether the head is applied to every token instead of to whole texts.
+        per_token: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
         UserError: The model has no separate base model.
     """
-    model_class = _generic_classifier_class(type(causal.config), steps)
+    model_class = _generic_classifier_class(type(causal.config), per_token)
     if model_class is None:
         raise UserError(f"{type(causal).__name__} has no decoder-only base model")
     config = copy.deepcopy(causal.config)
@@ -129,27 +131,27 @@ def classifier_with_new_head(causal: Any, label_config: Mapping[str, Any], *, st
     return model
 
 
-def has_own_classifier(config: Any, *, steps: bool) -> bool:
+def transformers_has_classifier(config: Any, *, per_token: bool) -> bool:
     """Return whether Transformers has a classifier for the family of a configuration.
 
-    If ``steps`` is set, this is a token classifier, else a sequence classifier.
+    If ``per_token`` is set, this is a token classifier, else a sequence classifier.
     """
-    return type(config) in _auto_classifier_class(steps)._model_mapping
+    return type(config) in _auto_classifier_class(per_token)._model_mapping
 
 
-def _auto_classifier_class(steps: bool) -> Any:
-    return AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
+def _auto_classifier_class(per_token: bool) -> Any:
+    return AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
 
 
 @functools.cache
-def _generic_classifier_class(config_class: Any, steps: bool) -> Any:
+def _generic_classifier_class(config_class: Any, per_token: bool) -> Any:
     """Return the class that combines a decoder family with a generic head; None for others."""
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_base_class(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
     if family is None:
         return None
-    suffix = "ForTokenClassification" if steps else "ForSequenceClassification"
+    suffix = "ForTokenClassification" if per_token else "ForSequenceClassification"
     attributes = {
         "config_class": config_class,
         "base_model_prefix": family.base_model_prefix,
@@ -158,7 +160,7 @@ def _generic_classifier_class(config_class: Any, steps: bool) -> Any:
         "__module__": family.__module__,
     }
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
-    return type(name, (EveryTokenHead if steps else LastTokenHead, family), attributes)
+    return type(name, (EveryTokenHead if per_token else LastTokenHead, family), attributes)
 
 
 def _family_base_class(causal_class: Any) -> Any:

@@ -86,7 +86,10 @@ class RatingJudge(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         prompts = [
             _fill_template(
-                self.template, conversation=as_text(c), low=str(self.low), high=str(self.high)
+                self.template,
+                conversation=format_for_judge(c),
+                low=str(self.low),
+                high=str(self.high),
             )
             for c in conversations
         ]
@@ -145,7 +148,7 @@ class PairJudge:
         for a, b in zip(first, second, strict=True):
             if a[:-1] != b[:-1]:
                 raise UserError("judge: the two conversations of a pair must have the same prompt")
-            shared = {"prompt": as_text(a[:-1])}
+            shared = {"prompt": format_for_judge(a[:-1])}
             texts = [content_text(talk[-1].get("content")) for talk in (a, b)]
             prompts.append(_fill_template(self.template, **shared, first=texts[0], second=texts[1]))
             prompts.append(_fill_template(self.template, **shared, first=texts[1], second=texts[0]))
@@ -164,7 +167,7 @@ class PairJudge:
         return (wins[0] + wins[1]) / 2
 
 
-def as_text(conversation: Conversation) -> str:
+def format_for_judge(conversation: Conversation) -> str:
     """Format a conversation as paragraphs, each with the role in brackets on its first line."""
     return "\n\n".join(
         f"[{m['role'].capitalize()}]\n{content_text(m.get('content'))}" for m in conversation

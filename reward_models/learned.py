@@ -129,7 +129,7 @@ class LearnedReward(Reward):
                 from training, scores depend on padding, or a label is unknown.
         """
         model, tokenizer = checkpoint.load_checkpoint(path, dtype=dtype, device=device)
-        sidecar = checkpoint.checked_sidecar(
+        sidecar = checkpoint.checked_or_inferred_sidecar(
             path, model, tokenizer, max_length=max_length, append_eos=append_eos
         )
         reward = cls(
@@ -168,7 +168,7 @@ class LearnedReward(Reward):
         """Return the token ids, and whether the text was truncated."""
         if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
-        ids, truncated = chat_template.encode_truncated(
+        ids, truncated = chat_template.ids_and_is_truncated(
             self.tokenizer,
             conversation,
             append_eos=self.sidecar.append_eos,

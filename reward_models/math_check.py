@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from rlhf.reward_models.notation import algebra
-from rlhf.reward_models.notation.grammar import Node, read_math
+from rlhf.reward_models.notation.grammar import Node, parse_answer
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.marks import answer_and_text_around_box
 from rlhf.reward_models.notation.prose import (
@@ -68,9 +68,9 @@ def parse_reference_answer(text: str) -> Node:
     Raises:
         NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute the value.
     """
-    tree = read_math(answer_and_text_around_box(text)[0].strip())
+    tree = parse_answer(answer_and_text_around_box(text)[0].strip())
     try:
-        algebra.check_reference(tree)
+        algebra.check_reference_has_value(tree)
     except (NotUnderstood, _TimeLimitExceeded):
         raise
     except Exception as error:
@@ -91,15 +91,17 @@ def parse_reply_answer(reply: str, *, allow_words: bool = False) -> Node:
     """
     segment, boxed = answer_segment_and_is_boxed(reply)
     try:
-        return read_math(segment, math=boxed)
+        return parse_answer(segment, in_math_mode=boxed)
     except NotUnderstood:
         if allow_words and (answers := [*_ANSWER_IS.finditer(segment)]):
             check_is_asserted(segment[: answers[-1].start()])
-            return read_math(rf"\text{{{answers[-1][1]}}}", math=False)
+            return parse_answer(rf"\text{{{answers[-1][1]}}}", in_math_mode=False)
         if allow_words and _WORDS.match(segment):
-            return read_math(rf"\text{{{segment}}}", math=False)
+            return parse_answer(rf"\text{{{segment}}}", in_math_mode=False)
     statement = final_statement(segment, numbers_only=False)
-    return read_math(f"{statement.text} {leading_unit_words(statement.words)}", math=boxed)
+    return parse_answer(
+        f"{statement.text} {leading_unit_words(statement.words)}", in_math_mode=boxed
+    )
 
 
 @contextmanager

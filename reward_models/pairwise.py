@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.reward_models.chat_template import render
+from rlhf.reward_models.chat_template import render_conversation
 from rlhf.reward_models.core import (
     Conversation,
     Reward,
@@ -49,7 +49,7 @@ def encode_pair(
     limit = max(available - min(map(len, replies)), available // 2)
     replies = [reply[:limit] for reply in replies]
     left = available - sum(map(len, replies))
-    context = ids(render(tokenizer, prompt))
+    context = ids(render_conversation(tokenizer, prompt))
     context_ids = context[len(context) - min(left, len(context)) :]
     return [*opening, *context_ids, *replies[0], *replies[1], *closing]
 
@@ -133,5 +133,7 @@ class PairModel(Reward):
             Unscorable: One of them is missing, or the prompt cannot be rendered.
         """
         prompt, reply = conversation[:-1], last_reply(conversation)
-        render(self.inner.tokenizer, prompt)  # raises if the template cannot render the prompt
+        render_conversation(
+            self.inner.tokenizer, prompt
+        )  # raises if the template cannot render the prompt
         return prompt, reply, self.reference.reference_answer(conversation)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import UserError
-from rlhf.reward_models.chat_template import render, template_hash
+from rlhf.reward_models.chat_template import render_conversation, template_hash
 from rlhf.reward_models.checkpoint import check_sidecar, find_sidecar, load_checkpoint
 from rlhf.reward_models.core import (
     Conversation,
@@ -55,7 +55,7 @@ def encode_steps(
     steps = [step for step in last_reply(conversation).split(separator) if step.strip()]
     if not steps:
         raise Unscorable("no steps")
-    prompt = render(tokenizer, conversation[:-1]) if len(conversation) > 1 else ""
+    prompt = render_conversation(tokenizer, conversation[:-1]) if len(conversation) > 1 else ""
     ids = list(tokenizer(prompt, add_special_tokens=tokenizer.chat_template is None)["input_ids"])
     ends = []
     for step in steps:
@@ -119,7 +119,7 @@ class ProcessReward(Reward):
             UserError: Weights are missing, the number of classes is not two, or the checkpoint was
                 trained with another template or separator.
         """
-        model, tokenizer = load_checkpoint(path, dtype=dtype, device=device, steps=True)
+        model, tokenizer = load_checkpoint(path, dtype=dtype, device=device, per_token=True)
         sidecar = find_sidecar(path)
         if sidecar is not None:
             check_sidecar(

@@ -17,8 +17,8 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.registry import Registry
 from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
-from rlhf.reward_models.core import EachReward, Reward, check_unique_names
-from rlhf.reward_models.worker import Worker
+from rlhf.reward_models.core import PerConversationReward, Reward, check_unique_names
+from rlhf.reward_models.worker import FunctionWorker
 
 _BUILT_IN_KINDS: dict[str, str | Callable[..., Reward]] = {
     "code": "rlhf.reward_models.code_runner:code",
@@ -52,7 +52,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _WRAPPER_KEYS = ("name", "weight", "clip", "threshold", "normalise")
 
 
-def builder_of(target: Callable[..., Any], name: str) -> Callable[..., Reward]:
+def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[..., Reward]:
     """Return the builder of a kind of reward that a plug-in defines.
 
     Args:
@@ -217,9 +217,9 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
     function = import_object(path, what="rewards: kind 'function'")
     if timeout is None:
         return as_reward(function)
-    worker = Worker(path, timeout=timeout)
+    worker = FunctionWorker(path, timeout=timeout)
     plain = as_reward(function)
-    return EachReward(
+    return PerConversationReward(
         lambda conversation: _single_score(worker([conversation])),
         name=plain.name,
         outcomes=plain.outcomes,

@@ -15,11 +15,17 @@ from fractions import Fraction
 import regex as timed  # re has no timeout, so a reply could block it forever
 
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
+from rlhf.reward_models.core import (
+    Conversation,
+    PerConversationReward,
+    Reward,
+    Unscorable,
+    last_reply,
+)
 from rlhf.reward_models.notation import quantity
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.targets import Answer, ReferenceAnswerSource
-from rlhf.reward_models.worker import Worker
+from rlhf.reward_models.worker import FunctionWorker
 
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am)? (?:am )?(?:sorry|afraid)\b|i (?:can(?:'|no)t|won't|will not|must decline|"
@@ -45,7 +51,7 @@ def exact_match(
         )
         return float(reply in right)
 
-    return EachReward(score_last_reply, name="exact_match", outcomes=(0.0, 1.0))
+    return PerConversationReward(score_last_reply, name="exact_match", outcomes=(0.0, 1.0))
 
 
 def number(
@@ -76,7 +82,7 @@ def number(
             return 1.0
         return _zero_or_raise_unscorable(reasons)
 
-    return EachReward(score_last_reply, name="number", outcomes=(0.0, 1.0))
+    return PerConversationReward(score_last_reply, name="number", outcomes=(0.0, 1.0))
 
 
 def _zero_or_raise_unscorable(reasons: Sequence[str]) -> float:
@@ -99,7 +105,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
     3 * ``timeout`` seconds of wall-clock time.
     """
     target = ReferenceAnswerSource(answer, answers)
-    worker = Worker(
+    worker = FunctionWorker(
         "rlhf.reward_models.math_check:answer_verdict_and_reason", timeout=3.0 * timeout
     )
 
@@ -113,7 +119,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
                 reasons.append(reason)
         return _zero_or_raise_unscorable(reasons)
 
-    return EachReward(score_last_reply, name="math", outcomes=(0.0, 1.0), waits=True)
+    return PerConversationReward(score_last_reply, name="math", outcomes=(0.0, 1.0), waits=True)
 
 
 def regex(
@@ -139,7 +145,7 @@ def regex(
         except TimeoutError:
             raise Unscorable(f"the pattern search takes more than {timeout:g} s") from None
 
-    return EachReward(score_last_reply, name="regex", outcomes=(0.0, 1.0))
+    return PerConversationReward(score_last_reply, name="regex", outcomes=(0.0, 1.0))
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
@@ -157,7 +163,7 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
         once = all(reply.count(mark) == 1 for mark in marks)
         return float(once and pattern.fullmatch(reply) is not None)
 
-    return EachReward(score_last_reply, name="format", outcomes=(0.0, 1.0))
+    return PerConversationReward(score_last_reply, name="format", outcomes=(0.0, 1.0))
 
 
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
@@ -180,7 +186,7 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
             return size / low - 1.0
         return max(-1.0, 1.0 - size / high) if high is not None and size > high else 0.0
 
-    return EachReward(score_last_reply, name="length")
+    return PerConversationReward(score_last_reply, name="length")
 
 
 def repetition(n: int = 3) -> Reward:
@@ -196,7 +202,7 @@ def repetition(n: int = 3) -> Reward:
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
-    return EachReward(score_last_reply, name="repetition")
+    return PerConversationReward(score_last_reply, name="repetition")
 
 
 def refusal() -> Reward:
@@ -210,4 +216,4 @@ def refusal() -> Reward:
         opening = last_reply(conversation)[:200].casefold().replace("’", "'")
         return float(_REFUSAL.search(opening) is not None)
 
-    return EachReward(score_last_reply, name="refusal", outcomes=(0.0, 1.0))
+    return PerConversationReward(score_last_reply, name="refusal", outcomes=(0.0, 1.0))

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.reward_models.core import EachReward, Reward, last_reply
+from rlhf.reward_models.core import PerConversationReward, Reward, last_reply
 
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 _NEGATING_WORDS = frozenset(
@@ -41,10 +41,10 @@ def lexicon(path: str | None = None) -> Reward:
         UserError: A line does not have the form "word value".
     """
     words = read_lexicon(path)
-    return EachReward(lambda c: valence(last_reply(c), words), name="lexicon")
+    return PerConversationReward(lambda c: sentiment_score(last_reply(c), words), name="lexicon")
 
 
-def valence(text: str, words: dict[str, float]) -> float:
+def sentiment_score(text: str, words: dict[str, float]) -> float:
     """Return the sentiment of ``text`` in (-1, 1); 0.0 if no word is in ``words``.
 
     ``words`` maps words to valences; see :func:`lexicon` for the formula.
@@ -101,4 +101,6 @@ def vader() -> Reward:
             'the reward kind vader needs an extra: pip install "rlhf-kit[sentiment]"'
         ) from error
     analyzer = SentimentIntensityAnalyzer()
-    return EachReward(lambda c: analyzer.polarity_scores(last_reply(c))["compound"], name="vader")
+    return PerConversationReward(
+        lambda c: analyzer.polarity_scores(last_reply(c))["compound"], name="vader"
+    )

@@ -22,7 +22,7 @@ from rlhf.common.foreign import describe_exception, time_limit
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
-from rlhf.common.user_code import errors_located_at
+from rlhf.common.user_code import add_location_to_errors
 from rlhf.errors import UserError
 from rlhf.reward_models.core import SetupError, Unscorable
 
@@ -31,7 +31,7 @@ _GRACE_SECONDS = 2.0
 """Time after the limit in which a process can report the line that it executes, before its end."""
 
 
-class Worker:
+class FunctionWorker:
     """Call a function in another process.
 
     The process is started at the first call. After a timeout or a crash, the next call starts a new
@@ -140,7 +140,7 @@ def serve(function_path: str, timeout: str) -> None:
     os.dup2(2, 1)
 
     def reply(**content: Any) -> None:
-        results.write(json.dumps(content, default=_plain) + "\n")
+        results.write(json.dumps(content, default=_to_json_value) + "\n")
         results.flush()
 
     try:
@@ -152,16 +152,16 @@ def serve(function_path: str, timeout: str) -> None:
     reply(result="ready")
     for line in sys.stdin:
         try:
-            with errors_located_at(function), time_limit(float(timeout)):
+            with add_location_to_errors(function), time_limit(float(timeout)):
                 result = function(*json.loads(line))
-                json.dumps(result, default=_plain)
+                json.dumps(result, default=_to_json_value)
         except (Exception, SystemExit) as error:  # a failure of the user's function
             reply(error=describe_exception(error), expired=isinstance(error, TimeoutError))
         else:
             reply(result=result)
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """Convert a value that JSON does not have: a number or array of numpy, torch or pandas.
 
     Raises:

@@ -18,14 +18,14 @@ from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
 from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
-from rlhf.config.load import Source, assemble_tree, build_config, set_key
+from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, set_key
 from rlhf.errors import UserError
-from rlhf.runs.changes import permits_change
+from rlhf.runs.changes import permits_content_change
 from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
 from rlhf.runs.directory import lock_directory
 from rlhf.runs.inputs import leaf_items
-from rlhf.runs.launch import release_memory
+from rlhf.runs.launch import collect_garbage_and_trim_heap
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def read_pipeline(
     Raises:
         UserError: A stage is invalid; the message names the stage and the key.
     """
-    tree = assemble_tree(sources, [])
+    tree = assemble_tree_and_load_plugins(sources, [])
     stages = tree.get("stages")
     if not isinstance(stages, list) or not stages:
         raise UserError(
@@ -114,7 +114,7 @@ def _check_stage(
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_model_references(stage, commands_by_name)
-        commands.configure(stage["command"], stage_config_tree(pipeline, stage))
+        commands.config_from_tree(stage["command"], stage_config_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 
@@ -273,7 +273,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
                 _verify_reference_checksums(root, stage)
                 commands.run_command(stage["command"], stage_config_tree(pipeline, stage))
                 claim.delete_replaced_files()
-                release_memory()
+                collect_garbage_and_trim_heap()
         return write_report(root)
 
 
@@ -298,7 +298,7 @@ def _check_stages_can_continue(pipeline: Pipeline, commands: CommandTable) -> No
             if isinstance(value, str) and value.startswith(PREFIX)
         }
         for key, origin in origins.items():
-            if origin in continuing and not permits_change(stage, key):
+            if origin in continuing and not permits_content_change(stage, key):
                 outdated[tree["output_dir"]] = (
                     f"stage {stage['name']}: {key} is a result of the stage {origin}, which would "
                     "change, because a stage takes more steps"
@@ -352,7 +352,7 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     note = f"requires the results of {', '.join(waiting)}"
     if waiting:
         stage = replace_missing_with_initial_model(pipeline, stage)
-    config = commands.configure(command, stage_config_tree(pipeline, stage))
+    config = commands.config_from_tree(command, stage_config_tree(pipeline, stage))
     if not waiting:
         return commands.plan(command, config)
     if not missing_references(pipeline, stage):

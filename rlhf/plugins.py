@@ -183,9 +183,9 @@ def register_reward(name: str) -> Callable[[T], T]:
     """
 
     def decorate(target: T) -> T:
-        from rlhf.reward_models.registry import KINDS, builder_of
+        from rlhf.reward_models.registry import KINDS, plugin_reward_builder
 
-        KINDS.add(name, builder_of(target, name), target)  # type: ignore[arg-type]
+        KINDS.add(name, plugin_reward_builder(target, name), target)  # type: ignore[arg-type]
         return target
 
     return decorate

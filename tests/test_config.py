@@ -21,12 +21,18 @@ from rlhf.commands.score import ScoreConfig
 from rlhf.commands.split import SplitConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import EvaluateConfig
-from rlhf.config.load import assemble_tree, build_config, merge_trees, read_yaml, set_key
+from rlhf.config.load import (
+    assemble_tree_and_load_plugins,
+    build_config,
+    merge_trees,
+    read_yaml,
+    set_key,
+)
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import KLSpec, OnlineConfig
 from rlhf.config.rollout import RolloutSpec
-from rlhf.data.preferences import Annotator
+from rlhf.data.preferences import SimulatedAnnotator
 from rlhf.errors import UserError
 
 CONFIGS = [
@@ -92,13 +98,13 @@ def test_floats_are_read_as_in_yaml_1_2(tmp_path, text, value):
 def test_later_files_win_mappings_merge_and_lists_are_replaced(tmp_path):
     first = write(tmp_path / "a.yaml", "name: a\ninner: {rate: 1, count: 2}\nitems: [{}, {}]\n")
     second = write(tmp_path / "b.yaml", "inner: {rate: 5}\nitems: [{count: 9}]\n")
-    tree = assemble_tree([first, second], [("inner.count", 7)])
+    tree = assemble_tree_and_load_plugins([first, second], [("inner.count", 7)])
     assert tree == {"name": "a", "inner": {"rate": 5, "count": 7}, "items": [{"count": 9}]}
 
 
 def test_overrides_leave_a_mapping_alone():
     mapping = {"inner": {"rate": 1}}
-    assert assemble_tree([mapping], [("inner.rate", 2)]) == {"inner": {"rate": 2}}
+    assert assemble_tree_and_load_plugins([mapping], [("inner.rate", 2)]) == {"inner": {"rate": 2}}
     assert mapping == {"inner": {"rate": 1}}
 
 
@@ -149,7 +155,10 @@ def test_arguments_without_a_flag_flags_and_switches():
 
 def test_arguments_without_a_flag_set_the_keys_of_the_row():
     def overrides(words, keys, config):
-        return [call.overrides for call in parse_arguments(words).split_calls("x", keys, config)]
+        return [
+            call.overrides
+            for call in parse_arguments(words).bind_positional_to_keys("x", keys, config)
+        ]
 
     assert overrides(["a", "b"], ["directories"], ReportConfig) == [(("directories", ["a", "b"]),)]
     assert overrides(["a", "b"], ["path"], CheckConfig) == [(("path", "a"),), (("path", "b"),)]
@@ -157,7 +166,7 @@ def test_arguments_without_a_flag_set_the_keys_of_the_row():
     assert overrides(["a", "b"], merge_keys, MergeConfig) == [(("adapter", "a"), ("target", "b"))]
     assert overrides([], ["path"], CheckConfig) == [()]
     files = parse_arguments(["a.yaml", "--config", "b.yaml"])
-    (call,) = files.split_calls("x", ["config"], CheckConfig)
+    (call,) = files.bind_positional_to_keys("x", ["config"], CheckConfig)
     assert call.files == ("a.yaml", "b.yaml")
     with pytest.raises(UserError, match="x: unexpected argument 'c'"):
         overrides(["a", "b", "c"], merge_keys, MergeConfig)
@@ -360,7 +369,7 @@ def test_every_field_has_a_docstring(cls):
 
 def test_the_walk_over_dataclasses_finds_the_nested_ones():
     assert {OnlineConfig, ModelSpec, DataSpec} <= dataclasses_of(OnlineConfig)
-    assert Annotator in dataclasses_of(PairsConfig)
+    assert SimulatedAnnotator in dataclasses_of(PairsConfig)
     assert undocumented(Inner) == ["rate", "count"]
 
 

@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 import rlhf
-from rlhf.api.inputs import configuration_tree
+from rlhf.api.inputs import to_training_config
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import read_jsonl
@@ -180,7 +180,7 @@ def test_the_python_example_of_the_readme_is_accepted(folder, monkeypatch, capsy
     (folder / "ppo.yaml").write_text(yaml.safe_dump(complete_configs(ROOT / "README.md")[0]))
 
     def check_ppo(config: str, **options: Any) -> Any:
-        COMMANDS.read("ppo", [config, configuration_tree(options)], [])
+        COMMANDS.read_config("ppo", [config, to_training_config(options)], [])
         policy = SimpleNamespace(generate=lambda prompt: "a reply")
         return SimpleNamespace(metrics={"reward/mean": 0.5}, policy=policy)
 

@@ -51,7 +51,7 @@ def test_help_shows_the_settings_of_the_algorithm(capsys, verb):
 @pytest.mark.parametrize("verb", ALGORITHMS)
 def test_help_lists_exactly_the_settings_that_have_an_effect(capsys, verb):
     shown = {key for key in help_values(capsys, verb) if key.startswith("algorithm.")}
-    assert shown == {f"algorithm.{key}" for key in ALGORITHMS[verb].effective_settings}
+    assert shown == {f"algorithm.{key}" for key in ALGORITHMS[verb].settings_with_effect}
 
 
 def test_help_of_several_steps_lists_the_clipping(capsys):
@@ -102,7 +102,9 @@ def test_print_config_holds_every_setting_that_has_an_effect(capsys, tmp_path, v
     tree["episodes_per_step"] = 8
     shown = printed_config(capsys, verb, "--config", config_file(tmp_path / "c.yaml", tree))
     row = ALGORITHMS[verb]
-    assert shown["algorithm"] == {key: getattr(row.settings, key) for key in row.effective_settings}
+    assert shown["algorithm"] == {
+        key: getattr(row.settings, key) for key in row.settings_with_effect
+    }
 
 
 def test_a_recorded_configuration_is_taken_back_with_overrides(capsys, tmp_path):
@@ -119,7 +121,7 @@ def test_a_recorded_configuration_is_taken_back_with_overrides(capsys, tmp_path)
     del record["algorithm"]["clip_low"]
     again = config_file(tmp_path / "record.yaml", record)
     shown = printed_config(capsys, "ppo", "--config", again, *one_step)
-    expected = configured_algorithm("ppo", num_epochs=1, num_minibatches=1).effective_settings
+    expected = configured_algorithm("ppo", num_epochs=1, num_minibatches=1).settings_with_effect
     assert shown["algorithm"].keys() == expected
 
 

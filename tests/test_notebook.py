@@ -11,7 +11,7 @@ from typing import Any
 
 import rlhf
 from rlhf.api.live_plot import charts_as_images_html
-from rlhf.reports.charts import Chart, Series, chart_image
+from rlhf.reports.charts import Chart, Series, standalone_chart_svg
 from tests.helpers.notebook import executed
 
 SCRATCH = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context": 128}}
@@ -86,6 +86,6 @@ def test_names_cannot_leave_their_element():
 
 
 def test_a_chart_without_points_says_so():
-    root = ET.fromstring(chart_image(Chart("empty", [Series("none", [], [])])))
+    root = ET.fromstring(standalone_chart_svg(Chart("empty", [Series("none", [], [])])))
     assert "nothing logged" in "".join(root.itertext())
     assert charts_as_images_html({}) == "<div></div>"

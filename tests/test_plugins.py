@@ -21,7 +21,7 @@ from rlhf.common.files import write_jsonl
 from rlhf.common.plugins import load_plugins, resolve_code_references
 from rlhf.common.registry import Registry
 from rlhf.config.data import DataSpec
-from rlhf.config.load import assemble_tree
+from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.data import load
 from rlhf.errors import UserError
 from rlhf.reward_models import build
@@ -260,7 +260,7 @@ def test_code_beside_the_configuration_is_found_from_anywhere(tmp_path, monkeypa
     }
     config = write_config(folder / "c.yaml", tree)
     monkeypatch.chdir(tmp_path)
-    read = assemble_tree([config], [])
+    read = assemble_tree_and_load_plugins([config], [])
     code = str(folder / "mine.py")
     assert [spec["path"] for spec in read["rewards"]] == [
         f"{code}:score",
@@ -526,7 +526,7 @@ def test_a_pipeline_gives_its_plugins_to_the_stages(tmp_path):
              "rewards": [{"kind": "brevity"}]},
         ],
     }  # fmt: skip
-    pipeline = COMMANDS.read("run", [write_config(tmp_path / "p.yaml", tree)], [])
+    pipeline = COMMANDS.read_config("run", [write_config(tmp_path / "p.yaml", tree)], [])
     from rlhf.pipeline import stage_config_tree
 
     stage = stage_config_tree(pipeline, pipeline.stages[0])

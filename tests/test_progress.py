@@ -41,7 +41,7 @@ def watched(
         online_displayed_metrics(BANDIT) if displayed_metrics is None else displayed_metrics
     )
     with ProgressDisplay(
-        name, 2000, start=1000, displayed_metrics=displayed_metrics, console=console
+        name, 2000, num_completed=1000, displayed_metrics=displayed_metrics, console=console
     ) as bar:
         for step, row in enumerate(rows, start=1001):
             bar.show(step, row, warnings if step == 1001 else ())

@@ -224,7 +224,7 @@ def test_a_peft_configuration_is_converted():
     from peft import LoraConfig
 
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
-    assert inputs.lora_tree(config) == {
+    assert inputs.to_lora_config(config) == {
         "rank": 4,
         "alpha": 8,
         "dropout": 0.1,
@@ -232,9 +232,9 @@ def test_a_peft_configuration_is_converted():
         "use_dora": False,
         "use_rslora": False,
     }
-    assert "target_modules" not in inputs.lora_tree(LoraConfig(target_modules="all-linear"))
+    assert "target_modules" not in inputs.to_lora_config(LoraConfig(target_modules="all-linear"))
     with pytest.raises(UserError, match="lora: bias of PEFT's LoraConfig is not supported"):
-        inputs.lora_tree(LoraConfig(bias="all"))
+        inputs.to_lora_config(LoraConfig(bias="all"))
 
 
 def test_lora_trains_only_adapters(echo_model):
@@ -384,7 +384,7 @@ def test_the_results_of_a_run(echo_model):
 )
 def test_wrong_objects_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        inputs.configuration_tree(options)
+        inputs.to_training_config(options)
 
 
 @pytest.mark.parametrize("config", [3, [{}, 3], object()])
@@ -456,11 +456,11 @@ def test_a_generation_configuration_is_converted():
     from transformers import GenerationConfig
 
     config = GenerationConfig(max_new_tokens=4, temperature=0.7, eos_token_id=2)
-    assert inputs.rollout_tree(config) == {"max_new_tokens": 4, "temperature": 0.7}
+    assert inputs.to_rollout_config(config) == {"max_new_tokens": 4, "temperature": 0.7}
     greedy = GenerationConfig(do_sample=False, max_new_tokens=4)
-    assert inputs.rollout_tree(greedy) == {"max_new_tokens": 4, "temperature": 0.0}
+    assert inputs.to_rollout_config(greedy) == {"max_new_tokens": 4, "temperature": 0.0}
     with pytest.raises(UserError, match="rollout: num_beams of GenerationConfig is not supported"):
-        inputs.rollout_tree(GenerationConfig(num_beams=4))
+        inputs.to_rollout_config(GenerationConfig(num_beams=4))
 
 
 def test_policies_of_an_evaluation_are_objects(folder, echo_model):
@@ -491,7 +491,7 @@ def test_policies_of_an_evaluation_are_objects(folder, echo_model):
 
 
 def test_functions_and_servers_are_policies_of_an_evaluation(folder):
-    from rlhf.api.inputs import policy_list
+    from rlhf.api.inputs import to_policy_configs
     from rlhf.config.evaluate import ApiSpec
 
     class Repeats:
@@ -505,7 +505,7 @@ def test_functions_and_servers_are_policies_of_an_evaluation(folder):
     listed = [{"name": "mine", "path": Repeats()}]
     again = rlhf.evaluate(policies=listed, env="text/Echo-v0", episodes=4, output_dir="runs/again")
     assert again.evaluations["mine"]["metrics"]["return"]["mean"] == 1.0
-    [entry] = policy_list({"served": ApiSpec(url="http://localhost:8000/v1", model="big")})
+    [entry] = to_policy_configs({"served": ApiSpec(url="http://localhost:8000/v1", model="big")})
     assert entry["api"]["model"] == "big"
 
 

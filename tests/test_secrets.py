@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.common.text import VisibleFormatter, mask_secret_options, mask_secrets
-from rlhf.config.load import assemble_tree
+from rlhf.common.text import SafeLogFormatter, mask_secret_options, mask_secrets
+from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.errors import UserError
 from rlhf.runs.machine import describe_machine
 
@@ -33,7 +33,7 @@ SECRETS = {
 def test_a_secret_in_a_configuration_is_refused_by_its_key(key: str, value: str):
     sources = [{"rewards": [{}], "data": [{}]}]
     with pytest.raises(UserError) as caught:
-        assemble_tree(sources, [(key, value)])
+        assemble_tree_and_load_plugins(sources, [(key, value)])
     assert str(caught.value).startswith(f"{key}: ")
     assert "hunter2" not in str(caught.value)
 
@@ -41,7 +41,7 @@ def test_a_secret_in_a_configuration_is_refused_by_its_key(key: str, value: str)
 def test_settings_that_look_alike_are_accepted():
     settings = {"eos_token": "<|im_end|>", "max_tokens": 5, "token_budget": "x", "api_key": ""}
     settings |= {"url": "http://localhost:8000/v1", "path": "user@host/x", "key": "a/b:c@d"}
-    assert assemble_tree([settings], []) == settings
+    assert assemble_tree_and_load_plugins([settings], []) == settings
 
 
 def test_a_refused_secret_leaves_no_directory(tmp_path, capsys: pytest.CaptureFixture):
@@ -74,7 +74,7 @@ def test_the_recorded_command_line_has_no_secrets(monkeypatch: pytest.MonkeyPatc
 def test_log_lines_and_values_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-words-only")
     record = logging.LogRecord("x", 20, "", 0, "sent plain-words-only", (), None)
-    assert VisibleFormatter("%(message)s").format(record) == "sent ***"
+    assert SafeLogFormatter("%(message)s").format(record) == "sent ***"
     assert mask_secrets("see http://host/a?b=1#c, a@b.org") == "see http://host/a?b=1#c, a@b.org"
 
 

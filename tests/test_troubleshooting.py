@@ -21,10 +21,10 @@ from rlhf.common.files import write_jsonl
 from rlhf.runs.alarms import ALARMS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training.numeric_checks import (
-    check_losses,
+    check_losses_are_finite,
+    check_parameters_are_trained,
     check_ratios_before_first_update,
-    check_scores,
-    check_trainable,
+    check_scores_and_rewards_are_finite,
 )
 from tests.helpers.alarm_faults import FAULTS
 from tests.helpers.user_code_mistakes import KINDS
@@ -43,14 +43,16 @@ def is_printed(message: str, text: str) -> bool:
 
 def frozen() -> None:
     weight = nn.Parameter(torch.zeros(1), requires_grad=False)
-    check_trainable(torch.optim.SGD([weight]), [weight])
+    check_parameters_are_trained(torch.optim.SGD([weight]), [weight])
 
 
 HALTS: dict[str, Callable[[], Any]] = {
-    "not_finite": lambda: check_losses(MetricSums(sums={"policy/loss": torch.tensor(math.nan)})),
+    "not_finite": lambda: check_losses_are_finite(
+        MetricSums(sums={"policy/loss": torch.tensor(math.nan)})
+    ),
     "first_ratio": lambda: check_ratios_before_first_update(torch.ones(2), torch.float32),
     "frozen": frozen,
-    "nothing_scored": lambda: check_scores([math.nan], [[math.nan]], {}),
+    "nothing_scored": lambda: check_scores_and_rewards_are_finite([math.nan], [[math.nan]], {}),
 }
 """Alarm before an update -> a check that raises it."""
 

@@ -19,7 +19,7 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.common import user_code
 from rlhf.common.foreign import describe_exception, user_location
-from rlhf.common.user_code import definition_location, errors_located_at, thread_location
+from rlhf.common.user_code import add_location_to_errors, definition_location, thread_location
 from rlhf.config.load import merge_trees
 from tests.helpers.training import online_tree
 from tests.helpers.user_code_mistakes import KINDS, MISTAKES, pattern_of
@@ -99,7 +99,7 @@ def test_the_location_of_a_class_is_its_first_line() -> None:
 
 
 def raised_by(call: Callable[[], Any], *codes: Any) -> Exception:
-    with pytest.raises(Exception) as caught, errors_located_at(*codes):
+    with pytest.raises(Exception) as caught, add_location_to_errors(*codes):
         call()
     return caught.value
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from benchmarks.trl.common import PacedCallback, trl_arguments
 from benchmarks.worker import Job, StepTimer
-from rlhf.models.loading import give_model_pad_token, load_tokenizer
+from rlhf.models.loading import ensure_pad_token_and_embedding, load_tokenizer
 
 TRAINERS = {
     "sft": (trl.SFTTrainer, trl.SFTConfig),
@@ -33,7 +33,7 @@ def make_trainer(job: Job, command: str, *, tuned: bool, **more: Any) -> Any:
     tokenizer: Any = load_tokenizer(job.model)
     rows = [json.loads(line) for line in (job.folder / "trl.jsonl").read_text().splitlines()]
     model = load_model(job.model, classifier=command == "reward")
-    give_model_pad_token(tokenizer, model)
+    ensure_pad_token_and_embedding(tokenizer, model)
     extra = {}
     if command == "dpo":
         extra["ref_model"] = load_model(job.model, classifier=False)

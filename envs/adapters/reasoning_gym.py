@@ -39,7 +39,7 @@ def _same_number(answer: str, truth: str) -> float:
     return float(Fraction(answer.strip().removeprefix("$")) == Fraction(truth))
 
 
-def _same_probability(answer: str, truth: str) -> float:
+def _probability_within_tolerance(answer: str, truth: str) -> float:
     """Return 1.0 if the answer differs from `truth` by at most 1e-4 and at most 1%, else 0.0."""
     right = Fraction(truth)
     return float(abs(Fraction(answer.strip()) - right) <= min(Fraction(1, 10_000), right / 100))
@@ -88,7 +88,10 @@ def _evaluate(node: ast.expr) -> Fraction:
 REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
     "game_of_life_halting": (_same_word, "its scorer accepts any text: bool('False') is True"),
     "puzzle24": (_makes_24, "its scorer accepts numbers that are not in the question"),
-    "coin_flip": (_same_probability, "its scorer accepts any part of the answer's digits"),
+    "coin_flip": (
+        _probability_within_tolerance,
+        "its scorer accepts any part of the answer's digits",
+    ),
     "gsm_symbolic": (_same_number, "its scorer ignores a minus sign and accepts -14 for 14"),
     "spell_backward": (_fraction_of_same_letters, "its scorer ignores letters after the word"),
 }
@@ -115,7 +118,7 @@ _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps", "except"}
 
 
-def has_extra_text(answer: str, truth: str, question: str = "") -> bool:
+def has_extra_or_hedging_text(answer: str, truth: str, question: str = "") -> bool:
     """Return whether an answer contains the reference and further text, or a hedging word.
 
     Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
@@ -228,7 +231,7 @@ class ReasoningGym(TextEnv):
         super().reset(seed=seed)
         count = len(self._indices)
         position = int(self.np_random.integers(count)) if seed is None else seed % count
-        index = self._index_of(self._indices[int(self._order[position])])
+        index = self._first_index_in_split(self._indices[int(self._order[position])])
         self._entry = self._entry_at(index)
         return self.opening(self._entry["question"], item=index)
 
@@ -239,11 +242,11 @@ class ReasoningGym(TextEnv):
         use.
         """
         self._generators.seed(index)
-        with self._library_context():
+        with self._isolated_library_calls():
             return self._dataset[index]
 
     @contextmanager
-    def _library_context(self) -> Iterator[None]:
+    def _isolated_library_calls(self) -> Iterator[None]:
         """Return a context manager for calls of the library.
 
         The library uses private random generators, and its output is discarded.
@@ -255,7 +258,7 @@ class ReasoningGym(TextEnv):
             stack.enter_context(self._generators.active())
             yield
 
-    def _index_of(self, item: int) -> int:
+    def _first_index_in_split(self, item: int) -> int:
         """Return the dataset index of the item's first candidate whose question is in the split.
 
         Raises:
@@ -301,10 +304,12 @@ class ReasoningGym(TextEnv):
         form = ANSWER_FORMS.get(self.task)
         is_malformed = form is not None and form.fullmatch(action.strip()) is None
         if self.task not in STRICT_SCORERS:
-            is_malformed |= has_extra_text(action, "" if truth is None else str(truth), question)
+            is_malformed |= has_extra_or_hedging_text(
+                action, "" if truth is None else str(truth), question
+            )
         if len(action) > MAX_ANSWER_LENGTH or is_malformed:
             return 0.0, "text around the answer"
-        with self._library_context():
+        with self._isolated_library_calls():
             try:
                 score = self._raw_score(action)
             except Exception as error:

@@ -107,7 +107,7 @@ class TextArena(TextEnv):
             raise UserError(f"opponent must be 'random' or a function, got {opponent!r}")
         super().__init__(max_turns=max_turns, render_mode=render_mode)
         self.game, self.opponent = game, opponent
-        self._id, self._players = _id_and_players(game)
+        self._id, self._players = _id_and_num_players(game)
         self._library = require("textarena", "textarena")
         if self._id not in self._library.envs.registration.ENV_REGISTRY:
             raise UserError(f"textarena has no game {game!r} ({self._id} is not registered)")
@@ -125,7 +125,7 @@ class TextArena(TextEnv):
         for _ in range(_MAX_DEALS):
             self._seat = int(self.np_random.integers(self._players))
             self._opponent_conversations: dict[int, Conversation] = {}
-            with self._library_context():
+            with self._isolated_library_calls():
                 self._game = self._library.make(self._id)
                 deal = int(self.np_random.integers(2**31))
                 self._game.reset(num_players=self._players, seed=deal)
@@ -136,7 +136,7 @@ class TextArena(TextEnv):
 
     def step(self, action: str) -> Step:
         self.turns_left -= 1
-        with self._library_context():
+        with self._isolated_library_calls():
             try:
                 done, _ = self._game.step(action)
                 self._text, ended = ("", True) if done else self._play_opponents()
@@ -177,13 +177,13 @@ class TextArena(TextEnv):
 
     def _opponent_move(self, player: int, text: str) -> str:
         if isinstance(self.opponent, str):
-            return _random_move(text, self.np_random)
+            return _random_bracketed_word(text, self.np_random)
         start: Conversation = [{"role": "system", "content": str(self.system_prompt)}]
         conversation = self._opponent_conversations.setdefault(player, start)
         return append_opponent_reply(self.opponent, conversation, text)
 
     @contextmanager
-    def _library_context(self) -> Iterator[None]:
+    def _isolated_library_calls(self) -> Iterator[None]:
         """Return a context manager that calls a game with private generators and without output."""
         with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
@@ -191,10 +191,10 @@ class TextArena(TextEnv):
     def sample_action(self, rng: np.random.Generator) -> str:
         """Draw a bracketed word from the last observation, because games do not list legal
         moves."""
-        return _random_move(self._text, rng)
+        return _random_bracketed_word(self._text, rng)
 
 
-def _id_and_players(game: str) -> tuple[str, int]:
+def _id_and_num_players(game: str) -> tuple[str, int]:
     """Return TextArena's id of the game and the number of players.
 
     The id ends with `-raw`, which selects the game without observation wrappers.
@@ -210,13 +210,13 @@ def _message_text(message: Any) -> str:
     return text if sender == -1 else f"Player {sender}: {text}"
 
 
-def _random_move(text: str, rng: np.random.Generator) -> str:
+def _random_bracketed_word(text: str, rng: np.random.Generator) -> str:
     """Draw one of the bracketed words in a text; "[0]" if there is none."""
     moves = _MOVE.findall(text)
     return moves[int(rng.integers(len(moves)))] if moves else "[0]"
 
 
-def _reward_of(rewards: Any, seat: int, players: int) -> float:
+def _reward_of(rewards: Any, seat: int, num_players: int) -> float:
     """Return the reward of the player in `seat`.
 
     Some games return an error message instead of rewards. The reward is then 0.0 in a single-player
@@ -225,4 +225,4 @@ def _reward_of(rewards: Any, seat: int, players: int) -> float:
     reward = rewards.get(seat) if isinstance(rewards, dict) else None
     if isinstance(reward, int | float) and math.isfinite(reward):
         return float(reward)
-    return 0.0 if players == 1 else LOSS
+    return 0.0 if num_players == 1 else LOSS

@@ -41,17 +41,17 @@ def same_answer(reference: Node, answer: Node) -> bool:
             zero.
     """
     reference, answer = (
-        _with_letters_of_unit(reference, answer),
-        _with_letters_of_unit(answer, reference),
+        _unit_as_letters_if_other_has_letters(reference, answer),
+        _unit_as_letters_if_other_has_letters(answer, reference),
     )
     reference, answer = (
-        _with_listed_members(reference, answer),
-        _with_listed_members(answer, reference),
+        _membership_as_equations(reference, answer),
+        _membership_as_equations(answer, reference),
     )
     (reference, unit), (answer, answer_unit) = _split_unit(reference), _split_unit(answer)
     if bool(unit) != bool(answer_unit):
-        answer, answer_unit = _with_unit_of_symbols(answer, answer_unit, expected=unit)
-        reference, unit = _with_unit_of_symbols(reference, unit, expected=answer_unit)
+        answer, answer_unit = _symbols_as_unit_if_expected(answer, answer_unit, expected=unit)
+        reference, unit = _symbols_as_unit_if_expected(reference, unit, expected=answer_unit)
     if not units.agree_or_missing(unit, answer_unit):
         return False
     if "text" in (reference.kind, answer.kind):
@@ -84,7 +84,7 @@ def same_answer(reference: Node, answer: Node) -> bool:
     return provably_equal(to_sympy(reference), to_sympy(answer))
 
 
-def check_reference(node: Node) -> None:
+def check_reference_has_value(node: Node) -> None:
     """Check that a reference answer has a value.
 
     Raises:
@@ -114,7 +114,7 @@ def _split_unit(node: Node) -> tuple[Node, str]:
     return (node.args[0], unit or "deg") if node.kind == "degree" else (node, unit)
 
 
-def _with_letters_of_unit(node: Node, other: Node) -> Node:
+def _unit_as_letters_if_other_has_letters(node: Node, other: Node) -> Node:
     """Return an answer whose unit is read as a product of letters if the other answer has letters.
 
     ``2 hr`` is two hours beside ``2``, and the product of 2, h and r beside ``2rh``.
@@ -125,7 +125,7 @@ def _with_letters_of_unit(node: Node, other: Node) -> Node:
     return node if is_same_unit else node.args[1]
 
 
-def _with_unit_of_symbols(node: Node, unit: str, *, expected: str) -> tuple[Node, str]:
+def _symbols_as_unit_if_expected(node: Node, unit: str, *, expected: str) -> tuple[Node, str]:
     """Return an answer and its unit; symbols after a number are its unit if it is ``expected``.
 
     The letters of ``12 m/s`` can be variables or a unit, so the other answer decides.
@@ -150,7 +150,7 @@ def _number_and_unit_words(node: Node) -> tuple[Node | None, list[str]]:
         return (value and Node("negative", (value,))), words
     if node.kind in ("symbol", "letters"):
         name, mark, exponent = str(node.data).partition("^")
-        known = units.unit_factor(name) is not None
+        known = units.canonical_unit_in_product(name) is not None
         return None, [name, *([f"^{exponent}"] if mark else [])] if known else []
     if node.kind == "power" and node.args[1].kind in ("number", "negative"):
         _, words = _number_and_unit_words(node.args[0])
@@ -342,10 +342,10 @@ def _without_assigned_name(reference: Node, answer: Node) -> tuple[Node, Node]:
         and not _has_symbols(reference.args[-1])
     ):
         return reference.args[-1], answer
-    return _without_membership(reference, answer), _without_membership(answer, reference)
+    return _set_of_membership(reference, answer), _set_of_membership(answer, reference)
 
 
-def _with_listed_members(node: Node, other: Node) -> Node:
+def _membership_as_equations(node: Node, other: Node) -> Node:
     """Return ``x \\in \\{1, 2\\}`` as ``x = 1 or x = 2``, unless the other answer is a membership.
 
     Beside a set, the result is the set ``\\{1, 2\\}``.
@@ -364,7 +364,7 @@ def _is_listed_membership(node: Node) -> bool:
     return is_membership and node.args[0].kind == "symbol" and node.args[1].kind == "set"
 
 
-def _without_membership(node: Node, other: Node) -> Node:
+def _set_of_membership(node: Node, other: Node) -> Node:
     """Return the set in a membership such as ``x \\in (0, 1)``.
 
     A node is returned unchanged if it is not a membership of a variable, or if the other answer is
@@ -617,7 +617,7 @@ def _to_sympy_unchecked(node: Node, angle: bool) -> Any:
         inner = to_sympy(node.args[0])
         return inner * sp.pi / 180 if angle else inner
     if kind == "function":
-        return _apply_function(node)
+        return _function_to_sympy(node)
     if kind == "applied":
         return sp.Function(str(node.data))(*(to_sympy(child) for child in node.args))
     if kind not in _OPERATIONS:
@@ -678,7 +678,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _apply_function(node: Node) -> Any:
+def _function_to_sympy(node: Node) -> Any:
     name = str(node.data)
     inverse = name.startswith("inverse ")
     name = name.removeprefix("inverse ")

@@ -52,18 +52,18 @@ class Node:
     data: str | Fraction | tuple | None = None
 
 
-def read_math(text: str, *, math: bool = True) -> Node:
+def parse_answer(text: str, *, in_math_mode: bool = True) -> Node:
     """Parse an answer.
 
     Args:
         text: The answer without surrounding sentences.
-        math: Whether to treat the text as if it were between math delimiters. Between delimiters, a
-            word is a product of letters.
+        in_math_mode: Whether to treat the text as if it were between math delimiters. Between
+            delimiters, a word is a product of letters.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
     """
-    tokens = tokens_of(text, math=math)
+    tokens = tokens_of(text, in_math_mode=in_math_mode)
     tokens = [t for t in tokens if t.kind not in ("delimiter", "line")]
     while tokens and (
         (tokens[-1].kind == "punctuation" and tokens[-1].text == ".") or tokens[-1].is_op(",")
@@ -408,14 +408,14 @@ class _MathReader(TokenReader):
         if name == "binom":
             return Node("binomial", (self._argument(), self._argument()))
         if name in _ROUNDING_BRACKETS:
-            return self._rounded(name)
+            return self._floor_or_ceiling(name)
         if name == "begin":
             return self._matrix()
         if (named := self._named_constant_or_function(name)) is not None:
             return named
         raise NotUnderstood(f"the unknown command \\{name}")
 
-    def _rounded(self, opening: str) -> Node:
+    def _floor_or_ceiling(self, opening: str) -> Node:
         """Parse the rest of ``\\lfloor x \\rfloor`` or ``\\lceil x \\rceil``."""
         node = self.item()
         closing, function = _ROUNDING_BRACKETS[opening]
@@ -516,13 +516,13 @@ class _MathReader(TokenReader):
             self.expect("\\}")
             return condition
         else:
-            self._split_digit_groups()
+            self._split_comma_numbers_in_brackets()
             items = self.items() if not self.peek().is_op("\\}", "}") else []
         closing = self.expect(*_CLOSING_BRACKETS[opening])
         self.bars = bars
         return _bracketed_node(opening, closing, items)
 
-    def _split_digit_groups(self) -> None:
+    def _split_comma_numbers_in_brackets(self) -> None:
         """Split numbers such as 3,100 between brackets at their commas: ``(3,100)`` is a pair."""
         depth, position = 0, self.position
         while position < len(self.tokens):
@@ -544,7 +544,7 @@ class _MathReader(TokenReader):
             position += 1
 
     def _matrix(self) -> Node:
-        name = self._environment()
+        name = self._environment_name()
         if name not in _MATRIX_ENVIRONMENTS:
             raise NotUnderstood(f"the unknown environment {name}")
         rows, row = [], [self.item()]
@@ -559,14 +559,14 @@ class _MathReader(TokenReader):
                 break
             row = [self.item()]
         self.take()
-        if self._environment() != name:
+        if self._environment_name() != name:
             raise NotUnderstood("a matrix that is not closed")
         rows += [tuple(row)] if row else []
         if len({len(r) for r in rows}) != 1:
             raise NotUnderstood("a matrix with rows of different lengths")
         return Node("matrix", tuple(Node("row", r) for r in rows))
 
-    def _environment(self) -> str:
+    def _environment_name(self) -> str:
         self.expect("{")
         name = self.take().text
         self.expect("}")

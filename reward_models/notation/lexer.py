@@ -127,19 +127,19 @@ _ESCAPED_CHARACTERS = {
 }
 
 
-def tokens_of(text: str, *, math: bool = False) -> list[Token]:
+def tokens_of(text: str, *, in_math_mode: bool = False) -> list[Token]:
     """Split ``text`` into tokens, in time linear in its length.
 
     Args:
         text: An answer or a whole reply.
-        math: Whether to treat the whole text as if it were between math delimiters.
+        in_math_mode: Whether to treat the whole text as if it were between math delimiters.
 
     Raises:
         NotUnderstood: The text is longer than ``MAX_TEXT`` characters.
     """
     if len(text) > MAX_TEXT:
         raise NotUnderstood(f"longer than {MAX_TEXT} characters")
-    return _Lexer(text.translate(_FULL_WIDTH_FORMS), math).run()
+    return _Lexer(text.translate(_FULL_WIDTH_FORMS), in_math_mode).tokenize()
 
 
 class _Lexer:
@@ -151,7 +151,7 @@ class _Lexer:
         self.closing = set(self.closes.values())
         self.prose_until: list[int] = []
 
-    def run(self) -> list[Token]:
+    def tokenize(self) -> list[Token]:
         position = 0
         while position < len(self.text):
             if self.prose_until and position >= self.prose_until[-1]:

@@ -188,7 +188,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     Raises:
         NotUnderstood: There is no answer, or it is ambiguous.
     """
-    tokens = _with_products_of_units(tokens_of(segment))
+    tokens = _with_marked_products_of_units(tokens_of(segment))
     first, last = _last_run_indices(tokens, numbers_only)
     if _has_sign_word(tokens, first):
         first -= 1
@@ -222,7 +222,7 @@ def without_markdown(text: str) -> str:
     return text.strip()
 
 
-def _with_products_of_units(tokens: list[Token]) -> list[Token]:
+def _with_marked_products_of_units(tokens: list[Token]) -> list[Token]:
     """Return the tokens; the words of a product of units after a number have the kind ``unit``.
 
     A single unit is no product: ``leading_unit_words`` finds it after the run.
@@ -444,7 +444,7 @@ def _check_text_before_run(text: str, tokens: list[Token], first: int, run: str)
     ):
         raise NotUnderstood("several candidates")
     if previous is not None:
-        _check_previous_number(before[previous.end :], previous, tokens[first])
+        _reject_part_or_alternative_number(before[previous.end :], previous, tokens[first])
     glued = first > 0 and tokens[first - 1].end == tokens[first].start
     if glued and tokens[first - 1].kind in ("word", "number"):
         raise NotUnderstood("a number that is part of a name")
@@ -457,7 +457,7 @@ def _has_sign_word(tokens: list[Token], first: int) -> bool:
     return first == 1 or tokens[first - 2].kind != "number"
 
 
-def _check_previous_number(between: str, previous: Token, token: Token) -> None:
+def _reject_part_or_alternative_number(between: str, previous: Token, token: Token) -> None:
     """Raise NotUnderstood if the number before the run may be a part or an alternative of it.
 
     Args:

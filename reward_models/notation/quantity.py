@@ -15,7 +15,7 @@ from functools import lru_cache
 from operator import add, mul, neg, truediv
 
 from rlhf.reward_models.notation import units
-from rlhf.reward_models.notation.grammar import Node, read_math
+from rlhf.reward_models.notation.grammar import Node, parse_answer
 from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
 from rlhf.reward_models.notation.marks import answer_and_text_around_box
 from rlhf.reward_models.notation.prose import answer_segment_and_is_boxed, final_statement
@@ -77,7 +77,7 @@ def parse_quantity(
         raise NotUnderstood("no number")
     last = _tokens_after_last_equals(tokens)
     reader = _QuantityReader(last, decimal_comma=not is_reference)
-    quantity = reader.value()
+    quantity = reader.read_quantity()
     if reader.peek().kind != "end":
         raise NotUnderstood("more than one number, or words around it")
     if equations_complete:
@@ -192,7 +192,7 @@ def _check_calculations(
 def _calculation_value(text: str) -> Fraction | None:
     """Return the value of a calculation with numbers, or None for any other text."""
     try:
-        return _evaluate_tree(read_math(text, math=False))
+        return _evaluate_tree(parse_answer(text, in_math_mode=False))
     except (NotUnderstood, ZeroDivisionError):
         return None
 
@@ -216,7 +216,7 @@ class _QuantityReader(TokenReader):
         super().__init__(tokens)
         self.decimal_comma = decimal_comma
 
-    def value(self) -> Quantity:
+    def read_quantity(self) -> Quantity:
         with self.limit_depth():
             sign, currency = self._sign(), self.take_currency()
             if sign < 0 and self.peek().text.lower() in _SIGNS:
@@ -252,10 +252,10 @@ class _QuantityReader(TokenReader):
 
     def _bracketed_number(self, closing: str) -> Fraction:
         """Parse a number without a unit, or a fraction with ``\\over``, up to a closing bracket."""
-        quantity, bottom = self.value(), Quantity(Fraction(1))
+        quantity, bottom = self.read_quantity(), Quantity(Fraction(1))
         if closing == "}" and self.peek().is_command("over"):
             self.take()
-            bottom = self.value()
+            bottom = self.read_quantity()
         self.expect(closing)
         if quantity.unit or bottom.unit:
             raise NotUnderstood("a unit inside brackets")
@@ -291,7 +291,7 @@ class _QuantityReader(TokenReader):
         token, number = self.peek(), self._number()
         if token.text == "vulgar":
             return number
-        number = self._decimal_comma(token, number)
+        number = self._add_digits_after_decimal_comma(token, number)
         if number.denominator == 1:
             if self.peek().is_command("frac") and not self.is_unit_fraction(in_text=False):
                 return mixed_number(number, self._fraction(), Fraction(1))
@@ -307,7 +307,7 @@ class _QuantityReader(TokenReader):
             return number / bottom
         return self._times_power_of_ten(number)
 
-    def _decimal_comma(self, token: Token, number: Fraction) -> Fraction:
+    def _add_digits_after_decimal_comma(self, token: Token, number: Fraction) -> Fraction:
         """Add the digits after a decimal comma, if there is one directly after ``token``."""
         comma, after = self.peek(), self.peek(1)
         if not comma.is_op(",") or comma.spaced or after.spaced:

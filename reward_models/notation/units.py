@@ -123,12 +123,12 @@ def canonical_unit(names: list[str]) -> str:
         elif word in ("/", "per"):
             parts.append("/")
         elif word != "*":
-            parts.append((unit_factor(word) or _singular(word)) + power)
+            parts.append((canonical_unit_in_product(word) or _singular(word)) + power)
             power = ""
     return " ".join(parts).replace(" / ", "/")
 
 
-def unit_factor(word: str) -> str | None:
+def canonical_unit_in_product(word: str) -> str | None:
     """Return the canonical spelling of a unit inside a unit; "in" is the inch there."""
     return "in" if word == "in" else known_unit(word)
 
@@ -144,7 +144,7 @@ def _exponents_of_factors(names: list[str]) -> dict[str, int] | None:
     latest: dict[str, int] = {}
     sign, power, bracketed, closed = 1, 1, False, False
     for name in names:
-        unit = unit_factor(name)
+        unit = canonical_unit_in_product(name)
         if name in ("/", "per"):
             sign, closed = -1, False
         elif name in "()":

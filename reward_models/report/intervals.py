@@ -38,14 +38,14 @@ def clustered_mean_interval(
     return interval_as_dict(result, x.size)
 
 
-def share_interval(
+def proportion_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
     """Return `clustered_mean_interval` of ``values`` in [0, 1], [N], with the bounds 0 and 1."""
     return clustered_mean_interval(values, groups, bounds=(0.0, 1.0))
 
 
-def gain_interval(
+def paired_difference_interval(
     gains: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
     """Return the mean of paired differences with a 95% interval that is clustered by group.

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.stats import rankdata
 
 from rlhf.reward_models.report.intervals import (
-    gain_interval,
     interval_as_dict,
+    paired_difference_interval,
     pearson,
-    share_interval,
+    proportion_interval,
     spearman,
 )
 from rlhf.reward_models.words import fit_tfidf
@@ -39,7 +39,7 @@ class Measure:
     ) -> Estimate:
         """Return the metric with its interval; ``units`` [N] are the rows' independent units."""
         if self.scale == "share":
-            return share_estimate(self.metric(predictions, labels), units)
+            return proportion_estimate(self.metric(predictions, labels), units)
 
         def metric_on_rows(rows: np.ndarray) -> float:
             return self.metric(predictions[rows], labels[rows])
@@ -65,7 +65,7 @@ class Measure:
             return score - self.metric(baseline[rows], labels[rows])
 
         if self.scale == "share":
-            return as_estimate(gain_interval(metric_difference(), units))
+            return as_estimate(paired_difference_interval(metric_difference(), units))
         return as_estimate(interval_as_dict(jackknife(metric_difference, units), len(labels)))
 
 
@@ -146,9 +146,11 @@ def as_estimate(interval: dict[str, float]) -> Estimate:
     }
 
 
-def share_estimate(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
+def proportion_estimate(
+    outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
+) -> Estimate:
     """Return the mean of outcomes in [0, 1], [N], with its interval over ``groups`` [N]."""
-    return as_estimate(share_interval(outcomes, groups))
+    return as_estimate(proportion_interval(outcomes, groups))
 
 
 def correctness_indicators(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

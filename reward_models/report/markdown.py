@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.common.files import write_text
 from rlhf.common.numbers import decimal_text
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.reward_models.report.tables import Cell, flat_benchmark_scores, report_tables
 
 _YES_NO = {True: "yes", False: "no", None: "undecided"}
@@ -31,8 +31,8 @@ def pairs_report_markdown(report: Mapping[str, Any]) -> str:
     """Return the report on pairs as Markdown: findings, then one table for each measurement."""
     data = report["data"]
     parts = [
-        f"# Reward report: {markdown_text(str(report['reward']))}",
-        "## Verdict\n\n" + "\n".join(f"- {markdown_text(line)}" for line in report["verdict"]),
+        f"# Reward report: {escape_markdown(str(report['reward']))}",
+        "## Verdict\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in report["verdict"]),
         f"## Accuracy\n\n{percent_with_interval(report['accuracy'])} on {data['pairs']} pairs of "
         f"{data['prompts']} prompts; {data['ties']} ties (each counts 1/2), "
         f"{data['unscored']} unscored (omitted).",
@@ -66,7 +66,7 @@ def labeled_report_markdown(name: str, report: Mapping[str, Any]) -> str:
         f"{report['rows']:,} held-out rows from {report['units']:,} independent units (such as "
         "prompts); 95% intervals."
     )
-    return "\n\n".join([f"# {markdown_text(name)}", size, _table(["", *measures], cells)]) + "\n"
+    return "\n\n".join([f"# {escape_markdown(name)}", size, _table(["", *measures], cells)]) + "\n"
 
 
 def benchmark_result_markdown(name: str, reward: str, result: Mapping[str, Any]) -> str:
@@ -75,9 +75,12 @@ def benchmark_result_markdown(name: str, reward: str, result: Mapping[str, Any])
         [part, score, score["n"] if isinstance(score, Mapping) else ""]
         for part, score in flat_benchmark_scores(result)
     ]
-    parts = [f"# {markdown_text(f'{name}: {reward}')}", _table(["part", "score", "prompts"], rows)]
+    parts = [
+        f"# {escape_markdown(f'{name}: {reward}')}",
+        _table(["part", "score", "prompts"], rows),
+    ]
     if result.get("absent"):
-        absent = markdown_text(", ".join(result["absent"]))
+        absent = escape_markdown(", ".join(result["absent"]))
         parts.append(
             f"The file has no rows of {absent}, so the score is not comparable with published "
             "scores."

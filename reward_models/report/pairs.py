@@ -17,10 +17,10 @@ from rlhf.reward_models.report import baselines
 from rlhf.reward_models.report.calibration import calibration_metrics, temperature_interval
 from rlhf.reward_models.report.findings import finding_sentences
 from rlhf.reward_models.report.intervals import (
-    gain_interval,
     interval_as_dict,
+    paired_difference_interval,
     pearson,
-    share_interval,
+    proportion_interval,
     spearman,
 )
 from rlhf.reward_models.report.stress import run_stress_tests
@@ -131,7 +131,7 @@ class ScoredPairs:
 
         ``rows`` selects the pairs; by default, all pairs are used.
         """
-        return share_interval(
+        return proportion_interval(
             win_indicators(self.margins[rows]), np.array(self.groups)[rows].tolist()
         )
 
@@ -189,8 +189,8 @@ def _accuracy_and_gain_by_baseline(
             groups = [scored.groups[i] for i in rows]
             gains = win_indicators(scored.margins[rows]) - win_indicators(column[rows])
             result[name] = {
-                "accuracy": share_interval(win_indicators(column[rows]), groups),
-                "gain": gain_interval(gains, groups),
+                "accuracy": proportion_interval(win_indicators(column[rows]), groups),
+                "gain": paired_difference_interval(gains, groups),
             }
     return result
 

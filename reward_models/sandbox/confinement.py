@@ -185,7 +185,9 @@ def restrict_file_access() -> None:
         raise OSError(
             f"Landlock version 3 (Linux 6.2) is needed; this kernel has version {version}"
         )
-    ruleset = _check_result(_LIBC.syscall(444, struct.pack("Q", _HANDLED_RIGHTS), 8, 0), "Landlock")
+    ruleset = _require_system_call_success(
+        _LIBC.syscall(444, struct.pack("Q", _HANDLED_RIGHTS), 8, 0), "Landlock"
+    )
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     readable = {f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")}
     readable |= {os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
@@ -198,7 +200,7 @@ def restrict_file_access() -> None:
         _READ_RIGHTS | 1 << _FILE_RIGHT_BITS["write"] | 1 << _FILE_RIGHT_BITS["truncate"],
     )
     _forbid_new_privileges()
-    _check_result(_LIBC.syscall(446, ruleset, 0), "Landlock")
+    _require_system_call_success(_LIBC.syscall(446, ruleset, 0), "Landlock")
     os.close(ruleset)
 
 
@@ -210,7 +212,9 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
     if not os.path.isdir(path):
         rights &= sum(1 << bit for bit in _FILE_RIGHT_BITS.values())
     rule = struct.pack("=Qi", rights, descriptor)
-    _check_result(_LIBC.syscall(445, ruleset, 1, rule, 0), f"Landlock rule for {path}")
+    _require_system_call_success(
+        _LIBC.syscall(445, ruleset, 1, rule, 0), f"Landlock rule for {path}"
+    )
     os.close(descriptor)
 
 
@@ -227,7 +231,7 @@ def filter_system_calls() -> None:
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(buffer))
     _forbid_new_privileges()
-    _check_result(_LIBC.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0), "seccomp")
+    _require_system_call_success(_LIBC.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0), "seccomp")
 
 
 def _seccomp_filter_instructions() -> list[tuple[int, int, int, int]]:
@@ -263,23 +267,25 @@ def drop_capabilities() -> None:
     if sys.platform != "linux":
         raise OSError(f"capabilities need Linux, not {sys.platform}")
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
-    _check_result(_LIBC.syscall(126, header, nothing), "capset")
+    _require_system_call_success(_LIBC.syscall(126, header, nothing), "capset")
 
 
 def kill_self_when_parent_ends(parent: int) -> None:
     """Let the kernel kill this process when the process with the id ``parent`` ends."""
     if sys.platform != "linux":
         raise OSError(f"killing a process when its parent ends needs Linux, not {sys.platform}")
-    _check_result(_LIBC.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "parent's end")
+    _require_system_call_success(
+        _LIBC.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "parent's end"
+    )
     if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
 def _forbid_new_privileges() -> None:
-    _check_result(_LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _require_system_call_success(_LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def _check_result(result: int, what: str) -> int:
+def _require_system_call_success(result: int, what: str) -> int:
     """Return the result of a system call; raise OSError if it is negative."""
     if result < 0:
         raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")

@@ -18,7 +18,7 @@ from .plain import decode, encode
 _OPERATIONS = UNARY | KEYED | BINARY
 
 
-class Server:
+class ProgramObjectServer:
     """Perform operations on the objects of a program.
 
     Args:
@@ -83,7 +83,7 @@ class Server:
         return decode(data, self._value_of_reference)
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
-        if isinstance(value, Callback):
+        if isinstance(value, TestFunctionProxy):
             return {"callback": value.number}
         is_exception = isinstance(value, type) and issubclass(value, BaseException)
         if is_exception and getattr(builtins, value.__name__, None) is value:
@@ -101,13 +101,13 @@ class Server:
             return self.objects[content]
         if kind == "builtin exception":
             return getattr(builtins, content)
-        return Callback(self, content)
+        return TestFunctionProxy(self, content)
 
 
-class Callback:
+class TestFunctionProxy:
     """Proxy of a function of the tests that was passed to the program as an argument."""
 
-    def __init__(self, server: Server, number: int):
+    def __init__(self, server: ProgramObjectServer, number: int):
         self.server, self.number = server, number
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
@@ -136,4 +136,4 @@ def main() -> None:
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     exec(compile(task["code"], "<program>", "exec", dont_inherit=True), module.__dict__)
     channel.send({"ready": True})
-    Server(channel, module.__dict__).serve()
+    ProgramObjectServer(channel, module.__dict__).serve()

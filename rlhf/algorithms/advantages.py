@@ -22,8 +22,8 @@ from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import advantage
 from rlhf.algorithms.kl import kl_estimate_per_token
 from rlhf.algorithms.off_policy import (
-    in_sequence_band,
-    sampler_log_ratio,
+    is_mean_ratio_in_band,
+    old_to_sampler_log_ratio,
     truncated_importance_weights,
 )
 from rlhf.algorithms.settings import Settings
@@ -83,12 +83,12 @@ def estimate_advantages(
     if settings.whiten_advantages:
         advantages = whiten(advantages, mask)
     if settings.tis_cap or settings.masks_sequences:
-        log_ratio = sampler_log_ratio(batch, mask)
+        log_ratio = old_to_sampler_log_ratio(batch, mask)
         if settings.tis_cap:
             weights = truncated_importance_weights(log_ratio, cap=settings.tis_cap)
             advantages = advantages * weights
         if settings.masks_sequences:
-            mask = mask & in_sequence_band(log_ratio, mask, settings)[:, None]
+            mask = mask & is_mean_ratio_in_band(log_ratio, mask, settings)[:, None]
             advantages = torch.where(mask, advantages, 0.0)
             returns = torch.where(mask, returns, 0.0)
     pair_ids = result.pair_ids
@@ -237,7 +237,7 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     rounding errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    clean, scored, group_index, count = _scores_with_groups(scores, groups)
+    clean, scored, group_index, count = _scores_and_group_counts(scores, groups)
     mean = _sum_over_own_group(clean, group_index) / count.clamp(min=1)
     centered = torch.where(scored & in_group_with_unequal_scores(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
@@ -269,7 +269,7 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
 
     The mean is nan for an episode whose group has no other scored episode.
     """
-    clean, scored, group_index, count = _scores_with_groups(scores, groups)
+    clean, scored, group_index, count = _scores_and_group_counts(scores, groups)
     others = count - scored.to(count.dtype)
     return torch.where(
         others > 0, (_sum_over_own_group(clean, group_index) - clean) / others, torch.nan
@@ -283,7 +283,7 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
     reads=("gamma", "whiten_advantages"),
     groups=True,
 )
-def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
+def return_to_go_minus_group_mean(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return the return to go minus the mean return to go of the *other* episodes of the group.
 
     The baseline of a token in turn k is the mean return to go at the first token of turn k, over
@@ -312,7 +312,7 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     "1 for the best episode of the group; the other episodes are excluded from the loss",
     groups=True,
 )
-def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
+def best_of_group_indicator(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Return 1 for the best episode of each group and 0 for others (best-of-n distillation).
 
     This is RAFT (Dong et al. 2023, algorithm 1). If k episodes have the best score, each has
@@ -320,7 +320,7 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     gradient.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    high = _extreme_of_own_group(scores, groups, largest=True)
+    high = _max_or_min_of_own_group(scores, groups, largest=True)
     best = (scores >= high - SCORE_TOLERANCE * high.abs()) & in_group_with_unequal_scores(
         scores, groups
     )
@@ -336,7 +336,7 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     groups=True,
     pairs=True,
 )
-def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
+def pair_best_and_worst_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Pair the best and the worst episode of each group.
 
     If several episodes have the best or the worst score, the first of them is used. Let d be the
@@ -346,8 +346,8 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     scores, groups = batch.scores(), batch.require("groups")
     group_index = dense_index(groups)
     rows = torch.arange(len(scores), device=scores.device)
-    low = _extreme_of_own_group(scores, groups, largest=False)
-    high = _extreme_of_own_group(scores, groups, largest=True)
+    low = _max_or_min_of_own_group(scores, groups, largest=False)
+    high = _max_or_min_of_own_group(scores, groups, largest=True)
     first_low, first_high = (
         torch.full_like(rows, len(rows)).scatter_reduce(
             0, group_index, torch.where(scores == extreme, rows, len(rows)), reduce="amin"
@@ -369,12 +369,12 @@ def in_group_with_unequal_scores(scores: Tensor, groups: Tensor) -> Tensor:
     replaces these groups (Yu et al. 2025, section 3.2). Scores that differ only by rounding errors,
     such as sums of the same rewards in a different order, count as equal.
     """
-    low = _extreme_of_own_group(scores, groups, largest=False)
-    high = _extreme_of_own_group(scores, groups, largest=True)
+    low = _max_or_min_of_own_group(scores, groups, largest=False)
+    high = _max_or_min_of_own_group(scores, groups, largest=True)
     return high - low > SCORE_TOLERANCE * torch.maximum(low.abs(), high.abs())
 
 
-class _ScoresWithGroups(NamedTuple):
+class _ScoresAndGroupCounts(NamedTuple):
     """Scores of B episodes with statistics of their groups; all fields are [B]."""
 
     scores: Tensor
@@ -387,12 +387,12 @@ class _ScoresWithGroups(NamedTuple):
     """Number of scored episodes in the group."""
 
 
-def _scores_with_groups(scores: Tensor, groups: Tensor) -> _ScoresWithGroups:
+def _scores_and_group_counts(scores: Tensor, groups: Tensor) -> _ScoresAndGroupCounts:
     """Return the scores without nan, and the number of scored episodes of each group."""
     scored = ~scores.isnan()
     group_index = dense_index(groups)
     count = _sum_over_own_group(scored.to(scores.dtype), group_index)
-    return _ScoresWithGroups(torch.where(scored, scores, 0.0), scored, group_index, count)
+    return _ScoresAndGroupCounts(torch.where(scored, scores, 0.0), scored, group_index, count)
 
 
 def _sum_over_own_group(values: Tensor, group_index: Tensor) -> Tensor:
@@ -401,7 +401,7 @@ def _sum_over_own_group(values: Tensor, group_index: Tensor) -> Tensor:
     return totals[group_index]
 
 
-def _extreme_of_own_group(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
+def _max_or_min_of_own_group(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
     """Return the maximum (`largest`) or minimum score of each episode's group, [B], without nan."""
     group_index = dense_index(groups)
     worst = -torch.inf if largest else torch.inf

@@ -86,7 +86,7 @@ class Algorithm:
         return self.policy_loss.reference or self.kl_in_reward or self.kl_in_loss
 
     @property
-    def effective_settings(self) -> frozenset[str]:
+    def settings_with_effect(self) -> frozenset[str]:
         """Names of the settings that affect the result of this algorithm."""
         names = _ALWAYS_EFFECTIVE | self.advantage_estimator.reads | self.policy_loss.reads
         if self.policy_loss.reference:
@@ -107,7 +107,7 @@ class Algorithm:
     def _one_step_per_batch(self) -> bool:
         return self.settings.num_epochs * self.settings.num_minibatches == 1
 
-    def reason_without_effect(self, key: str) -> str:
+    def why_setting_has_no_effect(self, key: str) -> str:
         """Return the reason why the setting `key` has no effect; an error message ends with it."""
         if key in _RATIO_SETTINGS and self._one_step_per_batch:
             return (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rlhf.algorithms.settings import setting_names
-from rlhf.algorithms.user_components import checked_component
+from rlhf.algorithms.user_components import wrap_with_checks
 from rlhf.common.names import did_you_mean
 from rlhf.common.registry import Registry
 from rlhf.errors import UserError
@@ -57,21 +57,21 @@ _TABLES: dict[str, Registry[Component]] = {
 _parsed_modules: set[str] = set()
 
 
-def registered_components(module: str) -> Registry[Component]:
+def registered_components(kind: str) -> Registry[Component]:
     """Return the registered components of one kind, by name, without importing torch.
 
     Args:
-        module: Name of the module of this package that defines the components: "advantages",
+        kind: Name of the module of this package that defines the components: "advantages",
             "losses" or "kl". The functions of the components can be called only after this module
             is imported.
     """
-    if module not in _parsed_modules and f"{__package__}.{module}" not in sys.modules:
-        _parsed_modules.add(module)
-        _register_from_source(module)
-    return _TABLES[module]
+    if kind not in _parsed_modules and f"{__package__}.{kind}" not in sys.modules:
+        _parsed_modules.add(kind)
+        _register_without_import(kind)
+    return _TABLES[kind]
 
 
-def _register_from_source(module: str) -> None:
+def _register_without_import(module: str) -> None:
     """Register the components of a module that is not imported, with a placeholder function."""
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
     decorators = {"advantage": advantage, "policy_loss": policy_loss, "kl_estimator": kl_estimator}
@@ -183,7 +183,7 @@ def _register(module: str, name: str, *properties: Any, **flags: bool) -> Callab
             raise UserError(f"{name}: reads: there is no setting {key!r}{hint}")
 
     def decorate(function: Any) -> Any:
-        checked = checked_component(module, name, function)
+        checked = wrap_with_checks(module, name, function)
         component = Component(checked, *properties, **flags)
         registered_components(module).add(name, component, function)
         return function

@@ -77,7 +77,9 @@ def compute_loss(
     mask = batch.require("loss_mask")
 
     def aggregated(per_token: Tensor) -> Tensor:
-        return aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+        return aggregate_token_losses(
+            per_token, mask, aggregation=settings.aggregation, denominator=denominator
+        )
 
     loss_function = algorithm.policy_loss.function
     loss, metrics = loss_function(logprobs, batch, settings, denominator=denominator)
@@ -103,7 +105,7 @@ def compute_loss(
     return loss, metrics + MetricSums(means=means) + value_metrics
 
 
-def aggregate(
+def aggregate_token_losses(
     per_token: Tensor, mask: Tensor, *, aggregation: str, denominator: Denominator
 ) -> Tensor:
     """Return the sum of the token losses inside `mask`, divided by `denominator`.
@@ -211,7 +213,9 @@ def _clipped_surrogate(
     if dual_clip:
         floor = torch.where(advantages < 0, dual_clip * advantages, -torch.inf)
         surrogate = torch.maximum(surrogate, floor)
-    loss = aggregate(-surrogate, mask, aggregation=settings.aggregation, denominator=denominator)
+    loss = aggregate_token_losses(
+        -surrogate, mask, aggregation=settings.aggregation, denominator=denominator
+    )
     return loss, _ratio_loss_metrics(
         loss, log_ratio_for_metrics, ratio, clipped_ratio, advantages, mask
     )
@@ -230,7 +234,7 @@ def _clipped_surrogate(
         "entropy_coef",
     ),
 )
-def clipped_weight_loss(
+def clipped_weight_likelihood_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the log-likelihood loss with clipped importance weights (CISPO, MiniMax 2025).
@@ -245,14 +249,16 @@ def clipped_weight_loss(
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+    loss = aggregate_token_losses(
+        per_token, mask, aggregation=settings.aggregation, denominator=denominator
+    )
     return loss, _ratio_loss_metrics(loss, log_ratio, ratio, weight, advantages, mask)
 
 
 @policy_loss(
     "likelihood", "log-likelihood weighted by the advantage", reads=("aggregation", "entropy_coef")
 )
-def likelihood_loss(
+def advantage_weighted_likelihood_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the negative log-likelihood weighted by the advantages.
@@ -263,7 +269,9 @@ def likelihood_loss(
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     per_token = -advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+    loss = aggregate_token_losses(
+        per_token, mask, aggregation=settings.aggregation, denominator=denominator
+    )
     return loss, MetricSums(sums={"policy/loss": loss.detach()})
 
 
@@ -274,7 +282,7 @@ def likelihood_loss(
     pairs=True,
     reference=True,
 )
-def pairwise_loss(
+def pairwise_dpo_loss(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Compute the DPO loss on sampled pairs (Rafailov et al. 2023, eq. 7; Guo et al. 2024).

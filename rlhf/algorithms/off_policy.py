@@ -17,7 +17,7 @@ from rlhf.algorithms.settings import Settings
 
 
 @torch.no_grad()
-def sampler_log_ratio(batch: TrainingBatch, mask: Tensor) -> Tensor:
+def old_to_sampler_log_ratio(batch: TrainingBatch, mask: Tensor) -> Tensor:
     """Return log(pi_old / pi_sampler) of each token inside `mask`, [B, T]; it is 0 outside.
 
     pi_sampler is the policy that sampled the token (the behavior policy). pi_old is the policy at
@@ -39,14 +39,14 @@ def truncated_importance_weights(log_ratio: Tensor, *, cap: float) -> Tensor:
     exact.
 
     Args:
-        log_ratio: Result of `sampler_log_ratio`, [B, T].
+        log_ratio: Result of `old_to_sampler_log_ratio`, [B, T].
         cap: Upper bound of the weight.
     """
     return log_ratio.exp().clamp(max=cap)
 
 
 @torch.no_grad()
-def in_sequence_band(log_ratio: Tensor, mask: Tensor, settings: Settings) -> Tensor:
+def is_mean_ratio_in_band(log_ratio: Tensor, mask: Tensor, settings: Settings) -> Tensor:
     """Return whether the geometric mean ratio of each episode is in the band, [B].
 
     The geometric mean exp(mean_t log(pi_old / pi_sampler)) does not depend on the length of the
@@ -55,7 +55,7 @@ def in_sequence_band(log_ratio: Tensor, mask: Tensor, settings: Settings) -> Ten
     "geometric-level rejection sampling"). They remain in the baselines.
 
     Args:
-        log_ratio: Result of `sampler_log_ratio`, [B, T].
+        log_ratio: Result of `old_to_sampler_log_ratio`, [B, T].
         mask: [B, T], True for the tokens of the mean. An episode without tokens is in the band.
         settings: The band; a bound of 0 is not applied.
     """
@@ -79,7 +79,7 @@ def off_policy_metrics(batch: TrainingBatch, settings: Settings) -> dict[str, fl
     mask = batch.action_mask & scored[:, None]
     if not mask.any():
         return {}
-    log_ratio = sampler_log_ratio(batch, mask)
+    log_ratio = old_to_sampler_log_ratio(batch, mask)
     weights = truncated_importance_weights(log_ratio, cap=settings.tis_cap or math.inf)
     weights = weights[mask].double()
     metrics = {
@@ -87,6 +87,6 @@ def off_policy_metrics(batch: TrainingBatch, settings: Settings) -> dict[str, fl
         "sampler/ess": float(weights.sum().square() / (len(weights) * weights.square().sum())),
     }
     if settings.masks_sequences:
-        inside = in_sequence_band(log_ratio, mask, settings)[scored]
+        inside = is_mean_ratio_in_band(log_ratio, mask, settings)[scored]
         metrics["sampler/masked"] = 1 - float(inside.double().mean())
     return metrics

@@ -257,8 +257,10 @@ def configured_algorithm(name: str, **overrides: object) -> Algorithm:
     row = replace(row, settings=replace(row.settings, **overrides))  # type: ignore[arg-type]
     row.check()
     for key in overrides:
-        if key not in row.effective_settings:
-            raise UserError(f"{key} has no effect with {name}: {row.reason_without_effect(key)}")
+        if key not in row.settings_with_effect:
+            raise UserError(
+                f"{key} has no effect with {name}: {row.why_setting_has_no_effect(key)}"
+            )
     return row
 
 
@@ -284,7 +286,7 @@ def algorithm_table() -> list[dict[str, str]]:
             "defaults": ", ".join(
                 f"{field.name} {getattr(row.settings, field.name)}"
                 for field in fields(Settings)
-                if field.name in row.effective_settings
+                if field.name in row.settings_with_effect
             ),
             "source": ALGORITHMS.sources.get(row.name, ""),
         }

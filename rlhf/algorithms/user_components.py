@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
-from rlhf.common.foreign import exit_as_exception, foreign_exceptions
+from rlhf.common.foreign import ensure_ordinary_exceptions, exit_as_exception
 from rlhf.common.user_code import (
+    add_location_to_errors,
     check_accepts,
     definition_location,
-    definition_text,
-    errors_located_at,
+    definition_location_text,
     warn_if_slow,
     warn_once,
 )
@@ -35,11 +35,11 @@ _ADVANTAGES_FIELDS = ("advantages", "returns", "included", "pair_ids")
 _TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "KL estimator"}
 
 
-def checked_component(module: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with checked arguments and results; code of the toolkit is unchanged.
 
     Args:
-        module: Kind of the component: "advantages", "losses" or "kl".
+        kind: Kind of the component: "advantages", "losses" or "kl".
         name: Name of the component.
         function: The function.
 
@@ -48,24 +48,32 @@ def checked_component(module: str, name: str, function: Callable[..., Any]) -> C
     """
     if definition_location(function) is None:
         return function
-    title = f"{_TITLES[module]} {name!r}"
-    form, count, keys = _FORMS[module]
-    check_accepts(function, (None,) * count, what=title, form=form, **dict.fromkeys(keys))
-    what = f"{title}{definition_text(function)}"
-    check = {"advantages": _check_advantages, "losses": _check_loss, "kl": _check_kl}[module]
+    title = f"{_TITLES[kind]} {name!r}"
+    form, count, keys = _FORMS[kind]
+    check_accepts(
+        function, (None,) * count, what=title, required_signature=form, **dict.fromkeys(keys)
+    )
+    what = f"{title}{definition_location_text(function)}"
+    check = {
+        "advantages": _check_advantages_result,
+        "losses": _check_loss_result,
+        "kl": _check_kl_result,
+    }[kind]
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
         batch = arguments[count - 2] if 1 < count <= len(arguments) else None
-        versions = _versions(batch)
+        versions = _in_place_change_counts(batch)
         with (
-            errors_located_at(function),
+            add_location_to_errors(function),
             warn_if_slow(what, "simplify it, or use tensor operations instead of loops"),
-            foreign_exceptions(),
+            ensure_ordinary_exceptions(),
             exit_as_exception(),
         ):
             result = function(*arguments, **options)
-        if changed := [name for name, old in _versions(batch).items() if versions[name] != old]:
+        if changed := [
+            name for name, old in _in_place_change_counts(batch).items() if versions[name] != old
+        ]:
             raise UserError(
                 f"{what} changed batch.{changed[0]} in place, which other computations use: "
                 f"change a copy, such as batch.{changed[0]}.clone()"
@@ -76,7 +84,7 @@ def checked_component(module: str, name: str, function: Callable[..., Any]) -> C
     return checked
 
 
-def _versions(batch: TrainingBatch | None) -> dict[str, int]:
+def _in_place_change_counts(batch: TrainingBatch | None) -> dict[str, int]:
     """Return name -> number of changes in place of the tensors of a batch."""
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)} if batch else {}
     return {
@@ -86,7 +94,7 @@ def _versions(batch: TrainingBatch | None) -> dict[str, int]:
     }
 
 
-def _check_loss(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+def _check_loss_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
     import torch
 
     from rlhf.algorithms.metrics import MetricSums
@@ -113,7 +121,7 @@ def _check_loss(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
         )
 
 
-def _check_advantages(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
     if not all(hasattr(result, name) for name in _ADVANTAGES_FIELDS):
         raise UserError(f"{what} returned a {type(result).__name__}: return Advantages(advantages)")
     batch = arguments[0]
@@ -134,7 +142,7 @@ def _check_advantages(what: str, result: Any, arguments: tuple[Any, ...]) -> Non
             )
 
 
-def _check_kl(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+def _check_kl_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
     expected, shape = list(arguments[0].shape), list(getattr(result, "shape", ()))
     if shape != expected:
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.api.options import Config
-from rlhf.api.table import as_sources, command_table
+from rlhf.api.table import as_sources, load_command_table
 from rlhf.common.guards import is_path
 from rlhf.errors import UserError
 
@@ -46,8 +46,8 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
     """
-    commands = command_table()
-    checked = commands.read(command, as_sources(config), list(overrides.items()))
+    commands = load_command_table()
+    checked = commands.read_config(command, as_sources(config), list(overrides.items()))
     return commands.run_config(command, checked)
 
 
@@ -77,10 +77,10 @@ def run(pipeline: str | Path, **overrides: Any) -> Path:
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
     """
-    commands = command_table()
+    commands = load_command_table()
     from rlhf.pipeline import run_pipeline
 
-    return run_pipeline(commands.read("run", [pipeline], list(overrides.items())), commands)
+    return run_pipeline(commands.read_config("run", [pipeline], list(overrides.items())), commands)
 
 
 def report(*directories: Directory) -> Path:
@@ -105,7 +105,7 @@ def report(*directories: Directory) -> Path:
     """
     from rlhf.reports import write_comparison_report, write_report
 
-    folders = _folders("report", directories)
+    folders = _require_directories("report", directories)
     if len(folders) == 1:
         return write_report(folders[0])
     return write_comparison_report(folders, Path("comparison.html"))
@@ -134,7 +134,7 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
-    return compare_runs(_folders("compare", directories), metric=metric)
+    return compare_runs(_require_directories("compare", directories), metric=metric)
 
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
@@ -187,7 +187,7 @@ def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     return _run_and_collect_lines("score", config, overrides)
 
 
-def _folders(function: str, directories: Sequence[Directory]) -> list[Path]:
+def _require_directories(function_name: str, directories: Sequence[Directory]) -> list[Path]:
     """Return the directories that were given to a function.
 
     Raises:
@@ -196,8 +196,8 @@ def _folders(function: str, directories: Sequence[Directory]) -> list[Path]:
     other = [type(item).__name__ for item in directories if not is_path(item)]
     if other or not directories:
         raise UserError(
-            f"{function}: expected runs or paths of their directories, got "
-            f"{other[0] if other else 'none'}; write rlhf.{function}(first, second)"
+            f"{function_name}: expected runs or paths of their directories, got "
+            f"{other[0] if other else 'none'}; write rlhf.{function_name}(first, second)"
         )
     return [Path(directory) for directory in directories]
 
@@ -205,6 +205,6 @@ def _folders(function: str, directories: Sequence[Directory]) -> list[Path]:
 def _run_and_collect_lines(
     command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
 ) -> list[str]:
-    commands = command_table()
-    checked = commands.read(command, as_sources(config), list(overrides.items()))
+    commands = load_command_table()
+    checked = commands.read_config(command, as_sources(config), list(overrides.items()))
     return list(commands.run_and_yield_text(command, checked))

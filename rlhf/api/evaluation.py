@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Unpack
 
-from rlhf.api.inputs import evaluation_tree
-from rlhf.api.options import Config, EvaluationOptions, with_signature
+from rlhf.api.inputs import to_evaluation_config
+from rlhf.api.options import Config, EvaluationOptions, show_options_in_signature
 from rlhf.api.results import Run
-from rlhf.api.table import as_sources, command_table
+from rlhf.api.table import as_sources, load_command_table
 
 
-@with_signature(EvaluationOptions)
+@show_options_in_signature(EvaluationOptions)
 def evaluate(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[EvaluationOptions]
 ) -> Run:
@@ -37,9 +37,9 @@ def evaluate(
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
     """
-    commands = command_table()
+    commands = load_command_table()
     default = {"output_dir": "runs/evaluate"}
-    sources = [default, *as_sources(config), evaluation_tree(options)]
-    checked = commands.read("evaluate", sources, [])
+    sources = [default, *as_sources(config), to_evaluation_config(options)]
+    checked = commands.read_config("evaluate", sources, [])
     commands.run_config("evaluate", checked)
     return Run(checked.output_dir)

@@ -28,7 +28,7 @@ from rlhf.errors import UserError
 _DATA_KEYS = {field.name for field in dataclasses.fields(DataSpec)}
 
 
-def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
+def to_training_config(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration for the keyword arguments of a training function.
 
     Args:
@@ -44,19 +44,19 @@ def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in given.items():
         if key == "model":
-            tree[key] = model_tree(value, tokenizer)
+            tree[key] = to_model_config(value, tokenizer)
         elif key == "env":
-            tree[key] = env_tree(value)
+            tree[key] = to_env_config(value)
         elif key in ("data", "eval_data", "test_data"):
-            tree[key] = data_list(value, key)
+            tree[key] = to_data_configs(value, key)
         elif key in ("rewards", "gold"):
             rewards = as_list(value)
-            tree[key] = [reward_tree(r, f"{key}.{i}") for i, r in enumerate(rewards)]
+            tree[key] = [to_reward_config(r, f"{key}.{i}") for i, r in enumerate(rewards)]
         elif key == "callbacks":
             callbacks = as_list(value)
             tree[key] = [_callback_entry(c, f"callbacks.{i}") for i, c in enumerate(callbacks)]
         elif key == "rollout":
-            tree[key] = rollout_tree(value)
+            tree[key] = to_rollout_config(value)
         elif key == "algorithm" and is_instance_of_dataclass(value):
             raise UserError(
                 "algorithm: give a mapping of the settings to change, such as {'num_epochs': 2}; "
@@ -64,26 +64,30 @@ def configuration_tree(options: Mapping[str, Any]) -> dict[str, Any]:
                 "those that define the algorithm"
             )
         else:
-            tree[key] = plain(value)
+            tree[key] = to_plain_data(value)
     if tokenizer is not None and "model" not in given:
         raise UserError("tokenizer: it belongs to a loaded model; give model too")
     if lora is not None and tree.get("model", {}).get("lora") is not None:
         raise UserError("lora: model has adapters too; give them in one of both places")
     if lora is not None:
-        tree.setdefault("model", {})["lora"] = lora_tree(lora)
+        tree.setdefault("model", {})["lora"] = to_lora_config(lora)
     if prompts is not None and tree.get("env", {}).get("id"):
         raise UserError("give env or prompts, not both: an episode starts from one of them")
     if prompts is not None:
-        tree["env"] = {**tree.get("env", {}), "id": None, "prompts": data_list(prompts, "prompts")}
+        tree["env"] = {
+            **tree.get("env", {}),
+            "id": None,
+            "prompts": to_data_configs(prompts, "prompts"),
+        }
     return tree
 
 
-def evaluation_tree(options: Mapping[str, Any]) -> dict[str, Any]:
+def to_evaluation_config(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration for the keyword arguments of `rlhf.evaluate`.
 
     Args:
         options: Configuration keys. ``policies`` can be a mapping from names to models, and
-            ``text``, ``pairs`` and ``pairs_train`` can be data of any form of `data_list`.
+            ``text``, ``pairs`` and ``pairs_train`` can be data of any form of `to_data_configs`.
 
     Raises:
         UserError: An object cannot be used.
@@ -91,27 +95,29 @@ def evaluation_tree(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in options.items() if value is not None}
     policies = given.pop("policies", None)
     data = {key: given.pop(key) for key in ("text", "pairs", "pairs_train") if key in given}
-    tree = configuration_tree(given)
+    tree = to_training_config(given)
     if policies is not None:
-        tree["policies"] = policy_list(policies)
-    return tree | {key: data_list(value, key) for key, value in data.items()}
+        tree["policies"] = to_policy_configs(policies)
+    return tree | {key: to_data_configs(value, key) for key, value in data.items()}
 
 
-def policy_list(policies: Any) -> list[dict[str, Any]]:
+def to_policy_configs(policies: Any) -> list[dict[str, Any]]:
     """Return the list of policies of an evaluation.
 
     Args:
-        policies: Name -> model, as for `model_tree`; function of messages, or class of such
+        policies: Name -> model, as for `to_model_config`; function of messages, or class of such
             functions; `ApiSpec`; or None for the random or expert policy of the environment. Or a
             list of mappings with ``name``, and ``model``, ``path`` or ``api``.
     """
     entries: Any = policies
     if is_mapping(policies):
-        entries = [{"name": name, _policy_key(value): value} for name, value in policies.items()]
-    return [plain(_policy_entry(entry)) for entry in entries]
+        entries = [
+            {"name": name, _policy_source_key(value): value} for name, value in policies.items()
+        ]
+    return [to_plain_data(_to_policy_entry(entry)) for entry in entries]
 
 
-def _policy_key(policy: Any) -> str:
+def _policy_source_key(policy: Any) -> str:
     """Return the key of an entry of ``policies`` that has a value: model, path or api."""
     if isinstance(policy, ApiSpec):
         return "api"
@@ -119,34 +125,34 @@ def _policy_key(policy: Any) -> str:
     return "path" if is_function else "model"
 
 
-def _policy_entry(entry: Any) -> Any:
+def _to_policy_entry(entry: Any) -> Any:
     """Return an entry of ``policies`` whose model is a configuration and whose path is a name."""
     if not is_mapping(entry):
         return entry
     changed = dict(entry)
     if entry.get("model") is not None:
-        changed["model"] = model_tree(entry["model"])
+        changed["model"] = to_model_config(entry["model"])
     if callable(entry.get("path")):
         changed["path"] = reference_to(entry["path"], f"policies.{entry.get('name')}")
     return changed
 
 
-def plain(value: Any) -> Any:
+def to_plain_data(value: Any) -> Any:
     """Return plain data for a value of a configuration, which can contain configuration classes."""
     if type(value).__module__ == "numpy":
         return value.tolist()
     if is_instance_of_dataclass(value):
-        return plain(dataclasses.asdict(value))
+        return to_plain_data(dataclasses.asdict(value))
     if is_mapping(value):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain_data(item) for key, item in value.items()}
     if is_sequence(value):
-        return [plain(item) for item in value]
+        return [to_plain_data(item) for item in value]
     if is_path(value):
         return os.fspath(value)
     return value
 
 
-def model_tree(model: Any, tokenizer: Any = None) -> dict[str, Any]:
+def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
     """Return the configuration of a model.
 
     A loaded model is saved in the cache folder of the toolkit under a hash of its content, because
@@ -166,7 +172,7 @@ def model_tree(model: Any, tokenizer: Any = None) -> dict[str, Any]:
         folder = getattr(model, "model_path", model)  # of a finished run
         if is_path(folder):
             return {"path": os.fspath(folder)}
-        return plain(folder)
+        return to_plain_data(folder)
     if type(model).__module__.partition(".")[0] == "peft":
         raise UserError("model: give the base model, and the configuration of the adapter as lora=")
     if tokenizer is None:
@@ -178,12 +184,12 @@ def model_tree(model: Any, tokenizer: Any = None) -> dict[str, Any]:
             tokenizer = loader.from_pretrained(model.name_or_path)
         except (OSError, ValueError) as error:
             raise UserError("model: also give the tokenizer of the loaded model") from error
-    tree = {"path": str(_saved_model(model, tokenizer))}
+    tree = {"path": str(_save_model_in_cache(model, tokenizer))}
     dtype = str(model.dtype).removeprefix("torch.")
     return {**tree, "dtype": dtype} if dtype in ("float32", "bfloat16") else tree
 
 
-def _saved_model(model: Any, tokenizer: Any) -> Path:
+def _save_model_in_cache(model: Any, tokenizer: Any) -> Path:
     """Save a model and its tokenizer in the cache folder; return the folder."""
     from rlhf.data.cache import content_hash
     from rlhf.models.hub import cache_directory
@@ -223,7 +229,7 @@ _IGNORED_PEFT_KEYS = {
 }
 
 
-def lora_tree(lora: Any) -> dict[str, Any]:
+def to_lora_config(lora: Any) -> dict[str, Any]:
     """Return the configuration of adapters.
 
     Args:
@@ -233,7 +239,7 @@ def lora_tree(lora: Any) -> dict[str, Any]:
         UserError: PEFT's configuration has a setting that the toolkit does not support.
     """
     if type(lora).__module__.partition(".")[0] != "peft":
-        return plain(lora)
+        return to_plain_data(lora)
     default = type(lora)()
     tree: dict[str, Any] = {}
     for field in dataclasses.fields(lora):
@@ -244,7 +250,7 @@ def lora_tree(lora: Any) -> dict[str, Any]:
             if is_set(value):
                 value = sorted(value)
             if value is not None:
-                tree[_PEFT_KEYS[field.name]] = plain(value)
+                tree[_PEFT_KEYS[field.name]] = to_plain_data(value)
         elif field.name not in _IGNORED_PEFT_KEYS and value != getattr(default, field.name):
             raise UserError(
                 f"lora: {field.name} of PEFT's LoraConfig is not supported; supported are "
@@ -259,12 +265,12 @@ _IGNORED_GENERATION_KEYS = {
     "bos_token_id",  # the special tokens are those of the model
     "eos_token_id",
     "pad_token_id",
-    "do_sample",  # see rollout_tree
+    "do_sample",  # see to_rollout_config
     "transformers_version",
 }
 
 
-def rollout_tree(rollout: Any) -> Any:
+def to_rollout_config(rollout: Any) -> Any:
     """Return the configuration of sampling.
 
     Args:
@@ -275,7 +281,7 @@ def rollout_tree(rollout: Any) -> Any:
         UserError: The ``GenerationConfig`` has a setting that the toolkit does not support.
     """
     if type(rollout).__name__ != "GenerationConfig":
-        return plain(rollout)
+        return to_plain_data(rollout)
     tree = {
         key: value
         for key, value in rollout.to_diff_dict().items()
@@ -290,7 +296,7 @@ def rollout_tree(rollout: Any) -> Any:
     return tree | {"temperature": 0.0} if rollout.do_sample is False else tree
 
 
-class EnvironmentCopies:
+class EnvironmentCopyFactory:
     """Factory of copies of an environment.
 
     Args:
@@ -307,7 +313,7 @@ class EnvironmentCopies:
         return copy.deepcopy(self.env)
 
 
-def env_tree(env: Any) -> dict[str, Any]:
+def to_env_config(env: Any) -> dict[str, Any]:
     """Return the configuration of an environment.
 
     Args:
@@ -320,11 +326,15 @@ def env_tree(env: Any) -> dict[str, Any]:
     if isinstance(env, str):
         return {"id": env}
     if is_mapping(env):
-        return {**plain(env), "id": env_tree(env["id"])["id"]} if env.get("id") else plain(env)
+        return (
+            {**to_plain_data(env), "id": to_env_config(env["id"])["id"]}
+            if env.get("id")
+            else to_plain_data(env)
+        )
     if is_instance_of_dataclass(env):
-        return plain(env)
+        return to_plain_data(env)
     if hasattr(env, "reset") and hasattr(env, "step") and not isinstance(env, type):
-        return {"id": reference_to(EnvironmentCopies(env), "env")}
+        return {"id": reference_to(EnvironmentCopyFactory(env), "env")}
     if callable(env):
         return {"id": reference_to(env, "env")}
     raise UserError(
@@ -333,7 +343,7 @@ def env_tree(env: Any) -> dict[str, Any]:
     )
 
 
-def reward_tree(reward: Any, key: str) -> dict[str, Any]:
+def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
     """Return the configuration of a reward.
 
     Args:
@@ -346,10 +356,10 @@ def reward_tree(reward: Any, key: str) -> dict[str, Any]:
         tree = dict(reward)
         if callable(tree.get("path")):
             tree = {
-                **reward_tree(tree["path"], key),
+                **to_reward_config(tree["path"], key),
                 **{k: v for k, v in tree.items() if k != "path"},
             }
-        return plain(tree)
+        return to_plain_data(tree)
     if path := getattr(reward, "model_path", None):
         return {"kind": "trained", "path": os.fspath(path)}
     if isinstance(reward, str) and os.sep not in reward:
@@ -370,11 +380,11 @@ def _callback_entry(callback: Any, key: str) -> Any:
     if is_mapping(callback):
         entry = dict(callback)
         entry["callback"] = _callback_entry(entry.get("callback"), key)
-        return plain(entry)
+        return to_plain_data(entry)
     return reference_to(callback, key)
 
 
-def data_list(data: Any, key: str) -> list[dict[str, Any]]:
+def to_data_configs(data: Any, key: str) -> list[dict[str, Any]]:
     """Return the list of datasets for data of any form.
 
     Rows that are not in a file are written to the cache folder of the toolkit under a hash of their
@@ -402,17 +412,17 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
             )
         return [dict(data)]
     if hasattr(data, "to_parquet") and hasattr(data, "column_names"):
-        return [{"path": str(_stored(data.to_parquet, ".parquet"))}]
+        return [{"path": str(_write_file_to_cache(data.to_parquet, ".parquet"))}]
     if type(data).__name__ == "DataFrame":
-        return data_list(data.to_dict("records"), key)
+        return to_data_configs(data.to_dict("records"), key)
     if not is_sequence(data) or not data:
         raise UserError(
             f"{key}: expected a path, a datasets.Dataset or a list of rows, got "
             f"{type(data).__name__}{' without rows' if is_sequence(data) else ''}"
         )
     if all(_is_row(item) for item in data):
-        return [{"path": str(_stored_rows(data, key))}]
-    return [source for item in data for source in data_list(item, key)]
+        return [{"path": str(_write_rows_to_cache(data, key))}]
+    return [source for item in data for source in to_data_configs(item, key)]
 
 
 def _is_row(item: Any) -> bool:
@@ -420,29 +430,29 @@ def _is_row(item: Any) -> bool:
     return is_mapping(item) and not ("path" in item and set(item) <= _DATA_KEYS)
 
 
-def _stored_rows(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
+def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
     try:
-        text = "".join(json_line(plain(row)) for row in rows)
+        text = "".join(json_line(to_plain_data(row)) for row in rows)
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: the rows cannot be written as JSON: {error}") from error
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-    target = _row_folder() / f"rows-{digest[:32]}.jsonl"
+    target = _create_cache_folder() / f"rows-{digest[:32]}.jsonl"
     if not target.exists():
         write_text(target, text)
     return target
 
 
-def _stored(write: Callable[[str], Any], suffix: str) -> Path:
+def _write_file_to_cache(write: Callable[[str], Any], suffix: str) -> Path:
     """Return the path of a file in the cache folder with the content that ``write`` writes."""
-    with tempfile.TemporaryDirectory(dir=_row_folder()) as name:
+    with tempfile.TemporaryDirectory(dir=_create_cache_folder()) as name:
         file = Path(name) / f"rows{suffix}"
         write(str(file))
-        target = _row_folder() / f"rows-{sha256_of(file)[:32]}{suffix}"
+        target = _create_cache_folder() / f"rows-{sha256_of(file)[:32]}{suffix}"
         file.replace(target)
     return target
 
 
-def _row_folder() -> Path:
+def _create_cache_folder() -> Path:
     from rlhf.models.hub import cache_directory
 
     folder = cache_directory() / "python"

@@ -110,12 +110,12 @@ class LivePlot(Callback):
 
 def charts_as_images_html(points: Points) -> str:
     """Return one chart for each metric, as images in HTML that no style sheet can change."""
-    from rlhf.reports.charts import Chart, Series, chart_image
+    from rlhf.reports.charts import Chart, Series, standalone_chart_svg
 
     images = ""
     for key, row in sorted(points.items()):
         steps, values = [step for step, _ in row], [value for _, value in row]
-        image = chart_image(Chart(key, [Series("last", steps, values)]))
+        image = standalone_chart_svg(Chart(key, [Series("last", steps, values)]))
         data = base64.b64encode(image.encode()).decode()
         images += (
             f'<img alt="{html.escape(key)}" style="display:inline-block;margin:4px" '

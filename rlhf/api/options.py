@@ -139,7 +139,7 @@ class OnlineOptions(TrainingOptions, total=False):
 F = TypeVar("F", bound=Callable[..., Run])
 
 
-def with_signature(options: type) -> Callable[[F], F]:
+def show_options_in_signature(options: type) -> Callable[[F], F]:
     """Return a decorator that shows the keys of ``options`` in the signature, for help texts."""
     parameters = [
         inspect.Parameter("config", inspect.Parameter.POSITIONAL_ONLY, default=None),

@@ -232,7 +232,7 @@ class TextPolicy:
         """
         from rlhf.config.load import build_config
         from rlhf.config.rollout import RolloutSpec
-        from rlhf.rollout.completions import completions
+        from rlhf.rollout.completions import sample_completions
 
         if samples < 1:
             raise UserError(f"samples must be >= 1, got {samples}")
@@ -246,7 +246,7 @@ class TextPolicy:
         ]
         check_conversations(conversations, "generate: prompts")
         spec = build_config(RolloutSpec, {"temperature": temperature, **rollout})
-        rollouts = completions(
+        rollouts = sample_completions(
             self.model, self.tokenizer, conversations, spec, samples=samples, seed=seed
         )
         return [rollout.conversation[-1]["content"] for rollout in rollouts]

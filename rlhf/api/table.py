@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlhf.commands.command import CommandTable
 
 
-def command_table() -> CommandTable:
+def load_command_table() -> CommandTable:
     """Return the table of commands, after applying process settings that must precede torch."""
     prepare_process()
     from rlhf.cli.table import COMMANDS

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol, Unpack
 
 from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.api.inputs import configuration_tree
+from rlhf.api.inputs import to_training_config
 from rlhf.api.options import (
     Config,
     OfflineOptions,
     OnlineOptions,
     RewardOptions,
-    with_signature,
+    show_options_in_signature,
 )
 from rlhf.api.results import Run
-from rlhf.api.table import as_sources, command_table
+from rlhf.api.table import as_sources, load_command_table
 
 
 def train(command: str, config: Config | Sequence[Config] | None = None, /, **options: Any) -> Run:
@@ -49,10 +49,10 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
         UserError: The configuration or the data are invalid, or the directory cannot be used.
         Halt: An alarm ended training.
     """
-    commands = command_table()
+    commands = load_command_table()
     if command in commands:  # that of a plug-in is known when the configuration is read
-        commands.require_run(command)
-    tree = configuration_tree(options)
+        commands.check_command_makes_run(command)
+    tree = to_training_config(options)
     sources = as_sources(config)
     # A given model or environment replaces that of the file, also if it is of another form.
     if sources and options.get("model") is not None:
@@ -60,12 +60,12 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
     if sources and {"id", "prompts"} & set(tree.get("env", {})):
         tree["env"] = {"id": None, "prompts": [], **tree["env"]}
     default = {"output_dir": f"runs/{command}"}
-    checked = commands.read(command, [default, *sources, tree], [])
+    checked = commands.read_config(command, [default, *sources, tree], [])
     commands.run_config(command, checked)
     return Run(checked.output_dir)
 
 
-@with_signature(OfflineOptions)
+@show_options_in_signature(OfflineOptions)
 def sft(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[OfflineOptions]
 ) -> Run:
@@ -85,7 +85,7 @@ def sft(
     return train("sft", config, **options)
 
 
-@with_signature(RewardOptions)
+@show_options_in_signature(RewardOptions)
 def train_reward(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[RewardOptions]
 ) -> Run:
@@ -111,7 +111,7 @@ def train_reward(
     return train("reward", config, **options)
 
 
-@with_signature(OfflineOptions)
+@show_options_in_signature(OfflineOptions)
 def dpo(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[OfflineOptions]
 ) -> Run:
@@ -133,7 +133,7 @@ def dpo(
     return train("dpo", config, **options)
 
 
-@with_signature(OfflineOptions)
+@show_options_in_signature(OfflineOptions)
 def kto(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[OfflineOptions]
 ) -> Run:
@@ -156,7 +156,7 @@ def kto(
     return train("kto", config, **options)
 
 
-class OnlineFunction(Protocol):
+class OnlineTrainingFunction(Protocol):
     """Type of the functions of the online algorithms, such as `ppo` and `grpo`."""
 
     __doc__: str | None
@@ -187,10 +187,10 @@ Args:
 """
 
 
-def _online_function(name: str, function_name: str) -> OnlineFunction:
+def _make_online_training_function(name: str, function_name: str) -> OnlineTrainingFunction:
     """Return the function of an online algorithm, whose documentation is from its registry row."""
 
-    @with_signature(OnlineOptions)
+    @show_options_in_signature(OnlineOptions)
     def function(
         config: Config | Sequence[Config] | None = None, /, **options: Unpack[OnlineOptions]
     ) -> Run:
@@ -198,7 +198,7 @@ def _online_function(name: str, function_name: str) -> OnlineFunction:
 
     row = ALGORITHMS[name]
     defaults = ", ".join(
-        f"{key} {getattr(row.settings, key)}" for key in sorted(row.effective_settings)
+        f"{key} {getattr(row.settings, key)}" for key in sorted(row.settings_with_effect)
     )
     function.__name__ = function.__qualname__ = function_name
     function.__doc__ = _ONLINE_DOC.format(
@@ -212,17 +212,17 @@ def _online_function(name: str, function_name: str) -> OnlineFunction:
     return function
 
 
-ppo = _online_function("ppo", "ppo")
-ppo_lagrangian = _online_function("ppo_lagrangian", "ppo_lagrangian")
-grpo = _online_function("grpo", "grpo")
-dr_grpo = _online_function("dr_grpo", "dr_grpo")
-rloo = _online_function("rloo", "rloo")
-reinforce_plus_plus = _online_function("reinforce++", "reinforce_plus_plus")
-reinforce_plus_plus_baseline = _online_function(
+ppo = _make_online_training_function("ppo", "ppo")
+ppo_lagrangian = _make_online_training_function("ppo_lagrangian", "ppo_lagrangian")
+grpo = _make_online_training_function("grpo", "grpo")
+dr_grpo = _make_online_training_function("dr_grpo", "dr_grpo")
+rloo = _make_online_training_function("rloo", "rloo")
+reinforce_plus_plus = _make_online_training_function("reinforce++", "reinforce_plus_plus")
+reinforce_plus_plus_baseline = _make_online_training_function(
     "reinforce++-baseline", "reinforce_plus_plus_baseline"
 )
-dapo = _online_function("dapo", "dapo")
-gspo = _online_function("gspo", "gspo")
-cispo = _online_function("cispo", "cispo")
-best_of_n = _online_function("best_of_n", "best_of_n")
-online_dpo = _online_function("online_dpo", "online_dpo")
+dapo = _make_online_training_function("dapo", "dapo")
+gspo = _make_online_training_function("gspo", "gspo")
+cispo = _make_online_training_function("cispo", "cispo")
+best_of_n = _make_online_training_function("best_of_n", "best_of_n")
+online_dpo = _make_online_training_function("online_dpo", "online_dpo")

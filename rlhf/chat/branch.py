@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.rollout.collector import Episode, EpisodeSeed, StepResult
 
 
-class Branch:
+class ModelConversation:
     """The conversation of one model.
 
     It is an episode like those of training: tokens are only appended, and sampled replies keep
@@ -32,7 +32,7 @@ class Branch:
         self._episode: Episode | None = None
         self._over = False
 
-    def start(
+    def restart(
         self, seed: int, *, sample_index: int = 0, replies: Sequence[Reply | str] = ()
     ) -> None:
         """Start the conversation again.
@@ -57,7 +57,9 @@ class Branch:
                     "the environment does not repeat its episode with the same seed and replies: "
                     "start a new conversation"
                 )
-            self.add(self.policy.encode(self.episode, reply) if isinstance(reply, str) else reply)
+            self.add_reply_and_answer(
+                self.policy.encode_reply(self.episode, reply) if isinstance(reply, str) else reply
+            )
 
     def clear(self) -> None:
         """Remove all messages and replies."""
@@ -96,22 +98,22 @@ class Branch:
             messages.append({"role": "assistant", "content": self.replies[-1].text})
         return messages
 
-    def stream(self) -> Generator[str, None, Reply]:
+    def stream_and_add_reply(self) -> Generator[str, None, Reply]:
         """Sample a reply and add it; yield its text after every token."""
         reply = yield from self.policy.stream(self.episode)
-        self.add(reply)
+        self.add_reply_and_answer(reply)
         return reply
 
-    def add(self, reply: Reply) -> None:
+    def add_reply_and_answer(self, reply: Reply) -> None:
         """Add a reply, and the answer of the partner if there is one.
 
         Raises:
             UserError: The environment failed.
         """
         self.replies.append(reply)
-        self.hear()
+        self.add_partner_answer()
 
-    def hear(self) -> None:
+    def add_partner_answer(self) -> None:
         """Add the answer of the partner to the last reply, if there is one.
 
         Raises:
@@ -127,7 +129,7 @@ class Branch:
             )
             self.results.append(result)
 
-    def seen_text(self) -> str:
+    def decode_all_tokens(self) -> str:
         """Return the text of all tokens of the conversation, including special tokens."""
         reply = self.replies[-1].completion.tokens if len(self.replies) > len(self.results) else []
         tokenizer: Any = self.policy.collector.chat_format.tokenizer

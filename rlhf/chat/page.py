@@ -57,11 +57,11 @@ class _ChatServer:
             "settings": self._change_settings,
             "vote": self._vote,
             "unvote": self._unvote,
-            "act": lambda body: self._session.act(_text(body, "text")),
+            "act": lambda body: self._session.reply_for_all_models(_require_text(body, "text")),
         }
         replies: dict[str, Callable[[dict[str, Any]], None]] = {
-            "send": lambda body: self._session.send(_text(body, "text")),
-            "retry": lambda body: self._session.retry(),
+            "send": lambda body: self._session.add_user_message(_require_text(body, "text")),
+            "retry": lambda body: self._session.prepare_retry(),
             "generate": lambda body: None,
         }
         return Starlette(
@@ -69,15 +69,15 @@ class _ChatServer:
             routes=[
                 Route("/", lambda request: self._templates.page("chat.html")),
                 Route("/api/state", self._get_state),
-                Route("/api/view/{letter}", self._get_view),
+                Route("/api/view/{letter}", self._get_token_text),
                 Route("/api/transcripts", self._get_transcripts),
                 Route("/api/stop", self._post_stop, methods=["POST"]),
                 *(
-                    Route(f"/api/{name}", self._change_route(change), methods=["POST"])
+                    Route(f"/api/{name}", self._make_change_endpoint(change), methods=["POST"])
                     for name, change in changes.items()
                 ),
                 *(
-                    Route(f"/api/{name}", self._reply_route(change), methods=["POST"])
+                    Route(f"/api/{name}", self._make_reply_endpoint(change), methods=["POST"])
                     for name, change in replies.items()
                 ),
                 *asset_routes("rlhf.chat"),
@@ -94,20 +94,26 @@ class _ChatServer:
     # -- requests -----------------------------------------------------------------------------
 
     def _get_state(self, request: Request) -> Response:
-        return self._respond(lambda: JSONResponse(self._state()))
+        return self._respond_unless_busy(lambda: JSONResponse(self._page_data()))
 
-    def _get_view(self, request: Request) -> Response:
+    def _get_token_text(self, request: Request) -> Response:
         """Respond with the text of the tokens of a model."""
 
         def view() -> Response:
             index = self._session.index_of(request.path_params["letter"])
-            return JSONResponse({"text": _visible(self._session.branches[index].seen_text())})
+            return JSONResponse(
+                {
+                    "text": _escape_invisible_in_tree(
+                        self._session.branches[index].decode_all_tokens()
+                    )
+                }
+            )
 
-        return self._respond(view)
+        return self._respond_unless_busy(view)
 
     def _get_transcripts(self, request: Request) -> Response:
         headers = {"Content-Disposition": 'attachment; filename="conversations.jsonl"'}
-        return self._respond(
+        return self._respond_unless_busy(
             lambda: Response(
                 "".join(map(json_line, self._session.transcripts())),
                 media_type="application/jsonl",
@@ -115,12 +121,12 @@ class _ChatServer:
             )
         )
 
-    def _respond(self, make: Callable[[], Response]) -> Response:
+    def _respond_unless_busy(self, make_response: Callable[[], Response]) -> Response:
         """Return the response of a function that uses the session, or an error response."""
         if not self._busy.acquire(blocking=False):
             return _refusal(409, BUSY)
         try:
-            return make()
+            return make_response()
         except UserError as error:
             return _refusal(400, str(error))
         except OSError as error:
@@ -134,21 +140,21 @@ class _ChatServer:
         self._stop.set()
         return JSONResponse({})
 
-    def _change_route(self, change: Callable[[dict[str, Any]], None]) -> Any:
+    def _make_change_endpoint(self, change: Callable[[dict[str, Any]], None]) -> Any:
         """Return an endpoint that changes the session and responds with its state."""
 
         async def endpoint(request: Request) -> Response:
-            body = await _body(request)
+            body = await _read_json_or_none(request)
 
             def changed() -> Response:
-                change(_mapping(body))
-                return JSONResponse(self._state())
+                change(_require_mapping(body))
+                return JSONResponse(self._page_data())
 
-            return await run_in_threadpool(self._respond, changed)
+            return await run_in_threadpool(self._respond_unless_busy, changed)
 
         return endpoint
 
-    def _reply_route(self, change: Callable[[dict[str, Any]], None]) -> Any:
+    def _make_reply_endpoint(self, change: Callable[[dict[str, Any]], None]) -> Any:
         """Return an endpoint that changes the session and then streams the replies.
 
         Each line of the response is a JSON object with the letter of a reply and its text so far.
@@ -156,17 +162,17 @@ class _ChatServer:
         """
 
         async def endpoint(request: Request) -> Response:
-            body = await _body(request)
-            return await run_in_threadpool(self._started, change, body)
+            body = await _read_json_or_none(request)
+            return await run_in_threadpool(self._start_reply_stream, change, body)
 
         return endpoint
 
-    def _started(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
+    def _start_reply_stream(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
         if not self._busy.acquire(blocking=False):
             return _refusal(409, BUSY)
         events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         try:
-            change(_mapping(body))
+            change(_require_mapping(body))
             if not self._session.can_generate:
                 self._session.begin_turn()  # raises the reason
         except UserError as error:
@@ -177,10 +183,12 @@ class _ChatServer:
             raise
         self._stop.clear()
         # The thread also ends the turn if the browser closes the connection.
-        threading.Thread(target=self._generate, args=(events.put,), daemon=True).start()
-        return StreamingResponse(_lines(events), media_type="application/x-ndjson")
+        threading.Thread(
+            target=self._generate_reply_events, args=(events.put,), daemon=True
+        ).start()
+        return StreamingResponse(_json_lines_of_events(events), media_type="application/x-ndjson")
 
-    def _generate(self, put: Callable[[dict[str, Any] | None], None]) -> None:
+    def _generate_reply_events(self, put_event: Callable[[dict[str, Any] | None], None]) -> None:
         """Sample the replies of a turn; put one event for each new text, and None at the end."""
         session = self._session
         last: dict[str, Any] = {}
@@ -188,7 +196,7 @@ class _ChatServer:
             stream = session.generate(interleaved=True)
             for index, text in stream:
                 letter = letter_of(session.shown_order.index(index))
-                put({"letter": letter, "text": escape_invisible(text)})
+                put_event({"letter": letter, "text": escape_invisible(text)})
                 if self._stop.is_set():
                     stream.close()
                     last = {"error": "stopped: retry samples the replies again"}
@@ -200,9 +208,9 @@ class _ChatServer:
             last = {"error": escape_invisible(describe_exception(error))}
         finally:
             try:
-                put(last | {"state": self._state()})
+                put_event(last | {"state": self._page_data()})
             finally:
-                put(None)
+                put_event(None)
                 self._busy.release()
 
     # -- changes ------------------------------------------------------------------------------
@@ -219,9 +227,9 @@ class _ChatServer:
         A new seed or system message starts a new conversation.
         """
         session = self._session
-        seed = parse_seed(_text(body, "seed")) if "seed" in body else session.seed
+        seed = parse_seed(_require_text(body, "seed")) if "seed" in body else session.seed
         current = session.settings.system or ""
-        system = _text(body, "system") if "system" in body else current
+        system = _require_text(body, "system") if "system" in body else current
         if changes := {key: body[key] for key in SETTINGS if key in body}:
             session.set_sampling(changes)
         if system != current:
@@ -248,12 +256,12 @@ class _ChatServer:
     def _check_last_turn(self, body: dict[str, Any]) -> None:
         """Raise UserError if the id in the body is not that of the last turn."""
         turns = self._session.turns
-        if turns and _text(body, "turn") != turns[-1].turn_id:
+        if turns and _require_text(body, "turn") != turns[-1].turn_id:
             raise UserError("the conversation has changed in another window: reload the page")
 
     # -- state --------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Any]:
+    def _page_data(self) -> dict[str, Any]:
         """Return the data that the page shows, without invisible characters."""
         session = self._session
         messages = session.branches[0].conversation
@@ -263,16 +271,16 @@ class _ChatServer:
             for place, index in enumerate(session.shown_order)
             if session.branches[index].needs_reply
         }
-        return _visible(
+        return _escape_invisible_in_tree(
             {
                 "models": [policy.name for policy in session.policies],
                 "environment": session.env is not None,
                 "blind": session.blind,
                 "opening": [_role_and_content(message) for message in prompt[:-1]],
                 "turns": [_turn_data(session, turn) for turn in session.turns],
-                "waiting": _prompt_data(waiting),
+                "waiting": _last_messages_by_letter(waiting),
                 "can_generate": session.can_generate,
-                "no_vote_because": session.why_not_voted,
+                "no_vote_because": session.why_vote_impossible,
                 "labels": self._labels,
                 # JavaScript represents integers exactly only up to 2**53.
                 "seed": str(session.seed),
@@ -304,7 +312,7 @@ def _turn_data(session: ChatSession, turn: Turn) -> dict[str, Any]:
             }
         )
     return {
-        **_prompt_data(prompts),
+        **_last_messages_by_letter(prompts),
         "id": turn.turn_id,
         "replies": replies,
         "given_by_user": turn.given_by_user,
@@ -313,7 +321,7 @@ def _turn_data(session: ChatSession, turn: Turn) -> dict[str, Any]:
     }
 
 
-def _prompt_data(prompts: dict[str, Any]) -> dict[str, Any]:
+def _last_messages_by_letter(prompts: dict[str, Any]) -> dict[str, Any]:
     """Return the last message of each prompt: once if all are equal, otherwise by letter."""
     last = {letter: str(prompt[-1]["content"]) for letter, prompt in prompts.items() if prompt}
     if len(set(last.values())) == 1:
@@ -325,16 +333,16 @@ def _role_and_content(message: dict[str, Any]) -> dict[str, str]:
     return {"role": str(message["role"]), "content": str(message["content"])}
 
 
-def _visible(tree: Any) -> Any:
+def _escape_invisible_in_tree(tree: Any) -> Any:
     """Return a copy of plain data in which invisible characters are escaped."""
     if isinstance(tree, str):
         return escape_invisible(tree)
     if isinstance(tree, dict):
-        return {key: _visible(value) for key, value in tree.items()}
-    return [_visible(item) for item in tree] if isinstance(tree, list) else tree
+        return {key: _escape_invisible_in_tree(value) for key, value in tree.items()}
+    return [_escape_invisible_in_tree(item) for item in tree] if isinstance(tree, list) else tree
 
 
-def _lines(events: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[str]:
+def _json_lines_of_events(events: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[str]:
     """Yield events as lines of JSON until None."""
     while (event := events.get()) is not None:
         yield json.dumps(event) + "\n"
@@ -344,7 +352,7 @@ def _refusal(status: int, reason: str) -> Response:
     return JSONResponse({"error": escape_invisible(" ".join(reason.split()))}, status)
 
 
-async def _body(request: Request) -> Any:
+async def _read_json_or_none(request: Request) -> Any:
     """Return the JSON value in the body of a request, or None if the body is not JSON."""
     try:
         return json.loads(await request.body() or b"{}")
@@ -352,14 +360,14 @@ async def _body(request: Request) -> Any:
         return None
 
 
-def _mapping(body: Any) -> dict[str, Any]:
+def _require_mapping(body: Any) -> dict[str, Any]:
     """Return the body of a request; raise UserError if it is not a JSON object."""
     if not isinstance(body, dict):
         raise UserError("the body must be a JSON object")
     return body
 
 
-def _text(body: dict[str, Any], key: str) -> str:
+def _require_text(body: dict[str, Any], key: str) -> str:
     """Return a text in the body of a request; raise UserError if it is missing."""
     if not isinstance(body.get(key), str):
         raise UserError(f"the body must have the text {key!r}")

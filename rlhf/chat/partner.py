@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 
 from rlhf.rollout.collector import Collector, StepResult
-from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment
+from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment
 
 
 class Partner(Protocol):
@@ -67,7 +67,7 @@ class EnvironmentPartner:
     """
 
     def __init__(self, collector: Collector, timeout: float | None) -> None:
-        self._collector, self._calls = collector, EnvironmentCalls(timeout=timeout)
+        self._collector, self._calls = collector, EnvironmentCaller(timeout=timeout)
         self.env = collector.make_env()
         self._seed = 0
 

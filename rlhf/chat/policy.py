@@ -79,7 +79,7 @@ class ChatPolicy:
         text = self.collector.chat_format.decode_reply(completion.tokens)
         return Reply(text, completion)
 
-    def encode(self, episode: Episode, text: str) -> Reply:
+    def encode_reply(self, episode: Episode, text: str) -> Reply:
         """Encode a text as a reply of this model.
 
         Raises:

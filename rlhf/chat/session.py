@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.chat.branch import Branch
+from rlhf.chat.branch import ModelConversation
 from rlhf.chat.partner import EnvironmentPartner, Partner, UserPartner
 from rlhf.chat.policy import ChatPolicy, Reply
 from rlhf.chat.turn import ReplyScore, Turn, Vote
@@ -53,11 +53,13 @@ class ChatSession:
         self.settings: RolloutSpec = self.policies[0].collector.spec
         self._messages: list[str] = []
         self._sample_index = 0
-        self.branches = [Branch(policy, self._partner_of(policy)) for policy in self.policies]
+        self.branches = [
+            ModelConversation(policy, self._make_partner(policy)) for policy in self.policies
+        ]
         if self.env is not None:
-            self._start([])
+            self._restart_branches_with([])
 
-    def _partner_of(self, policy: ChatPolicy) -> Partner:
+    def _make_partner(self, policy: ChatPolicy) -> Partner:
         if self.env is None:
             return UserPartner(self._messages)
         return EnvironmentPartner(policy.collector, self.env.timeout)
@@ -77,7 +79,7 @@ class ChatSession:
         return any(branch.needs_reply for branch in self.branches)
 
     @property
-    def why_not_voted(self) -> str | None:
+    def why_vote_impossible(self) -> str | None:
         """Reason why the user cannot compare the replies of the last turn; None if possible."""
         if len(self.policies) < 2:
             return "a vote compares replies, so it needs at least two models"
@@ -115,7 +117,7 @@ class ChatSession:
 
     # -- turns --------------------------------------------------------------------------------
 
-    def send(self, text: str) -> None:
+    def add_user_message(self, text: str) -> None:
         """Add a message of the user. The models have not replied to it yet.
 
         Raises:
@@ -134,10 +136,10 @@ class ChatSession:
         self._messages.append(text)
         try:
             if len(self._messages) == 1:
-                self._start([])
+                self._restart_branches_with([])
             else:
                 for branch in self.branches:
-                    branch.hear()
+                    branch.add_partner_answer()
             if any(branch.is_over for branch in self.branches):
                 raise UserError(
                     "the message does not fit into the context of a model: shorten it, or start "
@@ -146,7 +148,7 @@ class ChatSession:
         except UserError:
             replies = [list(branch.replies) for branch in self.branches]
             self._messages.pop()
-            self._replay(replies)
+            self._restart_or_clear(replies)
             raise
 
     def generate(self, *, interleaved: bool = False) -> Generator[tuple[int, str], None, None]:
@@ -210,10 +212,10 @@ class ChatSession:
 
     def _stream_reply(self, index: int) -> Generator[str, None, None]:
         """Sample the reply of a model in the last turn; yield its text after every token."""
-        reply = yield from self.branches[index].stream()
+        reply = yield from self.branches[index].stream_and_add_reply()
         self._record(index, reply)
 
-    def act(self, text: str) -> None:
+    def reply_for_all_models(self, text: str) -> None:
         """Reply instead of all models, in a chat with an environment.
 
         Raises:
@@ -227,8 +229,8 @@ class ChatSession:
         try:
             for index, branch in enumerate(self.branches):
                 if branch.needs_reply:
-                    reply = branch.policy.encode(branch.episode, text)
-                    branch.add(reply)
+                    reply = branch.policy.encode_reply(branch.episode, text)
+                    branch.add_reply_and_answer(reply)
                     self._record(index, reply)
         except BaseException:
             self.undo_replies()
@@ -263,7 +265,7 @@ class ChatSession:
     def undo_replies(self) -> None:
         """Take back the replies of the last turn. The models can then reply again."""
         turn = self.turns.pop()
-        self._replay(
+        self._restart_or_clear(
             [
                 branch.replies[:count]
                 for branch, count in zip(self.branches, turn.counts, strict=True)
@@ -280,7 +282,7 @@ class ChatSession:
             # The last message has no reply.
             replies = [list(branch.replies) for branch in self.branches]
             self._messages.pop()
-            self._replay(replies)
+            self._restart_or_clear(replies)
             return
         if not self.turns:
             raise UserError("there is nothing to take back")
@@ -288,7 +290,7 @@ class ChatSession:
             self._messages.pop()
         self.undo_replies()
 
-    def retry(self) -> None:
+    def prepare_retry(self) -> None:
         """Take back the replies of the last turn; the next replies are sampled differently.
 
         Raises:
@@ -299,7 +301,7 @@ class ChatSession:
             raise UserError("there is no reply yet")
         self._sample_index += 1
         if has_unanswered_message:
-            self._replay([list(branch.replies) for branch in self.branches])
+            self._restart_or_clear([list(branch.replies) for branch in self.branches])
         else:
             self.undo_replies()
 
@@ -312,7 +314,7 @@ class ChatSession:
         for branch in self.branches:
             branch.clear()
         if self.env is not None:
-            self._start([])
+            self._restart_branches_with([])
 
     def start_next_episode(self) -> None:
         """Start a new conversation with the next seed.
@@ -335,7 +337,7 @@ class ChatSession:
                 policy.collector.chat_format.check_system_is_renderable(
                     [{"role": "system", "content": text}]
                 )
-        self._set_spec({"system": text or None})
+        self._change_settings({"system": text or None})
         self.reset()
 
     def set_sampling(self, changes: Mapping[str, Any]) -> None:
@@ -353,9 +355,9 @@ class ChatSession:
                     f"unknown setting {key!r}{did_you_mean(key, SETTINGS)}; the settings are "
                     f"{', '.join(SETTINGS)}"
                 )
-        self._set_spec(changes)
+        self._change_settings(changes)
 
-    def _set_spec(self, changes: Mapping[str, Any]) -> None:
+    def _change_settings(self, changes: Mapping[str, Any]) -> None:
         """Change the settings of all models after a check of their types and ranges."""
         tree = dataclasses.asdict(self.settings) | dict(changes)
         self.settings = convert_to_type(RolloutSpec, tree)
@@ -370,11 +372,12 @@ class ChatSession:
             preferred: Index of the model with the preferred reply; None for a tie.
 
         Raises:
-            UserError: The replies cannot be compared, see `why_not_voted`. Or the preferred reply
+            UserError: The replies cannot be compared, see `why_vote_impossible`. Or the preferred
+            reply
                 does not fit into the context of another model; the vote is then recorded, and each
                 model continues with its own reply.
         """
-        if reason := self.why_not_voted:
+        if reason := self.why_vote_impossible:
             raise UserError(reason)
         turn, vote_id = self.turns[-1], secrets.token_hex(8)
         if self.on_vote is not None:
@@ -385,7 +388,7 @@ class ChatSession:
         try:
             self._continue_with(turn, turn.order[0] if preferred is None else preferred)
         except UserError as error:
-            self._replay(replies)
+            self._restart_or_clear(replies)
             raise UserError(
                 f"the vote counts, but the conversation cannot continue with this reply: {error}"
             ) from error
@@ -406,7 +409,7 @@ class ChatSession:
             [*branch.replies[:-1], *([reply] if reply else [])]
             for branch, reply in zip(self.branches, turn.replies, strict=True)
         ]
-        self._replay(replies)
+        self._restart_or_clear(replies)
 
     def _continue_with(self, turn: Turn, chosen: int) -> None:
         """Replace the last reply of all models by the reply of the model ``chosen``."""
@@ -416,7 +419,7 @@ class ChatSession:
             [*branch.replies[:-1], branch.replies[-1] if index == chosen else reply.text]
             for index, branch in enumerate(self.branches)
         ]
-        self._replay(replies)
+        self._restart_or_clear(replies)
 
     def transcripts(self) -> list[dict[str, Any]]:
         """Return one row for each model, with its messages, name and settings."""
@@ -431,22 +434,22 @@ class ChatSession:
             for branch in self.branches
         ]
 
-    def _start(self, replies: Sequence[Sequence[Reply | str]]) -> None:
+    def _restart_branches_with(self, replies: Sequence[Sequence[Reply | str]]) -> None:
         """Start all conversations again with the given replies of each model."""
         for index, branch in enumerate(self.branches):
-            branch.start(
+            branch.restart(
                 self.seed,
                 sample_index=self._sample_index,
                 replies=replies[index] if replies else (),
             )
 
-    def _replay(self, replies: Sequence[Sequence[Reply | str]]) -> None:
+    def _restart_or_clear(self, replies: Sequence[Sequence[Reply | str]]) -> None:
         """Start all conversations again with these replies; clear them if there is no message."""
         if self.env is None and not self._messages:
             for branch in self.branches:
                 branch.clear()
         else:
-            self._start(replies)
+            self._restart_branches_with(replies)
 
 
 def check_unicode(text: str) -> None:

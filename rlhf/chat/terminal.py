@@ -11,7 +11,7 @@ from rlhf.chat.turn import Turn
 from rlhf.common.files import describe_write_error, expand_user, find_write_error, write_jsonl
 from rlhf.common.text import count_text, escape_invisible
 from rlhf.config.load import parse_option_value
-from rlhf.envs.play import action_help
+from rlhf.envs.play import legal_actions_or_hint_text
 from rlhf.errors import UserError
 
 COMMANDS = {
@@ -69,7 +69,7 @@ class Terminal:
             "vote": self._vote,
             "tie": lambda _: self._record_vote(None),
             "unvote": self._unvote,
-            "view": self._view,
+            "view": self._print_token_text,
             "save": self._save,
             "help": lambda _: self._print_help(),
         }
@@ -120,10 +120,10 @@ class Terminal:
         text = line[1:] if line.startswith("::") else line
         if self.session.env is None:
             if text.strip():
-                self.session.send(text)
+                self.session.add_user_message(text)
                 self._generate()
         elif text.strip():
-            self.session.act(text)
+            self.session.reply_for_all_models(text)
             self._print_results(self.session.turns[-1])
         else:
             self._generate()
@@ -155,7 +155,7 @@ class Terminal:
     def _heading(self, index: int) -> str:
         """Return the text before a reply: its letter and, unless it is hidden, the model's name."""
         session = self.session
-        letter = self._letter(session.shown_order.index(index))
+        letter = self._letter_prefix(session.shown_order.index(index))
         is_named = letter and not session.blind
         return letter + (f"{escape_invisible(session.policies[index].name)}: " if is_named else "")
 
@@ -163,18 +163,18 @@ class Terminal:
         """Print the notes on the replies of a turn, and the next observations."""
         for place, index in enumerate(turn.order):
             if notes := reply_notes(self.session, turn, index):
-                self._print(f"{self._letter(place)}({'; '.join(notes)})")
+                self._print(f"{self._letter_prefix(place)}({'; '.join(notes)})")
             result = turn.results[index]
             if self.session.env is not None and result is not None and result[0]:
-                self._print(self._letter(place) + result[0])
+                self._print(self._letter_prefix(place) + result[0])
 
-    def _letter(self, place: int) -> str:
+    def _letter_prefix(self, place: int) -> str:
         return f"[{letter_of(place)}] " if len(self.session.policies) > 1 else ""
 
     # -- commands -----------------------------------------------------------------------------
 
     def _retry(self, argument: str) -> None:
-        self.session.retry()
+        self.session.prepare_retry()
         self._generate()
 
     def _undo(self, argument: str) -> None:
@@ -225,9 +225,9 @@ class Terminal:
         self.session.unvote()
         self._print("(vote taken back)")
 
-    def _view(self, argument: str) -> None:
+    def _print_token_text(self, argument: str) -> None:
         index = self.session.index_of(argument) if len(self.session.policies) > 1 else 0
-        self._print(self.session.branches[index].seen_text())
+        self._print(self.session.branches[index].decode_all_tokens())
 
     def _save(self, argument: str) -> None:
         if not argument:
@@ -249,7 +249,9 @@ class Terminal:
     def _print_action_help(self, command: str) -> None:
         for place, index in enumerate(self.session.shown_order):
             env = self.session.branches[index].partner.env
-            self._print(self._letter(place) + action_help(env.unwrapped, command))
+            self._print(
+                self._letter_prefix(place) + legal_actions_or_hint_text(env.unwrapped, command)
+            )
 
     # -- texts --------------------------------------------------------------------------------
 

@@ -33,7 +33,9 @@ class Arguments:
         """Return whether at least one of the flags is on the command line."""
         return not self.flags.isdisjoint(flags)
 
-    def split_calls(self, command: str, keys: Sequence[str], config_class: type) -> list[Arguments]:
+    def bind_positional_to_keys(
+        self, command: str, keys: Sequence[str], config_class: type
+    ) -> list[Arguments]:
         """Replace positional arguments by overrides of configuration keys.
 
         If the last key is a list, it receives all remaining arguments. If the command has only one

@@ -12,7 +12,7 @@ from rlhf.cli.arguments import Arguments
 from rlhf.commands.command import Command, CommandTable, upgrade_recorded_config
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
-from rlhf.config.load import assemble_tree
+from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.config.online import algorithm_with_settings
 from rlhf.runs.directory import flatten_keys
 
@@ -71,7 +71,7 @@ def command_help(command: Command, arguments: Arguments) -> str:
     tree: dict[str, Any] = {}
     if options or command.name in ALGORITHMS:
         tree = upgrade_recorded_config(
-            command.name, assemble_tree(arguments.files, arguments.overrides)
+            command.name, assemble_tree_and_load_plugins(arguments.files, arguments.overrides)
         )
     if command.name in ALGORITHMS:
         defaults, hidden = _algorithm_values_and_hidden_keys(
@@ -110,7 +110,7 @@ def _algorithm_values_and_hidden_keys(
     """Return dotted key -> value for an algorithm's settings, and the keys that have no effect."""
     algorithm = algorithm_with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
-    hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective_settings}
+    hidden = {f"algorithm.{key}" for key in values if key not in algorithm.settings_with_effect}
     hidden |= set() if algorithm.needs_critic else {"critic", "critic_warmup_steps"}
     return {f"algorithm.{key}": value for key, value in values.items()}, hidden
 

@@ -29,7 +29,7 @@ from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.signals import StopSignal
 from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
 from rlhf.common.yaml_text import dump_yaml
-from rlhf.config.load import assemble_tree
+from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted, stop_signals_as_exceptions
 from rlhf.runs.launch import prepare_process
@@ -94,9 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         calls = [parsed]
         if parsed.positional:
-            calls = parsed.split_calls(name, command.arguments, import_object(command.config))
+            calls = parsed.bind_positional_to_keys(
+                name, command.arguments, import_object(command.config)
+            )
         for call in calls:
-            config = COMMANDS.read(name, call.files, call.overrides)
+            config = COMMANDS.read_config(name, call.files, call.overrides)
             if call.has_any_flag("--print-config"):
                 print(dump_yaml(COMMANDS.effective_tree(name, config)))
             elif call.has_any_flag("--dry-run"):
@@ -121,7 +123,7 @@ def _load_plugins_for_unknown_command(words: Sequence[str]) -> None:
     options = {word.partition("=")[0] for word in words}
     if {"--config", "--plugins"} & options and _command_name(words) not in COMMANDS:
         parsed = parse_arguments(words)
-        assemble_tree(parsed.files, parsed.overrides)
+        assemble_tree_and_load_plugins(parsed.files, parsed.overrides)
 
 
 def _help_or_version_text(words: Sequence[str]) -> str:

@@ -61,8 +61,8 @@ COMMANDS = CommandTable(
             Command(
                 "completion",
                 "print a script that completes commands and keys in bash, zsh or fish",
-                "rlhf.commands.completion:CompletionConfig",
-                "rlhf.commands.completion:completion",
+                "rlhf.commands.completion:ShellCompletionConfig",
+                "rlhf.commands.completion:shell_completion_script",
                 arguments=("shell",),
                 runs_commands=True,
             ),
@@ -95,8 +95,8 @@ COMMANDS = CommandTable(
             Command(
                 "replay",
                 "repeat the check of the alarm that ended a run; exit code 1 if it now passes",
-                "rlhf.commands.replay:ReplayConfig",
-                "rlhf.commands.replay:replay",
+                "rlhf.commands.replay:AlarmReplayConfig",
+                "rlhf.commands.replay:repeat_alarm_check",
                 arguments=("directory",),
                 runs_commands=True,
             ),
@@ -212,7 +212,7 @@ COMMANDS = CommandTable(
                 "serve a model and rewards over HTTP, compatible with clients of OpenAI",
                 "rlhf.config.serve:ServeConfig",
                 "rlhf.commands.serve:serve",
-                read="rlhf.commands.serve:read_config",
+                read="rlhf.commands.serve:read_config_without_api_key",
             ),
         ],
         "People": [
@@ -283,7 +283,7 @@ COMMANDS = CommandTable(
                 "models get",
                 "download a model and print its folder",
                 "rlhf.commands.models:GetConfig",
-                "rlhf.commands.models:get_model",
+                "rlhf.commands.models:download_model",
                 arguments=("name",),
             ),
             Command(
@@ -345,5 +345,5 @@ COMMANDS = CommandTable(
     }
 )
 
-configure = COMMANDS.configure
+configure = COMMANDS.config_from_tree
 run_command = COMMANDS.run_command

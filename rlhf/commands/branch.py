@@ -29,8 +29,8 @@ from rlhf.runs.changes import CHANGES_FILE, read_changes
 from rlhf.runs.checksums import CHECKSUMS, update_checksum, verify_checksums, write_checksums
 from rlhf.runs.claim import (
     check_new_directory,
+    convert_write_errors_to_user_errors,
     path_without_dot_dot,
-    write_errors_as_user_errors,
 )
 from rlhf.runs.directory import BRANCH_FILE, Run
 from rlhf.runs.renamed import metric_rows, upgraded_config
@@ -70,7 +70,7 @@ def branch(config: BranchConfig) -> Iterator[str]:
     """
     source = Path(os.path.abspath(config.checkpoint))
     target = path_without_dot_dot(config.output_dir)
-    step = _check_checkpoint(source)
+    step = _checked_checkpoint_step(source)
     run = source.parent.parent
     recorded = upgraded_config(read_mapping_or_empty(run / "config.yaml"))
     if "command" not in recorded:
@@ -79,9 +79,9 @@ def branch(config: BranchConfig) -> Iterator[str]:
     if run.resolve() in target.resolve().parents:
         raise UserError(f"{target} is inside the run {run}: choose another --output_dir")
     # A link to an empty folder is kept, and the folder becomes the run directory.
-    with write_errors_as_user_errors(target), atomic_path(target.resolve()) as partial:
-        _write_run(source, step, partial, recorded)
-        kept_best = _copy_best(source, partial)
+    with convert_write_errors_to_user_errors(target), atomic_path(target.resolve()) as partial:
+        _write_run_up_to_checkpoint(source, step, partial, recorded)
+        kept_best = _copy_or_reset_best_model(source, partial)
     yield f"{target} continues {run} after step {step}; {run} is unchanged"
     if not kept_best:
         yield (
@@ -93,7 +93,7 @@ def branch(config: BranchConfig) -> Iterator[str]:
     yield f"continue: {shlex.join(words)}"
 
 
-def _check_checkpoint(source: Path) -> int:
+def _checked_checkpoint_step(source: Path) -> int:
     """Check that a path is a checkpoint of a training run; return its step.
 
     Raises:
@@ -123,7 +123,9 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def _write_run(source: Path, step: int, target: Path, recorded: Mapping[str, Any]) -> None:
+def _write_run_up_to_checkpoint(
+    source: Path, step: int, target: Path, recorded: Mapping[str, Any]
+) -> None:
     """Write a run directory with a checkpoint and the run's logs up to it, without the best model.
 
     Args:
@@ -173,7 +175,7 @@ def _copy_folder(source: Path, target: Path) -> None:
         raise UserError(f"{source} cannot be copied: {reason}") from error
 
 
-def _copy_best(source: Path, target: Path) -> bool:
+def _copy_or_reset_best_model(source: Path, target: Path) -> bool:
     """Copy the best model of the run if it is the best one up to the checkpoint.
 
     If the checkpoint itself is the best, its model is copied. Otherwise, the copied checkpoint is
@@ -184,12 +186,12 @@ def _copy_best(source: Path, target: Path) -> bool:
     """
     copy = target / "checkpoints" / source.name
     if source.name.startswith("checkpoint"):
-        return _copy_best_of_trl(source, copy)
+        return _copy_best_trl_checkpoint(source, copy)
     state = read_json(copy / "state.json")
     progress = state["progress"]
     if progress["best_loss"] == float("inf"):
         return True
-    if _best_is_unchanged(source, progress):
+    if _best_model_precedes_checkpoint(source, progress):
         _copy_folder(source.parent / "best", copy.parent / "best")
         return True
     if progress["evaluations_since_best"] == 0 and _was_evaluated(source):
@@ -203,14 +205,14 @@ def _copy_best(source: Path, target: Path) -> bool:
     return False
 
 
-def _was_evaluated(source: Path) -> bool:
+def _was_evaluated(checkpoint: Path) -> bool:
     """Return whether the model of a checkpoint was evaluated when the checkpoint was written."""
-    step = int(source.name.split("-")[1])
-    rows = (row for row in metric_rows(source.parent.parent) if row["step"] == step)
+    step = int(checkpoint.name.split("-")[1])
+    rows = (row for row in metric_rows(checkpoint.parent.parent) if row["step"] == step)
     return any(key.startswith("eval/") for row in rows for key in row)
 
 
-def _best_is_unchanged(source: Path, progress: Mapping[str, Any]) -> bool:
+def _best_model_precedes_checkpoint(source: Path, progress: Mapping[str, Any]) -> bool:
     """Return whether the best model of a run is the best one up to a checkpoint.
 
     Args:
@@ -234,7 +236,7 @@ def _best_is_unchanged(source: Path, progress: Mapping[str, Any]) -> bool:
     )
 
 
-def _copy_best_of_trl(source: Path, copy: Path) -> bool:
+def _copy_best_trl_checkpoint(source: Path, copied_checkpoint: Path) -> bool:
     """Copy the best checkpoint of TRL's trainer, which a checkpoint names.
 
     Raises:
@@ -249,5 +251,5 @@ def _copy_best_of_trl(source: Path, copy: Path) -> bool:
             f"{source} needs the checkpoint {name} with the lowest held-out loss, which no longer "
             "exists"
         )
-    _copy_folder(source.parent / name, copy.parent / name)
+    _copy_folder(source.parent / name, copied_checkpoint.parent / name)
     return True

@@ -43,7 +43,7 @@ def _open_session(config: ChatConfig) -> Iterator[ChatSession]:
             file = stack.enter_context(LabelFile(config.labels))
             recorder = VoteRecorder(file, config.annotator)
         specs = config.env.prompts if config.env else []
-        rows = load_and_log(specs, "prompt", what="prompts", seed=config.seed)
+        rows = load_and_log(specs, "prompt", data_name="prompts", seed=config.seed)
         reward = load_rewards(config.rewards) if config.rewards else None
         policies = load_policies(config, prompts=[prompt_with_tools(row) for row in rows])
         session = ChatSession(

@@ -17,11 +17,11 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
-from rlhf.common.registry import check_new_name
-from rlhf.config.load import Source, assemble_tree, build_config, merge_trees
+from rlhf.common.registry import check_and_record_new_name
+from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, merge_trees
 from rlhf.errors import UserError
-from rlhf.runs.alarms import Halt, write_alarm_description, write_errors_as_warnings
-from rlhf.runs.changes import Change, check_unchanged_configuration, permitted_changes
+from rlhf.runs.alarms import Halt, log_bundle_write_errors, write_alarm_description
+from rlhf.runs.changes import Change, check_only_permitted_changes, find_and_check_changes
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
 
@@ -80,18 +80,18 @@ class CommandTable(dict[str, Command]):
         self.sources: dict[str, str] = {}
         """Name -> file or module of the code that added the command, for commands of plug-ins."""
 
-    def add(self, command: Command, group: str, code: Any) -> None:
+    def add(self, command: Command, group: str, definition: Any) -> None:
         """Add the command of a plug-in, or replace the one that the same plug-in added.
 
         Args:
             command: The command.
             group: Heading in `rlhf --help`.
-            code: Function or class that the plug-in registers.
+            definition: Function or class that the plug-in registers.
 
         Raises:
             UserError: Different code has a command of this name.
         """
-        check_new_name("command", command.name, self, self.sources, code)
+        check_and_record_new_name("command", command.name, self, self.sources, definition)
         for rows in self.groups.values():
             rows[:] = [row for row in rows if row.name != command.name]
         self[command.name] = command
@@ -109,7 +109,7 @@ class CommandTable(dict[str, Command]):
         )
         raise UserError(f"unknown command {name!r}{near}; see rlhf --help")
 
-    def read(
+    def read_config(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
     ) -> Any:
         """Build the configuration of a command.
@@ -123,11 +123,11 @@ class CommandTable(dict[str, Command]):
             UserError: A file cannot be read, or a key or a value is invalid.
         """
         if name not in self:  # a plug-in of the configuration may define the command
-            assemble_tree(sources, overrides)
+            assemble_tree_and_load_plugins(sources, overrides)
         command = self[name]
         if command.read:
             return import_object(command.read)(sources, overrides, self)
-        tree = upgrade_recorded_config(name, assemble_tree(sources, overrides))
+        tree = upgrade_recorded_config(name, assemble_tree_and_load_plugins(sources, overrides))
         if name in self.sources:  # the plug-ins are loaded, and its own class need not have the key
             keys = {field.name for field in dataclasses.fields(import_object(command.config))}
             tree = {key: value for key, value in tree.items() if key != "plugins" or key in keys}
@@ -139,13 +139,13 @@ class CommandTable(dict[str, Command]):
             import_object(command.config), merge_trees(command.defaults, tree), options
         )
 
-    def configure(self, name: str, tree: Mapping[str, Any]) -> Any:
+    def config_from_tree(self, name: str, tree: Mapping[str, Any]) -> Any:
         """Build the configuration of a command from plain data.
 
         Raises:
             UserError: A key or a value is invalid.
         """
-        return self.read(name, [tree], [])
+        return self.read_config(name, [tree], [])
 
     def effective_tree(self, name: str, config: Any) -> dict[str, Any]:
         """Return a configuration as plain data, with exactly the settings that the run uses.
@@ -157,19 +157,19 @@ class CommandTable(dict[str, Command]):
         if name in ALGORITHMS:
             from rlhf.config.online import algorithm_of
 
-            effective = algorithm_of(name, config).effective_settings
+            effective = algorithm_of(name, config).settings_with_effect
             tree["algorithm"] = {k: v for k, v in tree["algorithm"].items() if k in effective}
         if "trainer" in self[name].options:
-            from rlhf.config.offline import own_trainer_defaults, trainer_defaults
+            from rlhf.config.offline import trainer_defaults, trl_specific_defaults
             from rlhf.config.optimization import OPTIONS_BY_COMMAND
 
             defaults = {k: v for k, v in trainer_defaults(name).items() if v is not None}
             if name not in OPTIONS_BY_COMMAND:  # only TRL trains
-                defaults |= own_trainer_defaults(import_object(self[name].options["trainer"]))
+                defaults |= trl_specific_defaults(import_object(self[name].options["trainer"]))
             tree["trainer"] = {**defaults, **tree["trainer"]}
         return {"command": name, **tree} if self[name].makes_run else tree
 
-    def check_unchanged(self, name: str, tree: Mapping[str, Any]) -> None:
+    def check_run_config_unchanged(self, name: str, tree: Mapping[str, Any]) -> None:
         """Check that the run in ``output_dir``, if there is one, has the same configuration.
 
         Raises:
@@ -177,8 +177,8 @@ class CommandTable(dict[str, Command]):
         """
         directory = Path(tree["output_dir"])
         if (directory / "config.yaml").exists():
-            config = self.configure(name, tree)
-            check_unchanged_configuration(directory, self.effective_tree(name, config))
+            config = self.config_from_tree(name, tree)
+            check_only_permitted_changes(directory, self.effective_tree(name, config))
 
     def changes_on_resume(self, name: str, tree: Mapping[str, Any]) -> tuple[Change, ...] | None:
         """Return the changes with which the run in ``output_dir`` would continue.
@@ -192,7 +192,9 @@ class CommandTable(dict[str, Command]):
         directory = Path(tree["output_dir"])
         if not (directory / "config.yaml").exists():
             return None
-        return permitted_changes(directory, self.effective_tree(name, self.configure(name, tree)))
+        return find_and_check_changes(
+            directory, self.effective_tree(name, self.config_from_tree(name, tree))
+        )
 
     def plan(self, name: str, config: Any) -> str:
         """Return a description of what a command would do: data, steps, memory.
@@ -219,9 +221,9 @@ class CommandTable(dict[str, Command]):
         Raises:
             UserError: The configuration or the data are invalid, or the directory cannot be used.
         """
-        return self.run_config(name, self.configure(name, tree))
+        return self.run_config(name, self.config_from_tree(name, tree))
 
-    def require_run(self, name: str) -> None:
+    def check_command_makes_run(self, name: str) -> None:
         """Check that a command writes a run directory.
 
         Raises:
@@ -235,7 +237,7 @@ class CommandTable(dict[str, Command]):
         from rlhf.reports import write_report
         from rlhf.reports.run_page import REPORT_FILE
 
-        self.require_run(name)
+        self.check_command_makes_run(name)
         run = Run.open(self.effective_tree(name, config))
         try:
             if run.finished:
@@ -249,7 +251,7 @@ class CommandTable(dict[str, Command]):
                 write_report(run.directory)
         except Halt as halt:
             if run.writes and halt.saved:
-                with write_errors_as_warnings(run.directory, halt):
+                with log_bundle_write_errors(run.directory, halt):
                     write_alarm_description(run.directory, halt, run.config)
             if halt.repeatable:
                 halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)

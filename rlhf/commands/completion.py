@@ -31,7 +31,7 @@ COMMON_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class CompletionConfig(CommandConfig):
+class ShellCompletionConfig(CommandConfig):
     """Configuration of `rlhf completion`."""
 
     shell: Literal["bash", "zsh", "fish"]
@@ -39,7 +39,7 @@ class CompletionConfig(CommandConfig):
 
 
 @dataclass(frozen=True)
-class _KeySet:
+class _CommandsWithSameKeys:
     """Commands that have the same configuration keys."""
 
     commands: list[str]
@@ -47,7 +47,7 @@ class _KeySet:
     """Name -> key."""
 
 
-def completion(config: CompletionConfig, commands: CommandTable) -> Iterator[str]:
+def shell_completion_script(config: ShellCompletionConfig, commands: CommandTable) -> Iterator[str]:
     """Yield the script for a shell."""
     key_sets = _key_sets(commands)
     if config.shell == "fish":
@@ -56,13 +56,13 @@ def completion(config: CompletionConfig, commands: CommandTable) -> Iterator[str
         yield _bash_script(commands, key_sets, zsh=config.shell == "zsh")
 
 
-def _key_sets(commands: CommandTable) -> list[_KeySet]:
+def _key_sets(commands: CommandTable) -> list[_CommandsWithSameKeys]:
     """Return the configuration keys of all commands; commands with the same keys share a set."""
-    sets: dict[tuple[str, ...], _KeySet] = {}
+    sets: dict[tuple[str, ...], _CommandsWithSameKeys] = {}
     for name, command in commands.items():
         keys = {key.name: key for key in _keys_of(command)}
         signature = tuple(f"{key.name} {key.type}" for key in keys.values())
-        sets.setdefault(signature, _KeySet([], keys)).commands.append(name)
+        sets.setdefault(signature, _CommandsWithSameKeys([], keys)).commands.append(name)
     return list(sets.values())
 
 
@@ -108,7 +108,9 @@ _BASH = """\
 complete -o default -F _rlhf rlhf"""
 
 
-def _bash_script(commands: CommandTable, key_sets: Sequence[_KeySet], *, zsh: bool) -> str:
+def _bash_script(
+    commands: CommandTable, key_sets: Sequence[_CommandsWithSameKeys], *, zsh: bool
+) -> str:
     """Return the script for bash, or for zsh, which has the completion functions of bash."""
     shell = "zsh" if zsh else "bash"
     names = " ".join(dict.fromkeys(name.split()[0] for name in commands))
@@ -138,7 +140,7 @@ def _second_words(commands: CommandTable) -> dict[str, list[str]]:
     return words
 
 
-def _bash_case(key_set: _KeySet) -> str:
+def _bash_case(key_set: _CommandsWithSameKeys) -> str:
     """Return the branch of the keys and values of a set of commands."""
     pattern = "|".join(shlex.quote(name) for name in key_set.commands)
     keys = " ".join(f"--{name}" for name in key_set.keys)
@@ -171,7 +173,7 @@ end
 {lines}"""
 
 
-def _fish_script(commands: CommandTable, key_sets: Sequence[_KeySet]) -> str:
+def _fish_script(commands: CommandTable, key_sets: Sequence[_CommandsWithSameKeys]) -> str:
     """Return the script for fish."""
     lines = []
     for name, command in commands.items():

@@ -53,7 +53,7 @@ def doctor(config: DoctorConfig) -> Iterator[str]:
     """Yield the report as text or as JSON."""
     report = {
         "versions and hardware": _versions_and_hardware(),
-        "chosen": _choices(config.model),
+        "chosen": _chosen_settings(config.model),
         "features": _features(),
         "installed plug-ins": {name: str(file) for name, file in installed_plugin_files().items()},
     }
@@ -91,7 +91,7 @@ def _toolkit_version(machine: dict[str, Any]) -> str:
     return f"{__version__}, checkout at commit {commit[:12]}" if commit else __version__
 
 
-def _choices(spec: ModelSpec | None) -> dict[str, str]:
+def _chosen_settings(spec: ModelSpec | None) -> dict[str, str]:
     """Return what is chosen on this machine for a model: device, dtype, threads and others."""
     import torch
 
@@ -99,7 +99,7 @@ def _choices(spec: ModelSpec | None) -> dict[str, str]:
     from rlhf.models.loading import load_model
     from rlhf.models.policy import Policy
     from rlhf.models.precision import BF16_MIN_PARAMS, choose_dtype, default_device
-    from rlhf.rollout.sampling.decoder import decoder_for
+    from rlhf.rollout.sampling.decoder import make_fastest_matching_decoder
 
     device = default_device()
     untested = " (untested)" if device.type == "mps" else ""
@@ -116,7 +116,7 @@ def _choices(spec: ModelSpec | None) -> dict[str, str]:
         "dtype": str(model.dtype),
         "threads": str(torch.get_num_threads()),
         "attention": f"{attention}, {sequences} sequences",
-        "decoder": type(decoder_for(model)).__name__,
+        "decoder": type(make_fastest_matching_decoder(model)).__name__,
     }
 
 
@@ -129,8 +129,8 @@ def _features() -> dict[str, str]:
     rows["--launcher slurm"] = _availability(
         lambda: shutil.which("sbatch"), "sbatch is not on PATH"
     )
-    rows["rewards: code (sandbox)"] = _sandbox()
-    rows["models of the Hugging Face Hub"] = _hub()
+    rows["rewards: code (sandbox)"] = _sandbox_availability()
+    rows["models of the Hugging Face Hub"] = _hub_access_text()
     return rows
 
 
@@ -138,7 +138,7 @@ def _availability(find: Callable[[], Any], missing: str) -> str:
     return "available" if find() else f"missing: {missing}"
 
 
-def _sandbox() -> str:
+def _sandbox_availability() -> str:
     """Return whether programs can be confined on this machine."""
     from rlhf.reward_models import build
 
@@ -149,7 +149,7 @@ def _sandbox() -> str:
     return "available"
 
 
-def _hub() -> str:
+def _hub_access_text() -> str:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return "only models in the cache, because HF_HUB_OFFLINE is set"
     token = "with" if os.environ.get("HF_TOKEN") else "without"

@@ -38,13 +38,13 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
         _episodes_per_minibatch(config, check_online_config(command, config))
     elif isinstance(config, OfflineConfig):
         from rlhf.training.offline import (
-            check_reserved_options,
+            check_no_reserved_options,
             check_streaming,
             engine_of,
             method_of,
         )
 
-        check_reserved_options(config.trainer)
+        check_no_reserved_options(config.trainer)
         method = method_of(command, config)
         engine = engine_of(config, native_supported=method.native)
         check_streaming(command, config, engine)
@@ -96,8 +96,8 @@ def _plan_text(
     Within a dry run, this process is alone, because it does not communicate.
     """
     from rlhf.models.precision import default_device
-    from rlhf.runs.launch import keep_freed_memory, return_freed_memory
-    from rlhf.runs.machine import memory_of_device
+    from rlhf.runs.launch import configure_malloc_to_keep_memory, configure_malloc_to_return_memory
+    from rlhf.runs.machine import total_memory_bytes
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import plan_lines
 
@@ -109,13 +109,13 @@ def _plan_text(
         shards = processes if config.sharding == "fsdp" else 1
         local = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         if shards > 1:
-            return_freed_memory()  # as in the run; passes take longer
+            configure_malloc_to_return_memory()  # as in the run; passes take longer
         lines, plan = describe(command, config, Parallelism(processes, shards, local))
-        present = memory_of_device(default_device())
-        lines += plan_lines(plan, present=present, keys=keys)
+        present = total_memory_bytes(default_device())
+        lines += plan_lines(plan, device_bytes=present, keys=keys)
         return "\n".join(lines)
     finally:
-        keep_freed_memory()
+        configure_malloc_to_keep_memory()
         if given is not None:
             os.environ["WORLD_SIZE"] = given
 
@@ -125,7 +125,7 @@ def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tup
     from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
         NATIVE_TRAINERS,
-        check_reserved_options,
+        check_no_reserved_options,
         check_streaming,
         check_trainer_options,
         engine_of,
@@ -137,7 +137,7 @@ def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tup
     from rlhf.training.streamed_examples import ExampleStream
 
     method = method_of(command, config)
-    check_reserved_options(config.trainer)
+    check_no_reserved_options(config.trainer)
     engine = engine_of(config, native_supported=method.native)
     check_streaming(command, config, engine)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)

@@ -41,7 +41,7 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
         if is_answering(url):
             raise UserError(f"a program already answers at {url}")
     folder = published_weights_folder(config).absolute()
-    _check_model_folder(folder / _MODEL)
+    _check_folder_is_replaceable(folder / _MODEL)
     model, context, dtype = _save_model_with_context_and_dtype(config, folder)
     started = []
     try:
@@ -58,18 +58,18 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
         raise
 
 
-def _check_model_folder(folder: Path) -> None:
+def _check_folder_is_replaceable(folder: Path) -> None:
     """Check that a folder does not exist, or that an earlier `rlhf engine start` wrote it.
 
     Raises:
         UserError: The folder has other content or was changed, or it cannot be created.
     """
-    from rlhf.runs.checksums import check_only_listed_files
+    from rlhf.runs.checksums import check_folder_is_unchanged
     from rlhf.runs.claim import check_output_path
 
     check_output_path(folder, option="rollout.engine.folder")
     if folder.exists():
-        check_only_listed_files(folder, _MARKER, "a model that `rlhf engine start` saved")
+        check_folder_is_unchanged(folder, _MARKER, "a model that `rlhf engine start` saved")
 
 
 def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tuple[Path, int, str]:

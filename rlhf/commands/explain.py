@@ -35,11 +35,11 @@ def explain(name: str, config: ExplainConfig, run: Run) -> Path:
 
     pairs = [
         to_pair(row)
-        for row in load_and_log(config.pairs, "preference", what="pairs", seed=config.seed)
+        for row in load_and_log(config.pairs, "preference", data_name="pairs", seed=config.seed)
     ]
     texts = [
         with_tools(conversation_of_labeled_row(row), row.get("tools"))
-        for row in load_and_log(config.texts, "rated", what="texts", seed=config.seed)
+        for row in load_and_log(config.texts, "rated", data_name="texts", seed=config.seed)
     ]
     replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)] + texts
     reward = _load_reward(config)
@@ -70,7 +70,9 @@ def _explain_reward(
     from rlhf.explain import RewardExplainer
     from rlhf.reward_models.pairs import to_pair
 
-    rows = load_and_log(config.train_pairs, "preference", what="training pairs", seed=config.seed)
+    rows = load_and_log(
+        config.train_pairs, "preference", data_name="training pairs", seed=config.seed
+    )
     train_pairs = [to_pair(row) for row in rows]
     explainer = RewardExplainer(
         reward, config.attribution, train_pairs=train_pairs, seed=config.seed

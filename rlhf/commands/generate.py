@@ -43,18 +43,18 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
     from rlhf.reward_models.chat_template import prompt_with_tools
-    from rlhf.rollout.completions import completions
+    from rlhf.rollout.completions import sample_completions
 
     prompts = (
         [
             prompt_with_tools(row)
-            for row in load_and_log(config.prompts, "prompt", what="prompts", seed=config.seed)
+            for row in load_and_log(config.prompts, "prompt", data_name="prompts", seed=config.seed)
         ]
         if config.prompts
         else [[{"role": "user", "content": config.prompt or ""}]]
     )
     model, tokenizer = load_model(config.model, seed=config.seed)
-    for rollout in completions(
+    for rollout in sample_completions(
         model,
         tokenizer,
         prompts,

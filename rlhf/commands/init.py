@@ -52,7 +52,7 @@ def init(config: InitConfig) -> Iterator[str]:
     """
     root, target = _TEMPLATES / config.template, Path(config.directory)
     files = {
-        path: target.joinpath(*map(_written_name, path.relative_to(root).parts))
+        path: target.joinpath(*map(_name_in_project, path.relative_to(root).parts))
         for path in sorted(root.rglob(f"*{_SUFFIX}"))
     }
     for file in files.values():
@@ -68,7 +68,7 @@ def init(config: InitConfig) -> Iterator[str]:
     yield f"start with: {folder}{_FIRST_COMMAND[config.template]}"
 
 
-def _written_name(name: str) -> str:
+def _name_in_project(name: str) -> str:
     """Return the name in the project of a file or folder of a template."""
     if name.startswith(_HIDDEN):
         name = f".{name.removeprefix(_HIDDEN)}"

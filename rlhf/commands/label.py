@@ -96,7 +96,7 @@ def label(config: LabelConfig) -> Iterator[str]:
     annotator = config.annotator
     if config.pseudonym_key:
         annotator = pseudonym_of(annotator, config.pseudonym_key)
-    items = _queue(config, annotator)
+    items = _items_to_label(config, annotator)
     settings = LabelSettings(config.mode, config.strengths, config.scale, config.seed)
     with LabelFile(config.output) as file:
         session = LabelingSession(items, file, annotator=annotator, settings=settings)
@@ -109,7 +109,7 @@ def label(config: LabelConfig) -> Iterator[str]:
         yield from _serve_page(config, session)
 
 
-def _queue(config: LabelConfig, annotator: str) -> list[Any]:
+def _items_to_label(config: LabelConfig, annotator: str) -> list[Any]:
     """Return the items in the order of labeling, with the checks."""
     from rlhf.labeling.items import read_check_items, read_items
     from rlhf.labeling.queue import insert_checks, order_items

@@ -71,18 +71,18 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
     from rlhf.commands.tables import table_text
 
     yield table_text(
-        [_texts(_fields_of(row)) for row in report.annotators],
+        [_printed_values(_fields_of(row)) for row in report.annotators],
         [*_fields_of(report.annotators[0])],
     )
     if report.pairs:
         yield table_text(
-            [_texts(_fields_of(row)) for row in report.pairs],
+            [_printed_values(_fields_of(row)) for row in report.pairs],
             [*_fields_of(report.pairs[0])],
         )
     if report.fleiss is None:
         yield "No item has labels of several annotators, so there is no agreement to measure."
     else:
-        kappa = _text(report.fleiss)
+        kappa = _printed_value(report.fleiss)
         yield f"Fleiss' kappa of {report.shared_items} shared items: {kappa}"
 
 
@@ -91,7 +91,7 @@ def export(config: ExportConfig) -> Iterator[str]:
     from rlhf.data.labels import live_labels
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
-    from rlhf.runs.checksums import check_only_listed_files
+    from rlhf.runs.checksums import check_folder_is_unchanged
 
     path = Path(config.path)
     needed = {"datasets": (".parquet", "")}.get(config.format, (".json",))
@@ -101,12 +101,12 @@ def export(config: ExportConfig) -> Iterator[str]:
     if path.exists() and not config.overwrite:
         raise UserError(f"path: {path} exists; choose another path or set --overwrite")
     if path.is_dir():
-        check_only_listed_files(path, DATASET_MARKER, "a dataset of `rlhf labels export`")
+        check_folder_is_unchanged(path, DATASET_MARKER, "a dataset of `rlhf labels export`")
     rows = _labels_in(config.files)
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)
     problems = export_labels(rows, path, config.format)
-    yield f"{len(live_labels(rows))} labels written to {path}{_reasons(problems)}"
+    yield f"{len(live_labels(rows))} labels written to {path}{_reasons_text(problems)}"
 
 
 def import_(config: ImportConfig) -> Iterator[str]:
@@ -128,7 +128,7 @@ def import_(config: ImportConfig) -> Iterator[str]:
         for row in new.values():
             file.append(row)
     problems["label that the file has already"] += len(rows) - len(new)
-    yield f"{count_text(len(new), 'label')} appended to {config.output}{_reasons(+problems)}"
+    yield f"{count_text(len(new), 'label')} appended to {config.output}{_reasons_text(+problems)}"
 
 
 def _labels_in(files: Sequence[str]) -> list[dict[str, Any]]:
@@ -160,11 +160,11 @@ def _fields_of(row: Any) -> dict[str, Any]:
     return {f.name: getattr(row, f.name) for f in fields(row)}
 
 
-def _texts(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _text(value) for name, value in values.items()}
+def _printed_values(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _printed_value(value) for name, value in values.items()}
 
 
-def _text(value: Any) -> Any:
+def _printed_value(value: Any) -> Any:
     """Return a value as it is printed; an interval as its value and its bounds."""
     from rlhf.reports.markup import interval_text, number_text
     from rlhf.stats import Interval
@@ -185,6 +185,6 @@ def _json_value(value: Any) -> Any:
     return [_json_value(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _reasons(problems: Counter[str]) -> str:
+def _reasons_text(problems: Counter[str]) -> str:
     parts = [f"{count:,} {reason}" for reason, count in problems.items()]
     return f"; {'; '.join(parts)}" if parts else ""

@@ -38,11 +38,11 @@ def list_models(config: ListConfig) -> Iterator[str]:
         yield f"{name}  {row.parameters}  {row.license}  {row.hub}"
 
 
-def get_model(config: GetConfig) -> Iterator[str]:
+def download_model(config: GetConfig) -> Iterator[str]:
     """Download a model, unless the name is a local folder; yield the folder of the model."""
-    from rlhf.models.hub import SHORT_NAMES, fetch_by_short_name, resolve_model_folder
+    from rlhf.models.hub import SHORT_NAMES, fetch_by_short_name, fetch_model_folder
 
-    download = fetch_by_short_name if config.name in SHORT_NAMES else resolve_model_folder
+    download = fetch_by_short_name if config.name in SHORT_NAMES else fetch_model_folder
     yield str(download(config.name))
 
 

@@ -17,7 +17,7 @@ from rlhf.common.ranges import AtLeastTwo, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.data.preferences import Annotator, pairs_from_gold
+from rlhf.data.preferences import SimulatedAnnotator, pairs_from_gold
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import training_seed
 from rlhf.runs.directory import Run
@@ -36,7 +36,7 @@ class PairsConfig(RunConfig):
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards that define the gold score instead of the environment's reward; required with
     env.prompts."""
-    annotator: Annotator = field(default_factory=Annotator)
+    annotator: SimulatedAnnotator = field(default_factory=SimulatedAnnotator)
     """Parameters of the simulated annotator, which labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policy."""

@@ -13,7 +13,7 @@ from rlhf.common.text import count_text, markdown_table
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf.evaluation.seed_plan import PlannedSize, Spread
+    from rlhf.evaluation.seed_plan import DifferenceDeviations, SeedPlan
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ def plan(config: PlanSeedsConfig) -> Iterator[str]:
     Raises:
         UserError: The runs are not suitable, or there is no variance.
     """
-    from rlhf.evaluation.seed_plan import Spread, plan_seeds
+    from rlhf.evaluation.seed_plan import DifferenceDeviations, plan_seeds
 
     spread = (
         _spread_of_runs(config)
         if config.runs
-        else Spread(config.seed_sd or 0.0, config.episode_sd or 0.0)
+        else DifferenceDeviations(config.seed_sd or 0.0, config.episode_sd or 0.0)
     )
     limits = [spread.seed_sd] + [spread.seed_sd_limit] * (spread.seed_sd_limit is not None)
     sizes = [
@@ -85,20 +85,24 @@ def plan(config: PlanSeedsConfig) -> Iterator[str]:
         ]
         for episodes in config.episodes
     ]
-    yield _json_text(config, spread, sizes) if config.json else _text(config, spread, sizes)
+    yield (
+        _json_text(config, spread, sizes) if config.json else _plan_markdown(config, spread, sizes)
+    )
 
 
-def _spread_of_runs(config: PlanSeedsConfig) -> Spread:
+def _spread_of_runs(config: PlanSeedsConfig) -> DifferenceDeviations:
     """Return the standard deviations that the runs have."""
     from rlhf.evaluation.compare import default_metric
     from rlhf.evaluation.records import read_runs
-    from rlhf.evaluation.seed_plan import pilot_spread
+    from rlhf.evaluation.seed_plan import estimate_deviations
 
     runs = [run for directory in config.runs for run in read_runs(Path(directory))]
-    return pilot_spread(runs, config.metric or default_metric(runs))
+    return estimate_deviations(runs, config.metric or default_metric(runs))
 
 
-def _text(config: PlanSeedsConfig, spread: Spread, sizes: list[list[PlannedSize]]) -> str:
+def _plan_markdown(
+    config: PlanSeedsConfig, spread: DifferenceDeviations, sizes: list[list[SeedPlan]]
+) -> str:
     columns = ["episodes", "seeds", "power"]
     if spread.seed_sd_limit is not None:
         columns = ["episodes", "seeds (estimate)", "power", "seeds (upper limit)", "power"]
@@ -125,7 +129,7 @@ def _text(config: PlanSeedsConfig, spread: Spread, sizes: list[list[PlannedSize]
     )
 
 
-def _cells(size: PlannedSize) -> list[str]:
+def _cells(size: SeedPlan) -> list[str]:
     """Return the cells of a planned size: the number of seeds and the power."""
     from rlhf.evaluation.seed_plan import MAX_SEEDS
 
@@ -135,8 +139,10 @@ def _cells(size: PlannedSize) -> list[str]:
     return [str(size.seeds), f"{power.value:.1%} [{power.low:.1%}, {power.high:.1%}]"]
 
 
-def _json_text(config: PlanSeedsConfig, spread: Spread, sizes: list[list[PlannedSize]]) -> str:
-    def tree(size: PlannedSize) -> dict[str, Any]:
+def _json_text(
+    config: PlanSeedsConfig, spread: DifferenceDeviations, sizes: list[list[SeedPlan]]
+) -> str:
+    def tree(size: SeedPlan) -> dict[str, Any]:
         return {**asdict(size), "power": size.power and size.power.as_dict()}
 
     plans = [

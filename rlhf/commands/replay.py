@@ -15,14 +15,16 @@ from rlhf.runs.diagnostics import repeat_metric_checks
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class AlarmReplayConfig:
     """Configuration of `rlhf replay`: a run that an alarm halted."""
 
     directory: str
     """Directory of the run."""
 
 
-def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, None, int]:
+def repeat_alarm_check(
+    config: AlarmReplayConfig, *, commands: CommandTable
+) -> Generator[str, None, int]:
     """Repeat the check that halted a run; yield lines that state whether the same alarm occurs.
 
     The check uses the data that the run saved. It uses the current code, so that a corrected
@@ -66,21 +68,25 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
     return 1
 
 
-def _repeat_update_checks(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:
+def _repeat_update_checks(
+    alarm_folder: Path, tree: Mapping[str, Any], commands: CommandTable
+) -> None:
     """Repeat the checks that precede an update, with the saved batch and the last checkpoint."""
     import torch
 
-    from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint
+    from rlhf.training.checkpoint import load_checkpoint, remove_damaged_and_find_latest
 
     try:
-        evidence = torch.load(bundle / "evidence.pt", map_location="cpu", weights_only=True)
+        evidence = torch.load(alarm_folder / "evidence.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types of exceptions
-        raise UserError(f"{bundle / 'evidence.pt'} cannot be read: {first_line(error)}") from error
-    trainer = _make_trainer({**tree, "output_dir": str(bundle)}, commands)
+        raise UserError(
+            f"{alarm_folder / 'evidence.pt'} cannot be read: {first_line(error)}"
+        ) from error
+    trainer = _make_trainer({**tree, "output_dir": str(alarm_folder)}, commands)
     try:
-        if checkpoint := latest_checkpoint(bundle):
+        if checkpoint := remove_damaged_and_find_latest(alarm_folder):
             load_checkpoint(checkpoint, trainer)
-        trainer.repeat_update_checks(evidence)
+        trainer.repeat_checks_before_update(evidence)
     finally:
         trainer.close()
 
@@ -94,7 +100,7 @@ def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
     from rlhf.training.online import OnlineTrainer
 
     command = tree["command"]
-    config = commands.configure(command, tree)
+    config = commands.config_from_tree(command, tree)
     if command in ALGORITHMS:
         return OnlineTrainer(command, config)
     seed_everything(config.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.commands.command import CommandTable
 from rlhf.common.http import json_headers
-from rlhf.config.load import Source, assemble_tree, build_config
+from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config
 from rlhf.config.serve import ServeConfig
 from rlhf.errors import UserError
 from rlhf.web import require_web_packages
@@ -20,7 +20,7 @@ MIN_KEY_LENGTH = 8
 """Minimum number of characters of a key. Shorter values are not masked in logs."""
 
 
-def read_config(
+def read_config_without_api_key(
     sources: Sequence[Source], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> ServeConfig:
     """Build the configuration. A key on the command line is moved to the environment variable.
@@ -35,7 +35,7 @@ def read_config(
             raise UserError(f"--api_key must be text; to use only digits, set {API_KEY_VARIABLE}")
         os.environ[API_KEY_VARIABLE] = value
     rest = [(name, value) for name, value in overrides if name != "api_key"]
-    return build_config(ServeConfig, assemble_tree(sources, rest))
+    return build_config(ServeConfig, assemble_tree_and_load_plugins(sources, rest))
 
 
 def serve(config: ServeConfig) -> Iterator[str]:
@@ -52,7 +52,7 @@ def serve(config: ServeConfig) -> Iterator[str]:
     from rlhf.web.server import open_listener
     from rlhf.web.server import serve as serve_app
 
-    key = _key_for(config.host)
+    key = _api_key_for_host(config.host)
     listener = open_listener(config.host, config.port)  # before the model, which takes longer
     try:
         model = None if config.model is None else load_served_model(config)
@@ -63,7 +63,7 @@ def serve(config: ServeConfig) -> Iterator[str]:
         raise
     app = server.app(host=config.host, api_key=key)
     try:
-        yield f"serving {_names(config)} at {listener.url('/v1')}"
+        yield f"serving {_served_names_text(config)} at {listener.url('/v1')}"
         serve_app(
             app,
             listener,
@@ -81,13 +81,13 @@ def _require_packages() -> None:
         raise UserError('rlhf serve needs prometheus-client: pip install "rlhf-kit[serve]"')
 
 
-def _names(config: ServeConfig) -> str:
+def _served_names_text(config: ServeConfig) -> str:
     """Return the names of the model and of the rewards."""
     model = [] if config.model is None else [config.model_name]
     return " and ".join([*model, *([config.reward_name] if config.rewards else [])])
 
 
-def _key_for(host: str) -> str:
+def _api_key_for_host(host: str) -> str:
     """Return the key, or "" if there is none and only this machine can reach the address.
 
     Raises:

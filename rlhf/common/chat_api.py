@@ -20,7 +20,7 @@ _MAX_BODY = 16 * 2**20
 """Size of the largest response that is read, in bytes."""
 
 
-def check_server_url(url: str, *, what: str) -> None:
+def check_url_has_no_credentials(url: str, *, what: str) -> None:
     """Check the address of a server.
 
     Args:
@@ -54,7 +54,7 @@ def chat_completion_function(
         UserError: The address contains a user name or a password, or the API key contains a
             character that is not allowed in an HTTP header.
     """
-    check_server_url(url, what=what)
+    check_url_has_no_credentials(url, what=what)
     address = url.rstrip("/") + "/chat/completions"
     headers = json_headers(API_KEY)
     opener = deadline_opener_without_redirects()

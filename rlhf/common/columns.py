@@ -20,7 +20,7 @@ class Column:
     required: bool = True
     """Whether every row has a value that is not null."""
 
-    def optional(self) -> Column:
+    def as_optional(self) -> Column:
         """Return the same column for a key that rows need not have."""
         return replace(self, required=False)
 

@@ -100,7 +100,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     A folder is replaced in two steps: the old folder is renamed to ``.NAME.rlhf-old``, then the new
     folder to ``NAME``. If the process is killed between the two steps, the next writer or
-    `repair_folder` restores the old folder. Only one process at a time may replace a folder.
+    `restore_interrupted_writes` restores the old folder. Only one process at a time may replace a
+    folder.
     """
     partial = target.with_name(f".{target.name}.{_host_name()}.{os.getpid()}.rlhf-part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _remove_or_restore_old(_old_path(target))
 
 
-def repair_folder(folder: Path) -> None:
+def restore_interrupted_writes(folder: Path) -> None:
     """Restore old folders and remove temporary files that killed processes left.
 
     The folder and its direct subfolders are searched.
@@ -344,7 +345,7 @@ def parse_json_line(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object with these keys and values.
 
     Raises:
@@ -362,7 +363,7 @@ class RepeatedKeyError(ValueError):
     """Error for a JSON object that has the same key twice. Python would keep the last value."""
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_unique_keys)
 _SPACE = re.compile(r"\s*")
 
 

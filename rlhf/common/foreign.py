@@ -95,11 +95,11 @@ class _SharedContext:
     early, and the other block would then restore the changed state for ever.
 
     Args:
-        make: Function that returns the context manager that makes and reverts the change.
+        make_context: Function that returns the context manager that makes and reverts the change.
     """
 
-    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
-        self._make, self._lock, self._blocks = make, threading.Lock(), 0
+    def __init__(self, make_context: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._make, self._lock, self._blocks = make_context, threading.Lock(), 0
         self._context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
     @contextlib.contextmanager
@@ -118,7 +118,7 @@ class _SharedContext:
                     self._context.__exit__(None, None, None)
 
 
-class _Expired(BaseException):
+class _TimeLimitExceeded(BaseException):
     """Exception that is raised in a call that exceeds its time limit.
 
     The base class is BaseException, because the called code may catch every Exception.
@@ -149,7 +149,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
         output_to_stderr(),
         restored_process_state(),
         time_limit(timeout),
-        foreign_exceptions(),
+        ensure_ordinary_exceptions(),
         exit_as_exception(),
     ):
         yield
@@ -182,7 +182,7 @@ def _output_to_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def foreign_exceptions() -> Iterator[None]:
+def ensure_ordinary_exceptions() -> Iterator[None]:
     """Return a context manager in which third-party code raises only Exceptions.
 
     A process that the code forked ends here. The context manager can be used in any thread.
@@ -195,7 +195,7 @@ def foreign_exceptions() -> Iterator[None]:
     process = os.getpid()
     try:
         yield
-    except (Exception, _Expired, StopSignal):
+    except (Exception, _TimeLimitExceeded, StopSignal):
         raise
     except SystemExit as error:
         raise RuntimeError(f"called sys.exit({error.code!r})") from error
@@ -314,7 +314,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
 
     def expire(number: int, frame: object) -> None:
-        raise _Expired
+        raise _TimeLimitExceeded
 
     try:
         previous = signal.signal(signal.SIGALRM, expire)
@@ -325,7 +325,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)
         yield
-    except _Expired as error:
+    except _TimeLimitExceeded as error:
         # The traceback shows the line that was interrupted.
         timeout = TimeoutError(f"took longer than {seconds:g} s")
         raise timeout.with_traceback(error.__traceback__) from None

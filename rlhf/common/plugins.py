@@ -159,7 +159,7 @@ def code_file(reference: str) -> Path | None:
     if module.partition(".")[0] == "rlhf":
         return None
     loaded = sys.modules.get(module)
-    file = getattr(loaded, "__file__", None) if loaded else _origin_of(module)
+    file = getattr(loaded, "__file__", None) if loaded else _find_module_file(module)
     return Path(file) if file and os.path.isfile(file) else None
 
 
@@ -205,7 +205,7 @@ def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> 
         return f"{os.path.normpath(folder.absolute() / expand_user(module))}{suffix}"
     if not module.isidentifier() or not os.path.isfile(folder / f"{module}.py"):
         return reference
-    if module in sys.modules or _origin_of(module):
+    if module in sys.modules or _find_module_file(module):
         return reference
     return f"{os.path.normpath(folder.absolute() / module)}.py{suffix}"
 
@@ -214,8 +214,8 @@ def _import_module(name: str, *, what: str) -> ModuleType:
     if name in sys.modules:
         return importlib.import_module(name)  # waits if another thread imports it
     ours = name.partition(".")[0] == "rlhf"
-    if not ours and (origin := _origin_of(name)):
-        _check_version(Path(origin), what=f"{what}: {name}")
+    if not ours and (origin := _find_module_file(name)):
+        _check_plugin_api_version(Path(origin), what=f"{what}: {name}")
     _loading.append(name)
     try:
         slow = warn_if_slow(f"{what}: the import of {name}", _SLOW_IMPORT)
@@ -228,7 +228,9 @@ def _import_module(name: str, *, what: str) -> ModuleType:
                 f"; if the module is a file beside the configuration, give its path: {what}: "
                 f"{name.replace('.', '/')}.py"
             )
-        raise UserError(f"{what}: cannot import {name!r} ({_reason(error)}{hint})") from error
+        raise UserError(
+            f"{what}: cannot import {name!r} ({_import_failure_text(error)}{hint})"
+        ) from error
     finally:
         _loading.pop()
     file = getattr(module, "__file__", None)
@@ -251,16 +253,16 @@ def _import_file(path: Path, *, what: str) -> ModuleType:
     loaded = _files.get(file)
     if loaded and loaded.digest == digest:
         return loaded.module
-    _check_version(file, what=f"{what}: {file.name}")
+    _check_plugin_api_version(file, what=f"{what}: {file.name}")
     if str(file.parent) not in sys.path:  # at the end, so that it hides no installed package
         sys.path.append(str(file.parent))
-    module = _execute(file, _module_name(file), again=loaded is not None, what=what)
+    module = _execute_as_module(file, _module_name(file), again=loaded is not None, what=what)
     _files[file] = _LoadedFile(module, digest)
     _user_files.add(str(module.__file__))
     return module
 
 
-def _execute(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
+def _execute_as_module(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
     """Execute a file as the module ``name``; return the module if it is imported already."""
     previous = sys.modules.get(name)
     if previous is not None and not again:
@@ -277,7 +279,8 @@ def _execute(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise UserError(
-            f"{what}: {file.name} cannot be imported: {_reason(error)}{_import_hint(error)}"
+            f"{what}: {file.name} cannot be imported: {_import_failure_text(error)}"
+            f"{_import_hint(error)}"
         ) from error
     finally:
         _loading.pop()
@@ -294,13 +297,13 @@ def _module_name(file: Path) -> str:
     if stem.isidentifier():
         importlib.invalidate_caches()  # the file may be new
         imported = sys.modules.get(stem)
-        origin = getattr(imported, "__file__", None) if imported else _origin_of(stem)
+        origin = getattr(imported, "__file__", None) if imported else _find_module_file(stem)
         if origin and Path(origin).resolve() == file:
             return stem
     return f"rlhf_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
 
 
-def _origin_of(module: str) -> str | None:
+def _find_module_file(module: str) -> str | None:
     """Return the file of a module that is not imported; None if there is no such module."""
     try:
         spec = importlib.util.find_spec(module)
@@ -309,7 +312,7 @@ def _origin_of(module: str) -> str | None:
     return spec.origin if spec else None
 
 
-def _check_version(file: Path, *, what: str) -> None:
+def _check_plugin_api_version(file: Path, *, what: str) -> None:
     """Check the version that a plug-in declares, without executing it.
 
     Raises:
@@ -338,7 +341,7 @@ def _import_hint(error: Exception) -> str:
     return "" if isinstance(error, UserError) else "; correct the file"
 
 
-def _reason(error: Exception) -> str:
+def _import_failure_text(error: Exception) -> str:
     """Return the reason of a failed import, with file and line."""
     if isinstance(error, UserError):
         described = describe_exception(error).rpartition(" (")

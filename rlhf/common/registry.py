@@ -27,18 +27,18 @@ class Registry(dict[str, T]):
         self.sources: dict[str, str] = {}
         """Name -> file or module of the code that added the entry, for entries of plug-ins."""
 
-    def add(self, name: str, entry: T, code: Any) -> None:
+    def add(self, name: str, entry: T, definition: Any) -> None:
         """Add an entry. The same file or module can replace its entry, as in a notebook.
 
         Args:
             name: Name of the entry.
             entry: The entry.
-            code: Function or class of the entry, whose module is the source of the entry.
+            definition: Function or class of the entry, whose module is the source of the entry.
 
         Raises:
             UserError: The name is not a text, or different code has an entry of this name.
         """
-        check_new_name(self.what, name, self, self.sources, code)
+        check_and_record_new_name(self.what, name, self, self.sources, definition)
         self[name] = entry
 
     def require(self, name: str) -> T:
@@ -59,8 +59,8 @@ class Registry(dict[str, T]):
         return copied
 
 
-def check_new_name(
-    what: str, name: str, known: Container[str], sources: dict[str, str], code: Any
+def check_and_record_new_name(
+    what: str, name: str, known: Container[str], sources: dict[str, str], definition: Any
 ) -> None:
     """Check the name of a new entry of a table, and record its source in ``sources``.
 
@@ -69,14 +69,14 @@ def check_new_name(
         name: Name of the new entry.
         known: Names of the existing entries.
         sources: Name -> source, for the entries of plug-ins.
-        code: Function or class of the new entry.
+        definition: Function or class of the new entry.
 
     Raises:
         UserError: The name is not a text, or different code has an entry of this name.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"the name of a new {what} must be a text, got {name!r}")
-    source = _source_of(code)
+    source = _source_of(definition)
     if name in known and sources.get(name) != source:
         owner = sources.get(name, "the toolkit")
         raise UserError(f"{what} {name!r} exists already in {owner}: choose another name")
@@ -105,9 +105,9 @@ class OneOf:
         return name
 
 
-def _source_of(code: Any) -> str | None:
+def _source_of(definition: Any) -> str | None:
     """Return the plug-in, file or module that adds code; None for code of the toolkit."""
-    name = getattr(code, "__module__", None) or type(code).__module__
+    name = getattr(definition, "__module__", None) or type(definition).__module__
     if name.partition(".")[0] == "rlhf":
         return None
     return current_plugin() or getattr(sys.modules.get(name), "__file__", None) or name

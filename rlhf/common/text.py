@@ -68,10 +68,10 @@ def escape_invisible(text: str) -> str:
     return _INVISIBLE_PATTERN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def markdown_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""Return text on one line with Markdown's special characters escaped.
 
-    >>> markdown_text("a|b [c](d) _e_ f_g [0.1, 0.2]")
+    >>> escape_markdown("a|b [c](d) _e_ f_g [0.1, 0.2]")
     'a\\|b [c\\](d) \\_e\\_ f_g [0.1, 0.2]'
     """
     return _MARKDOWN_PATTERN.sub(
@@ -81,7 +81,7 @@ def markdown_text(text: str) -> str:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table. Column names and cells are plain text and are escaped."""
-    head, *body = (f"| {' | '.join(map(markdown_text, cells))} |\n" for cells in [columns, *rows])
+    head, *body = (f"| {' | '.join(map(escape_markdown, cells))} |\n" for cells in [columns, *rows])
     return "".join([head, f"|{'---|' * len(columns)}\n", *body])
 
 
@@ -148,7 +148,7 @@ def first_secret_key(tree: Any) -> str | None:
     return next(_secret_keys(tree, ""), None)
 
 
-class VisibleFormatter(logging.Formatter):
+class SafeLogFormatter(logging.Formatter):
     """Formatter that escapes control codes and masks secrets in log messages."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -159,7 +159,7 @@ class VisibleFormatter(logging.Formatter):
 def set_up_logging(level: int) -> None:
     """Write log messages whose level is at least ``level`` to standard error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(VisibleFormatter("%(message)s"))
+    handler.setFormatter(SafeLogFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 
 

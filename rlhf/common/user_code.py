@@ -61,13 +61,13 @@ def definition_location(code: Any) -> Place | None:
     return None if not place[0] or is_library_file(place[0]) else place
 
 
-def definition_text(code: Any) -> str:
+def definition_location_text(code: Any) -> str:
     """Return the location of a definition as text for messages, such as " (mine.py:3)", or ""."""
     return location_text(definition_location(code))
 
 
 @contextlib.contextmanager
-def errors_located_at(*codes: Any, place: Place | None = None) -> Iterator[None]:
+def add_location_to_errors(*codes: Any, place: Place | None = None) -> Iterator[None]:
     """Return a context manager that gives a location to exceptions without a line of the user.
 
     Args:
@@ -95,7 +95,12 @@ def thread_location(identifier: int | None) -> Place | None:
 
 
 def check_accepts(
-    code: Callable[..., Any], arguments: tuple[Any, ...] = (), *, what: str, form: str, **keys: Any
+    code: Callable[..., Any],
+    arguments: tuple[Any, ...] = (),
+    *,
+    what: str,
+    required_signature: str,
+    **keys: Any,
 ) -> None:
     """Check, before the first call, that a function of the user can be called with its arguments.
 
@@ -103,7 +108,7 @@ def check_accepts(
         code: The function; a function without a readable signature is accepted.
         arguments: Placeholders of the positional arguments.
         what: What the function is, for the message.
-        form: How the function must be written, for the message.
+        required_signature: How the function must be written, for the message.
         keys: Placeholders of the keyword arguments.
 
     Raises:
@@ -113,8 +118,8 @@ def check_accepts(
     methods = code, getattr(code, "__call__", None)  # noqa: B004  of a function, or an object
     if any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for m in methods):
         raise UserError(
-            f"{what}{definition_text(code)} is defined with async def, but nothing would wait for "
-            "its result: define it with def, and call asyncio.run(...) in it"
+            f"{what}{definition_location_text(code)} is defined with async def, but nothing "
+            "would wait for its result: define it with def, and call asyncio.run(...) in it"
         )
     try:
         signature = inspect.signature(code)
@@ -124,7 +129,8 @@ def check_accepts(
         signature.bind(*arguments, **keys)
     except TypeError as error:
         raise UserError(
-            f"{what}{definition_text(code)} has the wrong signature ({error}): write it as {form}"
+            f"{what}{definition_location_text(code)} has the wrong signature ({error}): "
+            f"write it as {required_signature}"
         ) from None
 
 
@@ -184,6 +190,6 @@ def warn_if_changed(before: Any, after: Any, *, what: str, code: Any, argument: 
         return
     if changed:
         warn_once(
-            f"{what}{definition_text(code)} changes its argument {argument}, which has no effect "
-            "outside: it receives a copy; build a new value instead"
+            f"{what}{definition_location_text(code)} changes its argument {argument}, which has "
+            "no effect outside: it receives a copy; build a new value instead"
         )

@@ -24,7 +24,10 @@ from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.errors import UserError
 
-_PROGRAM = "import sys; from rlhf.common.worker_pool import serve; serve(int(sys.argv[1]))"
+_PROGRAM = (
+    "import sys; from rlhf.common.worker_pool import run_worker_tasks; "
+    "run_worker_tasks(int(sys.argv[1]))"
+)
 _THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 """Environment variables of workers: every worker computes in one thread."""
 _GARBAGE_THRESHOLD = 100_000
@@ -55,7 +58,7 @@ class WorkerPool:
             for worker in self._workers:
                 self._idle.put(worker)
                 # The arguments can exceed the buffer of the connection, so a thread sends them.
-                worker.ready = self._threads.submit(worker.start, factory, arguments)
+                worker.ready = self._threads.submit(worker.create_function, factory, arguments)
         except BaseException:
             self.close()
             raise
@@ -123,7 +126,7 @@ class _Worker:
         self._connection = Connection(ours.detach())
         self._lock = threading.Lock()
 
-    def start(self, factory: str, arguments: tuple[Any, ...]) -> None:
+    def create_function(self, factory: str, arguments: tuple[Any, ...]) -> None:
         self.call((factory, arguments))
 
     def call(self, task: Any) -> Any:
@@ -146,7 +149,7 @@ class _Worker:
         self._process.wait()
 
 
-def serve(descriptor: int) -> None:
+def run_worker_tasks(descriptor: int) -> None:
     """Apply the function of a pool to tasks until the connection is closed.
 
     Args:

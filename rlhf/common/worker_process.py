@@ -16,27 +16,27 @@ from rlhf.common.foreign import end_process
 _starting = threading.Lock()
 
 
-class _WorkerProcess(SpawnProcess):
+class _ProcessWithoutUserScript(SpawnProcess):
     """A new Python process that does not import the user's script."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        with _hidden_script():
+        with _hide_main_script():
             return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
 
 
-class WorkerContext(SpawnContext):
+class SpawnContextWithoutUserScript(SpawnContext):
     """The start method "spawn", without an import of the user's script.
 
     A script without a main guard would otherwise run a second time in every worker process, and
     replace the runs that it made before. Workers find code by the name of its file or module.
     """
 
-    Process = _WorkerProcess  # type: ignore[assignment]
+    Process = _ProcessWithoutUserScript  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
-def _hidden_script() -> Iterator[None]:
+def _hide_main_script() -> Iterator[None]:
     """Return a context manager in which multiprocessing does not know the file of the script."""
     with _starting:
         main = sys.modules["__main__"]

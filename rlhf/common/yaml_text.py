@@ -92,7 +92,7 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:
-            _count_nodes(node, {}, 0)
+            _check_and_count_nodes(node, {}, 0)
         return node
 
 
@@ -110,7 +110,7 @@ for _class in (_Loader, _Dumper):
     )
 
 
-def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
+def _check_and_count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
     """Return the number of nodes in a value, including the value itself.
 
     Args:
@@ -141,7 +141,7 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
         children = node.value
     if depth > MAX_DEPTH:
         raise _yaml_error(f"more than {MAX_DEPTH} nested mappings and lists", node)
-    total = 1 + sum(_count_nodes(child, counts, depth + 1) for child in children)
+    total = 1 + sum(_check_and_count_nodes(child, counts, depth + 1) for child in children)
     if total > MAX_NODES:
         raise _yaml_error(f"more than {MAX_NODES:,} values with aliases expanded", node)
     counts[id(node)] = total

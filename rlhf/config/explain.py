@@ -69,7 +69,7 @@ class FaithfulnessSpec:
 
 
 @dataclass(frozen=True)
-class PolicyViewSpec:
+class ExplainedPolicySpec:
     """A policy whose log-ratios, entropies, values and advantages are shown."""
 
     model: ModelSpec
@@ -113,7 +113,7 @@ class ExplainConfig(RunConfig):
     """Attributions, prefix-reward curves, influence of the prompt and counterfactual edits."""
     faithfulness: FaithfulnessSpec = field(default_factory=FaithfulnessSpec)
     """The deletion test of the attributions."""
-    policy: PolicyViewSpec | None = None
+    policy: ExplainedPolicySpec | None = None
     """A policy whose quantities are shown for each token."""
     stage_models: list[NamedModel] = field(default_factory=list)
     """Stages of training in order, such as base, SFT and RL; neighboring stages are compared."""

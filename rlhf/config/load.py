@@ -101,7 +101,7 @@ def parse_option_value(key: str, text: str) -> Any:
     return text if bare else value
 
 
-def assemble_tree(
+def assemble_tree_and_load_plugins(
     sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """Merge configurations into one tree of plain data, apply the overrides, and load plug-ins.

@@ -115,7 +115,7 @@ def trainer_defaults(command: str) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def own_trainer_defaults(options: type) -> dict[str, Any]:
+def trl_specific_defaults(options: type) -> dict[str, Any]:
     """Return the defaults of the options that a configuration class of TRL adds to transformers'.
 
     Options without a value, and those that other keys of the configuration set, are omitted.

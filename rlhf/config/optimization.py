@@ -35,7 +35,7 @@ _TRANSFORMERS_NAMES = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sg
 """`trainer.optim` -> name in `OPTIMIZERS`, for the names that transformers has."""
 
 
-def trainer_optimizers() -> dict[str, str]:
+def native_optimizer_by_trainer_name() -> dict[str, str]:
     """Return `trainer.optim` -> name of the optimizer with float32 master weights."""
     return _TRANSFORMERS_NAMES | {name: name for name in OPTIMIZERS.sources}
 
@@ -137,7 +137,7 @@ def native_options(
 
 
 def _check_optimizer(options: NativeOptions) -> None:
-    known = trainer_optimizers()
+    known = native_optimizer_by_trainer_name()
     if options.optim not in known:
         raise UserError(
             f"trainer.optim: the native engine has {', '.join(known)}, got "

@@ -7,13 +7,13 @@ a folder. The report on a dataset (`rlhf.data.data_report`) and the creation of 
 
 from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.config.data import DataSpec, Kind
-from rlhf.data.load import Loaded, load
+from rlhf.data.load import LoadedRows, load
 from rlhf.data.splits import folds_by_prompt, split_by_prompt
 
 __all__ = [
     "DataSpec",
     "Kind",
-    "Loaded",
+    "LoadedRows",
     "folds_by_prompt",
     "load",
     "read_jsonl",

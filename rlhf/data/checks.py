@@ -17,7 +17,7 @@ from rlhf.data.leakage import (
     indices_of_shared_prompts,
     indices_with_shared_prompt_ngrams,
 )
-from rlhf.data.load import Loaded
+from rlhf.data.load import LoadedRows
 from rlhf.data.splits import prompt_key, prompt_text
 from rlhf.data.suspects import cross_fitted_margins
 from rlhf.stats import interval, share_interval
@@ -81,7 +81,7 @@ def _finding(
     )
 
 
-def unusable_rows(loaded: Loaded) -> Finding:
+def unusable_rows(loaded: LoadedRows) -> Finding:
     """Count the rows that the loader dropped, by reason.
 
     Rows that the data itself excludes by a weight of 0 are no fault.
@@ -97,7 +97,7 @@ def unusable_rows(loaded: Loaded) -> Finding:
     return Finding("unusable rows", level, verdict, count, loaded.total, examples=examples)
 
 
-def unused_columns(loaded: Loaded) -> Finding:
+def unused_columns(loaded: LoadedRows) -> Finding:
     """List the columns and the parts of cells that the loader did not use."""
     columns = {name for names in loaded.unused_columns.values() for name in names}
     count = len(columns) + len(loaded.ignored)
@@ -199,7 +199,7 @@ def length_bias(rows: Sequence[Row]) -> Finding:
     return Finding("length bias", level, verdict, longer, unequal)
 
 
-def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
+def suspicious_pair_labels(rows: Sequence[Row], *, seed: int) -> Finding:
     """Find the pairs whose label a bag-of-words model, fitted on other prompts, contradicts most.
 
     No pair is listed unless the model predicts labels better than chance.

@@ -133,7 +133,7 @@ _OLD_NAMES = {"input": "context"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnAssignment:
     """Assignment of columns to the fields of a row."""
 
     fields: tuple[str, ...]
@@ -149,7 +149,7 @@ def find_layouts(
     spec: DataSpec,
     *,
     with_answer_and_tests: bool,
-) -> list[Layout]:
+) -> list[ColumnAssignment]:
     """Return all layouts with which rows of the table can be read, in order of preference.
 
     The user's mapping takes precedence over column names. Layouts with more mapped fields come
@@ -187,7 +187,7 @@ def find_layouts(
         columns = {field: column_of(field, column_names, mapping) for field in fields}
         if all(columns.values()) and mapping.keys() <= {*fields, *optional_fields}:
             complete.append(
-                Layout(
+                ColumnAssignment(
                     fields, _with_optional_columns(columns, optional_fields, column_names, mapping)
                 )
             )

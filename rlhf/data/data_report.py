@@ -12,7 +12,7 @@ from rlhf.common.text import count_text
 from rlhf.config.data import DataSpec, Kind
 from rlhf.data import checks
 from rlhf.data.checks import CountTokens, Finding, Row
-from rlhf.data.load import Loaded, load
+from rlhf.data.load import LoadedRows, load
 from rlhf.errors import UserError
 
 
@@ -63,9 +63,9 @@ class DataReport:
 
 
 def make_data_report(
-    loaded: Loaded,
+    loaded: LoadedRows,
     *,
-    against: Loaded | None = None,
+    against: LoadedRows | None = None,
     count_tokens: CountTokens | None = None,
     max_length: int | None = None,
     seed: int = 0,
@@ -97,7 +97,7 @@ def make_data_report(
     ]
     if "chosen" in rows[0]:
         findings += [checks.contradictory_pairs(rows), checks.pairs_with_nearly_equal_replies(rows)]
-        findings += [checks.length_bias(rows), checks.suspects(rows, seed=seed)]
+        findings += [checks.length_bias(rows), checks.suspicious_pair_labels(rows, seed=seed)]
     if "label" in rows[0]:
         findings += [checks.contradictory_labels(rows), checks.label_balance(rows)]
     if any("answer" in turn for row in rows for turn in row.get("prompt", ())):

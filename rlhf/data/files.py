@@ -67,12 +67,12 @@ def read_file(path: str | Path) -> list[Row]:
     suffix = data_suffix(path)
     if suffix not in READERS:
         raise UserError(f"{path}: unknown file format {suffix!r}, use one of {', '.join(READERS)}")
-    with decoding_errors(path):
+    with decoding_errors_as_user_errors(path):
         return READERS[suffix](path)
 
 
 @contextlib.contextmanager
-def decoding_errors(path: Path) -> Iterator[None]:
+def decoding_errors_as_user_errors(path: Path) -> Iterator[None]:
     """Return a context manager that reports the errors of the encoding and of gzip in one line."""
     try:
         yield
@@ -103,7 +103,7 @@ def iterate_csv(path: Path) -> Iterator[Row]:
         UserError: The content is malformed.
     """
     csv.field_size_limit(2**31 - 1)
-    with decoding_errors(path), open_text(path, newline="") as stream:
+    with decoding_errors_as_user_errors(path), open_text(path, newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
             names = reader.fieldnames or []
@@ -143,18 +143,18 @@ def iterate_parquet(path: Path) -> Iterator[Row]:
     """
     import pyarrow.parquet as pq
 
-    with parquet_errors(path), pq.ParquetFile(path) as file:
+    with parquet_errors_as_user_errors(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1000):
             yield from map(columnar_row_to_json_form, batch.to_pylist())
 
 
 @contextlib.contextmanager
-def parquet_errors(path: Path) -> Iterator[None]:
+def parquet_errors_as_user_errors(path: Path) -> Iterator[None]:
     """Return a context manager that reports the errors of a Parquet file in one line."""
     import pyarrow as pa
 
     try:
-        with decoding_errors(path):
+        with decoding_errors_as_user_errors(path):
             yield
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file ({one_line(error)})") from None

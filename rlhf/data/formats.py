@@ -182,7 +182,7 @@ def _labeled_reply_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 def _preference_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "response_a" in cells:
-        cells |= judged_pair(cells)
+        cells |= chosen_and_rejected_cells(cells)
     prompt, chosen, rejected = read_prompt_and_pair(cells, notes)
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     margin = _read_margin(cells, notes)
@@ -218,7 +218,7 @@ FIRST_REPLY_NAMES = ("a", "model_a", "response_a", "first", "chosen_a", "left")
 SECOND_REPLY_NAMES = ("b", "model_b", "response_b", "second", "chosen_b", "right")
 
 
-def judged_pair(cells: Cells) -> dict[str, Any]:
+def chosen_and_rejected_cells(cells: Cells) -> dict[str, Any]:
     """Return the cells `chosen` and `rejected` of a row with two replies and a winner or scores.
 
     If the row has scores, the result also has `margin`, the difference of the scores. The winner is

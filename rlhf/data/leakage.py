@@ -44,5 +44,5 @@ def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
 
 def _prompt_ngram_hashes(row: Mapping[str, Any]) -> set[int]:
     return ngram_hashes(
-        prompt_text(row, role_names=False)
+        prompt_text(row, with_role_names=False)
     )  # Role names are omitted, because they are not words of the prompt.

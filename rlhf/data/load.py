@@ -23,7 +23,7 @@ PROGRESS_BAR_MIN_ROWS = 5_000
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRows:
     """Canonical rows of one kind, with the numbers of dropped and unused rows.
 
     `total` is `len(rows) + sum(dropped.values()) + unused`.
@@ -114,7 +114,7 @@ def load(
     seed: int | None,
     keep: Iterable[str] = (),
     with_answer_and_tests: bool = False,
-) -> Loaded:
+) -> LoadedRows:
     """Read, convert, mix and shuffle one or several datasets.
 
     Args:
@@ -142,7 +142,7 @@ def load(
     rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
     if len(readers) > 1 and seed is not None:
         random.Random(seed).shuffle(rows)
-    return combine_sources(rows, [_counts_of(reader) for reader in readers], sizes)
+    return combine_source_counts(rows, [_counts_of(reader) for reader in readers], sizes)
 
 
 def checked_specs(specs: DataSpec | Sequence[DataSpec], kind: Kind) -> list[DataSpec]:
@@ -195,9 +195,9 @@ def _counts_of(reader: TableReader) -> SourceCounts:
     )
 
 
-def combine_sources(
+def combine_source_counts(
     rows: Sequence[dict[str, Any]], counts: Sequence[SourceCounts], sizes: Sequence[int]
-) -> Loaded:
+) -> LoadedRows:
     """Return mixed rows with the numbers of all sources.
 
     Args:
@@ -214,7 +214,7 @@ def combine_sources(
             reason: f"{source.path}, row {index + 1}"
             for reason, index in source.first_dropped.items()
         } | first_dropped
-    return Loaded(
+    return LoadedRows(
         rows=rows,
         dropped=dict(dropped.most_common()),
         total=(total := sum(source.total for source in counts)),
@@ -231,15 +231,15 @@ def load_and_log(
     specs: Sequence[DataSpec],
     kind: Kind,
     *,
-    what: str,
+    data_name: str,
     seed: int,
     keep: Iterable[str] = (),
     counts: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Load datasets, log a summary that begins with `what`, and return the rows.
+    """Load datasets, log a summary that begins with `data_name`, and return the rows.
 
     If `specs` is empty, the result is [] and nothing is logged. If `counts` is given, the numbers
-    of rows are added to it under the key `what`.
+    of rows are added to it under the key `data_name`.
 
     Raises:
         UserError: As in `load`.
@@ -247,9 +247,9 @@ def load_and_log(
     if not specs:
         return []
     loaded = load(specs, kind, seed=seed, keep=keep)
-    log.info("%s: %s", what, loaded.summary())
+    log.info("%s: %s", data_name, loaded.summary())
     if counts is not None:
-        counts[what] = loaded.counts()
+        counts[data_name] = loaded.counts()
     return list(loaded.rows)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.common.conversation import Conversation
 from rlhf.common.ranges import Finite, LabelNoise, NonNegativeFloat, check_fields
 from rlhf.data.conversation import as_conversation, checked_prompt, split_reply_from_prompt
-from rlhf.data.load import Loaded
+from rlhf.data.load import LoadedRows
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.core import sigmoid
@@ -29,7 +29,7 @@ Gold = Callable[[list[Conversation]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
-class Annotator:
+class SimulatedAnnotator:
     """A simulated annotator that compares reply A, which is shown first, with reply B.
 
     P(A chosen) = sigmoid((g_A - g_B) / tau + length_bias * (n_A - n_B) / 100 + position_bias),
@@ -68,10 +68,10 @@ def pairs_from_gold(
     rows: Sequence[Mapping[str, Any]],
     gold: Gold,
     *,
-    annotator: Annotator,
+    annotator: SimulatedAnnotator,
     pairs_per_prompt: int,
     seed: int,
-) -> Loaded:
+) -> LoadedRows:
     """Create preference rows from sampled replies, labeled by a simulated annotator.
 
     Args:
@@ -113,7 +113,7 @@ def pairs_from_gold(
     return _loaded_from_rows(preferences, dropped)
 
 
-def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
+def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> LoadedRows:
     """Convert rows {prompt, replies, ratings} to all pairs of replies with different ratings.
 
     The `margin` of a pair is the difference of its ratings. Pairs whose difference is not larger
@@ -125,7 +125,7 @@ def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.
     return _pairs_by_score(rows, "ratings", min_gap=min_gap, with_margin=True)
 
 
-def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
+def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> LoadedRows:
     """Convert rows {prompt, replies, ranks} to all pairs of replies with different ranks.
 
     The lowest rank is the best; pairs with equal ranks are dropped as ties. If a row has no
@@ -175,7 +175,7 @@ def _label_pair(
     first: tuple[Reply, float | None],
     second: tuple[Reply, float | None],
     *,
-    annotator: Annotator,
+    annotator: SimulatedAnnotator,
     rng: random.Random,
 ) -> dict[str, Any]:
     a, b = _require_usable_replies(first[0], second[0])
@@ -192,7 +192,7 @@ def _label_pair(
 
 def _pairs_by_score(
     rows: Sequence[Mapping[str, Any]], field: str, *, min_gap: float, with_margin: bool
-) -> Loaded:
+) -> LoadedRows:
     preferences, dropped = [], Counter()
     for index, row in enumerate(rows):
         prompt, replies = _prompt_and_replies(row, index)
@@ -214,9 +214,9 @@ def _pairs_by_score(
     return _loaded_from_rows(preferences, dropped)
 
 
-def _loaded_from_rows(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
+def _loaded_from_rows(rows: list[dict[str, Any]], dropped: Counter[str]) -> LoadedRows:
     total = len(rows) + dropped.total()
-    return Loaded(rows=rows, dropped=dict(dropped.most_common()), total=total)
+    return LoadedRows(rows=rows, dropped=dict(dropped.most_common()), total=total)
 
 
 def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversation, list[Reply]]:

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.config.data import FIELDS, DataSpec, Kind
 from rlhf.data.columns import (
     FACT_FIELDS,
-    Layout,
+    ColumnAssignment,
     Row,
     cell_of,
     column_of,
@@ -66,14 +66,14 @@ class TableReader:
         self.present = columns_of(table) if present is None else set(present)
         self.schema = self._recognized_schema(table)
         self.with_answer_and_tests = with_answer_and_tests or kind == "prompt"
-        self.layouts: list[Layout] = []
+        self.layouts: list[ColumnAssignment] = []
         if self.schema is None:
             self.layouts = find_layouts(
                 kind, table, self.present, spec, with_answer_and_tests=self.with_answer_and_tests
             )
             if present is None and self.winner_column is not None:
-                self.check_winner_numbering(winner_values(table, self.winner_column))
-        self._check_keep()
+                self.check_winners_count_from_zero(winner_values(table, self.winner_column))
+        self._check_kept_columns()
         self.table = table
         if present is None and self.schema is not None and self.schema.gather is not None:
             self.table = self.schema.gather(table)
@@ -107,7 +107,7 @@ class TableReader:
                     self.dropped[str(outcome)].append(index)
                 elif len(self.rows) != self.spec.limit:
                     self.rows.append(outcome)
-        self.ignored.update(read_by_another_layout(self.skipped, self.used))
+        self.ignored.update(notes_on_skipped_cells(self.skipped, self.used))
 
     def convert_table_row(self, row: Row) -> Iterator[Outcome]:
         """Yield canonical rows for a row of `table`, and reasons why rows are dropped.
@@ -161,7 +161,7 @@ class TableReader:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
                 break
-        roots, others = self._columns_of_layouts[number]
+        roots, others = self._read_and_skipped_columns[number]
         self.skipped.update(name for name in others if is_filled(row.get(name)))
         self.used |= roots
         cells = {f: cell for f, cell in cells.items() if f in layout.fields or cell is not None}
@@ -170,7 +170,7 @@ class TableReader:
         return cells
 
     @cached_property
-    def _columns_of_layouts(self) -> list[tuple[frozenset[str], list[str]]]:
+    def _read_and_skipped_columns(self) -> list[tuple[frozenset[str], list[str]]]:
         """For each layout, the columns that it reads, and the columns that only others read."""
         roots = [
             frozenset(root_column(path, self.present) for path in layout.columns.values())
@@ -197,7 +197,7 @@ class TableReader:
             return SAFETY_SCHEMA
         return find_schema(self.kind, table, self.present)
 
-    def _check_keep(self) -> None:
+    def _check_kept_columns(self) -> None:
         reserved = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
         computed = self.schema.gives if self.schema else ()
         for name in self.keep:
@@ -217,7 +217,7 @@ class TableReader:
         """Column of the winners of pairs, if the rows are read with one."""
         return self.layouts[0].columns.get("winner") if self.layouts else None
 
-    def check_winner_numbering(self, values: Collection[str]) -> None:
+    def check_winners_count_from_zero(self, values: Collection[str]) -> None:
         """Check that the numbers of the winner column are not counted from 1.
 
         Args:
@@ -239,7 +239,7 @@ def winner_values(rows: Iterable[Row], column: str) -> set[str]:
     return {str(cell_of(row, column)).removesuffix(".0") for row in rows}
 
 
-def read_by_another_layout(skipped: Mapping[str, int], used: Collection[str]) -> dict[str, int]:
+def notes_on_skipped_cells(skipped: Mapping[str, int], used: Collection[str]) -> dict[str, int]:
     """Return the notes on cells of used columns in rows that another layout reads.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf.config.data import DataSpec, Kind
-from rlhf.data.columns import Layout, Row
+from rlhf.data.columns import ColumnAssignment, Row
 from rlhf.data.messages import RowDropped
 from rlhf.data.reader import TableReader, winner_values
 from rlhf.data.splits import prompt_key
@@ -24,7 +24,7 @@ from rlhf.data.tables import Table
 
 
 @dataclass(frozen=True)
-class RowSettings:
+class RowConversionSettings:
     """Everything that determines the canonical rows of a table."""
 
     spec: DataSpec
@@ -40,10 +40,10 @@ class TableHeader:
     first: np.ndarray
     """Indices of the first rows of the table, by which its schema is recognized."""
     present: frozenset[str]
-    layouts: list[Layout]
+    layouts: list[ColumnAssignment]
 
 
-class Effect(NamedTuple):
+class RowConversionRecord(NamedTuple):
     """Record of the conversion of one row of a table: outcomes, ignored parts, used columns."""
 
     outcomes: tuple[str | None, ...]
@@ -56,7 +56,7 @@ class Effect(NamedTuple):
 class ConvertedBlock(NamedTuple):
     """Result of the conversion of a block of rows of a table."""
 
-    effects: list[Effect]
+    effects: list[RowConversionRecord]
     numbers: np.ndarray
     """[B], index in `effects` for each row of the table."""
     rows: list[bytes]
@@ -73,7 +73,7 @@ class BlockReader:
         settings: Settings of the conversion.
     """
 
-    def __init__(self, table: Table, settings: RowSettings) -> None:
+    def __init__(self, table: Table, settings: RowConversionSettings) -> None:
         self.table, self.settings = table, settings
         self._reader: TableReader | None = None
 
@@ -82,13 +82,13 @@ class BlockReader:
         name, arguments = task
         return getattr(self, name)(*arguments)
 
-    def columns(self, indices: np.ndarray) -> tuple[set[str], np.ndarray]:
+    def columns_and_blank_rows(self, indices: np.ndarray) -> tuple[set[str], np.ndarray]:
         """Return the names of all columns of these rows, and which of the rows are blank lines."""
         rows = self.table.read(indices)
         names = {name for row in rows if row is not None for name in row}
         return names, np.array([row is None for row in rows], bool)
 
-    def winners(self, column: str, indices: np.ndarray) -> set[str]:
+    def winner_column_values(self, column: str, indices: np.ndarray) -> set[str]:
         """Return the distinct values of a winner column."""
         return winner_values((row for row in self.table.read(indices) if row), column)
 
@@ -96,7 +96,7 @@ class BlockReader:
         """Convert rows. The result is None if a row cannot be stored as JSON without a change."""
         reader = self._reader or self._make_reader(header)
         self._reader = reader
-        numbers_by_effect: dict[Effect, int] = {}
+        numbers_by_effect: dict[RowConversionRecord, int] = {}
         numbers: list[int] = []
         texts: list[bytes] = []
         keys: list[bytes] = []
@@ -109,13 +109,17 @@ class BlockReader:
                 if isinstance(outcome, RowDropped):
                     outcomes.append(str(outcome))
                     continue
-                text = None if check and not _is_json(outcome) else _json_bytes(outcome)
+                text = (
+                    None
+                    if check and not _survives_json_round_trip(outcome)
+                    else _json_bytes(outcome)
+                )
                 if text is None:
                     return None
                 outcomes.append(None)
                 texts.append(text)
                 keys.append(bytes.fromhex(prompt_key(outcome)))
-            effect = Effect(
+            effect = RowConversionRecord(
                 tuple(outcomes),
                 tuple(reader.ignored.items()),
                 tuple(reader.skipped.items()),
@@ -126,7 +130,7 @@ class BlockReader:
             list(numbers_by_effect), np.array(numbers, np.int32), texts, b"".join(keys)
         )
 
-    def use(self, table: Table, reader: TableReader) -> None:
+    def replace_table(self, table: Table, reader: TableReader) -> None:
         """Convert the rows of another table, which was gathered from this one, with a reader."""
         self.table, self._reader = table, reader
 
@@ -138,7 +142,7 @@ class BlockReader:
 
 
 def make_table_reader(
-    rows: Sequence[Row], settings: RowSettings, present: frozenset[str]
+    rows: Sequence[Row], settings: RowConversionSettings, present: frozenset[str]
 ) -> TableReader:
     """Return a reader for the table with these first rows and these columns.
 
@@ -166,10 +170,12 @@ def _json_bytes(row: dict[str, Any]) -> bytes | None:
         return None
 
 
-def _is_json(value: Any) -> bool:
+def _survives_json_round_trip(value: Any) -> bool:
     """Return whether a value is equal after a conversion to JSON and back, with equal types."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) for key in value) and all(map(_is_json, value.values()))
+        return all(isinstance(key, str) for key in value) and all(
+            map(_survives_json_round_trip, value.values())
+        )
     if isinstance(value, list):
-        return all(map(_is_json, value))
+        return all(map(_survives_json_round_trip, value))
     return value is None or type(value) in (str, int, float, bool)

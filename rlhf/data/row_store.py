@@ -21,12 +21,12 @@ import numpy as np
 from rlhf.common.worker_pool import WorkerPool
 from rlhf.data.files import Row
 from rlhf.data.load import SourceCounts, no_rows_message
-from rlhf.data.reader import TableReader, read_by_another_layout
+from rlhf.data.reader import TableReader, notes_on_skipped_cells
 from rlhf.data.row_blocks import (
     BlockReader,
     ConvertedBlock,
-    Effect,
-    RowSettings,
+    RowConversionRecord,
+    RowConversionSettings,
     TableHeader,
     make_table_reader,
 )
@@ -47,7 +47,7 @@ class Unstorable(Exception):
 
 
 @dataclass(frozen=True)
-class Subset:
+class SeededRowSubset:
     """The rows that come first in the order of a seed, for a source with a limit."""
 
     seed: str | None
@@ -63,7 +63,7 @@ def row_order(length: int, seed: str | None) -> np.ndarray:
 
 
 def build_row_store(
-    folder: Path, settings: RowSettings, *, processes: int, subset: Subset | None
+    folder: Path, settings: RowConversionSettings, *, processes: int, subset: SeededRowSubset | None
 ) -> None:
     """Read a source, convert its rows, and write them to an empty folder.
 
@@ -83,16 +83,16 @@ def build_row_store(
             raise UserError(f"{settings.spec.path}: the dataset is empty")
         count = 0 if isinstance(table, ListTable) else _pool_size(len(table), processes)
         with WorkerPool(count, "rlhf.data.row_blocks:BlockReader", (table, settings)) as pool:
-            indices, present = _find_columns(table, pool)
+            indices, present = _non_blank_rows_and_columns(table, pool)
             if not len(indices):
                 raise UserError(f"{settings.spec.path}: the dataset is empty")
             first_rows = _existing(table.read(indices[:_FIRST_ROWS]))
             reader = make_table_reader(first_rows, settings, present)
             if (column := reader.winner_column) is not None:
-                tasks = (("winners", (column, block)) for block in _blocks(indices))
-                reader.check_winner_numbering(set().union(*pool.map(tasks)))
+                tasks = (("winner_column_values", (column, block)) for block in _blocks(indices))
+                reader.check_winners_count_from_zero(set().union(*pool.map(tasks)))
             if reader.schema is not None and reader.schema.gather is not None:
-                _write_gathered(folder, table, indices, reader, settings, subset)
+                _write_merged_rows(folder, table, indices, reader, settings, subset)
                 return
             header = TableHeader(indices[:_FIRST_ROWS], present, reader.layouts)
             converted_rows = _rows_to_convert(len(indices), subset)
@@ -103,34 +103,38 @@ def build_row_store(
             )
 
 
-def _write_gathered(
+def _write_merged_rows(
     folder: Path,
     table: Table,
     indices: np.ndarray,
     reader: TableReader,
-    settings: RowSettings,
-    subset: Subset | None,
+    settings: RowConversionSettings,
+    subset: SeededRowSubset | None,
 ) -> None:
     """Convert a table whose schema merges rows, for which all rows must be in memory."""
     assert reader.schema is not None
     assert reader.schema.gather is not None
     gathered = ListTable(reader.schema.gather(_existing(table.read(indices))), table.columns)
     blocks = BlockReader(table, settings)
-    blocks.use(gathered, reader)
+    blocks.replace_table(gathered, reader)
     header = TableHeader(indices[:0], frozenset(reader.present), reader.layouts)
     converted_rows = _rows_to_convert(len(gathered), subset)
     converted = (blocks.convert(header, block) for block in _blocks(converted_rows))
     _write_store(folder, converted, reader, length=len(gathered), converted_rows=converted_rows)
 
 
-def _find_columns(table: Table, pool: WorkerPool) -> tuple[np.ndarray, frozenset[str]]:
+def _non_blank_rows_and_columns(
+    table: Table, pool: WorkerPool
+) -> tuple[np.ndarray, frozenset[str]]:
     """Return the indices of the rows that are not blank lines, and the names of all columns."""
     every = np.arange(len(table))
     if table.columns is not None:
         return every, table.columns
     names: set[str] = set()
     blank = []
-    for found, is_blank in pool.map(("columns", (block,)) for block in _blocks(every)):
+    for found, is_blank in pool.map(
+        ("columns_and_blank_rows", (block,)) for block in _blocks(every)
+    ):
         names |= found
         blank.append(is_blank)
     return every[~np.concatenate(blank)], frozenset(names)
@@ -155,7 +159,7 @@ def _write_store(
     """
     import pyarrow as pa
 
-    index_by_effect: dict[Effect, int] = {}
+    index_by_effect: dict[RowConversionRecord, int] = {}
     effect_indices = []
     schema = pa.schema({"row": pa.large_binary()})
     with (
@@ -207,7 +211,7 @@ class RowStore:
         self._columns: dict[str, str] = table["columns"]
         self._used: list[str] = table["used"]
         self._effects = [
-            Effect(
+            RowConversionRecord(
                 tuple(outcomes),
                 tuple((what, count) for what, count in ignored),
                 tuple((column, count) for column, count in skipped),
@@ -233,7 +237,7 @@ class RowStore:
         """Return the canonical row at a position of the store."""
         return json.loads(self._rows[position])
 
-    def select(
+    def counts_and_positions(
         self, path: str, *, seed: str | None, limit: int | None
     ) -> tuple[SourceCounts, np.ndarray] | None:
         """Return the counts and the rows of a source for a seed and a limit.
@@ -284,18 +288,20 @@ class RowStore:
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
         return np.repeat(starts[order], counts) + within
 
-    def _count_effects(self, path: str, order: np.ndarray, tables: np.ndarray) -> SourceCounts:
+    def _count_effects(
+        self, path: str, order: np.ndarray, table_indices: np.ndarray
+    ) -> SourceCounts:
         """Return the counts that reading the rows in this order gives.
 
         Args:
             path: Path of the source.
             order: Indices in the store of the rows that are read.
-            tables: Indices of these rows in the table.
+            table_indices: Indices of these rows in the table.
         """
         effect_indices = self._effect_indices[order]
         found, first, counts = np.unique(effect_indices, return_index=True, return_counts=True)
         lowest = np.full(len(self._effects), self._length, np.int64)
-        np.minimum.at(lowest, effect_indices, tables)
+        np.minimum.at(lowest, effect_indices, table_indices)
         dropped, ignored, skipped = Counter(), Counter(), Counter()
         first_dropped: dict[str, int] = {}
         used, total = set(self._used), self._length
@@ -313,7 +319,7 @@ class RowStore:
                 ignored[what] += times * count
             for column, times in effect.skipped:
                 skipped[column] += times * count
-        ignored.update(read_by_another_layout(skipped, used))
+        ignored.update(notes_on_skipped_cells(skipped, used))
         unused = tuple(sorted(set(self._present) - used))
         return SourceCounts(path, total, dropped, first_dropped, ignored, unused, self._schema)
 
@@ -338,7 +344,7 @@ def _pool_size(length: int, processes: int) -> int:
     return min(processes, -(-length // ROWS_PER_PROCESS))
 
 
-def _rows_to_convert(length: int, subset: Subset | None) -> np.ndarray:
+def _rows_to_convert(length: int, subset: SeededRowSubset | None) -> np.ndarray:
     """Return the sorted indices of the rows to convert."""
     if subset is None or subset.count >= length:
         return np.arange(length)

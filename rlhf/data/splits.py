@@ -13,17 +13,19 @@ from rlhf.errors import UserError
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
-def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
+def prompt_text(row: Mapping[str, Any], *, with_role_names: bool = True) -> str:
     """Return the prompt of a row as one text, without the system message.
 
-    If the row has no prompt, its text is returned. If `role_names` is set, each turn begins with
-    the name of its role.
+    If the row has no prompt, its text is returned. If `with_role_names` is set, each turn begins
+    with the name of its role.
     """
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if isinstance(prompt, str):
         return prompt
     turns = [turn for turn in prompt if turn["role"] != "system"]
-    return "\n".join(f"{t['role']}: {t['content']}" if role_names else t["content"] for t in turns)
+    return "\n".join(
+        f"{t['role']}: {t['content']}" if with_role_names else t["content"] for t in turns
+    )
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:

@@ -18,14 +18,14 @@ from rlhf.config.data import DataSpec, Kind
 from rlhf.data.cache import cached_entry, content_hash, hash_of
 from rlhf.data.files import read_rows
 from rlhf.data.load import (
-    Loaded,
+    LoadedRows,
     checked_specs,
-    combine_sources,
+    combine_source_counts,
     mixture_sizes,
     source_seed,
 )
-from rlhf.data.row_blocks import RowSettings
-from rlhf.data.row_store import RowStore, Subset, build_row_store
+from rlhf.data.row_blocks import RowConversionSettings
+from rlhf.data.row_store import RowStore, SeededRowSubset, build_row_store
 from rlhf.data.schemas import SCHEMAS
 from rlhf.data.splits import check_distinct_prompts, held_out_size
 
@@ -50,7 +50,7 @@ _CODE = (
 
 
 @dataclass(frozen=True)
-class Preparation:
+class DataPreparationSettings:
     """Settings of the preparation of data.
 
     Attributes:
@@ -77,7 +77,7 @@ class StoredRows(Sequence[dict[str, Any]]):
         stores: Sequence[RowStore],
         source: np.ndarray,
         position: np.ndarray,
-        preparation: Preparation,
+        preparation: DataPreparationSettings,
     ) -> None:
         self.stores, self.source, self.position = tuple(stores), source, position
         self.preparation = preparation
@@ -122,10 +122,10 @@ def load_stored(
     kind: Kind,
     *,
     seed: int | None,
-    preparation: Preparation,
+    preparation: DataPreparationSettings,
     keep: Sequence[str] = (),
     with_answer_and_tests: bool = False,
-) -> Loaded:
+) -> LoadedRows:
     """Load datasets like `rlhf.data.load.load`, but with rows on the disk.
 
     The rows, their order and all counts are those of `load`. The rows are prepared once and then
@@ -138,8 +138,10 @@ def load_stored(
     specs = checked_specs(specs, kind)
     stores, counts, chosen = [], [], []
     for number, spec in enumerate(specs):
-        settings = RowSettings(spec, kind, tuple(keep), with_answer_and_tests)
-        store, selected = _open_source(settings, source_seed(seed, number), preparation)
+        settings = RowConversionSettings(spec, kind, tuple(keep), with_answer_and_tests)
+        store, selected = _open_store_and_select_rows(
+            settings, source_seed(seed, number), preparation
+        )
         stores.append(store)
         counts.append(selected[0])
         chosen.append(selected[1])
@@ -150,7 +152,7 @@ def load_stored(
         order = list(range(len(position)))
         random.Random(seed).shuffle(order)
         source, position = source[order], position[order]
-    return combine_sources(StoredRows(stores, source, position, preparation), counts, sizes)
+    return combine_source_counts(StoredRows(stores, source, position, preparation), counts, sizes)
 
 
 def split_stored_by_prompt(
@@ -192,37 +194,37 @@ def _prompt_keys(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([bytes.fromhex(prompt_key(row)) for row in rows], "S32")
 
 
-def _open_source(
-    settings: RowSettings, seed: str | None, preparation: Preparation
+def _open_store_and_select_rows(
+    settings: RowConversionSettings, seed: str | None, preparation: DataPreparationSettings
 ) -> tuple[RowStore, tuple[Any, np.ndarray]]:
     """Open the store of a source, which is built if necessary, and select its rows."""
     limit = settings.spec.limit
-    subsets: list[Subset | None] = [None]
+    subsets: list[SeededRowSubset | None] = [None]
     if limit is not None:
-        subsets.insert(0, Subset(seed, _LIMIT_FACTOR * limit + _LIMIT_EXTRA))
+        subsets.insert(0, SeededRowSubset(seed, _LIMIT_FACTOR * limit + _LIMIT_EXTRA))
     settings = replace(settings, spec=replace(settings.spec, limit=None, weight=None))
     content = _source_hash(settings.spec)
     for subset in subsets:
         key = hash_of(
-            code=code_hash(),
+            code=canonical_row_code_hash(),
             formats=_added_formats_hash(),
             content=content,
             settings=repr(settings),
             subset=repr(subset),
         )
 
-        def build(folder: Path, subset: Subset | None = subset) -> None:
+        def build(folder: Path, subset: SeededRowSubset | None = subset) -> None:
             build_row_store(folder, settings, processes=preparation.processes, subset=subset)
 
         store = RowStore(cached_entry(preparation.folder / f"rows-{key}", build))
-        selected = store.select(settings.spec.path, seed=seed, limit=limit)
+        selected = store.counts_and_positions(settings.spec.path, seed=seed, limit=limit)
         if selected is not None:
             return store, selected
     raise AssertionError("the store of all rows has every row")
 
 
 @cache
-def code_hash() -> str:
+def canonical_row_code_hash() -> str:
     """Return a hash of the code that determines canonical rows."""
     root = Path(__file__).parents[1]
     sources = [*Path(__file__).parent.glob("*.py"), *(root / name for name in _CODE)]

@@ -15,7 +15,7 @@ from rlhf.data.files import (
     Row,
     columnar_row_to_json_form,
     data_suffix,
-    decoding_errors,
+    decoding_errors_as_user_errors,
     existing_path_or_hub_id,
     iterate_csv,
     iterate_parquet,
@@ -113,11 +113,11 @@ class RowStream:
             return iterate_csv(path)
         if data_suffix(path) == ".parquet":
             return iterate_parquet(path)
-        return _compressed_lines(path)
+        return _rows_of_compressed_json_lines(path)
 
 
-def _compressed_lines(path: Path) -> Iterator[Row]:
-    with decoding_errors(path), open_text(path, newline="\n") as stream:
+def _rows_of_compressed_json_lines(path: Path) -> Iterator[Row]:
+    with decoding_errors_as_user_errors(path), open_text(path, newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield parse_json_line(line, f"{path}, line {number}")

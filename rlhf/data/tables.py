@@ -21,9 +21,9 @@ from rlhf.data.files import (
     Row,
     columnar_row_to_json_form,
     data_suffix,
-    decoding_errors,
+    decoding_errors_as_user_errors,
     iterate_csv,
-    parquet_errors,
+    parquet_errors_as_user_errors,
     read_file,
     read_rows,
 )
@@ -144,7 +144,7 @@ class ArrowTable:
         batch_of = np.searchsorted(self._starts, wanted, "right") - 1
         # Arrow cannot take rows of every type by their indices, but it can slice all types.
         is_end = (np.diff(wanted) != 1) | (np.diff(batch_of) != 0)
-        with decoding_errors(self.name):
+        with decoding_errors_as_user_errors(self.name):
             for run in np.split(np.arange(len(wanted)), np.flatnonzero(is_end) + 1):
                 if len(run):
                     number = int(batch_of[run[0]])
@@ -187,12 +187,13 @@ class ListTable:
         return [self.rows[index] for index in indices]
 
 
-def open_table(spec: DataSpec, folder: Path) -> Table:
+def open_table(spec: DataSpec, temporary_folder: Path) -> Table:
     """Open the table of a source.
 
     Args:
         spec: The source.
-        folder: Folder for temporary files. The caller removes it when the table is not needed.
+        temporary_folder: Folder for temporary files. The caller removes it when the table is not
+            needed.
 
     Raises:
         UserError: As in `rlhf.data.files.read_rows`.
@@ -205,9 +206,9 @@ def open_table(spec: DataSpec, folder: Path) -> Table:
     if suffix == ".jsonl" and path.suffix != ".gz":
         return JsonLinesTable.open(path, str(path))
     if suffix == ".parquet":
-        return _convert_parquet(path, folder / "rows.arrow")
+        return _convert_parquet(path, temporary_folder / "rows.arrow")
     rows = iterate_csv(path) if suffix == ".csv" else read_file(path)
-    lines = folder / "rows.jsonl"
+    lines = temporary_folder / "rows.jsonl"
     _write_lines(rows, lines)
     return JsonLinesTable.open(lines, str(path))
 
@@ -229,7 +230,7 @@ def _convert_parquet(path: Path, target: Path) -> ArrowTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with parquet_errors(path), pq.ParquetFile(path) as file:
+    with parquet_errors_as_user_errors(path), pq.ParquetFile(path) as file:
         schema, length = file.schema_arrow, file.metadata.num_rows
         with pa.ipc.new_stream(str(target), schema) as writer:
             for batch in file.iter_batches(batch_size=2000):

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from rlhf.common.names import did_you_mean
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import RunRecord, read_runs
-from rlhf.evaluation.reward_accuracy import ACCURACY, reward_runs
+from rlhf.evaluation.reward_accuracy import ACCURACY, as_reward_accuracy_runs
 from rlhf.evaluation.run_groups import (
     Episodes,
     MetricValuesByMethod,
@@ -69,8 +69,8 @@ class Comparison:
         """Return Markdown: tables, the results in words, the simulated coverage and notes."""
         parts = _markdown_tables(self)
         parts += [
-            f"- {markdown_text(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
-            f"**{markdown_text(d.verdict)}**"
+            f"- {escape_markdown(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
+            f"**{escape_markdown(d.verdict)}**"
             for d in self.differences
         ]
         coverage: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ class Comparison:
             name = f"{d.method} - {d.baseline}" if several else d.method
             coverage.setdefault(simulated_coverage_text(d), []).append(name)
         notes = [f"{text} ({', '.join(names)})" for text, names in coverage.items() if text]
-        parts += [f"- {markdown_text(note)}" for note in (*notes, *self.notes)]
+        parts += [f"- {escape_markdown(note)}" for note in (*notes, *self.notes)]
         return "\n".join(parts) + "\n"
 
     def _repr_html_(self) -> str:
@@ -127,7 +127,7 @@ def compare(
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
     stages = [read_runs(directory) for directory in directories]
-    if rewards := reward_runs(list(chain(*stages))):
+    if rewards := as_reward_accuracy_runs(list(chain(*stages))):
         comparison = compare_runs(
             rewards.runs, metric=metric or ACCURACY, baseline=baseline, every_pair=every_pair
         )
@@ -387,7 +387,7 @@ class _PairedMethodRuns:
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in self.references]
 
-    def shared_differences(self) -> np.ndarray:
+    def mean_unit_differences(self) -> np.ndarray:
         """Return the difference of each unit, averaged over the training seeds, [units].
 
         All training seeds are compared with the same evaluation of the reference policy, so their
@@ -519,7 +519,7 @@ def _compare_pairs(
             comparisons=len(paired),
             fewest_runs=min(counts, default=None),
             span=ends[1] - ends[0] if ends else None,
-            shared_differences=pairing.shared_differences()
+            shared_differences=pairing.mean_unit_differences()
             if several and len(counts) < 2
             else None,
         )

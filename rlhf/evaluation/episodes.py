@@ -21,9 +21,9 @@ from rlhf.common.score_names import GOLD, SCORE
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import (
     independent_unit_of,
-    list_entry_id,
     metric_interval,
     pass_at_k_by_seed,
+    start_entry_id,
     unit_name,
 )
 from rlhf.evaluation.notes import evaluation_caveats, missing_scores_by_reward
@@ -31,7 +31,7 @@ from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceR
 from rlhf.reward_models.core import components_with_value, score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment, step_environment
+from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment, step_environment
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
@@ -84,7 +84,7 @@ def play_model_episodes(
     if counts is not None:
         counts.update(collector.workers.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return episode_rows(
+    return scored_episode_rows(
         rollouts, rewards, gold=gold, decoding=decoding, seconds=seconds, counts=counts
     )
 
@@ -96,7 +96,7 @@ def play_reference_episodes(
     *,
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
-    calls: EnvironmentCalls | None = None,
+    calls: EnvironmentCaller | None = None,
 ) -> list[dict[str, Any]]:
     """Play one episode for each start with the random or the expert policy of an environment.
 
@@ -120,7 +120,7 @@ def play_reference_episodes(
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
     began = time.monotonic()
-    calls = calls or EnvironmentCalls()
+    calls = calls or EnvironmentCaller()
     rollouts = []
     for start in starts:
         rollout = _play_reference_episode(policy, env, start, calls)
@@ -135,13 +135,13 @@ def play_reference_episodes(
     if counts is not None:
         counts.update(calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return episode_rows(
+    return scored_episode_rows(
         rollouts, rewards, decoding=policy, seconds=seconds, counts=counts, tokens_known=False
     )
 
 
 def _play_reference_episode(
-    policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvironmentCalls
+    policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvironmentCaller
 ) -> Rollout | None:
     """Play one episode with a reference policy; return None if the environment failed."""
     # The environment's generator has the same seed, so the policy's generator needs another one.
@@ -191,7 +191,7 @@ def _take_reference_step(policy: str, env: gym.Env, rng: np.random.Generator) ->
     return str(action), step_environment(env, action)
 
 
-def episode_rows(
+def scored_episode_rows(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Any],
     *,
@@ -241,13 +241,13 @@ def episode_rows(
 
 
 def _prompt_id(rollout: Rollout) -> str | None:
-    """Return the id of the start state, see `list_entry_id`; None if there is no fixed list.
+    """Return the id of the start state, see `start_entry_id`; None if there is no fixed list.
 
     The id is computed from the prompt without few-shot examples, so examples do not change it.
     """
     info = rollout.start_info
     observation = {"role": "user", "content": info.get("observation", "")}
-    return list_entry_id([*info.get("messages", ()), observation], info)
+    return start_entry_id([*info.get("messages", ()), observation], info)
 
 
 def random_and_optimal_return(env: gym.Env) -> tuple[float | None, float | None]:

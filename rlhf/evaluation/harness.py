@@ -31,7 +31,9 @@ def require_harness() -> None:
         raise UserError('tasks need lm-evaluation-harness: pip install "rlhf-kit[tasks]"')
 
 
-def task_metrics(policy: Policy, spec: HarnessTasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
+def evaluate_on_tasks(
+    policy: Policy, spec: HarnessTasksSpec, *, seed: int
+) -> dict[str, dict[str, Any]]:
     """Evaluate a policy on standard tasks.
 
     Returns:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf.stats import Interval, interval
 from rlhf.stats.samples import pass_at_k
-from rlhf.stats.shares import two_distinct_values
+from rlhf.stats.shares import two_frequent_values
 
 if TYPE_CHECKING:
     from rlhf.evaluation.records import MetricLimits
@@ -69,7 +69,7 @@ def binary_values(
     For `success` and pass@k, the values are 0 and 1. For a reward, they are its declared outcomes
     if every value is one of them. For the return, they are 0 and 1 if every value is 0 or 1 and the
     known returns are in [0, 1]. The normalized return has the normalized values of 0 and 1. For any
-    other metric that is not a count, the result is that of `two_distinct_values`.
+    other metric that is not a count, the result is that of `two_frequent_values`.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
@@ -85,7 +85,7 @@ def binary_values(
             declared = returns.normalize(0.0), returns.normalize(1.0)
     if declared and np.isin(values, declared).all():
         return declared
-    return two_distinct_values(values)
+    return two_frequent_values(values)
 
 
 def pass_at_k_by_seed(
@@ -144,7 +144,7 @@ def unit_name(units: Sequence[Hashable]) -> UnitName:
     return "start states" if len(set(units)) < len(units) else "episodes"
 
 
-def list_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
+def start_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
     """Return the id of the entry of a fixed list with which an episode starts.
 
     Entries with equal texts have the same id. The result is None if the environment has no list,

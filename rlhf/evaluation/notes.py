@@ -10,7 +10,7 @@ from rlhf.common.text import count_text
 from rlhf.evaluation.metrics import independent_unit_of, messages_before_first_reply, unit_name
 
 ENVIRONMENT_PREFIX = "environment: "
-"""Prefix of the keys of `counts` that count failures of environments, see `EnvironmentCalls`."""
+"""Prefix of the keys of `counts` that count failures of environments, see `EnvironmentCaller`."""
 
 
 def missing_scores_by_reward(

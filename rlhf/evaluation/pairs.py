@@ -20,7 +20,7 @@ PAIR_SCORE_COLUMNS: Columns = {"pair": TEXT, "prompt": TEXT, "correct": NUMBER}
 """Columns of the file that a comparison reads."""
 
 
-def report_on_pairs(
+def write_pair_evaluation(
     reward: Any,
     rows: Sequence[dict[str, Any]],
     directory: Path,

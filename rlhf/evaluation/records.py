@@ -23,7 +23,7 @@ from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
 """Policies that an environment can define; each is compared as a method of its own."""
-SUMMARY_COLUMNS: Columns = {"episodes": INTEGER.optional(), "metrics": OBJECTS.optional()}
+SUMMARY_COLUMNS: Columns = {"episodes": INTEGER.as_optional(), "metrics": OBJECTS.as_optional()}
 """Columns of `summary.json` of an evaluation."""
 
 
@@ -84,7 +84,7 @@ class Evaluation:
     """Rows of `episodes.jsonl`; empty if there are none."""
 
     @property
-    def bounds(self) -> ReferenceReturns | None:
+    def reference_returns(self) -> ReferenceReturns | None:
         """Returns of the environment's random and optimal policy; None if they are unknown."""
         return ReferenceReturns.if_known(self.summary.get("random"), self.summary.get("optimal"))
 
@@ -98,10 +98,12 @@ class Evaluation:
             outcomes = {
                 str(name): (float(low), float(high)) for name, (low, high) in declared.items()
             }
-        return MetricLimits(self.bounds, turns if isinstance(turns, int) else None, outcomes)
+        return MetricLimits(
+            self.reference_returns, turns if isinstance(turns, int) else None, outcomes
+        )
 
     @property
-    def is_fixed(self) -> bool:
+    def has_untrained_policy(self) -> bool:
         """Whether the policy is not trained, so that it has no training seeds.
 
         It is a reference policy of the environment, a function, or a model on a server.
@@ -111,7 +113,7 @@ class Evaluation:
         )
 
     @cached_property
-    def units(self) -> list[Hashable]:
+    def unit_of_each_episode(self) -> list[Hashable]:
         """Independent unit of each episode, see `independent_unit_of`."""
         return [independent_unit_of(row) for row in self.episodes]
 
@@ -293,7 +295,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     summary = read_summary_file(folder / "summary.json")
     rows = read_episodes(folder)
     evaluation = Evaluation(folder.name, summary, rows)
-    if bounds := evaluation.bounds:
+    if bounds := evaluation.reference_returns:
         for row in rows:
             if is_number(row.get("return")):
                 row["normalized"] = bounds.normalize(row["return"])

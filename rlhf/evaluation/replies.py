@@ -44,7 +44,7 @@ def play_episode_groups(
     Raises:
         UserError: The environment or the model cannot be loaded, or an episode fails.
     """
-    rows = load_and_log(env.prompts, "prompt", what="prompts", seed=seed)
+    rows = load_and_log(env.prompts, "prompt", data_name="prompts", seed=seed)
     prompts = [prompt_with_tools(row) for row in rows]
     policy, tokenizer = load_model(model, seed=seed)
     held_out = all(start >= EVALUATION_BLOCK for start in seeds)

@@ -17,7 +17,7 @@ _SETTING = {"env": "preference pairs", "decoding": ""}
 
 
 @dataclass(frozen=True)
-class RewardRuns:
+class RewardAccuracyRuns:
     """Runs of rewards whose evaluated pairs are episodes with the metric `ACCURACY`."""
 
     runs: list[RunRecord]
@@ -25,7 +25,7 @@ class RewardRuns:
     """Caveats, and descriptions of omitted pairs."""
 
 
-def reward_runs(runs: Sequence[RunRecord]) -> RewardRuns | None:
+def as_reward_accuracy_runs(runs: Sequence[RunRecord]) -> RewardAccuracyRuns | None:
     """Return the runs of several rewards; None if the runs are not those of rewards.
 
     Runs with episodes are not those of rewards. Only the pairs that all rewards have scored are
@@ -50,7 +50,9 @@ def reward_runs(runs: Sequence[RunRecord]) -> RewardRuns | None:
     most = max(len({row["pair"] for row in rows}) for _, rows in scored)
     if len(common) < most:
         notes.append(f"only the {len(common)} of {most} pairs that all rewards scored are compared")
-    return RewardRuns([_with_episodes(run, rows, common) for run, rows in scored], notes)
+    return RewardAccuracyRuns(
+        [_with_pairs_as_episodes(run, rows, common) for run, rows in scored], notes
+    )
 
 
 def _pair_scores(run: RunRecord) -> list[dict[str, Any]]:
@@ -59,7 +61,9 @@ def _pair_scores(run: RunRecord) -> list[dict[str, Any]]:
     return next((rows for file in files if (rows := read_log(file, PAIR_SCORE_COLUMNS))), [])
 
 
-def _with_episodes(run: RunRecord, rows: Sequence[Mapping[str, Any]], pairs: set[str]) -> RunRecord:
+def _with_pairs_as_episodes(
+    run: RunRecord, rows: Sequence[Mapping[str, Any]], pairs: set[str]
+) -> RunRecord:
     """Return a run whose only evaluation has an episode for each of the given pairs."""
     by_pair = {row["pair"]: row for row in rows if row["pair"] in pairs}
     episodes = [

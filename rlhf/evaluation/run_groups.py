@@ -71,9 +71,9 @@ class MethodEvaluation:
     """Training seed; 0 for a policy that is not trained."""
 
     @property
-    def is_reference(self) -> bool:
-        """Whether the policy is not trained, see `Evaluation.is_fixed`."""
-        return self.evaluation.is_fixed
+    def has_untrained_policy(self) -> bool:
+        """Whether the policy is not trained, see `Evaluation.has_untrained_policy`."""
+        return self.evaluation.has_untrained_policy
 
 
 def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
@@ -92,20 +92,24 @@ def _evaluations_and_omission_notes(
     """Return the evaluations to use, and notes on those that are omitted because of equal names."""
     # Runs of `rlhf evaluate` with named policies come first: their evaluations replace those of
     # training runs, and the table has the same order.
-    ordered = sorted(runs, key=lambda run: not _has_named_policies(run))
+    ordered = sorted(runs, key=lambda run: not _methods_named_after_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
     paths = [_path_for_method_name(run, evaluation) for run, evaluation in pairs]
     owners: dict[tuple[str, int, str, str], tuple[RunRecord, Path]] = {}
     selected, notes = [], []
     for (run, evaluation), path, label in zip(pairs, paths, method_names(paths), strict=True):
         policy = evaluation.summary_field("policy")
-        method, seed = (policy, 0) if evaluation.is_fixed else (label, training_seed(run))
+        method, seed = (
+            (policy, 0) if evaluation.has_untrained_policy else (label, training_seed(run))
+        )
         setting = (evaluation.summary_field("env"), evaluation.summary_field("decoding"))
         owner, owner_path = owners.setdefault((method, seed, *setting), (run, path))
         item = MethodEvaluation(evaluation, method, seed)
         if owner.directory == run.directory:
             selected.append(item)
-        elif not item.is_reference and (path != owner_path or _has_named_policies(run)):
+        elif not item.has_untrained_policy and (
+            path != owner_path or _methods_named_after_policies(run)
+        ):
             notes.append(
                 f"{run.name}: the evaluation of {method} is omitted, because {owner.name} has an "
                 "evaluation with the same name; compare them separately"
@@ -146,7 +150,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
     evaluations, left_out = _evaluations_and_omission_notes(runs)
     for item in evaluations:
         rows = item.evaluation.episodes
-        for row, unit in zip(rows, item.evaluation.units, strict=True):
+        for row, unit in zip(rows, item.evaluation.unit_of_each_episode, strict=True):
             value = episode_value(row, metric)
             if value is None:
                 unscored[item.method] += 1
@@ -158,7 +162,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
             values[setting[0]].append(value)
             limits[setting[0]] = item.evaluation.limits
         setting = (str(rows[0]["env"]), str(rows[0]["decoding"]))
-        name = unit_name(item.evaluation.units)
+        name = unit_name(item.evaluation.unit_of_each_episode)
         names[setting] = name if name != "episodes" else names.get(setting, name)
     notes = [
         f"{name}: 1 episode has no {metric} and is omitted"
@@ -174,7 +178,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
     ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
-    references = frozenset(item.method for item in evaluations if item.is_reference)
+    references = frozenset(item.method for item in evaluations if item.has_untrained_policy)
     return MetricValuesByMethod(methods, notes, ranges, limits, references, names)
 
 
@@ -188,13 +192,15 @@ def training_seed(run: RunRecord) -> int:
     return int(numbers[-1]) if numbers else int(run.config.get("seed") or 0)
 
 
-def _has_named_policies(run: RunRecord) -> bool:
+def _methods_named_after_policies(run: RunRecord) -> bool:
     """Return whether the methods of a run are named after the policies that it evaluated.
 
     This applies to runs of `rlhf evaluate`: the configuration lists policies, or the run evaluated
     several policies.
     """
-    trained = {e.summary_field("policy") for e in run.evaluations if not e.is_fixed} - {""}
+    trained = {e.summary_field("policy") for e in run.evaluations if not e.has_untrained_policy} - {
+        ""
+    }
     return "policies" in run.config or len(trained) > 1
 
 
@@ -204,5 +210,5 @@ def _path_for_method_name(run: RunRecord, evaluation: Evaluation) -> Path:
     It is the run directory. If the methods of the run are named after its policies, the last
     component of the path is replaced by the name of the policy.
     """
-    named = _has_named_policies(run) and evaluation.summary_field("policy")
+    named = _methods_named_after_policies(run) and evaluation.summary_field("policy")
     return run.directory.resolve().parent / Path(named).name if named else run.directory

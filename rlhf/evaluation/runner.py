@@ -18,21 +18,21 @@ from rlhf.common.plugins import short_name
 from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import insert_after_system, without_system
 from rlhf.data.load import load_and_log
-from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
+from rlhf.envs.items import SAME_SPLIT_WARNING, draws_only_items_of_split, has_separate_splits
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report
 from rlhf.evaluation.episodes import (
-    episode_rows,
     evaluation_episode_seeds,
     is_complete_evaluation,
     play_model_episodes,
     play_reference_episodes,
     random_and_optimal_return,
+    scored_episode_rows,
     summarize,
     write_evaluation,
 )
-from rlhf.evaluation.harness import require_harness, task_metrics
-from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.evaluation.harness import evaluate_on_tasks, require_harness
+from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.evaluation.text_policies import TextEpisodes, TextPolicy, make_text_policy
 from rlhf.models.loading import find_model_folder, load_model
@@ -42,13 +42,13 @@ from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.environments.calls import (
-    EnvironmentCalls,
+    EnvironmentCaller,
     make_env_factory,
     temporary_environment,
     turn_limit,
 )
 from rlhf.runs.directory import Run
-from rlhf.runs.launch import release_memory
+from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.stats import Interval, ratio_interval
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class EvaluationData:
     """The sum of all configured rewards as one element, or an empty list."""
 
 
-def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
+def run_evaluation(command: str, config: EvaluateConfig, run: Run) -> Path:
     """Run all evaluations of the configuration that are not finished; return the run directory."""
     for spec in config.policies:  # before an evaluation replaces an earlier one
         if spec.path:
@@ -82,7 +82,7 @@ def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
             continue  # The evaluation was finished before an interruption.
         log.info("evaluating %s", spec.name)
         _evaluate_policy(spec, data, run)
-        release_memory()
+        collect_garbage_and_trim_heap()
     if config.pairs:
         _evaluate_pairs(config, run, data.rewards[0])
     return run.directory
@@ -100,11 +100,11 @@ def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
     sets = config.env.prompts if config.env else []
     prompts = [
         prompt_with_tools(row)
-        for row in load_and_log(sets, "prompt", what="prompts", seed=config.seed)
+        for row in load_and_log(sets, "prompt", data_name="prompts", seed=config.seed)
     ]
-    text = load_and_log(config.text, "sft", what="text", seed=config.seed)
+    text = load_and_log(config.text, "sft", data_name="text", seed=config.seed)
     labeled_sets = config.classes.data if config.classes else []
-    labeled = load_and_log(labeled_sets, "classification", what="classes", seed=config.seed)
+    labeled = load_and_log(labeled_sets, "classification", data_name="classes", seed=config.seed)
     rewards = [load_rewards(config.rewards)] if config.rewards else []
     if config.env and rewards:
         check_component_names(rewards[0], has_env=config.env.id is not None)
@@ -137,8 +137,8 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
         )
         if config.env.id:
             note = items
-            separate = draws_split(config.env.id, config.env.kwargs, "test")
-            if not separate and is_separable(config.env.id):
+            separate = draws_only_items_of_split(config.env.id, config.env.kwargs, "test")
+            if not separate and has_separate_splits(config.env.id):
                 note = SAME_SPLIT_WARNING.format(config.env.kwargs["split"])
             summary["items"] = {"separate": separate, "note": note}
     if policy is not None:
@@ -156,7 +156,7 @@ def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     Raises:
         UserError: The examples are plain text.
     """
-    rows = load_and_log(spec.examples, "sft", what="examples", seed=seed)
+    rows = load_and_log(spec.examples, "sft", data_name="examples", seed=seed)
     if any("text" in row for row in rows):
         raise UserError("examples: expected rows with prompt and completion, got plain text")
     return [m for row in rows for m in without_system([*row["prompt"], *row["completion"]])]
@@ -200,7 +200,7 @@ def _add_metrics_without_episodes(
         summary["metrics"] |= {f"class_{name}": v for name, v in report["metrics"].items()}
         summary["classes"] = report
     if config.tasks:
-        summary["metrics"] |= task_metrics(policy, config.tasks, seed=config.seed)
+        summary["metrics"] |= evaluate_on_tasks(policy, config.tasks, seed=config.seed)
 
 
 def _play_episodes(
@@ -231,7 +231,7 @@ def _play_episodes(
             starts,
             rewards=data.rewards,
             counts=counts,
-            calls=EnvironmentCalls.from_spec(config.env),
+            calls=EnvironmentCaller.from_spec(config.env),
         )
     collector = Collector.open(
         policy.model,
@@ -260,13 +260,13 @@ def _play_text_episodes(
     """Play the episodes of a function or of a model on a server; see `_play_episodes`."""
     config = data.config
     assert config.env is not None
-    calls = EnvironmentCalls.from_spec(config.env)
+    calls = EnvironmentCaller.from_spec(config.env)
     make_env = make_env_factory(config.env, data.prompts, split="test")
     episodes = TextEpisodes(policy, make_env, config.rollout, examples=examples, calls=calls)
     began = time.monotonic()
     rollouts = episodes.play(starts)
     counts.update(calls.failures)
-    return episode_rows(
+    return scored_episode_rows(
         rollouts,
         data.rewards,
         decoding=config.decoding,
@@ -315,9 +315,11 @@ def _clipped_at_zero(estimate: Interval) -> Interval:
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
     """Write the report on preference pairs for the sum of the rewards and for simple baselines."""
-    pairs = load_and_log(config.pairs, "preference", what="pairs", seed=config.seed)
-    train = load_and_log(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
-    report_on_pairs(
+    pairs = load_and_log(config.pairs, "preference", data_name="pairs", seed=config.seed)
+    train = load_and_log(
+        config.pairs_train, "preference", data_name="pairs_train", seed=config.seed
+    )
+    write_pair_evaluation(
         reward,
         pairs,
         run.directory,

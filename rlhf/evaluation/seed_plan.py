@@ -11,7 +11,7 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import Episodes, Method, collect_metric_values
-from rlhf.evaluation.significance import FEWEST_SEEDS, detects_difference
+from rlhf.evaluation.significance import FEWEST_SEEDS, first_method_wins
 from rlhf.stats import Interval, interval
 from rlhf.stats.power import sample_size, upper_standard_deviation
 
@@ -22,7 +22,7 @@ MAX_SEEDS = 1000
 
 
 @dataclass(frozen=True)
-class Spread:
+class DifferenceDeviations:
     """Standard deviations of the paired difference between two methods."""
 
     seed_sd: float
@@ -36,7 +36,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class PlannedSize:
+class SeedPlan:
     """Number of training seeds for one number of episodes."""
 
     episodes: int
@@ -55,7 +55,7 @@ def plan_seeds(
     episodes: int,
     power: float = 0.8,
     comparisons: int = 1,
-) -> PlannedSize:
+) -> SeedPlan:
     """Return the smallest number of training seeds with which a difference is declared.
 
     The search starts at the size of the paired t test and simulates the verdict of `rlhf compare`
@@ -75,17 +75,17 @@ def plan_seeds(
     try:
         size = sample_size(difference, seed_sd=sd, power=power, level=1 - 0.05 / comparisons)
     except ValueError:
-        return PlannedSize(episodes, None, None)
+        return SeedPlan(episodes, None, None)
     noise = np.random.default_rng(0).normal(size=(EXPERIMENTS, MAX_SEEDS))
     for seeds in range(max(FEWEST_SEEDS, size.seeds), MAX_SEEDS + 1):
         drawn = difference + sd * noise[:, :seeds]
-        detected = [detects_difference(deltas, comparisons=comparisons) for deltas in drawn]
+        detected = [first_method_wins(deltas, comparisons=comparisons) for deltas in drawn]
         if np.mean(detected) >= power:
-            return PlannedSize(episodes, seeds, interval(detected, kind="share"))
-    return PlannedSize(episodes, None, None)
+            return SeedPlan(episodes, seeds, interval(detected, kind="share"))
+    return SeedPlan(episodes, None, None)
 
 
-def pilot_spread(runs: Sequence[RunRecord], metric: str) -> Spread:
+def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDeviations:
     """Estimate the standard deviations from runs of one or two methods with several seeds.
 
     With one method, the values of the second method are assumed to be independent and equally
@@ -105,7 +105,7 @@ def pilot_spread(runs: Sequence[RunRecord], metric: str) -> Spread:
             f"plan-seeds: give the runs of one or two trained methods, got {len(trained)} "
             f"({', '.join(trained) or 'none was evaluated on episodes'})"
         )
-    columns = _differences_by_seed(trained)
+    columns = _values_or_differences_by_seed(trained)
     units = min(column.size for column in columns)
     if units < 2:
         raise UserError("plan-seeds: a run was evaluated on fewer than 2 episodes or prompts")
@@ -137,10 +137,10 @@ def pilot_spread(runs: Sequence[RunRecord], metric: str) -> Spread:
             "the pilot shows no variance between training seeds beyond that of its episodes, which "
             "does not mean that there is none: use the column with the upper limit"
         )
-    return Spread(seed_sd, episode_sd, seed_limit, tuple(notes))
+    return DifferenceDeviations(seed_sd, episode_sd, seed_limit, tuple(notes))
 
 
-def _differences_by_seed(methods: Mapping[str, Method]) -> list[np.ndarray]:
+def _values_or_differences_by_seed(methods: Mapping[str, Method]) -> list[np.ndarray]:
     """Return the value, or the paired difference, of each unit, for each training seed.
 
     Args:

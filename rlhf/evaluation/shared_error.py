@@ -24,7 +24,7 @@ _STRICTER_LEVEL = 0.4
 """The interval that must exclude 0 has this multiple of the significance level."""
 
 
-def fewest_seeds_against_reference(level: float = 0.05) -> int:
+def fewest_seeds_to_see_failed_run(level: float = 0.05) -> int:
     """Return the minimum number of training seeds for a comparison with a reference evaluation.
 
     The differences of two trained methods are symmetric if the methods are equal, but the
@@ -36,7 +36,7 @@ def fewest_seeds_against_reference(level: float = 0.05) -> int:
 
 
 @dataclass(frozen=True)
-class SharedError:
+class ReferenceUncertainty:
     """Error that the differences of all training seeds have in common.
 
     All seeds are compared with the same evaluation of a reference policy, so more seeds do not
@@ -50,7 +50,9 @@ class SharedError:
     """Why the error is unknown; empty if it is known."""
 
     @classmethod
-    def from_differences(cls, differences: ArrayLike, span: float | None) -> SharedError:
+    def from_unit_differences(
+        cls, differences: ArrayLike, span: float | None
+    ) -> ReferenceUncertainty:
         """Return the error of the mean of `differences` [n].
 
         For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
@@ -67,13 +69,13 @@ class SharedError:
         adjusted = adjusted_wald_moments(gains, losses, data.size)
         return cls(adjusted._replace(mean=data.mean(), error=span * adjusted.error))
 
-    def widened(self, estimate: Interval, deltas: np.ndarray, level: float) -> Interval:
+    def widened_interval(self, estimate: Interval, deltas: np.ndarray, level: float) -> Interval:
         """Return the interval of the mean difference, with the additional error.
 
         `estimate` is the interval of the mean of `deltas` [n] without this error, at the confidence
         level `level`.
         """
-        n, needed = deltas.size, fewest_seeds_against_reference()
+        n, needed = deltas.size, fewest_seeds_to_see_failed_run()
         if n < needed:
             reason = f"{n} training seeds, a comparison with a reference needs {needed}"
             return Interval.without_bounds(estimate.value, n, reason)
@@ -93,12 +95,12 @@ class SharedError:
         return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
 
     @staticmethod
-    def stricter_confidence_level(level: float) -> float:
+    def confidence_level_of_stricter_test(significance: float) -> float:
         """Return the confidence level of the interval that must exclude 0 at significance `level`.
 
         It is higher than 1 - `level`, because the sign-flip test is not exact for skewed seeds.
         """
-        return 1 - _STRICTER_LEVEL * level
+        return 1 - _STRICTER_LEVEL * significance
 
     def increased_p_value(self, p_value: float, deltas: np.ndarray) -> float:
         """Return the p value of the mean of `deltas` [n], with the additional error.

@@ -14,7 +14,7 @@ from scipy import special
 
 from rlhf.common.text import count_text
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
-from rlhf.evaluation.shared_error import SharedError, fewest_seeds_against_reference
+from rlhf.evaluation.shared_error import ReferenceUncertainty, fewest_seeds_to_see_failed_run
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval, paired_deltas
@@ -83,7 +83,7 @@ class _PairedTest:
     """Number of training runs of the method that has fewer training runs."""
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
-    shared: SharedError | None = None
+    shared: ReferenceUncertainty | None = None
     """Error that all differences have in common; None if there is none."""
     excludes_zero: bool = True
     """Result of `_strict_interval_excludes_zero`."""
@@ -96,7 +96,7 @@ class _PairedTest:
     @property
     def fewest_seeds(self) -> int:
         """Minimum number of training seeds of each method."""
-        return fewest_seeds_against_reference(self.level) if self.shared else FEWEST_SEEDS
+        return fewest_seeds_to_see_failed_run(self.level) if self.shared else FEWEST_SEEDS
 
     @property
     def too_few_runs(self) -> bool:
@@ -151,7 +151,7 @@ def compare_means(
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
     most 5%. A winner is declared if the difference is significant at this level, as `_PairedTest`
     describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs,
-    or `fewest_seeds_against_reference` runs with `shared_differences`.
+    or `fewest_seeds_to_see_failed_run` runs with `shared_differences`.
 
     Args:
         values: Value of `method` for each unit, [n].
@@ -179,7 +179,7 @@ def compare_means(
     shared = (
         None
         if shared_differences is None
-        else SharedError.from_differences(shared_differences, span)
+        else ReferenceUncertainty.from_unit_differences(shared_differences, span)
     )
     p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
@@ -196,7 +196,7 @@ def compare_means(
     )
 
 
-def detects_difference(deltas: np.ndarray, *, comparisons: int = 1) -> bool:
+def first_method_wins(deltas: np.ndarray, *, comparisons: int = 1) -> bool:
     """Return whether `compare_means` declares the first of two trained methods the winner.
 
     Args:
@@ -218,7 +218,7 @@ def _difference_interval(
     deltas: np.ndarray,
     is_count: bool,
     span: float | None,
-    shared: SharedError | None,
+    shared: ReferenceUncertainty | None,
     level: float = 0.95,
 ) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
@@ -226,23 +226,27 @@ def _difference_interval(
         estimate = delta_interval(deltas / span, kind="share", level=level).scaled(span)
     else:
         estimate = delta_interval(deltas, kind="count" if is_count else "mean", level=level)
-    return shared.widened(estimate, deltas, level) if shared else estimate
+    return shared.widened_interval(estimate, deltas, level) if shared else estimate
 
 
 def _strict_interval_excludes_zero(
-    deltas: np.ndarray, is_count: bool, span: float | None, shared: SharedError | None, level: float
+    deltas: np.ndarray,
+    is_count: bool,
+    span: float | None,
+    shared: ReferenceUncertainty | None,
+    level: float,
 ) -> bool:
     """Return whether the interval at the stricter level excludes 0; True without `shared`."""
     if shared is None:
         return True
     interval = _difference_interval(
-        deltas, is_count, span, shared, shared.stricter_confidence_level(level)
+        deltas, is_count, span, shared, shared.confidence_level_of_stricter_test(level)
     )
     return interval.low > 0 or interval.high < 0
 
 
 def _p_value_with_shared_error(
-    p_value: float, deltas: np.ndarray, shared: SharedError | None
+    p_value: float, deltas: np.ndarray, shared: ReferenceUncertainty | None
 ) -> float:
     """Return the p value of the mean of `deltas` [n], increased by the shared error, if any."""
     return shared.increased_p_value(p_value, deltas) if shared else p_value

@@ -54,7 +54,7 @@ def completion_losses(
             render it. The log reports the number of truncated rows and of rows without a rendering.
         batch_size: Number of rows in one forward pass.
     """
-    whole, changes = _examples_and_change_counts(policy, rows)
+    whole, changes = _encode_and_count_omissions(policy, rows)
     truncated = [any(mask[:max_length]) for ids, mask in whole if len(ids) > max_length]
     changes["truncated"] = len(truncated)
     if summary := ", ".join(f"{count:,} {what}" for what, count in changes.items() if count):
@@ -91,7 +91,7 @@ def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
     return [-float(row.sum()) for row in scored.logprobs]
 
 
-def _examples_and_change_counts(
+def _encode_and_count_omissions(
     policy: Policy, rows: Sequence[dict[str, Any]]
 ) -> tuple[list[Example], Counter[str]]:
     """Return one example for each row, and reason -> number of omitted or changed rows.

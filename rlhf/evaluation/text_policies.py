@@ -23,9 +23,9 @@ from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.imports import import_object
 from rlhf.common.text import mask_secrets
 from rlhf.common.user_code import (
+    add_location_to_errors,
     check_accepts,
-    definition_text,
-    errors_located_at,
+    definition_location_text,
     warn_if_slow,
 )
 from rlhf.config.evaluate import ApiSpec, PolicySpec
@@ -34,7 +34,7 @@ from rlhf.errors import UserError, first_line
 from rlhf.reward_models.chat_template import tools_of
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import EpisodeSeed
-from rlhf.rollout.environments.calls import EnvironmentCalls, reset_environment
+from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment
 from rlhf.rollout.turns import opening_messages, step_with_reply
 
 log = logging.getLogger(__name__)
@@ -104,14 +104,14 @@ class FunctionPolicy:
         self.what = f"policies: {name}"
         function = import_object(path, what=f"{self.what}: path")
         if isinstance(function, type):
-            function = self._call(function)
+            function = self._call_user_function(function)
         if not callable(function):
             raise UserError(f"{self.what}: {path} is not a function or a class of callable objects")
         self.function = function
         self.takes_rng = _has_parameter(function, "rng")
         keys = {"rng": None} if self.takes_rng else {}
         form = "policy(messages) or policy(messages, rng)"
-        check_accepts(function, (None,), what=self.what, form=form, **keys)
+        check_accepts(function, (None,), what=self.what, required_signature=form, **keys)
 
     def reply(
         self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]
@@ -120,25 +120,25 @@ class FunctionPolicy:
         replies = []
         for messages, rng in zip(conversations, generators, strict=True):
             options = {"rng": rng} if self.takes_rng else {}
-            text = self._call(self.function, copy.deepcopy(messages), **options)
+            text = self._call_user_function(self.function, copy.deepcopy(messages), **options)
             if not isinstance(text, str):
                 kind = type(text).__name__
                 raise UserError(
                     f"{self.what}: returned a value of type {kind}, expected a text"
-                    f"{definition_text(self.function)}"
+                    f"{definition_location_text(self.function)}"
                 )
             if not is_utf8_encodable(text):
                 raise UserError(
                     f"{self.what}: returned a text with half of a surrogate pair"
-                    f"{definition_text(self.function)}"
+                    f"{definition_location_text(self.function)}"
                 )
             replies.append(Reply(text))
         return replies
 
-    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def _call_user_function(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
             with (
-                errors_located_at(function),
+                add_location_to_errors(function),
                 warn_if_slow(self.what, "evaluate fewer episodes, or make it faster"),
                 limit_side_effects(),
             ):
@@ -186,9 +186,9 @@ class ApiPolicy:
         """Return a reply to each conversation; see `TextPolicy.reply`."""
         del generators  # the server samples
         with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(self._reply_to, conversations))
+            return list(pool.map(self._reply_with_retries, conversations))
 
-    def _reply_to(self, messages: Messages) -> Reply:
+    def _reply_with_retries(self, messages: Messages) -> Reply:
         """Return the reply to one conversation; repeat a request that failed temporarily."""
         result: Reply | Exception = TimeoutError("no request was sent")
         for attempt in range(ATTEMPTS):
@@ -208,7 +208,7 @@ class ApiPolicy:
     def _request(self, messages: Messages) -> Reply | Exception:
         """Return the reply of the server, or the exception of the request."""
         try:
-            response = self.complete({**self.query, **_messages_and_tools(messages)})
+            response = self.complete({**self.query, **_request_messages_and_tools(messages)})
         except Exception as error:
             return error
         try:
@@ -235,7 +235,7 @@ class ApiPolicy:
         return tokens if type(tokens) is int and 0 < tokens <= most else None
 
 
-def _messages_and_tools(messages: Messages) -> dict[str, Any]:
+def _request_messages_and_tools(messages: Messages) -> dict[str, Any]:
     """Return the entries of a request for a conversation and its tools.
 
     In the protocol of servers, the arguments of tool calls are JSON texts, and tools are not part
@@ -278,7 +278,7 @@ class _Episode:
     rng: np.random.Generator
     tokens_known: bool = True
 
-    def messages(self) -> Messages:
+    def messages_for_policy(self) -> Messages:
         """Return the conversation without keys such as a reference answer."""
         return [
             {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
@@ -304,7 +304,7 @@ class TextEpisodes:
         spec: RolloutSpec,
         *,
         examples: Sequence[dict[str, Any]] = (),
-        calls: EnvironmentCalls,
+        calls: EnvironmentCaller,
     ) -> None:
         self.policy, self.make_env, self.spec = policy, make_env, spec
         self.examples, self.calls = examples, calls
@@ -358,7 +358,9 @@ class TextEpisodes:
         Returns:
             The episodes that continue, and the environments of the others.
         """
-        replies = self.policy.reply([e.messages() for e in active], [e.rng for e in active])
+        replies = self.policy.reply(
+            [e.messages_for_policy() for e in active], [e.rng for e in active]
+        )
         kept, released = [], []
         for episode, reply in zip(active, replies, strict=True):
             env, text, seed = episode.env, reply.text, episode.rollout.seed

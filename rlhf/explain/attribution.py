@@ -49,7 +49,7 @@ def gradient_times_input(score: Score, inputs: Sequence[Tensor]) -> Attribution:
         inputs: Input embeddings of the text for each model, each [T, D].
     """
     gradients, scores = _gradients(score, [x[None] for x in inputs])
-    values = _sum_over_dimensions(gradients, inputs)[0]
+    values = _gradient_times_input_per_token(gradients, inputs)[0]
     return Attribution(values.tolist(), float(scores[0]))
 
 
@@ -111,7 +111,7 @@ def _integrate(score: Score, inputs: Sequence[Tensor], start: float, end: float)
     points = torch.tensor([*(start + (end - start) * _NODES), start, end])
     batch = [points.to(x)[:, None, None] * x for x in inputs]
     gradients, scores = _gradients(score, batch)
-    along_path = _sum_over_dimensions(gradients, inputs)[:-2]
+    along_path = _gradient_times_input_per_token(gradients, inputs)[:-2]
     values = (end - start) * (torch.from_numpy(_WEIGHTS) @ along_path)
     start_score, end_score = scores[-2:].double().tolist()
     error = abs(float(values.sum()) - (end_score - start_score))
@@ -133,7 +133,9 @@ def _gradients(score: Score, batch: Sequence[Tensor]) -> tuple[list[Tensor], Ten
     return filled, scores.detach()
 
 
-def _sum_over_dimensions(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
+def _gradient_times_input_per_token(
+    gradients: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> Tensor:
     """Return gradient x input of each token, summed over dimensions and models, [B, T], float64."""
     pairs = zip(gradients, inputs, strict=True)
     products = [(g.cpu().double() * x.cpu().double()).sum(-1) for g, x in pairs]

@@ -67,12 +67,12 @@ def find_counterfactual(
         best = sign * value
         deleted.append(remaining.pop(index))
     if sign * best < 0 and len(deleted) > 1:
-        deleted, best, more = _without_needless_words(reward, pair, deleted, best, sign)
+        deleted, best, more = _restore_needless_deletions(reward, pair, deleted, best, sign)
         evaluations += more
     return Counterfactual(deleted, best, sign * best < 0, evaluations) if deleted else None
 
 
-def _without_needless_words(
+def _restore_needless_deletions(
     reward: Reward, pair: Pair, deleted: list[Word], margin: float, sign: float
 ) -> tuple[list[Word], float, int]:
     """Restore deleted words, the first one first, as long as the margin keeps its new sign.

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.common.conversation import Conversation
 from rlhf.errors import UserError
-from rlhf.reward_models.chat_template import render
+from rlhf.reward_models.chat_template import render_conversation
 from rlhf.reward_models.core import content_text, last_reply
 from rlhf.reward_models.learned import LearnedReward
 
@@ -68,11 +68,11 @@ def encode_with_parts(
             "the tokenizer of this reward model does not return the characters of its tokens; "
             "token attributions need a fast tokenizer (tokenizer.json)"
         )
-    text = render(tokenizer, conversation)
+    text = render_conversation(tokenizer, conversation)
     spans_of_parts = _spans_of_parts(tokenizer, conversation, text, num_prompt_messages)
     append_eos = reward.sidecar.append_eos
     all_ids, offsets, text = _ids_and_offsets(tokenizer, text, append_eos=append_eos)
-    kept = _kept_positions(tokenizer, all_ids, ids)
+    kept = _positions_after_left_truncation(tokenizer, all_ids, ids)
     pieces = _token_texts(text, offsets)
     names = tokenizer.convert_ids_to_tokens(all_ids)
     tokens, parts, ends = [], list[Part](), list[int | None]()
@@ -92,7 +92,7 @@ def encode_with_parts(
 def _ids_and_offsets(
     tokenizer: PreTrainedTokenizerBase, text: str, *, append_eos: bool
 ) -> tuple[list[int], list[Span | None], str]:
-    """Return the token ids of a rendered text, as `encode_truncated` does, but without truncation.
+    """Return the token ids of a rendered text, without truncation.
 
     Returns:
         - The token ids, [T].
@@ -117,7 +117,7 @@ def _ids_and_offsets(
     return ids, offsets, text
 
 
-def _kept_positions(
+def _positions_after_left_truncation(
     tokenizer: PreTrainedTokenizerBase, all_ids: Sequence[int], ids: Sequence[int]
 ) -> list[int]:
     """Return the positions in `all_ids` of the ids that remain after truncation on the left."""
@@ -166,7 +166,7 @@ def _spans_of_parts(
     """
     contents = [content_text(message.get("content")) for message in conversation]
     markers = [_MARKER.format(i) for i in range(len(conversation))]
-    marked = render(
+    marked = render_conversation(
         tokenizer,
         [{**m, "content": x} for m, x in zip(conversation, markers, strict=True)],
     )

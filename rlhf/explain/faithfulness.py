@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlhf.explain.score_function import ScoreFunction
+from rlhf.explain.score_function import DifferentiableReward
 from rlhf.stats import Interval, difference, interval
 
 FRACTIONS = (0.1, 0.2, 0.3)
@@ -29,7 +29,7 @@ class AttributedText:
     attributions: list[float]
     """Attribution of the margin to each token, [T]."""
     constants: Mapping[int, float] = field(default_factory=dict)
-    """Result of `ScoreFunction.constants`."""
+    """Result of `DifferentiableReward.scores_without_models`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Faithfulness:
 
 
 def measure_faithfulness(
-    score: ScoreFunction,
+    score: DifferentiableReward,
     pairs: Sequence[tuple[AttributedText, AttributedText]],
     clusters: Sequence[Hashable],
     *,
@@ -112,7 +112,7 @@ def _result(
 
 
 def _margin_decreases(
-    score: ScoreFunction,
+    score: DifferentiableReward,
     pair: tuple[AttributedText, AttributedText],
     *,
     draws: int,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlhf.common.conversation import Conversation
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
-from rlhf.explain.policy_view import chat_format_of, check_same_encoding, encode_reply
+from rlhf.explain.policy_view import chat_format_of, check_same_encoding, encode_and_mask_last_reply
 from rlhf.models.architecture import (
     blocks_of,
     configured_context_length,
@@ -176,7 +176,7 @@ def _compare_reply(
     """Compare two stages on a reply; return None if the reply cannot be encoded."""
     try:
         context = configured_context_length(text_config(before.model))
-        ids, mask = encode_reply(chat_format, conversation, context=context)
+        ids, mask = encode_and_mask_last_reply(chat_format, conversation, context=context)
     except RowDropped:
         return None
     positions = torch.tensor(mask).nonzero()[:, 0]
@@ -265,14 +265,14 @@ def _weight_changes(before: Policy, after: Policy, names: tuple[str, str]) -> _W
         if number:
             blocks[int(number[1])] += squares
     return _WeightChanges(
-        [_relative_change(blocks[i]) for i in sorted(blocks)],
+        [_relative_norm_change(blocks[i]) for i in sorted(blocks)],
         [
-            NormChange(name, float(s[0].sqrt()), float(s[1].sqrt()), _relative_change(s))
+            NormChange(name, float(s[0].sqrt()), float(s[1].sqrt()), _relative_norm_change(s))
             for name, s in groups.items()
         ],
     )
 
 
-def _relative_change(squares: Tensor) -> float:
+def _relative_norm_change(squared_norms: Tensor) -> float:
     """Return ||W' - W|| / ||W|| from the squares of the norms of W, W' and W' - W."""
-    return float((squares[2] / squares[0].clamp_min(1e-30)).sqrt())
+    return float((squared_norms[2] / squared_norms[0].clamp_min(1e-30)).sqrt())

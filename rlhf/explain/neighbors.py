@@ -61,12 +61,12 @@ class TrainingPairIndex:
         if not self.margins:
             raise UserError("train_pairs: the reward can score none of the pairs")
         self._indices = list(self.margins)
-        differences = _pair_differences(self.model, [self.pairs[i] for i in self._indices])
+        differences = _hidden_state_differences(self.model, [self.pairs[i] for i in self._indices])
         self._directions = nn.functional.normalize(differences, dim=1)
 
     def nearest(self, pair: Pair, count: int) -> list[Neighbor]:
         """Return the training pairs that are most similar to a pair, the most similar first."""
-        direction = nn.functional.normalize(_pair_differences(self.model, [pair]), dim=1)[0]
+        direction = nn.functional.normalize(_hidden_state_differences(self.model, [pair]), dim=1)[0]
         cosines = self._directions @ direction
         top = cosines.topk(min(count, len(cosines)))
         return [
@@ -83,7 +83,7 @@ class TrainingPairIndex:
         return Neighbor(index, similarity, self.margins[index], prompt, chosen, rejected)
 
 
-def _pair_differences(model: LearnedReward, pairs: Sequence[Pair]) -> Tensor:
+def _hidden_state_differences(model: LearnedReward, pairs: Sequence[Pair]) -> Tensor:
     """Return the differences of the hidden states of the chosen and the rejected texts, [N, D]."""
     texts = [model.encode(text) for pair in pairs for text in (pair.chosen, pair.rejected)]
     states = head_inputs(model, texts).view(len(pairs), 2, -1)

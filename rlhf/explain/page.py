@@ -31,7 +31,9 @@ def explanation_page_html(
     stages: Sequence[StageDifference],
 ) -> str:
     """Return the page as an HTML document."""
-    parts = [f'<header><h1>{esc(title)}</h1><p class="lede">{esc(_facts(reward))}</p></header>']
+    parts = [
+        f'<header><h1>{esc(title)}</h1><p class="lede">{esc(_subtitle_text(reward))}</p></header>'
+    ]
     if reward is not None:
         parts += [
             section_html("Faithfulness", _faithfulness_html(reward)),
@@ -46,7 +48,7 @@ def explanation_page_html(
     return page_html(title, "\n".join(part for part in parts if part))
 
 
-def _facts(reward: RewardExplanation | None) -> str:
+def _subtitle_text(reward: RewardExplanation | None) -> str:
     """Return the line below the title."""
     if reward is None:
         return ""
@@ -57,8 +59,8 @@ def _facts(reward: RewardExplanation | None) -> str:
         facts.append(count_text(len(reward.texts), "text"))
     if reward.margin_std is not None:
         facts.append(f"standard deviation of the margins {number_text(reward.margin_std)}")
-    if reward.largest_relative_gap is not None:
-        facts.append(f"largest completeness gap {reward.largest_relative_gap:.2%}")
+    if reward.largest_relative_completeness_gap is not None:
+        facts.append(f"largest completeness gap {reward.largest_relative_completeness_gap:.2%}")
     facts += [f"{count:,} skipped: {reason}" for reason, count in reward.skipped.items()]
     return " · ".join(facts)
 
@@ -71,7 +73,9 @@ def _faithfulness_html(reward: RewardExplanation) -> str:
         rows = [
             _forest_row("top tokens deleted", result.overall.top, "c1"),
             _forest_row("random tokens deleted", result.overall.random, "c5"),
-            _forest_row("difference", result.overall.gain, _tone(result.overall.gain)),
+            _forest_row(
+                "difference", result.overall.gain, _color_class_of_gain(result.overall.gain)
+            ),
         ]
         fractions = ", ".join(f"{item.fraction:.0%}" for item in result.by_fraction)
         detail = (
@@ -103,6 +107,6 @@ def _forest_row(name: str, estimate: Interval, tone: str) -> ForestRow:
     return ForestRow(name, units, estimate, value, interval_text(estimate), tone)
 
 
-def _tone(gain: Interval) -> str:
+def _color_class_of_gain(gain: Interval) -> str:
     """Return the color class of a difference: good above 0, bad below 0."""
     return "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"

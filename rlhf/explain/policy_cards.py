@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.common.text import count_text
 from rlhf.explain.policy_view import PolicyExplanation
-from rlhf.explain.token_markup import TokenTable, shaded_html
+from rlhf.explain.token_markup import ShadedTokens, html_with_shading_selector
 from rlhf.reports.markup import esc, number_text
 from rlhf.reports.transcripts import message_html
 
@@ -17,22 +17,29 @@ def policy_cards_html(replies: Sequence[PolicyExplanation]) -> str:
     """Return a card for each reply, whose tokens are shaded by a quantity of the policy."""
     if not replies:
         return ""
-    names = [name for name in _columns(replies[0]) if any(name in _columns(r) for r in replies)]
+    names = [
+        name
+        for name in _token_quantities(replies[0])
+        if any(name in _token_quantities(r) for r in replies)
+    ]
     cards = []
     for number, reply in enumerate(replies, start=1):
-        table, columns = TokenTable(names), _columns(reply)
+        table, columns = ShadedTokens(names), _token_quantities(reply)
         empty: list[float | None] = [None] * len(reply.tokens)
-        body = table.spans(reply.tokens, {name: columns.get(name, empty) for name in names})
+        body = table.append_tokens_html(
+            reply.tokens, {name: columns.get(name, empty) for name in names}
+        )
         prompt = "".join(message_html(m, show_assistant_role=True) for m in reply.prompt)
         cards.append(
-            f'<article class="case tokens" data-tokens="{table.data}"><header class="prompt">'
+            f'<article class="case tokens" data-tokens="{table.values_attribute_html}">'
+            f'<header class="prompt">'
             f"<small>{esc(_summary(number, reply))}</small>{prompt}</header>"
             f'<div class="columns"><div>{body}</div></div></article>'
         )
-    return shaded_html(names, names[0], _NOTE, cards)
+    return html_with_shading_selector(names, names[0], _NOTE, cards)
 
 
-def _columns(reply: PolicyExplanation) -> Mapping[str, Sequence[float | None]]:
+def _token_quantities(reply: PolicyExplanation) -> Mapping[str, Sequence[float | None]]:
     """Return the quantities that a reply has, by their names on the page."""
     columns = {
         "log π/π_ref": reply.log_ratio,

@@ -103,13 +103,15 @@ def explain_policy(
     """
     if reference is not None:
         check_same_encoding(policy.tokenizer, reference.tokenizer, "the policy and its reference")
-    kept, examples = _encode(policy, conversations)
+    kept, examples = _encode_or_omit_conversations(policy, conversations)
     scores = reward.score(kept).values if reward else [None] * len(kept)
     results = []
     for conversation, (ids, mask), score in zip(kept, examples, scores, strict=True):
-        batch = _scored_batch(policy, reference, ids, mask, score, gamma, lam, temperature)
+        batch = _single_row_batch_with_advantages(
+            policy, reference, ids, mask, score, gamma, lam, temperature
+        )
         results.append(_explanation(policy.tokenizer, conversation, batch, score))
-    return _with_group_advantages(results) if policy.value_head is None else results
+    return _with_leave_one_out_advantages(results) if policy.value_head is None else results
 
 
 def check_same_encoding(first: Any, second: Any, what: str) -> None:
@@ -127,7 +129,7 @@ def chat_format_of(policy: Policy) -> ChatFormat:
     return ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
 
 
-def encode_reply(
+def encode_and_mask_last_reply(
     chat_format: ChatFormat, conversation: Conversation, *, context: int
 ) -> tuple[list[int], list[bool]]:
     """Return the token ids of a conversation and the mask of its last reply, both [T].
@@ -146,7 +148,7 @@ def encode_reply(
     return list(ids), [False, *map(bool, mask[1:])]  # the first token has no log-probability
 
 
-def _encode(
+def _encode_or_omit_conversations(
     policy: Policy, conversations: Sequence[Conversation]
 ) -> tuple[list[Conversation], list[tuple[list[int], list[bool]]]]:
     kept, examples, reasons = [], [], []
@@ -156,7 +158,7 @@ def _encode(
     )
     for conversation in conversations:
         try:
-            ids, mask = encode_reply(chat_format, conversation, context=context)
+            ids, mask = encode_and_mask_last_reply(chat_format, conversation, context=context)
         except RowDropped as reason:
             reasons.append(str(reason))
             continue
@@ -172,7 +174,7 @@ def _encode(
 
 
 @torch.no_grad()
-def _scored_batch(
+def _single_row_batch_with_advantages(
     policy: Policy,
     reference: Policy | None,
     ids: Sequence[int],
@@ -233,7 +235,7 @@ def _explanation(
     )
 
 
-def _with_group_advantages(results: list[PolicyExplanation]) -> list[PolicyExplanation]:
+def _with_leave_one_out_advantages(results: list[PolicyExplanation]) -> list[PolicyExplanation]:
     """Add leave-one-out advantages (RLOO) to the replies of prompts with several scored replies."""
     prompts = [repr(result.prompt) for result in results]
     scores = torch.tensor(

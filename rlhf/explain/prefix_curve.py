@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.explain.encoding import EncodedConversation
-from rlhf.explain.score_function import ScoreFunction
+from rlhf.explain.score_function import DifferentiableReward
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PrefixCurve:
 
 
 def prefix_curve(
-    score: ScoreFunction,
+    score: DifferentiableReward,
     encoded: EncodedConversation,
     constants: Mapping[int, float],
     *,
@@ -38,7 +38,7 @@ def prefix_curve(
     Args:
         score: The score function.
         encoded: The conversation.
-        constants: Result of `ScoreFunction.constants`.
+        constants: Result of `DifferentiableReward.scores_without_models`.
         max_points: Maximum number of prefixes, at equal distances.
     """
     positions = encoded.positions("reply")

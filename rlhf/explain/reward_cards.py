@@ -8,7 +8,11 @@ from rlhf.explain.counterfactuals import Counterfactual
 from rlhf.explain.neighbors import Neighbor
 from rlhf.explain.prompt_influence import PromptInfluence
 from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, TextExplanation
-from rlhf.explain.token_markup import TokenTable, shaded_html, strongest_tokens_text
+from rlhf.explain.token_markup import (
+    ShadedTokens,
+    html_with_shading_selector,
+    strongest_tokens_text,
+)
 from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import esc, interval_text, number_text
 
@@ -38,7 +42,9 @@ def pair_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
         _pair_card_html(number, pair, methods, names)
         for number, pair in enumerate(reward.pairs, start=1)
     ]
-    return shaded_html([names[m] for m in methods], names[methods[-1]], _MARGIN_NOTE, cards)
+    return html_with_shading_selector(
+        [names[m] for m in methods], names[methods[-1]], _MARGIN_NOTE, cards
+    )
 
 
 def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
@@ -48,22 +54,26 @@ def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
     methods = list(reward.texts[0].attributions)
     cards = []
     for number, text in enumerate(reward.texts, start=1):
-        table = TokenTable([names[m] for m in methods])
+        table = ShadedTokens([names[m] for m in methods])
         prompt = _part_html(table, text, "prompt", names)
         body = _part_html(table, text, "reply", names)
-        title = f"text {number} · score {number_text(text.score)}{_steps_text([text])}"
+        title = f"text {number} · score {number_text(text.score)}"
+        title += _integration_steps_and_gap_text([text])
         cards.append(
-            f'<article class="case tokens" data-tokens="{table.data}"><header class="prompt">'
+            f'<article class="case tokens" data-tokens="{table.values_attribute_html}">'
+            f'<header class="prompt">'
             f'<small>{esc(title)}</small>{prompt}</header><div class="columns"><div>{body}'
             f"{_strongest_html(text, methods[-1])}</div></div></article>"
         )
-    return shaded_html([names[m] for m in methods], names[methods[-1]], _SCORE_NOTE, cards)
+    return html_with_shading_selector(
+        [names[m] for m in methods], names[methods[-1]], _SCORE_NOTE, cards
+    )
 
 
 def _pair_card_html(
     number: int, pair: PairExplanation, methods: Sequence[str], names: Mapping[str, str]
 ) -> str:
-    table = TokenTable([names[m] for m in methods])
+    table = ShadedTokens([names[m] for m in methods])
     prompt = _prompt_html(table, pair, names)
     columns = "".join(
         f"<div><h4>{title} <span>score {number_text(text.score)}</span></h4>"
@@ -71,11 +81,12 @@ def _pair_card_html(
         for title, text in (("Chosen", pair.chosen), ("Rejected", pair.rejected))
     )
     title = f"pair {number} · margin {number_text(pair.margin)}, {_verdict(pair.margin)}"
-    title += _steps_text([pair.chosen, pair.rejected])
+    title += _integration_steps_and_gap_text([pair.chosen, pair.rejected])
     details = _prompt_influence_html(pair.prompt_influence)
     details += _counterfactual_html(pair.counterfactual)
     return (
-        f'<article class="case tokens" data-tokens="{table.data}"><header class="prompt">'
+        f'<article class="case tokens" data-tokens="{table.values_attribute_html}">'
+        f'<header class="prompt">'
         f'<small>{esc(title)}</small>{prompt}</header><div class="columns">{columns}</div>'
         f'<div class="details">{details}{_prefix_chart_html(pair)}'
         f"{_neighbors_html(pair.neighbors)}</div></article>"
@@ -88,7 +99,7 @@ def _verdict(margin: float) -> str:
     return "prefers the chosen reply" if margin > 0 else "prefers the rejected reply"
 
 
-def _prompt_html(table: TokenTable, pair: PairExplanation, names: Mapping[str, str]) -> str:
+def _prompt_html(table: ShadedTokens, pair: PairExplanation, names: Mapping[str, str]) -> str:
     """Return the tokens of the prompt, with the sums of their attributions in both texts.
 
     If the two texts do not have the same tokens of the prompt, as after truncation, the prompt of
@@ -105,11 +116,11 @@ def _prompt_html(table: TokenTable, pair: PairExplanation, names: Mapping[str, s
                 own[i] + (other[j] if same else 0.0)
                 for i, j in zip(chosen, rejected if same else chosen, strict=True)
             ]
-    return table.spans(tokens, values) if tokens else ""
+    return table.append_tokens_html(tokens, values) if tokens else ""
 
 
 def _part_html(
-    table: TokenTable, text: TextExplanation, part: str, names: Mapping[str, str]
+    table: ShadedTokens, text: TextExplanation, part: str, names: Mapping[str, str]
 ) -> str:
     """Return the tokens of one part of a text."""
     positions = _positions(text, part)
@@ -121,7 +132,7 @@ def _part_html(
         names[method]: [column[i] for i in positions]
         for method, column in text.attributions.items()
     }
-    return table.spans([text.tokens[i] for i in positions], values)
+    return table.append_tokens_html([text.tokens[i] for i in positions], values)
 
 
 def _positions(text: TextExplanation, part: str) -> list[int]:
@@ -140,7 +151,7 @@ def _strongest_html(text: TextExplanation, method: str) -> str:
     return f'<p class="note">{esc(" ".join(lines))}</p>'
 
 
-def _steps_text(texts: Sequence[TextExplanation]) -> str:
+def _integration_steps_and_gap_text(texts: Sequence[TextExplanation]) -> str:
     """Return the steps and the completeness gap of integrated gradients, if they were computed."""
     if any(text.steps is None or text.gap is None for text in texts):
         return ""

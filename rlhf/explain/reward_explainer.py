@@ -30,8 +30,8 @@ class RewardExplainer:
     """Explains the scores of a reward.
 
     Args:
-        reward: The reward. See `ScoreFunction` for the kinds whose scores can be attributed to
-            tokens. The method "shapley" supports every kind.
+        reward: The reward. See `DifferentiableReward` for the kinds whose scores can be attributed
+            to tokens. The method "shapley" supports every kind.
         options: Attribution methods, and the other explanations of each pair.
         train_pairs: Training pairs of the reward, in which the nearest pairs are searched.
         seed: Seed of the random orders of Shapley values and of the random deletions.
@@ -93,7 +93,11 @@ class RewardExplainer:
         faithfulness = [
             result
             for method in self.options.methods
-            if (result := self._measure(scorable[:measure_on], method, std or 1.0, draws))
+            if (
+                result := self._measure_faithfulness(
+                    scorable[:measure_on], method, std or 1.0, draws
+                )
+            )
         ]
         return RewardExplanation(
             self.reward.name,
@@ -176,7 +180,7 @@ class RewardExplainer:
             max_words=self.options.counterfactual_words,
         )
 
-    def _measure(
+    def _measure_faithfulness(
         self, pairs: Sequence[Pair], method: AttributionMethod, scale: float, draws: int
     ) -> Faithfulness | None:
         """Measure the faithfulness of a method on the pairs whose tokens can be deleted.
@@ -189,7 +193,7 @@ class RewardExplainer:
         texts, clusters = [], []
         for pair in pairs:
             chosen, rejected = (
-                self.attributor.deletable(
+                self.attributor.attributed_text_for_deletion(
                     conversation,
                     num_prompt_messages=len(pair.prompt),
                     side=side,

@@ -52,7 +52,7 @@ class PairExplanation:
     neighbors: list[Neighbor] = field(default_factory=list)
 
     @property
-    def gap(self) -> float | None:
+    def completeness_gap(self) -> float | None:
         """Completeness gap of integrated gradients for the margin: the sum of those of the texts.
 
         It is an upper bound, because the errors of the two texts can cancel.
@@ -78,15 +78,15 @@ class RewardExplanation:
     """Reason -> number of conversations that could not be explained."""
 
     @property
-    def largest_relative_gap(self) -> float | None:
+    def largest_relative_completeness_gap(self) -> float | None:
         """Largest completeness gap of a pair, relative to max(|margin|, margin_std).
 
         Pairs for which both are 0 are omitted.
         """
         scales = [max(abs(pair.margin), self.margin_std or 0.0) for pair in self.pairs]
         gaps = [
-            pair.gap / scale
+            pair.completeness_gap / scale
             for pair, scale in zip(self.pairs, scales, strict=True)
-            if pair.gap is not None and scale
+            if pair.completeness_gap is not None and scale
         ]
         return max(gaps, default=None)

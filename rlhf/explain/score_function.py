@@ -18,7 +18,7 @@ from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble, ScoreCombination
 from rlhf.reward_models.learned import LearnedReward
 
 
-class ScoreFunction:
+class DifferentiableReward:
     """The score of a reward as a function of the input embeddings of its models.
 
     Learned reward models, text classifiers, cost models and ensembles are supported, and weighted
@@ -44,7 +44,7 @@ class ScoreFunction:
                 f"reward {reward.name!r} has no model whose score can be attributed to tokens; "
                 "set attribution.methods to [shapley]"
             )
-        self._constants = _leaves_without_models(reward)
+        self._constants = _check_and_list_parts_without_models(reward)
 
     def encode(
         self, conversation: Conversation, *, num_prompt_messages: int
@@ -66,7 +66,7 @@ class ScoreFunction:
             )
         return first
 
-    def constants(self, conversation: Conversation) -> dict[int, float]:
+    def scores_without_models(self, conversation: Conversation) -> dict[int, float]:
         """Return the scores of the parts of the reward that have no model, by object id.
 
         Raises:
@@ -120,7 +120,7 @@ class ScoreFunction:
         return _scores_from_logits(self.reward, logits, constants).tolist()
 
 
-def _leaves_without_models(reward: Reward) -> list[Reward]:
+def _check_and_list_parts_without_models(reward: Reward) -> list[Reward]:
     """Return the parts of a reward without a model, and check that the other parts are supported.
 
     Raises:
@@ -131,7 +131,11 @@ def _leaves_without_models(reward: Reward) -> list[Reward]:
     if isinstance(reward, LearnedReward | HeadEnsemble):
         return []
     if isinstance(reward, CostModel | Ensemble | MappedReward | CombinedReward):
-        return [leaf for inner in reward.inner_rewards for leaf in _leaves_without_models(inner)]
+        return [
+            leaf
+            for inner in reward.inner_rewards
+            for leaf in _check_and_list_parts_without_models(inner)
+        ]
     raise UserError(
         f"reward {reward.name!r} ({type(reward).__name__}) is not a differentiable function of one "
         "text; set attribution.methods to [shapley]"

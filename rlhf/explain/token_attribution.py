@@ -13,7 +13,7 @@ from rlhf.explain.encoding import EncodedConversation
 from rlhf.explain.faithfulness import AttributedText
 from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.reward_explanation import Side, TextExplanation
-from rlhf.explain.score_function import ScoreFunction
+from rlhf.explain.score_function import DifferentiableReward
 from rlhf.explain.words import Word, word_attributions, words_of
 from rlhf.reward_models.core import Reward
 
@@ -25,7 +25,7 @@ class TokenAttributor:
     """Explains texts by the gradients of their scores.
 
     Args:
-        reward: The reward; see `ScoreFunction` for the supported kinds.
+        reward: The reward; see `DifferentiableReward` for the supported kinds.
         spec: Attribution methods and their options.
 
     Raises:
@@ -33,7 +33,7 @@ class TokenAttributor:
     """
 
     def __init__(self, reward: Reward, spec: AttributionSpec) -> None:
-        self.score, self.spec = ScoreFunction(reward), spec
+        self.score, self.spec = DifferentiableReward(reward), spec
 
     def explain(
         self, conversation: Conversation, *, num_prompt_messages: int, side: Side, scale: float
@@ -51,7 +51,7 @@ class TokenAttributor:
             - The words of the last message with their attributions by the last method.
         """
         encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
-        constants = self.score.constants(conversation)
+        constants = self.score.scores_without_models(conversation)
         found = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
         values = {m: [SIGNS[side] * v for v in result.values] for m, result in found.items()}
         path, points = found.get("integrated_gradients"), self.spec.prefix_points
@@ -71,7 +71,7 @@ class TokenAttributor:
         support = word_attributions(words, conversation, encoded, values[self.spec.methods[-1]])
         return explanation, list(zip(words, support, strict=True))
 
-    def deletable(
+    def attributed_text_for_deletion(
         self,
         conversation: Conversation,
         *,
@@ -85,7 +85,7 @@ class TokenAttributor:
         The arguments are those of `explain`.
         """
         encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
-        constants = self.score.constants(conversation)
+        constants = self.score.scores_without_models(conversation)
         values = self._attribute(encoded, constants, method, scale).values
         signed = [SIGNS[side] * value for value in values]
         return AttributedText(encoded.ids, encoded.positions("reply"), signed, constants)

@@ -15,7 +15,7 @@ _MAX_TOKENS = 1_500
 """Maximum number of tokens of one text on the page."""
 
 
-class TokenTable:
+class ShadedTokens:
     """The shaded tokens of one card, which share a color scale.
 
     Args:
@@ -25,7 +25,9 @@ class TokenTable:
     def __init__(self, names: Sequence[str]) -> None:
         self.columns: dict[str, list[float | None]] = {name: [] for name in names}
 
-    def spans(self, tokens: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> str:
+    def append_tokens_html(
+        self, tokens: Sequence[str], values: Mapping[str, Sequence[float | None]]
+    ) -> str:
         """Add tokens, and return their HTML.
 
         Args:
@@ -45,12 +47,14 @@ class TokenTable:
         return f'<div class="turn">{html}{note if omitted else ""}</div>'
 
     @property
-    def data(self) -> str:
+    def values_attribute_html(self) -> str:
         """The values as an HTML attribute, which the script reads."""
         return esc(json.dumps(self.columns))
 
 
-def shaded_html(names: Sequence[str], selected: str, note: str, cards: Sequence[str]) -> str:
+def html_with_shading_selector(
+    names: Sequence[str], selected: str, note: str, cards: Sequence[str]
+) -> str:
     """Return cards with a choice of the quantity that determines the color of the tokens."""
     if not cards:
         return ""

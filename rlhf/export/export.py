@@ -15,11 +15,11 @@ from rlhf.export.cards.results import read_evaluations
 from rlhf.export.hub import push_folder, validate_cards
 from rlhf.export.source import ModelSource, find_source
 from rlhf.export.weights import is_causal_model, write_model_folder
-from rlhf.runs.checksums import check_only_listed_files, write_file_list
+from rlhf.runs.checksums import check_folder_is_unchanged, write_file_list
 from rlhf.runs.claim import (
     check_output_path,
-    contains_working_or_home_directory,
     path_without_dot_dot,
+    working_or_home_directory_within,
 )
 
 MARKER_FILE = ".rlhf-export"
@@ -60,10 +60,10 @@ def export_model(config: ExportConfig) -> Export:
         gguf.check_programs(config.gguf)
     if config.onnx:
         onnx.check_packages()
-    recorded = list(source.run.record.evaluations) if source.run else []
+    recorded = list(source.last_run.record.evaluations) if source.last_run else []
     with atomic_path(target.resolve()) as partial:  # a link to an earlier export is kept
         write_model_folder(source.folder, partial)
-        _check_conversions(partial, config)
+        _check_converted_model_is_causal(partial, config)
         content = CardContent(target.name, source, partial, [*recorded, *evaluations], config)
         cards = [
             make_model_card(content),
@@ -95,11 +95,11 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{target} exists already: choose another folder, or set overwrite")
-    if place := contains_working_or_home_directory(target):
+    if place := working_or_home_directory_within(target):
         raise UserError(
             f"{target} is not replaced, because it contains the {place}: choose another folder"
         )
-    check_only_listed_files(target, MARKER_FILE, "an export")
+    check_folder_is_unchanged(target, MARKER_FILE, "an export")
 
 
 def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConfig) -> None:
@@ -123,7 +123,7 @@ def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConf
         )
 
 
-def _check_conversions(folder: Path, config: ExportConfig) -> None:
+def _check_converted_model_is_causal(folder: Path, config: ExportConfig) -> None:
     """Check that a model that is to be converted is a language model."""
     if is_causal_model(folder):
         return

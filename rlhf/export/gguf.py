@@ -58,7 +58,7 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
             for kind in quantized:
                 quantizer = str(expand_user(str(spec.quantizer)))
                 command = [quantizer, str(source), str(files[kind]), kind.upper()]
-                _run(command, files[kind], "gguf.quantizer")
+                _run_and_check_output(command, files[kind], "gguf.quantizer")
         finally:
             if temporary:
                 remove(source)
@@ -67,7 +67,9 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
 
 def _convert(converter: Path, folder: Path, target: Path, kind: str, name: str) -> None:
     command = [sys.executable, str(converter), str(folder), "--outfile", str(target)]
-    _run([*command, "--outtype", kind, f"--model-name={name}"], target, "gguf.converter")
+    _run_and_check_output(
+        [*command, "--outtype", kind, f"--model-name={name}"], target, "gguf.converter"
+    )
 
 
 def _converter_path(spec: GGUFSpec) -> Path:
@@ -86,7 +88,7 @@ def _converter_path(spec: GGUFSpec) -> Path:
     return script
 
 
-def _run(command: list[str], target: Path, key: str) -> None:
+def _run_and_check_output(command: list[str], target: Path, key: str) -> None:
     """Run a program that writes a file.
 
     Raises:

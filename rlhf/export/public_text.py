@@ -23,12 +23,12 @@ _UNINFORMATIVE_NAMES = frozenset({"final", "best", "checkpoints"})
 """Names of subfolders of a run. The name of the run is shown instead."""
 
 
-def public_text(text: str) -> str:
+def without_paths_and_secrets(text: str) -> str:
     """Return a text in which absolute paths are replaced by their last component.
 
     Secrets are masked, see `rlhf.common.text.mask_secrets`.
 
-    >>> public_text("rows of /home/ann/data/rows.jsonl, see https://example.org/a/b")
+    >>> without_paths_and_secrets("rows of /home/ann/data/rows.jsonl, see https://example.org/a/b")
     'rows of rows.jsonl, see https://example.org/a/b'
     """
     masked = mask_secrets(text)
@@ -50,7 +50,7 @@ def public_name(path: str) -> str:
     return parts[-1] if parts else "…"
 
 
-def public_tree(tree: Any, local: Collection[str], key: str = "") -> Any:
+def config_without_paths_and_secrets(tree: Any, local: Collection[str], key: str = "") -> Any:
     """Return a copy of a configuration without local paths and secrets.
 
     Args:
@@ -60,12 +60,14 @@ def public_tree(tree: Any, local: Collection[str], key: str = "") -> Any:
     """
     if isinstance(tree, Mapping):
         return {
-            public_text(str(name)): public_tree(value, local, f"{key}.{name}" if key else str(name))
+            without_paths_and_secrets(str(name)): config_without_paths_and_secrets(
+                value, local, f"{key}.{name}" if key else str(name)
+            )
             for name, value in tree.items()
         }
     if isinstance(tree, list | tuple):
         return [
-            public_tree(value, local, f"{key}.{index}" if key else str(index))
+            config_without_paths_and_secrets(value, local, f"{key}.{index}" if key else str(index))
             for index, value in enumerate(tree)
         ]
     if not isinstance(tree, str):
@@ -73,4 +75,4 @@ def public_tree(tree: Any, local: Collection[str], key: str = "") -> Any:
     if tree and SECRET_KEY.fullmatch(key.rpartition(".")[2]):
         return SECRET_MASK
     is_path = key in local or ("\n" not in tree and _ABSOLUTE.match(tree) is not None)
-    return public_name(tree) if is_path else public_text(tree)
+    return public_name(tree) if is_path else without_paths_and_secrets(tree)

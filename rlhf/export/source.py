@@ -13,7 +13,7 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.evaluation.records import RunRecord, is_run_directory, read_run
-from rlhf.export.public_text import public_name, public_tree
+from rlhf.export.public_text import config_without_paths_and_secrets, public_name
 from rlhf.models.adapters import CONFIG_FILE, is_adapter
 from rlhf.models.hub import SHORT_NAMES
 from rlhf.reward_models.sidecar import Sidecar
@@ -42,7 +42,9 @@ class Stage:
         record = read_run(directory)
         file = directory / "inputs.json"
         inputs = read_mapping_or_empty(file)
-        return cls(record, public_tree(record.config, inputs), inputs, file.is_file())
+        return cls(
+            record, config_without_paths_and_secrets(record.config, inputs), inputs, file.is_file()
+        )
 
     def is_hub_id(self, key: str, path: str) -> bool:
         """Return whether the value of a configuration key is an id on the Hub."""
@@ -91,7 +93,7 @@ class ModelSource:
         return [folder for folder in folders if folder.exists()]
 
     @property
-    def run(self) -> Stage | None:
+    def last_run(self) -> Stage | None:
         """The last run, which wrote the model."""
         return self.stages[-1] if self.stages else None
 

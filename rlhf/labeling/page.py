@@ -85,8 +85,8 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
         routes=[
             Route("/", page),
             Route("/api/task", task),
-            Route("/api/label", _posted(save), methods=["POST"]),
-            Route("/api/undo", _posted(undo), methods=["POST"]),
+            Route("/api/label", _post_endpoint(save), methods=["POST"]),
+            Route("/api/undo", _post_endpoint(undo), methods=["POST"]),
             *asset_routes("rlhf.labeling"),
         ]
     )
@@ -134,7 +134,7 @@ def submission_of(body: Mapping[str, Any]) -> Submission:
     )
 
 
-def _posted(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
+def _post_endpoint(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
     """Return the endpoint that calls a function with the JSON body of a request."""
 
     async def endpoint(request: Request) -> Response:

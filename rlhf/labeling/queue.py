@@ -71,11 +71,11 @@ def ensemble_members(rewards: Sequence[Reward]) -> list[Member]:
     for reward in rewards:
         if isinstance(reward, HeadEnsemble):
             heads = [f"{reward.name}.{part}" for part in reward.inner.parts]
-            members += [_component_of(reward, head) for head in heads]
+            members += [_member_from_component(reward, head) for head in heads]
         elif isinstance(reward, Ensemble):
-            members += [_values_of(member) for member in reward.inner_rewards]
+            members += [_member_from_reward(member) for member in reward.inner_rewards]
         else:
-            members.append(_values_of(reward))
+            members.append(_member_from_reward(reward))
     if len(members) < 2:
         raise UserError(
             "order: disagreement needs rewards with at least two members: several reward models, "
@@ -84,11 +84,11 @@ def ensemble_members(rewards: Sequence[Reward]) -> list[Member]:
     return members
 
 
-def _values_of(reward: Reward) -> Member:
+def _member_from_reward(reward: Reward) -> Member:
     return lambda conversations: reward.score(conversations).values
 
 
-def _component_of(reward: Reward, name: str) -> Member:
+def _member_from_component(reward: Reward, name: str) -> Member:
     return lambda conversations: reward.score(conversations).components[name]
 
 

@@ -57,7 +57,7 @@ class LabelSettings:
         return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()[:16]
 
     @property
-    def range_columns(self) -> dict[str, int]:
+    def answer_range_column(self) -> dict[str, int]:
         """Column of a label that gives the range of its answer, if the mode has one."""
         column = RANGE_COLUMNS.get(self.mode)
         return {column: getattr(self, column)} if column else {}
@@ -147,9 +147,9 @@ class LabelingSession:
                 f"output: {file.path} has labels of mode {min(other)}, not {settings.mode}; give "
                 "another file"
             )
-        self._check_ranges()
+        self._check_same_answer_range()
 
-    def _check_ranges(self) -> None:
+    def _check_same_answer_range(self) -> None:
         """Check that the answers in the file have the range of this session.
 
         Files of earlier versions, imported labels and votes of a chat do not have the columns.
@@ -157,7 +157,7 @@ class LabelingSession:
         Raises:
             UserError: A row has another range.
         """
-        for column, value in self.settings.range_columns.items():
+        for column, value in self.settings.answer_range_column.items():
             known = {row[column] for row in self._file.rows if row.get(column) is not None}
             other = known - {value}
             if other:
@@ -174,7 +174,7 @@ class LabelingSession:
     def next_task(self) -> Task | None:
         """Return the item that was undone last, otherwise the first item without a label."""
         with self._lock:
-            live = self._live_rows()
+            live = self._labels_not_undone_by_item()
             undone = [row["item_id"] for row in reversed(self._own_rows()) if row.get("undoes")]
             for item_id in [*undone, *self._items]:
                 if item_id in self._items and item_id not in live:
@@ -184,7 +184,7 @@ class LabelingSession:
     def progress(self) -> Progress:
         """Return the numbers of labeled and skipped items."""
         with self._lock:
-            live = list(self._live_rows().values())
+            live = list(self._labels_not_undone_by_item().values())
         skipped = sum(bool(row.get("skipped")) for row in live)
         last = live[-1]["label_id"] if live else None
         return Progress(len(live) - skipped, skipped, len(self._items), last)
@@ -220,7 +220,7 @@ class LabelingSession:
             row = self._base_row(submission.label_id, item.item_id) | {"prompt": item.prompt}
             if submission.seconds is not None:
                 row["seconds"] = round(submission.seconds, 1)
-            columns = self._reply_columns(item) | self.settings.range_columns
+            columns = self._reply_columns(item) | self.settings.answer_range_column
             self._file.append(row | columns | answer)
         return submission.label_id
 
@@ -241,7 +241,7 @@ class LabelingSession:
     def _own_rows(self) -> list[dict[str, Any]]:
         return [row for row in self._file.rows if row["annotator"] == self.annotator]
 
-    def _live_rows(self) -> dict[str, Mapping[str, Any]]:
+    def _labels_not_undone_by_item(self) -> dict[str, Mapping[str, Any]]:
         """Return item id -> label, for the annotator's labels of this queue, in order of time."""
         rows = live_labels(self._own_rows())
         return {row["item_id"]: row for row in rows if row["item_id"] in self._items}

@@ -61,7 +61,7 @@ class LabelFile:
             self._lock()
             self.rows = read_log(self.path)
             check_label_rows(self.path, self.rows)
-            self._complete_last_line()
+            self._repair_last_line()
             self._remove_incomplete_group()
             flush_to_disk(self.path.parent)
         except BaseException:
@@ -79,7 +79,7 @@ class LabelFile:
             OSError: The rows could not be written; the file is unchanged.
             UserError: The file was deleted or replaced since it was opened.
         """
-        self._check_in_place()
+        self._check_not_replaced()
         written_rows: list[dict[str, Any]] = []
         for following, row in zip(reversed(range(len(rows))), rows, strict=True):
             own = {key: value for key, value in row.items() if key != _MORE_ROWS}
@@ -99,7 +99,7 @@ class LabelFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.rows += written_rows
 
-    def _check_in_place(self) -> None:
+    def _check_not_replaced(self) -> None:
         """Check that the path still refers to the open file, because rows would be lost otherwise.
 
         Raises:
@@ -135,7 +135,7 @@ class LabelFile:
         except OSError:
             pass  # some network file systems do not support locks
 
-    def _complete_last_line(self) -> None:
+    def _repair_last_line(self) -> None:
         """Remove an incomplete last line, and end a complete one with a line break.
 
         Raises:

@@ -41,10 +41,12 @@ def _checkpointed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     forward = functools.partial(type(self).forward, self, **kwargs)
     if not torch.is_grad_enabled():
         return forward(*args)
-    return checkpoint(functools.partial(_compute_block, forward), *args, use_reentrant=False)
+    return checkpoint(
+        functools.partial(_compute_block_and_trim_heap, forward), *args, use_reentrant=False
+    )
 
 
-def _compute_block(forward: Any, *args: Any) -> Any:
+def _compute_block_and_trim_heap(forward: Any, *args: Any) -> Any:
     """Compute a block, in the forward pass or again in the backward pass.
 
     Small objects that outlive a block, such as the nodes of the graph, split the memory that its

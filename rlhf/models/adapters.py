@@ -292,7 +292,7 @@ def copy_base_to_final(checkpoints: Path, final: Path) -> None:
         shutil.copytree(source, partial, copy_function=link_or_copy)
 
 
-def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
+def copy_base_and_set_its_path(model: Any, tokenizer: Any, checkpoints: Path) -> None:
     """Set the base model in the PEFT configuration for the checkpoints that TRL writes.
 
     The base model is copied into ``checkpoints``, except if it is an unchanged model from the Hub.
@@ -348,7 +348,7 @@ def load_merged_model(folder: str) -> Any:
         outputs = _num_head_outputs(Path(folder))
 
         def load_base(source: str) -> Any:
-            classifier = classifier_class(source, steps=task == "TOKEN_CLS")
+            classifier = classifier_class(source, per_token=task == "TOKEN_CLS")
             return classifier.from_pretrained(source, dtype=torch.float32, num_labels=outputs)
 
     else:

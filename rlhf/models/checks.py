@@ -22,7 +22,7 @@ from rlhf.models.comparison import (
     is_float32_or_wider,
     tolerance_of,
 )
-from rlhf.models.output_head import has_plain_head
+from rlhf.models.output_head import head_is_weight_product
 
 # Maximum number of tokens in the rows that are compared.
 CHECKED_ROW_TOKENS = 24
@@ -79,10 +79,10 @@ def check_padding_and_causality(model: Any, tokenizer: Any) -> None:
             to single positions, or the logits of a token depend on padding or on later tokens.
     """
     check_ids_have_embeddings(model, tokenizer)
-    check_logits(model, pad_id=tokenizer.pad_token_id)
+    check_logits_ignore_padding_and_future(model, pad_id=tokenizer.pad_token_id)
 
 
-def check_logits(model: Any, *, pad_id: int) -> None:
+def check_logits_ignore_padding_and_future(model: Any, *, pad_id: int) -> None:
     """Check that a model's logits depend neither on padding nor on later tokens.
 
     Args:
@@ -93,7 +93,7 @@ def check_logits(model: Any, *, pad_id: int) -> None:
         UserError: The output head cannot be applied to single positions, or the logits of a token
             depend on padding or on later tokens.
     """
-    has_plain_head(model)
+    head_is_weight_product(model)
     config = unwrap_peft(model).config.get_text_config()
     length = min(CHECKED_ROW_TOKENS, usable_context_length(config) - 3)
     generator = torch.Generator().manual_seed(0)

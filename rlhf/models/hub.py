@@ -74,7 +74,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", expand_user("~/.cache"))) / "rlhf"
 
 
-def resolve_model_folder(path: str, *, revision: str | None = None) -> str:
+def fetch_model_folder(path: str, *, revision: str | None = None) -> str:
     """Return the folder of a model for Transformers, after a download or conversion if necessary.
 
     Args:
@@ -171,7 +171,7 @@ def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
     """
     short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
-        return [resolve_model_folder(name, revision=revision)]
+        return [fetch_model_folder(name, revision=revision)]
     folders = []
     with contextlib.suppress(UserError):
         folders.append(fetch_by_short_name(short))

@@ -21,7 +21,7 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, load_merged_model
 from rlhf.models.checks import check_padding_and_causality, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
-from rlhf.models.hub import check_model_files, commit_of, hub_id_of, resolve_model_folder
+from rlhf.models.hub import check_model_files, commit_of, fetch_model_folder, hub_id_of
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
@@ -55,7 +55,7 @@ def find_model_folder(spec: ModelSpec) -> str:
     """
     if spec.scratch:
         return ""
-    folder = resolve_model_folder(str(spec.path), revision=spec.revision)
+    folder = fetch_model_folder(str(spec.path), revision=spec.revision)
     check_model_files(folder)
     return folder
 
@@ -100,7 +100,7 @@ def load_model(
         model = load_causal_model(folder, dtype=read_as)
         dtype = choose_dtype(spec.dtype, size or model.num_parameters(), device)
     set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
-    if give_model_pad_token(tokenizer, model):
+    if ensure_pad_token_and_embedding(tokenizer, model):
         hub = None  # the embedding has a new row
     move_and_cast(model, device, dtype)
     if spec.attn_implementation:
@@ -201,7 +201,7 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
         raise UserError(f"{folder} is not a causal language model: {reason}") from error
 
 
-def give_model_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
+def ensure_pad_token_and_embedding(tokenizer: Any, model: PreTrainedModel) -> bool:
     """Ensure that the pad token differs from EOS; return whether the embedding was enlarged.
 
     If the pad token were EOS, a mask from the token ids would hide the EOS at the end of a text,

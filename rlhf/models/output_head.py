@@ -26,7 +26,7 @@ from rlhf.models.comparison import evaluation_mode
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_TOLERANCE = 0.05
 
-# Decoder -> result of ``has_plain_head`` for the model of the decoder.
+# Decoder -> result of ``head_is_weight_product`` for the model of the decoder.
 _is_product: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -37,17 +37,17 @@ def logits_of(model: Any, hidden: Tensor, *, head_weight: Tensor | None = None) 
         model: Causal model.
         hidden: Last hidden states [..., D].
         head_weight: Output weight [V, D] that replaces the model's own; requires
-            ``has_plain_head``.
+            ``head_is_weight_product``.
 
     Returns:
         Logits [..., V] in the model's dtype.
     """
-    if head_weight is None and not has_plain_head(model):
+    if head_weight is None and not head_is_weight_product(model):
         return _forward_logits(unwrap_peft(model), trunk_of(model), hidden)
     return _product_logits(model, hidden, head_weight)
 
 
-def has_plain_head(model: Any) -> bool:
+def head_is_weight_product(model: Any) -> bool:
     """Return whether ``_product_logits`` gives a model's logits.
 
     These are the product of the states and the output weight, scaled and capped by values of the
@@ -64,20 +64,20 @@ def has_plain_head(model: Any) -> bool:
     return _is_product[trunk]
 
 
-def copy_head_check(source: Any, target: Any) -> None:
-    """Use the result of ``has_plain_head`` for one model also for another model.
+def copy_head_check_result(source: Any, target: Any) -> None:
+    """Use the result of ``head_is_weight_product`` for one model also for another model.
 
     Args:
         source: Causal model.
         target: Copy of the model, or a model of the same architecture.
     """
-    _is_product[trunk_of(target)] = has_plain_head(source)
+    _is_product[trunk_of(target)] = head_is_weight_product(source)
 
 
 def hidden_state_size(model: Any) -> int:
     """Return the size D of the last hidden states, which can be less than ``hidden_size``."""
     head = unwrap_peft(model).get_output_embeddings()
-    if isinstance(head, torch.nn.Linear) and has_plain_head(model):
+    if isinstance(head, torch.nn.Linear) and head_is_weight_product(model):
         return head.in_features
     return unwrap_peft(model).config.get_text_config().hidden_size
 

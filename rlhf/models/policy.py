@@ -14,12 +14,16 @@ from torch import nn
 
 from rlhf.models.activation_checkpointing import checkpoint_activations
 from rlhf.models.architecture import is_adapter_weight, trunk_of, unwrap_peft
-from rlhf.models.fast.chunked_logprobs import selected_logprobs
-from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
+from rlhf.models.fast.chunked_logprobs import target_logprobs_and_entropies
+from rlhf.models.fast.packing import count_computed_tokens, flat_states_and_token_index, packs_rows
 from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.load_balancing import balancing_weight, states_index_and_balancing_loss
-from rlhf.models.output_head import copy_head_check, has_plain_head, hidden_state_size
+from rlhf.models.output_head import (
+    copy_head_check_result,
+    head_is_weight_product,
+    hidden_state_size,
+)
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.sharding.deferred import deferred_weights_of, device_of
 from rlhf.models.sharding.modules import ShardedModules
@@ -107,7 +111,7 @@ class Policy:
         which are small, are not sharded.
         """
         inner = unwrap_peft(self.model)
-        has_plain_head(self.model)  # sharded models cannot be compared with themselves
+        head_is_weight_product(self.model)  # sharded models cannot be compared with themselves
         make_tied_embedding(self.model)
         critic = () if self.value_trunk is None else (self.value_trunk,)
         adapters = [p for name, p in inner.named_parameters() if is_adapter_weight(name)]
@@ -194,9 +198,11 @@ class Policy:
             )
             balance = self.balancing_weight * balance
         else:
-            hidden, index = hidden_states_and_index(self.model, tokens, attention_mask, tied=tied)
+            hidden, index = flat_states_and_token_index(
+                self.model, tokens, attention_mask, tied=tied
+            )
         before = index[:, :-1][action_mask[:, 1:]]  # state after token t-1, which predicts token t
-        selected, entropies = selected_logprobs(
+        selected, entropies = target_logprobs_and_entropies(
             self.model,
             hidden.index_select(0, before),
             tokens[action_mask],
@@ -209,7 +215,7 @@ class Policy:
         if self.value_head is None:
             return TokenLogprobsAndValues(logprobs, entropy, None, None, balance)
         if self.value_trunk:
-            hidden, _ = hidden_states_and_index(
+            hidden, _ = flat_states_and_token_index(
                 self.model, tokens, attention_mask, trunk=self.value_trunk
             )
         values = _scatter_to_actions(self.value_head(hidden.index_select(0, before)), action_mask)
@@ -273,7 +279,7 @@ def _scatter_to_actions(values: torch.Tensor, action_mask: torch.Tensor) -> torc
     return zeros.masked_scatter(action_mask, values)
 
 
-class Reference:
+class ReferencePolicy:
     """The frozen policy from the start of training. The KL is exactly 0 at step 0.
 
     The weights are copied from the policy's model. With LoRA, the policy's own model with disabled
@@ -284,7 +290,7 @@ class Reference:
         self.policy = policy
         if not policy.is_lora:
             model = make_frozen(copy.deepcopy(policy.model))
-            copy_head_check(policy.model, model)
+            copy_head_check_result(policy.model, model)
             self.policy = Policy(model, policy.tokenizer)
 
     def shard(self) -> None:

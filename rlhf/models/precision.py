@@ -156,7 +156,7 @@ class MasterOptimizer(torch.optim.Optimizer):
                 piece.master.grad = None if rows is None else rows.to(piece.master.dtype)
             chunk.inner.step()
             for piece in separate:
-                if piece.is_copy:
+                if piece.has_separate_master:
                     local_part(piece.weight)[piece.rows].copy_(piece.master)
                 piece.master.grad = None
         self._divisor = None
@@ -304,7 +304,7 @@ class _WeightPiece:
     """These rows of the master weight."""
 
     @property
-    def is_copy(self) -> bool:
+    def has_separate_master(self) -> bool:
         """Whether the master weight has memory of its own, because its dtype is wider."""
         return self.master.dtype != self.weight.dtype
 

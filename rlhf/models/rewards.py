@@ -20,7 +20,7 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
     Raises:
         ValueError: The specification is invalid (see ``build``).
     """
-    return with_packing(reward_models.build(spec))
+    return enable_reward_packing(reward_models.build(spec))
 
 
 def check_component_names(
@@ -50,7 +50,7 @@ def check_component_names(
             )
 
 
-def with_packing(reward: R) -> R:
+def enable_reward_packing(reward: R) -> R:
     """Enable packing in the decoders of a reward, and return the reward.
 
     With packing, a prefix that neighboring texts share, such as a common prompt, is computed once.
@@ -59,11 +59,11 @@ def with_packing(reward: R) -> R:
     """
     decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
     if decoders:  # rewards without models do not import torch
-        from rlhf.models.fast.packing import hidden_states_and_index
+        from rlhf.models.fast.packing import flat_states_and_token_index
         from rlhf.models.fast.verification import enable_fast_paths
     for checkpoint in decoders:
         if enable_fast_paths(checkpoint.model):
             checkpoint.use_packed_hidden_states(
-                functools.partial(hidden_states_and_index, checkpoint.model)
+                functools.partial(flat_states_and_token_index, checkpoint.model)
             )
     return reward

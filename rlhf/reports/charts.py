@@ -124,7 +124,7 @@ def chart_html(chart: Chart) -> str:
     )
 
 
-def chart_image(chart: Chart) -> str:
+def standalone_chart_svg(chart: Chart) -> str:
     """Return a chart as an SVG file of its own, with its title and the names of its lines.
 
     The image has the colors of the report page, light or dark as the reader's system. It shows

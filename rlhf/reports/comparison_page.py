@@ -15,7 +15,7 @@ from rlhf.common.numbers import short_number
 from rlhf.common.text import count_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
-from rlhf.evaluation.reward_accuracy import reward_runs
+from rlhf.evaluation.reward_accuracy import as_reward_accuracy_runs
 from rlhf.evaluation.run_groups import method_evaluations, method_names
 from rlhf.reports import results, transcripts
 from rlhf.reports.charts import Chart, Series, charts_html
@@ -58,7 +58,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     directories = dict.fromkeys(Path(os.path.realpath(directory)) for directory in run_dirs)
     runs = [run for directory in directories for run in read_runs(directory)]
     methods = _runs_by_method(runs)
-    rewards = reward_runs(runs)
+    rewards = as_reward_accuracy_runs(runs)
     compared = rewards.runs if rewards else runs
     metric = headline_metric(compared)
     comparisons = results.compare_by_each_metric(compared, metric) if metric else []
@@ -95,18 +95,22 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     methods: dict[str, list[RunRecord]] = {}
     for run, label in zip(runs, method_names([r.directory for r in runs]), strict=True):
         methods.setdefault(label, []).append(run)
-    trained = {name: group for name, group in methods.items() if not _is_evaluation_run(group[0])}
+    trained = {
+        name: group for name, group in methods.items() if not _evaluates_listed_policies(group[0])
+    }
     return trained or methods
 
 
-def _is_evaluation_run(run: RunRecord) -> bool:
+def _evaluates_listed_policies(run: RunRecord) -> bool:
     """Return whether a run of `rlhf evaluate` evaluates policies that its configuration lists.
 
     This includes runs that evaluate only policies without training. The methods on the page are
     then these policies, not the run.
     """
     evaluations = run.evaluations
-    return "policies" in run.config or (bool(evaluations) and all(e.is_fixed for e in evaluations))
+    return "policies" in run.config or (
+        bool(evaluations) and all(e.has_untrained_policy for e in evaluations)
+    )
 
 
 def _run_counts(
@@ -119,11 +123,13 @@ def _run_counts(
     """
     seeds: dict[str, set[int]] = {}
     for item in method_evaluations(runs):
-        if not item.is_reference:
+        if not item.has_untrained_policy:
             seeds.setdefault(item.method, set()).add(item.seed)
     evaluated = {name: len(numbers) for name, numbers in seeds.items()}
     counts = {name: len(group) for name, group in methods.items()}
-    trained = {name: counts[name] for name in methods if not _is_evaluation_run(methods[name][0])}
+    trained = {
+        name: counts[name] for name in methods if not _evaluates_listed_policies(methods[name][0])
+    }
     return evaluated | trained or counts
 
 

@@ -171,7 +171,7 @@ def _unit_count_text(evaluation: Evaluation) -> str | None:
         return count_text(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
     if not evaluation.episodes:
         return None
-    units = evaluation.units
+    units = evaluation.unit_of_each_episode
     return count_text(len(set(units)), unit_name(units).removesuffix("s"))
 
 
@@ -194,7 +194,7 @@ def _evaluations_labeled_by_method(
 ) -> list[tuple[list[Cell], Evaluation]]:
     """Return the evaluations of the table with their labels (method and training seed)."""
     items: list[tuple[list[Cell], Evaluation]] = [
-        ([item.method, None if item.is_reference else item.seed], item.evaluation)
+        ([item.method, None if item.has_untrained_policy else item.seed], item.evaluation)
         for item in method_evaluations(runs)
     ]
     labels = method_names([run.directory for run in runs])
@@ -242,7 +242,7 @@ def _lowest_coverage(difference: Difference) -> float:
 def reference_returns_by_environment(runs: Sequence[RunRecord]) -> dict[str, ReferenceReturns]:
     """Return environment -> returns of the random and the optimal policy, if both are known."""
     evaluations = (e for run in runs for e in run.evaluations)
-    return {e.summary_field("env"): e.bounds for e in evaluations if e.bounds}
+    return {e.summary_field("env"): e.reference_returns for e in evaluations if e.reference_returns}
 
 
 def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
@@ -254,7 +254,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
     metrics = {key: interval_from_mapping(value) for key, value in summary.items() if value}
     names = episode_metric_names(evaluation.episodes[0]) if evaluation.episodes else []
     if names and "unit" not in evaluation.summary:
-        repeated = len(set(evaluation.units)) < len(evaluation.episodes)
+        repeated = len(set(evaluation.unit_of_each_episode)) < len(evaluation.episodes)
         metrics = {
             key: _without_interval(e) if repeated and "pass@" in key else e
             for key, e in metrics.items()
@@ -263,7 +263,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, Interval]:
     for metric in (name for name in names if name not in metrics):
         scored = [
             (value, unit)
-            for row, unit in zip(evaluation.episodes, evaluation.units, strict=True)
+            for row, unit in zip(evaluation.episodes, evaluation.unit_of_each_episode, strict=True)
             if (value := episode_value(row, metric)) is not None
         ]
         if scored:

@@ -47,18 +47,20 @@ def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     )
 
 
-def run_warnings(run: RunRecord, *, with_false_alarms: bool = True) -> list[str]:
+def run_warnings(run: RunRecord, *, with_false_alarm_rates: bool = True) -> list[str]:
     """Return the warnings about one run, most serious first.
 
     Args:
         run: The run.
-        with_false_alarms: Whether a warning states how often healthy runs have it. These numbers
-            are not in the files of the run.
+        with_false_alarm_rates: Whether a warning states how often healthy runs have it. These
+            numbers are not in the files of the run.
     """
     warnings = []
     if run.metrics:  # a training run, for whose configuration the metrics are defined
         warnings = [
-            f"{sentence} ({false_alarm_text(alarm_name(kind))})" if with_false_alarms else sentence
+            f"{sentence} ({false_alarm_text(alarm_name(kind))})"
+            if with_false_alarm_rates
+            else sentence
             for kind, sentence in metric_warnings(run, "at the end of training")
         ]
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]

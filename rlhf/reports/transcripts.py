@@ -97,7 +97,7 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
     episodes: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
     for item in method_evaluations(runs):
         rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
-        if rows and not item.is_reference:
+        if rows and not item.has_untrained_policy:
             episodes.setdefault(item.method, {}).setdefault(item.seed, rows)
     common = set.intersection(*(set(seeds) for seeds in episodes.values())) if episodes else set()
     return {

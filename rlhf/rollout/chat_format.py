@@ -25,7 +25,7 @@ from rlhf.reward_models.chat_template import (
     system_message_refusal_reason,
     with_tools,
 )
-from rlhf.rollout.text_decoder import ReplyDecoder
+from rlhf.rollout.text_decoder import IncrementalReplyDecoder
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
@@ -134,7 +134,7 @@ class ChatFormat:
         except TemplateRefused as refusal:
             raise UserError(f"{refusal}; conversation: {_describe_messages(messages)}") from refusal
 
-    def encode_observation(
+    def encode_text_between_replies(
         self, observation: str, *, reply: Sequence[int], has_system_message: bool = False
     ) -> list[int]:
         """Encode the text after a reply, which ends the reply's turn and adds the observation.
@@ -177,9 +177,9 @@ class ChatFormat:
             )[0]
         return text
 
-    def reply_decoder(self) -> ReplyDecoder:
+    def reply_decoder(self) -> IncrementalReplyDecoder:
         """Return a decoder for the tokens of one reply as they are sampled."""
-        return ReplyDecoder(self.tokenizer, self._reply_header if self.chat else [])
+        return IncrementalReplyDecoder(self.tokenizer, self._reply_header if self.chat else [])
 
     def check_system_is_renderable(self, messages: Messages) -> None:
         """Check that the template can render the system message, if there is one.
@@ -246,14 +246,14 @@ class ChatFormat:
         encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [item.ids for item in encoded]
 
-    def shorten_left(self, left: str) -> str:
+    def shorten_left_context(self, left: str) -> str:
         """Return the end of a left context that has the same effect on the ids of the next text.
 
         A tokenizer in Rust first splits a text at its added tokens, and encodes each part on its
         own. The parts before the last added token of the context are therefore irrelevant, but the
         token itself is kept, so that the part after it is not the start of a text.
         """
-        starts = [left.rfind(token) for token in self._separating_tokens]
+        starts = [left.rfind(token) for token in self._always_splitting_token_texts]
         start = max(starts, default=-1)
         return left[start:] if start > 0 else left
 
@@ -273,8 +273,8 @@ class ChatFormat:
         )
 
     @functools.cached_property
-    def _separating_tokens(self) -> list[str]:
-        """Texts of the special tokens at which a text is always split, see `shorten_left`.
+    def _always_splitting_token_texts(self) -> list[str]:
+        """Texts of the special tokens at which a text is always split, see `shorten_left_context`.
 
         The list is empty if an added token includes the space around it or is matched after the
         normalization. A token is omitted if it overlaps with another added token.
@@ -291,7 +291,8 @@ class ChatFormat:
         return [
             token.content
             for token in added
-            if token.special and not any(_overlaps(other, token.content) for other in texts)
+            if token.special
+            and not any(_can_begin_before_and_overlap(other, token.content) for other in texts)
         ]
 
     def encode_after(self, left: str, text: str) -> list[int]:
@@ -475,7 +476,7 @@ def _have_same_text_after_last_reply(first: str, second: str) -> bool:
     return first == second
 
 
-def _overlaps(first: str, second: str) -> bool:
+def _can_begin_before_and_overlap(first: str, second: str) -> bool:
     """Return whether an occurrence of ``first`` can begin before one of ``second`` and overlap."""
     contains = second in first[1:]
     sizes = range(1, min(len(first), len(second)))

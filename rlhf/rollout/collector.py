@@ -24,7 +24,7 @@ from rlhf.models.architecture import (
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.environments.calls import (
-    EnvironmentCalls,
+    EnvironmentCaller,
     make_env_factory,
     reset_environment,
     turn_limit,
@@ -43,7 +43,7 @@ from rlhf.rollout.sampling.base import (
     SamplingParams,
 )
 from rlhf.rollout.sampling.continuous import ContinuousEngine
-from rlhf.rollout.sampling.verification import check_sampling
+from rlhf.rollout.sampling.verification import check_sampler_or_disable_cache
 from rlhf.rollout.turns import (
     StepResult,
     opening_messages,
@@ -126,7 +126,7 @@ class Collector:
     ) -> None:
         self.engine, self.examples = engine, list(examples)
         self.make_env, self.chat_format = make_env, chat_format
-        self.spec, self.workers = spec, workers or LockstepWorkers(EnvironmentCalls())
+        self.spec, self.workers = spec, workers or LockstepWorkers(EnvironmentCaller())
         self.context, self.long_context = context, long_context or context
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
@@ -265,16 +265,16 @@ class Collector:
 
         Raises:
             UserError: A prompt does not fit into the context, or an environment failed and
-                ``EnvironmentCalls.errors`` is "raise", or every episode failed and ``allow_empty``
+                ``EnvironmentCaller.errors`` is "raise", or every episode failed and ``allow_empty``
                 is False.
         """
         sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
-            with self.workers.collection():
+            with self.workers.collection_context():
                 rollouts = _Collection(self, seeds, envs, sampling, finished).play()
         finally:
-            abandoned = {id(env) for env in self.workers.cancel()}
+            abandoned = {id(env) for env in self.workers.discard_running_calls()}
             self.envs = [env for env in self.envs if id(env) not in abandoned]
             self.engine.reset()
         if not rollouts and not allow_empty:
@@ -367,7 +367,7 @@ class Collector:
         if terminated:
             return True
         rollout.conversation.append({"role": "user", "content": observation})
-        ids = self.chat_format.encode_observation(
+        ids = self.chat_format.encode_text_between_replies(
             observation,
             reply=completion.tokens,
             has_system_message=rollout.conversation[0]["role"] == "system",
@@ -391,7 +391,7 @@ def open_local_engine(model: Any, rollout: RolloutSpec) -> ContinuousEngine:
     Raises:
         UserError: The model is not supported.
     """
-    check_sampling(model)
+    check_sampler_or_disable_cache(model)
     return ContinuousEngine(model, max_rows=rollout.parallel)
 
 
@@ -428,7 +428,7 @@ class _Collection:
             Index in the seeds -> finished episode.
         """
         watch = self.collector.watch
-        while self.waiting or self.active or self.workers.running:
+        while self.waiting or self.active or self.workers.num_undelivered_calls:
             while self.free and self.waiting:
                 self._submit_reset(self.free.pop(), *self.waiting.popleft())
             with watch("environments"):

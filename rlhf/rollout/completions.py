@@ -11,7 +11,7 @@ from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 
 
-def completions(
+def sample_completions(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Any],

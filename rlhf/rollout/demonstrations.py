@@ -135,18 +135,18 @@ def encode_pieces(
             if not plan:
                 plan.append((-1, number_of(text)))
             else:
-                anchor = chat_format.shorten_left(left[-LEFT_CONTEXT:]) or "\n"
+                anchor = chat_format.shorten_left_context(left[-LEFT_CONTEXT:]) or "\n"
                 plan.append((number_of(anchor), number_of(anchor + text)))
             left = "" if closing else text
         plans.append(plan)
     encoded = chat_format.encode_many(list(numbers))
     return [
-        _assemble(chat_format, pieces, plan, encoded)
+        _join_encoded_pieces(chat_format, pieces, plan, encoded)
         for pieces, plan in zip(conversations, plans, strict=True)
     ]
 
 
-def _assemble(
+def _join_encoded_pieces(
     chat_format: ChatFormat,
     pieces: Sequence[Piece],
     plan: Sequence[tuple[int, int]],

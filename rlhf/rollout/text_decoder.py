@@ -12,7 +12,7 @@ SentencePiece, omit the space before the first token of a text."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TextDecoder:
+class IncrementalTextDecoder:
     """Decodes tokens step by step. Special tokens have no text.
 
     A token can be a part of a character, so the text of a token may be returned with that of a
@@ -35,13 +35,13 @@ class TextDecoder:
             return ""
         self._ids += ids
         text = self._decode(self._ids)
-        return "" if text.endswith(_REPLACEMENT) else self._return(text)
+        return "" if text.endswith(_REPLACEMENT) else self._take_new_text(text)
 
     def finish(self) -> str:
         """Return the rest of the text."""
-        return self._return(self._decode(self._ids))
+        return self._take_new_text(self._decode(self._ids))
 
-    def _return(self, text: str) -> str:
+    def _take_new_text(self, text: str) -> str:
         """Return the new part of the text of all kept tokens, and forget the older tokens."""
         new = text[len(self._returned) :]
         self._ids = self._ids[self._num_returned :] or self._ids
@@ -57,7 +57,7 @@ class TextDecoder:
         )
 
 
-class ReplyDecoder:
+class IncrementalReplyDecoder:
     """Decodes an unfinished reply step by step, like `ChatFormat.decode_reply` does at its end.
 
     The time for a token does not depend on the number of earlier tokens.
@@ -71,7 +71,7 @@ class ReplyDecoder:
     def __init__(self, tokenizer: Any, header: Sequence[int]) -> None:
         self._tokenizer, self._header = tokenizer, list(header)
         self._last: list[int] = []  # as many tokens as the header has
-        self._decoder = TextDecoder(tokenizer)
+        self._decoder = IncrementalTextDecoder(tokenizer)
         self.text = ""
         """Text so far, without an incomplete character at its end."""
 
@@ -83,6 +83,6 @@ class ReplyDecoder:
         for token in ids:
             self._last = [*self._last, token][-len(self._header) :]
             if self._last == self._header:
-                self._decoder, self.text = TextDecoder(self._tokenizer), ""
+                self._decoder, self.text = IncrementalTextDecoder(self._tokenizer), ""
             else:
                 self.text += self._decoder.append([token])

@@ -286,7 +286,7 @@ def alarm_action(name: AlarmName, config: Mapping[str, Any]) -> AlarmAction:
 
 
 @contextlib.contextmanager
-def write_errors_as_warnings(directory: Path, halt: Halt) -> Iterator[None]:
+def log_bundle_write_errors(directory: Path, halt: Halt) -> Iterator[None]:
     """Return a context manager in which an error of the file system does not hide an alarm.
 
     The error is logged as a warning, and the incomplete folder `BUNDLE` is removed.

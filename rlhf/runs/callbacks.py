@@ -20,8 +20,8 @@ from typing import Any, SupportsFloat
 
 from rlhf.common.foreign import (
     describe_exception,
+    ensure_ordinary_exceptions,
     exit_as_exception,
-    foreign_exceptions,
     restored_process_state,
 )
 from rlhf.common.guards import is_mapping
@@ -31,9 +31,9 @@ from rlhf.common.numbers import is_number
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
 from rlhf.common.user_code import (
+    add_location_to_errors,
     check_accepts,
-    definition_text,
-    errors_located_at,
+    definition_location_text,
     warn_if_changed,
     warn_if_slow,
 )
@@ -193,10 +193,10 @@ class Callbacks:
             call = getattr(callback, point)
             try:
                 with (
-                    errors_located_at(call),
+                    add_location_to_errors(call),
                     warn_if_slow(f"callback {name}", "move slow work to another process"),
                     restored_process_state(),
-                    foreign_exceptions(),
+                    ensure_ordinary_exceptions(),
                     exit_as_exception(),
                 ):
                     call(event)
@@ -222,8 +222,9 @@ class Callbacks:
                 number = int(index)
                 raise UserError(
                     f"callback {self.names[number]}: state_dict"
-                    f"{definition_text(self.members[number].state_dict)} returned a state that "
-                    f"cannot be saved ({error}): return numbers, texts, lists and dictionaries"
+                    f"{definition_location_text(self.members[number].state_dict)} returned a "
+                    f"state that cannot be saved ({error}): "
+                    "return numbers, texts, lists and dictionaries"
                 ) from error
         return {index: state for index, state in states.items() if state}
 
@@ -268,7 +269,7 @@ def make_callback(entry: Any) -> Callback:
         )
     function = functools.partial(made, **arguments)
     what = f"callbacks: {_name_of(entry)}"
-    check_accepts(function, (None,), what=what, form="callback(event)")
+    check_accepts(function, (None,), what=what, required_signature="callback(event)")
     return FunctionCallback(function)
 
 
@@ -277,7 +278,12 @@ def _check_methods(callback: Callback, reference: str) -> None:
     for name in dir(callback):
         if name.startswith("on_") and name in POINTS:
             what = f"callbacks: {short_name(reference)}: {name}"
-            check_accepts(getattr(callback, name), (None,), what=what, form=f"{name}(self, event)")
+            check_accepts(
+                getattr(callback, name),
+                (None,),
+                what=what,
+                required_signature=f"{name}(self, event)",
+            )
         elif name.startswith("on_"):
             raise UserError(
                 f"callbacks: {reference} has a method {name}, which is never called"

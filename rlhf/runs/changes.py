@@ -125,7 +125,7 @@ def find_changes(
     directory: Path,
     config: Mapping[str, Any],
     *,
-    name: str = "config.yaml",
+    config_file_name: str = "config.yaml",
     ignored_keys: Container[str] = KEYS_IGNORED_ON_RESUME,
 ) -> list[Change]:
     """Return the differences between the record of a run and a new configuration.
@@ -136,10 +136,10 @@ def find_changes(
     Args:
         directory: The run directory.
         config: The new configuration, as plain data.
-        name: Name of the file with the recorded configuration.
+        config_file_name: Name of the file with the recorded configuration.
         ignored_keys: Keys whose differences are ignored.
     """
-    recorded = upgraded_config(read_mapping_or_empty(directory / name))
+    recorded = upgraded_config(read_mapping_or_empty(directory / config_file_name))
     inputs, current = read_mapping_or_empty(directory / "inputs.json"), input_fingerprints(config)
     before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
     if _ENGINE_KIND in now:
@@ -164,7 +164,7 @@ def find_changes(
     ]
 
 
-def check_unchanged_configuration(
+def check_only_permitted_changes(
     directory: Path,
     config: Mapping[str, Any],
     *,
@@ -178,11 +178,11 @@ def check_unchanged_configuration(
     Raises:
         UserError: The configuration or an input has changed. The message contains the key.
     """
-    changes = find_changes(directory, config, name=name, ignored_keys=ignored_keys)
+    changes = find_changes(directory, config, config_file_name=name, ignored_keys=ignored_keys)
     _check_permitted(directory, config, changes, need_permission=changes)
 
 
-def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Change, ...]:
+def find_and_check_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Change, ...]:
     """Return the changes of a resumed run, and check that they are permitted.
 
     More training steps are always permitted.
@@ -200,12 +200,12 @@ def permitted_changes(directory: Path, config: Mapping[str, Any]) -> tuple[Chang
         _check_steps_taken(directory, change)
     need_permission = [change for change in changes if not change.increases_steps]
     _check_permitted(directory, config, changes, need_permission=need_permission)
-    if changes and _cannot_continue(directory):
+    if changes and _is_finished_without_checkpoints(directory):
         raise UserError(f"{directory} {_NO_CHECKPOINT}")
     return tuple(changes)
 
 
-def permits_change(config: Mapping[str, Any], key: str) -> bool:
+def permits_content_change(config: Mapping[str, Any], key: str) -> bool:
     """Return whether the content of an input may change.
 
     Args:
@@ -333,7 +333,7 @@ def _refusal_text(directory: Path, config: Mapping[str, Any], refused: Sequence[
         text += f" (and {more} more {'keys differ' if more > 1 else 'key differs'})" * bool(more)
     if "allow_changes" not in config or any(_reason_fixed(c, config) for c in refused):
         return text
-    if _cannot_continue(directory):
+    if _is_finished_without_checkpoints(directory):
         text += f"; the run {_NO_CHECKPOINT}"
     else:
         keys = ", ".join(dict.fromkeys(c.key for c in refused))
@@ -360,7 +360,7 @@ def _is_part_of(key: str, section: str) -> bool:
     return key == section or key.startswith(f"{section}.")
 
 
-def _cannot_continue(directory: Path) -> bool:
+def _is_finished_without_checkpoints(directory: Path) -> bool:
     """Return whether a run is finished and its checkpoints were deleted."""
     return (directory / "finished").exists() and _newest_checkpoint_step(directory) is None
 

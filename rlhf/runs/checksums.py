@@ -44,7 +44,7 @@ def write_file_list(folder: Path, marker: str, **content: Any) -> None:
     write_text(folder / marker, json.dumps({**content, "files": digests_of(folder)}) + "\n")
 
 
-def check_only_listed_files(folder: Path, marker: str, what: str) -> None:
+def check_folder_is_unchanged(folder: Path, marker: str, what: str) -> None:
     """Check that a folder may be replaced: it has only files of `write_file_list`, unchanged.
 
     Args:

@@ -23,7 +23,7 @@ from rlhf.common.files import (
     expand_user,
     is_temporary,
     remove,
-    repair_folder,
+    restore_interrupted_writes,
     write_text,
 )
 from rlhf.common.yaml_text import read_mapping_or_empty
@@ -200,10 +200,10 @@ class DirectoryClaim:
                     f"{directory} exists already: continue the run with --resume, replace it with "
                     "--overwrite, or choose another --output_dir"
                 )
-            elif missing := _missing_for_resume(directory, required):
+            elif missing := _first_missing_file_for_resume(directory, required):
                 raise UserError(f"{directory} has no {missing}, so there is nothing to resume")
         claim = cls(directory)
-        with write_errors_as_user_errors(directory):
+        with convert_write_errors_to_user_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             claim._acquire_lock()
             try:
@@ -236,7 +236,7 @@ class DirectoryClaim:
                 remove(path)
             aside.rmdir()
 
-    def keep_logs(self) -> None:
+    def keep_logs_without_result(self) -> None:
         """Keep the logs although there is no result, unless an earlier run is restored."""
         self._logs_are_kept = True
 
@@ -272,7 +272,7 @@ class DirectoryClaim:
 
         With ``overwrite``, the files of the earlier run are moved to `REPLACED`.
         """
-        repair_folder(self.directory)
+        restore_interrupted_writes(self.directory)
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._keep_new_or_restore_old_run()
         self._was_marked = written_by_toolkit(self.directory)
@@ -344,7 +344,7 @@ class DirectoryClaim:
 
 
 @contextlib.contextmanager
-def write_errors_as_user_errors(directory: Path) -> Iterator[None]:
+def convert_write_errors_to_user_errors(directory: Path) -> Iterator[None]:
     """Return a context manager that converts an OSError to a UserError.
 
     The message says that the directory cannot be written, and why.
@@ -404,7 +404,7 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
             f"character, but the name begins with {directory.name[:50]!r}: choose another {option}"
         )
     target = Path(os.path.realpath(directory))
-    with write_errors_as_user_errors(directory):
+    with convert_write_errors_to_user_errors(directory):
         for run in target.parents:
             name = target.relative_to(run).parts[0]
             if name in (DESCRIPTIONS | RESULTS) - CONTAINERS and written_by_toolkit(run):
@@ -428,7 +428,7 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
             "overwritten: remove it yourself or choose another --output_dir"
         )
     target = directory.resolve()
-    if place := contains_working_or_home_directory(directory):
+    if place := working_or_home_directory_within(directory):
         raise UserError(
             f"{directory} is not overwritten, because it contains the {place}: choose another "
             "--output_dir"
@@ -441,7 +441,7 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
             )
 
 
-def contains_working_or_home_directory(directory: Path) -> str:
+def working_or_home_directory_within(directory: Path) -> str:
     """Return which of the two a directory is or contains: a name for messages, or ""."""
     target = directory.resolve()
     places = {"working directory": Path.cwd(), "home directory": expand_user("~")}
@@ -531,7 +531,7 @@ def _foreign_files_in_container(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _missing_for_resume(directory: Path, required: Sequence[str]) -> str | None:
+def _first_missing_file_for_resume(directory: Path, required: Sequence[str]) -> str | None:
     """Return the first required file that a directory lacks, or None if it can be resumed.
 
     A directory without content can be resumed, because its run was killed before it wrote a file.

@@ -132,7 +132,7 @@ class TrainingMonitor:
         """
         warnings = []
         for kind, sentence in metric_warnings(self.log, f"over the last {RECENT} logged steps"):
-            if kind in self.reported or not self._is_logged_often_enough(kind):
+            if kind in self.reported or not self._has_enough_values_to_warn(kind):
                 continue
             self.reported.add(kind)
             name = alarm_name(kind)
@@ -143,7 +143,7 @@ class TrainingMonitor:
                 warnings.append(sentence)
         return warnings
 
-    def _is_logged_often_enough(self, kind: str) -> bool:
+    def _has_enough_values_to_warn(self, kind: str) -> bool:
         """Return whether the metric was logged often enough for a warning of this kind."""
         if kind == "train/updates":
             return self.finished

@@ -31,15 +31,15 @@ from rlhf.runs.changes import (
     CHANGES_FILE,
     DIRECTORY_KEYS,
     Change,
-    permitted_changes,
+    find_and_check_changes,
     record_changes,
 )
 from rlhf.runs.claim import (
     MARKER,
     STUDIES,
     DirectoryClaim,
+    convert_write_errors_to_user_errors,
     path_without_dot_dot,
-    write_errors_as_user_errors,
 )
 from rlhf.runs.inputs import input_fingerprints, input_paths
 from rlhf.runs.machine import describe_machine
@@ -93,7 +93,7 @@ class Run:
         check_trackers_installed(config.get("track", ()))
         resume, overwrite = bool(config.get("resume")), bool(config.get("overwrite"))
         if not run.writes:
-            run._find_changes(resume=resume and not overwrite)
+            run._set_permitted_changes(resume=resume and not overwrite)
             return run
         inputs = input_paths(config).values()
         run._claim = DirectoryClaim.open(
@@ -111,18 +111,19 @@ class Run:
             raise
         return run
 
-    def _find_changes(self, *, resume: bool) -> None:
+    def _set_permitted_changes(self, *, resume: bool) -> None:
         """Compare the configuration and the inputs of a resumed run with the recorded ones."""
         if resume and (self.directory / "config.yaml").exists():
-            self.changes = permitted_changes(self.directory, self.config)
+            self.changes = find_and_check_changes(self.directory, self.config)
 
     def _write_description(self, *, resume: bool) -> None:
         """Write the configuration of the run and descriptions of its inputs and of the machine.
 
-        If the configuration of a resumed run has changed, `accept_changes` writes it later.
+        If the configuration of a resumed run has changed, `record_changes_and_reopen` writes it
+        later.
         """
-        self._find_changes(resume=resume)
-        with write_errors_as_user_errors(self.directory):
+        self._set_permitted_changes(resume=resume)
+        with convert_write_errors_to_user_errors(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
             if not self.changes:
                 self._write_configuration()
@@ -134,7 +135,7 @@ class Run:
         write_text(self.directory / "config.yaml", dump_yaml(kept))
         write_text(self.directory / "inputs.json", json.dumps(input_fingerprints(kept), indent=2))
 
-    def accept_changes(self, step: int) -> None:
+    def record_changes_and_reopen(self, step: int) -> None:
         """Record the changed settings of a resumed run, and delete the evaluation of its end.
 
         Until this method is called, the run is the one that was recorded, so that an error during
@@ -145,7 +146,7 @@ class Run:
         """
         if not self.changes or not self.writes:
             return
-        with write_errors_as_user_errors(self.directory):
+        with convert_write_errors_to_user_errors(self.directory):
             self.declare_files([CHANGES_FILE])
             (self.directory / "finished").unlink(missing_ok=True)
             remove(self.directory / "evaluation")
@@ -187,7 +188,7 @@ class Run:
     def write_data_counts(self, counts: Mapping[str, Any]) -> None:
         """Write the numbers of used and dropped rows of the datasets to ``data_counts.json``."""
         if self.writes:
-            with write_errors_as_user_errors(self.directory):
+            with convert_write_errors_to_user_errors(self.directory):
                 write_text(self.directory / DATA_COUNTS_FILE, json.dumps(counts, indent=2) + "\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -241,7 +242,7 @@ class Run:
 
 @contextlib.contextmanager
 def lock_directory(
-    root: Path, name: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool
+    root: Path, config_file_name: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> Iterator[DirectoryClaim]:
     """Return a context manager that locks the directory of a pipeline or a study.
 
@@ -249,26 +250,29 @@ def lock_directory(
 
     Args:
         root: The directory.
-        name: Name of the YAML file in the directory to which ``config`` is written.
+        config_file_name: Name of the YAML file in the directory to which ``config`` is written.
         config: Configuration of the pipeline or study, as plain data.
         resume: Whether to continue in an existing directory.
         overwrite: Whether to replace the files in an existing directory.
 
     Raises:
         UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
-            directory is in use, cannot be written, or contains no ``name`` to resume.
+            directory is in use, cannot be written, or contains no ``config_file_name`` to resume.
     """
     claim = DirectoryClaim.open(
         path_without_dot_dot(root),
         resume=resume,
         overwrite=overwrite,
-        command=STUDIES.get(name, ""),
-        required=(MARKER, name),  # the folder of the user's own pipeline.yaml has no marker
+        command=STUDIES.get(config_file_name, ""),
+        required=(
+            MARKER,
+            config_file_name,
+        ),  # the folder of the user's own pipeline.yaml has no marker
         inputs=input_paths(config).values(),
     )
     try:
-        with write_errors_as_user_errors(root):
-            write_text(root / name, dump_yaml(dict(config)))
+        with convert_write_errors_to_user_errors(root):
+            write_text(root / config_file_name, dump_yaml(dict(config)))
         yield claim
     finally:
         claim.close()

@@ -73,13 +73,13 @@ class StopSignalRecorder:
     `REPEAT_SECONDS`.
 
     Args:
-        raise_for: If set, the first signal raises Interrupted with this directory in the message,
-            for a process that waits for other processes and has no steps to finish.
+        raise_at_once_for: If set, the first signal raises Interrupted with this directory in the
+            message, for a process that waits for other processes and has no steps to finish.
     """
 
-    def __init__(self, *, raise_for: object = None) -> None:
+    def __init__(self, *, raise_at_once_for: object = None) -> None:
         self.number: int | None = None
-        self._raise_for = raise_for
+        self._raise_for = raise_at_once_for
         self._received = 0.0
         self._previous: dict[int, Any] = {}
 

@@ -13,8 +13,8 @@ import warnings
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MADV_HUGEPAGE = 14  # sys/mman.h
 HUGE_PAGE = 2 * 2**20
-# Size in bytes from which `return_freed_memory` maps a block separately, and the maximum number of
-# these blocks.
+# Size in bytes from which `configure_malloc_to_return_memory` maps a block separately, and the
+# maximum number of these blocks.
 MAPPED_BLOCK, MAX_MAPPED_BLOCKS = 256 * 2**10, 65_536
 # Iterations for which a thread of GNU OpenMP looks for work before it sleeps.
 SPIN_COUNT = 10_000
@@ -32,11 +32,11 @@ def prepare_process() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # TRL itself sets the deprecated argument, so the warning is not useful to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-    _shorten_waiting_of_threads()
-    keep_freed_memory()
+    _shorten_openmp_spinning()
+    configure_malloc_to_keep_memory()
 
 
-def _shorten_waiting_of_threads() -> None:
+def _shorten_openmp_spinning() -> None:
     """Let the threads of an operation sleep soon while they wait for each other.
 
     GNU OpenMP reads the number of iterations when torch is imported. Its default, 300,000, occupies
@@ -68,7 +68,7 @@ def _open_closed_streams() -> None:
             setattr(sys, name, stream)
 
 
-def release_memory() -> None:
+def collect_garbage_and_trim_heap() -> None:
     """Return to the operating system the freed memory that the allocator would otherwise keep."""
     gc.collect()
     trim_heap()
@@ -81,7 +81,7 @@ def trim_heap() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def return_freed_memory() -> None:
+def configure_malloc_to_return_memory() -> None:
     """Configure glibc to return freed blocks to the kernel, instead of keeping them.
 
     Training of a sharded model needs this. The whole weights and gradients of a block exist only
@@ -97,7 +97,7 @@ def return_freed_memory() -> None:
             libc.malloc_trim(0)
 
 
-def keep_freed_memory() -> None:
+def configure_malloc_to_keep_memory() -> None:
     """Configure glibc to keep freed blocks instead of returning them to the kernel at every step.
 
     The activations of a training step need hundreds of megabytes. By default, malloc maps and

@@ -73,7 +73,7 @@ def _equal_groups_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     yield "groups/equal", sentence
 
 
-def _saturated_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
+def _solved_before_training_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the policy solved the task before it was trained."""
     first = log.series("rollout/success")[1][:RECENT]
     if len(first) == RECENT and mean_or_zero(first) >= _SATURATED:
@@ -170,7 +170,7 @@ def _effective_sample_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 LEARNING_CHECKS: tuple[Callable[[MetricLog], Iterator[tuple[str, str]]], ...] = (
     _constant_reward_warnings,
-    _saturated_warnings,
+    _solved_before_training_warnings,
     _unsolved_warnings,
     _equal_groups_warnings,
     _dominant_reward_warnings,

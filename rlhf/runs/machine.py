@@ -71,7 +71,7 @@ def _number_or_none(text: str) -> float | None:
         return None
 
 
-def memory_of_device(device: Any) -> int:
+def total_memory_bytes(device: Any) -> int:
     """Return the bytes of the memory of a torch device; for a CPU, those of the machine.
 
     A limit of the control group of this process, for example of a container, is taken into account.

@@ -71,7 +71,7 @@ class ProgressDisplay:
     Args:
         what: Name of the run.
         total: Number of steps.
-        start: Number of steps that are already completed.
+        num_completed: Number of steps that are already completed.
         displayed_metrics: The metrics to show; by default, the first metrics under their keys.
         console: Output; standard error by default.
     """
@@ -81,11 +81,11 @@ class ProgressDisplay:
         what: str,
         total: int,
         *,
-        start: int = 0,
+        num_completed: int = 0,
         displayed_metrics: DisplayedMetrics = (),
         console: Console | None = None,
     ) -> None:
-        self.what, self.total, self.done = escape_invisible(what), total, start
+        self.what, self.total, self.done = escape_invisible(what), total, num_completed
         self.displayed_metrics = displayed_metrics
         self.seen: dict[str, float] = {}
         self.measured: dict[str, int] = {}
@@ -94,7 +94,9 @@ class ProgressDisplay:
         first = os.environ.get("RANK", "0") == "0"  # only the first process draws
         self.live = first and console.is_terminal and not console.is_dumb_terminal
         self.view = _ProgressView(console, disable=not self.live)
-        self.task = self.view.add_task(_shortened_name(self.what), total=total, completed=start)
+        self.task = self.view.add_task(
+            _shortened_name(self.what), total=total, completed=num_completed
+        )
 
     def __enter__(self) -> ProgressDisplay:
         self.view.start()

@@ -53,17 +53,17 @@ SAMPLE_COLUMNS: Columns = {
     "step": INTEGER,
     "split": TEXT,
     "seed": INTEGER,
-    "messages": MESSAGES.optional(),
-    "tokens": OBJECT.optional(),
+    "messages": MESSAGES.as_optional(),
+    "tokens": OBJECT.as_optional(),
 }
 """Columns of `samples.jsonl`."""
 EPISODE_COLUMNS: Columns = {
     "env": TEXT,
     "decoding": TEXT,
     "seed": INTEGER,
-    "sample": INTEGER.optional(),
-    "components": OBJECT.optional(),
-    "messages": MESSAGES.optional(),
+    "sample": INTEGER.as_optional(),
+    "components": OBJECT.as_optional(),
+    "messages": MESSAGES.as_optional(),
 }
 """Columns of `episodes.jsonl`."""
 

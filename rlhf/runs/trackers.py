@@ -128,7 +128,7 @@ def open_trackers(
     """
     trackers = {}
     for name in names:
-        with _failures_as_warnings(name):
+        with _log_tracker_failures(name):
             opening = functools.partial(TRACKERS[name], directory, config, step)
             trackers[name] = _open_with_time_limits(opening)
     return trackers
@@ -140,7 +140,7 @@ def log_to_trackers(
     """Send the metrics of a step to every tracker; return the trackers that did not fail."""
     working = {}
     for name, tracker in trackers.items():
-        with _failures_as_warnings(name):
+        with _log_tracker_failures(name):
             tracker.log(step, metrics)
             working[name] = tracker
     return working
@@ -149,7 +149,7 @@ def log_to_trackers(
 def close_trackers(trackers: Mapping[str, Tracker]) -> None:
     """Close every tracker; a failure is logged as a warning."""
     for name, tracker in trackers.items():
-        with _failures_as_warnings(name):
+        with _log_tracker_failures(name):
             tracker.close()
 
 
@@ -176,7 +176,7 @@ def _open_with_time_limits(opening: Callable[[], Tracker]) -> Tracker:
 
 
 @contextlib.contextmanager
-def _failures_as_warnings(name: str) -> Iterator[None]:
+def _log_tracker_failures(name: str) -> Iterator[None]:
     """Return a context manager that logs a tracker's failure as a warning instead of raising it.
 
     The text that a tracker prints is redirected to standard error.
@@ -210,7 +210,7 @@ def _open_wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracke
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=directory.name,
-        id=_tracking_id(directory),
+        id=_load_or_create_tracking_id(directory),
         resume="allow",
         dir=str(directory),
         config=dict(config),
@@ -222,7 +222,7 @@ def _open_trackio(directory: Path, config: Mapping[str, Any], step: int) -> Trac
     trackio = importlib.import_module("trackio")
     trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-        name=f"{directory.name}-{_tracking_id(directory)}",
+        name=f"{directory.name}-{_load_or_create_tracking_id(directory)}",
         resume="allow",
         config=dict(config),
     )
@@ -232,7 +232,7 @@ def _open_trackio(directory: Path, config: Mapping[str, Any], step: int) -> Trac
 def _open_mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     mlflow = importlib.import_module("mlflow")
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-    tag = _tracking_id(directory)
+    tag = _load_or_create_tracking_id(directory)
     earlier = mlflow.search_runs(filter_string=f"tags.rlhf = '{tag}'", output_format="list")
     if earlier:
         run = mlflow.start_run(run_id=earlier[0].info.run_id)
@@ -246,7 +246,7 @@ def _open_mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Track
     )
 
 
-def _tracking_id(directory: Path) -> str:
+def _load_or_create_tracking_id(directory: Path) -> str:
     """Return the id of a run in the trackers: eight hexadecimal digits.
 
     The id is stored in the run directory, so a resumed run has the same id.

@@ -54,42 +54,42 @@ _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Options that only label a request. They are accepted and have no effect."""
 
 
-def _text(value: str) -> str:
+def _validate_text(value: str) -> str:
     if not is_utf8_encodable(value):
         raise ValueError("must not contain unpaired surrogates")
     return value
 
 
-def _check_texts(value: Any, depth: int = 0) -> None:
+def _check_encoding_and_nesting(value: Any, depth: int = 0) -> None:
     """Raise ValueError if a text cannot be encoded as UTF-8, or the data are nested too deeply."""
     if isinstance(value, str):
-        _text(value)
+        _validate_text(value)
     elif isinstance(value, dict | list):
         if depth == MAX_DEPTH:
             raise ValueError(f"lists and objects must be nested at most {MAX_DEPTH} deep")
         for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            _check_texts(item, depth + 1)
+            _check_encoding_and_nesting(item, depth + 1)
 
 
-def _stop_strings(value: Any) -> list[str]:
+def _validate_stop_strings(value: Any) -> list[str]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or len(strings) > MAX_STOP_STRINGS:
         raise ValueError(f"must be a string or a list of at most {MAX_STOP_STRINGS} strings")
     for string in strings:
         if not isinstance(string, str) or not 0 < len(string) <= MAX_STOP_LENGTH:
             raise ValueError(f"each string must have 1 to {MAX_STOP_LENGTH} characters")
-        _text(string)
+        _validate_text(string)
     return strings
 
 
-def _prompts(value: Any) -> Sequence[str | list[int]]:
+def _validate_prompts(value: Any) -> Sequence[str | list[int]]:
     """Return the prompts of a text, a list of texts, token ids, or a list of lists of token ids."""
     if isinstance(value, str):
-        return [_text(value)]
+        return [_validate_text(value)]
     if not isinstance(value, list) or not value:
         raise ValueError("must be a text, a list of texts, token ids, or a list of token ids")
     if all(isinstance(item, str) for item in value):
-        return [_text(item) for item in value]
+        return [_validate_text(item) for item in value]
     prompts = [value] if all(type(item) is int for item in value) else value
     for prompt in prompts:
         if not isinstance(prompt, list) or not prompt or any(type(i) is not int for i in prompt):
@@ -97,13 +97,13 @@ def _prompts(value: Any) -> Sequence[str | list[int]]:
     return prompts
 
 
-def _messages(value: Any) -> list[dict[str, str]]:
+def _validate_messages(value: Any) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of at least one message")
-    return [_message(index, message) for index, message in enumerate(value)]
+    return [_validate_message(index, message) for index, message in enumerate(value)]
 
 
-def _message(index: int, message: Any) -> dict[str, str]:
+def _validate_message(index: int, message: Any) -> dict[str, str]:
     """Return the role and the text of a message."""
     if not isinstance(message, dict):
         raise ValueError(f"message {index} must be an object with role and content")
@@ -126,10 +126,10 @@ def _message(index: int, message: Any) -> dict[str, str]:
         content = "".join(map(str, texts))
     if not isinstance(content, str):
         raise ValueError(f"message {index}: content must be a text")
-    return {"role": role, "content": _text(content)}
+    return {"role": role, "content": _validate_text(content)}
 
 
-def _conversations(value: Any) -> list[list[dict[str, Any]]]:
+def _validate_conversations(value: Any) -> list[list[dict[str, Any]]]:
     """Check conversations to score. A message can have additional keys, such as ``answer``."""
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of at least one conversation")
@@ -145,22 +145,22 @@ def _conversations(value: Any) -> list[list[dict[str, Any]]]:
                 raise ValueError(
                     f"conversation {number}: every message must have a role and a content as texts"
                 )
-    _check_texts(value)
+    _check_encoding_and_nesting(value)
     return value
 
 
-def _temperature(value: float) -> float:
+def _validate_temperature(value: float) -> float:
     if 0 < value < 1e-3:
         raise ValueError("must be 0 (greedy) or at least 0.001, because the logits would overflow")
     return value
 
 
-Text = Annotated[str, Strict(), AfterValidator(_text)]
+Text = Annotated[str, Strict(), AfterValidator(_validate_text)]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Interval(ge=0, le=MAX_INT32)]
 PositiveCount = Annotated[int, Strict(), Interval(ge=1, le=MAX_INT32)]
 Number = Annotated[float, Strict()]
-Stop = Annotated[list[str], BeforeValidator(_stop_strings)]
+Stop = Annotated[list[str], BeforeValidator(_validate_stop_strings)]
 
 
 class StreamOptions(BaseModel):
@@ -186,7 +186,9 @@ class SamplingBody(Body):
     """Options that text and chat completions share."""
 
     n: PositiveCount = 1
-    temperature: Annotated[Number, Interval(ge=0, le=100), AfterValidator(_temperature)] = 1.0
+    temperature: Annotated[
+        Number, Interval(ge=0, le=100), AfterValidator(_validate_temperature)
+    ] = 1.0
     top_p: Annotated[Number, Interval(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Strict(), Interval(ge=-1, le=MAX_INT32)] = 0
     """Number of most likely tokens to keep; 0 and -1 keep all."""
@@ -217,11 +219,11 @@ class SamplingBody(Body):
             stop_ids=own if self.ignore_eos else own | stop_ids,
         )
 
-    def local_option(self) -> str | None:
+    def option_needing_local_engine(self) -> str | None:
         """Return an option that only the engine in this process has, if the request uses one."""
         return "stream" if self.stream else None
 
-    def check(self) -> None:
+    def check_option_conflicts(self) -> None:
         """Raise ApiError if options contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(
@@ -232,7 +234,7 @@ class SamplingBody(Body):
 class CompletionBody(SamplingBody):
     """Body of ``/v1/completions``."""
 
-    prompt: Annotated[list[Any], BeforeValidator(_prompts)]
+    prompt: Annotated[list[Any], BeforeValidator(_validate_prompts)]
     """One or more prompts, as texts or as token ids."""
     max_tokens: Count = 16
     logprobs: Annotated[int, Strict(), Interval(ge=0, le=MAX_ALTERNATIVES)] | None = None
@@ -242,15 +244,15 @@ class CompletionBody(SamplingBody):
     """Whether the text and the log-probabilities of the prompt precede the completion."""
     best_of: PositiveCount | None = None
 
-    def local_option(self) -> str | None:
+    def option_needing_local_engine(self) -> str | None:
         """Return an option that only the engine in this process has, if the request uses one."""
         if self.logprobs is not None and (self.logprobs or self.echo):
             return "logprobs"
-        return super().local_option()
+        return super().option_needing_local_engine()
 
-    def check(self) -> None:
+    def check_option_conflicts(self) -> None:
         """Raise ApiError if options contradict each other."""
-        super().check()
+        super().check_option_conflicts()
         if self.best_of not in (None, self.n):
             raise ApiError(400, "best_of is not supported unless it equals n", param="best_of")
         if self.max_tokens == 0 and not self.echo:
@@ -260,7 +262,7 @@ class CompletionBody(SamplingBody):
 class ChatBody(SamplingBody):
     """Body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[dict[str, Any]], BeforeValidator(_messages)]
+    messages: Annotated[list[dict[str, Any]], BeforeValidator(_validate_messages)]
     max_tokens: PositiveCount | None = None
     """Maximum number of tokens of a completion; by default, the limit of the server."""
     max_completion_tokens: PositiveCount | None = None
@@ -269,13 +271,13 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[int, Strict(), Interval(ge=0, le=MAX_ALTERNATIVES)] = 0
     """Number of most likely tokens whose log-probabilities are returned at each position."""
 
-    def local_option(self) -> str | None:
+    def option_needing_local_engine(self) -> str | None:
         """Return an option that only the engine in this process has, if the request uses one."""
-        return "top_logprobs" if self.top_logprobs else super().local_option()
+        return "top_logprobs" if self.top_logprobs else super().option_needing_local_engine()
 
-    def check(self) -> None:
+    def check_option_conflicts(self) -> None:
         """Raise ApiError if options contradict each other."""
-        super().check()
+        super().check_option_conflicts()
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs has no effect without logprobs", param="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens):
@@ -287,7 +289,7 @@ class ChatBody(SamplingBody):
 class ScoreBody(Body):
     """Body of ``/v1/score``."""
 
-    conversations: Annotated[list[Any], BeforeValidator(_conversations)]
+    conversations: Annotated[list[Any], BeforeValidator(_validate_conversations)]
 
 
 def read_body(kind: type[B], content: bytes) -> B:
@@ -303,9 +305,9 @@ def read_body(kind: type[B], content: bytes) -> B:
     if not isinstance(data, dict):
         raise ApiError(400, "the body must be a JSON object")
     try:
-        return kind.model_validate(_without_neutral_options(kind, data))
+        return kind.model_validate(_drop_or_refuse_unsupported_options(kind, data))
     except ValidationError as error:
-        raise _api_error(kind, error) from error
+        raise _api_error_of_validation_error(kind, error) from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -313,7 +315,9 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def _without_neutral_options(kind: type[Body], data: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_or_refuse_unsupported_options(
+    kind: type[Body], data: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the options without labels, null values and unsupported options without effect.
 
     Raises:
@@ -336,7 +340,7 @@ def _without_neutral_options(kind: type[Body], data: Mapping[str, Any]) -> dict[
     return options
 
 
-def _api_error(kind: type[Body], error: ValidationError) -> ApiError:
+def _api_error_of_validation_error(kind: type[Body], error: ValidationError) -> ApiError:
     """Return the error for the first option that is invalid."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])

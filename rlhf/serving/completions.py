@@ -45,20 +45,22 @@ class CompletionRoutes:
     async def complete(self, request: Request) -> Response:
         """Complete texts."""
         body, model = read_body(CompletionBody, await request.body()), self.model
-        self._check(body, len(body.prompt))
-        prompts = await self._encode(lambda: [model.encode_prompt(p) for p in body.prompt])
+        self._check_server_limits_and_options(body, len(body.prompt))
+        prompts = await self._call_in_encoding_thread(
+            lambda: [model.encode_prompt(p) for p in body.prompt]
+        )
         max_new_tokens = model.max_new_tokens(prompts, body.max_tokens)
         heads: list[Piece] = []
         if body.echo:
             heads = await result_while_connected(request, self._echoed_prompts(body, prompts))
-        generation = model.generation(
+        generation = model.start_generation(
             prompts,
             body,
             max_new_tokens=max_new_tokens,
             num_alternatives=body.logprobs or 0,
             continues_prompt=True,
             with_offsets=body.logprobs is not None,
-            positions=[len(head.text) for head in heads],
+            text_offsets=[len(head.text) for head in heads],
         )
         json_format = TextCompletionJson(
             model.name,
@@ -72,10 +74,10 @@ class CompletionRoutes:
     async def chat(self, request: Request) -> Response:
         """Reply to a conversation."""
         body, model = read_body(ChatBody, await request.body()), self.model
-        self._check(body, 1)
-        ids = await self._encode(lambda: model.encode_messages(body.messages))
+        self._check_server_limits_and_options(body, 1)
+        ids = await self._call_in_encoding_thread(lambda: model.encode_messages(body.messages))
         requested = body.max_completion_tokens or body.max_tokens
-        generation = model.generation(
+        generation = model.start_generation(
             [ids],
             body,
             max_new_tokens=model.max_new_tokens([ids], requested),
@@ -90,7 +92,7 @@ class CompletionRoutes:
         )
         return await self._respond(request, body, generation, [], json_format)
 
-    def _check(self, body: SamplingBody, num_prompts: int) -> None:
+    def _check_server_limits_and_options(self, body: SamplingBody, num_prompts: int) -> None:
         """Check the options that depend on the server.
 
         Raises:
@@ -99,7 +101,7 @@ class CompletionRoutes:
         """
         model = self.model
         model.check_name(body.model)
-        body.check()
+        body.check_option_conflicts()
         limit = min(model.limits.completions, model.scheduler.capacity)
         if num_prompts * body.n > limit:
             raise ApiError(
@@ -107,7 +109,7 @@ class CompletionRoutes:
                 f"{num_prompts * body.n} completions, but a request is limited to {limit}",
                 param="n",
             )
-        if not model.scheduler.is_incremental and (name := body.local_option()):
+        if not model.scheduler.is_incremental and (name := body.option_needing_local_engine()):
             raise ApiError(
                 400,
                 f"{name} with this value needs rollout.engine.kind local, but this server samples "
@@ -116,7 +118,7 @@ class CompletionRoutes:
                 code="unsupported",
             )
 
-    async def _encode(self, function: Callable[[], T]) -> T:
+    async def _call_in_encoding_thread(self, function: Callable[[], T]) -> T:
         """Call a function of the tokenizer in a thread, so that other requests are not delayed."""
         return await asyncio.get_running_loop().run_in_executor(self._encoding, function)
 
@@ -162,7 +164,7 @@ class CompletionRoutes:
                     self.metrics.completion_tokens.inc(len(piece.tokens))
 
         await result_while_connected(request, collect())
-        return JSONResponse(json_format.whole(list(zip(choices, pieces, strict=True))))
+        return JSONResponse(json_format.complete_response(list(zip(choices, pieces, strict=True))))
 
     async def _stream(
         self,
@@ -180,40 +182,44 @@ class CompletionRoutes:
                 firsts = _first_pieces(generation, heads, json_format.samples)
                 for choice, piece in zip(generation.choices, firsts, strict=True):
                     started.add(choice.index)
-                    yield _event(json_format.chunk(choice, piece, is_first=True))
+                    yield _server_sent_event(json_format.chunk(choice, piece, is_first=True))
             async with contextlib.aclosing(generation.pieces()) as new_pieces:
                 async for choice, piece in new_pieces:
                     self.metrics.completion_tokens.inc(len(piece.tokens))
                     if piece.text or piece.finish_reason or (keeps_empty and piece.tokens):
                         is_first = choice.index not in started
                         started.add(choice.index)
-                        yield _event(json_format.chunk(choice, piece, is_first=is_first))
+                        yield _server_sent_event(
+                            json_format.chunk(choice, piece, is_first=is_first)
+                        )
             if include_usage:
-                yield _event(json_format.usage_chunk(generation.choices))
+                yield _server_sent_event(json_format.usage_chunk(generation.choices))
             yield b"data: [DONE]\n\n"
         except ApiError as error:
-            yield _event(error.body())
+            yield _server_sent_event(error.body())
         except EngineFailed as error:
-            yield _event(ApiError(500, str(error)).body())
+            yield _server_sent_event(ApiError(500, str(error)).body())
 
 
-def _first_pieces(generation: Generation, heads: Sequence[Piece], samples: int) -> list[Piece]:
+def _first_pieces(
+    generation: Generation, echoed_prompts: Sequence[Piece], samples: int
+) -> list[Piece]:
     """Return the first piece of each choice: the echoed prompt, or nothing.
 
     Args:
         generation: The choices, ``samples`` for each prompt.
-        heads: The echoed prompts, if there are any.
+        echoed_prompts: The echoed prompts, if there are any.
         samples: Number of completions of each prompt.
     """
     pieces = [
         Piece(finish_reason=choice.finish_reason, is_prompt=True) for choice in generation.choices
     ]
-    for index, piece in enumerate(pieces if heads else []):
-        piece.extend(heads[index // samples])
+    for index, piece in enumerate(pieces if echoed_prompts else []):
+        piece.extend(echoed_prompts[index // samples])
     return pieces
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def _server_sent_event(content: dict[str, Any]) -> bytes:
     """Return an event of a stream (server-sent events).
 
     Non-ASCII characters are escaped, because clients may split events at Unicode line separators.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.rollout.sampling.base import Alternatives, FinishReason, NewTokens
-from rlhf.rollout.text_decoder import TextDecoder
+from rlhf.rollout.text_decoder import IncrementalTextDecoder
 from rlhf.serving.errors import overloaded, timed_out
 from rlhf.serving.scheduler import Job, Overloaded, Progress, Scheduler
 from rlhf.serving.text import StopStrings
@@ -57,7 +57,7 @@ class Choice:
         self,
         index: int,
         prompt_ids: Sequence[int],
-        decoder: TextDecoder,
+        decoder: IncrementalTextDecoder,
         *,
         stop: Sequence[str],
         with_offsets: bool = False,
@@ -114,7 +114,7 @@ def prompt_piece(text: str, ids: Sequence[int], scored: NewTokens | None, tokeni
     """
     if scored is None:
         return Piece(text, is_prompt=True)
-    decoder, offsets, position = TextDecoder(tokenizer), [], 0
+    decoder, offsets, position = IncrementalTextDecoder(tokenizer), [], 0
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
     for token in ids:
         offsets.append(position)
@@ -142,7 +142,7 @@ class Generation:
         self._choice_of: dict[Job, Choice] = {}
         self._events: asyncio.Queue[Progress | None] = asyncio.Queue()
 
-    def deliver(self, progress: Progress) -> None:
+    def receive_progress(self, progress: Progress) -> None:
         """Receive the progress of a job."""
         self._events.put_nowait(progress)
 
@@ -161,7 +161,7 @@ class Generation:
         for choice in self.choices[len(jobs) :]:
             choice.finish_reason = FinishReason.LENGTH.value
 
-    def _end_in_time(self) -> None:
+    def _end_at_time_limit(self) -> None:
         """End all completions at the time limit, also if no piece is taken at this time.
 
         A client that does not read its stream blocks the consumer of the pieces.
@@ -182,7 +182,7 @@ class Generation:
             EngineFailed: The engine failed.
         """
         unfinished = len(self._choice_of)
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._end_in_time)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._end_at_time_limit)
         try:
             while unfinished:
                 progress = await self._events.get()

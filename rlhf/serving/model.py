@@ -16,8 +16,8 @@ from rlhf.models.loading import load_model
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.sampling.base import NewTokens, RolloutEngine
 from rlhf.rollout.sampling.continuous import ContinuousEngine
-from rlhf.rollout.sampling.verification import check_sampling
-from rlhf.rollout.text_decoder import TextDecoder
+from rlhf.rollout.sampling.verification import check_sampler_or_disable_cache
+from rlhf.rollout.text_decoder import IncrementalTextDecoder
 from rlhf.serving.bodies import SamplingBody
 from rlhf.serving.engine_thread import EngineThread
 from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
@@ -167,7 +167,7 @@ class ServedModel:
             raise timed_out(self.limits.seconds) from error
         return results
 
-    def generation(
+    def start_generation(
         self,
         prompts: Sequence[Sequence[int]],
         body: SamplingBody,
@@ -176,7 +176,7 @@ class ServedModel:
         num_alternatives: int = 0,
         continues_prompt: bool = False,
         with_offsets: bool = False,
-        positions: Sequence[int] = (),
+        text_offsets: Sequence[int] = (),
     ) -> Generation:
         """Start the completions of a request, n for each prompt.
 
@@ -187,7 +187,7 @@ class ServedModel:
             num_alternatives: Number of most likely tokens at each position to return.
             continues_prompt: Whether the text of a completion continues that of its prompt.
             with_offsets: Whether the offsets of tokens in the text are needed.
-            positions: Number of characters of each prompt that precede the completion in the
+            text_offsets: Number of characters of each prompt that precede the completion in the
                 response; by default, there are none.
 
         Raises:
@@ -201,10 +201,10 @@ class ServedModel:
             Choice(
                 index,
                 prompts[number],
-                TextDecoder(self.tokenizer, prompts[number] if continues_prompt else ()),
+                IncrementalTextDecoder(self.tokenizer, prompts[number] if continues_prompt else ()),
                 stop=body.stop,
                 with_offsets=with_offsets,
-                position=positions[number] if positions else 0,
+                position=text_offsets[number] if text_offsets else 0,
             )
             for index, (number, _) in enumerate(starts)
         ]
@@ -216,7 +216,7 @@ class ServedModel:
                 seed=(SAMPLING_SEED_KEY, seed, number, sample),
                 num_alternatives=num_alternatives,
                 incremental=body.stream or bool(body.stop),
-                deliver=generation.deliver,
+                deliver=generation.receive_progress,
             )
             for number, sample in starts
         ]
@@ -262,7 +262,7 @@ def _load(config: ServeConfig) -> tuple[Any, Any, RolloutEngine]:
     model.requires_grad_(False)
     if config.rollout.engine.kind == "vllm":
         return model, tokenizer, _vllm_engine(config, model)
-    check_sampling(model)
+    check_sampler_or_disable_cache(model)
     engine = ContinuousEngine(model, max_rows=config.rollout.parallel, open_ended=True)
     return model, tokenizer, engine
 

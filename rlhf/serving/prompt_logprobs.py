@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf.models.fast.packing import hidden_states_and_index
+from rlhf.models.fast.packing import flat_states_and_token_index
 from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.base import NewTokens
 
@@ -34,14 +34,16 @@ def prompt_logprobs(
     rows = [torch.tensor(ids) for ids in prompts]
     tokens = pad_sequence(rows, batch_first=True).to(model.device)
     mask = pad_sequence([torch.ones(len(ids), dtype=torch.bool) for ids in prompts], True)
-    hidden, index = hidden_states_and_index(model, tokens, mask.to(model.device))
+    hidden, index = flat_states_and_token_index(model, tokens, mask.to(model.device))
     return [
-        _token_logprobs(model, hidden[positions[: len(ids) - 1]], ids[1:], num_alternatives)
+        _logprobs_after_hidden_states(
+            model, hidden[positions[: len(ids) - 1]], ids[1:], num_alternatives
+        )
         for ids, positions in zip(prompts, index, strict=True)
     ]
 
 
-def _token_logprobs(
+def _logprobs_after_hidden_states(
     model: Any, hidden: torch.Tensor, tokens: Sequence[int], num_alternatives: int
 ) -> NewTokens:
     """Return the log-probabilities of tokens [T] after hidden states [T, D]."""

@@ -32,16 +32,16 @@ class CompletionJson:
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def whole(self, choices: Sequence[tuple[Choice, Piece]]) -> dict[str, Any]:
+    def complete_response(self, choices: Sequence[tuple[Choice, Piece]]) -> dict[str, Any]:
         """Return the response with all choices."""
         return {
-            **self._head(is_chunk=False),
+            **self._shared_fields(is_chunk=False),
             "choices": [
                 {
                     "index": choice.index,
                     **self._content(piece),
                     "finish_reason": piece.finish_reason,
-                    **self._token_ids(choice.tokens, choice.prompt_ids),
+                    **self._token_id_fields(choice.tokens, choice.prompt_ids),
                 }
                 for choice, piece in choices
             ],
@@ -55,13 +55,13 @@ class CompletionJson:
             "index": choice.index,
             **self._content_of_chunk(piece, is_first=is_first),
             "finish_reason": piece.finish_reason,
-            **self._token_ids(tokens, choice.prompt_ids if is_first else None),
+            **self._token_id_fields(tokens, choice.prompt_ids if is_first else None),
         }
-        return {**self._head(is_chunk=True), "choices": [body]}
+        return {**self._shared_fields(is_chunk=True), "choices": [body]}
 
     def usage_chunk(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the last part of a stream, with the numbers of tokens."""
-        return {**self._head(is_chunk=True), "choices": [], "usage": self._usage(choices)}
+        return {**self._shared_fields(is_chunk=True), "choices": [], "usage": self._usage(choices)}
 
     def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
         """Return the numbers of tokens. A prompt with several samples is counted once."""
@@ -73,14 +73,16 @@ class CompletionJson:
             "total_tokens": prompt + completion,
         }
 
-    def _token_ids(self, tokens: Sequence[int], prompt_ids: Sequence[int] | None) -> dict[str, Any]:
+    def _token_id_fields(
+        self, tokens: Sequence[int], prompt_ids: Sequence[int] | None
+    ) -> dict[str, Any]:
         """Return the token ids of a choice, if the request asks for them."""
         if not self.with_token_ids:
             return {}
         prompt = {} if prompt_ids is None else {"prompt_token_ids": list(prompt_ids)}
         return {"token_ids": list(tokens), **prompt}
 
-    def _head(self, *, is_chunk: bool) -> dict[str, Any]:
+    def _shared_fields(self, *, is_chunk: bool) -> dict[str, Any]:
         """Return the fields that all parts of a response share."""
         raise NotImplementedError
 
@@ -96,7 +98,7 @@ class CompletionJson:
 class TextCompletionJson(CompletionJson):
     """Format of ``/v1/completions``."""
 
-    def _head(self, *, is_chunk: bool) -> dict[str, Any]:
+    def _shared_fields(self, *, is_chunk: bool) -> dict[str, Any]:
         return {
             "id": f"cmpl-{self.id}",
             "object": "text_completion",
@@ -129,7 +131,7 @@ class TextCompletionJson(CompletionJson):
 class ChatCompletionJson(CompletionJson):
     """Format of ``/v1/chat/completions``."""
 
-    def _head(self, *, is_chunk: bool) -> dict[str, Any]:
+    def _shared_fields(self, *, is_chunk: bool) -> dict[str, Any]:
         return {
             "id": f"chatcmpl-{self.id}",
             "object": "chat.completion.chunk" if is_chunk else "chat.completion",

@@ -28,7 +28,7 @@ from rlhf.rollout.sampling.base import (
     RolloutEngine,
     SamplingParams,
 )
-from rlhf.runs.launch import release_memory
+from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.serving.engine_thread import EngineThread
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class Scheduler:
     def _run(self) -> None:
         try:
             while not self._closed:
-                self._take_commands()
+                self._run_commands()
                 if self._calls:
                     self._calls.popleft()()
                 self._submit_waiting()
@@ -247,14 +247,14 @@ class Scheduler:
             self.failure = error
             self._fail_all(error)
 
-    def _take_commands(self) -> None:
+    def _run_commands(self) -> None:
         """Run the commands of the event loop; wait for one if there is nothing else to do."""
         if not (self._waiting or self._running or self._calls):
             try:
                 self._commands.get(timeout=IDLE_SECONDS if self._used else None)()
             except queue.Empty:
                 self.engine.reset()
-                release_memory()
+                collect_garbage_and_trim_heap()
                 self._used = False
                 return
         while not self._commands.empty():

@@ -38,7 +38,7 @@ def aggregate_interval(
 
     The mean and the optimality gap are means of scores or of clipped scores, so their interval is
     Student's t interval, corrected for skewness. Other statistics have the bootstrap interval of
-    `stretched_interval`. The bootstrap resamples the runs of each task separately.
+    `widened_bootstrap_interval`. The bootstrap resamples the runs of each task separately.
     """
     table = _checked_table(scores)
     runs = table.shape[0]
@@ -78,7 +78,7 @@ def iqm_intervals_by_step(
     return [_bootstrap_interval(table, iqm, runs, level) for table in tables]
 
 
-def stretched_interval(
+def widened_bootstrap_interval(
     value: float, replicates: np.ndarray, units: int, freedom: float, level: float = 0.95
 ) -> Interval:
     """Return the percentile interval of bootstrap replicates, widened for small numbers of units.
@@ -190,7 +190,7 @@ def _bootstrap_interval(
         return Interval.without_bounds(float(statistic(table)), count, missing)
     replicates = statistic(np.take_along_axis(table[None], run_indices, axis=1))
     freedom = float(run_and_task_mean_moments(table).freedom)
-    return stretched_interval(float(statistic(table)), replicates, count, freedom, level)
+    return widened_bootstrap_interval(float(statistic(table)), replicates, count, freedom, level)
 
 
 def _no_run_interval_reason(table: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from rlhf.stats.shares import (
     EXACT_LABEL,
     is_binary,
     mid_p_bounds,
-    two_distinct_values,
+    two_frequent_values,
 )
 from rlhf.stats.units import (
     FEWEST_EFFECTIVE,
@@ -91,7 +91,7 @@ def interval(
     if np.isfinite([low, high]).all():
         outcomes = low, high
     elif kind != "count":
-        outcomes = two_distinct_values(data)
+        outcomes = two_frequent_values(data)
     if outcomes and (exact := _exact_interval(point, units, sizes, *outcomes, level)):
         return exact
     estimate = mean_interval(point, units, sizes, level)

@@ -14,7 +14,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.interval import interval, mean_interval
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import adjusted_wald_bounds, two_distinct_values
+from rlhf.stats.shares import adjusted_wald_bounds, two_frequent_values
 from rlhf.stats.units import (
     effective_number_of_units,
     require_finite_vector,
@@ -69,7 +69,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
         return _binomial_p_value(round(observed), sizes.size)
     if sizes.size <= MAX_ENUMERATED:
         return _enumerated_p_value(sizes, observed)
-    steps = _common_steps(sizes)
+    steps = _as_multiples_of_common_divisor(sizes)
     return (
         _approximate_p_value(sizes, observed)
         if steps is None
@@ -89,7 +89,7 @@ def difference(
 
     With kind "share", the interval exists for any number of pairs (see `delta_interval`). Values of
     kind "mean" are treated as shares if `first` and `second` together contain only two distinct
-    values and both occur often enough (see `two_distinct_values`). Otherwise, the interval is that
+    values and both occur often enough (see `two_frequent_values`). Otherwise, the interval is that
     of a mean, which needs at least five independent units.
 
     Args:
@@ -104,7 +104,7 @@ def difference(
         ValueError: The lengths differ, there are no values, or some values are not finite.
     """
     deltas = paired_deltas(first, second)
-    outcomes = two_distinct_values(np.array([first, second], float)) if kind == "mean" else None
+    outcomes = two_frequent_values(np.array([first, second], float)) if kind == "mean" else None
     if clusters is not None:
         deltas = unit_means(deltas, clusters)[1]
     if outcomes is None:
@@ -193,7 +193,7 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
+def _as_multiples_of_common_divisor(sizes: np.ndarray) -> np.ndarray | None:
     """Express sizes [n], the largest of which is 1, as multiples of their common divisor.
 
     Returns:

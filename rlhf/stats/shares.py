@@ -136,7 +136,7 @@ def is_binary(values: ArrayLike) -> bool:
     return bool(np.isin(values, (0, 1)).all())
 
 
-def two_distinct_values(values: ArrayLike) -> tuple[float, float] | None:
+def two_frequent_values(values: ArrayLike) -> tuple[float, float] | None:
     """Return the two distinct values, smallest first, if each occurs at least twice.
 
     The result is None if there are not exactly two distinct values. It is also None for fewer than

@@ -64,7 +64,7 @@ def lock_study_directory(
     """
     if config.resume and not config.overwrite:
         for command, stage in (stage for job in jobs for stage in job.stages):
-            commands.check_unchanged(command, stage)
+            commands.check_run_config_unchanged(command, stage)
     tree = study_config_without_directory_keys(config)
     with lock_directory(
         root, config_file_name, tree, resume=config.resume, overwrite=config.overwrite
@@ -72,7 +72,7 @@ def lock_study_directory(
         try:
             yield
         except JobsFailedError:
-            claim.keep_logs()
+            claim.keep_logs_without_result()
             raise
 
 
@@ -82,7 +82,7 @@ def run_job(job: Job, commands: CommandTable) -> None:
         commands.run_command(command, tree)
         # Delete the optimizer state of a finished run, because it is most of the run's size.
         shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
-        launch.release_memory()
+        launch.collect_garbage_and_trim_heap()
 
 
 def failed_jobs_text(failed: Mapping[str, str]) -> str:

@@ -114,20 +114,20 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
             write_calibration_to_checkpoint(Path(config.reward), report)
     if config.benchmark and config.path:
         rows = read_rows(DataSpec(config.path, split=config.split))
-        report_on_benchmark(config.benchmark, reward, rows, run.directory)
+        write_benchmark_report(config.benchmark, reward, rows, run.directory)
     return run.directory
 
 
 def write_pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
     """Write the report on preference pairs to evaluation/pairs/ and return it as plain data."""
-    from rlhf.evaluation.pairs import report_on_pairs
+    from rlhf.evaluation.pairs import write_pair_evaluation
 
     loaded = load(config.data, "preference", seed=config.seed)
     log.info("data: %s", loaded.summary())
-    train = load_and_log(config.train_data, "preference", what="train_data", seed=config.seed)
+    train = load_and_log(config.train_data, "preference", data_name="train_data", seed=config.seed)
     groups = sample_policy_replies(config, loaded.rows, run.directory) if config.policy else None
     curve = best_of_n_curve(config, reward, groups) if config.gold and groups else None
-    return report_on_pairs(
+    return write_pair_evaluation(
         reward,
         loaded.rows,
         run.directory,
@@ -216,7 +216,7 @@ def write_calibration_to_checkpoint(folder: Path, report: Mapping[str, Any]) -> 
     update_checksum(dataclasses.replace(sidecar, **result).write(folder))
 
 
-def report_on_benchmark(
+def write_benchmark_report(
     name: str, reward: Any, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> dict[str, Any]:
     """Evaluate the reward on a benchmark, write evaluation/<name>/ and return its summary.

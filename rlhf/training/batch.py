@@ -83,7 +83,7 @@ def _collate_and_compute_logprobs(
         max_tokens=config.micro_batch_tokens,
         packed=policy.packs_rows(batch.attention_mask),
     )
-    for rows, weight in trainer.world.micro_batches(all_rows):
+    for rows, weight in trainer.world.own_micro_batches_with_weights(all_rows):
         micro_batch = batch.select(torch.tensor(rows, device=policy.device))
         inputs = (micro_batch.tokens, micro_batch.attention_mask, micro_batch.action_mask)
         width = micro_batch.tokens.shape[1]

@@ -46,7 +46,7 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
         keep: Number of the newest checkpoints to keep, at least 1.
     """
     step = trainer.progress.step
-    with _new_folder(directory / f"step-{step}", trainer.world) as partial:
+    with _replace_folder_with_checksums(directory / f"step-{step}", trainer.world) as partial:
         trainer.model.save(partial, base=directory / BASE_FOLDER)
         if trainer.config.sharding == "none":
             optimizer, scheduler = trainer.optimizer.state_dict(), trainer.scheduler.state_dict()
@@ -54,38 +54,40 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
                 torch.save({"optimizer": optimizer, "scheduler": scheduler}, file)
         else:
             save_optimizer_by_parameter(partial, trainer)
-        if _writes(trainer.world):
-            stateful = trainer.state()
+        if _writes_unsharded_files(trainer.world):
+            stateful = trainer.stateful_objects()
             state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
             (partial / "state.json").write_text(json.dumps(state, indent=2))
             trainer.save_unfinished_work(partial)
-    if _writes(trainer.world):
-        remove_older(checkpoints_in(directory), keep=keep)
+    if _writes_unsharded_files(trainer.world):
+        remove_all_but_newest_and_best(checkpoints_in(directory), keep=keep)
 
 
-def _writes(world: World) -> bool:
+def _writes_unsharded_files(world: World) -> bool:
     """Return whether this process writes the files that are not sharded."""
     return not world.sharded_model or world.rank == 0
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path, world: World) -> Iterator[Path]:
+def _replace_folder_with_checksums(target: Path, world: World) -> Iterator[Path]:
     """Return a context manager in which a folder is written that then replaces ``target``.
 
     The folder gets checksums. If the model is sharded, every process enters the context manager.
     """
     with (
-        world.passes(),
+        world.lost_process_guard(),
         (shared_atomic_path if world.sharded_model else atomic_path)(target) as partial,
     ):
         partial.mkdir(exist_ok=world.sharded_model)
         yield partial
         world.wait_for_sharded_model()
-        if _writes(world):
+        if _writes_unsharded_files(world):
             write_checksums(partial)
 
 
-def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None) -> None:
+def remove_all_but_newest_and_best(
+    checkpoints: list[Path], *, keep: int, best: str | None = None
+) -> None:
     """Remove checkpoints, except the last ``keep`` and the one whose folder is named ``best``.
 
     Args:
@@ -104,7 +106,7 @@ def save_best_model(directory: Path, trainer: Trainer) -> None:
     If the process is killed during the replacement, the resumed run starts from a checkpoint before
     this evaluation and writes the folder again.
     """
-    with _new_folder(directory / "best", trainer.world) as partial:
+    with _replace_folder_with_checksums(directory / "best", trainer.world) as partial:
         trainer.model.save(partial, base=directory / BASE_FOLDER)
 
 
@@ -113,16 +115,16 @@ def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
 
     For adapters, the base model that was saved in ``directory`` is copied to ``final``.
     """
-    if _writes(trainer.world):
+    if _writes_unsharded_files(trainer.world):
         copy_base_to_final(directory, final)
-    with trainer.world.passes(), add_path_to_write_errors(final):
+    with trainer.world.lost_process_guard(), add_path_to_write_errors(final):
         trainer.world.wait_for_sharded_model()  # the copy exists in every process
         trainer.save(final)
-        if _writes(trainer.world):
+        if _writes_unsharded_files(trainer.world):
             write_checksums(final)
 
 
-def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
+def remove_damaged_and_find_latest(directory: Path, pattern: str = "step-*") -> Path | None:
     """Return the newest checkpoint that is not damaged, or None if there is no checkpoint.
 
     Damaged checkpoints that are newer than the returned checkpoint are logged and removed.
@@ -172,13 +174,13 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
         trainer.optimizer.load_state_dict(saved["optimizer"])
         trainer.scheduler.load_state_dict(saved["scheduler"])
     else:
-        with trainer.world.passes():
+        with trainer.world.lost_process_guard():
             load_optimizer_by_parameter(checkpoint, trainer)
     state = json.loads((checkpoint / "state.json").read_text())
-    for name, item in trainer.state().items():
+    for name, item in trainer.stateful_objects().items():
         item.load_state_dict(state[name])
     trainer.load_unfinished_work(checkpoint)
-    trainer.use_configured_settings()
+    trainer.override_loaded_settings()
 
 
 def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
@@ -191,7 +193,7 @@ def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
         trainer: The trainer at the time of the alarm.
         halt: The alarm that ended the run.
     """
-    if _writes(trainer.world):
+    if _writes_unsharded_files(trainer.world):
         bundle.mkdir()
         if halt.evidence:
             torch.save(halt.evidence, bundle / "evidence.pt")

@@ -38,7 +38,7 @@ update is skipped."""
 
 
 @dataclass
-class EpisodeCounter(CheckpointedNumbers):
+class StartStateCounter(CheckpointedNumbers):
     """Counts the start states that training has used.
 
     For a prompt dataset, the count is the position in the dataset.
@@ -46,7 +46,7 @@ class EpisodeCounter(CheckpointedNumbers):
 
     count: int = 0
 
-    def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
+    def take_episode_seeds(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
         """Return the seeds of the next episodes, and advance the counter.
 
         Args:
@@ -94,7 +94,7 @@ class StepCollector:
     monitor_rewards: Any
     """Rewards that are only logged; None if there are none."""
     world: World
-    starts: EpisodeCounter
+    starts: StartStateCounter
     """Counts the start states of the episodes."""
     moments: RunningRewardMoments
     """Moments of all scores."""
@@ -126,7 +126,9 @@ class StepCollector:
         groups = rounds = sampled_groups = 0
         self.collector.workers.calls.failures.clear()
         while groups < wanted and rounds < MAX_ROUNDS:
-            starts = self.starts.take(config.seed, wanted - groups, settings.group_size)
+            starts = self.starts.take_episode_seeds(
+                config.seed, wanted - groups, settings.group_size
+            )
             collected = self.world.map(starts, self.collect_and_score)
             rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
             first, sampled = len(sampled), sampled + collected

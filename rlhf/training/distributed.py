@@ -30,7 +30,7 @@ from torch import distributed
 from rlhf.common.foreign import end_process
 from rlhf.errors import UserError, first_line
 from rlhf.models.sharding.tensors import is_sharded
-from rlhf.runs.launch import return_freed_memory
+from rlhf.runs.launch import configure_malloc_to_return_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -71,7 +71,7 @@ class Heartbeat:
     _counters: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     """Rank -> (last counter of the process with this rank, time at which it was first read)."""
 
-    def update(self, now: float) -> None:
+    def beat_and_check_others(self, now: float) -> None:
         """Increment the counter of this process, and update ``lost`` from the other counters.
 
         Args:
@@ -106,7 +106,7 @@ class Heartbeat:
         If another process is lost and this process waits for it, end this process with exit code 2.
         """
         while not self.must_end(time.monotonic()):
-            self.update(time.monotonic())
+            self.beat_and_check_others(time.monotonic())
             time.sleep(HEARTBEAT_SECONDS)
         print(f"rlhf: {LOST_PROCESS_MESSAGE}", file=sys.stderr, flush=True)
         end_process(2)  # the main thread does not return from the collective operation
@@ -142,11 +142,11 @@ class World:
         results = function(shard) if shard else []
         return [result for rank_results in self.gather(results) for result in rank_results]
 
-    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+    def items_of_this_process(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this process's part of the items: every ``size``-th, from index ``rank`` on."""
         return items[self.rank :: self.size]
 
-    def micro_batches(self, items: Sequence[Item]) -> Iterator[tuple[Item, float]]:
+    def own_micro_batches_with_weights(self, items: Sequence[Item]) -> Iterator[tuple[Item, float]]:
         """Yield this process's part of the micro-batches, each with its weight 1.
 
         If the model is sharded, all processes must make the same number of passes. A process with
@@ -155,14 +155,14 @@ class World:
         Args:
             items: Indices of the rows of each micro-batch, equal in all processes.
         """
-        with self.passes():
-            part = self.shard(items)
+        with self.lost_process_guard():
+            part = self.items_of_this_process(items)
             yield from ((item, 1.0) for item in part)
             if self.sharded_model and len(part) * self.size < len(items):
                 yield min(items, key=len), 0.0  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def passes(self) -> Iterator[None]:
+    def lost_process_guard(self) -> Iterator[None]:
         """Return a context manager for forward and backward passes.
 
         If the model is sharded and another process is lost, this process ends within it.
@@ -265,7 +265,7 @@ def lost_process_as_user_error() -> Iterator[None]:
         raise
 
 
-def shards_model(config: Any) -> bool:
+def prepare_for_sharding(config: Any) -> bool:
     """Return whether a run shards its model, and prepare this process for it.
 
     With one process, the model is not sharded.
@@ -275,7 +275,7 @@ def shards_model(config: Any) -> bool:
     """
     if config.sharding == "none" or init_distributed().size == 1:
         return False
-    return_freed_memory()
+    configure_malloc_to_return_memory()
     return True
 
 

@@ -72,7 +72,7 @@ class DPOTrainer(SupervisedTrainer):
         padded = [nn.functional.pad(pair, (0, width - pair.shape[1])) for pair in pairs]
         return replace(batch, ref_logprobs=torch.cat(padded).to(batch.tokens.device))
 
-    def prepare(self, run: Run) -> None:
+    def prepare_before_resuming(self, run: Run) -> None:
         """Compute the reference's log-probabilities, or load them if the run is resumed.
 
         The log-probabilities are saved in the folder of the checkpoints, so that a resumed run uses
@@ -86,7 +86,9 @@ class DPOTrainer(SupervisedTrainer):
                 verify_checksums(folder)
                 saved = torch.load(folder / "logprobs.pt", weights_only=True)
                 if all(
-                    saved["train"][row].numel() for rows in self._trained_rows() for row in rows
+                    saved["train"][row].numel()
+                    for rows in self._first_epoch_batches()
+                    for row in rows
                 ):
                     self.reference_logprobs = saved
                     return
@@ -108,14 +110,14 @@ class DPOTrainer(SupervisedTrainer):
         log.info("Precomputing reference log-probabilities (once)")
         set_dropout(self.model.model, active=False)
         return {
-            "train": self._compute_split_logprobs("train", self._trained_rows()),
+            "train": self._compute_split_logprobs("train", self._first_epoch_batches()),
             "eval": self._compute_split_logprobs("eval", self.eval_batch_row_indices()),
         }
 
-    def _trained_rows(self) -> Iterator[list[int]]:
+    def _first_epoch_batches(self) -> Iterator[list[int]]:
         """Yield the indices of the pairs of each batch of the first epoch that training uses."""
         num_batches = min(self.schedule.num_steps, self.schedule.steps_per_epoch)
-        return (self.schedule.rows(step) for step in range(num_batches))
+        return (self.schedule.example_indices(step) for step in range(num_batches))
 
     @torch.no_grad()
     def _compute_split_logprobs(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:

@@ -73,9 +73,9 @@ class ExampleEncoder:
             for row, (outcome, notes) in zip(block, self.encode(block, pairs), strict=True):
                 if isinstance(outcome, Example):
                     examples.append(outcome)
-                    self.count(None, notes, row)
+                    self.count_outcome(None, notes, row)
                 else:
-                    self.count(str(outcome), notes, row)
+                    self.count_outcome(str(outcome), notes, row)
         self.check_some_remain(examples)
         return examples
 
@@ -101,7 +101,9 @@ class ExampleEncoder:
                 raise UserError(f"{describe_row(row)}: {error}") from error
         return outcomes
 
-    def count(self, dropped: str | None, notes: Iterable[str], row: Row, times: int = 1) -> None:
+    def count_outcome(
+        self, dropped: str | None, notes: Iterable[str], row: Row, times: int = 1
+    ) -> None:
         """Count an outcome of `encode`.
 
         Args:

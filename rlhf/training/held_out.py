@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf.common.plugins import short_name
-from rlhf.envs.items import SAME_SPLIT_WARNING, draws_split, is_separable
+from rlhf.envs.items import SAME_SPLIT_WARNING, draws_only_items_of_split, has_separate_splits
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
     is_complete_evaluation,
@@ -106,8 +106,10 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
         make_env = trainer.eval_collector.make_env
         with temporary_environment(make_env, timeout=env.timeout) as task:
             note = str(getattr(task.unwrapped, "items", "unknown"))
-        separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
-        if not separate and is_separable(env.id):
+        separate = all(
+            draws_only_items_of_split(env.id, env.kwargs, split) for split in ("train", "test")
+        )
+        if not separate and has_separate_splits(env.id):
             note = SAME_SPLIT_WARNING.format(env.kwargs["split"])
     overlap = summarize_item_overlap(trainer.openings, rows, has_separate_items=separate, note=note)
     if overlap["seen_in_training"]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import EngineStopped
-from rlhf.runs.alarms import BUNDLE, Halt, write_errors_as_warnings
+from rlhf.runs.alarms import BUNDLE, Halt, log_bundle_write_errors
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
@@ -18,15 +18,15 @@ from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import ProgressDisplay
 from rlhf.training.checkpoint import (
     checkpoints_in,
-    latest_checkpoint,
     load_checkpoint,
-    remove_older,
+    remove_all_but_newest_and_best,
+    remove_damaged_and_find_latest,
     save_best_model,
     save_checkpoint,
     save_evidence,
     save_final_model,
 )
-from rlhf.training.numeric_checks import check_weights
+from rlhf.training.numeric_checks import check_weights_are_finite
 from rlhf.training.resumption import check_step_count, log_changes
 from rlhf.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
     """
     checkpoints = run.directory / "checkpoints"
     with StopSignalRecorder() as stop:
-        trainer.prepare(run)
+        trainer.prepare_before_resuming(run)
         _resume_or_start(trainer, run, checkpoints)
         stop.raise_if_requested(run.directory)
         if run.writes:
@@ -58,7 +58,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
             _take_steps(trainer, run, stop, checkpoints)
         except Halt as halt:
             if _takes_part_in_saving(trainer, run):
-                with write_errors_as_warnings(run.directory, halt):
+                with log_bundle_write_errors(run.directory, halt):
                     save_evidence(run.directory / BUNDLE, trainer, halt)
             raise
     trainer.world.barrier()
@@ -87,24 +87,24 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
     """
     latest = None
     if trainer.config.resume:  # only one process removes damaged checkpoints
-        found = latest_checkpoint(checkpoints) if run.writes else None
+        found = remove_damaged_and_find_latest(checkpoints) if run.writes else None
         latest = trainer.world.first_not_none(found)
     if latest is None:
-        run.accept_changes(0)
+        run.record_changes_and_reopen(0)
         run.rewind(-1)
-        trainer.record_initial_model(run)
+        trainer.evaluate_initial_model(run)
         return
     load_checkpoint(latest, trainer)
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:
         _verify_best(checkpoints / "best")
     if run.changes:
-        _accept_changes(trainer, run)
+        _check_and_record_changes(trainer, run)
     if run.writes:  # a killed run may not have removed its older checkpoints
-        remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
+        remove_all_but_newest_and_best(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
     run.rewind(trainer.progress.step)
 
 
-def _accept_changes(trainer: Trainer, run: Run) -> None:
+def _check_and_record_changes(trainer: Trainer, run: Run) -> None:
     """Check, record and log the changed settings of a run whose checkpoint was loaded.
 
     Raises:
@@ -112,7 +112,7 @@ def _accept_changes(trainer: Trainer, run: Run) -> None:
     """
     step = trainer.progress.step
     check_step_count(run, done=step, configured=trainer.num_steps)
-    run.accept_changes(step)
+    run.record_changes_and_reopen(step)
     log_changes(run, step, schedule_depends_on_steps=trainer.schedule_depends_on_steps)
     if trainer.done and step < trainer.num_steps:
         log.warning(
@@ -142,7 +142,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
     with ProgressDisplay(
-        name, total, start=progress.step, displayed_metrics=trainer.displayed_metrics
+        name, total, num_completed=progress.step, displayed_metrics=trainer.displayed_metrics
     ) as display:
         monitor = TrainingMonitor(run.directory, run.config)
         while not trainer.done:
@@ -152,11 +152,11 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
                 _save(trainer, run, checkpoints)
                 raise
             progress.step += 1
-            save_due = trainer.save_due(progress.step)
-            check_due = save_due or trainer.evaluation_due(progress.step) or trainer.done
+            save_due = trainer.is_checkpoint_due(progress.step)
+            check_due = save_due or trainer.is_evaluation_due(progress.step) or trainer.done
             if check_due:
                 _check_weights_finite(trainer)
-            if trainer.evaluation_due(progress.step):
+            if trainer.is_evaluation_due(progress.step):
                 try:
                     metrics |= trainer.evaluate()
                 except EngineStopped:  # the metrics of the step are logged without an evaluation
@@ -175,7 +175,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
             trainer.notify("on_step", run, metrics=metrics)
-            if trainer.evaluation_due(progress.step):
+            if trainer.is_evaluation_due(progress.step):
                 trainer.notify("on_evaluation", run, metrics=metrics)
             # A signal that reached one process stops all of them after the same step.
             signal_number = trainer.world.first_not_none(stop.number)
@@ -205,7 +205,7 @@ def _takes_part_in_saving(trainer: Trainer, run: Run) -> bool:
 
 
 def _check_weights_finite(trainer: Trainer) -> None:
-    check_weights(
+    check_weights_are_finite(
         trainer.model.model,
         step=trainer.progress.step,
         learning_rate_key=trainer.learning_rate_key,
@@ -217,6 +217,6 @@ def _save_if_best(
     trainer: Trainer, run: Run, checkpoints: Path, metrics: Mapping[str, float]
 ) -> None:
     """Record the loss of an evaluation; save the model if this is the lowest loss so far."""
-    loss = trainer.evaluation_loss(metrics)
+    loss = trainer.model_selection_loss(metrics)
     if trainer.progress.record_evaluation(loss) and _takes_part_in_saving(trainer, run):
         save_best_model(checkpoints, trainer)

@@ -42,10 +42,10 @@ def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]
         Halt: A reward is infinite, a penalty is nan, or no episode has a score.
     """
     evidence = {"scores": [r.score for r in rollouts], "rewards": [list(row) for row in rewards]}
-    check_scores(evidence["scores"], evidence["rewards"], evidence)
+    check_scores_and_rewards_are_finite(evidence["scores"], evidence["rewards"], evidence)
 
 
-def check_scores(
+def check_scores_and_rewards_are_finite(
     scores: Sequence[float], rewards: Sequence[Sequence[float]], evidence: Mapping[str, Any]
 ) -> None:
     """Check scores and training rewards; see `check_rewards`.
@@ -71,7 +71,7 @@ def check_scores(
         raise Halt("nothing_scored", "alarm nothing_scored: no episode has a score", evidence)
 
 
-def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
+def check_batch_is_finite(batch: TrainingBatch, *, kl_coef: float) -> None:
     """Check that the tensors of an online update are finite.
 
     Raises:
@@ -98,7 +98,7 @@ def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
         )
 
 
-def check_losses(sums: MetricSums) -> None:
+def check_losses_are_finite(sums: MetricSums) -> None:
     """Check that the losses and the approx KL of a mini-batch are finite.
 
     Args:
@@ -160,7 +160,7 @@ def _lower_rate_text(key: str, *, can_change: bool) -> str:
     )
 
 
-def check_gradient_norm(
+def check_gradient_norm_is_finite(
     norm: float, *, step: int, learning_rate_key: str, can_change_rate: bool = True
 ) -> None:
     """Check that the global norm of the gradients is finite.
@@ -182,7 +182,9 @@ def check_gradient_norm(
         )
 
 
-def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]) -> None:
+def check_parameters_are_trained(
+    optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]
+) -> None:
     """Check that every trained parameter requires a gradient, and that at least one has a gradient.
 
     Some parameters may have no gradient, for example those of an expert to which no token was
@@ -208,7 +210,7 @@ def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor])
         )
 
 
-def check_weights(
+def check_weights_are_finite(
     model: nn.Module,
     *,
     step: int,

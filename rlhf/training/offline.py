@@ -17,7 +17,7 @@ from rlhf.data.load import load_and_log
 from rlhf.data.row_store import Unstorable
 from rlhf.data.splits import split_by_prompt
 from rlhf.data.stored_rows import (
-    Preparation,
+    DataPreparationSettings,
     StoredRows,
     are_large,
     count_shared_prompts,
@@ -38,7 +38,7 @@ from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.distributed import (
     init_distributed,
     lost_process_as_user_error,
-    shards_model,
+    prepare_for_sharding,
 )
 from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Example, ExampleEncoder
@@ -48,12 +48,12 @@ from rlhf.training.reply_samples import prompts_to_sample, write_reply_samples
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
 from rlhf.training.stored_examples import CachingEncoder
-from rlhf.training.streamed_examples import ExampleStream, StreamedRows
+from rlhf.training.streamed_examples import ExampleStream, StreamedSource
 from rlhf.training.supervised import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 
-SetupFunction = Callable[[OfflineConfig, Sequence[Row] | StreamedRows, str], TrainingSetup]
+SetupFunction = Callable[[OfflineConfig, Sequence[Row] | StreamedSource, str], TrainingSetup]
 
 
 def make_causal_setup(command: str) -> SetupFunction:
@@ -63,9 +63,9 @@ def make_causal_setup(command: str) -> SetupFunction:
     """
 
     def setup(
-        config: OfflineConfig, rows: Sequence[Row] | StreamedRows, engine: str
+        config: OfflineConfig, rows: Sequence[Row] | StreamedSource, engine: str
     ) -> TrainingSetup:
-        load = load_model_to_shard if shards_model(config) else load_model
+        load = load_model_to_shard if prepare_for_sharding(config) else load_model
         model, tokenizer = load(config.model, seed=config.seed, tokenizer_texts=message_texts(rows))
         stop_ids = generation_stop_ids(model)
         max_length = max_length_within_context(config.max_length, model)
@@ -73,10 +73,10 @@ def make_causal_setup(command: str) -> SetupFunction:
         encode_rows = CachingEncoder(encoder, pairs=command == "dpo")
 
         def encode(
-            rows: Sequence[Row] | StreamedRows, training: bool
+            rows: Sequence[Row] | StreamedSource, training: bool
         ) -> Sequence[Example] | ExampleStream:
             del training
-            if isinstance(rows, StreamedRows):
+            if isinstance(rows, StreamedSource):
                 return ExampleStream(rows, encoder)
             return encode_rows(rows)
 
@@ -149,7 +149,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         Interrupted: The user stopped the run.
     """
     method = method_of(command, config)
-    check_reserved_options(config.trainer)
+    check_no_reserved_options(config.trainer)
     engine = engine_of(config, native_supported=method.native)
     seed_everything(config.seed)
     check_streaming(command, config, engine)
@@ -174,7 +174,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             write_checksums(run.final)
             steps = num_steps(config, len(train_set))
             write_reply_samples(
-                run, trained, setup.tokenizer, setup.prompts, step=steps, split="after"
+                run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"
             )
             callbacks.notify(
                 "on_end",
@@ -200,16 +200,16 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
 
 def _load_and_count_rows(
     config: OfflineConfig, method: OfflineMethod, run: Run
-) -> tuple[Sequence[Row] | StreamedRows, Sequence[Row]]:
+) -> tuple[Sequence[Row] | StreamedSource, Sequence[Row]]:
     """Return the training rows and the held-out rows, and record their numbers in the run."""
     counts: dict[str, Any] = {}
     train_rows, eval_rows = load_train_and_eval_rows(config, method, counts=counts)
-    num_train = None if isinstance(train_rows, StreamedRows) else len(train_rows)
+    num_train = None if isinstance(train_rows, StreamedSource) else len(train_rows)
     run.write_data_counts(counts | {"training_rows": num_train, "held_out_rows": len(eval_rows)})
     return train_rows, eval_rows
 
 
-def check_reserved_options(options: Mapping[str, Any]) -> None:
+def check_no_reserved_options(options: Mapping[str, Any]) -> None:
     """Raise UserError if the user sets a reserved option under ``trainer:``."""
     for key in options:
         if key in RESERVED_OPTIONS:
@@ -271,7 +271,7 @@ def check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
 
 def load_train_and_eval_rows(
     config: OfflineConfig, method: OfflineMethod, *, counts: dict[str, Any] | None = None
-) -> tuple[Sequence[Row] | StreamedRows, Sequence[Row]]:
+) -> tuple[Sequence[Row] | StreamedSource, Sequence[Row]]:
     """Return the training rows and the held-out rows.
 
     Rows that are split from the training data have no prompt in common with the training rows. Rows
@@ -282,7 +282,7 @@ def load_train_and_eval_rows(
     """
     if config.data[0].streaming:
         processes = config.data_processes or available_cpus()
-        streamed = StreamedRows(config.data[0], config.seed, processes)
+        streamed = StreamedSource(config.data[0], config.seed, processes)
         return streamed, _load_rows(
             config, method, config.eval_data, what="eval_data", counts=counts
         )
@@ -313,7 +313,7 @@ def _load_rows(
     """Load datasets and log a summary. The rows of large datasets stay on the disk."""
     if are_large(specs):
         processes = config.data_processes or available_cpus()
-        preparation = Preparation(cache_folder(config.data_cache), processes)
+        preparation = DataPreparationSettings(cache_folder(config.data_cache), processes)
         try:
             loaded = load_stored(
                 specs, method.data, seed=config.seed, preparation=preparation, keep=method.keep
@@ -326,13 +326,13 @@ def _load_rows(
                 counts[what] = loaded.counts()
             return loaded.rows
     return load_and_log(
-        specs, method.data, what=what, seed=config.seed, keep=method.keep, counts=counts
+        specs, method.data, data_name=what, seed=config.seed, keep=method.keep, counts=counts
     )
 
 
-def message_texts(rows: Sequence[Row] | StreamedRows) -> Iterator[str]:
+def message_texts(rows: Sequence[Row] | StreamedSource) -> Iterator[str]:
     """Yield the texts of all messages. The tokenizer of a new model is trained on these texts."""
-    if isinstance(rows, StreamedRows):  # `check_streaming` refuses a new model
+    if isinstance(rows, StreamedSource):  # `check_streaming` refuses a new model
         return
     fields = ("prompt", "completion", "chosen", "rejected")
     yield from (row["text"] for row in rows if "text" in row)

@@ -20,7 +20,7 @@ from rlhf.common.score_names import SCORE
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
-from rlhf.models.policy import Policy, Reference
+from rlhf.models.policy import Policy, ReferencePolicy
 from rlhf.models.policy_copy import PolicyCopy
 from rlhf.models.rewards import check_component_names, load_rewards
 from rlhf.models.sharding.loading import load_model_to_shard
@@ -34,15 +34,19 @@ from rlhf.runs.metric_log import gold_metric_keys
 from rlhf.runs.profiling import Stopwatch
 from rlhf.runs.progress import online_displayed_metrics
 from rlhf.training.batch import make_training_batch
-from rlhf.training.collection import EpisodeCounter, StepCollector
-from rlhf.training.distributed import lost_process_as_user_error, shards_model
+from rlhf.training.collection import StartStateCounter, StepCollector
+from rlhf.training.distributed import lost_process_as_user_error, prepare_for_sharding
 from rlhf.training.held_out import (
     evaluate_held_out,
     write_final_evaluation,
     write_held_out_transcripts,
 )
 from rlhf.training.loop import fit
-from rlhf.training.numeric_checks import check_batch, check_rewards, check_scores
+from rlhf.training.numeric_checks import (
+    check_batch_is_finite,
+    check_rewards,
+    check_scores_and_rewards_are_finite,
+)
 from rlhf.training.online_setup import (
     check_online_config,
     load_split_prompts,
@@ -106,7 +110,7 @@ class OnlineTrainer(Trainer):
         check_component_names(self.rewards, self.monitor_rewards, has_env=config.env.id is not None)
         self.data_counts: dict[str, Any] = {}
         prompts, eval_prompts = load_split_prompts(config, counts=self.data_counts)
-        sharded = shards_model(config)
+        sharded = prepare_for_sharding(config)
         load = load_model_to_shard if sharded else load_model
         model, tokenizer = load(config.model, seed=config.seed)
         warn_of_ignored_dropout(name, config.model)
@@ -114,7 +118,7 @@ class OnlineTrainer(Trainer):
         self.policy = Policy(model, tokenizer, critic=critic)
         if config.activation_checkpointing:
             self.policy.checkpoint_activations()
-        self.reference = Reference(self.policy) if self.algorithm.needs_reference else None
+        self.reference = ReferencePolicy(self.policy) if self.algorithm.needs_reference else None
         if sharded:
             self.policy.shard()
             if self.reference is not None:
@@ -154,7 +158,7 @@ class OnlineTrainer(Trainer):
         self.kl = make_kl_controller(config.kl, self.algorithm.settings.kl_coef)
         self.multiplier = make_lagrange_multiplier(self.algorithm)
         self.moments = RunningRewardMoments()
-        self.starts = EpisodeCounter()
+        self.starts = StartStateCounter()
         self.step_collector = StepCollector(
             config,
             self.algorithm,
@@ -212,7 +216,9 @@ class OnlineTrainer(Trainer):
         """Return the source of the rollouts of training steps."""
         if self.policy_copy is None:
             return SynchronousSource(self.step_collector, self.engine)
-        own = replace(self.step_collector, starts=EpisodeCounter(), moments=RunningRewardMoments())
+        own = replace(
+            self.step_collector, starts=StartStateCounter(), moments=RunningRewardMoments()
+        )
         return BackgroundSource(
             own,
             self.engine,
@@ -236,13 +242,13 @@ class OnlineTrainer(Trainer):
     def whole_weights(self) -> Iterator[None]:
         """Return a context manager in which this process holds the whole policy, to sample."""
         with contextlib.ExitStack() as stack:
-            with self.world.passes():
+            with self.world.lost_process_guard():
                 stack.enter_context(self.policy.whole_weights())
             yield
 
-    def state(self) -> dict[str, Stateful]:
+    def stateful_objects(self) -> dict[str, Stateful]:
         stateful: dict[str, Stateful] = {
-            **super().state(),
+            **super().stateful_objects(),
             "kl": self.kl,
             "moments": self.moments,
             "starts": self.starts,
@@ -252,15 +258,15 @@ class OnlineTrainer(Trainer):
             stateful["multiplier"] = self.multiplier
         return stateful
 
-    def prepare(self, run: Run) -> None:
+    def prepare_before_resuming(self, run: Run) -> None:
         """Select the metrics that the progress display shows, and record the numbers of prompts."""
         if self.data_counts:
             run.write_data_counts(self.data_counts)
         self.displayed_metrics = online_displayed_metrics(run.config)
 
-    def record_initial_model(self, run: Run) -> None:
+    def evaluate_initial_model(self, run: Run) -> None:
         """Write transcripts of held-out episodes of the initial policy."""
-        with self.rollout_source.exclusive(self.progress.step):
+        with self.rollout_source.engine_with_current_policy(self.progress.step):
             write_held_out_transcripts(self, run, split="before")
 
     def step(self, step: int, run: Run) -> dict[str, float]:
@@ -280,7 +286,7 @@ class OnlineTrainer(Trainer):
             with self.stopwatch("update"):
                 update_metrics = update_policy(self, batch, step=step)
             metrics |= batch_metrics
-            if "kl_coef" in self.algorithm.effective_settings:
+            if "kl_coef" in self.algorithm.settings_with_effect:
                 metrics["kl/coef"] = self.kl.coef
             if "policy/kl" in metrics:
                 self.kl.update(metrics["policy/kl"], len(rollouts))
@@ -305,13 +311,13 @@ class OnlineTrainer(Trainer):
             metrics |= self.external_engine.metrics()
         return metrics
 
-    def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_checks_before_update(self, evidence: Mapping[str, Any]) -> None:
         if "scores" in evidence:
-            check_scores(evidence["scores"], evidence["rewards"], evidence)
+            check_scores_and_rewards_are_finite(evidence["scores"], evidence["rewards"], evidence)
             return
         device = self.policy.device
         batch = TrainingBatch(**{k: value.to(device) for k, value in evidence["batch"].items()})
-        check_batch(batch, kl_coef=evidence.get("kl_coef", self.kl.coef))
+        check_batch_is_finite(batch, kl_coef=evidence.get("kl_coef", self.kl.coef))
         if "rows" in evidence:
             flags = {name: evidence[name] for name in ("critic_only", "first")}
             compute_checked_gradients(self, batch, evidence["rows"], **flags)
@@ -319,11 +325,11 @@ class OnlineTrainer(Trainer):
 
     def evaluate(self) -> dict[str, float]:
         """Return the mean metrics over held-out episodes, with keys ``eval/...``."""
-        with self.rollout_source.exclusive(self.progress.step):
+        with self.rollout_source.engine_with_current_policy(self.progress.step):
             summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
-    def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
+    def model_selection_loss(self, metrics: Mapping[str, float]) -> float:
         """Return the negated score of an evaluation; infinity if no episode has a score.
 
         The score is the gold score of `gold_metric_keys`, or else the training reward.
@@ -336,17 +342,17 @@ class OnlineTrainer(Trainer):
             keys.append(f"eval/{reward.name if reward.leaves() == (reward,) else SCORE}")
         return -next((metrics[key] for key in keys if key in metrics), -math.inf)
 
-    def evaluation_due(self, step: int) -> bool:
+    def is_evaluation_due(self, step: int) -> bool:
         every = self.config.evaluation.every
         return every > 0 and step % every == 0
 
-    def save_due(self, step: int) -> bool:
+    def is_checkpoint_due(self, step: int) -> bool:
         return step % self.config.save_every == 0 or step == self.num_steps
 
     def evaluate_final_model(self, run: Run) -> None:
         """Write transcripts of the trained policy and evaluate it on held-out episodes."""
         self.rollout_source.stop()
-        with self.rollout_source.exclusive(self.progress.step):
+        with self.rollout_source.engine_with_current_policy(self.progress.step):
             write_held_out_transcripts(self, run, split="after")
             write_final_evaluation(self, run)
 
@@ -355,8 +361,8 @@ class OnlineTrainer(Trainer):
         """Whether the schedule decreases to 0 at the last step."""
         return self.config.optimizer.schedule != "constant"
 
-    def use_configured_settings(self) -> None:
-        super().use_configured_settings()
+    def override_loaded_settings(self) -> None:
+        super().override_loaded_settings()
         coef = self.algorithm.settings.kl_coef
         self.kl.use_settings_of(make_kl_controller(self.config.kl, coef))
 
@@ -365,7 +371,7 @@ class OnlineTrainer(Trainer):
 
     def save_unfinished_work(self, checkpoint: Path) -> None:
         """Write the replies that were sampled for later steps."""
-        replies = self.rollout_source.unfinished_replies()
+        replies = self.rollout_source.replies_of_unfinished_batch()
         if replies:
             write_jsonl(checkpoint / REPLIES_FILE, (reply.to_row() for reply in replies))
 

@@ -42,7 +42,7 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
         for key in ("critic", "critic_warmup_steps"):
             if getattr(config, key) != getattr(type(config), key):
                 raise UserError(f"{key} has no effect with {name}, which has no critic")
-    if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective_settings:
+    if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.settings_with_effect:
         raise UserError(
             f"kl.controller adaptive has no effect with {name}, because kl_placement is none"
         )
@@ -74,7 +74,7 @@ def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -
             "set env.concurrency to threads or processes"
         )
     settings = algorithm.settings
-    if "tis_cap" in algorithm.effective_settings and not (
+    if "tis_cap" in algorithm.settings_with_effect and not (
         settings.tis_cap or settings.masks_sequences
     ):
         log.warning(

@@ -14,8 +14,8 @@ from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt
 from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.numeric_checks import (
-    check_batch,
-    check_losses,
+    check_batch_is_finite,
+    check_losses_are_finite,
     check_ratios_before_first_update,
     tensors_on_cpu,
 )
@@ -44,7 +44,7 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
     Raises:
         Halt: A check before an update failed; the update is not applied.
     """
-    check_batch(batch, kl_coef=trainer.kl.coef)
+    check_batch_is_finite(batch, kl_coef=trainer.kl.coef)
     config, settings = trainer.config, trainer.algorithm.settings
     rng = np.random.default_rng([config.seed, step])
     critic_only = step < config.critic_warmup_steps
@@ -56,7 +56,7 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
                 sums = compute_checked_gradients(
                     trainer, batch, rows, critic_only=critic_only, first=first
                 )
-                norms.append(trainer.apply_gradients())
+                norms.append(trainer.clip_and_apply_gradients())
             except Halt as halt:
                 halt.evidence = {"batch": tensors_on_cpu(batch), "rows": rows}
                 halt.evidence |= {"critic_only": critic_only, "first": first}
@@ -113,13 +113,13 @@ def compute_checked_gradients(
     """
     sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
     if first and not critic_only:  # all mini-batches of a step train the same weights
-        trainer.count_weights_without_gradient()
+        trainer.record_weights_without_gradient()
     trainer.world.all_reduce_gradients(trainer.policy.parameters())
     if critic_only:
         # If the critic shares the transformer, the value loss also has gradients in the policy.
         trainer.policy.model.zero_grad(set_to_none=True)
     sums = sum(trainer.world.gather(sums), MetricSums())
-    check_losses(sums)
+    check_losses_are_finite(sums)
     if first:
         check_ratios_before_first_update(sums.means["policy/approx_kl"], trainer.policy.model.dtype)
     return sums
@@ -141,7 +141,7 @@ def accumulate_gradients(
         max_tokens=trainer.config.micro_batch_tokens,
         packed=trainer.policy.packs_rows(attention_mask),
     )
-    for indices, weight in trainer.world.micro_batches(all_rows):
+    for indices, weight in trainer.world.own_micro_batches_with_weights(all_rows):
         micro_batch = batch.select(rows[indices])
         scored = trainer.policy.score(
             micro_batch.tokens,

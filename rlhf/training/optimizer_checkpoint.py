@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import checkpoint as distributed_checkpoint
 
-from rlhf.models.sharding.tensors import with_rows
+from rlhf.models.sharding.tensors import tensor_from_local_rows
 from rlhf.training.trainer import Trainer
 
 OPTIMIZER_FOLDER = "optimizer"
@@ -28,7 +28,7 @@ def save_optimizer_by_parameter(folder: Path, trainer: Trainer) -> None:
 
     If the model is sharded, every process must call this function.
     """
-    _transfer(distributed_checkpoint.save, _states_by_name(trainer), folder, trainer)
+    _save_or_load_states(distributed_checkpoint.save, _states_by_name(trainer), folder, trainer)
     if not trainer.world.sharded_model or distributed.get_rank() == 0:
         groups = trainer.optimizer.param_groups
         rates = [{k: v for k, v in group.items() if k != "params"} for group in groups]
@@ -43,7 +43,7 @@ def load_optimizer_by_parameter(folder: Path, trainer: Trainer) -> None:
     function.
     """
     pairs = _states_by_name(trainer)
-    _transfer(distributed_checkpoint.load, pairs, folder, trainer)
+    _save_or_load_states(distributed_checkpoint.load, pairs, folder, trainer)
     trainer.optimizer.load_parameter_states(pairs.values())
     saved = torch.load(folder / SCHEDULE_FILE, weights_only=True)
     for group, settings in zip(trainer.optimizer.param_groups, saved["groups"], strict=True):
@@ -51,7 +51,7 @@ def load_optimizer_by_parameter(folder: Path, trainer: Trainer) -> None:
     trainer.scheduler.load_state_dict(saved["scheduler"])
 
 
-def _transfer(
+def _save_or_load_states(
     function: Callable[..., Any],
     states: dict[str, tuple[Tensor, dict[str, Tensor]]],
     folder: Path,
@@ -87,5 +87,6 @@ def _states_by_name(trainer: Trainer) -> dict[str, tuple[Tensor, dict[str, Tenso
 def _as_sharded(parameter: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
     """Return a state in which the tensors are sharded like their parameter."""
     return {
-        name: with_rows(parameter, value) if value.dim() else value for name, value in state.items()
+        name: tensor_from_local_rows(parameter, value) if value.dim() else value
+        for name, value in state.items()
     }

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf.common.imports import import_object
-from rlhf.config.optimization import OPTIMIZERS, trainer_optimizers
+from rlhf.config.optimization import OPTIMIZERS, native_optimizer_by_trainer_name
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
 
@@ -68,10 +68,10 @@ def make_optimizer(
             f"optimizer {name!r} has no float32 state: set model.dtype: float32, or return a "
             "rlhf.models.precision.MasterOptimizer"
         )
-    return PlainOptimizer(optimizer)
+    return TorchOptimizerAdapter(optimizer)
 
 
-class PlainOptimizer(MasterOptimizer):
+class TorchOptimizerAdapter(MasterOptimizer):
     """Adapter with gradient clipping of an optimizer of torch, for weights of at least float32.
 
     Args:
@@ -104,7 +104,7 @@ class PlainOptimizer(MasterOptimizer):
         self.param_groups = self.inner.param_groups
 
 
-def optimizer_name(optim: str) -> str:
+def toolkit_optimizer_name(optim: str) -> str:
     """Convert transformers' name of an optimizer to its name in `OPTIMIZERS`.
 
     The state of other optimizers has the dtype of the weights, so small updates would be lost.
@@ -115,7 +115,7 @@ def optimizer_name(optim: str) -> str:
     Raises:
         UserError: No optimizer in `OPTIMIZERS` has this name.
     """
-    known = trainer_optimizers()
+    known = native_optimizer_by_trainer_name()
     if optim not in known:
         raise UserError(
             f"trainer.optim: the state of {optim} has the dtype of the weights, so small updates "

@@ -11,7 +11,7 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.errors import UserError
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.chat_template import prompt_with_tools
-from rlhf.rollout.completions import completions
+from rlhf.rollout.completions import sample_completions
 from rlhf.runs.directory import Run
 
 NUM_PROMPTS = 4
@@ -35,7 +35,7 @@ def prompts_to_sample(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
 
 
 def write_reply_samples(
-    run: Run, model: Any, tokenizer: Any, prompts: Sequence[Any], *, step: int, split: str
+    run: Run, model: Any, tokenizer: Any, prompts: Sequence[Any], *, step: int, before_or_after: str
 ) -> None:
     """Sample a reply to each prompt, with the same seeds for every model, and write transcripts.
 
@@ -47,17 +47,22 @@ def write_reply_samples(
         tokenizer: Tokenizer of the model.
         prompts: Prompts, as message lists.
         step: Number of training steps of the model.
-        split: "before" or "after" training.
+        before_or_after: "before" or "after" training.
     """
     if not prompts or not run.writes:
         return
     set_dropout(model, active=False)
     spec = RolloutSpec(max_new_tokens=MAX_NEW_TOKENS)
     try:
-        rollouts = completions(model, tokenizer, prompts, spec, samples=1, seed=0)
+        rollouts = sample_completions(model, tokenizer, prompts, spec, samples=1, seed=0)
     except UserError as error:
         log.warning("no replies of the model are recorded: %s", error)
         return
     for seed, rollout in enumerate(rollouts):
-        row = {"step": step, "split": split, "seed": seed, "messages": rollout.conversation}
+        row = {
+            "step": step,
+            "split": before_or_after,
+            "seed": seed,
+            "messages": rollout.conversation,
+        }
         run.write_sample(row)

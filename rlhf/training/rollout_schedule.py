@@ -8,7 +8,7 @@ from rlhf.models.policy_copy import Snapshot
 
 
 @dataclass(frozen=True)
-class Assignment:
+class BatchAssignment:
     """One batch to collect."""
 
     step: int
@@ -43,23 +43,23 @@ class RolloutSchedule:
         self.next_step, self.num_steps, self.max_staleness = next_step, num_steps, max_staleness
         self.waiting = 0
         """Number of complete batches that were not taken yet."""
-        self.assignment: Assignment | None = None
+        self.assignment: BatchAssignment | None = None
         """The batch that is being collected, or is to be collected now."""
         self.latest: Snapshot | None = None
         self.paused = False
 
-    def publish(self, policy: Snapshot) -> None:
+    def use_policy_for_next_batches(self, policy: Snapshot) -> None:
         """Use a policy for the next batches."""
         self.latest = policy
-        self._assign()
+        self._assign_next_batch()
 
-    def finish(self) -> None:
+    def record_complete_batch(self) -> None:
         """Record that the assigned batch is complete."""
         self.assignment = None
         self.waiting += 1
-        self._assign()
+        self._assign_next_batch()
 
-    def take(self) -> None:
+    def record_taken_batch(self) -> None:
         """Record that the trainer takes the oldest complete batch."""
         self.waiting -= 1
         self.next_step += 1
@@ -67,11 +67,11 @@ class RolloutSchedule:
     def resume(self) -> None:
         """Assign batches again after ``paused`` was set."""
         self.paused = False
-        self._assign()
+        self._assign_next_batch()
 
-    def _assign(self) -> None:
+    def _assign_next_batch(self) -> None:
         step = self.next_step + self.waiting
         if self.assignment or self.paused or self.latest is None or step >= self.num_steps:
             return
         if step - self.latest.version <= self.max_staleness:
-            self.assignment = Assignment(step, self.latest)
+            self.assignment = BatchAssignment(step, self.latest)

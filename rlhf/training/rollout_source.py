@@ -14,8 +14,8 @@ from rlhf.models.policy_copy import PolicyCopy, Snapshot
 from rlhf.rollout.sampling.base import Completion, EngineStopped
 from rlhf.rollout.sampling.recording import CollectionStopped, RecordedReply, RecordingEngine
 from rlhf.runs.profiling import WAITING, Stopwatch
-from rlhf.training.collection import EpisodeCounter, StepCollector, StepRollouts
-from rlhf.training.rollout_schedule import Assignment, RolloutSchedule
+from rlhf.training.collection import StartStateCounter, StepCollector, StepRollouts
+from rlhf.training.rollout_schedule import BatchAssignment, RolloutSchedule
 
 STOP_SECONDS = 10.0
 """Time for which a run that ends waits for the environments of an unfinished batch."""
@@ -29,12 +29,12 @@ class RolloutSource(Protocol):
 
         Raises:
             EngineStopped: A server does not answer. The replies that it has sampled for the step
-                are part of ``unfinished_replies``.
+                are part of ``replies_of_unfinished_batch``.
             UserError: An environment or a reward failed.
         """
         ...
 
-    def exclusive(self, version: int) -> contextlib.AbstractContextManager[None]:
+    def engine_with_current_policy(self, version: int) -> contextlib.AbstractContextManager[None]:
         """Return a context manager in which the engine has the current policy and is not in use.
 
         Args:
@@ -42,7 +42,7 @@ class RolloutSource(Protocol):
         """
         ...
 
-    def unfinished_replies(self) -> list[RecordedReply]:
+    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
         """Return the replies that were sampled for steps that are not trained yet."""
         ...
 
@@ -55,14 +55,14 @@ class RolloutSource(Protocol):
         ...
 
 
-def _collect_recorded(
+def _collect_with_completions(
     collector: StepCollector, engine: RecordingEngine, step: int, *, min_policy_version: int
 ) -> tuple[StepRollouts, list[Completion]]:
     """Collect the rollouts of a step; return them and the completions that they consist of."""
     engine.start_batch(step, min_policy_version=min_policy_version)
     rollouts = collector.collect(step)
     completions = engine.finish_batch()
-    if discarded := engine.pop_discarded_count():
+    if discarded := engine.pop_unreplayed_reply_count():
         metrics = {**rollouts.metrics, "rollout/replies_discarded": float(discarded)}
         rollouts = replace(rollouts, metrics=metrics)
     return rollouts, completions
@@ -85,21 +85,23 @@ class SynchronousSource:
         before = [counter.state_dict() for counter in counters]
         try:
             self.engine.update_policy(step)
-            return _collect_recorded(self.collector, self.engine, step, min_policy_version=step)[0]
+            return _collect_with_completions(
+                self.collector, self.engine, step, min_policy_version=step
+            )[0]
         except EngineStopped:  # the resumed run plays the same episodes
             for counter, state in zip(counters, before, strict=True):
                 counter.load_state_dict(state)
             raise
 
     @contextlib.contextmanager
-    def exclusive(self, version: int) -> Iterator[None]:
+    def engine_with_current_policy(self, version: int) -> Iterator[None]:
         """Load the current policy into the engine; see `RolloutSource`."""
         self.engine.update_policy(version)
         yield
 
-    def unfinished_replies(self) -> list[RecordedReply]:
+    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
         """Return the replies of a step whose collection failed."""
-        return self.engine.unfinished_replies()
+        return self.engine.replies_of_unfinished_batch()
 
     def schedule_replay(self, replies: Iterable[RecordedReply]) -> None:
         """Use the unfinished replies of an interrupted run; see `RolloutSource`."""
@@ -141,7 +143,7 @@ class BackgroundSource:
         engine: RecordingEngine,
         policy: PolicyCopy,
         *,
-        starts: EpisodeCounter,
+        starts: StartStateCounter,
         moments: RunningRewardMoments,
         stopwatch: Stopwatch,
     ) -> None:
@@ -167,21 +169,21 @@ class BackgroundSource:
                 assert self._error is not None
                 raise self._error
             batch = self._batches.popleft()
-            schedule.take()
+            schedule.record_taken_batch()
         assert batch.step == step
         for counter, state in zip(self.counters, batch.counters, strict=True):
             counter.load_state_dict(state)
         return batch.rollouts
 
     @contextlib.contextmanager
-    def exclusive(self, version: int) -> Iterator[None]:
+    def engine_with_current_policy(self, version: int) -> Iterator[None]:
         """Load the current policy into the engine between two batches; see `RolloutSource`."""
         with self._paused():
             self.policy.load(self._publish(version))
             self.engine.update_policy(version)
             yield
 
-    def unfinished_replies(self) -> list[RecordedReply]:
+    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
         """Return the replies of the waiting batches, after the current batch is complete."""
         with self._paused():
             waiting = [
@@ -189,7 +191,7 @@ class BackgroundSource:
                 for batch in self._batches
                 for completion in batch.completions
             ]
-            return waiting + self.engine.unfinished_replies()
+            return waiting + self.engine.replies_of_unfinished_batch()
 
     def schedule_replay(self, replies: Iterable[RecordedReply]) -> None:
         """Use the unfinished replies of an interrupted run; see `RolloutSource`."""
@@ -200,7 +202,7 @@ class BackgroundSource:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self.engine.stop()
+        self.engine.stop_at_next_poll()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
 
@@ -222,7 +224,7 @@ class BackgroundSource:
             self._latest = self.policy.snapshot(version)
         with self._changed:
             if self._schedule is not None and self._schedule.latest is not self._latest:
-                self._schedule.publish(self._latest)
+                self._schedule.use_policy_for_next_batches(self._latest)
                 self._changed.notify_all()
         return self._latest
 
@@ -253,7 +255,7 @@ class BackgroundSource:
                 with self._changed:
                     self._batches.append(batch)
                     assert self._schedule is not None
-                    self._schedule.finish()
+                    self._schedule.record_complete_batch()
                     self._changed.notify_all()
         except CollectionStopped:
             pass
@@ -262,7 +264,7 @@ class BackgroundSource:
                 self._error = error
                 self._changed.notify_all()
 
-    def _next_assignment(self) -> Assignment | None:
+    def _next_assignment(self) -> BatchAssignment | None:
         """Wait for the next batch to collect; return None if the source is stopped."""
         schedule = self._schedule
         assert schedule is not None
@@ -270,11 +272,11 @@ class BackgroundSource:
             self._changed.wait_for(lambda: self._stopped or schedule.assignment)
             return None if self._stopped else schedule.assignment
 
-    def _collect_batch(self, assignment: Assignment) -> _Batch:
+    def _collect_batch(self, assignment: BatchAssignment) -> _Batch:
         collector, step = self.collector, assignment.step
         self.policy.load(assignment.policy)
         self.engine.update_policy(assignment.policy.version)
-        rollouts, completions = _collect_recorded(
+        rollouts, completions = _collect_with_completions(
             collector, self.engine, step, min_policy_version=step - self.max_staleness
         )
         seconds = collector.stopwatch.pop_seconds()

@@ -59,14 +59,14 @@ def is_solved(rollout: Rollout, reward: Reward | None) -> bool | None:
         return rollout.success
     solved = None
     for term in reward.terms():
-        outcomes = _possible_values(term)
+        outcomes = _two_possible_values(term)
         if outcomes is not None:
             value = term.value_from(rollout.components)
             solved = solved is not False and value == max(outcomes)
     return solved
 
 
-def _possible_values(term: Reward) -> tuple[float, float] | None:
+def _two_possible_values(term: Reward) -> tuple[float, float] | None:
     """Return the two possible values of a term of a reward; None if they are not known.
 
     They are known for a reward with `Reward.outcomes`, also if it is weighted or clipped.

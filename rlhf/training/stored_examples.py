@@ -25,7 +25,7 @@ from rlhf.common.worker_pool import WorkerPool
 from rlhf.data.cache import cached_entry, content_hash, hash_of
 from rlhf.data.messages import RowDropped
 from rlhf.data.row_store import RowStore
-from rlhf.data.stored_rows import StoredRows, code_hash
+from rlhf.data.stored_rows import StoredRows, canonical_row_code_hash
 from rlhf.data.tables import open_arrow
 from rlhf.reward_models.chat_template import template_source
 from rlhf.reward_models.core import IGNORED
@@ -51,7 +51,7 @@ _SOURCE_FILES = (
 _EXAMPLES, _OUTCOME_INDICES, _OUTCOMES = "examples.arrow", "outcomes.npy", "outcomes.json"
 
 
-class Outcome(NamedTuple):
+class EncodingOutcome(NamedTuple):
     """Result of encoding a row."""
 
     dropped: str | None
@@ -103,13 +103,15 @@ class ExampleStore:
         self.outcome_indices: np.ndarray = np.load(folder / _OUTCOME_INDICES)
         """[N], index in `outcomes` for each encoded row."""
         self.outcomes = [
-            Outcome(dropped, tuple(notes))
+            EncodingOutcome(dropped, tuple(notes))
             for dropped, notes in json.loads((folder / _OUTCOMES).read_text(encoding="utf-8"))
         ]
         table = open_arrow(folder / _EXAMPLES)
         self._num_texts = sum(name.startswith("ids") for name in table.column_names)
-        self._ids = [IntLists(table.column(f"ids_{i}")) for i in range(self._num_texts)]
-        self._run_lengths = [IntLists(table.column(f"runs_{i}")) for i in range(self._num_texts)]
+        self._ids = [MemoryMappedIntLists(table.column(f"ids_{i}")) for i in range(self._num_texts)]
+        self._run_lengths = [
+            MemoryMappedIntLists(table.column(f"runs_{i}")) for i in range(self._num_texts)
+        ]
         self._desirable = np.concatenate(
             [np.zeros(0, bool), *(np.asarray(c) for c in table.column("desirable").chunks)]
         )
@@ -132,7 +134,7 @@ class ExampleStore:
         return Example(ids, labels, desirable=bool(self._desirable[index]))
 
 
-class IntLists:
+class MemoryMappedIntLists:
     """A column of lists of int32 in an Arrow table that is mapped into memory."""
 
     def __init__(self, column: Any) -> None:
@@ -150,7 +152,7 @@ class IntLists:
         return values[offsets[at] : offsets[at + 1]]
 
 
-def run_lengths_of(labels: Sequence[int]) -> list[int]:
+def ignored_and_trained_run_lengths(labels: Sequence[int]) -> list[int]:
     """Return the lengths of the runs of ignored and of trained labels, starting with ignored ones.
 
     The sum of the lengths is the number of labels.
@@ -194,11 +196,11 @@ class CachingEncoder:
         stores: list[ExampleStore] = []
         outcome_indices = np.zeros(len(rows), np.int64)
         index = np.zeros(len(rows), np.int64)
-        outcomes: list[Outcome] = []
+        outcomes: list[EncodingOutcome] = []
         for source, row_store in enumerate(rows.stores):
             of_store = np.flatnonzero(rows.source == source)
             positions = rows.position[of_store]
-            store = self._open(rows, row_store, positions, tokenizer)
+            store = self._open_or_encode_examples(rows, row_store, positions, tokenizer)
             stores.append(store)
             index[of_store] = store.indices_of(positions)
             outcome_indices[of_store] = store.outcome_indices[index[of_store]] + len(outcomes)
@@ -206,14 +208,14 @@ class CachingEncoder:
         found, first, counts = np.unique(outcome_indices, return_index=True, return_counts=True)
         for at in np.argsort(first):
             outcome, row = outcomes[found[at]], rows[int(first[at])]
-            self.encoder.count(outcome.dropped, outcome.notes, row, int(counts[at]))
+            self.encoder.count_outcome(outcome.dropped, outcome.notes, row, int(counts[at]))
         is_example = np.array([outcome.dropped is None for outcome in outcomes], bool)
         kept = np.flatnonzero(is_example[outcome_indices])
         examples = StoredExamples(stores, rows.source[kept], index[kept])
         self.encoder.check_some_remain(examples)
         return examples
 
-    def _open(
+    def _open_or_encode_examples(
         self, rows: StoredRows, store: RowStore, positions: np.ndarray, tokenizer: str
     ) -> ExampleStore:
         """Open the examples of a row store, which are encoded if they are not in the cache.
@@ -266,7 +268,7 @@ def _write_examples(
     """
     import pyarrow as pa
 
-    index_by_outcome: dict[Outcome, int] = {}
+    index_by_outcome: dict[EncodingOutcome, int] = {}
     outcome_indices = []
     starts = range(0, len(positions), BLOCK_ROWS)
     blocks = (positions[start : start + BLOCK_ROWS] for start in starts)
@@ -304,7 +306,7 @@ class BlockEncoder:
         self.store, self.pairs = RowStore(folder), pairs
         self.encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
 
-    def __call__(self, positions: np.ndarray) -> tuple[list[Outcome], np.ndarray, Any]:
+    def __call__(self, positions: np.ndarray) -> tuple[list[EncodingOutcome], np.ndarray, Any]:
         """Encode the rows at these positions.
 
         Returns:
@@ -314,7 +316,7 @@ class BlockEncoder:
         import pyarrow as pa
 
         rows = [self.store.row(int(position)) for position in positions]
-        index_by_outcome: dict[Outcome, int] = {}
+        index_by_outcome: dict[EncodingOutcome, int] = {}
         outcome_indices = []
         num_texts = 2 if self.pairs else 1
         ids: list[list[list[int]]] = [[] for _ in range(num_texts)]
@@ -322,11 +324,13 @@ class BlockEncoder:
         desirable = []
         for example, notes in self.encoder.encode(rows, self.pairs):
             dropped = isinstance(example, RowDropped)
-            outcome = Outcome(str(example) if dropped else None, tuple(sorted(notes)))
+            outcome = EncodingOutcome(str(example) if dropped else None, tuple(sorted(notes)))
             outcome_indices.append(index_by_outcome.setdefault(outcome, len(index_by_outcome)))
             for text in range(num_texts):
                 ids[text].append([] if dropped else example.ids[text])
-                runs[text].append([] if dropped else run_lengths_of(example.labels[text]))
+                runs[text].append(
+                    [] if dropped else ignored_and_trained_run_lengths(example.labels[text])
+                )
             desirable.append(dropped or example.desirable)
         kind = pa.list_(pa.int32())
         columns = {f"ids_{i}": pa.array(texts, kind) for i, texts in enumerate(ids)}
@@ -341,7 +345,7 @@ def _code_hash() -> str:
     root = Path(__file__).parents[1]
     sources = {name: sha256_of(root / name) for name in _SOURCE_FILES}
     versions = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
-    return hash_of(data=code_hash(), sources=sources, versions=versions)
+    return hash_of(data=canonical_row_code_hash(), sources=sources, versions=versions)
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

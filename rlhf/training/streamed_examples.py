@@ -19,7 +19,7 @@ import numpy as np
 
 from rlhf.common.worker_pool import WorkerPool
 from rlhf.config.data import DataSpec
-from rlhf.data.columns import Layout, Row
+from rlhf.data.columns import ColumnAssignment, Row
 from rlhf.data.messages import RowDropped
 from rlhf.data.reader import TableReader, columns_of
 from rlhf.data.stream import RowStream, StreamPosition
@@ -34,7 +34,7 @@ BLOCK_ROWS = 5000
 
 
 @dataclass(frozen=True)
-class StreamedRows:
+class StreamedSource:
     """A source that is streamed.
 
     Attributes:
@@ -86,7 +86,7 @@ class ExampleStream:
         encoder: Encoder of the examples, whose counts are updated.
     """
 
-    def __init__(self, rows: StreamedRows, encoder: ExampleEncoder) -> None:
+    def __init__(self, rows: StreamedSource, encoder: ExampleEncoder) -> None:
         self.rows, self.encoder = rows, encoder
         self.rows_read = 0
         """Number of rows of the source in the blocks that were begun so far."""
@@ -235,7 +235,7 @@ class StreamEncoder:
         spec: DataSpec,
         first_rows: list[Row],
         present: frozenset[str],
-        layouts: list[Layout],
+        layouts: list[ColumnAssignment],
         tokenizer: Any,
         max_length: int,
         stop_ids: Sequence[int],

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import aggregate
+from rlhf.algorithms.losses import aggregate_token_losses
 from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
@@ -31,7 +31,7 @@ from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS
 from rlhf.training.batching import group_into_micro_batches
-from rlhf.training.distributed import shards_model
+from rlhf.training.distributed import prepare_for_sharding
 from rlhf.training.examples import Example
 from rlhf.training.methods import (
     TrainingSetup,
@@ -40,11 +40,11 @@ from rlhf.training.methods import (
     num_steps,
     steps_between_evaluations,
 )
-from rlhf.training.numeric_checks import check_losses, tensors_on_cpu
+from rlhf.training.numeric_checks import check_losses_are_finite, tensors_on_cpu
 from rlhf.training.optimizers import (
     make_optimizer,
-    optimizer_name,
     optimizer_settings,
+    toolkit_optimizer_name,
 )
 from rlhf.training.reply_samples import write_reply_samples
 from rlhf.training.streamed_examples import ExampleStream
@@ -68,20 +68,20 @@ class BatchSchedule:
         """Number of steps in an epoch."""
         return math.ceil(self.num_rows / self.batch_size)
 
-    def rows(self, step: int) -> list[int]:
+    def example_indices(self, step: int) -> list[int]:
         """Return the indices of the examples of a step; steps are counted from 0."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.num_rows, self.seed, epoch)
+        order = _epoch_order(self.num_rows, self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
 
 
 @functools.lru_cache(maxsize=1)
-def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of the examples in an epoch. The last result is cached."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def collate(
+def collate_examples(
     examples: Sequence[Example], *, pad_id: int, device: torch.device, with_margins: bool = False
 ) -> TrainingBatch:
     """Collate examples to a batch that is padded on the right.
@@ -150,10 +150,10 @@ class SupervisedTrainer(Trainer):
         model = self.model_class(setup.model, setup.tokenizer)
         if config.activation_checkpointing:
             model.checkpoint_activations()
-        if shards_model(config):
+        if prepare_for_sharding(config):
             model.shard()
         optimizer = make_optimizer(
-            optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
+            toolkit_optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
         )
         warmup = (
             default_warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
@@ -198,7 +198,7 @@ class SupervisedTrainer(Trainer):
         """
         return sft_loss(self.model, micro_batch, denominator=denominators)
 
-    def record_initial_model(self, run: Run) -> None:
+    def evaluate_initial_model(self, run: Run) -> None:
         """Evaluate the initial model, log the metrics as those of step 0, and record replies."""
         run.log(0, self.evaluate())
         self._write_reply_samples(run, "before")
@@ -216,13 +216,13 @@ class SupervisedTrainer(Trainer):
                 self.model.tokenizer,
                 self.setup.prompts,
                 step=self.progress.step,
-                split=split,
+                before_or_after=split,
             )
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Take an optimizer step; return the metrics to log, or {} if this step is not logged."""
         if self.stream is None:
-            batch = self.make_batch("train", self.schedule.rows(step))
+            batch = self.make_batch("train", self.schedule.example_indices(step))
         else:
             batch = self._collate(self.stream.take(self.config.batch_size))
         started = time.perf_counter()
@@ -230,7 +230,7 @@ class SupervisedTrainer(Trainer):
         if self.throughput:
             self.throughput.add(batch, seconds=time.perf_counter() - started)
         self._unlogged.append((sums, norm, int(batch.attention_mask.sum())))
-        if (step + 1) % self.log_every and not self.evaluation_due(step + 1):
+        if (step + 1) % self.log_every and not self.is_evaluation_due(step + 1):
             return {}
         return self._pop_metrics()
 
@@ -238,7 +238,7 @@ class SupervisedTrainer(Trainer):
         """Take an optimizer step on a batch; return its metrics and the gradient norm."""
         try:
             total = self.compute_checked_gradients(batch)
-            return total, self.apply_gradients()
+            return total, self.clip_and_apply_gradients()
         except Halt as halt:
             halt.evidence = {"batch": tensors_on_cpu(batch), "rows": None}
             raise
@@ -260,13 +260,13 @@ class SupervisedTrainer(Trainer):
             (weight * loss).backward()
             if weight:
                 total = total + sums
-        self.count_weights_without_gradient()
+        self.record_weights_without_gradient()
         self.world.all_reduce_gradients(self.model.parameters())
         total = sum(self.world.gather(total), MetricSums())
-        check_losses(total)
+        check_losses_are_finite(total)
         return total
 
-    def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_checks_before_update(self, evidence: Mapping[str, Any]) -> None:
         device = self.model.device
         batch = {name: value.to(device) for name, value in evidence["batch"].items()}
         self.compute_checked_gradients(TrainingBatch(**batch))
@@ -300,20 +300,20 @@ class SupervisedTrainer(Trainer):
                     total = total + sums
         return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
-    def state(self) -> dict[str, Stateful]:
-        state = super().state()
+    def stateful_objects(self) -> dict[str, Stateful]:
+        state = super().stateful_objects()
         return state if self.stream is None else {**state, "stream": self.stream}
 
     def close(self) -> None:
         if self.stream is not None:
             self.stream.close()
 
-    def evaluation_due(self, step: int) -> bool:
+    def is_evaluation_due(self, step: int) -> bool:
         return step % self.evaluate_every == 0 or step == self.num_steps
 
-    def save_due(self, step: int) -> bool:
+    def is_checkpoint_due(self, step: int) -> bool:
         """Return whether to save a checkpoint, which is the case after every evaluation."""
-        return self.evaluation_due(step)
+        return self.is_evaluation_due(step)
 
     @property
     def schedule_depends_on_steps(self) -> bool:
@@ -337,7 +337,7 @@ class SupervisedTrainer(Trainer):
 
     def _collate(self, examples: Sequence[Example]) -> TrainingBatch:
         pad_id = self.model.tokenizer.pad_token_id
-        return collate(
+        return collate_examples(
             examples, pad_id=pad_id, device=self.model.device, with_margins=self.with_margins
         )
 
@@ -354,7 +354,7 @@ class SupervisedTrainer(Trainer):
             packed=self.model.packs_rows(batch.attention_mask),
         )
         device = self.model.device
-        for rows, weight in self.world.micro_batches(indices):
+        for rows, weight in self.world.own_micro_batches_with_weights(indices):
             yield torch.tensor(rows, device=device), weight
 
 
@@ -374,7 +374,9 @@ def sft_loss(
     """
     scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask
-    loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=denominator)
+    loss = aggregate_token_losses(
+        -scored.logprobs, mask, aggregation="token", denominator=denominator
+    )
     sums = MetricSums(means={"loss": masked_sum_and_count(-scored.logprobs, mask)})
     return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / denominator)
 

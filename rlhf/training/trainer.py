@@ -24,7 +24,7 @@ from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import DisplayedMetrics
 from rlhf.training.distributed import init_distributed
-from rlhf.training.numeric_checks import check_gradient_norm, check_trainable
+from rlhf.training.numeric_checks import check_gradient_norm_is_finite, check_parameters_are_trained
 from rlhf.training.optimizers import read_hyperparameters, restore_hyperparameters
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Trainer:
         self.without_gradient = 0
         """Number of trainable tensors that had no gradient in the first update of the last step."""
 
-    def record_initial_model(self, run: Run) -> None:
+    def evaluate_initial_model(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a run is resumed."""
         raise NotImplementedError
 
@@ -140,15 +140,15 @@ class Trainer:
         """Return metrics on held-out data, with keys ``eval/...``."""
         raise NotImplementedError
 
-    def evaluation_loss(self, metrics: Mapping[str, float]) -> float:
+    def model_selection_loss(self, metrics: Mapping[str, float]) -> float:
         """Return the loss by which evaluations are compared, computed from the metrics."""
         return metrics["eval/loss"]
 
-    def evaluation_due(self, step: int) -> bool:
+    def is_evaluation_due(self, step: int) -> bool:
         """Return whether to evaluate after ``step`` steps."""
         raise NotImplementedError
 
-    def save_due(self, step: int) -> bool:
+    def is_checkpoint_due(self, step: int) -> bool:
         """Return whether to write a checkpoint after ``step`` steps."""
         raise NotImplementedError
 
@@ -165,7 +165,7 @@ class Trainer:
     def close(self) -> None:
         """Release the resources of the trainer, such as environments."""
 
-    def prepare(self, run: Run) -> None:
+    def prepare_before_resuming(self, run: Run) -> None:
         """Prepare training. The model has its initial weights when this method is called.
 
         If a run is resumed, this method is called before the checkpoint is loaded.
@@ -179,14 +179,14 @@ class Trainer:
         """Whether the learning rate of a step depends on the number of steps of the run."""
         raise NotImplementedError
 
-    def use_configured_settings(self) -> None:
+    def override_loaded_settings(self) -> None:
         """Replace the settings that a loaded checkpoint contains by those of the configuration.
 
         The two differ if a setting was changed when the run was resumed.
         """
         restore_hyperparameters(self.optimizer, self.scheduler, self.hyperparameters)
 
-    def state(self) -> dict[str, Stateful]:
+    def stateful_objects(self) -> dict[str, Stateful]:
         """Return name -> object for the objects whose state is in ``state.json`` of checkpoints."""
         stateful: dict[str, Stateful] = {"progress": self.progress}
         return {**stateful, "callbacks": self.callbacks} if self.callbacks else stateful
@@ -227,7 +227,7 @@ class Trainer:
         stopped = self.world.first_not_none(self.callbacks.stopped or None)
         self.callbacks.stopped = bool(stopped)
 
-    def apply_gradients(self) -> float:
+    def clip_and_apply_gradients(self) -> float:
         """Clip the gradients, take one optimizer step and clear them.
 
         Returns:
@@ -242,7 +242,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def count_weights_without_gradient(self) -> None:
+    def record_weights_without_gradient(self) -> None:
         """Set ``without_gradient``, after the backward passes of this process."""
         names = parameter_names_without_gradient(self.model.model)
         # A process that had no micro-batch has no gradient at all.
@@ -262,17 +262,17 @@ class Trainer:
         """Clip the gradients and return their global norm before clipping.
 
         Raises:
-            Halt: The norm is not finite, or `check_trainable` fails.
+            Halt: The norm is not finite, or `check_parameters_are_trained` fails.
         """
-        check_trainable(self.optimizer, self.trained)
-        with self.world.passes():
+        check_parameters_are_trained(self.optimizer, self.trained)
+        with self.world.lost_process_guard():
             norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
-        check_gradient_norm(
+        check_gradient_norm_is_finite(
             norm, step=self.progress.step + 1, learning_rate_key=self.learning_rate_key
         )
         return norm
 
-    def repeat_update_checks(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_checks_before_update(self, evidence: Mapping[str, Any]) -> None:
         """Repeat the checks that precede the update at which an alarm halted the run.
 
         The update itself is not repeated, so the model does not change.

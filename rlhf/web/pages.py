@@ -34,7 +34,7 @@ class Templates:
             ),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
-            finalize=_visible,
+            finalize=_escape_if_plain_text,
             trim_blocks=True,
             lstrip_blocks=True,
         )
@@ -51,17 +51,17 @@ def asset_routes(package: str) -> list[BaseRoute]:
     ``static`` of the package.
     """
     return [
-        Route("/style.css", _style),
+        Route("/style.css", _style_sheet_response),
         Mount("/static", StaticFiles(packages=[(package, "static")])),
     ]
 
 
-def _style(request: Request) -> Response:
+def _style_sheet_response(request: Request) -> Response:
     controls = files("rlhf.web").joinpath("static", "controls.css").read_text(encoding="utf-8")
     return Response(stylesheet() + controls, media_type="text/css")
 
 
-def _visible(value: Any) -> Any:
+def _escape_if_plain_text(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return escape_invisible(value)
     return value

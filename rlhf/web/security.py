@@ -113,12 +113,12 @@ class _OriginCheck:
         self._app, self._allowed, self._refusal = app, allowed_hosts, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (reason := self._reason(Headers(scope=scope))):
+        if scope["type"] == "http" and (reason := self._refusal_reason(Headers(scope=scope))):
             await self._refusal(403, reason)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _reason(self, headers: Headers) -> str:
+    def _refusal_reason(self, headers: Headers) -> str:
         """Return why a request is refused, or "" if it is allowed."""
         hosts = headers.getlist("host")
         if len(hosts) != 1:

@@ -175,7 +175,7 @@ def serve_in_thread(
         listener.socket.close()
 
 
-def _protocol(unread_seconds: float) -> type[asyncio.Protocol]:
+def _protocol_with_unread_time_limit(unread_seconds: float) -> type[asyncio.Protocol]:
     """Return uvicorn's protocol with a time limit for clients that do not read.
 
     Closing such a connection would wait for ever, because unsent data remain. It is aborted.
@@ -215,7 +215,7 @@ def _server(app: ASGIApp, graceful_seconds: float, unread_seconds: float | None)
         server_header=False,
         proxy_headers=False,  # a client could forge its address with these headers
         ws="none",
-        http="auto" if unread_seconds is None else _protocol(unread_seconds),
+        http="auto" if unread_seconds is None else _protocol_with_unread_time_limit(unread_seconds),
         timeout_graceful_shutdown=max(1, round(graceful_seconds)),
     )
     return uvicorn.Server(config)

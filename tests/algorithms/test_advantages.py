@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.advantages import (
-    best_and_worst,
-    best_of_group,
+    best_of_group_indicator,
     discounted_returns_to_go,
     gae,
     group_relative,
-    group_return_to_go,
     in_group_with_unequal_scores,
     is_last_token_of_turn,
     leave_one_out,
     mean_of_others,
+    pair_best_and_worst_of_group,
+    return_to_go_minus_group_mean,
     turn_gae,
     whiten,
 )
@@ -170,7 +170,7 @@ def test_group_return_to_go():
         [[0.0, 1.0, NAN, 4.0], [0.0, 2.0, NAN, NAN], [0.0, 3.0, NAN, 6.0], [0.0, NAN, NAN, 9.0]]
     )
     batch = batch_of(mask, rewards=rewards, turns=turns, groups=torch.zeros(4))
-    found = group_return_to_go(batch, Settings(gamma=1.0)).advantages
+    found = return_to_go_minus_group_mean(batch, Settings(gamma=1.0)).advantages
     # turn 0 returns to go: 5, 2, 9; turn 1: 4, -, 6
     close(found, [[-0.5, -0.5, 0, -2], [-5, -5, 0, 0], [5.5, 5.5, 0, 2], [0, 0, 0, 0]])
 
@@ -180,14 +180,14 @@ def test_a_turn_that_one_episode_alone_reached_has_no_baseline():
     turns = torch.tensor([[0, 1], [0, 0]])
     rewards = torch.tensor([[1.0, 4.0], [2.0, NAN]])
     batch = batch_of(mask, rewards=rewards, turns=turns, groups=torch.zeros(2))
-    found = group_return_to_go(batch, Settings(gamma=0.5)).advantages
+    found = return_to_go_minus_group_mean(batch, Settings(gamma=0.5)).advantages
     close(found, [[1.0, 4.0], [-1.0, 0.0]])  # 1 + .5 * 4 - 2; 4; 2 - 3
 
 
 def test_best_of_group_shares_ties_and_drops_groups_without_a_winner():
     scores = torch.tensor([1.0, 3.0, 3.0, NAN, 2.0, 2.0])
     groups = torch.tensor([0, 0, 0, 0, 1, 1])
-    close(of_scores(best_of_group, scores, groups), [0.0, 0.5, 0.5, 0.0, 0.0, 0.0])
+    close(of_scores(best_of_group_indicator, scores, groups), [0.0, 0.5, 0.5, 0.0, 0.0, 0.0])
 
 
 def test_scores_that_differ_by_rounding_are_equal():
@@ -200,18 +200,18 @@ def test_scores_that_differ_by_rounding_are_equal():
         in_group_with_unequal_scores(scores, groups).tolist()
         == [False] * 2 + [True] * 2 + [False] * 4
     )
-    close(of_scores(best_of_group, scores, groups), [0, 0, 0, 1.0, 0, 0, 0, 0])
-    pairs = best_and_worst(scored(scores, groups), Settings())
+    close(of_scores(best_of_group_indicator, scores, groups), [0, 0, 0, 1.0, 0, 0, 0, 0])
+    pairs = pair_best_and_worst_of_group(scored(scores, groups), Settings())
     assert pairs.included is not None
     assert pairs.included.tolist() == [False] * 2 + [True] * 2 + [False] * 4
-    shares = of_scores(best_of_group, torch.tensor([1e7, 1e7 + 1, 2.0]), torch.zeros(3))
+    shares = of_scores(best_of_group_indicator, torch.tensor([1e7, 1e7 + 1, 2.0]), torch.zeros(3))
     close(shares, [0.5, 0.5, 0.0])
 
 
 def test_best_and_worst():
     scores = torch.tensor([3.0, 1.0, NAN, 3.0, 1.0, 2.0, 2.0])
     groups = torch.tensor([4, 4, 4, 4, 4, 7, 7])
-    pairs = best_and_worst(scored(scores, groups), Settings())
+    pairs = pair_best_and_worst_of_group(scored(scores, groups), Settings())
     close(pairs.advantages, [2.0, -2.0, 0, 0, 0, 0, 0])
     assert pairs.pair_ids is not None
     assert pairs.included is not None

@@ -1,4 +1,4 @@
-"""A setting changes the numbers exactly where `Algorithm.effective_settings` says that it does."""
+"""A setting changes the numbers exactly where `settings_with_effect` says that it does."""
 
 from dataclasses import replace
 
@@ -64,19 +64,19 @@ def test_effective_is_what_changes_the_gradient(row: str, setting: str):
     value = OTHER_VALUE[setting](getattr(algorithm.settings, setting))
     changed = replace(algorithm, settings=replace(algorithm.settings, **{setting: value}))
     if (setting, row) in MEANINGLESS:
-        assert setting not in algorithm.effective_settings
+        assert setting not in algorithm.settings_with_effect
         return
     before, after = run(algorithm, BATCH), run(changed, BATCH)
     same = torch.equal(before[0], after[0])
     if algorithm.needs_critic:
         same = same and torch.equal(before[1], after[1])
-    assert same == (setting not in algorithm.effective_settings)
+    assert same == (setting not in algorithm.settings_with_effect)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_has_no_effect_is_refused(name: str):
     for setting, other in OTHER_VALUE.items():
-        if setting not in ROWS[name].effective_settings:
+        if setting not in ROWS[name].settings_with_effect:
             value = other(getattr(ROWS[name].settings, setting))
             with pytest.raises(ValueError, match=f"{setting} has no effect with"):
                 off_policy(name, **{setting: value})

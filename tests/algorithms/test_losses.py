@@ -9,13 +9,13 @@ from torch import Tensor
 
 from rlhf.algorithms.kl import kl_estimate_per_token, sequence_kl
 from rlhf.algorithms.losses import (
-    aggregate,
+    advantage_weighted_likelihood_loss,
+    aggregate_token_losses,
     clipped_loss,
     clipped_sequence_loss,
-    clipped_weight_loss,
+    clipped_weight_likelihood_loss,
     compute_loss,
-    likelihood_loss,
-    pairwise_loss,
+    pairwise_dpo_loss,
     value_loss,
 )
 from rlhf.algorithms.metrics import explained_variance
@@ -85,7 +85,7 @@ def test_clipped_weight_keeps_the_gradient_of_every_token():
     advantages = torch.tensor([[1.0, -2.0]]).double()
     mask = torch.ones(1, 2, dtype=torch.bool)
     batch = batch_of(mask, old_logprobs=torch.zeros(1, 2).double(), advantages=advantages)
-    loss, sums = clipped_weight_loss(
+    loss, sums = clipped_weight_likelihood_loss(
         new, batch, Settings(clip_low=1.0, clip_high=4.0), denominator=2
     )
     loss.backward()
@@ -96,9 +96,14 @@ def test_clipped_weight_keeps_the_gradient_of_every_token():
 def test_aggregation():
     per_token = torch.tensor([[1.0, 3.0, NAN], [8.0, NAN, NAN]])
     mask = ~per_token.isnan()
-    assert aggregate(per_token, mask, aggregation="token", denominator=3).item() == 4.0
-    assert aggregate(per_token, mask, aggregation="sequence", denominator=2).item() == 5.0
-    assert aggregate(per_token, mask, aggregation="constant", denominator=2 * 6).item() == 1.0
+    assert aggregate_token_losses(per_token, mask, aggregation="token", denominator=3).item() == 4.0
+    assert (
+        aggregate_token_losses(per_token, mask, aggregation="sequence", denominator=2).item() == 5.0
+    )
+    assert (
+        aggregate_token_losses(per_token, mask, aggregation="constant", denominator=2 * 6).item()
+        == 1.0
+    )
 
 
 def test_value_loss_by_hand():
@@ -151,7 +156,9 @@ def pair_loss(beta: float, labels: str, difference: float = 1.0) -> tuple[float,
         advantages=differences[:, None].expand(mask.shape),
         pair_ids=torch.tensor([0, 0, 2]),
     )
-    loss, _ = pairwise_loss(new, batch, Settings(kl_coef=beta, pair_labels=labels), denominator=1)
+    loss, _ = pairwise_dpo_loss(
+        new, batch, Settings(kl_coef=beta, pair_labels=labels), denominator=1
+    )
     loss.backward()
     assert new.grad is not None
     return loss.item(), new.grad
@@ -187,7 +194,7 @@ def test_dpo_starts_at_log_two(labels: str):
         advantages=torch.tensor([0.3, -0.3, -2.0, 2.0])[:, None].expand(4, 3),
         pair_ids=torch.tensor([0, 0, 2, 2]),
     )
-    loss, sums = pairwise_loss(
+    loss, sums = pairwise_dpo_loss(
         same, batch, Settings(kl_coef=0.1, pair_labels=labels), denominator=2
     )
     assert loss.item() == pytest.approx(math.log(2), abs=1e-7)
@@ -228,12 +235,12 @@ def test_nan_outside_the_mask_leaks_nowhere(seed: int):
     losses = {
         "policy": (clipped_loss, batch),
         "sequence": (clipped_sequence_loss, batch),
-        "weight": (clipped_weight_loss, batch),
-        "likelihood": (likelihood_loss, batch),
+        "weight": (clipped_weight_likelihood_loss, batch),
+        "likelihood": (advantage_weighted_likelihood_loss, batch),
         "value": (value_loss, batch),
         "k3": (kl_term, replace(batch, advantages=torch.zeros(4, 6))),
         "entropy": (entropy_term, replace(batch, advantages=torch.zeros(4, 6))),
-        "pairs": (pairwise_loss, pairs),
+        "pairs": (pairwise_dpo_loss, pairs),
     }
     for name, (loss, given) in losses.items():
         new = x[0].clone().requires_grad_()

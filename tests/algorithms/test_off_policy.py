@@ -12,7 +12,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.off_policy import (
     off_policy_metrics,
-    sampler_log_ratio,
+    old_to_sampler_log_ratio,
     truncated_importance_weights,
 )
 from rlhf.algorithms.registry import configured_algorithm
@@ -44,7 +44,7 @@ def test_the_sampler_mismatch_is_weighed_and_capped():
     sampler = torch.tensor([[0.4, NAN, 0.2, 1.0]]).log()
     # ratios 1.25, 4 (capped at 2), 0.9
     batch = batch_of(mask, rewards=rewards, old_logprobs=old, sampler_logprobs=sampler)
-    weights = truncated_importance_weights(sampler_log_ratio(batch, mask), cap=2.0)
+    weights = truncated_importance_weights(old_to_sampler_log_ratio(batch, mask), cap=2.0)
     close(weights, [[1.25, 1.0, 2.0, 0.9]])
     found = estimate_returns_to_go(batch, tis_cap=2.0)
     close(found.require("advantages"), [[2.5, 0.0, -2.0, 3.6]])

@@ -32,7 +32,7 @@ def test_the_stored_curves_were_measured_with_the_settings_in_force(name):
     assert STORED["settings"] == SETTINGS
     row, result = ALGORITHMS[name], STORED["algorithms"][name]
     assert result["algorithm"] == {
-        key: getattr(row.settings, key) for key in row.effective_settings
+        key: getattr(row.settings, key) for key in row.settings_with_effect
     }
     for metric in METRICS:
         curves = result["curves"][metric]

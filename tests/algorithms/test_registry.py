@@ -39,7 +39,7 @@ def test_every_setting_has_an_effect_somewhere():
         configured_algorithm("ppo", advantage="turn_gae"),
         configured_algorithm("ppo", num_epochs=2),
     ]
-    everywhere = frozenset().union(*(row.effective_settings for row in configured))
+    everywhere = frozenset().union(*(row.settings_with_effect for row in configured))
     assert everywhere == {field.name for field in fields(Settings)}
 
 

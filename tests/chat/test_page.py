@@ -15,7 +15,7 @@ from rlhf.chat.page import chat_application
 from rlhf.common.files import read_jsonl
 from rlhf.common.text import escape_invisible
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.text_decoder import ReplyDecoder, TextDecoder
+from rlhf.rollout.text_decoder import IncrementalReplyDecoder, IncrementalTextDecoder
 from tests.chat.conftest import Checkpoints
 from tests.chat.test_session import GUESS, generated, open_session
 from tests.helpers.browser import Page, open_browser
@@ -145,14 +145,14 @@ def test_a_wrong_request_changes_nothing(checkpoints: Checkpoints, path: str, bo
 
 def test_one_request_at_a_time_and_stop(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
     started, go_on = threading.Event(), threading.Event()
-    append = ReplyDecoder.append
+    append = IncrementalReplyDecoder.append
 
-    def slow(self: ReplyDecoder, ids: list[int]) -> None:
+    def slow(self: IncrementalReplyDecoder, ids: list[int]) -> None:
         started.set()
         go_on.wait(60)
         append(self, ids)
 
-    monkeypatch.setattr(ReplyDecoder, "append", slow)
+    monkeypatch.setattr(IncrementalReplyDecoder, "append", slow)
     session = open_session(checkpoints.paths[:1])
     client = client_of(session)
     answers: list[Any] = []
@@ -175,7 +175,7 @@ def test_one_request_at_a_time_and_stop(checkpoints: Checkpoints, monkeypatch: p
 def test_texts_of_models_have_no_invisible_characters(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(TextDecoder, "append", lambda self, ids: HOSTILE)
+    monkeypatch.setattr(IncrementalTextDecoder, "append", lambda self, ids: HOSTILE)
     monkeypatch.setattr(ChatFormat, "decode_reply", lambda self, ids: HOSTILE)
     client = client_of(open_session(checkpoints.paths[:1]))
     response = client.post("/api/send", json={"text": HOSTILE})

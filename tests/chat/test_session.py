@@ -42,7 +42,7 @@ def open_session(paths: list[str], **keys: Any) -> ChatSession:
 
 def talk(session: ChatSession, text: str) -> list[str]:
     """Send a message; the replies in the order of the models."""
-    session.send(text)
+    session.add_user_message(text)
     return reply(session)
 
 
@@ -82,7 +82,7 @@ def test_retries_are_the_further_samples_of_generate(checkpoints: Checkpoints):
     session = open_session(checkpoints.paths[:1], seed=1)
     replies = talk(session, "Guess")
     for _ in range(2):
-        session.retry()
+        session.prepare_retry()
         replies += reply(session)
     assert replies == generated(checkpoints.folders[0], "Guess", seed=1, samples=3)
     assert len(set(replies)) == 3
@@ -92,7 +92,7 @@ def test_retries_are_the_further_samples_of_generate(checkpoints: Checkpoints):
 def test_interleaved_sampling_gives_the_same_replies(checkpoints: Checkpoints):
     expected = talk(open_session(checkpoints.paths, seed=5), "Repeat: stone")
     session = open_session(checkpoints.paths, seed=5)
-    session.send("Repeat: stone")
+    session.add_user_message("Repeat: stone")
     seen: dict[int, list[str]] = {0: [], 1: [], 2: []}
     for index, text in session.generate(interleaved=True):
         seen[index].append(text)
@@ -115,7 +115,7 @@ def test_a_streamed_reply_decodes_each_token_a_constant_number_of_times(
         lengths.append(len(ids))
         return decode(ids, **keys)
 
-    session.send("Repeat: stone")
+    session.add_user_message("Repeat: stone")
     monkeypatch.setattr(tokenizer, "decode", counted)
     texts = [text for _, text in session.generate()]
     tokens = session.turns[-1].replies[0].completion.tokens
@@ -140,9 +140,9 @@ def test_an_episode_is_that_of_the_collector(checkpoints: Checkpoints):
 def test_replies_in_the_place_of_the_model_are_steps_of_the_environment(checkpoints: Checkpoints):
     session = open_session(checkpoints.paths[:2], env=GUESS, seed=8)
     hidden = session.branches[0].partner.env.unwrapped._hidden
-    session.act(str(hidden % 20 + 1))
+    session.reply_for_all_models(str(hidden % 20 + 1))
     reply(session)
-    session.act(str(hidden))
+    session.reply_for_all_models(str(hidden))
     assert not session.can_generate
     for branch in session.branches:
         texts = [m["content"] for m in branch.conversation if m["role"] == "assistant"]
@@ -150,7 +150,7 @@ def test_replies_in_the_place_of_the_model_are_steps_of_the_environment(checkpoi
         assert texts[2] == str(hidden)
         assert sum(result[1] for result in branch.results) == 1.0
     with pytest.raises(UserError, match="the episode is over"):
-        session.act("1")
+        session.reply_for_all_models("1")
     session.undo()
     assert session.can_generate
     assert [result[1] for result in session.branches[0].results] == [0.0, 0.0]
@@ -179,7 +179,7 @@ def test_a_canceled_reply_leaves_the_message(checkpoints: Checkpoints):
     session = open_session(checkpoints.paths, seed=2)
     expected = talk(session, "Repeat: apple")
     session.undo()
-    session.send("Repeat: apple")
+    session.add_user_message("Repeat: apple")
     stream = session.generate()
     for _ in range(14):  # in the middle of the second reply
         next(stream)
@@ -187,7 +187,7 @@ def test_a_canceled_reply_leaves_the_message(checkpoints: Checkpoints):
     assert session.turns == []
     assert session.can_generate
     with pytest.raises(UserError, match="have not replied"):
-        session.send("again")
+        session.add_user_message("again")
     assert reply(session) == expected
 
 
@@ -323,11 +323,11 @@ def test_replies_are_scored_by_any_reward(checkpoints: Checkpoints):
 def test_a_message_that_does_not_fit_changes_nothing(tmp_path: Path):
     session = open_session([str(save(tmp_path / "short", seed=0, context=64))])
     with pytest.raises(UserError, match="is limited to 64 tokens"):
-        session.send("apple " * 100)
+        session.add_user_message("apple " * 100)
     talk(session, "Repeat: apple")
     before = session.branches[0].conversation
     with pytest.raises(UserError, match="does not fit"):
-        session.send("apple " * 100)
+        session.add_user_message("apple " * 100)
     assert session.branches[0].conversation == before
     talk(session, "river")
     assert len(session.turns) == 2
@@ -367,7 +367,7 @@ def test_settings_apply_to_the_next_reply(checkpoints: Checkpoints):
 def test_a_message_that_is_no_text_is_refused(checkpoints: Checkpoints, text: str):
     session = open_session(checkpoints.paths[:1])
     with pytest.raises(UserError):
-        session.send(text)
+        session.add_user_message(text)
     assert session.branches[0].conversation == []
 
 

@@ -19,7 +19,7 @@ from rlhf.cli.main import main
 from rlhf.common.text import escape_invisible
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.text_decoder import ReplyDecoder, TextDecoder
+from rlhf.rollout.text_decoder import IncrementalReplyDecoder, IncrementalTextDecoder
 from tests.chat.conftest import Checkpoints
 from tests.chat.test_session import GUESS, generated, open_session
 from tests.helpers.training import offline_tree, write_rows
@@ -98,7 +98,7 @@ def test_control_codes_of_a_model_are_visible(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ):
     hostile = "a\x1b[2J\u202eb\rc\x07"
-    monkeypatch.setattr(TextDecoder, "append", lambda self, ids: hostile)
+    monkeypatch.setattr(IncrementalTextDecoder, "append", lambda self, ids: hostile)
     monkeypatch.setattr(ChatFormat, "decode_reply", lambda self, ids: hostile)
     session = open_session(checkpoints.paths[:2], rollout={"temperature": 0})
     text = run(session, "hello", ":view a")
@@ -108,15 +108,15 @@ def test_control_codes_of_a_model_are_visible(
 
 def test_ctrl_c_cancels_a_reply(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
     session = open_session(checkpoints.paths[:1])
-    append, calls = ReplyDecoder.append, []
+    append, calls = IncrementalReplyDecoder.append, []
 
-    def interrupted(self: ReplyDecoder, ids: list[int]) -> None:
+    def interrupted(self: IncrementalReplyDecoder, ids: list[int]) -> None:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         append(self, ids)
 
-    monkeypatch.setattr(ReplyDecoder, "append", interrupted)
+    monkeypatch.setattr(IncrementalReplyDecoder, "append", interrupted)
     text = run(session, "Guess", ":retry")
     assert "canceled" in text
     assert len(session.turns) == 1

@@ -15,7 +15,7 @@ from rlhf.common.files import (
     read_json,
     read_jsonl,
     read_log,
-    repair_folder,
+    restore_interrupted_writes,
     write_jsonl,
     write_text,
 )
@@ -73,7 +73,7 @@ def test_what_another_machine_left_is_removed_after_a_day(tmp_path: Path):
     new, old = unfinished(tmp_path, "other", os.getpid()), unfinished(tmp_path, "other", 1)
     yesterday = time.time() - 90_000
     os.utime(old, (yesterday, yesterday))
-    repair_folder(tmp_path)
+    restore_interrupted_writes(tmp_path)
     assert list(tmp_path.iterdir()) == [new]
 
 
@@ -109,7 +109,7 @@ def test_a_folder_is_whole_after_a_kill_at_any_operation(tmp_path: Path):
             (target / name).write_text("old")
         program = [sys.executable, "-c", KILLED_REPLACEMENT, str(target), str(last)]
         killed = subprocess.run(program, check=False).returncode
-        repair_folder(tmp_path)
+        restore_interrupted_writes(tmp_path)
         assert list(target.parent.iterdir()) == [target]
         found.append({(path.name, path.read_text()) for path in target.iterdir()})
         if killed == 0:

@@ -10,10 +10,10 @@ SCRIPT = """\
 import math
 from concurrent.futures import ProcessPoolExecutor
 
-from rlhf.common.worker_process import WorkerContext
+from rlhf.common.worker_process import SpawnContextWithoutUserScript
 
 print("the script runs")
-with ProcessPoolExecutor(2, mp_context=WorkerContext()) as pool:
+with ProcessPoolExecutor(2, mp_context=SpawnContextWithoutUserScript()) as pool:
     print(list(pool.map(math.sqrt, [4.0, 9.0])))
 print(__name__, __file__.endswith("script.py"))
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf.common.files import write_jsonl
-from rlhf.data import DataSpec, Loaded
+from rlhf.data import DataSpec, LoadedRows
 from rlhf.data.data_report import check_dataset, make_data_report
 from rlhf.data.leakage import indices_of_shared_prompts, indices_with_shared_prompt_ngrams
 from rlhf.data.preferences import inject_label_noise
@@ -45,7 +45,9 @@ def clean_pairs(n=300, seed=0):
 
 
 def loaded(rows, dropped=None):
-    return Loaded(rows=rows, dropped=dropped or {}, total=len(rows) + sum((dropped or {}).values()))
+    return LoadedRows(
+        rows=rows, dropped=dropped or {}, total=len(rows) + sum((dropped or {}).values())
+    )
 
 
 def finding(report, name):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf.common.files import read_jsonl, write_jsonl
-from rlhf.data import DataSpec, Loaded, load
+from rlhf.data import DataSpec, LoadedRows, load
 from rlhf.data.files import read_file
 from rlhf.data.load import mixture_sizes
 from rlhf.errors import UserError
@@ -287,7 +287,7 @@ def test_the_first_dropped_row_of_each_reason_is_named(tmp_path):
 
 
 def test_summary_names_the_reasons():
-    loaded = Loaded(rows=[{}] * 7, dropped={"empty reply": 2, "repeated role": 1}, total=10)
+    loaded = LoadedRows(rows=[{}] * 7, dropped={"empty reply": 2, "repeated role": 1}, total=10)
     assert loaded.summary() == "7 of 10 rows; dropped 3: 2 empty reply, 1 repeated role"
 
 

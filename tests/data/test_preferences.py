@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rlhf.data.preferences import (
-    Annotator,
+    SimulatedAnnotator,
     inject_label_noise,
     pairs_from_gold,
     pairs_from_rankings,
@@ -33,7 +33,11 @@ def share(loaded, reply):
 
 def judge(replies, *, seed=0, n=4000, **annotator):
     return pairs_from_gold(
-        many(replies, n), shout, annotator=Annotator(**annotator), pairs_per_prompt=1, seed=seed
+        many(replies, n),
+        shout,
+        annotator=SimulatedAnnotator(**annotator),
+        pairs_per_prompt=1,
+        seed=seed,
     )
 
 
@@ -57,17 +61,17 @@ def test_verdicts_have_the_stated_probability(replies, annotator, probability, s
 
 
 def test_probabilities_in_closed_form():
-    both = Annotator(tau=2.0, length_bias=0.5, position_bias=-0.25, flip=0.1)
+    both = SimulatedAnnotator(tau=2.0, length_bias=0.5, position_bias=-0.25, flip=0.1)
     logit = 3 / 2 + 0.5 * -40 / 100 - 0.25
     judged = 1 / (1 + math.exp(-logit))
     assert both.first_reply_probability(3.0, -40) == pytest.approx(
         0.9 * judged + 0.1 * (1 - judged)
     )
-    plain = Annotator(tau=0.3)
+    plain = SimulatedAnnotator(tau=0.3)
     assert plain.first_reply_probability(0.7, 0) + plain.first_reply_probability(
         -0.7, 0
     ) == pytest.approx(1.0)
-    assert Annotator(tau=1e-9).first_reply_probability(-5.0, 0) == 0.0
+    assert SimulatedAnnotator(tau=1e-9).first_reply_probability(-5.0, 0) == 0.0
 
 
 def test_gold_margin_is_chosen_less_rejected():
@@ -82,7 +86,7 @@ def test_pairs_per_prompt_are_distinct():
     rows = [{"prompt": "p", "replies": ["a", "b!", "c!!"]}]
     for number, expected in [(1, 1), (3, 3), (9, 3)]:
         loaded = pairs_from_gold(
-            rows, shout, annotator=Annotator(), pairs_per_prompt=number, seed=0
+            rows, shout, annotator=SimulatedAnnotator(), pairs_per_prompt=number, seed=0
         )
         found = {frozenset((text(r["chosen"]), text(r["rejected"]))) for r in loaded.rows}
         assert len(found) == len(loaded.rows) == expected
@@ -101,7 +105,7 @@ def test_unusable_replies_are_counted():
 
     rows = [{"prompt": "p", "replies": replies} for replies in (["a", "a"], ["a", "?"], ["a", ""])]
     rows.append({"prompt": "p", "replies": ["a", "b"], "source": "me"})
-    loaded = pairs_from_gold(rows, gold, annotator=Annotator(), pairs_per_prompt=1, seed=0)
+    loaded = pairs_from_gold(rows, gold, annotator=SimulatedAnnotator(), pairs_per_prompt=1, seed=0)
     assert loaded.dropped == {
         "equal replies": 1,
         "reply without a gold score": 1,
@@ -156,4 +160,4 @@ def test_noise_on_labels():
 @pytest.mark.parametrize("wrong", [{"tau": -1.0}, {"flip": 0.5}, {"tau": float("nan")}])
 def test_impossible_annotators(wrong):
     with pytest.raises(UserError, match="annotator"):
-        Annotator(**wrong)
+        SimulatedAnnotator(**wrong)

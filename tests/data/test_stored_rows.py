@@ -23,7 +23,7 @@ from rlhf.data import load, row_store, split_by_prompt, stored_rows
 from rlhf.data.cache import cached_entry
 from rlhf.data.leakage import indices_of_shared_prompts
 from rlhf.data.stored_rows import (
-    Preparation,
+    DataPreparationSettings,
     count_shared_prompts,
     load_stored,
     split_stored_by_prompt,
@@ -43,7 +43,7 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def prepared(tmp_path):
-    return Preparation(tmp_path / "cache", processes=1)
+    return DataPreparationSettings(tmp_path / "cache", processes=1)
 
 
 def ragged(seed: int, count: int) -> list[dict]:
@@ -343,7 +343,10 @@ def test_worker_processes_give_the_same_rows(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "a.jsonl", ragged(3, 100), random.Random(3))
     expected = load(DataSpec(str(path)), "sft", seed=1)
     found = load_stored(
-        DataSpec(str(path)), "sft", seed=1, preparation=Preparation(tmp_path / "cache", processes=2)
+        DataSpec(str(path)),
+        "sft",
+        seed=1,
+        preparation=DataPreparationSettings(tmp_path / "cache", processes=2),
     )
     assert list(found.rows) == expected.rows
     assert found.summary() == expected.summary()

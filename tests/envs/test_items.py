@@ -14,10 +14,10 @@ from rlhf.envs.core import TextEnv
 from rlhf.envs.demonstrations import write_demonstrations
 from rlhf.envs.exact import exact_value
 from rlhf.envs.items import (
-    draws_split,
-    is_separable,
+    draws_only_items_of_split,
+    has_separate_splits,
+    kwargs_for_split,
     split_items,
-    split_kwargs,
     split_of_text,
 )
 from rlhf.envs.wrappers import FewShot, InvalidActions
@@ -102,12 +102,12 @@ def test_stated_values_of_a_split_match_simulation(name, split):
 
 
 def test_catalog_describes_the_items_of_every_task():
-    rows = {row["id"]: row for row in catalog(values=False)}
+    rows = {row["id"]: row for row in catalog(compute_values=False)}
     assert len(rows) == len(envs.TASKS) + len(envs.EXTRAS)
     for env_id, row in rows.items():
         assert row["items"] != TextEnv.items, env_id
         assert row["items"].endswith("."), env_id
-        assert row["separable"] == is_separable(env_id)
+        assert row["separable"] == has_separate_splits(env_id)
         if row["separable"]:
             assert "do not occur in training" in row["items"]
     apart = {env_id for env_id, row in rows.items() if row["separable"]}
@@ -115,12 +115,15 @@ def test_catalog_describes_the_items_of_every_task():
 
 
 def test_split_kwargs_keep_the_users_split():
-    assert split_kwargs("text/KeyDoor-v0", {"size": 3}, "train") == {"size": 3, "split": "train"}
-    assert split_kwargs("text/KeyDoor-v0", {"split": "train"}, "test") == {"split": "test"}
-    assert split_kwargs("text/KeyDoor-v0", {"split": "all"}, "test") == {"split": "all"}
-    assert split_kwargs("text/KeyDoor-v0", {"split": "test"}, "train") == {"split": "test"}
-    assert split_kwargs("text/Echo-v0", {"num_words": 3}, "test") == {"num_words": 3}
-    assert split_kwargs("nowhere:Nothing-v0", {}, "test") == {}
+    assert kwargs_for_split("text/KeyDoor-v0", {"size": 3}, "train") == {
+        "size": 3,
+        "split": "train",
+    }
+    assert kwargs_for_split("text/KeyDoor-v0", {"split": "train"}, "test") == {"split": "test"}
+    assert kwargs_for_split("text/KeyDoor-v0", {"split": "all"}, "test") == {"split": "all"}
+    assert kwargs_for_split("text/KeyDoor-v0", {"split": "test"}, "train") == {"split": "test"}
+    assert kwargs_for_split("text/Echo-v0", {"num_words": 3}, "test") == {"num_words": 3}
+    assert kwargs_for_split("nowhere:Nothing-v0", {}, "test") == {}
 
 
 def test_demonstrations_use_training_items(tmp_path):
@@ -191,14 +194,14 @@ def test_training_and_evaluation_seeds_draw_different_items():
 @pytest.mark.parametrize("env_id", ["text/KnowledgeGraph", "rlhf.envs:text/KnowledgeGraph"])
 def test_an_id_without_a_version_has_splits_too(env_id):
     """gymnasium makes the latest version, so training and evaluation must not share pairs."""
-    assert is_separable(env_id)
+    assert has_separate_splits(env_id)
     pairs = {}
     for split in ("train", "test"):
         with pytest.warns(UserWarning, match="latest versioned"):
-            env = gym.make(env_id, **split_kwargs(env_id, {}, split))
+            env = gym.make(env_id, **kwargs_for_split(env_id, {}, split))
         pairs[split] = set(env.unwrapped.pairs)
     assert not pairs["train"] & pairs["test"]
-    assert not is_separable("text/Nowhere")
+    assert not has_separate_splits("text/Nowhere")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +215,6 @@ def test_an_id_without_a_version_has_splits_too(env_id):
 )
 def test_a_split_of_the_user_can_join_the_items(kwargs, training, evaluation):
     name = "text/KeyDoor-v0"
-    assert draws_split(name, kwargs, "train") is training
-    assert draws_split(name, kwargs, "test") is evaluation
-    assert not draws_split("text/Echo-v0", kwargs, "test")
+    assert draws_only_items_of_split(name, kwargs, "train") is training
+    assert draws_only_items_of_split(name, kwargs, "test") is evaluation
+    assert not draws_only_items_of_split("text/Echo-v0", kwargs, "test")

@@ -168,4 +168,4 @@ def test_catalog_lists_every_id_with_its_values():
     assert by_id["text/FrozenLake-v0"]["source"] == "gymnasium"
     assert by_id["text/TextArena-v0"]["extra"] == "textarena"
     assert all(row["summary"].endswith(".") for row in rows)
-    assert catalog(values=False)[0]["optimum"] is None
+    assert catalog(compute_values=False)[0]["optimum"] is None

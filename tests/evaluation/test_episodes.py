@@ -14,9 +14,9 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.episodes import (
-    episode_rows,
     evaluation_episode_seeds,
     play_reference_episodes,
+    scored_episode_rows,
     summarize,
     write_evaluation,
 )
@@ -227,7 +227,7 @@ def test_the_score_is_what_the_weights_of_rewards_and_gold_make_of_their_compone
     rows = {
         name: [
             row["components"]
-            for row in episode_rows(
+            for row in scored_episode_rows(
                 rollouts, rewards, gold=gold, decoding="greedy", seconds=0.0, counts=None
             )
         ]
@@ -245,7 +245,7 @@ def test_rewards_score_the_last_reply_of_a_truncated_episode():
     last = as_reward(
         lambda talks: [float(talk[-1]["content"] == "yes") for talk in talks], name="r"
     )
-    (row,) = episode_rows([rollout], [last], decoding="greedy", seconds=0.0, counts=None)
+    (row,) = scored_episode_rows([rollout], [last], decoding="greedy", seconds=0.0, counts=None)
     assert row["components"] == {"r": 1.0}
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
     score_rollouts([rollout], rewards=last, gold=None, env_weight=1.0)

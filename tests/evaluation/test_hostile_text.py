@@ -13,18 +13,18 @@ from rich.console import Console
 from rlhf.cli.main import main
 from rlhf.commands.tables import table_text
 from rlhf.common.text import (
-    VisibleFormatter,
+    SafeLogFormatter,
     escape_invisible,
+    escape_markdown,
     formula_safe_csv_cell,
     markdown_table,
-    markdown_text,
 )
 from rlhf.evaluation.compare import compare
-from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.reports import write_comparison_report, write_report
 from rlhf.reports.markup import Table, esc
 from rlhf.reports.page import page_html
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.runs.progress import ProgressDisplay
 from tests.evaluation import fake_pipeline as fake
 
@@ -57,7 +57,7 @@ def test_text_leaves_without_codes(text: str):
     for shown in (
         escape_invisible(text),
         esc(text),
-        markdown_text(text),
+        escape_markdown(text),
         str(formula_safe_csv_cell(text)),
     ):
         assert not CODES.search(shown)
@@ -124,7 +124,7 @@ def test_the_page_runs_its_own_script_alone():
 
 def test_log_lines_show_codes_as_escapes():
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s", (EVERYTHING,), None)
-    assert not CODES.search(VisibleFormatter("%(message)s").format(record))
+    assert not CODES.search(SafeLogFormatter("%(message)s").format(record))
 
 
 def test_error_messages_show_codes_as_escapes(capsys: pytest.CaptureFixture, tmp_path: Path):
@@ -171,12 +171,12 @@ def hostile_pipeline(root: Path) -> Path:
 
 def reward_report(root: Path) -> Path:
     name = HOSTILE["markdown"] + HOSTILE["script"]
-    length = EachReward(lambda c: float(len(c[-1]["content"])), name=name)
+    length = PerConversationReward(lambda c: float(len(c[-1]["content"])), name=name)
     rows = [
         {"prompt": f"{EVERYTHING} {i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no"}
         for i in range(40)
     ]
-    report_on_pairs(length, rows, root, name="pairs")
+    write_pair_evaluation(length, rows, root, name="pairs")
     return root
 
 

@@ -22,7 +22,7 @@ from rlhf.config.evaluate import (
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report, label_logprobs
-from rlhf.evaluation.harness import metrics_from_output, task_metrics
+from rlhf.evaluation.harness import evaluate_on_tasks, metrics_from_output
 from rlhf.evaluation.records import read_summary_file
 from rlhf.evaluation.text import CompletionLosses
 from rlhf.models.policy import Policy
@@ -280,7 +280,7 @@ def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/colors.yaml").write_text(yaml.safe_dump(task))
     spec = HarnessTasksSpec(["colors"], folder=str(tmp_path / "tasks"))
-    found = task_metrics(Policy(model, tokenizer), spec, seed=0)["colors/acc"]
+    found = evaluate_on_tasks(Policy(model, tokenizer), spec, seed=0)["colors/acc"]
     right = []
     for row in rows:
         prompt = tokenizer(row["question"])["input_ids"]
@@ -296,4 +296,4 @@ def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
     assert found["mean"] == pytest.approx(np.mean(right))
     assert found["n"] == 5
     with pytest.raises(UserError, match="'nonsense' is unknown"):
-        task_metrics(Policy(model, tokenizer), HarnessTasksSpec(["nonsense"]), seed=0)
+        evaluate_on_tasks(Policy(model, tokenizer), HarnessTasksSpec(["nonsense"]), seed=0)

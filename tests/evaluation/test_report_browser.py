@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.reports import write_comparison_report, write_report
 from rlhf.reports.page import page_html as page_html
 from rlhf.reports.scatter import Point, scatter_html
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
 from tests.evaluation.test_hostile_text import pages_of
@@ -225,13 +225,13 @@ def test_the_probe_sees_errors_and_requests(browser: str, tmp_path: Path):
 
 
 def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path: Path):
-    length = EachReward(lambda c: float(len(c[-1]["content"])), name="length")
+    length = PerConversationReward(lambda c: float(len(c[-1]["content"])), name="length")
     rows = [
         {"prompt": f"Question {i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no " * (i % 5)}
         for i in range(1, 60)
         if i % 5
     ]
-    report_on_pairs(length, rows, tmp_path / "judged", name="pairs")
+    write_pair_evaluation(length, rows, tmp_path / "judged", name="pairs")
     study = tmp_path / "study"
     study.mkdir()
     (study / "config.yaml").write_text("command: overoptimize\n")
@@ -264,11 +264,11 @@ def test_long_names_do_not_widen_a_page(browser: str, tmp_path: Path):
     pipeline = fake.write_pipeline(tmp_path / ("P" * 150))
     for stage in ("ppo", "dpo"):
         (pipeline / stage).rename(pipeline / (stage + "N" * 200))
-    length = EachReward(lambda c: float(len(c[-1]["content"])), name="L" * 200)
+    length = PerConversationReward(lambda c: float(len(c[-1]["content"])), name="L" * 200)
     rows = [
         {"prompt": f"{i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no"} for i in range(40)
     ]
-    report_on_pairs(length, rows, tmp_path / "judged", name="p" * 150)
+    write_pair_evaluation(length, rows, tmp_path / "judged", name="p" * 150)
     pages = [
         write_report(pipeline),
         write_comparison_report([pipeline], tmp_path / "compare.html"),

@@ -10,9 +10,9 @@ from rlhf.cli.main import main
 from rlhf.common.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare
-from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.reports import write_comparison_report
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import last_reply
 from rlhf.stats import difference
 
@@ -37,13 +37,13 @@ def noisy(seed, rate):
         number = np.random.default_rng([seed, *reply.encode()]).random()
         return float(("no" not in reply.split()) ^ (number < rate)) + number / 10
 
-    return EachReward(score, name="noisy")
+    return PerConversationReward(score, name="noisy")
 
 
 def write(folder, reward, data, **keys):
     folder.mkdir()
     (folder / "config.yaml").write_text("command: reward-report\nseed: 0\n")
-    report_on_pairs(reward, data, folder, name="pairs", stress_size=0, **keys)
+    write_pair_evaluation(reward, data, folder, name="pairs", stress_size=0, **keys)
     return folder
 
 

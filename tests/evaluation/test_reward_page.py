@@ -10,13 +10,13 @@ from html import unescape
 import numpy as np
 import pytest
 
-from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.reports import write_report
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import last_reply
 from tests.evaluation.fake_study import best_of_n, overoptimization
 
-LENGTH = EachReward(lambda c: float(len(last_reply(c))), name="length")
+LENGTH = PerConversationReward(lambda c: float(len(last_reply(c))), name="length")
 
 
 def rows(n: int) -> list[dict]:
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs") / "judged"
     curve = best_of_n("length")
     talk = [{"role": "assistant", "content": "a b c"}]
-    report_on_pairs(
+    write_pair_evaluation(
         LENGTH,
         rows(80),
         root,
@@ -83,7 +83,7 @@ def test_its_tables_are_files_too(run):
 def test_repeated_prompts_are_counted_once(tmp_path):
     """40 pairs on 10 prompts are 10 independent observations."""
     repeated = [row | {"prompt": f"Question {i % 10}?"} for i, row in enumerate(rows(40))]
-    report = report_on_pairs(LENGTH, repeated, tmp_path, name="pairs")
+    report = write_pair_evaluation(LENGTH, repeated, tmp_path, name="pairs")
     assert (report["accuracy"]["n"], report["accuracy"]["groups"]) == (40, 10)
     page = unescape(write_report(tmp_path).read_text())
     assert "<small>10 prompts</small>" in page

@@ -9,8 +9,8 @@ from scipy import stats
 
 from rlhf.cli.main import main
 from rlhf.evaluation.records import read_run
-from rlhf.evaluation.seed_plan import pilot_spread, plan_seeds
-from rlhf.evaluation.significance import compare_means, detects_difference
+from rlhf.evaluation.seed_plan import estimate_deviations, plan_seeds
+from rlhf.evaluation.significance import compare_means, first_method_wins
 from rlhf.stats.power import paired_t_test_power, sample_size, upper_standard_deviation
 from tests.helpers.runs import write_run
 
@@ -55,7 +55,7 @@ def test_the_fast_verdict_is_that_of_compare_means(comparisons, count):
             comparisons=comparisons,
             measure_coverage=False,
         )
-        found = detects_difference(deltas, comparisons=comparisons)
+        found = first_method_wins(deltas, comparisons=comparisons)
         assert found == (verdict.winner == "new")
 
 
@@ -68,7 +68,7 @@ def test_the_plan_is_the_smallest_that_an_independent_simulation_confirms():
 
     def power(seeds: int) -> float:
         drawn = rng.normal(0.1, sd, size=(2000, seeds))
-        return float(np.mean([detects_difference(row) for row in drawn]))
+        return float(np.mean([first_method_wins(row) for row in drawn]))
 
     assert power(size.seeds) > 0.76
     assert power(size.seeds - 1) < 0.84
@@ -93,14 +93,14 @@ def test_the_deviations_of_a_pilot_are_the_planted_ones(tmp_path):
     rng = np.random.default_rng(0)
     planted = {"seed_sd": 0.5, "episode_sd": 2.0, "episodes": 40}
     folders = write_pilot(tmp_path, ["new", "old"], seeds=60, rng=rng, **planted)
-    spread = pilot_spread([read_run(folder) for folder in folders], "return")
+    spread = estimate_deviations([read_run(folder) for folder in folders], "return")
     # The difference of two methods has twice the variance of one.
     assert spread.seed_sd == pytest.approx(math.sqrt(2) * 0.5, rel=0.15)
     assert spread.episode_sd == pytest.approx(math.sqrt(2) * 2.0, rel=0.05)
     assert spread.seed_sd_limit is not None
     assert spread.seed_sd < spread.seed_sd_limit < 1.2 * spread.seed_sd
     single = [read_run(folder) for folder in folders if folder.name == "new"]
-    alone = pilot_spread(single, "return")
+    alone = estimate_deviations(single, "return")
     assert alone.seed_sd == pytest.approx(spread.seed_sd, rel=0.25)
     assert alone.episode_sd == pytest.approx(spread.episode_sd, rel=0.05)
     assert "assumed to be equally variable" in alone.notes[1]

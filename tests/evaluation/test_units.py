@@ -11,7 +11,7 @@ import pytest
 
 from rlhf.cli.table import run_command
 from rlhf.evaluation.episodes import summarize
-from rlhf.evaluation.metrics import binary_values, independent_unit_of, list_entry_id, unit_name
+from rlhf.evaluation.metrics import binary_values, independent_unit_of, start_entry_id, unit_name
 from rlhf.evaluation.records import Evaluation
 from rlhf.reports import write_report
 from rlhf.reward_models import as_reward, build
@@ -117,11 +117,11 @@ def test_prompts_of_several_turns_are_told_apart_by_their_last(tmp_path, echo_mo
 
 def test_an_environment_names_the_entry_of_its_list():
     question = [{"role": "user", "content": "2 + 2?"}]
-    assert list_entry_id(question, {"item": 3}) == list_entry_id(question, {"item": 8})
-    assert list_entry_id(question, {"game": 3}) != list_entry_id(question, {"game": 8})
-    assert list_entry_id(question, {"valid": True}) is None
+    assert start_entry_id(question, {"item": 3}) == start_entry_id(question, {"item": 8})
+    assert start_entry_id(question, {"game": 3}) != start_entry_id(question, {"game": 8})
+    assert start_entry_id(question, {"valid": True}) is None
     other = [{"role": "user", "content": "2 + 3?"}]
-    assert list_entry_id(question, {"item": 3}) != list_entry_id(other, {"item": 3})
+    assert start_entry_id(question, {"item": 3}) != start_entry_id(other, {"item": 3})
 
 
 def test_a_start_state_that_is_drawn_anew_is_known_by_its_seed():

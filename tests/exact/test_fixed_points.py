@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.controllers import LagrangeMultiplier
-from rlhf.algorithms.losses import pairwise_loss
+from rlhf.algorithms.losses import pairwise_dpo_loss
 from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from rlhf.algorithms.settings import Settings
 from tests.algorithms.batches import batch_of
@@ -89,7 +89,7 @@ def test_offline_dpo_on_infinite_bradley_terry_data(one_turn: Task):
             pair_ids=pair_ids,
         )
         settings = Settings(kl_coef=BETA, pair_labels="hard")
-        loss, _ = pairwise_loss(leaf, batch, settings, denominator=1.0)
+        loss, _ = pairwise_dpo_loss(leaf, batch, settings, denominator=1.0)
         by_logprob = torch.autograd.grad(loss, leaf)[0] * weight.repeat_interleave(2)[:, None]
         per_episode = torch.zeros_like(one_turn.rewards).index_add_(0, rows, by_logprob)
         return gradient((policy.logprobs(one_turn) * per_episode).sum(), policy)

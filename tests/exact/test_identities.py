@@ -7,10 +7,10 @@ from torch import Tensor
 from rlhf.algorithms.advantages import group_relative, leave_one_out
 from rlhf.algorithms.kl import kl_estimate_per_token, sequence_kl
 from rlhf.algorithms.losses import (
+    advantage_weighted_likelihood_loss,
     clipped_loss,
     clipped_sequence_loss,
-    clipped_weight_loss,
-    likelihood_loss,
+    clipped_weight_likelihood_loss,
 )
 from rlhf.algorithms.settings import Settings
 from tests.algorithms.batches import batch_of
@@ -62,7 +62,7 @@ def test_cispo_without_a_bound_is_the_unclipped_surrogate():
     logprobs, old, advantages = one_token_batch(3)
     mask = torch.ones_like(old, dtype=torch.bool)
     gradients = []
-    for loss in (clipped_loss, clipped_weight_loss):
+    for loss in (clipped_loss, clipped_weight_likelihood_loss):
         leaf = logprobs.clone().requires_grad_()
         settings = Settings(aggregation="token", clip_low=1.0, clip_high=1e9)
         batch = batch_of(mask, old_logprobs=old, advantages=advantages)
@@ -79,7 +79,7 @@ def test_ppo_at_ratio_one_is_reinforce():
     batch = batch_of(mask, old_logprobs=logprobs, advantages=advantages)
     settings = Settings(aggregation="token", clip_low=0.2, clip_high=0.2)
     clipped_loss(first, batch, settings, denominator=20)[0].backward()
-    likelihood_loss(second, batch, settings, denominator=20)[0].backward()
+    advantage_weighted_likelihood_loss(second, batch, settings, denominator=20)[0].backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-13, atol=1e-15)
 
 

@@ -9,9 +9,9 @@ from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
 from rlhf.explain.attribution import gradient_times_input, integrated_gradients
 from rlhf.explain.reward_explainer import RewardExplainer
-from rlhf.explain.score_function import ScoreFunction
-from rlhf.models.rewards import with_packing
-from rlhf.reward_models import EachReward
+from rlhf.explain.score_function import DifferentiableReward
+from rlhf.models.rewards import enable_reward_packing
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.ensemble import Ensemble
 from rlhf.reward_models.learned import LearnedReward
@@ -30,9 +30,9 @@ def attributions(reward, pair, **options):
 
 def score_and_inputs(reward, conversation):
     """The score as a function of embeddings, and the embeddings."""
-    function = ScoreFunction(reward)
+    function = DifferentiableReward(reward)
     encoded = function.encode(conversation, num_prompt_messages=1)
-    constants = function.constants(conversation)
+    constants = function.scores_without_models(conversation)
 
     def score(batch):
         return function.scores_of_embeddings(batch, constants)
@@ -153,7 +153,7 @@ def test_attributions_are_linear_in_the_reward(decoder_path, helpers, tmp_path):
 
 def test_a_rule_changes_the_margin_but_not_the_attributions(decoder_path):
     model = LearnedReward.load(decoder_path)
-    length = EachReward(lambda talk: float(len(last_reply(talk))), name="length")
+    length = PerConversationReward(lambda talk: float(len(last_reply(talk))), name="length")
     method = "gradient_x_input"
     alone, with_rule = (
         attributions(reward, PAIRS[0], methods=[method]) for reward in (model, model + length)
@@ -168,14 +168,14 @@ def test_a_constant_score_has_attributions_of_zero(decoder_path):
     reward = LearnedReward.load(decoder_path).threshold(-1e9)
     explained = attributions(reward, PAIRS[0])
     assert set(explained.chosen.attributions["integrated_gradients"]) == {0.0}
-    assert explained.gap == 0
+    assert explained.completeness_gap == 0
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_other_pairs_and_packing_change_nothing(kind, decoder_path, encoder_path):
     path = decoder_path if kind == "decoder" else encoder_path
     alone = attributions(LearnedReward.load(path), PAIRS[1])
-    packed = with_packing(LearnedReward.load(path))
+    packed = enable_reward_packing(LearnedReward.load(path))
     together = RewardExplainer(packed, ONLY_ATTRIBUTIONS).explain_pairs(PAIRS).pairs[1]
     assert together.margin == pytest.approx(alone.margin, abs=1e-5)
     for method in ("gradient_x_input", "integrated_gradients"):

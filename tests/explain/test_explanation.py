@@ -11,7 +11,7 @@ import pytest
 from rlhf.explain import Explanation, RewardExplainer, compare_stages, explain_policy
 from rlhf.explain.explanation import JSON_FILE, PAGE_FILE
 from rlhf.explain.page import faithfulness_sentence
-from rlhf.explain.token_markup import TokenTable
+from rlhf.explain.token_markup import ShadedTokens
 from rlhf.models.policy import Policy
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.stats import Interval
@@ -124,13 +124,13 @@ def test_equal_replies_prefer_neither(decoder_path):
     explained = RewardExplainer(reward).explain_pairs([pair("fox", "yes", "yes")])
     assert explained.pairs[0].margin == 0
     assert explained.pairs[0].chosen.steps < 300  # the tolerance is not 0
-    assert explained.largest_relative_gap is None
+    assert explained.largest_relative_completeness_gap is None
     page = Explanation("equal", reward=explained).to_html()
     assert "prefers neither reply" in page
     assert "largest completeness gap" not in page
 
 
 def test_values_that_are_not_finite_are_missing_on_the_page():
-    table = TokenTable(["value"])
-    table.spans(["a", "b", "c"], {"value": [float("nan"), float("inf"), 1.0]})
-    assert json.loads(html.unescape(table.data)) == {"value": [None, None, 1.0]}
+    table = ShadedTokens(["value"])
+    table.append_tokens_html(["a", "b", "c"], {"value": [float("nan"), float("inf"), 1.0]})
+    assert json.loads(html.unescape(table.values_attribute_html)) == {"value": [None, None, 1.0]}

@@ -16,7 +16,7 @@ from rlhf.explain.faithfulness import (
     without_positions,
 )
 from rlhf.explain.reward_explainer import RewardExplainer
-from rlhf.explain.score_function import ScoreFunction
+from rlhf.explain.score_function import DifferentiableReward
 from tests.explain.rewards import PAIRS, linear_reward, pair
 
 
@@ -44,7 +44,7 @@ def test_deletion_removes_positions():
 
 def test_the_decrease_on_a_linear_reward_is_the_sum_of_the_deleted_attributions():
     reward, _ = linear_reward()
-    score = ScoreFunction(reward)
+    score = DifferentiableReward(reward)
     options = AttributionSpec(methods=["gradient_x_input"])
     (explained,) = RewardExplainer(reward, options).explain_pairs(PAIRS[:1]).pairs
     sides = tuple(
@@ -100,7 +100,7 @@ def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_no
         tuple(
             replace(side, attributions=[-value for value in side.attributions])
             for side in (
-                explainer.attributor.deletable(
+                explainer.attributor.attributed_text_for_deletion(
                     talk, num_prompt_messages=1, side=name, method="gradient_x_input", scale=1.0
                 )
                 for name, talk in (("chosen", item.chosen), ("rejected", item.rejected))

@@ -18,9 +18,9 @@ from rlhf.explain.neighbors import TrainingPairIndex, head_inputs
 from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.prompt_influence import prompt_influence
 from rlhf.explain.reward_explainer import RewardExplainer
-from rlhf.explain.score_function import ScoreFunction
+from rlhf.explain.score_function import DifferentiableReward
 from rlhf.explain.words import Word, without_words, word_attributions, words_of
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.learned import LearnedReward
 from tests.explain.rewards import PAIRS, linear_reward, pair
@@ -31,7 +31,7 @@ def test_a_prefix_is_scored_like_a_reply_that_ends_there(kind, decoder_path, enc
     reward = LearnedReward.load(decoder_path if kind == "decoder" else encoder_path)
     conversation = PAIRS[0].chosen
     encoded = encode_with_parts(reward, conversation, num_prompt_messages=1)
-    curve = prefix_curve(ScoreFunction(reward), encoded, {}, max_points=1000)
+    curve = prefix_curve(DifferentiableReward(reward), encoded, {}, max_points=1000)
     assert curve.tokens == list(range(1, len(encoded.positions("reply")) + 1))
     for count, score in zip(curve.tokens, curve.scores, strict=True):
         text = "".join(encoded.tokens[i] for i in encoded.positions("reply")[:count])
@@ -45,16 +45,16 @@ def test_a_prefix_is_scored_like_a_reply_that_ends_there(kind, decoder_path, enc
 def test_a_prefix_curve_has_at_most_the_given_number_of_points_and_ends_at_the_reply():
     reward, _ = linear_reward()
     encoded = encode_with_parts(reward, PAIRS[0].chosen, num_prompt_messages=1)
-    curve = prefix_curve(ScoreFunction(reward), encoded, {}, max_points=4)
+    curve = prefix_curve(DifferentiableReward(reward), encoded, {}, max_points=4)
     assert len(curve.tokens) == 4
     assert (curve.tokens[0], curve.tokens[-1]) == (1, len(encoded.positions("reply")))
     empty = pair("fox", "", "dog")
     encoded = encode_with_parts(reward, empty.chosen, num_prompt_messages=1)
-    assert prefix_curve(ScoreFunction(reward), encoded, {}).tokens == []
+    assert prefix_curve(DifferentiableReward(reward), encoded, {}).tokens == []
 
 
 def count_words(reward_of_conversation):
-    return EachReward(reward_of_conversation, name="words")
+    return PerConversationReward(reward_of_conversation, name="words")
 
 
 def overlap(conversation):

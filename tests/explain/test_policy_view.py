@@ -11,11 +11,11 @@ from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.explain.policy_view import explain_policy, load_policy
 from rlhf.models.policy import Policy
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import last_reply
 from tests.helpers.models import CONVERSATIONS, recomputed_logprobs, tiny_model
 
-LENGTH = EachReward(lambda talk: float(len(last_reply(talk))), name="length")
+LENGTH = PerConversationReward(lambda talk: float(len(last_reply(talk))), name="length")
 
 
 def policy_and_reference(critic="none"):

@@ -10,7 +10,7 @@ from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
 from rlhf.explain import Explanation
 from rlhf.explain.reward_explainer import RewardExplainer
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import Unscorable, last_reply
 from tests.explain.rewards import PAIRS, pair
 
@@ -24,7 +24,7 @@ def captum():
 
 
 def words_reward(function):
-    return EachReward(lambda talk: function(last_reply(talk).split()), name="rule")
+    return PerConversationReward(lambda talk: function(last_reply(talk).split()), name="rule")
 
 
 def explained(reward, item, options=SHAPLEY):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.export.public_text import public_name, public_text, public_tree
+from rlhf.export.public_text import (
+    config_without_paths_and_secrets,
+    public_name,
+    without_paths_and_secrets,
+)
 
 KEPT = [
     "https://huggingface.co/owner/name/tree/main",
@@ -36,12 +40,12 @@ REPLACED = {
 
 @pytest.mark.parametrize("text", KEPT)
 def test_other_text_is_kept(text: str):
-    assert public_text(text) == text
+    assert without_paths_and_secrets(text) == text
 
 
 @pytest.mark.parametrize("text", REPLACED)
 def test_paths_and_secrets_are_replaced(text: str):
-    assert public_text(text) == REPLACED[text]
+    assert without_paths_and_secrets(text) == REPLACED[text]
 
 
 def test_names_of_folders_of_runs():
@@ -64,4 +68,4 @@ def test_configurations():
         "separator": "\n\n",
         "env": {"kwargs": {"folder": "x", "password": "***", "api_token": ""}},
     }
-    assert public_tree(tree, {"model.path"}) == expected
+    assert config_without_paths_and_secrets(tree, {"model.path"}) == expected

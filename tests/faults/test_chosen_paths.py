@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from rlhf.cli.main import main
-from rlhf.commands.engine import _check_model_folder
+from rlhf.commands.engine import _check_folder_is_replaceable
 from rlhf.common.files import expand_user
 from rlhf.errors import UserError
 from rlhf.labeling.pseudonyms import pseudonym_of
 from rlhf.models.loading import merge_adapter
 from rlhf.runs.checksums import write_file_list
-from rlhf.runs.claim import check_output_path, contains_working_or_home_directory
+from rlhf.runs.claim import check_output_path, working_or_home_directory_within
 from tests.evaluation.fake_pipeline import write_pipeline
 from tests.helpers.bench import write_manifest
 from tests.helpers.training import label_rows, write_rows
@@ -82,16 +82,16 @@ def test_a_job_array_replaces_no_file_with_other_content(
 
 def test_the_model_of_servers_replaces_only_such_a_model(tmp_path: Path):
     model = tmp_path / "model"
-    _check_model_folder(model)
+    _check_folder_is_replaceable(model)
     model.mkdir()
     (model / "config.json").write_text("{}")
     with pytest.raises(UserError, match="is not a model that"):
-        _check_model_folder(model)
+        _check_folder_is_replaceable(model)
     write_file_list(model, ".rlhf-engine")
-    _check_model_folder(model)
+    _check_folder_is_replaceable(model)
     (model / "config.json").write_text("[]")
     with pytest.raises(UserError, match="was added or changed"):
-        _check_model_folder(model)
+        _check_folder_is_replaceable(model)
 
 
 def test_a_merge_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -142,7 +142,7 @@ def test_a_home_directory_that_is_unknown_is_no_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr("pwd.getpwuid", unknown)
     assert expand_user("~/x") == Path("~/x")
     assert expand_user("~nobody-has-this-name") == Path("~nobody-has-this-name")
-    assert contains_working_or_home_directory(Path("/")) == "working directory"
+    assert working_or_home_directory_within(Path("/")) == "working directory"
 
 
 @pytest.mark.parametrize("key", ["model", "data", "plugins", "output_dir"])

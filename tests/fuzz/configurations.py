@@ -163,14 +163,14 @@ def check_configuration(case: Tree) -> Any:
     """
     command = case["command"]
     try:
-        config = COMMANDS.read(command, [case["tree"]], [])
+        config = COMMANDS.read_config(command, [case["tree"]], [])
         check_further(command, config)
         record = dump_yaml(COMMANDS.effective_tree(command, config))
     except UserError:
         return None
     assert not case["unknown"], "a key that no command knows was accepted"
     if COMMANDS[command].makes_run:
-        again = COMMANDS.read(command, [load_yaml(record)], [])
+        again = COMMANDS.read_config(command, [load_yaml(record)], [])
         assert dump_yaml(COMMANDS.effective_tree(command, again)) == record
     return config
 
@@ -205,7 +205,7 @@ def check_further(command: str, config: Any) -> None:
         make_bench(config.manifest(), COMMANDS)
     elif command == "sweep":  # its first run makes these checks
         run_command, tree = make_sweep(config, COMMANDS).jobs()[0].stages[0]
-        config = COMMANDS.configure(run_command, tree)
+        config = COMMANDS.config_from_tree(run_command, tree)
         check_without_data(run_command, config, with_model=False)
     elif command == "overoptimize":
         COMMANDS.plan(command, config)

@@ -10,11 +10,11 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.environments.calls import EnvironmentCalls
+from rlhf.rollout.environments.calls import EnvironmentCaller
 from rlhf.rollout.environments.workers import LockstepWorkers
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
-from rlhf.rollout.sampling.decoder import decoder_for
+from rlhf.rollout.sampling.decoder import make_fastest_matching_decoder
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import tiny_tokenizer
 
@@ -94,7 +94,7 @@ def make_collector(
     engine: Any, make: Callable[[], gym.Env] = Tales, *, context: int = 256, **spec: Any
 ) -> Collector:
     """A collector with this engine, or with one that samples from this model."""
-    calls = EnvironmentCalls(spec.pop("errors", "raise"), spec.pop("timeout", None))
+    calls = EnvironmentCaller(spec.pop("errors", "raise"), spec.pop("timeout", None))
     workers = spec.pop("workers", LockstepWorkers)(calls)
     rollout = RolloutSpec(**spec)
     if isinstance(engine, torch.nn.Module):
@@ -125,7 +125,7 @@ class TurnSampler:
         """Start a completion of at most ``limit`` tokens after the new tokens of an episode."""
         tokens = self.tokens.setdefault(name, [])
         tokens += new_tokens
-        self.sampler.submit(Request(name, list(tokens), limit, (seed,), self.sampling))
+        self.sampler.start_request(Request(name, list(tokens), limit, (seed,), self.sampling))
 
     def step(self) -> dict[int, Completion]:
         """The completions that ended in one pass, by episode."""
@@ -141,7 +141,7 @@ class TurnSampler:
 
 def record_pass_lengths(monkeypatch, model: Any) -> list[list[int]]:
     """Tokens of each row in every pass through the model, as they come."""
-    decoder_for(model)  # so that its own comparison pass is not counted
+    make_fastest_matching_decoder(model)  # so that its own comparison pass is not counted
     seen: list[list[int]] = []
     plan_forward_pass = RaggedCache.plan_forward_pass
 

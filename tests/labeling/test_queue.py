@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 from rlhf.labeling.items import LabelItem, read_check_items, read_items
 from rlhf.labeling.page import task_json
 from rlhf.labeling.queue import ensemble_members, insert_checks, margin_disagreement, order_items
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.ensemble import Ensemble
 from tests.labeling.helpers import lines, open_session, pair_rows, submission
 
@@ -24,9 +24,9 @@ def items_of(folder: Path, rows: list[dict], mode="pairs") -> list[LabelItem]:
     return read_items([DataSpec(str(folder / "rows.jsonl"))], mode)
 
 
-def word_reward(name: str, scores: dict[str, float]) -> EachReward:
+def word_reward(name: str, scores: dict[str, float]) -> PerConversationReward:
     """A reward that looks up the last word of the reply."""
-    return EachReward(lambda c: scores[c[-1]["content"].split()[-1]], name=name)
+    return PerConversationReward(lambda c: scores[c[-1]["content"].split()[-1]], name=name)
 
 
 def no_rewards() -> list:
@@ -55,8 +55,8 @@ def test_items_without_a_score_come_last(tmp_path: Path):
     items = items_of(tmp_path, pair_rows(3))
     table = {"0": None, "1": 1.0, "2": 2.0}
     rewards = [
-        EachReward(lambda c: table[c[-1]["content"][-1]], name="a"),
-        EachReward(lambda c: float(len(c[-1]["content"])), name="b"),
+        PerConversationReward(lambda c: table[c[-1]["content"][-1]], name="a"),
+        PerConversationReward(lambda c: float(len(c[-1]["content"])), name="b"),
     ]
     ordered = order_items(items, "disagreement", seed=0, load_rewards=lambda: rewards)
     assert ordered[-1].prompt[0]["content"] == "Question 0?"

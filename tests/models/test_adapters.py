@@ -264,7 +264,7 @@ def test_revision_requires_hub_id(tmp_path: Path) -> None:
     tiny_model()[0].save_pretrained(tmp_path)
     for path in (str(tmp_path), "smollm2-135m-instruct"):
         with pytest.raises(UserError, match=r"model\.revision has no effect on"):
-            hub.resolve_model_folder(path, revision="main")
+            hub.fetch_model_folder(path, revision="main")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, method: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     for load in (
         lambda: load_model(ModelSpec(path=str(tmp_path)), seed=0),
-        lambda: load_backbone_with_head(str(tmp_path), ["reward"], steps=False),
+        lambda: load_backbone_with_head(str(tmp_path), ["reward"], per_token=False),
     ):
         with pytest.raises(UserError, match=rf"has quantized weights \({method}\)") as error:
             load()
@@ -382,7 +382,7 @@ def test_damaged_weights_are_one_line(tmp_path: Path, content: Any, name: str) -
     (folder / name).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     for load in (
         lambda: load_model(ModelSpec(path=str(folder)), seed=0),
-        lambda: load_backbone_with_head(str(folder), ["reward"], steps=False),
+        lambda: load_backbone_with_head(str(folder), ["reward"], per_token=False),
     ):
         with pytest.raises(UserError, match=f"{name} is damaged or incomplete") as error:
             load()

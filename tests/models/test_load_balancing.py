@@ -7,7 +7,7 @@ from rlhf.errors import UserError
 from rlhf.models.load_balancing import balancing_weight
 from rlhf.models.policy import Policy
 from rlhf.training.examples import Example
-from rlhf.training.supervised import collate, sft_loss
+from rlhf.training.supervised import collate_examples, sft_loss
 from tests.helpers.models import tiny_tokenizer
 from tests.models.families import model_of
 
@@ -29,7 +29,7 @@ def batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(5, 300, (n,), generator=generator).tolist() for n in (21, 9, 14)]
     examples = [Example((row,), ([-100, -100, *row[2:]],)) for row in rows]
-    return collate(examples, pad_id=0, device=torch.device("cpu"))
+    return collate_examples(examples, pad_id=0, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

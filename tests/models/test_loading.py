@@ -18,7 +18,7 @@ from rlhf.models.adapters import add_lora
 from rlhf.models.architecture import context_length_of
 from rlhf.models.loading import (
     check_padding_and_causality,
-    give_model_pad_token,
+    ensure_pad_token_and_embedding,
     load_causal_model,
     load_model,
     load_tokenizer,
@@ -47,7 +47,7 @@ def one_line(error) -> bool:
 def test_a_pad_token_of_its_own_is_kept():
     model, tokenizer = tiny_model()
     model.config.pad_token_id = None
-    give_model_pad_token(tokenizer, model)
+    ensure_pad_token_and_embedding(tokenizer, model)
     assert tokenizer.pad_token == "<|pad|>"
     assert model.config.pad_token_id == model.generation_config.pad_token_id == 0
 
@@ -57,7 +57,7 @@ def test_padding_uses_reserved_token_instead_of_eos(pad):
     model, tokenizer = tiny_model()
     tokenizer.pad_token = pad
     rows = model.get_input_embeddings().num_embeddings
-    give_model_pad_token(tokenizer, model)
+    ensure_pad_token_and_embedding(tokenizer, model)
     assert tokenizer.pad_token == "<|pad|>"
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert model.get_input_embeddings().num_embeddings == rows
@@ -77,7 +77,7 @@ def crowded(taken: str):
 def test_an_added_pad_token_grows_the_embedding_and_leaves_the_other_logits():
     model, tokenizer = crowded("<|endoftext|>")  # a candidate, but the text's end already
     before, rows = model(input_ids=IDS).logits, model.config.vocab_size
-    give_model_pad_token(tokenizer, model)
+    ensure_pad_token_and_embedding(tokenizer, model)
     assert tokenizer.pad_token_id == rows
     assert model.get_input_embeddings().num_embeddings == rows + 1
     after = model(input_ids=IDS).logits
@@ -88,7 +88,7 @@ def test_an_added_pad_token_is_the_same_every_time():
     def grown(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         model, tokenizer = crowded("<|endoftext|>")
-        give_model_pad_token(tokenizer, model)
+        ensure_pad_token_and_embedding(tokenizer, model)
         return model.get_input_embeddings().weight.detach()
 
     first, draw = grown(0), torch.rand(())
@@ -100,7 +100,7 @@ def test_an_added_pad_token_is_the_same_every_time():
 def test_an_embedding_with_spare_rows_does_not_shrink():
     model, tokenizer = crowded("<|endoftext|>")
     model.resize_token_embeddings(400)
-    give_model_pad_token(tokenizer, model)
+    ensure_pad_token_and_embedding(tokenizer, model)
     assert model.get_input_embeddings().num_embeddings == 400
 
 

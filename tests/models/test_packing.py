@@ -17,8 +17,8 @@ from transformers import (
 
 from rlhf.models.fast.packing import (
     enable_packing,
+    flat_states_and_token_index,
     group_by_shared_prefix,
-    hidden_states_and_index,
     pack,
     uses_packed_attention,
 )
@@ -120,7 +120,7 @@ def test_models_without_packing_are_unchanged(name):
     before = model.config._attn_implementation
     assert not enable_fast_paths(model)
     assert model.config._attn_implementation == before
-    states, index = hidden_states_and_index(model, tokens, mask)
+    states, index = flat_states_and_token_index(model, tokens, mask)
     plain = model.base_model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
     torch.testing.assert_close(states[index][mask], plain[mask])
 
@@ -132,7 +132,7 @@ def test_rows_longer_than_a_sliding_window_see_no_further_than_it(limit):
     given = {"input_ids": tokens, "attention_mask": mask.long()}
     plain = model.base_model(**given).last_hidden_state
     assert enable_packing(model)
-    states, index = hidden_states_and_index(model, tokens, mask)
+    states, index = flat_states_and_token_index(model, tokens, mask)
     assert len(states) == (tokens.numel() if limit["sliding_window"] else int(mask.sum()) - 130)
     torch.testing.assert_close(states[index][mask], plain[mask], rtol=1e-4, atol=1e-5)
 

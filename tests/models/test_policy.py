@@ -9,7 +9,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
 from rlhf.models.fast import chunked_logprobs
-from rlhf.models.policy import Policy, Reference
+from rlhf.models.policy import Policy, ReferencePolicy
 from rlhf.rollout.batch import collate
 from tests.helpers.models import tiny_gpt2, tiny_model, tiny_policy, tiny_qwen2, tiny_rollouts
 
@@ -156,7 +156,7 @@ def test_the_reference_is_the_policy_at_step_zero_and_stays(lora, double):
         model = model.double() if double else model
     policy: Any = Policy(model, tokenizer)
     assert policy.is_lora == lora
-    reference = Reference(policy)
+    reference = ReferencePolicy(policy)
     batch = some_batch()
     before = policy.score(*masks(batch)).logprobs
     assert torch.equal(reference.logprobs(*masks(batch)), before.detach())  # to the bit
@@ -176,14 +176,14 @@ def test_the_reference_follows_the_weights_passed_and_not_a_file(tmp_path):
         model.lm_head.weight.add_(0.1 * torch.randn(model.lm_head.weight.shape))
     policy: Any = Policy(model, tokenizer)
     batch = some_batch()
-    gap = Reference(policy).logprobs(*masks(batch)) - policy.score(*masks(batch)).logprobs
+    gap = ReferencePolicy(policy).logprobs(*masks(batch)) - policy.score(*masks(batch)).logprobs
     assert (gap == 0).all()
 
 
 def test_the_reference_samples_at_the_temperature_of_the_policy():
     policy = tiny_policy()
     batch = some_batch()
-    warm = Reference(policy).logprobs(*masks(batch), temperature=0.5)
+    warm = ReferencePolicy(policy).logprobs(*masks(batch), temperature=0.5)
     assert torch.equal(warm, policy.score(*masks(batch), temperature=0.5).logprobs.detach())
 
 

@@ -6,8 +6,8 @@ import torch
 from rlhf.models.fast.varlen_attention import (
     QUERY_BLOCK,
     SAVED_WEIGHTS_MAX_KEYS,
+    AttentionTiles,
     DocumentSpan,
-    Layout,
     packed_attention,
 )
 
@@ -29,7 +29,7 @@ def dense(q, k, v, spans):
 
 def packed(q, k, v, spans):
     shape = {"heads": q.shape[1], "key_heads": k.shape[1]}
-    layout = Layout(spans, **shape, dtype=q.dtype, device=q.device)
+    layout = AttentionTiles(spans, **shape, dtype=q.dtype, device=q.device)
     inputs = (x.transpose(0, 1)[None] for x in (q, k, v))
     out, _ = packed_attention(torch.nn.Module(), *inputs, None, scaling=SCALE, packing=layout)
     return out[0]
@@ -94,7 +94,7 @@ def test_documents_do_not_see_each_other():
 
 def test_features_it_does_not_have_are_refused():
     shape = {"heads": 1, "key_heads": 1}
-    layout = Layout(of_lengths(2), **shape, dtype=torch.float32, device=torch.device("cpu"))
+    layout = AttentionTiles(of_lengths(2), **shape, dtype=torch.float32, device=torch.device("cpu"))
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="softcap"):
         packed_attention(torch.nn.Module(), x, x, x, None, packing=layout, softcap=30.0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf.reward_models import EachReward
+from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.benchmarks import (
     SECTIONS,
     judge_bench,
@@ -23,7 +23,7 @@ def read(conversation):
     return float(last_reply(conversation))
 
 
-REWARD = EachReward(read, name="read")
+REWARD = PerConversationReward(read, name="read")
 
 
 def pair(subset, chosen, rejected):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.common.user_code import definition_text
+from rlhf.common.user_code import definition_location_text
 from rlhf.errors import UserError
 from rlhf.reward_models import Reward, Scores, as_reward, as_trl, build
-from rlhf.reward_models.core import EachReward, SetupError, Unscorable, last_reply
-from rlhf.reward_models.worker import Worker
+from rlhf.reward_models.core import PerConversationReward, SetupError, Unscorable, last_reply
+from rlhf.reward_models.worker import FunctionWorker
 
 
 def talk(reply: str, **facts: str):
@@ -28,7 +28,7 @@ def value_of(name: str = "value") -> Reward:
             raise Unscorable("asked for none")
         return float(text)
 
-    return EachReward(read, name=name)
+    return PerConversationReward(read, name=name)
 
 
 REPLIES = [talk("2"), talk("none"), talk("-3")]
@@ -128,7 +128,7 @@ def test_rule_that_raises_loses_one_score_and_reports_its_line():
     def fragile(conversation):
         return [1.0, 2.0][int(last_reply(conversation))]
 
-    scores = EachReward(fragile, name="fragile").score([talk("1"), talk("7"), talk("x")])
+    scores = PerConversationReward(fragile, name="fragile").score([talk("1"), talk("7"), talk("x")])
     assert scores.values == [2.0, None, None]
     line = fragile.__code__.co_firstlineno + 1
     assert set(scores.counts) == {
@@ -140,14 +140,14 @@ def test_rule_that_raises_loses_one_score_and_reports_its_line():
         raise SetupError("no such package")
 
     with pytest.raises(SetupError):
-        EachReward(unprepared, name="unprepared").score([talk("1")])
+        PerConversationReward(unprepared, name="unprepared").score([talk("1")])
 
 
 def test_every_missing_score_has_a_reason():
     """In sums, gates and functions, and for values that are not finite."""
     why = "value: asked for none"
     first, second = value_of(), as_reward(lambda cs: [None, 1.0, float("nan")], name="second")
-    place = definition_text(second.function)  # type: ignore[attr-defined]
+    place = definition_location_text(second.function)  # type: ignore[attr-defined]
     assert place.startswith(" (test_core.py:")
     assert first.score(REPLIES).reasons == [None, why, None]
     assert (first * 2 + second).score(REPLIES).reasons == [
@@ -157,7 +157,7 @@ def test_every_missing_score_has_a_reason():
     ]
     gate = as_reward(lambda cs: [1.0, 1.0, None], name="gate")
     reasons = first.gate(gate).score(REPLIES).reasons
-    place = definition_text(gate.function)  # type: ignore[attr-defined]
+    place = definition_location_text(gate.function)  # type: ignore[attr-defined]
     assert reasons == [None, why, f"gate: returned None{place}"]
     assert Scores([1.0, None]).reasons == [None, "no score"]
     with pytest.raises(ValueError, match="1 reasons for 2 scores"):
@@ -300,7 +300,7 @@ def test_a_callable_object_with_a_deadline_has_the_name_of_its_class(importable)
 
 def test_a_signal_to_all_processes_does_not_cost_a_score(importable):
     """Ctrl-C in a terminal reaches the worker too, and the run still finishes its step."""
-    worker = Worker(f"{importable}:hang", timeout=60.0)
+    worker = FunctionWorker(f"{importable}:hang", timeout=60.0)
     assert worker([talk("a")]) == [1.0]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         worker._process.send_signal(number)

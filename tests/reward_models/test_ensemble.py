@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import UserError
-from rlhf.reward_models import EachReward, LearnedReward, build
+from rlhf.reward_models import LearnedReward, PerConversationReward, build
 from rlhf.reward_models.core import Unscorable, last_reply
 from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble, average_weights
 
@@ -18,7 +18,7 @@ def table(name, scores):
             raise Unscorable("unknown")
         return value
 
-    return EachReward(look_up, name=name)
+    return PerConversationReward(look_up, name=name)
 
 
 MEMBERS = [

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from rlhf.errors import UserError
-from rlhf.reward_models import EachReward, as_reward
+from rlhf.reward_models import PerConversationReward, as_reward
 from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.pairs import data_card, to_pair
@@ -20,7 +20,11 @@ from rlhf.reward_models.report.calibration import (
     fit_temperature,
     temperature_interval,
 )
-from rlhf.reward_models.report.intervals import clustered_mean_interval, share_interval, spearman
+from rlhf.reward_models.report.intervals import (
+    clustered_mean_interval,
+    proportion_interval,
+    spearman,
+)
 from rlhf.reward_models.report.markdown import pairs_report_markdown
 from rlhf.reward_models.report.pairs import evaluate_reward_model as evaluate
 from rlhf.reward_models.report.pairs import score_statistics_on_samples
@@ -57,7 +61,7 @@ def read_gold(conversation):
     return float(found.group()) if found else 0.0
 
 
-GOLD = EachReward(read_gold, name="gold")
+GOLD = PerConversationReward(read_gold, name="gold")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -157,13 +161,13 @@ def test_coverage_of_the_cluster_interval():
 
 
 def test_share_interval_of_certain_wins_still_doubts():
-    found = share_interval(np.ones(20), np.arange(20))
+    found = proportion_interval(np.ones(20), np.arange(20))
     # Mid-p: half of P(all 20 right) = p^20 is 2.5%.
     assert found["low"] == pytest.approx(0.05 ** (1 / 20), rel=1e-4)
     assert found["high"] == 1.0
-    copies = share_interval(np.ones(80), np.arange(20).repeat(4))
+    copies = proportion_interval(np.ones(80), np.arange(20).repeat(4))
     assert copies["low"] == pytest.approx(found["low"])
-    assert math.isnan(share_interval([1.0, 0.0], ["a", "a"])["low"])
+    assert math.isnan(proportion_interval([1.0, 0.0], ["a", "a"])["low"])
 
 
 @pytest.mark.parametrize(("groups", "share"), [(8, 0.6), (12, 0.9), (60, 0.6)])
@@ -174,7 +178,7 @@ def test_coverage_of_the_share_interval(groups, share):
         # P(win) of a prompt is 0 or 1 for a third of them: strong clusters
         p = np.where(rng.random(groups) < 1 / 3, rng.random(groups) < share, share)
         won = (rng.random((groups, 4)) < p[:, None]).astype(float).ravel()
-        found = share_interval(won, np.arange(groups).repeat(4))
+        found = proportion_interval(won, np.arange(groups).repeat(4))
         hits.append(found["low"] <= share <= found["high"])
     assert np.mean(hits) >= 0.93
 
@@ -259,7 +263,7 @@ def test_the_temperature_of_few_prompts_has_no_interval():
 
 
 def test_a_reward_that_is_length_is_called_no_better_than_length():
-    length = EachReward(lambda c: float(len(last_reply(c))), name="length")
+    length = PerConversationReward(lambda c: float(len(last_reply(c))), name="length")
     report = evaluate(length, text_pairs(400, seed=3, prefer_long=True))
     text = "\n".join(report["verdict"])
     assert 'No better than "longer wins"' in text
@@ -389,21 +393,21 @@ def test_noise_on_few_pairs_is_not_said_to_lean_on_length():
     said = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        noise = EachReward(lambda c, rng=rng: float(rng.normal()), name="noise")
+        noise = PerConversationReward(lambda c, rng=rng: float(rng.normal()), name="noise")
         report = evaluate(noise, text_pairs(10, seed=seed), stress_size=0, invariance_size=0)
         said += any("Depends on length" in line for line in report["verdict"])
     assert said == 0  # ten prompts have no interval of a rank correlation
     said = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        noise = EachReward(lambda c, rng=rng: float(rng.normal()), name="noise")
+        noise = PerConversationReward(lambda c, rng=rng: float(rng.normal()), name="noise")
         report = evaluate(noise, text_pairs(30, seed=seed), stress_size=0, invariance_size=0)
         said += any("Depends on length" in line for line in report["verdict"])
     assert said <= 4
 
 
 def test_a_reward_whose_scores_are_all_equal_is_called_that():
-    flat = EachReward(lambda c: 1.0, name="flat")
+    flat = PerConversationReward(lambda c: 1.0, name="flat")
     report = evaluate(flat, text_pairs(30, seed=0))
     assert report["verdict"][0] == "All scores are equal: the reward does not distinguish replies."
     assert "nan" not in json.dumps(report).lower()

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
-from rlhf.reward_models import EachReward, Reward, Scores, as_reward
+from rlhf.reward_models import PerConversationReward, Reward, Scores, as_reward
 from rlhf.reward_models.core import score_copies
 from rlhf.reward_models.judge import RatingJudge, endpoint
 from rlhf.rollout.batch import Rollout
@@ -54,7 +54,7 @@ def test_a_function_that_fails_gives_no_score_and_its_reason(kind: str) -> None:
     scores = as_reward(function, name="mine").score([TALK, TALK])
     assert scores.values == [None, None]
     assert all(reason in str(text) for text in scores.reasons)
-    single = EachReward(lambda conversation: function([conversation])[0], name="mine")
+    single = PerConversationReward(lambda conversation: function([conversation])[0], name="mine")
     assert single.score([TALK]).values == [None] or kind in LISTS
 
 

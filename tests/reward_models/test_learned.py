@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.errors import UserError
 from rlhf.models.loading import ensure_pad_token
 from rlhf.reward_models import LearnedReward, build, checkpoint
-from rlhf.reward_models.chat_template import encode_conversation, render
+from rlhf.reward_models.chat_template import encode_conversation, render_conversation
 from rlhf.reward_models.ensemble import average_weights
 from rlhf.reward_models.learned import pack_left
 
@@ -94,7 +94,7 @@ def test_plain_transformers_reads_the_same_score_when_pad_is_not_eos(decoder, de
 def test_the_score_is_read_at_eos_not_at_white_space_after_it(decoder, helpers):
     """Chat templates of the SmolLM2 kind end in EOS and a line break."""
     talk = helpers["talk"]("q", "the fox")
-    assert render(decoder.tokenizer, talk).endswith("<eos>\n")
+    assert render_conversation(decoder.tokenizer, talk).endswith("<eos>\n")
     ids = decoder.encode(talk)
     assert ids[-1] == decoder.tokenizer.eos_token_id
     exact = encode_conversation(decoder.tokenizer, talk, append_eos=False)
@@ -297,14 +297,14 @@ def test_a_template_that_prints_the_date_gives_the_same_ids_every_day(helpers):
         template="{% if date_string is not defined %}{% set date_string = strftime_now('%d') %}"
         "{% endif %}{{ date_string }}|{{ strftime_now('%H:%M:%S.%f') }}|{{ messages[0].content }}"
     )
-    assert render(tokenizer, helpers["talk"]("q")) == "01 Jan 2025|01 Jan 2025|q"
+    assert render_conversation(tokenizer, helpers["talk"]("q")) == "01 Jan 2025|01 Jan 2025|q"
 
 
 def test_render_without_a_template(helpers):
     tokenizer = helpers["tokenizer"](template=None)
     talk = helpers["talk"]
-    assert render(tokenizer, talk("only")) == "only"
-    assert render(tokenizer, talk("a", "b")) == "user: a\n\nassistant: b"
+    assert render_conversation(tokenizer, talk("only")) == "only"
+    assert render_conversation(tokenizer, talk("a", "b")) == "user: a\n\nassistant: b"
     ids = encode_conversation(tokenizer, talk("a", "b"), append_eos=True, max_length=None)
     assert tokenizer.decode(ids) == "user: a\n\nassistant: b<eos>"
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rlhf.reward_models import build
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.quantity import parse_final_quantity
-from rlhf.reward_models.sentiment import read_lexicon, valence
-from rlhf.reward_models.worker import Worker
+from rlhf.reward_models.sentiment import read_lexicon, sentiment_score
+from rlhf.reward_models.worker import FunctionWorker
 
 
 def talk(reply: str, **facts: str):
@@ -219,11 +219,11 @@ def test_lexicon_order_of_sentences():
         "It is very good.",
         "I loved this wonderful, brilliant film.",
     ]
-    values = [valence(text, words) for text in ordered]
+    values = [sentiment_score(text, words) for text in ordered]
     assert values == sorted(values)
     assert values[3] == 0.0
-    assert valence("This isn't a good film", words) < 0
-    assert abs(valence("great " * 1000, words)) < 1
+    assert sentiment_score("This isn't a good film", words) < 0
+    assert abs(sentiment_score("great " * 1000, words)) < 1
 
 
 def test_lexicon_of_your_own(tmp_path):
@@ -269,7 +269,7 @@ def slow_module(tmp_path, monkeypatch):
 def test_worker_recovers_from_hangs_and_crashes(slow_module):
     from rlhf.reward_models import Unscorable
 
-    worker = Worker(slow_module, timeout=3.0)
+    worker = FunctionWorker(slow_module, timeout=3.0)
     assert worker("a") == "A"
     for what, reason in [("sleep", "took longer than 3 s"), ("die", "died"), ("raise", "KeyError")]:
         with pytest.raises(Unscorable, match=reason):
@@ -280,7 +280,7 @@ def test_worker_recovers_from_hangs_and_crashes(slow_module):
 
 def test_a_missing_extra_is_named():
     with pytest.raises(ValueError, match=r"cannot load no_such_module.*rlhf-kit\[sentiment\]"):
-        Worker("no_such_module:f", timeout=5.0, extra="sentiment")("x")
+        FunctionWorker("no_such_module:f", timeout=5.0, extra="sentiment")("x")
 
 
 def gsm8k_rows():

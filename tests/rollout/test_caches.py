@@ -16,7 +16,7 @@ from rlhf.models.architecture import UNLIMITED_CONTEXT, context_length_of, usabl
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.policy import Policy
 from rlhf.rollout.sampling.base import Completion
-from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for
+from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, make_fastest_matching_decoder
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import recomputed_logprobs
 from tests.helpers.rollouts import TurnSampler
@@ -180,13 +180,13 @@ def test_rows_of_different_rotary_frequencies_are_separate():
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2"])
 def test_windows_do_not_keep_a_model_from_joined_products(name):
-    assert isinstance(decoder_for(tiny_family(name)), FusedDecoder)
+    assert isinstance(make_fastest_matching_decoder(tiny_family(name)), FusedDecoder)
 
 
 def words_of(caplog: Any, model: Any) -> str:
     with caplog.at_level(logging.INFO, logger="rlhf"):
-        decoder_for(model)
-        decoder_for(model)
+        make_fastest_matching_decoder(model)
+        make_fastest_matching_decoder(model)
     lines = [record.message for record in caplog.records if "sampled" in record.message]
     assert len(lines) <= 1  # said once
     return "".join(lines)
@@ -209,7 +209,7 @@ def test_log_names_slower_decoder(caplog, name, words):
 @pytest.mark.parametrize("name", ["jamba", "mamba"])
 def test_bf16_decoder_selection_keeps_states(name):
     # In half precision the trial's bar is wide; a way that drops states must not pass under it.
-    decoder = decoder_for(tiny_family(name).bfloat16())
+    decoder = make_fastest_matching_decoder(tiny_family(name).bfloat16())
     assert isinstance(decoder, PlainDecoder)
     assert decoder.stepwise
 

@@ -51,7 +51,7 @@ def piecewise(chat_format: ChatFormat, conversation: Any, *, stopped: bool) -> l
             reply = [*TOKENIZER(message["content"])["input_ids"], END][: None if stopped else -1]
             ids += reply
         else:
-            ids += chat_format.encode_observation(message["content"], reply=reply)
+            ids += chat_format.encode_text_between_replies(message["content"], reply=reply)
     return ids
 
 
@@ -75,8 +75,8 @@ def test_a_stopped_turn_is_closed_once():
     chat_format = ChatFormat(TOKENIZER)
     user = TOKENIZER.convert_tokens_to_ids("<|user|>")
     assert chat_format.stop_ids == {END}
-    assert chat_format.encode_observation("x", reply=[9, END])[0] == user
-    assert chat_format.encode_observation("x", reply=[9])[:2] == [END, user]
+    assert chat_format.encode_text_between_replies("x", reply=[9, END])[0] == user
+    assert chat_format.encode_text_between_replies("x", reply=[9])[:2] == [END, user]
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -140,9 +140,9 @@ def test_a_reply_of_an_unusual_template_ends_with_its_end_once(template):
     chat_format = ChatFormat(with_template(template))
     assert chat_format.stop_ids == {END}
     reply = [*TOKENIZER("yes")["input_ids"], END]
-    stopped = [*reply, *chat_format.encode_observation("and now?", reply=reply)]
+    stopped = [*reply, *chat_format.encode_text_between_replies("and now?", reply=reply)]
     assert stopped.count(END) == 1
-    cut = chat_format.encode_observation("and now?", reply=reply[:-1])
+    cut = chat_format.encode_text_between_replies("and now?", reply=reply[:-1])
     assert TOKENIZER.decode(cut) in (
         " <|end|>\n<|user|>and now?<|assistant|>",
         "\nuser: and now?\nassistant: ",
@@ -152,7 +152,7 @@ def test_a_reply_of_an_unusual_template_ends_with_its_end_once(template):
 def test_a_template_that_drops_history_can_be_used_for_one_turn():
     chat_format = ChatFormat(with_template(FORGETFUL))
     with pytest.raises(UserError, match="leaves earlier replies out, so rollouts of several turns"):
-        chat_format.encode_observation("next", reply=[END])
+        chat_format.encode_text_between_replies("next", reply=[END])
     assert "single turn only" in chat_format.describe()
     hello = [{"role": "user", "content": "hello"}]
     assert TOKENIZER.decode(chat_format.encode_prompt(hello)) == "hello<|assistant|>"
@@ -168,7 +168,7 @@ def test_without_a_template_texts_are_joined_and_eos_ends_a_reply():
     shown = TOKENIZER.decode(chat_format.encode_prompt(talk))
     assert shown == "Be brief. | Sky? | blue | Grass? | "
     for reply in ([9, END], [9]):
-        ids = chat_format.encode_observation("Grass?", reply=reply)
+        ids = chat_format.encode_text_between_replies("Grass?", reply=reply)
         assert TOKENIZER.decode(ids) == " | Grass? | "
     ids, is_action = encode_example(
         chat_format, talk[:2], [*talk[2:], {"role": "assistant", "content": "green"}]
@@ -234,7 +234,7 @@ def test_a_template_whose_third_turn_differs_from_its_second_is_for_one_turn(loo
     chat_format = ChatFormat(with_template(loop + body + opening))
     assert f"single turn only (the model's chat template {problem}" in chat_format.describe()
     with pytest.raises(UserError, match=problem):
-        chat_format.encode_observation("o", reply=[])
+        chat_format.encode_text_between_replies("o", reply=[])
 
 
 def test_the_prompt_of_a_base_model_has_no_eos_of_the_tokenizer():

@@ -16,7 +16,7 @@ from rlhf.envs.prompts import PromptEnv
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.environments.calls import EnvironmentCalls
+from rlhf.rollout.environments.calls import EnvironmentCaller
 from rlhf.rollout.environments.workers import LockstepWorkers
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import (
@@ -340,7 +340,7 @@ def test_template_refusal_is_not_an_env_failure(errors, system):
     tokenizer.chat_template = REFUSES
     chat_format = ChatFormat(tokenizer)
     spec = RolloutSpec(system=system)
-    workers = LockstepWorkers(EnvironmentCalls(errors))
+    workers = LockstepWorkers(EnvironmentCaller(errors))
     found = Collector(engine, Tales, chat_format, spec, context=256, workers=workers)
     with pytest.raises(UserError, match="chat template refuses") as error:
         found.collect(episode_seeds(0))

@@ -27,9 +27,9 @@ from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import (
     FusedDecoder,
     PlainDecoder,
-    decoder_for,
     fused_linear,
     fused_logit_difference,
+    make_fastest_matching_decoder,
 )
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import tiny_gpt2, tiny_model, tiny_qwen2
@@ -103,7 +103,7 @@ def test_fused_logits_are_those_of_a_whole_pass(name):
     model = random_model(*KINDS[name])
     random = np.random.default_rng(0)
     rows = [random.integers(5, 300, size=size).tolist() for size in (30, 11, 9, 30)]
-    decoder = decoder_for(model)
+    decoder = make_fastest_matching_decoder(model)
     assert isinstance(decoder, FusedDecoder)
     cuts = [7, 8, 9, 20, 29]
     for end, found in zip([*cuts, 99], logits_by(decoder, model, rows, cuts), strict=True):
@@ -126,7 +126,7 @@ def test_plain_logits_are_those_of_a_whole_pass(make):
 
 
 def test_other_families_decode_with_own_forward():
-    assert isinstance(decoder_for(tiny_gpt2()[0]), PlainDecoder)
+    assert isinstance(make_fastest_matching_decoder(tiny_gpt2()[0]), PlainDecoder)
 
 
 class Scaled(LlamaForCausalLM):
@@ -141,7 +141,7 @@ class Scaled(LlamaForCausalLM):
 def test_fused_decoder_is_not_used_for_modified_model(caplog):
     assert fused_logit_difference(LlamaForCausalLM, LlamaConfig(**SIZES)) < 1e-5
     with caplog.at_level(logging.WARNING):
-        assert isinstance(decoder_for(Scaled(LlamaConfig(**SIZES))), PlainDecoder)
+        assert isinstance(make_fastest_matching_decoder(Scaled(LlamaConfig(**SIZES))), PlainDecoder)
     assert "own forward pass" in caplog.text
 
 
@@ -149,7 +149,7 @@ def test_comparison_does_not_change_random_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    decoder_for(random_model(*KINDS["qwen3"]))
+    make_fastest_matching_decoder(random_model(*KINDS["qwen3"]))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -158,7 +158,7 @@ def test_fused_linear_keeps_adapters_separate():
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    decoder = decoder_for(model)
+    decoder = make_fastest_matching_decoder(model)
     assert isinstance(decoder, FusedDecoder)
     rows = [list(range(5, 25))]
     found = logits_by(decoder, model, rows, [12])[-1][0]
@@ -187,7 +187,9 @@ def test_a_new_decoder_sees_an_update():
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.add_(0.5)
     rows = [[5, 6, 7, 8]]
-    old, new = (logits_by(decoder_for(m), m, rows, [])[0][0] for m in (before, model))
+    old, new = (
+        logits_by(make_fastest_matching_decoder(m), m, rows, [])[0][0] for m in (before, model)
+    )
     assert (old - new).abs().max() > 1e-2
     whole = model(input_ids=torch.tensor(rows)).logits[0, -1]
     assert (new - whole).abs().max() < 1e-4 * whole.abs().max()
@@ -199,7 +201,7 @@ def test_bf16_decodes_as_near_to_float32_as_the_models_own_pass():
     exact = model(input_ids=torch.tensor(rows)).logits[0, -1].double()
     half = model.bfloat16()
     half.model.rotary_emb.float()  # angles are not rounded
-    ours = logits_by(decoder_for(half), half, rows, list(range(10, 30)))[-1][0]
+    ours = logits_by(make_fastest_matching_decoder(half), half, rows, list(range(10, 30)))[-1][0]
     theirs = half(input_ids=torch.tensor(rows)).logits[0, -1].double()
     assert (ours - exact).abs().mean() < 2 * (theirs - exact).abs().mean()
 
@@ -208,7 +210,7 @@ def test_the_cache_is_freed_at_once():
     model, _ = tiny_model()
     sampling = SamplingParams(stop_ids=frozenset({1}))
     sampler = Sampler(model, rows=2)
-    sampler.submit(Request(0, [5, 6, 7], 3, (0,), sampling))
+    sampler.start_request(Request(0, [5, 6, 7], 3, (0,), sampling))
     sampler.step()
     keys = weakref.ref(sampler.cache.ragged[0].keys)
     weights = weakref.ref(sampler.decoder)

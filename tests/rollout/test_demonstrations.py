@@ -220,7 +220,7 @@ def test_no_mark_of_a_first_word_stands_in_the_middle(scheme):
     talk = [assistant("blue"), user("grass?"), assistant("green")]
     ids, _ = encode_example(chat_format, [user("sky?")], talk)
     assert tokenizer.decode(ids) == "sky?\nblue</s>\ngrass?\ngreen</s>"
-    follow = chat_format.encode_observation("grass?", reply=[5])
+    follow = chat_format.encode_text_between_replies("grass?", reply=[5])
     assert tokenizer.convert_ids_to_tokens(follow)[0] == "<0x0A>"
 
 
@@ -248,8 +248,8 @@ def test_a_reply_that_ended_with_another_stop_token_is_closed_by_the_template():
     tokenizer = chatml()
     chat_format = ChatFormat(copy.deepcopy(tokenizer))
     end, eos = chat_format.closing.token, tokenizer.eos_token_id
-    closed = tokenizer.decode(chat_format.encode_observation("u", reply=[9, end]))
-    foreign = tokenizer.decode(chat_format.encode_observation("u", reply=[9, eos]))
+    closed = tokenizer.decode(chat_format.encode_text_between_replies("u", reply=[9, end]))
+    foreign = tokenizer.decode(chat_format.encode_text_between_replies("u", reply=[9, eos]))
     assert foreign == "<|im_end|>" + closed
     assert closed == "\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"
 
@@ -419,13 +419,13 @@ def test_pieces_that_are_encoded_together_have_the_ids_of_single_pieces(seed):
             assert ids == encode_in_turn(chat_format, pieces)
             assert len(is_action) == len(ids)
             lefts = [text[-LEFT_CONTEXT:] for text, _, _ in pieces]
-            shortened += sum(chat_format.shorten_left(left) != left for left in lefts)
+            shortened += sum(chat_format.shorten_left_context(left) != left for left in lefts)
     assert shortened > 100
 
 
 def test_contexts_are_shortened_only_if_added_tokens_separate_texts():
     cut = [
-        ChatFormat(tokenizer).shorten_left("blue<|im_end|>\n<|im_start|>a\n")
+        ChatFormat(tokenizer).shorten_left_context("blue<|im_end|>\n<|im_start|>a\n")
         for tokenizer in tokenizers_of_every_kind()
     ]
     whole, short = "blue<|im_end|>\n<|im_start|>a\n", "<|im_start|>a\n"

@@ -16,7 +16,7 @@ import pytest
 
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
-from rlhf.rollout.environments.calls import EnvironmentCalls, make_env_factory
+from rlhf.rollout.environments.calls import EnvironmentCaller, make_env_factory
 from rlhf.rollout.environments.process import ProcessEnvironment
 from rlhf.rollout.environments.workers import LockstepWorkers, ThreadedWorkers, workers_for
 from tests.helpers.models import tiny_model
@@ -199,7 +199,7 @@ def test_a_task_that_ends_the_process_when_it_is_made_in_a_thread_is_one_line(
     call: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gymnasium.make", lambda *_, **__: getattr(*call_name(call))(0))
-    workers = ThreadedWorkers(EnvironmentCalls())
+    workers = ThreadedWorkers(EnvironmentCaller())
     with pytest.raises(UserError, match=rf"env\.id 'Any-v0' cannot be made: {words}"):
         workers.make(make_env_factory(EnvSpec(id="Any-v0")))
 
@@ -211,7 +211,7 @@ def call_name(call: Any) -> tuple[Any, str]:
 
 def test_the_creation_of_an_environment_has_the_time_limit_of_calls() -> None:
     release = threading.Event()
-    workers = ThreadedWorkers(EnvironmentCalls(timeout=0.05))
+    workers = ThreadedWorkers(EnvironmentCaller(timeout=0.05))
     with pytest.raises(UserError, match=r"env\.id.* cannot be made: took longer than 0.05 s"):
         workers.make(lambda: Tales(closed=release.wait(WAIT)))
     release.set()

@@ -99,9 +99,9 @@ def test_appended_turns_are_the_template_rendered_as_a_whole(family):
     summary = chat_format.describe()
     if family == "gpt-oss":
         with pytest.raises(UserError, match="rewrites earlier turns"):
-            chat_format.encode_observation("Grass?", reply=reply)
+            chat_format.encode_text_between_replies("Grass?", reply=reply)
         return
-    ids += chat_format.encode_observation("Grass?", reply=reply)
+    ids += chat_format.encode_text_between_replies("Grass?", reply=reply)
     if family in ("Qwen3.5", "DeepSeek-R1", "Nemotron-3", "GLM-4.5"):
         assert "keep their reasoning" in summary
     elif family == "Qwen3":
@@ -111,7 +111,7 @@ def test_appended_turns_are_the_template_rendered_as_a_whole(family):
         assert "one or several turns" in summary
         assert tokenizer.decode(ids) == whole
     # A reply that was cut is closed by the template, with tokens that are not the policy's.
-    cut = chat_format.encode_observation("Grass?", reply=reply[:-1])
+    cut = chat_format.encode_text_between_replies("Grass?", reply=reply[:-1])
     assert chat_format.closing.token in cut[:3]
 
 

@@ -64,7 +64,7 @@ def record(*replies: str, step: int = 0, version: int = 0) -> tuple[list[Any], l
     engine.start_batch(step, min_policy_version=version)
     rollouts = collector.collect(SEEDS)
     completions = engine.finish_batch()
-    assert engine.unfinished_replies() == []
+    assert engine.replies_of_unfinished_batch() == []
     return rollouts, stored([RecordedReply.from_completion(c, step) for c in completions])
 
 
@@ -75,13 +75,15 @@ def test_a_stored_batch_is_replayed_without_sampling():
     assert {reply.policy_version for reply in replies} == {3}
     collector, engine = playing("other", version=3)
     engine.schedule_replay(replies)
-    assert engine.unfinished_replies() == replies  # a checkpoint before the first step keeps them
+    assert (
+        engine.replies_of_unfinished_batch() == replies
+    )  # a checkpoint before the first step keeps them
     engine.start_batch(0, min_policy_version=3)
     assert collector.collect(SEEDS) == rollouts  # tokens, log-probabilities, rewards, versions
     assert engine.engine.submitted == []
     assert len(engine.finish_batch()) == 9  # a checkpoint before the update stores them again
-    assert engine.unfinished_replies() == []
-    assert engine.pop_discarded_count() == 0
+    assert engine.replies_of_unfinished_batch() == []
+    assert engine.pop_unreplayed_reply_count() == 0
 
 
 def test_only_the_missing_replies_of_an_unfinished_batch_are_sampled():
@@ -89,7 +91,7 @@ def test_only_the_missing_replies_of_an_unfinished_batch_are_sampled():
     engine.start_batch(0, min_policy_version=0)
     with pytest.raises(RuntimeError, match="dead"):
         make_collector(engine).collect(SEEDS)
-    replies = stored(engine.unfinished_replies())
+    replies = stored(engine.replies_of_unfinished_batch())
     assert len(replies) == 4
     collector, resumed = playing("go", "stop", version=1)
     resumed.schedule_replay(replies)
@@ -135,8 +137,8 @@ def test_replies_of_a_policy_that_is_too_old_are_sampled_again_and_counted():
     assert len(engine.engine.submitted) == 3
     assert {v for r in rollouts for v in r.policy_versions} == {6}
     engine.finish_batch()
-    assert engine.pop_discarded_count() == 3
-    assert engine.pop_discarded_count() == 0
+    assert engine.pop_unreplayed_reply_count() == 3
+    assert engine.pop_unreplayed_reply_count() == 0
 
 
 def test_replies_of_later_steps_are_kept_and_unused_ones_of_the_step_are_counted():
@@ -147,14 +149,14 @@ def test_replies_of_later_steps_are_kept_and_unused_ones_of_the_step_are_counted
     engine.start_batch(1, min_policy_version=0)
     collector.collect(episode_seeds(3, 4))  # the episode of seed 5 is not played
     engine.finish_batch()
-    assert engine.unfinished_replies() == later
-    assert engine.pop_discarded_count() == 1
+    assert engine.replies_of_unfinished_batch() == later
+    assert engine.pop_unreplayed_reply_count() == 1
 
 
 def test_a_stopped_collection_ends_at_the_next_poll():
     collector, engine = playing("go")
     engine.start_batch(0, min_policy_version=0)
-    engine.stop()
+    engine.stop_at_next_poll()
     with pytest.raises(CollectionStopped):
         collector.collect(SEEDS)
 

@@ -275,7 +275,9 @@ def test_contract_recorded_replies_are_returned_and_the_others_are_sampled(contr
     recorder = RecordingEngine(engine)
     recorder.start_batch(0, min_policy_version=0)
     first = sample(recorder, *(request(i, [7, 8, 9 + i]) for i in range(3)))
-    replies = [RecordedReply.from_row(reply.to_row()) for reply in recorder.unfinished_replies()]
+    replies = [
+        RecordedReply.from_row(reply.to_row()) for reply in recorder.replies_of_unfinished_batch()
+    ]
     assert len(replies) == 3
     update(model, seed=20)
     version = engine.policy_version + 1
@@ -289,7 +291,7 @@ def test_contract_recorded_replies_are_returned_and_the_others_are_sampled(contr
         assert one.policy_version == other.policy_version == version - 1
     assert again[3].policy_version == version
     assert again[3].logprobs == pytest.approx(logprobs(model, again[3]), abs=1e-3)
-    assert resumed.pop_discarded_count() == 0
+    assert resumed.pop_unreplayed_reply_count() == 0
 
 
 def test_contract_a_copy_of_the_policy_samples_while_the_policy_changes(contract) -> None:

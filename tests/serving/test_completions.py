@@ -13,7 +13,7 @@ import torch
 from rlhf.config.rollout import RolloutSpec
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.completions import completions
+from rlhf.rollout.completions import sample_completions
 from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model
 from tests.serving.conftest import Running, running
 
@@ -107,7 +107,9 @@ def test_a_stop_string_ends_the_text_before_it(tiny):
 def test_a_chat_reply_equals_rlhf_generate_with_its_log_probabilities(tiny):
     model, tokenizer = tiny.server.completions.model.model, tokenizer_of(tiny)
     spec = RolloutSpec(max_new_tokens=30)
-    (rollout,) = completions(model, tokenizer, [MESSAGES], spec, samples=1, seed=0, temperature=0.0)
+    (rollout,) = sample_completions(
+        model, tokenizer, [MESSAGES], spec, samples=1, seed=0, temperature=0.0
+    )
     response = chat(
         tiny,
         max_tokens=30,
@@ -265,7 +267,9 @@ def test_a_base_model_without_a_chat_template_is_served():
     tokenizer.chat_template = None
     spec = RolloutSpec(max_new_tokens=8)
     messages = [{"role": "user", "content": PROMPT}]
-    (rollout,) = completions(model, tokenizer, [messages], spec, samples=1, seed=0, temperature=0.0)
+    (rollout,) = sample_completions(
+        model, tokenizer, [messages], spec, samples=1, seed=0, temperature=0.0
+    )
     with running(model, tokenizer) as server:
         reply = chat(server, messages=messages, temperature=0, max_tokens=8)
     assert reply.choices[0].message.content == rollout.conversation[-1]["content"]

@@ -109,10 +109,10 @@ def test_a_served_model_is_a_judge():
 def test_a_judge_rates_with_a_served_model(monkeypatch):
     """The model's reply is replaced, because no tiny model writes ratings."""
     model, tokenizer = tiny_model(context=2048)
-    from rlhf.rollout.text_decoder import TextDecoder
+    from rlhf.rollout.text_decoder import IncrementalTextDecoder
 
-    monkeypatch.setattr(TextDecoder, "append", lambda self, ids: "")
-    monkeypatch.setattr(TextDecoder, "finish", lambda self: "It is right. Rating: 10")
+    monkeypatch.setattr(IncrementalTextDecoder, "append", lambda self, ids: "")
+    monkeypatch.setattr(IncrementalTextDecoder, "finish", lambda self: "It is right. Rating: 10")
     with running(model, tokenizer) as server:
         scores = rating_judge(server.url, "tiny").score(TALKS[:1])
     assert scores.values == [1.0]

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.rollout.text_decoder import TextDecoder
+from rlhf.rollout.text_decoder import IncrementalTextDecoder
 from rlhf.serving.text import StopStrings, TokenNames
 from tests.helpers.models import tiny_tokenizer
 
@@ -44,7 +44,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def step_by_step(tokenizer, ids, context=()) -> str:
-    decoder = TextDecoder(tokenizer, context)
+    decoder = IncrementalTextDecoder(tokenizer, context)
     return "".join([*(decoder.append([token]) for token in ids), decoder.finish()])
 
 
@@ -53,7 +53,7 @@ def test_a_text_is_the_same_step_by_step(text):
     tokenizer = tiny_tokenizer()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert step_by_step(tokenizer, ids) == text
-    decoder = TextDecoder(tokenizer)
+    decoder = IncrementalTextDecoder(tokenizer)
     assert decoder.append(ids) + decoder.finish() == text
 
 
@@ -68,7 +68,7 @@ def test_random_tokens_are_the_same_step_by_step_as_at_once():
 def test_a_part_of_a_character_waits_for_its_rest():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("a🙂b", add_special_tokens=False)["input_ids"]
-    decoder = TextDecoder(tokenizer)
+    decoder = IncrementalTextDecoder(tokenizer)
     pieces = [decoder.append([token]) for token in ids]
     assert [piece for piece in pieces if piece] == ["a", "🙂", "b"]
 

@@ -18,7 +18,7 @@ from scipy.special import expit, ndtr, ndtri
 
 from rlhf.evaluation.harness import metrics_from_output
 from rlhf.reward_models.report.calibration import temperature_interval
-from rlhf.reward_models.report.intervals import gain_interval
+from rlhf.reward_models.report.intervals import paired_difference_interval
 from rlhf.stats import Interval, difference, interval, ratio_interval
 from rlhf.stats.aggregates import (
     aggregate_interval,
@@ -183,7 +183,7 @@ def unequal_gains() -> Iterator[Point]:
             units, rates = _unequal_prompts(rng, g, s), _prompt_shares(rng, g, d, a)
             signs = np.where(rng.random(g) < up, 1.0, -1.0)
             gains = (rng.random(units.size) < rates[units]) * signs[units]
-            return _printed(gain_interval(gains, units.tolist()))
+            return _printed(paired_difference_interval(gains, units.tolist()))
 
         name = f"size spread {skew}, {apart} differ, {up} upwards, correlation {alike}"
         yield Point(str(prompts), name, make, apart * (2 * up - 1))

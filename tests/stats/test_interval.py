@@ -13,7 +13,7 @@ from rlhf.stats import (
     ratio_interval,
     share_interval,
 )
-from rlhf.stats.aggregates import stretched_interval
+from rlhf.stats.aggregates import widened_bootstrap_interval
 from rlhf.stats.means import run_and_task_mean_moments
 from rlhf.stats.paired import delta_interval
 from rlhf.stats.shares import mid_p_bounds
@@ -270,11 +270,11 @@ def test_a_stretched_bootstrap_of_a_mean_is_nearly_the_t_interval():
     rng = np.random.default_rng(0)
     values = rng.normal(size=12)
     means = rng.choice(values, size=(100_000, 12)).mean(axis=1)
-    found = stretched_interval(values.mean(), means, 12, 11)
+    found = widened_bootstrap_interval(values.mean(), means, 12, 11)
     low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
     assert found.low == pytest.approx(low, abs=0.02)
     assert found.high == pytest.approx(high, abs=0.02)
-    assert "4 units" in stretched_interval(0.0, means, 4, 3).needs
+    assert "4 units" in widened_bootstrap_interval(0.0, means, 4, 3).needs
 
 
 def test_a_paired_difference_removes_the_common_part():

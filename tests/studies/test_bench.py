@@ -17,7 +17,7 @@ import yaml
 
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
-from rlhf.config.load import assemble_tree
+from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_job_array
 from rlhf.studies.bench.manifest import make_bench
@@ -131,7 +131,9 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
     first = [line for line in lists["start"] if "echo/seed1" in line]
     second = [line for line in lists["train"] if "echo/seed1/rloo" in line]
     with pytest.raises(UserError, match=r"needs the result of echo/seed1/sft"):
-        run_one_job(make_bench(assemble_tree([manifest], []), COMMANDS), "echo/seed1/rloo")
+        run_one_job(
+            make_bench(assemble_tree_and_load_plugins([manifest], []), COMMANDS), "echo/seed1/rloo"
+        )
     for line in (*first, *second):
         program, *arguments = shlex.split(line)
         assert program == "rlhf"
@@ -147,9 +149,14 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
 
 
 def test_an_array_manifest_stands_for_the_same_bench(tmp_path):
-    bench = make_bench(assemble_tree([write_manifest(tmp_path / "b")], []), COMMANDS)
+    bench = make_bench(
+        assemble_tree_and_load_plugins([write_manifest(tmp_path / "b")], []), COMMANDS
+    )
     written = write_job_array(bench, tmp_path / "array")
-    assert make_bench(assemble_tree([written[0]], []), COMMANDS).jobs() == bench.jobs()
+    assert (
+        make_bench(assemble_tree_and_load_plugins([written[0]], []), COMMANDS).jobs()
+        == bench.jobs()
+    )
 
 
 def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_path):
@@ -178,9 +185,11 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
 
 def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_path):
     manifest = write_manifest(tmp_path / "b")
-    bench = make_bench(assemble_tree([manifest], []), COMMANDS)
+    bench = make_bench(assemble_tree_and_load_plugins([manifest], []), COMMANDS)
     run_one_job(bench, "echo/reference")
-    changed = make_bench(assemble_tree([manifest], [("episodes", 16), ("resume", True)]), COMMANDS)
+    changed = make_bench(
+        assemble_tree_and_load_plugins([manifest], [("episodes", 16), ("resume", True)]), COMMANDS
+    )
     with pytest.raises(UserError, match=r"episodes was 8, now 16"):
         run_bench(changed)
     assert not (bench.root / "bench.yaml").exists()
@@ -217,7 +226,9 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, word
 
 
 def test_an_unknown_job_is_told_the_nearest(tmp_path):
-    bench = make_bench(assemble_tree([write_manifest(tmp_path / "b")], []), COMMANDS)
+    bench = make_bench(
+        assemble_tree_and_load_plugins([write_manifest(tmp_path / "b")], []), COMMANDS
+    )
     with pytest.raises(UserError, match=r"did you mean 'echo/seed1/rloo'"):
         run_one_job(bench, "echo/seed1/rlo")
 
@@ -229,7 +240,7 @@ def test_a_refused_run_does_not_stop_the_others(tmp_path):
     # Room for the prompt, which fine-tuning never checks, and for no reply.
     tree["algorithms"]["rloo"] = {"run": {"rollout": {"max_tokens": 2}}}
     manifest.write_text(yaml.safe_dump(tree))
-    bench = make_bench(assemble_tree([manifest], []), COMMANDS)
+    bench = make_bench(assemble_tree_and_load_plugins([manifest], []), COMMANDS)
     with pytest.raises(UserError, match=r"echo/seed0/rloo: the prompt of seed .*--resume"):
         run_bench(bench)
     assert "runs/echo/seed0/ppo" in finished(tmp_path / "b/out")

@@ -19,7 +19,7 @@ from rlhf.cli.main import main
 from rlhf.config.launcher import LauncherConfig
 from rlhf.studies.jobs import Job
 from rlhf.studies.launchers.base import JobQueue
-from rlhf.studies.launchers.slurm import _job_script
+from rlhf.studies.launchers.slurm import _write_configs_and_make_job_script
 from tests.helpers.sweep import write_sweep
 
 pytestmark = pytest.mark.slow
@@ -288,7 +288,7 @@ def test_the_script_of_a_task_waits_for_its_command_after_a_signal(tmp_path, mon
     monkeypatch.setattr(sys, "executable", str(command))
     stages = (("rloo", {"output_dir": str(tmp_path / "out")}),)
     script = tmp_path / "1.sh"
-    script.write_text(_job_script(tmp_path, 1, Job("a", stages)))
+    script.write_text(_write_configs_and_make_job_script(tmp_path, 1, Job("a", stages)))
     process = subprocess.Popen(["sh", str(script)], start_new_session=True)
     while not (tmp_path / "started").exists():
         time.sleep(0.05)

@@ -12,7 +12,7 @@ import yaml
 
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
-from rlhf.config.load import assemble_tree, build_config
+from rlhf.config.load import assemble_tree_and_load_plugins, build_config
 from rlhf.config.sweep import SweepConfig
 from rlhf.errors import UserError
 from rlhf.studies.sweep.run import (
@@ -194,7 +194,7 @@ def test_a_sweep_without_a_finite_value_names_no_best_setting(tmp_path):
 
 def test_a_later_key_of_the_grid_does_not_change_an_earlier_value():
     value = {"a": 1}
-    assert assemble_tree([], [("x", value), ("x.a", 2)]) == {"x": {"a": 2}}
+    assert assemble_tree_and_load_plugins([], [("x", value), ("x.a", 2)]) == {"x": {"a": 2}}
     assert value == {"a": 1}
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rlhf.cli.table import COMMANDS
-from rlhf.config.load import assemble_tree, build_config, set_key
+from rlhf.config.load import assemble_tree_and_load_plugins, build_config, set_key
 from rlhf.config.tune import Dimension, TuneConfig
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
@@ -106,7 +106,9 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
 @pytest.mark.slow
 def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_path):
     path = study_of(tmp_path / "s")
-    tuned = run_tune(make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS))
+    tuned = run_tune(
+        make_study(build_config(TuneConfig, assemble_tree_and_load_plugins([path], [])), COMMANDS)
+    )
     assert not unknown_entries(tuned.parent)
     tree = yaml.safe_load(tuned.read_text())
     assert set(tree["algorithms"]["rloo"]["run"]) == {"optimizer", "algorithm"}
@@ -125,18 +127,26 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
         for line in file.read_text().rstrip("\n").split("\n")
     }
     assert seeds == {evaluation_seed(FIRST_TUNING_EPISODE + index) for index in range(6)}
-    bench = make_bench(assemble_tree([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS)
+    bench = make_bench(
+        assemble_tree_and_load_plugins([tmp_path / "s/manifest.yaml", tuned], []), COMMANDS
+    )
     rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]
     assert bench.run_config_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate
     with pytest.raises(UserError, match="seeds: seed 7 was used for tuning"):
         make_bench(
-            assemble_tree([tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])]), COMMANDS
+            assemble_tree_and_load_plugins(
+                [tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])]
+            ),
+            COMMANDS,
         )
     # A lost result is written again without a new trial.
     tuned.unlink()
     stamps = {file: file.stat().st_mtime_ns for file in files}
     run_tune(
-        make_study(build_config(TuneConfig, assemble_tree([path], [("resume", True)])), COMMANDS)
+        make_study(
+            build_config(TuneConfig, assemble_tree_and_load_plugins([path], [("resume", True)])),
+            COMMANDS,
+        )
     )
     assert yaml.safe_load(tuned.read_text()) == tree
     assert stamps == {file: file.stat().st_mtime_ns for file in files}
@@ -167,12 +177,16 @@ def test_a_resumed_study_with_another_manifest_is_refused(tmp_path, monkeypatch)
 def record_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a study that ends before its first trial."""
     monkeypatch.setattr(run, "_run_search", lambda study, jobs: (study.root / "optuna.log").touch())
-    run_tune(make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS))
+    run_tune(
+        make_study(build_config(TuneConfig, assemble_tree_and_load_plugins([path], [])), COMMANDS)
+    )
 
 
 def study_of_tree(path: Path, key: str, value: Any) -> TuneConfig:
     """The resumed study with a changed key."""
-    return build_config(TuneConfig, assemble_tree([path], [(key, value), ("resume", True)]))
+    return build_config(
+        TuneConfig, assemble_tree_and_load_plugins([path], [(key, value), ("resume", True)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,5 +209,5 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, keys, words):
     tree = yaml.safe_load(path.read_text()) | keys
     path.write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError) as caught:
-        make_study(build_config(TuneConfig, assemble_tree([path], [])), COMMANDS)
+        make_study(build_config(TuneConfig, assemble_tree_and_load_plugins([path], [])), COMMANDS)
     assert all(word in str(caught.value) for word in words), caught.value

@@ -25,7 +25,10 @@ from rlhf.runs import alarms as alarms_module
 from rlhf.runs.alarms import ALARMS, NUM_HEALTHY_RUNS, Halt
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.training import loop, optimize
-from rlhf.training.numeric_checks import check_ratios_before_first_update, check_scores
+from rlhf.training.numeric_checks import (
+    check_ratios_before_first_update,
+    check_scores_and_rewards_are_finite,
+)
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
 from tests.helpers.alarm_faults import FAULTS, Columns
@@ -150,13 +153,13 @@ def nan_logprobs(patch: pytest.MonkeyPatch) -> None:
 
 def nan_advantages(patch: pytest.MonkeyPatch) -> None:
     """The advantages of the first episode are nan."""
-    update = optimize.check_batch
+    update = optimize.check_batch_is_finite
 
     def broken(batch: Any, **kwargs: Any) -> None:
         batch.advantages[0] = math.nan
         update(batch, **kwargs)
 
-    patch.setattr(optimize, "check_batch", broken)
+    patch.setattr(optimize, "check_batch_is_finite", broken)
 
 
 LENIENT = {"shaping": {"max_unscored": 1.0}}
@@ -176,13 +179,13 @@ def test_faults_are_caught_before_the_update_and_replayed(
 ) -> None:
     name, keys, change = BEFORE_UPDATE[case]
     steps: list[float] = []
-    apply = OnlineTrainer.apply_gradients
+    apply = OnlineTrainer.clip_and_apply_gradients
 
     def recorded(trainer: OnlineTrainer) -> float:
         steps.append(apply(trainer))
         return steps[-1]
 
-    monkeypatch.setattr(OnlineTrainer, "apply_gradients", recorded)
+    monkeypatch.setattr(OnlineTrainer, "clip_and_apply_gradients", recorded)
     if change:
         change(monkeypatch)
     tree = merge_trees(online_tree(tmp_path / "run", echo_model), keys)
@@ -227,12 +230,12 @@ def test_rounding_in_half_precision_does_not_end_a_run_but_dropout_does(
 )
 def test_wrong_rewards_halt(scores: list[float], rewards: list[list[float]], name: str) -> None:
     with pytest.raises(Halt) as halt:
-        check_scores(scores, rewards, {})
+        check_scores_and_rewards_are_finite(scores, rewards, {})
     assert halt.value.name == name
 
 
 def test_an_episode_without_a_score_is_allowed() -> None:
-    check_scores([math.nan, 0.5], [[math.nan], [0.2, 0.3]], {})
+    check_scores_and_rewards_are_finite([math.nan, 0.5], [[math.nan], [0.2, 0.3]], {})
 
 
 def test_the_documentation_has_the_table_of_alarms() -> None:
@@ -379,7 +382,7 @@ def test_a_step_counts_gradients_once_and_checks_weights_once(
     def count(trainer: OnlineTrainer) -> None:
         counted.append(trainer.progress.step)
 
-    monkeypatch.setattr(OnlineTrainer, "count_weights_without_gradient", count)
+    monkeypatch.setattr(OnlineTrainer, "record_weights_without_gradient", count)
     monkeypatch.setattr(loop, "_check_weights_finite", lambda t: checked.append(t.progress.step))
     keys = {"algorithm": {"num_epochs": 2, "num_minibatches": 2}, "save_every": 3}
     evaluation = {"episodes": 4, "every": 2}

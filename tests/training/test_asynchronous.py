@@ -140,7 +140,7 @@ def test_every_batch_is_sampled_by_the_policy_of_the_step_before(tmp_path, echo_
 def test_the_next_batch_is_collected_during_the_update(tmp_path, echo_model, monkeypatch):
     """The update waits for the next batch, which a synchronous loop would collect later."""
     collected = {step: threading.Event() for step in range(5)}
-    collect, update = rollout_source._collect_recorded, online.update_policy
+    collect, update = rollout_source._collect_with_completions, online.update_policy
 
     def collect_and_tell(collector: Any, engine: Any, step: int, **settings: Any) -> Any:
         assert threading.current_thread() is not threading.main_thread()
@@ -153,7 +153,7 @@ def test_the_next_batch_is_collected_during_the_update(tmp_path, echo_model, mon
         assert not collected[min(step + 2, 4)].is_set()
         return update(trainer, batch, step=step)
 
-    monkeypatch.setattr(rollout_source, "_collect_recorded", collect_and_tell)
+    monkeypatch.setattr(rollout_source, "_collect_with_completions", collect_and_tell)
     monkeypatch.setattr(online, "update_policy", update_later)
     run_command("grpo", tree_of(tmp_path / "run", echo_model))
     assert [event.is_set() for event in collected.values()] == [True] * 4 + [False]
@@ -248,7 +248,7 @@ def test_replies_that_are_too_old_after_a_change_of_the_limit_are_sampled_again(
         with pytest.raises(RuntimeError, match="dies"):
             run_command("grpo", tree)
     synchronous = merge_trees(tree, {"rollout": {"max_staleness": 0}, "resume": True})
-    COMMANDS.check_unchanged("grpo", synchronous)
+    COMMANDS.check_run_config_unchanged("grpo", synchronous)
     run_command("grpo", synchronous)
     rows = metrics_of(tmp_path / "run")
     assert [row.get("rollout/replies_discarded") for row in rows] == [None, None, 8.0, None]

@@ -234,12 +234,12 @@ def test_evaluations_are_compared_by_gold_then_return_then_reward(tmp_path, echo
     ):
         trainer.config = configure("ppo", online_tree(tmp_path, echo_model, **keys))
         trainer.rewards = load_rewards(trainer.config.rewards)
-        assert trainer.evaluation_loss(metrics) == -score
+        assert trainer.model_selection_loss(metrics) == -score
         row = {"step": 1, **metrics, "reward/env": 0.0}
         log = MetricLog(config=dataclasses.asdict(trainer.config), metrics=[row])
         key = gold_metric_key(log)  # the alarms and the report use the same gold score
         assert key is None or metrics[key] == score
-    assert trainer.evaluation_loss({}) == math.inf
+    assert trainer.model_selection_loss({}) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_evaluations_are_compared_by_what_is_trained(tmp_path, echo_model, rewar
     tree = online_tree(tmp_path, echo_model, env=prompts, rewards=[rewards])
     trainer.config = configure("ppo", tree)
     trainer.rewards = load_rewards(trainer.config.rewards)
-    assert trainer.evaluation_loss(metrics) == -score
+    assert trainer.model_selection_loss(metrics) == -score
 
 
 def test_a_failing_evaluation_does_not_cost_the_model(

@@ -24,7 +24,7 @@ from rlhf.errors import UserError
 from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.directory import Run
 from rlhf.runs.profiling import STEP_PARTS
-from rlhf.training.checkpoint import latest_checkpoint
+from rlhf.training.checkpoint import remove_damaged_and_find_latest
 from rlhf.training.distributed import HEARTBEAT_TIMEOUT_SECONDS, Heartbeat, World
 from rlhf.training.offline import train_offline
 from tests.helpers.training import (
@@ -50,7 +50,7 @@ TIMES = ("time", *(f"time/{part}" for part in STEP_PARTS))
 def test_a_world_of_one_changes_nothing() -> None:
     world = World()
     assert world.map([3, 1, 2], lambda part: [10 * x for x in part]) == [30, 10, 20]
-    assert world.shard(["a", "b"]) == ["a", "b"]
+    assert world.items_of_this_process(["a", "b"]) == ["a", "b"]
     assert world.gather("x") == ["x"]
 
 
@@ -79,14 +79,14 @@ def test_a_process_without_signs_of_life_is_gone() -> None:
     store = FakeStore()
     first, second = (Heartbeat(store, rank, 2) for rank in (0, 1))
     for now in range(0, 200, 5):
-        second.update(now)
-        first.update(now)
+        second.beat_and_check_others(now)
+        first.beat_and_check_others(now)
     assert not first.lost
     assert not second.lost
     for now in range(200, 200 + int(HEARTBEAT_TIMEOUT_SECONDS), 5):
-        first.update(now)
+        first.beat_and_check_others(now)
     assert not first.lost
-    first.update(201 + HEARTBEAT_TIMEOUT_SECONDS)
+    first.beat_and_check_others(201 + HEARTBEAT_TIMEOUT_SECONDS)
     assert first.lost
     assert not first.must_end(300)
     first.waiting_since = 299
@@ -99,18 +99,18 @@ def test_a_process_without_signs_of_life_is_gone() -> None:
 def test_without_the_store_all_others_are_gone() -> None:
     store = FakeStore()
     first, second = (Heartbeat(store, rank, 2) for rank in (0, 1))
-    second.update(0)
-    first.update(0)
+    second.beat_and_check_others(0)
+    first.beat_and_check_others(0)
     store.broken = True
-    second.update(HEARTBEAT_TIMEOUT_SECONDS - 1)
+    second.beat_and_check_others(HEARTBEAT_TIMEOUT_SECONDS - 1)
     assert not second.lost
-    second.update(HEARTBEAT_TIMEOUT_SECONDS + 1)
+    second.beat_and_check_others(HEARTBEAT_TIMEOUT_SECONDS + 1)
     assert second.lost
 
 
 def test_shares_are_disjoint_and_complete() -> None:
     parts = list(range(7))
-    shares = [World(rank, 3).shard(parts) for rank in range(3)]
+    shares = [World(rank, 3).items_of_this_process(parts) for rank in range(3)]
     assert sorted(x for share in shares for x in share) == parts
 
 
@@ -268,7 +268,7 @@ def test_trl_leaves_the_result_to_the_first_process(tmp_path: Path) -> None:
     trainer = {"max_steps": 1}
     model = save_model(tmp_path / "model")
     tree = offline_tree(tmp_path / "run", model, rows, engine="trl", trainer=trainer)
-    config = COMMANDS.configure("sft", tree)
+    config = COMMANDS.config_from_tree("sft", tree)
     run = Run.open(COMMANDS.effective_tree("sft", config))
     run.writes = False
     train_offline("sft", config, run)
@@ -347,4 +347,4 @@ def test_a_dead_process_ends_the_other_with_one_line(
     assert len(lines) == 1
     assert "another process of this run ended" in lines[0]
     assert "Traceback" not in errors
-    assert latest_checkpoint(config.parent / "run/checkpoints") is not None
+    assert remove_damaged_and_find_latest(config.parent / "run/checkpoints") is not None

@@ -11,7 +11,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.reward_models import Reward, Scores, build
 from rlhf.reward_models.adapters import as_reward
-from rlhf.reward_models.core import EachReward, Unscorable
+from rlhf.reward_models.core import PerConversationReward, Unscorable
 from rlhf.reward_models.judge import RatingJudge
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.environments.workers import LockstepWorkers, ThreadedWorkers
@@ -23,8 +23,8 @@ WAIT = 60.0
 """Time limit of a wait that a correct program ends at once, in seconds."""
 
 
-def waiting_reward(function: Callable[[Any], float], name: str = "slow") -> EachReward:
-    return EachReward(function, name=name, waits=True)
+def waiting_reward(function: Callable[[Any], float], name: str = "slow") -> PerConversationReward:
+    return PerConversationReward(function, name=name, waits=True)
 
 
 def by_start(conversation: Any) -> float:

@@ -401,7 +401,7 @@ def test_parallel_is_the_number_of_environments(places) -> None:
     for parallel in (2, 64):
         changes = {"rollout": {"parallel": parallel}}
         trainer = OnlineTrainer("ppo", configure("ppo", tree_of("unused", places, changes)))
-        trainer.collector.collect(trainer.starts.take(0, 8, 1))
+        trainer.collector.collect(trainer.starts.take_episode_seeds(0, 8, 1))
         made.append(len(trainer.collector.envs))
         trainer.close()
     assert made == [2, 8]

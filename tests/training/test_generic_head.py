@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.cli.table import run_command
 from rlhf.models.loading import load_causal_model
 from rlhf.reward_models import LearnedReward
-from rlhf.reward_models.generic_heads import has_own_classifier
+from rlhf.reward_models.generic_heads import transformers_has_classifier
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.training import pair_rows, pairs_tree
 from tests.models.families import config_of, model_of
@@ -15,7 +15,7 @@ from tests.models.families import config_of, model_of
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_h1", "granitemoe"])
 def test_a_family_without_a_classifier_carries_a_reward_head(tmp_path, name):
-    assert not has_own_classifier(config_of(name), steps=False)
+    assert not transformers_has_classifier(config_of(name), per_token=False)
     place = tmp_path / "model"
     model_of(name).save_pretrained(place)
     tiny_tokenizer().save_pretrained(place)

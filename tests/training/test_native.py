@@ -127,7 +127,7 @@ def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb)
 def test_a_run_without_a_finite_held_out_loss_ends_with_the_last_model(
     tmp_path, echo_model, monkeypatch, caplog
 ):
-    monkeypatch.setattr(SupervisedTrainer, "evaluation_loss", lambda *_: float("nan"))
+    monkeypatch.setattr(SupervisedTrainer, "model_selection_loss", lambda *_: float("nan"))
     final = run_command("sft", tree_of("sft", tmp_path, echo_model, engine="native", keep_last=1))
     assert same(tensors_of(final), tensors_of(tmp_path / "run/checkpoints/step-8"))
     assert "no evaluation had a finite loss" in caplog.text
@@ -282,11 +282,12 @@ def test_a_damaged_reference_is_scored_again(tmp_path, echo_model, monkeypatch, 
 def test_each_epoch_sees_every_example_once_in_a_new_order():
     schedule = BatchSchedule(num_rows=10, batch_size=4, num_steps=6, seed=0)
     epochs = [
-        [row for step in steps for row in schedule.rows(step)] for steps in ((0, 1, 2), (3, 4, 5))
+        [row for step in steps for row in schedule.example_indices(step)]
+        for steps in ((0, 1, 2), (3, 4, 5))
     ]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
-    assert schedule.rows(4) == BatchSchedule(10, 4, 99, 0).rows(4)
+    assert schedule.example_indices(4) == BatchSchedule(10, 4, 99, 0).example_indices(4)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):

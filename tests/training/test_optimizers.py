@@ -10,7 +10,12 @@ from rlhf.cli.table import run_command
 from rlhf.common.ranges import convert_to_type
 from rlhf.config.online import OptimizerSpec
 from rlhf.errors import UserError
-from rlhf.training.optimizers import OPTIMIZERS, OptimizerSettings, PlainOptimizer, make_optimizer
+from rlhf.training.optimizers import (
+    OPTIMIZERS,
+    OptimizerSettings,
+    TorchOptimizerAdapter,
+    make_optimizer,
+)
 from tests.helpers.training import metrics_of, offline_tree, same, sft_rows, weights_of, write_rows
 
 
@@ -25,13 +30,13 @@ def test_the_configuration_accepts_exactly_the_registered_optimizers():
 def test_an_optimizer_of_torch_is_clipped_and_restored(clipped):
     """Weight 1, gradient 3 (clipped to 1.5), learning rate 0.1, no momentum before step 2."""
     weight = nn.Parameter(torch.ones(1))
-    optimizer = PlainOptimizer(torch.optim.SGD([weight], lr=0.1, momentum=0.5))
+    optimizer = TorchOptimizerAdapter(torch.optim.SGD([weight], lr=0.1, momentum=0.5))
     weight.grad = torch.full_like(weight, 3.0)
     assert optimizer.clip_at_next_step(1.5 if clipped else 5.0) == 3.0
     optimizer.step()
     assert weight.item() == pytest.approx(0.85 if clipped else 0.7)
     other = nn.Parameter(weight.detach().clone())
-    restored = PlainOptimizer(torch.optim.SGD([other], lr=0.1, momentum=0.5))
+    restored = TorchOptimizerAdapter(torch.optim.SGD([other], lr=0.1, momentum=0.5))
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for parameter, steps in ((weight, optimizer), (other, restored)):
         steps.param_groups[0]["lr"] = 0.2  # as a scheduler sets it

@@ -20,17 +20,21 @@ from rlhf.models.activation_checkpointing import checkpoint_activations
 from rlhf.models.adapters import add_lora
 from rlhf.models.architecture import blocks_of, trunk_of
 from rlhf.models.fast import chunked_logprobs
-from rlhf.models.fast.chunked_logprobs import selected_logprobs
-from rlhf.models.fast.packing import hidden_states_and_index, select_attention_without_packing
+from rlhf.models.fast.chunked_logprobs import target_logprobs_and_entropies
+from rlhf.models.fast.packing import flat_states_and_token_index, select_attention_without_packing
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.scratch import make_random_llama_model
 from rlhf.models.trainable import make_trainable
 from rlhf.rollout.sampling.base import Request, SamplingParams
-from rlhf.rollout.sampling.decoder import FusedDecoder, decoder_for, fused_weight_bytes
+from rlhf.rollout.sampling.decoder import (
+    FusedDecoder,
+    fused_weight_bytes,
+    make_fastest_matching_decoder,
+)
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.plan import memory
-from rlhf.training.plan.batches import RandomReplies, online_batches
+from rlhf.training.plan.batches import RandomReplyEngine, play_and_make_online_batches
 from rlhf.training.plan.calibration import PassSpeed
 from rlhf.training.plan.communication import (
     CollectiveSpeed,
@@ -42,15 +46,15 @@ from rlhf.training.plan.memory import (
     HeadSize,
     PassSize,
     TrainingState,
-    kernel_bytes,
+    best_model_restore_memory,
     kv_cache_bytes,
-    restored_memory,
+    onednn_kernel_bytes,
     training_state,
     update_memory,
 )
 from rlhf.training.plan.plan import Parallelism
 from rlhf.training.plan.text import bytes_text, seconds_text
-from rlhf.training.plan.tracing import LiveBytes, first_blocks, pass_size
+from rlhf.training.plan.tracing import LiveByteCounter, copy_with_first_blocks, traced_pass_size
 from tests.helpers.models import tiny_gpt2, tiny_qwen2, tiny_tokenizer
 from tests.helpers.training import (
     label_rows,
@@ -118,7 +122,7 @@ def saved_storages(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> dict
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states, _ = hidden_states_and_index(model, tokens, mask)
+        states, _ = flat_states_and_token_index(model, tokens, mask)
     known = storages([*model.parameters(), *model.buffers(), tokens, mask])
     found = storages([*kept, states])
     return {key: size for key, size in found.items() if key not in known}
@@ -133,7 +137,7 @@ def test_saved_bytes_are_those_of_a_real_pass(name, lengths, same):
     enable_fast_paths(model)
     tokens, mask = rows(*lengths, same=same)
     real = sum(saved_storages(model, tokens, mask).values())
-    estimated = pass_size(trunk_of(model), tokens, mask).saved
+    estimated = traced_pass_size(trunk_of(model), tokens, mask).saved
     assert estimated == pytest.approx(real, rel=0.03)
 
 
@@ -142,7 +146,7 @@ def test_recomputation_saves_the_inputs_of_the_blocks():
     tokens, mask = rows(60, 60, 60)
     for each in (model, plain):
         enable_fast_paths(each)
-    found, whole = (pass_size(trunk_of(each), tokens, mask) for each in (model, plain))
+    found, whole = (traced_pass_size(trunk_of(each), tokens, mask) for each in (model, plain))
     real = sum(saved_storages(model, tokens, mask).values())
     # The blocks also keep the rotary embeddings, which the hooks of autograd do not see.
     assert real <= found.saved <= 1.3 * real
@@ -154,14 +158,14 @@ def test_tracing_allocates_no_gradients_and_leaves_the_model_unchanged():
     model = make_trainable(llama())
     enable_fast_paths(model)
     before = copy.deepcopy(model.state_dict())
-    pass_size(trunk_of(model), *rows(40, 40))
+    traced_pass_size(trunk_of(model), *rows(40, 40))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
 
 
 def test_live_bytes_of_known_operations():
     given = torch.zeros(1000)
-    with LiveBytes([given]) as counter:
+    with LiveByteCounter([given]) as counter:
         given.view(10, 100).t()  # no new storage
         assert counter.live == 0
         kept = given + 1
@@ -224,11 +228,11 @@ def test_logits_are_saved_or_recomputed_as_estimated(monkeypatch, limit):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        selected_logprobs(model, hidden, torch.arange(20))
+        target_logprobs_and_entropies(model, hidden, torch.arange(20))
     # The transposed weight of the head has the shape [width, vocabulary].
     logits = [t.nbytes for t in kept if t.shape[1:] == (vocabulary,) and len(t) != width]
-    assert size.saved == sum(logits)
-    assert size.chunk == 4 * vocabulary * min(20, limit // vocabulary)
+    assert size.saved_logit_bytes == sum(logits)
+    assert size.chunk_logit_bytes == 4 * vocabulary * min(20, limit // vocabulary)
 
 
 STATE = TrainingState(
@@ -253,8 +257,8 @@ def test_logits_and_their_gradients_count():
 
 
 def test_kernels_are_limited_by_the_cache_of_onednn():
-    assert kernel_bytes(5, 2) == 30 * 3 * 2**18
-    assert kernel_bytes(5, 1000) == 1024 * 3 * 2**18
+    assert onednn_kernel_bytes(5, 2) == 30 * 3 * 2**18
+    assert onednn_kernel_bytes(5, 1000) == 1024 * 3 * 2**18
 
 
 def test_shards_divide_the_state_and_gather_blocks():
@@ -277,8 +281,10 @@ def test_shards_free_activations_before_the_gradients_are_complete():
 
 def test_the_best_model_is_restored_after_the_memory_of_the_update_is_returned():
     update = update_memory(STATE, PASSES, None, shards=4)
-    assert restored_memory(update, STATE, shards=4).total == 25 + 150 + 40 + 2 * 10 + 100 / 4
-    assert restored_memory(update, STATE).total == update.total + 100
+    assert (
+        best_model_restore_memory(update, STATE, shards=4).total == 25 + 150 + 40 + 2 * 10 + 100 / 4
+    )
+    assert best_model_restore_memory(update, STATE).total == update.total + 100
 
 
 def test_communication_of_a_step():
@@ -320,7 +326,7 @@ def test_a_separate_critic_doubles_the_activations():
 
 def test_the_sampler_allocates_the_estimated_cache_and_copies():
     model = llama().eval()
-    with torch.no_grad(), LiveBytes([*model.parameters(), *model.buffers()]) as counter:
+    with torch.no_grad(), LiveByteCounter([*model.parameters(), *model.buffers()]) as counter:
         decoder = FusedDecoder(model)
         copies = counter.live
         cache = decoder.new_cache(3)
@@ -336,7 +342,7 @@ def test_the_sampler_allocates_the_estimated_cache_and_copies():
 
 def test_first_blocks_share_the_embedding_and_copy_the_blocks():
     model = make_trainable(llama())
-    short = first_blocks(model, trunk_of(model), 2)
+    short = copy_with_first_blocks(model, trunk_of(model), 2)
     assert len(blocks_of(trunk_of(short))) == 2
     assert len(blocks_of(trunk_of(model))) == 4
     assert short.get_input_embeddings().weight is model.get_input_embeddings().weight
@@ -350,7 +356,7 @@ def test_first_blocks_share_the_embedding_and_copy_the_blocks():
         got, position_embeddings=short.model.rotary_emb(got, tokens), attention_mask=None
     )
     assert torch.allclose(direct, expected)
-    assert isinstance(decoder_for(short), FusedDecoder)
+    assert isinstance(make_fastest_matching_decoder(short), FusedDecoder)
 
 
 def batch_of(*lengths: int) -> TrainingBatch:
@@ -381,7 +387,7 @@ def test_duration_of_sampling():
 
 
 def test_random_replies_have_the_requested_length_and_no_stop_token():
-    engine = RandomReplies(10, excluded=[3, 4], seed=0)
+    engine = RandomReplyEngine(10, excluded=[3, 4], seed=0)
     engine.submit([Request(i, [1], 50, (0,), SamplingParams()) for i in range(2)])
     replies = engine.poll()
     assert [len(reply.tokens) for reply in replies] == [50, 50]
@@ -393,7 +399,7 @@ def test_batches_of_episodes_have_the_longest_replies(tmp_path):
     place = save_model(tmp_path / "model")
     tree = online_tree(tmp_path / "run", place, algorithm={"group_size": 4})
     trainer = OnlineTrainer("rloo", configure("rloo", tree))
-    batches = online_batches(trainer)
+    batches = play_and_make_online_batches(trainer)
     trainer.close()
     assert batches.sampled_tokens == 8 * 3  # eight episodes of one turn with three tokens
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches.scoring)
@@ -460,7 +466,7 @@ def test_only_the_first_process_prints_the_plan(sft_file, capsys, monkeypatch):
 
 
 def test_a_dry_run_warns_if_the_memory_is_too_small(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("rlhf.runs.machine.memory_of_device", lambda device: 2**20)
+    monkeypatch.setattr("rlhf.runs.machine.total_memory_bytes", lambda device: 2**20)
     tree = online_tree(tmp_path / "run", save_model(tmp_path / "model"), critic="separate")
     assert main(["ppo", "--config", config_file(tmp_path, tree), "--dry-run"]) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning")]

@@ -175,7 +175,8 @@ def test_temperature_that_cannot_be_fitted_is_reported(tmp_path, echo_model, cap
         "verdict": ["No temperature makes its margins informative."],
     }
     monkeypatch.setattr(
-        "rlhf.training.reward_models.preference.report_on_pairs", lambda *args, **kwargs: report
+        "rlhf.training.reward_models.preference.write_pair_evaluation",
+        lambda *args, **kwargs: report,
     )
     with caplog.at_level("INFO"):
         final = run_command("reward", pairs_tree(tmp_path, echo_model))
@@ -188,7 +189,8 @@ def test_the_fitted_temperature_is_saved_and_the_checksums_stay_valid(
 ):
     report = {"calibration": {"fitted": {"temperature": 1.7}}, "verdict": []}
     monkeypatch.setattr(
-        "rlhf.training.reward_models.preference.report_on_pairs", lambda *args, **kwargs: report
+        "rlhf.training.reward_models.preference.write_pair_evaluation",
+        lambda *args, **kwargs: report,
     )
     final = run_command("reward", pairs_tree(tmp_path, echo_model))
     assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.7

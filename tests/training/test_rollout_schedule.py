@@ -25,15 +25,15 @@ class Played:
                 self.assigned.append(entry)
 
     def publish(self, version: int) -> None:
-        self.schedule.publish(Snapshot(version, {}))
+        self.schedule.use_policy_for_next_batches(Snapshot(version, {}))
         self.note()
 
     def finish(self) -> None:
-        self.schedule.finish()
+        self.schedule.record_complete_batch()
         self.note()
 
     def take(self) -> None:
-        self.schedule.take()
+        self.schedule.record_taken_batch()
         self.note()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf.reward_models import build
-from rlhf.reward_models.core import EachReward
+from rlhf.reward_models.core import PerConversationReward
 from rlhf.rollout.batch import Rollout
 from rlhf.training.score_metrics import is_solved, score_metrics
 from rlhf.training.scoring import score_rollouts
@@ -21,9 +21,11 @@ def rollout(score: float, *, group: int = 0, **fields: Any) -> Rollout:
     return made
 
 
-def binary(name: str, *, outcomes: tuple[float, float] | None = (0.0, 1.0)) -> EachReward:
+def binary(
+    name: str, *, outcomes: tuple[float, float] | None = (0.0, 1.0)
+) -> PerConversationReward:
     """A reward that reads its score from the first message."""
-    return EachReward(lambda talk: talk[0][name], name=name, outcomes=outcomes)
+    return PerConversationReward(lambda talk: talk[0][name], name=name, outcomes=outcomes)
 
 
 def scored(reward: Any, rows: list[dict[str, float]], *, env_weight: float = 0.0) -> list[Rollout]:

@@ -24,7 +24,7 @@ from rlhf.models.sharding import deferred
 from rlhf.models.sharding.saving import write_safetensors
 from rlhf.models.sharding.tensors import StoredWeights, WholeTensors, row_range
 from rlhf.runs.directory import Run
-from rlhf.training.checkpoint import latest_checkpoint
+from rlhf.training.checkpoint import remove_damaged_and_find_latest
 from rlhf.training.distributed import World
 from tests.helpers import sharded_runs
 from tests.helpers.training import (
@@ -66,11 +66,16 @@ def test_row_ranges_are_those_of_torch(rows: int, size: int) -> None:
 
 def test_processes_make_equal_numbers_of_passes() -> None:
     items = [[0, 1], [2], [3, 4]]
-    parts = [list(World(rank, 2, sharded_model=True).micro_batches(items)) for rank in (0, 1)]
+    parts = [
+        list(World(rank, 2, sharded_model=True).own_micro_batches_with_weights(items))
+        for rank in (0, 1)
+    ]
     assert parts == [[([0, 1], 1.0), ([3, 4], 1.0)], [([2], 1.0), ([2], 0.0)]]
-    assert list(World(1, 2).micro_batches(items)) == [([2], 1.0)]
-    assert list(World(3, 4, sharded_model=True).micro_batches(items)) == [([2], 0.0)]
-    assert list(World(1, 2, sharded_model=True).micro_batches([])) == []
+    assert list(World(1, 2).own_micro_batches_with_weights(items)) == [([2], 1.0)]
+    assert list(World(3, 4, sharded_model=True).own_micro_batches_with_weights(items)) == [
+        ([2], 0.0)
+    ]
+    assert list(World(1, 2, sharded_model=True).own_micro_batches_with_weights([])) == []
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -432,7 +437,7 @@ def test_a_dead_process_ends_the_other_with_one_line(
     assert len(lines) == 1, errors
     assert "another process of this run ended" in lines[0]
     assert "Traceback" not in errors
-    assert latest_checkpoint(run / "checkpoints") is not None
+    assert remove_damaged_and_find_latest(run / "checkpoints") is not None
 
 
 @pytest.mark.sweep

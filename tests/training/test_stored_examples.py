@@ -15,12 +15,16 @@ from rlhf.cli.table import run_command
 from rlhf.common.files import json_line
 from rlhf.config.data import DataSpec
 from rlhf.data import load, row_store, stored_rows
-from rlhf.data.stored_rows import Preparation, load_stored
+from rlhf.data.stored_rows import DataPreparationSettings, load_stored
 from rlhf.errors import UserError
 from rlhf.reward_models.losses import IGNORED
 from rlhf.training import stored_examples
 from rlhf.training.examples import Example, ExampleEncoder
-from rlhf.training.stored_examples import CachingEncoder, labels_from_run_lengths, run_lengths_of
+from rlhf.training.stored_examples import (
+    CachingEncoder,
+    ignored_and_trained_run_lengths,
+    labels_from_run_lengths,
+)
 from tests.helpers.training import (
     assistant,
     label_rows,
@@ -119,7 +123,7 @@ def test_stored_examples_are_those_in_memory(tmp_path, kind, seed, template):
         specs.append(DataSpec(str(path), weight=1.0 + 2 * number if seed == 2 else None))
     kind_of_rows = "sft" if kind == "text" else kind
     expected_rows = load(specs, kind_of_rows, seed=seed).rows
-    preparation = Preparation(tmp_path / "cache", 1)
+    preparation = DataPreparationSettings(tmp_path / "cache", 1)
     rows = load_stored(specs, kind_of_rows, seed=seed, preparation=preparation).rows
     pairs = kind == "preference"
     in_memory = ExampleEncoder(tokenizer, max_length=80)
@@ -151,15 +155,18 @@ def test_stored_examples_are_those_in_memory(tmp_path, kind, seed, template):
 )
 def test_runs_keep_the_labels(labels):
     ids = [index + 1 if label == IGNORED else label for index, label in enumerate(labels)]
-    assert labels_from_run_lengths(ids, run_lengths_of(labels)) == labels
-    assert sum(run_lengths_of(labels)) == len(labels)
+    assert labels_from_run_lengths(ids, ignored_and_trained_run_lengths(labels)) == labels
+    assert sum(ignored_and_trained_run_lengths(labels)) == len(labels)
 
 
 def test_all_dropped_is_the_message_of_rows_in_memory(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", sft_rows(20))
     rows = load(DataSpec(str(path)), "sft", seed=0).rows
     stored = load_stored(
-        DataSpec(str(path)), "sft", seed=0, preparation=Preparation(tmp_path / "cache", 1)
+        DataSpec(str(path)),
+        "sft",
+        seed=0,
+        preparation=DataPreparationSettings(tmp_path / "cache", 1),
     ).rows
     with pytest.raises(UserError) as first:
         ExampleEncoder(chatml(), max_length=2)(rows)
@@ -217,7 +224,7 @@ def imported_files(start: str) -> set[str]:
 @pytest.mark.parametrize(
     ("starts", "hash_function"),
     [
-        (["data/row_blocks.py", "data/row_store.py"], stored_rows.code_hash),
+        (["data/row_blocks.py", "data/row_store.py"], stored_rows.canonical_row_code_hash),
         (["training/examples.py"], stored_examples._code_hash),
     ],
 )
@@ -233,7 +240,7 @@ def test_every_file_that_determines_an_entry_is_part_of_its_hash(
 
         monkeypatch.setattr(stored_rows, "sha256_of", digest)
         monkeypatch.setattr(stored_examples, "sha256_of", digest)
-        stored_rows.code_hash.cache_clear()
+        stored_rows.canonical_row_code_hash.cache_clear()
         stored_examples._code_hash.cache_clear()
         return hash_function()
 
@@ -242,7 +249,7 @@ def test_every_file_that_determines_an_entry_is_part_of_its_hash(
     assert len(checked) > 7
     assert [n for n in sorted(checked) if hash_after_change_of(PACKAGE / n) == unchanged] == []
     monkeypatch.undo()
-    stored_rows.code_hash.cache_clear()
+    stored_rows.canonical_row_code_hash.cache_clear()
     stored_examples._code_hash.cache_clear()
 
 
@@ -253,7 +260,7 @@ def test_what_changes_an_example_makes_a_new_entry(tmp_path, monkeypatch):
     def encode(tokenizer, max_length=64, seed=0, stop_ids=(), limit=None):
         spec = DataSpec(str(path), limit=limit)
         rows = load_stored(
-            spec, "sft", seed=seed, preparation=Preparation(tmp_path / "cache", 1)
+            spec, "sft", seed=seed, preparation=DataPreparationSettings(tmp_path / "cache", 1)
         ).rows
         encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
         found = list(CachingEncoder(encoder, pairs=False)(rows))
@@ -310,7 +317,7 @@ def test_eval_data_and_a_new_tokenizer_give_the_same_run(tmp_path, monkeypatch, 
 def test_worker_processes_give_the_same_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(stored_examples, "ROWS_PER_PROCESS", 20)
     path = write_lines(tmp_path / "a.jsonl", rows_of("sft", 1, 60))
-    preparation = Preparation(tmp_path / "cache", 2)
+    preparation = DataPreparationSettings(tmp_path / "cache", 2)
     rows = load_stored(DataSpec(str(path)), "sft", seed=0, preparation=preparation).rows
     tokenizer = chatml()
     found = CachingEncoder(ExampleEncoder(tokenizer, max_length=60), pairs=False)(rows)
@@ -320,7 +327,7 @@ def test_worker_processes_give_the_same_examples(tmp_path, monkeypatch):
 def test_a_tensor_of_a_stored_example_can_be_written(tmp_path):
     """The arrays of a mapped file are read-only, but examples are lists."""
     path = write_lines(tmp_path / "a.jsonl", sft_rows(5))
-    preparation = Preparation(tmp_path / "cache", 1)
+    preparation = DataPreparationSettings(tmp_path / "cache", 1)
     rows = load_stored(DataSpec(str(path)), "sft", seed=0, preparation=preparation).rows
     example = CachingEncoder(ExampleEncoder(chatml(), max_length=60), pairs=False)(rows)[0]
     tensor = torch.tensor(example.ids[0])

@@ -22,7 +22,7 @@ from rlhf.data import load
 from rlhf.errors import UserError
 from rlhf.training import streamed_examples
 from rlhf.training.examples import ExampleEncoder
-from rlhf.training.streamed_examples import ExampleStream, StreamedRows
+from rlhf.training.streamed_examples import ExampleStream, StreamedSource
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -45,7 +45,7 @@ def small_blocks(monkeypatch):
 def stream_of(path: Path | str, *, seed: int = 0, processes: int = 1, **keys: Any) -> ExampleStream:
     spec = DataSpec(str(path), streaming=True, **keys)
     encoder = ExampleEncoder(chatml(), max_length=60)
-    return ExampleStream(StreamedRows(spec, seed, processes), encoder)
+    return ExampleStream(StreamedSource(spec, seed, processes), encoder)
 
 
 def mixed_rows(count: int = 30) -> list[dict[str, Any]]:
@@ -247,12 +247,12 @@ from itertools import count
 from pathlib import Path
 from rlhf.config.data import DataSpec
 from rlhf.training.examples import ExampleEncoder
-from rlhf.training.streamed_examples import ExampleStream, StreamedRows
+from rlhf.training.streamed_examples import ExampleStream, StreamedSource
 from tests.rollout.test_demonstrations import chatml
 path, total = sys.argv[1], int(sys.argv[2])
 spec = DataSpec(path, streaming=True)
 encoder = ExampleEncoder(chatml(), max_length=60)
-stream = ExampleStream(StreamedRows(spec, 0, int(sys.argv[3])), encoder)
+stream = ExampleStream(StreamedSource(spec, 0, int(sys.argv[3])), encoder)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 stream.take(total // 10)

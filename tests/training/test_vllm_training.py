@@ -209,10 +209,10 @@ def test_resumed_run_can_use_another_server_but_not_another_engine(echo_model, t
     tree = tree_of(tmp_path / "run", echo_model, fake.url)
     run_command("grpo", tree)
     moved = merge_trees(tree, {"rollout": {"engine": {"urls": ["http://127.0.0.1:9"]}}})
-    COMMANDS.check_unchanged("grpo", moved)
+    COMMANDS.check_run_config_unchanged("grpo", moved)
     local = {**tree, "rollout": {"max_new_tokens": 3}}
     with pytest.raises(UserError, match=r"rollout\.engine\.kind was 'vllm', now 'local'"):
-        COMMANDS.check_unchanged("grpo", local)
+        COMMANDS.check_run_config_unchanged("grpo", local)
 
 
 @pytest.mark.parametrize("key", ["modules_to_save", "use_dora"])

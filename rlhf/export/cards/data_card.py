@@ -8,9 +8,9 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from rlhf.common.numbers import is_number
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.export.cards.training import yaml_block
-from rlhf.export.public_text import public_name, public_text
+from rlhf.export.public_text import public_name, without_paths_and_secrets
 from rlhf.export.source import Stage
 
 DATA_CARD_FILE = "DATA_CARD.md"
@@ -46,7 +46,7 @@ def make_data_card(name: str, stages: Sequence[Stage], *, language: Sequence[str
     """
     title = f"Data of {name}"
     parts = [
-        f"# {markdown_text(title)}",
+        f"# {escape_markdown(title)}",
         "The data on which the runs of this model were trained, as the runs recorded them. The "
         "data themselves are not part of the export. A fingerprint is the digest of the files that "
         "a run read: rows with a different fingerprint were not used for training.",
@@ -71,14 +71,14 @@ def hub_datasets(stages: Sequence[Stage]) -> list[str]:
     ids = [
         str(spec["path"])
         for stage in stages
-        for key, index, spec in _sources(stage)
+        for key, index, spec in _datasets_of_stage(stage)
         if key in ("data", "env.prompts")
         and stage.is_hub_id(f"{key}.{index}.path", str(spec["path"]))
     ]
     return list(dict.fromkeys(ids))
 
 
-def _sources(stage: Stage) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+def _datasets_of_stage(stage: Stage) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """Yield (key, index, dataset) for the datasets of a run."""
     for key in _SOURCE_KEYS:
         tree: Any = stage.record.config
@@ -90,16 +90,16 @@ def _sources(stage: Stage) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
 
 
 def _stage_section(stage: Stage) -> str:
-    parts = [f"## {markdown_text(stage.name)} (`rlhf {markdown_text(stage.command)}`)"]
-    rows = [_source_row(stage, *source) for source in _sources(stage)]
+    parts = [f"## {escape_markdown(stage.name)} (`rlhf {escape_markdown(stage.command)}`)"]
+    rows = [_source_row(stage, *source) for source in _datasets_of_stage(stage)]
     if rows:
         columns = ["source", "used for", "split", "options", "fingerprint"]
         parts.append(markdown_table(columns, rows).rstrip())
     elif not stage.config.get("env"):
         parts.append("The run recorded no dataset.")
-    if environment := _environment(stage.config):
+    if environment := _environment_sentence(stage.config):
         parts.append(environment)
-    if counts := _counts(stage.record.data_counts):
+    if counts := _row_counts_list(stage.record.data_counts):
         parts.append(counts)
     fraction = stage.config.get("eval_fraction")
     if rows and fraction and not stage.config.get("eval_data"):
@@ -118,22 +118,22 @@ def _source_row(stage: Stage, key: str, index: int, spec: Mapping[str, Any]) -> 
         path if is_hub else public_name(path),
         _SOURCE_KEYS[key],
         str(spec.get("split", "train")) if is_hub else "",
-        public_text(", ".join(options)),
+        without_paths_and_secrets(", ".join(options)),
         stage.inputs.get(f"{key}.{index}.path", "not recorded")[:16],
     ]
 
 
-def _environment(config: Mapping[str, Any]) -> str:
+def _environment_sentence(config: Mapping[str, Any]) -> str:
     """Return a sentence on the environment of an online run, with its arguments."""
     env = config.get("env")
     if not isinstance(env, Mapping) or not env.get("id"):
         return ""
-    text = f"The episodes came from the environment `{markdown_text(str(env['id']))}`"
+    text = f"The episodes came from the environment `{escape_markdown(str(env['id']))}`"
     kwargs = env.get("kwargs")
     return f"{text} with these arguments:\n\n{yaml_block(kwargs)}" if kwargs else f"{text}."
 
 
-def _counts(counts: Mapping[str, Any]) -> str:
+def _row_counts_list(counts: Mapping[str, Any]) -> str:
     """Return the numbers of rows as a list; "" if the run did not record them."""
     lines = []
     for what in ("data", "prompts", "eval_data"):
@@ -149,7 +149,7 @@ def _counts(counts: Mapping[str, Any]) -> str:
     for key, name in (("training_rows", "trained on"), ("held_out_rows", "held out")):
         if is_number(counts.get(key)):
             lines.append(f"{name}: {counts[key]:,} rows")
-    return "\n".join(f"* {markdown_text(public_text(line))}" for line in lines)
+    return "\n".join(f"* {escape_markdown(without_paths_and_secrets(line))}" for line in lines)
 
 
 def _size_category(counts: Sequence[Any]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlhf.common.numbers import is_number
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.config.export import ExportConfig
 from rlhf.evaluation.records import Evaluation
 from rlhf.export.cards.data_card import DATA_CARD_FILE, hub_datasets
@@ -31,7 +31,7 @@ from rlhf.export.cards.training import (
     stages_table,
 )
 from rlhf.export.energy import estimate_energy, training_cost
-from rlhf.export.public_text import public_text
+from rlhf.export.public_text import without_paths_and_secrets
 from rlhf.export.reward_meaning import encoding_facts, reward_meaning
 from rlhf.export.source import ModelSource
 from rlhf.export.weights import (
@@ -82,10 +82,10 @@ def make_model_card(content: CardContent) -> ModelCard:
     body = "\n\n".join(
         text
         for text in (
-            f"# {markdown_text(content.name)}",
+            f"# {escape_markdown(content.name)}",
             _introduction(content),
-            _section("Use", _use(content)),
-            _section("What the outputs measure", _measures(content)),
+            _section("Use", _loading_code(content)),
+            _section("What the outputs measure", _output_meaning(content)),
             _section("Training", _training(content)),
             _section("Results", _results(content)),
             _section("Limits", _limits(content)),
@@ -134,7 +134,7 @@ def _introduction(content: CardContent) -> str:
     source = content.source
     kind = "language model" if content.is_causal else "reward model"
     count, dtypes = count_parameters_and_dtypes(content.folder)
-    origin = markdown_text(public_text(source.base_name))
+    origin = escape_markdown(without_paths_and_secrets(source.base_name))
     if source.base:
         origin = f"[{origin}](https://huggingface.co/{source.base})"
     trained = (
@@ -151,7 +151,7 @@ def _introduction(content: CardContent) -> str:
     )
 
 
-def _use(content: CardContent) -> str:
+def _loading_code(content: CardContent) -> str:
     """Return code that loads the model."""
     folder = json.dumps(content.config.push or content.name, ensure_ascii=False)
     if not content.is_causal:
@@ -195,16 +195,16 @@ def _use(content: CardContent) -> str:
     return "```python\n" + "\n".join(lines) + f"\n```\n\n{note}"
 
 
-def _measures(content: CardContent) -> str:
+def _output_meaning(content: CardContent) -> str:
     """Return the meaning of the outputs of a reward model; "" for a language model."""
     if content.is_causal:
         return ""
     source = content.source
-    run = source.run
+    run = source.last_run
     text = reward_meaning(run.config if run else {}, source.sidecar)
     labels = run.config.get("labels") if run else None
     if labels:
-        names = ", ".join(f"`{markdown_text(str(name))}`" for name in labels)
+        names = ", ".join(f"`{escape_markdown(str(name))}`" for name in labels)
         text += f" The labels, in order, are {names}."
     if source.sidecar is None:
         return text
@@ -213,13 +213,13 @@ def _measures(content: CardContent) -> str:
 
 def _training(content: CardContent) -> str:
     source = content.source
-    if source.run is None:
+    if source.last_run is None:
         return "The folder has no record of a training run."
     parts = [
         stages_table(source.stages, source.base_name).rstrip(),
-        f"### Algorithm\n\n{method_section(source.run)}",
+        f"### Algorithm\n\n{method_section(source.last_run)}",
     ]
-    if rewards := rewards_section(source.run.config):
+    if rewards := rewards_section(source.last_run.config):
         parts.append(f"### Rewards\n\n{rewards.rstrip()}")
     return "\n\n".join(parts)
 
@@ -236,7 +236,7 @@ def _results(content: CardContent) -> str:
         parts.append("The run has no evaluation of the trained model.")
     if notes := evaluation_notes(content.evaluations):
         parts.append("\n".join(f"* {note}" for note in notes))
-    if source.run and (table := held_out_table(source.run.record)):
+    if source.last_run and (table := held_out_table(source.last_run.record)):
         parts.append(f"Held-out metrics during training, without intervals:\n\n{table.rstrip()}")
     return "\n\n".join(parts)
 
@@ -246,12 +246,12 @@ def _limits(content: CardContent) -> str:
     source = content.source
     lines = []
     for stage in source.stages:
-        warnings = run_warnings(stage.record, with_false_alarms=False)
-        lines += [public_text(warning) for warning in warnings]
+        warnings = run_warnings(stage.record, with_false_alarm_rates=False)
+        lines += [without_paths_and_secrets(warning) for warning in warnings]
         if not stage.record.finished:
             lines.append(f"{stage.name}: the run was not finished when the model was exported.")
-    if source.run is not None:
-        config = source.run.config
+    if source.last_run is not None:
+        config = source.last_run.config
         rollout = config.get("rollout")
         if length := config.get("max_length"):
             lines.append(f"The training texts had at most {length} tokens.")
@@ -268,7 +268,7 @@ def _limits(content: CardContent) -> str:
         "Safety, bias, factual accuracy and other abilities were evaluated only if the results "
         "above name them."
     )
-    return "\n".join(f"* {markdown_text(line)}" for line in lines)
+    return "\n".join(f"* {escape_markdown(line)}" for line in lines)
 
 
 def _cost(content: CardContent) -> str:
@@ -281,7 +281,7 @@ def _cost(content: CardContent) -> str:
 
 def _software(content: CardContent) -> str:
     """Return the versions of the software of the last run."""
-    run = content.source.run
+    run = content.source.last_run
     machine = run.record.environment if run else {}
     versions = {"python": machine.get("python"), **(machine.get("versions") or {})}
     rows = [[name, str(version)] for name, version in versions.items() if version]

@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult
 
 from rlhf.common.files import expand_user
 from rlhf.common.numbers import decimal_text, is_number
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.errors import UserError
 from rlhf.evaluation.records import Evaluation, RunRecord, read_summary_file
-from rlhf.export.public_text import public_text
+from rlhf.export.public_text import without_paths_and_secrets
 from rlhf.reports.results import interval_from_mapping
 from rlhf.reports.rewards import is_reward_report
 from rlhf.stats import Interval
@@ -60,7 +60,7 @@ def _metrics(evaluation: Evaluation) -> Iterator[Result]:
     parts = [str(summary.get("env") or evaluation.name)]
     if decoding := summary.get("decoding"):
         parts.append(f"{decoding} decoding")
-    setting = public_text(", ".join(parts))
+    setting = without_paths_and_secrets(", ".join(parts))
     if is_reward_report(evaluation):
         yield from _estimates(setting, {"accuracy": summary["accuracy"]})
         gains = {
@@ -84,7 +84,7 @@ def _estimates(setting: str, metrics: Mapping[str, Any]) -> Iterator[Result]:
         else:
             continue
         if is_number(estimate.value):
-            yield Result(setting, public_text(name), estimate)
+            yield Result(setting, without_paths_and_secrets(name), estimate)
 
 
 def results_table(results: Sequence[Result]) -> str:
@@ -151,5 +151,5 @@ def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     for evaluation in evaluations:
         summary = evaluation.summary
         lines = [*(summary.get("verdict") or ()), *(summary.get("notes") or ())]
-        notes += [markdown_text(public_text(str(line))) for line in lines]
+        notes += [escape_markdown(without_paths_and_secrets(str(line))) for line in lines]
     return notes

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.numbers import decimal_text, is_number
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.export.energy import EnergyEstimate, TrainingCost
 from rlhf.export.source import Stage
@@ -56,19 +56,19 @@ def method_section(stage: Stage) -> str:
     command, config = stage.command, stage.config
     if command in ALGORITHMS:
         row = ALGORITHMS[command]
-        text = f"{markdown_text(row.title)} (`{command}`): {markdown_text(row.summary)}."
+        text = f"{escape_markdown(row.title)} (`{command}`): {escape_markdown(row.summary)}."
         settings = {key: config.get(key) for key in ("algorithm", "kl", "shaping", "optimizer")}
     else:
-        text = _OFFLINE.get(command, f"Trained with `rlhf {markdown_text(command)}`.")
+        text = _OFFLINE.get(command, f"Trained with `rlhf {escape_markdown(command)}`.")
         keys = ("kind", "trainer", "batch_size", "max_length")
         settings = {key: config.get(key) for key in keys}
-    if model := _trained_weights(config):
+    if model := _trained_weights_sentence(config):
         text += f" {model}"
     shown = {key: value for key, value in settings.items() if value not in (None, {}, [])}
     return f"{text}\n\n{yaml_block(shown)}" if shown else text
 
 
-def _trained_weights(config: Mapping[str, Any]) -> str:
+def _trained_weights_sentence(config: Mapping[str, Any]) -> str:
     """Return a sentence on which weights were trained."""
     model = config.get("model")
     if not isinstance(model, Mapping):

@@ -15,7 +15,7 @@ Problem = Callable[[str], Any]
 """Function that counts a reason why a label cannot be converted."""
 
 
-def readable_labels(
+def skip_and_count_unreadable(
     labels: Iterable[ForeignLabel | None], problem: Problem, *, malformed: str, unknown: str
 ) -> Iterator[ForeignLabel]:
     """Yield the labels of one record of another tool.

@@ -15,15 +15,15 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf.data.columns import Row
-from rlhf.labeling.exchange import Names, Problem, readable_labels
+from rlhf.labeling.exchange import Names, Problem, skip_and_count_unreadable
 from rlhf.labeling.exchange.rows import (
     NOT_PLAIN,
     ForeignLabel,
-    fields_of,
-    is_plain,
+    has_only_plain_messages,
     labels_by_item,
-    names_by_rank,
+    plain_messages_by_name,
     reply_names,
+    reply_names_best_first,
 )
 
 _USERS = uuid.UUID("2f0c3a3e-3a0c-5d0a-9c46-0a5b8e7d1f10")
@@ -41,7 +41,7 @@ def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
     users: dict[str, str] = {}
     checks: dict[str, str] = {}
     for row in labels:
-        if not is_plain(row):
+        if not has_only_plain_messages(row):
             problem(NOT_PLAIN)
         if row.get("skipped"):
             problem("skipped (exported without a response)")
@@ -57,7 +57,7 @@ def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
         metadata["checks"] = json.dumps(checks)
     return {
         "id": first["item_id"],
-        "fields": fields_of(first),
+        "fields": plain_messages_by_name(first),
         "metadata": metadata,
         "suggestions": {},
         "responses": responses,
@@ -76,7 +76,7 @@ def _answers(row: Row, problem: Problem) -> Iterator[tuple[str, Any]]:
         case "ratings":
             yield "rating", row["rating"]
         case "rankings":
-            names = names_by_rank(row)
+            names = reply_names_best_first(row)
             if names is None:
                 problem("with tied ranks (exported without a response)")
                 return
@@ -98,7 +98,7 @@ def from_argilla(
         problem: Counts the labels that are not read.
     """
     for record in records:
-        yield from readable_labels(
+        yield from skip_and_count_unreadable(
             _labels_of_record(record, names),
             problem,
             malformed="malformed record",

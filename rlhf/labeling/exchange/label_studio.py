@@ -10,14 +10,14 @@ from typing import Any
 
 from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
-from rlhf.labeling.exchange import Names, Problem, readable_labels
+from rlhf.labeling.exchange import Names, Problem, skip_and_count_unreadable
 from rlhf.labeling.exchange.rows import (
     NOT_PLAIN,
     ForeignLabel,
-    fields_of,
-    is_plain,
+    has_only_plain_messages,
     labels_by_item,
-    names_by_rank,
+    plain_messages_by_name,
+    reply_names_best_first,
 )
 
 _PARAGRAPHS = (
@@ -81,15 +81,15 @@ def to_label_studio(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any
         tasks.append(
             {
                 "id": number,
-                "data": _data(labels[0]),
+                "data": _task_data(labels[0]),
                 "annotations": [a for a in annotations if a is not None],
             }
         )
     return tasks
 
 
-def _data(row: Row) -> dict[str, Any]:
-    fields = fields_of(row)
+def _task_data(row: Row) -> dict[str, Any]:
+    fields = plain_messages_by_name(row)
     if row["mode"] != "rankings":
         return dict(fields)
     replies = [
@@ -101,7 +101,7 @@ def _data(row: Row) -> dict[str, Any]:
 
 
 def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
-    if not is_plain(row):
+    if not has_only_plain_messages(row):
         problem(NOT_PLAIN)
     results = [] if row.get("skipped") else _results(row)
     if results is None:
@@ -137,7 +137,7 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
         case "ratings":
             return [_result("rating", "completion", "rating", {"rating": row["rating"]})]
         case "rankings":
-            names = names_by_rank(row)
+            names = reply_names_best_first(row)
             if names is None:
                 return None
             return [_result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})]
@@ -167,7 +167,7 @@ def from_label_studio(
             problem("task without data and annotations")
             continue
         for annotation in annotations:
-            yield from readable_labels(
+            yield from skip_and_count_unreadable(
                 (_label(data, each, names) for each in [annotation]),
                 problem,
                 malformed="malformed annotation",

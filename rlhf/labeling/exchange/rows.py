@@ -124,17 +124,17 @@ def plain_messages(conversation: Conversation) -> list[dict[str, str]]:
 
 
 NOT_PLAIN = "with reasoning or tool calls (exported without them)"
-"""Problem of labels that are not `is_plain`."""
+"""Problem of labels that are not `has_only_plain_messages`."""
 
 
-def is_plain(row: Row) -> bool:
+def has_only_plain_messages(row: Row) -> bool:
     """Return whether the messages of a label have no more than role and content."""
     names = ("prompt", "response_a", "response_b", "completion")
     conversations = [*(row[name] for name in names if name in row), *row.get("replies", ())]
     return all(turn.keys() <= {"role", "content"} for turns in conversations for turn in turns)
 
 
-def fields_of(row: Row) -> dict[str, list[dict[str, str]]]:
+def plain_messages_by_name(row: Row) -> dict[str, list[dict[str, str]]]:
     """Return the prompt and the replies of a label by name, as plain messages."""
     fields = {"prompt": plain_messages(row["prompt"])}
     match row["mode"]:
@@ -151,7 +151,7 @@ def fields_of(row: Row) -> dict[str, list[dict[str, str]]]:
     return fields | {name: plain_messages(reply) for name, reply in names.items()}
 
 
-def names_by_rank(row: Row) -> list[str] | None:
+def reply_names_best_first(row: Row) -> list[str] | None:
     """Return the names of the replies of a ranking, the best first; None if replies are tied."""
     ranks: Sequence[int] = row["ranks"]
     if len(set(ranks)) < len(ranks):

@@ -22,7 +22,7 @@ HEAD_CHUNK_LOGITS = 128 * 2**20
 SOFTMAX_CHUNK_LOGITS = 2**19
 
 
-def selected_logprobs(
+def target_logprobs_and_entropies(
     model: Any,
     hidden: torch.Tensor,
     targets: torch.Tensor,

@@ -20,7 +20,7 @@ from rlhf.models.architecture import (
 )
 from rlhf.models.comparison import FORWARD_ERRORS
 from rlhf.models.fast.tied_embedding import TiedEmbedding
-from rlhf.models.fast.varlen_attention import ATTENTION_NAME, DocumentSpan, Layout
+from rlhf.models.fast.varlen_attention import ATTENTION_NAME, AttentionTiles, DocumentSpan
 
 # Minimum number of tokens that a shared prefix must save, because it needs two more matmuls per
 # layer.
@@ -28,7 +28,7 @@ MIN_SAVED_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Rows [B, T] packed into one row of N tokens, which contains each shared prefix once."""
 
     tokens: Tensor  # [1, N]
@@ -37,7 +37,7 @@ class Packed:
     spans: tuple[DocumentSpan, ...]  # the prefixes and the remaining tokens of the rows
 
 
-def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
+def pack(tokens: Tensor, attention_mask: Tensor) -> PackedRows:
     """Pack padded rows into one row.
 
     A common prefix of neighboring rows, such as the prompt of several completions, is packed once
@@ -73,7 +73,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
             if lengths[row] > shared:
                 spans.append(DocumentSpan(*append(row, shared, lengths[row]), prefix))
     device = tokens.device
-    return Packed(
+    return PackedRows(
         torch.from_numpy(np.concatenate(pieces))[None].to(device),
         torch.from_numpy(np.concatenate(positions))[None].to(device),
         torch.from_numpy(index).to(device),
@@ -129,7 +129,7 @@ def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: boo
     return int(lengths.sum()) - saved
 
 
-def hidden_states_and_index(
+def flat_states_and_token_index(
     model: Any,
     tokens: Tensor,
     attention_mask: Tensor,
@@ -169,7 +169,7 @@ def hidden_states_and_index(
 def states_and_index_row_by_row(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``hidden_states_and_index`` row by row, for models whose states depend on padding."""
+    """Compute the states and index row by row, for models whose states depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
@@ -183,7 +183,7 @@ def states_and_index_row_by_row(
 def _states_and_index_by_row_length(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``hidden_states_and_index`` of rows whose rotary frequencies depend on their length.
+    """Compute the states and index of rows whose rotary frequencies depend on their length.
 
     A model uses the frequencies of the longest row for a whole batch. Therefore, all rows with at
     most ``limit`` tokens form one batch, and longer rows form one batch per length.
@@ -219,7 +219,7 @@ def reset_rotary_frequencies(trunk: Any) -> None:
 def _states_and_index_of_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``hidden_states_and_index`` of rows with equal rotary frequencies."""
+    """Compute ``flat_states_and_token_index`` of rows with equal rotary frequencies."""
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
         inputs = decoder_inputs(tokens, tied)
@@ -227,15 +227,15 @@ def _states_and_index_of_batch(
         index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
         return states.flatten(0, 1), index
     packed = pack(tokens, attention_mask)
-    layout = layout_of(packed, trunk)
+    layout = attention_tiles_of(packed, trunk)
     return states_of_packed_rows(trunk, packed, layout, tied=tied), packed.index
 
 
-def layout_of(packed: Packed, trunk: Any) -> Layout:
+def attention_tiles_of(packed: PackedRows, trunk: Any) -> AttentionTiles:
     """Return the tiles of a decoder's attention over packed rows."""
     config = text_config(trunk)
     heads = config.num_attention_heads
-    return Layout(
+    return AttentionTiles(
         packed.spans,
         heads=heads,
         key_heads=getattr(config, "num_key_value_heads", None) or heads,
@@ -245,9 +245,9 @@ def layout_of(packed: Packed, trunk: Any) -> Layout:
 
 
 def states_of_packed_rows(
-    trunk: Any, packed: Packed, layout: Layout, *, tied: TiedEmbedding | None
+    trunk: Any, packed: PackedRows, layout: AttentionTiles, *, tied: TiedEmbedding | None
 ) -> Tensor:
-    """Return the last hidden states [N, D] of packed rows; ``layout`` is from `layout_of`."""
+    """Return the last hidden states [N, D] of packed rows."""
     states = trunk(
         **decoder_inputs(packed.tokens, tied),
         position_ids=packed.positions,

@@ -18,7 +18,7 @@ from torch.nn.functional import embedding
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.comparison import evaluation_mode
-from rlhf.models.output_head import has_plain_head
+from rlhf.models.output_head import head_is_weight_product
 
 # Decoder -> result of ``gives_equal_states_from_embeddings``.
 _equal_states_from_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -78,7 +78,7 @@ def make_tied_embedding(model: Any) -> TiedEmbedding | None:
         return None
     if not (weight.requires_grad and torch.is_grad_enabled() and weight.device.type == "cpu"):
         return None
-    if not (has_plain_head(model) and gives_equal_states_from_embeddings(trunk_of(model))):
+    if not (head_is_weight_product(model) and gives_equal_states_from_embeddings(trunk_of(model))):
         return None
     return TiedEmbedding(*_TiedViews.apply(weight), rows.padding_idx)  # type: ignore[misc]
 
@@ -99,7 +99,7 @@ def gives_equal_states_from_embeddings(trunk: Any) -> bool:
     return _equal_states_from_embeddings[trunk]
 
 
-def copy_embedding_check(source: Any, target: Any) -> None:
+def copy_embedding_check_result(source: Any, target: Any) -> None:
     """Use the result of ``gives_equal_states_from_embeddings`` for one decoder also for another.
 
     Args:

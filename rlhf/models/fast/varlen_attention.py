@@ -76,7 +76,7 @@ class Tile:
         return self.prefix.stop - self.prefix.start if self.prefix else 0
 
 
-class Layout:
+class AttentionTiles:
     """Tiles of the attention over one packed row. All layers use the same layout.
 
     Args:
@@ -170,7 +170,9 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: AttentionTiles, scale: float
+    ) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         saved = []
         for tile in layout.tiles:
@@ -307,7 +309,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    packing: Layout | None = None,
+    packing: AttentionTiles | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention, with the signature of the attention interface of Transformers.

@@ -38,7 +38,7 @@ from rlhf.models.comparison import (
 )
 from rlhf.models.fast.packing import (
     enable_packing,
-    hidden_states_and_index,
+    flat_states_and_token_index,
     states_and_index_row_by_row,
     uses_packed_attention,
 )
@@ -46,11 +46,11 @@ from rlhf.models.fast.patching import copy_replaced_forwards, restore_forward
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
 from rlhf.models.fast.tied_embedding import (
-    copy_embedding_check,
+    copy_embedding_check_result,
     disable_tied_embedding,
     make_tied_embedding,
 )
-from rlhf.models.output_head import copy_head_check
+from rlhf.models.output_head import copy_head_check_result
 from rlhf.models.reduced_model import small_random_model_like
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Maximum length, in tokens, of the rows in the first batch, which fit into every window.
 SHORT_ROW_TOKENS = 44
 
-# Function of tokens [B, T] and mask [B, T] that returns the same as ``hidden_states_and_index``.
+# Function of tokens [B, T] and mask [B, T] that returns the same as
+# ``flat_states_and_token_index``.
 Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -117,8 +118,8 @@ def enable_fast_paths_of_small_model(model: Any, small: Any) -> None:
     level = _enable_agreeing_paths(small, max_row_tokens=rows, num_disabled=0)
     trunk = trunk_of(model)
     copy_replaced_forwards(small, model)
-    copy_head_check(small, model)
-    copy_embedding_check(trunk_of(small), trunk)
+    copy_head_check_result(small, model)
+    copy_embedding_check_result(trunk_of(small), trunk)
     for _, disable in _disabling_steps(model)[:level]:
         disable()
     if level < 1:
@@ -200,7 +201,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, num_disabled: int
     trunk = trunk_of(model)
 
     def fast_states_and_index(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return hidden_states_and_index(model, tokens, mask, tied=make_tied_embedding(model))
+        return flat_states_and_token_index(model, tokens, mask, tied=make_tied_embedding(model))
 
     levels = _disabling_steps(model)
     with evaluation_mode(unwrap_peft(model)):

@@ -97,10 +97,10 @@ class _RowsOfInitialValues(TorchFunctionMode):
                 *(whole if value is target else value for value in args),
                 **{key: whole if value is target else value for key, value in kwargs.items()},
             )
-            self._keep(target, whole)
+            self._keep_rows_of_process(target, whole)
         return result
 
-    def _keep(self, target: Tensor, whole: Tensor) -> None:
+    def _keep_rows_of_process(self, target: Tensor, whole: Tensor) -> None:
         """Keep the rows of this process of a parameter or of one row of a parameter."""
         if target._base is not None:
             _, first, rows = self.kept[id(target._base)]
@@ -136,7 +136,7 @@ class _InitialRows:
         return kept[start - first : stop - first]
 
 
-def defer_initial_values(make_model: Callable[[], Any], device: torch.device) -> Any:
+def make_model_with_deferred_values(make_model: Callable[[], Any], device: torch.device) -> Any:
     """Make a model with random weights, without holding all of its weights.
 
     Args:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import HubModel, add_lora, is_adapter
-from rlhf.models.checks import check_ids_have_embeddings, check_logits
+from rlhf.models.checks import check_ids_have_embeddings, check_logits_ignore_padding_and_future
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.fast.verification import enable_fast_paths_of_small_model
 from rlhf.models.hub import commit_of, hub_id_of
@@ -38,7 +38,7 @@ from rlhf.models.reduced_model import small_random_model_like
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.models.sharding.deferred import (
     DeferredWeights,
-    defer_initial_values,
+    make_model_with_deferred_values,
     move_buffers,
 )
 from rlhf.models.sharding.tensors import StoredWeights
@@ -66,12 +66,12 @@ def load_model_to_shard(
     if spec.scratch:
         tokenizer = make_tokenizer(tokenizer_texts, spec.scratch.vocab_size)
         make_model = functools.partial(make_random_llama_model, spec.scratch, tokenizer, seed=seed)
-        model = defer_initial_values(make_model, device)
+        model = make_model_with_deferred_values(make_model, device)
     else:
         folder = find_model_folder(spec)
         tokenizer = load_tokenizer(folder)
         ensure_pad_token(tokenizer)
-        model, reason = _defer_stored_weights(spec, folder, tokenizer, device)
+        model, reason = _make_model_for_stored_rows(spec, folder, tokenizer, device)
         if model is None:
             log.info("each process loads the whole model before it is sharded, because %s", reason)
             return load_model(spec, seed=seed)
@@ -86,7 +86,7 @@ def load_model_to_shard(
         select_attention_without_packing(model, spec.attn_implementation)
     set_thread_count(model, device)
     check_ids_have_embeddings(model, tokenizer)
-    small = _check_small_model(model, device)
+    small = _make_and_check_small_model(model, device)
     if spec.lora:
         add_lora(small, spec.lora, seed=seed)  # checks the adapters
         with _placeholder_weights(model, device):
@@ -96,7 +96,7 @@ def load_model_to_shard(
     return model, tokenizer
 
 
-def _defer_stored_weights(
+def _make_model_for_stored_rows(
     spec: ModelSpec, folder: str, tokenizer: Any, device: torch.device
 ) -> tuple[Any, str]:
     """Make a causal model without weights, whose weights will be read by rows from a folder.
@@ -131,7 +131,7 @@ def _defer_stored_weights(
     return model, ""
 
 
-def _check_small_model(model: Any, device: torch.device) -> Any:
+def _make_and_check_small_model(model: Any, device: torch.device) -> Any:
     """Run the checks at load time on a small model of the same architecture; return this model.
 
     The fast paths that agree on the small model are enabled in ``model``.
@@ -145,7 +145,9 @@ def _check_small_model(model: Any, device: torch.device) -> Any:
             f"sharding: the checks of {type(model).__name__} cannot be made without its weights, "
             "because no small model of this architecture can be made; remove sharding"
         )
-    check_logits(small, pad_id=small.config.get_text_config().pad_token_id or 0)
+    check_logits_ignore_padding_and_future(
+        small, pad_id=small.config.get_text_config().pad_token_id or 0
+    )
     enable_fast_paths_of_small_model(model, small)
     return small
 

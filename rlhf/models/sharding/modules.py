@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlhf.models.architecture import blocks_of
 from rlhf.models.sharding.deferred import DeferredWeights
-from rlhf.models.sharding.tensors import with_rows
+from rlhf.models.sharding.tensors import tensor_from_local_rows
 
 Outputs = TypeVar("Outputs")
 
@@ -69,7 +69,7 @@ class ShardedModules:
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         self.root: Any = _Root(modules)
         parameters = list(self.root.parameters())
-        ignored = set(replicated) | _unsuitable(parameters, num_processes=mesh.size())
+        ignored = set(replicated) | _unshardable_parameters(parameters, num_processes=mesh.size())
         options = {
             "mesh": mesh,
             "ignored_params": ignored,
@@ -90,7 +90,7 @@ class ShardedModules:
         if deferred is not None:
             for name, module in modules.items():
                 prefix = (prefixes or {}).get(name, "")
-                fill(module, deferred, prefix=prefix, mesh=mesh, device=device)
+                materialize_parameters(module, deferred, prefix=prefix, mesh=mesh, device=device)
         with torch.no_grad():
             self.run(lambda: None)  # FSDP completes its initialization in the first forward pass
 
@@ -127,7 +127,7 @@ class ShardedModules:
 
 
 @torch.no_grad()
-def fill(
+def materialize_parameters(
     module: nn.Module,
     source: DeferredWeights,
     *,
@@ -153,12 +153,14 @@ def fill(
                 full_name = f"{prefix}{path}.{name}" if path else f"{prefix}{name}"
                 source_rows = source.rows_of_process(full_name, parameter, mesh)
                 rows = torch.empty_like(source_rows, device=device).copy_(source_rows)
-                value = with_rows(parameter, rows)
+                value = tensor_from_local_rows(parameter, rows)
                 filled[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
             setattr(owner, name, filled[id(parameter)])
 
 
-def _unsuitable(parameters: Iterable[nn.Parameter], *, num_processes: int) -> set[nn.Parameter]:
+def _unshardable_parameters(
+    parameters: Iterable[nn.Parameter], *, num_processes: int
+) -> set[nn.Parameter]:
     """Return the parameters that FSDP cannot shard together with the other parameters."""
     parameters = list(parameters)
     sizes: dict[torch.dtype, int] = {}

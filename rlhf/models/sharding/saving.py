@@ -53,7 +53,7 @@ def write_model(model: Any, folder: Path, *, weights: Mapping[str, Tensor] | Non
         }
     )
     writes = writes_files(model)
-    if _renames_weights(model, tensors):
+    if _saves_under_other_names(model, tensors):
         whole = {}
         for name, tensor in tensors.items():
             if writes:
@@ -106,7 +106,7 @@ def write_safetensors(path: Path, tensors: WholeTensors, *, writes: bool) -> Non
                 file.write(data.numpy().data)
 
 
-def _renames_weights(model: Any, tensors: WholeTensors) -> bool:
+def _saves_under_other_names(model: Any, tensors: WholeTensors) -> bool:
     """Return whether Transformers saves the weights of a model under other names."""
     shapes = {name: torch.empty(tensors.shape(name), device="meta") for name in tensors}
     return revert_weight_conversion(model, shapes).keys() != shapes.keys()

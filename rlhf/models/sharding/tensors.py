@@ -82,7 +82,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def with_rows(parameter: Tensor, rows: Tensor) -> Tensor:
+def tensor_from_local_rows(parameter: Tensor, rows: Tensor) -> Tensor:
     """Return ``rows`` as the rows of this process in a tensor that is sharded like ``parameter``.
 
     If ``parameter`` is not sharded, ``rows`` are the whole tensor and are returned unchanged.

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.foreign import (
-    foreign_exceptions,
+    ensure_ordinary_exceptions,
     limit_side_effects,
     location_text,
     user_location,
@@ -25,8 +25,8 @@ from rlhf.common.foreign import (
 from rlhf.common.plugins import short_name
 from rlhf.common.text import mask_secrets
 from rlhf.common.user_code import (
+    add_location_to_errors,
     copy_of_argument,
-    errors_located_at,
     warn_if_changed,
 )
 from rlhf.config.rollout import EnvSpec
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class EnvironmentCalls:
+class EnvironmentCaller:
     """Calls the code of environments. A failure raises an error or is counted.
 
     Args:
@@ -53,7 +53,7 @@ class EnvironmentCalls:
     """Reason -> number of episodes that were dropped for this reason."""
 
     @classmethod
-    def from_spec(cls, spec: EnvSpec) -> EnvironmentCalls:
+    def from_spec(cls, spec: EnvSpec) -> EnvironmentCaller:
         """Return an instance with the ``errors`` and ``timeout`` of a configuration."""
         return cls(spec.errors, spec.timeout)
 
@@ -125,22 +125,22 @@ def make_env_factory(
 def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) -> gym.Env:
     """Make an environment; the arguments are those of `make_env_factory`."""
     from rlhf import envs
-    from rlhf.envs.items import split_kwargs
+    from rlhf.envs.items import kwargs_for_split
     from rlhf.envs.prompts import PromptEnv
-    from rlhf.envs.registration import registered_id
+    from rlhf.envs.registration import import_environment_id
 
     assert envs.TASKS  # importing the package registers the environments
     if spec.id is None:
         return PromptEnv(prompts)
     try:
-        env_id = registered_id(spec.id)
+        env_id = import_environment_id(spec.id)
         creator = getattr(gym.registry.get(env_id), "entry_point", None)
-        kwargs = split_kwargs(env_id, spec.kwargs, split) if split else spec.kwargs
+        kwargs = kwargs_for_split(env_id, spec.kwargs, split) if split else spec.kwargs
         given = copy_of_argument(dict(kwargs))
         in_main_thread = threading.current_thread() is threading.main_thread()
         # In a thread, the workers of the environment limit the time and the other effects.
-        guard = limit_side_effects(spec.timeout) if in_main_thread else foreign_exceptions()
-        with errors_located_at(creator), guard:
+        guard = limit_side_effects(spec.timeout) if in_main_thread else ensure_ordinary_exceptions()
+        with add_location_to_errors(creator), guard:
             env = gym.make(env_id, disable_env_checker=True, **given)
         what = f"the constructor of {short_name(spec.id)}"
         warn_if_changed(dict(kwargs), given, what=what, code=creator, argument="env.kwargs")
@@ -165,7 +165,7 @@ def temporary_environment(
     try:
         yield env
     finally:
-        EnvironmentCalls(timeout=timeout).close(env)
+        EnvironmentCaller(timeout=timeout).close(env)
 
 
 def turn_limit(env: gym.Env) -> int | None:
@@ -186,10 +186,10 @@ def reset_environment(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
     """
     with _errors_located_at(env, "reset"):
         result = _unpacked(env.reset(seed=seed), "reset", ("observation", "info"))
-        return _checked_start(*result)
+        return _checked_reset_result(*result)
 
 
-def _checked_start(observation: Any, info: Any) -> tuple[str, dict[str, Any]]:
+def _checked_reset_result(observation: Any, info: Any) -> tuple[str, dict[str, Any]]:
     """Return the checked result of `reset`; see `reset_environment`."""
     info = dict(_require_type(info, Mapping, "info"))
     for message in info.get("messages", ()):
@@ -217,10 +217,10 @@ def step_environment(env: gym.Env, action: Any) -> tuple[str, float, bool, bool,
     """
     names = ("observation", "reward", "terminated", "truncated", "info")
     with _errors_located_at(env, "step"):
-        return _checked_step(*_unpacked(env.step(action), "step", names))
+        return _checked_step_result(*_unpacked(env.step(action), "step", names))
 
 
-def _checked_step(
+def _checked_step_result(
     observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
 ) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
     """Return the checked result of `step`; see `step_environment`."""
@@ -228,9 +228,9 @@ def _checked_step(
     if "cost" in info:
         _require_finite_number(info["cost"], 'info["cost"]')
     if info.get("is_success") is not None:
-        _require_truth_value(info["is_success"], 'info["is_success"]')
+        _require_zero_or_one(info["is_success"], 'info["is_success"]')
     if "valid" in info:
-        _require_truth_value(info["valid"], 'info["valid"]')
+        _require_zero_or_one(info["valid"], 'info["valid"]')
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         _require_type(value, bool | int | np.bool_, name)
     reward = _require_finite_number(reward, "the reward")
@@ -241,7 +241,7 @@ def _errors_located_at(env: gym.Env, method: str) -> contextlib.AbstractContextM
     """Give the location of a method of an environment to errors without a line in its code."""
     task = env.unwrapped
     place = task.definitions.get(method) if isinstance(task, ProcessEnvironment) else None
-    return errors_located_at(getattr(type(task), method, None), type(task), place=place)
+    return add_location_to_errors(getattr(type(task), method, None), type(task), place=place)
 
 
 def _unpacked(result: Any, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
@@ -279,7 +279,7 @@ def _require_encodable(text: str, name: str = "the observation") -> str:
     return text
 
 
-def _require_truth_value(value: Any, name: str) -> None:
+def _require_zero_or_one(value: Any, name: str) -> None:
     """Raise an error for a share or a score, whose truth value would count it as a success."""
     if (number := _require_finite_number(value, name)) not in (0, 1):
         raise ValueError(f"{name} is {number}, not true or false")

@@ -15,15 +15,15 @@ import gymnasium as gym
 
 from rlhf.common.foreign import (
     Place,
-    foreign_exceptions,
+    ensure_ordinary_exceptions,
     location_text,
     set_default_location,
     user_location,
 )
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
-from rlhf.common.user_code import definition_location, errors_located_at
-from rlhf.common.worker_process import WorkerContext, end_with_parent
+from rlhf.common.user_code import add_location_to_errors, definition_location
+from rlhf.common.worker_process import SpawnContextWithoutUserScript, end_with_parent
 from rlhf.errors import UserError, first_line
 
 START_SECONDS = 60.0
@@ -47,7 +47,7 @@ class ProcessEnvironment(gym.Env):
 
     def __init__(self, make_env: Callable[[], gym.Env], *, timeout: float | None = None) -> None:
         # A forked process would contain the locks of this process's threads in any state.
-        context = WorkerContext()
+        context = SpawnContextWithoutUserScript()
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, make_env), daemon=True)
         try:
@@ -102,7 +102,7 @@ class ProcessEnvironment(gym.Env):
         try:
             self._connection.send((name, arguments, options))
         except OSError as error:
-            raise self._ended() from error
+            raise self._process_ended_error() from error
         return self._receive()
 
     def _receive(self) -> Any:
@@ -110,7 +110,7 @@ class ProcessEnvironment(gym.Env):
         try:
             is_result, content = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise self._ended() from error
+            raise self._process_ended_error() from error
         if is_result:
             return content
         kind, message, place = content
@@ -119,7 +119,7 @@ class ProcessEnvironment(gym.Env):
             set_default_location(error, place)
         raise error
 
-    def _ended(self) -> RuntimeError:
+    def _process_ended_error(self) -> RuntimeError:
         self._process.join()
         return RuntimeError(
             f"the process of the environment ended with exit code {self._process.exitcode}"
@@ -157,7 +157,7 @@ def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
         except EOFError:
             return
         call = functools.partial(getattr(env, name), *arguments, **options)
-        _send_outcome(connection, call, code=getattr(type(env.unwrapped), name, None))
+        _send_outcome(connection, call, method=getattr(type(env.unwrapped), name, None))
 
 
 def _ignore_stop_signals() -> None:
@@ -179,16 +179,16 @@ def _ignore_stop_signals() -> None:
         os.register_at_fork(after_in_child=restore)
 
 
-def _send_outcome(connection: Connection, run: Callable[[], Any], *, code: Any = None) -> None:
+def _send_outcome(connection: Connection, run: Callable[[], Any], *, method: Any = None) -> None:
     """Send (True, result), or (False, (name of the exception, message, file and line)).
 
     Args:
         connection: Connection to the process of the run.
         run: Function that calls the environment.
-        code: The method that it calls.
+        method: The method that it calls.
     """
     try:
-        with foreign_exceptions(), errors_located_at(code):
+        with ensure_ordinary_exceptions(), add_location_to_errors(method):
             result = run()
     except Exception as error:
         place = user_location(error)
@@ -201,5 +201,5 @@ def _send_outcome(connection: Connection, run: Callable[[], Any], *, code: Any =
             f"{first_line(error)}; return values that can be pickled, or set env.concurrency: "
             "threads"
         )
-        place = definition_location(code)
+        place = definition_location(method)
         connection.send((False, (type(error).__name__, problem, place)))

@@ -23,8 +23,8 @@ import gymnasium as gym
 from rlhf.common import user_code
 from rlhf.common.foreign import (
     Place,
+    ensure_ordinary_exceptions,
     exit_as_exception,
-    foreign_exceptions,
     location_text,
     output_to_stderr,
     restored_process_state,
@@ -33,7 +33,7 @@ from rlhf.common.foreign import (
 from rlhf.config.rollout import Concurrency, EnvSpec
 from rlhf.envs import is_built_in
 from rlhf.errors import UserError
-from rlhf.rollout.environments.calls import EnvironmentCalls
+from rlhf.rollout.environments.calls import EnvironmentCaller
 from rlhf.rollout.environments.process import ProcessEnvironment
 
 MakeEnvironment = Callable[[], gym.Env]
@@ -55,7 +55,7 @@ class EnvironmentCall:
 class EnvironmentWorkers(Protocol):
     """Interface for calls of environments whose results arrive later."""
 
-    calls: EnvironmentCalls
+    calls: EnvironmentCaller
     """Handling of failures, and time limit of a call."""
 
     def make(self, make_env: MakeEnvironment) -> gym.Env:
@@ -73,16 +73,16 @@ class EnvironmentWorkers(Protocol):
             wait: Whether to wait for a result if none has arrived and a call is running.
 
         Raises:
-            UserError: A call failed and ``EnvironmentCalls.errors`` is "raise".
+            UserError: A call failed and ``EnvironmentCaller.errors`` is "raise".
         """
         ...
 
     @property
-    def running(self) -> int:
+    def num_undelivered_calls(self) -> int:
         """Number of calls whose results were not delivered."""
         ...
 
-    def cancel(self) -> Sequence[gym.Env]:
+    def discard_running_calls(self) -> Sequence[gym.Env]:
         """Discard the results of all running calls.
 
         Returns:
@@ -94,7 +94,7 @@ class EnvironmentWorkers(Protocol):
         """Close an environment. A failure is only logged as a warning."""
         ...
 
-    def collection(self) -> contextlib.AbstractContextManager[None]:
+    def collection_context(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager in which calls are submitted."""
         ...
 
@@ -106,7 +106,7 @@ class LockstepWorkers:
         calls: Handling of failures, and time limit of a call.
     """
 
-    def __init__(self, calls: EnvironmentCalls) -> None:
+    def __init__(self, calls: EnvironmentCaller) -> None:
         self.calls = calls
         self._results: deque[tuple[EnvironmentCall, Any]] = deque()
 
@@ -125,11 +125,11 @@ class LockstepWorkers:
             call.receive(result)
 
     @property
-    def running(self) -> int:
+    def num_undelivered_calls(self) -> int:
         """Number of calls whose results were not delivered."""
         return len(self._results)
 
-    def cancel(self) -> Sequence[gym.Env]:
+    def discard_running_calls(self) -> Sequence[gym.Env]:
         """Discard the results of calls."""
         self._results.clear()
         return ()
@@ -138,7 +138,7 @@ class LockstepWorkers:
         """Close an environment. A failure is only logged as a warning."""
         self.calls.close(env)
 
-    def collection(self) -> contextlib.AbstractContextManager[None]:
+    def collection_context(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager without effect."""
         return contextlib.nullcontext()
 
@@ -164,11 +164,11 @@ class _EnvironmentThread:
         """Return the line of the user's code that the thread executes now."""
         return user_code.thread_location(self._thread.ident)
 
-    def start(self, task: Callable[[], None]) -> None:
+    def enqueue(self, task: Callable[[], None]) -> None:
         """Run a task after the earlier tasks."""
         self._tasks.put(task)
 
-    def end(self) -> None:
+    def end_after_queued_tasks(self) -> None:
         """End the thread after its current task."""
         self._tasks.put(None)
 
@@ -184,13 +184,13 @@ class _Outcome:
 def _outcome_of(run: Callable[[], Any]) -> _Outcome:
     """Run foreign code. Errors are part of the outcome."""
     try:
-        with foreign_exceptions():
+        with ensure_ordinary_exceptions():
             return _Outcome(run())
     except Exception as error:
         return _Outcome(error=error)
 
 
-def _log_failure(calls: EnvironmentCalls, closed: _Outcome) -> None:
+def _log_failed_close(calls: EnvironmentCaller, closed: _Outcome) -> None:
     """Log that an environment could not be closed, if this is its outcome."""
     if closed.error is not None:
         calls.warn_not_closed(closed.error)
@@ -208,7 +208,7 @@ class ThreadedWorkers:
             exceeds the time limit.
     """
 
-    def __init__(self, calls: EnvironmentCalls, *, isolated: bool = False) -> None:
+    def __init__(self, calls: EnvironmentCaller, *, isolated: bool = False) -> None:
         self.calls, self.isolated = calls, isolated
         self._threads: dict[int, _EnvironmentThread] = {}  # by id of the environment
         self._running: dict[int, tuple[EnvironmentCall, float]] = {}  # with start, in order
@@ -225,18 +225,18 @@ class ThreadedWorkers:
         if self.isolated:
             make = functools.partial(ProcessEnvironment, make_env, timeout=limit)
         try:
-            with self.collection():
-                thread.start(lambda: made.put(_outcome_of(make)))
+            with self.collection_context():
+                thread.enqueue(lambda: made.put(_outcome_of(make)))
                 outcome: _Outcome = made.get(timeout=None if self.isolated else limit)
         except queue.Empty:
             place = location_text(thread.location())
-            thread.end()
+            thread.end_after_queued_tasks()
             raise UserError(
                 f"env.id: the environment cannot be made: took longer than {limit:g} s{place}; "
                 "correct its constructor, or raise env.timeout"
             ) from None
         if outcome.error is not None:
-            thread.end()
+            thread.end_after_queued_tasks()
             raise outcome.error
         self._threads[id(outcome.value)] = thread
         return outcome.value
@@ -244,7 +244,7 @@ class ThreadedWorkers:
     def submit(self, call: EnvironmentCall) -> None:
         """Start a call in the thread of its environment."""
         self._running[id(call.env)] = call, time.monotonic()
-        self._threads[id(call.env)].start(lambda: self._results.put((call, self._run(call))))
+        self._threads[id(call.env)].enqueue(lambda: self._results.put((call, self._run(call))))
 
     def _run(self, call: EnvironmentCall) -> _Outcome:
         """Run a call in the thread of its environment."""
@@ -252,10 +252,10 @@ class ThreadedWorkers:
         outcome = _outcome_of(call.run)
         # The engine may have been busy at the time limit, so the result was not yet awaited.
         if limit is not None and not outcome.error and time.monotonic() - start > limit:
-            return self._timed_out(None)
+            return self._timeout_outcome(None)
         return outcome
 
-    def _timed_out(self, place: Place | None) -> _Outcome:
+    def _timeout_outcome(self, place: Place | None) -> _Outcome:
         """Return the failure of a call that exceeds the time limit at a line of its code."""
         error = TimeoutError(f"took longer than {self.calls.timeout:g} s")
         if place is not None:
@@ -297,8 +297,8 @@ class ThreadedWorkers:
                 continue
             if remaining is not None and remaining <= 0:
                 place = self._threads[id(call.env)].location()
-                self._abandon(call.env)
-                return call, self._timed_out(place)
+                self._close_when_call_returns(call.env)
+                return call, self._timeout_outcome(place)
             if not wait:
                 return None
             if remaining is None and time.monotonic() - start >= user_code.SLOW_SECONDS:
@@ -308,26 +308,26 @@ class ThreadedWorkers:
                     "to limit its time, set env.timeout",
                 )
 
-    def _abandon(self, env: gym.Env) -> None:
+    def _close_when_call_returns(self, env: gym.Env) -> None:
         """Forget an environment whose thread is busy; it is closed when its call returns."""
         self._running.pop(id(env), None)
         thread = self._threads.pop(id(env))
         if isinstance(env, ProcessEnvironment):
             env.kill()
         else:
-            thread.start(lambda: _log_failure(self.calls, _outcome_of(env.close)))
-        thread.end()
+            thread.enqueue(lambda: _log_failed_close(self.calls, _outcome_of(env.close)))
+        thread.end_after_queued_tasks()
 
     @property
-    def running(self) -> int:
+    def num_undelivered_calls(self) -> int:
         """Number of calls whose results were not delivered."""
         return len(self._running)
 
-    def cancel(self) -> Sequence[gym.Env]:
+    def discard_running_calls(self) -> Sequence[gym.Env]:
         """Discard the results of running calls, and return their environments."""
         busy = [call.env for call, _ in self._running.values()]
         for env in busy:
-            self._abandon(env)
+            self._close_when_call_returns(env)
         return busy
 
     def close(self, env: gym.Env) -> None:
@@ -337,18 +337,18 @@ class ThreadedWorkers:
             return
         closed: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         try:
-            with self.collection():
-                thread.start(lambda: closed.put(_outcome_of(env.close)))
+            with self.collection_context():
+                thread.enqueue(lambda: closed.put(_outcome_of(env.close)))
                 outcome = closed.get(timeout=self.calls.timeout)
         except queue.Empty:
             outcome = _Outcome(error=TimeoutError("closing takes too long"))
             if isinstance(env, ProcessEnvironment):
                 env.kill()
-        thread.end()
-        _log_failure(self.calls, outcome)
+        thread.end_after_queued_tasks()
+        _log_failed_close(self.calls, outcome)
 
     @contextlib.contextmanager
-    def collection(self) -> Iterator[None]:
+    def collection_context(self) -> Iterator[None]:
         """Limit the side effects of all threads; see `limit_side_effects`.
 
         Standard output is redirected, and no environment can end the process. The state of the
@@ -371,7 +371,7 @@ def concurrency_of(spec: EnvSpec) -> Concurrency:
 
 def workers_for(spec: EnvSpec) -> EnvironmentWorkers:
     """Return the workers of a configuration."""
-    calls, concurrency = EnvironmentCalls.from_spec(spec), concurrency_of(spec)
+    calls, concurrency = EnvironmentCaller.from_spec(spec), concurrency_of(spec)
     if concurrency == "lockstep":
         return LockstepWorkers(calls)
     return ThreadedWorkers(calls, isolated=concurrency == "processes")

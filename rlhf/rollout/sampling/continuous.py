@@ -23,7 +23,7 @@ from rlhf.rollout.sampling.base import (
     Request,
     SamplingParams,
 )
-from rlhf.rollout.sampling.decoder import decoder_for
+from rlhf.rollout.sampling.decoder import make_fastest_matching_decoder
 from rlhf.rollout.sampling.draw import most_likely_tokens, sample_tokens_and_logprobs
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
@@ -73,7 +73,7 @@ class ContinuousEngine:
             if self._sampler is None or request.episode_id not in self._sampler.row_of:
                 self._queue.append(request)
             else:
-                self._sampler.submit(request)
+                self._sampler.start_request(request)
 
     def poll(self) -> list[Completion]:
         """Run one forward pass and return the completions that ended in it."""
@@ -88,7 +88,7 @@ class ContinuousEngine:
         if self._sampler is None:
             return []
         while self._queue and len(self._sampler.row_of) < self._sampler.rows:
-            self._sampler.submit(self._queue.popleft())
+            self._sampler.start_request(self._queue.popleft())
         return self._sampler.step()
 
     def new_tokens(self, episode_id: int, start: int) -> NewTokens:
@@ -129,7 +129,7 @@ class Sampler:
         self, model: Any, *, rows: int, policy_version: int = 0, open_ended: bool = False
     ) -> None:
         self.rows, self.policy_version, self.open_ended = rows, policy_version, open_ended
-        self.decoder, self.device = decoder_for(model), model.device
+        self.decoder, self.device = make_fastest_matching_decoder(model), model.device
         self.cache: Any = self.decoder.new_cache(rows)
         self.row_of: dict[int, int] = {}
         self.episode_ids: list[int] = []  # by row
@@ -150,7 +150,7 @@ class Sampler:
         self.last = np.zeros(rows, dtype=np.int64)  # sampled token that is not in the cache yet
         self.decoding = np.zeros(rows, dtype=bool)
 
-    def submit(self, request: Request) -> None:
+    def start_request(self, request: Request) -> None:
         """Start a completion, in the row of its episode or in a free row."""
         episode_id = request.episode_id
         if episode_id not in self.row_of:
@@ -211,18 +211,18 @@ class Sampler:
         decoding = np.flatnonzero(self.decoding)
         share = 0 if self.open_ended else PREFILL_SHARE
         if self.unread and len(self.unread) >= share * len(decoding):
-            rows, logits = self._prefill()
+            rows, logits = self._prefill_unread_tokens()
         else:
             rows, logits = decoding, self._decode(decoding)
-        stopped = self._sample(rows, logits)
+        stopped = self._sample_and_find_stops(rows, logits)
         ended = stopped | (self.count[rows] == self.limit[rows])
         self.decoding[rows] = ~ended
         return [
-            self._completion(row, FinishReason.STOP if stop else FinishReason.LENGTH)
+            self._pop_completion(row, FinishReason.STOP if stop else FinishReason.LENGTH)
             for row, stop in zip(rows[ended].tolist(), stopped[ended].tolist(), strict=True)
         ]
 
-    def _completion(self, row: int, finish_reason: FinishReason) -> Completion:
+    def _pop_completion(self, row: int, finish_reason: FinishReason) -> Completion:
         """Return the completion in a row, and end its request."""
         episode_id = self.episode_ids[row]
         sampled = self.new_tokens(episode_id, 0)
@@ -244,7 +244,7 @@ class Sampler:
             self.tokens[row, part].tolist(), self.logprobs[row, part].tolist(), alternatives
         )
 
-    def _sample(self, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
+    def _sample_and_find_stops(self, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
         """Sample the next token of rows [n] from logits [n, V], and store it.
 
         Returns:
@@ -270,7 +270,7 @@ class Sampler:
         sampled = zip(self.last[rows].tolist(), requests, strict=True)
         return np.array([token in request.sampling.stop_ids for token, request in sampled])
 
-    def _prefill(self) -> tuple[np.ndarray, torch.Tensor]:
+    def _prefill_unread_tokens(self) -> tuple[np.ndarray, torch.Tensor]:
         """Compute the forward pass of all unread tokens.
 
         Equal prompts of new episodes are computed once, and their cache row is copied.

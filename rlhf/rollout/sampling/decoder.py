@@ -273,7 +273,7 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
         return lambda x: torch.cat([layer(x) for layer in linears], -1)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = torch.cat(biases) if biases else None
-    if weight.dtype == torch.bfloat16 and _reorders(weight.device):
+    if weight.dtype == torch.bfloat16 and _stores_reordered_weights(weight.device):
         return _reordered_linear(weight, bias)
     return lambda x: linear(x, weight, bias)
 
@@ -292,7 +292,7 @@ def fused_weight_bytes(model: Any) -> int:
             [mlp.gate_proj, mlp.up_proj],
             [mlp.down_proj],
         ]
-    reorders = model.dtype == torch.bfloat16 and _reorders(model.device)
+    reorders = model.dtype == torch.bfloat16 and _stores_reordered_weights(model.device)
     return sum(
         layer.weight.numel() * layer.weight.element_size()
         for group in groups
@@ -301,7 +301,7 @@ def fused_weight_bytes(model: Any) -> int:
     )
 
 
-def _reorders(device: torch.device) -> bool:
+def _stores_reordered_weights(device: torch.device) -> bool:
     """Return whether bf16 weights are stored in the memory format of the matrix units."""
     return device.type == "cpu" and has_native_bf16(device)
 
@@ -324,7 +324,7 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
     return matmul
 
 
-def decoder_for(model: Any) -> Decoder:
+def make_fastest_matching_decoder(model: Any) -> Decoder:
     """Return the fastest decoder whose logits equal those of the model's own forward pass.
 
     Differences up to the rounding tolerance are ignored.
@@ -357,7 +357,7 @@ def decoder_for(model: Any) -> Decoder:
 
 
 def force_decoder_without_cache(model: Any) -> None:
-    """Make ``decoder_for`` return a decoder without a cache for this model from now on.
+    """Use a decoder without a cache for this model from now on.
 
     Sampling without a cache is slow but correct for every model.
     """

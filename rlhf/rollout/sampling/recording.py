@@ -113,7 +113,7 @@ class RecordingEngine:
     def finish_batch(self) -> list[Completion]:
         """End the batch, and return its completions.
 
-        From now on, `unfinished_replies` does not contain these completions.
+        From now on, `replies_of_unfinished_batch` does not contain these completions.
         """
         unused = [seed for seed, reply in self._to_replay.items() if reply.step <= self._step]
         for seed in unused:
@@ -129,7 +129,7 @@ class RecordingEngine:
         recorded, self._recorded = self._recorded, []
         return recorded
 
-    def pop_discarded_count(self) -> int:
+    def pop_unreplayed_reply_count(self) -> int:
         """Return ``num_discarded``, and set it to 0."""
         count, self.num_discarded = self.num_discarded, 0
         return count
@@ -138,14 +138,14 @@ class RecordingEngine:
         """Add replies that are returned to the requests for which they were sampled."""
         self._to_replay |= {reply.seed: reply for reply in replies}
 
-    def unfinished_replies(self) -> list[RecordedReply]:
+    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
         """Return the replies of the unfinished batch, and those that were not replayed yet."""
         recorded = [
             RecordedReply.from_completion(completion, self._step) for completion in self._recorded
         ]
         return [*recorded, *self._to_replay.values()]
 
-    def stop(self) -> None:
+    def stop_at_next_poll(self) -> None:
         """Make the next call of ``poll`` raise `CollectionStopped`; any thread may call this."""
         self._stop.set()
 

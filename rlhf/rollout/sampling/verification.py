@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 REPLY_TOKENS = 3
 
 
-def check_sampling(model: Any) -> None:
+def check_sampler_or_disable_cache(model: Any) -> None:
     """Verify the sampler once per model. If the verification fails, sample without a cache.
 
     Args:
@@ -148,7 +148,7 @@ def _sample_turns_with_logprobs(
         tokens.extend(turns[index][turn])
         # With replies of different lengths, the second turns begin at different steps.
         limit = REPLY_TOKENS - index % 2
-        sampler.submit(Request(index, list(tokens), limit, (1, index, turn), sampling))
+        sampler.start_request(Request(index, list(tokens), limit, (1, index, turn), sampling))
 
     for index in range(len(turns)):
         submit_next_turn(index)

@@ -24,9 +24,9 @@ from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import Completion, EngineStopped, FinishReason, Request
 from rlhf.rollout.vllm.client import Cancellation, Client, ServerRefusal, ServerUnavailable
 from rlhf.rollout.vllm.weights import (
-    Publisher,
     ServedPolicy,
-    completion_body,
+    WeightPublisher,
+    completion_request_body,
     read_completion,
 )
 
@@ -61,7 +61,9 @@ class VLLMEngine:
         max_requests: int,
     ) -> None:
         self.spec, self.policy_version = spec, 0
-        self.publisher = Publisher(model, folder, context_length=context, temperature=temperature)
+        self.publisher = WeightPublisher(
+            model, folder, context_length=context, temperature=temperature
+        )
         clients = [Client(url, timeout=spec.request_timeout) for url in spec.urls]
         self.servers = [
             ServedPolicy(client, self.publisher, tolerance=spec.tolerance) for client in clients
@@ -109,7 +111,7 @@ class VLLMEngine:
             self.policy_version = version
         try:
             for index in range(len(self.servers)):
-                self._retry(lambda index=index: self._ensure_current(index), Cancellation())
+                self._retry(lambda index=index: self._ensure_current_weights(index), Cancellation())
         finally:
             if previous is not None and previous is not self.publisher.current:
                 self.publisher.remove(previous)
@@ -127,7 +129,7 @@ class VLLMEngine:
             self._pending[request.request_id] = (request, cancel)
             with self._idle:
                 self._running += 1
-            self._pool.submit(self._run, request, cancel)
+            self._pool.submit(self._sample_and_queue_result, request, cancel)
 
     def poll(self) -> list[Completion]:
         """Wait for a short time until a completion ends; return the completions that ended.
@@ -188,7 +190,7 @@ class VLLMEngine:
         if self.publisher.current is not None:
             self.publisher.remove(self.publisher.current)
 
-    def _run(self, request: Request, cancel: Cancellation) -> None:
+    def _sample_and_queue_result(self, request: Request, cancel: Cancellation) -> None:
         """Sample a completion, in a thread, and queue the result."""
         servers = itertools.count(request.episode_id)  # an episode stays with its server's cache
         result: Completion | Exception
@@ -231,7 +233,7 @@ class VLLMEngine:
                     self._repeated += 1
                 time.sleep(min(_RETRY_INTERVAL, self.spec.retry_seconds / 4))
 
-    def _ensure_current(self, server_index: int) -> int:
+    def _ensure_current_weights(self, server_index: int) -> int:
         """Load the current weights into a server, unless it uses them already.
 
         Returns:
@@ -254,9 +256,9 @@ class VLLMEngine:
         server, version = self.servers[server_index], self.policy_version
         if cancel.cancelled:
             raise ServerUnavailable("the request was cancelled")
-        process = self._ensure_current(server_index)
+        process = self._ensure_current_weights(server_index)
         sampling = request.sampling
-        body = completion_body(
+        body = completion_request_body(
             server.model_name,
             list(request.prompt_ids),
             max_tokens=request.max_new_tokens,

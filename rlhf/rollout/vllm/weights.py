@@ -37,7 +37,7 @@ this factor times the difference between the server and the trainer before the u
 
 
 @dataclass(frozen=True)
-class Publication:
+class PublishedWeights:
     """Weights of the policy in a folder."""
 
     name: str
@@ -47,7 +47,7 @@ class Publication:
     """Log-probabilities of the fixed tokens at temperature 1 under these weights."""
 
 
-class Publisher:
+class WeightPublisher:
     """Writes publications and computes the trainer's log-probabilities.
 
     Args:
@@ -63,13 +63,13 @@ class Publisher:
         self.model, self.folder, self.temperature = model, folder, temperature
         self.is_adapter = unwrap_peft(model) is not model
         self.vocab_size = int(text_config(unwrap_peft(model)).vocab_size)
-        self.current: Publication | None = None
+        self.current: PublishedWeights | None = None
         length = max(2, min(PROBE_TOKENS, context_length - PROBE_REPLY_TOKENS - 1))
         self.probe_ids = np.random.default_rng(0).integers(self.vocab_size, size=length).tolist()
         self._lock = threading.Lock()
         self._prefix, self._count = f"policy-{uuid.uuid4().hex[:8]}", 0
 
-    def publish(self) -> Publication:
+    def publish(self) -> PublishedWeights:
         """Write the current weights; return the publication.
 
         Raises:
@@ -87,10 +87,10 @@ class Publisher:
             else:
                 save_untied(self.model, target)
         logprobs = self.token_logprobs(self.probe_ids, temperature=1.0)
-        self.current = Publication(name, target, self.is_adapter, logprobs)
+        self.current = PublishedWeights(name, target, self.is_adapter, logprobs)
         return self.current
 
-    def remove(self, publication: Publication) -> None:
+    def remove(self, publication: PublishedWeights) -> None:
         """Delete the folder of a publication that no server uses any more."""
         shutil.rmtree(publication.folder, ignore_errors=True)
 
@@ -119,12 +119,12 @@ class ServedPolicy:
         tolerance: Maximum mean absolute difference of log-probabilities in nats.
     """
 
-    def __init__(self, client: Client, publisher: Publisher, *, tolerance: float) -> None:
+    def __init__(self, client: Client, publisher: WeightPublisher, *, tolerance: float) -> None:
         self.client, self.publisher, self.tolerance = client, publisher, tolerance
         self.base_name = ""
         self.logprob_gap = float("nan")
         """Mean absolute difference in nats at the last check."""
-        self._loaded: Publication | None = None
+        self._loaded: PublishedWeights | None = None
         self._served: np.ndarray | None = None
 
     @property
@@ -182,7 +182,9 @@ class ServedPolicy:
                 f"{self.client.url} is not a vLLM server: /v1/models lists no model"
             ) from error
 
-    def _load_adapter(self, publication: Publication, previous: Publication | None) -> None:
+    def _load_adapter(
+        self, publication: PublishedWeights, previous: PublishedWeights | None
+    ) -> None:
         body = {"lora_name": publication.name, "lora_path": str(publication.folder)}
         try:
             self.client.post("/v1/load_lora_adapter", body)
@@ -198,7 +200,7 @@ class ServedPolicy:
                 if error.status != 404:
                     raise
 
-    def _load_weights(self, publication: Publication) -> None:
+    def _load_weights(self, publication: PublishedWeights) -> None:
         """Replace all weights, and empty the prefix cache, which was computed with the old ones."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(publication.folder)}}
         try:
@@ -215,7 +217,7 @@ class ServedPolicy:
             )
 
     def _check_served_logprobs(
-        self, publication: Publication, previous: Publication | None
+        self, publication: PublishedWeights, previous: PublishedWeights | None
     ) -> None:
         """Compare log-probabilities of the server and of the trainer.
 
@@ -225,7 +227,7 @@ class ServedPolicy:
         """
         url = self.client.url
         name = publication.name if publication.is_adapter else self.base_name
-        served = self._probe_logprobs(name)
+        served = self._fixed_token_logprobs(name)
         self.logprob_gap = _mean_absolute_difference(served, publication.logprobs)
         if not self.logprob_gap <= self.tolerance:
             raise UserError(
@@ -257,7 +259,7 @@ class ServedPolicy:
             name: Name of the policy in requests.
         """
         publisher = self.publisher
-        body = completion_body(
+        body = completion_request_body(
             name,
             publisher.probe_ids,
             max_tokens=PROBE_REPLY_TOKENS,
@@ -280,10 +282,10 @@ class ServedPolicy:
                 "--logprobs-mode processed_logprobs"
             )
 
-    def _probe_logprobs(self, name: str) -> np.ndarray:
+    def _fixed_token_logprobs(self, name: str) -> np.ndarray:
         """Return the server's log-probabilities of the fixed tokens, from the second one on."""
         probe = self.publisher.probe_ids
-        body = completion_body(name, probe, max_tokens=1, temperature=1.0, seed=0)
+        body = completion_request_body(name, probe, max_tokens=1, temperature=1.0, seed=0)
         answer = self.client.post("/v1/completions", {**body, "prompt_logprobs": 0})
         try:
             rows = answer["choices"][0]["prompt_logprobs"][1:]
@@ -334,7 +336,7 @@ def _mean_absolute_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).mean())
 
 
-def completion_body(
+def completion_request_body(
     name: str,
     prompt: list[int],
     *,

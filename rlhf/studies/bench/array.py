@@ -54,17 +54,17 @@ def write_job_array(bench: Bench, folder: str | Path) -> list[Path]:
         "train": [job for job in jobs if job.after is not None],
     }
     for name, listed in lists.items():
-        texts |= _list_texts(target, name, listed, manifest)
+        texts |= _job_list_and_slurm_script_texts(target, name, listed, manifest)
     table = shlex.quote(f"rlhf bench {shlex.quote(str(manifest))} --resume")
     scripts = {name: shlex.quote(str(target / f"{name}.slurm")) for name in lists}
     texts[target / "submit.sh"] = _SUBMIT_TEMPLATE.format(**scripts, table=table)
-    _check_not_replaced(texts)
+    _check_no_file_would_change(texts)
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)
 
 
-def _check_not_replaced(texts: Mapping[Path, str]) -> None:
+def _check_no_file_would_change(texts: Mapping[Path, str]) -> None:
     """Check that no file exists with other content, such as the user's own manifest.
 
     Raises:
@@ -77,7 +77,9 @@ def _check_not_replaced(texts: Mapping[Path, str]) -> None:
             )
 
 
-def _list_texts(folder: Path, name: str, jobs: Sequence[Job], manifest: Path) -> dict[Path, str]:
+def _job_list_and_slurm_script_texts(
+    folder: Path, name: str, jobs: Sequence[Job], manifest: Path
+) -> dict[Path, str]:
     """Return the texts of `<name>.txt` with the commands of jobs, and of `<name>.slurm`."""
     commands, script = folder / f"{name}.txt", folder / f"{name}.slurm"
     quoted = shlex.quote(str(manifest))

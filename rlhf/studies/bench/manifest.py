@@ -167,15 +167,15 @@ def _check_runs(bench: Bench, environment: str) -> None:
         try:
             # The options of TRL are checked when the run starts, because the import of TRL takes
             # many seconds.
-            build_config(OfflineConfig, tree) if command == "sft" else bench.commands.configure(
-                command, tree
-            )
+            build_config(
+                OfflineConfig, tree
+            ) if command == "sft" else bench.commands.config_from_tree(command, tree)
         except UserError as error:
             raise UserError(f"environments.{environment}, {command}: {error}") from error
     for name in bench.algorithms:
         command = bench.command_of(name)
         try:
-            config = bench.commands.configure(
+            config = bench.commands.config_from_tree(
                 command, bench.run_config_tree(environment, name, seed)
             )
             algorithm_of(command, config)

@@ -92,7 +92,7 @@ class Bench:
         return {
             **tree,
             "output_dir": str(self.run_path(environment, folder, algorithm)),
-            "model": self.start_model_config_tree(environment, seed),
+            "model": self.initial_model_config_tree(environment, seed),
             "env": _without_unset_keys(task.env),
             "seed": seed,
             "evaluation": {
@@ -108,7 +108,7 @@ class Bench:
         """The plug-ins of the manifest, as a part of the configuration of a run."""
         return {"plugins": self.config.plugins} if self.config.plugins else {}
 
-    def start_model_config_tree(self, environment: str, seed: int) -> dict[str, Any]:
+    def initial_model_config_tree(self, environment: str, seed: int) -> dict[str, Any]:
         """Return the configuration of the initial model of training."""
         if self.environments[environment].demonstrations is None:
             return _without_unset_keys(self.config.model)
@@ -132,7 +132,7 @@ class Bench:
             stages.append(("sft", self._sft_config_tree(environment, seed)))
         policy = {
             "name": self.initial_row_name,
-            "model": self.start_model_config_tree(environment, seed),
+            "model": self.initial_model_config_tree(environment, seed),
         }
         target = self.run_path(environment, folder, "evaluate")
         stages.append(("evaluate", self.evaluate_config_tree(environment, [policy], target)))
@@ -148,7 +148,7 @@ class Bench:
             f"{folder}/{self.initial_row_name}",
         )
 
-    def reference_job(self, environment: str) -> Job:
+    def untrained_policies_job(self, environment: str) -> Job:
         """Return the job that evaluates the policies that are not trained."""
         policies = [{"name": name} for name in self.references_of(environment)]
         policies += [{"name": name, **spec} for name, spec in self.config.policies.items()]
@@ -160,7 +160,7 @@ class Bench:
     def jobs(self) -> list[Job]:
         """Return all jobs; each job follows the job that it depends on."""
         config, names = self.config, list(self.environments)
-        jobs = [self.reference_job(name) for name in names if self.untrained_rows_of(name)]
+        jobs = [self.untrained_policies_job(name) for name in names if self.untrained_rows_of(name)]
         jobs += [self.initial_model_job(name, seed) for seed in config.seeds for name in names]
         jobs += [
             self.training_job(name, algorithm, seed)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf import __version__
-from rlhf.common.text import markdown_table, markdown_text
+from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.evaluation.compare import format_estimate, simulated_coverage_text
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
@@ -115,7 +115,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
 
     def episodes_of_one_run(environment: str, algorithm: str) -> int:
         tree = bench.run_config_tree(environment, algorithm, seed)
-        config = bench.commands.configure(bench.command_of(algorithm), tree)
+        config = bench.commands.config_from_tree(bench.command_of(algorithm), tree)
         return config.num_steps * config.episodes_per_step
 
     return {
@@ -169,10 +169,10 @@ def _tuning_sentence(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> st
 def bench_markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
     """Return the content of `bench.md`."""
     by_slug = {table.slug: table for table in tables}
-    title = markdown_text(bench.root.resolve().name)
+    title = escape_markdown(bench.root.resolve().name)
     parts = [f"# {title}", "\n\n".join([*protocol_sentences(bench), _version_sentence()])]
     parts += [_markdown_section(by_slug[slug]) for slug in ("aggregates", "cells")]
-    lines = [f"* {markdown_text(line)}" for line in verdict_lines(findings)]
+    lines = [f"* {escape_markdown(line)}" for line in verdict_lines(findings)]
     parts.append("## Verdicts\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, _markdown_section(by_slug["curves"])]) + "\n"
 

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rlhf.commands.command import CommandTable
-from rlhf.common.worker_process import WorkerContext, end_with_parent
+from rlhf.common.worker_process import SpawnContextWithoutUserScript, end_with_parent
 from rlhf.config.launcher import LauncherConfig
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.studies.jobs import Job, JobsFailedError
@@ -27,12 +27,12 @@ class LocalLauncher(FutureLauncher):
         self.commands = commands
         self.logs = root / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.stop = StopSignalRecorder(raise_for=root)
+        self.stop = StopSignalRecorder(raise_at_once_for=root)
         threads = config.cpus_per_job or max(1, (os.cpu_count() or 1) // jobs)
         self.pool = ProcessPoolExecutor(
             jobs,
             # A forked copy of a process with threads may hang.
-            mp_context=WorkerContext(),
+            mp_context=SpawnContextWithoutUserScript(),
             initializer=_initialize_local_worker,
             initargs=(self.logs, threads),
         )

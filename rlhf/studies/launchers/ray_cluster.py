@@ -44,7 +44,7 @@ class RayLauncher(FutureLauncher):
         self.capacity = config.jobs
         self.config = config
         self.logs = (root / "logs").resolve()
-        self.stop = StopSignalRecorder(raise_for=root)
+        self.stop = StopSignalRecorder(raise_at_once_for=root)
         self._task: Any = None
         self._commands: Any = commands
         self._references: dict[Future[str | None], Any] = {}
@@ -54,7 +54,7 @@ class RayLauncher(FutureLauncher):
         ray = self.ray
         if not ray.is_initialized():
             address = self.config.ray_address or os.environ.get("RAY_ADDRESS", "")
-            _check_address(address)
+            _check_cluster_answers(address)
             # A dashboard can only be declined for a cluster that this process starts.
             options = {} if address else {"include_dashboard": False}
             try:
@@ -134,7 +134,7 @@ class RayLauncher(FutureLauncher):
             )
 
 
-def _check_address(address: str) -> None:
+def _check_cluster_answers(address: str) -> None:
     """Check that a program answers at an address ``host:port``; Ray would wait for minutes.
 
     Raises:

@@ -63,7 +63,7 @@ class SlurmLauncher:
         self.config = config
         self.name = root.resolve().name
         self.logs = (root / "logs").resolve()
-        self.stop = StopSignalRecorder(raise_for=root)
+        self.stop = StopSignalRecorder(raise_at_once_for=root)
 
     def __enter__(self) -> SlurmLauncher:
         self.stop.__enter__()
@@ -102,7 +102,7 @@ class SlurmLauncher:
         ):
             assert process.stderr is not None
             try:
-                if not _read_array_id(process, log):
+                if not _wait_for_array_id(process, log):
                     raise UserError(f"sbatch failed: {' '.join(process.stderr.read().split())}")
                 ended = False
                 while not ended:
@@ -112,7 +112,7 @@ class SlurmLauncher:
                     bar.show(queue.num_ended, {})
                     time.sleep(0 if ended else POLL_SECONDS)
             except BaseException:
-                if array_id := _read_array_id(process, log):
+                if array_id := _wait_for_array_id(process, log):
                     _cancel(array_id)
                 process.wait()
                 raise
@@ -129,7 +129,7 @@ class SlurmLauncher:
         folder = next(path for path in folders if not path.exists())
         folder.mkdir(parents=True)
         for task, job in enumerate(jobs, 1):
-            write_text(folder / f"{task}.sh", _job_script(folder, task, job))
+            write_text(folder / f"{task}.sh", _write_configs_and_make_job_script(folder, task, job))
         limit = f"%{self.config.jobs}" if self.config.jobs else ""
         options = [
             f"--job-name={self.name}",
@@ -149,7 +149,7 @@ class SlurmLauncher:
         return folder, command
 
 
-def _job_script(folder: Path, task: int, job: Job) -> str:
+def _write_configs_and_make_job_script(folder: Path, task: int, job: Job) -> str:
     """Write the configurations of a job's stages, and return a shell script with its commands."""
     # Slurm sends a signal to all processes; this shell waits for the checkpoint of its command.
     lines = [f"# {job.key}", "trap : TERM INT HUP"]
@@ -167,7 +167,7 @@ def _escape_pattern(folder: Path) -> str:
     return str(folder).replace("%", "%%")
 
 
-def _read_array_id(process: subprocess.Popen[str], log: Path) -> str:
+def _wait_for_array_id(process: subprocess.Popen[str], log: Path) -> str:
     """Return the id of an array, for which sbatch is waited; "" if sbatch failed."""
     while "\n" not in (text := log.read_text()) and process.poll() is None:
         time.sleep(POLL_SECONDS / 20)

@@ -29,11 +29,11 @@ from rlhf.errors import UserError
 from rlhf.evaluation.records import read_summary_file
 from rlhf.evaluation.replies import sample_conversations, score_replies
 from rlhf.models.loading import find_model_folder
-from rlhf.models.rewards import load_rewards, with_packing
+from rlhf.models.rewards import enable_reward_packing, load_rewards
 from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
 from rlhf.runs.directory import Run
-from rlhf.runs.launch import release_memory
+from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.runs.renamed import read_metrics, read_samples
 from rlhf.studies.overoptimize.results import (
     TrainingTrack,
@@ -108,10 +108,11 @@ def run_overoptimize(
         "algorithm": config.rl.algorithm if config.rl else None,
         "best_of_n": [
             proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth)
-            for proxy, columns in _standardized_scores(config, proxies, groups)
+            for proxy, columns in _score_and_record_standardization(config, proxies, groups)
             for how, by in combined_proxy_scores(columns, penalty=config.penalty).items()
         ],
-        # Training uses the scale that `_standardized_scores` wrote into the checkpoints.
+        # Training uses the scale that `_score_and_record_standardization` wrote into the
+        # checkpoints.
         "rl": [
             rl_result(
                 how, study.train_policy_against_proxy(how, config.rl, proxies, gold), start=start
@@ -161,10 +162,12 @@ class _OveroptimizationStudy:
         """
         if grid := self.config.proxies:
             tree = self._proxy_config_tree(grid, grid.bases[0], train=self.directory, member=0)
-            self.commands.configure("reward", {**tree, "output_dir": self.config.output_dir})
+            self.commands.config_from_tree("reward", {**tree, "output_dir": self.config.output_dir})
         if spec := self.config.rl:
             tree = self._training_config_tree(spec, [{"kind": "length"}], seed=0)
-            self.commands.configure(spec.algorithm, {**tree, "output_dir": self.config.output_dir})
+            self.commands.config_from_tree(
+                spec.algorithm, {**tree, "output_dir": self.config.output_dir}
+            )
 
     def train_proxies(self, grid: ProxyGrid) -> list[ProxyReward]:
         """Train every proxy of the grid, for each base model and number of pairs.
@@ -175,7 +178,7 @@ class _OveroptimizationStudy:
             UserError: There are fewer pairs than required.
         """
         seed, root = self.config.seed, self.directory / "proxies"
-        rows = load_and_log(grid.data, "preference", what="proxies.data", seed=seed)
+        rows = load_and_log(grid.data, "preference", data_name="proxies.data", seed=seed)
         rows, held_out = split_by_prompt(rows, fraction=HELD_OUT_FRACTION, seed=seed)
         if len(rows) < max(grid.pairs):
             raise UserError(
@@ -229,7 +232,7 @@ class _OveroptimizationStudy:
         """
         tree = {**tree, "output_dir": str(directory), "resume": True}
         result = self.commands.run_command(command, tree)
-        release_memory()
+        collect_garbage_and_trim_heap()
         return result
 
     @property
@@ -277,7 +280,7 @@ def _trained_proxy(name: str, pairs: int, members: list[Path]) -> ProxyReward:
     return ProxyReward(name, size, pairs, members, float(np.mean(accuracies)))
 
 
-def _standardized_scores(
+def _score_and_record_standardization(
     config: OveroptimizeConfig, proxies: list[ProxyReward], groups: list[list[Any]]
 ) -> list[tuple[ProxyReward, np.ndarray]]:
     """Return each proxy with the standardized scores of its members, [members, prompts, samples].
@@ -295,7 +298,7 @@ def _standardized_scores(
     for proxy in proxies:
         columns = []
         for folder in proxy.members:
-            reward = with_packing(reward_models.LearnedReward.load(folder))
+            reward = enable_reward_packing(reward_models.LearnedReward.load(folder))
             column = score_replies(reward, groups, what=str(folder))
             columns.append(_standardized_column(column, str(folder)))
             sidecar = Sidecar.read(folder)

@@ -25,7 +25,7 @@ from rlhf.common.plugins import load_plugins
 from rlhf.common.text import count_text
 from rlhf.config.base import TrainingConfig
 from rlhf.config.launcher import LauncherConfig
-from rlhf.config.load import assemble_tree, merge_trees
+from rlhf.config.load import assemble_tree_and_load_plugins, merge_trees
 from rlhf.config.sweep import SweepCommandConfig, SweepConfig
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import format_estimate
@@ -116,7 +116,7 @@ class Sweep:
 
     def run_config_tree(self, setting: Setting, seed: int) -> dict[str, Any]:
         """Return the configuration of one run."""
-        tree = assemble_tree([self.config.run], list(setting.values.items()))
+        tree = assemble_tree_and_load_plugins([self.config.run], list(setting.values.items()))
         return {
             **tree,
             "output_dir": str(self.run_path(setting, seed)),
@@ -143,7 +143,7 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
         UserError: The command trains no model, a configuration of a run is invalid, or two settings
             have the same configuration.
     """
-    run = merge_trees(assemble_tree(config.base, []), config.run)
+    run = merge_trees(assemble_tree_and_load_plugins(config.base, []), config.run)
     if plugins := [*config.plugins, *run.get("plugins", [])]:
         run["plugins"] = list(dict.fromkeys(plugins))
         load_plugins(run["plugins"])
@@ -159,7 +159,7 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
     for setting in sweep.settings:
         shown = ", ".join(f"{key} = {value!r}" for key, value in setting.values.items())
         try:
-            built = commands.configure(
+            built = commands.config_from_tree(
                 config.run_command, sweep.run_config_tree(setting, config.seeds[0])
             )
         except ValueError as error:  # includes UserError
@@ -203,7 +203,7 @@ def run(config: SweepCommandConfig, commands: CommandTable) -> Generator[str, No
 def plan(name: str, config: SweepCommandConfig, commands: CommandTable) -> str:
     """Check a sweep and describe its runs, for `--dry-run`."""
     sweep = make_sweep(config, commands)
-    first = commands.configure(config.run_command, sweep.jobs()[0].stages[0][1])
+    first = commands.config_from_tree(config.run_command, sweep.jobs()[0].stages[0][1])
     runs = count_text(len(sweep.jobs()), "run")
     settings = count_text(len(sweep.settings), "setting")
     return "\n".join(

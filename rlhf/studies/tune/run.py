@@ -28,12 +28,12 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.text import count_text
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.launcher import LAUNCHER_KEYS, LauncherConfig
-from rlhf.config.load import assemble_tree, merge_trees, set_key
+from rlhf.config.load import assemble_tree_and_load_plugins, merge_trees, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_table_csv
-from rlhf.runs.changes import check_unchanged_configuration
+from rlhf.runs.changes import check_only_permitted_changes
 from rlhf.runs.inputs import input_fingerprints
 from rlhf.studies.bench.manifest import build_manifest_entry, make_bench
 from rlhf.studies.bench.plan import Bench
@@ -153,7 +153,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> TuningStudy:
     Raises:
         UserError: A key is wrong or does not fit the benchmark; the message names the key.
     """
-    tree = assemble_tree([config.bench], [])
+    tree = assemble_tree_and_load_plugins([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
         raise UserError(
             f"seeds: {shared[0]} is one of the benchmark's seeds; use other seeds for tuning, "
@@ -192,7 +192,7 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
     check_model_and_environments(study.bench)
     tree = study_config_without_directory_keys(study.config)
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
-        check_unchanged_configuration(
+        check_only_permitted_changes(
             study.root, tree, name=STUDY_FILE, ignored_keys=LAUNCHER_KEYS | {"trials"}
         )
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
@@ -241,7 +241,7 @@ def _effective_dimensions(
     settings = bench.run_config_tree(environment, algorithm, bench.config.seeds[0]).get(
         "algorithm", {}
     )
-    effective = registry.configured_algorithm(command, **settings).effective_settings
+    effective = registry.configured_algorithm(command, **settings).settings_with_effect
     every = {f"algorithm.{name}" for name in registry.setting_names()}
     ineffective = every - {f"algorithm.{name}" for name in effective}
     return {key: item for key, item in space.items() if key not in ineffective}

@@ -15,7 +15,7 @@ from rlhf.rollout.batch import collate as collate_rollouts
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request
 from rlhf.training.batching import group_into_micro_batches
 from rlhf.training.optimize import shuffle_into_mini_batches
-from rlhf.training.supervised import SupervisedTrainer, collate
+from rlhf.training.supervised import SupervisedTrainer, collate_examples
 
 SAMPLED_STEPS = 32
 """Maximum number of steps of an offline run whose batches are read."""
@@ -49,10 +49,12 @@ def offline_batches(trainer: SupervisedTrainer) -> StepBatches:
     max_tokens = config.micro_batch_size * config.max_length
     for step in range(min(SAMPLED_STEPS, trainer.num_steps)):
         if trainer.stream is None:
-            examples = [trainer.examples["train"][row] for row in trainer.schedule.rows(step)]
+            examples = [
+                trainer.examples["train"][row] for row in trainer.schedule.example_indices(step)
+            ]
         else:
             examples = trainer.stream.take(config.batch_size)
-        batch = collate(
+        batch = collate_examples(
             examples,
             pad_id=trainer.model.tokenizer.pad_token_id,
             device=trainer.model.device,
@@ -62,7 +64,7 @@ def offline_batches(trainer: SupervisedTrainer) -> StepBatches:
     return StepBatches(steps, steps[0])
 
 
-class RandomReplies:
+class RandomReplyEngine:
     """``RolloutEngine`` that answers with ``max_new_tokens`` random tokens."""
 
     def __init__(self, vocabulary: int, *, excluded: Sequence[int], seed: int) -> None:
@@ -102,7 +104,7 @@ class RandomReplies:
         self._requests = []
 
 
-def online_batches(trainer: Any) -> StepBatches:
+def play_and_make_online_batches(trainer: Any) -> StepBatches:
     """Play episodes with random replies, and return the micro-batches of one step of training.
 
     Args:
@@ -113,7 +115,7 @@ def online_batches(trainer: Any) -> StepBatches:
     size = settings.group_size
     groups = min(config.episodes_per_step, max(size, SAMPLED_EPISODES)) // size
     repeats = -(-config.episodes_per_step // (groups * size))
-    collector.engine = RandomReplies(
+    collector.engine = RandomReplyEngine(
         len(policy.tokenizer), excluded=sorted(collector.chat_format.stop_ids), seed=config.seed
     )
     rollouts = collector.collect(trainer.starts.take(config.seed, groups, size))

@@ -27,7 +27,7 @@ from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.decoder_selection import UNSUPPORTED_ERRORS
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.plan.memory import parameter_bytes
-from rlhf.training.plan.tracing import blocks_or_none, first_blocks
+from rlhf.training.plan.tracing import blocks_or_none, copy_with_first_blocks
 
 Pass = Callable[[Any, TrainingBatch], torch.Tensor]
 """Function of a model with fewer blocks and a micro-batch. It runs the forward pass of training and
@@ -93,11 +93,11 @@ def count_blocks(model: Any) -> int:
     return len(blocks_or_none(model)) or 1
 
 
-def _shortened(model: Any, count: int) -> Any:
+def _with_first_blocks(model: Any, count: int) -> Any:
     """Return a model with the first blocks only; the model itself if this includes all blocks."""
     if count == count_blocks(model):
         return model
-    return first_blocks(model, trunk_of(model), count)
+    return copy_with_first_blocks(model, trunk_of(model), count)
 
 
 def _measure_short_models(
@@ -108,8 +108,8 @@ def _measure_short_models(
     tokens_of: Callable[[TrainingBatch], int],
 ) -> tuple[PassSpeed, PassSpeed]:
     """Measure the passes of models with some numbers of blocks; see `measure_passes`."""
-    short, larger = [_shortened(model, count) for count in counts], counts[-1]
-    batch = _limit_work(short[-1], micro_batch, tokens_of)
+    short, larger = [_with_first_blocks(model, count) for count in counts], counts[-1]
+    batch = _rows_within_flops_limit(short[-1], micro_batch, tokens_of)
     tokens, head_tokens = tokens_of(batch), int(batch.action_mask.sum())
     flops = forward_and_backward_flops(short[-1], tokens=tokens, head_tokens=head_tokens)
 
@@ -138,7 +138,7 @@ def _measure_short_models(
     return speeds[0], speeds[1]
 
 
-def _limit_work(
+def _rows_within_flops_limit(
     model: Any, micro_batch: TrainingBatch, tokens_of: Callable[[TrainingBatch], int]
 ) -> TrainingBatch:
     """Return the first rows of a micro-batch, or a part of its first row, within `MAX_FLOPS`."""
@@ -171,7 +171,7 @@ def measure_decoding_step(model: Any, *, rows: int, tokens: int, sampling: Sampl
     counts = [total] if larger == total else [larger // 2, larger]
     measure = functools.partial(_decoding_seconds, rows=rows, tokens=tokens, sampling=sampling)
     try:
-        seconds = [measure(_shortened(model, count)) for count in counts]
+        seconds = [measure(_with_first_blocks(model, count)) for count in counts]
     except UNSUPPORTED_ERRORS:  # the code of the model needs all blocks
         counts, seconds = [total], [measure(model)]
     if len(counts) == 1:
@@ -198,7 +198,7 @@ def _decoding_seconds(model: Any, *, rows: int, tokens: int, sampling: SamplingP
     return statistics.median(seconds)
 
 
-def measure_optimizer(model: Any, *, name: str) -> float:
+def optimizer_seconds_per_weight(model: Any, *, name: str) -> float:
     """Return the seconds of an optimizer step, with the norm of the gradients, per trained weight.
 
     Args:

@@ -13,8 +13,8 @@ from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.policy import Policy
 from rlhf.runs.profiling import resident_bytes
 from rlhf.training.plan.calibration import PassSpeed, measure_passes
-from rlhf.training.plan.memory import HeadSize, PassSize, TrainingState, kernel_bytes
-from rlhf.training.plan.tracing import formula_pass_size, pass_size
+from rlhf.training.plan.memory import HeadSize, PassSize, TrainingState, onednn_kernel_bytes
+from rlhf.training.plan.tracing import formula_pass_size, traced_pass_size
 from rlhf.training.reward_models.trainer import TrainableRewardModel
 
 
@@ -31,7 +31,7 @@ def overhead_bytes(state: TrainingState, device: torch.device) -> float:
     return max(0.0, resident_bytes() - tensors)
 
 
-def kernel_cache_bytes(model: Any, passes: int) -> int:
+def onednn_kernel_cache_bytes(model: Any, passes: int) -> int:
     """Return the bytes of the kernels that oneDNN keeps, if the model uses them.
 
     Args:
@@ -41,7 +41,7 @@ def kernel_cache_bytes(model: Any, passes: int) -> int:
     if model.dtype != torch.bfloat16 or model.device.type != "cpu":
         return 0
     shapes = {p.shape for p in model.parameters() if p.dim() == 2}
-    return kernel_bytes(len(shapes), passes)
+    return onednn_kernel_bytes(len(shapes), passes)
 
 
 def computed_tokens(model: Any, batch: TrainingBatch) -> int:
@@ -53,7 +53,7 @@ def decoder_pass_size(model: Any, batch: TrainingBatch) -> PassSize:
     """Return the sizes of the passes over a micro-batch, from a trace or from a formula."""
     trunk = trunk_of(model)
     try:
-        return pass_size(trunk, batch.tokens.cpu(), batch.attention_mask.cpu())
+        return traced_pass_size(trunk, batch.tokens.cpu(), batch.attention_mask.cpu())
     except Exception:  # the code of the model reads values, which fake tensors do not have
         return formula_pass_size(trunk, batch.tokens.numel())
 
@@ -73,7 +73,7 @@ def head_size(model: Any, tokens: int) -> HeadSize | None:
     )
 
 
-def measure_speed(
+def measure_training_pass_speeds(
     wrapper: Any, batch: TrainingBatch, *, temperature: float = 1.0
 ) -> tuple[PassSpeed, PassSpeed]:
     """Measure the passes of a policy or reward model over a micro-batch."""

@@ -80,7 +80,9 @@ class TrainingState:
     itemsize: int = 4
     """Bytes of a weight."""
 
-    def per_device(self, shards: int, *, gradients: bool, optimizer: bool = True) -> Memory:
+    def memory_per_device(
+        self, shards: int, *, with_gradients: bool, with_optimizer: bool = True
+    ) -> Memory:
         """Return the state of one process.
 
         Args:
@@ -88,14 +90,14 @@ class TrainingState:
                 sharded (FSDP2). With more than one, the weights outside the blocks and those of two
                 blocks, of which one is prefetched, are whole while a pass uses them. A reference
                 model is sharded in the same way, and learned rewards are not sharded.
-            gradients: Whether the gradients of all trained weights exist.
-            optimizer: Whether the optimizer has taken a step, which allocates its state.
+            with_gradients: Whether the gradients of all trained weights exist.
+            with_optimizer: Whether the optimizer has taken a step, which allocates its state.
         """
         gathered = self.embeddings + 2 * self.largest_block if shards > 1 else 0
         return Memory(
             weights=self.weights / shards,
-            gradients=self.gradients / shards if gradients else 0,
-            optimizer=(self.optimizer if optimizer else self.master_weights) / shards,
+            gradients=self.gradients / shards if with_gradients else 0,
+            optimizer=(self.optimizer if with_optimizer else self.master_weights) / shards,
             reference=self.reference / shards,
             critic=self.critic / shards,
             rewards=self.rewards,
@@ -103,7 +105,7 @@ class TrainingState:
             temporary=gathered,
         )
 
-    def whole_gradients(self) -> float:
+    def unsharded_gradient_bytes(self) -> float:
         """Return the bytes of gradients that are whole in a backward pass with shards.
 
         These are the gradients of one block and of the weights outside the blocks, in the dtype of
@@ -148,27 +150,27 @@ class HeadSize:
         return min(self.tokens, max(1, HEAD_CHUNK_LOGITS // self.vocabulary))
 
     @property
-    def chunk(self) -> int:
+    def chunk_logit_bytes(self) -> int:
         """Bytes of the logits of one chunk."""
         return self.chunk_tokens * self.vocabulary * self.itemsize
 
     @property
-    def saved(self) -> int:
+    def saved_logit_bytes(self) -> int:
         """Bytes of logits that are saved for the backward pass; several chunks are recomputed."""
-        return self.chunk if self.chunk_tokens == self.tokens else 0
+        return self.chunk_logit_bytes if self.chunk_tokens == self.tokens else 0
 
     @property
-    def gradient(self) -> int:
+    def weight_gradient_bytes(self) -> int:
         """Bytes of the gradient of the head's weight, if it is trained."""
         return self.vocabulary * self.width * self.itemsize if self.trained else 0
 
     @property
-    def backward(self) -> int:
+    def backward_logit_bytes(self) -> int:
         """Largest number of bytes of logits and their gradients in the backward pass.
 
         The gradient of the weight is not included.
         """
-        return 2 * self.chunk
+        return 2 * self.chunk_logit_bytes
 
 
 def parameter_bytes(parameters: Iterable[Tensor]) -> int:
@@ -252,40 +254,40 @@ def update_memory(
 
     Gradients are allocated while activations are freed, but an allocator hardly reuses memory
     within a pass, because the sizes of the tensors differ. Both are therefore counted. With shards,
-    freed memory returns to the system (`rlhf.runs.launch.return_freed_memory`). The peak is then
-    the larger one of the start of the backward pass, with all activations, and of its end, with all
-    gradients.
+    freed memory returns to the system (`rlhf.runs.launch.configure_malloc_to_return_memory`). The
+    peak is then the larger one of the start of the backward pass, with all activations, and of its
+    end, with all gradients.
 
     Args:
         state: The training state.
         passes: Sizes of the passes of one decoder over the largest micro-batch.
         head: Sizes of the logits of this micro-batch; None for a reward model.
-        shards: See `TrainingState.per_device`.
+        shards: See `TrainingState.memory_per_device`.
         decoders: Number of decoders in the graph: 2 with a separate critic.
         micro_batches: Number of micro-batches per optimizer step. With several, the new gradient of
             the output head exists in addition to the sum of the earlier ones.
     """
     working = passes.backward
     if head is not None and micro_batches > 1:
-        working = max(working, head.gradient)
-    saved, logits = decoders * passes.saved, 0 if head is None else head.backward
+        working = max(working, head.weight_gradient_bytes)
+    saved, logits = decoders * passes.saved, 0 if head is None else head.backward_logit_bytes
     step = 4 * OPTIMIZER_CHUNK_ELEMENTS if state.master_weights else 0
     if shards == 1:
-        return _plus(
-            state.per_device(1, gradients=True),
+        return _with_added_bytes(
+            state.memory_per_device(1, with_gradients=True),
             activations=saved,
             logits=logits,
             temporary=max(working, step),
         )
-    start = _plus(
-        state.per_device(shards, gradients=micro_batches > 1),
+    start = _with_added_bytes(
+        state.memory_per_device(shards, with_gradients=micro_batches > 1),
         activations=saved,
         logits=logits,
         temporary=working,
     )
-    end = _plus(
-        state.per_device(shards, gradients=True),
-        temporary=max(state.whole_gradients() + working, step),
+    end = _with_added_bytes(
+        state.memory_per_device(shards, with_gradients=True),
+        temporary=max(state.unsharded_gradient_bytes() + working, step),
     )
     return max(start, end, key=lambda memory: memory.total)
 
@@ -298,10 +300,10 @@ def scoring_memory(
     shards: int = 1,
     optimizer: bool = True,
 ) -> Memory:
-    """Return the memory of a forward pass without gradients; ``optimizer`` as in `per_device`."""
-    before = state.per_device(shards, gradients=False, optimizer=optimizer)
-    logits = 0 if head is None else head.chunk
-    return _plus(before, logits=logits, temporary=passes.forward)
+    """Return the memory of a forward pass without gradients, before or after optimizer steps."""
+    before = state.memory_per_device(shards, with_gradients=False, with_optimizer=optimizer)
+    logits = 0 if head is None else head.chunk_logit_bytes
+    return _with_added_bytes(before, logits=logits, temporary=passes.forward)
 
 
 def sampling_memory(
@@ -316,28 +318,28 @@ def sampling_memory(
 
     With shards, each process gathers all weights to sample.
     """
-    before = state.per_device(shards, gradients=False)
+    before = state.memory_per_device(shards, with_gradients=False)
     before = dataclasses.replace(before, temporary=state.weights - before.weights)
-    return _plus(before, kv_cache=kv_cache, logits=logits, temporary=temporary)
+    return _with_added_bytes(before, kv_cache=kv_cache, logits=logits, temporary=temporary)
 
 
 def checkpoint_memory(state: TrainingState, *, shards: int = 1) -> Memory:
     """Return the memory of writing a checkpoint, for which the master weights are copied."""
-    before = state.per_device(shards, gradients=False)
-    return _plus(before, temporary=state.master_weights / shards)
+    before = state.memory_per_device(shards, with_gradients=False)
+    return _with_added_bytes(before, temporary=state.master_weights / shards)
 
 
-def restored_memory(update: Memory, state: TrainingState, *, shards: int = 1) -> Memory:
+def best_model_restore_memory(update: Memory, state: TrainingState, *, shards: int = 1) -> Memory:
     """Return the memory while the best model is restored from a file after the last update.
 
     The allocator keeps the memory of the update, and the file of the weights is mapped in addition.
     With shards, it returns the memory, and a process reads its own rows of the file.
     """
-    before = update if shards == 1 else state.per_device(shards, gradients=False)
+    before = update if shards == 1 else state.memory_per_device(shards, with_gradients=False)
     return dataclasses.replace(before, files=before.files + state.gradients / shards)
 
 
-def kernel_bytes(shapes: int, sizes: int) -> int:
+def onednn_kernel_bytes(shapes: int, sizes: int) -> int:
     """Return the bytes of the kernels that oneDNN compiles for bf16 matrix products on a CPU.
 
     Args:
@@ -360,7 +362,7 @@ def peak_phase(phases: Mapping[str, Memory]) -> str:
     return max(phases, key=lambda name: phases[name].total)
 
 
-def _plus(memory: Memory, **added: float) -> Memory:
+def _with_added_bytes(memory: Memory, **added: float) -> Memory:
     """Return ``memory`` with bytes added to some parts."""
     return dataclasses.replace(
         memory, **{part: getattr(memory, part) + size for part, size in added.items()}

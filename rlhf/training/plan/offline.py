@@ -11,24 +11,24 @@ import torch
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.training.dpo import DPOTrainer
-from rlhf.training.optimizers import optimizer_name
+from rlhf.training.optimizers import toolkit_optimizer_name
 from rlhf.training.plan.batches import StepBatches, offline_batches
-from rlhf.training.plan.calibration import measure_optimizer
+from rlhf.training.plan.calibration import optimizer_seconds_per_weight
 from rlhf.training.plan.communication import add_communication
 from rlhf.training.plan.duration import StepDuration, passes_seconds
 from rlhf.training.plan.measured import (
     computed_tokens,
     decoder_pass_size,
     head_size,
-    kernel_cache_bytes,
-    measure_speed,
+    measure_training_pass_speeds,
+    onednn_kernel_cache_bytes,
     overhead_bytes,
 )
 from rlhf.training.plan.memory import (
     Memory,
     TrainingState,
+    best_model_restore_memory,
     checkpoint_memory,
-    restored_memory,
     scoring_memory,
     training_state,
     update_memory,
@@ -41,7 +41,7 @@ from rlhf.training.supervised import SupervisedTrainer
 def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Plan:
     """Estimate the memory and the duration of a run from its trainer, before the first step."""
     model, processes = trainer.model.model, parallelism.processes
-    name = optimizer_name(trainer.options.optim)
+    name = toolkit_optimizer_name(trainer.options.optim)
     state = training_state(model, optimizer=name, blocks=blocks_or_none(model))
     overhead = overhead_bytes(state, trainer.model.device)
     batches = offline_batches(trainer)
@@ -51,12 +51,12 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
     phases_of = functools.partial(
         _phases, trainer, state, shards=parallelism.shards, micro_batches=per_step
     )
-    update, forward = measure_speed(trainer.model, largest)
+    update, forward = measure_training_pass_speeds(trainer.model, largest)
     passes = functools.partial(passes_seconds, tokens_of=tokens_of, processes=processes)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     duration = StepDuration(
         passes=statistics.fmean([passes(step, update) for step in batches.steps]),
-        optimizer=trained / parallelism.shards * measure_optimizer(model, name=name),
+        optimizer=trained / parallelism.shards * optimizer_seconds_per_weight(model, name=name),
     )
     duration, left_out = add_communication(
         duration,
@@ -100,13 +100,13 @@ def _phases(
     sizes = decoder_pass_size(model, batch)
     head = head_size(model, int(batch.action_mask.sum()))
     update = update_memory(state, sizes, head, shards=shards, micro_batches=micro_batches)
-    kernels = kernel_cache_bytes(model, passes=trainer.num_steps * micro_batches)
+    kernels = onednn_kernel_cache_bytes(model, passes=trainer.num_steps * micro_batches)
     update = dataclasses.replace(update, kernels=kernels)
     return {
         "update": update,
         "evaluation": scoring_memory(state, sizes, head, shards=shards),
         "checkpoint": checkpoint_memory(state, shards=shards),
-        "end of training": restored_memory(update, state, shards=shards),
+        "end of training": best_model_restore_memory(update, state, shards=shards),
     }
 
 

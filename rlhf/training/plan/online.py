@@ -21,15 +21,15 @@ from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.decoder import (
     FUSED_FAMILIES,
     FusedDecoder,
-    decoder_for,
     fused_weight_bytes,
+    make_fastest_matching_decoder,
 )
 from rlhf.rollout.sampling.kv_cache import CAPACITY_MULTIPLE
-from rlhf.training.plan.batches import StepBatches, online_batches
+from rlhf.training.plan.batches import StepBatches, play_and_make_online_batches
 from rlhf.training.plan.calibration import (
     PassSpeed,
     measure_decoding_step,
-    measure_optimizer,
+    optimizer_seconds_per_weight,
 )
 from rlhf.training.plan.communication import add_communication
 from rlhf.training.plan.duration import StepDuration, passes_seconds, sampling_seconds
@@ -37,8 +37,8 @@ from rlhf.training.plan.measured import (
     computed_tokens,
     decoder_pass_size,
     head_size,
-    kernel_cache_bytes,
-    measure_speed,
+    measure_training_pass_speeds,
+    onednn_kernel_cache_bytes,
     overhead_bytes,
 )
 from rlhf.training.plan.memory import (
@@ -52,7 +52,7 @@ from rlhf.training.plan.memory import (
     update_memory,
 )
 from rlhf.training.plan.plan import Parallelism, Plan
-from rlhf.training.plan.tracing import blocks_or_none, first_blocks
+from rlhf.training.plan.tracing import blocks_or_none, copy_with_first_blocks
 
 
 def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
@@ -62,12 +62,12 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
         trainer: An ``OnlineTrainer``, which must not train afterwards.
         parallelism: The processes of the run.
     """
-    state = _state(trainer)
+    state = _online_training_state(trainer)
     # The check of the sampler has freed its copies of weights. The next phases use their memory.
     freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
     trainer.stopwatch.pop_seconds()
-    batches = online_batches(trainer)
+    batches = play_and_make_online_batches(trainer)
     environments = trainer.stopwatch.pop_seconds().get("time/environments", 0.0)
     duration, speed = _duration(trainer, batches, parallelism)
     duration = dataclasses.replace(duration, environments=environments / parallelism.processes)
@@ -98,7 +98,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     )
 
 
-def _state(trainer: Any) -> TrainingState:
+def _online_training_state(trainer: Any) -> TrainingState:
     """Return the training state of an online run."""
     policy, reference = trainer.policy, trainer.reference
     if reference is not None:  # with adapters, the reference is the policy itself
@@ -158,7 +158,7 @@ def _phases(
             forward_per_token=sizes.forward / tokens_of(largest),
             shards=shards,
         )
-    kernels = kernel_cache_bytes(policy.model, passes=len(passes) * trainer.config.num_steps)
+    kernels = onednn_kernel_cache_bytes(policy.model, passes=len(passes) * trainer.config.num_steps)
     return {name: dataclasses.replace(m, kernels=kernels) for name, m in phases.items()}
 
 
@@ -210,8 +210,12 @@ def _copied_weight_bytes(model: Any) -> int:
     """Return the bytes of the weights that the decoder of the sampler copies."""
     if text_config(unwrap_peft(model)).model_type not in FUSED_FAMILIES:
         return 0
-    short = first_blocks(model, trunk_of(model), 1)
-    return fused_weight_bytes(model) if isinstance(decoder_for(short), FusedDecoder) else 0
+    short = copy_with_first_blocks(model, trunk_of(model), 1)
+    return (
+        fused_weight_bytes(model)
+        if isinstance(make_fastest_matching_decoder(short), FusedDecoder)
+        else 0
+    )
 
 
 def _duration(
@@ -221,7 +225,9 @@ def _duration(
     config, policy, settings = trainer.config, trainer.policy, trainer.algorithm.settings
     processes, tokens_of = parallelism.processes, functools.partial(computed_tokens, policy)
     largest = max([*batches.all_update_micro_batches(), *batches.scoring], key=tokens_of)
-    update, forward = measure_speed(policy, largest, temperature=config.rollout.temperature)
+    update, forward = measure_training_pass_speeds(
+        policy, largest, temperature=config.rollout.temperature
+    )
     passes = functools.partial(passes_seconds, tokens_of=tokens_of, processes=processes)
     scored_models = 1 if trainer.reference is None else 2
     trained = sum(p.numel() for p in policy.parameters()) / parallelism.shards
@@ -231,7 +237,9 @@ def _duration(
         rewards=_reward_seconds(trainer, forward, batches) / processes,
         scoring=scored_models * passes(batches.scoring, forward),
         passes=settings.num_epochs * sum(passes(step, update) for step in batches.steps),
-        optimizer=steps * trained * measure_optimizer(policy.model, name=config.optimizer.name),
+        optimizer=steps
+        * trained
+        * optimizer_seconds_per_weight(policy.model, name=config.optimizer.name),
     )
     return duration, update
 
@@ -276,11 +284,11 @@ def _reward_seconds(trainer: Any, speed: PassSpeed, batches: StepBatches) -> flo
     A reward model is assumed to need as many seconds per weight as the policy.
     """
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches.scoring)
-    per_weight = speed.per_token / _block_weights(trainer.policy.model)
-    weights = sum(_block_weights(model) for model in _reward_models(trainer))
+    per_weight = speed.per_token / _num_block_weights(trainer.policy.model)
+    weights = sum(_num_block_weights(model) for model in _reward_models(trainer))
     return per_weight * weights * tokens
 
 
-def _block_weights(model: Any) -> int:
+def _num_block_weights(model: Any) -> int:
     """Return the number of weights in the transformer blocks of a model."""
     return sum(p.numel() for block in blocks_or_none(model) for p in block.parameters()) or 1

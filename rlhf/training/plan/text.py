@@ -45,12 +45,12 @@ OFFLINE_KEYS = {"batch": "micro_batch_size", "optimizer": "trainer.optim"}
 ONLINE_KEYS = {"batch": "micro_batch_tokens", "optimizer": "optimizer.name"}
 
 
-def plan_lines(plan: Plan, *, present: float, keys: Mapping[str, str]) -> list[str]:
+def plan_lines(plan: Plan, *, device_bytes: float, keys: Mapping[str, str]) -> list[str]:
     """Return the lines that state the memory and the duration of a run.
 
     Args:
         plan: The estimate.
-        present: Bytes of the memory of a device.
+        device_bytes: Bytes of the memory of a device.
         keys: `OFFLINE_KEYS` or `ONLINE_KEYS`.
     """
     name = peak_phase(plan.phases)
@@ -84,8 +84,8 @@ def plan_lines(plan: Plan, *, present: float, keys: Mapping[str, str]) -> list[s
             f"this machine, {rate:,.0f} GFLOP/s in passes"
         )
     lines += [f"assumption: {text}" for text in plan.assumptions]
-    if largest > present:
-        lines.append(_warning(memory, largest, present, keys))
+    if largest > device_bytes:
+        lines.append(_memory_shortage_warning(memory, largest, device_bytes, keys))
     return lines
 
 
@@ -99,7 +99,9 @@ def _parallelism_text(plan: Plan) -> str:
     return text
 
 
-def _warning(memory: Memory, size: float, present: float, keys: Mapping[str, str]) -> str:
+def _memory_shortage_warning(
+    memory: Memory, size: float, present: float, keys: Mapping[str, str]
+) -> str:
     """Return the warning that a run needs more memory than there is, with keys that lower it."""
     parts = sorted(KEYS_BY_PART, key=lambda part: -getattr(memory, part))
     used = [part for part in parts if getattr(memory, part) > 0.05 * memory.total]

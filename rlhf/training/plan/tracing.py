@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import blocks_of, text_config, trunk_of
-from rlhf.models.fast.packing import layout_of, pack, packs_rows, states_of_packed_rows
+from rlhf.models.fast.packing import attention_tiles_of, pack, packs_rows, states_of_packed_rows
 from rlhf.training.plan.memory import PassSize
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveByteCounter(TorchDispatchMode):
     """Counts the bytes of the tensors that operations allocate and that still exist.
 
     Args:
@@ -47,7 +47,7 @@ class LiveBytes(TorchDispatchMode):
                 self._count(output.untyped_storage())
         return outputs
 
-    def restart(self) -> None:
+    def reset_peak(self) -> None:
         """Forget the peak so far."""
         self.peak = self.live
 
@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, remove).atexit = False
 
 
-def first_blocks(module: Any, trunk: nn.Module, count: int, replace: Any = None) -> Any:
+def copy_with_first_blocks(module: Any, trunk: nn.Module, count: int, replace: Any = None) -> Any:
     """Return a copy of a module with only the first blocks of its decoder.
 
     The copy shares all parameters outside the blocks with the module.
@@ -101,7 +101,7 @@ def blocks_or_none(model: Any) -> list[nn.Module]:
         return []
 
 
-def equal_blocks(trunk: nn.Module) -> bool:
+def has_equal_blocks(trunk: nn.Module) -> bool:
     """Return whether all blocks of a decoder have the same parameters and the same attention."""
     shapes = {
         tuple((name, p.shape) for name, p in block.named_parameters()) for block in blocks_of(trunk)
@@ -110,7 +110,7 @@ def equal_blocks(trunk: nn.Module) -> bool:
     return len(shapes) == 1 and len(kinds) <= 1
 
 
-def pass_size(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> PassSize:
+def traced_pass_size(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> PassSize:
     """Return the sizes of the passes of a decoder over a micro-batch.
 
     Args:
@@ -119,14 +119,16 @@ def pass_size(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> PassSize:
         attention_mask: [B, T], True for tokens that are not padding.
     """
     total = len(blocks_of(trunk))
-    if total < 3 or not equal_blocks(trunk):
-        return _count_bytes(trunk, total, tokens, attention_mask)
-    one, two = (_count_bytes(trunk, n, tokens, attention_mask) for n in (1, 2))
+    if total < 3 or not has_equal_blocks(trunk):
+        return _trace_first_blocks(trunk, total, tokens, attention_mask)
+    one, two = (_trace_first_blocks(trunk, n, tokens, attention_mask) for n in (1, 2))
     saved = one.saved + (total - 1) * (two.saved - one.saved)
     return PassSize(saved, two.backward, two.forward)
 
 
-def _count_bytes(trunk: Any, blocks: int, tokens: Tensor, attention_mask: Tensor) -> PassSize:
+def _trace_first_blocks(
+    trunk: Any, blocks: int, tokens: Tensor, attention_mask: Tensor
+) -> PassSize:
     """Count the bytes of the passes of the first blocks of a decoder."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -139,19 +141,19 @@ def _count_bytes(trunk: Any, blocks: int, tokens: Tensor, attention_mask: Tensor
                 return nn.Parameter(empty, requires_grad=tensor.requires_grad)
         return empty
 
-    short = first_blocks(trunk, trunk, blocks, fake)
-    states = _states_function(short, tokens, attention_mask)
+    short = copy_with_first_blocks(trunk, trunk, blocks, fake)
+    states = _forward_pass_function(short, tokens, attention_mask)
     known = [*short.parameters(), *short.buffers(), tokens, attention_mask]
     with mode:
-        with torch.no_grad(), LiveBytes(known) as counter:
+        with torch.no_grad(), LiveByteCounter(known) as counter:
             states()
         forward = counter.peak
-        with LiveBytes(known) as counter:
+        with LiveByteCounter(known) as counter:
             _run_backward(states())  # allocates all gradients, so that they are not counted below
             start = counter.live
             output = states()
             saved = counter.live - start
-            counter.restart()
+            counter.reset_peak()
             _run_backward(output)
             del output
     return PassSize(saved, max(0, counter.peak - start - saved), forward)
@@ -163,12 +165,14 @@ def _run_backward(output: Tensor) -> None:
         output.backward(torch.empty_like(output))
 
 
-def _states_function(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> Callable[[], Tensor]:
+def _forward_pass_function(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor
+) -> Callable[[], Tensor]:
     """Return a function that runs the forward pass of training, whose inputs are prepared."""
     if not packs_rows(trunk, attention_mask):
         return lambda: trunk(input_ids=tokens, use_cache=False).last_hidden_state
     packed = pack(tokens, attention_mask)
-    layout = layout_of(packed, trunk)
+    layout = attention_tiles_of(packed, trunk)
     return lambda: states_of_packed_rows(trunk, packed, layout, tied=None)
 
 

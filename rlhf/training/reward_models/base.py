@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.common.imports import import_object
 from rlhf.config.data import Kind
 from rlhf.config.reward import MODEL_KINDS, RewardConfig
-from rlhf.models.rewards import with_packing
+from rlhf.models.rewards import enable_reward_packing
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report.markdown import labeled_report_markdown, write_evaluation_report
@@ -43,7 +43,9 @@ class ReportInputs:
 
     def load(self, **options: Any) -> LearnedReward:
         """Load the saved model as a reward; ``options`` are those of `LearnedReward.load`."""
-        return with_packing(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
+        return enable_reward_packing(
+            LearnedReward.load(self.run.final, dtype=self.dtype, **options)
+        )
 
     def logits_of_test_rows(self) -> np.ndarray:
         """Return the K raw outputs of the model for each of the N test rows, [N, K]."""

@@ -18,7 +18,7 @@ from rlhf.data.conversation import conversation_of_labeled_row
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
-from rlhf.reward_models.chat_template import encode_truncated, with_tools
+from rlhf.reward_models.chat_template import ids_and_is_truncated, with_tools
 from rlhf.reward_models.core import Conversation, Unscorable
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
@@ -103,7 +103,7 @@ class RewardEncoder:
         self, conversation: Conversation, tools: list[Any] | None = None
     ) -> list[int]:
         """Return the token ids of a conversation. Truncation removes the oldest tokens."""
-        ids, truncated = encode_truncated(
+        ids, truncated = ids_and_is_truncated(
             self.tokenizer,
             conversation,
             tools,

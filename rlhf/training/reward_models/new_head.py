@@ -16,13 +16,13 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, load_merged_model
 from rlhf.models.checks import check_scores_read_last_real_token, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
-from rlhf.models.hub import check_model_files, resolve_model_folder
-from rlhf.models.loading import give_model_pad_token, load_tokenizer, move_and_cast
+from rlhf.models.hub import check_model_files, fetch_model_folder
+from rlhf.models.loading import ensure_pad_token_and_embedding, load_tokenizer, move_and_cast
 from rlhf.models.precision import choose_dtype, default_device, set_thread_count
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
 from rlhf.reward_models.checkpoint import cast_heads_to_fp32, pooling_of
-from rlhf.reward_models.generic_heads import classifier_with_new_head, has_own_classifier
+from rlhf.reward_models.generic_heads import classifier_with_new_head, transformers_has_classifier
 from rlhf.training.reward_models.base import RewardKind
 
 
@@ -45,7 +45,7 @@ def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
         raise UserError(
             "model.scratch: a reward model must start from a trained model; set model.path"
         )
-    folder = resolve_model_folder(str(config.model.path), revision=config.model.revision)
+    folder = fetch_model_folder(str(config.model.path), revision=config.model.revision)
     check_model_files(folder)
     tokenizer = load_tokenizer(folder)
     set_chat_options(
@@ -53,7 +53,7 @@ def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
         kwargs=config.model.chat_template_kwargs,
         fold_system=config.model.fold_system,
     )
-    model = load_backbone_with_head(folder, kind.output_names(), steps=kind.per_token)
+    model = load_backbone_with_head(folder, kind.output_names(), per_token=kind.per_token)
     model.config.problem_type = kind.problem_type
     model.config.use_cache = False
     positions = model.config.to_dict().get("max_position_embeddings")
@@ -61,7 +61,7 @@ def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
         raise UserError(
             f"max_length must be <= {positions} for this model, got {config.max_length}"
         )
-    give_model_pad_token(tokenizer, model)
+    ensure_pad_token_and_embedding(tokenizer, model)
     if config.num_heads > 1:
         reinitialize_heads(model)
     device = default_device()
@@ -79,13 +79,14 @@ def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
     return make_trainable(model), tokenizer, pooling
 
 
-def load_backbone_with_head(folder: str, output_names: list[str], *, steps: bool) -> Any:
+def load_backbone_with_head(folder: str, output_names: list[str], *, per_token: bool) -> Any:
     """Load the backbone of a model folder with a new head, in float32. Adapters are merged.
 
     Args:
         folder: Folder of a language model or an encoder, or of an adapter.
         output_names: Names of the outputs.
-        steps: Whether the model has outputs for every token, instead of only for the whole text.
+        per_token: Whether the model has outputs for every token, instead of only for the whole
+            text.
 
     Raises:
         UserError: The model does not exist, or a reward head cannot be added to it.
@@ -98,14 +99,14 @@ def load_backbone_with_head(folder: str, output_names: list[str], *, steps: bool
     check_model_files(folder)
     options = {"dtype": torch.float32, "output_loading_info": True}
     automatic: Any = (
-        AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
+        AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     )
     try:
         merged = load_merged_model(folder) if is_adapter(folder) else None
         config = merged.config if merged else AutoConfig.from_pretrained(folder)
-        if not has_own_classifier(config, steps=steps):
+        if not transformers_has_classifier(config, per_token=per_token):
             causal = merged or read_causal_model(folder, dtype=torch.float32)
-            return classifier_with_new_head(causal, labels, steps=steps)
+            return classifier_with_new_head(causal, labels, per_token=per_token)
         if merged is None:
             model, info = automatic.from_pretrained(folder, **options, **labels)
         else:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
-from rlhf.models.rewards import with_packing
+from rlhf.models.rewards import enable_reward_packing
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
@@ -51,7 +51,7 @@ class PairwiseKind(LogOddsKind):
         which the model prefers the same reply in both orders.
         """
         rows = inputs.test_rows
-        model = with_packing(PairModel.load(inputs.run.final, dtype=inputs.dtype))
+        model = enable_reward_packing(PairModel.load(inputs.run.final, dtype=inputs.dtype))
         chosen, rejected = (
             [_reply_text(row, side) for row in rows] for side in ("chosen", "rejected")
         )
@@ -64,7 +64,7 @@ class PairwiseKind(LogOddsKind):
         report = labeled.accuracy_report(
             correct, baselines={"longer wins": (np.sign(gaps) + 1) / 2}, groups=groups
         )
-        report["metrics"]["order_agreement"] = labeled.share_estimate(agree, groups)
+        report["metrics"]["order_agreement"] = labeled.proportion_estimate(agree, groups)
         return report
 
 

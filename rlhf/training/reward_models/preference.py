@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf.config.reward import RewardConfig
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
-from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.models.rewards import load_rewards
 from rlhf.reward_models import Sidecar, losses
 from rlhf.reward_models.checkpoint import keep_first_output
@@ -91,7 +91,7 @@ class PairKind(RewardKind):
         rows = inputs.test_rows if self.config.test_data else inputs.test_rows[:REPORT_PAIRS]
         sidecar = Sidecar.read(inputs.run.final)
         assert sidecar is not None
-        report = report_on_pairs(
+        report = write_pair_evaluation(
             self.load_scorer(inputs),
             rows,
             inputs.run.directory,
@@ -179,4 +179,4 @@ class LengthDebiasedKind(PairKind):
         return logits[..., 0]
 
     def before_saving(self, model: Any) -> None:
-        keep_first_output(model, name="reward")
+        keep_first_output(model, label="reward")

@@ -90,7 +90,7 @@ def prepare_setup(
     def save(trained: Any, final: Path) -> None:
         writes = writes_files(trained)
         if unwrap_peft(trained) is not trained:
-            trained = _merged(trained, tokenizer, final)
+            trained = _merge_reward_model_adapters(trained, tokenizer, final)
         if trained is None:
             return
         trained.config.use_cache = True
@@ -127,7 +127,7 @@ def prepare_setup(
     )
 
 
-def _merged(trained: Any, tokenizer: Any, final: Path) -> Any:
+def _merge_reward_model_adapters(trained: Any, tokenizer: Any, final: Path) -> Any:
     """Merge the adapters of a reward model into its base model.
 
     A sharded model is saved and loaded again, and is whole only in the first process. In the other

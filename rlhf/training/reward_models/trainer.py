@@ -13,7 +13,7 @@ from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.optimization import RewardOptions
 from rlhf.models.activation_checkpointing import checkpoint_activations
 from rlhf.models.architecture import is_adapter_weight, trunk_of, unwrap_peft
-from rlhf.models.fast.packing import count_computed_tokens, hidden_states_and_index, packs_rows
+from rlhf.models.fast.packing import count_computed_tokens, flat_states_and_token_index, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.sharding.modules import ShardedModules
@@ -90,7 +90,7 @@ class TrainableRewardModel:
 
     def _score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Compute the result of `score`. The weights that are not in blocks must be whole."""
-        hidden, index = hidden_states_and_index(self.model, tokens, attention_mask)
+        hidden, index = flat_states_and_token_index(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
 

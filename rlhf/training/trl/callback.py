@@ -20,9 +20,13 @@ from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import OFFLINE_DISPLAYED_METRICS, ProgressDisplay
 from rlhf.training.distributed import init_distributed
-from rlhf.training.numeric_checks import check_gradient_norm, check_trainable, check_weights
+from rlhf.training.numeric_checks import (
+    check_gradient_norm_is_finite,
+    check_parameters_are_trained,
+    check_weights_are_finite,
+)
 from rlhf.training.optimizers import set_scheduled_learning_rates
-from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
+from rlhf.training.trl.checkpoints import remove_older_checkpoints, write_checksums_and_remove_older
 
 CALLBACKS_FILE = "callbacks.json"
 """Name of the file in a checkpoint with the state of the user's callbacks."""
@@ -97,7 +101,7 @@ class RunCallback(TrainerCallback):
         self.reporter = ProgressDisplay(
             name,
             state.max_steps,
-            start=state.global_step,
+            num_completed=state.global_step,
             displayed_metrics=OFFLINE_DISPLAYED_METRICS,
         )
         self.reporter.__enter__()
@@ -117,10 +121,10 @@ class RunCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Check the clipped gradients before the optimizer step."""
-        check_trainable(optimizer, self.trained)
+        check_parameters_are_trained(optimizer, self.trained)
         self.without_gradient = len(parameter_names_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        check_gradient_norm(
+        check_gradient_norm_is_finite(
             float(torch.nn.utils.get_total_norm(gradients)),
             step=state.global_step + 1,
             learning_rate_key="trainer.learning_rate",
@@ -189,7 +193,7 @@ class RunCallback(TrainerCallback):
         if self.stop.requested:
             control.should_save = control.should_training_stop = True
         if control.should_save or control.should_evaluate or control.should_training_stop:
-            check_weights(
+            check_weights_are_finite(
                 model,
                 step=state.global_step,
                 learning_rate_key="trainer.learning_rate",
@@ -206,7 +210,7 @@ class RunCallback(TrainerCallback):
             self.run.flush_logs()
             if self.callbacks:
                 write_text(folder / CALLBACKS_FILE, json.dumps(self.callbacks.state_dict()))
-            complete_checkpoint(
+            write_checksums_and_remove_older(
                 folder,
                 keep=int(self.run.config["keep_last"]),
                 best=state.best_model_checkpoint,

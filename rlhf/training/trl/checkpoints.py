@@ -13,12 +13,16 @@ from pathlib import Path
 from rlhf.common.files import remove
 from rlhf.errors import UserError
 from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums, write_checksums
-from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint, remove_older
+from rlhf.training.checkpoint import (
+    checkpoints_in,
+    remove_all_but_newest_and_best,
+    remove_damaged_and_find_latest,
+)
 
 CHECKPOINT_PATTERN = "checkpoint-*"
 
 
-def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> None:
+def write_checksums_and_remove_older(checkpoint: Path, *, keep: int, best: str | None) -> None:
     """Write the checksums of a checkpoint, then remove older checkpoints.
 
     Args:
@@ -33,10 +37,12 @@ def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> Non
 def remove_older_checkpoints(directory: Path, *, keep: int, best: str | None) -> None:
     """Remove the checkpoints in a folder, except the last ``keep`` and the one at ``best``."""
     name = Path(best).name if best else None
-    remove_older(checkpoints_in(directory, CHECKPOINT_PATTERN), keep=keep, best=name)
+    remove_all_but_newest_and_best(
+        checkpoints_in(directory, CHECKPOINT_PATTERN), keep=keep, best=name
+    )
 
 
-def last_complete_checkpoint(directory: Path) -> Path | None:
+def remove_incomplete_and_find_last(directory: Path) -> Path | None:
     """Remove incomplete and damaged checkpoints. Return the newest checkpoint, or None.
 
     Raises:
@@ -45,7 +51,7 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     for checkpoint in checkpoints_in(directory, CHECKPOINT_PATTERN):
         if not (checkpoint / CHECKSUMS).exists():
             remove(checkpoint)
-    return latest_checkpoint(directory, CHECKPOINT_PATTERN)
+    return remove_damaged_and_find_latest(directory, CHECKPOINT_PATTERN)
 
 
 def best_checkpoint_recorded_in(checkpoint: Path) -> Path | None:

@@ -19,7 +19,7 @@ import trl
 from rlhf.common.files import read_json
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError, first_line
-from rlhf.models.adapters import record_base_for_checkpoints
+from rlhf.models.adapters import copy_base_and_set_its_path
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
 from rlhf.models.trainable import WeightChangeDetector, make_frozen, trained_parameters
@@ -36,11 +36,14 @@ from rlhf.training.methods import (
     num_steps,
     steps_between_evaluations,
 )
-from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
+from rlhf.training.optimizers import make_optimizer, optimizer_settings, toolkit_optimizer_name
 from rlhf.training.reply_samples import write_reply_samples
 from rlhf.training.resumption import check_step_count, log_changes
 from rlhf.training.trl.callback import CALLBACKS_FILE, RunCallback
-from rlhf.training.trl.checkpoints import best_checkpoint_recorded_in, last_complete_checkpoint
+from rlhf.training.trl.checkpoints import (
+    best_checkpoint_recorded_in,
+    remove_incomplete_and_find_last,
+)
 from rlhf.training.trl.columns import (
     KTOCollator,
     PairCollator,
@@ -106,7 +109,7 @@ def train_with_trainer(
     assert setup.trainer is not None
     options = make_training_arguments(method, setup.trainer, config, run.directory, len(sets[0]))
     if unwrap_peft(setup.model) is not setup.model and run.writes:
-        record_base_for_checkpoints(setup.model, setup.tokenizer, run.directory / "checkpoints")
+        copy_base_and_set_its_path(setup.model, setup.tokenizer, run.directory / "checkpoints")
     with StopSignalRecorder() as stop:
         trained = trained_parameters(setup.model)  # TRL may add a frozen adapter as the reference
         trainer = make_trainer(setup, config, options, *sets)
@@ -124,10 +127,12 @@ def train_with_trainer(
         directory = Path(options.output_dir)
         checkpoint = None
         if config.resume:  # only one process removes damaged checkpoints
-            found = last_complete_checkpoint(directory) if run.writes else None
+            found = remove_incomplete_and_find_last(directory) if run.writes else None
             checkpoint = callback.world.first_not_none(found)
         done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-        _accept_changes(run, options, done=done, configured=num_steps(config, len(sets[0])))
+        _check_and_record_changes(
+            run, options, done=done, configured=num_steps(config, len(sets[0]))
+        )
         if checkpoint:
             callback.best = best_checkpoint_recorded_in(checkpoint)
             run.rewind(done)
@@ -138,7 +143,7 @@ def train_with_trainer(
             with option_errors_as_user_errors():
                 trainer.evaluate()  # step 0: the initial model
             write_reply_samples(
-                run, setup.model, setup.tokenizer, setup.prompts, step=0, split="before"
+                run, setup.model, setup.tokenizer, setup.prompts, step=0, before_or_after="before"
             )
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -149,7 +154,7 @@ def train_with_trainer(
     return trainer.model
 
 
-def _accept_changes(run: Run, options: Any, *, done: int, configured: int) -> None:
+def _check_and_record_changes(run: Run, options: Any, *, done: int, configured: int) -> None:
     """Check, record and log the changed settings of a resumed run.
 
     Args:
@@ -168,7 +173,7 @@ def _accept_changes(run: Run, options: Any, *, done: int, configured: int) -> No
                 "checkpoint; the native engine supports the change"
             )
     check_step_count(run, done=done, configured=configured)
-    run.accept_changes(done)
+    run.record_changes_and_reopen(done)
     schedule = getattr(options.lr_scheduler_type, "value", options.lr_scheduler_type)
     log_changes(run, done, schedule_depends_on_steps=schedule != "constant")
 
@@ -257,7 +262,7 @@ def make_trainer(
         extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
     trained = [p for p in setup.model.parameters() if p.requires_grad]
     if any(p.dtype != torch.float32 for p in trained):
-        name = optimizer_name(getattr(options.optim, "value", options.optim))
+        name = toolkit_optimizer_name(getattr(options.optim, "value", options.optim))
         optimizer = make_optimizer(name, trained, optimizer_settings(options))
         extra["optimizers"] = (optimizer, None)
     with option_errors_as_user_errors():

@@ -299,4 +299,4 @@ def test_programs_of_questions_leave_no_files(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
     assert env._entry_at(994)["answer"] == "{}"
-    assert env._index_of(994) != 994
+    assert env._first_index_in_split(994) != 994
