@@ -47,7 +47,7 @@ def load_checkpoint(
             f"{path} is a LoRA adapter without its base model; merge it first: "
             f"rlhf models merge {path} {path}-merged"
         )
-    load = call_loader(classifier_class, path, steps=per_token).from_pretrained
+    load = call_loader(classifier_class, path, per_token=per_token).from_pretrained
     model = load_model(
         load, path, dtype=dtype, device=device, missing_weights_message="has no trained reward head"
     )

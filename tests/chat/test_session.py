@@ -429,7 +429,7 @@ def test_a_vote_whose_reply_does_not_fit_leaves_a_conversation_that_can_go_on(
         raise UserError("the reply has 15 tokens, but the conversation has only 4 tokens left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(session.policies[0], "encode", refuse)
+        patch.setattr(session.policies[0], "encode_reply", refuse)
         with pytest.raises(UserError, match=r"the vote counts, but .* only 4 tokens left"):
             session.vote(1)
     assert len(file.rows) == 1

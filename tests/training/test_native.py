@@ -44,7 +44,7 @@ def native_trainer(verb, tree):
     options = native_options(verb, config.trainer, learning_rate=method.learning_rate)
     trainer = offline.NATIVE_TRAINERS[verb](config, options, setup, *sets)
     run = Run.open({**tree, "command": verb, "output_dir": tree["output_dir"] + "-native"})
-    trainer.prepare(run)
+    trainer.prepare_before_resuming(run)
     return trainer
 
 

@@ -97,7 +97,7 @@ def test_a_model_that_cannot_be_sampled_is_a_warning(tmp_path, echo_model, monke
     def fail(*_: Any, **__: Any) -> None:
         raise UserError("planted")
 
-    monkeypatch.setattr(reply_samples, "completions", fail)
+    monkeypatch.setattr(reply_samples, "sample_completions", fail)
     with caplog.at_level(logging.WARNING):
         folder = trained(tmp_path, echo_model, "sft")
     assert "no replies of the model are recorded: planted" in caplog.text
