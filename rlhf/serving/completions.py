@@ -74,11 +74,12 @@ class CompletionRoutes:
         body, model = read_body(ChatBody, await request.body()), self.model
         self._check(body, 1)
         ids = await self._encode(lambda: model.encode_messages(body.messages))
-        requested = body.max_completion_tokens or body.max_tokens
+        option = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        max_new_tokens = model.max_new_tokens([ids], getattr(body, option), option=option)
         generation = model.generation(
             [ids],
             body,
-            max_new_tokens=model.max_new_tokens([ids], requested),
+            max_new_tokens=max_new_tokens,
             num_alternatives=body.top_logprobs,
         )
         json_format = ChatCompletionJson(
