@@ -279,6 +279,25 @@ def test_the_annotator_of_a_dataset_of_labels_can_be_changed(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("form", ENDINGS)
+def test_replies_of_several_messages_stay_separate(tmp_path: Path, capsys, form: str):
+    def reply(name: str) -> list[dict[str, str]]:
+        contents = {"assistant": f"call {name}", "tool": name}
+        turns = [{"role": role, "content": text} for role, text in contents.items()]
+        return [*turns, {"role": "assistant", "content": f"done {name}"}]
+
+    rows = [{"prompt": "q", "replies": [reply("x"), reply("y")]}]
+    session = open_session(tmp_path, rows=rows, mode="rankings")
+    session.submit(submit_to(session.next_task(), {"ranks": [1, 2]}))
+    session._file.close()
+    source, output = str(tmp_path / "labels.jsonl"), str(tmp_path / "imported.jsonl")
+    path = str(tmp_path / form) + ENDINGS[form].removeprefix("labels")
+    assert main(["labels", "export", source, "--path", path, "--format", form]) == 0
+    assert main(["labels", "import", path, "--format", form, "--output", output]) == 0
+    assert lines(Path(output))[0]["replies"] == [reply("x"), reply("y")]
+    assert lines(Path(output))[0]["item_id"] == lines(Path(source))[0]["item_id"]
+
+
 def test_a_label_is_imported_once_from_two_formats(tmp_path: Path, capsys):
     """The label replaced an undone one, so only the dataset contains the id of the second one."""
     session = open_session(tmp_path, rows=pair_rows(1))
